@@ -1,0 +1,22 @@
+"""Norse to NIR that certifies itself, and ONNX for the rest of the world."""
+
+from knarr.export.certificate import Certificate, certify, graph_hash, trace_module
+from knarr.export.errors import ExportError
+from knarr.export.export import to_nir
+from knarr.export.files import read, write
+from knarr.export.onnx import to_onnx
+from knarr.export.step import Trace, step_nir
+
+__all__ = [
+    "Certificate",
+    "ExportError",
+    "Trace",
+    "certify",
+    "graph_hash",
+    "read",
+    "step_nir",
+    "to_nir",
+    "to_onnx",
+    "trace_module",
+    "write",
+]

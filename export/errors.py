@@ -1,0 +1,7 @@
+"""What can go wrong on the way out of torch. Every message says: object: observed vs allowed; cure."""
+
+from __future__ import annotations
+
+
+class ExportError(ValueError):
+    """A module or graph cannot be exported, or the export does not do what the module does."""

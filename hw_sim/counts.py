@@ -1,0 +1,177 @@
+"""What an inference did: integers per layer, and a ledger that says what they cover.
+
+A count never depends on a price. Numbers are exact rationals (a total over the samples, divided by their number) in
+memory and floats in JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Literal
+
+from knarr.hw_sim.errors import CountError
+
+Status = Literal["counted", "folded", "free", "unsupported", "not executed"]
+REFUSED: tuple[Status, ...] = ("unsupported", "not executed")
+"""A single row of these makes every total unknown."""
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """Operations of one layer per inference, mean over samples, each at least 0.
+
+    Args:
+        acc: synaptic events of binary or ternary frames: one addition each. Bias and neuron updates are not in here.
+        mac: synaptic events of graded frames, one multiplication and addition each; for an ANN, `dense_valid`.
+        acc_nonzero, mac_nonzero: the same without weights that are 0, which only sparse storage skips.
+        dense_valid: taps whose both ends exist if every input were active at every step (all steps of an inference).
+        dense_padded: the same with taps into the zero padding.
+        bias_adds: additions of a bias, silent steps too.
+        neuron_updates: clocked updates, steps times neurons, the readout's included; 0 for an ANN.
+        spikes: spikes the layer sent; 0 for an ANN.
+
+    Raises:
+        CountError: a negative or inexact number, or more synaptic events than synapses.
+    """
+
+    acc: Fraction
+    mac: Fraction
+    acc_nonzero: Fraction
+    mac_nonzero: Fraction
+    dense_valid: Fraction
+    dense_padded: Fraction
+    bias_adds: Fraction
+    neuron_updates: Fraction
+    spikes: Fraction
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, Fraction)) or value < 0:
+                raise CountError(f"{field.name}: {value!r} is not an exact number >= 0; pass int or Fraction")
+            object.__setattr__(self, field.name, Fraction(value))
+        for smaller, larger in (
+            ("acc_nonzero", self.acc),
+            ("mac_nonzero", self.mac),
+            ("dense_valid", self.dense_padded),
+        ):
+            if getattr(self, smaller) > larger:
+                raise CountError(f"{smaller}: {getattr(self, smaller)} > {larger}, the count it is a part of")
+        if self.acc + self.mac > self.dense_valid:
+            raise CountError(f"acc + mac: {self.acc + self.mac} events > {self.dense_valid} taps that exist")
+
+    def to_json(self) -> dict[str, float]:
+        """Field name to float."""
+        return {field.name: float(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """What became of one node, neuron population or parameter tensor.
+
+    Args:
+        name: its name in the model.
+        operation: what it is, such as "Conv".
+        status: counted (in the numbers), folded (into another row), free (by policy, named in the note), unsupported
+            (cannot be counted) or not executed (present but never ran).
+        note: the policy, the reason, or what was seen.
+    """
+
+    name: str
+    operation: str
+    status: Status
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class OperationCounts:
+    """Counts of a model, per layer.
+
+    Args:
+        layers: layer name -> counts, input to output.
+        ledger: one row for everything the model holds.
+        samples: how many samples the means are over; 0 where shapes alone were counted.
+        timesteps: steps of one inference; 1 for an ANN.
+        kind: "snn" or "ann".
+        effective: ANN run on inputs only: layer name -> multiplications left when zero activations are skipped.
+        effective_nonzero: the same, zero weights skipped too.
+
+    Raises:
+        CountError: a layer without a counted row in the ledger.
+    """
+
+    layers: Mapping[str, LayerCounts]
+    ledger: tuple[LedgerRow, ...]
+    samples: int
+    timesteps: int
+    kind: Literal["snn", "ann"]
+    effective: Mapping[str, Fraction] | None = None
+    effective_nonzero: Mapping[str, Fraction] | None = None
+
+    def __post_init__(self) -> None:
+        counted = {row.name for row in self.ledger if row.status == "counted"}
+        for name in self.layers:
+            if name not in counted:
+                raise CountError(f"layer '{name}': has counts but no counted row in the ledger; add the row")
+        for field in ("layers", "effective", "effective_nonzero"):
+            mapping = getattr(self, field)
+            if mapping is not None:
+                object.__setattr__(self, field, MappingProxyType(dict(mapping)))
+
+    @property
+    def refused(self) -> tuple[LedgerRow, ...]:
+        """Rows that make the total unknown."""
+        return tuple(row for row in self.ledger if row.status in REFUSED)
+
+    @property
+    def total(self) -> LayerCounts:
+        """Sum over the layers.
+
+        Raises:
+            CountError: something in the model was not counted (the message names it), or nothing was.
+        """
+        if self.refused:
+            reasons = "; ".join(
+                f"'{row.name}' ({row.operation}): {row.status}, {row.note or 'no reason given'}"
+                for row in self.refused
+            )
+            raise CountError(f"no total: {reasons}")
+        if not self.layers:
+            raise CountError(
+                "no total: the model holds no layer that is counted; 0 would say it costs nothing"
+            )
+        sums = {
+            field.name: sum((getattr(layer, field.name) for layer in self.layers.values()), Fraction(0))
+            for field in fields(LayerCounts)
+        }
+        return LayerCounts(**sums)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain dict for json.dump: floats, the same names; `total` is None when it is refused (`total_refused` says why)."""
+        total: dict[str, float] | None = None
+        reason: str | None = None
+        try:
+            total = self.total.to_json()
+        except CountError as error:
+            reason = str(error)
+        return {
+            "kind": self.kind,
+            "samples": self.samples,
+            "timesteps": self.timesteps,
+            "layers": {name: layer.to_json() for name, layer in self.layers.items()},
+            "total": total,
+            "total_refused": reason,
+            "effective": _floats(self.effective),
+            "effective_nonzero": _floats(self.effective_nonzero),
+            "ledger": [
+                {"name": row.name, "operation": row.operation, "status": row.status, "note": row.note}
+                for row in self.ledger
+            ],
+        }
+
+
+def _floats(mapping: Mapping[str, Fraction] | None) -> dict[str, float] | None:
+    return None if mapping is None else {name: float(value) for name, value in mapping.items()}

@@ -1,0 +1,11 @@
+"""What can go wrong on the chip's side. Every message says: object: observed vs allowed; cure."""
+
+from __future__ import annotations
+
+
+class ChipError(ValueError):
+    """A chip network, its inputs or its counts are not what the chip (or the counter) can take."""
+
+
+class CountError(ChipError):
+    """An operation cannot be counted; no total is given for a model that holds one."""

@@ -1,0 +1,129 @@
+"""What a run of a chip network left behind, from whichever engine, and the exact comparison of two of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from knarr.hw_sim.errors import ChipError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Integers recorded while a chip network ran.
+
+    Column t of every array answers input t: the pipeline delay of the engine is already removed.
+
+    Args:
+        output: (samples, timesteps, outputs) int64: spikes 0/1 or chip voltages, as the network's readout says.
+        spikes: layer name -> (samples, timesteps, *features) uint8 of 0/1; only recorded layers.
+        v: layer name -> (samples, timesteps, *features) int64 chip voltages after reset; only recorded layers.
+        event_counts: layer name -> (samples, timesteps) int64 spikes of the layer in each step; only recorded layers.
+        engine: which engine ran.
+    """
+
+    output: npt.NDArray[np.int64]
+    spikes: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    v: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    event_counts: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    engine: str = ""
+
+    @property
+    def decisions(self) -> npt.NDArray[np.int64]:
+        """(samples,) index of the output with the largest sum over time; the lowest index wins a tie."""
+        return np.asarray(self.output.sum(axis=1).argmax(axis=1), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """First place where two recordings differ in one recorded array."""
+
+    what: str
+    mismatches: int
+    compared: int
+    sample: int
+    timestep: int
+    index: tuple[int, ...]
+    a: int
+    b: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: {self.mismatches} of {self.compared} differ, first at sample {self.sample}, "
+            f"time step {self.timestep}, index {self.index}: {self.a} vs {self.b}"
+        )
+
+
+def compare(a: Recording, b: Recording) -> list[Divergence]:
+    """First divergence of each array that both recordings hold; empty when every integer is equal.
+
+    Raises:
+        ChipError: the two hold different layers or shapes, so that equality would not mean anything.
+    """
+    found = []
+    pairs: list[tuple[str, npt.NDArray[np.integer], npt.NDArray[np.integer]]] = [("output", a.output, b.output)]
+    for kind in ("spikes", "v"):
+        left, right = getattr(a, kind), getattr(b, kind)
+        if set(left) != set(right):
+            raise ChipError(f"recordings: {kind} of layers {sorted(left)} vs {sorted(right)}; record the same layers")
+        pairs += [(f"{kind} of '{name}'", left[name], right[name]) for name in left]
+    for what, left_array, right_array in pairs:
+        if left_array.shape != right_array.shape:
+            raise ChipError(f"recordings: {what} has shape {left_array.shape} vs {right_array.shape}")
+        differs = np.argwhere(left_array != right_array)
+        if len(differs):
+            # Earliest in time first: what comes later may only follow from it.
+            where = differs[np.lexsort((differs[:, 0], differs[:, 1]))[0]]
+            at = tuple(int(i) for i in where)
+            found.append(
+                Divergence(
+                    what, len(differs), int(left_array.size), at[0], at[1], at[2:], int(left_array[at]), int(right_array[at])
+                )
+            )
+    return found
+
+
+def save_recording(recording: Recording, path: Path) -> None:
+    """Write a recording as .npz, to a temporary name first; a killed run leaves the old file or the new one."""
+    arrays: dict[str, npt.NDArray[np.generic]] = {"output": recording.output}
+    for kind in ("spikes", "v", "event_counts"):
+        arrays |= {f"{kind}/{name}": array for name, array in getattr(recording, kind).items()}
+    arrays["engine"] = np.array(recording.engine)
+    arrays["format"] = np.array(FORMAT)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_recording(path: Path) -> Recording:
+    """Read what `save_recording` wrote.
+
+    Raises:
+        ChipError: the file is not a recording; nothing is unpickled.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if int(arrays["format"]) != FORMAT:
+                raise ChipError(f"{path}: recording format {arrays['format']}, this version reads {FORMAT}")
+            kinds: dict[str, dict[str, npt.NDArray[np.generic]]] = {"spikes": {}, "v": {}, "event_counts": {}}
+            for key in arrays.files:
+                kind, _, name = key.partition("/")
+                if name:
+                    kinds[kind][name] = arrays[key]
+            return Recording(output=arrays["output"], engine=str(arrays["engine"]), **kinds)  # type: ignore[arg-type]
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+        if isinstance(error, ChipError | FileNotFoundError):
+            raise
+        raise ChipError(f"{path}: not a recording ({error}); write one with `knarr simulate --record`") from error

@@ -1,0 +1,87 @@
+"""The reference engine: numpy int64, layer by layer, written to be read. Every faster engine must equal it.
+
+All layers act in the same time step: layer l sees in step t what layer l-1 sent in step t. Lava needs one more step
+per layer, which is only a shift when state is reset layer by layer (`knarr.deploy.run_on_lava` removes it).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from knarr.hw_sim.arithmetic import Int64, step, wrap_synapse
+from knarr.hw_sim.errors import ChipError
+from knarr.hw_sim.network import Conv, Layer
+
+
+def synaptic_sum(layer: Layer, events: npt.NDArray[np.integer]) -> Int64:
+    """What a layer's synapses deliver for frames of events.
+
+    Args:
+        layer: Dense or Conv.
+        events: (frames, *input features) integers.
+
+    Returns:
+        (frames, *output features) int64, exact.
+    """
+    frames = events.shape[0]
+    if isinstance(layer, Conv):
+        return wrap_synapse(_convolve(layer, events))
+    return _exact_matmul(events.reshape(frames, -1), layer.weight_int.T, layer.name)
+
+
+def _convolve(layer: Conv, events: npt.NDArray[np.integer]) -> Int64:
+    (pad_y, pad_x), (kernel_y, kernel_x) = layer.padding, layer.weight_int.shape[2:]
+    padded = np.pad(events, ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x)))
+    reach = (layer.dilation[0] * (kernel_y - 1) + 1, layer.dilation[1] * (kernel_x - 1) + 1)
+    windows = sliding_window_view(padded, reach, axis=(2, 3))  # (frames, C, H_out*stride, W_out*stride, reach, reach)
+    windows = windows[:, :, :: layer.stride[0], :: layer.stride[1], :: layer.dilation[0], :: layer.dilation[1]]
+    frames, (outputs, height, width) = events.shape[0], layer.output_shape
+    sums = np.empty((frames, outputs, height, width), dtype=np.int64)
+    in_group, out_group = layer.input_shape[0] // layer.groups, outputs // layer.groups
+    for group in range(layer.groups):
+        taps = windows[:, group * in_group : (group + 1) * in_group].transpose(0, 2, 3, 1, 4, 5)
+        kernel = layer.weight_int[group * out_group : (group + 1) * out_group].reshape(out_group, -1)
+        product = _exact_matmul(taps.reshape(frames * height * width, -1), kernel.T, layer.name)
+        block = product.reshape(frames, height, width, out_group).transpose(0, 3, 1, 2)
+        sums[:, group * out_group : (group + 1) * out_group] = block
+    return sums
+
+
+def _exact_matmul(x: npt.NDArray[np.integer], weight: npt.NDArray[np.integer], name: str) -> Int64:
+    """x @ weight in float64, where integers are exact below 2**53; numpy's int64 product is thirty times slower."""
+    largest = int(np.abs(x).max(initial=0)) * int(np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0))
+    if largest >= 2**53:
+        raise ChipError(f"layer '{name}': sums up to {largest} are not exact; the chip's accumulator ends at 2**15")
+    return np.asarray(x.astype(np.float64) @ weight.astype(np.float64)).astype(np.int64)
+
+
+def run_layer(layer: Layer, events: npt.NDArray[np.integer], *, reset: bool) -> tuple[npt.NDArray[np.bool_], Int64]:
+    """All time steps of one layer.
+
+    Args:
+        layer: Dense or Conv.
+        events: (samples, timesteps, *input features) integers.
+        reset: u = v = 0 before every sample; otherwise samples follow each other in time.
+
+    Returns:
+        (spikes, v), each (samples, timesteps, *output features); v after the reset of neurons that fired.
+    """
+    samples, timesteps = events.shape[:2]
+    shape = layer.output_shape
+    spikes = np.empty((samples, timesteps, *shape), dtype=np.bool_)
+    voltages = np.empty((samples, timesteps, *shape), dtype=np.int64)
+    bias: Int64 | int = 0
+    if layer.bias_int is not None:
+        bias = layer.bias_int.astype(np.int64).reshape(-1, *[1] * (len(shape) - 1))
+    u = np.zeros(shape, dtype=np.int64)
+    v = np.zeros(shape, dtype=np.int64)
+    for sample in range(samples):
+        sums = synaptic_sum(layer, events[sample])
+        if reset:
+            u, v = np.zeros_like(u), np.zeros_like(v)
+        for t in range(timesteps):
+            u, v, spike = step(u, v, sums[t], bias, layer.neuron)
+            spikes[sample, t], voltages[sample, t] = spike, v
+    return spikes, voltages
