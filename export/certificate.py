@@ -60,11 +60,17 @@ def graph_hash(graph: nir.NIRGraph) -> str:
             if field == "metadata" or callable(value):
                 continue
             if isinstance(value, dict):  # input_type and output_type: shapes
-                value = [None if shape is None else np.asarray(shape).tolist() for _, shape in sorted(value.items())]
+                value = [
+                    None if shape is None else np.asarray(shape).tolist()
+                    for _, shape in sorted(value.items())
+                ]
                 digest.update(f"{field}={value}".encode())
             else:
                 array = np.asarray(value)
-                digest.update(f"{field}:{array.shape}".encode() + np.ascontiguousarray(array, dtype=np.float64).tobytes())
+                digest.update(
+                    f"{field}:{array.shape}".encode()
+                    + np.ascontiguousarray(array, dtype=np.float64).tobytes()
+                )
     digest.update(repr(sorted(graph.edges)).encode())
     return digest.hexdigest()
 
@@ -108,7 +114,9 @@ def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
     )
 
 
-def certify(module: snn.SequentialState, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> Certificate:
+def certify(
+    module: snn.SequentialState, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
+) -> Certificate:
     """Compare the module with the graph on inputs: every spike of every layer and step, every voltage bit.
 
     Args:
@@ -152,7 +160,9 @@ def compare_with_module(
     for kind in ("spikes", "v"):
         ours, theirs = getattr(stepped, kind), getattr(live, kind)
         if set(ours) != set(theirs):
-            raise ExportError(f"certificate: neurons {sorted(theirs)} in the module, {sorted(ours)} in the graph")
+            raise ExportError(
+                f"certificate: neurons {sorted(theirs)} in the module, {sorted(ours)} in the graph"
+            )
         for name, expected in theirs.items():
             _require_equal(name, kind, expected, ours[name])
     _require_equal("output", "values", live.output, stepped.output)

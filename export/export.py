@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -20,7 +19,11 @@ RANDOM_DENSITIES = (0.05, 0.2, 0.5, 0.9)
 
 
 def to_nir(
-    module: snn.SequentialState, input_shape: tuple[int, ...], dt_s: float, *, samples: npt.ArrayLike | None = None
+    module: snn.SequentialState,
+    input_shape: tuple[int, ...],
+    dt_s: float,
+    *,
+    samples: npt.ArrayLike | None = None,
 ) -> nir.NIRGraph:
     """Export one time step of a Norse module as a certified NIR graph.
 

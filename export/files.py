@@ -56,7 +56,7 @@ def read(path: Path) -> nir.NIRGraph:
         raise ExportError(f"{path}: not an HDF5 file, so not a NIR graph")
     try:
         graph = nir.read(path, type_check=True)
-    except Exception as error:  # noqa: BLE001 - nir raises whatever its constructors meet in a malformed file
+    except Exception as error:
         raise ExportError(f"{path}: not a valid NIR graph ({type(error).__name__}: {error})") from error
     if not isinstance(graph, nir.NIRGraph):
         raise ExportError(f"{path}: holds a single {type(graph).__name__}, needs a graph")

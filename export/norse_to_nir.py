@@ -63,7 +63,9 @@ def convert(module: nn.Module, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
     for name, leaf in stages(module):
         for parameter_name, parameter in leaf.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
-                raise ExportError(f"node '{name}': {parameter_name} holds NaN or infinity; retrain or reload it")
+                raise ExportError(
+                    f"node '{name}': {parameter_name} holds NaN or infinity; retrain or reload it"
+                )
         nodes[name], shape = CONVERTERS[type(leaf)][1](name, leaf, shape, dt_s)
         edges.append((previous, name))
         previous = name
@@ -90,17 +92,23 @@ def _array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def _feature(name: str, field: str, value: object, shape: Shape) -> np.ndarray[Any, np.dtype[np.float64]]:
     if not isinstance(value, torch.Tensor):
-        raise ExportError(f"node '{name}': {field} is a {type(value).__name__}, needs a tensor; use torch.tensor({value})")
+        raise ExportError(
+            f"node '{name}': {field} is a {type(value).__name__}, needs a tensor; use torch.tensor({value})"
+        )
     array = _array(value)
     if not np.isfinite(array).all():
         raise ExportError(f"node '{name}': {field} is not finite")
     try:
         return np.array(np.broadcast_to(array, shape))
     except ValueError as error:
-        raise ExportError(f"node '{name}': {field} has shape {array.shape}, does not broadcast to {shape}") from error
+        raise ExportError(
+            f"node '{name}': {field} has shape {array.shape}, does not broadcast to {shape}"
+        ) from error
 
 
-def _time_constant(name: str, field: str, inverse: object, shape: Shape, dt_s: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _time_constant(
+    name: str, field: str, inverse: object, shape: Shape, dt_s: float
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     inverse_array = _feature(name, field, inverse, shape)
     step = np.float32(dt_s) * inverse_array.astype(np.float32)
     if (step <= 0).any() or (step > 1).any():
@@ -113,7 +121,9 @@ def _time_constant(name: str, field: str, inverse: object, shape: Shape, dt_s: f
 
 def _check_cell(name: str, cell: nn.Module, dt_s: float) -> None:
     if cell.dt != dt_s:
-        raise ExportError(f"node '{name}': its dt is {cell.dt} s, the export's dt_s is {dt_s}; use one dt throughout")
+        raise ExportError(
+            f"node '{name}': its dt is {cell.dt} s, the export's dt_s is {dt_s}; use one dt throughout"
+        )
     reset = getattr(cell.p, "reset_method", reset_value)
     if reset is not reset_value:
         raise ExportError(
@@ -169,7 +179,9 @@ def _conv2d(name: str, layer: nn.Module, shape: Shape, dt_s: float) -> tuple[Any
     if len(shape) != 3 or shape[0] != layer.in_channels:
         raise ExportError(f"node '{name}': receives {shape}, needs ({layer.in_channels}, H, W)")
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        raise ExportError(f"node '{name}': padding {layer.padding!r} of mode '{layer.padding_mode}'; use numbers and zeros")
+        raise ExportError(
+            f"node '{name}': padding {layer.padding!r} of mode '{layer.padding_mode}'; use numbers and zeros"
+        )
     if layer.groups != 1:
         raise ExportError(f"node '{name}': {layer.groups} groups are not exported yet; use a dense kernel")
     if layer.kernel_size[0] != layer.kernel_size[1]:
@@ -193,7 +205,9 @@ def _avg_pool(name: str, layer: nn.Module, shape: Shape, dt_s: float) -> tuple[A
     assert isinstance(layer, nn.AvgPool2d)  # the table chose this converter by type
     kernel, stride, padding = (_pair(v) for v in (layer.kernel_size, layer.stride, layer.padding))
     if layer.ceil_mode or layer.divisor_override is not None or any(padding):
-        raise ExportError(f"node '{name}': ceil_mode, divisor_override and padding are not in NIR; pad or crop before it")
+        raise ExportError(
+            f"node '{name}': ceil_mode, divisor_override and padding are not in NIR; pad or crop before it"
+        )
     pool = nir.AvgPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
     return pool, _output_shape(layer, shape)
 
@@ -201,7 +215,9 @@ def _avg_pool(name: str, layer: nn.Module, shape: Shape, dt_s: float) -> tuple[A
 def _flatten(name: str, layer: nn.Module, shape: Shape, dt_s: float) -> tuple[Any, Shape]:
     assert isinstance(layer, nn.Flatten)  # the table chose this converter by type
     if layer.start_dim != 1 or layer.end_dim not in (-1, len(shape)):
-        raise ExportError(f"node '{name}': flattens {layer.start_dim}..{layer.end_dim}; flatten all features: nn.Flatten()")
+        raise ExportError(
+            f"node '{name}': flattens {layer.start_dim}..{layer.end_dim}; flatten all features: nn.Flatten()"
+        )
     # NIR counts dimensions without the batch.
     node = nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
     return node, (int(np.prod(shape)),)

@@ -60,14 +60,22 @@ def execution_order(graph: nir.NIRGraph) -> list[str]:
     while waiting:
         ready = [name for name, sources in waiting.items() if sources <= set(order)]
         if not ready:
-            raise ExportError(f"graph: nodes {sorted(waiting)} form a cycle; recurrent graphs are not supported yet")
+            raise ExportError(
+                f"graph: nodes {sorted(waiting)} form a cycle; recurrent graphs are not supported yet"
+            )
         order += ready
         for name in ready:
             del waiting[name]
     return order
 
 
-def step_nir(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float, *, dtype: Literal["float32", "float64"] = "float32") -> Trace:
+def step_nir(
+    graph: nir.NIRGraph,
+    inputs: npt.ArrayLike,
+    dt_s: float,
+    *,
+    dtype: Literal["float32", "float64"] = "float32",
+) -> Trace:
     """Run a graph.
 
     Args:
@@ -189,8 +197,10 @@ def _stepper(name: str, node: Any, dt_s: float, dtype: torch.dtype) -> Any:
         # +1: NIR counts dimensions without the batch.
         start, end = int(node.start_dim) + 1, int(node.end_dim)
         return lambda x: x.flatten(start, end if end < 0 else end + 1)
-    raise ExportError(f"node '{name}': {type(node).__name__} has no stepper; supported are LIF, CubaLIF, LI, CubaLI, IF, "
-                      "Linear, Affine, Conv2d, AvgPool2d, Flatten")
+    raise ExportError(
+        f"node '{name}': {type(node).__name__} has no stepper; supported are LIF, CubaLIF, LI, CubaLI, IF, "
+        "Linear, Affine, Conv2d, AvgPool2d, Flatten"
+    )
 
 
 def _ints(value: object) -> tuple[int, int]:

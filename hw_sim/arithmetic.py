@@ -36,7 +36,9 @@ def wrap_synapse(a: Int64) -> Int64:
     return (a + half) % (2 * half) - half
 
 
-def step(u: Int64, v: Int64, a: Int64, bias_int: Int64 | int, neuron: Neuron) -> tuple[Int64, Int64, npt.NDArray[np.bool_]]:
+def step(
+    u: Int64, v: Int64, a: Int64, bias_int: Int64 | int, neuron: Neuron
+) -> tuple[Int64, Int64, npt.NDArray[np.bool_]]:
     """One time step of CUBA neurons.
 
     Args:

@@ -28,9 +28,13 @@ MAX_INPUT_BITS = 16
 def _frozen(name: str, field: str, array: object, ndim: int) -> npt.NDArray[np.int32]:
     values = np.asarray(array)
     if not np.issubdtype(values.dtype, np.integer):
-        raise ChipError(f"layer '{name}': {field} has dtype {values.dtype}, chip networks hold integers; quantise it first")
+        raise ChipError(
+            f"layer '{name}': {field} has dtype {values.dtype}, chip networks hold integers; quantise it first"
+        )
     if values.ndim != ndim or 0 in values.shape:
-        raise ChipError(f"layer '{name}': {field} has shape {values.shape}, needs {ndim} non-empty dimensions")
+        raise ChipError(
+            f"layer '{name}': {field} has shape {values.shape}, needs {ndim} non-empty dimensions"
+        )
     if values.min() < -(2**31) or values.max() >= 2**31:
         raise ChipError(f"layer '{name}': {field} does not fit 32 bits")
     copy = np.array(values, dtype=np.int32)
@@ -61,7 +65,9 @@ class Neuron:
         for field, high in (("i_decay", DECAY_UNITY), ("v_decay", DECAY_UNITY), ("vth_int", NON_SPIKING_VTH)):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise ChipError(f"neuron '{self.name}': {field} = {value!r} is not an integer; round it first")
+                raise ChipError(
+                    f"neuron '{self.name}': {field} = {value!r} is not an integer; round it first"
+                )
             if not 0 <= value <= high:
                 raise ChipError(f"neuron '{self.name}': {field} = {value}, allowed 0..{high}")
             object.__setattr__(self, field, int(value))
@@ -139,7 +145,11 @@ class Conv:
         object.__setattr__(self, "weight_int", _frozen(self.name, "weight_int", self.weight_int, 4))
         channels_out, channels_in_group = self.weight_int.shape[:2]
         _freeze_bias(self, channels_out)
-        if self.groups < 1 or channels_out % self.groups or self.input_shape[0] != channels_in_group * self.groups:
+        if (
+            self.groups < 1
+            or channels_out % self.groups
+            or self.input_shape[0] != channels_in_group * self.groups
+        ):
             raise ChipError(
                 f"layer '{self.name}': {self.input_shape[0]} input channels and {channels_out} output channels do not "
                 f"fit a kernel of {channels_in_group} input channels in {self.groups} groups"
@@ -147,14 +157,21 @@ class Conv:
         if min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
             raise ChipError(f"layer '{self.name}': stride and dilation start at 1, padding at 0")
         if min(self.output_shape) < 1:
-            raise ChipError(f"layer '{self.name}': the kernel is larger than its padded input {self.input_shape}")
+            raise ChipError(
+                f"layer '{self.name}': the kernel is larger than its padded input {self.input_shape}"
+            )
 
     @property
     def output_shape(self) -> tuple[int, int, int]:
         height, width = (
             (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
             for size, pad, dilation, kernel, stride in zip(
-                self.input_shape[1:], self.padding, self.dilation, self.weight_int.shape[2:], self.stride, strict=True
+                self.input_shape[1:],
+                self.padding,
+                self.dilation,
+                self.weight_int.shape[2:],
+                self.stride,
+                strict=True,
             )
         )
         return (int(self.weight_int.shape[0]), height, width)
@@ -224,9 +241,13 @@ class ChipNetwork:
         for layer in self.layers:
             if isinstance(layer, Conv):
                 if shape != layer.input_shape:
-                    raise ChipError(f"layer '{layer.name}': receives {shape}, was built for {layer.input_shape}")
+                    raise ChipError(
+                        f"layer '{layer.name}': receives {shape}, was built for {layer.input_shape}"
+                    )
             elif prod(shape) != layer.in_features:
-                raise ChipError(f"layer '{layer.name}': receives {prod(shape)} values, has {layer.in_features} inputs")
+                raise ChipError(
+                    f"layer '{layer.name}': receives {prod(shape)} values, has {layer.in_features} inputs"
+                )
             shape = layer.output_shape
         silent = not self.layers[-1].neuron.spikes
         if silent != (self.readout.kind == "voltage"):

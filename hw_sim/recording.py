@@ -69,11 +69,15 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
         ChipError: the two hold different layers or shapes, so that equality would not mean anything.
     """
     found = []
-    pairs: list[tuple[str, npt.NDArray[np.integer], npt.NDArray[np.integer]]] = [("output", a.output, b.output)]
+    pairs: list[tuple[str, npt.NDArray[np.integer], npt.NDArray[np.integer]]] = [
+        ("output", a.output, b.output)
+    ]
     for kind in ("spikes", "v"):
         left, right = getattr(a, kind), getattr(b, kind)
         if set(left) != set(right):
-            raise ChipError(f"recordings: {kind} of layers {sorted(left)} vs {sorted(right)}; record the same layers")
+            raise ChipError(
+                f"recordings: {kind} of layers {sorted(left)} vs {sorted(right)}; record the same layers"
+            )
         pairs += [(f"{kind} of '{name}'", left[name], right[name]) for name in left]
     for what, left_array, right_array in pairs:
         if left_array.shape != right_array.shape:
@@ -85,7 +89,14 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
             at = tuple(int(i) for i in where)
             found.append(
                 Divergence(
-                    what, len(differs), int(left_array.size), at[0], at[1], at[2:], int(left_array[at]), int(right_array[at])
+                    what,
+                    len(differs),
+                    int(left_array.size),
+                    at[0],
+                    at[1],
+                    at[2:],
+                    int(left_array[at]),
+                    int(right_array[at]),
                 )
             )
     return found
@@ -126,4 +137,6 @@ def load_recording(path: Path) -> Recording:
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         if isinstance(error, ChipError | FileNotFoundError):
             raise
-        raise ChipError(f"{path}: not a recording ({error}); write one with `knarr simulate --record`") from error
+        raise ChipError(
+            f"{path}: not a recording ({error}); write one with `knarr simulate --record`"
+        ) from error

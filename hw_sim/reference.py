@@ -35,8 +35,12 @@ def _convolve(layer: Conv, events: npt.NDArray[np.integer]) -> Int64:
     (pad_y, pad_x), (kernel_y, kernel_x) = layer.padding, layer.weight_int.shape[2:]
     padded = np.pad(events, ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x)))
     reach = (layer.dilation[0] * (kernel_y - 1) + 1, layer.dilation[1] * (kernel_x - 1) + 1)
-    windows = sliding_window_view(padded, reach, axis=(2, 3))  # (frames, C, H_out*stride, W_out*stride, reach, reach)
-    windows = windows[:, :, :: layer.stride[0], :: layer.stride[1], :: layer.dilation[0], :: layer.dilation[1]]
+    windows = sliding_window_view(
+        padded, reach, axis=(2, 3)
+    )  # (frames, C, H_out*stride, W_out*stride, reach, reach)
+    windows = windows[
+        :, :, :: layer.stride[0], :: layer.stride[1], :: layer.dilation[0], :: layer.dilation[1]
+    ]
     frames, (outputs, height, width) = events.shape[0], layer.output_shape
     sums = np.empty((frames, outputs, height, width), dtype=np.int64)
     in_group, out_group = layer.input_shape[0] // layer.groups, outputs // layer.groups
@@ -53,11 +57,15 @@ def _exact_matmul(x: npt.NDArray[np.integer], weight: npt.NDArray[np.integer], n
     """x @ weight in float64, where integers are exact below 2**53; numpy's int64 product is thirty times slower."""
     largest = int(np.abs(x).max(initial=0)) * int(np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0))
     if largest >= 2**53:
-        raise ChipError(f"layer '{name}': sums up to {largest} are not exact; the chip's accumulator ends at 2**15")
+        raise ChipError(
+            f"layer '{name}': sums up to {largest} are not exact; the chip's accumulator ends at 2**15"
+        )
     return np.asarray(x.astype(np.float64) @ weight.astype(np.float64)).astype(np.int64)
 
 
-def run_layer(layer: Layer, events: npt.NDArray[np.integer], *, reset: bool) -> tuple[npt.NDArray[np.bool_], Int64]:
+def run_layer(
+    layer: Layer, events: npt.NDArray[np.integer], *, reset: bool
+) -> tuple[npt.NDArray[np.bool_], Int64]:
     """All time steps of one layer.
 
     Args:

@@ -28,12 +28,18 @@ def check_inputs(network: ChipNetwork, inputs: npt.ArrayLike) -> npt.NDArray[np.
     """
     array = np.asarray(inputs)
     if array.dtype != np.bool_ and not np.issubdtype(array.dtype, np.integer):
-        raise ChipError(f"inputs: dtype {array.dtype}, the chip takes integers; encode floats as spikes or integers first")
+        raise ChipError(
+            f"inputs: dtype {array.dtype}, the chip takes integers; encode floats as spikes or integers first"
+        )
     shape = network.input.shape
     if array.ndim != 2 + len(shape) or array.shape[2:] != shape:
-        raise ChipError(f"inputs: shape {array.shape}, needs (samples, timesteps, {', '.join(map(str, shape))})")
+        raise ChipError(
+            f"inputs: shape {array.shape}, needs (samples, timesteps, {', '.join(map(str, shape))})"
+        )
     if 0 in array.shape:
-        raise ChipError(f"inputs: shape {array.shape} holds nothing; give at least one sample and one time step")
+        raise ChipError(
+            f"inputs: shape {array.shape} holds nothing; give at least one sample and one time step"
+        )
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= 2**network.input.bits:
         raise ChipError(

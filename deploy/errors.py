@@ -1,0 +1,11 @@
+"""What can go wrong on the way to the chip. Every message says: object: observed vs allowed; cure."""
+
+from __future__ import annotations
+
+
+class DeployError(ValueError):
+    """A graph or file cannot become a chip network, or a chip network breaks a rule."""
+
+
+class LavaError(RuntimeError):
+    """The Lava worker could not start, died, hung, or said no; carries the tail of its log."""

@@ -1,0 +1,126 @@
+"""The one script that imports Lava. Runs alone: `python -I lava_worker.py JOB_FOLDER`, started by `knarr.deploy.lava`.
+
+Reads job.json and inputs.npy, writes progress.json while it runs and, last of all, renames result.npz into place: that
+file's existence is the only sign of success. An exception in any of Lava's child processes hangs `run` for ever, so the
+starter watches the clock and the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+
+def _load_sibling(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None  # a file beside this one
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _die_with_parent(parent: int) -> None:
+    """End the whole group when the process that started us is gone: Lava's children would otherwise run for ever."""
+    process_group = _load_sibling("process_group")
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    group = os.getpgrp()
+    files = process_group.shared_memory(process_group.members(group))
+    for process in process_group.members(group):
+        if process != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    for name in files:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _write_json(path: Path, value: object) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def run(job_folder: Path) -> None:
+    """Run one batch of equally long samples in one pipelined, resetting run.
+
+    job.json: net (path), bits, readout, record, samples, timesteps. inputs.npy: (samples, timesteps, *features) integers.
+    result.npz: output, spikes/<layer index>, v/<layer index>; each (samples, timesteps, *features), time aligned to inputs.
+    """
+    import numpy as np
+    from lava.lib.dl import netx
+    from lava.magma.core.run_conditions import RunSteps
+    from lava.magma.core.run_configs import Loihi2SimCfg
+    from lava.proc.io.sink import RingBuffer as Sink
+    from lava.proc.io.source import RingBuffer as Source
+    from lava.proc.monitor.process import Monitor
+
+    job = json.loads((job_folder / "job.json").read_text(encoding="utf-8"))
+    inputs = np.load(job_folder / "inputs.npy", allow_pickle=False)
+    samples, timesteps = inputs.shape[:2]
+    net = netx.hdf5.Network(
+        net_config=job["net"],
+        input_message_bits=0 if job["bits"] == 1 else job["bits"],
+        reset_interval=timesteps,
+        reset_offset=1,  # layer by layer, one step later each, so that pipelined samples equal isolated ones
+    )
+    layers = list(net.layers)
+    steps = samples * timesteps + len(layers)
+
+    columns = np.moveaxis(inputs.reshape(samples * timesteps, *inputs.shape[2:]), 0, -1)
+    if inputs.ndim == 5:
+        columns = columns.transpose(2, 1, 0, 3)  # (C, H, W, t) -> Lava's (W, H, C, t)
+    # Without the zero columns the source would begin anew while the last layers still work.
+    columns = np.concatenate([columns, np.zeros((*columns.shape[:-1], len(layers) + 1), dtype=columns.dtype)], axis=-1)
+    source = Source(data=columns.astype(np.int32))
+    source.s_out.connect(net.inp)
+
+    sinks, monitors = {}, {}
+    last = len(layers) - 1
+    voltage_readout = job["readout"] == "voltage"
+    for index, layer in enumerate(layers):
+        if "spikes" in job["record"] or (index == last and not voltage_readout):
+            sinks[index] = Sink(shape=layer.out.shape, buffer=steps)
+            layer.out.connect(sinks[index].a_in)
+        if "v" in job["record"] or (index == last and voltage_readout):
+            monitors[index] = Monitor()
+            monitors[index].probe(layer.neuron.v, steps)
+
+    def aligned(data: Any, index: int) -> Any:
+        """(steps, *lava shape) -> (samples, timesteps, *features): layer l (from 0) answers column k in step k + 1 + l."""
+        data = data[index + 1 : index + 1 + samples * timesteps]
+        if data.ndim == 4:
+            data = data.transpose(0, 3, 2, 1)
+        return np.ascontiguousarray(data).reshape(samples, timesteps, *data.shape[1:])
+
+    done = 0
+    try:
+        while done < steps:
+            chunk = min(timesteps, steps - done)
+            net.run(condition=RunSteps(num_steps=chunk), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+            done += chunk
+            _write_json(job_folder / "progress.json", {"steps": done, "of": steps})
+        result = {f"spikes/{i}": aligned(np.moveaxis(s.data.get(), -1, 0).astype(np.int64), i) for i, s in sinks.items()}
+        for index, monitor in monitors.items():
+            (recorded,) = monitor.get_data().values()
+            result[f"v/{index}"] = aligned(np.asarray(recorded["v"]).astype(np.int64), index)
+    finally:
+        net.stop()
+    result["output"] = result[f"v/{last}" if voltage_readout else f"spikes/{last}"].reshape(samples, timesteps, -1)
+    temporary = job_folder / "result.tmp.npz"
+    np.savez(temporary, **result)
+    os.replace(temporary, job_folder / "result.npz")
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    run(Path(sys.argv[1]))

@@ -1,0 +1,274 @@
+"""`.net` files: the HDF5 that Lava-DL's netx loads, with our manifest as an attribute netx does not look at.
+
+Layout (lava-dl 0.6.0 `netx/hdf5.py`): /layer/<i>/ with type, shape, weight, stride, padding, dilation, groups, bias and
+neuron/{type, iDecay, vDecay, vThMant}; integers everywhere, since a float raises in one of Lava's children and hangs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from knarr.deploy.errors import DeployError
+from knarr.deploy.rules import check
+from knarr.hw_sim import ChipError, ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout
+
+MANIFEST = "knarr_manifest"
+MANIFEST_FORMAT = 1
+MAX_FILE_BYTES = 2_000_000_000
+_UNSUPPORTED = ("pool", "convT", "unpool", "average", "concat", "dense_comp", "dense_rec")
+
+
+def write_net(network: ChipNetwork, path: Path) -> None:
+    """Write a network, and `<path>.json` with its manifest for people to read.
+
+    Raises:
+        DeployError: a rule of the chip is broken, or the file does not read back as the same integers.
+    """
+    broken = [v for v in check(network) if v.severity == "error"]
+    if broken:
+        raise DeployError(f"{path.name}: not written, {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else ""))
+    manifest = _manifest(network)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        with h5py.File(temporary, "w") as file:
+            file.attrs[MANIFEST] = json.dumps(manifest, sort_keys=True)
+            layers = file.create_group("layer")
+            _write_input(layers.create_group("0"), network.input)
+            shape = network.input.shape
+            for layer in network.layers:
+                if isinstance(layer, Dense) and len(shape) == 3:
+                    layers.create_group(str(len(layers))).create_dataset("type", data=np.bytes_("flatten"))
+                _write_layer(layers.create_group(str(len(layers))), layer)
+                shape = layer.output_shape
+        _require_same(network, read_net(temporary), path)
+        sidecar = Path(folder) / f"{path.name}.json"
+        sidecar.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(sidecar, path.with_name(sidecar.name))
+        os.replace(temporary, path)
+
+
+def _manifest(network: ChipNetwork) -> dict[str, Any]:
+    return {
+        "format": MANIFEST_FORMAT,
+        "dt_s": network.dt_s,
+        "graph_hash": network.graph_hash,
+        "input": {"shape": list(network.input.shape), "bits": network.input.bits},
+        "readout": network.readout.kind,
+        "layers": [
+            {"name": layer.name, "neuron": layer.neuron.name, "units_per_volt": layer.scale} for layer in network.layers
+        ],
+        "rules": [str(violation) for violation in check(network)],
+    }
+
+
+def _write_input(group: h5py.Group, coding: InputCoding) -> None:
+    group.create_dataset("type", data=np.bytes_("input"))
+    group.create_dataset("shape", data=np.array(coding.shape, dtype=np.int64))
+
+
+def _write_layer(group: h5py.Group, layer: Dense | Conv) -> None:
+    group.create_dataset("type", data=np.bytes_("conv" if isinstance(layer, Conv) else "dense"))
+    group.create_dataset("shape", data=np.array(layer.output_shape, dtype=np.int64))
+    group.create_dataset("weight", data=layer.weight_int, compression="gzip")
+    if layer.bias_int is not None:
+        group.create_dataset("bias", data=layer.bias_int)
+    if isinstance(layer, Conv):
+        for field in ("stride", "padding", "dilation"):
+            group.create_dataset(field, data=np.array(getattr(layer, field), dtype=np.int64))
+        group.create_dataset("groups", data=np.int64(layer.groups))
+    neuron = group.create_group("neuron")
+    neuron.create_dataset("type", data=np.bytes_("CUBA"))
+    for key, value in (
+        ("iDecay", layer.neuron.i_decay),
+        ("vDecay", layer.neuron.v_decay),
+        ("vThMant", layer.neuron.vth_int),
+        ("refDelay", 1),
+    ):
+        neuron.create_dataset(key, data=np.int64(value))
+
+
+def read_net(path: Path) -> ChipNetwork:
+    """Read a feed-forward CUBA netx file, ours or not.
+
+    Raises:
+        DeployError: missing, not HDF5, malformed, or holds what is not supported; names the layer and the reason.
+    """
+    if not path.is_file():
+        raise DeployError(f"{path}: no such file; write one with `knarr deploy`")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DeployError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read")
+    if not h5py.is_hdf5(path):
+        raise DeployError(f"{path}: not an HDF5 file, so not a netx .net; write one with `knarr deploy`")
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(file)
+    except (DeployError, ChipError) as error:
+        raise DeployError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError, AttributeError) as error:
+        raise DeployError(f"{path}: malformed netx file ({type(error).__name__}: {error})") from error
+
+
+def _read(file: h5py.File) -> ChipNetwork:
+    manifest = _read_manifest(file)
+    if not isinstance(file.get("layer"), h5py.Group):
+        raise DeployError("has no /layer group, so it is not a netx file")
+    groups = file["layer"]
+    if sorted(groups) != sorted(str(i) for i in range(len(groups))):
+        raise DeployError(f"layers are numbered {sorted(groups)}; netx needs 0..n-1 without gaps")
+    named = {i: entry for i, entry in enumerate(manifest.get("layers", []))}
+    layers: list[Dense | Conv] = []
+    shape: tuple[int, ...] | None = None
+    input_shape: tuple[int, ...] | None = None
+    for index in range(len(groups)):
+        group, where = groups[str(index)], f"layer {index}"
+        kind = _text(group, "type", where)
+        if kind == "input":
+            if "neuron" in group:
+                raise DeployError(f"{where}: input with a neuron (driven by bias) is not supported yet; feed spikes instead")
+            input_shape = shape = _ints(group, "shape", where)
+        elif kind == "flatten":
+            shape = None if shape is None else (int(np.prod(shape)),)
+        elif kind in ("conv", "dense"):
+            entry = named.get(len(layers), {})
+            name = str(entry.get("name", f"{kind}_{index}"))
+            neuron = _read_neuron(group, where, str(entry.get("neuron", f"neuron_{index}")))
+            scale = entry.get("units_per_volt")
+            if kind == "conv":
+                layer: Dense | Conv = _read_conv(group, where, name, neuron, shape, scale)
+            else:
+                layer = _read_dense(group, where, name, neuron, shape, scale)
+            if input_shape is None:
+                input_shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
+            layers.append(layer)
+            shape = layer.output_shape
+        else:
+            reason = "is not supported" if kind in _UNSUPPORTED else "is unknown, and netx would skip it in silence"
+            raise DeployError(f"{where}: type '{kind}' {reason}")
+    if not layers or input_shape is None:
+        raise DeployError("holds no conv or dense layer")
+    coding = manifest.get("input", {})
+    kind = "spikes" if layers[-1].neuron.spikes else "voltage"
+    return ChipNetwork(
+        tuple(layers),
+        InputCoding(input_shape, int(coding.get("bits", 1))),
+        Readout(kind),  # type: ignore[arg-type]
+        manifest.get("dt_s"),
+        manifest.get("graph_hash"),
+    )
+
+
+def _read_manifest(file: h5py.File) -> Mapping[str, Any]:
+    if MANIFEST not in file.attrs:
+        return {}
+    manifest = json.loads(file.attrs[MANIFEST])
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        raise DeployError(f"its manifest has another format than {MANIFEST_FORMAT}; write the file again with `knarr deploy`")
+    return manifest
+
+
+def _read_neuron(group: h5py.Group, where: str, name: str) -> Neuron:
+    if "neuron" not in group:
+        raise DeployError(f"{where}: no neuron group, so netx gives it neurons that never fire; add one")
+    kind = _text(group["neuron"], "type", where)
+    if kind not in ("CUBA", "LOIHI"):
+        raise DeployError(f"{where}: neuron type '{kind}', only CUBA and LOIHI are supported")
+    if "refDelay" in group["neuron"] and int(_scalar(group["neuron"], "refDelay", where)) > 1:
+        raise DeployError(f"{where}: refDelay above 1, which Lava ignores; write 1")
+    registers = {key: _scalar(group["neuron"], key, where) for key in ("iDecay", "vDecay", "vThMant")}
+    return Neuron(registers["iDecay"], registers["vDecay"], registers["vThMant"], name)
+
+
+def _read_dense(
+    group: h5py.Group, where: str, name: str, neuron: Neuron, shape: tuple[int, ...] | None, scale: float | None
+) -> Dense:
+    if shape is not None and len(shape) == 3 and shape[1:] != (1, 1):
+        raise DeployError(f"{where}: dense receives {shape}; netx needs a flatten layer before it")
+    if "delay" in group:
+        raise DeployError(f"{where}: synaptic delay is not supported yet; train without delay")
+    weight = _array(group, "weight", where)
+    if weight.ndim == 1:
+        weight = weight.reshape(int(np.prod(_ints(group, "shape", where))), -1)
+    bias = _array(group, "bias", where) if "bias" in group else None
+    return Dense(name, weight, neuron, bias, scale)
+
+
+def _read_conv(
+    group: h5py.Group, where: str, name: str, neuron: Neuron, shape: tuple[int, ...] | None, scale: float | None
+) -> Conv:
+    if shape is None or len(shape) != 3:
+        raise DeployError(f"{where}: convolution without a (C, H, W) input shape; add an input layer")
+    if "delay" in group:
+        raise DeployError(f"{where}: conv delay, which netx ignores; remove it")
+    stride, padding, dilation = (_ints(group, key, where) for key in ("stride", "padding", "dilation"))
+    layer = Conv(
+        name,
+        _array(group, "weight", where),
+        neuron,
+        (shape[0], shape[1], shape[2]),
+        _pair(stride, where),
+        _pair(padding, where),
+        _pair(dilation, where),
+        int(_scalar(group, "groups", where)),
+        _array(group, "bias", where) if "bias" in group else None,
+        scale,
+    )
+    if _ints(group, "shape", where) != layer.output_shape:
+        raise DeployError(f"{where}: shape says {_ints(group, 'shape', where)}, the convolution gives {layer.output_shape}")
+    return layer
+
+
+def _array(group: h5py.Group, key: str, where: str) -> np.ndarray[Any, Any]:
+    if key not in group:
+        raise DeployError(f"{where}: has no {key}")
+    array = np.asarray(group[key][()])
+    if np.issubdtype(array.dtype, np.floating) and np.array_equal(array, np.rint(array)):
+        array = array.astype(np.int64)  # slayer writes whole numbers as floats
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DeployError(f"{where}: {key} is not made of integers, which Lava would truncate; quantise it")
+    return array
+
+
+def _scalar(group: h5py.Group, key: str, where: str) -> int:
+    if key not in group:
+        raise DeployError(f"{where}: has no {key}")
+    array = np.asarray(group[key][()])
+    if array.size != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise DeployError(f"{where}: {key} must be one integer, is {array.dtype}{array.shape}; a float would hang Lava")
+    return int(array.reshape(()))
+
+
+def _ints(group: h5py.Group, key: str, where: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in np.atleast_1d(_array(group, key, where)))
+
+
+def _pair(values: tuple[int, ...], where: str) -> tuple[int, int]:
+    if len(values) not in (1, 2):
+        raise DeployError(f"{where}: {values} is neither one number nor (height, width)")
+    return values[0], values[-1]
+
+
+def _text(group: h5py.Group, key: str, where: str) -> str:
+    if not isinstance(group, h5py.Group) or key not in group:
+        raise DeployError(f"{where}: has no {key}")
+    value = np.atleast_1d(group[key][()])[0]
+    return value.decode("ascii") if isinstance(value, bytes) else str(value)
+
+
+def _require_same(network: ChipNetwork, again: ChipNetwork, path: Path) -> None:
+    same = len(network.layers) == len(again.layers) and network.input == again.input and network.readout == again.readout
+    for ours, theirs in zip(network.layers, again.layers, strict=False):
+        same &= type(ours) is type(theirs) and np.array_equal(ours.weight_int, theirs.weight_int)
+        same &= ours.neuron == theirs.neuron and ours.output_shape == theirs.output_shape
+        same &= np.array_equal(ours.bias_int, theirs.bias_int) if ours.bias_int is not None else theirs.bias_int is None
+    if not same:
+        raise DeployError(f"{path}: does not read back as the network that was written; this is a fault in knarr, report it")
+
+

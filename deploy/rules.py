@@ -1,0 +1,171 @@
+"""What a chip, and netx on the way to it, take. One rule, one function, one line of text; all in one list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from knarr.deploy.errors import DeployError
+from knarr.hw_sim import ChipNetwork, Dense
+from knarr.hw_sim.network import IntArray
+
+WEIGHT_MIN, WEIGHT_MAX = -128, 127
+VTH_MAX = 2**17 - 1
+BIAS_MAX = 4095
+ACCUMULATOR = 2**15
+"""Loihi's dendritic accumulator: 21 bits and sign after the shift by 6 (nengo-loihi e564f66, builder/discretize.py)."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A rule that does not hold. An error is certain to differ on the chip; a warning may, depending on the input."""
+
+    rule: str
+    layer: str
+    message: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        return f"{self.severity}: layer '{self.layer}': {self.message} [{self.rule}]"
+
+
+def check(network: ChipNetwork, chip: str = "loihi2") -> list[Violation]:
+    """Every broken rule of a chip, empty when all hold.
+
+    Raises:
+        DeployError: unknown chip.
+    """
+    if chip != "loihi2":
+        raise DeployError(f"chip: '{chip}' is not known; choose loihi2")
+    return [violation for rule in RULES for violation in rule(network)]
+
+
+def weights_fit_8_bits(network: ChipNetwork) -> Iterator[Violation]:
+    for layer in network.layers:
+        low, high = int(layer.weight_int.min()), int(layer.weight_int.max())
+        # Even weights lose nothing in the step of 2 that a signed 8-bit weight with exponent 1 has.
+        even = not np.any(layer.weight_int & 1) and low >= -256 and high <= 254
+        if not even and (low < WEIGHT_MIN or high > WEIGHT_MAX):
+            yield Violation(
+                "weights_fit_8_bits",
+                layer.name,
+                f"weights {low}..{high}, allowed {WEIGHT_MIN}..{WEIGHT_MAX} or even ones in -256..254; lower with fewer bits",
+            )
+
+
+def weights_survive_netx(network: ChipNetwork) -> Iterator[Violation]:
+    for layer in network.layers:
+        if isinstance(layer, Dense):
+            effective = netx_dense_weights(layer.weight_int)
+            if effective is None:
+                yield Violation(
+                    "weights_survive_netx",
+                    layer.name,
+                    "all weights are 0, netx fails to load it; remove the layer",
+                )
+            elif np.any(effective != layer.weight_int):
+                changed = int((effective != layer.weight_int).sum())
+                yield Violation(
+                    "weights_survive_netx",
+                    layer.name,
+                    f"netx would run {changed} of {effective.size} weights with other values; give the matrix both signs",
+                )
+        elif not np.any(layer.weight_int):
+            yield Violation("weights_survive_netx", layer.name, "all weights are 0; remove the layer")
+
+
+def decays_fit_registers(network: ChipNetwork) -> Iterator[Violation]:
+    for layer in network.layers:
+        for field, low, high in (("i_decay", 1, 4096), ("v_decay", 0, 4095)):
+            value = getattr(layer.neuron, field)
+            if not low <= value <= high:
+                yield Violation(
+                    "decays_fit_registers", layer.name, f"{field} {value}, hardware has {low}..{high}"
+                )
+
+
+def thresholds_fit_registers(network: ChipNetwork) -> Iterator[Violation]:
+    for layer in network.layers:
+        readout = layer is network.layers[-1] and network.readout.kind == "voltage"
+        if not readout and not 0 <= layer.neuron.vth_int <= VTH_MAX:
+            yield Violation(
+                "thresholds_fit_registers",
+                layer.name,
+                f"threshold {layer.neuron.vth_int}, allowed 0..{VTH_MAX}; only the last layer may be a voltage readout",
+            )
+
+
+def biases_fit_registers(network: ChipNetwork) -> Iterator[Violation]:
+    for layer in network.layers:
+        if layer.bias_int is not None and int(np.abs(layer.bias_int.astype(np.int64)).max()) > BIAS_MAX:
+            yield Violation(
+                "biases_fit_registers", layer.name, f"bias beyond +-{BIAS_MAX}; lower with a smaller scale"
+            )
+
+
+def sums_fit_accumulator(network: ChipNetwork) -> Iterator[Violation]:
+    payload = 2**network.input.bits - 1
+    for layer in network.layers:
+        rows = layer.weight_int.reshape(len(layer.weight_int), -1).astype(np.int64)
+        worst = payload * max(int(np.maximum(rows, 0).sum(1).max()), int(np.maximum(-rows, 0).sum(1).max()))
+        if worst >= ACCUMULATOR:
+            yield Violation(
+                "sums_fit_accumulator",
+                layer.name,
+                f"if every input fired at once the sum would reach {worst}, the accumulator ends at {ACCUMULATOR - 1}; "
+                "compare with the largest sum the simulator meets on real inputs",
+                "warning",
+            )
+        payload = 1
+
+
+RULES: list[Callable[[ChipNetwork], Iterator[Violation]]] = [
+    weights_fit_8_bits,
+    weights_survive_netx,
+    decays_fit_registers,
+    thresholds_fit_registers,
+    biases_fit_registers,
+    sums_fit_accumulator,
+]
+
+
+def netx_dense_weights(weight_int: IntArray) -> npt.NDArray[np.int64] | None:
+    """The weights a netx Dense layer really runs with; None when netx cannot load them.
+
+    Replays lava-dl 0.6.0 `netx.utils.optimize_weight_bits` and lava-nc 0.10.0 `Dense` (clip, then truncate to the bit
+    grid), including that the sign mode is decided twice, by different rules. Measured against Lava in tests/test_lava.py.
+    """
+    weight = np.asarray(weight_int, dtype=np.int64)
+    if not weight.any():
+        return None
+    high, low = int(weight.max()), int(weight.min())
+    if (high > 254 and low < 0) or (low < -256 and high > 0):
+        weight = np.clip(weight, -256, 254)
+        high, low = int(weight.max()), int(weight.min())
+    mixed = not (high < 0 or low >= 0)
+    if mixed:
+        room = min(127 / high if high else np.inf, -128 / low)
+    else:
+        room = 255 / high if low >= 0 else -256 / low
+    shift = int(np.floor(np.log2(room))) + mixed
+    precision = 8
+    while precision > 0 and np.any(weight % 2**precision):
+        precision -= 1
+    bits = 8 - shift - (precision - mixed)
+    weight = _shift_left(weight, shift)
+    # At run time Lava decides the sign mode again, and counts a matrix of zeros and negatives as inhibitory.
+    inhibitory, excitatory = high <= 0, low >= 0
+    sign = -1 if inhibitory and not excitatory else 1
+    mixed_now = not (inhibitory or excitatory)
+    weight = np.clip(sign * weight, -256 if mixed_now else 0, 255)
+    lost = 8 - bits + mixed_now
+    weight = _shift_left(_shift_left(weight, -lost), lost)
+    return _shift_left(sign * weight, -shift)
+
+
+def _shift_left(values: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
+    return values << bits if bits >= 0 else values >> -bits
