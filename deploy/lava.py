@@ -19,7 +19,7 @@ from knarr.deploy.errors import DeployError, LavaError
 from knarr.deploy.netx import read_net
 from knarr.deploy.process_group import kill_group
 from knarr.deploy.rules import check
-from knarr.hw_sim import Recording
+from knarr.hw_sim import Dense, Recording
 from knarr.hw_sim.simulate import RECORDABLE, check_inputs
 
 IMPORT_ALLOWANCE_S = 120.0
@@ -81,7 +81,8 @@ def run_on_lava(
     with tempfile.TemporaryDirectory(prefix="knarr-lava-") as folder:
         job_folder = Path(folder)
         (job_folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        np.save(job_folder / "inputs.npy", events)
+        flat = isinstance(network.layers[0], Dense)  # netx feeds a first dense layer a vector
+        np.save(job_folder / "inputs.npy", events.reshape(samples, timesteps, -1) if flat else events)
         supervise([lava_python(), "-I", str(WORKER), folder], job_folder, limit_s, progress)
         with np.load(job_folder / "result.npz", allow_pickle=False) as arrays:
             result = {key: arrays[key] for key in arrays.files}
@@ -93,7 +94,9 @@ def run_on_lava(
         output=result["output"],
         spikes=spikes,
         v={name: result[f"v/{i}"] for i, name in enumerate(names) if "v" in record},
-        event_counts={name: s.sum(axis=tuple(range(2, s.ndim)), dtype=np.int64) for name, s in spikes.items()},
+        event_counts={
+            name: s.sum(axis=tuple(range(2, s.ndim)), dtype=np.int64) for name, s in spikes.items()
+        },
         engine="lava",
     )
 
@@ -121,7 +124,9 @@ def supervise(
                 start_new_session=True,
             )
         except OSError as error:
-            raise LavaError(f"Lava worker: cannot start {command[0]} ({error}); set KNARR_LAVA_PYTHON to Python 3.10 with Lava") from error
+            raise LavaError(
+                f"Lava worker: cannot start {command[0]} ({error}); set KNARR_LAVA_PYTHON to Python 3.10 with Lava"
+            ) from error
     try:
         _wait(worker, job_folder, log_path, limit_s, progress)
     finally:
@@ -149,9 +154,13 @@ def _wait(
         if crashed_at is None and b"Traceback (most recent call last)" in log_path.read_bytes():
             crashed_at = now
         if ended:
-            raise LavaError(f"Lava worker: died with exit status {worker.returncode} after {steps} steps; {_tail(log_path)}")
+            raise LavaError(
+                f"Lava worker: died with exit status {worker.returncode} after {steps} steps; {_tail(log_path)}"
+            )
         if crashed_at is not None and now - crashed_at > CRASH_GRACE_S:
-            raise LavaError(f"Lava worker: an exception in a Lava process hung it after {steps} steps; {_tail(log_path)}")
+            raise LavaError(
+                f"Lava worker: an exception in a Lava process hung it after {steps} steps; {_tail(log_path)}"
+            )
         if now - started > limit_s:
             raise LavaError(
                 f"Lava worker: no result within {limit_s:.0f} s ({steps} of {of or 'unknown'} steps done); it hangs or needs "

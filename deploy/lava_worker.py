@@ -21,7 +21,8 @@ from typing import Any
 
 def _load_sibling(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None  # a file beside this one
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name}.py must lie beside {__file__}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -80,7 +81,9 @@ def run(job_folder: Path) -> None:
     if inputs.ndim == 5:
         columns = columns.transpose(2, 1, 0, 3)  # (C, H, W, t) -> Lava's (W, H, C, t)
     # Without the zero columns the source would begin anew while the last layers still work.
-    columns = np.concatenate([columns, np.zeros((*columns.shape[:-1], len(layers) + 1), dtype=columns.dtype)], axis=-1)
+    columns = np.concatenate(
+        [columns, np.zeros((*columns.shape[:-1], len(layers) + 1), dtype=columns.dtype)], axis=-1
+    )
     source = Source(data=columns.astype(np.int32))
     source.s_out.connect(net.inp)
 
@@ -109,13 +112,18 @@ def run(job_folder: Path) -> None:
             net.run(condition=RunSteps(num_steps=chunk), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
             done += chunk
             _write_json(job_folder / "progress.json", {"steps": done, "of": steps})
-        result = {f"spikes/{i}": aligned(np.moveaxis(s.data.get(), -1, 0).astype(np.int64), i) for i, s in sinks.items()}
+        result = {
+            f"spikes/{i}": aligned(np.moveaxis(s.data.get(), -1, 0).astype(np.int64), i)
+            for i, s in sinks.items()
+        }
         for index, monitor in monitors.items():
             (recorded,) = monitor.get_data().values()
             result[f"v/{index}"] = aligned(np.asarray(recorded["v"]).astype(np.int64), index)
     finally:
         net.stop()
-    result["output"] = result[f"v/{last}" if voltage_readout else f"spikes/{last}"].reshape(samples, timesteps, -1)
+    result["output"] = result[f"v/{last}" if voltage_readout else f"spikes/{last}"].reshape(
+        samples, timesteps, -1
+    )
     temporary = job_folder / "result.tmp.npz"
     np.savez(temporary, **result)
     os.replace(temporary, job_folder / "result.npz")

@@ -34,7 +34,9 @@ def write_net(network: ChipNetwork, path: Path) -> None:
     """
     broken = [v for v in check(network) if v.severity == "error"]
     if broken:
-        raise DeployError(f"{path.name}: not written, {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else ""))
+        raise DeployError(
+            f"{path.name}: not written, {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else "")
+        )
     manifest = _manifest(network)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
@@ -63,7 +65,8 @@ def _manifest(network: ChipNetwork) -> dict[str, Any]:
         "input": {"shape": list(network.input.shape), "bits": network.input.bits},
         "readout": network.readout.kind,
         "layers": [
-            {"name": layer.name, "neuron": layer.neuron.name, "units_per_volt": layer.scale} for layer in network.layers
+            {"name": layer.name, "neuron": layer.neuron.name, "units_per_volt": layer.scale}
+            for layer in network.layers
         ],
         "rules": [str(violation) for violation in check(network)],
     }
@@ -132,8 +135,13 @@ def _read(file: h5py.File) -> ChipNetwork:
         kind = _text(group, "type", where)
         if kind == "input":
             if "neuron" in group:
-                raise DeployError(f"{where}: input with a neuron (driven by bias) is not supported yet; feed spikes instead")
-            input_shape = shape = _ints(group, "shape", where)
+                raise DeployError(
+                    f"{where}: input with a neuron (driven by bias) is not supported yet; feed spikes instead"
+                )
+            input_shape = _ints(group, "shape", where)
+            if input_shape[1:] == (1, 1):
+                input_shape = input_shape[:1]  # slayer writes (features, 1, 1) for a plain vector
+            shape = input_shape
         elif kind == "flatten":
             shape = None if shape is None else (int(np.prod(shape)),)
         elif kind in ("conv", "dense"):
@@ -150,7 +158,11 @@ def _read(file: h5py.File) -> ChipNetwork:
             layers.append(layer)
             shape = layer.output_shape
         else:
-            reason = "is not supported" if kind in _UNSUPPORTED else "is unknown, and netx would skip it in silence"
+            reason = (
+                "is not supported"
+                if kind in _UNSUPPORTED
+                else "is unknown, and netx would skip it in silence"
+            )
             raise DeployError(f"{where}: type '{kind}' {reason}")
     if not layers or input_shape is None:
         raise DeployError("holds no conv or dense layer")
@@ -170,7 +182,9 @@ def _read_manifest(file: h5py.File) -> Mapping[str, Any]:
         return {}
     manifest = json.loads(file.attrs[MANIFEST])
     if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
-        raise DeployError(f"its manifest has another format than {MANIFEST_FORMAT}; write the file again with `knarr deploy`")
+        raise DeployError(
+            f"its manifest has another format than {MANIFEST_FORMAT}; write the file again with `knarr deploy`"
+        )
     return manifest
 
 
@@ -187,7 +201,12 @@ def _read_neuron(group: h5py.Group, where: str, name: str) -> Neuron:
 
 
 def _read_dense(
-    group: h5py.Group, where: str, name: str, neuron: Neuron, shape: tuple[int, ...] | None, scale: float | None
+    group: h5py.Group,
+    where: str,
+    name: str,
+    neuron: Neuron,
+    shape: tuple[int, ...] | None,
+    scale: float | None,
 ) -> Dense:
     if shape is not None and len(shape) == 3 and shape[1:] != (1, 1):
         raise DeployError(f"{where}: dense receives {shape}; netx needs a flatten layer before it")
@@ -201,7 +220,12 @@ def _read_dense(
 
 
 def _read_conv(
-    group: h5py.Group, where: str, name: str, neuron: Neuron, shape: tuple[int, ...] | None, scale: float | None
+    group: h5py.Group,
+    where: str,
+    name: str,
+    neuron: Neuron,
+    shape: tuple[int, ...] | None,
+    scale: float | None,
 ) -> Conv:
     if shape is None or len(shape) != 3:
         raise DeployError(f"{where}: convolution without a (C, H, W) input shape; add an input layer")
@@ -221,7 +245,9 @@ def _read_conv(
         scale,
     )
     if _ints(group, "shape", where) != layer.output_shape:
-        raise DeployError(f"{where}: shape says {_ints(group, 'shape', where)}, the convolution gives {layer.output_shape}")
+        raise DeployError(
+            f"{where}: shape says {_ints(group, 'shape', where)}, the convolution gives {layer.output_shape}"
+        )
     return layer
 
 
@@ -241,7 +267,9 @@ def _scalar(group: h5py.Group, key: str, where: str) -> int:
         raise DeployError(f"{where}: has no {key}")
     array = np.asarray(group[key][()])
     if array.size != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise DeployError(f"{where}: {key} must be one integer, is {array.dtype}{array.shape}; a float would hang Lava")
+        raise DeployError(
+            f"{where}: {key} must be one integer, is {array.dtype}{array.shape}; a float would hang Lava"
+        )
     return int(array.reshape(()))
 
 
@@ -262,13 +290,21 @@ def _text(group: h5py.Group, key: str, where: str) -> str:
     return value.decode("ascii") if isinstance(value, bytes) else str(value)
 
 
+def _bias(layer: Dense | Conv) -> np.ndarray[Any, Any]:
+    return np.zeros(0) if layer.bias_int is None else layer.bias_int
+
+
 def _require_same(network: ChipNetwork, again: ChipNetwork, path: Path) -> None:
-    same = len(network.layers) == len(again.layers) and network.input == again.input and network.readout == again.readout
+    same = (
+        len(network.layers) == len(again.layers)
+        and network.input == again.input
+        and network.readout == again.readout
+    )
     for ours, theirs in zip(network.layers, again.layers, strict=False):
         same &= type(ours) is type(theirs) and np.array_equal(ours.weight_int, theirs.weight_int)
         same &= ours.neuron == theirs.neuron and ours.output_shape == theirs.output_shape
-        same &= np.array_equal(ours.bias_int, theirs.bias_int) if ours.bias_int is not None else theirs.bias_int is None
+        same &= np.array_equal(_bias(ours), _bias(theirs))
     if not same:
-        raise DeployError(f"{path}: does not read back as the network that was written; this is a fault in knarr, report it")
-
-
+        raise DeployError(
+            f"{path}: does not read back as the network that was written; this is a fault in knarr, report it"
+        )

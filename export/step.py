@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from knarr.export.errors import ExportError
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)

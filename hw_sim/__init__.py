@@ -1,5 +1,9 @@
 """The chip: its network type, its integer arithmetic, its simulator, and what an inference costs on it."""
 
+from knarr.hw_sim.count import count, count_events
+from knarr.hw_sim.count_onnx import count_onnx
+from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
+from knarr.hw_sim.energy import EnergyEstimate, PriceError, price, price_table, ratio
 from knarr.hw_sim.errors import ChipError, CountError
 from knarr.hw_sim.network import NON_SPIKING_VTH, ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout
 from knarr.hw_sim.recording import Divergence, Recording, compare, load_recording, save_recording
@@ -13,12 +17,23 @@ __all__ = [
     "CountError",
     "Dense",
     "Divergence",
+    "EnergyEstimate",
     "InputCoding",
+    "LayerCounts",
+    "LedgerRow",
     "Neuron",
+    "OperationCounts",
+    "PriceError",
     "Readout",
     "Recording",
     "compare",
+    "count",
+    "count_events",
+    "count_onnx",
     "load_recording",
+    "price",
+    "price_table",
+    "ratio",
     "save_recording",
     "simulate",
 ]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from knarr.hw_sim.errors import ChipError
 
-IntArray = npt.NDArray[np.integer]
+IntArray = npt.NDArray[np.integer[Any]]
 
 DECAY_UNITY = 4096
 """A decay register of 4096 forgets everything in one step; 0 forgets nothing."""

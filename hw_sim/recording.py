@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -27,6 +28,8 @@ class Recording:
         spikes: layer name -> (samples, timesteps, *features) uint8 of 0/1; only recorded layers.
         v: layer name -> (samples, timesteps, *features) int64 chip voltages after reset; only recorded layers.
         event_counts: layer name -> (samples, timesteps) int64 spikes of the layer in each step; only recorded layers.
+        peak_sum: layer name -> largest |synaptic sum| that occurred; the chip's accumulator ends at 2**15 - 1. Empty
+            where the engine does not say (Lava).
         engine: which engine ran.
     """
 
@@ -34,6 +37,7 @@ class Recording:
     spikes: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     v: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     event_counts: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    peak_sum: Mapping[str, int] = field(default_factory=dict)
     engine: str = ""
 
     @property
@@ -69,7 +73,7 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
         ChipError: the two hold different layers or shapes, so that equality would not mean anything.
     """
     found = []
-    pairs: list[tuple[str, npt.NDArray[np.integer], npt.NDArray[np.integer]]] = [
+    pairs: list[tuple[str, npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]]] = [
         ("output", a.output, b.output)
     ]
     for kind in ("spikes", "v"):
@@ -107,6 +111,7 @@ def save_recording(recording: Recording, path: Path) -> None:
     arrays: dict[str, npt.NDArray[np.generic]] = {"output": recording.output}
     for kind in ("spikes", "v", "event_counts"):
         arrays |= {f"{kind}/{name}": array for name, array in getattr(recording, kind).items()}
+    arrays |= {f"peak_sum/{name}": np.array(peak) for name, peak in recording.peak_sum.items()}
     arrays["engine"] = np.array(recording.engine)
     arrays["format"] = np.array(FORMAT)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -128,12 +133,18 @@ def load_recording(path: Path) -> Recording:
         with np.load(path, allow_pickle=False) as arrays:
             if int(arrays["format"]) != FORMAT:
                 raise ChipError(f"{path}: recording format {arrays['format']}, this version reads {FORMAT}")
-            kinds: dict[str, dict[str, npt.NDArray[np.generic]]] = {"spikes": {}, "v": {}, "event_counts": {}}
+            kinds: dict[str, dict[str, npt.NDArray[np.generic]]] = {
+                "spikes": {},
+                "v": {},
+                "event_counts": {},
+                "peak_sum": {},
+            }
             for key in arrays.files:
                 kind, _, name = key.partition("/")
                 if name:
                     kinds[kind][name] = arrays[key]
-            return Recording(output=arrays["output"], engine=str(arrays["engine"]), **kinds)  # type: ignore[arg-type]
+            peaks = {name: int(peak) for name, peak in kinds.pop("peak_sum").items()}
+            return Recording(output=arrays["output"], engine=str(arrays["engine"]), peak_sum=peaks, **kinds)  # type: ignore[arg-type]
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         if isinstance(error, ChipError | FileNotFoundError):
             raise

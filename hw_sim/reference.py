@@ -6,6 +6,8 @@ per layer, which is only a shift when state is reset layer by layer (`knarr.depl
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
@@ -15,7 +17,7 @@ from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import Conv, Layer
 
 
-def synaptic_sum(layer: Layer, events: npt.NDArray[np.integer]) -> Int64:
+def synaptic_sum(layer: Layer, events: npt.NDArray[np.integer[Any]]) -> Int64:
     """What a layer's synapses deliver for frames of events.
 
     Args:
@@ -31,11 +33,12 @@ def synaptic_sum(layer: Layer, events: npt.NDArray[np.integer]) -> Int64:
     return _exact_matmul(events.reshape(frames, -1), layer.weight_int.T, layer.name)
 
 
-def _convolve(layer: Conv, events: npt.NDArray[np.integer]) -> Int64:
+def _convolve(layer: Conv, events: npt.NDArray[np.integer[Any]]) -> Int64:
     (pad_y, pad_x), (kernel_y, kernel_x) = layer.padding, layer.weight_int.shape[2:]
     padded = np.pad(events, ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x)))
     reach = (layer.dilation[0] * (kernel_y - 1) + 1, layer.dilation[1] * (kernel_x - 1) + 1)
-    windows = sliding_window_view(
+    # numpy 1.26's stub forgets that several axes may be named.
+    windows: npt.NDArray[Any] = sliding_window_view(  # type: ignore[call-overload]
         padded, reach, axis=(2, 3)
     )  # (frames, C, H_out*stride, W_out*stride, reach, reach)
     windows = windows[
@@ -53,7 +56,7 @@ def _convolve(layer: Conv, events: npt.NDArray[np.integer]) -> Int64:
     return sums
 
 
-def _exact_matmul(x: npt.NDArray[np.integer], weight: npt.NDArray[np.integer], name: str) -> Int64:
+def _exact_matmul(x: npt.NDArray[np.integer[Any]], weight: npt.NDArray[np.integer[Any]], name: str) -> Int64:
     """x @ weight in float64, where integers are exact below 2**53; numpy's int64 product is thirty times slower."""
     largest = int(np.abs(x).max(initial=0)) * int(np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0))
     if largest >= 2**53:
@@ -64,8 +67,8 @@ def _exact_matmul(x: npt.NDArray[np.integer], weight: npt.NDArray[np.integer], n
 
 
 def run_layer(
-    layer: Layer, events: npt.NDArray[np.integer], *, reset: bool
-) -> tuple[npt.NDArray[np.bool_], Int64]:
+    layer: Layer, events: npt.NDArray[np.integer[Any]], *, reset: bool
+) -> tuple[npt.NDArray[np.bool_], Int64, int]:
     """All time steps of one layer.
 
     Args:
@@ -74,7 +77,8 @@ def run_layer(
         reset: u = v = 0 before every sample; otherwise samples follow each other in time.
 
     Returns:
-        (spikes, v), each (samples, timesteps, *output features); v after the reset of neurons that fired.
+        (spikes, v, peak): spikes and v are (samples, timesteps, *output features), v after the reset of neurons that
+        fired; peak is the largest |synaptic sum| that occurred.
     """
     samples, timesteps = events.shape[:2]
     shape = layer.output_shape
@@ -85,11 +89,13 @@ def run_layer(
         bias = layer.bias_int.astype(np.int64).reshape(-1, *[1] * (len(shape) - 1))
     u = np.zeros(shape, dtype=np.int64)
     v = np.zeros(shape, dtype=np.int64)
+    peak = 0
     for sample in range(samples):
         sums = synaptic_sum(layer, events[sample])
+        peak = max(peak, int(np.abs(sums).max()))
         if reset:
             u, v = np.zeros_like(u), np.zeros_like(v)
         for t in range(timesteps):
             u, v, spike = step(u, v, sums[t], bias, layer.neuron)
             spikes[sample, t], voltages[sample, t] = spike, v
-    return spikes, voltages
+    return spikes, voltages, peak

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -83,16 +83,16 @@ def simulate(
         raise ChipError(f"engine: '{engine}' does not exist, choose auto or reference")
     if threads not in (None, 1):
         raise ChipError(f"threads: {threads} asked for, the reference engine has 1; leave threads out")
-    events: npt.NDArray[np.integer] = check_inputs(network, inputs)
+    events: npt.NDArray[np.integer[Any]] = check_inputs(network, inputs)
     if timesteps is not None and timesteps != events.shape[1]:
         raise ChipError(f"timesteps: {timesteps} asked for, the inputs have {events.shape[1]}")
-    spikes_by_layer, voltage_by_layer, counts = {}, {}, {}
+    spikes_by_layer, voltage_by_layer, counts, peaks = {}, {}, {}, {}
     voltages: npt.NDArray[np.int64]
     for layer in network.layers:
-        fired, voltages = run_layer(layer, events, reset=reset)
-        events = fired.astype(np.uint8)
+        fired, voltages, peaks[layer.name] = run_layer(layer, events, reset=reset)
+        events = spikes = fired.astype(np.uint8)
         if "spikes" in record:
-            spikes_by_layer[layer.name] = events
+            spikes_by_layer[layer.name] = spikes
             counts[layer.name] = events.sum(axis=tuple(range(2, events.ndim)), dtype=np.int64)
         if "v" in record:
             voltage_by_layer[layer.name] = voltages
@@ -102,5 +102,6 @@ def simulate(
         spikes=spikes_by_layer,
         v=voltage_by_layer,
         event_counts=counts,
+        peak_sum=peaks,
         engine="reference",
     )

@@ -37,13 +37,22 @@ def read_bs2(path: Path) -> npt.NDArray[np.void]:
     if not 0 < size <= MAX_FILE_BYTES:
         raise DataError(path, f"recording has {size} bytes, allowed 1..{MAX_FILE_BYTES}")
     if size % EVENT_BYTES:
-        raise DataError(path, f"recording has {size} bytes, not a multiple of {EVENT_BYTES}: it is truncated; copy it again")
+        raise DataError(
+            path,
+            f"recording has {size} bytes, not a multiple of {EVENT_BYTES}: it is truncated; copy it again",
+        )
     # tonic takes y = 240 for a clock overflow of the full set; here it is off the sensor like any other, so check first.
     raw = np.frombuffer(path.read_bytes(), dtype=np.uint8).reshape(-1, EVENT_BYTES)
     if raw[:, :2].max() >= SENSOR:
         event = int(np.argmax(raw[:, :2].max(axis=1) >= SENSOR))
-        raise DataError(path, f"x, y = {raw[event, 0]}, {raw[event, 1]} lie off the {SENSOR}x{SENSOR} sensor", f"event {event}")
-    events: npt.NDArray[np.void] = tonic.io.read_mnist_file(io.BytesIO(raw.tobytes()), dtype=_EVENT_DTYPE, is_stream=True)
+        raise DataError(
+            path,
+            f"x, y = {raw[event, 0]}, {raw[event, 1]} lie off the {SENSOR}x{SENSOR} sensor",
+            f"event {event}",
+        )
+    events: npt.NDArray[np.void] = tonic.io.read_mnist_file(
+        io.BytesIO(raw.tobytes()), dtype=_EVENT_DTYPE, is_stream=True
+    )
     falls = np.flatnonzero(np.diff(events["t"]) < 0)
     if len(falls):
         raise DataError(path, "time runs backwards", f"event {falls[0] + 1}")

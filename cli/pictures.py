@@ -1,0 +1,125 @@
+"""Pictures of a run: what goes in, what fires, what it costs."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+
+from knarr.hw_sim import load_recording
+from knarr.train.fit import write_atomic
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from knarr.cli.stages import Run
+
+SHOWN_SAMPLES = 4
+SHOWN_STEPS = 6
+ON_COLOUR, OFF_COLOUR = np.array([0.85, 0.2, 0.1]), np.array([0.1, 0.35, 0.85])
+
+
+def draw_all(run: Run) -> None:
+    """samples.png, raster.png and energy.png in the run's pictures folder; those already there are kept."""
+    run.path("pictures").mkdir(exist_ok=True)
+    for name, draw in (("samples", _samples), ("raster", _raster), ("energy", _energy)):
+        path = run.path("pictures") / f"{name}.png"
+        if path.exists():
+            continue
+        figure = draw(run)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        plt.close(figure)
+        write_atomic(path, buffer.getvalue())
+
+
+def _samples(run: Run) -> Figure:
+    """First test clip of a few classes: one teacher frame, then the student's events through time."""
+    labels = run.data.test.labels
+    classes = np.unique(labels)[:SHOWN_SAMPLES]
+    chosen = np.array([int(np.argmax(labels == label)) for label in classes])
+    batch = run.data.test.batch(chosen, None)
+    spikes = run.data.test.spikes(chosen)
+    steps = np.linspace(0, spikes.shape[1] - 1, SHOWN_STEPS).astype(int)
+    figure, axes = plt.subplots(
+        len(chosen),
+        SHOWN_STEPS + 1,
+        figsize=(1.6 * (SHOWN_STEPS + 1), 1.75 * len(chosen)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, label in enumerate(classes):
+        axes[row, 0].imshow(batch.frames[row, 0].numpy(), cmap="gray")
+        axes[row, 0].set_ylabel(run.data.class_names[label])
+        for column, step in enumerate(steps, start=1):
+            on, off = spikes[row, step, -1 if run.recipe.data.kind == "nmnist" else 0], spikes[row, step, 0]
+            if run.recipe.data.kind == "eyes":
+                off = spikes[row, step, 1]
+            picture = np.ones((*on.shape, 3))
+            picture[off > 0], picture[on > 0] = OFF_COLOUR, ON_COLOUR
+            axes[row, column].imshow(picture)
+            if row == 0:
+                axes[row, column].set_title(f"{step * run.recipe.data.dt_s * 1000:.0f} ms", fontsize=9)
+    axes[0, 0].set_title("teacher", fontsize=9)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.suptitle(
+        "Test clips: a frame the teacher sees, and events the student sees (red ON, blue OFF)", fontsize=10
+    )
+    return figure
+
+
+def _raster(run: Run) -> Figure:
+    """Every spike of every layer on the first test sample, as the chip fired it."""
+    recording = load_recording(run.path("recording.npz"))
+    layers = {name: spikes[0] for name, spikes in recording.spikes.items() if spikes.any()}
+    layers = {"input": run.data.test.spikes(np.array([0]))[0], **layers}
+    dt_ms = run.recipe.data.dt_s * 1000
+    figure, axes = plt.subplots(
+        len(layers) + 1, 1, figsize=(9, 2.1 * (len(layers) + 1)), sharex=True, layout="constrained"
+    )
+    for axis, (name, spikes) in zip(axes, layers.items(), strict=False):
+        flat = spikes.reshape(len(spikes), -1)
+        steps, neurons = np.nonzero(flat)
+        axis.scatter(steps * dt_ms, neurons, s=1.5, marker="|", color="black", linewidths=0.6)
+        axis.set_ylabel(f"{name}\n{flat.shape[1]:,} neurons", fontsize=8)
+        axis.set_title(
+            f"{len(steps):,} spikes, {flat.mean():.1%} of neurons per step", fontsize=8, loc="right"
+        )
+    output = recording.output[0]
+    for index in range(output.shape[1]):
+        axes[-1].plot(
+            np.arange(len(output)) * dt_ms, output[:, index], label=run.data.class_names[index], linewidth=1
+        )
+    axes[-1].set_ylabel("readout\nchip units", fontsize=8)
+    axes[-1].legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
+    axes[-1].set_xlabel("time, ms")
+    label = run.data.class_names[int(run.data.test.labels[0])]
+    figure.suptitle(f"First test sample ({label}) on the chip: spikes per layer", fontsize=10)
+    return figure
+
+
+def _energy(run: Run) -> Figure:
+    """Energy of each layer of chip and teacher."""
+    result = json.loads(run.path("energy.json").read_text("utf-8"))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharex=True)
+    for axis, network, title in zip(
+        axes, ("teacher", "chip"), ("teacher (ANN)", "student on the chip"), strict=True
+    ):
+        energy = result[network]["energy"]
+        names, values = list(energy["layers_pj"]), [pj / 1e6 for pj in energy["layers_pj"].values()]
+        bars = axis.barh(names, values, color="tab:gray" if network == "teacher" else "tab:red")
+        axis.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
+        axis.invert_yaxis()
+        axis.margins(x=0.18)
+        axis.set_title(f"{title}: {energy['nominal_pj'] / 1e6:.3f} uJ", fontsize=10)
+        axis.set_xlabel("uJ per inference, synaptic events only")
+    return figure

@@ -1,0 +1,186 @@
+"""Results as tables a person can read in 100 columns, or as one JSON document."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from knarr.cli import stages
+from knarr.hw_sim import ChipError
+
+WIDTH = 100
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return (
+        console if console.is_terminal and console.width <= WIDTH else Console(highlight=False, width=WIDTH)
+    )
+
+
+def say(facts: dict[str, Any], *, json: bool) -> None:
+    """Name and value, a line each."""
+    if json:
+        print(json_module.dumps(facts, indent=2))
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _text(value))
+    _console().print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "\n".join(_text(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def show_file(path: Path, what: str, *, json: bool) -> None:
+    """A JSON file one of the stages wrote."""
+    facts = _read(path)
+    say(facts if json else {"file": str(path), what: "", **facts}, json=json)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json_module.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ChipError(f"{path}: not there yet; run `knarr pipeline` to make it") from None
+    except ValueError as error:
+        raise ChipError(f"{path}: not JSON ({error}); remove it and run `knarr pipeline` again") from error
+    return content
+
+
+def show_verification(path: Path, *, json: bool) -> bool:
+    """Print a verification; returns whether it holds."""
+    result = _read(path)
+    if json:
+        print(json_module.dumps(result, indent=2))
+        return bool(result["holds"])
+    table = Table(title=f"{result['samples']} samples, {result['timesteps']} time steps")
+    for column in ("stages", "layer", "what"):
+        table.add_column(column)
+    for column in ("compared", "spikes", "mismatches", "first (sample, step, index)"):
+        table.add_column(column, justify="right")
+    for row in result["rows"]:
+        table.add_row(
+            row["pair"],
+            row["layer"],
+            row["what"],
+            f"{row['compared']:,}",
+            f"{row['spikes']:,}" if row["what"] == "spikes" else "",
+            f"{row['mismatches']:,}",
+            "" if row["first"] is None else str(tuple(row["first"])),
+        )
+    console = _console()
+    console.print(table)
+    console.print("= must be equal, ~ is measured: the chip rounds where floats do not")
+    console.print("The verification holds." if result["holds"] else "The verification does NOT hold.")
+    return bool(result["holds"])
+
+
+def show_energy(path: Path, *, json: bool) -> None:
+    """Print counts and prices per layer."""
+    result = _read(path)
+    if json:
+        print(json_module.dumps(result, indent=2))
+        return
+    table = Table(title="per inference, mean over the test set")
+    table.add_column("network")
+    table.add_column("layer")
+    for column in ("spikes", "ACC", "MAC", "bias adds", "updates", "energy nJ"):
+        table.add_column(column, justify="right")
+    for network in ("chip", "teacher"):
+        counts, energy = result[network]["counts"], result[network]["energy"]
+        rows = [*counts["layers"].items(), ("total", counts["total"])]
+        for name, layer in rows:
+            pj = energy["nominal_pj"] if name == "total" else energy["layers_pj"][name]
+            columns = ("spikes", "acc", "mac", "bias_adds", "neuron_updates")
+            table.add_row(
+                network, name, *(f"{layer[column]:,.0f}" for column in columns), f"{pj / 1000:,.1f}"
+            )
+        table.add_section()
+    console = _console()
+    console.print(table)
+    console.print(f"{result['chip']['energy']['provenance']}")
+    console.print(f"chip / teacher: {result['ratio']:.3f}. {_NOT_INCLUDED}")
+
+
+_NOT_INCLUDED = (
+    "Synaptic events alone: memory, neuron updates, bias adds, static power and I/O are NOT in it."
+)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Everything the final table says, as plain data."""
+    accuracy, energy, verification = (
+        _read(folder / name) for name in (stages.ACCURACY, stages.ENERGY, stages.VERIFICATION)
+    )
+    mismatches = {}
+    for row in verification["rows"]:
+        pair = mismatches.setdefault(row["pair"], {"compared": 0, "mismatches": 0})
+        pair["compared"] += row["compared"]
+        pair["mismatches"] += row["mismatches"]
+    return {
+        "run": str(folder),
+        "test_samples": accuracy["samples"],
+        "correct": accuracy["correct"],
+        "chip": {**energy["chip"]["counts"]["total"], "energy_pj": energy["chip"]["energy"]["nominal_pj"]},
+        "teacher": {
+            **energy["teacher"]["counts"]["total"],
+            "energy_pj": energy["teacher"]["energy"]["nominal_pj"],
+        },
+        "energy_ratio": energy["ratio"],
+        "provenance": energy["chip"]["energy"]["provenance"],
+        "lava_samples": verification["samples"],
+        "mismatches": mismatches,
+        "holds": verification["holds"],
+        "pictures": [str(path) for path in sorted((folder / stages.PICTURES).glob("*.png"))],
+    }
+
+
+def show(folder: Path, *, json: bool) -> bool:
+    """Print a finished run; returns whether its verification holds."""
+    facts = summary(folder)
+    if json:
+        print(json_module.dumps(facts, indent=2))
+        return bool(facts["holds"])
+    samples, correct = facts["test_samples"], facts["correct"]
+    table = Table(title=f"{folder.name}: {samples} test samples, counts and energy per inference")
+    table.add_column("")
+    for column in ("teacher (ANN)", "student (Norse)", "chip (integers)"):
+        table.add_column(column, justify="right")
+    right = [
+        f"{correct[name]}/{samples} ({correct[name] / samples:.1%})"
+        for name in ("teacher", "student", "chip")
+    ]
+    table.add_row("accuracy", *right)
+    chip, teacher = facts["chip"], facts["teacher"]
+    table.add_row("spikes", "-", "", f"{chip['spikes']:,.0f}")
+    table.add_row("ACC", f"{teacher['acc']:,.0f}", "", f"{chip['acc']:,.0f}")
+    table.add_row("MAC", f"{teacher['mac']:,.0f}", "", f"{chip['mac']:,.0f}")
+    table.add_row("energy", f"{teacher['energy_pj'] / 1e6:,.3f} uJ", "", f"{chip['energy_pj'] / 1e6:,.3f} uJ")
+    table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
+    console = _console()
+    console.print(table)
+    console.print(f"Energy: {facts['provenance']}. {_NOT_INCLUDED}")
+    compared = Table(title=f"mismatches on {facts['lava_samples']} test samples")
+    compared.add_column("stages")
+    compared.add_column("values compared", justify="right")
+    compared.add_column("mismatches", justify="right")
+    compared.add_column("")
+    for pair, counts in facts["mismatches"].items():
+        meaning = "must be 0" if "=" in pair else "measured: the chip rounds"
+        compared.add_row(pair, f"{counts['compared']:,}", f"{counts['mismatches']:,}", meaning)
+    console.print(compared)
+    if not facts["holds"]:
+        console.print("The verification does NOT hold; see `knarr verify`.")
+    for path in facts["pictures"]:
+        console.print(f"picture: {path}", soft_wrap=True)
+    return bool(facts["holds"])

@@ -1,0 +1,211 @@
+"""The stages of a run: each reads what the one before wrote and leaves its own file, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import norse.torch as snn
+import numpy as np
+from torch import nn
+
+from knarr.cli import progress
+from knarr.deploy import lower, read_net, write_net
+from knarr.deploy import verify as verify_network
+from knarr.export import read, to_nir, to_onnx, write
+from knarr.hw_sim import count_events, count_onnx, load_recording, price, ratio, save_recording
+from knarr.hw_sim import simulate as simulate_network
+from knarr.train import (
+    Recipe,
+    RecipeError,
+    RunData,
+    eyes_root,
+    generate,
+    load_data,
+    load_recipe,
+    open_run,
+    read_run,
+    student_predictions,
+    teacher_predictions,
+    train_student,
+    train_teacher,
+)
+from knarr.train.fit import write_atomic
+from knarr.train.recipe import EyesData
+from knarr.train.run import STUDENT, TEACHER
+
+GRAPH, BASELINE, NET, RECORDING = "student.nir", "teacher.onnx", "student.net", "recording.npz"
+ACCURACY, VERIFICATION, ENERGY, PICTURES = "accuracy.json", "verification.json", "energy.json", "pictures"
+CERTIFY_SAMPLES = 20
+PROFILE = "horowitz_fp32"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: its folder, its settings and its data."""
+
+    folder: Path
+    recipe: Recipe
+    data: RunData
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def has(self, *names: str) -> bool:
+        return all(self.path(name).exists() for name in names)
+
+    def need(self, name: str, verb: str) -> Path:
+        if not self.has(name):
+            raise RecipeError(f"{self.path(name)}: not there yet; run `knarr {verb} {self.folder}` first")
+        return self.path(name)
+
+    def networks(self) -> tuple[nn.Module, snn.SequentialState]:
+        """Finished teacher and student."""
+        for name in (TEACHER, STUDENT):
+            if not self.has(name):
+                raise RecipeError(
+                    f"{self.path(name)}: not trained yet; run `knarr train {self.recipe.name}` first"
+                )
+        teacher = train_teacher(self.recipe, self.data, self.folder)
+        return teacher, train_student(self.recipe, self.data, teacher, self.folder)
+
+
+def start(recipe_name: str, data: Path | None, out: Path | None) -> Run:
+    """Open a recipe's run folder, making it and its generated data when they are not there."""
+    recipe = load_recipe(recipe_name)
+    folder = out if out is not None else Path("runs") / recipe.name
+    if data is None:
+        if not isinstance(recipe.data, EyesData):
+            raise RecipeError(
+                f"recipe '{recipe.name}': its data is not generated; pass the folder with --data"
+            )
+        settings = recipe.data
+        data = eyes_root(settings, folder.parent / "data", recipe.seed)
+        if not data.is_dir():
+            progress.say(f"Generating eye clips into {data}")
+            data.parent.mkdir(parents=True, exist_ok=True)
+            generate(
+                data,
+                subjects=settings.subjects,
+                takes_per_emotion=settings.takes_per_emotion,
+                frames=settings.timesteps,
+                size=settings.size,
+                seed=recipe.seed,
+                progress=progress.counter("clips"),
+            )
+    loaded = load_data(recipe, data)
+    progress.say(f"Data: {len(loaded.train.labels)} clips to train on, {len(loaded.test.labels)} held out")
+    open_run(recipe, loaded, data, folder)
+    return Run(folder, recipe, loaded)
+
+
+def reopen(folder: Path) -> Run:
+    """Open a run that exists, with the data it was made with."""
+    recipe, root = read_run(folder)
+    data = load_data(recipe, root)
+    open_run(recipe, data, root, folder)
+    return Run(folder, recipe, data)
+
+
+def train(run: Run) -> None:
+    if not run.has(TEACHER):
+        progress.say("Training the teacher")
+    teacher = train_teacher(run.recipe, run.data, run.folder, progress.training("teacher"))
+    if not run.has(STUDENT):
+        progress.say("Distilling the student")
+    train_student(run.recipe, run.data, teacher, run.folder, progress.training("student"))
+
+
+def export(run: Run) -> None:
+    if run.has(GRAPH, BASELINE):
+        return
+    progress.say("Exporting: NIR with certificate, ONNX")
+    teacher, student = run.networks()
+    samples = run.data.train.spikes(np.arange(min(CERTIFY_SAMPLES, len(run.data.train.labels))))
+    graph = to_nir(student, samples.shape[2:], run.recipe.data.dt_s, samples=samples)
+    to_onnx(teacher, tuple(run.data.train.batch(np.arange(1), None).frames.shape[1:]), run.path(BASELINE))
+    write(graph, run.path(GRAPH))
+
+
+def deploy(run: Run) -> None:
+    if run.has(NET):
+        return
+    progress.say("Lowering to integers")
+    graph = read(run.need(GRAPH, "export"))
+    write_net(lower(graph, run.recipe.data.dt_s, weight_bits=run.recipe.deploy.weight_bits), run.path(NET))
+
+
+def simulate(run: Run) -> None:
+    """The whole test set on the chip simulator, and how often teacher, student and chip are right."""
+    if run.has(RECORDING, ACCURACY):
+        return
+    progress.say("Simulating the chip on the test set")
+    network = read_net(run.need(NET, "deploy"))
+    test = run.data.test
+    recording = simulate_network(
+        network, test.spikes(np.arange(len(test.labels))), record=("output", "spikes")
+    )
+    teacher, student = run.networks()
+    chosen = {
+        "teacher": teacher_predictions(teacher, test),
+        "student": student_predictions(student, test),
+        "chip": recording.decisions,
+    }
+    correct = {name: int((picked == test.labels).sum()) for name, picked in chosen.items()}
+    save_recording(recording, run.path(RECORDING))
+    _write_json(run.path(ACCURACY), {"samples": len(test.labels), "correct": correct})
+
+
+def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None:
+    """Norse, NIR, simulator and Lava on the first test samples."""
+    if run.has(VERIFICATION) and not again:
+        return
+    chosen = np.arange(min(samples or run.recipe.deploy.lava_samples, len(run.data.test.labels)))
+    progress.say(f"Verifying on {len(chosen)} test samples: Norse, NIR, simulator, Lava")
+    _, student = run.networks()
+    result = verify_network(
+        read(run.need(GRAPH, "export")),
+        run.need(NET, "deploy"),
+        run.data.test.spikes(chosen),
+        run.recipe.data.dt_s,
+        module=student,
+        progress=progress.counter("Lava steps"),
+    )
+    _write_json(run.path(VERIFICATION), result.to_json())
+
+
+def energy(run: Run) -> None:
+    """Counts and prices of chip and teacher, per inference on the test set."""
+    if run.has(ENERGY):
+        return
+    progress.say("Counting operations")
+    network, recording = read_net(run.need(NET, "deploy")), load_recording(run.need(RECORDING, "pipeline"))
+    test = run.data.test
+    everything = np.arange(len(test.labels))
+    chip_counts = count_events(network, test.spikes(everything), recording)
+    teacher_counts = count_onnx(run.need(BASELINE, "export"), test.batch(everything, None).frames.numpy())
+    chip, teacher = price(chip_counts, PROFILE), price(teacher_counts, PROFILE)
+    _write_json(
+        run.path(ENERGY),
+        {
+            "chip": {"counts": chip_counts.to_json(), "energy": chip.to_json()},
+            "teacher": {"counts": teacher_counts.to_json(), "energy": teacher.to_json()},
+            "ratio": ratio(chip, teacher),
+        },
+    )
+
+
+def pictures(run: Run) -> None:
+    from knarr.cli import pictures as draw
+
+    draw.draw_all(run)
+
+
+ALL: tuple[Callable[[Run], Any], ...] = (train, export, deploy, simulate, verify, energy, pictures)
+
+
+def _write_json(path: Path, value: object) -> None:
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -1,0 +1,54 @@
+"""`knarr simulate`: any .net file, any inputs, one of the engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knarr.cli import progress
+from knarr.deploy import read_net, run_on_lava
+from knarr.hw_sim import ChipError, save_recording, simulate
+
+
+def simulate_file(
+    net: Path, inputs: Path, out: Path | None, engine: str, timeout_s: float | None
+) -> dict[str, Any]:
+    """Run a file and say what came out.
+
+    Raises:
+        DeployError, ChipError, LavaError: what is wrong with file, inputs or worker.
+    """
+    network = read_net(net)
+    events = _read_inputs(inputs)
+    record = ("output", "spikes")
+    if engine == "lava":
+        recording = run_on_lava(
+            net, events, record=record, timeout_s=timeout_s, progress=progress.counter("Lava steps")
+        )
+    else:
+        recording = simulate(network, events, engine=engine, record=record)  # type: ignore[arg-type]
+    if out is not None:
+        save_recording(recording, out)
+    return {
+        "engine": recording.engine,
+        "samples": int(recording.output.shape[0]),
+        "timesteps": int(recording.output.shape[1]),
+        "readout": network.readout.kind,
+        "spikes": {name: int(spikes.sum()) for name, spikes in recording.spikes.items()},
+        "decisions": [int(decision) for decision in recording.decisions],
+        "recording": None if out is None else str(out),
+    }
+
+
+def _read_inputs(path: Path) -> np.ndarray[Any, Any]:
+    if not path.is_file():
+        raise ChipError(f"{path}: no such file; save integers with numpy.save")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ChipError(f"{path}: not a .npy array of numbers ({error}); save one with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        raise ChipError(f"{path}: holds several arrays; save one with numpy.save")
+    return array

@@ -1,0 +1,158 @@
+"""What a recipe's data gives to training: batches of student spikes, teacher frames and labels, augmented or not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from knarr.train.events import EventRecordings, Jitter, bin_counts
+from knarr.train.see import SeeClips
+
+Indices = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """One batch, a tuple so that Lightning can move it to a device.
+
+    Args:
+        spikes: (B, T, 2, H, W) float32 of 0 and 1, what the student sees.
+        frames: (B, C, H, W) float32, what the teacher sees.
+        labels: (B,) int64 classes.
+    """
+
+    spikes: torch.Tensor
+    frames: torch.Tensor
+    labels: torch.Tensor
+
+
+class Clips(Protocol):
+    """A split of a data set."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]: ...
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        """Clips `indices`, augmented when `rng` is given."""
+        ...
+
+    def spikes(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        """(B, T, 2, H, W) student inputs of 0 and 1, not augmented, as integers for the chip."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class EventClips:
+    """Event recordings: the student sees binary time bins, the teacher log counts in a few coarse bins."""
+
+    recordings: EventRecordings
+    timesteps: int
+    bin_us: int
+    teacher_bins: int
+    jitter: Jitter
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self.recordings.labels
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        jitter = self.jitter if rng is not None else None
+        counts = bin_counts(self.recordings, indices, self.timesteps, self.bin_us, jitter=jitter, rng=rng)
+        return Batch(
+            torch.from_numpy((counts > 0).astype(np.float32)),
+            torch.from_numpy(_log_counts(counts, self.teacher_bins)),
+            torch.from_numpy(self.labels[indices]),
+        )
+
+    def spikes(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        counts = bin_counts(self.recordings, indices, self.timesteps, self.bin_us)
+        return (counts > 0).astype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class EyeClips:
+    """Eye clips: the student sees event frames, the teacher a few intensity frames and the event counts between them."""
+
+    clips: SeeClips
+    teacher_bins: int
+    shift_px: int
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self.clips.labels
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        events, frames = self.clips.events[indices], self.clips.frames[indices]
+        if rng is not None and self.shift_px:
+            events, frames = self._shift(events, frames, rng)
+        steps = frames.shape[1]
+        instants = (np.arange(self.teacher_bins) * steps + steps // 2) // self.teacher_bins
+        grey = frames[:, instants].astype(np.float32) / 255 - 0.5
+        teacher = np.concatenate([grey, _log_counts(events, self.teacher_bins)], axis=1)
+        return Batch(
+            torch.from_numpy(events.astype(np.float32)),
+            torch.from_numpy(teacher),
+            torch.from_numpy(self.labels[indices]),
+        )
+
+    def spikes(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        return self.clips.events[indices]
+
+    def _shift(
+        self, events: npt.NDArray[np.uint8], frames: npt.NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Move each clip by up to `shift_px` pixels: no events come in from outside, the frame's edge is repeated."""
+        margin = self.shift_px
+        height, width = frames.shape[-2:]
+        wide_events = np.pad(events, (*[(0, 0)] * 3, (margin, margin), (margin, margin)))
+        wide_frames = np.pad(frames, (*[(0, 0)] * 2, (margin, margin), (margin, margin)), mode="edge")
+        moved_events, moved_frames = np.empty_like(events), np.empty_like(frames)
+        for clip, (y, x) in enumerate(rng.integers(0, 2 * margin, (len(events), 2), endpoint=True)):
+            window = (..., slice(y, y + height), slice(x, x + width))
+            moved_events[clip], moved_frames[clip] = wide_events[clip][window], wide_frames[clip][window]
+        return moved_events, moved_frames
+
+
+def _log_counts(counts: npt.NDArray[np.integer[Any]], bins: int) -> npt.NDArray[np.float32]:
+    """(B, T, 2, H, W) -> (B, bins * 2, H, W) log(1 + events) in consecutive groups of time steps."""
+    groups = [part.sum(axis=1) for part in np.array_split(counts, bins, axis=1)]
+    return np.log1p(np.concatenate(groups, axis=1)).astype(np.float32)
+
+
+class Epoch(Dataset[Batch]):
+    """The batches of one epoch. What they hold depends on seed and epoch alone, so a resumed run repeats them."""
+
+    def __init__(
+        self, clips: Clips, indices: Indices, batch_size: int, *, seed: int, epoch: int | None
+    ) -> None:
+        self.clips, self.batch_size, self.seed, self.epoch = clips, batch_size, seed, epoch
+        self.indices = indices if epoch is None else np.random.default_rng([seed, epoch]).permutation(indices)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        if number >= len(self):
+            raise IndexError(number)  # ends a plain for loop
+        chosen = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+        augment = None if self.epoch is None else np.random.default_rng([self.seed, self.epoch, number])
+        return self.clips.batch(chosen, augment)
+
+
+def split_validation(groups: npt.NDArray[np.generic], fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Split clips into (training, validation) without dividing a group.
+
+    Args:
+        groups: (N,) group of each clip: a subject, or the clip itself where clips are independent.
+        fraction: of the groups that go to validation, 0 < fraction < 1.
+        seed: of the draw.
+    """
+    names = np.unique(groups)
+    drawn = np.random.default_rng(seed).permutation(names)[: max(1, round(fraction * len(names)))]
+    held_out = np.isin(groups, drawn)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
