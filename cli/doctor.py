@@ -75,8 +75,8 @@ def _package(name: str) -> Finding:
 
 def _tiny_network() -> ChipNetwork:
     rng = np.random.default_rng(0)
-    hidden = Dense("hidden", rng.integers(-60, 64, (5, 6)), Neuron(4096, 512, 40, "lif"))
-    output = Dense("output", rng.integers(-60, 64, (3, 5)), Neuron(4096, 512, 40, "lif_out"))
+    hidden = Dense("hidden", rng.integers(-60, 64, (5, 6), dtype=np.int32), Neuron(4096, 512, 40, "lif"))
+    output = Dense("output", rng.integers(-30, 64, (3, 5), dtype=np.int32), Neuron(4096, 512, 30, "lif_out"))
     return ChipNetwork((hidden, output), InputCoding((6,)), Readout("spikes"))
 
 
@@ -95,11 +95,14 @@ def _lava() -> Finding:
             write_net(_tiny_network(), path)
             lava = run_on_lava(path, inputs, record=record, timeout_s=LAVA_LIMIT_S)
         differences = compare(simulate(_tiny_network(), inputs, record=record), lava)
+        spikes = sum(int(layer.sum()) for layer in lava.spikes.values())
     except LavaError as error:
         return Finding("Lava simulator", False, False, f"{error} (interpreter {lava_python()})")
     if differences:
         return Finding("Lava simulator", False, False, f"differs from ours: {differences[0]}")
-    return Finding("Lava simulator", True, False, f"{int(lava.output.sum())} output spikes, equal to ours")
+    if spikes == 0:
+        return Finding("Lava simulator", False, False, "nothing fired, so being equal to ours means nothing")
+    return Finding("Lava simulator", True, False, f"{spikes} spikes, equal to ours")
 
 
 def _gpu() -> Finding:

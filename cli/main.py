@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-import click
 import typer
 
 app = typer.Typer(
@@ -28,7 +27,7 @@ DataOption = Annotated[
 OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe name>.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
-OK, DOES_NOT_HOLD, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DOES_NOT_HOLD, BAD_INPUT = 1, 2
 
 
 @app.command(epilog="Example: knarr pipeline nmnist --data nmnist_small")
@@ -50,10 +49,11 @@ def train(
 ) -> None:
     """Train the teacher and distil the student; a killed run goes on after its last epoch."""
     from knarr.cli import report, stages
+    from knarr.train.run import STUDENT, TEACHER
 
     run = stages.start(recipe, data, out)
     stages.train(run)
-    report.say({"run": str(run.folder), "teacher": stages.TEACHER, "student": stages.STUDENT}, json=json)
+    report.say({"run": str(run.folder), "teacher": TEACHER, "student": STUDENT}, json=json)
 
 
 @app.command(epilog="Example: knarr export runs/nmnist")
@@ -144,32 +144,22 @@ def _finish(holds: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every expected fault is one line on standard error and an exit status, never a traceback."""
-    sys.exit(_run(arguments))
-
-
-def _run(arguments: list[str] | None) -> int:
+    """Run the command line and exit; every expected fault is one line on standard error, never a traceback."""
     try:
-        status = app(args=arguments, standalone_mode=False)
-        return status if isinstance(status, int) else OK
-    except click.ClickException as error:
-        error.show()
-        return BAD_INPUT
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; run the same command again to go on", INTERRUPTED)
+        app(args=arguments, prog_name="knarr")
     except ValueError as error:
         # Every stage's own errors are ValueErrors with one line for the user; anything else is a fault in knarr.
         if not type(error).__module__.startswith("knarr."):
             raise
-        return _fail(str(error), BAD_INPUT)
+        _fail(str(error), BAD_INPUT)
     except OSError as error:
-        return _fail(f"{error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)
     except RuntimeError as error:
         if not type(error).__module__.startswith("knarr."):
             raise
-        return _fail(str(error), DOES_NOT_HOLD)
+        _fail(str(error), DOES_NOT_HOLD)
 
 
-def _fail(message: str, status: int) -> int:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"knarr: {' '.join(message.split())}", file=sys.stderr)
-    return status
+    sys.exit(status)

@@ -122,7 +122,7 @@ def summary(folder: Path) -> dict[str, Any]:
     accuracy, energy, verification = (
         _read(folder / name) for name in (stages.ACCURACY, stages.ENERGY, stages.VERIFICATION)
     )
-    mismatches = {}
+    mismatches: dict[str, dict[str, int]] = {}
     for row in verification["rows"]:
         pair = mismatches.setdefault(row["pair"], {"compared": 0, "mismatches": 0})
         pair["compared"] += row["compared"]

@@ -1,0 +1,107 @@
+"""Shared fixtures: where real data lies, a small trained run, and which skips are allowed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import norse.torch as snn
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+ALLOWED_SKIPS = (
+    # The real recordings are not part of the project; tests name them when they are not beside it.
+    "real data not found",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()
+    if not report.skipped or not os.environ.get("KNARR_STRICT_SKIPS") or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(allowed in reason for allowed in ALLOWED_SKIPS):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{item.nodeid}: skipped for a reason that is not listed in tests/conftest.py: {reason}"
+        )
+
+
+@pytest.fixture(scope="session")
+def nmnist_root() -> Path:
+    """The folder of real N-MNIST recordings, from KNARR_SHARED_DATA or beside the project."""
+    default = Path(__file__).parent.parent.parent / "shared" / "data"
+    root = Path(os.environ.get("KNARR_SHARED_DATA", default)) / "nmnist_small"
+    if not root.is_dir():
+        pytest.skip(f"real data not found: {root} (set KNARR_SHARED_DATA)")
+    return root
+
+
+DT_S = 0.001
+
+
+def lif_box(decay: float = 0.25, v_th: float = 0.5) -> snn.LIFBoxCell:
+    parameters = snn.LIFBoxParameters(tau_mem_inv=torch.tensor(decay / DT_S), v_th=torch.tensor(v_th))
+    return snn.LIFBoxCell(parameters, dt=DT_S)
+
+
+def lif_cuba(decay_syn: float = 0.5, decay_mem: float = 0.25, v_th: float = 0.5) -> snn.LIFCell:
+    parameters = snn.LIFParameters(
+        tau_syn_inv=torch.tensor(decay_syn / DT_S),
+        tau_mem_inv=torch.tensor(decay_mem / DT_S),
+        v_th=torch.tensor(v_th),
+    )
+    return snn.LIFCell(parameters, dt=DT_S)
+
+
+def li_box(decay: float = 0.125) -> snn.LIBoxCell:
+    return snn.LIBoxCell(p=snn.LIBoxParameters(tau_mem_inv=torch.tensor(decay / DT_S)), dt=DT_S)
+
+
+def conv_student(seed: int = 0, gain: float = 4.0) -> snn.SequentialState:
+    """Bias, both kinds of LIF, padding, stride and two pools on (2, 18, 18); fires on random input."""
+    torch.manual_seed(seed)
+    student = snn.SequentialState(
+        nn.Conv2d(2, 4, 4, stride=2),
+        lif_box(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(4, 6, 3, padding=1, bias=False),
+        lif_cuba(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 5, bias=False),
+        li_box(),
+    )
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter *= gain
+    return student.eval()
+
+
+@pytest.fixture(scope="session")
+def cells() -> SimpleNamespace:
+    """Builders of small Norse modules; `dt_s` is their time step, seconds."""
+    return SimpleNamespace(
+        dt_s=DT_S, lif_box=lif_box, lif_cuba=lif_cuba, li_box=li_box, conv_student=conv_student
+    )
+
+
+@pytest.fixture
+def student() -> snn.SequentialState:
+    return conv_student()
+
+
+@pytest.fixture
+def spikes() -> np.ndarray:
+    """(4, 20, 2, 18, 18) random 0 and 1."""
+    return (np.random.default_rng(7).random((4, 20, 2, 18, 18)) < 0.2).astype(np.uint8)
