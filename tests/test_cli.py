@@ -1,0 +1,211 @@
+"""The command as a user meets it: help, bad input in one line with the right exit status, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from knarr.cli import main
+from knarr.deploy import write_net
+from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout, load_recording
+
+VERBS = ("train", "export", "deploy", "simulate", "verify", "energy", "report", "pipeline", "doctor")
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Knarr = Callable[..., Result]
+
+
+@pytest.fixture
+def knarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Knarr:
+    """Runs the command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Result(int(exit_.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    layer = Dense("fc", rng.integers(-60, 64, (3, 6), dtype=np.int32), Neuron(4096, 512, 30, "lif"))
+    path = tmp_path / "tiny.net"
+    write_net(ChipNetwork((layer,), InputCoding((6,)), Readout("spikes")), path)
+    np.save(tmp_path / "in.npy", rng.integers(0, 2, (2, 8, 6)))
+    return path
+
+
+def one_line(result: Result, status: int, *words: str) -> None:
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("knarr: ")
+    assert sum(line.startswith("knarr: ") for line in lines) == 1
+    for word in words:
+        assert word in lines[-1]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(knarr: Knarr, verb: str, tmp_path: Path) -> None:
+    result = knarr(verb, "--help")
+    assert result.returncode == 0
+    assert "--json" in result.stdout
+    assert f"Example: knarr {verb}" in result.stdout
+
+
+def test_usage_errors_exit_2(knarr: Knarr, tmp_path: Path) -> None:
+    for arguments in (["nope"], ["simulate"], ["pipeline"]):
+        result = knarr(*arguments)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+
+
+def test_simulate_prints_json_and_writes_the_recording(knarr: Knarr, net: Path, tmp_path: Path) -> None:
+    result = knarr("simulate", net, "--inputs", "in.npy", "--out", "rec.npz", "--json")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    recording = load_recording(tmp_path / "rec.npz")
+    assert facts["spikes"] == {"fc": int(recording.output.sum())}
+    assert facts["spikes"]["fc"] > 0
+    assert facts["decisions"] == recording.decisions.tolist()
+
+
+def test_simulate_on_lava_gives_the_same(knarr: Knarr, net: Path, tmp_path: Path) -> None:
+    ours, lava = (
+        json.loads(knarr("simulate", net, "--inputs", "in.npy", "--engine", engine, "--json").stdout)
+        for engine in ("reference", "lava")
+    )
+    assert (ours.pop("engine"), lava.pop("engine")) == ("reference", "lava")
+    assert ours == lava
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["simulate", "no.net", "--inputs", "in.npy"], ["no.net", "no such file"]),
+        (["simulate", "text.net", "--inputs", "in.npy"], ["text.net", "not an HDF5 file"]),
+        (["simulate", "cut.net", "--inputs", "in.npy"], ["cut.net"]),
+        (["simulate", "tiny.net", "--inputs", "no.npy"], ["no.npy", "no such file"]),
+        (["simulate", "tiny.net", "--inputs", "text.net"], ["text.net", "not a .npy"]),
+        (["simulate", "tiny.net", "--inputs", "float.npy"], ["dtype float64"]),
+        (["simulate", "tiny.net", "--inputs", "in.npy", "--engine", "quantum"], ["engine: 'quantum'"]),
+        (["pipeline", "nope"], ["recipe 'nope'", "eyes, nmnist"]),
+        (["pipeline", "nmnist"], ["--data"]),
+        (["pipeline", "nmnist", "--data", "nowhere"], ["nowhere", "missing"]),
+        (["export", "no-run"], ["no-run", "config.yaml"]),
+        (["report", "no-run"], ["no-run"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    knarr: Knarr, arguments: list[str], words: list[str], net: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.net").write_text("hello")
+    (tmp_path / "cut.net").write_bytes(net.read_bytes()[:700])
+    np.save(tmp_path / "float.npy", np.zeros((2, 8, 6)))
+    before = sorted(tmp_path.rglob("*"))
+    one_line(knarr(*arguments), 2, *words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bad_recordings_stop_the_pipeline_before_it_writes(
+    knarr: Knarr, nmnist_root: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(nmnist_root / "1.bs2", data / "1.bs2")
+    (data / "train1K.txt").write_text("1\t5\n2\t0\n")
+    (data / "test100.txt").write_text("1\t5\n")
+    arguments = ("pipeline", "nmnist", "--data", data, "--out", "run")
+    one_line(knarr(*arguments), 2, "2.bs2", "missing")
+    (data / "2.bs2").write_bytes((nmnist_root / "2.bs2").read_bytes()[:-2])
+    one_line(knarr(*arguments), 2, "2.bs2", "truncated")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "words"),
+    [
+        ("echo no license for this; exit 3", 1, ["died with exit status 3", "no license for this"]),
+        ("sleep 300 & sleep 300", 1, ["no result within 2 s"]),
+    ],
+)
+def test_a_lava_worker_that_dies_or_hangs(
+    knarr: Knarr,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    status: int,
+    words: list[str],
+    net: Path,
+    tmp_path: Path,
+) -> None:
+    fake = tmp_path / "fake-python"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    marker = {"KNARR_TEST_MARK": tmp_path.name}
+    arguments = (
+        "simulate",
+        net,
+        "--inputs",
+        "in.npy",
+        "--engine",
+        "lava",
+        "--timeout",
+        "2",
+        "--out",
+        "rec.npz",
+    )
+    for name, value in (*marker.items(), ("KNARR_LAVA_PYTHON", str(fake))):
+        monkeypatch.setenv(name, value)
+    result = knarr(*arguments)
+    one_line(result, status, "Lava worker", *words)
+    assert not (tmp_path / "rec.npz").exists()
+    left = [
+        path
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if f"KNARR_TEST_MARK={tmp_path.name}" in read(path)
+    ]
+    assert left == []
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""  # it ended while we looked
+
+
+def test_doctor_finds_lava(knarr: Knarr, tmp_path: Path) -> None:
+    result = knarr("doctor", "--json")
+    assert result.returncode == 0, result.stderr
+    findings = {finding["backend"]: finding for finding in json.loads(result.stdout)}
+    assert findings["Lava simulator"]["works"], findings["Lava simulator"]["note"]
+    assert findings["chip simulator"]["works"]
+
+
+def test_stages_do_not_import_lava(tmp_path: Path) -> None:
+    code = "import sys, knarr.train, knarr.export, knarr.deploy, knarr.hw_sim; print([m for m in sys.modules if m.split('.')[0] == 'lava'])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100, cwd=tmp_path
+    )
+    assert result.stdout.strip() == "[]"
