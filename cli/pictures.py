@@ -48,6 +48,9 @@ def _samples(run: Run) -> Figure:
     batch = run.data.test.batch(chosen, None)
     spikes = run.data.test.spikes(chosen)
     steps = np.linspace(0, spikes.shape[1] - 1, SHOWN_STEPS).astype(int)
+    on_channel = (
+        1 if run.recipe.data.kind == "nmnist" else 0
+    )  # N-MNIST's polarity 1 is ON, SEE's first plane is
     figure, axes = plt.subplots(
         len(chosen),
         SHOWN_STEPS + 1,
@@ -59,9 +62,7 @@ def _samples(run: Run) -> Figure:
         axes[row, 0].imshow(batch.frames[row, 0].numpy(), cmap="gray")
         axes[row, 0].set_ylabel(run.data.class_names[label])
         for column, step in enumerate(steps, start=1):
-            on, off = spikes[row, step, -1 if run.recipe.data.kind == "nmnist" else 0], spikes[row, step, 0]
-            if run.recipe.data.kind == "eyes":
-                off = spikes[row, step, 1]
+            on, off = spikes[row, step, on_channel], spikes[row, step, 1 - on_channel]
             picture = np.ones((*on.shape, 3))
             picture[off > 0], picture[on > 0] = OFF_COLOUR, ON_COLOUR
             axes[row, column].imshow(picture)

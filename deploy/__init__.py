@@ -3,7 +3,8 @@
 from knarr.deploy.errors import DeployError, LavaError
 from knarr.deploy.lava import lava_python, run_on_lava
 from knarr.deploy.lower import lower
-from knarr.deploy.netx import read_net, write_net
+from knarr.deploy.netx_read import read_net
+from knarr.deploy.netx_write import write_net
 from knarr.deploy.rules import Violation, check
 from knarr.deploy.verify import Comparison, Verification, verify
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError, LavaError
-from knarr.deploy.netx import read_net
+from knarr.deploy.netx_read import read_net
 from knarr.deploy.process_group import kill_group
 from knarr.deploy.rules import check
 from knarr.hw_sim import Dense, Recording

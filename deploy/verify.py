@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
 from knarr.deploy.lava import run_on_lava
-from knarr.deploy.netx import read_net
+from knarr.deploy.netx_read import read_net
 from knarr.export import step_nir, to_nir, trace_module
 from knarr.hw_sim import simulate
 

@@ -195,8 +195,10 @@ def overflowing_dense(rng: np.random.Generator) -> ChipNetwork:
 
 def overflowing_conv(rng: np.random.Generator) -> ChipNetwork:
     """16-bit payloads take the sum itself beyond 24 bits."""
-    first = Conv("c", weights(rng, 3, 2, 3, 3, low=-128, high=128), Neuron(2000, 900, 20_000), (2, 5, 5))
-    return network([first, Dense("d", weights(rng, 3, 27), Neuron(3000, 300, 80))], (2, 5, 5), bits=16)
+    first = Conv("c", weights(rng, 3, 2, 3, 3, low=-128, high=128), Neuron(2000, 900, 40_000), (2, 5, 5))
+    return network(
+        [first, Dense("d", weights(rng, 3, 27, low=-60, high=60), Neuron(3000, 300, 120))], (2, 5, 5), bits=16
+    )
 
 
 CASES = {

@@ -23,9 +23,9 @@ from knarr.train import RecipeError, fold_batch_norm, load_recipe, run_student, 
 from knarr.train.clips import Epoch, EyeClips, split_validation
 from knarr.train.distill import distillation_loss, soft_label_loss
 from knarr.train.recipe import parse_recipe
-from knarr.train.run import load_weights, save_weights
 from knarr.train.see import SeeClips
 from knarr.train.student import StudentShape, build_student, snap_inverse
+from knarr.train.weights import load_weights, save_weights
 
 SHAPE = StudentShape((2, 18, 18), 3, (4, 6), 0, 0.01, 0.02, 0.08)
 

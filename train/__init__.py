@@ -1,12 +1,10 @@
 """Data, teachers, spiking students and the distillation that joins them."""
 
+from knarr.train.data import RunData, eyes_root, load_data
 from knarr.train.data_error import DataError
 from knarr.train.eyes import generate
 from knarr.train.recipe import Recipe, RecipeError, load_recipe, shipped_recipes
 from knarr.train.run import (
-    RunData,
-    eyes_root,
-    load_data,
     open_run,
     read_run,
     student_predictions,

@@ -96,7 +96,9 @@ class _AtomicCheckpoints(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         # OneCycleLR keeps a function in its state, which weights_only rightly refuses; a new one has its own.
-        schedulers = [{k: v for k, v in state.items() if not callable(v)} for state in checkpoint["lr_schedulers"]]
+        schedulers = [
+            {k: v for k, v in state.items() if not callable(v)} for state in checkpoint["lr_schedulers"]
+        ]
         checkpoint = {**checkpoint, "lr_schedulers": schedulers}
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)

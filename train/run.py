@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,87 +13,19 @@ import torch
 import torch.nn.functional as F
 import yaml
 from lightning.pytorch.callbacks import Callback
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import nn
 
-from knarr.train.clips import Batch, Clips, Epoch, EventClips, EyeClips, split_validation
-from knarr.train.data_error import DataError
+from knarr.train.clips import Batch, Clips, Epoch, split_validation
+from knarr.train.data import RunData
 from knarr.train.distill import distillation_loss
-from knarr.train.events import Jitter
 from knarr.train.fit import fit, write_atomic
-from knarr.train.nmnist import CLASSES, read_nmnist
-from knarr.train.recipe import EyesData, NmnistData, Recipe, RecipeError
-from knarr.train.see import assert_disjoint, read_see
+from knarr.train.recipe import Recipe, RecipeError
 from knarr.train.student import StudentShape, build_student, fold_batch_norm, run_student
 from knarr.train.teacher import Teacher
+from knarr.train.weights import load_weights, save_weights
 
 CONFIG, TEACHER, STUDENT = "config.yaml", "teacher.safetensors", "student.safetensors"
 EVALUATION_BATCH = 50
-
-
-@dataclass(frozen=True, eq=False)
-class RunData:
-    """Both splits of a recipe's data. `test` is never trained or tuned on.
-
-    Args:
-        train, test: the splits.
-        groups: (N,) of the training clips: a group never lies on both sides of the validation split.
-        class_names: one per class.
-    """
-
-    train: Clips
-    test: Clips
-    groups: npt.NDArray[np.generic]
-    class_names: tuple[str, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over labels and student inputs of a few clips of each split: tells one data set from another."""
-        digest = hashlib.sha256()
-        for clips in (self.train, self.test):
-            digest.update(clips.labels.tobytes())
-            digest.update(
-                np.packbits(
-                    clips.spikes(np.arange(len(clips.labels))[:: max(1, len(clips.labels) // 8)])
-                ).tobytes()
-            )
-        return digest.hexdigest()
-
-
-def load_data(recipe: Recipe, root: Path) -> RunData:
-    """Read a recipe's data.
-
-    Args:
-        recipe: says which reader and which time bins.
-        root: folder with the data; for eyes, the SEE tree that `generate` wrote.
-
-    Raises:
-        DataError: anything missing or malformed.
-    """
-    settings = recipe.data
-    if isinstance(settings, NmnistData):
-        jitter = Jitter(settings.rotation_deg, settings.scale, settings.shift_px)
-        train, test = (
-            EventClips(
-                read_nmnist(root, split), settings.timesteps, settings.bin_us, settings.teacher_bins, jitter
-            )
-            for split in ("train", "test")
-        )
-        shared = set(train.recordings.names) & set(test.recordings.names)
-        if shared:
-            raise DataError(
-                root, f"splits overlap: {len(shared)} recordings are in both lists; remove them from one"
-            )
-        names = tuple(str(digit) for digit in range(CLASSES))
-        return RunData(train, test, np.arange(len(train.labels)), names)
-    clips = [
-        read_see(root, subset=subset, size=settings.size, timesteps=settings.timesteps)
-        for subset in ("training", "testing")
-    ]
-    assert_disjoint(*clips)
-    splits = [EyeClips(part, settings.teacher_bins, settings.shift_px) for part in clips]
-    return RunData(splits[0], splits[1], np.array(clips[0].subjects), clips[0].label_names)
 
 
 def open_run(recipe: Recipe, data: RunData, data_root: Path, run_folder: Path) -> None:
@@ -248,32 +178,6 @@ def _fit(
     )
 
 
-def save_weights(module: nn.Module, path: Path) -> None:
-    """A module's state as safetensors, written whole or not at all."""
-    write_atomic(path, save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a state of exactly this module's names, shapes and dtypes; leaves the module in eval mode.
-
-    Raises:
-        RecipeError: the file is not safetensors or holds something else.
-    """
-    try:
-        state = load(path.read_bytes())
-    except SafetensorError as error:
-        raise RecipeError(f"{path}: not a safetensors file ({error}); remove it and train again") from error
-    wanted = module.state_dict()
-    for name in sorted(set(state) | set(wanted)):
-        ours, theirs = wanted.get(name), state.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            raise RecipeError(
-                f"{path}: tensor '{name}' does not fit the recipe's network; remove the file and train again"
-            )
-    module.load_state_dict(state)
-    module.eval()
-
-
 def teacher_predictions(teacher: nn.Module, clips: Clips) -> npt.NDArray[np.int64]:
     """(N,) class the teacher sees in each clip."""
     teacher.eval()
@@ -293,11 +197,3 @@ def student_predictions(student: snn.SequentialState, clips: Clips) -> npt.NDArr
 def _batches(clips: Clips) -> Iterator[Batch]:
     epoch = Epoch(clips, np.arange(len(clips.labels)), EVALUATION_BATCH, seed=0, epoch=None)
     return (epoch[number] for number in range(len(epoch)))
-
-
-def eyes_root(settings: EyesData, cache: Path, seed: int) -> Path:
-    """Where the generated eyes of these settings lie under a cache folder."""
-    return (
-        cache
-        / f"eyes-{settings.size}px-{settings.timesteps}f-{settings.subjects}p-{settings.takes_per_emotion}t-{seed}"
-    )

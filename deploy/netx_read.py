@@ -1,14 +1,12 @@
-"""`.net` files: the HDF5 that Lava-DL's netx loads, with our manifest as an attribute netx does not look at.
+"""Reader of netx `.net` files, ours or not; what it does not know, it refuses by name.
 
 Layout (lava-dl 0.6.0 `netx/hdf5.py`): /layer/<i>/ with type, shape, weight, stride, padding, dilation, groups, bias and
-neuron/{type, iDecay, vDecay, vThMant}; integers everywhere, since a float raises in one of Lava's children and hangs it.
+neuron/{type, iDecay, vDecay, vThMant}. netx skips an unknown type in silence and hangs on a float register; we do neither.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,85 +15,12 @@ import h5py
 import numpy as np
 
 from knarr.deploy.errors import DeployError
-from knarr.deploy.rules import check
 from knarr.hw_sim import ChipError, ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout
 
 MANIFEST = "knarr_manifest"
 MANIFEST_FORMAT = 1
 MAX_FILE_BYTES = 2_000_000_000
 _UNSUPPORTED = ("pool", "convT", "unpool", "average", "concat", "dense_comp", "dense_rec")
-
-
-def write_net(network: ChipNetwork, path: Path) -> None:
-    """Write a network, and `<path>.json` with its manifest for people to read.
-
-    Raises:
-        DeployError: a rule of the chip is broken, or the file does not read back as the same integers.
-    """
-    broken = [v for v in check(network) if v.severity == "error"]
-    if broken:
-        raise DeployError(
-            f"{path.name}: not written, {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else "")
-        )
-    manifest = _manifest(network)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
-        with h5py.File(temporary, "w") as file:
-            file.attrs[MANIFEST] = json.dumps(manifest, sort_keys=True)
-            layers = file.create_group("layer")
-            _write_input(layers.create_group("0"), network.input)
-            shape = network.input.shape
-            for layer in network.layers:
-                if isinstance(layer, Dense) and len(shape) == 3:
-                    layers.create_group(str(len(layers))).create_dataset("type", data=np.bytes_("flatten"))
-                _write_layer(layers.create_group(str(len(layers))), layer)
-                shape = layer.output_shape
-        _require_same(network, read_net(temporary), path)
-        sidecar = Path(folder) / f"{path.name}.json"
-        sidecar.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(sidecar, path.with_name(sidecar.name))
-        os.replace(temporary, path)
-
-
-def _manifest(network: ChipNetwork) -> dict[str, Any]:
-    return {
-        "format": MANIFEST_FORMAT,
-        "dt_s": network.dt_s,
-        "graph_hash": network.graph_hash,
-        "input": {"shape": list(network.input.shape), "bits": network.input.bits},
-        "readout": network.readout.kind,
-        "layers": [
-            {"name": layer.name, "neuron": layer.neuron.name, "units_per_volt": layer.scale}
-            for layer in network.layers
-        ],
-        "rules": [str(violation) for violation in check(network)],
-    }
-
-
-def _write_input(group: h5py.Group, coding: InputCoding) -> None:
-    group.create_dataset("type", data=np.bytes_("input"))
-    group.create_dataset("shape", data=np.array(coding.shape, dtype=np.int64))
-
-
-def _write_layer(group: h5py.Group, layer: Dense | Conv) -> None:
-    group.create_dataset("type", data=np.bytes_("conv" if isinstance(layer, Conv) else "dense"))
-    group.create_dataset("shape", data=np.array(layer.output_shape, dtype=np.int64))
-    group.create_dataset("weight", data=layer.weight_int, compression="gzip")
-    if layer.bias_int is not None:
-        group.create_dataset("bias", data=layer.bias_int)
-    if isinstance(layer, Conv):
-        for field in ("stride", "padding", "dilation"):
-            group.create_dataset(field, data=np.array(getattr(layer, field), dtype=np.int64))
-        group.create_dataset("groups", data=np.int64(layer.groups))
-    neuron = group.create_group("neuron")
-    neuron.create_dataset("type", data=np.bytes_("CUBA"))
-    for key, value in (
-        ("iDecay", layer.neuron.i_decay),
-        ("vDecay", layer.neuron.v_decay),
-        ("vThMant", layer.neuron.vth_int),
-        ("refDelay", 1),
-    ):
-        neuron.create_dataset(key, data=np.int64(value))
 
 
 def read_net(path: Path) -> ChipNetwork:
@@ -288,23 +213,3 @@ def _text(group: h5py.Group, key: str, where: str) -> str:
         raise DeployError(f"{where}: has no {key}")
     value = np.atleast_1d(group[key][()])[0]
     return value.decode("ascii") if isinstance(value, bytes) else str(value)
-
-
-def _bias(layer: Dense | Conv) -> np.ndarray[Any, Any]:
-    return np.zeros(0) if layer.bias_int is None else layer.bias_int
-
-
-def _require_same(network: ChipNetwork, again: ChipNetwork, path: Path) -> None:
-    same = (
-        len(network.layers) == len(again.layers)
-        and network.input == again.input
-        and network.readout == again.readout
-    )
-    for ours, theirs in zip(network.layers, again.layers, strict=False):
-        same &= type(ours) is type(theirs) and np.array_equal(ours.weight_int, theirs.weight_int)
-        same &= ours.neuron == theirs.neuron and ours.output_shape == theirs.output_shape
-        same &= np.array_equal(_bias(ours), _bias(theirs))
-    if not same:
-        raise DeployError(
-            f"{path}: does not read back as the network that was written; this is a fault in knarr, report it"
-        )
