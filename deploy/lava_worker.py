@@ -45,6 +45,21 @@ def _die_with_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _report_child_exceptions(net: Any) -> None:
+    """Print the traceback of a Lava process that raised: Lava sends it down a pipe that nobody reads, and hangs."""
+    while True:
+        time.sleep(0.5)
+        runtime = getattr(net, "_runtime", None)
+        infrastructure = getattr(runtime, "_messaging_infrastructure", None)
+        for actor in getattr(infrastructure, "actors", None) or []:
+            failure = None
+            with contextlib.suppress(OSError, EOFError, ValueError):  # its pipe closes when the run ends
+                failure = actor.exception
+            if failure:
+                print(failure[1], file=sys.stderr, flush=True)  # noqa: T201 - to the log
+                return
+
+
 def _write_json(path: Path, value: object) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value), encoding="utf-8")
@@ -74,6 +89,7 @@ def run(job_folder: Path) -> None:
         reset_interval=timesteps,
         reset_offset=1,  # layer by layer, one step later each, so that pipelined samples equal isolated ones
     )
+    threading.Thread(target=_report_child_exceptions, args=(net,), daemon=True).start()
     layers = list(net.layers)
     steps = samples * timesteps + len(layers)
 

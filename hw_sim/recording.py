@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,7 @@ def load_recording(path: Path) -> Recording:
         ChipError: the file is not a recording; nothing is unpickled.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if int(arrays["format"]) != FORMAT:
                 raise ChipError(f"{path}: recording format {arrays['format']}, this version reads {FORMAT}")
             kinds: dict[str, dict[str, npt.NDArray[np.generic]]] = {
@@ -145,9 +146,19 @@ def load_recording(path: Path) -> Recording:
                     kinds[kind][name] = arrays[key]
             peaks = {name: int(peak) for name, peak in kinds.pop("peak_sum").items()}
             return Recording(output=arrays["output"], engine=str(arrays["engine"]), peak_sum=peaks, **kinds)  # type: ignore[arg-type]
-    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-        if isinstance(error, ChipError | FileNotFoundError):
-            raise
+    except (ChipError, FileNotFoundError):
+        raise
+    # What numpy, zipfile and zlib raise between them on damaged or foreign files.
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        EOFError,
+        AttributeError,
+        RuntimeError,
+        BadZipFile,
+        zlib.error,
+    ) as error:
         raise ChipError(
             f"{path}: not a recording ({error}); write one with `knarr simulate --record`"
         ) from error

@@ -43,6 +43,10 @@ def network(layers: list[Layer], shape: tuple[int, ...], bits: int = 1) -> ChipN
     return ChipNetwork(tuple(layers), InputCoding(shape, bits), Readout(kind))  # type: ignore[arg-type]
 
 
+def integers(rng: np.random.Generator, low: int, high: int, shape: int | tuple[int, ...]) -> Array:
+    return rng.integers(low, high, shape)
+
+
 def random_spikes(rng: np.random.Generator, *shape: int) -> Array:
     return (rng.random(shape) < 0.5).astype(np.int64)
 
@@ -69,8 +73,8 @@ def test_dense_with_reset_between_samples(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     leaky = Neuron(i_decay=1000, v_decay=200, vth_int=150)  # slow: what a wrong reset leaves behind is seen
     layers: list[Layer] = [
-        Dense("first", rng.integers(-60, 100, (12, 9)), leaky),
-        Dense("second", rng.integers(-60, 100, (5, 12)), leaky),
+        Dense("first", integers(rng, -60, 100, (12, 9)), leaky),
+        Dense("second", integers(rng, -60, 100, (5, 12)), leaky),
     ]
     net, inputs = network(layers, (9,)), random_spikes(rng, 7, 11, 9)
     assert compare(simulate(net, inputs), simulate(net, inputs, reset=False))
@@ -83,7 +87,7 @@ def test_samples_shorter_than_the_pipeline(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     slow = Neuron(i_decay=500, v_decay=100, vth_int=70)
     layers: list[Layer] = [
-        Dense(f"layer{i}", rng.integers(-20, 50, (8, 8)), slow, np.arange(-4, 4)) for i in range(4)
+        Dense(f"layer{i}", integers(rng, -20, 50, (8, 8)), slow, np.arange(-4, 4)) for i in range(4)
     ]
     net, inputs = network(layers, (8,)), random_spikes(rng, 9, 2, 8)
     assert compare(simulate(net, inputs), simulate(net, inputs, reset=False))
@@ -94,10 +98,10 @@ def test_convolutions_flatten_and_voltage_readout(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     box = Neuron(i_decay=4096, v_decay=1024, vth_int=120)
     shape = (2, 9, 7)  # height and width differ, so that a transpose would show
-    first = Conv("c1", rng.integers(-40, 80, (4, 2, 3, 2)), box, shape, stride=(2, 1), padding=(1, 0))
+    first = Conv("c1", integers(rng, -40, 80, (4, 2, 3, 2)), box, shape, stride=(2, 1), padding=(1, 0))
     second = Conv(
         "c2",
-        rng.integers(-40, 80, (6, 2, 2, 2)),
+        integers(rng, -40, 80, (6, 2, 2, 2)),
         Neuron(i_decay=2000, v_decay=300, vth_int=150),
         first.output_shape,
         padding=(0, 1),
@@ -106,7 +110,7 @@ def test_convolutions_flatten_and_voltage_readout(tmp_path: Path) -> None:
         bias_int=np.array([10, -20, 30, 0, 5, -1]),
     )
     readout = Neuron(i_decay=3000, v_decay=77, vth_int=NON_SPIKING_VTH)
-    dense = Dense("d", rng.integers(-90, 90, (3, prod(second.output_shape))), readout)
+    dense = Dense("d", integers(rng, -90, 90, (3, prod(second.output_shape))), readout)
     lava = assert_lava_equals_simulate(
         network([first, second, dense], shape), random_spikes(rng, 3, 8, *shape), tmp_path
     )
@@ -116,9 +120,9 @@ def test_convolutions_flatten_and_voltage_readout(tmp_path: Path) -> None:
 def test_bias_and_current_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     layers: list[Layer] = [
-        Dense("a", rng.integers(-50, 60, (10, 6)), Neuron(3, 4095, 500), rng.integers(-400, 400, 10)),
-        Dense("b", rng.integers(-70, 90, (8, 10)), Neuron(4095, 1, 260), rng.integers(-30, 60, 8)),
-        Dense("c", rng.integers(-70, 90, (4, 8)), Neuron(1, 0, 90_000), np.array([4095, -4095, 0, 1])),
+        Dense("a", integers(rng, -50, 60, (10, 6)), Neuron(3, 4095, 500), integers(rng, -400, 400, 10)),
+        Dense("b", integers(rng, -70, 90, (8, 10)), Neuron(4095, 1, 260), integers(rng, -30, 60, 8)),
+        Dense("c", integers(rng, -70, 90, (4, 8)), Neuron(1, 0, 90_000), np.array([4095, -4095, 0, 1])),
     ]
     net, inputs = network(layers, (6,)), random_spikes(rng, 5, 40, 6)
     lava = assert_lava_equals_simulate(net, inputs, tmp_path)
@@ -128,10 +132,10 @@ def test_bias_and_current_memory(tmp_path: Path) -> None:
 def test_graded_input_wraps_current_and_clips_voltage(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     layers: list[Layer] = [
-        Dense("a", rng.integers(-128, 128, (12, 24)), Neuron(400, 3, 120_000)),
-        Dense("b", rng.integers(-60, 80, (5, 12)), Neuron(2048, 300, 50)),
+        Dense("a", integers(rng, -128, 128, (12, 24)), Neuron(400, 3, 120_000)),
+        Dense("b", integers(rng, -60, 80, (5, 12)), Neuron(2048, 300, 50)),
     ]
-    net, inputs = network(layers, (24,), bits=8), rng.integers(0, 256, (5, 12, 24))
+    net, inputs = network(layers, (24,), bits=8), integers(rng, 0, 256, (5, 12, 24))
     # Two extremes which random payloads do not reach: sums beyond +-2**17 in one step.
     inputs[1, 3] = np.where(layers[0].weight_int[0] > 0, 255, 0)
     inputs[2, 5] = np.where(layers[0].weight_int[1] < 0, 255, 0)
@@ -144,13 +148,13 @@ def test_graded_input_wraps_current_and_clips_voltage(tmp_path: Path) -> None:
 
 def test_graded_convolution_wraps_its_sum(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
-    first = Conv("c", rng.integers(-128, 128, (3, 2, 3, 3)), Neuron(2000, 900, 40_000), (2, 5, 6))
-    layers: list[Layer] = [first, Dense("d", rng.integers(-40, 50, (3, 36)), Neuron(3000, 300, 300))]
-    inputs = rng.integers(0, 2**16, (3, 8, 2, 5, 6))
+    first = Conv("c", integers(rng, -128, 128, (3, 2, 3, 3)), Neuron(2000, 900, 40_000), (2, 5, 6))
+    layers: list[Layer] = [first, Dense("d", integers(rng, -40, 50, (3, 36)), Neuron(3000, 300, 300))]
+    inputs = integers(rng, 0, 2**16, (3, 8, 2, 5, 6))
     inputs[0, 2] = 2**16 - 1
-    # The same sums without the wrap, by a Dense layer's rules: most of them do not fit 24 bits.
+    # The same sums without the wrap, by a Dense layer's rules: many of them do not fit 24 bits.
     centre = inputs[:, :, :, 1:4, 1:4].reshape(24, -1) @ first.weight_int.reshape(3, -1).T.astype(np.int64)
-    assert (np.abs(centre) > M).mean() > 0.5
+    assert (np.abs(centre) > M).mean() > 0.25
     assert_lava_equals_simulate(network(layers, (2, 5, 6), bits=16), inputs, tmp_path)
 
 
@@ -248,8 +252,8 @@ def families() -> dict[str, list[Array]]:
         """150 matrices between random bounds in low..high, each holding the values `always`."""
         drawn = []
         for _ in range(150):
-            ends = np.sort(rng.integers(low // step, high // step + 1, 2))
-            matrix = step * rng.integers(ends[0], ends[1] + 1, (2, 4))
+            ends = np.sort(integers(rng, low // step, high // step + 1, 2))
+            matrix = step * integers(rng, ends[0], ends[1] + 1, (2, 4))
             matrix.flat[: len(always)] = always
             drawn.append(matrix)
         return [matrix for matrix in drawn if matrix.any()]
@@ -262,7 +266,7 @@ def families() -> dict[str, list[Array]]:
         "positive_with_zero": draw(0, 255, 0),
         "positive_outside": draw(0, 600, 256),
         "negative": draw(-256, -1),
-        "negative_with_zero": draw(-128, 0, 0),
+        "negative_with_zero": draw(-128, 0, 0) + draw(-32, 0, 0, -32),
         "negative_with_zero_beyond_8_bits": draw(-256, 0, 0, -129),
         "negative_outside": draw(-600, 0, -257),
     }
@@ -303,7 +307,7 @@ def test_weights_that_pass_the_rules_add_up_in_lava(family: str, lavas_weights: 
             if got != matrix.sum(axis=1).tolist():
                 wrong.append((matrix.tolist(), got))
     assert not wrong, f"{len(wrong)} of {passed}, first (matrix, sums in Lava): {wrong[0]}"
-    assert passed or family.endswith(("outside", "beyond_8_bits"))
+    assert passed > 20 or family.endswith(("outside", "beyond_8_bits"))
 
 
 def test_a_matrix_of_zeros_cannot_be_loaded() -> None:

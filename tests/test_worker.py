@@ -95,7 +95,7 @@ FAMILY = """
 def test_a_worker_that_dies_says_why(tmp_path: Path, ended: list[Ended]) -> None:
     body = """
         for i in range(20):
-            print("line", i)
+            print("line", i, flush=True)
         print("no such layer", file=sys.stderr)
         sys.exit(3)
     """
@@ -308,11 +308,12 @@ def test_lava_that_hangs_is_ended(net: Path, tmp_path: Path, ended: list[Ended])
     job = {"net": str(net), "bits": 1, "readout": "spikes", "record": ["output"]}
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     np.save(folder / "inputs.npy", np.ones((1, 4, 2), dtype=np.int64))
-    text = refused([lava_python(), "-I", str(lava.WORKER), str(folder)], folder)
-    assert "an exception in a Lava process hung it after 0 steps; log: " in text
+    text = refused([lava_python(), "-I", str(lava.WORKER), str(folder)], folder, limit_s=20.0)
     assert not (folder / "result.npz").exists()
     assert ended[0].shared  # Lava's channels
     assert_nothing_left(ended, processes=4)
+    assert "an exception in a Lava process hung it after 0 steps; log: " in text
+    assert "Error: " in text  # the exception itself, not only that there was one
 
 
 STARTER = """
