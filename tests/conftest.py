@@ -72,7 +72,7 @@ def li_box(decay: float = 0.125) -> snn.LIBoxCell:
     return snn.LIBoxCell(p=snn.LIBoxParameters(tau_mem_inv=torch.tensor(decay / DT_S)), dt=DT_S)
 
 
-def conv_student(seed: int = 0, gain: float = 4.0) -> snn.SequentialState:
+def conv_student(seed: int = 0, gain: float = 6.0) -> snn.SequentialState:
     """Bias, both kinds of LIF, padding, stride and two pools on (2, 18, 18); fires on random input."""
     torch.manual_seed(seed)
     student = snn.SequentialState(
