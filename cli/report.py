@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +49,35 @@ def show_file(path: Path, what: str, *, json: bool) -> None:
     say(facts if json else {"file": str(path), what: "", **facts}, json=json)
 
 
+@contextmanager
+def _expecting(what: Path) -> Iterator[None]:
+    """A file that parses but holds something else is the user's to mend, not a traceback."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ChipError(
+            f"{what}: does not hold what this version writes ({type(error).__name__} {error}); "
+            "remove it and run `knarr pipeline` again"
+        ) from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json_module.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ChipError(f"{path}: not there yet; run `knarr pipeline` to make it") from None
-    except ValueError as error:
+    except (ValueError, IsADirectoryError) as error:
         raise ChipError(f"{path}: not JSON ({error}); remove it and run `knarr pipeline` again") from error
     return content
 
 
 def show_verification(path: Path, *, json: bool) -> bool:
     """Print a verification; returns whether it holds."""
+    with _expecting(path):
+        return _show_verification(path, json)
+
+
+def _show_verification(path: Path, json: bool) -> bool:
     result = _read(path)
     if json:
         print(json_module.dumps(result, indent=2))
@@ -87,6 +106,11 @@ def show_verification(path: Path, *, json: bool) -> bool:
 
 def show_energy(path: Path, *, json: bool) -> None:
     """Print counts and prices per layer."""
+    with _expecting(path):
+        _show_energy(path, json)
+
+
+def _show_energy(path: Path, json: bool) -> None:
     result = _read(path)
     if json:
         print(json_module.dumps(result, indent=2))
@@ -147,7 +171,8 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def show(folder: Path, *, json: bool) -> bool:
     """Print a finished run; returns whether its verification holds."""
-    facts = summary(folder)
+    with _expecting(folder):
+        facts = summary(folder)
     if json:
         print(json_module.dumps(facts, indent=2))
         return bool(facts["holds"])

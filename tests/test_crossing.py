@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from knarr.cli import report, stages
+from knarr.cli import main, report, stages
 from knarr.deploy import check, lower, read_net, run_on_lava
 from knarr.export import read, step_nir, trace_module
 from knarr.hw_sim import compare, count_events, load_recording, simulate
@@ -171,3 +172,49 @@ def test_student_is_a_plain_norse_module(run: stages.Run) -> None:
     assert [type(module).__name__ for module in student] == [
         "Conv2d", "LIFBoxCell", "AvgPool2d", "Conv2d", "LIFBoxCell", "AvgPool2d", "Flatten", "Linear", "LIBoxCell",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "verb"),
+    [
+        ("config.yaml", b"", "report"),
+        ("config.yaml", b"[1", "report"),
+        ("verification.json", b"{}", "report"),
+        ("accuracy.json", b"zz", "report"),
+        ("recording.npz", b"PK", "energy"),
+        ("teacher.onnx", b"x", "energy"),
+        ("student.net", b"", "energy"),
+        ("student.nir", b"x", "deploy"),
+        ("student.safetensors", b"x", "export"),
+        ("checkpoints/student.ckpt", b"junk", "train"),
+    ],
+)
+def test_damaged_files_of_a_run_are_one_line(
+    run: stages.Run,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    nmnist_root: Path,
+    name: str,
+    content: bytes,
+    verb: str,
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run.folder, copy)
+    (copy / name).write_bytes(content)
+    # The stage must really run, so take away what it would have left.
+    for made in {"energy": ["energy.json"], "deploy": ["student.net"], "export": ["student.nir"]}.get(
+        verb, []
+    ):
+        (copy / made).unlink()
+    arguments = [verb, str(copy)]
+    if verb == "train":
+        (copy / "student.safetensors").unlink()
+        recipe = tmp_path / "short.yaml"
+        recipe.write_text(yaml.safe_dump(run.recipe.model_dump(mode="json")))
+        arguments = ["train", str(recipe), "--data", str(nmnist_root), "--out", str(copy)]
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("knarr: ")
+    assert Path(name).name in last or str(copy) in last

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from knarr.train.clips import Batch, Clips, Epoch, Indices
-from knarr.train.recipe import Fit
+from knarr.train.recipe import Fit, RecipeError
 
 METRICS = "metrics.csv"
 FIELDS = ("stage", "epoch", "train_loss", "validation_loss", "validation_accuracy")
@@ -107,7 +107,14 @@ class _AtomicCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        except (
+            Exception
+        ) as error:  # torch's restricted unpickler raises whatever a damaged file makes it meet
+            raise RecipeError(f"{path}: not a checkpoint of this fit; remove it to train again") from error
+        if not {"epoch", "loops", "state_dict", "optimizer_states"} <= set(checkpoint):
+            raise RecipeError(f"{path}: not a checkpoint of this fit; remove it to train again")
         return checkpoint
 
 
