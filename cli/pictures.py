@@ -116,7 +116,8 @@ def _energy(run: Run) -> Figure:
         axes, ("teacher", "chip"), ("teacher (ANN)", "student on the chip"), strict=True
     ):
         energy = result[network]["energy"]
-        names, values = list(energy["layers_pj"]), [pj / 1e6 for pj in energy["layers_pj"].values()]
+        names = ["/".join(name.split("/")[-2:]) for name in energy["layers_pj"]]
+        values = [pj / 1e6 for pj in energy["layers_pj"].values()]
         bars = axis.barh(names, values, color="tab:gray" if network == "teacher" else "tab:red")
         axis.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
         axis.invert_yaxis()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import norse.torch as snn
 import numpy as np
@@ -99,15 +100,40 @@ def start(recipe_name: str, data: Path | None, out: Path | None) -> Run:
     loaded = load_data(recipe, data)
     progress.say(f"Data: {len(loaded.train.labels)} clips to train on, {len(loaded.test.labels)} held out")
     open_run(recipe, loaded, data, folder)
+    _lock(folder)
     return Run(folder, recipe, loaded)
 
 
 def reopen(folder: Path) -> Run:
     """Open a run that exists, with the data it was made with."""
     recipe, root = read_run(folder)
+    _lock(folder)
     data = load_data(recipe, root)
     open_run(recipe, data, root, folder)
     return Run(folder, recipe, data)
+
+
+_LOCKS: dict[Path, IO[str]] = {}
+
+
+def _lock(folder: Path) -> None:
+    """Keep other processes out of a run folder until this one ends, however it ends.
+
+    Raises:
+        RecipeError: another process works in the folder.
+    """
+    key = folder.resolve()
+    if key in _LOCKS:
+        return
+    handle = (key / ".lock").open("w")
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise RecipeError(
+            f"{folder}: another knarr process works in it; wait for it or give another --out"
+        ) from error
+    _LOCKS[key] = handle
 
 
 def train(run: Run) -> None:

@@ -218,6 +218,12 @@ def test_killed_training_resumes_to_the_same_weights(nmnist_root: Path, tmp_path
         assert worker.poll() is None, "training ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    os.kill(worker.pid, signal.SIGSTOP)  # so that it is still at it when a second one comes
+    second = subprocess.run(
+        train_command(recipe, nmnist_root, killed), capture_output=True, timeout=100, text=True, check=False
+    )
+    assert second.returncode == 2
+    assert "another knarr process works in it" in second.stderr.splitlines()[-1]
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     assert not (killed / "student.safetensors").exists()
