@@ -126,8 +126,10 @@ def _show_energy(path: Path, json: bool) -> None:
         for name, layer in rows:
             pj = energy["nominal_pj"] if name == "total" else energy["layers_pj"][name]
             columns = ("spikes", "acc", "mac", "bias_adds", "neuron_updates")
+            # ONNX names a node by its whole path; the module and the operation say enough.
+            short = "/".join(name.split("/")[-2:])
             table.add_row(
-                network, name, *(f"{layer[column]:,.0f}" for column in columns), f"{pj / 1000:,.1f}"
+                network, short, *(f"{layer[column]:,.0f}" for column in columns), f"{pj / 1000:,.1f}"
             )
         table.add_section()
     console = _console()
