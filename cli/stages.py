@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import norse.torch as snn
 import numpy as np
@@ -113,7 +114,8 @@ def reopen(folder: Path) -> Run:
     return Run(folder, recipe, data)
 
 
-_LOCKS: dict[Path, IO[str]] = {}
+_LOCKS: dict[Path, int] = {}
+"""Run folder -> descriptor of its lock, open until the process ends."""
 
 
 def _lock(folder: Path) -> None:
@@ -125,15 +127,15 @@ def _lock(folder: Path) -> None:
     key = folder.resolve()
     if key in _LOCKS:
         return
-    handle = (key / ".lock").open("w")
+    lock = os.open(key / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        handle.close()
+        os.close(lock)
         raise RecipeError(
             f"{folder}: another knarr process works in it; wait for it or give another --out"
         ) from error
-    _LOCKS[key] = handle
+    _LOCKS[key] = lock
 
 
 def train(run: Run) -> None:
