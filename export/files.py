@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import h5py
 import nir
 
+from knarr.export.certificate import graph_hash
 from knarr.export.errors import ExportError
 
 MAX_FILE_BYTES = 2_000_000_000
@@ -31,8 +33,12 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
             nir.write(temporary, graph)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ExportError(f"{path}: nir cannot write this graph ({error})") from error
-        read(temporary)
+        again = read(temporary)
         certificate = graph.metadata.get("certificate")
+        if certificate is not None and json.loads(_text(certificate))["graph_hash"] != graph_hash(again):
+            raise ExportError(
+                f"{path}: the graph was changed after it was certified; remove its certificate or export again"
+            )
         if certificate is not None:
             sidecar = Path(folder) / f"{path.name}.json"
             sidecar.write_text(_text(certificate) + "\n", encoding="utf-8")

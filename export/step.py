@@ -114,8 +114,17 @@ def step_nir(
                 arriving = [value[source] for source in sources[name]]
                 if not arriving:
                     raise ExportError(f"node '{name}': nothing feeds it; connect or remove it")
+                if any(part.shape != arriving[0].shape for part in arriving):
+                    raise ExportError(
+                        f"node '{name}': receives {[tuple(p.shape[1:]) for p in arriving]}, which do not add up"
+                    )
                 total = sum(arriving[1:], start=arriving[0])
-                value[name] = steppers[name](total) if name in steppers else total
+                try:
+                    value[name] = steppers[name](total) if name in steppers else total
+                except RuntimeError as error:
+                    raise ExportError(
+                        f"node '{name}': what arrives, {tuple(total.shape[1:])}, does not fit it ({error})"
+                    ) from error
             outputs.append(value[ends[nir.Output][0]])
     neurons = {name: s for name, s in steppers.items() if isinstance(s, _NeuronStepper)}
     firing = {name: s for name, s in neurons.items() if s.threshold is not None}
