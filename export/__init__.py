@@ -1,15 +1,21 @@
 """Norse to NIR that certifies itself, and ONNX for the rest of the world."""
 
-from knarr.export.certificate import Certificate, certify, graph_hash, trace_module
+from knarr.export.certificate import Certificate, certify
 from knarr.export.errors import ExportError
 from knarr.export.export import to_nir
 from knarr.export.files import read, write
+from knarr.export.graph_hash import graph_hash
+from knarr.export.modules import PLIFBoxCell, StepGraph, SumPool2d
 from knarr.export.onnx import to_onnx
 from knarr.export.step import Trace, step_nir
+from knarr.export.trace_module import trace_module
 
 __all__ = [
     "Certificate",
     "ExportError",
+    "PLIFBoxCell",
+    "StepGraph",
+    "SumPool2d",
     "Trace",
     "certify",
     "graph_hash",

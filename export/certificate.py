@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import nir
-import norse.torch as snn
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from knarr.export.errors import ExportError
-from knarr.export.norse_to_nir import stages
-from knarr.export.step import Trace, step_nir
+from knarr.export.graph_hash import graph_hash
+from knarr.export.layers import take_apart
+from knarr.export.rewrite import as_module, rewrite
+from knarr.export.step import Trace, execution_order, run_graph, step_nir
+from knarr.export.trace_module import trace_module
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Certificate:
         voltages_compared: float32 voltages compared, each bit-equal.
         graph_hash: SHA-256 of nodes and edges.
         versions: of the packages that took part.
+        rewrites: module path -> what stands in its place in the graph; empty when every layer is its own node. With
+            rewrites the voltages are those of the rewritten module, and spikes are equal with the original as well.
+        v_difference: largest |difference| of a voltage between the original and the rewritten module, volts.
+        replay_sha256: of every spike on `replay_inputs`, so that the file can be checked where the module is not.
     """
 
     dt_s: float
@@ -44,83 +49,52 @@ class Certificate:
     voltages_compared: int
     graph_hash: str
     versions: dict[str, str]
+    rewrites: dict[str, str] = field(default_factory=dict)
+    v_difference: float = 0.0
+    replay_sha256: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True)
 
+    @staticmethod
+    def from_json(text: str) -> Certificate:
+        """Read what `to_json` wrote.
 
-def graph_hash(graph: nir.NIRGraph) -> str:
-    """SHA-256 over node names, types, parameters and edges; independent of order and metadata."""
+        Raises:
+            ExportError: not JSON, or other fields than a certificate has.
+        """
+        try:
+            return Certificate(**json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ExportError(f"certificate: cannot be read ({error}); export the module again") from error
+
+
+REPLAY_SAMPLES, REPLAY_TIMESTEPS = 8, 32
+REPLAY_DENSITIES = (0.05, 0.2, 0.5, 0.9)
+
+
+def replay_inputs(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """(8, 32, *shape) random 0 and 1 of four densities, the same for everyone."""
+    rng = np.random.default_rng(0)
+    density = np.resize(REPLAY_DENSITIES, REPLAY_SAMPLES).reshape(-1, 1, *[1] * len(shape))
+    return (rng.random((REPLAY_SAMPLES, REPLAY_TIMESTEPS, *shape)) < density).astype(np.float32)
+
+
+def replay_sha256(trace: Trace) -> str:
+    """SHA-256 of all spikes of a trace."""
     digest = hashlib.sha256()
-    for name in sorted(graph.nodes):
-        node = graph.nodes[name]
-        digest.update(f"{name}:{type(node).__name__}".encode())
-        for field in sorted(vars(node)):
-            value = getattr(node, field)
-            if field == "metadata" or callable(value):
-                continue
-            if isinstance(value, dict):  # input_type and output_type: shapes
-                value = [
-                    None if shape is None else np.asarray(shape).tolist()
-                    for _, shape in sorted(value.items())
-                ]
-                digest.update(f"{field}={value}".encode())
-            else:
-                array = np.asarray(value)
-                digest.update(
-                    f"{field}:{array.shape}".encode()
-                    + np.ascontiguousarray(array, dtype=np.float64).tobytes()
-                )
-    digest.update(repr(sorted(graph.edges)).encode())
+    for name in sorted(trace.spikes):
+        digest.update(
+            f"{name}:{trace.spikes[name].shape}".encode() + np.packbits(trace.spikes[name]).tobytes()
+        )
     return digest.hexdigest()
 
 
-def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
-    """Run the live module step by step and record every neuron, under the node names the export gives.
-
-    Args:
-        module: SequentialState in eval mode.
-        inputs: (samples, timesteps, *features).
-    """
-    x = torch.as_tensor(np.asarray(inputs)).to(torch.float32)
-    names = {id(leaf): name for name, leaf in stages(module)}
-    spikes: dict[str, list[torch.Tensor]] = {}
-    voltages: dict[str, list[torch.Tensor]] = {}
-
-    def remember(leaf: nn.Module, _: Any, result: Any) -> None:
-        out, state = result
-        name = names[id(leaf)]
-        voltages.setdefault(name, []).append(state.v.detach())
-        if hasattr(leaf.p, "v_th"):
-            spikes.setdefault(name, []).append(out.detach())
-
-    stateful = [leaf for _, leaf in stages(module) if hasattr(leaf, "state_fallback")]
-    if len({id(leaf) for leaf in stateful}) != len(stateful):
-        raise ExportError("module: the same neuron cell is used twice; give each layer its own")
-    handles = [leaf.register_forward_hook(remember) for leaf in stateful]
-    outputs, state = [], None
-    try:
-        with torch.no_grad():
-            for t in range(x.shape[1]):
-                out, state = module(x[:, t], state)
-                outputs.append(out)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Trace(
-        output=torch.stack(outputs, 1).numpy(),
-        spikes={name: torch.stack(z, 1).numpy().astype(np.uint8) for name, z in spikes.items()},
-        v={name: torch.stack(v, 1).numpy() for name, v in voltages.items()},
-    )
-
-
-def certify(
-    module: snn.SequentialState, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
-) -> Certificate:
+def certify(module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> Certificate:
     """Compare the module with the graph on inputs: every spike of every layer and step, every voltage bit.
 
     Args:
-        module: the live Norse module, eval mode.
+        module: the live one-step Norse module, eval mode.
         graph: its export, best as read back from the file.
         inputs: (samples, timesteps, *features).
         dt_s: time step, seconds.
@@ -128,7 +102,7 @@ def certify(
     Raises:
         ExportError: the first difference (node, sample, step), or a threshold layer that never fired.
     """
-    live, stepped = compare_with_module(module, graph, inputs, dt_s)
+    live, stepped, rewrites = _compared(module, graph, inputs, dt_s)
     counts = {name: int(z.sum()) for name, z in live.spikes.items()}
     for name, count in counts.items():
         if count == 0:
@@ -137,48 +111,98 @@ def certify(
                 "pass samples that drive every layer"
             )
     samples, timesteps = live.output.shape[:2]
+    differences = [float(np.abs(live.v[name] - stepped.v[name]).max(initial=0)) for name in live.v]
     return Certificate(
         dt_s=float(dt_s),
         samples=samples,
         timesteps=timesteps,
         decisions=sum(int(z.size) for z in live.spikes.values()),
         spikes=counts,
-        margin_v=dict(stepped.margin),
+        margin_v={name: stepped.margin[name] for name in counts},
         voltages_compared=sum(int(v.size) for v in live.v.values()),
         graph_hash=graph_hash(graph),
         versions={name: version(name) for name in ("knarr", "norse", "nir", "torch", "numpy")},
+        rewrites=rewrites,
+        v_difference=max(differences),
+        replay_sha256=replay_sha256(step_nir(graph, replay_inputs(_input_shape(graph)), dt_s)),
     )
 
 
 def compare_with_module(
-    module: snn.SequentialState, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
+    module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
 ) -> tuple[Trace, Trace]:
     """Traces of module and graph on inputs, or an ExportError at the first difference; equal silence passes here."""
-    live, stepped = trace_module(module, inputs), step_nir(graph, inputs, dt_s)
+    return _compared(module, graph, inputs, dt_s)[:2]
+
+
+def _compared(
+    module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
+) -> tuple[Trace, Trace, dict[str, str]]:
+    live, stepped = trace_module(module, inputs), run_graph(graph, inputs, dt_s, unstable=True)
     if not live.spikes:
         raise ExportError("certificate: the module has no spiking layer; there is nothing to certify")
-    for kind in ("spikes", "v"):
-        ours, theirs = getattr(stepped, kind), getattr(live, kind)
+    order = {name: i for i, name in enumerate([*execution_order(graph), "output"])}
+    plain, rewrites = rewrite(take_apart(module))
+    if rewrites:
+        listed = "; ".join(f"'{path}': {what}" for path, what in rewrites.items())
+        require_equal(live, stepped, order, ("spikes",), f"module and graph, which has rewritten {listed}")
+        require_equal(
+            trace_module(as_module(plain), inputs), stepped, order, ("spikes", "v"), "module and graph"
+        )
+    else:
+        require_equal(live, stepped, order, ("spikes", "v"), "module and graph")
+    return live, stepped, rewrites
+
+
+def require_equal(
+    expected: Trace, actual: Trace, order: dict[str, int], kinds: tuple[str, ...], between: str
+) -> None:
+    """Every array of two traces is equal; what differs first in time, then in order, is named.
+
+    Args:
+        expected, actual: traces of the same neurons.
+        order: node -> place in the graph.
+        kinds: "spikes", "v"; with "v" the output must be equal too.
+        between: what is compared, for the message.
+
+    Raises:
+        ExportError: at the first difference.
+    """
+    found: list[tuple[int, int, str]] = []
+    for kind in kinds:
+        ours, theirs = getattr(actual, kind), getattr(expected, kind)
         if set(ours) != set(theirs):
             raise ExportError(
-                f"certificate: neurons {sorted(theirs)} in the module, {sorted(ours)} in the graph"
+                f"certificate: neurons {sorted(theirs)} in the module, {sorted(ours)} in the graph; "
+                "they are not the same network"
             )
-        for name, expected in theirs.items():
-            _require_equal(name, kind, expected, ours[name])
-    _require_equal("output", "values", live.output, stepped.output)
-    return live, stepped
+        for name in theirs:
+            found += _difference(name, kind, theirs[name], ours[name], order.get(name, len(order)), between)
+    if "v" in kinds:
+        found += _difference("output", "values", expected.output, actual.output, len(order), between)
+    if found:
+        raise ExportError(min(found)[2])
 
 
-def _require_equal(name: str, kind: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> None:
+def _difference(
+    name: str, kind: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], place: int, between: str
+) -> list[tuple[int, int, str]]:
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
         raise ExportError(
             f"certificate: node '{name}': {kind} are {expected.dtype}{expected.shape} in the module, "
             f"{actual.dtype}{actual.shape} in the graph"
         )
     differs = np.argwhere(expected != actual)
-    if len(differs):
-        sample, step, *where = (int(i) for i in differs[np.argmin(differs[:, 1])])
-        raise ExportError(
-            f"certificate: node '{name}': {len(differs)} of {expected.size} {kind} differ between module and graph, first at "
-            f"sample {sample}, time step {step}, index {tuple(where)}; the graph does not mean what the module does"
-        )
+    if not len(differs):
+        return []
+    sample, step, *where = (int(i) for i in differs[np.argmin(differs[:, 1])])
+    message = (
+        f"certificate: node '{name}': {len(differs)} of {expected.size} {kind} differ between {between}, first at "
+        f"sample {sample}, time step {step}, index {tuple(where)}; the graph does not mean what the module does"
+    )
+    return [(step, place, message)]
+
+
+def _input_shape(graph: nir.NIRGraph) -> tuple[int, ...]:
+    node = next(node for node in graph.nodes.values() if isinstance(node, nir.Input))
+    return tuple(int(n) for n in node.input_type["input"])

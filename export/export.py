@@ -6,20 +6,19 @@ import tempfile
 from pathlib import Path
 
 import nir
-import norse.torch as snn
-import numpy as np
 import numpy.typing as npt
+from torch import nn
 
-from knarr.export.certificate import certify, compare_with_module
+from knarr.export.certificate import certify, compare_with_module, replay_inputs
+from knarr.export.errors import ExportError
 from knarr.export.files import read, write
+from knarr.export.layers import take_apart
 from knarr.export.norse_to_nir import convert
-
-RANDOM_SAMPLES, RANDOM_TIMESTEPS = 8, 32
-RANDOM_DENSITIES = (0.05, 0.2, 0.5, 0.9)
+from knarr.export.rewrite import rewrite
 
 
 def to_nir(
-    module: snn.SequentialState,
+    module: nn.Module,
     input_shape: tuple[int, ...],
     dt_s: float,
     *,
@@ -27,13 +26,14 @@ def to_nir(
 ) -> nir.NIRGraph:
     """Export one time step of a Norse module as a certified NIR graph.
 
-    The graph is written to a file, read back with nir's type check, stepped by `step_nir` and compared with the live
-    module on random binary inputs and on `samples`: every spike and every float32 voltage must be equal.
+    The graph is written to a file, read back with type checks (ours and nir's own), stepped by `step_nir` and compared with
+    the live module on random binary inputs and on `samples`: every spike and every float32 voltage must be equal.
 
     Args:
-        module: SequentialState in eval mode of Linear, Conv2d, AvgPool2d, Flatten, LIFBoxCell, LIFCell, LIBoxCell;
-            Dropout and Identity are left out.
-        input_shape: feature shape of one step without batch, (features,) or (C, H, W).
+        module: SequentialState, nn.Sequential or `StepGraph` in eval mode, nested in any way, of Linear, Conv1d, Conv2d,
+            AvgPool2d, LPPool2d(1), SumPool2d, Flatten, BatchNorm, LIFBoxCell, LIFCell, LIFRecurrentCell, PLIFBoxCell,
+            IAFCell, LIBoxCell, LICell; Dropout and Identity are left out.
+        input_shape: feature shape of one step without batch, (features,), (C, L) or (C, H, W).
         dt_s: time step, seconds; every neuron must have it as its dt.
         samples: (samples, timesteps, *input_shape) real inputs that drive every layer. With samples, they and not the
             random inputs must make every layer fire.
@@ -44,19 +44,20 @@ def to_nir(
     Raises:
         ExportError: names what cannot be exported, or the first place where graph and module differ.
     """
-    graph = convert(module, input_shape, dt_s)
+    plain, _ = rewrite(take_apart(module))
+    graph = convert(plain, tuple(input_shape), dt_s)
     with tempfile.TemporaryDirectory(prefix="knarr-export-") as folder:
         path = Path(folder) / "student.nir"
         write(graph, path)
         graph = read(path)
-    random = _random_inputs(input_shape)
+        try:
+            nir.read(path, type_check=True)
+        except Exception as error:  # nir raises what comes along
+            raise ExportError(
+                f"graph: nir's own type check refuses it ({error}); other readers would too"
+            ) from error
+    random = replay_inputs(tuple(input_shape))
     compare_with_module(module, graph, random, dt_s)
     certificate = certify(module, graph, random if samples is None else samples, dt_s)
     graph.metadata["certificate"] = certificate.to_json()
     return graph
-
-
-def _random_inputs(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    rng = np.random.default_rng(0)
-    density = np.resize(RANDOM_DENSITIES, RANDOM_SAMPLES).reshape(-1, 1, *[1] * len(shape))
-    return (rng.random((RANDOM_SAMPLES, RANDOM_TIMESTEPS, *shape)) < density).astype(np.float32)

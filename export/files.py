@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import h5py
 import nir
 
-from knarr.export.certificate import graph_hash
+from knarr.export.certificate import Certificate
+from knarr.export.complete import build, complete
 from knarr.export.errors import ExportError
+from knarr.export.graph_hash import graph_hash
+from knarr.export.hdf5_guard import load
 
-MAX_FILE_BYTES = 2_000_000_000
+FILLED = "knarr_filled"
+"""Metadata key: what the file left out and the NIR standard defines, one line each."""
 
 
 def write(graph: nir.NIRGraph, path: Path) -> None:
@@ -25,17 +27,22 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
         path: `.nir` file; replaced in one move after it was read back.
 
     Raises:
-        ExportError: nir cannot write it or cannot read it back with its type check.
+        ExportError: nir cannot write it, it cannot be read back, or it was changed after it was certified.
     """
+    path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
         try:
             nir.write(temporary, graph)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ExportError(f"{path}: nir cannot write this graph ({error})") from error
-        again = read(temporary)
+            raise ExportError(
+                f"{path}: nir cannot write this graph ({error}); complete its fields"
+            ) from error
+        again = _read(temporary, path)
         certificate = graph.metadata.get("certificate")
-        if certificate is not None and json.loads(_text(certificate))["graph_hash"] != graph_hash(again):
+        if certificate is not None and Certificate.from_json(_text(certificate)).graph_hash != graph_hash(
+            again
+        ):
             raise ExportError(
                 f"{path}: the graph was changed after it was certified; remove its certificate or export again"
             )
@@ -49,23 +56,47 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
 
 
 def read(path: Path) -> nir.NIRGraph:
-    """Read a NIR file with nir's type check.
+    """Read a NIR file, ours or another tool's, with every shape checked and every parameter spread over its neurons.
+
+    Args:
+        path: `.nir` file.
+
+    Returns:
+        The graph; `metadata["knarr_filled"]` lists what was missing and is defined by the NIR standard, if anything.
 
     Raises:
-        ExportError: missing, too large, not HDF5, or not a valid NIR graph.
+        ExportError: missing, too large, not HDF5, not a NIR graph, a loop without a meaning, or something NIR leaves open;
+            in bounded time and memory, whatever the bytes are.
     """
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file; write one with `knarr export`")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ExportError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read")
-    if not h5py.is_hdf5(path):
-        raise ExportError(f"{path}: not an HDF5 file, so not a NIR graph")
+    return _read(Path(path), Path(path))
+
+
+def _read(path: Path, shown: Path) -> nir.NIRGraph:
     try:
-        graph = nir.read(path, type_check=True)
-    except Exception as error:
-        raise ExportError(f"{path}: not a valid NIR graph ({type(error).__name__}: {error})") from error
-    if not isinstance(graph, nir.NIRGraph):
-        raise ExportError(f"{path}: holds a single {type(graph).__name__}, needs a graph")
+        tree = load(path)
+        node = tree.get("node")
+        if not isinstance(node, dict) or "type" not in node:
+            raise ExportError("no 'node' group in it")
+        if node["type"] != "NIRGraph":
+            raise ExportError(f"holds a single {node['type']}, needs a graph")
+        filled: list[str] = []
+        graph = complete(build(node, filled), filled)
+    except ExportError as error:
+        text = str(error).replace(str(path), str(shown))
+        prefix = "" if text.startswith(str(shown)) else f"{shown}: not a valid NIR graph: "
+        raise ExportError(f"{prefix}{text}") from error
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        OverflowError,
+    ) as error:
+        raise ExportError(f"{shown}: not a valid NIR graph ({type(error).__name__}: {error})") from error
+    if filled:
+        graph.metadata[FILLED] = "\n".join(filled)
     return graph
 
 

@@ -15,11 +15,9 @@ import norse.torch as snn
 import numpy as np
 import pytest
 import torch
-from norse.torch.functional.reset import reset_subtract
 from torch import nn
 
 from knarr.export import ExportError, certify, graph_hash, read, step_nir, to_nir, trace_module, write
-from knarr.export import step as stepper
 
 DT_S = 0.001
 FIRST_CONV, SECOND_CONV, LINEAR = "conv_0", "conv_3", "linear_7"
@@ -177,83 +175,10 @@ def test_certificate_catches_dropped_voltages(field: str) -> None:
         certify(module, graph, x, DT_S)
 
 
-def test_certificate_catches_the_other_euler_order(
-    monkeypatch: pytest.MonkeyPatch, student: snn.SequentialState, spikes: np.ndarray
-) -> None:
-    graph = to_nir(student, (2, 18, 18), DT_S, samples=spikes)
-    right = stepper._NeuronStepper.__call__
-
-    def membrane_first(self: Any, x: torch.Tensor) -> torch.Tensor:
-        if not isinstance(self.node, nir.CubaLIF) or self.i is None:
-            return right(self, x)
-        old, self.gain, self.a_syn = (self.gain, self.a_syn), 0 * self.gain, 0 * self.a_syn
-        out = right(self, x)  # with the current of the step before
-        self.gain, self.a_syn = old
-        self.i = (self.i - self.a_syn * self.i) + self.gain * x
-        return out
-
-    monkeypatch.setattr(stepper._NeuronStepper, "__call__", membrane_first)
-    with pytest.raises(ExportError, match=f"node '{CUBA}'"):
-        certify(student, graph, spikes, DT_S)
-
-
 def test_silence_certifies_nothing(cells: SimpleNamespace) -> None:
     module = snn.SequentialState(nn.Linear(4, 3, bias=False), cells.lif_box(v_th=100.0)).eval()
     with pytest.raises(ExportError, match="'lif_1' never fired"):
         to_nir(module, (4,), DT_S)
-
-
-def refused(layer: nn.Module, *after: nn.Module) -> snn.SequentialState:
-    return snn.SequentialState(layer, *after).eval()
-
-
-def cell(**parameters: Any) -> snn.LIFBoxCell:
-    return snn.LIFBoxCell(snn.LIFBoxParameters(**parameters), dt=DT_S)
-
-
-def nan_linear() -> nn.Linear:
-    linear = nn.Linear(4, 3)
-    with torch.no_grad():
-        linear.weight[0, 0] = float("nan")
-    return linear
-
-
-@pytest.mark.parametrize(
-    ("module", "shape", "message"),
-    [
-        (nn.Sequential(nn.Linear(4, 3)).eval(), (4,), "Sequential is not a norse SequentialState"),
-        (refused(nn.Linear(4, 3)).train(), (4,), "train mode"),
-        (refused(nn.ReLU()), (4,), "module '0': ReLU cannot be exported"),
-        (refused(nn.MaxPool2d(2)), (1, 4, 4), "MaxPool2d cannot be exported.*use AvgPool2d"),
-        (
-            refused(nn.Conv2d(1, 1, 2), nn.BatchNorm2d(1)),
-            (1, 4, 4),
-            "module '1': BatchNorm2d.*fold_batch_norm",
-        ),
-        (refused(snn.LIFRefracCell()), (4,), "LIFRefracCell cannot be exported"),
-        (
-            refused(cell(tau_mem_inv=torch.tensor(100.0), reset_method=reset_subtract)),
-            (4,),
-            "reset_subtract is not in NIR",
-        ),
-        (refused(snn.LIFBoxCell(dt=0.002)), (4,), "its dt is 0.002 s"),
-        (refused(cell(tau_mem_inv=torch.tensor(2500.0))), (4,), r"spans 2\.5\.\.2\.5, allowed \(0, 1\]"),
-        (refused(cell(tau_mem_inv=100.0)), (4,), "tau_mem_inv is a float, needs a tensor"),
-        (refused(nan_linear()), (4,), "weight holds NaN"),
-        (refused(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), (1, 4, 4), "mode 'circular'"),
-        (refused(nn.Conv2d(1, 1, (3, 1))), (1, 4, 4), "is not square"),
-        (refused(nn.Conv2d(2, 2, 2, groups=2)), (2, 4, 4), "2 groups"),
-        (refused(nn.AvgPool2d(3, ceil_mode=True)), (1, 4, 4), "ceil_mode"),
-        (refused(nn.Flatten(2)), (1, 4, 4), "flatten all features"),
-        (refused(nn.Linear(5, 3)), (4,), r"receives \(4,\), needs \(5,\)"),
-    ],
-)
-def test_refusals_name_module_reason_and_cure(
-    module: nn.Module, shape: tuple[int, ...], message: str
-) -> None:
-    with pytest.raises(ExportError, match=message) as caught:
-        to_nir(module, shape, DT_S)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_no_graphs_are_refused(

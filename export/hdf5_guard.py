@@ -1,0 +1,90 @@
+"""HDF5 into plain dictionaries, within limits: a file that declares gigabytes, loops or links elsewhere is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from knarr.export.errors import ExportError
+
+MAX_FILE_BYTES = 2_000_000_000
+MAX_DECLARED_BYTES = 2_000_000_000
+MAX_ITEMS = 100_000
+MAX_DEPTH = 40
+MAX_TEXT_BYTES = 50_000_000
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The file's tree: groups as dictionaries, numbers as arrays, text as str, arrays of text as nested lists.
+
+    Raises:
+        ExportError: missing, too large, not HDF5, damaged, or beyond a limit; always in bounded time and memory.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file; write one with `knarr export`")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ExportError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read")
+    if not h5py.is_hdf5(path):
+        raise ExportError(f"{path}: not an HDF5 file, so not a NIR graph; write one with `knarr export`")
+    try:
+        with h5py.File(path, "r") as file:
+            return _Walk(path).group(file, 0)
+    except ExportError:
+        raise
+    except Exception as error:  # h5py raises whatever the damaged bytes lead to
+        raise ExportError(
+            f"{path}: not a readable HDF5 file ({type(error).__name__}: {error}); it is damaged"
+        ) from error
+
+
+class _Walk:
+    def __init__(self, path: Path) -> None:
+        self.path, self.items, self.declared, self.text = path, 0, 0, 0
+
+    def group(self, group: Any, depth: int) -> dict[str, Any]:
+        if depth > MAX_DEPTH:
+            raise ExportError(f"{self.path}: groups nested more than {MAX_DEPTH} deep; it is no NIR graph")
+        found: dict[str, Any] = {}
+        for name in group:
+            self.items += 1
+            if self.items > MAX_ITEMS:
+                raise ExportError(f"{self.path}: more than {MAX_ITEMS} items; it is no NIR graph")
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ExportError(
+                    f"{self.path}: '{name}' is a link elsewhere; a NIR graph holds its own data"
+                )
+            item = group[name]
+            found[name] = self.group(item, depth + 1) if isinstance(item, h5py.Group) else self.dataset(item)
+        return found
+
+    def dataset(self, item: Any) -> Any:
+        if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+            raise ExportError(
+                f"{self.path}: '{item.name}' is no plain dataset; a NIR graph holds its own data"
+            )
+        text = h5py.check_string_dtype(item.dtype) is not None
+        if not text and item.dtype.kind not in "iufb":
+            raise ExportError(
+                f"{self.path}: '{item.name}' is of type {item.dtype}; only numbers and text are read"
+            )
+        self.declared += int(item.size or 0) * item.dtype.itemsize
+        if self.declared > MAX_DECLARED_BYTES:
+            raise ExportError(
+                f"{self.path}: '{item.name}' of shape {item.shape} brings the data to {self.declared:,} bytes, at most "
+                f"{MAX_DECLARED_BYTES:,} are read; split the graph"
+            )
+        value = item[()]
+        if not text:
+            return value
+        return self._decoded(np.asarray(value, dtype=object).tolist())
+
+    def _decoded(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._decoded(part) for part in value]
+        self.text += len(value)
+        if self.text > MAX_TEXT_BYTES:
+            raise ExportError(f"{self.path}: more than {MAX_TEXT_BYTES} bytes of text; it is no NIR graph")
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)

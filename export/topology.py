@@ -1,0 +1,178 @@
+"""Order of a NIR graph: nested graphs opened, loops found, sources before targets.
+
+NIR gives no order and no delay to a loop. Here an edge closes a loop when its target stands on every way from the input
+to its source (the target dominates the source); such an edge carries the value of one step before. A Delay node of at
+least one step needs no help: the loop through it is as long as it says. A loop that is entered at two places leaves open
+which edge waits, and a loop of synapses alone has no time in it: both are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import nir
+
+from knarr.export.errors import ExportError
+
+Edge = tuple[str, str]
+MAX_DEPTH = 16
+NEURONS = (nir.LIF, nir.CubaLIF, nir.LI, nir.CubaLI, nir.IF, nir.I)
+_ROOT = ""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Flat nodes, sources before targets.
+
+    Args:
+        order: node names; the input is first.
+        sources: node -> names whose value of this step it receives, in the order of the edges.
+        looping: node -> names whose value of the step before it receives.
+        input, output: names of the two ends.
+    """
+
+    order: tuple[str, ...]
+    sources: dict[str, tuple[str, ...]]
+    looping: dict[str, tuple[str, ...]]
+    input: str
+    output: str
+
+
+def inline(graph: nir.NIRGraph, prefix: str = "", depth: int = 0) -> tuple[dict[str, Any], list[Edge]]:
+    """Nodes and edges with every nested graph opened: its nodes become "outer.inner", its ends are bridged.
+
+    Raises:
+        ExportError: an edge to a missing node, an edge twice, or a nested graph without exactly one Input and Output.
+    """
+    if depth > MAX_DEPTH:
+        raise ExportError(f"graph: nested more than {MAX_DEPTH} deep; flatten it")
+    nodes: dict[str, Any] = {}
+    ends: dict[str, tuple[str, str]] = {}  # nested graph -> names of its opened input and output
+    edges: list[Edge] = []
+    for name in sorted(graph.nodes):
+        node, path = graph.nodes[name], prefix + name
+        if not isinstance(node, nir.NIRGraph):
+            nodes[path] = node
+            continue
+        inner_nodes, inner_edges = inline(node, f"{path}.", depth + 1)
+        ends[path] = _ends(node, path)
+        nodes.update(inner_nodes)
+        edges += inner_edges
+    if len(set(graph.edges)) != len(graph.edges):
+        twice = next(edge for edge in graph.edges if graph.edges.count(edge) > 1)
+        raise ExportError(f"graph: edge {twice[0]} -> {twice[1]} stands twice; NIR edges are unique")
+    for source, target in graph.edges:
+        for name in (source, target):
+            if name not in graph.nodes:
+                raise ExportError(
+                    f"graph: edge {source} -> {target} names '{name}', which is not a node; add it or cut the edge"
+                )
+        outer_source, outer_target = prefix + source, prefix + target
+        edges.append(
+            (
+                ends[outer_source][1] if outer_source in ends else outer_source,
+                ends[outer_target][0] if outer_target in ends else outer_target,
+            )
+        )
+    return nodes, edges
+
+
+def _ends(graph: nir.NIRGraph, path: str) -> tuple[str, str]:
+    found = []
+    for kind in (nir.Input, nir.Output):
+        names = [name for name, node in graph.nodes.items() if isinstance(node, kind)]
+        if len(names) != 1:
+            raise ExportError(
+                f"node '{path}': nested graph with {len(names)} {kind.__name__} nodes, needs exactly one"
+            )
+        found.append(f"{path}.{names[0]}")
+    return found[0], found[1]
+
+
+def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = None) -> Topology:
+    """Order flat nodes; see the module's text for what a loop means.
+
+    Args:
+        nodes, edges: as `inline` gives them.
+        dt_s: time step, seconds; a Delay shorter than one step does not open a loop. None: any positive delay does.
+
+    Raises:
+        ExportError: not one Input and one Output at the top, a node that nothing feeds, a loop without a meaning.
+    """
+    top = {}
+    for kind in (nir.Input, nir.Output):
+        # A nested graph's ends carry a dot and only pass on what they get.
+        names = [n for n, node in nodes.items() if isinstance(node, kind) and "." not in n]
+        if len(names) != 1:
+            raise ExportError(f"graph: {len(names)} {kind.__name__} nodes, needs exactly one")
+        top[kind] = names[0]
+    for name in sorted(nodes):
+        if name != top[nir.Input] and not any(target == name for _, target in edges):
+            raise ExportError(f"node '{name}': nothing feeds it; connect or remove it")
+    delays = {
+        name
+        for name, node in nodes.items()
+        if isinstance(node, nir.Delay) and node.delay.size and bool((node.delay > (dt_s or 0.0) * 0.5).all())
+    }
+    stateful = {name for name, node in nodes.items() if isinstance(node, NEURONS)}
+    closing = loop_edges(list(nodes), edges, top[nir.Input], stateful, delays)
+    forward = [edge for edge in edges if edge not in closing]
+    # The value of a Delay at this step is known before what feeds it, so edges into it put nothing in order.
+    graph: Any = nx.DiGraph()
+    graph.add_nodes_from(nodes)
+    graph.add_edges_from(edge for edge in forward if edge[1] not in delays)
+    order = [top[nir.Input], *(n for n in nx.lexicographical_topological_sort(graph) if n != top[nir.Input])]
+    return Topology(
+        order=tuple(order),
+        sources={name: tuple(s for s, t in forward if t == name) for name in nodes},
+        looping={name: tuple(s for s, t in edges if t == name and (s, t) in closing) for name in nodes},
+        input=top[nir.Input],
+        output=top[nir.Output],
+    )
+
+
+def loop_edges(
+    names: Collection[str],
+    edges: Sequence[Edge],
+    start: str,
+    stateful: Collection[str],
+    delays: Collection[str] = (),
+) -> set[Edge]:
+    """Edges that close a loop: their target is on every way from `start` (or a delay) to their source.
+
+    Raises:
+        ExportError: a loop without a neuron, or one that is entered at more than one place.
+    """
+    graph: Any = nx.DiGraph()
+    graph.add_nodes_from(names)
+    graph.add_edges_from(edge for edge in edges if edge[1] not in delays)
+    if nx.is_directed_acyclic_graph(graph):
+        return set()
+    graph.add_edges_from((_ROOT, name) for name in (start, *delays))
+    above: dict[str, str] = nx.immediate_dominators(graph, _ROOT)
+    closing = set()
+    for source, target in edges:
+        node = source if target not in delays else _ROOT
+        while node != _ROOT and node in above and node != target:
+            node = above[node]
+        if node == target and node != _ROOT:
+            closing.add((source, target))
+    graph.remove_edges_from(closing)
+    if not nx.is_directed_acyclic_graph(graph):
+        loop = sorted({source for source, _ in nx.find_cycle(graph)})
+        raise ExportError(
+            f"graph: nodes {loop} form a loop that is entered at more than one place or from nowhere, so NIR leaves open "
+            "which edge waits one step; put a Delay node into it"
+        )
+    silent: Any = nx.DiGraph()  # not through the constructor, which warns where pandas is missing
+    silent.add_edges_from((s, t) for s, t in edges if s not in stateful and s not in delays)
+    if not nx.is_directed_acyclic_graph(silent):
+        loop = sorted({source for source, _ in nx.find_cycle(silent)})
+        raise ExportError(
+            f"graph: nodes {loop} form a cycle without neuron or delay; it has no value at any time, "
+            "put a neuron or a Delay into it"
+        )
+    return closing
