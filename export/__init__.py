@@ -4,23 +4,29 @@ from knarr.export.certificate import Certificate, certify
 from knarr.export.errors import ExportError
 from knarr.export.export import to_nir
 from knarr.export.files import read, write
+from knarr.export.fold import FoldDifference, fold, fold_difference
 from knarr.export.graph_hash import graph_hash
 from knarr.export.modules import PLIFBoxCell, StepGraph, SumPool2d
 from knarr.export.onnx import to_onnx
+from knarr.export.onnx_student import student_step_to_onnx
 from knarr.export.step import Trace, step_nir
 from knarr.export.trace_module import trace_module
 
 __all__ = [
     "Certificate",
     "ExportError",
+    "FoldDifference",
     "PLIFBoxCell",
     "StepGraph",
     "SumPool2d",
     "Trace",
     "certify",
+    "fold",
+    "fold_difference",
     "graph_hash",
     "read",
     "step_nir",
+    "student_step_to_onnx",
     "to_nir",
     "to_onnx",
     "trace_module",

@@ -217,7 +217,7 @@ class StepGraph(nn.Module):
                 else:
                     value[name], after[name] = module(_both(forward, looping), cell)
         for source, _ in self.recurrent:
-            after[f"{source} of the step before"] = value[source]
+            after[f"{source}.before"] = value[source]
         return value[OUTPUT], after
 
     def _arriving(
@@ -229,7 +229,7 @@ class StepGraph(nn.Module):
             if target == name:
                 (looping if (source, target) in self.looping else forward).append(value[source])
         for source, target in self.recurrent:
-            old = before.get(f"{source} of the step before")
+            old = before.get(f"{source}.before")
             if target == name and old is not None:
                 (looping if (source, target) in self.looping else forward).append(old)
         return forward, looping

@@ -1,0 +1,258 @@
+"""Pooling, scales and groups as plain synapses: what a chip, or a count of accumulates, can take as it is.
+
+    pool, then conv      K[a*d*s_p + b] += g * W[a],  stride s*s_p,  padding p*s_p + p_p      (s_p, p_p: of the pool)
+    conv, then pool      K[b*s + a*d]   += g * W[a],  stride s*s_p,  padding p
+    pool, then linear    columns of a cell go to every pixel of its window
+    scale                into the rows before it or the columns after it
+    g = 1 / window for the average, 1 for the sum
+
+Batch-norm never reaches a graph: `to_nir` folds it into the synapse before it (`rewrite.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import nir
+import numpy as np
+import numpy.typing as npt
+
+from knarr.export.complete import complete
+from knarr.export.errors import ExportError
+from knarr.export.fold_kernels import (
+    conv_of_pool,
+    conv_then_pool,
+    dense_groups,
+    pool_then_conv,
+    pool_then_linear,
+)
+from knarr.export.graph_hash import graph_hash
+from knarr.export.shapes import Shape, infer
+from knarr.export.step import step_nir
+from knarr.export.topology import Edge, inline, topology
+
+POOLS = (nir.AvgPool2d, nir.SumPool2d)
+CONVS = (nir.Conv1d, nir.Conv2d)
+SYNAPSES = (nir.Linear, nir.Affine, *CONVS)
+
+
+@dataclass(frozen=True)
+class FoldDifference:
+    """How far a folded graph is from the one it came from, on given inputs.
+
+    Args:
+        decisions: neuron decisions compared.
+        spikes: that occurred; more than 0, since equal silence proves nothing.
+        differing_float64, differing_float32: decisions that differ in that arithmetic.
+        v_difference_float32: largest difference of a voltage, volts.
+    """
+
+    decisions: int
+    spikes: int
+    differing_float64: int
+    differing_float32: int
+    v_difference_float32: float
+
+
+def fold(graph: nir.NIRGraph) -> nir.NIRGraph:
+    """The same network of plain synapses, neurons and Flatten: no pooling, no Scale, no groups, no nested graphs.
+
+    Args:
+        graph: any graph that `step_nir` runs.
+
+    Returns:
+        A new graph, spike-exact in float64 (`fold_difference` measures it); it carries no certificate, and
+        `metadata["folded"]` names what was folded where.
+
+    Raises:
+        ExportError: pooling or a scale that no single synapse beside it can take in; names it and the cure.
+    """
+    nodes, edges = inline(graph)
+    work = _Fold({name: copy.copy(node) for name, node in nodes.items()}, list(edges))
+    work.bridge_inner_ends()
+    work.shapes()
+    for name in [n for n in work.order if isinstance(work.nodes[n], nir.Scale)]:
+        work.fold_scale(name)
+    for name in reversed([n for n in work.order if isinstance(work.nodes.get(n), POOLS)]):
+        work.fold_pool(name)
+    for name, node in work.nodes.items():
+        if isinstance(node, CONVS) and int(node.groups) > 1:
+            work.done.append(f"{node.groups} groups of '{name}' as one dense kernel")
+        if isinstance(node, CONVS) and (int(node.groups) > 1 or isinstance(node.padding, str)):
+            work.nodes[name] = dense_groups(node)
+    metadata = {
+        key: value for key, value in graph.metadata.items() if key not in ("certificate", "knarr_filled")
+    }
+    metadata |= {"folded": "\n".join(work.done), "folded_from": graph_hash(graph)}
+    return complete(nir.NIRGraph(work.nodes, work.edges, metadata=metadata, type_check=False), [])
+
+
+def fold_difference(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> FoldDifference:
+    """Fold a graph and compare it with the original, spike for spike, in both arithmetics.
+
+    Args:
+        graph: any graph that `step_nir` runs.
+        inputs: (samples, timesteps, *features) that make it fire.
+        dt_s: time step, seconds.
+
+    Raises:
+        ExportError: it cannot be folded, or never fires on these inputs.
+    """
+    folded = fold(graph)
+    differing = {}
+    moved = 0.0
+    for dtype in ("float64", "float32"):
+        before, after = (step_nir(g, inputs, dt_s, dtype=dtype) for g in (graph, folded))
+        differing[dtype] = sum(int((before.spikes[n] != after.spikes[n]).sum()) for n in before.spikes)
+        moved = max((float(np.abs(before.v[n] - after.v[n]).max(initial=0)) for n in before.v), default=0.0)
+    spikes = sum(int(z.sum()) for z in before.spikes.values())
+    if not spikes:
+        raise ExportError(
+            "fold: the graph never fired on the given inputs, so equality proves nothing; give others"
+        )
+    decisions = sum(z.size for z in before.spikes.values())
+    return FoldDifference(decisions, spikes, differing["float64"], differing["float32"], moved)
+
+
+class _Fold:
+    def __init__(self, nodes: dict[str, Any], edges: list[Edge]) -> None:
+        self.nodes, self.edges = nodes, edges
+        self.done: list[str] = []
+        self.entering: dict[str, Shape] = {}
+        self.order: tuple[str, ...] = ()
+
+    def shapes(self) -> None:
+        order = topology(self.nodes, self.edges)
+        self.entering, self.leaving = infer(self.nodes, order)
+        self.order = order.order
+
+    def sources(self, name: str) -> list[str]:
+        return [s for s, t in self.edges if t == name]
+
+    def targets(self, name: str) -> list[str]:
+        return [t for s, t in self.edges if s == name]
+
+    def bridge_inner_ends(self) -> None:
+        for name in [
+            n for n, node in self.nodes.items() if "." in n and isinstance(node, (nir.Input, nir.Output))
+        ]:
+            self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Take a node out and let its sources feed its targets."""
+        bridges = [(s, t) for s in self.sources(name) for t in self.targets(name)]
+        kept = [edge for edge in self.edges if name not in edge]
+        for edge in bridges:
+            if edge in kept:
+                raise ExportError(
+                    f"node '{name}': without it {edge[0]} -> {edge[1]} would stand twice, which NIR cannot hold; merge them first"
+                )
+        self.edges = kept + bridges
+        del self.nodes[name]
+
+    def fold_scale(self, name: str) -> None:
+        scale = np.asarray(self.nodes[name].scale, dtype=np.float64)
+        before = self.sources(name)
+        synapse = self.nodes[before[0]] if len(before) == 1 else None
+        if isinstance(synapse, SYNAPSES) and self.targets(before[0]) == [name]:
+            rows = _per_channel(scale, synapse, self.leaving[before[0]])
+            if rows is not None:
+                self.nodes[before[0]] = _scaled(synapse, rows, out=True)
+                self._done(name, f"scale '{name}' into '{before[0]}'")
+                return
+        after = self.targets(name)
+        columns = {t: _per_channel(scale, self.nodes[t], self.leaving[name]) for t in after}
+        if not after or any(
+            not isinstance(self.nodes[t], SYNAPSES) or self.sources(t) != [name] or columns[t] is None
+            for t in after
+        ):
+            raise ExportError(
+                f"node '{name}': no synapse directly before or after can take in this scale of {scale.shape}; "
+                "multiply it into the weights"
+            )
+        for target in after:
+            self.nodes[target] = _scaled(self.nodes[target], columns[target], out=False)
+        self._done(name, f"scale '{name}' into {after}")
+
+    def fold_pool(self, name: str) -> None:
+        pool, shape = self.nodes[name], self.entering[name]
+        before = self.sources(name)
+        for target in list(self.targets(name)):
+            synapse, path = self._synapse_behind(target)
+            if synapse is None or self.sources(synapse) != [path[-2] if len(path) > 1 else name]:
+                continue
+            node = self.nodes[synapse]
+            if isinstance(node, nir.Conv2d) and len(path) == 1:
+                folded = pool_then_conv(synapse, pool, shape, node, name)
+            elif isinstance(node, (nir.Linear, nir.Affine)) and len(path) == 2:
+                folded = pool_then_linear(synapse, pool, shape, node, name)
+            else:
+                continue
+            if len(path) == 2:
+                if self.sources(path[0]) != [name] or self.targets(path[0]) != [synapse]:
+                    continue
+                flatten = copy.copy(self.nodes[path[0]])
+                flatten.input_type = {"input": np.array(shape)}
+                self.nodes[path[0]] = flatten
+            self.nodes[synapse] = folded
+            self.edges.remove((name, target))
+            self.edges += [(source, target) for source in before]
+            self.done.append(f"pooling '{name}' into '{synapse}'")
+        if not self.targets(name):
+            self.edges = [edge for edge in self.edges if name not in edge]
+            del self.nodes[name]
+        elif (
+            len(before) == 1
+            and isinstance(self.nodes[before[0]], nir.Conv2d)
+            and self.targets(before[0]) == [name]
+        ):
+            self.nodes[before[0]] = conv_then_pool(before[0], self.nodes[before[0]], pool, name)
+            self._done(name, f"pooling '{name}' into '{before[0]}'")
+        elif any(isinstance(self.nodes[t], (*SYNAPSES, nir.Flatten)) for t in self.targets(name)):
+            raise ExportError(
+                f"node '{name}': pooling that feeds {self.targets(name)} together with other inputs or behind a partial flatten "
+                "cannot be folded; give the synapse behind it no other input"
+            )
+        else:
+            self.nodes[name] = conv_of_pool(pool, shape)
+            self.done.append(f"pooling '{name}' as a convolution of its own")
+
+    def _synapse_behind(self, name: str) -> tuple[str | None, list[str]]:
+        path = [name]
+        node = self.nodes[name]
+        if isinstance(node, nir.Flatten) and len(self.targets(name)) == 1:
+            whole = int(node.start_dim) == 0 and int(node.end_dim) in (-1, 2)
+            path += self.targets(name)
+            return (path[-1] if whole and isinstance(self.nodes[path[-1]], SYNAPSES) else None), path
+        return (name if isinstance(node, SYNAPSES) else None), path
+
+    def _done(self, name: str, line: str) -> None:
+        self.remove(name)
+        self.done.append(line)
+
+
+def _per_channel(
+    scale: npt.NDArray[np.float64], synapse: Any, shape: Shape
+) -> npt.NDArray[np.float64] | None:
+    """One factor per feature of a Linear, per channel of a Conv; None where a Conv cannot hold the scale."""
+    whole = np.broadcast_to(scale.reshape(-1)[0] if scale.size == 1 else scale, shape)
+    if not isinstance(synapse, CONVS):
+        return np.array(whole)
+    flat = whole.reshape(shape[0], -1)
+    return np.array(flat[:, 0]) if (flat == flat[:, :1]).all() else None
+
+
+def _scaled(synapse: Any, factors: npt.NDArray[np.float64] | None, *, out: bool) -> Any:
+    assert factors is not None  # the caller asked _per_channel
+    scaled = copy.copy(synapse)
+    weight = np.asarray(synapse.weight, dtype=np.float64)
+    if isinstance(synapse, CONVS):
+        synapse = scaled = dense_groups(synapse) if not out else scaled
+        weight = np.asarray(synapse.weight, dtype=np.float64)
+    ones = (1,) * (weight.ndim - 2)
+    scaled.weight = weight * (factors.reshape(-1, 1, *ones) if out else factors.reshape(1, -1, *ones))
+    if out and hasattr(synapse, "bias"):
+        scaled.bias = np.asarray(synapse.bias, dtype=np.float64) * factors
+    return scaled
