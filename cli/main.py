@@ -56,11 +56,48 @@ def train(
     report.say({"run": str(run.folder), "teacher": TEACHER, "student": STUDENT}, json=json)
 
 
-@app.command(epilog="Example: knarr export runs/nmnist")
-def export(run: RunArgument, json: JsonOption = False) -> None:
-    """Export a run's student to a certified NIR graph, and its teacher to ONNX."""
+ModuleOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="safetensors with the module's weights (with MODULE:FACTORY)."),
+]
+SamplesOption = Annotated[
+    Path | None,
+    typer.Option("--inputs", help=".npy of (samples, timesteps, *features); random spikes otherwise."),
+]
+
+
+@app.command(
+    epilog="Examples: knarr export runs/nmnist; knarr export mystudent:build --checkpoint s.safetensors "
+    "--input-shape 2,34,34 --dt 0.001 --out student.nir"
+)
+def export(
+    source: Annotated[
+        str, typer.Argument(help="Run folder, or package.module:factory.", metavar="RUN|MODULE:FACTORY")
+    ],
+    checkpoint: ModuleOption = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option("--input-shape", help="Sizes of one time step, such as 2,34,34 (MODULE:FACTORY)."),
+    ] = None,
+    dt_s: Annotated[float, typer.Option("--dt", help="Time step, seconds (MODULE:FACTORY).")] = 0.001,
+    inputs: SamplesOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Graph to write (MODULE:FACTORY).")] = Path(
+        "student.nir"
+    ),
+    json: JsonOption = False,
+) -> None:
+    """Export a run's student, or any one-step Norse module, to a certified NIR graph; a run's teacher to ONNX."""
     from knarr.cli import report, stages
 
+    if ":" in source and not Path(source).is_dir():
+        from knarr.cli import graphs
+
+        if input_shape is None:
+            _fail("--input-shape: needed with MODULE:FACTORY, such as 2,34,34", BAD_INPUT)
+        graphs.export_module(source, checkpoint, input_shape, dt_s, inputs, out)
+        report.show_file(out.with_name(f"{out.name}.json"), "certificate", json=json)
+        return
+    run = Path(source)
     opened = stages.reopen(run)
     stages.export(opened)
     report.show_file(run / f"{stages.GRAPH}.json", "certificate", json=json)
@@ -95,20 +132,37 @@ def simulate(
     report.say(tools.simulate_file(net, inputs, out, engine, timeout_s), json=json)
 
 
-@app.command(epilog="Example: knarr verify runs/nmnist --samples 20")
+@app.command(
+    epilog="Examples: knarr verify runs/nmnist --samples 20; knarr verify student.nir --module mystudent:build"
+)
 def verify(
-    run: RunArgument,
+    source: Annotated[Path, typer.Argument(help="Run folder, or a .nir file.", metavar="RUN|FILE.nir")],
     samples: Annotated[
-        int | None, typer.Option("--samples", help="Test samples to run on Lava.", min=1)
+        int | None, typer.Option("--samples", help="Test samples to run on Lava (RUN).", min=1)
+    ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option("--module", help="package.module:factory to compare the file with (FILE.nir)."),
+    ] = None,
+    checkpoint: ModuleOption = None,
+    inputs: SamplesOption = None,
+    dt_s: Annotated[
+        float | None,
+        typer.Option("--dt", help="Time step, seconds; the certificate's when left out (FILE.nir)."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare Norse, NIR, the chip simulator and Lava, layer by layer; exit 1 when they differ."""
+    """Compare Norse, NIR, the chip simulator and Lava, layer by layer; or check one .nir file. Exit 1 when it fails."""
     from knarr.cli import report, stages
 
-    opened = stages.reopen(run)
+    if source.suffix == ".nir" and not source.is_dir():
+        from knarr.cli import graphs
+
+        _finish(graphs.verify_file(source, module, checkpoint, inputs, dt_s, json=json))
+        return
+    opened = stages.reopen(source)
     stages.verify(opened, samples=samples, again=True)
-    _finish(report.show_verification(run / stages.VERIFICATION, json=json))
+    _finish(report.show_verification(source / stages.VERIFICATION, json=json))
 
 
 @app.command(epilog="Example: knarr energy runs/nmnist --json")

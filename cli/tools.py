@@ -21,7 +21,7 @@ def simulate_file(
         DeployError, ChipError, LavaError: what is wrong with file, inputs or worker.
     """
     network = read_net(net)
-    events = _read_inputs(inputs)
+    events = read_inputs(inputs)
     record = ("output", "spikes")
     if engine == "lava":
         recording = run_on_lava(
@@ -42,7 +42,8 @@ def simulate_file(
     }
 
 
-def _read_inputs(path: Path) -> np.ndarray[Any, Any]:
+def read_inputs(path: Path) -> np.ndarray[Any, Any]:
+    """An array of numbers from a .npy file; nothing is unpickled."""
     if not path.is_file():
         raise ChipError(f"{path}: no such file; save integers with numpy.save")
     try:

@@ -1,7 +1,7 @@
 """Norse to NIR that certifies itself, and ONNX for the rest of the world."""
 
 from knarr.export.certificate import Certificate, certify
-from knarr.export.errors import ExportError
+from knarr.export.errors import CertificateError, ExportError
 from knarr.export.export import to_nir
 from knarr.export.files import read, write
 from knarr.export.fold import FoldDifference, fold, fold_difference
@@ -14,6 +14,7 @@ from knarr.export.trace_module import trace_module
 
 __all__ = [
     "Certificate",
+    "CertificateError",
     "ExportError",
     "FoldDifference",
     "PLIFBoxCell",

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from knarr.export.errors import ExportError
+from knarr.export.errors import CertificateError, ExportError
 from knarr.export.graph_hash import graph_hash
 from knarr.export.layers import take_apart
 from knarr.export.rewrite import as_module, rewrite
@@ -166,13 +166,13 @@ def require_equal(
         between: what is compared, for the message.
 
     Raises:
-        ExportError: at the first difference.
+        CertificateError: at the first difference.
     """
     found: list[tuple[int, int, str]] = []
     for kind in kinds:
         ours, theirs = getattr(actual, kind), getattr(expected, kind)
         if set(ours) != set(theirs):
-            raise ExportError(
+            raise CertificateError(
                 f"certificate: neurons {sorted(theirs)} in the module, {sorted(ours)} in the graph; "
                 "they are not the same network"
             )
@@ -181,14 +181,14 @@ def require_equal(
     if "v" in kinds:
         found += _difference("output", "values", expected.output, actual.output, len(order), between)
     if found:
-        raise ExportError(min(found)[2])
+        raise CertificateError(min(found)[2])
 
 
 def _difference(
     name: str, kind: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], place: int, between: str
 ) -> list[tuple[int, int, str]]:
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
-        raise ExportError(
+        raise CertificateError(
             f"certificate: node '{name}': {kind} are {expected.dtype}{expected.shape} in the module, "
             f"{actual.dtype}{actual.shape} in the graph"
         )

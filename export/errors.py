@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class ExportError(ValueError):
     """A module or graph cannot be exported, or the export does not do what the module does."""
+
+
+class CertificateError(ExportError):
+    """Module and graph were compared and are not the same."""

@@ -84,7 +84,7 @@ def _read(path: Path, shown: Path) -> nir.NIRGraph:
     except ExportError as error:
         text = str(error).replace(str(path), str(shown))
         prefix = "" if text.startswith(str(shown)) else f"{shown}: not a valid NIR graph: "
-        raise ExportError(f"{prefix}{text}") from error
+        raise ExportError(" ".join(f"{prefix}{text}".split())) from error
     except (
         ValueError,
         TypeError,
@@ -94,7 +94,8 @@ def _read(path: Path, shown: Path) -> nir.NIRGraph:
         RecursionError,
         OverflowError,
     ) as error:
-        raise ExportError(f"{shown}: not a valid NIR graph ({type(error).__name__}: {error})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ExportError(f"{shown}: not a valid NIR graph ({reason})") from error
     if filled:
         graph.metadata[FILLED] = "\n".join(filled)
     return graph

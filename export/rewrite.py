@@ -28,10 +28,12 @@ def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
     done: dict[str, str] = {}
     leaves = list(layers.leaves)
     output = layers.output
-    for norm in [leaf for leaf in leaves if isinstance(leaf.module, (nn.BatchNorm1d, nn.BatchNorm2d))]:
+    names = [leaf.name for leaf in leaves if isinstance(leaf.module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    for name in names:
+        norm = next(leaf for leaf in leaves if leaf.name == name)
         before = _synapse_before(norm, leaves, output)
-        leaves[leaves.index(before)] = replace(before, module=_fold(before, norm))
-        leaves.remove(norm)
+        folded = replace(before, module=_fold(before, norm))
+        leaves = [folded if leaf.name == before.name else leaf for leaf in leaves if leaf.name != norm.name]
         leaves = [
             replace(leaf, sources=tuple(before.name if s == norm.name else s for s in leaf.sources))
             for leaf in leaves
@@ -67,7 +69,9 @@ def _synapse_before(norm: Layer, leaves: list[Layer], output: tuple[str, ...]) -
             f"module '{norm.path}': {type(norm.module).__name__} folds only into the Linear or Conv directly before it; "
             "move it there"
         )
-    others = [leaf.path for leaf in leaves if leaf is not norm and before.name in leaf.sources + leaf.delayed]
+    others = [
+        leaf.path for leaf in leaves if leaf.name != norm.name and before.name in leaf.sources + leaf.delayed
+    ]
     if others or before.name in output:
         raise ExportError(
             f"module '{norm.path}': what it normalises is also used elsewhere, so it cannot be folded; "

@@ -209,3 +209,132 @@ def test_stages_do_not_import_lava(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100, cwd=tmp_path
     )
     assert result.stdout.strip() == "[]"
+
+
+# --- a module and a graph of one's own
+
+MODULE = """
+import norse.torch as snn
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    cell = snn.LIFBoxCell(snn.LIFBoxParameters(v_th=torch.tensor(0.1)))
+    return snn.SequentialState(nn.Conv2d(2, 4, 3), cell, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 5), snn.LICell())
+
+
+def other():
+    torch.manual_seed(1)
+    module = build()
+    with torch.no_grad():
+        module[0].weight += 0.05
+    return module
+
+
+def relu():
+    return nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "ownstudent.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "ownstudent", raising=False)
+    return tmp_path
+
+
+def call(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    printed = capsys.readouterr()
+    return int(caught.value.code or 0), printed.out, printed.err
+
+
+def test_export_and_verify_a_module_of_ones_own(own_module: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib
+
+    from safetensors.torch import save_file
+
+    sys.path.insert(0, str(own_module))
+    try:
+        trained = importlib.import_module("ownstudent").other()
+    finally:
+        sys.path.remove(str(own_module))
+    save_file(trained.state_dict(), "trained.safetensors")
+    export = [
+        "export",
+        "ownstudent:build",
+        "--input-shape",
+        "2,8,8",
+        "--out",
+        "a.nir",
+        "--checkpoint",
+        "trained.safetensors",
+    ]
+    status, out, err = call([*export, "--json"], capsys)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["decisions"] == 8 * 32 * 144
+    status, out, _ = call(["verify", "a.nir", "--json"], capsys)
+    facts = json.loads(out)
+    assert (status, facts["holds"], facts["certificate"]) == (0, True, "of this graph")
+    assert facts["nodes"][2] == "lif_1: LIF (4, 6, 6) tau 10 ms"
+    same = ["verify", "a.nir", "--module", "ownstudent:other", "--json"]
+    status, out, _ = call(same, capsys)
+    assert (status, json.loads(out)["differing"]) == (0, 0)
+    status, out, _ = call(["verify", "a.nir", "--module", "ownstudent:build"], capsys)
+    assert status == 1
+    assert "node 'lif_1'" in " ".join(out.split())
+    assert "time step 0" in " ".join(out.split())
+
+
+def test_verify_refuses_a_certificate_of_another_graph(
+    own_module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("build", "other"):
+        assert (
+            call(["export", f"ownstudent:{name}", "--input-shape", "2,8,8", "--out", f"{name}.nir"], capsys)[
+                0
+            ]
+            == 0
+        )
+    Path("build.nir.json").write_bytes(Path("other.nir.json").read_bytes())
+    status, out, _ = call(["verify", "build.nir"], capsys)
+    assert status == 1
+    assert "of another graph" in out
+    Path("build.nir.json").unlink()
+    status, out, _ = call(["verify", "build.nir"], capsys)
+    assert status == 1
+    assert "none beside it" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ownstudent:build"], "--input-shape: needed"),
+        (["ownstudent:build", "--input-shape", "2,x"], "write sizes with commas"),
+        (["ownstudent:nix", "--input-shape", "3"], "has no attribute 'nix'"),
+        (["nowhere:build", "--input-shape", "3"], "No module named 'nowhere'"),
+        (["ownstudent:number", "--input-shape", "3"], "gives int, needs a torch module"),
+        (["ownstudent:relu", "--input-shape", "3"], "module '1': ReLU cannot be exported"),
+        (["ownstudent:build", "--input-shape", "2,8,8", "--dt", "0"], "dt_s: 0"),
+        (
+            ["ownstudent:build", "--input-shape", "2,8,8", "--checkpoint", "ownstudent.py"],
+            "not a safetensors file",
+        ),
+    ],
+)
+def test_bad_modules_are_one_line_and_leave_no_file(
+    arguments: list[str], words: str, own_module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = call(["export", *arguments], capsys)
+    assert (status, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not Path("student.nir").exists()
