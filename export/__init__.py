@@ -5,6 +5,7 @@ from knarr.export.errors import CertificateError, ExportError
 from knarr.export.export import to_nir
 from knarr.export.files import read, write
 from knarr.export.fold import FoldDifference, fold, fold_difference
+from knarr.export.gauge import scale_currents
 from knarr.export.graph_hash import graph_hash
 from knarr.export.modules import PLIFBoxCell, StepGraph, SumPool2d
 from knarr.export.onnx import to_onnx
@@ -26,6 +27,7 @@ __all__ = [
     "fold_difference",
     "graph_hash",
     "read",
+    "scale_currents",
     "step_nir",
     "student_step_to_onnx",
     "to_nir",

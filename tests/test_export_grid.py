@@ -14,7 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from knarr.export import PLIFBoxCell, StepGraph, SumPool2d, read, step_nir, to_nir, trace_module, write
+from knarr.export import (
+    PLIFBoxCell,
+    StepGraph,
+    SumPool2d,
+    read,
+    scale_currents,
+    step_nir,
+    to_nir,
+    trace_module,
+    write,
+)
 from knarr.export.layers import KINDS, take_apart
 from knarr.export.rewrite import as_module, rewrite
 
@@ -307,3 +317,21 @@ def test_plif_learns_and_keeps_its_time_constant_in_the_checkpoint() -> None:
 
 def test_every_combination_is_run() -> None:
     assert len(list(itertools.product(NEURONS, FORMS, DTS_S))) == 6 * 16 * 3
+
+
+@pytest.mark.parametrize("kind", ["LIFRecurrentCell", "residual", "loop of LIFCell"])
+def test_scaled_currents_fire_the_same_spikes(kind: str) -> None:
+    graph = to_nir(GRAPHS[kind][0](1e-3), (10,), 1e-3)
+    scaled = scale_currents(graph, 1e-3)
+    x = (np.random.default_rng(16).random((50, TIMESTEPS, 10)) < 0.3).astype(np.float32)
+    # In float64: the factor is rounded, so the last bits of voltages move.
+    before, after = (step_nir(g, x, 1e-3, dtype="float64") for g in (graph, scaled))
+    currents = [name for name, node in graph.nodes.items() if isinstance(node, nir.CubaLIF)]
+    assert currents
+    for name in currents:
+        assert np.allclose(scaled.nodes[name].r, graph.nodes[name].tau_mem / 1e-3)
+        assert not np.array_equal(scaled.nodes[name].v_threshold, graph.nodes[name].v_threshold)
+    for name, z in before.spikes.items():
+        assert z.sum() > 100
+        assert np.array_equal(z, after.spikes[name])
+    assert "certificate" not in scaled.metadata
