@@ -67,7 +67,7 @@ SamplesOption = Annotated[
 
 
 @app.command(
-    epilog="Examples: knarr export runs/nmnist; knarr export mystudent:build --checkpoint s.safetensors "
+    epilog="Example: knarr export runs/nmnist; knarr export mystudent:build --checkpoint s.safetensors "
     "--input-shape 2,34,34 --dt 0.001 --out student.nir"
 )
 def export(
@@ -133,7 +133,7 @@ def simulate(
 
 
 @app.command(
-    epilog="Examples: knarr verify runs/nmnist --samples 20; knarr verify student.nir --module mystudent:build"
+    epilog="Example: knarr verify runs/nmnist --samples 20; knarr verify student.nir --module mystudent:build"
 )
 def verify(
     source: Annotated[Path, typer.Argument(help="Run folder, or a .nir file.", metavar="RUN|FILE.nir")],
