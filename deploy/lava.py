@@ -19,8 +19,9 @@ from knarr.deploy.errors import DeployError, LavaError
 from knarr.deploy.netx_read import read_net
 from knarr.deploy.process_group import kill_group
 from knarr.deploy.rules import check
-from knarr.hw_sim import Dense, Recording
-from knarr.hw_sim.simulate import RECORDABLE, check_inputs
+from knarr.hw_sim import Conv, Dense, Recording, Recurrent
+from knarr.hw_sim.layers import Layer
+from knarr.hw_sim.simulate import INPUT_LAYER, RECORDABLE, check_inputs
 
 IMPORT_ALLOWANCE_S = 120.0
 STEP_ALLOWANCE_S = 1.0
@@ -41,6 +42,7 @@ def run_on_lava(
     inputs: npt.ArrayLike,
     *,
     record: Sequence[str] = ("output",),
+    timesteps: int | None = None,
     timeout_s: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Recording:
@@ -49,7 +51,9 @@ def run_on_lava(
     Args:
         path: netx file; checked before launch, because a bad one hangs Lava.
         inputs: (samples, timesteps, *features) integers as `knarr.hw_sim.simulate` takes them.
-        record: any of "output", "spikes" (every layer), "v" (every layer's voltage).
+            Samples whose spikes could be under way when the next begins (delays, loops) get a network each.
+        record: any of "output", "spikes" (every layer), "v" and "u" (every layer's voltage and current).
+        timesteps: how many, where the inputs are a bias without a time axis.
         timeout_s: the whole run, seconds; by default 120 for imports and 1 for every time step.
         progress: called with (steps done, steps in all).
 
@@ -69,36 +73,49 @@ def run_on_lava(
     unknown = [name for name in record if name not in RECORDABLE]
     if unknown:
         raise DeployError(f"record: unknown {unknown}, choose from {list(RECORDABLE)}")
-    events = check_inputs(network, inputs)
-    samples, timesteps = events.shape[:2]
-    limit_s = timeout_s or IMPORT_ALLOWANCE_S + STEP_ALLOWANCE_S * (samples * timesteps + len(network.layers))
+    events = check_inputs(network, inputs, timesteps)
+    samples, steps = events.shape[:2]
+    limit_s = timeout_s or IMPORT_ALLOWANCE_S + STEP_ALLOWANCE_S * samples * (steps + len(network.layers))
+    driven = network.input.neuron is not None
     job = {
         "net": str(path.resolve()),
         "bits": network.input.bits,
         "readout": network.readout.kind,
         "record": list(record),
+        "driven": driven,
+        "isolated": any(outlives_a_sample(layer) for layer in network.layers),
     }
     with tempfile.TemporaryDirectory(prefix="knarr-lava-") as folder:
         job_folder = Path(folder)
         (job_folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        flat = isinstance(network.layers[0], Dense)  # netx feeds a first dense layer a vector
-        np.save(job_folder / "inputs.npy", events.reshape(samples, timesteps, -1) if flat else events)
+        flat = not driven and not isinstance(
+            network.layers[0], Conv
+        )  # netx feeds a first dense layer a vector
+        np.save(job_folder / "inputs.npy", events.reshape(samples, steps, -1) if flat else events)
         supervise([lava_python(), "-I", str(WORKER), folder], job_folder, limit_s, progress)
         with np.load(job_folder / "result.npz", allow_pickle=False) as arrays:
             result = {key: arrays[key] for key in arrays.files}
-    names = [layer.name for layer in network.layers]
-    spikes = {
-        name: result[f"spikes/{i}"].astype(np.uint8) for i, name in enumerate(names) if "spikes" in record
+    names = [*([INPUT_LAYER] if driven else []), *(layer.name for layer in network.layers)]
+    recorded = {
+        kind: {name: result[f"{kind}/{i}"] for i, name in enumerate(names) if kind in record}
+        for kind in ("spikes", "v", "u")
     }
+    spikes = {name: array.astype(np.uint8) for name, array in recorded["spikes"].items()}
     return Recording(
         output=result["output"],
         spikes=spikes,
-        v={name: result[f"v/{i}"] for i, name in enumerate(names) if "v" in record},
+        v=recorded["v"],
+        u=recorded["u"],
         event_counts={
             name: s.sum(axis=tuple(range(2, s.ndim)), dtype=np.int64) for name, s in spikes.items()
         },
         engine="lava",
     )
+
+
+def outlives_a_sample(layer: Layer) -> bool:
+    """Whether spikes of a sample can arrive in the next: Lava's reset clears neurons, not what is under way to them."""
+    return isinstance(layer, Recurrent) or (isinstance(layer, Dense) and layer.delay_int is not None)
 
 
 def supervise(

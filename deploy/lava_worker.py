@@ -67,11 +67,35 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def run(job_folder: Path) -> None:
-    """Run one batch of equally long samples in one pipelined, resetting run.
+    """Run a batch of equally long samples: in one pipelined, resetting run, or each in a network of its own.
 
-    job.json: net (path), bits, readout, record, samples, timesteps. inputs.npy: (samples, timesteps, *features) integers.
-    result.npz: output, spikes/<layer index>, v/<layer index>; each (samples, timesteps, *features), time aligned to inputs.
+    job.json: net (path), bits, readout, record, driven (inputs are bias mantissas of the input layer), isolated (spikes
+    under way in delays and loops would reach the next sample). inputs.npy: (samples, timesteps, *features) integers.
+    result.npz: output, and spikes/<i>, v/<i>, u/<i> of each of netx's layers; (samples, timesteps, *features), time aligned
+    to the inputs.
     """
+    import numpy as np
+
+    job = json.loads((job_folder / "job.json").read_text(encoding="utf-8"))
+    inputs = np.load(job_folder / "inputs.npy", allow_pickle=False)
+    batches = (
+        [inputs[s : s + 1] for s in range(len(inputs))] if job["driven"] or job["isolated"] else [inputs]
+    )
+    results = []
+    for number, batch in enumerate(batches):
+
+        def progress(done: int, of: int, number: int = number) -> None:
+            _write_json(job_folder / "progress.json", {"steps": number * of + done, "of": len(batches) * of})
+
+        results.append(_run_batch(job, batch, progress))
+    result = {key: np.concatenate([part[key] for part in results]) for key in results[0]}
+    temporary = job_folder / "result.tmp.npz"
+    np.savez(temporary, **result)
+    os.replace(temporary, job_folder / "result.npz")
+
+
+def _run_batch(job: Any, inputs: Any, progress: Any) -> dict[str, Any]:
+    """One network, one run; what was recorded."""
     import numpy as np
     from lava.lib.dl import netx
     from lava.magma.core.run_conditions import RunSteps
@@ -80,17 +104,19 @@ def run(job_folder: Path) -> None:
     from lava.proc.io.source import RingBuffer as Source
     from lava.proc.monitor.process import Monitor
 
-    job = json.loads((job_folder / "job.json").read_text(encoding="utf-8"))
-    inputs = np.load(job_folder / "inputs.npy", allow_pickle=False)
     samples, timesteps = inputs.shape[:2]
+    driven = job["driven"]
+    alone = driven or job["isolated"]  # one sample from rest, nothing to reset
     net = netx.hdf5.Network(
         net_config=job["net"],
         input_message_bits=0 if job["bits"] == 1 else job["bits"],
-        reset_interval=timesteps,
+        reset_interval=None if alone else timesteps,
         reset_offset=1,  # layer by layer, one step later each, so that pipelined samples equal isolated ones
     )
     threading.Thread(target=_report_child_exceptions, args=(net,), daemon=True).start()
     layers = list(net.layers)
+    # An input layer with neurons answers in the step it is driven, any other layer one step after it is fed.
+    late = 0 if driven else 1
     steps = samples * timesteps + len(layers)
 
     columns = np.moveaxis(inputs.reshape(samples * timesteps, *inputs.shape[2:]), 0, -1)
@@ -100,8 +126,18 @@ def run(job_folder: Path) -> None:
     columns = np.concatenate(
         [columns, np.zeros((*columns.shape[:-1], len(layers) + 1), dtype=columns.dtype)], axis=-1
     )
-    source = Source(data=columns.astype(np.int32))
-    source.s_out.connect(net.inp)
+    waiting: dict[int, list[tuple[Any, Any]]] = {}  # step -> biases that begin there
+    if alone:
+        # A layer would integrate its bias before the first input reaches it, and what it fires could not be taken back.
+        for index, layer in enumerate(layers[1 if driven else 0 :], start=1 if driven else 0):
+            bias = layer.neuron.bias_mant
+            waiting.setdefault(index + late, []).append((bias, np.broadcast_to(bias.init, bias.shape).copy()))
+            bias.init = np.zeros(bias.shape, dtype=np.int32)
+    if driven:
+        layers[0].neuron.bias_mant.init = columns[..., 0].astype(np.int32)
+    else:
+        source = Source(data=columns.astype(np.int32))
+        source.s_out.connect(net.inp)
 
     sinks, monitors = {}, {}
     last = len(layers) - 1
@@ -110,13 +146,14 @@ def run(job_folder: Path) -> None:
         if "spikes" in job["record"] or (index == last and not voltage_readout):
             sinks[index] = Sink(shape=layer.out.shape, buffer=steps)
             layer.out.connect(sinks[index].a_in)
-        if "v" in job["record"] or (index == last and voltage_readout):
-            monitors[index] = Monitor()
-            monitors[index].probe(layer.neuron.v, steps)
+        for state in ("v", "u"):
+            if state in job["record"] or (state == "v" and index == last and voltage_readout):
+                monitors[state, index] = Monitor()
+                monitors[state, index].probe(getattr(layer.neuron, state), steps)
 
     def aligned(data: Any, index: int) -> Any:
-        """(steps, *lava shape) -> (samples, timesteps, *features): layer l (from 0) answers column k in step k + 1 + l."""
-        data = data[index + 1 : index + 1 + samples * timesteps]
+        """(steps, *lava shape) -> (samples, timesteps, *features): layer l (from 0) answers column k in step k + late + l."""
+        data = data[index + late : index + late + samples * timesteps]
         if data.ndim == 4:
             data = data.transpose(0, 3, 2, 1)
         return np.ascontiguousarray(data).reshape(samples, timesteps, *data.shape[1:])
@@ -124,25 +161,32 @@ def run(job_folder: Path) -> None:
     done = 0
     try:
         while done < steps:
-            chunk = min(timesteps, steps - done)
-            net.run(condition=RunSteps(num_steps=chunk), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
-            done += chunk
-            _write_json(job_folder / "progress.json", {"steps": done, "of": steps})
+            for bias, value in waiting.pop(done, []):
+                bias.set(value.astype(np.int32))
+            chunk = 1 if driven or waiting else timesteps
+            if (
+                driven and done
+            ):  # the bias of the steps after the last sample does not matter: nobody looks at them
+                layers[0].neuron.bias_mant.set(
+                    columns[..., min(done, columns.shape[-1] - 1)].astype(np.int32)
+                )
+            now = min(chunk, steps - done)
+            net.run(condition=RunSteps(num_steps=now), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+            done += now
+            progress(done, steps)
         result = {
             f"spikes/{i}": aligned(np.moveaxis(s.data.get(), -1, 0).astype(np.int64), i)
             for i, s in sinks.items()
         }
-        for index, monitor in monitors.items():
+        for (state, index), monitor in monitors.items():
             (recorded,) = monitor.get_data().values()
-            result[f"v/{index}"] = aligned(np.asarray(recorded["v"]).astype(np.int64), index)
+            result[f"{state}/{index}"] = aligned(np.asarray(recorded[state]).astype(np.int64), index)
     finally:
         net.stop()
     result["output"] = result[f"v/{last}" if voltage_readout else f"spikes/{last}"].reshape(
         samples, timesteps, -1
     )
-    temporary = job_folder / "result.tmp.npz"
-    np.savez(temporary, **result)
-    os.replace(temporary, job_folder / "result.npz")
+    return result
 
 
 if __name__ == "__main__":

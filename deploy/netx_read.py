@@ -15,12 +15,13 @@ import h5py
 import numpy as np
 
 from knarr.deploy.errors import DeployError
-from knarr.hw_sim import ChipError, ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout
+from knarr.hw_sim import ChipError, ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout, Recurrent
+from knarr.hw_sim.layers import MAX_DELAY, Layer
 
 MANIFEST = "knarr_manifest"
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 MAX_FILE_BYTES = 2_000_000_000
-_UNSUPPORTED = ("pool", "convT", "unpool", "average", "concat", "dense_comp", "dense_rec")
+_UNSUPPORTED = ("pool", "convT", "unpool", "average", "concat", "dense_comp")
 
 
 def read_net(path: Path) -> ChipNetwork:
@@ -52,32 +53,36 @@ def _read(file: h5py.File) -> ChipNetwork:
     if sorted(groups) != sorted(str(i) for i in range(len(groups))):
         raise DeployError(f"layers are numbered {sorted(groups)}; netx needs 0..n-1 without gaps")
     named = {i: entry for i, entry in enumerate(manifest.get("layers", []))}
-    layers: list[Dense | Conv] = []
+    layers: list[Layer] = []
     shape: tuple[int, ...] | None = None
     input_shape: tuple[int, ...] | None = None
+    input_neuron: Neuron | None = None
+    coding = manifest.get("input", {})
     for index in range(len(groups)):
         group, where = groups[str(index)], f"layer {index}"
         kind = _text(group, "type", where)
         if kind == "input":
+            if layers or input_shape is not None:
+                raise DeployError(f"{where}: a second input; a network has one, at its beginning")
             if "neuron" in group:
-                raise DeployError(
-                    f"{where}: input with a neuron (driven by bias) is not supported yet; feed spikes instead"
-                )
+                input_neuron = _read_neuron(group, where, str(coding.get("neuron") or ""))
             input_shape = _ints(group, "shape", where)
             if input_shape[1:] == (1, 1):
                 input_shape = input_shape[:1]  # slayer writes (features, 1, 1) for a plain vector
             shape = input_shape
         elif kind == "flatten":
             shape = None if shape is None else (int(np.prod(shape)),)
-        elif kind in ("conv", "dense"):
+        elif kind in ("conv", "dense", "dense_rec"):
             entry = named.get(len(layers), {})
             name = str(entry.get("name", f"{kind}_{index}"))
             neuron = _read_neuron(group, where, str(entry.get("neuron", f"neuron_{index}")))
             scale = entry.get("units_per_volt")
             if kind == "conv":
-                layer: Dense | Conv = _read_conv(group, where, name, neuron, shape, scale)
-            else:
+                layer: Layer = _read_conv(group, where, name, neuron, shape, scale)
+            elif kind == "dense":
                 layer = _read_dense(group, where, name, neuron, shape, scale)
+            else:
+                layer = _read_recurrent(group, where, name, neuron, shape, scale)
             if input_shape is None:
                 input_shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
             layers.append(layer)
@@ -91,12 +96,11 @@ def _read(file: h5py.File) -> ChipNetwork:
             raise DeployError(f"{where}: type '{kind}' {reason}")
     if not layers or input_shape is None:
         raise DeployError("holds no conv or dense layer")
-    coding = manifest.get("input", {})
-    kind = "spikes" if layers[-1].neuron.spikes else "voltage"
+    readout = manifest.get("readout", {"kind": "spikes" if layers[-1].neuron.spikes else "voltage"})
     return ChipNetwork(
         tuple(layers),
-        InputCoding(input_shape, int(coding.get("bits", 1))),
-        Readout(kind),  # type: ignore[arg-type]
+        InputCoding(input_shape, int(coding.get("bits", 1)), input_neuron, float(coding.get("units", 1.0))),
+        Readout(**readout),
         manifest.get("dt_s"),
         manifest.get("graph_hash"),
     )
@@ -125,6 +129,15 @@ def _read_neuron(group: h5py.Group, where: str, name: str) -> Neuron:
     return Neuron(registers["iDecay"], registers["vDecay"], registers["vThMant"], name)
 
 
+def _dense_weight(
+    group: h5py.Group, key: str, where: str, shape: tuple[int, ...] | None
+) -> np.ndarray[Any, Any]:
+    if shape is not None and len(shape) == 3 and shape[1:] != (1, 1):
+        raise DeployError(f"{where}: dense receives {shape}; netx needs a flatten layer before it")
+    weight = _array(group, key, where)
+    return weight.reshape(int(np.prod(_ints(group, "shape", where))), -1) if weight.ndim == 1 else weight
+
+
 def _read_dense(
     group: h5py.Group,
     where: str,
@@ -133,15 +146,50 @@ def _read_dense(
     shape: tuple[int, ...] | None,
     scale: float | None,
 ) -> Dense:
-    if shape is not None and len(shape) == 3 and shape[1:] != (1, 1):
-        raise DeployError(f"{where}: dense receives {shape}; netx needs a flatten layer before it")
-    if "delay" in group:
-        raise DeployError(f"{where}: synaptic delay is not supported yet; train without delay")
-    weight = _array(group, "weight", where)
-    if weight.ndim == 1:
-        weight = weight.reshape(int(np.prod(_ints(group, "shape", where))), -1)
+    weight = _dense_weight(group, "weight", where, shape)
     bias = _array(group, "bias", where) if "bias" in group else None
-    return Dense(name, weight, neuron, bias, scale)
+    delay = _read_delay(group, where, weight.shape) if "delay" in group else None
+    return Dense(name, weight, neuron, bias, scale, delay)
+
+
+def _read_delay(group: h5py.Group, where: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """One delay for all, per output, per input or per synapse, as netx tells them apart: outputs come first."""
+    delay = _array(group, "delay", where)
+    if delay.size == 1:
+        full = np.full(shape, delay.reshape(-1)[0])
+    elif delay.ndim == 1 and delay.size == shape[0]:
+        full = np.repeat(delay.reshape(-1, 1), shape[1], axis=1)
+    elif delay.ndim == 1 and delay.size == shape[1]:
+        full = np.repeat(delay.reshape(1, -1), shape[0], axis=0)
+    elif delay.shape == shape:
+        full = delay
+    else:
+        raise DeployError(
+            f"{where}: delay of shape {delay.shape} for weights of {shape}; give one per synapse"
+        )
+    if full.min() < 0 or full.max() > MAX_DELAY:
+        raise DeployError(
+            f"{where}: delays {full.min()}..{full.max()}, netx clamps them to 0..{MAX_DELAY}; train with shorter ones"
+        )
+    return full
+
+
+def _read_recurrent(
+    group: h5py.Group,
+    where: str,
+    name: str,
+    neuron: Neuron,
+    shape: tuple[int, ...] | None,
+    scale: float | None,
+) -> Recurrent:
+    if "delay" in group:
+        raise DeployError(
+            f"{where}: dense_rec with delay, for which netx drops the weight exponent; remove the delay"
+        )
+    weight = _dense_weight(group, "weight", where, shape)
+    feedback = _dense_weight(group, "weight_rec", where, None)
+    bias = _array(group, "bias", where) if "bias" in group else None
+    return Recurrent(name, weight, feedback, neuron, bias, scale)
 
 
 def _read_conv(

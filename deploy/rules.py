@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
-from knarr.hw_sim import ChipNetwork, Dense
-from knarr.hw_sim.network import IntArray
+from knarr.hw_sim import ChipNetwork, Conv, Dense, Neuron, Recurrent
+from knarr.hw_sim.layers import IntArray, Layer
 
 WEIGHT_MIN, WEIGHT_MAX = -128, 127
 VTH_MAX = 2**17 - 1
@@ -44,11 +44,19 @@ def check(network: ChipNetwork, chip: str = "loihi2") -> list[Violation]:
     return [violation for rule in RULES for violation in rule(network)]
 
 
+def _weights(layer: Layer) -> IntArray:
+    """All weights of a layer as one matrix: netx scales those of a recurrent layer together."""
+    if isinstance(layer, Recurrent):
+        return np.hstack((layer.weight_int, layer.recurrent_int))
+    return layer.weight_int
+
+
 def weights_fit_8_bits(network: ChipNetwork) -> Iterator[Violation]:
     for layer in network.layers:
-        low, high = int(layer.weight_int.min()), int(layer.weight_int.max())
+        weight = _weights(layer)
+        low, high = int(weight.min()), int(weight.max())
         # Even weights lose nothing in the step of 2 that a signed 8-bit weight with exponent 1 has.
-        even = not np.any(layer.weight_int & 1) and low >= -256 and high <= 254
+        even = not np.any(weight & 1) and low >= -256 and high <= 254
         if not even and (low < WEIGHT_MIN or high > WEIGHT_MAX):
             yield Violation(
                 "weights_fit_8_bits",
@@ -59,13 +67,13 @@ def weights_fit_8_bits(network: ChipNetwork) -> Iterator[Violation]:
 
 def weights_survive_netx(network: ChipNetwork) -> Iterator[Violation]:
     for layer in network.layers:
-        if not np.any(layer.weight_int):
+        if not np.any(_weights(layer)):
             yield Violation(
                 "weights_survive_netx",
                 layer.name,
                 "all weights are 0, which netx fails to load; remove the layer",
             )
-        elif isinstance(layer, Dense) and not netx_runs_exactly(layer.weight_int):
+        elif not isinstance(layer, Conv) and not _survives(layer):
             yield Violation(
                 "weights_survive_netx",
                 layer.name,
@@ -73,24 +81,40 @@ def weights_survive_netx(network: ChipNetwork) -> Iterator[Violation]:
             )
 
 
-def decays_fit_registers(network: ChipNetwork) -> Iterator[Violation]:
+def _survives(layer: Dense | Recurrent) -> bool:
+    if isinstance(layer, Dense):
+        return netx_runs_exactly(layer.weight_int)
+    inputs = layer.weight_int.shape[1]
+    return netx_runs_exactly(_weights(layer), parts=(slice(None, inputs), slice(inputs, None)))
+
+
+def _neurons(network: ChipNetwork) -> Iterator[tuple[str, Neuron]]:
+    if network.input.neuron is not None:
+        yield "input", network.input.neuron
     for layer in network.layers:
+        yield layer.name, layer.neuron
+
+
+def decays_fit_registers(network: ChipNetwork) -> Iterator[Violation]:
+    for name, neuron in _neurons(network):
         for field, low, high in (("i_decay", 1, 4096), ("v_decay", 0, 4095)):
-            value = getattr(layer.neuron, field)
+            value = getattr(neuron, field)
             if not low <= value <= high:
                 yield Violation(
-                    "decays_fit_registers", layer.name, f"{field} {value}, hardware has {low}..{high}"
+                    "decays_fit_registers",
+                    name,
+                    f"{field} {value}, hardware has {low}..{high}; choose another time constant",
                 )
 
 
 def thresholds_fit_registers(network: ChipNetwork) -> Iterator[Violation]:
-    for layer in network.layers:
-        readout = layer is network.layers[-1] and network.readout.kind == "voltage"
-        if not readout and not 0 <= layer.neuron.vth_int <= VTH_MAX:
+    readout = network.layers[-1].neuron if network.readout.kind == "voltage" else None
+    for name, neuron in _neurons(network):
+        if neuron is not readout and not 0 <= neuron.vth_int <= VTH_MAX:
             yield Violation(
                 "thresholds_fit_registers",
-                layer.name,
-                f"threshold {layer.neuron.vth_int}, allowed 0..{VTH_MAX}; only the last layer may be a voltage readout",
+                name,
+                f"threshold {neuron.vth_int}, allowed 0..{VTH_MAX}; only the last layer may be a voltage readout",
             )
 
 
@@ -106,7 +130,11 @@ def sums_fit_accumulator(network: ChipNetwork) -> Iterator[Violation]:
     payload = 2**network.input.bits - 1
     for layer in network.layers:
         rows = layer.weight_int.reshape(len(layer.weight_int), -1).astype(np.int64)
-        worst = payload * max(int(np.maximum(rows, 0).sum(1).max()), int(np.maximum(-rows, 0).sum(1).max()))
+        up, down = payload * np.maximum(rows, 0).sum(1), payload * np.maximum(-rows, 0).sum(1)
+        if isinstance(layer, Recurrent):
+            back = layer.recurrent_int.astype(np.int64)
+            up, down = up + np.maximum(back, 0).sum(1), down + np.maximum(-back, 0).sum(1)
+        worst = max(int(up.max()), int(down.max()))
         if worst >= ACCUMULATOR:
             yield Violation(
                 "sums_fit_accumulator",
@@ -118,6 +146,18 @@ def sums_fit_accumulator(network: ChipNetwork) -> Iterator[Violation]:
         payload = 1
 
 
+def nothing_outlives_a_sample(network: ChipNetwork) -> Iterator[Violation]:
+    for layer in network.layers:
+        if isinstance(layer, Dense) and layer.delay_int is not None and layer.delay_int.any():
+            yield Violation(
+                "nothing_outlives_a_sample",
+                layer.name,
+                f"delays up to {int(layer.delay_int.max())} steps: a reset clears neurons, not spikes under way, so leave as many "
+                "silent steps between samples (run_on_lava gives every sample a network of its own)",
+                "warning",
+            )
+
+
 RULES: list[Callable[[ChipNetwork], Iterator[Violation]]] = [
     weights_fit_8_bits,
     weights_survive_netx,
@@ -125,6 +165,7 @@ RULES: list[Callable[[ChipNetwork], Iterator[Violation]]] = [
     thresholds_fit_registers,
     biases_fit_registers,
     sums_fit_accumulator,
+    nothing_outlives_a_sample,
 ]
 
 
@@ -141,16 +182,23 @@ def netx_dense_weights(weight_int: IntArray) -> npt.NDArray[np.int64] | None:
     return np.left_shift(weight, exponent) if exponent > 0 else np.right_shift(weight, -exponent)
 
 
-def netx_runs_exactly(weight_int: IntArray) -> bool:
-    """Whether a netx Dense layer sums exactly these weights, whatever events arrive together."""
-    replayed = _replay_netx(weight_int)
+def netx_runs_exactly(weight_int: IntArray, parts: tuple[slice, ...] = (slice(None),)) -> bool:
+    """Whether a netx Dense layer sums exactly these weights, whatever events arrive together.
+
+    Args:
+        weight_int: (out, in) integers.
+        parts: columns that become matrices of their own at run time; of a recurrent layer what arrives and what comes back.
+    """
+    replayed = _replay_netx(weight_int, parts)
     if replayed is None:
         return False
     weight, shift = replayed
     return bool(shift >= 0 and np.array_equal(weight, np.asarray(weight_int, dtype=np.int64) << shift))
 
 
-def _replay_netx(weight_int: IntArray) -> tuple[npt.NDArray[np.int64], int] | None:
+def _replay_netx(
+    weight_int: IntArray, parts: tuple[slice, ...] = (slice(None),)
+) -> tuple[npt.NDArray[np.int64], int] | None:
     """Weights as Lava's Dense holds them, and how far they were shifted up before; None when loading fails.
 
     Replays lava-dl 0.6.0 `netx.utils.optimize_weight_bits` and lava-nc 0.10.0 `Dense` (clip, then truncate to the bit
@@ -175,6 +223,11 @@ def _replay_netx(weight_int: IntArray) -> tuple[npt.NDArray[np.int64], int] | No
         precision -= 1
     bits = 8 - shift - (precision - mixed)
     weight = np.left_shift(weight, shift)
+    held = [_as_lava_holds(weight[:, part], bits) for part in parts]
+    return np.hstack(held), shift
+
+
+def _as_lava_holds(weight: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
     # At run time Lava decides the sign mode again, and counts a matrix of zeros and negatives as inhibitory.
     excitatory = bool(weight.min() >= 0)
     inhibitory = not excitatory and bool(weight.max() <= 0)
@@ -182,4 +235,4 @@ def _replay_netx(weight_int: IntArray) -> tuple[npt.NDArray[np.int64], int] | No
     sign = -1 if inhibitory else 1
     weight = np.clip(sign * weight, -256 if mixed_now else 0, 255)
     lost = 8 - bits + mixed_now
-    return sign * np.left_shift(np.right_shift(weight, lost), lost), shift
+    return sign * np.left_shift(np.right_shift(weight, lost), lost)

@@ -5,7 +5,16 @@ from knarr.hw_sim.count_onnx import count_onnx
 from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
 from knarr.hw_sim.energy import EnergyEstimate, PriceError, price, price_table, ratio
 from knarr.hw_sim.errors import ChipError, CountError
-from knarr.hw_sim.network import NON_SPIKING_VTH, ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout
+from knarr.hw_sim.network import (
+    NON_SPIKING_VTH,
+    ChipNetwork,
+    Conv,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recurrent,
+)
 from knarr.hw_sim.recording import Divergence, Recording, compare, load_recording, save_recording
 from knarr.hw_sim.simulate import simulate
 
@@ -26,6 +35,7 @@ __all__ = [
     "PriceError",
     "Readout",
     "Recording",
+    "Recurrent",
     "compare",
     "count",
     "count_events",

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
 from knarr.hw_sim.errors import CountError
-from knarr.hw_sim.fanout import Int64, dense_padded, fanout
-from knarr.hw_sim.network import ChipNetwork, Conv, Dense, Layer
+from knarr.hw_sim.fanout import Int64, dense_padded, dense_valid, fanout, recurrent_fanout
+from knarr.hw_sim.network import ChipNetwork, Conv, Layer, Recurrent
 from knarr.hw_sim.recording import Recording
 from knarr.hw_sim.simulate import simulate
 
@@ -95,6 +95,10 @@ def count_events(network: ChipNetwork, inputs: npt.ArrayLike, recording: Recordi
     Raises:
         CountError: inputs or recorded spikes are missing or do not fit the network.
     """
+    if network.input.neuron is not None:
+        raise CountError(
+            "network: driven by bias; its first synapses hear its input neurons, count those apart"
+        )
     events: npt.NDArray[np.generic] = np.asarray(inputs)
     if (
         events.ndim != 2 + len(network.input.shape)
@@ -112,10 +116,8 @@ def count_events(network: ChipNetwork, inputs: npt.ArrayLike, recording: Recordi
     for layer in network.layers:
         incoming = classify_events(events)
         spikes = _recorded_spikes(layer, recording, samples, timesteps)
-        layers[layer.name] = _layer_counts(
-            layer, incoming, int(spikes.sum(dtype=np.int64)), samples, timesteps
-        )
-        if isinstance(layer, Dense) and len(arriving) > 1:
+        layers[layer.name] = _layer_counts(layer, incoming, spikes, samples, timesteps)
+        if not isinstance(layer, Conv) and len(arriving) > 1:
             ledger.append(LedgerRow(f"{layer.name}.flatten", "Flatten", "free", "moves no data"))
         ledger += _rows(layer, incoming)
         events, arriving = spikes, layer.output_shape
@@ -147,25 +149,31 @@ def _recorded_spikes(
 
 
 def _layer_counts(
-    layer: Layer, incoming: InputEvents, spikes: int, samples: int, timesteps: int
+    layer: Layer, incoming: InputEvents, spikes: npt.NDArray[np.generic], samples: int, timesteps: int
 ) -> LayerCounts:
     stored, nonzero = fanout(layer).reshape(-1), fanout(layer, nz=True).reshape(-1)
     neurons = prod(layer.output_shape)
+    back = back_nonzero = 0
+    if isinstance(layer, Recurrent):
+        # A spike of the last step would come back after the inference.
+        events = np.asarray(spikes[:, :-1]).sum(axis=(0, 1), dtype=np.int64)
+        back = int(events @ recurrent_fanout(layer))
+        back_nonzero = int(events @ recurrent_fanout(layer, nz=True))
     return LayerCounts(
-        acc=Fraction(int(incoming.acc @ stored), samples),
+        acc=Fraction(int(incoming.acc @ stored) + back, samples),
         mac=Fraction(int(incoming.mac @ stored), samples),
-        acc_nonzero=Fraction(int(incoming.acc @ nonzero), samples),
+        acc_nonzero=Fraction(int(incoming.acc @ nonzero) + back_nonzero, samples),
         mac_nonzero=Fraction(int(incoming.mac @ nonzero), samples),
-        dense_valid=Fraction(timesteps * int(stored.sum())),
+        dense_valid=Fraction(timesteps * dense_valid(layer)),
         dense_padded=Fraction(timesteps * dense_padded(layer)),
         bias_adds=Fraction(0 if layer.bias_int is None else timesteps * neurons),
         neuron_updates=Fraction(timesteps * neurons),
-        spikes=Fraction(spikes, samples),
+        spikes=Fraction(int(np.asarray(spikes).sum(dtype=np.int64)), samples),
     )
 
 
 def _rows(layer: Layer, incoming: InputEvents) -> list[LedgerRow]:
-    operation = "Conv" if isinstance(layer, Conv) else "Dense"
+    operation = type(layer).__name__
     rows = [LedgerRow(layer.name, operation, "counted", incoming.note)]
     if layer.bias_int is not None:
         rows.append(

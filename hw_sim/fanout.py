@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from knarr.hw_sim.network import Conv, Dense, Layer
+from knarr.hw_sim.network import Conv, Dense, Layer, Recurrent
 
 Int64 = npt.NDArray[np.int64]
 
@@ -104,7 +104,7 @@ def conv_fanout(layer: Conv, *, nz: bool = False) -> Int64:
     )
 
 
-def dense_fanout(layer: Dense, *, nz: bool = False) -> Int64:
+def dense_fanout(layer: Dense | Recurrent, *, nz: bool = False) -> Int64:
     """(in features,) int64: every output, or with `nz` those whose weight is not 0."""
     return kernel_targets(layer.weight_int, 1, nz=nz)
 
@@ -114,11 +114,18 @@ def fanout(layer: Layer, *, nz: bool = False) -> Int64:
     return conv_fanout(layer, nz=nz) if isinstance(layer, Conv) else dense_fanout(layer, nz=nz)
 
 
+def recurrent_fanout(layer: Recurrent, *, nz: bool = False) -> Int64:
+    """(out,) int64: where each of the layer's own spikes goes back to."""
+    return kernel_targets(layer.recurrent_int, 1, nz=nz)
+
+
 def dense_valid(layer: Layer) -> int:
-    """Synaptic operations of one step in which every input has an event: taps whose both ends exist."""
-    return int(fanout(layer).sum())
+    """Synaptic operations of one step in which every input has an event: taps whose both ends exist, loops too."""
+    back = int(recurrent_fanout(layer).sum()) if isinstance(layer, Recurrent) else 0
+    return int(fanout(layer).sum()) + back
 
 
 def dense_padded(layer: Layer) -> int:
     """Taps of one step as dense hardware walks them: H_out * W_out * C_out * (C_in / g) * k_y * k_x, padding included."""
-    return prod(layer.output_shape) * prod(layer.weight_int.shape[1:])
+    back = layer.recurrent_int.size if isinstance(layer, Recurrent) else 0
+    return prod(layer.output_shape) * prod(layer.weight_int.shape[1:]) + back

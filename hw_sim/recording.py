@@ -28,6 +28,7 @@ class Recording:
         output: (samples, timesteps, outputs) int64: spikes 0/1 or chip voltages, as the network's readout says.
         spikes: layer name -> (samples, timesteps, *features) uint8 of 0/1; only recorded layers.
         v: layer name -> (samples, timesteps, *features) int64 chip voltages after reset; only recorded layers.
+        u: layer name -> the same of currents.
         event_counts: layer name -> (samples, timesteps) int64 spikes of the layer in each step; only recorded layers.
         peak_sum: layer name -> largest |synaptic sum| that occurred; the chip's accumulator ends at 2**15 - 1. Empty
             where the engine does not say (Lava).
@@ -37,6 +38,7 @@ class Recording:
     output: npt.NDArray[np.int64]
     spikes: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     v: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    u: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     event_counts: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     peak_sum: Mapping[str, int] = field(default_factory=dict)
     engine: str = ""
@@ -77,7 +79,7 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
     pairs: list[tuple[str, npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]]] = [
         ("output", a.output, b.output)
     ]
-    for kind in ("spikes", "v"):
+    for kind in ("spikes", "v", "u"):
         left, right = getattr(a, kind), getattr(b, kind)
         if set(left) != set(right):
             raise ChipError(
@@ -110,7 +112,7 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
 def save_recording(recording: Recording, path: Path) -> None:
     """Write a recording as .npz, to a temporary name first; a killed run leaves the old file or the new one."""
     arrays: dict[str, npt.NDArray[np.generic]] = {"output": recording.output}
-    for kind in ("spikes", "v", "event_counts"):
+    for kind in ("spikes", "v", "u", "event_counts"):
         arrays |= {f"{kind}/{name}": array for name, array in getattr(recording, kind).items()}
     arrays |= {f"peak_sum/{name}": np.array(peak) for name, peak in recording.peak_sum.items()}
     arrays["engine"] = np.array(recording.engine)
@@ -137,6 +139,7 @@ def load_recording(path: Path) -> Recording:
             kinds: dict[str, dict[str, npt.NDArray[np.generic]]] = {
                 "spikes": {},
                 "v": {},
+                "u": {},
                 "event_counts": {},
                 "peak_sum": {},
             }

@@ -176,7 +176,7 @@ def voltages_of(weight: Array, inputs: Array, folder: Path) -> Array:
         neuron.create_dataset("type", data=np.bytes_("CUBA"))
         for key, value in (("iDecay", 4096), ("vDecay", 4096), ("vThMant", NON_SPIKING_VTH)):
             neuron.create_dataset(key, data=np.int64(value))
-    job = {"net": str(net), "bits": 1, "readout": "voltage", "record": ["output"]}
+    job = {"net": str(net), "bits": 1, "readout": "voltage", "record": ["output"], "driven": False, "isolated": False}
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     np.save(folder / "inputs.npy", inputs[None])
     supervise([lava_python(), "-I", str(WORKER), str(folder)], folder, LIMIT_S)
@@ -345,8 +345,8 @@ def test_inputs_are_checked_first(file: Path, inputs: Array, message: str) -> No
 
 
 def test_an_unknown_record_is_refused(file: Path) -> None:
-    with pytest.raises(DeployError, match=r"record: unknown \['u'\]"):
-        run_on_lava(file, [[[0, 1]]], record=("u",))
+    with pytest.raises(DeployError, match=r"record: unknown \['w'\]"):
+        run_on_lava(file, [[[0, 1]]], record=("w",))
 
 
 @pytest.mark.parametrize(

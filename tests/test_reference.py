@@ -375,7 +375,10 @@ def test_graded_range_ends_at_its_bits() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"record": ("output", "u")}, r"record: unknown \['u'\], choose from \['output', 'spikes', 'v'\]"),
+        (
+            {"record": ("output", "w")},
+            r"record: unknown \['w'\], choose from \['output', 'spikes', 'v', 'u'\]",
+        ),
         ({"engine": "quantum"}, "engine: 'quantum' does not exist, choose"),
         ({"threads": 2}, "threads: 2 asked for"),
         ({"threads": 0}, "threads: 0 asked for"),
