@@ -26,6 +26,7 @@ from knarr.export import (
     to_nir,
     write,
 )
+from knarr.export.arguments import as_inputs
 from knarr.export.certificate import replay_inputs, replay_sha256
 from knarr.export.files import FILLED
 from knarr.export.step import execution_order
@@ -88,7 +89,7 @@ def export_module(
             f"--input-shape '{input_shape}': write sizes with commas, such as 2,34,34"
         ) from error
     module = make_module(factory, checkpoint)
-    inputs = None if samples is None else read_inputs(samples)
+    inputs = None if samples is None else as_inputs(read_inputs(samples), str(samples))
     if inputs is not None and inputs.shape[2:] != shape:
         raise ExportError(f"{samples}: shape {inputs.shape}, needs (samples, timesteps, {input_shape})")
     graph = to_nir(module, shape, dt_s, samples=inputs)
@@ -113,13 +114,19 @@ def verify_file(
     Raises:
         ExportError: the file is no valid graph, or the module cannot be made or compared.
     """
+    if factory is None and (checkpoint is not None or samples is not None or dt_s is not None):
+        raise ExportError(
+            "--checkpoint, --inputs and --dt go with --module; without it the certificate is replayed"
+        )
     graph = read(path)
     facts: dict[str, Any] = {"file": str(path), "nodes": _nodes(graph), "graph_hash": graph_hash(graph)}
     filled = str(graph.metadata.get(FILLED, ""))
     if filled:
         facts["filled_in"] = filled.splitlines()
     sidecar = path.with_name(f"{path.name}.json")
-    certificate = Certificate.from_json(sidecar.read_text("utf-8")) if sidecar.is_file() else None
+    certificate = (
+        Certificate.from_json(sidecar.read_bytes().decode("utf-8", "replace")) if sidecar.is_file() else None
+    )
     if factory is not None:
         step = dt_s if dt_s is not None else _dt(graph, certificate)
         module = make_module(factory, checkpoint)

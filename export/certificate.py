@@ -11,8 +11,10 @@ from typing import Any
 import nir
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 from torch import nn
 
+from knarr.export.arguments import as_dt, as_graph
 from knarr.export.errors import CertificateError, ExportError
 from knarr.export.graph_hash import graph_hash
 from knarr.export.layers import take_apart
@@ -37,6 +39,7 @@ class Certificate:
         rewrites: module path -> what stands in its place in the graph; empty when every layer is its own node. With
             rewrites the voltages are those of the rewritten module, and spikes are equal with the original as well.
         v_difference: largest |difference| of a voltage between the original and the rewritten module, volts.
+        neurons_fired: threshold node -> neurons that fired at least once; what never fired was not seen to reset.
         replay_sha256: of every spike on `replay_inputs`, so that the file can be checked where the module is not.
     """
 
@@ -51,6 +54,7 @@ class Certificate:
     versions: dict[str, str]
     rewrites: dict[str, str] = field(default_factory=dict)
     v_difference: float = 0.0
+    neurons_fired: dict[str, int] = field(default_factory=dict)
     replay_sha256: str = ""
 
     def to_json(self) -> str:
@@ -64,9 +68,10 @@ class Certificate:
             ExportError: not JSON, or other fields than a certificate has.
         """
         try:
-            return Certificate(**json.loads(text))
+            return TypeAdapter(Certificate).validate_json(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ExportError(f"certificate: cannot be read ({error}); export the module again") from error
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"certificate: cannot be read ({reason}); export the module again") from error
 
 
 REPLAY_SAMPLES, REPLAY_TIMESTEPS = 8, 32
@@ -74,10 +79,32 @@ REPLAY_DENSITIES = (0.05, 0.2, 0.5, 0.9)
 
 
 def replay_inputs(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """(8, 32, *shape) random 0 and 1 of four densities, the same for everyone."""
+    """(8, 32, *shape), the same for everyone: random 0 and 1 of four densities, two samples of counts, two of -2..2."""
     rng = np.random.default_rng(0)
     density = np.resize(REPLAY_DENSITIES, REPLAY_SAMPLES).reshape(-1, 1, *[1] * len(shape))
-    return (rng.random((REPLAY_SAMPLES, REPLAY_TIMESTEPS, *shape)) < density).astype(np.float32)
+    inputs = (rng.random((REPLAY_SAMPLES, REPLAY_TIMESTEPS, *shape)) < density).astype(np.float32)
+    inputs[4:6] *= rng.integers(1, 6, inputs[4:6].shape)
+    inputs[6:] = 4 * rng.random(inputs[6:].shape) - 2
+    return inputs
+
+
+METADATA = {"integration": "forward Euler, synapse first", "reset": "hard reset", "time_unit": "s"}
+"""What `step_nir` does, as it is written into every graph."""
+
+
+def require_metadata(graph: nir.NIRGraph, dt_s: float) -> None:
+    """What a graph says of itself agrees with what is compared.
+
+    Raises:
+        ExportError: another dt, integration, reset or unit.
+    """
+    for key, value in {**METADATA, "dt_s": dt_s}.items():
+        found = graph.metadata.get(key, value)
+        found = found.decode() if isinstance(found, bytes) else found
+        if found != value:
+            raise CertificateError(
+                f"certificate: the graph's metadata say {key} = {found!r}, compared is {value!r}; correct them"
+            )
 
 
 def replay_sha256(trace: Trace) -> str:
@@ -102,7 +129,13 @@ def certify(module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s:
     Raises:
         ExportError: the first difference (node, sample, step), or a threshold layer that never fired.
     """
+    dt_s = as_dt(dt_s)
+    as_graph(graph)
     live, stepped, rewrites = _compared(module, graph, inputs, dt_s)
+    # Inputs of the user's may leave much of the graph untouched; random ones leave less.
+    replay = replay_inputs(_input_shape(graph))
+    compare_with_module(module, graph, replay, dt_s)
+    require_metadata(graph, dt_s)
     counts = {name: int(z.sum()) for name, z in live.spikes.items()}
     for name, count in counts.items():
         if count == 0:
@@ -124,7 +157,8 @@ def certify(module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s:
         versions={name: version(name) for name in ("knarr", "norse", "nir", "torch", "numpy")},
         rewrites=rewrites,
         v_difference=max(differences),
-        replay_sha256=replay_sha256(step_nir(graph, replay_inputs(_input_shape(graph)), dt_s)),
+        neurons_fired={name: int(z.any(axis=(0, 1)).sum()) for name, z in live.spikes.items()},
+        replay_sha256=replay_sha256(step_nir(graph, replay, dt_s)),
     )
 
 

@@ -7,6 +7,7 @@ Output's shape. Every filling is listed. Left open, so refused: Input without sh
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
+from math import prod
 from typing import Any
 
 import nir
@@ -25,6 +26,7 @@ KINDS = {
 }  # fmt: skip
 DEFAULTS = {"v_reset": (0.0, "0 by the NIR standard"), "w_in": (1.0, "1 by the NIR standard")}
 MAX_NESTED = 16
+MAX_SPREAD_BYTES = 1_000_000_000
 
 
 def build(tree: dict[str, Any], filled: list[str], path: str = "", depth: int = 0) -> nir.NIRGraph:
@@ -170,6 +172,13 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
     """
     nodes, edges = inline(graph)
     entering, leaving = infer(nodes, topology(nodes, edges))
+    total = sum(
+        8 * prod(entering[name]) * len(PER_NEURON.get(type(node), ())) for name, node in nodes.items()
+    )
+    if total > MAX_SPREAD_BYTES:
+        raise ExportError(
+            f"graph: its neurons' parameters take {total:,} bytes, at most {MAX_SPREAD_BYTES:,}; check the shapes it declares"
+        )
     for name, node in nodes.items():
         into, out = entering[name], leaving[name]
         for field in PER_NEURON.get(type(node), ()):

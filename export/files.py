@@ -9,7 +9,7 @@ from typing import Any
 
 import nir
 
-from knarr.export.certificate import Certificate
+from knarr.export.certificate import Certificate, require_metadata
 from knarr.export.complete import build, complete
 from knarr.export.errors import ExportError
 from knarr.export.graph_hash import graph_hash
@@ -30,22 +30,32 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
         ExportError: nir cannot write it, it cannot be read back, or it was changed after it was certified.
     """
     path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ExportError(
+            f"{path}: is a folder or lies in one that does not exist; give a file name such as student.nir"
+        )
+    for name in graph.nodes if isinstance(graph, nir.NIRGraph) else ():
+        if "/" in name:
+            raise ExportError(
+                f"{path}: node '{name}' has a slash in its name, which HDF5 takes for a group; rename it"
+            )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
         try:
             nir.write(temporary, graph)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise ExportError(
                 f"{path}: nir cannot write this graph ({error}); complete its fields"
             ) from error
         again = _read(temporary, path)
         certificate = graph.metadata.get("certificate")
-        if certificate is not None and Certificate.from_json(_text(certificate)).graph_hash != graph_hash(
-            again
-        ):
-            raise ExportError(
-                f"{path}: the graph was changed after it was certified; remove its certificate or export again"
-            )
+        if certificate is not None:
+            proof = Certificate.from_json(_text(certificate))
+            if proof.graph_hash != graph_hash(again):
+                raise ExportError(
+                    f"{path}: the graph was changed after it was certified; remove its certificate or export again"
+                )
+            require_metadata(again, proof.dt_s)
         if certificate is not None:
             sidecar = Path(folder) / f"{path.name}.json"
             sidecar.write_text(_text(certificate) + "\n", encoding="utf-8")
@@ -93,6 +103,7 @@ def _read(path: Path, shown: Path) -> nir.NIRGraph:
         IndexError,
         RecursionError,
         OverflowError,
+        MemoryError,
     ) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ExportError(f"{shown}: not a valid NIR graph ({reason})") from error

@@ -31,7 +31,7 @@ from knarr.export.fold_kernels import (
 from knarr.export.graph_hash import graph_hash
 from knarr.export.shapes import Shape, infer
 from knarr.export.step import step_nir
-from knarr.export.topology import Edge, inline, topology
+from knarr.export.topology import NEURONS, Edge, inline, topology
 
 POOLS = (nir.AvgPool2d, nir.SumPool2d)
 CONVS = (nir.Conv1d, nir.Conv2d)
@@ -86,7 +86,12 @@ def fold(graph: nir.NIRGraph) -> nir.NIRGraph:
         key: value for key, value in graph.metadata.items() if key not in ("certificate", "knarr_filled")
     }
     metadata |= {"folded": "\n".join(work.done), "folded_from": graph_hash(graph)}
-    return complete(nir.NIRGraph(work.nodes, work.edges, metadata=metadata, type_check=False), [])
+    folded = complete(nir.NIRGraph(work.nodes, work.edges, metadata=metadata, type_check=False), [])
+    if _waits(nodes, edges) != _waits(folded.nodes, folded.edges):
+        raise ExportError(
+            "graph: folding would move the step that a loop waits; put the pooling or scale outside the loop, or a Delay into it"
+        )
+    return folded
 
 
 def fold_difference(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> FoldDifference:
@@ -116,17 +121,41 @@ def fold_difference(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> 
     return FoldDifference(decisions, spikes, differing["float64"], differing["float32"], moved)
 
 
+def _waits(nodes: dict[str, Any], edges: list[Edge]) -> set[tuple[str, str, int]]:
+    """(neuron or end, neuron or end, steps): every way between them through synapses alone, and how often it waits."""
+    order = topology(nodes, edges)
+    after: dict[str, list[tuple[str, int]]] = {name: [] for name in nodes}
+    for name in nodes:
+        for waiting, sources in ((0, order.sources[name]), (1, order.looping[name])):
+            for source in sources:
+                after[source].append((name, waiting))
+    stops = (*NEURONS, nir.Delay, nir.Threshold)
+    found: set[tuple[str, str, int]] = set()
+    for start in (name for name, node in nodes.items() if name == order.input or isinstance(node, stops)):
+        todo, met = [(start, 0)], set()
+        while todo:
+            here, steps = todo.pop()
+            for name, waiting in after[here]:
+                if isinstance(nodes[name], stops) or name == order.output:
+                    found.add((start, name, steps + waiting))
+                elif (name, steps + waiting) not in met:
+                    met.add((name, steps + waiting))
+                    todo.append((name, steps + waiting))
+    return found
+
+
 class _Fold:
     def __init__(self, nodes: dict[str, Any], edges: list[Edge]) -> None:
         self.nodes, self.edges = nodes, edges
         self.done: list[str] = []
         self.entering: dict[str, Shape] = {}
         self.order: tuple[str, ...] = ()
+        self.looping: dict[str, tuple[str, ...]] = {}
 
     def shapes(self) -> None:
         order = topology(self.nodes, self.edges)
         self.entering, self.leaving = infer(self.nodes, order)
-        self.order = order.order
+        self.order, self.looping = order.order, order.looping
 
     def sources(self, name: str) -> list[str]:
         return [s for s, t in self.edges if t == name]
@@ -179,7 +208,9 @@ class _Fold:
     def fold_pool(self, name: str) -> None:
         pool, shape = self.nodes[name], self.entering[name]
         before = self.sources(name)
-        for target in list(self.targets(name)):
+        # What comes round a loop waits at this pool; handed on to several nodes it would wait at some of them alone.
+        several = bool(self.looping[name]) and len(self.targets(name)) > 1
+        for target in [] if several else list(self.targets(name)):
             synapse, path = self._synapse_behind(target)
             if synapse is None or self.sources(synapse) != [path[-2] if len(path) > 1 else name]:
                 continue
@@ -204,13 +235,16 @@ class _Fold:
             self.edges = [edge for edge in self.edges if name not in edge]
             del self.nodes[name]
         elif (
-            len(before) == 1
+            not self.looping[name]
+            and len(before) == 1
             and isinstance(self.nodes[before[0]], nir.Conv2d)
             and self.targets(before[0]) == [name]
         ):
             self.nodes[before[0]] = conv_then_pool(before[0], self.nodes[before[0]], pool, name)
             self._done(name, f"pooling '{name}' into '{before[0]}'")
-        elif any(isinstance(self.nodes[t], (*SYNAPSES, nir.Flatten)) for t in self.targets(name)):
+        elif not several and any(
+            isinstance(self.nodes[t], (*SYNAPSES, nir.Flatten)) for t in self.targets(name)
+        ):
             raise ExportError(
                 f"node '{name}': pooling that feeds {self.targets(name)} together with other inputs or behind a partial flatten "
                 "cannot be folded; give the synapse behind it no other input"

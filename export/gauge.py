@@ -37,8 +37,10 @@ def scale_currents(graph: nir.NIRGraph, dt_s: float) -> nir.NIRGraph:
         if not isinstance(node, nir.CubaLIF):
             continue
         r = np.asarray(node.r, dtype=np.float64)
-        if (r == 0).any():
-            raise ExportError(f"node '{name}': r is 0, so nothing it hears moves it; remove it")
+        if (r <= 0).any():
+            raise ExportError(
+                f"node '{name}': r is not above 0, and no factor turns a threshold round; rewrite its weights"
+            )
         factor = np.asarray(node.tau_mem, dtype=np.float64) / dt_s / r
         for field in ("r", "v_threshold", "v_reset", "v_leak"):
             setattr(node, field, np.asarray(getattr(node, field), dtype=np.float64) * factor)

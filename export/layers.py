@@ -53,6 +53,7 @@ class Layer:
         module: the leaf.
         sources: layers (or "input") whose output of this step it receives, summed.
         delayed: layers whose output of the step before it receives too.
+        owner: path of the StepGraph that declares those.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Layer:
     module: nn.Module
     sources: tuple[str, ...]
     delayed: tuple[str, ...] = ()
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,9 @@ class _Walk:
             inner, numbers = (prefix, number) if name is None else (f"{prefix}{name}_", count())
             if type(module) is nn.Sequential and path:
                 _no_state(module, path)
-            for child_name, child in module.named_children():
-                value = self.visit(child, _join(path, child_name), value, inner, numbers)
+            for child_name, child in module._modules.items():  # named_children leaves out what comes twice
+                if child is not None:
+                    value = self.visit(child, _join(path, child_name), value, inner, numbers)
             return value
         if type(module) is StepGraph:
             inner = prefix if not path else f"{prefix}{name or f'graph_{next(number)}'}_"
@@ -161,7 +164,8 @@ class _Walk:
                         f"module '{leaf.path}': receives the same output twice, and NIR has no double edges; "
                         "double the weights instead"
                     )
-            leaves.append(replace(leaf, delayed=delayed))
+            owner = leaf.delayed[0].split(">")[0] if leaf.delayed else ""
+            leaves.append(replace(leaf, delayed=delayed, owner=owner))
         if output.before:
             raise ExportError(
                 "module: its output is a value of the step before; put a neuron in front of the output"
@@ -191,9 +195,23 @@ def take_apart(module: nn.Module) -> Layers:
     for path, part in module.named_modules():
         if part.training:
             raise ExportError(f"module '{path}': in train mode; call .eval() on the whole module first")
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            raise ExportError(
+                f"module '{path}': has forward hooks or another forward than its class, which no graph holds; remove them"
+            )
+        activation = getattr(part, "activation", None)
+        if activation is not None and not str(getattr(activation, "__module__", "")).startswith("norse."):
+            raise ExportError(f"module '{path}': its activation is not Norse's own; use a plain cell")
     walk = _Walk()
     output = walk.visit(module, "", _Value((INPUT,)), "", count())
     layers = walk.finish(output)
+    seen: dict[int, str] = {}
+    for leaf in layers.leaves:
+        first = seen.setdefault(id(leaf.module), leaf.path)
+        if isinstance(leaf.module, NEURON_CELLS) and first != leaf.path:
+            raise ExportError(
+                f"module '{leaf.path}': the same neuron cell as '{first}'; give each layer a cell of its own"
+            )
     if not layers.leaves:
         raise ExportError("module: no layers to export")
     return layers

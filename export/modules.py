@@ -13,7 +13,7 @@ from norse.torch.functional.lif_box import LIFBoxFeedForwardState, LIFBoxParamet
 from torch import nn
 
 from knarr.export.errors import ExportError
-from knarr.export.topology import Edge, loop_edges
+from knarr.export.topology import Edge, bare_delays
 
 INPUT, OUTPUT = "input", "output"
 
@@ -49,9 +49,9 @@ class PLIFBoxCell(nn.Module):
         alpha: float = 100.0,
     ) -> None:
         super().__init__()
-        if not tau_mem_s > dt > 0:
+        if not all(isinstance(t, (int, float)) for t in (tau_mem_s, dt)) or not tau_mem_s > dt > 0:
             raise ExportError(
-                f"PLIFBoxCell: tau_mem_s {tau_mem_s:g} s must be above dt {dt:g} s, which is above 0"
+                f"PLIFBoxCell: tau_mem_s {tau_mem_s} s must be above dt {dt} s, which is above 0"
             )
         a = torch.full(shape, dt / tau_mem_s)
         self.w = nn.Parameter(torch.logit(a))
@@ -135,12 +135,24 @@ class StepGraph(nn.Module):
         self, nodes: Mapping[str, nn.Module], edges: Sequence[Edge], recurrent: Sequence[Edge] = ()
     ) -> None:
         super().__init__()
-        for name in nodes:
-            if name in (INPUT, OUTPUT) or not name or "." in name or "/" in name:
-                raise ExportError(f"StepGraph: '{name}' cannot name a node; choose one without dot and slash")
-        self.nodes = nn.ModuleDict(nodes)
-        self.edges = tuple((str(s), str(t)) for s, t in edges)
-        self.recurrent = tuple((str(s), str(t)) for s, t in recurrent)
+        for name, node in nodes.items():
+            if not isinstance(name, str) or name in (INPUT, OUTPUT) or not name or set(name) & set("./"):
+                raise ExportError(
+                    f"StepGraph: {name!r} cannot name a node; choose a text without dot and slash"
+                )
+            if not isinstance(node, nn.Module):
+                raise ExportError(f"StepGraph: node '{name}' is {type(node).__name__}, needs a torch module")
+        try:
+            self.nodes = nn.ModuleDict(nodes)
+        except KeyError as error:
+            raise ExportError(
+                f"StepGraph: {error}; torch keeps this name for itself, choose another"
+            ) from error
+        try:
+            self.edges = tuple((str(s), str(t)) for s, t in edges)
+            self.recurrent = tuple((str(s), str(t)) for s, t in recurrent)
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"StepGraph: edges are pairs of names, source and target ({error})") from error
         every = (*self.edges, *self.recurrent)
         names = {INPUT, OUTPUT, *nodes}
         for edge in every:
@@ -185,12 +197,12 @@ class StepGraph(nn.Module):
 
     def _looping(self) -> frozenset[Edge]:
         """Edges a NIR graph reads as closing a loop; what they bring is added to a synaptic current last."""
-        every = (*self.edges, *self.recurrent)
         stateful = {name for name, node in self.nodes.items() if is_stateful(node)}
-        try:
-            return frozenset(loop_edges((INPUT, OUTPUT, *self.nodes), every, INPUT, stateful))
-        except ExportError:
-            return frozenset()  # loops entered twice: the export writes each delay as a node
+        # Where a reader would place the delays otherwise, the export writes each of them as a node, an ordinary source.
+        return (
+            bare_delays((INPUT, OUTPUT, *self.nodes), self.edges, self.recurrent, INPUT, stateful, OUTPUT)
+            or frozenset()
+        )
 
     def forward(
         self, x: torch.Tensor, state: dict[str, Any] | None = None

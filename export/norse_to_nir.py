@@ -8,12 +8,13 @@ import nir
 import norse.torch as snn
 import numpy as np
 
+from knarr.export.arguments import as_dt, as_shape
 from knarr.export.convert_neurons import Shape, array, neuron
 from knarr.export.convert_synapses import synapse
 from knarr.export.errors import ExportError
 from knarr.export.layers import NEURON_CELLS, Layer, Layers
 from knarr.export.modules import INPUT, OUTPUT
-from knarr.export.topology import NEURONS, Edge, loop_edges
+from knarr.export.topology import NEURONS, Edge, bare_delays
 
 
 def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
@@ -27,12 +28,7 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
     Raises:
         ExportError: names the module that cannot be exported, why, and what to do.
     """
-    if not input_shape or min(input_shape) < 1:
-        raise ExportError(
-            f"input_shape: {tuple(input_shape)}; give the positive sizes of one step without batch"
-        )
-    if not (np.isfinite(dt_s) and dt_s > 0):
-        raise ExportError(f"dt_s: {dt_s}, needs a positive number of seconds")
+    input_shape, dt_s = as_shape(input_shape), as_dt(dt_s)
     build = _Build(
         {INPUT: nir.Input(input_type={"input": np.array(input_shape)})}, [], {INPUT: tuple(input_shape)}
     )
@@ -42,12 +38,17 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
         output_type={"output": np.array(build.arriving("output", layers.output))}
     )
     build.edges += [(source, OUTPUT) for source in layers.output]
-    build.delay([(source, leaf.name) for leaf in layers.leaves for source in leaf.delayed], layers, dt_s)
+    # Each StepGraph knows its own loops alone, so each decides alone how its delays are written.
+    for owner in dict.fromkeys(leaf.owner for leaf in layers.leaves if leaf.delayed):
+        mine = [
+            (source, leaf.name) for leaf in layers.leaves if leaf.owner == owner for source in leaf.delayed
+        ]
+        build.delay(mine, dt_s)
     return nir.NIRGraph(
         nodes=build.nodes,
         edges=build.edges,
         metadata={
-            "dt_s": float(dt_s),
+            "dt_s": dt_s,
             "integration": "forward Euler, synapse first",
             "reset": "hard reset",
             "time_unit": "s",
@@ -59,6 +60,7 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
 class _Build:
     def __init__(self, nodes: dict[str, Any], edges: list[Edge], shapes: dict[str, Shape]) -> None:
         self.nodes, self.edges, self.shapes = nodes, edges, shapes
+        self.arrives_at: dict[str, Shape] = {}
 
     def arriving(self, path: str, sources: tuple[str, ...]) -> Shape:
         shapes = {self.shapes[source] for source in sources}
@@ -77,6 +79,7 @@ class _Build:
             shape: Shape = (int(module.in_features),)
         else:
             shape = self.arriving(layer.path, layer.sources)
+        self.arrives_at[name] = shape
         if isinstance(module, NEURON_CELLS):
             self.nodes[name], self.shapes[name] = neuron(layer, shape, dt_s), shape
         else:
@@ -107,33 +110,18 @@ class _Build:
         self.edges += [(source, f"{name}_in") for source in layer.sources]
         self.edges += [(f"{name}_in", name), (name, f"{name}_rec"), (f"{name}_rec", name)]
 
-    def delay(self, delayed: list[Edge], layers: Layers, dt_s: float) -> None:
+    def delay(self, delayed: list[Edge], dt_s: float) -> None:
         """Add edges that wait one step: as bare edges where NIR's reader delays just these, as Delay nodes elsewhere."""
-        if not delayed:
-            return
         stateful = {name for name, node in self.nodes.items() if isinstance(node, NEURONS)}
-        own = loop_edges(list(self.nodes), self.edges, INPUT, stateful)
-        try:
-            found = loop_edges(list(self.nodes), [*self.edges, *delayed], INPUT, stateful) - own
-        except ExportError:
-            found = set()
-        if found == self._behind(delayed, stateful):
+        if bare_delays(list(self.nodes), self.edges, delayed, INPUT, stateful, OUTPUT) is not None:
             self.edges += delayed
             return
         for source, target in delayed:
             name = f"{source}_to_{target}_delay"
+            if self.shapes[source] != self.arrives_at[target]:
+                raise ExportError(
+                    f"module: recurrent edge '{source}' -> '{target}' brings {self.shapes[source]}, needs "
+                    f"{self.arrives_at[target]}; correct one of the two"
+                )
             self.nodes[name] = nir.Delay(np.full(self.shapes[source], dt_s))
             self.edges += [(source, name), (name, target)]
-
-    def _behind(self, delayed: list[Edge], stateful: set[str]) -> set[Edge]:
-        """The edges into neurons at which a delay put on `delayed` arrives."""
-        arriving, waiting = set(), list(delayed)
-        while waiting:
-            source, target = waiting.pop()
-            if target in stateful or target == OUTPUT:
-                arriving.add((source, target))
-                continue
-            if any(t == target for _, t in self.edges):
-                return set()  # it meets something that does not wait
-            waiting += [(s, t) for s, t in self.edges if s == target]
-        return arriving

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import torch
 
+from knarr.export.arguments import as_shape
 from knarr.export.errors import ExportError
 
 OPSET = 17
@@ -41,6 +42,9 @@ def to_onnx(module: torch.nn.Module, input_shape: tuple[int, ...], path: Path) -
             more than `RELATIVE_TOLERANCE` on random inputs.
         OSError: the file cannot be written.
     """
+    path, input_shape = Path(path), as_shape(input_shape)
+    if not isinstance(module, torch.nn.Module):
+        raise ExportError(f"module: {type(module).__name__} is no torch module; wrap it in one")
     _check_module(module, input_shape)
     exported = _export(module, input_shape)
     _compare(module, input_shape, exported)
@@ -74,10 +78,18 @@ def _samples(module: torch.nn.Module, input_shape: tuple[int, ...], batch: int) 
 
 
 def _run(module: torch.nn.Module, inputs: torch.Tensor) -> npt.NDArray[np.float32]:
-    with torch.no_grad():
-        output = module(inputs)
+    try:
+        with torch.no_grad():
+            output = module(inputs)
+    except Exception as error:  # the module's own code may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ExportError(
+            f"module: cannot be exported for input {tuple(inputs.shape[1:])} ({reason}); see that it runs"
+        ) from error
     if not isinstance(output, torch.Tensor):
         raise ExportError(f"module: returns {type(output).__name__}, needs one tensor; wrap it")
+    if output.ndim < 1 or output.numel() == 0:
+        raise ExportError(f"module: returns shape {tuple(output.shape)}, needs a batch of values")
     return np.asarray(output.cpu().numpy())
 
 

@@ -19,6 +19,7 @@ import torch
 from norse.torch.module.snn import SNNCell, SNNRecurrentCell
 from torch import nn
 
+from knarr.export.arguments import as_shape
 from knarr.export.errors import ExportError
 from knarr.export.layers import NEURON_CELLS, take_apart
 from knarr.export.modules import StepGraph
@@ -50,8 +51,11 @@ def student_step_to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: 
             is within the tolerance of the threshold, or another value by more than `RELATIVE_TOLERANCE` of the largest.
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path, input_shape = Path(path), as_shape(input_shape)
     graph = as_module(take_apart(module))
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ExportError(f"module: '{name}' holds NaN or infinity; retrain or reload it")
     step = _Step(graph, input_shape).eval()
     exported = _export(step, input_shape)
     _check(step, input_shape, exported)
@@ -78,7 +82,7 @@ class _Step(nn.Module):
         try:
             with torch.no_grad():
                 _, state = graph(torch.zeros(1, *input_shape), None)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # the user's own parameters may lead anywhere
             raise ExportError(
                 f"module: does not run on {input_shape} ({str(error).splitlines()[0]})"
             ) from error
@@ -133,7 +137,7 @@ def _export(step: _Step, input_shape: tuple[int, ...]) -> bytes:
                 do_constant_folding=True,
             )
         model = onnx.load_model_from_string(buffer.getvalue())
-    except (RuntimeError, TypeError, ValueError, IndexError, onnx.checker.ValidationError) as error:
+    except Exception as error:  # tracing runs the module's own code
         raise ExportError(f"module: cannot be traced ({str(error).strip().splitlines()[0]})") from error
     kept = {value.name for value in model.graph.input}
     for name, value in zip(step.names, step.initial, strict=True):
@@ -179,33 +183,34 @@ def _check(step: _Step, input_shape: tuple[int, ...], exported: bytes) -> None:
 
 
 def _compare(step: _Step, expected: list[Float32], got: list[Float32], where: str) -> None:
-    flipped = _near_threshold(step, expected, got)
-    for name, ours, theirs in zip(("output", *step.names), expected, got, strict=True):
+    flipped = False  # a neuron stood on its threshold: what it feeds in this step may differ
+    # In the order the layers act, and the output last.
+    names = [*step.names, "output"]
+    for name, ours, theirs in zip(names, [*expected[1:], expected[0]], [*got[1:], got[0]], strict=True):
         if ours.shape != theirs.shape:
             raise ExportError(
                 f"module: '{name}' has shape {theirs.shape} in onnxruntime, {ours.shape} in torch at {where}"
             )
-        scale = float(np.abs(ours).max(initial=0))
-        differs = np.abs(ours - theirs) > RELATIVE_TOLERANCE * max(scale, 1.0)
-        if flipped:
-            continue  # torch and onnxruntime sum in another order, and a neuron stood on its threshold
-        if differs.any():
+        if not np.isfinite(ours).all():
+            raise ExportError(f"module: '{name}' is not finite at {where}; check its weights and voltages")
+        tolerance = RELATIVE_TOLERANCE * max(float(np.abs(ours).max(initial=0)), 1.0)
+        differs = ~(np.abs(ours - theirs) <= tolerance)
+        on_threshold = _on_threshold(step, name, ours, theirs, tolerance)
+        if (differs & ~on_threshold).any() and not flipped:
             raise ExportError(
                 f"module: '{name}' differs from torch in {int(differs.sum())} of {differs.size} values at {where}, by "
                 f"{float(np.abs(ours - theirs).max()):g}; the file is not this module"
             )
+        flipped |= bool((differs & on_threshold).any())
 
 
-def _near_threshold(step: _Step, expected: list[Float32], got: list[Float32]) -> bool:
-    """Whether a neuron fired on one side alone while its voltage was at the threshold but for rounding."""
-    for name, ours, theirs in zip(step.names, expected[1:], got[1:], strict=True):
-        key, _, field = name.rpartition(".")
-        cell = step.graph.nodes[key] if key in step.graph.nodes else None  # noqa: SIM401 - a ModuleDict has no get
-        if field != "v" or not isinstance(cell, NEURON_CELLS) or not hasattr(cell.p, "v_th"):
-            continue
-        threshold: Float32 = np.broadcast_to(cell.p.v_th.detach().numpy(), ours.shape)
-        tolerance = RELATIVE_TOLERANCE * max(float(np.abs(ours).max(initial=0)), 1.0)
-        silent = np.maximum(ours, theirs)  # a reset lies below the threshold
-        if ((np.abs(ours - theirs) > tolerance) & (np.abs(silent - threshold) <= tolerance)).any():
-            return True
-    return False
+def _on_threshold(step: _Step, name: str, ours: Float32, theirs: Float32, tolerance: float) -> Any:
+    """Where a neuron may fire on one side alone, because its voltage is at the threshold but for rounding."""
+    key, _, field = name.rpartition(".")
+    cell = step.graph.nodes[key] if key in step.graph.nodes else None  # noqa: SIM401 - a ModuleDict has no get
+    if field not in ("v", "z") or not isinstance(cell, NEURON_CELLS) or not hasattr(cell.p, "v_th"):
+        return np.zeros(ours.shape, dtype=np.bool_)
+    if field == "z":  # comes before v in the state; v of the same step judges it
+        return np.ones(ours.shape, dtype=np.bool_)
+    threshold: Float32 = np.broadcast_to(cell.p.v_th.detach().numpy(), ours.shape)
+    return np.abs(np.maximum(ours, theirs) - threshold) <= tolerance  # a reset lies below the threshold

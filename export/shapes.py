@@ -14,7 +14,7 @@ from knarr.export.step_synapses import ints
 from knarr.export.topology import Topology
 
 Shape = tuple[int, ...]
-MAX_FEATURES = 2**24
+MAX_FEATURES = 2**22
 """Neurons of one layer; Loihi 2 has 2**20 on a chip. A file that declares more asks for memory, not for an answer."""
 PER_NEURON = {
     nir.LIF: ("tau", "r", "v_leak", "v_threshold", "v_reset"),
@@ -85,6 +85,13 @@ def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], 
 def node_shape(name: str, node: Any, shape: Shape) -> Shape:
     """Shape that leaves a node which `shape` enters; checks its parameters against it."""
     finite(name, node)
+    try:
+        return _node_shape(name, node, shape)
+    except ExportError as error:
+        raise error if "'" in str(error) else ExportError(f"node '{name}': {error}") from error
+
+
+def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
     if type(node) in PER_NEURON:
         for field in PER_NEURON[type(node)]:
             _fits(name, field, np.asarray(getattr(node, field)), shape)
@@ -101,10 +108,15 @@ def node_shape(name: str, node: Any, shape: Shape) -> Shape:
             )
         return shape
     if isinstance(node, nir.Input):  # of a nested graph
+        inner = node.input_type.get("input") if isinstance(node.input_type, dict) else None
+        if inner is not None and np.asarray(inner).size and tuple(np.asarray(inner).tolist()) != shape:
+            raise ExportError(
+                f"node '{name}': declares {tuple(np.asarray(inner).tolist())} and receives {shape}; correct it"
+            )
         return shape
     if isinstance(node, (nir.Linear, nir.Affine)):
         weight = np.asarray(node.weight)
-        if weight.ndim != 2 or shape != (weight.shape[1],):
+        if weight.ndim != 2 or shape != (weight.shape[1],) or not weight.size:
             raise ExportError(
                 f"node '{name}': receives {shape}, its weight is {weight.shape} and takes (features,) alone; flatten before it"
             )
@@ -142,7 +154,7 @@ def finite(name: str, node: Any) -> None:
             raise ExportError(
                 f"node '{name}': {type(node).__name__} without {field}, which NIR leaves open; write it"
             )
-        if isinstance(value, str):
+        if isinstance(value, str) and field == "padding":
             continue
         array = np.asarray(value)
         if array.dtype.kind not in "iuf" or not np.isfinite(array.astype(np.float64)).all():
@@ -155,7 +167,7 @@ def _conv_shape(name: str, node: Any, shape: Shape) -> Shape:
     weight = np.asarray(node.weight)
     axes = 1 if isinstance(node, nir.Conv1d) else 2
     groups = int(np.asarray(node.groups))
-    if weight.ndim != 2 + axes or groups < 1 or weight.shape[0] % groups:
+    if weight.ndim != 2 + axes or not weight.size or groups < 1 or weight.shape[0] % groups:
         raise ExportError(
             f"node '{name}': weight {weight.shape} in {groups} groups is no Conv{axes}d; rewrite it"
         )
@@ -210,7 +222,7 @@ def _windows(
 
 
 def _fits(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> None:
-    scalar = value.size == 1
+    scalar = value.size == 1 and value.ndim <= max(len(shape), 1)
     same_axes = value.ndim == len(shape) and all(v in (1, n) for v, n in zip(value.shape, shape, strict=True))
     if not (scalar or same_axes):
         raise ExportError(

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from knarr.export.arguments import as_dt, as_inputs
 from knarr.export.errors import ExportError
 from knarr.export.shapes import Shape, infer
 from knarr.export.step_neurons import NeuronStepper
@@ -94,13 +95,14 @@ def run_graph(
     unstable: bool = False,
 ) -> Trace:
     """`step_nir`, and with `unstable` also where forward Euler diverges: a certificate has to say what happens there."""
-    if not (np.isfinite(dt_s) and dt_s > 0):
-        raise ExportError(f"dt_s: {dt_s}, needs a positive number of seconds")
+    dt_s = as_dt(dt_s)
+    if dtype not in ("float32", "float64"):
+        raise ExportError(f"dtype: {dtype!r}, choose 'float32' or 'float64'")
     nodes, edges = inline(graph)
     order = topology(nodes, edges, dt_s)
     entering, leaving = infer(nodes, order)
     torch_dtype = {"float32": torch.float32, "float64": torch.float64}[dtype]
-    x = torch.as_tensor(np.asarray(inputs)).to(torch_dtype)
+    x = torch.as_tensor(as_inputs(inputs)).to(torch_dtype)
     if x.ndim < 2 or tuple(x.shape[2:]) != leaving[order.input] or 0 in x.shape:
         raise ExportError(
             f"inputs: shape {tuple(x.shape)}, the graph needs (samples, timesteps, {leaving[order.input]})"
@@ -153,17 +155,22 @@ class _Run:
             name: [] for name in order.order if isinstance(nodes[name], nir.Threshold)
         }
         looping = {source for sources in order.looping.values() for source in sources}
-        self.before = {source: self._at_rest(source) for source in looping}
+        rest = self._at_rest()
+        self.before = {source: rest[source] for source in looping}
 
     def _silence(self, shape: Shape) -> torch.Tensor:
         return torch.zeros((self.samples, *shape), dtype=self.dtype)
 
-    def _at_rest(self, name: str) -> torch.Tensor:
-        """What a node gives while every neuron is silent: a synapse its bias."""
-        if name not in self.stateless or not self.order.sources[name]:
-            return self._silence(self.leaving[name])
-        parts = [self._at_rest(source) for source in self.order.sources[name]]
-        return self.stateless[name](_sum(parts))
+    def _at_rest(self) -> dict[str, torch.Tensor]:
+        """What every node gives while every neuron is silent: a synapse its bias."""
+        rest: dict[str, torch.Tensor] = {}
+        if not any(self.order.looping.values()):
+            return rest
+        for name in self.order.order:
+            parts = [rest[source] for source in self.order.sources[name] if source in rest]
+            silent = name not in self.stateless or len(parts) < max(len(self.order.sources[name]), 1)
+            rest[name] = self._silence(self.leaving[name]) if silent else self.stateless[name](_sum(parts))
+        return rest
 
     def step(self, x: torch.Tensor) -> torch.Tensor:
         value: dict[str, torch.Tensor] = {self.order.input: x}

@@ -53,7 +53,7 @@ class NeuronStepper:
         self.currents: list[torch.Tensor] = []
 
     def _tensor(self, array: object) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(array, dtype=np.float64)).to(self.dtype)
+        return torch.as_tensor(np.array(array, dtype=np.float64)).to(self.dtype)
 
     def _inverse(self, field: str, tau_s: object, dt_s: float) -> torch.Tensor:
         tau = np.asarray(tau_s, dtype=np.float64)

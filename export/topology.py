@@ -8,17 +8,21 @@ which edge waits, and a loop of synapses alone has no time in it: both are refus
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 import nir
+import numpy as np
 
+from knarr.export.arguments import as_graph
 from knarr.export.errors import ExportError
 
 Edge = tuple[str, str]
 MAX_DEPTH = 16
+MAX_EDGES = 20_000
 NEURONS = (nir.LIF, nir.CubaLIF, nir.LI, nir.CubaLI, nir.IF, nir.I)
 _ROOT = ""
 
@@ -49,22 +53,37 @@ def inline(graph: nir.NIRGraph, prefix: str = "", depth: int = 0) -> tuple[dict[
     """
     if depth > MAX_DEPTH:
         raise ExportError(f"graph: nested more than {MAX_DEPTH} deep; flatten it")
+    if prefix == "":
+        as_graph(graph)
+    if len(graph.edges) > MAX_EDGES:
+        raise ExportError(f"graph: {len(graph.edges):,} edges, at most {MAX_EDGES:,}; it is no network")
     nodes: dict[str, Any] = {}
     ends: dict[str, tuple[str, str]] = {}  # nested graph -> names of its opened input and output
     edges: list[Edge] = []
     for name in sorted(graph.nodes):
         node, path = graph.nodes[name], prefix + name
+        if isinstance(node, nir.Input | nir.Output) and not prefix and "." in name:
+            raise ExportError(
+                f"node '{name}': a dot in the name of an end stands for a nested graph; rename it"
+            )
         if not isinstance(node, nir.NIRGraph):
+            _new(path, nodes)
             nodes[path] = node
             continue
         inner_nodes, inner_edges = inline(node, f"{path}.", depth + 1)
         ends[path] = _ends(node, path)
+        for inner in inner_nodes:
+            _new(inner, nodes)
         nodes.update(inner_nodes)
         edges += inner_edges
-    if len(set(graph.edges)) != len(graph.edges):
-        twice = next(edge for edge in graph.edges if graph.edges.count(edge) > 1)
+    try:
+        pairs = [(str(source), str(target)) for source, target in graph.edges]
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"graph: its edges are not pairs of names ({error}); rewrite them") from error
+    twice, times = Counter(pairs).most_common(1)[0] if pairs else (("", ""), 0)
+    if times > 1:
         raise ExportError(f"graph: edge {twice[0]} -> {twice[1]} stands twice; NIR edges are unique")
-    for source, target in graph.edges:
+    for source, target in pairs:
         for name in (source, target):
             if name not in graph.nodes:
                 raise ExportError(
@@ -78,6 +97,13 @@ def inline(graph: nir.NIRGraph, prefix: str = "", depth: int = 0) -> tuple[dict[
             )
         )
     return nodes, edges
+
+
+def _new(path: str, nodes: dict[str, Any]) -> None:
+    if path in nodes:
+        raise ExportError(
+            f"node '{path}': so is a node inside a nested graph called once it is opened; rename one"
+        )
 
 
 def _ends(graph: nir.NIRGraph, path: str) -> tuple[str, str]:
@@ -109,13 +135,16 @@ def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = 
         if len(names) != 1:
             raise ExportError(f"graph: {len(names)} {kind.__name__} nodes, needs exactly one")
         top[kind] = names[0]
+    fed = {target for _, target in edges}
     for name in sorted(nodes):
-        if name != top[nir.Input] and not any(target == name for _, target in edges):
+        if name != top[nir.Input] and name not in fed:
             raise ExportError(f"node '{name}': nothing feeds it; connect or remove it")
     delays = {
         name
         for name, node in nodes.items()
-        if isinstance(node, nir.Delay) and node.delay.size and bool((node.delay > (dt_s or 0.0) * 0.5).all())
+        if isinstance(node, nir.Delay)
+        and np.size(node.delay)
+        and bool((np.asarray(node.delay) > (dt_s or 0.0) * 0.5).all())
     }
     stateful = {name for name, node in nodes.items() if isinstance(node, NEURONS)}
     closing = loop_edges(list(nodes), edges, top[nir.Input], stateful, delays)
@@ -125,10 +154,15 @@ def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = 
     graph.add_nodes_from(nodes)
     graph.add_edges_from(edge for edge in forward if edge[1] not in delays)
     order = [top[nir.Input], *(n for n in nx.lexicographical_topological_sort(graph) if n != top[nir.Input])]
+    sources: dict[str, tuple[str, ...]] = dict.fromkeys(nodes, ())
+    looping: dict[str, tuple[str, ...]] = dict.fromkeys(nodes, ())
+    for source, target in edges:
+        where = looping if (source, target) in closing else sources
+        where[target] = (*where[target], source)
     return Topology(
         order=tuple(order),
-        sources={name: tuple(s for s, t in forward if t == name) for name in nodes},
-        looping={name: tuple(s for s, t in edges if t == name and (s, t) in closing) for name in nodes},
+        sources=sources,
+        looping=looping,
         input=top[nir.Input],
         output=top[nir.Output],
     )
@@ -176,3 +210,39 @@ def loop_edges(
             "put a neuron or a Delay into it"
         )
     return closing
+
+
+def bare_delays(
+    names: Collection[str],
+    edges: Sequence[Edge],
+    delayed: Sequence[Edge],
+    start: str,
+    stateful: Collection[str],
+    end: str,
+) -> frozenset[Edge] | None:
+    """The edges at which a reader of bare edges would wait, if those are just where `delayed` says; None if they are not.
+
+    Args:
+        names, edges: the network without the delayed edges.
+        delayed: edges that carry the value of the step before.
+        start, end: names of the ends.
+        stateful: names of neurons.
+    """
+    try:
+        own = loop_edges(names, edges, start, stateful)
+        found = loop_edges(names, [*edges, *delayed], start, stateful) - own
+    except ExportError:
+        return None
+    arriving, waiting, met = set(), list(delayed), set()
+    while waiting:
+        source, target = waiting.pop()
+        if target in stateful or target == end:
+            arriving.add((source, target))
+            continue
+        if target in met:
+            continue
+        met.add(target)
+        if any(t == target for _, t in edges):
+            return None  # it meets something that does not wait
+        waiting += [(s, t) for s, t in edges if s == target]
+    return frozenset(found) if found and found == arriving else None

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from knarr.export.arguments import as_inputs
 from knarr.export.errors import ExportError
 from knarr.export.layers import NEURON_CELLS, take_apart
 from knarr.export.step import Trace
@@ -29,11 +30,9 @@ def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
     Raises:
         ExportError: a layer that cannot be exported, or one neuron cell in two places.
     """
-    x = torch.as_tensor(np.asarray(inputs)).to(torch.float32)
+    x = torch.as_tensor(as_inputs(inputs)).to(torch.float32)
     leaves = [leaf for leaf in take_apart(module).leaves if isinstance(leaf.module, NEURON_CELLS)]
     names = {id(leaf.module): leaf.name for leaf in leaves}
-    if len(names) != len(leaves):
-        raise ExportError("module: the same neuron cell is used twice; give each layer its own")
     spikes: dict[str, list[torch.Tensor]] = {}
     voltages: dict[str, list[torch.Tensor]] = {}
 
@@ -53,9 +52,10 @@ def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
             for t in range(x.shape[1]):
                 out, state = module(x[:, t], state)
                 outputs.append(out)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except Exception as error:  # the user's own parameters may lead anywhere
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ExportError(
-            f"module: does not run on {tuple(x.shape)} ({str(error).splitlines()[0]})"
+            f"module: does not run on {tuple(x.shape)} ({reason}); check its shapes and dtypes"
         ) from error
     finally:
         for handle in handles:

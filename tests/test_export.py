@@ -610,12 +610,76 @@ def test_a_dropout_that_drops_is_refused(cells: SimpleNamespace) -> None:
         to_nir(module, (5,), DT_S)
 
 
-@pytest.mark.parametrize("shared", ["linear", "cell"])
-def test_a_layer_used_twice_is_caught(shared: str, cells: SimpleNamespace) -> None:
+def test_a_synapse_used_twice_is_copied_and_a_cell_is_refused(cells: SimpleNamespace) -> None:
     layer, cell = linear(5, 5), cells.lif_box()
-    second = (layer, cells.lif_box()) if shared == "linear" else (linear(5, 5, seed=1), cell)
-    with pytest.raises(ExportError, match=r"module and graph|in the module"):
-        to_nir(seq(layer, cell, *second), (5,), DT_S)
+    graph = to_nir(seq(layer, cell, layer, cells.lif_box()), (5,), DT_S)
+    assert np.array_equal(graph.nodes["linear_0"].weight, graph.nodes["linear_2"].weight)
+    with pytest.raises(ExportError, match="module '3': the same neuron cell as '1'"):
+        to_nir(seq(layer, cell, linear(5, 5, seed=1), cell), (5,), DT_S)
+
+
+def test_what_no_graph_holds_is_refused(cells: SimpleNamespace) -> None:
+    hooked = seq(linear(5, 6), cells.lif_box())
+    hooked[0].register_forward_hook(lambda module, x, y: y.clamp(-10, 10))
+    with pytest.raises(ExportError, match="module '0': has forward hooks"):
+        to_nir(hooked, (5,), DT_S)
+    replaced = seq(linear(5, 6), cells.lif_box())
+    replaced[1].activation = lambda x, state, p, dt: (x, state)
+    with pytest.raises(ExportError, match="module '1': its activation is not Norse's own"):
+        to_nir(replaced, (5,), DT_S)
+
+
+@pytest.mark.parametrize("metadata", [{"dt_s": 0.5}, {"reset": "subtract"}, {"integration": "exponential"}])
+def test_metadata_must_say_what_was_certified(
+    metadata: dict[str, Any], cells: SimpleNamespace, tmp_path: Path
+) -> None:
+    module = seq(linear(5, 6), cells.lif_box())
+    graph = to_nir(module, (5,), DT_S)
+    graph.metadata.update(metadata)
+    with pytest.raises(ExportError, match=f"metadata say {next(iter(metadata))}"):
+        certify(module, graph, random_spikes(4, 30, 5), DT_S)
+    with pytest.raises(ExportError, match=f"metadata say {next(iter(metadata))}"):
+        write(graph, tmp_path / "a.nir")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_shape": 5}, r"input_shape: 5 is no sequence of sizes; write \(5,\)"),
+        ({"input_shape": (5.0,)}, r"input_shape: \(5.0,\); give the positive sizes"),
+        ({"input_shape": ("5",)}, "give the positive sizes"),
+        ({"dt_s": "0.001"}, "dt_s: '0.001' is no number"),
+        ({"dt_s": None}, "dt_s: None is no number"),
+        ({"dt_s": float("nan")}, "dt_s: nan, needs a positive number"),
+        ({"samples": np.zeros((2, 0, 5))}, r"samples: shape \(2, 0, 5\), needs"),
+        ({"samples": np.zeros(5)}, r"samples: shape \(5,\), needs"),
+        ({"samples": np.full((2, 3, 5), np.nan)}, "samples: hold NaN or infinity"),
+        ({"samples": np.ones((2, 3, 5), dtype=complex)}, "samples: dtype complex128 is no real number"),
+        ({"samples": [[1], [1, 2]]}, "samples: no array of numbers"),
+        ({"samples": "text"}, "is no real number"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    arguments: Any, message: str, cells: SimpleNamespace
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        to_nir(seq(linear(5, 6), cells.lif_box()), **{"input_shape": (5,), "dt_s": DT_S, **arguments})
+
+
+def test_any_array_of_numbers_is_taken(cells: SimpleNamespace) -> None:
+    module = seq(linear(5, 6), cells.lif_box())
+    x = random_spikes(4, 30, 5)
+    expected = step_nir(to_nir(module, (5,), DT_S, samples=x), x, DT_S).output
+    forms = (
+        x.tolist(),
+        torch.tensor(x, dtype=torch.float32, requires_grad=True),
+        x.astype(">f4"),
+        x[:, ::-1][:, ::-1],
+        x.astype(bool),
+    )
+    for form in forms:
+        assert np.array_equal(step_nir(to_nir(module, (5,), DT_S, samples=form), form, DT_S).output, expected)
 
 
 # --- files

@@ -208,3 +208,28 @@ def test_silence_proves_nothing() -> None:
     graph = chain((2, 6, 6), pool(nir.SumPool2d, 2, 2), conv(np.random.default_rng(0), 3, 2, 2), lif(1e6))
     with pytest.raises(ExportError, match="never fired"):
         fold_difference(graph, events(2, 6, 6), DT_S)
+
+
+def test_a_pool_that_closes_a_loop_keeps_its_step() -> None:
+    """What comes back to the pool waits; handed on to two nodes it would wait at one of them alone."""
+    fields = {"r": 1e3 * np.ones((1, 2, 2)), "v_reset": np.zeros((1, 2, 2))}
+    one = conv(np.random.default_rng(0), 1, 1, 1)
+    one.weight, one.bias = np.ones((1, 1, 1, 1)), np.zeros(1)
+    nodes = {
+        "input": nir.Input({"input": np.array([1, 2, 2])}), "pool": pool(nir.SumPool2d, 1, 1),
+        "z": nir.IF(v_threshold=0.5 * np.ones((1, 2, 2)), **fields), "side": one, "y": nir.IF(v_threshold=1.5 * np.ones((1, 2, 2)), **fields),
+        "output": nir.Output({"output": None}),
+    }  # fmt: skip
+    edges = [
+        ("input", "pool"),
+        ("pool", "z"),
+        ("z", "pool"),
+        ("pool", "side"),
+        ("side", "y"),
+        ("y", "output"),
+    ]
+    graph = nir.NIRGraph(nodes, edges, type_check=False)
+    x = np.zeros((1, 4, 1, 2, 2))
+    x[:, 1] = 1
+    assert step_nir(graph, x, DT_S).output[0, :, 0, 0, 0].tolist() == [0, 0, 1, 0]
+    assert step_nir(fold(graph), x, DT_S).output[0, :, 0, 0, 0].tolist() == [0, 0, 1, 0]

@@ -176,7 +176,14 @@ def voltages_of(weight: Array, inputs: Array, folder: Path) -> Array:
         neuron.create_dataset("type", data=np.bytes_("CUBA"))
         for key, value in (("iDecay", 4096), ("vDecay", 4096), ("vThMant", NON_SPIKING_VTH)):
             neuron.create_dataset(key, data=np.int64(value))
-    job = {"net": str(net), "bits": 1, "readout": "voltage", "record": ["output"], "driven": False, "isolated": False}
+    job = {
+        "net": str(net),
+        "bits": 1,
+        "readout": "voltage",
+        "record": ["output"],
+        "driven": False,
+        "isolated": False,
+    }
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     np.save(folder / "inputs.npy", inputs[None])
     supervise([lava_python(), "-I", str(WORKER), str(folder)], folder, LIMIT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,27 @@ def test_a_huge_declared_layer(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["node/nodes/input/shape"][...] = [60000, 400, 400]
     refused(path, r"node 'input': 9,600,000,000 features, at most")
+
+
+def test_many_layers_spread_from_scalars(tmp_path: Path) -> None:
+    one = np.ones(1)
+    nodes: dict[str, Any] = {
+        "input": nir.Input({"input": np.array([2048, 2048])}),
+        "output": nir.Output({"output": None}),
+    }
+    names = ["input", *(f"n{i}" for i in range(40)), "output"]
+    for name in names[1:-1]:
+        nodes[name] = nir.LIF(tau=one, r=one, v_leak=one, v_threshold=one, v_reset=one)
+    nodes["output"] = nir.Output({"output": np.array([2048, 2048])})
+    nir.write(tmp_path / "a.nir", nir.NIRGraph(nodes, list(itertools.pairwise(names)), type_check=False))
+    refused(tmp_path / "a.nir", "its neurons' parameters take 6,710,886,400 bytes, at most")
+
+
+def test_many_edges(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["node/edges"]
+        file["node"].create_dataset("edges", data=[["input", "conv_0"]] * 100_000, dtype=h5py.string_dtype())
+    refused(path, "100,000 edges, at most 20,000")
 
 
 def test_a_loop_of_groups_and_links_elsewhere(path: Path) -> None:

@@ -82,6 +82,8 @@ def test_onnxruntime_fires_the_same_spikes(
         got = dict(zip(names, session.run(names, {"input": x[:, t], **feed}), strict=True))
         outputs.append(got["output"])
         feed = {name: got[after] for name, after in states.items()}
+    if build is looped:
+        assert np.array_equal(np.stack(outputs, 1), live.output)
     # Sums are rounded in another order, so voltages agree to 1e-4; the output of `looped` is spikes, equal without that.
     assert np.allclose(np.stack(outputs, 1), live.output, rtol=0, atol=1e-4)
     assert live.output.std() > 0.01
@@ -122,6 +124,20 @@ def test_a_step_that_differs_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(ExportError, match=r"differs from torch in \d+ of \d+ values at batch 1, step \d+"):
         student_step_to_onnx(loud(module), shape, tmp_path / "step.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_used_twice_and_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shared = nn.Linear(5, 5)
+    module = loud(snn.SequentialState(shared, lif(0.3), shared, lif(0.3)))
+    student_step_to_onnx(module, (5,), tmp_path / "a.onnx")
+    names = {i.name for i in onnx.load(tmp_path / "a.onnx").graph.input}
+    assert {"lif_1.v", "lif_3.v"} <= names
+    with torch.no_grad():
+        shared.weight[0, 0] = float("nan")
+    with pytest.raises(ExportError, match=r"'0\.weight' holds NaN"):
+        student_step_to_onnx(module, (5,), tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
 
 
 def test_what_cannot_be_exported_is_refused_by_name(tmp_path: Path) -> None:

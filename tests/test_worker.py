@@ -305,7 +305,14 @@ def test_lava_that_hangs_is_ended(net: Path, tmp_path: Path, ended: list[Ended])
         file["layer/1/neuron/iDecay"] = np.float64(409.5)
     folder = tmp_path / "job"
     folder.mkdir()
-    job = {"net": str(net), "bits": 1, "readout": "spikes", "record": ["output"], "driven": False, "isolated": False}
+    job = {
+        "net": str(net),
+        "bits": 1,
+        "readout": "spikes",
+        "record": ["output"],
+        "driven": False,
+        "isolated": False,
+    }
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     np.save(folder / "inputs.npy", np.ones((1, 4, 2), dtype=np.int64))
     text = refused([lava_python(), "-I", str(lava.WORKER), str(folder)], folder, limit_s=20.0)

@@ -1,0 +1,345 @@
+"""`place`: which cores a chip network takes, and what does not fit. Limits and their sources: `knarr.deploy.chips`.
+
+Each layer has cores of its own, as in Lava's compile logs, and is cut into the fewest equal blocks that fit (the split:
+`knarr.deploy.place_layer`). Lava's own mapper sometimes takes more. Compile logs published in lava-dl against this count,
+Loihi 2: MNIST 784-128-64-10 takes 5 cores there and 5 here (3 + 1 + 1, the first for its synapse words); Oxford
+200-256-200 takes 3 + 2 there, 2 + 2 here, two layers of 51,200 weights; PilotNet's dense 2560-100 takes 12 there, 7 here.
+
+What is not known is left out or bounded from above. Convolutions on Loihi 1 are counted with every synapse expanded, as
+no sharing is assumed; on Loihi 2 a core stores a kernel once, which the logs show. Input axons are distinct senders on
+both, although Loihi 2 needs fewer for a convolution. A neuron that sends to k cores needs k output axons, k counting its
+own layer's cores if it is recurrent, and one more if the host reads its spikes; of Loihi 2 no limit of that kind is
+published. Inputs that come from outside need axons but no core; an input layer with neurons of its own needs cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from knarr.deploy.chips import Chip, Confidence, Int64, Resource, chip_profile
+from knarr.deploy.place_layer import COUNTED, Counter, Flat, Grid, Split, smallest_split
+from knarr.hw_sim import ChipNetwork, Conv
+
+RESOURCE_NAMES: dict[Resource, str] = {
+    "neurons": "neurons",
+    "input_axons": "input axons",
+    "output_axons": "output axons",
+    "synapse_words": "synapse words",
+    "memory_bytes": "memory bytes",
+    "compartment_configs": "compartment configurations",
+    "threshold_configs": "threshold configurations",
+    "cores": "cores",
+    "synapses": "synapses",
+}
+COLUMNS: tuple[Resource, ...] = ("neurons", "input_axons", "output_axons", "synapse_words")
+SHORT: dict[Resource, str] = {
+    "neurons": "neurons",
+    "input_axons": "in axons",
+    "output_axons": "out axons",
+    "synapse_words": "syn words",
+}
+CURES: dict[Resource, str] = {
+    "input_axons": "a neuron cannot be split, so give it fewer inputs (pool, or a smaller kernel or more groups)",
+    "synapse_words": "a neuron cannot be split, so give it fewer synapses (pool, or a smaller kernel or more groups)",
+    "output_axons": "make this layer, or the layers it sends to, small enough to lie on fewer cores",
+}
+
+
+@dataclass(frozen=True)
+class Use:
+    """How much of a resource is used.
+
+    Args:
+        resource: one of `knarr.deploy.chips.Resource`.
+        used: how many.
+        available: the limit that fails, None when no trusted one is known.
+        unit: what one of them is.
+        confidence: how far to trust the limit, None without one.
+    """
+
+    resource: Resource
+    used: int
+    available: int | None
+    unit: str
+    confidence: Confidence | None
+
+
+@dataclass(frozen=True)
+class LayerPlacement:
+    """One layer on its cores.
+
+    Args:
+        name: the layer's name; "input" for input neurons.
+        neurons: how many.
+        cores: how many.
+        split: blocks along channels, rows and columns, whose product is `cores`; (cores, 1, 1) for flat layers.
+        per_core: what the fullest core needs of each resource; the maxima may lie on different cores.
+        synapses: stored on all cores together, zeros included; a shared kernel counts once per core.
+        synapses_expanded: the same with none shared.
+        decided_by: the resource that alone needs the most cores, None when one core is enough.
+        note: how the synapses were counted, empty when there is nothing to say.
+    """
+
+    name: str
+    neurons: int
+    cores: int
+    split: Split
+    per_core: tuple[Use, ...]
+    synapses: int
+    synapses_expanded: int
+    decided_by: Resource | None
+    note: str
+
+    def use(self, resource: Resource) -> Use:
+        """The fullest core's need of one resource."""
+        return next(use for use in self.per_core if use.resource == resource)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A network on a chip.
+
+    Args:
+        chip: the chip's title.
+        layers: input to output.
+        cores: of all layers.
+        chips: the fewest that hold as many cores, neurons and synapses.
+        utilisation: what all cores use together, against all cores of those chips.
+        problems: what does not fit and cannot be split: "object: observed > limit; cure".
+        warnings: limits of low confidence that are exceeded, and that one chip is not enough.
+    """
+
+    chip: str
+    layers: tuple[LayerPlacement, ...]
+    cores: int
+    chips: int
+    utilisation: tuple[Use, ...]
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every core holds what it is given, on as many chips as `chips` says."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as dicts, lists, numbers and text."""
+        return {**asdict(self), "fits": self.fits}
+
+
+def place(network: ChipNetwork, chip: str | Chip = "loihi2") -> Placement:
+    """Cut the layers of a network into cores.
+
+    Args:
+        network: the chip network.
+        chip: "loihi1", "loihi2", or a profile of your own.
+
+    Returns:
+        The placement. Where a resource cannot be met by any split, that is a problem and the layer is placed by the
+        others.
+
+    Raises:
+        DeployError: unknown chip.
+    """
+    profile = chip_profile(chip)
+    memory = profile.synapse_memory
+    # A neuron's output axons follow from the cores behind it, so the last layer is placed first.
+    readers = 1 if network.readout.kind == "spikes" else 0
+    reached: Int64 = np.full(prod(network.output_shape), readers, dtype=np.int64)
+    layers: list[LayerPlacement] = []
+    problems: list[str] = []
+    totals: dict[Resource, int] = {}
+    for layer in reversed(network.layers):
+        counter: Counter = (
+            Grid(layer, memory, reached) if isinstance(layer, Conv) else Flat(layer, memory, reached)
+        )
+        placed = _place_layer(layer.name, counter, profile, totals)
+        layers.append(placed[0])
+        problems = placed[1] + problems
+        reached = counter.receivers(placed[0].split)
+    if network.input.neuron is not None:
+        placed = _place_layer("input", Flat(prod(network.input.shape), memory, reached), profile, totals)
+        layers.append(placed[0])
+        problems = placed[1] + problems
+    layers.reverse()
+    cores = sum(layer.cores for layer in layers)
+    totals["cores"] = cores
+    chips = max(
+        -(-totals.get(limit.resource, 0) // limit.value)
+        for limit in profile.limits
+        if limit.per == "chip" and limit.hard
+    )
+    warnings = [*_doubts(layers, profile), *_chip_doubts(totals, profile, chips)]
+    return Placement(
+        profile.title,
+        tuple(layers),
+        cores,
+        chips,
+        _utilisation(totals, profile, chips),
+        tuple(problems),
+        tuple(warnings),
+    )
+
+
+def _place_layer(
+    name: str, counter: Counter, profile: Chip, totals: dict[Resource, int]
+) -> tuple[LayerPlacement, list[str]]:
+    """The layer's placement and problems; adds what its cores need to the totals."""
+    limits = {
+        resource: limit.value
+        for resource in COUNTED
+        if (limit := profile.limit(resource, "core")) is not None
+    }
+    alone: dict[Resource, Split | None] = {}
+    known = 1
+    for resource, value in limits.items():
+        # A core is only so large; every other resource is asked for cores beside that.
+        alone[resource] = smallest_split(counter, {"neurons": limits["neurons"], resource: value}, known)
+        if resource == "neurons":
+            known = prod(alone[resource] or counter.shape)
+    met = {resource: value for resource, value in limits.items() if alone[resource] is not None}
+    needs = {resource: prod(found) for resource, found in alone.items() if found is not None}
+    split = smallest_split(counter, met, max(needs.values()))
+    if split is None:
+        # Only a loop does this: more cores take fewer synapses each, and more output axons together.
+        met.pop("output_axons")
+        split = smallest_split(counter, met, max(needs[resource] for resource in met))
+    assert split is not None  # one neuron per core meets each of these alone, and so all of them
+    problems = [
+        _problem(name, resource, counter, split, profile) for resource in limits if resource not in met
+    ]
+    cores = prod(split)
+    most = max(met, key=needs.__getitem__)
+    used: dict[Resource, int] = {resource: counter.worst(resource, split) for resource in COUNTED}
+    used["memory_bytes"] = used["synapse_words"] * profile.synapse_memory.word_bits // 8
+    used["compartment_configs"] = used["threshold_configs"] = 1
+    for resource in (*COUNTED, "synapses"):
+        totals[resource] = totals.get(resource, 0) + int(counter.loads(resource, split).sum())
+    placed = LayerPlacement(
+        name,
+        prod(counter.shape),
+        cores,
+        split,
+        tuple(_use(resource, amount, profile) for resource, amount in used.items()),
+        int(counter.loads("synapses", split).sum()),
+        counter.expanded(),
+        most if cores > 1 else None,
+        _note(counter, split),
+    )
+    return placed, problems
+
+
+def _use(resource: Resource, used: int, profile: Chip, cores: int = 1) -> Use:
+    limit = profile.limit(resource, "core")
+    if limit is None:
+        return Use(resource, used, None, RESOURCE_NAMES[resource], None)
+    return Use(resource, used, limit.value * cores, limit.unit, limit.confidence)
+
+
+def _problem(name: str, resource: Resource, counter: Counter, split: Split, profile: Chip) -> str:
+    limit = profile.limit(resource, "core")
+    assert limit is not None  # resources with a problem are those with a limit
+    if counter.loops and resource == "output_axons":
+        subject, need = f"a core of {prod(split)}", counter.worst(resource, split)
+    else:
+        subject, need = "one neuron alone", counter.worst(resource, counter.shape)
+    return (
+        f"layer '{name}': {subject} needs {need} {RESOURCE_NAMES[resource]} > {limit.value} per core of {profile.title} "
+        f"({limit.confidence} confidence: {limit.source}); {CURES.get(resource, 'make the layer smaller')}"
+    )
+
+
+def _note(counter: Counter, split: Split) -> str:
+    notes = []
+    if isinstance(counter, Grid):
+        stored, expanded = int(counter.loads("synapses", split).sum()), counter.expanded()
+        if counter.shared:
+            notes.append(f"kernel stored once per core: {stored} weights for {expanded} synapses")
+        else:
+            notes.append(f"no sharing assumed: all {expanded} synapses stored")
+    if counter.delays:
+        notes.append(f"{counter.memory.delay_bits} bits of delay stored with every synapse")
+    return "; ".join(notes)
+
+
+def _doubts(layers: list[LayerPlacement], profile: Chip) -> Iterator[str]:
+    """Limits of low confidence that a core exceeds."""
+    for layer in layers:
+        for limit in profile.limits:
+            if limit.per != "core" or limit.hard or layer.use(limit.resource).used <= limit.value:
+                continue
+            yield (
+                f"layer '{layer.name}': a core needs {layer.use(limit.resource).used} {RESOURCE_NAMES[limit.resource]} > "
+                f"{limit.value} of {profile.title} (low confidence: {limit.source}); check on the chip, or make the layer "
+                "smaller"
+            )
+
+
+def _chip_doubts(totals: dict[Resource, int], profile: Chip, chips: int) -> Iterator[str]:
+    """Limits of a chip that the network exceeds: more chips cure them."""
+    for limit in profile.limits:
+        used = totals.get(limit.resource, 0)
+        if limit.per != "chip" or used <= limit.value:
+            continue
+        cure = f"it takes {chips} chips" if limit.hard else "check on the chip"
+        yield (
+            f"network: {used} {RESOURCE_NAMES[limit.resource]} > {limit.value} per chip of {profile.title} "
+            f"({limit.confidence} confidence: {limit.source}); {cure}"
+        )
+
+
+def _utilisation(totals: dict[Resource, int], profile: Chip, chips: int) -> tuple[Use, ...]:
+    on_chip = profile.limit("cores", "chip")
+    assert on_chip is not None  # a profile without one is refused when it is read
+    cores = Use("cores", totals["cores"], on_chip.value * chips, on_chip.unit, on_chip.confidence)
+    return (
+        cores,
+        *(_use(resource, totals[resource], profile, on_chip.value * chips) for resource in COUNTED),
+    )
+
+
+def table(placement: Placement) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A one-page table, at most 100 characters wide with a border and a space on both sides of every cell.
+
+    Returns:
+        Header, and rows: one per layer with what its fullest core needs, then their sum (cores used, of how many),
+        the limits of a core, and how far to trust these. Notes, problems and warnings are not in it.
+    """
+    header = ("layer", "neurons", "cores", "neurons/core", "in axons", "out axons", "syn words", "decided by")
+    rows = [
+        (
+            layer.name if len(layer.name) <= 14 else layer.name[:13] + "…",
+            str(layer.neurons),
+            str(layer.cores),
+            *(str(layer.use(resource).used) for resource in COLUMNS),
+            SHORT[layer.decided_by] if layer.decided_by else "",
+        )
+        for layer in placement.layers
+    ]
+    cores = next(use for use in placement.utilisation if use.resource == "cores")
+    limits = [placement.layers[0].use(resource) for resource in COLUMNS]
+    rows.append(
+        (
+            "all",
+            str(sum(layer.neurons for layer in placement.layers)),
+            str(placement.cores),
+            *[""] * len(COLUMNS),
+            f"{placement.chips} chip" + ("s" if placement.chips > 1 else ""),
+        )
+    )
+    rows.append(
+        (
+            "limit",
+            "",
+            str(cores.available),
+            *("?" if use.available is None else str(use.available) for use in limits),
+            "",
+        )
+    )
+    rows.append(("confidence", "", str(cores.confidence), *(use.confidence or "" for use in limits), ""))
+    return header, rows
