@@ -1,4 +1,4 @@
-.PHONY: install test demo lint lock clean
+.PHONY: install test conformance demo lint lock clean
 
 install:
 	@./bootstrap.sh
@@ -11,6 +11,10 @@ lint: install
 # -ra (pyproject.toml) names every skip; KNARR_STRICT_SKIPS=1 fails on one whose reason is not listed in tests/conftest.py.
 test: install
 	.venv/bin/pytest
+
+# Random networks on Lava, about 6 s each.
+conformance: install
+	KNARR_CONFORMANCE=220 .venv/bin/pytest tests/test_conformance.py
 
 demo: install
 	.venv/bin/knarr pipeline eyes --out runs/eyes

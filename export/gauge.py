@@ -12,6 +12,7 @@ import copy
 import nir
 import numpy as np
 
+from knarr.export.arguments import as_dt
 from knarr.export.errors import ExportError
 from knarr.export.graph_hash import graph_hash
 from knarr.export.topology import inline
@@ -30,8 +31,7 @@ def scale_currents(graph: nir.NIRGraph, dt_s: float) -> nir.NIRGraph:
     Raises:
         ExportError: dt is not above 0, or an r is 0.
     """
-    if not (np.isfinite(dt_s) and dt_s > 0):
-        raise ExportError(f"dt_s: {dt_s}, needs a positive number of seconds")
+    dt_s = as_dt(dt_s)
     scaled = copy.deepcopy(graph)
     for name, node in inline(scaled)[0].items():
         if not isinstance(node, nir.CubaLIF):

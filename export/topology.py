@@ -55,6 +55,8 @@ def inline(graph: nir.NIRGraph, prefix: str = "", depth: int = 0) -> tuple[dict[
         raise ExportError(f"graph: nested more than {MAX_DEPTH} deep; flatten it")
     if prefix == "":
         as_graph(graph)
+    if not isinstance(graph.nodes, dict) or not isinstance(graph.edges, list):
+        raise ExportError("graph: its nodes are no dictionary or its edges no list; it is no NIR graph")
     if len(graph.edges) > MAX_EDGES:
         raise ExportError(f"graph: {len(graph.edges):,} edges, at most {MAX_EDGES:,}; it is no network")
     nodes: dict[str, Any] = {}
