@@ -17,9 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
-from knarr.export import graph_hash
-from knarr.export.step import execution_order
-from knarr.hw_sim import NON_SPIKING_VTH, ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout
+from knarr.export import ExportError, graph_hash
+from knarr.export.arguments import as_dt
+from knarr.export.shapes import infer
+from knarr.export.topology import Edge, inline, topology
+from knarr.hw_sim import (
+    NON_SPIKING_VTH,
+    ChipError,
+    ChipNetwork,
+    Conv,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recurrent,
+)
+from knarr.hw_sim.layers import Layer
 
 Float = npt.NDArray[np.float64]
 
@@ -54,10 +67,11 @@ def lower(
     input_bits: int = 1,
     calibration: npt.ArrayLike | None = None,
 ) -> ChipNetwork:
-    """Lower a feed-forward graph to integers.
+    """Lower a graph to integers.
 
     Args:
-        graph: chain of Input, {AvgPool2d, Flatten}, {Linear, Affine, Conv2d}, {LIF, CubaLIF, LI, CubaLI}, ..., Output.
+        graph: chain of Input, {AvgPool2d, Flatten}, {Linear, Affine, Conv2d}, {LIF, CubaLIF, LI, CubaLI}, ..., Output. A neuron
+            behind a Linear or Affine may hear itself through one Linear: a loop of one step.
         dt_s: time step, seconds.
         chip: "loihi2".
         weight_bits: signed bits of a weight, 2..8.
@@ -76,14 +90,18 @@ def lower(
         raise DeployError(f"weight_bits: {weight_bits}, allowed 2..8")
     if calibration is not None:
         raise DeployError("calibration: scales come from the weights alone; leave calibration out")
-    chain = _chain(graph)
-    shape = tuple(int(n) for n in graph.nodes[chain[0]].input_type["input"])
-    input_coding = InputCoding(shape, input_bits)
-    layers: list[Dense | Conv] = []
+    nodes, edges, loops = _flat(graph, dt_s)
+    chain = _chain(nodes, edges)
+    shape = tuple(int(n) for n in nodes[chain[0]].input_type["input"])
+    try:
+        input_coding = InputCoding(shape, input_bits)
+    except ChipError as error:
+        raise DeployError(f"graph: {error}; choose other input_bits or another input shape") from error
+    layers: list[Layer] = []
     pool: _Pool | None = None
     names = iter(chain[1:-1])
     for name in names:
-        node = graph.nodes[name]
+        node = nodes[name]
         if isinstance(node, nir.Flatten):
             if (int(node.start_dim), int(node.end_dim) % len(shape)) != (0, len(shape) - 1):
                 raise DeployError(f"node '{name}': flattens only part of {shape}; flatten all features")
@@ -92,12 +110,13 @@ def lower(
             pool, shape = _read_pool(name, node, shape, pool)
         elif isinstance(node, (nir.Linear, nir.Affine, nir.Conv2d)):
             neuron_name = next(names, None)
-            neuron = _read_neuron(neuron_name, graph.nodes[neuron_name], dt_s) if neuron_name else None
+            neuron = _read_neuron(neuron_name, nodes[neuron_name], dt_s) if neuron_name else None
             if neuron_name is None or neuron is None:
                 raise DeployError(
                     f"node '{name}': no neuron follows it; a chip layer is a synapse and its neurons"
                 )
-            layers.append(_lower_layer(name, node, shape, pool, neuron_name, neuron, weight_bits))
+            feedback = loops.get(neuron_name)
+            layers.append(_lower_layer(name, node, shape, pool, neuron_name, neuron, weight_bits, feedback))
             shape, pool = layers[-1].output_shape, None
         else:
             raise DeployError(
@@ -117,24 +136,53 @@ def lower(
     return ChipNetwork(tuple(layers), input_coding, Readout(kind), float(dt_s), graph_hash(graph))  # type: ignore[arg-type]
 
 
-def _chain(graph: nir.NIRGraph) -> list[str]:
-    order = execution_order(graph)
+def _chain(nodes: dict[str, Any], edges: list[Edge]) -> list[str]:
+    order = list(topology(nodes, edges).order)
     for name in order:
-        inputs = sum(target == name for _, target in graph.edges)
-        outputs = sum(source == name for source, _ in graph.edges)
-        if inputs != (not isinstance(graph.nodes[name], nir.Input)) or outputs != (
-            not isinstance(graph.nodes[name], nir.Output)
+        inputs = sum(target == name for _, target in edges)
+        outputs = sum(source == name for source, _ in edges)
+        if inputs != (not isinstance(nodes[name], nir.Input)) or outputs != (
+            not isinstance(nodes[name], nir.Output)
         ):
             raise DeployError(
                 f"node '{name}': {inputs} edges in, {outputs} out; only plain chains are lowered"
             )
     if (
         len(order) < 2
-        or not isinstance(graph.nodes[order[0]], nir.Input)
-        or not isinstance(graph.nodes[order[-1]], nir.Output)
+        or not isinstance(nodes[order[0]], nir.Input)
+        or not isinstance(nodes[order[-1]], nir.Output)
     ):
         raise DeployError("graph: is not one chain from Input to Output")
     return order
+
+
+def _flat(graph: nir.NIRGraph, dt_s: float) -> tuple[dict[str, Any], list[Edge], dict[str, Float]]:
+    """Nodes and edges without loops, and neuron -> weights of the Linear through which it hears itself.
+
+    Raises:
+        DeployError: shapes that part, values that are not finite, or a loop that is not of this kind.
+    """
+    try:
+        as_dt(dt_s)
+        nodes, edges = inline(graph)
+        order = topology(nodes, edges, dt_s)
+        infer(nodes, order)
+    except ExportError as error:
+        raise DeployError(f"graph: not lowered, {error}") from error
+    loops: dict[str, Float] = {}
+    for neuron, sources in order.looping.items():
+        for source in sources:
+            plain = isinstance(nodes[source], nir.Linear) and order.sources[source] == (neuron,)
+            alone = [t for s, t in edges if s == source] == [neuron] and len(sources) == 1
+            if not (plain and alone and isinstance(nodes[neuron], (nir.LIF, nir.CubaLIF))):
+                raise DeployError(
+                    f"node '{source}': closes a loop into '{neuron}' that a chip layer does not have; let one LIF or CubaLIF hear "
+                    "itself through one Linear without bias"
+                )
+            loops[neuron] = np.asarray(nodes[source].weight, dtype=np.float64)
+            edges = [edge for edge in edges if source not in edge]
+            nodes = {name: node for name, node in nodes.items() if name != source}
+    return nodes, edges, loops
 
 
 def _read_pool(
@@ -194,7 +242,8 @@ def _lower_layer(
     neuron_name: str,
     floats: _NeuronFloats,
     weight_bits: int,
-) -> Dense | Conv:
+    feedback: Float | None,
+) -> Layer:
     weight = floats.gain * np.asarray(node.weight, dtype=np.float64)
     if pool is not None:
         weight = weight / (pool.size[0] * pool.size[1])
@@ -205,6 +254,9 @@ def _lower_layer(
             "train without bias or use LIF neurons"
         )
     largest = float(np.abs(weight).max(initial=0.0))
+    if feedback is not None:
+        feedback = floats.gain * feedback
+        largest = max(largest, float(np.abs(feedback).max(initial=0.0)))
     if largest == 0 or not np.isfinite(largest):
         raise DeployError(
             f"node '{name}': its largest weight is {largest}; a layer needs finite weights that are not all 0"
@@ -224,9 +276,17 @@ def _lower_layer(
     bias_int = np.rint(scale * bias).astype(np.int32) if np.any(bias != 0) else None
     neuron = Neuron(floats.i_decay, floats.v_decay, threshold, neuron_name)
     if isinstance(node, nir.Conv2d):
+        if feedback is not None:
+            raise DeployError(
+                f"node '{neuron_name}': hears itself behind a convolution; netx has loops in dense layers alone"
+            )
         return _conv(name, node, weight_int, bias_int, shape, pool, neuron, 64 * scale)
     if pool is not None:
         weight_int = _unpool_columns(weight_int, pool)
+    if feedback is not None:
+        return Recurrent(
+            name, weight_int, np.rint(scale * feedback).astype(np.int32), neuron, bias_int, 64 * scale
+        )
     return Dense(name, weight_int, neuron, bias_int, 64 * scale)
 
 
@@ -282,6 +342,8 @@ def _uniform(name: str, field: str, value: object) -> float:
         raise DeployError(
             f"node '{name}': {field} differs between neurons or is not finite; the layer shares one register"
         )
+    if field.startswith("tau") and array.flat[0] <= 0:
+        raise DeployError(f"node '{name}': {field} is {array.flat[0]:g} s; a time constant is above 0")
     return float(array.flat[0])
 
 

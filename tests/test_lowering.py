@@ -21,7 +21,17 @@ import torch.nn.functional as F
 from knarr.deploy import DeployError, check, lower, read_net, write_net
 from knarr.deploy.rules import netx_dense_weights, netx_runs_exactly
 from knarr.export import graph_hash, step_nir, to_nir
-from knarr.hw_sim import NON_SPIKING_VTH, ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout, simulate
+from knarr.hw_sim import (
+    NON_SPIKING_VTH,
+    ChipNetwork,
+    Conv,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recurrent,
+    simulate,
+)
 from knarr.hw_sim.reference import synaptic_sum
 
 DT_S = 0.001
@@ -71,7 +81,7 @@ def test_lif_registers_by_hand() -> None:
 
 def test_cuba_and_readout_registers_by_hand() -> None:
     graph = chain(
-        (3,), (2,), a=nir.Linear(WEIGHT), n=cuba((2,)), b=nir.Linear(np.array([[0.3, -0.6]])), out=li((1,))
+        (3,), (1,), a=nir.Linear(WEIGHT), n=cuba((2,)), b=nir.Linear(np.array([[0.3, -0.6]])), out=li((1,))
     )
     first, last = lower(graph, DT_S, input_bits=4).layers
     # g = r * w_in * (1/4) * (1/2) = 1/4 again
@@ -189,7 +199,7 @@ BIASED = nir.Affine(WEIGHT, np.ones(2))
         (chain((3,), (2,), fc=nir.Linear(0 * WEIGHT), n=lif((2,))), {}, "not all 0"),
         (chain((3,), (2,), **FC, n=lif((2,), v_threshold=np.zeros(2))), {}, "v_threshold 0"),
         (chain((3,), (2,), **FC, n=lif((2,), tau=np.full(2, 100.0))), {"ok": True}, ""),
-        (branch(chain((3,), (2,), **FC, n=lif((2,)))), {}, "only plain chains"),
+        (branch(chain((3,), (3,), fc=nir.Linear(np.eye(3)), n=lif((3,)))), {}, "only plain chains"),
         (chain((3,), (2,), **FC, n=lif((2,))), {"chip": "loihi9"}, "chip: 'loihi9'"),
         (chain((3,), (2,), **FC, n=lif((2,))), {"weight_bits": 9}, "weight_bits: 9, allowed 2..8"),
         (chain((3,), (2,), **FC, n=lif((2,))), {"calibration": np.zeros(1)}, "calibration"),
@@ -380,3 +390,90 @@ def test_a_broken_rule_is_not_written_and_the_old_file_stays(tmp_path: Path) -> 
         write_net(dense_network([[1, -300]]), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- loops, and graphs that no exporter would write
+
+
+def recurrent_graph() -> nir.NIRGraph:
+    torch.manual_seed(0)
+    parameters = snn.LIFParameters(
+        tau_syn_inv=torch.tensor(512.0), tau_mem_inv=torch.tensor(256.0), v_th=torch.tensor(0.5)
+    )
+    cell = snn.LIFRecurrentCell(6, 12, parameters, dt=DT_S)
+    return to_nir(snn.SequentialState(cell).eval(), (6,), DT_S)
+
+
+def test_a_recurrent_cell_becomes_a_recurrent_layer() -> None:
+    graph = recurrent_graph()
+    network = lower(graph, DT_S)
+    (layer,) = network.layers
+    assert isinstance(layer, Recurrent)
+    assert (layer.name, layer.neuron.name) == ("lif_0_in", "lif_0")
+    assert (layer.neuron.i_decay, layer.neuron.v_decay) == (round(4096 * 0.512), round(4096 * 0.256))
+    w, back = graph.nodes["lif_0_in"].weight, graph.nodes["lif_0_rec"].weight
+    largest = max(np.abs(w).max(), np.abs(back).max())
+    assert np.array_equal(layer.weight_int, np.rint(127 * w / largest))
+    assert np.array_equal(layer.recurrent_int, np.rint(127 * back / largest))
+    x = (np.random.default_rng(1).random((40, 60, 6)) < 0.4).astype(np.int64)
+    floats, chip = (
+        step_nir(graph, x, DT_S).spikes["lif_0"],
+        simulate(network, x, record=("spikes",)).spikes["lif_0_in"],
+    )
+    assert floats.mean() > 0.02
+    cut = ChipNetwork((Dense("lif_0_in", layer.weight_int, layer.neuron),), network.input, network.readout)
+    without = simulate(cut, x, record=("spikes",)).spikes["lif_0_in"]
+    # Rounded weights in a loop drift apart; they follow far better than a chip without the loop.
+    assert np.mean(floats != chip) < 0.35 * np.mean(floats != without)
+    assert abs(floats.mean() - chip.mean()) < 0.05 * floats.mean()
+
+
+def plain(**changes: Any) -> nir.NIRGraph:
+    one = np.ones(3)
+    fields = {
+        "tau": 0.004 * one,
+        "r": one,
+        "v_leak": 0 * one,
+        "v_threshold": one,
+        "v_reset": 0 * one,
+        **changes,
+    }
+    nodes = {
+        "input": nir.Input({"input": np.array([2])}), "fc": nir.Linear(np.ones((3, 2))), "lif": nir.LIF(**fields),
+        "output": nir.Output({"output": np.array([3])}),
+    }  # fmt: skip
+    return nir.NIRGraph(nodes, [("input", "fc"), ("fc", "lif"), ("lif", "output")], type_check=False)
+
+
+def cycle() -> nir.NIRGraph:
+    graph = plain()
+    graph.nodes["again"] = nir.Linear(np.ones((2, 3)))
+    graph.edges += [("lif", "again"), ("again", "fc")]
+    return graph
+
+
+def pooled(size: int) -> nir.NIRGraph:
+    graph = plain()
+    graph.nodes["input"] = nir.Input({"input": np.array([1, 2, 2])})
+    graph.nodes["pool"] = nir.AvgPool2d(*(np.array([size, size]),) * 2, np.array([0, 0]))
+    graph.edges = [("input", "pool"), ("pool", "fc"), ("fc", "lif"), ("lif", "output")]
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("graph", "options", "message"),
+    [
+        (cycle(), {}, "node 'again': closes a loop into 'fc' that a chip layer does not have"),
+        (plain(tau=np.zeros(3)), {}, "node 'lif': tau is 0 s; a time constant is above 0"),
+        (plain(tau=np.full(3, np.nan)), {}, "node 'lif': tau holds something else than finite"),
+        (plain(v_threshold=np.full(3, np.inf)), {}, "v_threshold holds something else"),
+        (plain(), {"input_bits": 0}, "input: 0 bits, allowed 1..16"),
+        (plain(), {"input_bits": 17}, "input: 17 bits"),
+        (pooled(3), {}, r"node 'pool': window \(3, 3\) is larger than"),
+        (pooled(2), {}, r"node 'fc': receives \(1, 1, 1\)"),
+    ],
+)
+def test_hand_made_faults_are_deploy_errors(graph: nir.NIRGraph, options: Any, message: str) -> None:
+    with pytest.raises(DeployError, match=message) as caught:
+        lower(graph, DT_S, **options)
+    assert "\n" not in str(caught.value)
