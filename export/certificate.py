@@ -19,7 +19,7 @@ from knarr.export.errors import CertificateError, ExportError
 from knarr.export.graph_hash import graph_hash
 from knarr.export.layers import take_apart
 from knarr.export.rewrite import as_module, rewrite
-from knarr.export.step import Trace, execution_order, run_graph, step_nir
+from knarr.export.step import METADATA, Trace, execution_order, run_graph, step_nir
 from knarr.export.trace_module import trace_module
 
 
@@ -86,10 +86,6 @@ def replay_inputs(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     inputs[4:6] *= rng.integers(1, 6, inputs[4:6].shape)
     inputs[6:] = 4 * rng.random(inputs[6:].shape) - 2
     return inputs
-
-
-METADATA = {"integration": "forward Euler, synapse first", "reset": "hard reset", "time_unit": "s"}
-"""What `step_nir` does, as it is written into every graph."""
 
 
 def require_metadata(graph: nir.NIRGraph, dt_s: float) -> None:

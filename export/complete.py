@@ -83,7 +83,7 @@ def _node(where: str, kind: str, tree: dict[str, Any], filled: list[str]) -> Any
     allowed = {f.name: f for f in fields(cls) if f.name not in ("metadata", "output_type", "input_type")}
     values: dict[str, Any] = {}
     if cls is nir.Flatten:
-        values["input_type"] = {"input": given.pop("input_type", None)}
+        given.pop("input_type", None)  # complete() knows it from what arrives
     _no_others(where, kind, {k: v for k, v in given.items() if k not in allowed})
     for field, spec in allowed.items():
         if field in given:

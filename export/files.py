@@ -56,7 +56,6 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
                     f"{path}: the graph was changed after it was certified; remove its certificate or export again"
                 )
             require_metadata(again, proof.dt_s)
-        if certificate is not None:
             sidecar = Path(folder) / f"{path.name}.json"
             sidecar.write_text(_text(certificate) + "\n", encoding="utf-8")
             os.replace(sidecar, path.with_name(sidecar.name))

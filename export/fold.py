@@ -218,7 +218,7 @@ class _Fold:
             if isinstance(node, nir.Conv2d) and len(path) == 1:
                 folded = pool_then_conv(synapse, pool, shape, node, name)
             elif isinstance(node, (nir.Linear, nir.Affine)) and len(path) == 2:
-                folded = pool_then_linear(synapse, pool, shape, node, name)
+                folded = pool_then_linear(pool, shape, node)
             else:
                 continue
             if len(path) == 2:
@@ -280,11 +280,10 @@ def _per_channel(
 
 def _scaled(synapse: Any, factors: npt.NDArray[np.float64] | None, *, out: bool) -> Any:
     assert factors is not None  # the caller asked _per_channel
+    if isinstance(synapse, CONVS) and not out:
+        synapse = dense_groups(synapse)
     scaled = copy.copy(synapse)
     weight = np.asarray(synapse.weight, dtype=np.float64)
-    if isinstance(synapse, CONVS):
-        synapse = scaled = dense_groups(synapse) if not out else scaled
-        weight = np.asarray(synapse.weight, dtype=np.float64)
     ones = (1,) * (weight.ndim - 2)
     scaled.weight = weight * (factors.reshape(-1, 1, *ones) if out else factors.reshape(1, -1, *ones))
     if out and hasattr(synapse, "bias"):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from knarr.export.errors import ExportError
-from knarr.export.rewrite import dense_kernel
+from knarr.export.rewrite import dense_kernel, same_padding
 from knarr.export.step_synapses import ints
 
 Float64 = npt.NDArray[np.float64]
@@ -33,16 +33,12 @@ def numbers(node: Any) -> Any:
     if not isinstance(node.padding, str):
         return node
     plain = copy.copy(node)
-    axes = np.asarray(node.weight).ndim - 2
-    total = [
-        d * (k - 1) for d, k in zip(ints(node.dilation, axes), np.asarray(node.weight).shape[2:], strict=True)
-    ]
-    if node.padding == "valid":
-        total = [0] * axes
-    if any(t % 2 for t in total):
+    kernel = np.asarray(node.weight).shape[2:]
+    axes = len(kernel)
+    same = (0,) * axes if node.padding == "valid" else same_padding(ints(node.dilation, axes), kernel)
+    if same is None:
         raise ExportError("Conv: padding 'same' of an even kernel differs on both sides; use an odd kernel")
-    half = np.array([t // 2 for t in total])
-    plain.padding = int(half[0]) if axes == 1 else half
+    plain.padding = same[0] if axes == 1 else np.array(same)
     return plain
 
 
@@ -122,7 +118,7 @@ def conv_of_pool(pool: Any, shape: tuple[int, ...]) -> nir.Conv2d:
 
 
 def pool_then_linear(
-    name: str, pool: Any, shape: tuple[int, ...], linear: nir.Linear | nir.Affine, pool_name: str
+    pool: Any, shape: tuple[int, ...], linear: nir.Linear | nir.Affine
 ) -> nir.Linear | nir.Affine:
     """linear(flatten(pool(x))) as linear'(flatten(x)): a cell's column goes to every pixel of its window."""
     size, step, pad = (ints(v) for v in (pool.kernel_size, pool.stride, pool.padding))

@@ -71,9 +71,6 @@ class Layers:
     leaves: tuple[Layer, ...]
     output: tuple[str, ...]
 
-    def __getitem__(self, name: str) -> Layer:
-        return next(leaf for leaf in self.leaves if leaf.name == name)
-
 
 @dataclass(frozen=True)
 class _Value:

@@ -14,6 +14,7 @@ from knarr.export.convert_synapses import synapse
 from knarr.export.errors import ExportError
 from knarr.export.layers import NEURON_CELLS, Layer, Layers
 from knarr.export.modules import INPUT, OUTPUT
+from knarr.export.step import METADATA
 from knarr.export.topology import NEURONS, Edge, bare_delays
 
 
@@ -47,12 +48,7 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
     return nir.NIRGraph(
         nodes=build.nodes,
         edges=build.edges,
-        metadata={
-            "dt_s": dt_s,
-            "integration": "forward Euler, synapse first",
-            "reset": "hard reset",
-            "time_unit": "s",
-        },
+        metadata={"dt_s": dt_s, **METADATA},
         type_check=False,
     )
 

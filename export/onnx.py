@@ -48,12 +48,30 @@ def to_onnx(module: torch.nn.Module, input_shape: tuple[int, ...], path: Path) -
     _check_module(module, input_shape)
     exported = _export(module, input_shape)
     _compare(module, input_shape, exported)
+    write_whole(path, exported)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write under a temporary name and rename, so that a killed run leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(exported)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_session(exported: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A file on one thread of the CPU.
+
+    Raises:
+        ExportError: onnxruntime does not take it.
+    """
+    options.intra_op_num_threads = 1
+    try:
+        return onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no other base
+        raise ExportError(f"module: onnxruntime does not take the file ({error})") from error
 
 
 def _check_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> None:
@@ -135,12 +153,7 @@ def _export(module: torch.nn.Module, input_shape: tuple[int, ...]) -> bytes:
 
 
 def _compare(module: torch.nn.Module, input_shape: tuple[int, ...], exported: bytes) -> None:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    try:
-        session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors share no other base
-        raise ExportError(f"module: onnxruntime does not take the file ({error})") from error
+    session = open_session(exported, onnxruntime.SessionOptions())
     for batch in CHECKED_BATCHES:
         inputs = _samples(module, input_shape, batch)
         expected = _run(module, inputs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from knarr.export.arguments import as_shape
 from knarr.export.errors import ExportError
 from knarr.export.layers import NEURON_CELLS, take_apart
 from knarr.export.modules import StepGraph
-from knarr.export.onnx import CHECKED_BATCHES, OPSET, RELATIVE_TOLERANCE
+from knarr.export.onnx import CHECKED_BATCHES, OPSET, RELATIVE_TOLERANCE, open_session, write_whole
 from knarr.export.rewrite import as_module
 
 NEXT = ".next"
@@ -59,12 +58,7 @@ def student_step_to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: 
     step = _Step(graph, input_shape).eval()
     exported = _export(step, input_shape)
     _check(step, input_shape, exported)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(exported)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, exported)
 
 
 class _Step(nn.Module):
@@ -143,23 +137,16 @@ def _export(step: _Step, input_shape: tuple[int, ...]) -> bytes:
     for name, value in zip(step.names, step.initial, strict=True):
         if name in kept:  # an initializer under an input's name is its default value
             model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
-    for key, text in (
-        ("knarr_states", json.dumps({name: name + NEXT for name in step.names if name in kept})),
-    ):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, text
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "knarr_states", json.dumps({n: n + NEXT for n in step.names if n in kept})
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 
 
 def _check(step: _Step, input_shape: tuple[int, ...], exported: bytes) -> None:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
     options.log_severity_level = 3  # it warns that defaults are not constants, which is their purpose
-    try:
-        session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors share no other base
-        raise ExportError(f"module: onnxruntime does not take the file ({error})") from error
+    session = open_session(exported, options)
     taken = {value.name for value in session.get_inputs()} | {
         v.name for v in session.get_overridable_initializers()
     }

@@ -165,13 +165,19 @@ def _padding(leaf: Layer, conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
         return (0,) * len(conv.kernel_size)
     if conv.padding != "same":
         return tuple(int(p) for p in conv.padding)
-    total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    if any(t % 2 for t in total):
+    same = same_padding(conv.dilation, conv.kernel_size)
+    if same is None:
         raise ExportError(
             f"module '{leaf.path}': padding 'same' of kernel {tuple(conv.kernel_size)} is not the same on both sides, which "
             "NIR cannot hold; use an odd kernel"
         )
-    return tuple(t // 2 for t in total)
+    return same
+
+
+def same_padding(dilation: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Padding 'same' per axis as numbers; None where it would differ on the two sides."""
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
 
 
 def _square(

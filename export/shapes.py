@@ -36,17 +36,22 @@ def input_shape(name: str, node: nir.Input) -> Shape:
     Raises:
         ExportError: none is declared, or it is not made of positive sizes.
     """
-    declared = node.input_type.get("input") if isinstance(node.input_type, dict) else None
-    if declared is None or np.asarray(declared).size == 0:
+    sizes = _declared(node.input_type).ravel()
+    if not sizes.size:
         raise ExportError(
             f"node '{name}': Input without a shape, which NIR leaves open; write the shape of one step"
         )
-    sizes = np.asarray(declared).ravel()
     if sizes.dtype.kind not in "iu" or (sizes < 1).any():
         raise ExportError(
             f"node '{name}': Input of shape {sizes.tolist()[:8]}; every size must be a positive integer"
         )
     return _bounded(name, tuple(int(n) for n in sizes))
+
+
+def _declared(side: object) -> np.ndarray[Any, Any]:
+    """The shape an Input or Output declares; empty where it declares none."""
+    shape = next(iter(side.values()), None) if isinstance(side, dict) else None
+    return np.asarray([] if shape is None else shape)
 
 
 def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], dict[str, Shape]]:
@@ -96,22 +101,11 @@ def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
         for field in PER_NEURON[type(node)]:
             _fits(name, field, np.asarray(getattr(node, field)), shape)
         return shape
-    if isinstance(node, nir.Output):
-        declared = node.output_type.get("output") if isinstance(node.output_type, dict) else None
-        if (
-            declared is not None
-            and np.asarray(declared).size
-            and tuple(np.asarray(declared).tolist()) != shape
-        ):
+    if isinstance(node, (nir.Input, nir.Output)):  # an Input that something enters is a nested graph's
+        declared = _declared(node.input_type if isinstance(node, nir.Input) else node.output_type)
+        if declared.size and tuple(declared.tolist()) != shape:
             raise ExportError(
-                f"node '{name}': declares {tuple(np.asarray(declared).tolist())} and receives {shape}; correct the one that is wrong"
-            )
-        return shape
-    if isinstance(node, nir.Input):  # of a nested graph
-        inner = node.input_type.get("input") if isinstance(node.input_type, dict) else None
-        if inner is not None and np.asarray(inner).size and tuple(np.asarray(inner).tolist()) != shape:
-            raise ExportError(
-                f"node '{name}': declares {tuple(np.asarray(inner).tolist())} and receives {shape}; correct it"
+                f"node '{name}': declares {tuple(declared.tolist())} and receives {shape}; correct the one that is wrong"
             )
         return shape
     if isinstance(node, (nir.Linear, nir.Affine)):

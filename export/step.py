@@ -35,6 +35,8 @@ from knarr.export.step_synapses import DelayLine, delay_steps, synapse_step
 from knarr.export.topology import NEURONS, Topology, inline, topology
 
 Array = npt.NDArray[np.floating[Any]]
+METADATA = {"integration": "forward Euler, synapse first", "reset": "hard reset", "time_unit": "s"}
+"""What `step_nir` does, as it is written into every graph."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -332,6 +332,7 @@ def test_plif_learns_and_keeps_its_time_constant_in_the_checkpoint() -> None:
     cell = PLIFBoxCell(0.019, 1e-3)
     target = PLIFBoxCell(0.0044, 1e-3)
     assert [name for name, _ in cell.named_parameters()] == ["w"]
+    # w is a float32 logit, rounded there and back.
     assert 1 / float(cell.p.tau_mem_inv) == pytest.approx(0.019, rel=1e-6)
     optimiser = torch.optim.Adam(cell.parameters(), lr=0.05)
     for _ in range(200):
@@ -340,6 +341,7 @@ def test_plif_learns_and_keeps_its_time_constant_in_the_checkpoint() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    # A fit that stops after 200 steps comes near, not onto, the target.
     assert 1 / float(cell.p.tau_mem_inv) == pytest.approx(0.0044, rel=0.05)
     again = PLIFBoxCell(0.019, 1e-3)
     again.load_state_dict(cell.state_dict())
@@ -360,6 +362,7 @@ def test_scaled_currents_fire_the_same_spikes(kind: str) -> None:
     currents = [name for name, node in graph.nodes.items() if isinstance(node, nir.CubaLIF)]
     assert currents
     for name in currents:
+        # r * (tau / dt / r) and tau / dt are rounded one time apart.
         assert np.allclose(scaled.nodes[name].r, graph.nodes[name].tau_mem / 1e-3)
         assert not np.array_equal(scaled.nodes[name].v_threshold, graph.nodes[name].v_threshold)
     for name, z in before.spikes.items():
