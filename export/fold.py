@@ -25,6 +25,7 @@ from knarr.export.fold_kernels import (
     conv_of_pool,
     conv_then_pool,
     dense_groups,
+    numbers,
     pool_then_conv,
     pool_then_linear,
 )
@@ -56,11 +57,12 @@ class FoldDifference:
     v_difference_float32: float
 
 
-def fold(graph: nir.NIRGraph) -> nir.NIRGraph:
+def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
     """The same network of plain synapses, neurons and Flatten: no pooling, no Scale, no groups, no nested graphs.
 
     Args:
         graph: any graph that `step_nir` runs.
+        keep_groups: leave groups of a convolution as they are, where no scale before it makes them dense.
 
     Returns:
         A new graph, spike-exact in float64 (`fold_difference` measures it); it carries no certificate, and
@@ -78,10 +80,11 @@ def fold(graph: nir.NIRGraph) -> nir.NIRGraph:
     for name in reversed([n for n in work.order if isinstance(work.nodes.get(n), POOLS)]):
         work.fold_pool(name)
     for name, node in work.nodes.items():
-        if isinstance(node, CONVS) and int(node.groups) > 1:
+        if isinstance(node, CONVS) and int(node.groups) > 1 and not keep_groups:
             work.done.append(f"{node.groups} groups of '{name}' as one dense kernel")
-        if isinstance(node, CONVS) and (int(node.groups) > 1 or isinstance(node.padding, str)):
             work.nodes[name] = dense_groups(node)
+        elif isinstance(node, CONVS):
+            work.nodes[name] = numbers(node)
     metadata = {
         key: value for key, value in graph.metadata.items() if key not in ("certificate", "knarr_filled")
     }

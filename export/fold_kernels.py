@@ -59,7 +59,7 @@ def pool_then_conv(
     Raises:
         ExportError: the convolution's padding would meet pixels that the pool left out or covers twice.
     """
-    conv = dense_groups(conv)
+    conv = numbers(conv)
     size, step, pad = (ints(v) for v in (pool.kernel_size, pool.stride, pool.padding))
     stride, padding, dilation = (ints(v) for v in (conv.stride, conv.padding, conv.dilation))
     for axis in (0, 1):
@@ -80,7 +80,9 @@ def pool_then_conv(
                 _gain(pool) * weight[:, :, a, b, None, None]
             )
     folded_padding = tuple(padding[i] * step[i] + pad[i] for i in (0, 1))
-    return _conv(kernel, conv.bias, tuple(stride[i] * step[i] for i in (0, 1)), folded_padding)
+    return _conv(
+        kernel, conv.bias, tuple(stride[i] * step[i] for i in (0, 1)), folded_padding, int(conv.groups)
+    )
 
 
 def conv_then_pool(name: str, conv: nir.Conv2d, pool: Any, pool_name: str) -> nir.Conv2d:
@@ -89,7 +91,7 @@ def conv_then_pool(name: str, conv: nir.Conv2d, pool: Any, pool_name: str) -> ni
     Raises:
         ExportError: a padded pool, whose zeros are not the convolution's.
     """
-    conv = dense_groups(conv)
+    conv = numbers(conv)
     size, step, pad = (ints(v) for v in (pool.kernel_size, pool.stride, pool.padding))
     if any(pad):
         raise ExportError(
@@ -107,7 +109,7 @@ def conv_then_pool(name: str, conv: nir.Conv2d, pool: Any, pool_name: str) -> ni
             )
             kernel[:, :, rows, columns] += _gain(pool) * weight
     bias = np.asarray(conv.bias, dtype=np.float64) * (_gain(pool) * size[0] * size[1])
-    return _conv(kernel, bias, tuple(stride[i] * step[i] for i in (0, 1)), padding)
+    return _conv(kernel, bias, tuple(stride[i] * step[i] for i in (0, 1)), padding, int(conv.groups))
 
 
 def conv_of_pool(pool: Any, shape: tuple[int, ...]) -> nir.Conv2d:
@@ -136,13 +138,13 @@ def pool_then_linear(
     return nir.Affine(flat, np.array(linear.bias)) if isinstance(linear, nir.Affine) else nir.Linear(flat)
 
 
-def _conv(kernel: Float64, bias: Any, stride: Sides, padding: Sides) -> nir.Conv2d:
+def _conv(kernel: Float64, bias: Any, stride: Sides, padding: Sides, groups: int = 1) -> nir.Conv2d:
     return nir.Conv2d(
         input_shape=None,
         weight=kernel,
         stride=np.array(stride),
         padding=np.array(padding),
         dilation=np.array([1, 1]),
-        groups=1,
+        groups=groups,
         bias=np.array(bias, dtype=np.float64),
     )

@@ -1,5 +1,6 @@
 """The chip: its network type, its integer arithmetic, its simulator, and what an inference costs on it."""
 
+from knarr.hw_sim.coding import encode
 from knarr.hw_sim.count import count, count_events
 from knarr.hw_sim.count_onnx import count_onnx
 from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
@@ -40,6 +41,7 @@ __all__ = [
     "count",
     "count_events",
     "count_onnx",
+    "encode",
     "load_recording",
     "price",
     "price_table",

@@ -7,9 +7,10 @@ whether hardware takes it: that is `knarr.deploy.check`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import isfinite, prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,8 @@ class InputCoding:
         neuron: registers of an input layer that has neurons of its own: it is driven by bias, so the inputs are its bias
             mantissas step by step, and its spikes feed the first layer. None: the inputs are what the first layer receives.
         units: integer per unit of the float input that a graded payload stands for, 1 for spikes.
+        kind: how data become these integers (`knarr.hw_sim.encode`): they are "events" already, "graded" floats at every step,
+            or frames without time that fire at a "rate" or stand at every step ("direct").
 
     Raises:
         ChipError: a shape or number of bits that does not exist.
@@ -53,6 +56,7 @@ class InputCoding:
     bits: int = 1
     neuron: Neuron | None = None
     units: float = 1.0
+    kind: Literal["events", "graded", "rate", "direct"] = "events"
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:
@@ -69,6 +73,12 @@ class InputCoding:
             )
         if not (isfinite(self.units) and self.units > 0):
             raise ChipError(f"input: {self.units} units, needs a positive number")
+        if self.kind not in ("events", "graded", "rate", "direct"):
+            raise ChipError(f"input: kind {self.kind!r}; choose events, graded, rate or direct")
+        if self.kind == "rate" and (self.bits != 1 or self.units != 1.0):
+            raise ChipError("input: rate coding sends spikes; leave bits and units at 1")
+        if self.kind != "events" and self.neuron is not None:
+            raise ChipError("input: neurons driven by bias take mantissas as they are; leave kind at events")
 
 
 @dataclass(frozen=True)
@@ -99,12 +109,15 @@ class Readout:
                 "last, and at least 1 vote"
             )
 
-    def scores(self, output: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """(samples, timesteps, outputs) -> (samples, classes); a mean is left as the sum, which orders alike."""
+    def scores(self, output: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(samples, timesteps, outputs) -> (samples, classes); a mean is left as the sum, which orders alike.
+
+        Of the chip's integers or of the float graph's values.
+        """
         reduced = output[:, -1] if self.over_time == "last" else output.sum(axis=1)
         return np.asarray(reduced.reshape(len(reduced), -1, self.votes).sum(axis=2))
 
-    def decide(self, output: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def decide(self, output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """(samples,) class with the highest score; the lowest index wins a tie."""
         return np.asarray(self.scores(output).argmax(axis=1), dtype=np.int64)
 
@@ -119,6 +132,7 @@ class ChipNetwork:
         readout: what the last layer gives.
         dt_s: length of a time step in seconds, None when the file does not say.
         graph_hash: SHA-256 of the certified graph it was lowered from, None when it came from elsewhere.
+        lowering: what lowering measured and approximated, as JSON values; no engine looks at it.
 
     Raises:
         ChipError: no layers, a repeated name, widths that do not chain, or a readout the last neurons cannot give.
@@ -129,6 +143,7 @@ class ChipNetwork:
     readout: Readout
     dt_s: float | None = None
     graph_hash: str | None = None
+    lowering: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.layers:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from knarr.hw_sim.coding import with_height
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import ChipNetwork, Neuron
 from knarr.hw_sim.recording import Recording
@@ -27,8 +28,9 @@ def check_inputs(
 
     Args:
         network: what will be fed.
-        inputs: (samples, timesteps, *network.input.shape) integers or booleans within the input coding's range. Where the
-            input layer has neurons: their bias mantissas, and without a time axis the same ones at every step.
+        inputs: (samples, timesteps, *network.input.shape) integers or booleans within the input coding's range; (channels,
+            length) signals may leave out the height of 1. Where the input layer has neurons: their bias mantissas, and
+            without a time axis the same ones at every step.
         timesteps: how many steps; needed without a time axis, and must equal it otherwise.
 
     Raises:
@@ -41,6 +43,8 @@ def check_inputs(
         )
     shape = network.input.shape
     driven = network.input.neuron is not None
+    if not driven and array.ndim == 4:
+        array = with_height(shape, array)
     if driven and array.ndim == 1 + len(shape) and array.shape[1:] == shape:
         if timesteps is None or timesteps < 1:
             raise ChipError("inputs: bias without a time axis; say how many timesteps")

@@ -186,18 +186,34 @@ BIASED = nir.Affine(WEIGHT, np.ones(2))
 @pytest.mark.parametrize(
     ("graph", "options", "message"),
     [
-        (chain((3,), (2,), **FC, n=lif((2,), v_leak=np.full(2, 0.1))), {}, "node 'n': v_leak is not 0"),
-        (chain((3,), (2,), **FC, n=lif((2,), v_reset=np.full(2, -0.1))), {}, "node 'n': v_reset is not 0"),
+        (
+            chain((3,), (2,), **FC, n=lif((2,), v_leak=np.full(2, 0.1))),
+            {},
+            "node 'n': rests at v_leak, 0.1 V above v_reset",
+        ),
+        (
+            chain((3,), (2,), **FC, n=lif((2,), v_reset=np.full(2, -0.1))),
+            {},
+            "node 'n': rests at v_leak, 0.1 V above v_reset",
+        ),
         (
             chain((3,), (2,), fc=BIASED, n=cuba((2,))),
             {},
             "node 'fc': its bias passes the synaptic filter of 'n'",
         ),
-        (chain((3,), (2,), **FC, n=lif((2,), tau=np.array([0.004, 0.005]))), {}, "node 'n': tau differs"),
+        (
+            chain((3,), (2,), **FC, n=lif((2,), tau=np.array([0.004, 0.005]))),
+            {},
+            "node 'n': voltage decays differ between neurons, registers 819..1024",
+        ),
         (chain((3,), (2,), **FC), {}, "node 'fc': no neuron follows it"),
-        (chain((3,), (3,), n=lif((3,))), {}, "node 'n': LIF cannot stand here"),
-        (chain((3,), (2,), fc=nir.Linear(0 * WEIGHT), n=lif((2,))), {}, "not all 0"),
-        (chain((3,), (2,), **FC, n=lif((2,), v_threshold=np.zeros(2))), {}, "v_threshold 0"),
+        (chain((3,), (3,), t=nir.Threshold(np.ones(3))), {}, "node 't': Threshold cannot stand here"),
+        (chain((3,), (2,), fc=nir.Linear(0 * WEIGHT), n=lif((2,))), {}, "all its weights are 0"),
+        (
+            chain((3,), (2,), **FC, n=lif((2,), v_threshold=np.zeros(2))),
+            {},
+            "v_threshold lies 0 above v_reset",
+        ),
         (chain((3,), (2,), **FC, n=lif((2,), tau=np.full(2, 100.0))), {"ok": True}, ""),
         (branch(chain((3,), (3,), fc=nir.Linear(np.eye(3)), n=lif((3,)))), {}, "only plain chains"),
         (chain((3,), (2,), **FC, n=lif((2,))), {"chip": "loihi9"}, "chip: 'loihi9'"),
@@ -219,12 +235,12 @@ def test_lowering_refuses_by_name(graph: nir.NIRGraph, options: dict[str, Any], 
     assert "\n" not in str(caught.value)
 
 
-def test_a_pool_that_does_not_divide_is_refused_before_a_convolution() -> None:
+def test_a_pool_that_does_not_divide_is_refused_before_a_padded_convolution() -> None:
     graph = chain(
         (2, 5, 5), (1, 2, 2), first=conv_node(np.ones((2, 2, 1, 1)), 5), n0=lif((2, 5, 5)), p=pool(2),
-        second=conv_node(np.ones((1, 2, 1, 1)), 2), n1=lif((1, 2, 2)),
+        second=conv_node(np.ones((1, 2, 3, 3)), 2, padding=1), n1=lif((1, 2, 2)),
     )  # fmt: skip
-    with pytest.raises(DeployError, match=r"node 'second': pool \(2, 2\) does not divide \(5, 5\)"):
+    with pytest.raises(DeployError, match=r"node 'p': pool \(2, 2\) .* on \(5, 5\) does not fold"):
         lower(graph, DT_S)
 
 

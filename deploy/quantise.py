@@ -1,0 +1,102 @@
+"""Pass: a float layer and one scale S into a layer of integers.
+
+    weight = round(S * W), clipped to the grid     threshold = round(S * units)     bias = round(S * units * b)
+    chip voltage = 64 * S * units * v
+
+`units` are the integers per unit of what arrives: 1 for spikes, such as 255 for frames of 8 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from knarr.deploy.errors import DeployError
+from knarr.deploy.float_layers import Float, FloatLayer
+from knarr.deploy.rules import BIAS_MAX, VTH_MAX
+from knarr.hw_sim import NON_SPIKING_VTH, Conv, Dense, Neuron, Recurrent
+from knarr.hw_sim.layers import Layer
+
+
+def limits(weight_bits: int) -> tuple[int, int]:
+    """Least and greatest weight of signed bits."""
+    return -(2 ** (weight_bits - 1)), 2 ** (weight_bits - 1) - 1
+
+
+def widest_scale(layer: FloatLayer, weight_bits: int, units: float) -> float:
+    """The scale at which the largest weight is the grid's largest, or less where threshold or bias would not fit.
+
+    Raises:
+        DeployError: no weight but 0, or weights, threshold and bias so far apart that one scale rounds one of them away.
+    """
+    largest = _largest(layer)
+    if largest == 0:
+        raise DeployError(f"node '{layer.name}': all its weights are 0; remove the layer")
+    scale = min(limits(weight_bits)[1] / largest, roof(layer, units))
+    if scale * largest < 1 or (layer.neuron.fires and round(scale * units) < 1):
+        raise DeployError(
+            f"node '{layer.name}': with weights up to {largest:g} and a bias up to {np.abs(layer.bias).max():g} of its threshold one "
+            "scale leaves nothing of the smaller after rounding; bring weights, bias and threshold closer together in training"
+        )
+    return scale
+
+
+def roof(layer: FloatLayer, units: float) -> float:
+    """Largest scale at which threshold and bias fit their registers."""
+    highest = VTH_MAX / units if layer.neuron.fires else np.inf
+    bias = float(np.abs(layer.bias).max(initial=0.0))
+    return min(highest, BIAS_MAX / (units * bias)) if bias else highest
+
+
+def quantise(
+    layer: FloatLayer, scale: float, weight_bits: int, units: float, *, vth_offset: int = 0
+) -> Layer:
+    """Integers of a layer.
+
+    Args:
+        layer: floats in the chip's gauge.
+        scale: S above.
+        weight_bits: signed bits of a weight, 2..8; larger ones are clipped.
+        units: integers per unit of what arrives.
+        vth_offset: added to the rounded threshold.
+    """
+    neuron = Neuron(
+        layer.neuron.i_decay,
+        layer.neuron.v_decay,
+        round(scale * units) + vth_offset if layer.neuron.fires else NON_SPIKING_VTH,
+        layer.neuron.name,
+    )
+    low, high = limits(weight_bits)
+
+    def rounded(weight: Float) -> npt.NDArray[np.int32]:
+        return np.clip(np.rint(scale * weight), low, high).astype(np.int32)
+
+    bias = np.rint(scale * units * layer.bias).astype(np.int32) if layer.bias.any() else None
+    volts = None if layer.neuron.volts is None else 64 * scale * units / layer.neuron.volts
+    common: dict[str, Any] = {"bias_int": bias, "scale": volts}
+    if layer.geometry is not None:
+        g = layer.geometry
+        return Conv(
+            layer.name, rounded(layer.weight), neuron, g.input_shape, g.stride, g.padding, g.dilation, g.groups, **common
+        )  # fmt: skip
+    if layer.recurrent is not None:
+        return Recurrent(layer.name, rounded(layer.weight), rounded(layer.recurrent), neuron, **common)
+    return Dense(layer.name, rounded(layer.weight), neuron, **common, delay_int=layer.delay)
+
+
+def weight_error(layer: FloatLayer, made: Layer, scale: float) -> tuple[float, int]:
+    """Root mean square error of the weights relative to theirs, and how many were clipped."""
+    pairs = [(layer.weight, made.weight_int)]
+    if layer.recurrent is not None and isinstance(made, Recurrent):
+        pairs.append((layer.recurrent, made.recurrent_int))
+    wanted = np.concatenate([scale * w.reshape(-1) for w, _ in pairs])
+    got = np.concatenate([w.reshape(-1) for _, w in pairs]).astype(np.float64)
+    error = float(np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)))
+    return error, int((np.abs(got - wanted) > 0.5 + 1e-9).sum())
+
+
+def _largest(layer: FloatLayer) -> float:
+    parts = [layer.weight] if layer.recurrent is None else [layer.weight, layer.recurrent]
+    return max(float(np.abs(part).max(initial=0.0)) for part in parts)
