@@ -27,11 +27,10 @@ DENSE, CONVS = (nir.Linear, nir.Affine), (nir.Conv1d, nir.Conv2d)
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers from input to output, the input's shape on the chip, and the graph's nodes in their order."""
+    """Layers from input to output, and the input's shape on the chip."""
 
     layers: tuple[FloatLayer, ...]
     input_shape: Shape
-    order: tuple[str, ...]
 
 
 def chip_shape(shape: Shape) -> Shape:
@@ -50,7 +49,7 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
     order = topology(nodes, edges, dt_s)
     entering, leaving = infer(nodes, order)
     loops = _loops(nodes, edges, order)
-    row = _row(nodes, edges, order, {source for source, _ in loops.values()})
+    row = _row(nodes, edges, order, leaving, {source for source, _ in loops.values()})
     layers: list[FloatLayer] = []
     before: Steps | None = None
     synapse: str | None = None
@@ -96,21 +95,36 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
         raise DeployError(
             "graph: ends without a neuron behind its last node, or holds none; end with a synapse and neurons"
         )
-    return Chain(tuple(layers), chip_shape(leaving[order.input]), tuple(order.order))
+    return Chain(tuple(layers), chip_shape(leaving[order.input]))
 
 
-def _row(nodes: dict[str, Any], edges: list[tuple[str, str]], order: Topology, back: set[str]) -> list[str]:
-    """Nodes from Input to Output without those that close loops."""
-    row = [name for name in order.order if name not in back]
-    for name in row:
-        into = [s for s, t in edges if t == name and s not in back and s != name]
-        out = [t for s, t in edges if s == name and t not in back and t != name]
-        if len(into) != (not isinstance(nodes[name], nir.Input)) or len(out) != (
-            not isinstance(nodes[name], nir.Output)
-        ):
+def _row(
+    nodes: dict[str, Any],
+    edges: list[tuple[str, str]],
+    order: Topology,
+    leaving: dict[str, Shape],
+    back: set[str],
+) -> list[str]:
+    """Nodes from Input to Output, edge by edge, without those that close loops."""
+    after: dict[str, list[str]] = {name: [] for name in nodes if name not in back}
+    before = {name: 0 for name in after}
+    for source, target in edges:
+        if source not in back and target not in back and source != target:
+            after[source].append(target)
+            before[target] += 1
+    for name, targets in after.items():
+        ends = isinstance(nodes[name], nir.Input), isinstance(nodes[name], nir.Output)
+        if (before[name], len(targets)) != (not ends[0], not ends[1]):
             raise DeployError(
-                f"node '{name}': {len(into)} edges in, {len(out)} out; only plain chains are lowered, netx adds no branches"
+                f"node '{name}': {before[name]} edges in, {len(targets)} out; only plain chains are lowered, netx adds no branches"
             )
+        if len(leaving[name]) not in (1, 2, 3):
+            raise DeployError(
+                f"node '{name}': shape {leaving[name]}; a chip layer has (features,), (channels, length) or (C, H, W), flatten it"
+            )
+    row = [order.input]
+    while after[row[-1]]:
+        row += after[row[-1]]
     return row
 
 

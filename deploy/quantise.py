@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
 from knarr.deploy.float_layers import Float, FloatLayer
-from knarr.deploy.rules import BIAS_MAX, VTH_MAX
+from knarr.deploy.violation import BIAS_MAX, VTH_MAX
 from knarr.hw_sim import NON_SPIKING_VTH, Conv, Dense, Neuron, Recurrent
 from knarr.hw_sim.layers import Layer
 
@@ -31,7 +31,7 @@ def widest_scale(layer: FloatLayer, weight_bits: int, units: float) -> float:
     Raises:
         DeployError: no weight but 0, or weights, threshold and bias so far apart that one scale rounds one of them away.
     """
-    largest = _largest(layer)
+    largest = largest_weight(layer)
     if largest == 0:
         raise DeployError(f"node '{layer.name}': all its weights are 0; remove the layer")
     scale = min(limits(weight_bits)[1] / largest, roof(layer, units))
@@ -97,6 +97,7 @@ def weight_error(layer: FloatLayer, made: Layer, scale: float) -> tuple[float, i
     return error, int((np.abs(got - wanted) > 0.5 + 1e-9).sum())
 
 
-def _largest(layer: FloatLayer) -> float:
+def largest_weight(layer: FloatLayer) -> float:
+    """Greatest |weight| of a layer, loops among them."""
     parts = [layer.weight] if layer.recurrent is None else [layer.weight, layer.recurrent]
     return max(float(np.abs(part).max(initial=0.0)) for part in parts)

@@ -11,14 +11,16 @@ import numpy.typing as npt
 from knarr.deploy.errors import DeployError
 from knarr.deploy.float_layers import FloatLayer
 from knarr.deploy.headroom import SUM_LIMIT
-from knarr.deploy.quantise import quantise, roof, widest_scale
+from knarr.deploy.quantise import largest_weight, quantise, roof, widest_scale
 from knarr.deploy.rules import check
 from knarr.hw_sim import ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.layers import Layer
 
-COARSE = np.geomspace(0.5, 2.0, 13)
+COARSE = np.geomspace(0.5, 4.0, 16)
 """Of the widest scale: above 1 the largest weights are clipped and the others finer."""
-FINE = np.geomspace(0.92, 1.08, 7)
+FINE = np.geomspace(0.92, 1.08, 13)
+STEP_DOWN = 1.2
+"""Between scales below the coarse ones, where only they keep the sums inside the accumulator."""
 OFFSETS = (-2, -1, 1, 2)
 """Thresholds beside the rounded one: truncation toward zero makes the chip's voltages a little small."""
 
@@ -90,7 +92,12 @@ def from_spikes(
     attempt(widest)
     for factor in COARSE:
         attempt(float(widest * factor))
-    for middle in () if best is None else (best.scale,):
+    smaller = widest * COARSE[0]
+    while best is None and smaller * largest_weight(layer) >= 1:
+        smaller /= STEP_DOWN
+        attempt(float(smaller))
+    if best is not None:
+        middle = best.scale
         for factor in FINE:
             attempt(float(middle * factor))
     if best is not None and layer.neuron.fires:
