@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -103,24 +104,117 @@ def export(
     report.show_file(run / f"{stages.GRAPH}.json", "certificate", json=json)
 
 
-@app.command(epilog="Example: knarr deploy runs/nmnist")
-def deploy(run: RunArgument, json: JsonOption = False) -> None:
-    """Lower a run's graph to integers and write the netx .net file."""
-    from knarr.cli import report, stages
+class Kind(str, Enum):
+    """How data become the integers of the input."""
 
-    opened = stages.reopen(run)
-    stages.deploy(opened)
-    report.show_file(run / f"{stages.NET}.json", "manifest", json=json)
+    events = "events"
+    graded = "graded"
+    rate = "rate"
+    direct = "direct"
+
+
+class OverTime(str, Enum):
+    """How the outputs of all steps become one score."""
+
+    sum = "sum"
+    mean = "mean"
+    last = "last"
+
+
+class ChipName(str, Enum):
+    """Chips whose cores are known."""
+
+    loihi1 = "loihi1"
+    loihi2 = "loihi2"
+
+
+ChipOption = Annotated[ChipName, typer.Option("--chip", help="Whose cores the network is placed on.")]
+TimestepsOption = Annotated[
+    int | None, typer.Option("--timesteps", help="How many, where inputs have no time axis.", min=1)
+]
+LabelsOption = Annotated[Path | None, typer.Option("--labels", help=".npy of one class per sample.")]
+
+
+@app.command(
+    epilog="Example: knarr deploy runs/nmnist; knarr deploy student.nir --calibration spikes.npy --out student.net"
+)
+def deploy(
+    source: Annotated[Path, typer.Argument(help="Run folder, or a .nir file.", metavar="RUN|FILE.nir")],
+    out: Annotated[Path, typer.Option("--out", help="netx file to write (FILE.nir).")] = Path("student.net"),
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", help=".npy of samples to choose scales by and to measure on, never test data."
+        ),
+    ] = None,
+    labels: LabelsOption = None,
+    allow_approximate: Annotated[
+        bool, typer.Option("--allow-approximate", help="Map what has no exact form nearly, and measure it.")
+    ] = False,
+    weight_bits: Annotated[
+        int, typer.Option("--weight-bits", help="Signed bits of a weight.", min=2, max=8)
+    ] = 8,
+    input_bits: Annotated[
+        int, typer.Option("--input-bits", help="1 for spikes, more for graded.", min=1, max=16)
+    ] = 1,
+    input_units: Annotated[
+        float, typer.Option("--input-units", help="Integers per unit of float input, such as 255.")
+    ] = 1.0,
+    input_kind: Annotated[
+        Kind, typer.Option("--input-kind", help="How data become the input's integers.")
+    ] = Kind.events,
+    over_time: Annotated[
+        OverTime, typer.Option("--over-time", help="How steps become a score.")
+    ] = OverTime.sum,
+    votes: Annotated[int, typer.Option("--votes", help="Neighbouring outputs per class.", min=1)] = 1,
+    timesteps: TimestepsOption = None,
+    dt_s: Annotated[
+        float | None, typer.Option("--dt", help="Time step, seconds; the file's when left out.")
+    ] = None,
+    chip: ChipOption = ChipName.loihi2,
+    json: JsonOption = False,
+) -> None:
+    """Lower a graph to integers, write the netx .net file, and show what that cost and where it will lie.
+
+    The options between --out and --dt are for a FILE.nir; a run has them in its recipe.
+    """
+    from knarr.cli import nets, stages
+
+    if source.suffix == ".nir" and not source.is_dir():
+        nets.deploy_file(
+            source,
+            out,
+            dt_s=dt_s,
+            weight_bits=weight_bits,
+            input_bits=input_bits,
+            input_units=input_units,
+            input_kind=input_kind.value,
+            over_time=over_time.value,
+            votes=votes,
+            calibration=calibration,
+            timesteps=timesteps,
+            labels=labels,
+            allow_approximate=allow_approximate,
+        )
+        _finish(nets.show_net(out, chip.value, json=json))
+        return
+    stages.deploy(stages.reopen(source))
+    _finish(nets.show_net(source / stages.NET, chip.value, json=json))
 
 
 @app.command(epilog="Example: knarr simulate student.net --inputs spikes.npy --out recording.npz")
 def simulate(
     net: Annotated[Path, typer.Argument(help="netx file, ours or not.", metavar="NET")],
     inputs: Annotated[
-        Path, typer.Option("--inputs", help=".npy of integers, (samples, timesteps, *features).")
+        Path,
+        typer.Option(
+            "--inputs",
+            help=".npy of integers, (samples, timesteps, *features), or data as the file's coding says.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option("--out", help="Where to write the recording (.npz).")] = None,
     engine: Annotated[str, typer.Option("--engine", help="auto, reference or lava.")] = "auto",
+    timesteps: TimestepsOption = None,
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", help="Limit of a Lava run, seconds.", min=0.001)
     ] = None,
@@ -129,36 +223,84 @@ def simulate(
     """Run a .net file on the chip simulator, or on Lava itself."""
     from knarr.cli import report, tools
 
-    report.say(tools.simulate_file(net, inputs, out, engine, timeout_s), json=json)
+    report.say(tools.simulate_file(net, inputs, out, engine, timeout_s, timesteps), json=json)
 
 
 @app.command(
-    epilog="Example: knarr verify runs/nmnist --samples 20; knarr verify student.nir --module mystudent:build"
+    epilog="Example: knarr verify runs/nmnist --samples 20; knarr verify student.nir --module mystudent:build; "
+    "knarr verify student.net --graph student.nir --inputs spikes.npy"
 )
 def verify(
-    source: Annotated[Path, typer.Argument(help="Run folder, or a .nir file.", metavar="RUN|FILE.nir")],
+    source: Annotated[
+        Path, typer.Argument(help="Run folder, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net")
+    ],
     samples: Annotated[
         int | None, typer.Option("--samples", help="Test samples to run on Lava (RUN).", min=1)
     ] = None,
     module: Annotated[
         str | None,
-        typer.Option("--module", help="package.module:factory to compare the file with (FILE.nir)."),
+        typer.Option(
+            "--module", help="package.module:factory to compare with (FILE.nir; FILE.net with --graph)."
+        ),
     ] = None,
     checkpoint: ModuleOption = None,
-    inputs: SamplesOption = None,
+    graph: Annotated[
+        Path | None, typer.Option("--graph", help=".nir file it was lowered from (FILE.net).")
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--inputs", help=".npy of samples; with FILE.net they run on Lava as well."),
+    ] = None,
+    labels: LabelsOption = None,
+    timesteps: TimestepsOption = None,
     dt_s: Annotated[
         float | None,
         typer.Option("--dt", help="Time step, seconds; the certificate's when left out (FILE.nir)."),
     ] = None,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout", help="Limit of a Lava run, seconds (FILE.net).", min=0.001)
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="PNG of where they part (FILE.net with --inputs).")
+    ] = None,
+    chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,
 ) -> None:
-    """Compare Norse, NIR, the chip simulator and Lava, layer by layer; or check one .nir file. Exit 1 when it fails."""
+    """Compare Norse, NIR, the chip simulator and Lava, layer by layer; or check one file. Exit 1 when it fails.
+
+    A FILE.net without --inputs is checked against the chip's rules and placed on its cores.
+    """
     from knarr.cli import report, stages
 
     if source.suffix == ".nir" and not source.is_dir():
         from knarr.cli import graphs
 
         _finish(graphs.verify_file(source, module, checkpoint, inputs, dt_s, json=json))
+        return
+    if source.suffix == ".net" and not source.is_dir():
+        from knarr.cli import nets
+
+        if inputs is None and (graph is not None or labels is not None or picture is not None):
+            _fail("--inputs: needed with --graph, --labels and --picture, a .npy of samples", BAD_INPUT)
+        if inputs is None:
+            _finish(nets.show_net(source, chip.value, json=json))
+            return
+        from knarr.cli.verify_files import verify_files
+
+        holds = verify_files(
+            source,
+            inputs,
+            graph=graph,
+            factory=module,
+            checkpoint=checkpoint,
+            labels=labels,
+            dt_s=dt_s,
+            timesteps=timesteps,
+            timeout_s=timeout_s,
+            picture=picture,
+            json=json,
+        )
+        _finish(holds)
         return
     opened = stages.reopen(source)
     stages.verify(opened, samples=samples, again=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import numpy as np
 
+from knarr.cli import verification_picture
+from knarr.cli.output import expecting, read_json
 from knarr.hw_sim import load_recording
 from knarr.train.fit import write_atomic
 
@@ -27,17 +29,28 @@ ON_COLOUR, OFF_COLOUR = np.array([0.85, 0.2, 0.1]), np.array([0.1, 0.35, 0.85])
 
 
 def draw_all(run: Run) -> None:
-    """samples.png, raster.png and energy.png in the run's pictures folder; those already there are kept."""
+    """samples, raster, energy and verification in the run's pictures folder; those already there are kept."""
+    for name, draw in (
+        ("samples", _samples),
+        ("raster", _raster),
+        ("energy", _energy),
+        ("verification", _verification),
+    ):
+        if not (run.path("pictures") / f"{name}.png").exists():
+            _save(run, name, draw(run))
+
+
+def draw_verification(run: Run) -> None:
+    """verification.png anew."""
+    _save(run, "verification", _verification(run))
+
+
+def _save(run: Run, name: str, figure: Figure) -> None:
     run.path("pictures").mkdir(exist_ok=True)
-    for name, draw in (("samples", _samples), ("raster", _raster), ("energy", _energy)):
-        path = run.path("pictures") / f"{name}.png"
-        if path.exists():
-            continue
-        figure = draw(run)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        plt.close(figure)
-        write_atomic(path, buffer.getvalue())
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    write_atomic(run.path("pictures") / f"{name}.png", buffer.getvalue())
 
 
 def _samples(run: Run) -> Figure:
@@ -125,3 +138,10 @@ def _energy(run: Run) -> Figure:
         axis.set_title(f"{title}: {energy['nominal_pj'] / 1e6:.3f} uJ", fontsize=10)
         axis.set_xlabel("uJ per inference, synaptic events only")
     return figure
+
+
+def _verification(run: Run) -> Figure:
+    """Where float and chip part."""
+    path = run.path("verification.json")
+    with expecting(path):
+        return verification_picture.draw(read_json(path))

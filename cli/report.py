@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from knarr.cli import stages
-from knarr.hw_sim import ChipError
-
-WIDTH = 100
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return (
-        console if console.is_terminal and console.width <= WIDTH else Console(highlight=False, width=WIDTH)
-    )
+from knarr.cli.output import expecting, json_text, make_console, read_json
+from knarr.cli.verification_text import print_verification
 
 
 def say(facts: dict[str, Any], *, json: bool) -> None:
@@ -32,7 +21,7 @@ def say(facts: dict[str, Any], *, json: bool) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), _text(value))
-    _console().print(table)
+    make_console().print(table)
 
 
 def _text(value: Any) -> str:
@@ -45,73 +34,33 @@ def _text(value: Any) -> str:
 
 def show_file(path: Path, what: str, *, json: bool) -> None:
     """A JSON file one of the stages wrote."""
-    facts = _read(path)
+    facts = read_json(path)
     say(facts if json else {"file": str(path), what: "", **facts}, json=json)
-
-
-@contextmanager
-def _expecting(what: Path) -> Iterator[None]:
-    """A file that parses but holds something else is the user's to mend, not a traceback."""
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ChipError(
-            f"{what}: does not hold what this version writes ({type(error).__name__} {error}); "
-            "remove it and run `knarr pipeline` again"
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json_module.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ChipError(f"{path}: not there yet; run `knarr pipeline` to make it") from None
-    except (ValueError, IsADirectoryError) as error:
-        raise ChipError(f"{path}: not JSON ({error}); remove it and run `knarr pipeline` again") from error
-    return content
 
 
 def show_verification(path: Path, *, json: bool) -> bool:
     """Print a verification; returns whether it holds."""
-    with _expecting(path):
-        return _show_verification(path, json)
+    with expecting(path):
+        return say_verification(read_json(path), json=json)
 
 
-def _show_verification(path: Path, json: bool) -> bool:
-    result = _read(path)
+def say_verification(result: dict[str, Any], *, json: bool) -> bool:
+    """Print what `Verification.to_json` gives; returns whether it holds."""
     if json:
-        print(json_module.dumps(result, indent=2))
-        return bool(result["holds"])
-    table = Table(title=f"{result['samples']} samples, {result['timesteps']} time steps")
-    for column in ("stages", "layer", "what"):
-        table.add_column(column)
-    for column in ("compared", "spikes", "mismatches", "first (sample, step, index)"):
-        table.add_column(column, justify="right")
-    for row in result["rows"]:
-        table.add_row(
-            row["pair"],
-            row["layer"],
-            row["what"],
-            f"{row['compared']:,}",
-            f"{row['spikes']:,}" if row["what"] == "spikes" else "",
-            f"{row['mismatches']:,}",
-            "" if row["first"] is None else str(tuple(row["first"])),
-        )
-    console = _console()
-    console.print(table)
-    console.print("= must be equal, ~ is measured: the chip rounds where floats do not")
-    console.print("The verification holds." if result["holds"] else "The verification does NOT hold.")
+        print(json_text(result))
+    else:
+        print_verification(result, make_console())
     return bool(result["holds"])
 
 
 def show_energy(path: Path, *, json: bool) -> None:
     """Print counts and prices per layer."""
-    with _expecting(path):
+    with expecting(path):
         _show_energy(path, json)
 
 
 def _show_energy(path: Path, json: bool) -> None:
-    result = _read(path)
+    result = read_json(path)
     if json:
         print(json_module.dumps(result, indent=2))
         return
@@ -132,7 +81,7 @@ def _show_energy(path: Path, json: bool) -> None:
                 network, short, *(f"{layer[column]:,.0f}" for column in columns), f"{pj / 1000:,.1f}"
             )
         table.add_section()
-    console = _console()
+    console = make_console()
     console.print(table)
     console.print(f"{result['chip']['energy']['provenance']}")
     console.print(f"chip / teacher: {result['ratio']:.3f}. {_NOT_INCLUDED}")
@@ -146,7 +95,7 @@ _NOT_INCLUDED = (
 def summary(folder: Path) -> dict[str, Any]:
     """Everything the final table says, as plain data."""
     accuracy, energy, verification = (
-        _read(folder / name) for name in (stages.ACCURACY, stages.ENERGY, stages.VERIFICATION)
+        read_json(folder / name) for name in (stages.ACCURACY, stages.ENERGY, stages.VERIFICATION)
     )
     mismatches: dict[str, dict[str, int]] = {}
     for row in verification["rows"]:
@@ -173,7 +122,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 def show(folder: Path, *, json: bool) -> bool:
     """Print a finished run; returns whether its verification holds."""
-    with _expecting(folder):
+    with expecting(folder):
         facts = summary(folder)
     if json:
         print(json_module.dumps(facts, indent=2))
@@ -194,7 +143,7 @@ def show(folder: Path, *, json: bool) -> bool:
     table.add_row("MAC", f"{teacher['mac']:,.0f}", "", f"{chip['mac']:,.0f}")
     table.add_row("energy", f"{teacher['energy_pj'] / 1e6:,.3f} uJ", "", f"{chip['energy_pj'] / 1e6:,.3f} uJ")
     table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
-    console = _console()
+    console = make_console()
     console.print(table)
     console.print(f"Energy: {facts['provenance']}. {_NOT_INCLUDED}")
     compared = Table(title=f"mismatches on {facts['lava_samples']} test samples")

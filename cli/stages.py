@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from knarr.cli import progress
+from knarr.cli.output import json_text
 from knarr.deploy import lower, read_net, write_net
 from knarr.deploy import verify as verify_network
 from knarr.export import read, to_nir, to_onnx, write
@@ -161,9 +162,26 @@ def export(run: Run) -> None:
 def deploy(run: Run) -> None:
     if run.has(NET):
         return
-    progress.say("Lowering to integers")
     graph = read(run.need(GRAPH, "export"))
-    write_net(lower(graph, run.recipe.data.dt_s, weight_bits=run.recipe.deploy.weight_bits), run.path(NET))
+    settings = run.recipe.deploy
+    chosen = np.linspace(0, len(run.data.train.labels) - 1, settings.calibration_samples).round().astype(int)
+    calibrated = f", calibrated on {len(chosen)} training samples" if len(chosen) else ""
+    progress.say(f"Lowering to {settings.weight_bits}-bit weights{calibrated}")
+    network = lower(
+        graph,
+        run.recipe.data.dt_s,
+        weight_bits=settings.weight_bits,
+        input_bits=settings.input.bits,
+        input_units=settings.input.units,
+        input_kind=settings.input.kind,
+        over_time=settings.readout.over_time,
+        votes=settings.readout.votes,
+        calibration=run.data.train.spikes(chosen) if len(chosen) else None,
+        labels=run.data.train.labels[chosen] if len(chosen) else None,
+        allow_approximate=settings.allow_approximate,
+        progress=progress.counter("layers"),
+    )
+    write_net(network, run.path(NET))
 
 
 def simulate(run: Run) -> None:
@@ -180,7 +198,7 @@ def simulate(run: Run) -> None:
     chosen = {
         "teacher": teacher_predictions(teacher, test),
         "student": student_predictions(student, test),
-        "chip": recording.decisions,
+        "chip": network.readout.decide(recording.output),
     }
     correct = {name: int((picked == test.labels).sum()) for name, picked in chosen.items()}
     save_recording(recording, run.path(RECORDING))
@@ -200,9 +218,14 @@ def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None
         run.data.test.spikes(chosen),
         run.recipe.data.dt_s,
         module=student,
+        labels=run.data.test.labels[chosen],
         progress=progress.counter("Lava steps"),
     )
-    _write_json(run.path(VERIFICATION), result.to_json())
+    (run.path(PICTURES) / "verification.png").unlink(missing_ok=True)  # of an earlier verification
+    write_atomic(run.path(VERIFICATION), (json_text(result.to_json()) + "\n").encode())
+    from knarr.cli import pictures as draw
+
+    draw.draw_verification(run)
 
 
 def energy(run: Run) -> None:

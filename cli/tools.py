@@ -9,11 +9,16 @@ import numpy as np
 
 from knarr.cli import progress
 from knarr.deploy import read_net, run_on_lava
-from knarr.hw_sim import ChipError, save_recording, simulate
+from knarr.hw_sim import ChipError, encode, save_recording, simulate
 
 
 def simulate_file(
-    net: Path, inputs: Path, out: Path | None, engine: str, timeout_s: float | None
+    net: Path,
+    inputs: Path,
+    out: Path | None,
+    engine: str,
+    timeout_s: float | None,
+    timesteps: int | None = None,
 ) -> dict[str, Any]:
     """Run a file and say what came out.
 
@@ -21,23 +26,28 @@ def simulate_file(
         DeployError, ChipError, LavaError: what is wrong with file, inputs or worker.
     """
     network = read_net(net)
-    events = read_inputs(inputs)
+    events = encode(network.input, read_inputs(inputs), timesteps=timesteps)
     record = ("output", "spikes")
     if engine == "lava":
         recording = run_on_lava(
-            net, events, record=record, timeout_s=timeout_s, progress=progress.counter("Lava steps")
+            net,
+            events,
+            record=record,
+            timesteps=timesteps,
+            timeout_s=timeout_s,
+            progress=progress.counter("Lava steps"),
         )
     else:
-        recording = simulate(network, events, engine=engine, record=record)  # type: ignore[arg-type]
+        recording = simulate(network, events, timesteps=timesteps, engine=engine, record=record)  # type: ignore[arg-type]
     if out is not None:
         save_recording(recording, out)
     return {
         "engine": recording.engine,
         "samples": int(recording.output.shape[0]),
         "timesteps": int(recording.output.shape[1]),
-        "readout": network.readout.kind,
+        "readout": f"{network.readout.kind}, {network.readout.over_time} over time",
         "spikes": {name: int(spikes.sum()) for name, spikes in recording.spikes.items()},
-        "decisions": [int(decision) for decision in recording.decisions],
+        "decisions": [int(decision) for decision in network.readout.decide(recording.output)],
         "recording": None if out is None else str(out),
     }
 

@@ -5,16 +5,22 @@ from knarr.deploy.lava import lava_python, run_on_lava
 from knarr.deploy.lower import lower
 from knarr.deploy.netx_read import read_net
 from knarr.deploy.netx_write import write_net
-from knarr.deploy.place import LayerPlacement, Placement, place, table
+from knarr.deploy.place import place
+from knarr.deploy.place_table import table
+from knarr.deploy.placement import LayerPlacement, Placement
 from knarr.deploy.rules import Violation, check
-from knarr.deploy.verify import Comparison, Verification, verify
+from knarr.deploy.verification import Comparison, FirstDivergence, Raster, Side, Verification
+from knarr.deploy.verify import verify, verify_network
 
 __all__ = [
     "Comparison",
     "DeployError",
+    "FirstDivergence",
     "LavaError",
     "LayerPlacement",
     "Placement",
+    "Raster",
+    "Side",
     "Verification",
     "Violation",
     "check",
@@ -25,5 +31,6 @@ __all__ = [
     "run_on_lava",
     "table",
     "verify",
+    "verify_network",
     "write_net",
 ]

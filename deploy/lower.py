@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from knarr.deploy.chain import Chain, read_chain
 from knarr.deploy.errors import DeployError
-from knarr.deploy.lowering_report import Sent, decide_behind, describe, measure, wanted_of
-from knarr.deploy.scale_search import Chosen, from_spikes, from_weights, run_alone
+from knarr.deploy.lowering_report import decide_behind, describe, measure, send, wanted_of
+from knarr.deploy.scale_search import Chosen, from_spikes, from_weights
 from knarr.export import ExportError, Trace, fold, graph_hash, step_nir
 from knarr.export.arguments import as_dt
 from knarr.hw_sim import ChipError, ChipNetwork, InputCoding, Readout
@@ -133,7 +133,7 @@ class _Work:
         for level, layer in enumerate(self.chain.layers):
             units, bits = self._incoming(level)
             self.chosen.append(from_weights(layer, self.weight_bits, units))
-            self.layers.append(describe(layer, self.chosen[-1], 2**bits - 1, self.dt_s))
+            self.layers.append(describe(layer, self.chosen[-1], bits, self.dt_s))
 
     def by_spikes(
         self,
@@ -156,8 +156,8 @@ class _Work:
                 )
             self.chosen.append(from_spikes(layer, self.weight_bits, units, bits, arriving, wanted))
             made = self.chosen[-1]
-            sent = Sent(*run_alone(made.layer, bits, arriving))
-            facts = describe(layer, made, 2**bits - 1, self.dt_s)
+            sent = send(made.layer, bits, arriving)
+            facts = describe(layer, made, bits, self.dt_s)
             facts |= measure(layer, made, sent, wanted, units)
             arriving = sent.out
             if level + 1 < len(self.chain.layers):

@@ -10,30 +10,41 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.float_layers import FloatLayer
-from knarr.deploy.headroom import SUM_LIMIT, sum_bound
 from knarr.deploy.quantise import weight_error
-from knarr.deploy.scale_search import Chosen
+from knarr.deploy.rules_bounds import ACCUMULATOR, STATE, worst_sums
+from knarr.deploy.scale_search import Chosen, alone, shaped
 from knarr.export import Trace, step_nir
 from knarr.export.topology import Edge
-from knarr.hw_sim import Readout
-from knarr.hw_sim.layers import DECAY_UNITY
+from knarr.hw_sim import Readout, simulate
+from knarr.hw_sim.layers import DECAY_UNITY, Layer
 
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """What a layer gave on the calibration samples.
+    """What a layer gave on the calibration samples, and how far its registers went.
 
     Args:
         out: (samples, timesteps, *features) spikes or chip voltages.
-        peak_sum: largest |synaptic sum| that was met.
+        peak_sum, peak_u, peak_v: largest absolute values that were met.
     """
 
     out: npt.NDArray[np.integer[Any]]
     peak_sum: int
+    peak_u: int
+    peak_v: int
 
 
-def describe(layer: FloatLayer, chosen: Chosen, payload: int, dt_s: float) -> dict[str, Any]:
-    """What can be said of a layer without running it."""
+def send(layer: Layer, bits: int, events: npt.NDArray[np.integer[Any]]) -> Sent:
+    """Run one layer of the chip on what arrives at it."""
+    recording = simulate(alone(layer, bits), shaped(layer, events), record=("output", "u", "v"))
+    out = recording.output.reshape(*events.shape[:2], *layer.output_shape)
+    peaks = (int(np.abs(state[layer.name]).max()) for state in (recording.u, recording.v))
+    return Sent(out, recording.peak_sum[layer.name], *peaks)
+
+
+def describe(layer: FloatLayer, chosen: Chosen, bits: int, dt_s: float) -> dict[str, Any]:
+    """What can be said of a layer without running it; `bits` of what arrives."""
+    ((_, up, down),) = worst_sums(alone(chosen.layer, bits))
     error, clipped = weight_error(layer, chosen.layer, chosen.scale)
     neuron = layer.neuron
     facts: dict[str, Any] = {
@@ -44,8 +55,9 @@ def describe(layer: FloatLayer, chosen: Chosen, payload: int, dt_s: float) -> di
         "weight_error": error,
         "weights_clipped": clipped,
         "largest_weight": int(np.abs(chosen.layer.weight_int).max()),
-        "sum_bound": sum_bound(chosen.layer, payload),
-        "sum_limit": SUM_LIMIT - 1,
+        "sum_bound": max(int(up.max()), int(down.max())),
+        "sum_limit": ACCUMULATOR - 1,
+        "state_limit": STATE - 1,
         "scales_tried": chosen.tried,
     }
     for field, share, register in (
@@ -69,7 +81,7 @@ def measure(
     layer: FloatLayer, chosen: Chosen, sent: Sent, wanted: npt.NDArray[np.number[Any]], units: float
 ) -> dict[str, Any]:
     """Chip against float graph on the calibration samples: the chip's layer hears the chip's layers before it."""
-    facts: dict[str, Any] = {"sum_peak": sent.peak_sum}
+    facts: dict[str, Any] = {"sum_peak": sent.peak_sum, "u_peak": sent.peak_u, "v_peak": sent.peak_v}
     wanted = wanted.reshape(sent.out.shape)
     if not layer.neuron.fires:
         off = np.abs(sent.out / (64 * chosen.scale * units) - wanted)

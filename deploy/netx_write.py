@@ -66,9 +66,11 @@ def _manifest(network: ChipNetwork) -> dict[str, Any]:
             "shape": list(network.input.shape),
             "bits": network.input.bits,
             "units": network.input.units,
+            "kind": network.input.kind,
             "neuron": None if network.input.neuron is None else network.input.neuron.name,
         },
         "readout": asdict(network.readout),
+        "lowering": network.lowering,
         "layers": [
             {"name": layer.name, "neuron": layer.neuron.name, "units_per_volt": layer.scale}
             for layer in network.layers

@@ -45,6 +45,10 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
         if i_share is None
         else _register(name, "current", i_share, 1, near if approximate else None)
     )
+    if v_decay == DECAY_UNITY:
+        rewrites.append(
+            f"'{name}': forgets within a step; takes register {DECAY_UNITY - 1}, the shortest memory in hardware"
+        )
     gain = _field(name, node, "r") * (dt_s if v_share is None else v_share)
     if i_share is not None:
         gain = gain * _field(name, node, "w_in") * i_share
@@ -80,7 +84,7 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
         name=name,
         gain=gain / height,
         i_decay=i_decay,
-        v_decay=min(v_decay, DECAY_UNITY - 1),  # 4096 is not in hardware: the shortest memory it has
+        v_decay=min(v_decay, DECAY_UNITY - 1),
         i_share=None if i_share is None else float(np.mean(i_share)),
         v_share=None if v_share is None else float(np.mean(v_share)),
         fires=fires,

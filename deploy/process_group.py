@@ -39,20 +39,27 @@ def shared_memory(processes: list[int]) -> set[str]:
     return files
 
 
-def kill_group(group: int, *, wait_s: float = 10.0) -> None:
+def kill_group(group: int, *, wait_s: float = 10.0, spare: int | None = None) -> None:
     """SIGKILL every member of a group, wait until all are gone, remove the shared memory only they had.
+
+    Args:
+        group: process group id.
+        wait_s: how long to wait for the end, seconds.
+        spare: a member to let live: the one that calls.
 
     Raises:
         TimeoutError: a member survived SIGKILL for `wait_s` seconds.
     """
     files = shared_memory(members(group))
     deadline = time.monotonic() + wait_s
-    while True:
+    while left := [process for process in members(group) if process != spare]:
+        files |= shared_memory(left)  # of what was forked meanwhile
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
-        left = members(group)
-        if not left:
-            break
+            if spare is None:
+                os.killpg(group, signal.SIGKILL)
+        for process in left if spare is not None else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         if time.monotonic() > deadline:
             raise TimeoutError(f"processes {left} of group {group} survive SIGKILL; end them by hand")
         time.sleep(0.02)

@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
 from knarr.deploy.float_layers import FloatLayer
-from knarr.deploy.headroom import SUM_LIMIT
 from knarr.deploy.quantise import largest_weight, quantise, roof, widest_scale
-from knarr.deploy.rules import check
+from knarr.deploy.rules import ACCUMULATOR, check
 from knarr.hw_sim import ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.layers import Layer
 
@@ -83,7 +82,7 @@ def from_spikes(
             return
         tried += 1
         ran, peak = run_alone(made, bits, events)
-        if peak >= SUM_LIMIT:
+        if peak >= ACCUMULATOR:
             return
         score = _score(ran, wanted, None if layer.neuron.fires else 64 * scale * units)
         if best is None or score < best.score:
@@ -106,7 +105,7 @@ def from_spikes(
             attempt(middle, offset)
     if best is None:
         raise DeployError(
-            f"node '{layer.name}': at every legal scale its sums pass the accumulator's {SUM_LIMIT - 1} on the calibration samples; "
+            f"node '{layer.name}': at every legal scale its sums pass the accumulator's {ACCUMULATOR - 1} on the calibration samples; "
             "use fewer weight bits or smaller payloads"
         )
     return Chosen(best.layer, best.scale, best.score, tried)
@@ -123,10 +122,15 @@ def run_alone(
     layer: Layer, bits: int, events: npt.NDArray[np.integer[Any]]
 ) -> tuple[npt.NDArray[np.integer[Any]], int]:
     """(spikes, or voltages of a readout) of one layer, and the largest |synaptic sum| it met."""
-    network = alone(layer, bits)
-    recording = simulate(network, events.reshape(*events.shape[:2], *network.input.shape))
+    recording = simulate(alone(layer, bits), shaped(layer, events))
     out = recording.output.reshape(*events.shape[:2], *layer.output_shape)
     return out, recording.peak_sum[layer.name]
+
+
+def shaped(layer: Layer, events: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+    """Events as the layer takes them: a dense one flat."""
+    shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
+    return events.reshape(*events.shape[:2], *shape)
 
 
 def _legal(layer: Layer, bits: int) -> bool:

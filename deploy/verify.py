@@ -3,67 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import nir
 import norse.torch as snn
 import numpy as np
 import numpy.typing as npt
 
+from knarr.deploy.chain import chip_shape
+from knarr.deploy.compare_stages import Comparisons
 from knarr.deploy.errors import DeployError
 from knarr.deploy.lava import run_on_lava
 from knarr.deploy.netx_read import read_net
+from knarr.deploy.stage_views import Array, ChipView, FloatView
+from knarr.deploy.verification import Verification
 from knarr.export import step_nir, to_nir, trace_module
-from knarr.hw_sim import simulate
+from knarr.hw_sim import ChipNetwork, simulate
+from knarr.hw_sim.simulate import RECORDABLE, check_inputs
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """One layer, two stages.
-
-    Args:
-        pair: such as "hw_sim = Lava"; "=" must be equal, "~" is measured only (float against integers).
-        layer: the node's name.
-        what: "spikes" or "voltage".
-        compared, mismatches: values.
-        spikes: that the first of the two fired, so that equal silence is seen for what it is.
-        first: (sample, time step, index...) of the earliest mismatch, None when equal.
-    """
-
-    pair: str
-    layer: str
-    what: str
-    compared: int
-    mismatches: int
-    spikes: int
-    first: tuple[int, ...] | None
-
-    @property
-    def required(self) -> bool:
-        return "=" in self.pair
-
-
-@dataclass(frozen=True)
-class Verification:
-    """All comparisons of a verification."""
-
-    rows: tuple[Comparison, ...]
-    samples: int
-    timesteps: int
-
-    @property
-    def holds(self) -> bool:
-        """Every pair that must be equal is equal, and every compared spiking layer fired."""
-        return all(
-            row.mismatches == 0 and (row.what != "spikes" or row.spikes > 0)
-            for row in self.rows
-            if row.required
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "holds": self.holds}
+Progress = Callable[[int, int], None]
 
 
 def verify(
@@ -73,66 +32,158 @@ def verify(
     dt_s: float,
     *,
     module: snn.SequentialState | None = None,
+    labels: npt.ArrayLike | None = None,
     timeout_s: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Verification:
     """Run inputs through every stage and compare neighbours layer by layer.
+
+    Norse and NIR must agree in spikes and voltages, simulator and Lava in spikes, voltages and currents. NIR and the
+    simulator are compared in spikes: what integers cost is measured, not forbidden.
 
     Args:
         graph_or_module: the certified graph, or a Norse module (which is exported first and compared too).
         path: the `.net` file that was lowered from it.
-        inputs: (samples, timesteps, *features) integers.
+        inputs: (samples, timesteps, *features) integers as the chip takes them. Norse and NIR are fed the floats they stand
+            for, inputs / network.input.units; 0 and 1 stay what they are.
         dt_s: time step, seconds.
         module: the Norse module beside a graph, to be compared with it.
+        labels: (samples,) true classes, to count what each stage decides rightly. The readout of the `.net` file decides,
+            of float stages by the same reduction of the graph's output.
         timeout_s: limit of the Lava run, seconds.
         progress: called with (Lava steps done, in all).
 
     Raises:
-        ExportError, DeployError, ChipError, LavaError: whatever keeps a stage from running.
+        DeployError: the file was not lowered from this graph, its input is driven by bias, or the labels do not fit.
+        ExportError, ChipError, LavaError: whatever else keeps a stage from running.
     """
     network = read_net(path)
-    events = np.asarray(inputs)
+    if network.input.neuron is not None:
+        raise DeployError(
+            f"{path}: its input is driven by bias, which no graph is lowered to; use verify_network for it"
+        )
+    events = check_inputs(network, inputs)
+    floats = events / network.input.units
     graph = graph_or_module
+    sizes = _entering(graph) if isinstance(graph, nir.NIRGraph) else np.shape(inputs)[2:]
+    if chip_shape(sizes) == network.input.shape:
+        floats = floats.reshape(*events.shape[:2], *sizes)  # signals are images one pixel high on the chip
     if not isinstance(graph, nir.NIRGraph):
         module = graph_or_module
-        graph = to_nir(module, tuple(events.shape[2:]), dt_s, samples=events)
-    stepped = step_nir(graph, events, dt_s)
-    rows = []
+        graph = to_nir(module, tuple(floats.shape[2:]), dt_s, samples=floats)
+    true = _labels(labels, len(events))
+    stepped = FloatView("NIR", step_nir(graph, floats, dt_s), graph, floats, dt_s)
+    missing = [layer.neuron.name for layer in network.layers if layer.neuron.name not in stepped.v]
+    if missing:
+        raise DeployError(f"{path}: its neuron '{missing[0]}' is not in the graph; lower this graph again")
+    outputs: dict[str, Array] = {"NIR": stepped.trace.output}
+    found = Comparisons()
     if module is not None:
-        live = trace_module(module, events)
-        rows += [
-            _compare("Norse = NIR", name, "spikes", z, stepped.spikes[name])
-            for name, z in live.spikes.items()
-        ]
-        rows += [_compare("Norse = NIR", name, "voltage", v, stepped.v[name]) for name, v in live.v.items()]
-    ours = simulate(network, events, record=("output", "spikes"))
-    lava = run_on_lava(path, events, record=("output", "spikes"), timeout_s=timeout_s, progress=progress)
-    spiking = [layer for layer in network.layers if layer.neuron.spikes]
-    for layer in spiking:
-        neuron = layer.neuron.name
-        if neuron not in stepped.spikes:
-            raise DeployError(f"{path}: its neuron '{neuron}' is not in the graph; lower this graph again")
-        rows.append(
-            _compare("NIR ~ hw_sim", layer.name, "spikes", stepped.spikes[neuron], ours.spikes[layer.name])
-        )
-    rows += [
-        _compare("hw_sim = Lava", layer.name, "spikes", ours.spikes[layer.name], lava.spikes[layer.name])
-        for layer in spiking
-    ]
-    if network.readout.kind == "voltage":
-        rows.append(_compare("hw_sim = Lava", network.layers[-1].name, "voltage", ours.output, lava.output))
-    return Verification(tuple(rows), events.shape[0], events.shape[1])
+        live = FloatView("Norse", trace_module(module, floats))
+        outputs = {"Norse": live.trace.output, **outputs}
+        strangers = [name for name in live.v if name not in stepped.v]
+        if strangers:
+            raise DeployError(
+                f"module: its neuron '{strangers[0]}' is not in the graph; export this module again"
+            )
+        for name in live.v:
+            if name in live.spikes:
+                found.add(live, stepped, (name, name), "spikes", "=")
+            found.add(live, stepped, (name, name), "v", "=")
+    ours, lava = _run_chip(path, network, events, timeout_s, progress)
+    for layer in network.layers:
+        if layer.neuron.spikes:
+            found.add(stepped, ours, (layer.neuron.name, layer.name), "spikes", "~")
+    _add_chip(found, ours, lava)
+    outputs |= {view.name: view.recording.output for view in (ours, lava)}
+    return Verification(
+        rows=tuple(found.rows),
+        samples=events.shape[0],
+        timesteps=events.shape[1],
+        decisions={stage: _decide(network, stage, output) for stage, output in outputs.items()},
+        labels=true,
+        raster=found.raster(),
+    )
 
 
-def _compare(pair: str, layer: str, what: str, left: npt.NDArray[Any], right: npt.NDArray[Any]) -> Comparison:
-    if left.shape != right.shape:
+def verify_network(
+    path: Path,
+    inputs: npt.ArrayLike,
+    *,
+    timesteps: int | None = None,
+    timeout_s: float | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Run a `.net` file without a graph, ours or not, in the simulator and in Lava, and compare every integer.
+
+    Args:
+        path: the `.net` file.
+        inputs: (samples, timesteps, *features) integers, or bias mantissas, as `knarr.hw_sim.simulate` takes them.
+        timesteps: how many, where the inputs are a bias without a time axis.
+        timeout_s: limit of the Lava run, seconds.
+        progress: called with (Lava steps done, in all).
+
+    Raises:
+        DeployError, ChipError, LavaError: whatever keeps the simulator or Lava from running.
+    """
+    network = read_net(path)
+    events = check_inputs(network, inputs, timesteps)
+    ours, lava = _run_chip(path, network, events, timeout_s, progress)
+    found = Comparisons()
+    _add_chip(found, ours, lava)
+    return Verification(
+        rows=tuple(found.rows),
+        samples=events.shape[0],
+        timesteps=events.shape[1],
+        decisions={view.name: _decide(network, view.name, view.recording.output) for view in (ours, lava)},
+        raster=found.raster(),
+    )
+
+
+def _entering(graph: nir.NIRGraph) -> tuple[int, ...]:
+    node = next(node for node in graph.nodes.values() if isinstance(node, nir.Input))
+    return tuple(int(n) for n in node.input_type["input"])
+
+
+def _run_chip(
+    path: Path,
+    network: ChipNetwork,
+    events: npt.NDArray[np.int64],
+    timeout_s: float | None,
+    progress: Progress | None,
+) -> tuple[ChipView, ChipView]:
+    ours = simulate(network, events, record=RECORDABLE)
+    lava = run_on_lava(path, events, record=RECORDABLE, timeout_s=timeout_s, progress=progress)
+    return ChipView("hw_sim", ours, network, events), ChipView("Lava", lava, network, events)
+
+
+def _add_chip(found: Comparisons, ours: ChipView, lava: ChipView) -> None:
+    """Every recorded integer of simulator and Lava."""
+    for name in ours.v:
+        if name in ours.spikes:
+            found.add(ours, lava, (name, name), "spikes", "=")
+        found.add(ours, lava, (name, name), "v", "=")
+        found.add(ours, lava, (name, name), "u", "=")
+
+
+def _decide(network: ChipNetwork, stage: str, output: Array) -> tuple[int, ...]:
+    flat = output.reshape(*output.shape[:2], -1)
+    if flat.shape[2] != prod(network.output_shape):
         raise DeployError(
-            f"layer '{layer}': {pair}: shapes {left.shape} and {right.shape}; they are not the same network"
+            f"{stage}: {flat.shape[2]} outputs, the chip network has {prod(network.output_shape)}; "
+            "they are not the same network"
         )
-    differs = np.argwhere(left != right)
-    first = None
-    if len(differs):
-        earliest = differs[np.lexsort((differs[:, 0], differs[:, 1]))[0]]
-        first = tuple(int(i) for i in earliest)
-    spikes = int(left.sum()) if what == "spikes" else 0
-    return Comparison(pair, layer, what, int(left.size), len(differs), spikes, first)
+    # float32 sums of a readout would depend on their order
+    wide = flat.astype(np.float64 if np.issubdtype(flat.dtype, np.floating) else np.int64)
+    return tuple(int(decision) for decision in network.readout.decide(wide))
+
+
+def _labels(labels: npt.ArrayLike | None, samples: int) -> tuple[int, ...] | None:
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    if array.shape != (samples,) or not np.issubdtype(array.dtype, np.integer):
+        raise DeployError(
+            f"labels: {array.dtype} of shape {array.shape}, needs integers of shape ({samples},)"
+        )
+    return tuple(int(label) for label in array)

@@ -43,11 +43,6 @@ class Recording:
     peak_sum: Mapping[str, int] = field(default_factory=dict)
     engine: str = ""
 
-    @property
-    def decisions(self) -> npt.NDArray[np.int64]:
-        """(samples,) index of the output with the largest sum over time; the lowest index wins a tie."""
-        return np.asarray(self.output.sum(axis=1).argmax(axis=1), dtype=np.int64)
-
 
 @dataclass(frozen=True)
 class Divergence:

@@ -25,7 +25,7 @@ from graphs import (
 )
 
 from knarr.deploy import DeployError, lower, read_net, write_net
-from knarr.deploy.headroom import SUM_LIMIT
+from knarr.deploy.rules import ACCUMULATOR
 from knarr.export import step_nir
 from knarr.hw_sim import ChipNetwork, Readout, simulate
 
@@ -193,7 +193,7 @@ def test_the_report_says_what_a_second_look_finds() -> None:
     found = agreement(network, graph, events)
     assert [facts["mismatches"] for facts in notes["layers"][:2]] == found
     for facts, layer in zip(notes["layers"], network.layers, strict=True):
-        assert facts["sum_peak"] == chip.peak_sum[layer.name] < SUM_LIMIT
+        assert facts["sum_peak"] == chip.peak_sum[layer.name] < ACCUMULATOR
         assert facts["sum_peak"] <= facts["sum_bound"]
         if layer.neuron.spikes:
             wanted = floats.spikes[layer.neuron.name]
@@ -239,7 +239,7 @@ def test_sums_stay_inside_the_accumulator_on_calibration() -> None:
     events = np.ones((2, 6, 600), dtype=np.uint8)
     network = lower(graph, DT_S, calibration=events)
     (facts,) = network.lowering["layers"]
-    assert facts["sum_peak"] == 600 * network.layers[0].weight_int[0, 0] < SUM_LIMIT
+    assert facts["sum_peak"] == 600 * network.layers[0].weight_int[0, 0] < ACCUMULATOR
     assert np.array_equal(
         simulate(network, events, record=("spikes",)).spikes["fc"], step_nir(graph, events, DT_S).spikes["n"]
     )

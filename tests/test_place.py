@@ -16,8 +16,10 @@ from pydantic import ValidationError
 
 from knarr.deploy import DeployError
 from knarr.deploy.chips import Chip, chip_profile, chips
-from knarr.deploy.place import Placement, place, table
+from knarr.deploy.place import place
 from knarr.deploy.place_layer import COUNTED, Flat, Grid, Split, edges, smallest_split, splits
+from knarr.deploy.place_table import table
+from knarr.deploy.placement import Placement
 from knarr.hw_sim import (
     NON_SPIKING_VTH,
     ChipNetwork,

@@ -238,8 +238,3 @@ def test_different_shapes_are_refused() -> None:
     shorter = replace(original, v={**original.v, "fc": original.v["fc"][:, :3]})
     with pytest.raises(ChipError, match=r"v of 'fc' has shape \(2, 4, 5\) vs \(2, 3, 5\)"):
         compare(original, shorter)
-
-
-def test_decisions_sum_over_time_and_ties_go_to_the_lowest() -> None:
-    output = np.array([[[1, 0, 2], [1, 2, 0]], [[-5, -1, -3], [0, -9, 0]], [[0, 3, 3], [0, 0, 0]]])
-    assert Recording(output=output).decisions.tolist() == [0, 2, 1]

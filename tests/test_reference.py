@@ -252,7 +252,7 @@ def test_equals_the_walk(name: str, seed: int, reset: bool) -> None:
     last = walks[-1].v if net.readout.kind == "voltage" else walks[-1].spikes
     assert got.output.dtype == np.int64
     np.testing.assert_array_equal(got.output, np.array(last), strict=True)
-    assert got.decisions.tolist() == [
+    assert net.readout.decide(got.output).tolist() == [
         max(range(len(sums)), key=sums.__getitem__)
         for sums in ([sum(column) for column in zip(*sample, strict=True)] for sample in last)
     ]

@@ -111,7 +111,9 @@ def test_a_worker_that_dies_in_silence(tmp_path: Path, ended: list[Ended]) -> No
         os.kill(os.getpid(), signal.SIGKILL)
     """
     text = refused(fake(tmp_path, body), tmp_path)
-    assert text == "Lava worker: died with exit status -9 after 5 steps; its log is empty"
+    assert text == (
+        "Lava worker: died with exit status -9, killed by SIGKILL (out of memory?), after 5 steps; its log is empty"
+    )
     assert_nothing_left(ended, processes=0)
 
 

@@ -1,0 +1,185 @@
+"""docs/thirdparty.md out of tests/thirdparty: every file read, stepped and lowered anew."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nir
+import numpy as np
+import numpy.typing as npt
+
+from knarr.deploy import DeployError, lower
+from knarr.export import ExportError, read, step_nir
+from knarr.hw_sim import simulate
+
+Array = npt.NDArray[Any]
+
+
+class Row(NamedTuple):
+    """What became of one net; counts are per spiking layer, None where it did not come so far."""
+
+    tool: str
+    what: str
+    why: str
+    decisions: int = 0
+    rate: float = 0.0
+    file_differs: int | None = None
+    how: str = "not read"
+    note: str = ""
+    chip_from_file: list[float] | None = None
+    chip_differs: int | None = None
+    unseen: str = "-"
+
+    def __str__(self) -> str:
+        chip = (
+            "-" if self.chip_from_file is None else ", ".join(f"{share:.1%}" for share in self.chip_from_file)
+        )
+        cells = (
+            self.tool,
+            self.what,
+            f"{self.decisions}" if self.decisions else "-",
+            f"{self.rate:.2f}" if self.decisions else "-",
+            self.share(self.file_differs) + (f"; {self.why}" if self.why and self.decisions else ""),
+            self.how + (f": {self.note}" if self.note else ""),
+            chip,
+            self.share(self.chip_differs),
+            self.unseen,
+        )
+        return f"| {' | '.join(cells)} |"
+
+    def share(self, differ: int | None) -> str:
+        if differ is None:
+            return "-"
+        return f"{differ} ({differ / self.decisions:.1%})" if differ else "**0**"
+
+
+def written(folder: Path) -> str:
+    """The document."""
+    reports = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
+    rows = [
+        row_of(tool, name, net, folder)
+        for tool, report in reports.items()
+        for name, net in report["nets"].items()
+        if "fails" not in net
+    ]
+    fails = [
+        f"| {tool} | {net['what']} | {net['fails']} |"
+        for tool, report in reports.items()
+        for net in report["nets"].values()
+        if "fails" in net
+    ]
+    versions = [
+        f"| {tool} | {', '.join(f'{p} {v}' for p, v in report['versions'].items())} |"
+        for tool, report in reports.items()
+    ]
+    return "\n".join([*head(rows, len(fails)), *map(str, rows), *FAILS, *fails, *VERSIONS, *versions, ""])
+
+
+def row_of(tool: str, name: str, net: dict[str, str], folder: Path) -> Row:
+    start = Row(tool, net["what"], net["unsaid"])
+    inputs, dt_s, spikes = arrays(folder / f"{name}.npz")
+    try:
+        graph = graph_of(folder / f"{name}.nir.xz")
+    except ExportError as error:
+        return start._replace(note=str(error).partition("not a valid NIR graph: ")[2])
+    row = start._replace(
+        decisions=sum(s.size for s in spikes), rate=float(np.mean([s.mean() for s in spikes]))
+    )
+    trace = step_nir(graph, inputs, dt_s)
+    row = row._replace(file_differs=differences(trace.spikes.values(), spikes))
+    try:
+        network, row = lower(graph, dt_s, calibration=inputs), row._replace(how="as it is")
+    except DeployError as refusal:
+        row = row._replace(how="refused", note=str(refusal))
+        try:
+            network = lower(graph, dt_s, calibration=inputs, allow_approximate=True)
+        except DeployError:
+            return row
+        row = row._replace(how="near", note=network.lowering["approximations"][0])
+    chip = simulate(network, inputs, record=("spikes",)).spikes
+    stated = [layer["mismatches"] / layer["decisions"] for layer in network.lowering["layers"]]
+    row = row._replace(chip_from_file=stated, chip_differs=differences(chip.values(), spikes))
+    half = len(inputs) // 2
+    network = lower(graph, dt_s, calibration=inputs[:half], allow_approximate=row.how == "near")
+    chip, theirs = (
+        simulate(network, inputs[half:], record=("spikes",)).spikes,
+        tuple(s[half:] for s in spikes),
+    )
+    share = differences(chip.values(), theirs) / sum(s.size for s in theirs)
+    return row._replace(unseen=f"{share:.1%}")
+
+
+def differences(ours: Any, theirs: tuple[Array, ...]) -> int:
+    return sum(int((a.reshape(b.shape) != b).sum()) for a, b in zip(ours, theirs, strict=True))
+
+
+def graph_of(path: Path) -> nir.NIRGraph:
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / path.stem
+        plain.write_bytes(lzma.decompress(path.read_bytes()))
+        return read(plain)
+
+
+def arrays(path: Path) -> tuple[Array, float, tuple[Array, ...]]:
+    """Inputs, dt_s, and spikes of every layer: what nets.py packed."""
+    with np.load(path) as file:
+
+        def unpacked(key: str) -> Array:
+            digits = np.unpackbits(file[key], axis=-1, count=int(file["timesteps"]))
+            counts = [bits << np.uint8(digit) for digit, bits in enumerate(digits)]
+            return np.moveaxis(np.sum(counts, axis=0, dtype=np.uint8), -1, 1)
+
+        layers = sum(key.startswith("spikes_") for key in file.files)
+        return unpacked("inputs"), float(file["dt_s"]), tuple(unpacked(f"spikes_{n}") for n in range(layers))
+
+
+def head(rows: list[Row], fails: int) -> Iterator[str]:
+    same = [row for row in rows if row.file_differs == 0]
+    unsaid = [row for row in rows if row.file_differs]
+    ways = {how: sum(row.how == how for row in rows) for how in ("as it is", "near", "refused", "not read")}
+    both = [row for row in same if row.chip_differs is not None]
+    decisions, differ = sum(r.decisions for r in both), sum(r.chip_differs or 0 for r in both)
+    yield f"""# Networks of other tools on the chip
+
+snnTorch, Sinabs and SpikingJelly made {len(rows) + fails} networks, ran and exported {len(rows)}; knarr read
+their NIR files, stepped and lowered them.
+
+- **{len(same)} files mean to knarr what they meant to their tool**: of {sum(r.decisions for r in same)} decisions, over all
+  spiking layers, 0 differ. {len(unsaid)} files do not say what their tool does (its reset, its decay); for each of them the same file
+  run by the tool's own rule gives 0 differences, so that the reason is proved.
+- **{ways["as it is"]} are lowered as they are**, {ways["near"]} with `allow_approximate`, {ways["refused"]} refused by `lower` and {ways["not read"]} by `read`.
+- **The chip differs from the tool where the manifest says it does**: where the file is the whole truth, {differ} of {decisions}
+  decisions ({differ / decisions:.1%}), and in every layer exactly the number of mismatches that `lower` measured and wrote down.
+- {fails} networks do not get past their own tool's exporter.
+
+`tests/test_third_party.py` checks all of this from the files in `tests/thirdparty`, without any of the tools. Made anew, in
+virtual environments of their own, in about a minute after those are there (`--doc`: this page alone):
+
+```
+.venv/bin/python benchmarks/thirdparty/main.py
+```
+
+## How to read the table
+
+- Random inputs, every feature with a rate of its own between 0 and 0.5; weights random, scaled layer by layer until the tool's own
+  neurons fire at 0.25 (0.15 where the reset is late). 4 samples of 50 steps for rows of Linear, of 40 steps for images of
+  2 x 12 x 12. **spikes**: per neuron and step, mean of the layers.
+- **file from tool**: `step_nir` at the time step of the exporter and the tool's own neurons, all layers; float32 and float64 agree.
+- **lowered**: as it is (weights and registers rounded, nothing else), or what was approximated
+  (near) or refused, in the words of `lower`. All samples calibrate, and the same are run, so that the manifest can be held to its word.
+- **chip from file**: mismatches per layer that the manifest states. They add up from layer to layer, because every layer hears the
+  chip's spikes, and in a loop from step to step.
+- **chip from tool**: all layers. Where the file is not the whole truth this is the tool's difference, not the chip's.
+- **unseen**: the same share when two samples calibrate and the other two are run.
+
+| tool | net | decisions | spikes | file from tool | lowered | chip from file | chip from tool | unseen |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+FAILS = ("", "## What does not leave its tool", "", "| tool | net | its exporter says |", "|---|---|---|")
+VERSIONS = ("", "## Versions", "", "| tool | versions |", "|---|---|")
