@@ -13,7 +13,7 @@ from knarr.cli.deployment_text import print_lowering, print_placement, print_rul
 from knarr.cli.output import json_text, make_console
 from knarr.cli.tools import read_inputs
 from knarr.deploy import check, lower, place, read_net, write_net
-from knarr.deploy.chain import chip_shape
+from knarr.deploy.float_synapse import chip_shape
 from knarr.export import ExportError, read
 from knarr.hw_sim import InputCoding, encode
 

@@ -6,36 +6,27 @@ identity. A neuron of a dense layer may hear itself, one step later, directly or
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import nir
 import numpy as np
-import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
-from knarr.deploy.float_layers import Float, FloatLayer, FloatNeuron, Geometry
+from knarr.deploy.float_layers import FloatLayer
+from knarr.deploy.float_synapse import CONVS, DENSE, Steps, delayed, float_layer, identity, recurrent
 from knarr.deploy.normalise import CHIP_NEURONS, normalise
 from knarr.export.shapes import Shape, infer
-from knarr.export.step_synapses import delay_steps, ints
+from knarr.export.step_synapses import delay_steps
 from knarr.export.topology import Topology, topology
-from knarr.hw_sim.layers import MAX_DELAY
-
-Steps = npt.NDArray[np.int32]
-DENSE, CONVS = (nir.Linear, nir.Affine), (nir.Conv1d, nir.Conv2d)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Layers from input to output, and the input's shape on the chip."""
+    """Layers from input to output, and the shape of the graph's input."""
 
     layers: tuple[FloatLayer, ...]
     input_shape: Shape
-
-
-def chip_shape(shape: Shape) -> Shape:
-    """Signals (channels, length) are images one pixel high."""
-    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
 
 
 def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
@@ -74,12 +65,14 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
                     f"node '{layers[-1].neuron.name}': never fires, so nothing after it would hear it; only the last may"
                 )
             neuron = normalise(name, node, dt_s, approximate=approximate)
-            source = nodes[synapse] if synapse is not None else _identity(entering[name])
+            source = nodes[synapse] if synapse is not None else identity(entering[name])
             shape = entering[synapse] if synapse is not None else entering[name]
-            layer = _layer(synapse or f"{name}_identity", source, shape, leaving[name], neuron, approximate)
-            layer = _delayed(layer, before, after)
+            layer = float_layer(
+                synapse or f"{name}_identity", source, shape, leaving[name], neuron, approximate
+            )
+            layer = delayed(layer, before, after)
             if name in loops:
-                layer = _recurrent(layer, *loops[name], approximate=approximate)
+                layer = recurrent(layer, *loops[name], approximate=approximate)
             layers.append(layer)
             before = synapse = after = None
         else:
@@ -95,7 +88,7 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
         raise DeployError(
             "graph: ends without a neuron behind its last node, or holds none; end with a synapse and neurons"
         )
-    return Chain(tuple(layers), chip_shape(leaving[order.input]))
+    return Chain(tuple(layers), leaving[order.input])
 
 
 def _row(
@@ -146,108 +139,3 @@ def _loops(
                 )
             found[target] = ("" if bare else source, None if bare else nodes[source])
     return found
-
-
-def _identity(shape: Shape) -> Any:
-    if len(shape) == 1:
-        return nir.Linear(np.eye(shape[0]))
-    channels, axes = shape[0], len(shape) - 1
-    ones = np.ones((channels, 1, *[1] * axes))
-    kind: Any = nir.Conv1d if axes == 1 else nir.Conv2d
-    one: Any = 1 if axes == 1 else np.ones(2, dtype=np.int64)
-    return kind(shape[1] if axes == 1 else shape[1:], ones, one, 0 * one, one, channels, np.zeros(channels))
-
-
-def _layer(
-    name: str, node: Any, shape: Shape, out: Shape, neuron: FloatNeuron, approximate: bool
-) -> FloatLayer:
-    weight = np.asarray(node.weight, dtype=np.float64)
-    bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), dtype=np.float64).reshape(-1)
-    if not np.isfinite(weight).all() or not np.isfinite(bias).all():
-        raise DeployError(f"node '{name}': holds weights or a bias that are not finite; repair it")
-    gain = _rows(neuron.name, "gain or threshold", neuron.gain, out)
-    rest = _rows(neuron.name, "v_leak", neuron.bias, out)
-    bias, neuron = _through(name, neuron, bias, approximate)
-    weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
-    geometry = None
-    if isinstance(node, CONVS):
-        if isinstance(node, nir.Conv1d):
-            weight = weight[:, :, None, :]
-        stride, padding, dilation = (
-            ints(v) if isinstance(node, nir.Conv2d) else (low, ints(v, 1)[0])
-            for v, low in ((node.stride, 1), (node.padding, 0), (node.dilation, 1))
-        )
-        c, h, w = chip_shape(shape)
-        geometry = Geometry((c, h, w), _pair(stride), _pair(padding), _pair(dilation), int(node.groups))
-    return FloatLayer(name, neuron, weight, gain * bias + rest, geometry=geometry)
-
-
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    return values[0], values[1]
-
-
-def _rows(name: str, what: str, values: Float, out: Shape) -> Float:
-    """One value per output or channel."""
-    whole = np.broadcast_to(values.reshape(-1) if values.size == 1 else values, out).reshape(out[0], -1)
-    if (whole != whole[:, :1]).any():
-        raise DeployError(
-            f"node '{name}': {what} differs inside a channel, whose neurons share one kernel; use one value per channel"
-        )
-    return np.array(whole[:, 0])
-
-
-def _through(name: str, neuron: FloatNeuron, bias: Float, approximate: bool) -> tuple[Float, FloatNeuron]:
-    """A synapse's bias as the chip adds it: behind a synaptic current, at its end value from the first step."""
-    if not neuron.filtered or not bias.any():
-        return bias, neuron
-    text = f"node '{name}': its bias passes the synaptic filter of '{neuron.name}', the chip's bias does not"
-    if not approximate:
-        raise DeployError(f"{text}; train without bias, use LIF neurons, or allow approximation")
-    assert neuron.i_share is not None
-    near = (*neuron.approximations, f"{text}: it acts in full from the first step")
-    return bias / neuron.i_share, replace(neuron, approximations=near)
-
-
-def _delayed(layer: FloatLayer, before: Steps | None, after: Steps | None) -> FloatLayer:
-    if (before is None or not before.any()) and (after is None or not after.any()):
-        return layer
-    if layer.geometry is not None:
-        raise DeployError(
-            f"node '{layer.name}': netx ignores delays at a convolution; put them before or behind a Linear"
-        )
-    if after is not None and after.any() and layer.bias.any():
-        raise DeployError(
-            f"node '{layer.name}': its bias is delayed and the chip's is not; put the delay before it"
-        )
-    steps = np.zeros(layer.weight.shape, dtype=np.int32)
-    if before is not None:
-        steps += before.reshape(1, -1)
-    if after is not None:
-        steps += after.reshape(-1, 1)
-    if steps.max() > MAX_DELAY:
-        raise DeployError(
-            f"node '{layer.name}': delays up to {steps.max()} steps, netx has 0..{MAX_DELAY}; use a longer dt or shorter delays"
-        )
-    return replace(layer, delay=steps)
-
-
-def _recurrent(layer: FloatLayer, source: str, node: Any, *, approximate: bool) -> FloatLayer:
-    name = source or layer.neuron.name
-    if layer.geometry is not None:
-        raise DeployError(
-            f"node '{layer.neuron.name}': hears itself behind a convolution; netx has loops in dense layers alone"
-        )
-    if layer.delay is not None:
-        raise DeployError(
-            f"node '{layer.name}': delays in a layer with a loop, which netx drops; remove them"
-        )
-    outputs = len(layer.weight)
-    weight = np.eye(outputs) if node is None else np.asarray(node.weight, dtype=np.float64)
-    bias = np.asarray(getattr(node, "bias", np.zeros(outputs)), dtype=np.float64).reshape(-1)
-    if not np.isfinite(weight).all() or not np.isfinite(bias).all():
-        raise DeployError(f"node '{name}': holds weights or a bias that are not finite; repair it")
-    gain = _rows(layer.neuron.name, "gain", layer.neuron.gain, (outputs,))
-    bias, neuron = _through(name, layer.neuron, bias, approximate)
-    return replace(
-        layer, neuron=neuron, recurrent=weight * gain.reshape(-1, 1), bias=layer.bias + gain * bias
-    )

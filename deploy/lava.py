@@ -81,7 +81,7 @@ def run_on_lava(
         raise DeployError(f"record: unknown {unknown}, choose from {list(RECORDABLE)}")
     if batch_steps < 1:
         raise DeployError(f"batch_steps: {batch_steps}, needs at least 1")
-    events = check_inputs(network, inputs, timesteps)
+    events = check_inputs(network.input, inputs, timesteps)
     samples, steps = events.shape[:2]
     job = Job(path, network, tuple(record))
     batches = job.batches(samples, steps, batch_steps)

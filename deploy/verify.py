@@ -11,9 +11,9 @@ import norse.torch as snn
 import numpy as np
 import numpy.typing as npt
 
-from knarr.deploy.chain import chip_shape
 from knarr.deploy.compare_stages import Comparisons
 from knarr.deploy.errors import DeployError
+from knarr.deploy.float_synapse import chip_shape
 from knarr.deploy.lava import run_on_lava
 from knarr.deploy.netx_read import read_net
 from knarr.deploy.stage_views import Array, ChipView, FloatView
@@ -62,7 +62,7 @@ def verify(
         raise DeployError(
             f"{path}: its input is driven by bias, which no graph is lowered to; use verify_network for it"
         )
-    events = check_inputs(network, inputs)
+    events = check_inputs(network.input, inputs)
     floats = events / network.input.units
     graph = graph_or_module
     sizes = _entering(graph) if isinstance(graph, nir.NIRGraph) else np.shape(inputs)[2:]
@@ -127,7 +127,7 @@ def verify_network(
         DeployError, ChipError, LavaError: whatever keeps the simulator or Lava from running.
     """
     network = read_net(path)
-    events = check_inputs(network, inputs, timesteps)
+    events = check_inputs(network.input, inputs, timesteps)
     ours, lava = _run_chip(path, network, events, timeout_s, progress)
     found = Comparisons()
     _add_chip(found, ours, lava)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from knarr.hw_sim.coding import with_height
 from knarr.hw_sim.errors import ChipError
-from knarr.hw_sim.network import ChipNetwork, Neuron
+from knarr.hw_sim.network import ChipNetwork, InputCoding, Neuron
 from knarr.hw_sim.recording import Recording
 from knarr.hw_sim.reference import run_layer, run_neurons
 
@@ -22,13 +22,13 @@ MAX_BIAS = 2**15 - 1
 
 
 def check_inputs(
-    network: ChipNetwork, inputs: npt.ArrayLike, timesteps: int | None = None
+    coding: InputCoding, inputs: npt.ArrayLike, timesteps: int | None = None
 ) -> npt.NDArray[np.int64]:
     """Inputs as int64, or an error that says what does not fit.
 
     Args:
-        network: what will be fed.
-        inputs: (samples, timesteps, *network.input.shape) integers or booleans within the input coding's range; (channels,
+        coding: of the network's input.
+        inputs: (samples, timesteps, *coding.shape) integers or booleans within the input coding's range; (channels,
             length) signals may leave out the height of 1. Where the input layer has neurons: their bias mantissas, and
             without a time axis the same ones at every step.
         timesteps: how many steps; needed without a time axis, and must equal it otherwise.
@@ -41,8 +41,8 @@ def check_inputs(
         raise ChipError(
             f"inputs: dtype {array.dtype}, the chip takes integers; encode floats as spikes or integers first"
         )
-    shape = network.input.shape
-    driven = network.input.neuron is not None
+    shape = coding.shape
+    driven = coding.neuron is not None
     if not driven and array.ndim == 4:
         array = with_height(shape, array)
     if driven and array.ndim == 1 + len(shape) and array.shape[1:] == shape:
@@ -64,9 +64,9 @@ def check_inputs(
         if max(-low, high) > MAX_BIAS:
             raise ChipError(f"inputs: bias mantissas {low}..{high}, allowed +-{MAX_BIAS}; scale them down")
         return array.astype(np.int64)
-    if low < 0 or high >= 2**network.input.bits:
+    if low < 0 or high >= 2**coding.bits:
         raise ChipError(
-            f"inputs: values {low}..{high}, {network.input.bits}-bit input takes 0..{2**network.input.bits - 1}; "
+            f"inputs: values {low}..{high}, {coding.bits}-bit input takes 0..{2**coding.bits - 1}; "
             "clip counts to spikes or lower the graph with more input_bits"
         )
     return array.astype(np.int64)
@@ -107,7 +107,7 @@ def simulate(
         raise ChipError(f"engine: '{engine}' does not exist, choose auto or reference")
     if threads not in (None, 1):
         raise ChipError(f"threads: {threads} asked for, the reference engine has 1; leave threads out")
-    events: npt.NDArray[np.integer[Any]] = check_inputs(network, inputs, timesteps)
+    events: npt.NDArray[np.integer[Any]] = check_inputs(network.input, inputs, timesteps)
     spikes_by_layer: dict[str, npt.NDArray[np.uint8]] = {}
     voltage_by_layer: dict[str, npt.NDArray[np.int64]] = {}
     current_by_layer: dict[str, npt.NDArray[np.int64]] = {}
