@@ -12,9 +12,9 @@ lint: install
 test: install
 	.venv/bin/pytest
 
-# Random networks on Lava, about 6 s each.
+# Random networks on Lava, about 6 s each, and random architectures through the export.
 conformance: install
-	KNARR_CONFORMANCE=220 .venv/bin/pytest tests/test_conformance.py
+	KNARR_CONFORMANCE=220 .venv/bin/pytest tests/test_conformance.py tests/test_export_random.py
 
 demo: install
 	.venv/bin/knarr pipeline eyes --out runs/eyes

@@ -30,6 +30,7 @@ def run(nmnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.R
     recipe["student"]["fit"]["epochs"] = 5
     recipe["student"]["channels"] = [8, 16]
     recipe["deploy"]["lava_samples"] = VERIFIED
+    recipe["deploy"]["calibration_samples"] = 6
     folder = tmp_path_factory.mktemp("crossing")
     path = folder / "short.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -314,8 +314,6 @@ def test_batches_change_nothing(delayed: bool, tmp_path: Path) -> None:
     ours = simulate(network, inputs, record=everything)
     assert batched.output.any()
     assert compare(ours, batched) == []
-    if not delayed:
-        assert compare(run_on_lava(path, inputs, record=everything), batched) == []
     steps = 3 * 9 + (3 if delayed else 2) * 2  # two batches, of 2 samples and 1; delays take a network each
     assert seen[-1] == (steps, steps)
     assert seen == sorted(seen)
@@ -426,9 +424,7 @@ def test_files_without_a_run(
     facts = json.loads(capsys.readouterr().out)
     assert {row["pair"] for row in facts["rows"]} == {"NIR ~ hw_sim", "hw_sim = Lava"}
     assert set(facts["correct"]) == {"NIR", "hw_sim", "Lava"}
-    with pytest.raises(DeployError, match="give --inputs"):
-        verify_files(crossing.path, None, json=True)
-    with pytest.raises(DeployError, match="go with a graph"):
+    with pytest.raises(DeployError, match="go with --graph"):
         verify_files(crossing.path, inputs, labels=labels, json=True)
 
 
