@@ -48,7 +48,7 @@ def print_lowering(network: ChipNetwork, console: Console) -> None:
     console.print(table)
     if measured:
         _print_classes(measured, console)
-    for kind in ("rewrites", "approximations", "folded"):
+    for kind in ("rewrites", "approximations", "rounding", "folded"):
         for line in notes[kind]:
             console.print(Padding(Text(f"{kind.removesuffix('s')}: {line}"), (0, 0, 0, 2)))
 

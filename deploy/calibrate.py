@@ -59,7 +59,7 @@ def from_weights_alone(chain: Chain, coding: InputCoding, weight_bits: int, dt_s
         units, bits = _arriving(coding, level)
         chosen = from_weights(layer, weight_bits, units)
         layers.append(chosen.layer)
-        facts.append(describe(layer, chosen, bits, dt_s))
+        facts.append(describe(layer, chosen, units, bits, dt_s))
     return Lowered(tuple(layers), tuple(facts))
 
 
@@ -108,7 +108,7 @@ def calibrate(
             classes = decide_behind(task.folded, name, heard, task.dt_s, task.readout)
         else:
             classes = _decide(task.readout, sent.out)
-        facts = describe(layer, chosen, bits, task.dt_s) | measure(layer, chosen, sent, wanted, units)
+        facts = describe(layer, chosen, units, bits, task.dt_s) | measure(layer, chosen, sent, wanted, units)
         facts["classes_kept"] = int((classes == float_classes).sum())
         if true is not None:
             facts["correct"] = int((classes == true).sum())

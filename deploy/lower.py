@@ -19,6 +19,7 @@ from knarr.deploy.calibrate import Task, calibrate, from_weights_alone
 from knarr.deploy.chain import read_chain
 from knarr.deploy.errors import DeployError
 from knarr.deploy.float_synapse import chip_shape
+from knarr.deploy.lowering_report import coarse
 from knarr.export import ExportError, fold, graph_hash
 from knarr.export.arguments import as_dt
 from knarr.hw_sim import ChipError, ChipNetwork, InputCoding, Readout
@@ -98,6 +99,7 @@ def lower(
         "folded": str(folded.metadata.get("folded", "")).splitlines(),
         "rewrites": [line for neuron in neurons for line in neuron.rewrites],
         "approximations": [line for neuron in neurons for line in neuron.approximations],
+        "rounding": [line for facts in found.facts for line in coarse(facts)],
         "calibration": found.overall,
         "layers": list(found.facts),
     }

@@ -10,13 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.float_layers import FloatLayer
-from knarr.deploy.quantise import weight_error
+from knarr.deploy.quantise import bias_error, weight_error
 from knarr.deploy.rules_bounds import ACCUMULATOR, STATE, worst_sums
 from knarr.deploy.scale_search import Chosen, alone, shaped
 from knarr.export import Trace, step_nir
 from knarr.export.topology import Edge
 from knarr.hw_sim import Readout, simulate
 from knarr.hw_sim.layers import DECAY_UNITY, Layer
+
+COARSE_ERROR = 0.1
+"""Share of its own size by which rounding may move a kind of integers unmentioned; 4-bit weights lie near it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +45,10 @@ def send(layer: Layer, bits: int, events: npt.NDArray[np.integer[Any]]) -> Sent:
     return Sent(out, recording.peak_sum[layer.name], *peaks)
 
 
-def describe(layer: FloatLayer, chosen: Chosen, bits: int, dt_s: float) -> dict[str, Any]:
-    """What can be said of a layer without running it; `bits` of what arrives."""
+def describe(layer: FloatLayer, chosen: Chosen, units: float, bits: int, dt_s: float) -> dict[str, Any]:
+    """What can be said of a layer without running it; units and bits of what arrives."""
     ((_, up, down),) = worst_sums(alone(chosen.layer, bits))
-    error, clipped = weight_error(layer, chosen.layer, chosen.scale)
+    error, clipped = weight_error(layer, chosen.layer, chosen.scale, units)
     neuron = layer.neuron
     facts: dict[str, Any] = {
         "name": layer.name,
@@ -54,6 +57,10 @@ def describe(layer: FloatLayer, chosen: Chosen, bits: int, dt_s: float) -> dict[
         "threshold_int": chosen.layer.neuron.vth_int if neuron.fires else None,
         "weight_error": error,
         "weights_clipped": clipped,
+        "bias_error": bias_error(layer, chosen.layer, chosen.scale * units),
+        "threshold_error": abs(chosen.layer.neuron.vth_int / (chosen.scale * units) - 1)
+        if neuron.fires
+        else None,
         "largest_weight": int(np.abs(chosen.layer.weight_int).max()),
         "sum_bound": max(int(up.max()), int(down.max())),
         "sum_limit": ACCUMULATOR - 1,
@@ -68,6 +75,20 @@ def describe(layer: FloatLayer, chosen: Chosen, bits: int, dt_s: float) -> dict[
             on_chip = dt_s * DECAY_UNITY / register if register else None
             facts[field] = {"asked": dt_s / share, "on_chip": on_chip}
     return facts
+
+
+def coarse(facts: dict[str, Any]) -> list[str]:
+    """A line for every kind of integer of a layer that is far from its float."""
+    return [
+        f"'{facts['name']}': {what} off by {facts[key]:.0%}: one scale holds weights, thresholds and biases, bring them closer "
+        "together in training"
+        for key, what in (
+            ("weight_error", "weights"),
+            ("threshold_error", "threshold"),
+            ("bias_error", "biases"),
+        )
+        if facts[key] is not None and facts[key] > COARSE_ERROR
+    ]
 
 
 def wanted_of(layer: FloatLayer, floats: Trace) -> npt.NDArray[np.number[Any]]:

@@ -1,9 +1,9 @@
 """Pass: a float layer and one scale S into a layer of integers.
 
     weight = round(S * W), clipped to the grid     threshold = round(S * units)     bias = round(S * units * b)
-    chip voltage = 64 * S * units * v
+    recurrent = round(S * units * R)               chip voltage = 64 * S * units * v
 
-`units` are the integers per unit of what arrives: 1 for spikes, such as 255 for frames of 8 bits.
+`units` are the integers per unit of what arrives: 1 for spikes, such as 255 for frames of 8 bits. What comes back is spikes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def widest_scale(layer: FloatLayer, weight_bits: int, units: float) -> float:
     Raises:
         DeployError: no weight but 0, or weights, threshold and bias so far apart that one scale rounds one of them away.
     """
-    largest = largest_weight(layer)
+    largest = largest_weight(layer, units)
     if largest == 0:
         raise DeployError(f"node '{layer.name}': all its weights are 0; remove the layer")
     scale = min(limits(weight_bits)[1] / largest, roof(layer, units))
@@ -82,22 +82,32 @@ def quantise(
             layer.name, rounded(layer.weight), neuron, g.input_shape, g.stride, g.padding, g.dilation, g.groups, **common
         )  # fmt: skip
     if layer.recurrent is not None:
-        return Recurrent(layer.name, rounded(layer.weight), rounded(layer.recurrent), neuron, **common)
+        return Recurrent(
+            layer.name, rounded(layer.weight), rounded(units * layer.recurrent), neuron, **common
+        )
     return Dense(layer.name, rounded(layer.weight), neuron, **common, delay_int=layer.delay)
 
 
-def weight_error(layer: FloatLayer, made: Layer, scale: float) -> tuple[float, int]:
+def weight_error(layer: FloatLayer, made: Layer, scale: float, units: float) -> tuple[float, int]:
     """Root mean square error of the weights relative to theirs, and how many were clipped."""
     pairs = [(layer.weight, made.weight_int)]
     if layer.recurrent is not None and isinstance(made, Recurrent):
-        pairs.append((layer.recurrent, made.recurrent_int))
+        pairs.append((units * layer.recurrent, made.recurrent_int))
     wanted = np.concatenate([scale * w.reshape(-1) for w, _ in pairs])
     got = np.concatenate([w.reshape(-1) for _, w in pairs]).astype(np.float64)
     error = float(np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)))
     return error, int((np.abs(got - wanted) > 0.5 + 1e-9).sum())
 
 
-def largest_weight(layer: FloatLayer) -> float:
-    """Greatest |weight| of a layer, loops among them."""
-    parts = [layer.weight] if layer.recurrent is None else [layer.weight, layer.recurrent]
+def bias_error(layer: FloatLayer, made: Layer, scale: float) -> float | None:
+    """Root mean square error of the biases relative to theirs, None without any; `scale` of voltages."""
+    if not layer.bias.any() or made.bias_int is None:
+        return None
+    wanted = scale * layer.bias
+    return float(np.sqrt(np.mean((made.bias_int - wanted) ** 2) / np.mean(wanted**2)))
+
+
+def largest_weight(layer: FloatLayer, units: float) -> float:
+    """Greatest |weight| on one grid with those of a loop."""
+    parts = [layer.weight] if layer.recurrent is None else [layer.weight, units * layer.recurrent]
     return max(float(np.abs(part).max(initial=0.0)) for part in parts)

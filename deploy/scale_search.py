@@ -12,6 +12,7 @@ from knarr.deploy.errors import DeployError
 from knarr.deploy.float_layers import FloatLayer
 from knarr.deploy.quantise import largest_weight, quantise, roof, widest_scale
 from knarr.deploy.rules import ACCUMULATOR, check
+from knarr.deploy.rules_bounds import STATE
 from knarr.hw_sim import ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.layers import Layer
 
@@ -82,7 +83,8 @@ def from_spikes(
             return
         tried += 1
         ran, peak = run_alone(made, bits, events)
-        if peak >= ACCUMULATOR:
+        saturated = not layer.neuron.fires and int(np.abs(ran).max()) >= STATE - 1
+        if peak >= ACCUMULATOR or saturated:
             return
         score = _score(ran, wanted, None if layer.neuron.fires else 64 * scale * units)
         if best is None or score < best.score:
@@ -92,7 +94,7 @@ def from_spikes(
     for factor in COARSE:
         attempt(float(widest * factor))
     smaller = widest * COARSE[0]
-    while best is None and smaller * largest_weight(layer) >= 1:
+    while best is None and smaller * largest_weight(layer, units) >= 1:
         smaller /= STEP_DOWN
         attempt(float(smaller))
     if best is not None:
@@ -105,7 +107,8 @@ def from_spikes(
             attempt(middle, offset)
     if best is None:
         raise DeployError(
-            f"node '{layer.name}': at every legal scale its sums pass the accumulator's {ACCUMULATOR - 1} on the calibration samples; "
+            f"node '{layer.name}': at every legal scale its sums pass the accumulator's {ACCUMULATOR - 1}, or its voltages saturate, on the "
+            "calibration samples; "
             "use fewer weight bits or smaller payloads"
         )
     return Chosen(best.layer, best.scale, best.score, tried)

@@ -18,7 +18,7 @@ from knarr.deploy.lava import run_on_lava
 from knarr.deploy.netx_read import read_net
 from knarr.deploy.stage_views import Array, ChipView, FloatView
 from knarr.deploy.verification import Verification
-from knarr.export import step_nir, to_nir, trace_module
+from knarr.export import graph_hash, step_nir, to_nir, trace_module
 from knarr.hw_sim import ChipNetwork, simulate
 from knarr.hw_sim.simulate import RECORDABLE, check_inputs
 
@@ -71,6 +71,8 @@ def verify(
     if not isinstance(graph, nir.NIRGraph):
         module = graph_or_module
         graph = to_nir(module, tuple(floats.shape[2:]), dt_s, samples=floats)
+    if network.graph_hash is not None and network.graph_hash != graph_hash(graph):
+        raise DeployError(f"{path}: was lowered from another graph than this one; lower this graph again")
     true = _labels(labels, len(events))
     stepped = FloatView("NIR", step_nir(graph, floats, dt_s), graph, floats, dt_s)
     missing = [layer.neuron.name for layer in network.layers if layer.neuron.name not in stepped.v]

@@ -154,6 +154,20 @@ def test_graded_frames_are_scaled_into_threshold_and_bias() -> None:
     assert (network.input.units, network.layers[0].neuron.vth_int) == (16.0, 64 * 16)
 
 
+def test_spikes_that_come_back_to_graded_input_weigh_as_much_as_in_the_graph() -> None:
+    """A payload is worth `units` times less than a spike, and one grid holds the weights of both."""
+    rng, units = np.random.default_rng(3), 4.0
+    graph = loop(
+        chain((6,), (5,), a=nir.Linear(on_grid(rng, 5, 6)), n=integrate((5,))),
+        "n", w=nir.Linear(on_grid(rng, 5, 5) / units),
+    )  # fmt: skip
+    frames = rng.integers(0, 16, (4, 40, 6))
+    network = lower(graph, DT_S, input_bits=4, input_units=units)
+    fired = simulate(network, frames, record=("spikes",)).spikes["a"]
+    assert 0.02 < fired.mean() < 0.95
+    assert np.array_equal(fired, step_nir(graph, frames / units, DT_S, dtype="float64").spikes["n"])
+
+
 C = np.array([0.5, 2.0, 4.0])
 
 

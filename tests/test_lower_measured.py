@@ -248,3 +248,30 @@ def test_sums_stay_inside_the_accumulator_on_calibration() -> None:
     )
     with pytest.raises(DeployError, match="node 'fc': at every legal scale its sums pass the accumulator"):
         lower(wide, DT_S, calibration=np.ones((2, 6, 40000), dtype=np.uint8))
+
+
+def test_what_rounds_away_is_said() -> None:
+    """Refused it would stop networks whose bias does not matter; unsaid it would be a silent loss."""
+    weight = np.full((2, 4), 0.5)
+    graph = chain((4,), (2,), fc=nir.Affine(weight, np.full(2, 0.0005)), n=integrate((2,)))
+    network = lower(graph, DT_S)
+    assert network.layers[0].bias_int is not None
+    assert not network.layers[0].bias_int.any()
+    (line,) = network.lowering["rounding"]
+    assert line.startswith("'fc': biases off by 100%")
+    assert network.lowering["layers"][0]["bias_error"] == 1.0
+    fine = chain((4,), (2,), fc=nir.Affine(weight, np.full(2, 0.25)), n=integrate((2,)))
+    assert lower(fine, DT_S).lowering["rounding"] == []
+
+
+def test_a_readout_that_would_saturate_gets_a_smaller_scale() -> None:
+    graph = chain(
+        (4,), (2,), fc=nir.Linear(np.array([[1.0, 1, 1, 1], [1, -1, 1, 1]])), n=nir.I(np.full(2, 1 / DT_S))
+    )
+    events = np.ones((1, 600, 4), dtype=np.uint8)
+    plain, calibrated = lower(graph, DT_S), lower(graph, DT_S, calibration=events)
+    assert np.abs(simulate(plain, events).output).max() == 2**23 - 1
+    layer = calibrated.layers[0]
+    assert layer.scale is not None
+    volts = simulate(calibrated, events).output / layer.scale
+    assert np.abs(volts - step_nir(graph, events, DT_S).v["n"]).max() < 0.02 * 2400

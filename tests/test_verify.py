@@ -234,7 +234,9 @@ def test_a_graph_that_was_not_lowered_to_this_file(crossing: SimpleNamespace, fa
     fake_lava(lambda recording: None)
     nodes = {("lif_x" if name == "lif_4" else name): node for name, node in crossing.graph.nodes.items()}
     edges = [tuple("lif_x" if name == "lif_4" else name for name in edge) for edge in crossing.graph.edges]
-    with pytest.raises(DeployError, match="its neuron 'lif_4' is not in the graph; lower this graph again"):
+    with pytest.raises(
+        DeployError, match="was lowered from another graph than this one; lower this graph again"
+    ):
         verify(nir.NIRGraph(nodes, edges), crossing.path, crossing.events, crossing.dt_s)
 
 
