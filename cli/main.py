@@ -135,10 +135,24 @@ TimestepsOption = Annotated[
 LabelsOption = Annotated[Path | None, typer.Option("--labels", help=".npy of one class per sample.")]
 
 
+def _only(context: typer.Context, what: str, allowed: set[str]) -> None:
+    """Refuse options that do not go with what was named, instead of leaving them out in silence."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(str(parameter.name))
+        if (
+            given is not None
+            and given.name == "COMMANDLINE"
+            and parameter.name not in {"source", "json", *allowed}
+        ):
+            cure = "its recipe holds it" if what == "a run" else "see --help"
+            _fail(f"{parameter.opts[-1]}: does not go with {what}; {cure}", BAD_INPUT)
+
+
 @app.command(
     epilog="Example: knarr deploy runs/nmnist; knarr deploy student.nir --calibration spikes.npy --out student.net"
 )
 def deploy(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="Run folder, or a .nir file.", metavar="RUN|FILE.nir")],
     out: Annotated[Path, typer.Option("--out", help="netx file to write (FILE.nir).")] = Path("student.net"),
     calibration: Annotated[
@@ -176,7 +190,7 @@ def deploy(
 ) -> None:
     """Lower a graph to integers, write the netx .net file, and show what that cost and where it will lie.
 
-    The options between --out and --dt are for a FILE.nir; a run has them in its recipe.
+    A run has all options but --chip and --json in its recipe.
     """
     from knarr.cli import nets, stages
 
@@ -198,6 +212,7 @@ def deploy(
         )
         _finish(nets.show_net(out, chip.value, json=json))
         return
+    _only(context, "a run", {"chip"})
     stages.deploy(stages.reopen(source))
     _finish(nets.show_net(source / stages.NET, chip.value, json=json))
 
@@ -231,6 +246,7 @@ def simulate(
     "knarr verify student.net --graph student.nir --inputs spikes.npy"
 )
 def verify(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(help="Run folder, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net")
     ],
@@ -275,14 +291,28 @@ def verify(
     if source.suffix == ".nir" and not source.is_dir():
         from knarr.cli import graphs
 
+        _only(context, "a .nir file", {"module", "checkpoint", "inputs", "dt_s"})
         _finish(graphs.verify_file(source, module, checkpoint, inputs, dt_s, json=json))
         return
     if source.suffix == ".net" and not source.is_dir():
         from knarr.cli import nets
 
-        if inputs is None and (graph is not None or labels is not None or picture is not None):
-            _fail("--inputs: needed with --graph, --labels and --picture, a .npy of samples", BAD_INPUT)
+        everything = {
+            "module",
+            "checkpoint",
+            "graph",
+            "inputs",
+            "labels",
+            "timesteps",
+            "dt_s",
+            "timeout_s",
+            "picture",
+            "chip",
+        }
+        _only(context, "a .net file", everything)
+
         if inputs is None:
+            _only(context, "a .net file without --inputs", {"chip"})
             _finish(nets.show_net(source, chip.value, json=json))
             return
         from knarr.cli.verify_files import verify_files
@@ -302,6 +332,7 @@ def verify(
         )
         _finish(holds)
         return
+    _only(context, "a run", {"samples"})
     opened = stages.reopen(source)
     stages.verify(opened, samples=samples, again=True)
     _finish(report.show_verification(source / stages.VERIFICATION, json=json))
