@@ -17,6 +17,8 @@ from rich.table import Table
 
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
 from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout, compare, simulate
+from knarr.hw_sim.fast import cores
+from knarr.hw_sim.native import LEVELS, load
 
 LAVA_LIMIT_S = 120.0
 
@@ -37,6 +39,7 @@ def examine() -> list[Finding]:
         _python(),
         *(_package(name) for name in ("torch", "norse", "nir", "onnxruntime")),
         _reference(),
+        _fast(),
         _lava(),
         _gpu(),
     ]
@@ -82,8 +85,28 @@ def _tiny_network() -> ChipNetwork:
 
 def _reference() -> Finding:
     inputs = np.random.default_rng(1).integers(0, 2, (2, 16, 6))
-    spikes = int(simulate(_tiny_network(), inputs, record=("output", "spikes")).spikes["hidden"].sum())
-    return Finding("chip simulator", spikes > 0, True, f"reference engine, {spikes} spikes in a tiny network")
+    spikes = int(
+        simulate(_tiny_network(), inputs, engine="reference", record=("output", "spikes"))
+        .spikes["hidden"]
+        .sum()
+    )
+    return Finding("reference engine", spikes > 0, True, f"{spikes} spikes in a tiny network")
+
+
+def _fast() -> Finding:
+    kernel = load()
+    if isinstance(kernel, str):
+        return Finding("fast engine", False, False, f"{kernel}; the reference engine runs instead")
+    inputs = np.random.default_rng(1).integers(0, 2, (2, 16, 6))
+    record = ("output", "spikes", "u", "v")
+    ours, other = (
+        simulate(_tiny_network(), inputs, record=record, engine=name) for name in ("fast", "reference")
+    )
+    same = not compare(ours, other)
+    note = f"compiled kernel with {LEVELS[kernel.level]} on {cores()} cores; engine auto takes it"
+    return Finding(
+        "fast engine", same, False, note if same else "differs from the reference engine; report it"
+    )
 
 
 def _lava() -> Finding:

@@ -228,7 +228,9 @@ def simulate(
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", help="Where to write the recording (.npz).")] = None,
-    engine: Annotated[str, typer.Option("--engine", help="auto, reference or lava.")] = "auto",
+    engine: Annotated[
+        str, typer.Option("--engine", help="auto, fast (compiled), reference or lava.")
+    ] = "auto",
     timesteps: TimestepsOption = None,
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", help="Limit of a Lava run, seconds.", min=0.001)

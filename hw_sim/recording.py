@@ -29,7 +29,7 @@ class Recording:
         spikes: layer name -> (samples, timesteps, *features) uint8 of 0/1; only recorded layers.
         v: layer name -> (samples, timesteps, *features) int64 chip voltages after reset; only recorded layers.
         u: layer name -> the same of currents.
-        event_counts: layer name -> (samples, timesteps) int64 spikes of the layer in each step; only recorded layers.
+        event_counts: layer name -> (samples, timesteps) int64 spikes of the layer in each step; every layer.
         peak_sum: layer name -> largest |synaptic sum| that occurred; the chip's accumulator ends at 2**15 - 1. Empty
             where the engine does not say (Lava).
         engine: which engine ran.

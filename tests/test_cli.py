@@ -200,7 +200,7 @@ def test_doctor_finds_lava(knarr: Knarr, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     findings = {finding["backend"]: finding for finding in json.loads(result.stdout)}
     assert findings["Lava simulator"]["works"], findings["Lava simulator"]["note"]
-    assert findings["chip simulator"]["works"]
+    assert findings["reference engine"]["works"]
 
 
 def test_stages_do_not_import_lava(tmp_path: Path) -> None:

@@ -143,8 +143,10 @@ def test_lava_equals_the_simulator(seed: int, tmp_path: Path) -> None:
     path = tmp_path / "network.net"
     write_net(network, path)
     assert read_net(path) == network
-    ours, lava = simulate(network, inputs, record=ALL), run_on_lava(path, inputs, record=ALL, timeout_s=120)
-    assert [str(divergence) for divergence in compare(lava, ours)] == []
+    lava = run_on_lava(path, inputs, record=ALL, timeout_s=120)
+    for engine in ("reference", "auto"):
+        ours = simulate(network, inputs, record=ALL, engine=engine)  # type: ignore[arg-type]
+        assert [str(divergence) for divergence in compare(lava, ours)] == [], engine
     names = {layer.name for layer in network.layers} | (
         {INPUT_LAYER} if network.input.neuron is not None else set()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ FORMS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...]]] = {
     "Flatten in part, Conv1d": (lambda: [nn.Flatten(2, 3), nn.Conv1d(2, 4, 5, stride=5)], IMAGE),
 }  # fmt: skip
 DTS_S = (5e-4, 1e-3, 2e-3)
+WHOLE = "KNARR_CONFORMANCE" in os.environ
+
+
+def spread(*axes: Any) -> list[Any]:
+    """All combinations with every time step by `make conformance`; in `make test` each with one of them, in turn."""
+    every = list(itertools.product(*axes))
+    return [
+        (*names, dt_s) for i, names in enumerate(every) for j, dt_s in enumerate(DTS_S) if WHOLE or i % 3 == j
+    ]
 
 
 def build(neuron: str, form: str, dt_s: float) -> tuple[snn.SequentialState, tuple[int, ...], int]:
@@ -117,9 +127,7 @@ def build(neuron: str, form: str, dt_s: float) -> tuple[snn.SequentialState, tup
     return snn.SequentialState(*layers, *cells).eval(), shape, int(np.prod(features))
 
 
-@pytest.mark.parametrize("dt_s", DTS_S)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize(("neuron", "form", "dt_s"), spread(NEURONS, FORMS))
 def test_no_decision_differs_through_the_file(neuron: str, form: str, dt_s: float, tmp_path: Path) -> None:
     module, shape, neurons = build(neuron, form, dt_s)
     samples = -(-DECISIONS // (neurons * TIMESTEPS))
@@ -284,8 +292,7 @@ GRAPHS["a delay that meets a synapse"] = (synapses_that_meet, {"z_to_b_delay"})
 GRAPHS["a loop and a delay"] = (loop_and_delay, {"j_to_j_delay", "j_to_f_delay"})
 
 
-@pytest.mark.parametrize("dt_s", DTS_S)
-@pytest.mark.parametrize("kind", GRAPHS)
+@pytest.mark.parametrize(("kind", "dt_s"), spread(GRAPHS))
 def test_graphs_with_branches_and_loops(kind: str, dt_s: float, tmp_path: Path) -> None:
     make, names = GRAPHS[kind]
     module = make(dt_s)

@@ -1,0 +1,223 @@
+"""The fast engine gives the integers of the reference engine, whatever the network and the input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from knarr.hw_sim import (
+    NON_SPIKING_VTH,
+    ChipError,
+    ChipNetwork,
+    Conv,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recording,
+    Recurrent,
+    compare,
+    simulate,
+)
+from knarr.hw_sim import fast as fast_engine
+from knarr.hw_sim.fast import plans, run_chain
+from knarr.hw_sim.fast_layer import FastLayer
+from knarr.hw_sim.layers import Layer
+from knarr.hw_sim.native import LISTS, TABLE, WORDS, Kernel, load
+
+NETWORKS = 2000 if "KNARR_CONFORMANCE" in os.environ else 600
+ALL = ("output", "spikes", "u", "v")
+kernel = load()
+needs_kernel = pytest.mark.skipif(isinstance(kernel, str), reason="the compiled kernel is not built")
+
+
+def pick(rng: np.random.Generator, *options: Any) -> Any:
+    return options[int(rng.integers(len(options)))]
+
+
+def neuron(rng: np.random.Generator, scale: int) -> Neuron:
+    extreme = (0, 1, 4095, 4096, int(rng.integers(0, 4097)), int(rng.integers(20, 1500)))
+    high = int(pick(rng, 1, scale, scale, 20 * scale))
+    return Neuron(pick(rng, *extreme, 4096), pick(rng, *extreme), int(rng.integers(0, max(1, high))))
+
+
+def weights(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, Any]:
+    limit = int(pick(rng, 1, 3, 20, 127, 127, 127, 255, 255, 900, *([30000] if rng.random() < 0.1 else [])))
+    values = rng.integers(-limit, limit + 1, shape)
+    sign = pick(rng, 0, 0, 0, 1, -1)
+    values = sign * np.abs(values) if sign else values
+    return values * int(pick(rng, 1, 1, 2, 8))
+
+
+def layer(rng: np.random.Generator, name: str, shape: tuple[int, ...], fan: int) -> Layer:
+    cell = neuron(rng, fan)
+    if len(shape) == 3 and rng.random() < 0.75:
+        c, h, w = shape
+        groups = int(pick(rng, 1, 1, *[g for g in (2, c) if c % g == 0]))
+        outputs = groups * int(pick(rng, 1, 2, 3, 33 if groups == 1 else 4))
+        kernel_shape = (int(rng.integers(1, 5)), int(rng.integers(1, 5)))
+        kernel = weights(rng, outputs, c // groups, *kernel_shape)
+        stride, padding = (
+            (int(rng.integers(1, 3)), int(rng.integers(1, 3))),
+            (int(rng.integers(0, 3)), int(rng.integers(0, 3))),
+        )
+        dilation = pick(rng, (1, 1), (1, 1), (2, 1), (1, 2))
+        if rng.random() < 0.4:  # 2x2 pooling folded in
+            kernel = kernel.repeat(2, axis=2).repeat(2, axis=3)
+            stride, padding, dilation = (
+                (2 * stride[0], 2 * stride[1]),
+                (2 * padding[0], 2 * padding[1]),
+                (1, 1),
+            )
+        bias = pick(rng, None, rng.integers(-min(3 * fan, 60_000), min(3 * fan, 60_000), outputs))
+        return Conv(name, kernel, cell, (c, h, w), stride, padding, dilation, groups, bias)
+    inputs, outputs = int(np.prod(shape)), int(pick(rng, 1, 3, 31, 32, 33, 70))
+    weight = weights(rng, outputs, inputs)
+    if len(shape) == 3 and rng.random() < 0.4:
+        c, h, w = shape
+        pooled = np.zeros((outputs, c, h, w), dtype=np.int64)
+        cells = weights(rng, outputs, c, h // 2, w // 2).repeat(2, axis=2).repeat(2, axis=3)
+        pooled[:, :, : cells.shape[2], : cells.shape[3]] = cells
+        weight = pooled.reshape(outputs, inputs)
+    bias = (
+        pick(rng, None, rng.integers(-min(3 * fan, 60_000), min(3 * fan, 60_000), outputs))
+        if rng.random() < 0.95
+        else np.full(outputs, 70_000)
+    )
+    if rng.random() < 0.1:
+        return Recurrent(name, weight, weights(rng, outputs, outputs), cell, bias)
+    if rng.random() < 0.1:
+        return Dense(name, weight, cell, bias, None, rng.integers(0, 4, weight.shape))
+    return Dense(name, weight, cell, bias)
+
+
+def draw(seed: int) -> tuple[ChipNetwork, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(seed)
+    while True:
+        image = rng.random() < 0.7
+        side = (int(rng.integers(1, 9)), int(rng.integers(1, 9)))
+        shape: tuple[int, ...] = (
+            (int(pick(rng, 1, 2, 3, 33)), *side) if image else (int(pick(rng, 1, 7, 32, 65)),)
+        )
+        bits = int(pick(rng, 1, 1, 1, 2, 8, 9, 16))
+        layers: list[Layer] = []
+        here = shape
+        try:
+            for level in range(int(rng.integers(1, 4))):
+                layers.append(layer(rng, f"layer{level}", here, 40 * (2**bits - 1 if level == 0 else 1)))
+                here = layers[-1].output_shape
+            if rng.random() < 0.3:
+                last = layers[-1]
+                fields = {name: getattr(last, name) for name in last.__dataclass_fields__}
+                cell = Neuron(last.neuron.i_decay, last.neuron.v_decay, NON_SPIKING_VTH)
+                layers[-1] = type(last)(**{**fields, "neuron": cell})
+        except (ChipError, ValueError):
+            continue  # a kernel larger than what is left of the image
+        kind = "spikes" if layers[-1].neuron.spikes else "voltage"
+        network = ChipNetwork(tuple(layers), InputCoding(shape, bits), Readout(kind))  # type: ignore[arg-type]
+        size = (int(rng.integers(1, 4)), int(pick(rng, 1, 2, 9, 40)), *shape)
+        active = rng.random(size) < pick(rng, 0.0, 0.05, 0.5, 1.0)
+        return network, active * rng.integers(1, 2**bits, size)
+
+
+def same(one: Recording, other: Recording) -> list[str]:
+    found = [str(divergence) for divergence in compare(one, other)]
+    for name, counts in one.event_counts.items():
+        if not np.array_equal(counts, other.event_counts[name]):
+            found.append(f"counts of {name}")
+    return found + ([] if one.peak_sum == other.peak_sum else [f"peaks {one.peak_sum} {other.peak_sum}"])
+
+
+@needs_kernel
+@pytest.mark.parametrize("part", range(4))
+def test_every_integer_of_random_networks(part: int) -> None:
+    fired = taken = left = wrapped = 0
+    modes: set[tuple[str, int, bool]] = set()
+    for seed in range(part, NETWORKS, 4):
+        network, inputs = draw(seed)
+        try:
+            wanted = simulate(network, inputs, record=ALL, engine="reference", reset=seed % 5 > 0)
+        except ChipError:  # sums beyond 2**53
+            continue
+        threads = 1 + seed % 2
+        got = simulate(network, inputs, record=ALL, engine="fast", threads=threads, reset=seed % 5 > 0)
+        assert same(wanted, got) == [], seed
+        fired += sum(int(z.sum()) for z in wanted.spikes.values())
+        wrapped += any(np.abs(u).max() > 2**22 for u in wanted.u.values())
+        for found in plans(network):
+            if isinstance(found, FastLayer):
+                modes.add((type(found.layer).__name__, found.mode, found.pooled))
+                taken += 1
+            else:
+                left += 1
+    assert fired > 10_000
+    assert wrapped > NETWORKS / 100
+    assert taken > 3 * left
+    assert {("Conv", TABLE, False), ("Conv", LISTS, False), ("Conv", LISTS, True), ("Conv", WORDS, False), ("Dense", WORDS, True)} <= modes  # fmt: skip
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_every_instruction_set_gives_the_same(level: int) -> None:
+    assert isinstance(kernel, Kernel)
+    if level > kernel.level:
+        pytest.skip("this processor has no such instructions")
+    compared = 0
+    for seed in range(120):
+        network, inputs = draw(seed)
+        chain = plans(network)
+        layers = [found for found in chain if isinstance(found, FastLayer)]
+        if len(layers) < len(chain):
+            continue
+        ran = run_chain(kernel, layers, inputs, network.input.bits, lambda _: (True, True), 1, level)
+        if ran is None:
+            continue
+        wanted = simulate(network, inputs, record=ALL, engine="reference")
+        for one, got in zip(network.layers, ran, strict=True):
+            assert np.array_equal(got.spikes, wanted.spikes[one.name]), seed  # type: ignore[arg-type]
+            assert np.array_equal(got.v, wanted.v[one.name]), seed  # type: ignore[arg-type]
+            assert np.array_equal(got.u, wanted.u[one.name]), seed  # type: ignore[arg-type]
+            compared += int(wanted.spikes[one.name].sum())
+    assert compared > 1000
+
+
+@needs_kernel
+def test_sums_too_large_for_the_kernel_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.full((3, 300), 900, dtype=np.int32)
+    network = ChipNetwork(
+        (Dense("d", weight, Neuron(2000, 100, 2**17)),), InputCoding((300,)), Readout("spikes")
+    )
+    inputs = np.ones((2, 9, 300), dtype=np.uint8)
+    wanted = simulate(network, inputs, record=ALL, engine="reference")
+    assert wanted.peak_sum["d"] == 270_000 > 2**17
+    assert same(wanted, simulate(network, inputs, record=ALL, engine="fast")) == []
+    monkeypatch.setattr(fast_engine, "MAX_SUM", 2**30)
+    assert same(wanted, simulate(network, inputs, record=ALL, engine="fast")) != []  # which is why
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "gpu"}, "engine: 'gpu' does not exist, choose auto, fast or reference"),
+        ({"threads": 0}, "threads: 0, needs at least 1"),
+        ({"engine": "reference", "threads": 2}, "the reference engine has 1"),
+    ],
+)
+def test_options_that_do_not_exist(options: dict[str, Any], message: str) -> None:
+    network, inputs = draw(3)
+    with pytest.raises(ChipError, match=message):
+        simulate(network, inputs, **options)
+
+
+def test_without_a_kernel_auto_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The package's name for the function hides the module.
+    module = sys.modules["knarr.hw_sim.simulate"]
+    monkeypatch.setattr(module, "load", lambda: "not built; a C compiler (cc) at install makes it")
+    network, inputs = draw(3)
+    assert simulate(network, inputs).engine == "reference"
+    with pytest.raises(ChipError, match="engine: no compiled kernel, not built; a C compiler"):
+        simulate(network, inputs, engine="fast")
