@@ -11,7 +11,7 @@ import numpy as np
 from knarr.cli import progress
 from knarr.cli.deployment_text import print_lowering, print_placement, print_rules
 from knarr.cli.output import json_text, make_console
-from knarr.cli.tools import read_inputs
+from knarr.cli.tools import keep_apart, read_inputs
 from knarr.deploy import check, lower, place, read_net, write_net
 from knarr.deploy.float_synapse import chip_shape
 from knarr.export import ExportError, read
@@ -39,6 +39,7 @@ def deploy_file(
     Raises:
         ExportError, DeployError, ChipError: what is wrong with file, options or samples.
     """
+    keep_apart(out, graph_path, calibration, labels)
     graph = read(graph_path)
     named = graph.metadata.get("dt_s")
     step = dt_s if dt_s is not None else named

@@ -20,9 +20,11 @@ _NUMBERS = re.compile(r"\[\n[-+.\deE,\s]*\]")
 
 def make_console() -> Console:
     """A terminal's own width where it is narrow, 100 columns otherwise."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     return (
-        console if console.is_terminal and console.width <= WIDTH else Console(highlight=False, width=WIDTH)
+        console
+        if console.is_terminal and console.width <= WIDTH
+        else Console(highlight=False, markup=False, width=WIDTH)
     )
 
 

@@ -25,6 +25,7 @@ def simulate_file(
     Raises:
         DeployError, ChipError, LavaError: what is wrong with file, inputs or worker.
     """
+    keep_apart(out, net, inputs)
     network = read_net(net)
     events = encode(network.input, read_inputs(inputs), timesteps=timesteps)
     record = ("output", "spikes")
@@ -50,6 +51,20 @@ def simulate_file(
         "decisions": [int(decision) for decision in network.readout.decide(recording.output)],
         "recording": None if out is None else str(out),
     }
+
+
+def keep_apart(out: Path | None, *inputs: Path | None) -> None:
+    """Refuse to write over what is read, or over the file of facts beside it.
+
+    Raises:
+        ChipError: `out` is one of the inputs.
+    """
+    if out is None:
+        return
+    mine = {path.resolve() for path in (out, out.with_name(f"{out.name}.json"))}
+    for path in inputs:
+        if path is not None and mine & {path.resolve(), path.with_name(f"{path.name}.json").resolve()}:
+            raise ChipError(f"{out}: is read as {path}; give another name to write to")
 
 
 def read_inputs(path: Path) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from knarr.cli import progress
 from knarr.cli.graphs import make_module
 from knarr.cli.report import say_verification
-from knarr.cli.tools import read_inputs
+from knarr.cli.tools import keep_apart, read_inputs
 from knarr.deploy import DeployError, read_net, verify, verify_network
 from knarr.export import read
 from knarr.hw_sim import encode
@@ -51,6 +51,7 @@ def verify_files(
         )
     if factory is None and checkpoint is not None:
         raise DeployError(f"{checkpoint}: a checkpoint goes with --module package.module:factory")
+    keep_apart(picture, net, inputs, graph, labels, checkpoint)
     network = read_net(net)
     events = encode(network.input, read_inputs(inputs), timesteps=timesteps)
     count = progress.counter("Lava steps")

@@ -82,7 +82,7 @@ def calibrate(
     """
     try:
         events = check_inputs(task.coding, samples)
-    except ChipError as error:
+    except (ChipError, ValueError) as error:
         raise DeployError(f"calibration: {error}") from error
     true = _labels(labels, len(events))
     values = events.reshape(*events.shape[:2], *task.chain.input_shape) / task.coding.units
@@ -91,6 +91,11 @@ def calibrate(
     except ExportError as error:
         raise DeployError(f"graph: not calibrated, {error}") from error
     float_classes = _decide(task.readout, floats.output)
+    classes_in_all = int(np.prod(floats.output.shape[2:])) // task.readout.votes
+    if true is not None and not 0 <= true.min() <= true.max() < classes_in_all:
+        raise DeployError(
+            f"labels: {true.min()}..{true.max()}, the network has classes 0..{classes_in_all - 1}"
+        )
     arriving: npt.NDArray[np.integer[Any]] = events
     layers, found = [], []
     for level, layer in enumerate(task.chain.layers):

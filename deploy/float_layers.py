@@ -29,7 +29,7 @@ class FloatNeuron:
         filtered: input passes a synaptic current of more than one step, a bias on the chip does not.
         volts: what one unit of v stands for, None where it differs between neurons.
         rest: volts at which a readout rests, which the chip calls 0.
-        rewrites, approximations: what was changed exactly, and what only nearly; one line each.
+        rewrites, approximations, rounded: what was changed exactly, what only nearly, and what a register rounds; a line each.
     """
 
     name: str
@@ -45,6 +45,7 @@ class FloatNeuron:
     rest: float = 0.0
     rewrites: tuple[str, ...] = ()
     approximations: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ recorded: dict[str, Any] = {}
 
 def record(process: Any, key: str, steps: int, shape: tuple[int, ...]) -> None:
     """Let a sink, or the one probe of a monitor, write into an array of its own."""
-    memory = mmap.mmap(-1, 4 * steps * math.prod(shape))
+    memory = mmap.mmap(-1, 4 * steps * math.prod(int(n) for n in shape))
     recorded[key] = np.frombuffer(memory, dtype=np.int32).reshape(steps, *shape)
     process.proc_params["recorded_as"] = key
 

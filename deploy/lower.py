@@ -69,8 +69,8 @@ def lower(
     """
     if chip != "loihi2":
         raise DeployError(f"chip: '{chip}' is not known; choose loihi2")
-    if not 2 <= weight_bits <= 8:
-        raise DeployError(f"weight_bits: {weight_bits}, allowed 2..8")
+    if isinstance(weight_bits, bool) or not isinstance(weight_bits, int) or not 2 <= weight_bits <= 8:
+        raise DeployError(f"weight_bits: {weight_bits!r}, allowed 2..8")
     if allow_approximate and calibration is None:
         raise DeployError(
             "allow_approximate: nothing to measure the error of an approximation on; give calibration samples"
@@ -99,7 +99,10 @@ def lower(
         "folded": str(folded.metadata.get("folded", "")).splitlines(),
         "rewrites": [line for neuron in neurons for line in neuron.rewrites],
         "approximations": [line for neuron in neurons for line in neuron.approximations],
-        "rounding": [line for facts in found.facts for line in coarse(facts)],
+        "rounding": [
+            *(line for neuron in neurons for line in neuron.rounded),
+            *(line for facts in found.facts for line in coarse(facts)),
+        ],
         "calibration": found.overall,
         "layers": list(found.facts),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.float_layers import FloatLayer
-from knarr.deploy.quantise import bias_error, weight_error
+from knarr.deploy.quantise import bias_error, lost, weight_error
 from knarr.deploy.rules_bounds import ACCUMULATOR, STATE, worst_sums
 from knarr.deploy.scale_search import Chosen, alone, shaped
 from knarr.export import Trace, step_nir
@@ -50,6 +50,7 @@ def describe(layer: FloatLayer, chosen: Chosen, units: float, bits: int, dt_s: f
     ((_, up, down),) = worst_sums(alone(chosen.layer, bits))
     error, clipped = weight_error(layer, chosen.layer, chosen.scale, units)
     neuron = layer.neuron
+    lost_rows, lost_biases = lost(layer, chosen.layer)
     facts: dict[str, Any] = {
         "name": layer.name,
         "neuron": neuron.name,
@@ -61,6 +62,8 @@ def describe(layer: FloatLayer, chosen: Chosen, units: float, bits: int, dt_s: f
         "threshold_error": abs(chosen.layer.neuron.vth_int / (chosen.scale * units) - 1)
         if neuron.fires
         else None,
+        "outputs_without_weights": lost_rows,
+        "biases_without_value": lost_biases,
         "largest_weight": int(np.abs(chosen.layer.weight_int).max()),
         "sum_bound": max(int(up.max()), int(down.max())),
         "sum_limit": ACCUMULATOR - 1,
@@ -78,8 +81,13 @@ def describe(layer: FloatLayer, chosen: Chosen, units: float, bits: int, dt_s: f
 
 
 def coarse(facts: dict[str, Any]) -> list[str]:
-    """A line for every kind of integer of a layer that is far from its float."""
-    return [
+    """A line for every kind of integer of a layer that is far from its float, and for what became 0."""
+    gone = [
+        f"'{facts['name']}': {facts[key]} {what} round to nothing"
+        for key, what in (("outputs_without_weights", "outputs' weights"), ("biases_without_value", "biases"))
+        if facts[key]
+    ]
+    return gone + [
         f"'{facts['name']}': {what} off by {facts[key]:.0%}: one scale holds weights, thresholds and biases, bring them closer "
         "together in training"
         for key, what in (
@@ -113,12 +121,14 @@ def measure(
         at = differs[np.lexsort((differs[:, 0], differs[:, 1]))[0]]
         first = {"sample": int(at[0]), "timestep": int(at[1]), "index": [int(i) for i in at[2:]]}
     fired, fires = int(wanted.sum()), int(sent.out.sum())
+    # Neuron by neuron, so that one too many here and one too few there do not make it 0.
+    counts = [z.sum(axis=(0, 1), dtype=np.int64) for z in (wanted, sent.out)]
     return facts | {
         "decisions": int(wanted.size),
         "mismatches": len(differs),
         "spikes_float": fired,
         "spikes_chip": fires,
-        "rate_error": abs(fires - fired) / fired if fired else None,
+        "rate_error": int(np.abs(counts[0] - counts[1]).sum()) / fired if fired else None,
         "first_divergence": first,
     }
 

@@ -37,6 +37,7 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
     filtered = isinstance(node, _CURRENTS)
     rewrites: list[str] = []
     near: list[str] = []
+    rounded: list[str] = []
     v_share = None if integrates else dt_s / _field(name, node, "tau_mem" if filtered else "tau")
     i_share = dt_s / _field(name, node, "tau_syn") if filtered else None
     v_decay = 0 if v_share is None else _register(name, "voltage", v_share, 0, near if approximate else None)
@@ -46,9 +47,7 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
         else _register(name, "current", i_share, 1, near if approximate else None)
     )
     if v_decay == DECAY_UNITY:
-        rewrites.append(
-            f"'{name}': forgets within a step; takes register {DECAY_UNITY - 1}, the shortest memory in hardware"
-        )
+        rounded.append(f"'{name}': forgets within a step; keeps 1/4096 of v, the shortest memory in hardware")
     gain = _field(name, node, "r") * (dt_s if v_share is None else v_share)
     if i_share is not None:
         gain = gain * _field(name, node, "w_in") * i_share
@@ -93,6 +92,7 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
         volts=None if np.ptp(height) else float(height.flat[0]),
         rest=rest,
         rewrites=tuple(rewrites),
+        rounded=tuple(rounded),
         approximations=tuple(near),
     )
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def quantise(
     neuron = Neuron(
         layer.neuron.i_decay,
         layer.neuron.v_decay,
-        round(scale * units) + vth_offset if layer.neuron.fires else NON_SPIKING_VTH,
+        _threshold(layer, scale * units) + vth_offset if layer.neuron.fires else NON_SPIKING_VTH,
         layer.neuron.name,
     )
     low, high = limits(weight_bits)
@@ -88,6 +89,18 @@ def quantise(
     return Dense(layer.name, rounded(layer.weight), neuron, **common, delay_int=layer.delay)
 
 
+def _threshold(layer: FloatLayer, height: float) -> int:
+    """Rounded; down where nothing decays: there v holds whole weights, and v > height just when v > floor(height)."""
+    whole = layer.neuron.v_decay == 0 and not layer.neuron.filtered
+    return floor(height * (1 + 1e-12)) if whole else round(height)
+
+
+def is_exact(layer: FloatLayer, scale: float, units: float) -> bool:
+    """Whether no weight is rounded."""
+    parts = [layer.weight] if layer.recurrent is None else [layer.weight, units * layer.recurrent]
+    return all(np.array_equal(np.rint(scale * part), scale * part) for part in parts)
+
+
 def weight_error(layer: FloatLayer, made: Layer, scale: float, units: float) -> tuple[float, int]:
     """Root mean square error of the weights relative to theirs, and how many were clipped."""
     pairs = [(layer.weight, made.weight_int)]
@@ -97,6 +110,13 @@ def weight_error(layer: FloatLayer, made: Layer, scale: float, units: float) -> 
     got = np.concatenate([w.reshape(-1) for _, w in pairs]).astype(np.float64)
     error = float(np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)))
     return error, int((np.abs(got - wanted) > 0.5 + 1e-9).sum())
+
+
+def lost(layer: FloatLayer, made: Layer) -> tuple[int, int]:
+    """Outputs whose weights, and whose bias, all became 0 without being it."""
+    rows = [(w.reshape(len(w), -1) != 0).any(1) for w in (layer.weight, made.weight_int)]
+    bias = np.zeros(len(layer.bias)) if made.bias_int is None else made.bias_int
+    return int((rows[0] & ~rows[1]).sum()), int(((layer.bias != 0) & (bias == 0)).sum())
 
 
 def bias_error(layer: FloatLayer, made: Layer, scale: float) -> float | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
 from knarr.deploy.float_layers import FloatLayer
-from knarr.deploy.quantise import largest_weight, quantise, roof, widest_scale
+from knarr.deploy.quantise import is_exact, largest_weight, quantise, roof, widest_scale
 from knarr.deploy.rules import ACCUMULATOR, check
 from knarr.deploy.rules_bounds import STATE
 from knarr.hw_sim import ChipNetwork, Conv, InputCoding, Readout, simulate
@@ -19,6 +19,8 @@ from knarr.hw_sim.layers import Layer
 COARSE = np.geomspace(0.5, 4.0, 16)
 """Of the widest scale: above 1 the largest weights are clipped and the others finer."""
 FINE = np.geomspace(0.92, 1.08, 13)
+UNWRAPPED = STATE - 64 * ACCUMULATOR
+"""A wrap leaves |u| above it as long as sums fit their accumulator, so below it there was none."""
 STEP_DOWN = 1.2
 """Between scales below the coarse ones, where only they keep the sums inside the accumulator."""
 OFFSETS = (-2, -1, 1, 2)
@@ -38,10 +40,13 @@ class Chosen:
 def from_weights(layer: FloatLayer, weight_bits: int, units: float) -> Chosen:
     """The largest scale that the registers hold and netx runs as it is written."""
     widest = widest_scale(layer, weight_bits, units)
-    for tried, factor in enumerate(np.linspace(1.0, 0.5, 51), start=1):
-        made = quantise(layer, float(widest * factor), weight_bits, units)
+    scales = [float(widest * factor) for factor in np.linspace(1.0, 0.5, 51)]
+    if is_exact(layer, dyadic(widest), units):
+        scales.insert(0, dyadic(widest))
+    for tried, scale in enumerate(scales, start=1):
+        made = quantise(layer, scale, weight_bits, units)
         if _legal(made, 1):
-            return Chosen(made, float(widest * factor), float("nan"), tried)
+            return Chosen(made, scale, float("nan"), tried)
     raise DeployError(
         f"node '{layer.name}': netx would run other weights than its own at any scale; give the matrix both signs"
     )
@@ -82,15 +87,15 @@ def from_spikes(
         if not _legal(made, bits):
             return
         tried += 1
-        ran, peak = run_alone(made, bits, events)
-        saturated = not layer.neuron.fires and int(np.abs(ran).max()) >= STATE - 1
-        if peak >= ACCUMULATOR or saturated:
+        ran, fits = run_alone(made, bits, events)
+        if not fits:
             return
         score = _score(ran, wanted, None if layer.neuron.fires else 64 * scale * units)
         if best is None or score < best.score:
             best = Chosen(made, scale, score, tried)
 
     attempt(widest)
+    attempt(dyadic(widest))
     for factor in COARSE:
         attempt(float(widest * factor))
     smaller = widest * COARSE[0]
@@ -107,7 +112,7 @@ def from_spikes(
             attempt(middle, offset)
     if best is None:
         raise DeployError(
-            f"node '{layer.name}': at every legal scale its sums pass the accumulator's {ACCUMULATOR - 1}, or its voltages saturate, on the "
+            f"node '{layer.name}': at every legal scale its sums pass the accumulator's {ACCUMULATOR - 1}, or its states leave 24 bits, on the "
             "calibration samples; "
             "use fewer weight bits or smaller payloads"
         )
@@ -121,13 +126,24 @@ def alone(layer: Layer, bits: int) -> ChipNetwork:
     return ChipNetwork((layer,), InputCoding(shape, bits), Readout(kind))  # type: ignore[arg-type]
 
 
+def dyadic(scale: float) -> float:
+    """Largest power of two that is no larger: on it weights of k/2**n lie exactly."""
+    return float(2.0 ** np.floor(np.log2(scale)))
+
+
 def run_alone(
     layer: Layer, bits: int, events: npt.NDArray[np.integer[Any]]
-) -> tuple[npt.NDArray[np.integer[Any]], int]:
-    """(spikes, or voltages of a readout) of one layer, and the largest |synaptic sum| it met."""
-    recording = simulate(alone(layer, bits), shaped(layer, events))
-    out = recording.output.reshape(*events.shape[:2], *layer.output_shape)
-    return out, recording.peak_sum[layer.name]
+) -> tuple[npt.NDArray[np.integer[Any]], bool]:
+    """(spikes, or voltages of a readout) of one layer, and whether sums and states stayed inside their registers."""
+    network = alone(layer, bits)
+    may_leave = any(violation.rule == "states_fit_registers" for violation in check(network))
+    record = ("output", "u", "v") if may_leave else ("output",)
+    recording = simulate(network, shaped(layer, events), record=record)
+    fits = recording.peak_sum[layer.name] < ACCUMULATOR
+    if may_leave:
+        u, v = (int(np.abs(state[layer.name]).max()) for state in (recording.u, recording.v))
+        fits = fits and u < UNWRAPPED and v < STATE - 1
+    return recording.output.reshape(*events.shape[:2], *layer.output_shape), fits
 
 
 def shaped(layer: Layer, events: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
+from math import isclose, prod
 from pathlib import Path
 
 import nir
@@ -73,6 +73,10 @@ def verify(
         graph = to_nir(module, tuple(floats.shape[2:]), dt_s, samples=floats)
     if network.graph_hash is not None and network.graph_hash != graph_hash(graph):
         raise DeployError(f"{path}: was lowered from another graph than this one; lower this graph again")
+    if network.dt_s is not None and not isclose(network.dt_s, dt_s, rel_tol=1e-9):
+        raise DeployError(
+            f"{path}: was lowered with steps of {network.dt_s:g} s, not {dt_s:g} s; use its own or lower again"
+        )
     true = _labels(labels, len(events))
     stepped = FloatView("NIR", step_nir(graph, floats, dt_s), graph, floats, dt_s)
     missing = [layer.neuron.name for layer in network.layers if layer.neuron.name not in stepped.v]
@@ -87,6 +91,11 @@ def verify(
         if strangers:
             raise DeployError(
                 f"module: its neuron '{strangers[0]}' is not in the graph; export this module again"
+            )
+        unheard = [name for name in stepped.v if name not in live.v]
+        if unheard:
+            raise DeployError(
+                f"module: has no neuron '{unheard[0]}', which the graph has; give the whole module"
             )
         for name in live.v:
             if name in live.spikes:

@@ -20,7 +20,7 @@ from knarr.hw_sim.network import InputCoding
 def with_height(shape: tuple[int, ...], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Signals (..., channels, length) as images one pixel high, where that is what `shape` asks for."""
     short = len(shape) == 3 and shape[1] == 1 and array.ndim in (3, 4)
-    if short and array.shape[array.ndim - 2 :] == (shape[0], shape[2]):
+    if short and array.shape[-3:] != shape and array.shape[array.ndim - 2 :] == (shape[0], shape[2]):
         return array[..., None, :]
     return array
 
@@ -46,6 +46,8 @@ def encode(
     array = with_height(coding.shape, np.asarray(values))
     encoded = array.dtype.kind in "iub" and array.ndim == len(coding.shape) + 2
     if coding.kind == "events" or encoded:
+        if encoded and timesteps is not None and array.shape[1] != timesteps:
+            raise ChipError(f"timesteps: {timesteps} asked for, the inputs have {array.shape[1]}")
         return array
     timed = coding.kind == "graded"
     if array.ndim != len(coding.shape) + 1 + timed or array.shape[1 + timed :] != coding.shape:

@@ -83,7 +83,9 @@ def test_a_file_is_lowered_measured_and_placed(call: Call) -> None:
     assert [layer["cores"] for layer in facts["placement"]["layers"]] == [1, 1, 1]
     status, out, _ = call("verify", "a.net", "--chip", "loihi1")
     assert (status, "placement on Loihi 1" in out) == (0, True)
-    status, out, _ = call(*LOWER, "--weight-bits", 4, "--over-time", "last", "--votes", 2, "--json")
+    assert "the network has classes 0..1" in call(*LOWER, "--votes", 2)[2]
+    plain = [word for word in LOWER if word not in ("--labels", "labels.npy")]
+    status, out, _ = call(*plain, "--weight-bits", 4, "--over-time", "last", "--votes", 2, "--json")
     network = read_net(Path("a.net"))
     assert status == 0
     assert json.loads(out)["lowering"]["weight_bits"] == 4
@@ -135,6 +137,10 @@ def test_frames_reach_the_chip_by_their_coding(call: Call) -> None:
             "rate coding of frames without a time axis; say how many timesteps",
         ),
         (("verify", "a.net", "--graph", "g.nir"), "--graph: does not go with a .net file without --inputs"),
+        (("deploy", "g.nir", "--dt", DT_S, "--out", "g.nir"), "g.nir: is read as g.nir; give another name"),
+        (("simulate", "a.net", "--inputs", "in.npy", "--out", "a.net"), "a.net: is read as a.net"),
+        (("verify", "a.net", "--inputs", "in.npy", "--picture", "a.net"), "a.net: is read as a.net"),
+        (("verify", "a.net", "--inputs", "in.npy", "--graph", "g.nir", "--dt", 0.002), "was lowered with steps of 0.001 s, not 0.002 s"),
         (("verify", "a.net", "--samples", 3), "--samples: does not go with a .net file"),
         (("verify", "g.nir", "--labels", "labels.npy"), "--labels: does not go with a .nir file"),
         (("verify", "run", "--chip", "loihi1"), "--chip: does not go with a run; its recipe holds it"),
@@ -168,3 +174,12 @@ def test_a_damaged_file_is_told_apart_rule_by_rule(call: Call) -> None:
     status, out, _ = call("verify", "a.net", "--json")
     assert (status, json.loads(out)["holds"]) == (1, False)
     assert len(json.loads(out)["rules"]) >= 2
+
+
+def test_names_are_text_and_no_markup(call: Call) -> None:
+    rng = np.random.default_rng(2)
+    graph = chain((6,), (4,), **{"a[red]": nir.Linear(rng.normal(0.5, 1, (4, 6))), "n[bold]": lif((4,))})
+    write(complete(graph, []), Path("odd.nir"))
+    status, out, err = call("deploy", "odd.nir", "--dt", DT_S, "--out", "odd.net")
+    assert (status, err) == (0, "")
+    assert "a[red]" in out

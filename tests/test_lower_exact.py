@@ -218,3 +218,23 @@ def test_a_readout_of_currents() -> None:
     assert layer.scale is not None
     exact = simulate(network, events).output / layer.scale
     assert np.array_equal(exact, step_nir(integral, events, DT_S, dtype="float64").v["n"])
+
+
+@pytest.mark.parametrize("threshold", [1.0, 1.001, 1.01, 1.015])
+def test_thresholds_between_two_weights(threshold: float) -> None:
+    """v holds whole weights where nothing decays: it passes a threshold when it passes the weight below."""
+    graph = chain((6,), (5,), a=nir.Linear(on_grid(np.random.default_rng(5), 5, 6)), n=integrate((5,), v_threshold=np.full(5, threshold)))  # fmt: skip
+    events = spikes(4, 60, 6)
+    network = lower(graph, DT_S)
+    assert np.array_equal(
+        simulate(network, events, record=("spikes",)).spikes["a"],
+        step_nir(graph, events, DT_S, dtype="float64").spikes["n"],
+    )
+
+
+def test_weights_that_fit_a_coarser_grid_are_not_rounded() -> None:
+    weight = np.random.default_rng(6).integers(-31, 32, (5, 6)) / 16
+    weight[0, 0] = 31 / 16
+    network = lower(chain((6,), (5,), a=nir.Linear(weight), n=integrate((5,))), DT_S)
+    assert network.lowering["layers"][0]["weight_error"] == 0.0
+    assert np.array_equal(network.layers[0].weight_int, 64 * weight)

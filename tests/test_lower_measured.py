@@ -257,8 +257,8 @@ def test_what_rounds_away_is_said() -> None:
     network = lower(graph, DT_S)
     assert network.layers[0].bias_int is not None
     assert not network.layers[0].bias_int.any()
-    (line,) = network.lowering["rounding"]
-    assert line.startswith("'fc': biases off by 100%")
+    assert network.lowering["rounding"][0] == "'fc': 2 biases round to nothing"
+    assert network.lowering["rounding"][1].startswith("'fc': biases off by 100%")
     assert network.lowering["layers"][0]["bias_error"] == 1.0
     fine = chain((4,), (2,), fc=nir.Affine(weight, np.full(2, 0.25)), n=integrate((2,)))
     assert lower(fine, DT_S).lowering["rounding"] == []
@@ -275,3 +275,45 @@ def test_a_readout_that_would_saturate_gets_a_smaller_scale() -> None:
     assert layer.scale is not None
     volts = simulate(calibrated, events).output / layer.scale
     assert np.abs(volts - step_nir(graph, events, DT_S).v["n"]).max() < 0.02 * 2400
+
+
+def fits(network: ChipNetwork, events: np.ndarray[Any, Any]) -> bool:
+    recording = simulate(network, events, record=("output", "u", "v"))
+    return all(np.abs(u).max() < 2**23 - 2**21 for u in recording.u.values()) and all(
+        np.abs(v).max() < 2**23 - 1 for v in recording.v.values()
+    )
+
+
+def test_states_keep_their_registers_on_calibration() -> None:
+    rng = np.random.default_rng(0)
+    slow = fill((4,), tau_syn=0.05, tau_mem=0.001, r=1, v_leak=0, w_in=50)
+    weight = rng.uniform(0.5, 1, (4, 100))
+    graph = chain((100,), (4,), a=nir.Linear(weight), n=nir.CubaLI(**slow))
+    events = spikes(3, 120, 100, seed=3, rate=0.6)
+    assert not fits(lower(graph, DT_S), events)
+    network = lower(graph, DT_S, calibration=events)
+    assert fits(network, events)
+    (layer,) = network.layers
+    assert layer.scale is not None
+    wanted = step_nir(graph, events, DT_S).v["n"]
+    assert np.abs(simulate(network, events).output / layer.scale - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_voltages_pushed_down_for_long_do_not_saturate() -> None:
+    rng = np.random.default_rng(0)
+    weight = np.repeat(np.where(rng.random((1, 100)) < 0.5, -1, 1) * rng.uniform(0.5, 1, (1, 100)), 4, axis=0)
+    up = weight[0] > 0
+    events = np.zeros((3, 400, 100), dtype=np.uint8)
+    events[:, :150, ~up] = events[:, 150:, up] = 1
+    graph = chain((100,), (4,), a=nir.Linear(weight), n=integrate((4,)))
+    network = lower(graph, DT_S, calibration=events)
+    assert fits(network, events)
+    fired = simulate(network, events, record=("spikes",)).spikes["a"].sum()
+    assert abs(int(fired) - int(step_nir(graph, events, DT_S).spikes["n"].sum())) < 0.02 * fired
+
+
+def test_what_becomes_zero_is_counted() -> None:
+    weight = np.random.default_rng(1).integers(-3, 4, (3, 6)) / 64
+    weight[0, 0] = 127 / 64
+    graph = chain((6,), (3,), a=nir.Affine(weight, np.array([1.0, 0.0075, 0.0075])), n=integrate((3,)))
+    assert lower(graph, DT_S).lowering["rounding"] == ["'a': 2 biases round to nothing"]

@@ -84,21 +84,6 @@ class StudentSettings(_Settings):
     kd_temperature: Positive = 3.0
 
 
-class InputSettings(_Settings):
-    """What the chip's first layer is fed (`knarr.hw_sim.InputCoding`)."""
-
-    kind: Literal["events", "graded", "rate", "direct"] = "events"
-    bits: int = Field(default=1, ge=1, le=16)
-    units: Positive = 1.0
-
-
-class ReadoutSettings(_Settings):
-    """How a class is read from the last layer (`knarr.hw_sim.Readout`)."""
-
-    over_time: Literal["sum", "mean", "last"] = "sum"
-    votes: Count = 1
-
-
 class DeploySettings(_Settings):
     """`calibration_samples` are taken from the training split; 0 chooses scales from the weights alone."""
 
@@ -106,8 +91,6 @@ class DeploySettings(_Settings):
     lava_samples: Count = 20
     calibration_samples: int = Field(default=20, ge=0)
     allow_approximate: bool = False
-    input: InputSettings = InputSettings()
-    readout: ReadoutSettings = ReadoutSettings()
 
 
 class Recipe(_Settings):
