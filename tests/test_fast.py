@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -32,7 +33,10 @@ from knarr.hw_sim.native import LISTS, TABLE, WORDS, Kernel, load
 NETWORKS = 2000 if "KNARR_CONFORMANCE" in os.environ else 600
 ALL = ("output", "spikes", "u", "v")
 kernel = load()
-needs_kernel = pytest.mark.skipif(isinstance(kernel, str), reason="the compiled kernel is not built")
+# Where there is a compiler a missing kernel is a fault, and these tests fail.
+needs_kernel = pytest.mark.skipif(
+    isinstance(kernel, str) and shutil.which("cc") is None, reason="no C compiler on this machine"
+)
 
 
 def pick(rng: np.random.Generator, *options: Any) -> Any:
