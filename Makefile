@@ -14,7 +14,8 @@ test: install
 
 # Random networks on Lava, about 6 s each, and in full what `make test` samples: exports, and the fast engine.
 conformance: install
-	KNARR_CONFORMANCE=220 .venv/bin/pytest tests/test_conformance.py tests/test_export_random.py tests/test_export_grid.py tests/test_fast.py
+	KNARR_CONFORMANCE=220 .venv/bin/pytest tests/test_conformance.py tests/test_export_random.py tests/test_export_grid.py tests/test_fast.py \
+	  tests/test_verify.py tests/test_lower_measured.py
 
 demo: install
 	.venv/bin/knarr pipeline eyes --out runs/eyes

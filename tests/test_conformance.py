@@ -30,7 +30,7 @@ from knarr.hw_sim import (
 from knarr.hw_sim.layers import Layer
 from knarr.hw_sim.simulate import INPUT_LAYER
 
-NETWORKS = int(os.environ.get("KNARR_CONFORMANCE", "5"))
+NETWORKS = int(os.environ.get("KNARR_CONFORMANCE", "3"))
 ALL = ("output", "spikes", "v", "u")
 
 
