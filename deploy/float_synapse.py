@@ -37,10 +37,7 @@ def identity(shape: Shape) -> Any:
 def float_layer(
     name: str, node: Any, shape: Shape, out: Shape, neuron: FloatNeuron, approximate: bool
 ) -> FloatLayer:
-    weight = np.asarray(node.weight, dtype=np.float64)
-    bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), dtype=np.float64).reshape(-1)
-    if not np.isfinite(weight).all() or not np.isfinite(bias).all():
-        raise DeployError(f"node '{name}': holds weights or a bias that are not finite; repair it")
+    weight, bias = _values(name, node)
     gain = _rows(neuron.name, "gain or threshold", neuron.gain, out)
     rest = _rows(neuron.name, "v_leak", neuron.bias, out)
     bias, neuron = _through(name, neuron, bias, approximate)
@@ -56,6 +53,15 @@ def float_layer(
         c, h, w = chip_shape(shape)
         geometry = Geometry((c, h, w), _pair(stride), _pair(padding), _pair(dilation), int(node.groups))
     return FloatLayer(name, neuron, weight, gain * bias + rest, geometry=geometry)
+
+
+def _values(name: str, node: Any) -> tuple[Float, Float]:
+    """Weights and bias of a synapse's node, 0 where it has none."""
+    weight = np.asarray(node.weight, dtype=np.float64)
+    bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), dtype=np.float64).reshape(-1)
+    if not np.isfinite(weight).all() or not np.isfinite(bias).all():
+        raise DeployError(f"node '{name}': holds weights or a bias that are not finite; repair it")
+    return weight, bias
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
@@ -118,10 +124,7 @@ def recurrent(layer: FloatLayer, source: str, node: Any, *, approximate: bool) -
             f"node '{layer.name}': delays in a layer with a loop, which netx drops; remove them"
         )
     outputs = len(layer.weight)
-    weight = np.eye(outputs) if node is None else np.asarray(node.weight, dtype=np.float64)
-    bias = np.asarray(getattr(node, "bias", np.zeros(outputs)), dtype=np.float64).reshape(-1)
-    if not np.isfinite(weight).all() or not np.isfinite(bias).all():
-        raise DeployError(f"node '{name}': holds weights or a bias that are not finite; repair it")
+    weight, bias = _values(name, identity((outputs,)) if node is None else node)
     gain = _rows(layer.neuron.name, "gain", layer.neuron.gain, (outputs,))
     bias, neuron = _through(name, layer.neuron, bias, approximate)
     return replace(

@@ -18,7 +18,7 @@ import numpy as np
 
 from knarr.deploy.errors import DeployError
 from knarr.deploy.netx_read import MANIFEST, MANIFEST_FORMAT, read_net
-from knarr.deploy.rules import check
+from knarr.deploy.rules import Violation, check
 from knarr.hw_sim import ChipNetwork, Conv, Dense, InputCoding, Neuron, Recurrent
 from knarr.hw_sim.network import Layer
 
@@ -29,12 +29,13 @@ def write_net(network: ChipNetwork, path: Path) -> None:
     Raises:
         DeployError: a rule of the chip is broken, or the file does not read back as the same integers.
     """
-    broken = [v for v in check(network) if v.severity == "error"]
+    violations = check(network)
+    broken = [violation for violation in violations if violation.severity == "error"]
     if broken:
         raise DeployError(
             f"{path.name}: not written, {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else "")
         )
-    manifest = _manifest(network)
+    manifest = _manifest(network, violations)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
         with h5py.File(temporary, "w") as file:
@@ -57,7 +58,7 @@ def write_net(network: ChipNetwork, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def _manifest(network: ChipNetwork) -> dict[str, Any]:
+def _manifest(network: ChipNetwork, violations: list[Violation]) -> dict[str, Any]:
     return {
         "format": MANIFEST_FORMAT,
         "dt_s": network.dt_s,
@@ -75,7 +76,7 @@ def _manifest(network: ChipNetwork) -> dict[str, Any]:
             {"name": layer.name, "neuron": layer.neuron.name, "units_per_volt": layer.scale}
             for layer in network.layers
         ],
-        "rules": [str(violation) for violation in check(network)],
+        "rules": [str(violation) for violation in violations],
     }
 
 

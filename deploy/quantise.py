@@ -97,17 +97,14 @@ def _threshold(layer: FloatLayer, height: float) -> int:
 
 def is_exact(layer: FloatLayer, scale: float, units: float) -> bool:
     """Whether no weight is rounded."""
-    parts = [layer.weight] if layer.recurrent is None else [layer.weight, units * layer.recurrent]
-    return all(np.array_equal(np.rint(scale * part), scale * part) for part in parts)
+    return all(np.array_equal(np.rint(scale * part), scale * part) for part in _on_grid(layer, units))
 
 
 def weight_error(layer: FloatLayer, made: Layer, scale: float, units: float) -> tuple[float, int]:
     """Root mean square error of the weights relative to theirs, and how many were clipped."""
-    pairs = [(layer.weight, made.weight_int)]
-    if layer.recurrent is not None and isinstance(made, Recurrent):
-        pairs.append((units * layer.recurrent, made.recurrent_int))
-    wanted = np.concatenate([scale * w.reshape(-1) for w, _ in pairs])
-    got = np.concatenate([w.reshape(-1) for _, w in pairs]).astype(np.float64)
+    wanted = np.concatenate([scale * part.reshape(-1) for part in _on_grid(layer, units)])
+    integers = [made.weight_int, made.recurrent_int] if isinstance(made, Recurrent) else [made.weight_int]
+    got = np.concatenate([part.reshape(-1) for part in integers]).astype(np.float64)
     error = float(np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)))
     return error, int((np.abs(got - wanted) > 0.5 + 1e-9).sum())
 
@@ -129,5 +126,9 @@ def bias_error(layer: FloatLayer, made: Layer, scale: float) -> float | None:
 
 def largest_weight(layer: FloatLayer, units: float) -> float:
     """Greatest |weight| on one grid with those of a loop."""
-    parts = [layer.weight] if layer.recurrent is None else [layer.weight, units * layer.recurrent]
-    return max(float(np.abs(part).max(initial=0.0)) for part in parts)
+    return max(float(np.abs(part).max(initial=0.0)) for part in _on_grid(layer, units))
+
+
+def _on_grid(layer: FloatLayer, units: float) -> list[Float]:
+    """All weights of a layer as one scale rounds them: of what arrives, and of the spikes that come back."""
+    return [layer.weight] if layer.recurrent is None else [layer.weight, units * layer.recurrent]

@@ -45,7 +45,7 @@ def from_weights(layer: FloatLayer, weight_bits: int, units: float) -> Chosen:
         scales.insert(0, dyadic(widest))
     for tried, scale in enumerate(scales, start=1):
         made = quantise(layer, scale, weight_bits, units)
-        if _legal(made, 1):
+        if not any(violation.severity == "error" for violation in check(alone(made, 1))):
             return Chosen(made, scale, float("nan"), tried)
     raise DeployError(
         f"node '{layer.name}': netx would run other weights than its own at any scale; give the matrix both signs"
@@ -84,10 +84,13 @@ def from_spikes(
         if scale > roof(layer, units) or (layer.neuron.fires and round(scale * units) + offset < 1):
             return
         made = quantise(layer, scale, weight_bits, units, vth_offset=offset)
-        if not _legal(made, bits):
+        network = alone(made, bits)
+        violations = check(network)
+        if any(violation.severity == "error" for violation in violations):
             return
         tried += 1
-        ran, fits = run_alone(made, bits, events)
+        may_leave = any(violation.rule == "states_fit_registers" for violation in violations)
+        ran, fits = _run(network, made, events, may_leave)
         if not fits:
             return
         score = _score(ran, wanted, None if layer.neuron.fires else 64 * scale * units)
@@ -131,12 +134,10 @@ def dyadic(scale: float) -> float:
     return float(2.0 ** np.floor(np.log2(scale)))
 
 
-def run_alone(
-    layer: Layer, bits: int, events: npt.NDArray[np.integer[Any]]
+def _run(
+    network: ChipNetwork, layer: Layer, events: npt.NDArray[np.integer[Any]], may_leave: bool
 ) -> tuple[npt.NDArray[np.integer[Any]], bool]:
     """(spikes, or voltages of a readout) of one layer, and whether sums and states stayed inside their registers."""
-    network = alone(layer, bits)
-    may_leave = any(violation.rule == "states_fit_registers" for violation in check(network))
     record = ("output", "u", "v") if may_leave else ("output",)
     recording = simulate(network, shaped(layer, events), record=record)
     fits = recording.peak_sum[layer.name] < ACCUMULATOR
@@ -150,10 +151,6 @@ def shaped(layer: Layer, events: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np
     """Events as the layer takes them: a dense one flat."""
     shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
     return events.reshape(*events.shape[:2], *shape)
-
-
-def _legal(layer: Layer, bits: int) -> bool:
-    return not any(violation.severity == "error" for violation in check(alone(layer, bits)))
 
 
 def _score(

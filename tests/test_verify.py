@@ -97,6 +97,7 @@ def test_what_integers_cost_is_measured(true: Verification) -> None:
         assert sum(row.by_step) == row.mismatches
         assert len(row.by_step) == STEPS
         assert row.rates is not None
+        # Floats: shares divided by one another round otherwise than the counts do.
         assert row.rate_error == pytest.approx(abs(row.rates[1] - row.rates[0]) / row.rates[0])
 
 
