@@ -29,6 +29,7 @@ from knarr.export import (
 from knarr.export.arguments import as_inputs
 from knarr.export.certificate import replay_inputs, replay_sha256
 from knarr.export.files import FILLED
+from knarr.export.shapes import graph_input_shape
 from knarr.export.step import execution_order
 from knarr.train.weights import load_weights
 
@@ -130,7 +131,7 @@ def verify_file(
     if factory is not None:
         step = dt_s if dt_s is not None else _dt(graph, certificate)
         module = make_module(factory, checkpoint)
-        inputs = replay_inputs(_shape(graph)) if samples is None else read_inputs(samples)
+        inputs = replay_inputs(graph_input_shape(graph)) if samples is None else read_inputs(samples)
         facts["compared_with"] = factory
         try:
             proof = certify(module, graph, inputs, step)
@@ -155,7 +156,7 @@ def _replay(graph: nir.NIRGraph, certificate: Certificate, facts: dict[str, Any]
     if certificate.graph_hash != graph_hash(graph):
         facts["certificate"] = "of another graph: its hash differs; export the module again"
         return False
-    trace = step_nir(graph, replay_inputs(_shape(graph)), certificate.dt_s)
+    trace = step_nir(graph, replay_inputs(graph_input_shape(graph)), certificate.dt_s)
     same = replay_sha256(trace) == certificate.replay_sha256
     facts |= {
         "certificate": "of this graph",
@@ -170,11 +171,6 @@ def _replay(graph: nir.NIRGraph, certificate: Certificate, facts: dict[str, Any]
         ),
     }
     return same
-
-
-def _shape(graph: nir.NIRGraph) -> tuple[int, ...]:
-    node = next(node for node in graph.nodes.values() if isinstance(node, nir.Input))
-    return tuple(int(n) for n in node.input_type["input"])
 
 
 def _dt(graph: nir.NIRGraph, certificate: Certificate | None) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nir
 import numpy as np
 
 from knarr.cli import progress
@@ -15,6 +14,7 @@ from knarr.cli.tools import keep_apart, read_inputs
 from knarr.deploy import check, lower, place, read_net, write_net
 from knarr.deploy.float_synapse import chip_shape
 from knarr.export import ExportError, read
+from knarr.export.shapes import graph_input_shape
 from knarr.hw_sim import InputCoding, encode
 
 
@@ -49,8 +49,7 @@ def deploy_file(
     if calibration is not None:
         samples = read_inputs(calibration)
         if input_kind != "events":
-            entry = next(node for node in graph.nodes.values() if isinstance(node, nir.Input))
-            sizes = chip_shape(tuple(int(n) for n in entry.input_type["input"]))
+            sizes = chip_shape(graph_input_shape(graph))
             coding = InputCoding(sizes, input_bits, None, input_units, input_kind)  # type: ignore[arg-type]
             samples = encode(coding, samples, timesteps=timesteps)
     network = lower(

@@ -19,6 +19,7 @@ from knarr.deploy.netx_read import read_net
 from knarr.deploy.stage_views import Array, ChipView, FloatView
 from knarr.deploy.verification import Verification
 from knarr.export import graph_hash, step_nir, to_nir, trace_module
+from knarr.export.shapes import graph_input_shape
 from knarr.hw_sim import ChipNetwork, simulate
 from knarr.hw_sim.simulate import RECORDABLE, check_inputs
 
@@ -65,7 +66,7 @@ def verify(
     events = check_inputs(network.input, inputs)
     floats = events / network.input.units
     graph = graph_or_module
-    sizes = _entering(graph) if isinstance(graph, nir.NIRGraph) else np.shape(inputs)[2:]
+    sizes = graph_input_shape(graph) if isinstance(graph, nir.NIRGraph) else np.shape(inputs)[2:]
     if chip_shape(sizes) == network.input.shape:
         floats = floats.reshape(*events.shape[:2], *sizes)  # signals are images one pixel high on the chip
     if not isinstance(graph, nir.NIRGraph):
@@ -149,11 +150,6 @@ def verify_network(
         decisions={view.name: _decide(network, view.name, view.recording.output) for view in (ours, lava)},
         raster=found.raster(),
     )
-
-
-def _entering(graph: nir.NIRGraph) -> tuple[int, ...]:
-    node = next(node for node in graph.nodes.values() if isinstance(node, nir.Input))
-    return tuple(int(n) for n in node.input_type["input"])
 
 
 def _run_chip(

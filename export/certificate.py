@@ -19,6 +19,7 @@ from knarr.export.errors import CertificateError, ExportError
 from knarr.export.graph_hash import graph_hash
 from knarr.export.layers import take_apart
 from knarr.export.rewrite import as_module, rewrite
+from knarr.export.shapes import graph_input_shape
 from knarr.export.step import METADATA, Trace, execution_order, run_graph, step_nir
 from knarr.export.trace_module import trace_module
 
@@ -129,7 +130,7 @@ def certify(module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s:
     as_graph(graph)
     live, stepped, rewrites = _compared(module, graph, inputs, dt_s)
     # Inputs of the user's may leave much of the graph untouched; random ones leave less.
-    replay = replay_inputs(_input_shape(graph))
+    replay = replay_inputs(graph_input_shape(graph))
     compare_with_module(module, graph, replay, dt_s)
     require_metadata(graph, dt_s)
     counts = {name: int(z.sum()) for name, z in live.spikes.items()}
@@ -231,8 +232,3 @@ def _difference(
         f"sample {sample}, time step {step}, index {tuple(where)}; the graph does not mean what the module does"
     )
     return [(step, place, message)]
-
-
-def _input_shape(graph: nir.NIRGraph) -> tuple[int, ...]:
-    node = next(node for node in graph.nodes.values() if isinstance(node, nir.Input))
-    return tuple(int(n) for n in node.input_type["input"])

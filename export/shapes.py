@@ -236,3 +236,9 @@ def _bounded(name: str, shape: Shape) -> Shape:
             f"node '{name}': {math.prod(shape):,} features, at most {MAX_FEATURES:,}; check its shape"
         )
     return shape
+
+
+def graph_input_shape(graph: nir.NIRGraph) -> Shape:
+    """Sizes of one time step of a whole graph's input."""
+    node = next(node for node in graph.nodes.values() if isinstance(node, nir.Input))
+    return tuple(int(n) for n in node.input_type["input"])

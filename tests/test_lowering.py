@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from graphs import DT_S, chain, cuba, li, lif
 
 from knarr.deploy import DeployError, check, lower, read_net, write_net
 from knarr.deploy.rules import netx_dense_weights, netx_runs_exactly
@@ -34,37 +34,6 @@ from knarr.hw_sim import (
     simulate,
 )
 from knarr.hw_sim.reference import synaptic_sum
-
-DT_S = 0.001
-
-
-def chain(input_shape: tuple[int, ...], output_shape: tuple[int, ...], **nodes: Any) -> nir.NIRGraph:
-    names = ["input", *nodes, "output"]
-    ends = {
-        "input": nir.Input({"input": np.array(input_shape)}),
-        "output": nir.Output({"output": np.array(output_shape)}),
-    }
-    return nir.NIRGraph({**ends, **nodes}, list(itertools.pairwise(names)), type_check=False)
-
-
-def lif(shape: tuple[int, ...], **change: Any) -> nir.LIF:
-    one = np.ones(shape)
-    fields = {"tau": 0.004 * one, "r": one, "v_leak": 0 * one, "v_threshold": one, "v_reset": 0 * one}
-    return nir.LIF(**{**fields, **change})
-
-
-def cuba(shape: tuple[int, ...], **change: Any) -> nir.CubaLIF:
-    one = np.ones(shape)
-    fields = {
-        "tau_syn": 0.002 * one, "tau_mem": 0.004 * one, "r": one, "v_leak": 0 * one,
-        "v_threshold": one, "v_reset": 0 * one, "w_in": 2 * one,
-    }  # fmt: skip
-    return nir.CubaLIF(**{**fields, **change})
-
-
-def li(shape: tuple[int, ...]) -> nir.LI:
-    return nir.LI(tau=0.008 * np.ones(shape), r=np.ones(shape), v_leak=np.zeros(shape))
-
 
 WEIGHT = np.array([[0.5, -0.25, 0.1], [1.0, 0.0, -1.0]])
 
