@@ -10,7 +10,7 @@ lint: install
 
 # -ra (pyproject.toml) names every skip; KNARR_STRICT_SKIPS=1 fails on one whose reason is not listed in tests/conftest.py.
 test: install
-	.venv/bin/pytest
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile
 
 # Random networks on Lava, about 6 s each, and in full what `make test` samples: exports, and the fast engine.
 conformance: install

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -231,4 +232,6 @@ if __name__ == "__main__":
     if "KNARR_STARTER_FD" in os.environ:
         pipe = int(os.environ["KNARR_STARTER_FD"])
         threading.Thread(target=_die_with_starter, args=(pipe, folder), daemon=True).start()
+    # Lava's processes meet at sockets whose names the system cuts at 107 bytes, which a long TMPDIR passes: name them from here.
+    multiprocessing.current_process()._config["tempdir"] = "."  # type: ignore[attr-defined]
     run(folder)

@@ -27,7 +27,7 @@ ALLOWED_SKIPS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -18,7 +18,7 @@ from knarr.deploy import write_net
 from knarr.deploy.process_group import kill_group, members, shared_memory
 from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout
 
-LEFT_WITHIN_S = 2.0
+LEFT_WITHIN_S = 10.0  # a bound on waiting: below 1 s on an idle machine, several on a busy one
 START_S = 120.0
 TIMESTEPS = 100_000  # minutes of Lava: no run here comes to its end
 
@@ -80,12 +80,9 @@ class Running:
         self.processes = tuple(members(self.group))
         self.shared = frozenset(shared_memory(list(self.processes)))
 
-    def assert_nothing_left(self, killed_at: float) -> None:
+    def assert_nothing_left(self) -> None:
         gone = until(lambda: members(self.group) == [], LEFT_WITHIN_S)
         assert gone, f"{members(self.group)} run on"
-        assert (
-            time.monotonic() - killed_at < LEFT_WITHIN_S + 0.5
-        )  # members() itself takes time on a busy machine
         assert until(lambda: not any(map(os.path.exists, self.shared)), 0.5)
         assert until(lambda: self.job_folders == [], 0.5)
 
@@ -95,7 +92,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     layer = Dense("d", np.array([[30, -3], [-20, 9]]), Neuron(4096, 100, 20))
     write_net(ChipNetwork((layer,), InputCoding((2,)), Readout("spikes")), tmp_path / "tiny.net")
     np.save(tmp_path / "in.npy", np.ones((1, TIMESTEPS, 2), dtype=np.uint8))
-    (tmp_path / "scratch").mkdir()
+    scratch = tmp_path / f"scratch{'-long' * 20}"  # names of sockets in it would pass what the system takes
+    scratch.mkdir()
     started: list[Running] = []
 
     def begin(**environment: str) -> Running:
@@ -105,13 +103,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             subprocess.Popen(
                 [knarr, "simulate", "tiny.net", "--inputs", "in.npy", "--engine", "lava", "--out", "out.npz"],
                 cwd=tmp_path,
-                env={**os.environ, "TMPDIR": str(tmp_path / "scratch"), **environment},
+                env={**os.environ, "TMPDIR": str(scratch), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
             ),
-            tmp_path / "scratch",
+            scratch,
         )
         started.append(run)
         return run
@@ -150,8 +148,7 @@ def one_line(run: Running, *words: str) -> None:
 def test_kill_of_the_command(start: Callable[..., Running]) -> None:
     run = in_mid_run(start())
     os.kill(run.command.pid, signal.SIGKILL)
-    killed_at = time.monotonic()
-    run.assert_nothing_left(killed_at)
+    run.assert_nothing_left()
     assert run.command.wait(5) == -signal.SIGKILL
 
 
@@ -166,13 +163,13 @@ def test_kill_of_the_command_while_a_wrapped_worker_starts(
     assert until(run.find_group, START_S)
     assert until(lambda: len(members(run.group)) > 1, 10)  # the shell and its Python
     os.kill(run.command.pid, signal.SIGKILL)
-    run.assert_nothing_left(time.monotonic())
+    run.assert_nothing_left()
 
 
 def test_kill_of_the_worker(start: Callable[..., Running]) -> None:
     run = in_mid_run(start())
     os.kill(run.group, signal.SIGKILL)
-    run.assert_nothing_left(time.monotonic())
+    run.assert_nothing_left()
     one_line(run, "died with exit status -9, killed by SIGKILL (out of memory?)", " steps; ")
 
 
@@ -183,5 +180,5 @@ def test_kill_of_one_of_lavas_processes(which: int, start: Callable[..., Running
     forks = children(run.group)
     assert len(forks) >= 4
     os.kill(forks[which], signal.SIGKILL)
-    run.assert_nothing_left(time.monotonic())
+    run.assert_nothing_left()
     one_line(run, "one of Lava's processes was killed by SIGKILL (out of memory?) after ", " steps; ")
