@@ -138,10 +138,13 @@ def _fill(stage: StageStruct, layer: FastLayer, record: Ran, steps: int, peak: n
         weight=_at(layer.weight), bias=_at(layer.bias), mode=layer.mode, steps=steps, channels=layer.entering[0],
         groups=-(-layer.entering[0] // 32), planes=layer.planes, blocks=layer.blocks, in_h=seen_h, in_w=seen_w, out_h=out_h,
         out_w=out_w, kh=window[0], kw=window[1], stride_y=stride[0], stride_x=stride[1], pad_y=padding[0], pad_x=padding[1],
-        dil_y=dilation[0], dil_x=dilation[1], row0=0, row1=layer.blocks if layer.dense else out_h, flush=layer.flush,
-        may_wrap=layer.may_wrap, keep_u=(4096 - neuron.i_decay) / 4096, keep_v=(4096 - neuron.v_decay) / 4096,
+        dil_y=dilation[0], dil_x=dilation[1], flush=layer.flush, narrow_weight=layer.weight.dtype == np.int8,
+        may_wrap=layer.may_wrap, biased=bool(layer.bias.any()), may_clip=layer.may_clip, keep_u=(4096 - neuron.i_decay) / 4096, keep_v=(4096 - neuron.v_decay) / 4096,
         threshold=64.0 * neuron.vth_int, unit=layer.unit,
     )  # fmt: skip
+    if layer.dot is not None:
+        stage.layer.dot, stage.layer.quads = _at(layer.dot.weight), layer.dot.quads
+        stage.layer.dot_flush, stage.layer.dot_above = layer.dot.flush, layer.dot.above
     stage.dense, stage.pool, stage.outputs = layer.dense, layer.pooled, outputs
     _, stage.map_h, stage.map_w = layer.entering
     stage.spikes = None if record.spikes is None else _at(record.spikes)

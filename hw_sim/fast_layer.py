@@ -19,6 +19,27 @@ MAX_SUM = 2**17
 """States are exact in float32 while 64 * |sum| stays within 2**23."""
 MAX_BIAS = 2**16
 TABLE_BITS = 8
+CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 150, 250
+"""Per mille of what arrives that is not 0; benchmarks/hw_sim/scaling.py finds the crossings."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dots:
+    """Weights for dot products of four channels at a time.
+
+    Args:
+        weight: (blocks, taps, quads, 32, 4) int8.
+        flush: quads whose products 16 bits hold, 0 when they hold all.
+        above: activity per mille from which they are faster than events.
+    """
+
+    weight: npt.NDArray[np.int8]
+    flush: int
+    above: int
+
+    @property
+    def quads(self) -> int:
+        return int(self.weight.shape[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +58,13 @@ class FastLayer:
         window: (kh, kw), and of what it slides over: (stride_y, stride_x), (pad_y, pad_x), (dil_y, dil_x).
         flush: rows after which 16 bits are carried.
         may_wrap: u can pass 2**23.
+        may_clip: v can reach 2**23 from below.
+        dot: weights for dot products, None where 8 bits do not hold them.
     """
 
     layer: Dense | Conv
     mode: int
-    weight: npt.NDArray[np.int16]
+    weight: npt.NDArray[np.int8] | npt.NDArray[np.int16]
     bias: npt.NDArray[np.float32]
     unit: int
     pooled: bool
@@ -50,6 +73,8 @@ class FastLayer:
     window: tuple[tuple[int, int], ...]
     flush: int
     may_wrap: bool
+    may_clip: bool
+    dot: Dots | None
 
     @property
     def dense(self) -> bool:
@@ -116,6 +141,10 @@ def fast_layer(layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer 
     lanes = np.zeros(blocks * LANES, dtype=np.float32)
     lanes[: len(bias)] = 64.0 * bias
     step = 2 if pooled else 1
+    dense = isinstance(layer, Dense)
+    narrow = dense and int(small.min()) >= -128 and int(small.max()) <= 127
+    keep_v = 1 - layer.neuron.v_decay / DECAY_UNITY
+    worst_v = 64 * layer.neuron.vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * _largest(bias)
     window = (
         tuple(small.shape[2:]),
         *(
@@ -127,7 +156,7 @@ def fast_layer(layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer 
     return FastLayer(
         layer,
         mode,
-        np.ascontiguousarray(weight, dtype=np.int16),
+        np.ascontiguousarray(weight, dtype=np.int8 if narrow else np.int16),
         lanes,
         unit,
         pooled,
@@ -136,7 +165,28 @@ def fast_layer(layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer 
         window,  # type: ignore[arg-type]
         max(1, INT16 // max(largest, 1)),
         bool(worst_u >= STATE_MAX),
+        bool(worst_v >= STATE_MAX - 1),
+        _dots(small, payload, DENSE_DOTS_ABOVE if dense else CONV_DOTS_ABOVE) if mode != TABLE else None,
     )
+
+
+def _dots(small: Int32, payload: int, above: int) -> Dots | None:
+    """Weights four channels by four, if every product of two channels fits 16 bits."""
+    outputs, channels, high, wide = small.shape
+    if not (int(small.min()) >= -128 and int(small.max()) <= 127) or payload > 255 or high * wide > MAX_TAPS:
+        return None
+    quads, blocks = -(-channels // 4), -(-outputs // LANES)
+    padded = np.zeros((blocks * LANES, quads * 4, high * wide), dtype=np.int32)
+    padded[:outputs, :channels] = small.reshape(outputs, channels, -1)
+    pairs = padded.reshape(blocks * LANES, quads, 2, 2, high * wide)
+    sides = [payload * np.maximum(sign * pairs, 0).sum(axis=3) for sign in (1, -1)]
+    most = max(int(side.max()) for side in sides)
+    if most > INT16:
+        return None
+    in_all = max(int(side.sum(axis=(1, 3)).max()) for side in sides)
+    weight = padded.reshape(blocks, LANES, quads, 4, high * wide).transpose(0, 4, 2, 1, 3).astype(np.int8)
+    flush = 0 if in_all <= INT16 else INT16 // most
+    return Dots(np.ascontiguousarray(weight), flush, above)
 
 
 def _largest(values: Int32) -> int:

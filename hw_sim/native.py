@@ -19,12 +19,13 @@ class LayerStruct(ctypes.Structure):
     """`layer_t`."""
 
     _fields_ = (
-        [(name, _P) for name in ("in_", "out", "weight", "bias", "count", "u", "v", "peak", "windows", "items", "begin", "events")]
+        [(name, _P) for name in ("in_", "out", "weight", "dot", "bias", "state", "count", "u", "v", "peak", "windows", "bytes", "items", "begin", "events", "stop")]
         + [
             (name, _I)
             for name in (
                 "mode", "steps", "channels", "groups", "planes", "blocks", "in_h", "in_w", "out_h", "out_w", "kh", "kw", "stride_y",
-                "stride_x", "pad_y", "pad_x", "dil_y", "dil_x", "row0", "row1", "flush", "may_wrap",
+                "stride_x", "pad_y", "pad_x", "dil_y", "dil_x", "flush", "quads", "dot_flush", "dot_above",
+                "narrow_weight", "may_wrap", "biased", "may_clip",
             )
         ]
         + [(name, _F) for name in ("keep_u", "keep_v", "threshold", "unit")]

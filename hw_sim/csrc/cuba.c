@@ -18,20 +18,25 @@ typedef struct {
     const uint32_t *in;     /* [in_h * in_w][groups][planes][steps] */
     uint32_t *out;          /* [out_h * out_w][blocks][steps] */
     const int16_t *weight;  /* [blocks][taps][rows][LANES], rows: planes * groups * 32 of lists, groups * 32 of words,
-                               1 << (kw * channels) of tables, whose taps are kh */
+                               1 << (kw * channels) of tables, whose taps are kh; int8 where `narrow_weight` */
+    const int8_t *dot;      /* [blocks][taps][quads][LANES][4], or NULL: channels four by four */
     const float *bias;      /* [blocks * LANES], times 64 */
+    float *state;           /* [out_h * out_w][blocks][u, v][LANES] before and after, or NULL: at rest before */
     int32_t *count;         /* [steps] spikes, added to */
     int32_t *u, *v;         /* [out_h * out_w][steps][blocks * LANES], or NULL */
     int32_t *peak;          /* largest |sum| met, in units of `unit`, raised */
-    const uint8_t *windows; /* tables: [in_h][out_w][steps], bits of a row of the window */
+    const uint8_t *windows; /* tables: [in_h][steps][out_w], bits of a row of the window */
+    const uint8_t *bytes;   /* dot: [in_h * in_w][steps][quads * 4] */
     const uint8_t *items;   /* lists: rows of weights of what is set in one pixel and step, 16 bytes to spare */
     const uint32_t *begin;  /* lists: [in_h * in_w * steps + 1] into `items`; dense: [steps * planes + 1] into `events` */
     const int32_t *events;  /* dense: rows of weights */
+    const volatile int32_t *stop; /* not 0: give up */
     int32_t mode, steps, channels, groups, planes, blocks;
     int32_t in_h, in_w, out_h, out_w, kh, kw, stride_y, stride_x, pad_y, pad_x, dil_y, dil_x;
-    int32_t row0, row1;     /* output rows (blocks of a dense layer) of this call */
     int32_t flush;          /* words and dense: rows of weights after which 16 bits are carried */
-    int32_t may_wrap;       /* u can pass 2^23 */
+    int32_t quads, dot_flush; /* dot: of channels; and how many of them 16 bits take, 0: all */
+    int32_t dot_above;      /* dot: pays off above this activity, per mille */
+    int32_t narrow_weight, may_wrap, biased, may_clip; /* of 0 and 1: int8 rows (dense); u can pass 2^23; bias; v can pass 2^23 */
     float keep_u, keep_v, threshold; /* (4096 - decay) / 4096; threshold times 64 */
     float unit;             /* what weights were divided by */
 } layer_t;
@@ -43,8 +48,52 @@ enum { WORDS, LISTS, TABLE };
 #define MAX_LIST 16384
 #define MAX_TAPS 1024
 
+static uint64_t bytes_of[256]; /* positions of the bits of a byte, a byte each */
+
+/* Call once, before any thread. */
+void knarr_start(void)
+{
+    for (int i = 0; i < 256; i++) {
+        int n = 0;
+        for (int b = 0; b < 8; b++)
+            if (i >> b & 1) bytes_of[i] |= (uint64_t)b << (8 * n++);
+    }
+}
+
 #if defined(__x86_64__) && defined(__GNUC__)
+#define X86
 #include <immintrin.h>
+
+static inline int four_of(const uint8_t *p)
+{
+    int four;
+    memcpy(&four, p, 4);
+    return four;
+}
+
+/* Compilers would rather load a row again for every use, and loads are what there are too few of. */
+__attribute__((target("avx2"))) static inline __m256i held_256(__m256i a)
+{
+    __asm__("" : "+x"(a));
+    return a;
+}
+
+__attribute__((target("avx512f"))) static inline __m512i held_512(__m512i a)
+{
+    __asm__("" : "+v"(a));
+    return a;
+}
+
+__attribute__((target("avx2"))) static inline uint32_t word_of(const uint8_t *p)
+{
+    return (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(_mm256_loadu_si256((const __m256i *)p), 7));
+}
+
+__attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, const uint64_t *from, int base)
+{
+    const __m256i eight = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
+    _mm256_storeu_si256((__m256i *)to, _mm256_add_epi32(eight, _mm256_set1_epi32(base)));
+}
 
 #define NAME(x) x##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
@@ -56,6 +105,17 @@ enum { WORDS, LISTS, TABLE };
 #define MASK __mmask16
 #define ACC_ZERO() _mm512_setzero_si512()
 #define ACC_ADD(a, p) _mm512_add_epi16(a, _mm512_loadu_si512(p))
+#define ACC_ADD_BYTES(a, p) _mm512_add_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(p))))
+#define ACC_LOAD(p) _mm512_loadu_si512(p)
+#define ACC_ABS(a) _mm512_abs_epi16(a)
+#define ACC_MAX(a, b) _mm512_max_epi16(a, b)
+#define HELD(a) held_512(a)
+#define FOUR(p) _mm512_set1_epi32(four_of(p))
+#define DOT(a, x, w) _mm512_add_epi16(a, _mm512_maddubs_epi16(x, w))
+#define DOT_SUM(a) _mm512_madd_epi16(a, _mm512_set1_epi16(1))
+#define SUM_ADD(a, b) _mm512_add_epi32(a, b)
+#define WORD_OF(p) word_of(p)
+#define SPREAD_EIGHT(to, from, base) spread_eight(to, from, base)
 #define ACC_STORE(p, a) _mm512_storeu_si512(p, a)
 #define SUM_ZERO() _mm512_setzero_si512()
 #define SUM_MAX(a, b) _mm512_max_epi32(a, b)
@@ -69,6 +129,7 @@ enum { WORDS, LISTS, TABLE };
 #define TO_INT(a) _mm512_cvttps_epi32(a)
 #define SPLAT(x) _mm512_set1_ps(x)
 #define LOAD(p) _mm512_loadu_ps(p)
+#define STORE(p, a) _mm512_storeu_ps(p, a)
 #define ADD(a, b) _mm512_add_ps(a, b)
 #define MUL(a, b) _mm512_mul_ps(a, b)
 #define MUL_ADD(a, b, c) _mm512_fmadd_ps(a, b, c)
@@ -93,6 +154,17 @@ enum { WORDS, LISTS, TABLE };
 #define MASK __m256
 #define ACC_ZERO() _mm256_setzero_si256()
 #define ACC_ADD(a, p) _mm256_add_epi16(a, _mm256_loadu_si256((const __m256i *)(p)))
+#define ACC_ADD_BYTES(a, p) _mm256_add_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p))))
+#define ACC_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define ACC_ABS(a) _mm256_abs_epi16(a)
+#define ACC_MAX(a, b) _mm256_max_epi16(a, b)
+#define HELD(a) held_256(a)
+#define FOUR(p) _mm256_set1_epi32(four_of(p))
+#define DOT(a, x, w) _mm256_add_epi16(a, _mm256_maddubs_epi16(x, w))
+#define DOT_SUM(a) _mm256_madd_epi16(a, _mm256_set1_epi16(1))
+#define SUM_ADD(a, b) _mm256_add_epi32(a, b)
+#define WORD_OF(p) word_of(p)
+#define SPREAD_EIGHT(to, from, base) spread_eight(to, from, base)
 #define ACC_STORE(p, a) _mm256_storeu_si256((__m256i *)(p), a)
 #define SUM_ZERO() _mm256_setzero_si256()
 #define SUM_MAX(a, b) _mm256_max_epi32(a, b)
@@ -106,6 +178,7 @@ enum { WORDS, LISTS, TABLE };
 #define TO_INT(a) _mm256_cvttps_epi32(a)
 #define SPLAT(x) _mm256_set1_ps(x)
 #define LOAD(p) _mm256_loadu_ps(p)
+#define STORE(p, a) _mm256_storeu_ps(p, a)
 #define ADD(a, b) _mm256_add_ps(a, b)
 #define MUL(a, b) _mm256_mul_ps(a, b)
 #define MUL_ADD(a, b, c) _mm256_fmadd_ps(a, b, c)
@@ -144,7 +217,33 @@ static inline void plain_spread(uint16_t *to, const uint8_t *from, uint16_t base
     for (int i = 0; i < 16; i++) to[i] = (uint16_t)(from[i] + base);
 }
 
+static inline void plain_spread_eight(int32_t *to, const uint64_t *from, int32_t base)
+{
+    for (int i = 0; i < 8; i++) to[i] = (int32_t)(*from >> (8 * i) & 255) + base;
+}
+
+/* Eight at a time. */
+static inline uint32_t plain_word_of(const uint8_t *p)
+{
+    uint32_t word = 0;
+    for (int c = 0; c < 32; c += 8) {
+        uint64_t eight = 0;
+        for (int i = 0; i < 8; i++) eight |= (uint64_t)p[c + i] << (8 * i);
+        word |= (uint32_t)(eight * 0x0102040810204080u >> 56) << c;
+    }
+    return word;
+}
+
+static inline plain_acc plain_bytes(const int8_t *p)
+{
+    plain_acc a;
+    for (int i = 0; i < 8; i++) a[i] = p[i];
+    return a;
+}
+
 static inline plain_sum plain_pick(plain_sum where, plain_sum a, plain_sum b) { return (a & where) | (b & ~where); }
+
+static inline plain_acc plain_pick_acc(plain_acc where, plain_acc a, plain_acc b) { return (a & where) | (b & ~where); }
 
 static inline plain_half plain_pick_half(plain_sum where, plain_half a, plain_half b)
 {
@@ -168,6 +267,12 @@ static inline uint32_t plain_bits(plain_sum where)
 #define MASK plain_sum
 #define ACC_ZERO() ((plain_acc){0})
 #define ACC_ADD(a, p) ((a) + plain_load_acc(p))
+#define ACC_ADD_BYTES(a, p) ((a) + plain_bytes(p))
+#define ACC_LOAD(p) plain_load_acc(p)
+#define ACC_ABS(a) plain_pick_acc((a) > 0, a, -(a))
+#define ACC_MAX(a, b) plain_pick_acc((a) > (b), a, b)
+#define WORD_OF(p) plain_word_of(p)
+#define SPREAD_EIGHT(to, from, base) plain_spread_eight(to, from, base)
 #define ACC_STORE(p, a) memcpy(p, &(a), sizeof(plain_acc))
 #define SUM_ZERO() ((plain_sum){0})
 #define SUM_MAX(a, b) plain_pick((a) > (b), a, b)
@@ -184,6 +289,11 @@ static inline uint32_t plain_bits(plain_sum where)
 #define TO_INT(a) __builtin_convertvector(a, plain_sum)
 #define SPLAT(x) ((plain_half){0} + (x))
 #define LOAD(p) plain_load_half(p)
+#define STORE(p, a)                          \
+    do {                                     \
+        const plain_half stored = (a);       \
+        memcpy(p, &stored, sizeof stored);   \
+    } while (0)
 #define ADD(a, b) ((a) + (b))
 #define MUL(a, b) ((a) * (b))
 #define MUL_ADD(a, b, c) ((a) * (b) + (c))
@@ -211,24 +321,11 @@ int knarr_level(void)
     return 0;
 }
 
-/* Run output rows (blocks of a dense layer) row0..row1 of a layer; `scratch` holds LANES sums of every step. */
-static void run_layer(const layer_t *l, int level, int dense, int32_t *scratch)
-{
-    const int mode = fegetround();
-    fesetround(FE_TOWARDZERO);
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (level == 2) (dense ? dense_avx512(l, scratch) : conv_avx512(l, scratch));
-    if (level == 1) (dense ? dense_avx2(l, scratch) : conv_avx2(l, scratch));
-#endif
-    if (level == 0) (dense ? dense_plain(l, scratch) : conv_plain(l, scratch));
-    fesetround(mode);
-}
-
 #include "cuba_bits.h"
 
 /* A layer of a network, and where what is recorded of it goes: [samples][steps]... or NULL. */
 typedef struct {
-    layer_t layer;   /* its pointers to inputs, lists and outputs are filled in here */
+    layer_t layer;   /* its pointers to inputs, lists and outputs are filled in here; states are [samples]... */
     int32_t dense;   /* one output pixel */
     int32_t pool;    /* 2x2 sum pooling of what arrives, map_h * map_w pixels of it */
     int32_t map_h, map_w;
@@ -239,19 +336,71 @@ typedef struct {
     int32_t *peak;   /* of this thread */
 } stage_t;
 
+/* What a thread works in. */
+typedef struct {
+    uint32_t *here, *there, *silence, *begin;
+    uint8_t *items, *windows, *bytes;
+    int32_t *events, *sums;
+} desk_t;
+
+enum { PLAIN, AVX2, AVX512 };
+#ifdef X86
+#define AT_LEVEL(level, name, ...)                     \
+    do {                                               \
+        if (level == AVX512) name##_avx512(__VA_ARGS__); \
+        if (level == AVX2) name##_avx2(__VA_ARGS__);     \
+        if (level == PLAIN) name##_plain(__VA_ARGS__);   \
+    } while (0)
+#else
+#define AT_LEVEL(level, name, ...) name##_plain(__VA_ARGS__)
+#endif
+
+/* One layer of one sample: from desk->here to desk->there; `raw` are the bytes of the network's input where they will do. */
+static void run_layer(layer_t *l, int dense, int level, const uint8_t *raw, desk_t *desk)
+{
+    const int pixels = l->in_h * l->in_w;
+    l->in = desk->here, l->out = desk->there, l->begin = desk->begin, l->items = desk->items, l->windows = desk->windows;
+    l->events = desk->events, l->bytes = desk->bytes;
+#ifdef X86
+    if (l->dot && level != PLAIN && activity(desk->here, pixels, l->channels, l->groups, l->planes, l->steps) > l->dot_above) {
+        expand(desk->here, pixels, l->groups, l->planes, l->steps, l->quads, desk->bytes);
+        if (level == AVX512) dotted_avx512(l, dense, desk->sums);
+        if (level == AVX2) dotted_avx2(l, dense, desk->sums);
+        return;
+    }
+#endif
+    if (dense) {
+        uint32_t most = 0;
+#ifdef X86
+        if (level == AVX512) most = list_events_avx512(l, desk->here, desk->events, desk->begin);
+        if (level == AVX2) most = list_events_avx2(l, desk->here, desk->events, desk->begin);
+#endif
+        if (level == PLAIN) most = list_events_plain(l, desk->here, desk->events, desk->begin);
+        AT_LEVEL(level, dense, l, l->planes == 1 && most <= (uint32_t)l->flush, desk->sums);
+        return;
+    }
+    if (l->mode == LISTS)
+        list_items(desk->here, pixels, l->groups, l->planes, l->steps, desk->items, desk->begin);
+    else if (l->mode == TABLE && raw)
+        windows_of_bytes(l, raw, desk->windows);
+    else if (l->mode == TABLE)
+        windows(l, desk->windows);
+    AT_LEVEL(level, conv, l, desk->sums);
+}
+
 static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Samples from..to through a chain of layers; 0, or 1 when memory ran out, or 2 when `stop` was set meanwhile. */
-int knarr_run(stage_t *stages, int n, const uint8_t *inputs, int bytes, int channels, int pixels, int planes, int steps, int from,
-    int to, int level, const volatile int32_t *stop)
+/* Room for the largest layer of a chain; 0 where there is none. */
+static int set_up(desk_t *desk, const stage_t *stages, int n, size_t words, int steps)
 {
-    size_t words = (size_t)pixels * ((channels + 31) / 32) * planes * steps, items = 0, begins = 0, tables = 0, events = 0;
+    size_t items = 0, begins = 0, tables = 0, events = 0, bytes = 0;
     for (int i = 0; i < n; i++) {
         const layer_t *l = &stages[i].layer;
         const size_t in = (size_t)l->in_h * l->in_w, arriving = in * l->groups * l->planes * steps;
         words = most(words, most(arriving, (size_t)l->out_h * l->out_w * l->blocks * steps));
+        if (l->dot) bytes = most(bytes, in * steps * l->quads * 4);
         if (stages[i].dense) {
-            events = most(events, arriving * 32);
+            events = most(events, in * l->channels * l->planes * steps + 32);
             begins = most(begins, (size_t)steps * l->planes + 1);
         } else if (l->mode == LISTS) {
             items = most(items, in * l->channels * l->planes * steps + 32);
@@ -260,53 +409,63 @@ int knarr_run(stage_t *stages, int n, const uint8_t *inputs, int bytes, int chan
             tables = most(tables, (size_t)l->in_h * l->out_w * steps);
         }
     }
-    uint32_t *here = malloc(words * 4), *there = malloc(words * 4), *silence = calloc(steps, 4), *begin = malloc(begins * 4 + 4);
-    uint8_t *item = malloc(items + 1), *window = malloc(tables + 1);
-    int32_t *event = malloc(events * 4 + 4), *scratch = malloc(sizeof(int32_t) * LANES * steps);
-    int failed = !here || !there || !silence || !begin || !item || !window || !event || !scratch;
+    desk->here = malloc(words * 4), desk->there = malloc(words * 4), desk->silence = calloc(steps, 4);
+    desk->begin = malloc(begins * 4 + 4), desk->items = malloc(items + 1), desk->windows = malloc(tables + 1);
+    desk->bytes = malloc(bytes + 1), desk->events = malloc(events * 4 + 4), desk->sums = malloc(sizeof(int32_t) * LANES * steps);
+    return desk->here && desk->there && desk->silence && desk->begin && desk->items && desk->windows && desk->bytes && desk->events
+        && desk->sums;
+}
+
+static void clear_up(desk_t *desk)
+{
+    free(desk->here), free(desk->there), free(desk->silence), free(desk->begin), free(desk->items), free(desk->windows);
+    free(desk->bytes), free(desk->events), free(desk->sums);
+}
+
+static void swap(desk_t *desk)
+{
+    uint32_t *here = desk->here;
+    desk->here = desk->there;
+    desk->there = here;
+}
+
+/* Samples from..to through a chain of layers; 0, or 1 when memory ran out, or 2 when `stop` was set meanwhile. */
+int knarr_run(stage_t *stages, int n, const uint8_t *inputs, int bytes, int channels, int pixels, int planes, int steps, int from,
+    int to, int level, const volatile int32_t *stop)
+{
+    desk_t desk;
+    const int mode = fegetround();
+    int failed = !set_up(&desk, stages, n, (size_t)pixels * ((channels + 31) / 32) * planes * steps, steps);
     const size_t per_sample = (size_t)steps * channels * pixels * bytes;
+    const int spikes = bytes == 1 && planes == 1, by_table = spikes && !stages->dense && !stages->pool && stages->layer.mode == TABLE;
+    fesetround(FE_TOWARDZERO);
     for (int s = from; s < to && !failed; s++) {
-        if (*stop) {
-            failed = 2;
-            break;
-        }
-        pack(inputs + per_sample * s, bytes, steps, channels, pixels, planes, here);
-        for (int i = 0; i < n; i++) {
+        const uint8_t *sample = inputs + per_sample * s;
+        if (!by_table && spikes && pixels == 1)
+            AT_LEVEL(level, pack_flat, sample, steps, channels, desk.here);
+        else if (!by_table)
+            pack(sample, bytes, steps, channels, pixels, planes, desk.here);
+        for (int i = 0; i < n && !*stop; i++) {
             const stage_t *stage = &stages[i];
             layer_t l = stage->layer;
-            const size_t states = (size_t)l.out_h * l.out_w * steps * l.blocks * LANES;
+            const size_t out = (size_t)l.out_h * l.out_w, states = out * steps * l.blocks * LANES;
             if (stage->pool) {
-                pool(here, stage->map_h, stage->map_w, l.groups, steps, silence, there);
-                uint32_t *swap = here;
-                here = there;
-                there = swap;
+                pool(desk.here, stage->map_h, stage->map_w, l.groups, steps, desk.silence, desk.there);
+                swap(&desk);
             }
-            l.in = here;
-            l.out = there;
             l.count = stage->counts + (size_t)s * steps;
             l.u = stage->u ? stage->u + states * s : NULL;
             l.v = stage->u ? stage->v + states * s : NULL;
-            l.peak = stage->peak;
-            l.begin = begin;
-            l.items = item;
-            l.windows = window;
-            l.events = event;
-            if (stage->dense)
-                list_events(here, l.in_h * l.in_w, l.groups, l.planes, steps, event, begin);
-            else if (l.mode == LISTS)
-                list_items(here, l.in_h * l.in_w, l.groups, l.planes, steps, item, begin);
-            else if (l.mode == TABLE)
-                windows(&l, window);
-            run_layer(&l, level, stage->dense, scratch);
-            if (stage->spikes) {
-                const int out = l.out_h * l.out_w;
-                unpack(there, steps, stage->outputs, out, stage->spikes + (size_t)s * steps * stage->outputs * out);
-            }
-            uint32_t *swap = here;
-            here = there;
-            there = swap;
+            if (l.state) l.state += out * l.blocks * 2 * LANES * s;
+            l.peak = stage->peak, l.stop = stop;
+            run_layer(&l, stage->dense, level, by_table && i == 0 ? sample : NULL, &desk);
+            if (stage->spikes)
+                unpack(desk.there, steps, stage->outputs, (int)out, stage->spikes + (size_t)s * steps * stage->outputs * out);
+            swap(&desk);
         }
+        if (*stop) failed = 2;
     }
-    free(here), free(there), free(silence), free(begin), free(item), free(window), free(event), free(scratch);
+    fesetround(mode);
+    clear_up(&desk);
     return failed;
 }

@@ -1,37 +1,13 @@
 /* Spikes as bits and as lists; included by cuba.c. */
 
-#define PACKED 64
-
-/* Bytes 0 or 1 [steps][channels] into words [groups][steps], eight at a time. */
-static void pack_flat(const uint8_t *x, int steps, int channels, uint32_t *words)
-{
-    for (int t = 0; t < steps; t++) {
-        const uint8_t *row = x + (size_t)t * channels;
-        for (int from = 0; from < channels; from += 32) {
-            uint32_t word = 0;
-            int c = from;
-            for (; c + 8 <= channels && c < from + 32; c += 8) {
-                uint64_t eight = 0;
-                for (int i = 0; i < 8; i++) eight |= (uint64_t)row[c + i] << (8 * i);
-                word |= (uint32_t)(eight * 0x0102040810204080u >> 56) << (c - from);
-            }
-            for (; c < channels && c < from + 32; c++) word |= (uint32_t)row[c] << (c - from);
-            words[(size_t)(from / 32) * steps + t] = word;
-        }
-    }
-}
-
+#define PACKED 64 /* pixels at a time, few enough that their words stay near */
 /* Payloads [steps][channels][pixels] of one or two bytes into words [pixels][groups][planes][steps]. */
 static void pack(const uint8_t *x, int bytes, int steps, int channels, int pixels, int planes, uint32_t *words)
 {
     const int groups = (channels + 31) / 32;
-    if (pixels == 1 && planes == 1 && bytes == 1) {
-        pack_flat(x, steps, channels, words);
-        return;
-    }
     const size_t per_pixel = (size_t)groups * planes * steps;
     memset(words, 0, per_pixel * pixels * sizeof *words);
-    for (int from = 0; from < pixels; from += PACKED) { /* few enough that their words stay near */
+    for (int from = 0; from < pixels; from += PACKED) {
         const int to = from + PACKED < pixels ? from + PACKED : pixels;
         for (int c = 0; c < channels; c++) {
             for (int p = 0; p < planes; p++) {
@@ -73,34 +49,42 @@ static void pool(const uint32_t *in, int h, int w, int groups, int steps, const 
             }
 }
 
-/* Tables: bits of every row of the window, [in_h][out_w][steps], kw * channels of them, from words of one group and plane. */
+/* Tables: bits of every row of the window, [in_h][steps][out_w], kw * channels of them, from words of one group and plane. */
 static void windows(const layer_t *l, uint8_t *out)
 {
     const int T = l->steps;
+    memset(out, 0, (size_t)l->in_h * T * l->out_w);
     for (int y = 0; y < l->in_h; y++)
-        for (int ox = 0; ox < l->out_w; ox++) {
-            uint8_t *to = out + ((size_t)y * l->out_w + ox) * T;
-            memset(to, 0, T);
-            for (int kx = 0; kx < l->kw; kx++) {
+        for (int kx = 0; kx < l->kw; kx++)
+            for (int ox = 0; ox < l->out_w; ox++) {
                 const int x = ox * l->stride_x - l->pad_x + kx * l->dil_x;
                 if (x < 0 || x >= l->in_w) continue;
                 const uint32_t *word = l->in + ((size_t)y * l->in_w + x) * T;
-                const int shift = kx * l->channels;
-                for (int t = 0; t < T; t++) to[t] |= (uint8_t)(word[t] << shift);
+                uint8_t *to = out + (size_t)y * T * l->out_w + ox;
+                for (int t = 0; t < T; t++) to[(size_t)t * l->out_w] |= (uint8_t)(word[t] << (kx * l->channels));
             }
-        }
 }
 
-static uint64_t bytes_of[256]; /* positions of the bits of a byte, a byte each */
-
-/* Call once, before any thread. */
-void knarr_start(void)
+/* The same from bytes 0 or 1 [steps][channels][in_h][in_w]. */
+static void windows_of_bytes(const layer_t *l, const uint8_t *in, uint8_t *out)
 {
-    for (int i = 0; i < 256; i++) {
-        int n = 0;
-        for (int b = 0; b < 8; b++)
-            if (i >> b & 1) bytes_of[i] |= (uint64_t)b << (8 * n++);
-    }
+    const int step = l->stride_x;
+    memset(out, 0, (size_t)l->in_h * l->steps * l->out_w);
+    for (int y = 0; y < l->in_h; y++)
+        for (int t = 0; t < l->steps; t++)
+            for (int c = 0; c < l->channels; c++) {
+                const uint8_t *row = in + (((size_t)t * l->channels + c) * l->in_h + y) * l->in_w;
+                uint8_t *to = out + ((size_t)y * l->steps + t) * l->out_w;
+                for (int kx = 0; kx < l->kw; kx++) {
+                    const int shift = kx * l->dil_x - l->pad_x, from = shift < 0 ? (-shift + step - 1) / step : 0;
+                    const int last = (l->in_w - 1 - shift) / step, until = l->in_w - 1 < shift ? 0 : last + 1 < l->out_w ? last + 1 : l->out_w;
+                    const uint8_t bit = (uint8_t)(1 << (kx * l->channels + c));
+                    if (step == 1)
+                        for (int ox = from; ox < until; ox++) to[ox] |= (uint8_t)-row[ox + shift] & bit;
+                    else
+                        for (int ox = from; ox < until; ox++) to[ox] |= (uint8_t)-row[ox * step + shift] & bit;
+                }
+            }
 }
 
 /* Lists: rows of weights of what is set, [pixels][steps] of them one after the other; `items` has room for all and 16 more. */
@@ -126,21 +110,54 @@ static size_t list_items(const uint32_t *words, int pixels, int groups, int plan
     return n;
 }
 
-/* Dense: rows of weights of every step and plane; `begin` gets steps * planes + 1 entries. */
-static size_t list_events(const uint32_t *words, int pixels, int groups, int planes, int steps, int32_t *events, uint32_t *begin)
+/* Of all pixels and channels, how many are not 0, per mille; every eighth pixel is looked at. */
+static int activity(const uint32_t *words, int pixels, int channels, int groups, int planes, int steps)
 {
-    size_t n = 0;
-    for (int t = 0; t < steps; t++)
-        for (int p = 0; p < planes; p++) {
-            begin[t * planes + p] = (uint32_t)n;
-            for (int i = 0; i < pixels * groups; i++) {
-                uint32_t word = words[((size_t)i * planes + p) * steps + t];
-                for (; word; word &= word - 1) events[n++] = i * 32 + __builtin_ctz(word);
+    uint64_t set = 0, seen = 0;
+    for (int i = 0; i < pixels; i += 8) {
+        for (int g = 0; g < groups; g++) {
+            const uint32_t *word = words + ((size_t)i * groups + g) * planes * steps;
+            for (int t = 0; t < steps; t++) {
+                uint32_t any = 0;
+                for (int p = 0; p < planes; p++) any |= word[(size_t)p * steps + t];
+                set += (uint64_t)__builtin_popcount(any);
             }
         }
-    begin[steps * planes] = (uint32_t)n;
-    return n;
+        seen += (uint64_t)channels * steps;
+    }
+    return (int)(set * 1000 / seen);
 }
+
+#ifdef X86
+/* Words [pixels][groups][planes][steps] into bytes [pixels][steps][quads * 4]. */
+__attribute__((target("avx2"))) static void expand(
+    const uint32_t *words, int pixels, int groups, int planes, int steps, int quads, uint8_t *out)
+{
+    const __m256i place = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    for (int i = 0; i < pixels; i++)
+        for (int g = 0; g < groups; g++) {
+            const uint32_t *word = words + ((size_t)i * groups + g) * planes * steps;
+            const int many = quads * 4 - g * 32 < 32 ? quads * 4 - g * 32 : 32;
+            for (int t = 0; t < steps; t++) {
+                __m256i sum = _mm256_setzero_si256();
+                for (int p = 0; p < planes; p++) {
+                    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int)word[(size_t)p * steps + t]), place);
+                    const __m256i on = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+                    sum = _mm256_or_si256(sum, _mm256_and_si256(on, _mm256_set1_epi8((char)(1 << p))));
+                }
+                uint8_t *to = out + ((size_t)i * steps + t) * quads * 4 + g * 32;
+                if (many == 32) {
+                    _mm256_storeu_si256((__m256i *)to, sum);
+                } else {
+                    uint8_t all[32];
+                    _mm256_storeu_si256((__m256i *)all, sum);
+                    memcpy(to, all, (size_t)many);
+                }
+            }
+        }
+}
+#endif
 
 /* Words [pixels][groups][steps] into bytes [steps][channels][pixels]. */
 static void unpack(const uint32_t *words, int steps, int channels, int pixels, uint8_t *out)

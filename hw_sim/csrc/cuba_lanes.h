@@ -5,32 +5,37 @@
 
 /* Neurons of one output pixel and block, from their sums of all steps; order and rounding: hw_sim/arithmetic.py.
    All halves go through a step together: one alone would wait for its own results. `narrow` sums are int16, others int32,
-   [steps][LANES]. */
-INLINE void NAME(neurons)(const layer_t *l, int pixel, int block, const void *sums, int narrow, int32_t *peaks)
+   [steps][LANES]. What cannot happen in a layer is left out: `wrap` of u, `biased` v, `top` where v can reach the clip from below. */
+INLINE void NAME(integrate)(
+    const layer_t *l, int pixel, int block, const void *sums, const int narrow, const int wrap, const int biased, const int top)
 {
     const HALF keep_u = SPLAT(l->keep_u), keep_v = SPLAT(l->keep_v), threshold = SPLAT(l->threshold), unit = SPLAT(64.0f * l->unit);
-    const HALF top = SPLAT(8388607.0f), bottom = SPLAT(-8388607.0f);
+    const HALF high = SPLAT(8388607.0f), low = SPLAT(-8388607.0f);
     const float *bias = l->bias + (size_t)block * LANES;
-    const int T = l->steps, may_wrap = l->may_wrap;
+    float *state = l->state ? l->state + ((size_t)pixel * l->blocks + block) * 2 * LANES : NULL;
+    const int T = l->steps;
     const size_t first = ((size_t)pixel * T * l->blocks + block) * LANES, stride = (size_t)l->blocks * LANES;
     uint32_t *out = l->out + ((size_t)pixel * l->blocks + block) * T;
     HALF u[HALVES], v[HALVES];
-    SUM peak[HALVES];
-    for (int h = 0; h < HALVES; h++) u[h] = v[h] = SPLAT(0.0f), peak[h] = SUM_LOAD(peaks + h * WIDTH);
+    for (int h = 0; h < HALVES; h++) {
+        u[h] = state ? LOAD(state + h * WIDTH) : SPLAT(0.0f);
+        v[h] = state ? LOAD(state + LANES + h * WIDTH) : SPLAT(0.0f);
+    }
     for (int t = 0; t < T; t++) {
         uint32_t fired = 0;
         UNROLL for (int h = 0; h < HALVES; h++) {
             const SUM a = narrow ? WIDEN((const int16_t *)sums + t * LANES + h * WIDTH)
                                  : SUM_LOAD((const int32_t *)sums + t * LANES + h * WIDTH);
-            peak[h] = SUM_MAX(peak[h], SUM_ABS(a));
             u[h] = MUL_ADD(TO_FLOAT(a), unit, TRUNCATE(MUL(u[h], keep_u)));
-            if (may_wrap) { /* one wrap; +2^23 itself stays */
+            if (wrap) { /* one wrap; +2^23 itself stays */
                 const MASK over = ABOVE(u[h], SPLAT(8388608.0f)), under = NOT_ABOVE(u[h], SPLAT(-8388608.0f));
                 u[h] = ADD_WHERE(over, u[h], SPLAT(-16777216.0f));
                 u[h] = ADD_WHERE(under, u[h], SPLAT(16777216.0f));
             }
-            v[h] = ADD(ADD(TRUNCATE(MUL(v[h], keep_v)), u[h]), LOAD(bias + h * WIDTH));
-            v[h] = MAX(MIN(v[h], top), bottom);
+            v[h] = ADD(TRUNCATE(MUL(v[h], keep_v)), u[h]);
+            if (biased) v[h] = ADD(v[h], LOAD(bias + h * WIDTH));
+            if (top) v[h] = MIN(v[h], high);
+            v[h] = MAX(v[h], low);
             const MASK fires = ABOVE(v[h], threshold);
             v[h] = ZERO_WHERE(fires, v[h]);
             fired |= BITS(fires) << (h * WIDTH);
@@ -44,7 +49,57 @@ INLINE void NAME(neurons)(const layer_t *l, int pixel, int block, const void *su
         out[t] = fired;
         l->count[t] += __builtin_popcount(fired);
     }
+    if (state) {
+        for (int h = 0; h < HALVES; h++) {
+            STORE(state + h * WIDTH, u[h]);
+            STORE(state + LANES + h * WIDTH, v[h]);
+        }
+    }
+}
+
+/* Largest |sum| so far, anywhere among the lanes of `peaks`. */
+INLINE void NAME(peak)(const int32_t *sums, int steps, int32_t *peaks)
+{
+    SUM peak[HALVES];
+    for (int h = 0; h < HALVES; h++) peak[h] = SUM_LOAD(peaks + h * WIDTH);
+    for (int t = 0; t < steps; t++)
+        UNROLL for (int h = 0; h < HALVES; h++) peak[h] = SUM_MAX(peak[h], SUM_ABS(SUM_LOAD(sums + t * LANES + h * WIDTH)));
     for (int h = 0; h < HALVES; h++) SUM_STORE(peaks + h * WIDTH, peak[h]);
+}
+
+/* The same of int16 sums, none of which is -2^15. */
+INLINE void NAME(peak_narrow)(const int16_t *sums, int steps, int32_t *peaks)
+{
+    int16_t found[LANES];
+    for (int i = 0; i < ACCS; i++) {
+        ACC peak = ACC_ZERO();
+        for (int t = 0; t < steps; t++) peak = ACC_MAX(peak, ACC_ABS(ACC_LOAD(sums + t * LANES + i * (LANES / ACCS))));
+        ACC_STORE(found + i * (LANES / ACCS), peak);
+    }
+    for (int i = 0; i < LANES; i++)
+        if (found[i] > peaks[i]) peaks[i] = found[i];
+}
+
+TARGET __attribute__((noinline)) static void NAME(neurons)(
+    const layer_t *l, int pixel, int block, const void *sums, int narrow, int32_t *peaks)
+{
+#define CASE(n, wrap, biased, top)                                                          \
+    case n:                                                                                 \
+        NAME(integrate)(l, pixel, block, sums, (n) & 8, wrap, biased, top);                 \
+        break;
+#define CASES(n) \
+    CASE(n, 0, 0, 0) CASE(n + 1, 1, 0, 0) CASE(n + 2, 0, 1, 0) CASE(n + 3, 1, 1, 0) CASE(n + 4, 0, 0, 1) CASE(n + 5, 1, 0, 1) \
+    CASE(n + 6, 0, 1, 1) CASE(n + 7, 1, 1, 1)
+    if (narrow)
+        NAME(peak_narrow)(sums, l->steps, peaks);
+    else
+        NAME(peak)(sums, l->steps, peaks);
+    switch (l->may_wrap | l->biased << 1 | l->may_clip << 2 | narrow << 3) {
+        CASES(0)
+        CASES(8)
+    }
+#undef CASES
+#undef CASE
 }
 
 INLINE void NAME(carry)(int32_t *sum, const ACC *acc, int plane)
@@ -64,13 +119,32 @@ INLINE void NAME(add)(ACC *acc, const int16_t *row)
     for (int i = 0; i < ACCS; i++) acc[i] = ACC_ADD(acc[i], row + i * (LANES / ACCS));
 }
 
+/* A row of weights of 8 bits. */
+INLINE void NAME(add_bytes)(ACC *acc, const int8_t *row)
+{
+    for (int i = 0; i < ACCS; i++) acc[i] = ACC_ADD_BYTES(acc[i], row + i * (LANES / ACCS));
+}
+
+/* Bytes 0 or 1 [steps][channels] into words [groups][steps]. */
+TARGET __attribute__((noinline)) static void NAME(pack_flat)(const uint8_t *x, int steps, int channels, uint32_t *words)
+{
+    for (int t = 0; t < steps; t++) {
+        const uint8_t *row = x + (size_t)t * channels;
+        int c = 0;
+        for (; c + 32 <= channels; c += 32) words[(size_t)(c / 32) * steps + t] = WORD_OF(row + c);
+        uint32_t word = 0;
+        for (int i = c; i < channels; i++) word |= (uint32_t)row[i] << (i - c);
+        if (c < channels) words[(size_t)(c / 32) * steps + t] = word;
+    }
+}
+
 /* Sums of one pixel by tables over the bits of a row of the window. */
 INLINE void NAME(by_table)(const layer_t *l, const int16_t *const *rows, const uint8_t *const *index, int taps, int16_t *sums)
 {
     for (int t = 0; t < l->steps; t++) {
         ACC acc[ACCS];
         NAME(clear)(acc);
-        for (int k = 0; k < taps; k++) NAME(add)(acc, rows[k] + (size_t)index[k][t] * LANES);
+        for (int k = 0; k < taps; k++) NAME(add)(acc, rows[k] + (size_t)index[k][(size_t)t * l->out_w] * LANES);
         for (int i = 0; i < ACCS; i++) ACC_STORE(sums + t * LANES + i * (LANES / ACCS), acc[i]);
     }
 }
@@ -123,6 +197,88 @@ INLINE void NAME(by_words)(
     }
 }
 
+#ifdef DOT
+#define WIDE 2 /* registers of outputs at a time: with four steps, all sums and what they need stay in registers */
+/* Sums of one pixel in `many` steps from t, four channels of one output at a time; `carried`: 16 bits do not hold them all. */
+INLINE void NAME(dots)(
+    const layer_t *l, const int8_t *const *weight, const uint8_t *const *from, int taps, int t, int first, const int many, const int carried,
+    int32_t *sums)
+{
+    const int Q = l->quads;
+    ACC acc[4][WIDE];
+    SUM total[4][WIDE];
+    for (int m = 0; m < many; m++)
+        for (int d = 0; d < WIDE; d++) acc[m][d] = ACC_ZERO(), total[m][d] = SUM_ZERO();
+    int used = 0;
+    for (int k = 0; k < taps; k++) {
+        const int8_t *w = weight[k] + first * (LANES * 4 / HALVES);
+        const uint8_t *x = from[k] + (size_t)t * Q * 4;
+        for (int q = 0; q < Q; q++) {
+            ACC four[4];
+            UNROLL for (int m = 0; m < many; m++) four[m] = FOUR(x + ((size_t)m * Q + q) * 4);
+            UNROLL for (int d = 0; d < WIDE; d++) {
+                const ACC row = HELD(ACC_LOAD(w + (size_t)q * LANES * 4 + d * (LANES * 4 / HALVES)));
+                UNROLL for (int m = 0; m < many; m++) acc[m][d] = DOT(acc[m][d], four[m], row);
+            }
+            if (carried && ++used == l->dot_flush) {
+                for (int m = 0; m < many; m++)
+                    for (int d = 0; d < WIDE; d++) total[m][d] = SUM_ADD(total[m][d], DOT_SUM(acc[m][d])), acc[m][d] = ACC_ZERO();
+                used = 0;
+            }
+        }
+    }
+    for (int m = 0; m < many; m++)
+        for (int d = 0; d < WIDE; d++)
+            SUM_STORE(sums + (t + m) * LANES + (first + d) * WIDTH, carried ? SUM_ADD(total[m][d], DOT_SUM(acc[m][d])) : DOT_SUM(acc[m][d]));
+}
+
+INLINE void NAME(by_dots)(
+    const layer_t *l, const int8_t *const *weight, const uint8_t *const *from, int taps, const int carried, int32_t *sums)
+{
+    for (int first = 0; first < HALVES; first += WIDE) {
+        int t = 0;
+        for (; t + 4 <= l->steps; t += 4) NAME(dots)(l, weight, from, taps, t, first, 4, carried, sums);
+        for (; t < l->steps; t++) NAME(dots)(l, weight, from, taps, t, first, 1, carried, sums);
+    }
+}
+
+/* All outputs (a dense layer is one pixel that sees all) by dot products. */
+TARGET __attribute__((noinline)) static void NAME(dotted)(const layer_t *l, int dense, int32_t *sums)
+{
+    const int high = dense ? 1 : l->out_h, wide = dense ? 1 : l->out_w, kh = dense ? l->in_h : l->kh, kw = dense ? l->in_w : l->kw;
+    const size_t per_tap = (size_t)l->quads * 4 * LANES, per_pixel = (size_t)l->steps * l->quads * 4;
+    const int8_t *weight[MAX_TAPS];
+    const uint8_t *from[MAX_TAPS];
+    int32_t peaks[LANES] = {0};
+    for (int block = 0; block < l->blocks; block++) {
+        const int8_t *first = l->dot + per_tap * kh * kw * block;
+        for (int oy = 0; oy < high && !*l->stop; oy++) {
+            for (int ox = 0; ox < wide; ox++) {
+                int taps = 0;
+                for (int ky = 0; ky < kh; ky++) {
+                    const int y = oy * l->stride_y - l->pad_y + ky * l->dil_y;
+                    if (y < 0 || y >= l->in_h) continue;
+                    for (int kx = 0; kx < kw; kx++) {
+                        const int x = ox * l->stride_x - l->pad_x + kx * l->dil_x;
+                        if (x < 0 || x >= l->in_w) continue;
+                        from[taps] = l->bytes + ((size_t)y * l->in_w + x) * per_pixel;
+                        weight[taps++] = first + per_tap * (ky * kw + kx);
+                    }
+                }
+                if (l->dot_flush)
+                    NAME(by_dots)(l, weight, from, taps, 1, sums);
+                else
+                    NAME(by_dots)(l, weight, from, taps, 0, sums);
+                NAME(neurons)(l, oy * wide + ox, block, sums, 0, peaks);
+            }
+        }
+    }
+    for (int i = 0; i < LANES; i++)
+        if (peaks[i] > *l->peak) *l->peak = peaks[i];
+}
+#undef WIDE
+#endif
+
 TARGET __attribute__((noinline)) static void NAME(conv)(const layer_t *l, void *scratch)
 {
     const int T = l->steps, P = l->planes, G = l->groups;
@@ -135,14 +291,14 @@ TARGET __attribute__((noinline)) static void NAME(conv)(const layer_t *l, void *
     const size_t per_block = per_tap * (l->mode == TABLE ? l->kh : l->kh * l->kw);
     for (int block = 0; block < l->blocks; block++) {
         const int16_t *weight = l->weight + per_block * block;
-        for (int oy = l->row0; oy < l->row1; oy++) {
+        for (int oy = 0; oy < l->out_h && !*l->stop; oy++) {
             for (int ox = 0; ox < l->out_w; ox++) {
                 int taps = 0;
                 for (int ky = 0; ky < l->kh; ky++) {
                     const int y = oy * l->stride_y - l->pad_y + ky * l->dil_y;
                     if (y < 0 || y >= l->in_h) continue;
                     if (l->mode == TABLE) {
-                        from[taps] = l->windows + ((size_t)y * l->out_w + ox) * T;
+                        from[taps] = l->windows + (size_t)y * T * l->out_w + ox;
                         rows[taps++] = weight + per_tap * ky;
                         continue;
                     }
@@ -169,29 +325,60 @@ TARGET __attribute__((noinline)) static void NAME(conv)(const layer_t *l, void *
         if (peaks[i] > *l->peak) *l->peak = peaks[i];
 }
 
-/* One output pixel: what arrives in every step is listed once for all blocks, row0..row1 of them. */
-TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int32_t *sums)
+/* Dense: rows of weights of every step and plane; `begin` gets steps * planes + 1 entries. Returns the most of one. */
+TARGET __attribute__((noinline)) static uint32_t NAME(list_events)(const layer_t *l, const uint32_t *words, int32_t *events, uint32_t *begin)
+{
+    const int T = l->steps, P = l->planes, many = l->in_h * l->in_w * l->groups;
+    uint32_t n = 0, most = 0;
+    for (int t = 0; t < T; t++)
+        for (int p = 0; p < P; p++) {
+            const uint32_t from = begin[t * P + p] = n;
+            for (int i = 0; i < many; i++) {
+                const uint32_t word = words[((size_t)i * P + p) * T + t];
+                if (!word) continue;
+                for (int b = 0; b < 4; b++) {
+                    const unsigned byte = word >> (8 * b) & 255;
+                    SPREAD_EIGHT(events + n, &bytes_of[byte], i * 32 + 8 * b);
+                    n += __builtin_popcount(byte);
+                }
+            }
+            most = n - from > most ? n - from : most;
+        }
+    begin[T * P] = n;
+    return most;
+}
+
+/* One output pixel: what arrives in every step is listed once for all blocks. */
+TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int narrow, int32_t *sums)
 {
     const int T = l->steps, P = l->planes;
     const size_t per_block = (size_t)l->in_h * l->in_w * l->groups * 32 * LANES;
     int32_t peaks[LANES] = {0};
-    for (int block = l->row0; block < l->row1; block++) {
-        const int16_t *weight = l->weight + per_block * block;
-        memset(sums, 0, sizeof *sums * T * LANES);
+    for (int block = 0; block < l->blocks && !*l->stop; block++) {
+        const int16_t *weight = l->weight + (l->narrow_weight ? 0 : per_block * block);
+        const int8_t *bytes = (const int8_t *)l->weight + per_block * block;
+        if (!narrow) memset(sums, 0, sizeof *sums * T * LANES);
         for (int t = 0; t < T; t++) {
             for (int p = 0; p < P; p++) {
                 uint32_t at = l->begin[t * P + p];
                 const uint32_t end = l->begin[t * P + p + 1];
-                while (at < end) {
+                do {
                     const uint32_t until = end - at > (uint32_t)l->flush ? at + l->flush : end;
                     ACC acc[ACCS];
                     NAME(clear)(acc);
-                    for (; at < until; at++) NAME(add)(acc, weight + (size_t)l->events[at] * LANES);
-                    NAME(carry)(sums + t * LANES, acc, p);
-                }
+                    if (l->narrow_weight)
+                        for (; at < until; at++) NAME(add_bytes)(acc, bytes + (size_t)l->events[at] * LANES);
+                    else
+                        for (; at < until; at++) NAME(add)(acc, weight + (size_t)l->events[at] * LANES);
+                    if (narrow) {
+                        for (int i = 0; i < ACCS; i++) ACC_STORE((int16_t *)sums + t * LANES + i * (LANES / ACCS), acc[i]);
+                    } else {
+                        NAME(carry)(sums + t * LANES, acc, p);
+                    }
+                } while (at < end);
             }
         }
-        NAME(neurons)(l, 0, block, sums, 0, peaks);
+        NAME(neurons)(l, 0, block, sums, narrow, peaks);
     }
     for (int i = 0; i < LANES; i++)
         if (peaks[i] > *l->peak) *l->peak = peaks[i];
