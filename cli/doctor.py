@@ -17,7 +17,7 @@ from rich.table import Table
 
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
 from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout, compare, simulate
-from knarr.hw_sim.fast import cores
+from knarr.hw_sim.engine import cores
 from knarr.hw_sim.native import LEVELS, load
 
 LAVA_LIMIT_S = 120.0

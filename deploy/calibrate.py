@@ -16,8 +16,8 @@ from knarr.deploy.lowering_report import decide_behind, describe, measure, send,
 from knarr.deploy.scale_search import from_spikes, from_weights
 from knarr.export import ExportError, step_nir
 from knarr.hw_sim import ChipError, InputCoding, Readout
+from knarr.hw_sim.inputs import check_inputs
 from knarr.hw_sim.layers import Layer
-from knarr.hw_sim.simulate import check_inputs
 
 Labels = npt.NDArray[np.integer[Any]]
 

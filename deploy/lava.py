@@ -21,7 +21,8 @@ from knarr.deploy.netx_read import read_net
 from knarr.deploy.process_group import kill_group
 from knarr.deploy.rules import check
 from knarr.hw_sim import Recording
-from knarr.hw_sim.simulate import RECORDABLE, check_inputs
+from knarr.hw_sim.inputs import check_inputs
+from knarr.hw_sim.recording import RECORDABLE
 
 IMPORT_ALLOWANCE_S = 120.0
 STEP_ALLOWANCE_S = 1.0

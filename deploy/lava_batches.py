@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from knarr.hw_sim import ChipNetwork, Conv, Dense, Recording, Recurrent
 from knarr.hw_sim.layers import Layer
-from knarr.hw_sim.simulate import INPUT_LAYER
+from knarr.hw_sim.recording import INPUT_LAYER
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -62,7 +62,7 @@ class Job:
             size += 1
         return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
 
-    def write(self, folder: Path, events: npt.NDArray[np.int64]) -> None:
+    def write(self, folder: Path, events: npt.NDArray[np.integer[Any]]) -> None:
         """job.json and inputs.npy; events are (samples, timesteps, *features)."""
         job = {
             "net": str(self.net.resolve()),
@@ -75,7 +75,8 @@ class Job:
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         # netx feeds a first dense layer a vector
         flat = not self.driven and not isinstance(self.network.layers[0], Conv)
-        np.save(folder / "inputs.npy", events.reshape(*events.shape[:2], -1) if flat else events)
+        ordered = events.reshape(*events.shape[:2], -1) if flat else events
+        np.save(folder / "inputs.npy", ordered.astype(np.int64))
 
 
 def read_result(folder: Path) -> Arrays:

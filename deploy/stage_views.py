@@ -15,7 +15,7 @@ from knarr.export import ExportError, Trace, step_nir
 from knarr.export.topology import inline, topology
 from knarr.hw_sim import ChipNetwork, Neuron, Recording
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT, decay
-from knarr.hw_sim.simulate import INPUT_LAYER
+from knarr.hw_sim.recording import INPUT_LAYER
 
 Array = npt.NDArray[Any]
 At = tuple[int, ...]

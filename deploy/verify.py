@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isclose, prod
 from pathlib import Path
+from typing import Any
 
 import nir
 import norse.torch as snn
@@ -21,7 +22,8 @@ from knarr.deploy.verification import Verification
 from knarr.export import graph_hash, step_nir, to_nir, trace_module
 from knarr.export.shapes import graph_input_shape
 from knarr.hw_sim import ChipNetwork, simulate
-from knarr.hw_sim.simulate import RECORDABLE, check_inputs
+from knarr.hw_sim.inputs import check_inputs
+from knarr.hw_sim.recording import RECORDABLE
 
 Progress = Callable[[int, int], None]
 
@@ -155,7 +157,7 @@ def verify_network(
 def _run_chip(
     path: Path,
     network: ChipNetwork,
-    events: npt.NDArray[np.int64],
+    events: npt.NDArray[np.integer[Any]],
     timeout_s: float | None,
     progress: Progress | None,
 ) -> tuple[ChipView, ChipView]:

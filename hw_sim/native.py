@@ -12,6 +12,8 @@ _P, _I, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 WORDS, LISTS, TABLE = 0, 1, 2
 LANES = 32
 MAX_TAPS, MAX_LIST = 1024, 16384
+MAX_SUM = 2**17
+"""States are exact in float32 while 64 * |sum| stays within 2**23."""
 LEVELS = ("portable vectors", "AVX2", "AVX-512")
 
 

@@ -16,6 +16,9 @@ import numpy.typing as npt
 from knarr.hw_sim.errors import ChipError
 
 FORMAT = 1
+RECORDABLE = ("output", "spikes", "v", "u")
+INPUT_LAYER = "input"
+"""Name under which the spikes and voltages of an input layer with neurons are recorded."""
 
 
 @dataclass(frozen=True, eq=False)

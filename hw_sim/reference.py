@@ -6,6 +6,8 @@ per layer, which is only a shift when state is reset layer by layer (`knarr.depl
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from knarr.hw_sim.arithmetic import Int64, step, wrap_synapse
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.layers import Conv, Dense, Layer, Neuron, Recurrent
+
+Spikes = npt.NDArray[np.bool_]
+WINDOW_BYTES = 2**26
+"""Of a convolution's windows, which are laid out at once."""
 
 
 def synaptic_sum(layer: Layer, events: npt.NDArray[np.integer[Any]]) -> Int64:
@@ -29,7 +35,10 @@ def synaptic_sum(layer: Layer, events: npt.NDArray[np.integer[Any]]) -> Int64:
     """
     frames = events.shape[0]
     if isinstance(layer, Conv):
-        return wrap_synapse(_convolve(layer, events))
+        per_frame = 8 * prod(layer.output_shape[1:]) * prod(layer.weight_int.shape[1:])
+        at_once = max(1, WINDOW_BYTES // per_frame)
+        parts = [_convolve(layer, events[at : at + at_once]) for at in range(0, frames, at_once)]
+        return wrap_synapse(np.concatenate(parts))
     return _exact_matmul(events.reshape(frames, -1), layer.weight_int.T, layer.name)
 
 
@@ -71,66 +80,87 @@ def delayed_sums(layer: Dense, events: npt.NDArray[np.integer[Any]]) -> Int64:
 
     Args:
         layer: with `delay_int`.
-        events: (timesteps, features) integers.
+        events: (samples, timesteps, features) integers.
 
     Returns:
-        (timesteps, out) int64.
+        (samples, timesteps, out) int64.
     """
     assert layer.delay_int is not None  # the caller looked
-    events = events.reshape(len(events), -1)
-    sums = np.zeros((len(events), len(layer.weight_int)), dtype=np.int64)
-    for delay in np.unique(layer.delay_int[layer.delay_int < len(events)]):
+    samples, steps, features = events.shape
+    sums = np.zeros((samples, steps, len(layer.weight_int)), dtype=np.int64)
+    for delay in np.unique(layer.delay_int[layer.delay_int < steps]):
         weight = np.where(layer.delay_int == delay, layer.weight_int, 0)
-        sums[delay:] += _exact_matmul(events[: len(events) - delay], weight.T, layer.name)
+        sent = events[:, : steps - delay]
+        arriving = _exact_matmul(sent.reshape(-1, features), weight.T, layer.name)
+        sums[:, delay:] += arriving.reshape(samples, steps - delay, -1)
     return sums
 
 
+@dataclass
+class LayerState:
+    """What a layer remembers between two time steps; zeros at rest.
+
+    Args:
+        u, v: (samples, *features) int64 registers.
+        back: (samples, features) sums that its own last spikes deliver in the next step; of recurrent layers.
+        sent: (samples, longest delay, features) what arrived last; of layers with delays.
+    """
+
+    u: Int64
+    v: Int64
+    back: Int64
+    sent: npt.NDArray[np.integer[Any]]
+
+
+def at_rest(layer: Layer, samples: int) -> LayerState:
+    """No current, no voltage, nothing under way."""
+    zeros = np.zeros((samples, *layer.output_shape), dtype=np.int64)
+    delayed = isinstance(layer, Dense) and layer.delay_int is not None
+    longest = int(layer.delay_int.max()) if delayed else 0  # type: ignore[union-attr]
+    sent = np.zeros((samples, longest, layer.in_features if longest else 0), dtype=np.uint8)  # type: ignore[union-attr]
+    return LayerState(zeros, zeros, np.zeros_like(zeros), sent)
+
+
 def run_neurons(
-    neuron: Neuron,
-    sums: Int64,
-    bias: Int64 | int,
-    *,
-    feedback: npt.NDArray[np.int32] | None = None,
-    name: str = "",
-) -> tuple[npt.NDArray[np.bool_], Int64, Int64, int]:
-    """All steps of one sample, from rest.
+    neuron: Neuron, sums: Int64, bias: Int64 | int, state: LayerState, recurrent: Recurrent | None = None
+) -> tuple[Spikes, Int64, Int64, int]:
+    """All steps of neurons; `state` is moved on.
 
     Args:
         neuron: the registers.
-        sums: (timesteps, *features) what the synapses deliver.
-        bias: bias mantissas, broadcast against one step, or (timesteps, *features) of their own.
-        feedback: (features, features) weights of the layer's own spikes of the step before, or None.
-        name: for messages.
+        sums: (samples, timesteps, *features) what the synapses deliver.
+        bias: bias mantissas, broadcast against one step, or (samples, timesteps, *features) of their own.
+        state: before the first step, then after the last.
+        recurrent: layer whose own spikes of the step before arrive too, or None.
 
     Returns:
-        (spikes, u, v, peak): (timesteps, *features) each, v after reset; peak is the largest |sum|, feedback included.
+        (spikes, u, v, peak): (samples, timesteps, *features) each, v after reset; peak is the largest |sum|, feedback
+        included.
     """
     spikes = np.empty(sums.shape, dtype=np.bool_)
     currents, voltages = np.empty(sums.shape, dtype=np.int64), np.empty(sums.shape, dtype=np.int64)
-    u, v = np.zeros(sums.shape[1:], dtype=np.int64), np.zeros(sums.shape[1:], dtype=np.int64)
     per_step = isinstance(bias, np.ndarray) and bias.ndim == sums.ndim
-    back = np.zeros(sums.shape[1:], dtype=np.int64)
     peak = 0
-    for t in range(len(sums)):
-        arriving = sums[t] + back
+    for t in range(sums.shape[1]):
+        arriving = sums[:, t] + state.back
         peak = max(peak, int(np.abs(arriving).max(initial=0)))
-        u, v, spike = step(u, v, arriving, bias[t] if per_step else bias, neuron)  # type: ignore[index]
-        spikes[t], currents[t], voltages[t] = spike, u, v
-        if feedback is not None:
-            back = _exact_matmul(spike[None].astype(np.int64), feedback.T, name)[0]
+        now = bias[:, t] if per_step else bias  # type: ignore[index]
+        state.u, state.v, spike = step(state.u, state.v, arriving, now, neuron)
+        spikes[:, t], currents[:, t], voltages[:, t] = spike, state.u, state.v
+        if recurrent is not None:
+            state.back = _exact_matmul(spike.astype(np.int64), recurrent.recurrent_int.T, recurrent.name)
     return spikes, currents, voltages, peak
 
 
 def run_layer(
-    layer: Layer, events: npt.NDArray[np.integer[Any]], *, reset: bool
-) -> tuple[npt.NDArray[np.bool_], Int64, Int64, int]:
-    """All time steps of one layer.
+    layer: Layer, events: npt.NDArray[np.integer[Any]], state: LayerState
+) -> tuple[Spikes, Int64, Int64, int]:
+    """All time steps of one layer; `state` is moved on.
 
     Args:
         layer: Dense, Recurrent or Conv.
         events: (samples, timesteps, *input features) integers.
-        reset: every sample starts at rest: u = v = 0, nothing under way in delays and loops; otherwise samples follow
-            each other in time.
+        state: `at_rest` before the first step of samples, what it became otherwise.
 
     Returns:
         (spikes, u, v, peak): (samples, timesteps, *output features) each, v after the reset of neurons that fired; peak
@@ -138,17 +168,15 @@ def run_layer(
     """
     samples, timesteps = events.shape[:2]
     shape = layer.output_shape
-    runs = events if reset else events.reshape(1, samples * timesteps, *events.shape[2:])
     bias: Int64 | int = 0
     if layer.bias_int is not None:
         bias = layer.bias_int.astype(np.int64).reshape(-1, *[1] * (len(shape) - 1))
-    feedback = layer.recurrent_int if isinstance(layer, Recurrent) else None
-    parts = []
-    for run in runs:
-        delayed = isinstance(layer, Dense) and layer.delay_int is not None
-        sums = delayed_sums(layer, run) if delayed else synaptic_sum(layer, run)  # type: ignore[arg-type]
-        parts.append(run_neurons(layer.neuron, sums, bias, feedback=feedback, name=layer.name))
-    spikes, u, v = (
-        np.stack([part[i] for part in parts]).reshape(samples, timesteps, *shape) for i in range(3)
-    )
-    return spikes, u, v, max(part[3] for part in parts)
+    if isinstance(layer, Dense) and layer.delay_int is not None:
+        before = state.sent.shape[1]
+        flow = np.concatenate([state.sent, events.reshape(samples, timesteps, -1)], axis=1)
+        state.sent = flow[:, flow.shape[1] - before :]
+        sums = delayed_sums(layer, flow)[:, before:]
+    else:
+        sums = synaptic_sum(layer, events.reshape(-1, *events.shape[2:]))
+    recurrent = layer if isinstance(layer, Recurrent) else None
+    return run_neurons(layer.neuron, sums.reshape(samples, timesteps, *shape), bias, state, recurrent)

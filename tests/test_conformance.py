@@ -28,7 +28,7 @@ from knarr.hw_sim import (
     simulate,
 )
 from knarr.hw_sim.layers import Layer
-from knarr.hw_sim.simulate import INPUT_LAYER
+from knarr.hw_sim.recording import INPUT_LAYER
 
 NETWORKS = int(os.environ.get("KNARR_CONFORMANCE", "3"))
 ALL = ("output", "spikes", "v", "u")

@@ -1,10 +1,9 @@
-"""The fast engine gives the integers of the reference engine, whatever the network and the input."""
+"""The fast engines give the integers of the reference engine, whatever the network and the input."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,21 @@ from knarr.hw_sim import (
     Readout,
     Recording,
     Recurrent,
+    blocks,
     compare,
+    engines,
+    fast,
+    fast_layer,
     simulate,
 )
-from knarr.hw_sim import fast as fast_engine
-from knarr.hw_sim.fast import plans, run_chain
+from knarr.hw_sim.blocks import plans
+from knarr.hw_sim.engine import Wanted
+from knarr.hw_sim.fast import FastEngine
 from knarr.hw_sim.fast_layer import FastLayer
 from knarr.hw_sim.layers import Layer
 from knarr.hw_sim.native import LISTS, TABLE, WORDS, Kernel, load
+from knarr.hw_sim.self_test import differs
+from knarr.hw_sim.torch_engine import TorchEngine, TorchLayer
 
 NETWORKS = 2000 if "KNARR_CONFORMANCE" in os.environ else 600
 ALL = ("output", "spikes", "u", "v")
@@ -137,48 +143,101 @@ def same(one: Recording, other: Recording) -> list[str]:
 
 
 @needs_kernel
-@pytest.mark.parametrize("part", range(4))
-def test_every_integer_of_random_networks(part: int) -> None:
-    fired = taken = left = wrapped = 0
+@pytest.mark.parametrize(("part", "dots_above"), [(0, None), (1, -1), (2, 1000), (3, None)])
+def test_every_integer_of_random_networks(
+    part: int, dots_above: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dots_above is not None:  # dot products wherever they can, or nowhere
+        monkeypatch.setattr(fast_layer, "CONV_DOTS_ABOVE", dots_above)
+        monkeypatch.setattr(fast_layer, "DENSE_DOTS_ABOVE", dots_above)
+    fired = taken = left = wrapped = dots = 0
     modes: set[tuple[str, int, bool]] = set()
     for seed in range(part, NETWORKS, 4):
         network, inputs = draw(seed)
+        reset = seed % 5 > 0
         try:
-            wanted = simulate(network, inputs, record=ALL, engine="reference", reset=seed % 5 > 0)
+            wanted = simulate(network, inputs, record=ALL, engine="reference", reset=reset)
         except ChipError:  # sums beyond 2**53
             continue
-        threads = 1 + seed % 2
-        got = simulate(network, inputs, record=ALL, engine="fast", threads=threads, reset=seed % 5 > 0)
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", (2**28, 3000)[seed % 3 == 0])
+        got = simulate(network, inputs, record=ALL, engine="fast", threads=1 + seed % 2, reset=reset)
         assert same(wanted, got) == [], seed
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
         wrapped += any(np.abs(u).max() > 2**22 for u in wanted.u.values())
-        for found in plans(network):
+        for found in plans(network, engines.choose("fast")):
             if isinstance(found, FastLayer):
-                modes.add((type(found.layer).__name__, found.mode, found.pooled))
+                modes.add((type(found.layer).__name__, found.mode, found.view.pooled))
                 taken += 1
+                dots += found.dot is not None
             else:
                 left += 1
     assert fired > 10_000
     assert wrapped > NETWORKS / 100
     assert taken > 3 * left
+    assert dots > taken / 4
     assert {("Conv", TABLE, False), ("Conv", LISTS, False), ("Conv", LISTS, True), ("Conv", WORDS, False), ("Dense", WORDS, True)} <= modes  # fmt: skip
+
+
+def test_the_torch_engine_on_random_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    fired = taken = left = pooled = 0
+    for seed in range(0, NETWORKS, 1 if NETWORKS == 2000 else 4):
+        network, inputs = draw(seed)
+        reset = seed % 5 > 0
+        try:
+            wanted = simulate(network, inputs, record=ALL, engine="reference", reset=reset)
+        except ChipError:  # sums beyond 2**53
+            continue
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", (2**28, 3000)[seed % 3 == 0])
+        assert same(wanted, simulate(network, inputs, record=ALL, engine="torch", reset=reset)) == [], seed
+        fired += sum(int(z.sum()) for z in wanted.spikes.values())
+        for found in plans(network, engines.choose("torch")):
+            taken, left = taken + isinstance(found, TorchLayer), left + isinstance(found, str)
+            pooled += isinstance(found, TorchLayer) and found.view.pooled
+    assert fired > 10_000
+    assert taken > 3 * left
+    assert pooled > NETWORKS / 50
+
+
+def test_the_path_of_devices_on_the_cpu() -> None:
+    """Unfolded products and torch's integer neurons, as on CUDA, where torch runs anywhere."""
+    engine = TorchEngine("cpu:0")
+    assert engine.device != "cpu"  # which is what the engine asks
+    assert differs(engine) == ""
+    fired = 0
+    for seed in range(60):
+        network, inputs = draw(seed)
+        chain = plans(network, engine)
+        if any(isinstance(found, str) for found in chain):
+            continue
+        wanted = simulate(network, inputs, record=ALL, engine="reference")
+        ran = engine.run(chain, inputs, network.input.bits, [Wanted(True, True)] * len(chain), [None] * len(chain), 1, carry=False)  # fmt: skip
+        if ran is None:
+            continue
+        for one, got in zip(network.layers, ran, strict=True):
+            for name in ("spikes", "u", "v"):
+                assert np.array_equal(getattr(got, name), getattr(wanted, name)[one.name]), (seed, name)
+            assert np.array_equal(got.counts, wanted.event_counts[one.name])
+            fired += int(got.counts.sum())
+    assert fired > 1000
 
 
 @needs_kernel
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_every_instruction_set_gives_the_same(level: int) -> None:
+def test_every_instruction_set_gives_the_same(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(kernel, Kernel)
     if level > kernel.level:
         # It would fault; the levels below are compared here, this one where there are such processors.
         pytest.skip("this processor has no such instructions")
+    engine = FastEngine(kernel, level)
+    assert differs(engine) == ""
+    monkeypatch.setattr(blocks, "_PLANS", {})
     compared = 0
     for seed in range(120):
         network, inputs = draw(seed)
-        chain = plans(network)
-        layers = [found for found in chain if isinstance(found, FastLayer)]
-        if len(layers) < len(chain):
+        chain = plans(network, engine)
+        if any(isinstance(found, str) for found in chain):
             continue
-        ran = run_chain(kernel, layers, inputs, network.input.bits, lambda _: (True, True), 1, level)
+        ran = engine.run(chain, inputs, network.input.bits, [Wanted(True, True)] * len(chain), [None] * len(chain), 1, carry=False)  # fmt: skip
         if ran is None:
             continue
         wanted = simulate(network, inputs, record=ALL, engine="reference")
@@ -200,16 +259,49 @@ def test_sums_too_large_for_the_kernel_go_to_the_reference(monkeypatch: pytest.M
     wanted = simulate(network, inputs, record=ALL, engine="reference")
     assert wanted.peak_sum["d"] == 270_000 > 2**17
     assert same(wanted, simulate(network, inputs, record=ALL, engine="fast")) == []
-    monkeypatch.setattr(fast_engine, "MAX_SUM", 2**30)
+    monkeypatch.setattr(fast, "MAX_SUM", 2**30)
     assert same(wanted, simulate(network, inputs, record=ALL, engine="fast")) != []  # which is why
+
+
+@needs_kernel
+def test_an_engine_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instructions that give other integers on some processor are left for lesser ones, and the engine for torch."""
+    assert isinstance(kernel, Kernel)
+    right = FastEngine.run
+
+    def wrong_above(limit: int) -> Any:
+        def run(self: FastEngine, *arguments: Any, **options: Any) -> Any:
+            ran = right(self, *arguments, **options)
+            if self.level > limit and ran is not None and ran[0].u is not None:
+                ran[0].u = ran[0].u + 1
+            return ran
+
+        return run
+
+    for limit, level in ((kernel.level, kernel.level), (0, 0), (-1, None)):
+        monkeypatch.setattr(FastEngine, "run", wrong_above(limit))
+        engines._fast.cache_clear()
+        found = engines._fast()
+        assert getattr(found, "level", None) == level
+    assert (
+        engines._fast()
+        == "it differs from the reference here: u of layer 'dense' at activity 0.05; report it"
+    )
+    assert engines.choose("auto").name == "torch"
+    engines._fast.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "gpu"}, "engine: 'gpu' does not exist, choose auto, fast or reference"),
-        ({"threads": 0}, "threads: 0, needs at least 1"),
+        ({"engine": "gpu"}, "engine: 'gpu' does not exist, choose auto, fast, torch, reference"),
+        ({"threads": 0}, "threads: 0, needs a whole number from 1"),
+        ({"threads": 1.5}, "threads: 1.5, needs a whole number from 1"),
         ({"engine": "reference", "threads": 2}, "the reference engine has 1"),
+        ({"record": "spikes"}, "record: 'spikes' is a word, needs a list"),
+        ({"record": ["weights"]}, "record: unknown .'weights'., choose from"),
+        ({"timesteps": -1}, "timesteps: -1, needs a whole number from 1"),
+        ({"timesteps": 2.0}, "timesteps: 2.0, needs a whole number from 1"),
     ],
 )
 def test_options_that_do_not_exist(options: dict[str, Any], message: str) -> None:
@@ -218,11 +310,13 @@ def test_options_that_do_not_exist(options: dict[str, Any], message: str) -> Non
         simulate(network, inputs, **options)
 
 
-def test_without_a_kernel_auto_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package's name for the function hides the module.
-    module = sys.modules["knarr.hw_sim.simulate"]
-    monkeypatch.setattr(module, "load", lambda: "not built; a C compiler (cc) at install makes it")
+def test_without_a_kernel_auto_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_fast", lambda: "not built; a C compiler (cc) at install makes it")
     network, inputs = draw(3)
-    assert simulate(network, inputs).engine == "reference"
+    assert simulate(network, inputs).engine == "torch"
     with pytest.raises(ChipError, match="engine: no compiled kernel, not built; a C compiler"):
         simulate(network, inputs, engine="fast")
+    monkeypatch.setattr(engines, "torch_engine", lambda: "numba not installed")
+    assert simulate(network, inputs).engine == "reference"
+    with pytest.raises(ChipError, match="engine: torch does not run here, numba not installed"):
+        simulate(network, inputs, engine="torch")

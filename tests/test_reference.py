@@ -385,9 +385,9 @@ def test_graded_range_ends_at_its_bits() -> None:
         ),
         ({"engine": "quantum"}, "engine: 'quantum' does not exist, choose"),
         ({"threads": 2}, "threads: 2 asked for"),
-        ({"threads": 0}, "threads: 0, needs at least 1"),
+        ({"threads": 0}, "threads: 0, needs a whole number from 1"),
         ({"timesteps": 3}, "timesteps: 3 asked for, the inputs have 2"),
-        ({"timesteps": 0}, "timesteps: 0 asked for, the inputs have 2"),
+        ({"timesteps": 0}, "timesteps: 0, needs a whole number from 1"),
     ],
 )
 def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from knarr.deploy import DeployError, check, lava_python, read_net, run_on_lava, write_net
 from knarr.hw_sim import Conv, Dense, Recurrent, compare, simulate
-from knarr.hw_sim.simulate import INPUT_LAYER
+from knarr.hw_sim.recording import INPUT_LAYER
 
 EXPORT = Path(__file__).with_name("slayer_export.py")
 ALL = ("output", "spikes", "v", "u")

@@ -1,0 +1,294 @@
+"""The torch engine: synapses as float matrix products that are exact, on the CPU without a compiler or on a CUDA device.
+
+A product of integers in floats is exact in whatever order it is summed as long as no partial sum passes 2**24 (float32) or
+2**53 (float64), which the weights and the largest payload bound. That leaves out what rounds on the way: TF32 is switched
+off, and on a device convolutions are unfolded into matrix products, since cuDNN may take Winograd's algorithm, whose
+intermediate values are no integers. Channels come last in memory, which is several times faster where they are few.
+Neurons are integers: numba on the CPU (float64 that holds them), torch on a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from knarr.hw_sim.arithmetic import STATE_MAX
+from knarr.hw_sim.engine import Events, Ran, Wanted
+from knarr.hw_sim.layers import DECAY_UNITY, Layer, Neuron
+from knarr.hw_sim.native import MAX_SUM
+from knarr.hw_sim.synapse_view import SynapseView, synapse_view
+
+if TYPE_CHECKING:
+    import torch
+
+FLOAT32_EXACT, FLOAT64_EXACT = 2**24, 2**53
+MAX_BIAS = 2**23
+SUM_BYTES = 2**23
+"""Of the sums at hand: they stay in the cache between product and neurons."""
+DEVICE_SUM_BYTES = 2**28
+
+
+@dataclass(frozen=True, eq=False)
+class TorchLayer:
+    """A layer: its view, weights on the device, and bias mantissas or None."""
+
+    view: SynapseView
+    weight: torch.Tensor
+    bias: npt.NDArray[np.int64]
+
+
+@dataclass
+class _State:
+    """u and v of (samples, features), float64 on the CPU, int32 on a device."""
+
+    u: Any
+    v: Any
+
+
+class TorchEngine:
+    """See the module.
+
+    Args:
+        device: where.
+    """
+
+    name = "torch"
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> TorchLayer | str:
+        """See `Engine.lay_out`."""
+        import torch
+
+        view = synapse_view(layer, entering, bits)
+        if isinstance(view, str):
+            return view
+        bias = (
+            np.zeros(len(view.weight), np.int64)
+            if layer.bias_int is None
+            else layer.bias_int.astype(np.int64)
+        )
+        largest = view.bound * view.unit
+        if largest >= FLOAT64_EXACT or int(np.abs(bias).max()) >= MAX_BIAS:
+            return f"sums up to {largest} or its biases need more bits"
+        exact = torch.float32 if view.bound < FLOAT32_EXACT else torch.float64
+        weight = torch.tensor(view.weight, dtype=exact, device=self.device)
+        if view.dense:
+            weight = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+        elif self.device == "cpu":
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return TorchLayer(view, weight, bias)
+
+    def bytes_per_step(self, laid_out: TorchLayer) -> int:
+        """Events as floats."""
+        return 8 * prod(laid_out.view.entering)
+
+    def run(
+        self,
+        chain: list[Any],
+        events: Events,
+        bits: int,
+        wanted: list[Wanted],
+        states: list[Any],
+        threads: int,
+        *,
+        carry: bool,
+    ) -> list[Ran] | None:
+        """See `Engine.run`."""
+        import torch
+
+        before = torch.get_num_threads()
+        if threads != before:  # it takes milliseconds
+            torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode(), _without_tf32():
+                flow = torch.from_numpy(
+                    np.ascontiguousarray(events, dtype=np.uint8 if bits <= 8 else np.int32)
+                )
+                found = []
+                arriving = flow.to(self.device).reshape(*flow.shape[:2], *chain[0].view.entering)
+                arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()
+                for i, (layer, want) in enumerate(zip(chain, wanted, strict=True)):
+                    ran, arriving, states[i] = self._layer(layer, arriving, want, states[i])
+                    if ran.peak > MAX_SUM:
+                        return (
+                            None  # one wrap may not bring u back, nor 24 bits hold the sum of a convolution
+                        )
+                    found.append(ran)
+                return found
+        finally:
+            if threads != before:
+                torch.set_num_threads(before)
+
+    def _layer(
+        self, layer: TorchLayer, arriving: torch.Tensor, want: Wanted, state: _State | None
+    ) -> tuple[Ran, torch.Tensor, _State]:
+        import torch
+
+        samples, steps = arriving.shape[:2]
+        outputs, high, wide = layer.view.out
+        features = outputs * high * wide
+        shape = (samples, steps, features)
+        on_cpu = self.device == "cpu"
+        state = state or self._at_rest(samples, features)
+        spikes = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        kept = [torch.empty(shape, dtype=torch.int32, device=self.device) for _ in range(2 * want.states)]
+        counts = np.zeros((samples, steps), dtype=np.int64)
+        peak = 0
+        per_step = samples * features * layer.weight.element_size()
+        block = max(1, (SUM_BYTES if on_cpu else DEVICE_SUM_BYTES) // per_step)
+        neurons = _neurons_on_cpu if on_cpu else _neurons_on_device
+        bias = np.tile(layer.bias, high * wide)
+        for start in range(0, steps, block):
+            now = slice(start, min(start + block, steps))
+            sums = self._sums(layer, arriving[:, now]).reshape(samples, -1, features)
+            low, top = torch.aminmax(sums)
+            peak = max(peak, -int(low), int(top))
+            into = [spikes[:, now], *(array[:, now] for array in kept)]
+            counts[:, now] = neurons(layer.view.layer.neuron, layer.view.unit, bias, sums, state, into)
+
+        def in_order(array: torch.Tensor) -> npt.NDArray[Any]:
+            image = array.reshape(samples, steps, high, wide, outputs).permute(0, 1, 4, 2, 3).cpu().numpy()
+            return image.reshape(samples, steps, *layer.view.layer.output_shape)
+
+        u, v = (in_order(array) for array in kept) if kept else (None, None)
+        whole = in_order(spikes) if want.spikes else None
+        ran = Ran(counts, peak * layer.view.unit, whole, u, v)
+        return ran, spikes.reshape(samples, steps, high, wide, outputs), state
+
+    def _sums(self, layer: TorchLayer, arriving: torch.Tensor) -> torch.Tensor:
+        """(samples, steps, H, W, C) to (frames, H, W, C) sums, divided by the unit."""
+        import torch
+        import torch.nn.functional as F
+
+        view = layer.view
+        frames = arriving.reshape(-1, *arriving.shape[2:])
+        if view.pooled:
+            frames = F.pad(frames, (0, 0, 0, frames.shape[2] % 2, 0, frames.shape[1] % 2))
+            rows = frames[:, ::2] + frames[:, 1::2]
+            frames = rows[:, :, ::2] + rows[:, :, 1::2]
+        x = frames.to(layer.weight.dtype)
+        if view.dense:
+            return x.reshape(len(x), -1) @ layer.weight.T
+        image = x.permute(0, 3, 1, 2)
+        outputs, high, wide = view.out
+        if self.device == "cpu":
+            sums = F.conv2d(image, layer.weight, None, view.stride, view.padding, view.dilation)
+        else:
+            columns = F.unfold(image, view.kernel, view.dilation, view.padding, view.stride)
+            product = torch.matmul(layer.weight.reshape(outputs, -1), columns)
+            reach = view.dilation[1] * (view.kernel[1] - 1) + 1
+            across = (image.shape[3] + 2 * view.padding[1] - reach) // view.stride[1] + 1
+            sums = product.reshape(len(x), outputs, -1, across)
+        # An odd last row or column, filled up for pooling, may give outputs that the layer does not have.
+        return sums[:, :, :high, :wide].permute(0, 2, 3, 1)
+
+    def _at_rest(self, samples: int, features: int) -> _State:
+        import torch
+
+        if self.device == "cpu":
+            return _State(np.zeros((samples, features)), np.zeros((samples, features)))
+        return _State(
+            *(torch.zeros((samples, features), dtype=torch.int32, device=self.device) for _ in range(2))
+        )
+
+
+def _neurons_on_cpu(
+    neuron: Neuron,
+    unit: int,
+    bias: npt.NDArray[np.int64],
+    sums: torch.Tensor,
+    state: _State,
+    into: list[torch.Tensor],
+) -> npt.NDArray[np.int64]:
+    from knarr.hw_sim.numba_neurons import integrate
+
+    none = np.zeros((0, 0, 0), dtype=np.int32)
+    u, v = (array.numpy() for array in into[1:]) if len(into) > 1 else (none, none)
+    counts = np.zeros(sums.shape[:2], dtype=np.int64)
+    integrate(
+        sums.contiguous().numpy(), 64.0 * unit, 64.0 * bias, 1 - neuron.i_decay / DECAY_UNITY, 1 - neuron.v_decay / DECAY_UNITY,
+        64.0 * neuron.vth_int, state.u, state.v, into[0].numpy(), counts, u, v,
+    )  # fmt: skip
+    return counts
+
+
+def _neurons_on_device(
+    neuron: Neuron,
+    unit: int,
+    bias: npt.NDArray[np.int64],
+    sums: torch.Tensor,
+    state: _State,
+    into: list[torch.Tensor],
+) -> npt.NDArray[np.int64]:
+    """`arithmetic.step` in int32; decays in two parts, since 23 bits times 13 do not fit."""
+    import torch
+
+    driven = torch.tensor(64 * bias, dtype=torch.int32, device=sums.device)
+    threshold = 64 * neuron.vth_int
+
+    def decay(x: torch.Tensor, register: int) -> torch.Tensor:
+        keep, m = DECAY_UNITY - register, x.abs()
+        return x.sign() * ((m >> 12) * keep + (((m & 4095) * keep) >> 12))
+
+    for t in range(sums.shape[1]):
+        u = decay(state.u, neuron.i_decay) + sums[:, t].to(torch.int32) * (64 * unit)
+        u = torch.where(u > STATE_MAX, u - 2 * STATE_MAX, torch.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u))
+        v = (decay(state.v, neuron.v_decay) + u + driven).clamp(-(STATE_MAX - 1), STATE_MAX - 1)
+        fired = v > threshold
+        state.u, state.v = u, v.masked_fill(fired, 0)
+        into[0][:, t] = fired
+        for array, values in zip(into[1:], (state.u, state.v), strict=False):
+            array[:, t] = values
+    return into[0].sum(dim=2, dtype=torch.int64).cpu().numpy()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+@cache
+def cuda_device() -> str | None:
+    """The CUDA device torch would use; torch, slow to import, is not asked on machines without NVIDIA's driver."""
+    if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+        return None
+    try:
+        import torch
+    except ImportError:
+        return None
+    return "cuda" if torch.cuda.is_available() else None
+
+
+@cache
+def torch_engine() -> TorchEngine | str:
+    """The engine, proved on this device against the reference, or why there is none."""
+    from knarr.hw_sim.self_test import differs
+
+    missing = [name for name in ("torch", "numba") if find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    device = cuda_device() or "cpu"
+    try:
+        wrong = differs(TorchEngine(device))
+    except RuntimeError as error:  # torch's own, among them those of CUDA
+        return f"it fails on {device} ({error})"
+    return f"it differs from the reference on {device}: {wrong}; report it" if wrong else TorchEngine(device)
