@@ -16,9 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
-from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout, compare, simulate
+from knarr.hw_sim import ChipError, ChipNetwork, Dense, InputCoding, Neuron, Readout, compare, simulate
 from knarr.hw_sim.engine import cores
-from knarr.hw_sim.native import LEVELS, load
+from knarr.hw_sim.engines import choose
+from knarr.hw_sim.fast import FastEngine
+from knarr.hw_sim.native import LEVELS
+from knarr.hw_sim.torch_engine import TorchEngine
 
 LAVA_LIMIT_S = 120.0
 
@@ -39,7 +42,8 @@ def examine() -> list[Finding]:
         _python(),
         *(_package(name) for name in ("torch", "norse", "nir", "onnxruntime")),
         _reference(),
-        _fast(),
+        _engine("fast", "compiled kernel"),
+        _engine("torch", "no compiler needed,"),
         _lava(),
         _gpu(),
     ]
@@ -93,20 +97,26 @@ def _reference() -> Finding:
     return Finding("reference engine", spikes > 0, True, f"{spikes} spikes in a tiny network")
 
 
-def _fast() -> Finding:
-    kernel = load()
-    if isinstance(kernel, str):
-        return Finding("fast engine", False, False, f"{kernel}; the reference engine runs instead")
+def _engine(name: str, note: str) -> Finding:
+    """One of the fast engines, proved against the reference on this machine."""
+    try:
+        engine = choose(name)
+    except ChipError as error:
+        return Finding(f"{name} engine", False, False, str(error).removeprefix("engine: "))
     inputs = np.random.default_rng(1).integers(0, 2, (2, 16, 6))
     record = ("output", "spikes", "u", "v")
     ours, other = (
-        simulate(_tiny_network(), inputs, record=record, engine=name) for name in ("fast", "reference")
+        simulate(_tiny_network(), inputs, record=record, engine=each)  # type: ignore[arg-type]
+        for each in (name, "reference")
     )
-    same = not compare(ours, other)
-    note = f"compiled kernel with {LEVELS[kernel.level]} on {cores()} cores; engine auto takes it"
-    return Finding(
-        "fast engine", same, False, note if same else "differs from the reference engine; report it"
-    )
+    if compare(ours, other):
+        return Finding(f"{name} engine", False, False, "differs from the reference engine; report it")
+    if isinstance(engine, FastEngine):
+        note += f" with {LEVELS[engine.level]} on {cores()} cores"
+    if isinstance(engine, TorchEngine):
+        note += f" on {engine.device}"
+    taken = "; engine auto takes it" if choose("auto").name == name else ""
+    return Finding(f"{name} engine", True, False, f"{note}{taken}")
 
 
 def _lava() -> Finding:

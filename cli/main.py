@@ -217,20 +217,36 @@ def deploy(
     _finish(nets.show_net(source / stages.NET, chip.value, json=json))
 
 
-@app.command(epilog="Example: knarr simulate student.net --inputs spikes.npy --out recording.npz")
+@app.command(
+    epilog="Example: knarr simulate student.net --data spikes.npy --out recording.npz --record output,spikes,v --picture raster.png"
+)
 def simulate(
     net: Annotated[Path, typer.Argument(help="netx file, ours or not.", metavar="NET")],
-    inputs: Annotated[
+    data: Annotated[
         Path,
         typer.Option(
+            "--data",
             "--inputs",
-            help=".npy of integers, (samples, timesteps, *features), or data as the file's coding says.",
+            help=".npy of integers, (samples, timesteps, *features), or of data as the file's coding says; "
+            "or a run folder: its test set.",
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", help="Where to write the recording (.npz).")] = None,
+    record: Annotated[
+        str | None,
+        typer.Option("--record", help="What it holds: any of output,spikes,u,v. Default: output,spikes."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="PNG of one sample's spikes through all layers.")
+    ] = None,
+    sample: Annotated[int, typer.Option("--sample", help="Which one.", min=0)] = 0,
+    labels: LabelsOption = None,
     engine: Annotated[
-        str, typer.Option("--engine", help="auto, fast (compiled), reference or lava.")
+        str, typer.Option("--engine", help="auto, fast (compiled), torch (CUDA or CPU), reference or lava.")
     ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="At most so many; all cores by default.", min=1)
+    ] = None,
     timesteps: TimestepsOption = None,
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", help="Limit of a Lava run, seconds.", min=0.001)
@@ -238,9 +254,23 @@ def simulate(
     json: JsonOption = False,
 ) -> None:
     """Run a .net file on the chip simulator, or on Lava itself."""
-    from knarr.cli import report, tools
+    from knarr.cli import report, simulating
 
-    report.say(tools.simulate_file(net, inputs, out, engine, timeout_s, timesteps), json=json)
+    facts = simulating.simulate_file(
+        net,
+        data,
+        out,
+        engine,
+        record=record,
+        picture=picture,
+        sample=sample,
+        labels=labels,
+        threads=threads,
+        timesteps=timesteps,
+        timeout_s=timeout_s,
+        json=json,
+    )
+    report.say(facts, json=json)
 
 
 @app.command(

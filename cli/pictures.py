@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import numpy as np
 
-from knarr.cli import verification_picture
+from knarr.cli import raster_picture, verification_picture
 from knarr.cli.output import expecting, read_json
 from knarr.hw_sim import load_recording
 from knarr.train.fit import write_atomic
@@ -95,30 +95,14 @@ def _raster(run: Run) -> Figure:
     """Every spike of every layer on the first test sample, as the chip fired it."""
     recording = load_recording(run.path("recording.npz"))
     layers = {name: spikes[0] for name, spikes in recording.spikes.items() if spikes.any()}
-    layers = {"input": run.data.test.spikes(np.array([0]))[0], **layers}
-    dt_ms = run.recipe.data.dt_s * 1000
-    figure, axes = plt.subplots(
-        len(layers) + 1, 1, figsize=(9, 2.1 * (len(layers) + 1)), sharex=True, layout="constrained"
-    )
-    for axis, (name, spikes) in zip(axes, layers.items(), strict=False):
-        flat = spikes.reshape(len(spikes), -1)
-        steps, neurons = np.nonzero(flat)
-        axis.scatter(steps * dt_ms, neurons, s=1.5, marker="|", color="black", linewidths=0.6)
-        axis.set_ylabel(f"{name}\n{flat.shape[1]:,} neurons", fontsize=8)
-        axis.set_title(
-            f"{len(steps):,} spikes, {flat.mean():.1%} of neurons per step", fontsize=8, loc="right"
-        )
-    output = recording.output[0]
-    for index in range(output.shape[1]):
-        axes[-1].plot(
-            np.arange(len(output)) * dt_ms, output[:, index], label=run.data.class_names[index], linewidth=1
-        )
-    axes[-1].set_ylabel("readout\nchip units", fontsize=8)
-    axes[-1].legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
-    axes[-1].set_xlabel("time, ms")
     label = run.data.class_names[int(run.data.test.labels[0])]
-    figure.suptitle(f"First test sample ({label}) on the chip: spikes per layer", fontsize=10)
-    return figure
+    return raster_picture.draw(
+        {"input": run.data.test.spikes(np.array([0]))[0], **layers},
+        recording.output[0],
+        run.recipe.data.dt_s,
+        f"First test sample ({label}) on the chip: spikes per layer",
+        run.data.class_names,
+    )
 
 
 def _energy(run: Run) -> Figure:

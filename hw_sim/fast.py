@@ -129,7 +129,7 @@ class _Record:
             groups=-(-view.entering[0] // 32), planes=view.planes, blocks=layer.blocks, in_h=seen_h, in_w=seen_w, out_h=out_h,
             out_w=out_w, kh=view.kernel[0], kw=view.kernel[1], stride_y=view.stride[0], stride_x=view.stride[1],
             pad_y=view.padding[0], pad_x=view.padding[1], dil_y=view.dilation[0], dil_x=view.dilation[1], flush=layer.flush,
-            narrow_weight=layer.weight.dtype == np.int8, may_wrap=layer.may_wrap, biased=bool(layer.bias.any()),
+            narrow_weight=layer.weight.dtype == np.uint8, may_wrap=layer.may_wrap, biased=bool(layer.bias.any()),
             may_clip=layer.may_clip, keep_u=(4096 - neuron.i_decay) / 4096, keep_v=(4096 - neuron.v_decay) / 4096,
             threshold=64.0 * neuron.vth_int, unit=layer.unit,
         )  # fmt: skip

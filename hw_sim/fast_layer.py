@@ -16,6 +16,8 @@ from knarr.hw_sim.synapse_view import Int32, SynapseView, synapse_view
 INT16 = 2**15 - 1
 MAX_BIAS = 2**16
 TABLE_BITS = 8
+MAX_PAIRED = 256
+"""Rows of bytes whose sums can be taken apart."""
 CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 150, 250
 """Per mille of what arrives that is not 0; benchmarks/hw_sim/scaling.py finds the crossings."""
 
@@ -46,7 +48,7 @@ class FastLayer:
     Args:
         view: of its synapses.
         mode: WORDS, LISTS or TABLE of native.py.
-        weight: int8 or int16 in the kernel's layout.
+        weight: int16 in the kernel's layout, or bytes in pairs.
         bias: (blocks * 32,) float32, times 64.
         flush: rows after which 16 bits are carried.
         may_wrap: u can pass 2**23.
@@ -122,18 +124,25 @@ def fast_layer(layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer 
     lanes = np.zeros(-(-len(small) // LANES) * LANES, dtype=np.float32)
     lanes[: len(bias)] = 64.0 * bias
     narrow = view.dense and _fits_bytes(small)
+    most = max(1, INT16 // max(largest, 1))
     return FastLayer(
         view,
         mode,
-        np.ascontiguousarray(weight, dtype=np.int8 if narrow else np.int16),
+        _paired(weight) if narrow else np.ascontiguousarray(weight, dtype=np.int16),
         lanes,
-        max(1, INT16 // max(largest, 1)),
+        min(MAX_PAIRED, most) if narrow else most,
         bool(worst_u >= STATE_MAX),
         bool(worst_v >= STATE_MAX - 1),
         _dots(small, view.payload, DENSE_DOTS_ABOVE if view.dense else CONV_DOTS_ABOVE)
         if mode != TABLE
         else None,
     )
+
+
+def _paired(weight: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Rows of 32 weights as 16 pairs of bytes: weight i plus 128, and weight 16 + i."""
+    low, high = weight[..., : LANES // 2] + 128, weight[..., LANES // 2 :] & 255
+    return np.ascontiguousarray(np.stack([low, high], axis=-1).reshape(weight.shape).astype(np.uint8))
 
 
 def _largest(values: Int32) -> int:

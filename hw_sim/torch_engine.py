@@ -112,9 +112,8 @@ class TorchEngine:
             torch.set_num_threads(threads)
         try:
             with torch.inference_mode(), _without_tf32():
-                flow = torch.from_numpy(
-                    np.ascontiguousarray(events, dtype=np.uint8 if bits <= 8 else np.int32)
-                )
+                block = np.ascontiguousarray(events, dtype=np.uint8 if bits <= 8 else np.int32)
+                flow = torch.from_numpy(block if block.flags.writeable else block.copy())
                 found = []
                 arriving = flow.to(self.device).reshape(*flow.shape[:2], *chain[0].view.entering)
                 arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()

@@ -97,6 +97,9 @@ def test_simulate_on_lava_gives_the_same(knarr: Knarr, net: Path, tmp_path: Path
         for engine in ("reference", "lava")
     )
     assert (ours.pop("engine"), lava.pop("engine")) == ("reference", "lava")
+    for facts in (ours, lava):
+        assert facts.pop("seconds") > 0
+        assert facts.pop("samples_per_second") > 0
     assert ours == lava
 
 

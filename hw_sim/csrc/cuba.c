@@ -18,7 +18,7 @@ typedef struct {
     const uint32_t *in;     /* [in_h * in_w][groups][planes][steps] */
     uint32_t *out;          /* [out_h * out_w][blocks][steps] */
     const int16_t *weight;  /* [blocks][taps][rows][LANES], rows: planes * groups * 32 of lists, groups * 32 of words,
-                               1 << (kw * channels) of tables, whose taps are kh; int8 where `narrow_weight` */
+                               1 << (kw * channels) of tables, whose taps are kh; bytes where `narrow_weight`, see add_bytes */
     const int8_t *dot;      /* [blocks][taps][quads][LANES][4], or NULL: channels four by four */
     const float *bias;      /* [blocks * LANES], times 64 */
     float *state;           /* [out_h * out_w][blocks][u, v][LANES] before and after, or NULL: at rest before */
@@ -36,7 +36,7 @@ typedef struct {
     int32_t flush;          /* words and dense: rows of weights after which 16 bits are carried */
     int32_t quads, dot_flush; /* dot: of channels; and how many of them 16 bits take, 0: all */
     int32_t dot_above;      /* dot: pays off above this activity, per mille */
-    int32_t narrow_weight, may_wrap, biased, may_clip; /* of 0 and 1: int8 rows (dense); u can pass 2^23; bias; v can pass 2^23 */
+    int32_t narrow_weight, may_wrap, biased, may_clip; /* of 0 and 1: rows of bytes (dense); u can pass 2^23; bias; v can pass 2^23 */
     float keep_u, keep_v, threshold; /* (4096 - decay) / 4096; threshold times 64 */
     float unit;             /* what weights were divided by */
 } layer_t;
@@ -105,7 +105,6 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define MASK __mmask16
 #define ACC_ZERO() _mm512_setzero_si512()
 #define ACC_ADD(a, p) _mm512_add_epi16(a, _mm512_loadu_si512(p))
-#define ACC_ADD_BYTES(a, p) _mm512_add_epi16(a, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(p))))
 #define ACC_LOAD(p) _mm512_loadu_si512(p)
 #define ACC_ABS(a) _mm512_abs_epi16(a)
 #define ACC_MAX(a, b) _mm512_max_epi16(a, b)
@@ -115,6 +114,14 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define DOT_SUM(a) _mm512_madd_epi16(a, _mm512_set1_epi16(1))
 #define SUM_ADD(a, b) _mm512_add_epi32(a, b)
 #define WORD_OF(p) word_of(p)
+#define ROW __m256i
+#define ROWS 1
+#define ROW_ZERO() _mm256_setzero_si256()
+#define ROW_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define ROW_STORE(p, a) _mm256_storeu_si256((__m256i *)(p), a)
+#define ROW_ADD(a, b) _mm256_add_epi16(a, b)
+#define ROW_HIGH(a) _mm256_srai_epi16(a, 8)
+#define ROW_LOW(both, high, more) _mm256_sub_epi16(_mm256_sub_epi16(both, _mm256_slli_epi16(high, 8)), _mm256_set1_epi16(more))
 #define SPREAD_EIGHT(to, from, base) spread_eight(to, from, base)
 #define ACC_STORE(p, a) _mm512_storeu_si512(p, a)
 #define SUM_ZERO() _mm512_setzero_si512()
@@ -154,7 +161,6 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define MASK __m256
 #define ACC_ZERO() _mm256_setzero_si256()
 #define ACC_ADD(a, p) _mm256_add_epi16(a, _mm256_loadu_si256((const __m256i *)(p)))
-#define ACC_ADD_BYTES(a, p) _mm256_add_epi16(a, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p))))
 #define ACC_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
 #define ACC_ABS(a) _mm256_abs_epi16(a)
 #define ACC_MAX(a, b) _mm256_max_epi16(a, b)
@@ -164,6 +170,14 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define DOT_SUM(a) _mm256_madd_epi16(a, _mm256_set1_epi16(1))
 #define SUM_ADD(a, b) _mm256_add_epi32(a, b)
 #define WORD_OF(p) word_of(p)
+#define ROW __m256i
+#define ROWS 1
+#define ROW_ZERO() _mm256_setzero_si256()
+#define ROW_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define ROW_STORE(p, a) _mm256_storeu_si256((__m256i *)(p), a)
+#define ROW_ADD(a, b) _mm256_add_epi16(a, b)
+#define ROW_HIGH(a) _mm256_srai_epi16(a, 8)
+#define ROW_LOW(both, high, more) _mm256_sub_epi16(_mm256_sub_epi16(both, _mm256_slli_epi16(high, 8)), _mm256_set1_epi16(more))
 #define SPREAD_EIGHT(to, from, base) spread_eight(to, from, base)
 #define ACC_STORE(p, a) _mm256_storeu_si256((__m256i *)(p), a)
 #define SUM_ZERO() _mm256_setzero_si256()
@@ -234,13 +248,6 @@ static inline uint32_t plain_word_of(const uint8_t *p)
     return word;
 }
 
-static inline plain_acc plain_bytes(const int8_t *p)
-{
-    plain_acc a;
-    for (int i = 0; i < 8; i++) a[i] = p[i];
-    return a;
-}
-
 static inline plain_sum plain_pick(plain_sum where, plain_sum a, plain_sum b) { return (a & where) | (b & ~where); }
 
 static inline plain_acc plain_pick_acc(plain_acc where, plain_acc a, plain_acc b) { return (a & where) | (b & ~where); }
@@ -267,11 +274,22 @@ static inline uint32_t plain_bits(plain_sum where)
 #define MASK plain_sum
 #define ACC_ZERO() ((plain_acc){0})
 #define ACC_ADD(a, p) ((a) + plain_load_acc(p))
-#define ACC_ADD_BYTES(a, p) ((a) + plain_bytes(p))
 #define ACC_LOAD(p) plain_load_acc(p)
 #define ACC_ABS(a) plain_pick_acc((a) > 0, a, -(a))
 #define ACC_MAX(a, b) plain_pick_acc((a) > (b), a, b)
 #define WORD_OF(p) plain_word_of(p)
+#define ROW plain_acc
+#define ROWS 2
+#define ROW_ZERO() ((plain_acc){0})
+#define ROW_LOAD(p) plain_load_acc(p)
+#define ROW_STORE(p, a)                         \
+    do {                                        \
+        const plain_acc stored = (a);           \
+        memcpy(p, &stored, sizeof stored);      \
+    } while (0)
+#define ROW_ADD(a, b) ((a) + (b))
+#define ROW_HIGH(a) ((a) >> 8)
+#define ROW_LOW(both, high, more) ((both) - ((high) << 8) - (more))
 #define SPREAD_EIGHT(to, from, base) plain_spread_eight(to, from, base)
 #define ACC_STORE(p, a) memcpy(p, &(a), sizeof(plain_acc))
 #define SUM_ZERO() ((plain_sum){0})

@@ -102,11 +102,16 @@ TARGET __attribute__((noinline)) static void NAME(neurons)(
 #undef CASE
 }
 
+INLINE void NAME(widen)(int32_t *sum, const int16_t *narrow, int plane)
+{
+    for (int i = 0; i < LANES; i++) sum[i] += (int32_t)narrow[i] << plane;
+}
+
 INLINE void NAME(carry)(int32_t *sum, const ACC *acc, int plane)
 {
     int16_t narrow[LANES];
     for (int i = 0; i < ACCS; i++) ACC_STORE(narrow + i * (LANES / ACCS), acc[i]);
-    for (int i = 0; i < LANES; i++) sum[i] += (int32_t)narrow[i] << plane;
+    NAME(widen)(sum, narrow, plane);
 }
 
 INLINE void NAME(clear)(ACC *acc)
@@ -119,10 +124,24 @@ INLINE void NAME(add)(ACC *acc, const int16_t *row)
     for (int i = 0; i < ACCS; i++) acc[i] = ACC_ADD(acc[i], row + i * (LANES / ACCS));
 }
 
-/* A row of weights of 8 bits. */
-INLINE void NAME(add_bytes)(ACC *acc, const int8_t *row)
+/* Sums of rows of 8 bits, int16: a row is 16 pairs of bytes, weight i plus 128 and weight 16 + i. As 16-bit numbers the pairs
+   add up modulo 2^16; the sums of their high bytes, taken apart, leave those of the low ones, which 256 rows cannot overflow. */
+INLINE void NAME(add_bytes)(const uint8_t *weight, const int32_t *events, uint32_t n, int16_t *sums)
 {
-    for (int i = 0; i < ACCS; i++) acc[i] = ACC_ADD_BYTES(acc[i], row + i * (LANES / ACCS));
+    ROW both[ROWS], high[ROWS];
+    for (int i = 0; i < ROWS; i++) both[i] = high[i] = ROW_ZERO();
+    UNROLL for (uint32_t at = 0; at < n; at++) {
+        const uint8_t *row = weight + (size_t)(uint32_t)events[at] * LANES;
+        for (int i = 0; i < ROWS; i++) {
+            const ROW pairs = ROW_LOAD(row + i * (LANES / ROWS));
+            both[i] = ROW_ADD(both[i], pairs);
+            high[i] = ROW_ADD(high[i], ROW_HIGH(pairs));
+        }
+    }
+    for (int i = 0; i < ROWS; i++) {
+        ROW_STORE(sums + i * (16 / ROWS), ROW_LOW(both[i], high[i], (int16_t)(128 * n)));
+        ROW_STORE(sums + 16 + i * (16 / ROWS), high[i]);
+    }
 }
 
 /* Bytes 0 or 1 [steps][channels] into words [groups][steps]. */
@@ -356,7 +375,7 @@ TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int n
     int32_t peaks[LANES] = {0};
     for (int block = 0; block < l->blocks && !*l->stop; block++) {
         const int16_t *weight = l->weight + (l->narrow_weight ? 0 : per_block * block);
-        const int8_t *bytes = (const int8_t *)l->weight + per_block * block;
+        const uint8_t *bytes = (const uint8_t *)l->weight + per_block * block;
         if (!narrow) memset(sums, 0, sizeof *sums * T * LANES);
         for (int t = 0; t < T; t++) {
             for (int p = 0; p < P; p++) {
@@ -364,17 +383,17 @@ TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int n
                 const uint32_t end = l->begin[t * P + p + 1];
                 do {
                     const uint32_t until = end - at > (uint32_t)l->flush ? at + l->flush : end;
-                    ACC acc[ACCS];
-                    NAME(clear)(acc);
-                    if (l->narrow_weight)
-                        for (; at < until; at++) NAME(add_bytes)(acc, bytes + (size_t)l->events[at] * LANES);
-                    else
-                        for (; at < until; at++) NAME(add)(acc, weight + (size_t)l->events[at] * LANES);
-                    if (narrow) {
-                        for (int i = 0; i < ACCS; i++) ACC_STORE((int16_t *)sums + t * LANES + i * (LANES / ACCS), acc[i]);
+                    int16_t found[LANES], *to = narrow ? (int16_t *)sums + t * LANES : found;
+                    if (l->narrow_weight) {
+                        NAME(add_bytes)(bytes, l->events + at, until - at, to);
                     } else {
-                        NAME(carry)(sums + t * LANES, acc, p);
+                        ACC acc[ACCS];
+                        NAME(clear)(acc);
+                        for (uint32_t i = at; i < until; i++) NAME(add)(acc, weight + (size_t)l->events[i] * LANES);
+                        for (int i = 0; i < ACCS; i++) ACC_STORE(to + i * (LANES / ACCS), acc[i]);
                     }
+                    if (!narrow) NAME(widen)(sums + t * LANES, found, p);
+                    at = until;
                 } while (at < end);
             }
         }

@@ -3,7 +3,6 @@
 #undef ACCS
 #undef ACC_ABS
 #undef ACC_ADD
-#undef ACC_ADD_BYTES
 #undef ACC_LOAD
 #undef ACC_MAX
 #undef ACC_STORE
@@ -26,6 +25,14 @@
 #undef MUL_ADD
 #undef NAME
 #undef NOT_ABOVE
+#undef ROW
+#undef ROWS
+#undef ROW_ADD
+#undef ROW_HIGH
+#undef ROW_LOAD
+#undef ROW_LOW
+#undef ROW_STORE
+#undef ROW_ZERO
 #undef SPLAT
 #undef SPREAD
 #undef SPREAD_EIGHT
