@@ -65,37 +65,47 @@ class FastEngine:
             if carry and states[i] is None:
                 _, high, wide = layer.out
                 states[i] = np.zeros((samples, high * wide, layer.blocks, 2, LANES), dtype=np.float32)
-        stop = ctypes.c_int32(0)
-        threads = max(1, min(threads, samples))
-        bounds = np.linspace(0, samples, threads + 1).astype(int)
-
-        def part(index: int) -> tuple[int, npt.NDArray[np.int32]]:
-            peaks = np.zeros(len(layers), dtype=np.int32)
-            stages = (StageStruct * len(layers))()
+        # Every thread has samples of its own, or all share each sample where there are fewer of them.
+        members = 1 if samples >= threads else threads
+        bounds = np.linspace(0, samples, max(1, threads // members) + 1).astype(int)
+        words = height * width * -(-channels // 32) * bits * steps
+        peaks = np.zeros((threads, len(layers)), dtype=np.int32)
+        chains = [(StageStruct * len(layers))() for _ in range(threads)]
+        for mine, found in zip(chains, peaks, strict=True):
             for i, (layer, record) in enumerate(zip(layers, records, strict=True)):
-                record.fill(stages[i], layer, steps, peaks[i:], states[i])
-            failed = self.kernel.run(
-                stages, len(layers), _at(inputs), inputs.itemsize, channels, height * width, bits, steps,
-                int(bounds[index]), int(bounds[index + 1]), self.level, ctypes.addressof(stop),
-            )  # fmt: skip
-            return failed, peaks
+                record.fill(mine[i], layer, steps, found[i:], states[i])
+        teams = [self.kernel.team(chains[0], len(layers), words, steps, members) for _ in bounds[1:]]
+        stop = ctypes.c_int32(0)
 
-        # Even one thread is not the caller's own, which could not hear Ctrl-C inside the kernel.
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                results = list(pool.map(part, range(threads)))
-            except BaseException:
-                stop.value = 1  # the kernel looks at it in every row
-                raise
-        if any(failed == 1 for failed, _ in results):
+        def part(index: int) -> int:
+            team = index // members
+            return self.kernel.run(
+                teams[team], index % members, chains[index], len(layers), _at(inputs), inputs.itemsize, channels, height * width,
+                bits, steps, int(bounds[team]), int(bounds[team + 1]), self.level, ctypes.addressof(stop),
+            )  # fmt: skip
+
+        try:
+            if not all(teams):
+                raise ChipError("simulate: out of memory in the kernel; give fewer time steps at once")
+            # Even one thread is not the caller's own, which could not hear Ctrl-C inside the kernel.
+            with ThreadPoolExecutor(threads) as pool:
+                try:
+                    failed = [future.result() for future in [pool.submit(part, i) for i in range(threads)]]
+                except BaseException:
+                    stop.value = 1  # the kernel looks at it in every row
+                    raise
+        finally:
+            for team in teams:
+                self.kernel.free_team(team)
+        if any(failed):
             raise ChipError("simulate: out of memory in the kernel; give fewer time steps at once")
-        peaks = np.max([peaks for _, peaks in results], axis=0)
+        found_peaks = peaks.max(axis=0)
         units = np.array([layer.unit for layer in layers], dtype=np.int64)
-        if (peaks * units > MAX_SUM).any():
+        if (found_peaks * units > MAX_SUM).any():
             return None
         return [
             record.finished(layer, int(peak) * layer.unit)
-            for layer, record, peak in zip(layers, records, peaks, strict=True)
+            for layer, record, peak in zip(layers, records, found_peaks, strict=True)
         ]
 
 

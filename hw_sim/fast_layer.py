@@ -18,7 +18,7 @@ MAX_BIAS = 2**16
 TABLE_BITS = 8
 MAX_PAIRED = 256
 """Rows of bytes whose sums can be taken apart."""
-CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 150, 250
+CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 120, 500
 """Per mille of what arrives that is not 0; benchmarks/hw_sim/scaling.py finds the crossings."""
 
 

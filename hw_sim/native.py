@@ -56,10 +56,13 @@ class Kernel:
 
     def __init__(self, library: Any) -> None:
         library.knarr_start()
+        library.knarr_team.argtypes = [ctypes.POINTER(StageStruct), _I, ctypes.c_size_t, _I, _I]
+        library.knarr_team.restype = _P
+        library.knarr_team_free.argtypes = [_P]
         library.knarr_run.argtypes = [
-            ctypes.POINTER(StageStruct), _I, _P, _I, _I, _I, _I, _I, _I, _I, _I, _P,
+            _P, _I, ctypes.POINTER(StageStruct), _I, _P, _I, _I, _I, _I, _I, _I, _I, _I, _P,
         ]  # fmt: skip
-        self._run = library.knarr_run
+        self.team, self.free_team, self._run = library.knarr_team, library.knarr_team_free, library.knarr_run
         self.level = int(library.knarr_level())
 
     def run(self, *arguments: Any) -> int:

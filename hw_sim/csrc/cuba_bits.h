@@ -1,27 +1,5 @@
 /* Spikes as bits and as lists; included by cuba.c. */
 
-#define PACKED 64 /* pixels at a time, few enough that their words stay near */
-/* Payloads [steps][channels][pixels] of one or two bytes into words [pixels][groups][planes][steps]. */
-static void pack(const uint8_t *x, int bytes, int steps, int channels, int pixels, int planes, uint32_t *words)
-{
-    const int groups = (channels + 31) / 32;
-    const size_t per_pixel = (size_t)groups * planes * steps;
-    memset(words, 0, per_pixel * pixels * sizeof *words);
-    for (int from = 0; from < pixels; from += PACKED) {
-        const int to = from + PACKED < pixels ? from + PACKED : pixels;
-        for (int c = 0; c < channels; c++) {
-            for (int p = 0; p < planes; p++) {
-                uint32_t *word = words + ((size_t)(c / 32) * planes + p) * steps;
-                for (int t = 0; t < steps; t++) {
-                    const uint8_t *row = x + (((size_t)t * channels + c) * pixels) * bytes + (bytes == 2 ? p / 8 : 0);
-                    for (int i = from; i < to; i++)
-                        word[i * per_pixel + t] |= (uint32_t)(row[(size_t)i * bytes] >> (p % 8) & 1) << (c % 32);
-                }
-            }
-        }
-    }
-}
-
 /* Words [steps] of up to four pixels to the three planes of their sum 0..4. */
 static void pool_pixel(const uint32_t *a, const uint32_t *b, const uint32_t *c, const uint32_t *d, uint32_t *to, int steps)
 {
@@ -33,11 +11,12 @@ static void pool_pixel(const uint32_t *a, const uint32_t *b, const uint32_t *c, 
     }
 }
 
-/* 2x2 sum pooling of words [h * w][groups][steps] to planes [ceil(h/2) * ceil(w/2)][groups][3][steps]; beyond is silence. */
-static void pool(const uint32_t *in, int h, int w, int groups, int steps, const uint32_t *silence, uint32_t *out)
+/* 2x2 sum pooling of words [h * w][groups][steps] to planes [ceil(h/2) * ceil(w/2)][groups][3][steps]; rows first..last; beyond is silence. */
+static void pool(
+    const uint32_t *in, int h, int w, int groups, int steps, int first, int last, const uint32_t *silence, uint32_t *out)
 {
     const int wide = (w + 1) / 2;
-    for (int y = 0; y < (h + 1) / 2; y++)
+    for (int y = first; y < last; y++)
         for (int x = 0; x < wide; x++)
             for (int g = 0; g < groups; g++) {
                 const uint32_t *from[4];
@@ -50,11 +29,11 @@ static void pool(const uint32_t *in, int h, int w, int groups, int steps, const 
 }
 
 /* Tables: bits of every row of the window, [in_h][steps][out_w], kw * channels of them, from words of one group and plane. */
-static void windows(const layer_t *l, uint8_t *out)
+static void windows(const layer_t *l, int first, int last, uint8_t *out)
 {
     const int T = l->steps;
-    memset(out, 0, (size_t)l->in_h * T * l->out_w);
-    for (int y = 0; y < l->in_h; y++)
+    memset(out + (size_t)first * T * l->out_w, 0, (size_t)(last - first) * T * l->out_w);
+    for (int y = first; y < last; y++)
         for (int kx = 0; kx < l->kw; kx++)
             for (int ox = 0; ox < l->out_w; ox++) {
                 const int x = ox * l->stride_x - l->pad_x + kx * l->dil_x;
@@ -66,11 +45,11 @@ static void windows(const layer_t *l, uint8_t *out)
 }
 
 /* The same from bytes 0 or 1 [steps][channels][in_h][in_w]. */
-static void windows_of_bytes(const layer_t *l, const uint8_t *in, uint8_t *out)
+static void windows_of_bytes(const layer_t *l, const uint8_t *in, int first, int last, uint8_t *out)
 {
     const int step = l->stride_x;
-    memset(out, 0, (size_t)l->in_h * l->steps * l->out_w);
-    for (int y = 0; y < l->in_h; y++)
+    memset(out + (size_t)first * l->steps * l->out_w, 0, (size_t)(last - first) * l->steps * l->out_w);
+    for (int y = first; y < last; y++)
         for (int t = 0; t < l->steps; t++)
             for (int c = 0; c < l->channels; c++) {
                 const uint8_t *row = in + (((size_t)t * l->channels + c) * l->in_h + y) * l->in_w;
@@ -87,13 +66,14 @@ static void windows_of_bytes(const layer_t *l, const uint8_t *in, uint8_t *out)
             }
 }
 
-/* Lists: rows of weights of what is set, [pixels][steps] of them one after the other; `items` has room for all and 16 more. */
-static size_t list_items(const uint32_t *words, int pixels, int groups, int planes, int steps, uint8_t *items, uint32_t *begin)
+/* Lists: rows of weights of what is set in pixels first..last, one step after the other from items + n on, with 16 bytes to
+   spare; `begin` is [pixels][steps + 1]. */
+static void list_items(
+    const uint32_t *words, int first, int last, int groups, int planes, int steps, size_t n, uint8_t *items, uint32_t *begin)
 {
-    size_t n = 0;
-    for (int i = 0; i < pixels; i++)
+    for (int i = first; i < last; i++) {
         for (int t = 0; t < steps; t++) {
-            begin[(size_t)i * steps + t] = (uint32_t)n;
+            begin[(size_t)i * (steps + 1) + t] = (uint32_t)n;
             for (int g = 0; g < groups * planes; g++) {
                 const uint32_t word = words[((size_t)i * groups * planes + g) * steps + t];
                 if (!word) continue;
@@ -106,8 +86,8 @@ static size_t list_items(const uint32_t *words, int pixels, int groups, int plan
                 }
             }
         }
-    begin[(size_t)pixels * steps] = (uint32_t)n;
-    return n;
+        begin[(size_t)i * (steps + 1) + steps] = (uint32_t)n;
+    }
 }
 
 /* Of all pixels and channels, how many are not 0, per mille; every eighth pixel is looked at. */
@@ -129,22 +109,19 @@ static int activity(const uint32_t *words, int pixels, int channels, int groups,
 }
 
 #ifdef X86
-/* Words [pixels][groups][planes][steps] into bytes [pixels][steps][quads * 4]. */
+/* Words [pixels][groups][planes][steps] into bytes [pixels][steps][quads * 4], pixels first..last of them. */
 __attribute__((target("avx2"))) static void expand(
-    const uint32_t *words, int pixels, int groups, int planes, int steps, int quads, uint8_t *out)
+    const uint32_t *words, int first, int last, int groups, int planes, int steps, int quads, uint8_t *out)
 {
-    const __m256i place = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
-    for (int i = 0; i < pixels; i++)
+    for (int i = first; i < last; i++)
         for (int g = 0; g < groups; g++) {
             const uint32_t *word = words + ((size_t)i * groups + g) * planes * steps;
             const int many = quads * 4 - g * 32 < 32 ? quads * 4 - g * 32 : 32;
             for (int t = 0; t < steps; t++) {
                 __m256i sum = _mm256_setzero_si256();
                 for (int p = 0; p < planes; p++) {
-                    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32((int)word[(size_t)p * steps + t]), place);
-                    const __m256i on = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-                    sum = _mm256_or_si256(sum, _mm256_and_si256(on, _mm256_set1_epi8((char)(1 << p))));
+                    const __m256i plane = _mm256_set1_epi8((char)(1 << p));
+                    sum = _mm256_or_si256(sum, _mm256_and_si256(spread_bits(word[(size_t)p * steps + t]), plane));
                 }
                 uint8_t *to = out + ((size_t)i * steps + t) * quads * 4 + g * 32;
                 if (many == 32) {
@@ -158,18 +135,3 @@ __attribute__((target("avx2"))) static void expand(
         }
 }
 #endif
-
-/* Words [pixels][groups][steps] into bytes [steps][channels][pixels]. */
-static void unpack(const uint32_t *words, int steps, int channels, int pixels, uint8_t *out)
-{
-    const size_t per_pixel = (size_t)((channels + 31) / 32) * steps;
-    for (int from = 0; from < pixels; from += PACKED) {
-        const int to = from + PACKED < pixels ? from + PACKED : pixels;
-        for (int c = 0; c < channels; c++)
-            for (int t = 0; t < steps; t++) {
-                uint8_t *row = out + ((size_t)t * channels + c) * pixels;
-                const uint32_t *word = words + (size_t)(c / 32) * steps + t;
-                for (int i = from; i < to; i++) row[i] = (uint8_t)(word[i * per_pixel] >> (c % 32) & 1);
-            }
-    }
-}

@@ -124,6 +124,65 @@ INLINE void NAME(add)(ACC *acc, const int16_t *row)
     for (int i = 0; i < ACCS; i++) acc[i] = ACC_ADD(acc[i], row + i * (LANES / ACCS));
 }
 
+/* Payloads [steps][channels][pixels] of one or two bytes into words [pixels][groups][planes][steps], pixels first..last of them. */
+TARGET __attribute__((noinline)) static void NAME(pack)(
+    const uint8_t *x, int bytes, int steps, int channels, int pixels, int planes, int first, int last, uint32_t *words)
+{
+    const int groups = (channels + 31) / 32;
+    const size_t per_pixel = (size_t)groups * planes * steps;
+    for (int from = first; from < last; from += 32) {
+        const int many = last - from < 32 ? last - from : 32;
+        for (int g = 0; g < groups; g++) {
+            const int here = channels - g * 32 < 32 ? channels - g * 32 : 32;
+            for (int p = 0; p < planes; p++) {
+                uint32_t *word = words + from * per_pixel + ((size_t)g * planes + p) * steps;
+                for (int t = 0; t < steps; t++) {
+                    uint32_t square[32] = {0};
+                    for (int c = 0; c < here; c++) {
+                        const uint8_t *row = x + (((size_t)t * channels + g * 32 + c) * pixels + from) * bytes;
+                        if (bytes == 1 && many == 32)
+                            square[c] = WORD_OF(row, p);
+                        else
+                            for (int i = 0; i < many; i++) square[c] |= (uint32_t)(row[i * bytes + p / 8] >> p % 8 & 1) << i;
+                    }
+                    transpose_bits(square);
+                    for (int i = 0; i < many; i++) word[i * per_pixel + t] = square[i];
+                }
+            }
+        }
+    }
+}
+
+/* Words [pixels][groups][steps] into bytes [steps][channels][pixels], pixels first..last of them. */
+TARGET __attribute__((noinline)) static void NAME(unpack)(
+    const uint32_t *words, int steps, int channels, int pixels, int first, int last, uint8_t *out)
+{
+    const size_t per_pixel = (size_t)((channels + 31) / 32) * steps;
+    if (pixels == 1) {
+        for (int t = 0; first < last && t < steps; t++)
+            for (int c = 0; c < channels; c += 32) {
+                uint8_t row[32];
+                BYTES_OF(row, words[(size_t)(c / 32) * steps + t]);
+                memcpy(out + (size_t)t * channels + c, row, channels - c < 32 ? channels - c : 32);
+            }
+        return;
+    }
+    for (int from = first; from < last; from += 32) {
+        const int many = last - from < 32 ? last - from : 32;
+        for (int group = 0; group < channels; group += 32)
+            for (int t = 0; t < steps; t++) {
+                uint32_t square[32] = {0};
+                for (int i = 0; i < many; i++) square[i] = words[(from + i) * per_pixel + (size_t)(group / 32) * steps + t];
+                transpose_bits(square);
+                for (int c = group; c < channels && c < group + 32; c++) {
+                    uint8_t row[32], *to = out + ((size_t)t * channels + c) * pixels + from;
+                    BYTES_OF(row, square[c - group]);
+                    memcpy(to, row, (size_t)many);
+                }
+            }
+    }
+}
+
 /* Sums of rows of 8 bits, int16: a row is 16 pairs of bytes, weight i plus 128 and weight 16 + i. As 16-bit numbers the pairs
    add up modulo 2^16; the sums of their high bytes, taken apart, leave those of the low ones, which 256 rows cannot overflow. */
 INLINE void NAME(add_bytes)(const uint8_t *weight, const int32_t *events, uint32_t n, int16_t *sums)
@@ -150,7 +209,7 @@ TARGET __attribute__((noinline)) static void NAME(pack_flat)(const uint8_t *x, i
     for (int t = 0; t < steps; t++) {
         const uint8_t *row = x + (size_t)t * channels;
         int c = 0;
-        for (; c + 32 <= channels; c += 32) words[(size_t)(c / 32) * steps + t] = WORD_OF(row + c);
+        for (; c + 32 <= channels; c += 32) words[(size_t)(c / 32) * steps + t] = WORD_OF(row + c, 0);
         uint32_t word = 0;
         for (int i = c; i < channels; i++) word |= (uint32_t)row[i] << (i - c);
         if (c < channels) words[(size_t)(c / 32) * steps + t] = word;
@@ -216,6 +275,12 @@ INLINE void NAME(by_words)(
     }
 }
 
+INLINE void NAME(raise)(int32_t *peak, const int32_t *peaks)
+{
+    for (int i = 0; i < LANES; i++)
+        if (peaks[i] > *peak) *peak = peaks[i];
+}
+
 #ifdef DOT
 #define WIDE 2 /* registers of outputs at a time: with four steps, all sums and what they need stay in registers */
 /* Sums of one pixel in `many` steps from t, four channels of one output at a time; `carried`: 16 bits do not hold them all. */
@@ -261,91 +326,78 @@ INLINE void NAME(by_dots)(
     }
 }
 
-/* All outputs (a dense layer is one pixel that sees all) by dot products. */
-TARGET __attribute__((noinline)) static void NAME(dotted)(const layer_t *l, int dense, int32_t *sums)
+/* One row of outputs of one block (a dense layer is one pixel that sees all) by dot products. */
+TARGET __attribute__((noinline)) static void NAME(dotted)(const layer_t *l, int dense, int unit, int32_t *sums)
 {
     const int high = dense ? 1 : l->out_h, wide = dense ? 1 : l->out_w, kh = dense ? l->in_h : l->kh, kw = dense ? l->in_w : l->kw;
+    const int block = unit / high, oy = unit % high;
     const size_t per_tap = (size_t)l->quads * 4 * LANES, per_pixel = (size_t)l->steps * l->quads * 4;
-    const int8_t *weight[MAX_TAPS];
+    const int8_t *weight[MAX_TAPS], *first = l->dot + per_tap * kh * kw * block;
     const uint8_t *from[MAX_TAPS];
     int32_t peaks[LANES] = {0};
-    for (int block = 0; block < l->blocks; block++) {
-        const int8_t *first = l->dot + per_tap * kh * kw * block;
-        for (int oy = 0; oy < high && !*l->stop; oy++) {
-            for (int ox = 0; ox < wide; ox++) {
-                int taps = 0;
-                for (int ky = 0; ky < kh; ky++) {
-                    const int y = oy * l->stride_y - l->pad_y + ky * l->dil_y;
-                    if (y < 0 || y >= l->in_h) continue;
-                    for (int kx = 0; kx < kw; kx++) {
-                        const int x = ox * l->stride_x - l->pad_x + kx * l->dil_x;
-                        if (x < 0 || x >= l->in_w) continue;
-                        from[taps] = l->bytes + ((size_t)y * l->in_w + x) * per_pixel;
-                        weight[taps++] = first + per_tap * (ky * kw + kx);
-                    }
-                }
-                if (l->dot_flush)
-                    NAME(by_dots)(l, weight, from, taps, 1, sums);
-                else
-                    NAME(by_dots)(l, weight, from, taps, 0, sums);
-                NAME(neurons)(l, oy * wide + ox, block, sums, 0, peaks);
+    for (int ox = 0; ox < wide; ox++) {
+        int taps = 0;
+        for (int ky = 0; ky < kh; ky++) {
+            const int y = oy * l->stride_y - l->pad_y + ky * l->dil_y;
+            if (y < 0 || y >= l->in_h) continue;
+            for (int kx = 0; kx < kw; kx++) {
+                const int x = ox * l->stride_x - l->pad_x + kx * l->dil_x;
+                if (x < 0 || x >= l->in_w) continue;
+                from[taps] = l->bytes + ((size_t)y * l->in_w + x) * per_pixel;
+                weight[taps++] = first + per_tap * (ky * kw + kx);
             }
         }
+        if (l->dot_flush)
+            NAME(by_dots)(l, weight, from, taps, 1, sums);
+        else
+            NAME(by_dots)(l, weight, from, taps, 0, sums);
+        NAME(neurons)(l, oy * wide + ox, block, sums, 0, peaks);
     }
-    for (int i = 0; i < LANES; i++)
-        if (peaks[i] > *l->peak) *l->peak = peaks[i];
+    NAME(raise)(l->peak, peaks);
 }
 #undef WIDE
 #endif
 
-TARGET __attribute__((noinline)) static void NAME(conv)(const layer_t *l, void *scratch)
+/* One row of outputs of one block by what is set in the window. */
+TARGET __attribute__((noinline)) static void NAME(conv)(const layer_t *l, int unit, void *sums)
 {
-    const int T = l->steps, P = l->planes, G = l->groups;
+    const int T = l->steps, P = l->planes, G = l->groups, block = unit / l->out_h, oy = unit % l->out_h;
     const void *from[MAX_TAPS];
     const int16_t *rows[MAX_TAPS];
     uint16_t base[MAX_TAPS];
     int32_t peaks[LANES] = {0};
     const size_t per_tap = l->mode == TABLE ? ((size_t)1 << (l->kw * l->channels)) * LANES
                                             : (size_t)G * 32 * (l->mode == LISTS ? P : 1) * LANES;
-    const size_t per_block = per_tap * (l->mode == TABLE ? l->kh : l->kh * l->kw);
-    for (int block = 0; block < l->blocks; block++) {
-        const int16_t *weight = l->weight + per_block * block;
-        for (int oy = 0; oy < l->out_h && !*l->stop; oy++) {
-            for (int ox = 0; ox < l->out_w; ox++) {
-                int taps = 0;
-                for (int ky = 0; ky < l->kh; ky++) {
-                    const int y = oy * l->stride_y - l->pad_y + ky * l->dil_y;
-                    if (y < 0 || y >= l->in_h) continue;
-                    if (l->mode == TABLE) {
-                        from[taps] = l->windows + (size_t)y * T * l->out_w + ox;
-                        rows[taps++] = weight + per_tap * ky;
-                        continue;
-                    }
-                    for (int kx = 0; kx < l->kw; kx++) {
-                        const int x = ox * l->stride_x - l->pad_x + kx * l->dil_x;
-                        if (x < 0 || x >= l->in_w) continue;
-                        const size_t pixel = (size_t)y * l->in_w + x;
-                        from[taps] = l->mode == LISTS ? (const void *)(l->begin + pixel * T) : l->in + pixel * G * P * T;
-                        base[taps] = (uint16_t)((ky * l->kw + kx) * G * 32 * P);
-                        rows[taps++] = weight + per_tap * (ky * l->kw + kx);
-                    }
-                }
-                if (l->mode == TABLE) NAME(by_table)(l, rows, (const uint8_t *const *)from, taps, scratch);
-                if (l->mode == LISTS) NAME(by_lists)(l, weight, (const uint32_t *const *)from, base, taps, scratch);
-                if (l->mode == WORDS) NAME(by_words)(l, rows, (const uint32_t *const *)from, taps, scratch);
-                if (l->mode == WORDS)
-                    NAME(neurons)(l, oy * l->out_w + ox, block, scratch, 0, peaks);
-                else
-                    NAME(neurons)(l, oy * l->out_w + ox, block, scratch, 1, peaks);
+    const int16_t *weight = l->weight + per_tap * (l->mode == TABLE ? l->kh : l->kh * l->kw) * block;
+    for (int ox = 0; ox < l->out_w; ox++) {
+        int taps = 0;
+        for (int ky = 0; ky < l->kh; ky++) {
+            const int y = oy * l->stride_y - l->pad_y + ky * l->dil_y;
+            if (y < 0 || y >= l->in_h) continue;
+            if (l->mode == TABLE) {
+                from[taps] = l->windows + (size_t)y * T * l->out_w + ox;
+                rows[taps++] = weight + per_tap * ky;
+                continue;
+            }
+            for (int kx = 0; kx < l->kw; kx++) {
+                const int x = ox * l->stride_x - l->pad_x + kx * l->dil_x;
+                if (x < 0 || x >= l->in_w) continue;
+                const size_t pixel = (size_t)y * l->in_w + x;
+                from[taps] = l->mode == LISTS ? (const void *)(l->begin + pixel * (T + 1)) : l->in + pixel * G * P * T;
+                base[taps] = (uint16_t)((ky * l->kw + kx) * G * 32 * P);
+                rows[taps++] = weight + per_tap * (ky * l->kw + kx);
             }
         }
+        if (l->mode == TABLE) NAME(by_table)(l, rows, (const uint8_t *const *)from, taps, sums);
+        if (l->mode == LISTS) NAME(by_lists)(l, weight, (const uint32_t *const *)from, base, taps, sums);
+        if (l->mode == WORDS) NAME(by_words)(l, rows, (const uint32_t *const *)from, taps, sums);
+        NAME(neurons)(l, oy * l->out_w + ox, block, sums, l->mode != WORDS, peaks);
     }
-    for (int i = 0; i < LANES; i++)
-        if (peaks[i] > *l->peak) *l->peak = peaks[i];
+    NAME(raise)(l->peak, peaks);
 }
 
 /* Dense: rows of weights of every step and plane; `begin` gets steps * planes + 1 entries. Returns the most of one. */
-TARGET __attribute__((noinline)) static uint32_t NAME(list_events)(const layer_t *l, const uint32_t *words, int32_t *events, uint32_t *begin)
+TARGET __attribute__((noinline)) static uint32_t NAME(list_events)(const layer_t *l, int32_t *events, uint32_t *begin)
 {
     const int T = l->steps, P = l->planes, many = l->in_h * l->in_w * l->groups;
     uint32_t n = 0, most = 0;
@@ -353,7 +405,7 @@ TARGET __attribute__((noinline)) static uint32_t NAME(list_events)(const layer_t
         for (int p = 0; p < P; p++) {
             const uint32_t from = begin[t * P + p] = n;
             for (int i = 0; i < many; i++) {
-                const uint32_t word = words[((size_t)i * P + p) * T + t];
+                const uint32_t word = l->in[((size_t)i * P + p) * T + t];
                 if (!word) continue;
                 for (int b = 0; b < 4; b++) {
                     const unsigned byte = word >> (8 * b) & 255;
@@ -367,38 +419,35 @@ TARGET __attribute__((noinline)) static uint32_t NAME(list_events)(const layer_t
     return most;
 }
 
-/* One output pixel: what arrives in every step is listed once for all blocks. */
-TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int narrow, int32_t *sums)
+/* One block of a layer of one output pixel; what arrives in every step is listed once for all blocks. */
+TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int narrow, int block, int32_t *sums)
 {
     const int T = l->steps, P = l->planes;
     const size_t per_block = (size_t)l->in_h * l->in_w * l->groups * 32 * LANES;
+    const int16_t *weight = l->weight + (l->narrow_weight ? 0 : per_block * block);
+    const uint8_t *bytes = (const uint8_t *)l->weight + per_block * block;
     int32_t peaks[LANES] = {0};
-    for (int block = 0; block < l->blocks && !*l->stop; block++) {
-        const int16_t *weight = l->weight + (l->narrow_weight ? 0 : per_block * block);
-        const uint8_t *bytes = (const uint8_t *)l->weight + per_block * block;
-        if (!narrow) memset(sums, 0, sizeof *sums * T * LANES);
-        for (int t = 0; t < T; t++) {
-            for (int p = 0; p < P; p++) {
-                uint32_t at = l->begin[t * P + p];
-                const uint32_t end = l->begin[t * P + p + 1];
-                do {
-                    const uint32_t until = end - at > (uint32_t)l->flush ? at + l->flush : end;
-                    int16_t found[LANES], *to = narrow ? (int16_t *)sums + t * LANES : found;
-                    if (l->narrow_weight) {
-                        NAME(add_bytes)(bytes, l->events + at, until - at, to);
-                    } else {
-                        ACC acc[ACCS];
-                        NAME(clear)(acc);
-                        for (uint32_t i = at; i < until; i++) NAME(add)(acc, weight + (size_t)l->events[i] * LANES);
-                        for (int i = 0; i < ACCS; i++) ACC_STORE(to + i * (LANES / ACCS), acc[i]);
-                    }
-                    if (!narrow) NAME(widen)(sums + t * LANES, found, p);
-                    at = until;
-                } while (at < end);
-            }
+    if (!narrow) memset(sums, 0, sizeof *sums * T * LANES);
+    for (int t = 0; t < T; t++) {
+        for (int p = 0; p < P; p++) {
+            uint32_t at = l->begin[t * P + p];
+            const uint32_t end = l->begin[t * P + p + 1];
+            do {
+                const uint32_t until = end - at > (uint32_t)l->flush ? at + l->flush : end;
+                int16_t found[LANES], *to = narrow ? (int16_t *)sums + t * LANES : found;
+                if (l->narrow_weight) {
+                    NAME(add_bytes)(bytes, l->events + at, until - at, to);
+                } else {
+                    ACC acc[ACCS];
+                    NAME(clear)(acc);
+                    for (uint32_t i = at; i < until; i++) NAME(add)(acc, weight + (size_t)l->events[i] * LANES);
+                    for (int i = 0; i < ACCS; i++) ACC_STORE(to + i * (LANES / ACCS), acc[i]);
+                }
+                if (!narrow) NAME(widen)(sums + t * LANES, found, p);
+                at = until;
+            } while (at < end);
         }
-        NAME(neurons)(l, 0, block, sums, narrow, peaks);
     }
-    for (int i = 0; i < LANES; i++)
-        if (peaks[i] > *l->peak) *l->peak = peaks[i];
+    NAME(neurons)(l, 0, block, sums, narrow, peaks);
+    NAME(raise)(l->peak, peaks);
 }

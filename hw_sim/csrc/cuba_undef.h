@@ -10,6 +10,7 @@
 #undef ADD
 #undef ADD_WHERE
 #undef BITS
+#undef BYTES_OF
 #undef DOT
 #undef DOT_SUM
 #undef FOUR
