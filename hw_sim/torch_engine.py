@@ -9,7 +9,8 @@ Neurons are integers: numba on the CPU (float64 that holds them), torch on a dev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -35,15 +36,18 @@ MAX_BIAS = 2**23
 SUM_BYTES = 2**23
 """Of the sums at hand: they stay in the cache between product and neurons."""
 DEVICE_SUM_BYTES = 2**28
+FEW = 0.25
+"""Share of inputs of a dense layer below which adding rows event by event is faster than a product."""
 
 
 @dataclass(frozen=True, eq=False)
 class TorchLayer:
-    """A layer: its view, weights on the device, and bias mantissas or None."""
+    """A layer: its view, weights on the device, bias mantissas, and of a dense layer on the CPU (features, outputs) weights."""
 
     view: SynapseView
     weight: torch.Tensor
     bias: npt.NDArray[np.int64]
+    rows: npt.NDArray[Any] | None
 
 
 @dataclass
@@ -82,12 +86,13 @@ class TorchEngine:
         if largest >= FLOAT64_EXACT or int(np.abs(bias).max()) >= MAX_BIAS:
             return f"sums up to {largest} or its biases need more bits"
         exact = torch.float32 if view.bound < FLOAT32_EXACT else torch.float64
-        weight = torch.tensor(view.weight, dtype=exact, device=self.device)
+        weight, rows = torch.tensor(view.weight, dtype=exact, device=self.device), None
         if view.dense:
             weight = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+            rows = weight.T.contiguous().numpy() if self.device == "cpu" else None
         elif self.device == "cpu":
             weight = weight.contiguous(memory_format=torch.channels_last)
-        return TorchLayer(view, weight, bias)
+        return TorchLayer(view, weight, bias, rows)
 
     def bytes_per_step(self, laid_out: TorchLayer) -> int:
         """Events as floats."""
@@ -118,7 +123,7 @@ class TorchEngine:
                 arriving = flow.to(self.device).reshape(*flow.shape[:2], *chain[0].view.entering)
                 arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()
                 for i, (layer, want) in enumerate(zip(chain, wanted, strict=True)):
-                    ran, arriving, states[i] = self._layer(layer, arriving, want, states[i])
+                    ran, arriving, states[i] = self._layer(layer, arriving, want, states[i], threads)
                     if ran.peak > MAX_SUM:
                         return (
                             None  # one wrap may not bring u back, nor 24 bits hold the sum of a convolution
@@ -130,7 +135,7 @@ class TorchEngine:
                 torch.set_num_threads(before)
 
     def _layer(
-        self, layer: TorchLayer, arriving: torch.Tensor, want: Wanted, state: _State | None
+        self, layer: TorchLayer, arriving: torch.Tensor, want: Wanted, state: _State | None, threads: int
     ) -> tuple[Ran, torch.Tensor, _State]:
         import torch
 
@@ -147,14 +152,16 @@ class TorchEngine:
         per_step = samples * features * layer.weight.element_size()
         block = max(1, (SUM_BYTES if on_cpu else DEVICE_SUM_BYTES) // per_step)
         neurons = _neurons_on_cpu if on_cpu else _neurons_on_device
-        bias = np.tile(layer.bias, high * wide)
+        bias = np.tile(64.0 * layer.bias, high * wide)
         for start in range(0, steps, block):
             now = slice(start, min(start + block, steps))
-            sums = self._sums(layer, arriving[:, now]).reshape(samples, -1, features)
+            sums = self._sums(layer, arriving[:, now], threads).reshape(samples, -1, features)
             low, top = torch.aminmax(sums)
             peak = max(peak, -int(low), int(top))
             into = [spikes[:, now], *(array[:, now] for array in kept)]
-            counts[:, now] = neurons(layer.view.layer.neuron, layer.view.unit, bias, sums, state, into)
+            counts[:, now] = neurons(
+                layer.view.layer.neuron, layer.view.unit, bias, sums, state, into, threads
+            )
 
         def in_order(array: torch.Tensor) -> npt.NDArray[Any]:
             image = array.reshape(samples, steps, high, wide, outputs).permute(0, 1, 4, 2, 3).cpu().numpy()
@@ -165,7 +172,7 @@ class TorchEngine:
         ran = Ran(counts, peak * layer.view.unit, whole, u, v)
         return ran, spikes.reshape(samples, steps, high, wide, outputs), state
 
-    def _sums(self, layer: TorchLayer, arriving: torch.Tensor) -> torch.Tensor:
+    def _sums(self, layer: TorchLayer, arriving: torch.Tensor, threads: int) -> torch.Tensor:
         """(samples, steps, H, W, C) to (frames, H, W, C) sums, divided by the unit."""
         import torch
         import torch.nn.functional as F
@@ -176,9 +183,12 @@ class TorchEngine:
             frames = F.pad(frames, (0, 0, 0, frames.shape[2] % 2, 0, frames.shape[1] % 2))
             rows = frames[:, ::2] + frames[:, 1::2]
             frames = rows[:, :, ::2] + rows[:, :, 1::2]
-        x = frames.to(layer.weight.dtype)
         if view.dense:
-            return x.reshape(len(x), -1) @ layer.weight.T
+            flat = frames.reshape(len(frames), -1)
+            if layer.rows is not None and np.count_nonzero(flat.numpy()) < FEW * flat.numel():
+                return _sums_of_rows(layer.rows, flat, threads)
+            return flat.to(layer.weight.dtype) @ layer.weight.T
+        x = frames.to(layer.weight.dtype)
         image = x.permute(0, 3, 1, 2)
         outputs, high, wide = view.out
         if self.device == "cpu":
@@ -205,35 +215,63 @@ class TorchEngine:
 def _neurons_on_cpu(
     neuron: Neuron,
     unit: int,
-    bias: npt.NDArray[np.int64],
+    bias: npt.NDArray[np.float64],
     sums: torch.Tensor,
     state: _State,
     into: list[torch.Tensor],
+    threads: int,
 ) -> npt.NDArray[np.int64]:
-    from knarr.hw_sim.numba_neurons import integrate
+    from knarr.hw_sim.numba_kernels import integrate
 
     none = np.zeros((0, 0, 0), dtype=np.int32)
     u, v = (array.numpy() for array in into[1:]) if len(into) > 1 else (none, none)
-    counts = np.zeros(sums.shape[:2], dtype=np.int64)
-    integrate(
-        sums.contiguous().numpy(), 64.0 * unit, 64.0 * bias, 1 - neuron.i_decay / DECAY_UNITY, 1 - neuron.v_decay / DECAY_UNITY,
-        64.0 * neuron.vth_int, state.u, state.v, into[0].numpy(), counts, u, v,
-    )  # fmt: skip
-    return counts
+    arrays, features = sums.contiguous().numpy(), sums.shape[2]
+
+    def part(first: int, last: int) -> npt.NDArray[np.int64]:
+        counts = np.zeros(arrays.shape[:2], dtype=np.int64)
+        integrate(
+            arrays, 64.0 * unit, bias, 1 - neuron.i_decay / DECAY_UNITY, 1 - neuron.v_decay / DECAY_UNITY,
+            64.0 * neuron.vth_int, state.u, state.v, into[0].numpy(), counts, u, v, first, last,
+        )  # fmt: skip
+        return counts
+
+    return np.sum(_shared(part, features, threads), axis=0)
+
+
+def _sums_of_rows(rows: npt.NDArray[Any], frames: torch.Tensor, threads: int) -> torch.Tensor:
+    import torch
+
+    from knarr.hw_sim.numba_kernels import add_rows
+
+    x = frames.contiguous().numpy()
+    sums = np.empty((len(x), rows.shape[1]), dtype=rows.dtype)
+    _shared(lambda first, last: add_rows(x, rows, sums, first, last), len(x), threads)
+    return torch.from_numpy(sums)
+
+
+def _shared(part: Callable[[int, int], Any], n: int, threads: int) -> list[Any]:
+    """`part` of first..last, by several threads where that pays."""
+    threads = min(threads, max(1, n // 32))
+    if threads == 1:
+        return [part(0, n)]
+    bounds = np.linspace(0, n, threads + 1).astype(int)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(part, bounds[:-1].tolist(), bounds[1:].tolist()))
 
 
 def _neurons_on_device(
     neuron: Neuron,
     unit: int,
-    bias: npt.NDArray[np.int64],
+    bias: npt.NDArray[np.float64],
     sums: torch.Tensor,
     state: _State,
     into: list[torch.Tensor],
+    threads: int,
 ) -> npt.NDArray[np.int64]:
     """`arithmetic.step` in int32; decays in two parts, since 23 bits times 13 do not fit."""
     import torch
 
-    driven = torch.tensor(64 * bias, dtype=torch.int32, device=sums.device)
+    driven = torch.tensor(bias, dtype=torch.int32, device=sums.device)
     threshold = 64 * neuron.vth_int
 
     def decay(x: torch.Tensor, register: int) -> torch.Tensor:
