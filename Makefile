@@ -1,4 +1,4 @@
-.PHONY: install test conformance demo lint lock clean
+.PHONY: install test conformance bench demo lint lock clean
 
 install:
 	@./bootstrap.sh
@@ -16,6 +16,11 @@ test: install
 conformance: install
 	KNARR_CONFORMANCE=220 .venv/bin/pytest tests/test_conformance.py tests/test_export_random.py tests/test_export_grid.py tests/test_fast.py \
 	  tests/test_verify.py tests/test_lower_measured.py
+
+# Speed against Lava, Norse, snnTorch and slayer, about 20 minutes on a machine that does nothing else; snnTorch gets an environment of
+# its own in build/. Table and pictures go to benchmarks/results.
+bench: install
+	.venv/bin/python benchmarks/hw_sim/main.py
 
 demo: install
 	.venv/bin/knarr pipeline eyes --out runs/eyes

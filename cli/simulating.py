@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from knarr.cli import progress
 from knarr.cli.tools import keep_apart, read_inputs
-from knarr.deploy import read_net, run_on_lava
+from knarr.deploy import DeployError, check, read_net, run_on_lava
 from knarr.hw_sim import ChipError, ChipNetwork, Recording, encode, save_recording, simulate
 from knarr.hw_sim.recording import RECORDABLE
 from knarr.train.fit import write_atomic
@@ -64,6 +64,9 @@ def simulate_file(
     if engine != "lava" and timeout_s is not None:
         raise ChipError("--timeout: goes with --engine lava, the simulator stops at Ctrl-C")
     network = read_net(net)
+    broken = [violation for violation in check(network) if violation.severity == "error"]
+    if broken:
+        raise DeployError(f"{net}: not simulated, no chip runs it: {broken[0]}")
     values, true = _samples(data, labels)
     events = encode(network.input, values, timesteps=timesteps)
     if not 0 <= sample < len(events):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FLOAT32_EXACT, FLOAT64_EXACT = 2**24, 2**53
 MAX_BIAS = 2**23
 SUM_BYTES = 2**23
-"""Of the sums at hand: they stay in the cache between product and neurons."""
+"""Of the sums at hand, for every thread: they stay in the cache between product and neurons."""
 DEVICE_SUM_BYTES = 2**28
 FEW = 0.25
 """Share of inputs of a dense layer below which adding rows event by event is faster than a product."""
@@ -113,7 +113,9 @@ class TorchEngine:
         import torch
 
         before = torch.get_num_threads()
-        if threads != before:  # it takes milliseconds
+        # It takes milliseconds, and rows are added by threads of ours.
+        other = threads != before and any(not layer.view.dense for layer in chain)
+        if other:
             torch.set_num_threads(threads)
         try:
             with torch.inference_mode(), _without_tf32():
@@ -131,7 +133,7 @@ class TorchEngine:
                     found.append(ran)
                 return found
         finally:
-            if threads != before:
+            if other:
                 torch.set_num_threads(before)
 
     def _layer(
@@ -150,7 +152,7 @@ class TorchEngine:
         counts = np.zeros((samples, steps), dtype=np.int64)
         peak = 0
         per_step = samples * features * layer.weight.element_size()
-        block = max(1, (SUM_BYTES if on_cpu else DEVICE_SUM_BYTES) // per_step)
+        block = max(1, (SUM_BYTES * threads if on_cpu else DEVICE_SUM_BYTES) // per_step)
         neurons = _neurons_on_cpu if on_cpu else _neurons_on_device
         bias = np.tile(64.0 * layer.bias, high * wide)
         for start in range(0, steps, block):

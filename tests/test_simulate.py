@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -33,6 +34,7 @@ from knarr.hw_sim import (
     simulate,
 )
 
+Call = Callable[..., tuple[int, str, str]]
 ENGINES = ("auto", "torch", "reference")
 BOTH = ("output", "spikes", "u", "v")
 
@@ -97,6 +99,15 @@ def test_a_network_that_check_refuses_still_simulates_but_does_not_reach_lava(tm
     assert simulate(network, inputs).output.sum() == 4
     with pytest.raises(DeployError, match="600"):
         write_net(network, tmp_path / "d.net")
+
+
+def test_a_file_that_check_refuses(call: Call) -> None:
+    with h5py.File("a.net", "r+") as file:
+        file["layer/1/weight"][0, 0, 0, 0] = 600
+    status, out, err = call("simulate", "a.net", "--data", "in.npy")
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "a.net: not simulated, no chip runs it: error: layer 'conv'" in err
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int16, np.uint16, np.int64, np.uint64])
@@ -242,9 +253,6 @@ def test_ctrl_c_stops_it_and_leaves_nothing(engine: str) -> None:
     finally:
         child.kill()
         child.communicate()
-
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
