@@ -14,6 +14,7 @@ from knarr.cli import progress
 from knarr.cli.tools import keep_apart, read_inputs
 from knarr.deploy import DeployError, check, read_net, run_on_lava
 from knarr.hw_sim import ChipError, ChipNetwork, Recording, encode, save_recording, simulate
+from knarr.hw_sim.inputs import check_inputs
 from knarr.hw_sim.recording import RECORDABLE
 from knarr.train.fit import write_atomic
 
@@ -68,7 +69,7 @@ def simulate_file(
     if broken:
         raise DeployError(f"{net}: not simulated, no chip runs it: {broken[0]}")
     values, true = _samples(data, labels)
-    events = encode(network.input, values, timesteps=timesteps)
+    events = check_inputs(network.input, encode(network.input, values, timesteps=timesteps), timesteps)
     if not 0 <= sample < len(events):
         raise ChipError(f"--sample: {sample}, there are 0..{len(events) - 1}")
     if true is not None and len(true) != len(events):

@@ -72,11 +72,14 @@ class Run:
     def all(self, flow: Events, progress: Callable[[int, int], Any] | None) -> None:
         """Every sample and step of (samples, timesteps, *features)."""
         samples, steps = flow.shape[:2]
-        at_once, block = self._sizes(steps)
-        for start in range(0, samples, at_once):
+        start = 0
+        while start < samples:
+            at_once, block = self._sizes(steps)
             rows = slice(start, min(start + at_once, samples))
-            while not self._samples(flow, rows, block, progress):
-                self.segments = self._segments()
+            if self._samples(flow, rows, block, progress):
+                start = rows.stop
+            else:
+                self.segments = self._segments()  # other engines need other sizes
 
     def _samples(
         self, flow: Events, rows: slice, block: int, progress: Callable[[int, int], Any] | None
@@ -146,7 +149,9 @@ class Run:
                 self.network.layers[segment.first :],
                 strict=False,
             ):
-                recorded = prod(layer.output_shape) * (want.spikes + 24 * want.states)
+                # States come in blocks of 32 channels, twice 4 bytes, and leave as twice 8.
+                wide = max(prod(layer.output_shape), 32 * prod(layer.output_shape[1:]))
+                recorded = prod(layer.output_shape) * want.spikes + 24 * wide * want.states
                 needed = max(needed, segment.engine.bytes_per_step(laid_out)) + recorded
         block = min(steps, max(1, BLOCK_BYTES // needed))
         return max(1, BLOCK_BYTES // (needed * block)), block

@@ -8,7 +8,7 @@ the reference engine.
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,11 @@ class FastEngine:
     def bytes_per_step(self, laid_out: FastLayer) -> int:
         """Words in and out, and lists of what is set."""
         channels, height, width = laid_out.entering
-        outputs, out_h, out_w = laid_out.out
-        return height * width * (channels * (1 + laid_out.planes) + 8) + out_h * out_w * (outputs // 4 + 8)
+        _, out_h, out_w = laid_out.out
+        lists = channels * laid_out.planes * (4 if laid_out.dense else 1)
+        arriving = height * width * (channels + lists + 16)
+        # Words go out in blocks of 32 outputs, and a thread sums a block of one pixel at a time.
+        return arriving + out_h * out_w * laid_out.blocks * 8 + 4 * LANES
 
     def run(
         self,
@@ -77,26 +80,33 @@ class FastEngine:
         teams = [self.kernel.team(chains[0], len(layers), words, steps, members) for _ in bounds[1:]]
         stop = ctypes.c_int32(0)
 
+        # The kernel sees addresses alone; a thread that outlives us after a second Ctrl-C must not find them gone.
+        held = (inputs, chains, records, peaks, states, layers)
+
         def part(index: int) -> int:
-            team = index // members
+            team, (inputs, chains, *_) = index // members, held
             return self.kernel.run(
                 teams[team], index % members, chains[index], len(layers), _at(inputs), inputs.itemsize, channels, height * width,
                 bits, steps, int(bounds[team]), int(bounds[team + 1]), self.level, ctypes.addressof(stop),
             )  # fmt: skip
 
+        futures: list[Future[int]] = []
         try:
             if not all(teams):
                 raise ChipError("simulate: out of memory in the kernel; give fewer time steps at once")
             # Even one thread is not the caller's own, which could not hear Ctrl-C inside the kernel.
             with ThreadPoolExecutor(threads) as pool:
                 try:
-                    failed = [future.result() for future in [pool.submit(part, i) for i in range(threads)]]
+                    futures += [pool.submit(part, i) for i in range(threads)]
+                    failed = [future.result() for future in futures]
                 except BaseException:
                     stop.value = 1  # the kernel looks at it in every row
                     raise
         finally:
-            for team in teams:
-                self.kernel.free_team(team)
+            # After a second Ctrl-C some may still run, for a row: what they write in is left to them.
+            if all(future.done() for future in futures):
+                for team in teams:
+                    self.kernel.free_team(team)
         if any(failed):
             raise ChipError("simulate: out of memory in the kernel; give fewer time steps at once")
         found_peaks = peaks.max(axis=0)

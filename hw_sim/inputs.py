@@ -67,8 +67,9 @@ def check_inputs(coding: InputCoding, inputs: npt.ArrayLike, timesteps: int | No
         raise ChipError(
             f"inputs: shape {array.shape} holds nothing; give at least one sample and one time step"
         )
-    # Twice through all inputs would cost more than a small network on them.
-    low, high = 0 if array.dtype.kind == "u" else int(array.min()), int(array.max())
+    high = int(array.max())
+    # Twice through all inputs would cost more than a small network on them, and nothing unsigned is below 0.
+    low = 0 if array.dtype.kind == "u" and high < 2**coding.bits else int(array.min())
     if driven:
         if max(-low, high) > MAX_BIAS:
             raise ChipError(f"inputs: bias mantissas {low}..{high}, allowed +-{MAX_BIAS}; scale them down")

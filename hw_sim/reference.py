@@ -117,7 +117,7 @@ def at_rest(layer: Layer, samples: int) -> LayerState:
     zeros = np.zeros((samples, *layer.output_shape), dtype=np.int64)
     delayed = isinstance(layer, Dense) and layer.delay_int is not None
     longest = int(layer.delay_int.max()) if delayed else 0  # type: ignore[union-attr]
-    sent = np.zeros((samples, longest, layer.in_features if longest else 0), dtype=np.uint8)  # type: ignore[union-attr]
+    sent = np.zeros((samples, longest, layer.in_features if delayed else 0), dtype=np.uint8)  # type: ignore[union-attr]
     return LayerState(zeros, zeros, np.zeros_like(zeros), sent)
 
 

@@ -118,7 +118,7 @@ class TorchEngine:
         if other:
             torch.set_num_threads(threads)
         try:
-            with torch.inference_mode(), _without_tf32():
+            with torch.inference_mode(), _exact_floats(self.device):
                 block = np.ascontiguousarray(events, dtype=np.uint8 if bits <= 8 else np.int32)
                 flow = torch.from_numpy(block if block.flags.writeable else block.copy())
                 found = []
@@ -293,16 +293,20 @@ def _neurons_on_device(
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
+def _exact_floats(device: str) -> Iterator[None]:
+    """Nothing that rounds: no TF32, no autocast to 16 bits, and none of NNPACK's transforms in convolutions."""
     import torch
 
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = False
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with (
+            torch.autocast(torch.device(device).type, enabled=False),
+            torch.backends.nnpack.flags(enabled=False),
+        ):
+            yield
     finally:
-        matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
 
 
 @cache

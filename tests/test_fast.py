@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from knarr.hw_sim import (
     NON_SPIKING_VTH,
@@ -28,7 +29,7 @@ from knarr.hw_sim import (
     simulate,
 )
 from knarr.hw_sim.blocks import plans
-from knarr.hw_sim.engine import Wanted
+from knarr.hw_sim.engine import ReferenceEngine, Wanted
 from knarr.hw_sim.fast import FastEngine
 from knarr.hw_sim.fast_layer import FastLayer
 from knarr.hw_sim.layers import Layer
@@ -101,7 +102,7 @@ def layer(rng: np.random.Generator, name: str, shape: tuple[int, ...], fan: int)
     if rng.random() < 0.1:
         return Recurrent(name, weight, weights(rng, outputs, outputs), cell, bias)
     if rng.random() < 0.1:
-        return Dense(name, weight, cell, bias, None, rng.integers(0, 4, weight.shape))
+        return Dense(name, weight, cell, bias, None, rng.integers(0, int(pick(rng, 1, 4)), weight.shape))
     return Dense(name, weight, cell, bias)
 
 
@@ -343,3 +344,45 @@ def test_without_a_kernel_auto_is_torch(monkeypatch: pytest.MonkeyPatch) -> None
     assert simulate(network, inputs).engine == "reference"
     with pytest.raises(ChipError, match="engine: torch does not run here, numba not installed"):
         simulate(network, inputs, engine="torch")
+
+
+def test_a_run_that_falls_back_is_cut_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference needs more memory for a step than the engine it takes over from."""
+    weight = np.full((200, 300), 900, dtype=np.int32)
+    network = ChipNetwork(
+        (Dense("d", weight, Neuron(2000, 100, 2**17)),), InputCoding((300,)), Readout("spikes")
+    )
+    inputs = np.ones((4, 60, 300), dtype=np.uint8)
+    sizes: list[int] = []
+    right = ReferenceEngine.run
+
+    def run(self: ReferenceEngine, chain: Any, events: Any, *more: Any, **options: Any) -> Any:
+        sizes.append(len(events) * events.shape[1] * self.bytes_per_step(chain[0]))
+        return right(self, chain, events, *more, **options)
+
+    monkeypatch.setattr(ReferenceEngine, "run", run)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 200_000)
+    got = simulate(network, inputs, record=ALL, engine="torch")
+    assert max(sizes) <= 200_000
+    assert len(sizes) > 10
+    monkeypatch.undo()
+    assert same(simulate(network, inputs, record=ALL, engine="reference"), got) == []
+
+
+def test_settings_of_torch_do_not_reach_the_torch_engine() -> None:
+    network, inputs = next(
+        drawn
+        for drawn in map(draw, range(100))
+        if all(isinstance(plan, TorchLayer) for plan in plans(drawn[0], engines.choose("torch")))
+        and simulate(*drawn).output.sum() > 50
+    )
+    wanted = simulate(network, inputs, record=ALL, engine="reference")
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.backends.mkldnn.flags(enabled=False):
+            assert same(wanted, simulate(network, inputs, record=ALL, engine="torch")) == []
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+    assert torch.get_num_threads() == before[1]

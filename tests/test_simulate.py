@@ -292,6 +292,22 @@ def test_the_command_records_what_is_named(call: Call, tmp_path: Path) -> None:
     assert Path("r.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.array(1), "inputs: shape (), needs (samples, timesteps, 2, 8, 8)"),
+        (GOOD[:0], "holds nothing; give at least one sample and one time step"),
+        (GOOD.astype(float), "dtype float64, the chip takes integers"),
+    ],
+)
+def test_data_that_is_none(call: Call, data: np.ndarray[Any, Any], message: str) -> None:
+    np.save("odd.npy", data)
+    status, out, err = call("simulate", "a.net", "--data", "odd.npy", "--picture", "r.png")
+    assert (status, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert not Path("r.png").exists()
+
+
 def test_the_command_speaks_to_people(call: Call) -> None:
     np.save("many.npy", np.tile(GOOD, (10, 1, 1, 1, 1)))
     status, out, _ = call("simulate", "a.net", "--data", "many.npy")
