@@ -85,6 +85,46 @@ def _show_energy(path: Path, json: bool) -> None:
     console.print(table)
     console.print(f"{result['chip']['energy']['provenance']}")
     console.print(f"chip / teacher: {result['ratio']:.3f}. {_NOT_INCLUDED}")
+    console.print(_models_table(result["models"]))
+    for note in dict.fromkeys(note for each in result["models"] for note in each["chip"]["notes"]):
+        console.print(note)
+    flips, responsible = result["comparison"]["flips"], result["comparison"]["responsible"]
+    if flips:
+        blame = "; ".join(f"{model}: {term}" for model, term in responsible.items())
+        console.print(f"RANKING FLIPS between models: no winner. What costs the chip most: {blame}.")
+    else:
+        console.print(
+            "Both models of one technology rank the two alike; Loihi's prices are another technology, so no ratio."
+        )
+
+
+def _models_table(models: list[dict[str, Any]]) -> Table:
+    table = Table(title="energy per inference, three models")
+    table.add_column("model")
+    table.add_column("prices", overflow="fold")
+    for column in ("chip uJ", "teacher uJ", "ratio"):
+        table.add_column(column, justify="right")
+    for each in models:
+        chip, teacher = each["chip"], each["teacher"]
+        table.add_row(
+            chip["model"],
+            chip["profile"],
+            _interval(chip),
+            "-" if teacher is None else _interval(teacher),
+            "-" if teacher is None else f"{chip['nominal_pj'] / teacher['nominal_pj']:.3f}",
+        )
+    return table
+
+
+def _interval(energy: dict[str, Any]) -> str:
+    """Nominal, and [lo, hi] where one is known; ? is unknown."""
+    lo, hi = energy["lo_pj"], energy["hi_pj"]
+    bounds = "" if lo is None and hi is None else f" [{_uj(lo)}, {_uj(hi)}]"
+    return f"{_uj(energy['nominal_pj'])}{bounds}"
+
+
+def _uj(pj: float | None) -> str:
+    return "?" if pj is None else f"{pj / 1e6:,.3f}"
 
 
 _NOT_INCLUDED = (

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from knarr.deploy import verify as verify_network
 from knarr.export import read, to_nir, to_onnx, write
 from knarr.hw_sim import count_events, count_onnx, load_recording, price, ratio, save_recording
 from knarr.hw_sim import simulate as simulate_network
+from knarr.hw_sim.energy import compare_models
 from knarr.train import (
     Recipe,
     RecipeError,
@@ -44,6 +45,7 @@ GRAPH, BASELINE, NET, RECORDING = "student.nir", "teacher.onnx", "student.net", 
 ACCURACY, VERIFICATION, ENERGY, PICTURES = "accuracy.json", "verification.json", "energy.json", "pictures"
 CERTIFY_SAMPLES = 20
 PROFILE = "horowitz_fp32"
+CHIP_PROFILES = ("loihi1_table", "loihi1_cal")
 
 
 @dataclass(frozen=True)
@@ -233,13 +235,22 @@ def energy(run: Run) -> None:
     everything = np.arange(len(test.labels))
     chip_counts = count_events(network, test.spikes(everything), recording)
     teacher_counts = count_onnx(run.need(BASELINE, "export"), test.batch(everything, None).frames.numpy())
-    chip, teacher = price(chip_counts, PROFILE), price(teacher_counts, PROFILE)
+    pairs = [
+        (price(chip_counts, PROFILE, model=model), price(teacher_counts, PROFILE, model=model))
+        for model in ("paper", "memory")
+    ]
+    chip, teacher = pairs[0]
+    on_chip = [price(chip_counts, name, model="chip").to_json() for name in CHIP_PROFILES]
+    comparison = compare_models(pairs)
     _write_json(
         run.path(ENERGY),
         {
             "chip": {"counts": chip_counts.to_json(), "energy": chip.to_json()},
             "teacher": {"counts": teacher_counts.to_json(), "energy": teacher.to_json()},
             "ratio": ratio(chip, teacher),
+            "models": [{"chip": one.to_json(), "teacher": other.to_json()} for one, other in pairs]
+            + [{"chip": one, "teacher": None} for one in on_chip],
+            "comparison": asdict(comparison),
         },
     )
 

@@ -4,7 +4,7 @@ from knarr.hw_sim.coding import encode
 from knarr.hw_sim.count import count, count_events
 from knarr.hw_sim.count_onnx import count_onnx
 from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
-from knarr.hw_sim.energy import EnergyEstimate, PriceError, price, price_table, ratio
+from knarr.hw_sim.energy import EnergyEstimate, PriceError, load_profile, price, profiles, ratio
 from knarr.hw_sim.errors import ChipError, CountError
 from knarr.hw_sim.network import (
     NON_SPIKING_VTH,
@@ -42,9 +42,10 @@ __all__ = [
     "count_events",
     "count_onnx",
     "encode",
+    "load_profile",
     "load_recording",
     "price",
-    "price_table",
+    "profiles",
     "ratio",
     "save_recording",
     "simulate",

@@ -14,10 +14,10 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
+from knarr.hw_sim.counts import LayerCounts, LayerSizes, LedgerRow, OperationCounts
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.fanout import Int64, dense_padded, dense_valid, fanout, recurrent_fanout
-from knarr.hw_sim.network import ChipNetwork, Conv, Layer, Recurrent
+from knarr.hw_sim.network import DECAY_UNITY, ChipNetwork, Conv, Layer, Recurrent
 from knarr.hw_sim.recording import Recording
 from knarr.hw_sim.simulate import simulate
 
@@ -111,19 +111,37 @@ def count_events(network: ChipNetwork, inputs: npt.ArrayLike, recording: Recordi
         )
     samples, timesteps = events.shape[:2]
     layers: dict[str, LayerCounts] = {}
+    sizes: dict[str, LayerSizes] = {}
     ledger: list[LedgerRow] = []
     arriving = network.input.shape
     for layer in network.layers:
         incoming = classify_events(events)
         spikes = _recorded_spikes(layer, recording, samples, timesteps)
         layers[layer.name] = _layer_counts(layer, incoming, spikes, samples, timesteps)
+        sizes[layer.name] = _sizes(layer, prod(arriving))
         if not isinstance(layer, Conv) and len(arriving) > 1:
             ledger.append(LedgerRow(f"{layer.name}.flatten", "Flatten", "free", "moves no data"))
         ledger += _rows(layer, incoming)
         events, arriving = spikes, layer.output_shape
     readout = f"{network.readout.kind} of '{network.layers[-1].name}'; their sum and argmax over time cost nothing here"
     ledger.append(LedgerRow(f"{network.layers[-1].name}.output", "Readout", "free", readout))
-    return OperationCounts(layers, tuple(ledger), samples, timesteps, "snn")
+    return OperationCounts(layers, tuple(ledger), samples, timesteps, "snn", sizes=sizes)
+
+
+def _sizes(layer: Layer, inputs: int) -> LayerSizes:
+    outputs, registers = prod(layer.output_shape), (layer.neuron.i_decay, layer.neuron.v_decay)
+    back = layer.recurrent_int.size if isinstance(layer, Recurrent) else 0
+    current = layer.neuron.i_decay < DECAY_UNITY
+    return LayerSizes(
+        inputs=inputs,
+        outputs=outputs,
+        weights=layer.weight_int.size + back,
+        biases=0 if layer.bias_int is None else layer.bias_int.size,
+        states=outputs * (2 if current else 1),
+        kernel=layer.weight_int.shape[0] * prod(layer.weight_int.shape[2:]),
+        convolution=isinstance(layer, Conv),
+        leaky=any(0 < register < DECAY_UNITY for register in registers),
+    )
 
 
 def _recorded_spikes(
@@ -153,10 +171,11 @@ def _layer_counts(
 ) -> LayerCounts:
     stored, nonzero = fanout(layer).reshape(-1), fanout(layer, nz=True).reshape(-1)
     neurons = prod(layer.output_shape)
-    back = back_nonzero = 0
+    back = back_nonzero = returning = 0
     if isinstance(layer, Recurrent):
         # A spike of the last step would come back after the inference.
         events = np.asarray(spikes[:, :-1]).sum(axis=(0, 1), dtype=np.int64)
+        returning = int(events.sum())
         back = int(events @ recurrent_fanout(layer))
         back_nonzero = int(events @ recurrent_fanout(layer, nz=True))
     return LayerCounts(
@@ -169,6 +188,7 @@ def _layer_counts(
         bias_adds=Fraction(0 if layer.bias_int is None else timesteps * neurons),
         neuron_updates=Fraction(timesteps * neurons),
         spikes=Fraction(int(np.asarray(spikes).sum(dtype=np.int64)), samples),
+        events=Fraction(int(incoming.acc.sum() + incoming.mac.sum()) + returning, samples),
     )
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
+from knarr.hw_sim.counts import LayerCounts, LayerSizes, LedgerRow, OperationCounts
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.fanout import Int64, kernel_fanout, kernel_targets
 from knarr.hw_sim.onnx_graph import OnnxGraph, UnsupportedError, attributes_of, read_onnx
@@ -49,6 +49,7 @@ class _Product:
     fanout_nonzero: Int64
     dense_padded: int
     bias_adds: int
+    sizes: LayerSizes
 
 
 def count_onnx(path: str | Path, inputs: npt.NDArray[np.float32] | None = None) -> OperationCounts:
@@ -72,6 +73,7 @@ def count_onnx(path: str | Path, inputs: npt.NDArray[np.float32] | None = None) 
     graph = read_onnx(Path(path))
     products: dict[str, _Product] = {}
     layers: dict[str, LayerCounts] = {}
+    sizes: dict[str, LayerSizes] = {}
     ledger = [
         LedgerRow(name, "Initializer", "folded", f"into {', '.join(nodes)}")
         if nodes
@@ -99,10 +101,12 @@ def count_onnx(path: str | Path, inputs: npt.NDArray[np.float32] | None = None) 
             elif node.op_type in PRODUCTS:
                 product = PRODUCTS[node.op_type](node, graph)
                 layers[name] = _layer_counts(product, graph)
-                products[name] = product
+                products[name], sizes[name] = product, product.sizes
                 ledger.append(LedgerRow(name, node.op_type, "counted", f"{layers[name].mac} multiplications"))
             elif node.op_type == "Add":
                 layers[name] = _bias_after_matmul(node, graph)
+                adds = int(layers[name].bias_adds)
+                sizes[name] = LayerSizes(adds, adds, 0, graph.shape(node.output[0])[-1], 0, 0, False, False)
                 ledger.append(LedgerRow(name, node.op_type, "counted", "bias of the MatMul before it"))
             else:
                 ledger.append(LedgerRow(name, node.op_type, "free", _why_free(node, graph)))
@@ -112,7 +116,7 @@ def count_onnx(path: str | Path, inputs: npt.NDArray[np.float32] | None = None) 
     if inputs is not None:
         effective, effective_nonzero = _effective(graph, products, inputs)
     samples = 0 if inputs is None else len(inputs)
-    return OperationCounts(layers, tuple(ledger), samples, 1, "ann", effective, effective_nonzero)
+    return OperationCounts(layers, tuple(ledger), samples, 1, "ann", effective, effective_nonzero, sizes)
 
 
 def _conv(node: Any, graph: OnnxGraph) -> _Product:
@@ -139,7 +143,22 @@ def _conv(node: Any, graph: OnnxGraph) -> _Product:
     )
     bias_adds = prod(outputs) if len(node.input) > 2 and node.input[2] else 0
     padded = prod(outputs) * prod(weight.shape[1:])
-    return _Product(node.input[0], stored, nonzero, padded, bias_adds)
+    sizes = _sizes(
+        node,
+        graph,
+        weight.size,
+        weight.shape[0] if bias_adds else 0,
+        prod((weight.shape[0], *weight.shape[2:])),
+        True,
+    )
+    return _Product(node.input[0], stored, nonzero, padded, bias_adds, sizes)
+
+
+def _sizes(
+    node: Any, graph: OnnxGraph, weights: int, biases: int, kernel: int, convolution: bool
+) -> LayerSizes:
+    inputs, outputs = prod(graph.shape(node.input[0])), prod(graph.shape(node.output[0]))
+    return LayerSizes(inputs, outputs, weights, biases, 0, kernel, convolution, False)
 
 
 def _gemm(node: Any, graph: OnnxGraph) -> _Product:
@@ -167,7 +186,8 @@ def _matrix(node: Any, graph: OnnxGraph, weight: npt.NDArray[np.generic], bias_a
         raise UnsupportedError("both operands are constants; export with constant folding")
     rows = prod(graph.shape(node.input[0])[:-1])
     fanout, nonzero = kernel_targets(weight, 1), kernel_targets(weight, 1, nz=True)
-    return _Product(node.input[0], fanout, nonzero, rows * weight.size, bias_adds)
+    sizes = _sizes(node, graph, weight.size, len(weight) if bias_adds else 0, len(weight), False)
+    return _Product(node.input[0], fanout, nonzero, rows * weight.size, bias_adds, sizes)
 
 
 PRODUCTS: dict[str, Callable[[Any, OnnxGraph], _Product]] = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}

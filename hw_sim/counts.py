@@ -7,7 +7,7 @@ memory and floats in JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
@@ -32,6 +32,7 @@ class LayerCounts:
         bias_adds: additions of a bias, silent steps too.
         neuron_updates: clocked updates, steps times neurons, the readout's included; 0 for an ANN.
         spikes: spikes the layer sent; 0 for an ANN.
+        events: non-zero elements that arrived, of the layer's own spikes too where they come back; 0 for an ANN.
 
     Raises:
         CountError: a negative or inexact number, or more synaptic events than synapses.
@@ -46,6 +47,7 @@ class LayerCounts:
     bias_adds: Fraction
     neuron_updates: Fraction
     spikes: Fraction
+    events: Fraction = Fraction(0)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -66,6 +68,29 @@ class LayerCounts:
     def to_json(self) -> dict[str, float]:
         """Field name to float."""
         return {field.name: float(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Words a layer holds, whatever their width; what a memory has to be built for.
+
+    Args:
+        inputs, outputs: of one step.
+        weights: stored ones; biases: likewise.
+        states: words of neuron state, 0 for an ANN: one per neuron, two with a current that decays.
+        kernel: output channels times taps of a convolution, its addresses; outputs of a dense layer.
+        convolution: whether addresses of targets have to be computed.
+        leaky: whether a state is multiplied at every update.
+    """
+
+    inputs: int
+    outputs: int
+    weights: int
+    biases: int
+    states: int
+    kernel: int
+    convolution: bool
+    leaky: bool
 
 
 @dataclass(frozen=True)
@@ -98,6 +123,7 @@ class OperationCounts:
         kind: "snn" or "ann".
         effective: ANN run on inputs only: layer name -> multiplications left when zero activations are skipped.
         effective_nonzero: the same, zero weights skipped too.
+        sizes: layer name -> its words, None where nobody asked.
 
     Raises:
         CountError: a layer without a counted row in the ledger.
@@ -110,13 +136,14 @@ class OperationCounts:
     kind: Literal["snn", "ann"]
     effective: Mapping[str, Fraction] | None = None
     effective_nonzero: Mapping[str, Fraction] | None = None
+    sizes: Mapping[str, LayerSizes] | None = None
 
     def __post_init__(self) -> None:
         counted = {row.name for row in self.ledger if row.status == "counted"}
         for name in self.layers:
             if name not in counted:
                 raise CountError(f"layer '{name}': has counts but no counted row in the ledger; add the row")
-        for field in ("layers", "effective", "effective_nonzero"):
+        for field in ("layers", "effective", "effective_nonzero", "sizes"):
             mapping = getattr(self, field)
             if mapping is not None:
                 object.__setattr__(self, field, MappingProxyType(dict(mapping)))
@@ -166,6 +193,9 @@ class OperationCounts:
             "total_refused": reason,
             "effective": _floats(self.effective),
             "effective_nonzero": _floats(self.effective_nonzero),
+            "sizes": None
+            if self.sizes is None
+            else {name: asdict(sizes) for name, sizes in self.sizes.items()},
             "ledger": [
                 {"name": row.name, "operation": row.operation, "status": row.status, "note": row.note}
                 for row in self.ledger

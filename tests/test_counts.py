@@ -170,6 +170,7 @@ def test_literal_counts_of_one_event() -> None:
         bias_adds=Fraction(3 * 18),
         neuron_updates=Fraction(3 * 18),
         spikes=Fraction(0),
+        events=Fraction(1),
     )
 
 

@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 from fractions import Fraction
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
-from knarr.hw_sim.energy import GRADES, PriceError, PriceTable, price, price_table, ratio
+from knarr.hw_sim.counts import LayerCounts, LayerSizes, LedgerRow, OperationCounts
+from knarr.hw_sim.energy import (
+    Options,
+    PriceError,
+    Profile,
+    break_even,
+    compare_models,
+    load_profile,
+    price,
+    profiles,
+    ratio,
+)
+from knarr.hw_sim.energy.models import sram
 from knarr.hw_sim.errors import ChipError, CountError
 
 FIRST_ANN, FIRST_SNN = 310_915_584, 9_144_576
@@ -21,7 +32,7 @@ OTHERS = 34_292_736 + 7_225_344 + 6_422_528
 
 def counts(kind: Literal["snn", "ann"], **layers: dict[str, int | Fraction]) -> OperationCounts:
     def layer(values: dict[str, int | Fraction]) -> LayerCounts:
-        dense = sum((Fraction(value) for value in values.values()), Fraction(0))
+        dense = Fraction(values.get("acc", 0)) + Fraction(values.get("mac", 0))
         zeros: dict[str, Any] = {field.name: 0 for field in fields(LayerCounts)}
         return LayerCounts(**zeros | {"dense_valid": dense, "dense_padded": dense} | values)
 
@@ -66,6 +77,7 @@ def test_break_even_of_table_ii() -> None:
     [
         ("horowitz_fp32", 0.9, 4.6, "T"),
         ("horowitz_int32", 0.1, 3.2, "T"),
+        ("horowitz_fp16", 0.4, 1.5, "T2"),
         ("horowitz_int8", 0.03, 0.23, "T2"),
     ],
 )
@@ -79,7 +91,6 @@ def test_prices_of_each_profile(profile: str, acc_pj: float, mac_pj: float, grad
             f"prices {profile}_add, {profile}_mac (Horowitz, ISSCC 2014 pp 10-14; PMC8934428 tab. 3); "
             f"worst grade {grade}"
         )
-    assert set(price_table().profiles) == {"horowitz_fp32", "horowitz_int32", "horowitz_int8"}
 
 
 def test_only_the_headline_is_priced() -> None:
@@ -97,90 +108,289 @@ def test_only_the_headline_is_priced() -> None:
     assert price(full).nominal_pj == price(bare).nominal_pj == pytest.approx(0.9 * 10 + 4.6 * 4)
 
 
-def test_bounds_are_priced_where_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = table_json()
-    for record in table["records"]:
-        record |= {"lo": record["nominal"] / 2, "hi": record["nominal"] * 3, "grade": "C"}
-    monkeypatch.setattr("knarr.hw_sim.energy.price_table", lambda: PriceTable.model_validate(table))
-    estimate = price(counts("snn", fc={"acc": 10, "mac": 4}))
+def test_bounds_are_priced_where_they_are_known() -> None:
+    loaded = load_profile("horowitz_fp32")
+    prices = [
+        {**record.model_dump(), "lo": record.nominal / 2, "hi": record.nominal * 3}  # type: ignore[operator]
+        for record in loaded.prices
+    ]
+    bounded = Profile.model_validate({**loaded.model_dump(), "prices": prices})
+    estimate = price(counts("snn", fc={"acc": 10, "mac": 4}), bounded)
     nominal = 0.9 * 10 + 4.6 * 4
     assert estimate.lo_pj == pytest.approx(nominal / 2)
     assert estimate.hi_pj == pytest.approx(nominal * 3)
 
 
 @pytest.mark.parametrize(("add", "mac", "worst"), [("M", "S2", "S2"), ("D", "T2", "D"), ("C", "M2", "C")])
-def test_the_worst_grade_is_told(add: str, mac: str, worst: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = table_json()
-    for record in table["records"]:
-        record["grade"] = mac if record["term"] == "mac" else add
-    monkeypatch.setattr("knarr.hw_sim.energy.price_table", lambda: PriceTable.model_validate(table))
-    assert price(counts("snn", fc={"acc": 10})).provenance.endswith(f"worst grade {worst}")
+def test_the_worst_grade_is_told(add: str, mac: str, worst: str) -> None:
+    loaded = load_profile("horowitz_fp32")
+    grades = {"add": add, "mac": mac}
+    prices = [{**record.model_dump(), "grade": grades.get(record.term, "M")} for record in loaded.prices]
+    graded = Profile.model_validate({**loaded.model_dump(), "prices": prices})
+    assert price(counts("snn", fc={"acc": 10}), graded).provenance.endswith(f"worst grade {worst}")
 
 
-def table_json() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(
-        files("knarr.hw_sim").joinpath("prices.json").read_text(encoding="utf-8")
-    )
-    return loaded
-
-
-def test_records_as_published() -> None:
-    values = {record.id: record.nominal for record in price_table().records}
-    assert values == {
-        "horowitz_int8_add": 0.03,
-        "horowitz_int8_mul": 0.2,
-        "horowitz_int8_mac": 0.23,
-        "horowitz_int32_add": 0.1,
-        "horowitz_int32_mul": 3.1,
-        "horowitz_int32_mac": 3.2,
-        "horowitz_fp32_add": 0.9,
-        "horowitz_fp32_mul": 3.7,
-        "horowitz_fp32_mac": 4.6,
+def test_prices_as_published() -> None:
+    values = {
+        record.id: (record.lo, record.nominal, record.hi)
+        for name in profiles()
+        for record in load_profile(name).prices
+        if load_profile(name).kind != "reference"
     }
-    assert all(record.grade in GRADES for record in price_table().records)
+    table = {
+        "int8": (0.03, 0.2, 0.23),
+        "int32": (0.1, 3.1, 3.2),
+        "fp16": (0.4, 1.1, 1.5),
+        "fp32": (0.9, 3.7, 4.6),
+    }
+    for precision, prices in table.items():
+        for term, nominal in zip(("add", "mul", "mac"), prices, strict=True):
+            assert values.pop(f"horowitz_{precision}_{term}") == (None, nominal, None)
+        assert prices[0] + prices[1] == pytest.approx(prices[2])
+    assert values == {
+        "horowitz_sram_8k": (None, 10.0, None),
+        "horowitz_sram_32k": (None, 20.0, None),
+        "horowitz_sram_1m": (None, 100.0, None),
+        "horowitz_dram": (1300.0, 1950.0, 2600.0),
+        "loihi1_table_synapse": (23.6, 23.6, None),
+        "loihi1_table_update_active": (None, 81.0, None),
+        "loihi1_table_update_inactive": (None, 52.0, None),
+        "loihi1_table_spike_tile": (None, 1.7, None),
+        "loihi1_table_hop": (3.0, 3.5, 4.0),
+        "loihi1_cal_synapse": (24.0, 35.5, 35.5),
+        "loihi1_cal_update_active": (None, 72.8, None),
+        "loihi1_cal_update_inactive": (None, 72.8, None),
+        "loihi1_cal_spike": (None, 69.3, None),
+        "loihi1_cal_axon_message": (None, 111.0, None),
+        "loihi1_cal_hop": (3.0, 3.6, 4.2),
+    }
 
 
-def test_a_mac_is_the_sum_of_its_parts() -> None:
-    table = price_table()
-    for precision in ("int8", "int32", "fp32"):
-        add, mul, mac = (
-            table.record(f"horowitz_{precision}_{term}").nominal for term in ("add", "mul", "mac")
-        )
-        assert add + mul == pytest.approx(mac)
+def test_references_are_shown_and_price_nothing() -> None:
+    references = [name for name in profiles() if load_profile(name).kind == "reference"]
+    assert {"loihi2", "truenorth", "sop_list", "gpu_floor", "l2_pilot_lif", "xylo_audio2"} <= set(references)
+    for name in references:
+        with pytest.raises(PriceError, match=f"profile '{name}': published figures for comparison"):
+            price(counts("snn", fc={"acc": 10}), name)
+    floors = {record.id: record.nominal for record in load_profile("gpu_floor").prices}
+    expected = {
+        "v100_fp32": 38.2,
+        "v100_fp16": 4.8,
+        "a100_sxm_fp32": 41.0,
+        "h100_sxm_h200_fp32": 20.9,
+        "agx_orin_int8": 0.87,
+    }
+    for name, value in expected.items():
+        assert floors[name] == pytest.approx(value, rel=0.01)
+
+
+GOOD = """
+title = "mine"
+technology = "test chip"
+node_nm = 22
+precision = "int8"
+scope = "marginal"
+kind = "digital"
+[[prices]]
+id = "my_add"
+term = "add"
+lo = 0.5
+nominal = 1.0
+hi = 2.0
+unit = "pJ"
+grade = "M"
+source = "measured here"
+[[prices]]
+id = "my_mac"
+term = "mac"
+nominal = 3.0
+unit = "pJ"
+grade = "C"
+source = "calibrated here"
+"""
+
+
+def test_a_profile_of_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    estimate = price(counts("snn", fc={"acc": 10}), path)
+    assert (estimate.lo_pj, estimate.nominal_pj, estimate.hi_pj) == (
+        5.0,
+        10.0,
+        20.0,
+    )  # no MAC: its bound is not asked
+    assert estimate.profile == "mine"
+    assert estimate.provenance == "prices my_add, my_mac (measured here; calibrated here); worst grade C"
+    assert price(counts("snn", fc={"acc": 10, "mac": 1}), str(path)).lo_pj is None
+    with pytest.raises(
+        PriceError, match="profile 'mine': no price of 'sram_8k'; choose another profile or model"
+    ):
+        price(sized(counts("snn", fc={"acc": 10})), path, model="memory")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("old", "new", "message"),
     [
-        ({"lo": 2.0}, "lo <= nominal <= hi"),
-        ({"nominal": -1.0}, "greater than or equal to 0"),
-        ({"unit": "nJ"}, "unit"),
-        ({"grade": "X"}, "grade"),
-        ({"node_nm": 14}, "differ in node, precision or scope"),
-        ({"term": "mul"}, "acc needs an add record"),
-        ({"id": "horowitz_int8_mul"}, "ids repeat"),
-        ({"id": "other"}, "no records"),
-        ({"extra": 1}, "extra"),
+        ("lo = 0.5", "lo = 1.5", r"prices\.0: .*lo <= nominal <= hi does not hold for \[1\.5, 1\.0, 2\.0\]"),
+        ("nominal = 3.0", "nominal = -3.0", "a price below 0 would make work pay"),
+        ("nominal = 3.0", "", r"\['my_mac'\]: a price that is used needs a nominal value"),
+        ("nominal = 3.0", "nominal = nan", r"prices\.1\.nominal: .*finite"),
+        ('unit = "pJ"', 'unit = "nJ"', r"prices\.0\.unit"),
+        ('unit = "pJ"', 'unit = "W"', "static power is in W"),
+        ('grade = "M"', 'grade = "X"', r"prices\.0\.grade"),
+        ('term = "mac"', 'term = "add"', r"terms repeat: \['add'\]"),
+        ('term = "mac"', 'term = "mul"', r"a digital profile needs prices of \['mac'\]"),
+        ('id = "my_mac"', 'id = "my_add"', r"price ids repeat: \['my_add'\]"),
+        ('source = "measured here"', 'source = ""', r"prices\.0\.source"),
+        ("node_nm = 22", "node_nm = 0", "node_nm"),
+        ("node_nm = 22", "size = 22", "size: .*not permitted"),
+        ('title = "mine"', "title = [", "not TOML"),
     ],
 )
-def test_a_broken_table_is_refused(change: dict[str, object], message: str) -> None:
-    table = table_json()
-    assert table["records"][0]["id"] == "horowitz_int8_add"
-    table["records"][0] |= change
-    with pytest.raises(ValidationError, match=message):
-        PriceTable.model_validate(table)
+def test_a_broken_profile_is_refused_by_name_and_place(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(PriceError, match=rf"mine\.toml: .*{message}") as found:
+        load_profile(path)
+    assert "\n" not in str(found.value)
 
 
-def test_what_price_refuses() -> None:
+def test_what_price_refuses(tmp_path: Path) -> None:
     fc = counts("snn", fc={"acc": 10})
-    for model in ("memory", "chip"):
-        with pytest.raises(PriceError, match=f"'{model}' is not available yet; choose from .'paper'."):
-            price(fc, model=model)
-    with pytest.raises(PriceError, match=r"'lemaire' does not exist; choose from .'paper'."):
+    with pytest.raises(
+        PriceError, match=r"'lemaire' does not exist; choose from .'paper', 'memory', 'chip'."
+    ):
         price(fc, model="lemaire")
-    with pytest.raises(PriceError, match=r"'loihi2' does not exist; choose from .'horowitz_fp32', "):
-        price(fc, "loihi2")
+    with pytest.raises(PriceError, match="profile: 'loihi3' does not exist; choose one of gpu_floor, "):
+        price(fc, "loihi3")
+    with pytest.raises(PriceError, match=r"no\.toml: cannot be read"):
+        price(fc, tmp_path / "no.toml")
+    with pytest.raises(PriceError, match="profile 'horowitz_fp32': no price of 'synapse'"):
+        price(fc, model="chip")
+    with pytest.raises(PriceError, match="profile 'loihi1_table': no price of 'add'"):
+        price(fc, "loihi1_table")
+    with pytest.raises(PriceError, match="layer 'fc': the memory model needs its sizes"):
+        price(fc, model="memory")
+    with pytest.raises(PriceError, match="'chip' prices spiking networks"):
+        price(counts("ann", fc={"mac": 10}), "loihi1_table", model="chip")
+    for options, message in (
+        ({"word_bits": 0}, "word_bits: 0"),
+        ({"reuse_weights": 0.5}, "reuse_weights: 0.5"),
+        ({"hops": -1}, "hops: -1"),
+        ({"latency_s": float("nan")}, "latency_s: nan"),
+    ):
+        with pytest.raises(PriceError, match=message):
+            Options(**options)  # type: ignore[arg-type]
     assert issubclass(PriceError, ChipError)
+
+
+SIZES = LayerSizes(
+    inputs=1000, outputs=500, weights=4500, biases=0, states=1000, kernel=90, convolution=True, leaky=True
+)
+
+
+def sized(counted: OperationCounts, sizes: LayerSizes = SIZES) -> OperationCounts:
+    return replace(counted, sizes=dict.fromkeys(counted.layers, sizes))
+
+
+def test_memory_model_by_hand() -> None:
+    """Every term of ENERGY's formula with numbers small enough to follow; words of 32 bits, buffers below 8 KB or between."""
+    layer = {"acc": 100, "mac": 7, "bias_adds": 11, "neuron_updates": 50, "spikes": 5, "events": 13}
+    counted = sized(counts("snn", conv={key: Fraction(value) for key, value in layer.items()}))
+    found = price(counted, model="memory").terms
+    add, mul, mac = 0.9, 3.7, 4.6
+
+    def e(words: int) -> float:  # 4 bytes a word, half of a 64-bit access
+        kilobytes = words * 4 / 1024
+        points = ((0, 0), (8, 10), (32, 20), (1024, 100))
+        return 0.5 * float(np.interp(kilobytes, *zip(*points, strict=True)))
+
+    assert found["operations"].nominal == pytest.approx(
+        100 * add + 7 * mac + (11 + 5) * add + 50 * (mul + 2 * add)
+    )
+    assert found["memory"].nominal == pytest.approx(
+        13 * e(1000) + (107 + 11) * e(4500) + 2 * (107 + 50) * e(1000) + 5 * e(500)
+    )
+    assert found["addressing"].nominal == pytest.approx(13 * 2 * mac + 107 * add)
+    dense = sized(counted, replace(SIZES, convolution=False, leaky=False))
+    plain = price(dense, model="memory").terms
+    assert plain["addressing"].nominal == pytest.approx(107 * add)
+    assert found["operations"].nominal - plain["operations"].nominal == pytest.approx(50 * mul)
+    ann = sized(counts("ann", conv={"mac": 40, "bias_adds": 3}))
+    for reuse in (1.0, 8.0):
+        options = Options(reuse_weights=reuse, reuse_inputs=2 * reuse)
+        terms = price(ann, model="memory", options=options).terms
+        assert terms["operations"].nominal == pytest.approx(40 * mac + 3 * add)
+        assert terms["memory"].nominal == pytest.approx(
+            40 * e(1000) / (2 * reuse) + 43 * e(4500) / reuse + 500 * e(500)
+        )
+        assert terms["addressing"].nominal == pytest.approx((1000 + 500 + 90) * add)
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "pj"),
+    [(0, 0), (4, 5), (8, 10), (8.001, 10.0004), (20, 15), (32, 20), (528, 60), (1024, 100), (9999, 100)],
+)
+def test_memory_between_sizes_that_have_prices(kilobytes: float, pj: float) -> None:
+    """Just above 8 KB it does not become free, which published code has wrong."""
+    assert sram(load_profile("horowitz_fp32"), kilobytes * 1024).nominal == pytest.approx(pj, rel=1e-4)
+
+
+def test_chip_model_by_hand() -> None:
+    layer = {"acc": 100, "mac": 7, "neuron_updates": 50, "spikes": 5}
+    counted = counts("snn", fc={key: Fraction(value) for key, value in layer.items()})
+    estimate = price(counted, "loihi1_table", model="chip")
+    assert {name: part.nominal for name, part in estimate.terms.items()} == pytest.approx(
+        {"synapses": 107 * 23.6, "updates": 5 * 81 + 45 * 52, "spikes": 5 * 1.7}
+    )
+    assert estimate.hi_pj is None  # 23.6 pJ is a minimum
+    assert estimate.notes == (
+        "static power NOT included: profile 'loihi1_table' has none",
+        "hops between cores NOT included: no placement given",
+    )
+    hopping = price(counted, "loihi1_table", model="chip", options=Options(hops=2.0))
+    assert hopping.terms["hops"].to_json() == pytest.approx({"lo": 30.0, "nominal": 35.0, "hi": 40.0})
+    loaded = load_profile("loihi1_table")
+    static = {
+        "id": "s",
+        "term": "static",
+        "lo": 0.1,
+        "nominal": 0.2,
+        "unit": "W",
+        "grade": "M",
+        "source": "here",
+    }
+    powered = Profile.model_validate(
+        {**loaded.model_dump(), "prices": [*loaded.model_dump()["prices"], static]}
+    )
+    assert price(counted, powered, model="chip").notes[0] == "static power NOT included: no latency given"
+    slow = price(counted, powered, model="chip", options=Options(latency_s=0.001))
+    assert slow.terms["static"].to_json() == {
+        "lo": pytest.approx(1e8),
+        "nominal": pytest.approx(2e8),
+        "hi": None,
+    }
+
+
+def test_a_ranking_that_flips_has_no_winner() -> None:
+    snn, ann = (
+        sized(counts("snn", fc={"acc": 100, "events": 100, "neuron_updates": 60})),
+        sized(counts("ann", fc={"mac": 30})),
+    )
+    paper = (price(snn), price(ann))
+    memory = (price(snn, model="memory"), price(ann, model="memory"))
+    assert ratio(*paper) < 1 < ratio(*memory)
+    found = compare_models([paper, memory])
+    assert found.flips
+    assert set(found.responsible) == {"paper, horowitz_fp32", "memory, horowitz_fp32"}
+    assert found.responsible["memory, horowitz_fp32"] == "memory"
+    alone = compare_models([paper])
+    assert (alone.flips, alone.responsible) == (False, {})
+    with pytest.raises(PriceError, match="nothing to compare"):
+        compare_models([])
 
 
 def test_what_is_not_counted_is_not_priced() -> None:
@@ -201,6 +411,7 @@ def test_ratio() -> None:
     ):
         with pytest.raises(PriceError, match=message):
             ratio(replace(snn, **changes), ann)
+        assert ratio(replace(snn, **changes), ann, mix_technologies=True) == pytest.approx(0.5)
     with pytest.raises(PriceError, match="of 'ann' to 'snn'"):
         ratio(ann, snn)
     with pytest.raises(PriceError, match="costs 0 pJ"):
@@ -222,4 +433,65 @@ def test_json() -> None:
         "node_nm": 45,
         "precision": "fp32",
         "scope": "marginal",
+        "terms": {
+            "acc": {"lo": None, "nominal": 9.0, "hi": None},
+            "mac": {"lo": 0.0, "nominal": 0.0, "hi": 0.0},
+        },
+        "notes": [],
     }
+
+
+def test_break_even_of_spiking_emotions() -> None:
+    """SNN(N) = 0.9 (f + O) N + 3.7 f against 4.6 (F + O): N = 31.47 (all operands exact)."""
+    ann = counts("ann", first={"mac": FIRST_ANN}, others={"mac": OTHERS})
+    snn = replace(spiking_emotions(30), timesteps=30)
+    exact = (4.6 * (FIRST_ANN + OTHERS) - 3.7 * FIRST_SNN) / (0.9 * (FIRST_SNN + OTHERS))
+    assert exact == pytest.approx(31.47, abs=0.005)
+    found = break_even(snn, ann)
+    # The first step of the first layer is its float frame, so that 29 of its 30 steps are events: not quite linear in N.
+    assert found.timesteps_limit == pytest.approx(exact, rel=1e-3)
+    assert found.timesteps == 30
+    at_limit = price(_events_times(snn, found.activity_scale))
+    assert at_limit.nominal_pj == pytest.approx(price(ann).nominal_pj, rel=1e-9)
+    assert found.density_limit == pytest.approx(found.density * found.activity_scale)  # type: ignore[operator]
+    assert found.worst_layer == "others"
+    assert found.worst_share == pytest.approx(0.9 * 30 * OTHERS / price(snn).nominal_pj)
+
+
+def _events_times(snn: OperationCounts, scale: float | None) -> OperationCounts:
+    assert scale is not None
+    factor = Fraction(scale)
+    layers = {
+        name: replace(
+            layer,
+            acc=layer.acc * factor,
+            dense_valid=layer.dense_valid * 99,
+            dense_padded=layer.dense_padded * 99,
+        )
+        for name, layer in snn.layers.items()
+    }
+    return replace(snn, layers=layers)
+
+
+def test_break_even_where_clocked_work_alone_costs_too_much() -> None:
+    layer = {
+        "acc": 100,
+        "neuron_updates": 1000,
+        "spikes": 5,
+        "events": 50,
+        "dense_valid": 400,
+        "dense_padded": 400,
+    }
+    snn = replace(
+        sized(counts("snn", fc={key: Fraction(value) for key, value in layer.items()})), timesteps=4
+    )
+    ann = sized(counts("ann", fc={"mac": 20}), replace(SIZES, inputs=10, outputs=10, weights=20, kernel=10))
+    found = break_even(snn, ann, model="memory")
+    assert found.activity_scale is not None
+    assert found.activity_scale < 0  # silence is dearer than the baseline
+    assert found.density_limit == 0
+    assert found.events_per_synapse == 1.0
+    assert found.timesteps_limit is not None
+    assert found.timesteps_limit < 1
+    with pytest.raises(PriceError, match="of 'ann' and 'snn'"):
+        break_even(ann, snn)

@@ -1,0 +1,144 @@
+"""`price`: energy of one inference, with interval, terms and one line of provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from knarr.hw_sim.counts import OperationCounts
+from knarr.hw_sim.energy import models
+from knarr.hw_sim.energy.interval import ZERO, Interval, total
+from knarr.hw_sim.energy.models import MODELS, Options
+from knarr.hw_sim.energy.prices import GRADES, PriceError, Profile, load_profile
+
+
+@dataclass(frozen=True)
+class EnergyEstimate:
+    """Energy of one inference in picojoules.
+
+    Args:
+        lo_pj, nominal_pj, hi_pj: interval; a bound is None where a price used has none.
+        layers_pj: layer name -> nominal energy.
+        provenance: one line: price records and their worst grade.
+        model, profile: what was asked for.
+        kind: "snn" or "ann", as counted.
+        node_nm, precision, scope: of the prices; two energies compare only where these agree.
+        terms: term of the model -> interval over all layers.
+        notes: what the number leaves out.
+    """
+
+    lo_pj: float | None
+    nominal_pj: float
+    hi_pj: float | None
+    layers_pj: Mapping[str, float]
+    provenance: str
+    model: str
+    profile: str
+    kind: Literal["snn", "ann"]
+    node_nm: int | None
+    precision: str
+    scope: str
+    terms: Mapping[str, Interval] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("layers_pj", "terms"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def to_json(self) -> dict[str, object]:
+        """Plain dict for json.dump, with the same names."""
+        terms = {name: interval.to_json() for name, interval in self.terms.items()}
+        return {**vars(self), "layers_pj": dict(self.layers_pj), "terms": terms, "notes": list(self.notes)}
+
+
+def price(
+    counts: OperationCounts,
+    profile: str | Path | Profile = "horowitz_fp32",
+    *,
+    model: str = "paper",
+    options: Options | None = None,
+) -> EnergyEstimate:
+    """Energy of one inference.
+
+    Args:
+        counts: of `count` or `count_onnx`; an ANN is priced on `mac` = dense valid multiplications.
+        profile: a name of `profiles()`, a .toml file, or what `load_profile` gave.
+        model: "paper", "memory" or "chip" (`knarr.hw_sim.energy.models`).
+        options: of the model.
+
+    Returns:
+        Interval, nominal energy per layer, terms, provenance.
+
+    Raises:
+        CountError: the counts have no total.
+        PriceError: unknown profile or model, or prices or sizes that the model needs and are not there.
+    """
+    if model not in MODELS:
+        raise PriceError(f"model: '{model}' does not exist; choose from {list(MODELS)}")
+    prices = profile if isinstance(profile, Profile) else load_profile(profile)
+    told = options or Options()
+    _ = counts.total  # refuses counts that are not whole
+    layers = {name: _layer(counts, name, prices, model, told) for name in counts.layers}
+    terms: dict[str, Interval] = {}
+    for parts in layers.values():
+        for name, interval in parts.items():
+            terms[name] = terms.get(name, ZERO) + interval
+    notes = []
+    if model == "chip":
+        static, note = _static(prices, told)
+        notes = [note] if static is None else []
+        if static is not None:
+            terms["static"] = static
+        if told.hops is None:
+            notes.append("hops between cores NOT included: no placement given")
+    whole = total(list(terms.values()))
+    used = [prices.record(term) for term in models.used_terms(model, terms) if _has(prices, term)]
+    worst = max((record.grade for record in used), key=GRADES.index)
+    sources = "; ".join(dict.fromkeys(record.source for record in used))
+    return EnergyEstimate(
+        lo_pj=whole.lo,
+        nominal_pj=whole.nominal,
+        hi_pj=whole.hi,
+        layers_pj={name: total(list(parts.values())).nominal for name, parts in layers.items()},
+        provenance=f"prices {', '.join(record.id for record in used)} ({sources}); worst grade {worst}",
+        model=model,
+        profile=prices.name,
+        kind=counts.kind,
+        node_nm=prices.node_nm,
+        precision=prices.precision,
+        scope=prices.scope,
+        terms=terms,
+        notes=tuple(notes),
+    )
+
+
+def _layer(
+    counts: OperationCounts, name: str, prices: Profile, model: str, options: Options
+) -> dict[str, Interval]:
+    layer = counts.layers[name]
+    if model == "paper":
+        return models.paper(layer, prices)
+    if model == "chip":
+        if counts.kind != "snn":
+            raise PriceError("model: 'chip' prices spiking networks; price an ANN by 'paper' or 'memory'")
+        return models.chip(layer, prices, options)
+    if counts.sizes is None or name not in counts.sizes:
+        raise PriceError(f"layer '{name}': the memory model needs its sizes; count the network again")
+    return models.memory(layer, counts.sizes[name], prices, options, counts.kind)
+
+
+def _static(prices: Profile, options: Options) -> tuple[Interval | None, str]:
+    if not _has(prices, "static"):
+        return None, f"static power NOT included: profile '{prices.name}' has none"
+    if options.latency_s is None:
+        return None, "static power NOT included: no latency given"
+    record = prices.record("static")
+    watts: Any = Interval(record.lo, record.nominal or 0.0, record.hi)
+    return watts.times(options.latency_s * 1e12), ""
+
+
+def _has(prices: Profile, term: str) -> bool:
+    return any(record.term == term for record in prices.prices)

@@ -1,0 +1,147 @@
+"""The three energy models: one layer's counts and sizes to intervals per term. Pure functions of (counts, prices, options).
+
+paper   E = e_mac MAC + e_add ACC on the headline counts; no bias, updates or memory. With Horowitz' fp32 values that is
+        4.6 MAC + 0.9 ACC pJ, the formula of most SNN papers. It is no price of a GPU, and none of Loihi.
+memory  operations, memory accesses and addressing, after Lemaire et al., arXiv 2210.13107, with exact fan-out and prices per
+        word instead of per 64 bits.
+chip    E = S e_syn + U_act e_act + U_inact e_inact + Q (e_tile + h e_hop), and static power times latency once per inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from knarr.hw_sim.counts import LayerCounts, LayerSizes
+from knarr.hw_sim.energy.interval import ZERO, Interval, of_record
+from knarr.hw_sim.energy.prices import PriceError, Profile
+
+MODELS = ("paper", "memory", "chip")
+KB = 1024
+SRAM_KB = (("sram_8k", 8), ("sram_32k", 32), ("sram_1m", 1024))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a model has to be told.
+
+    Args:
+        word_bits: of weights, states and activations in memory.
+        reuse_weights, reuse_inputs: times a fetched word of an ANN is used, at least 1 (memory).
+        hops: mean hops of a spike between cores, None where the mapping is unknown (chip).
+        latency_s: of one inference, None leaves static power out and says so (chip).
+    """
+
+    word_bits: int = 32
+    reuse_weights: float = 1.0
+    reuse_inputs: float = 1.0
+    hops: float | None = None
+    latency_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.word_bits <= 64:
+            raise PriceError(f"word_bits: {self.word_bits}, needs 1..64")
+        for name in ("reuse_weights", "reuse_inputs"):
+            if not getattr(self, name) >= 1:
+                raise PriceError(f"{name}: {getattr(self, name)}, a fetched word is used at least once")
+        for name in ("hops", "latency_s"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise PriceError(f"{name}: {value}, needs a number from 0")
+
+
+def paper(counts: LayerCounts, profile: Profile) -> dict[str, Interval]:
+    """Headline operations alone."""
+    return {
+        "acc": _price(profile, "add").times(float(counts.acc)),
+        "mac": _price(profile, "mac").times(float(counts.mac)),
+    }
+
+
+def memory(
+    counts: LayerCounts, sizes: LayerSizes, profile: Profile, options: Options, kind: str
+) -> dict[str, Interval]:
+    """Operations, memory and addressing of one layer."""
+    add, mac = _price(profile, "add"), _price(profile, "mac")
+    word = options.word_bits / 8
+
+    def access(words: int) -> Interval:
+        return sram(profile, words * word).times(options.word_bits / 64)
+
+    inputs, outputs = access(sizes.inputs), access(sizes.outputs)
+    weights, states = access(sizes.weights + sizes.biases), access(sizes.states)
+    biases = float(counts.bias_adds)
+    if kind == "ann":
+        macs = float(counts.mac)
+        return {
+            "operations": mac.times(macs) + add.times(biases),
+            "memory": inputs.times(macs / options.reuse_inputs)
+            + weights.times((macs + biases) / options.reuse_weights)
+            + outputs.times(sizes.outputs),
+            "addressing": add.times(sizes.inputs + sizes.outputs + sizes.kernel),
+        }
+    synops, events = float(counts.acc + counts.mac), float(counts.events)
+    updates, spikes = float(counts.neuron_updates), float(counts.spikes)
+    leak = _price(profile, "mul").times(updates) if sizes.leaky else ZERO
+    return {
+        "operations": add.times(float(counts.acc) + biases + spikes + 2 * updates)
+        + mac.times(float(counts.mac))
+        + leak,
+        "memory": inputs.times(events)
+        + weights.times(synops + biases)
+        + states.times(2 * (synops + updates))
+        + outputs.times(spikes),
+        "addressing": (mac.times(2 * events) if sizes.convolution else ZERO) + add.times(synops),
+    }
+
+
+def chip(counts: LayerCounts, profile: Profile, options: Options) -> dict[str, Interval]:
+    """Synapses, updates and spikes of one layer; a neuron is active in a step in which it fires."""
+    active = float(counts.spikes)
+    terms = {
+        "synapses": _price(profile, "synapse").times(float(counts.acc + counts.mac)),
+        "updates": _price(profile, "update_active").times(active)
+        + _price(profile, "update_inactive").times(float(counts.neuron_updates) - active),
+        "spikes": _optional(profile, "spike_tile").times(active),
+    }
+    if options.hops is not None:
+        terms["hops"] = _price(profile, "hop").times(active * options.hops)
+    return terms
+
+
+def sram(profile: Profile, size_bytes: float) -> Interval:
+    """One 64-bit access of a memory of this size: straight lines through 0 and the sizes that have prices, the last beyond.
+
+    Source: ENERGY of 8 KB, 32 KB and 1 MB in the profile; Lemaire et al. interpolate alike.
+    """
+    before, at = ZERO, 0.0
+    for term, kilobytes in SRAM_KB:
+        price, end = _price(profile, term), float(kilobytes * KB)
+        if size_bytes <= end:
+            share = (size_bytes - at) / (end - at)
+            return before.times(1 - share) + price.times(share)
+        before, at = price, end
+    return before
+
+
+def _price(profile: Profile, term: str) -> Interval:
+    return of_record(profile.record(term))
+
+
+def _optional(profile: Profile, term: str) -> Interval:
+    return _price(profile, term) if any(record.term == term for record in profile.prices) else ZERO
+
+
+def used_terms(model: str, terms: Mapping[str, Interval]) -> tuple[str, ...]:
+    """Names of price terms that a model looks up; for provenance."""
+    return {
+        "paper": ("add", "mac"),
+        "memory": ("add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m"),
+        "chip": (
+            "synapse",
+            "update_active",
+            "update_inactive",
+            "spike_tile",
+            *(("hop",) if "hops" in terms else ()),
+        ),
+    }[model]

@@ -1,0 +1,179 @@
+"""Prices as data: what one operation costs, where, and who says so (profiles/*.toml, or a file of the user's).
+
+A profile is one technology: a node, a precision and a scope in which its terms add up. A bound that nobody published is left
+out of the file and is None here, never a guess. Profiles of kind "reference" are published figures that no model can add up.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import tomli
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from knarr.hw_sim.errors import ChipError
+
+GRADES = ("M", "M2", "C", "C2", "S", "S2", "T", "T2", "D", "D2")
+"""Best to worst: measured silicon, calibrated model, pre-silicon simulation, published table, datasheet arithmetic; 2 is
+second-hand."""
+Grade = Literal["M", "M2", "C", "C2", "S", "S2", "T", "T2", "D", "D2"]
+Term = Literal[
+    "add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m", "dram", "synapse", "update_active", "update_inactive",
+    "spike_tile", "axon_message", "hop", "static", "inference",
+]  # fmt: skip
+
+
+class PriceError(ChipError):
+    """Counts cannot be priced as asked, or two energies cannot be compared."""
+
+
+class PriceRecord(BaseModel):
+    """One price.
+
+    Args:
+        id: its name in provenance lines.
+        term: what costs it. sram_* and dram: one 64-bit access; static: watts; inference: everything of one inference.
+        lo, nominal, hi: interval in `unit`; None is unknown.
+        unit: of them.
+        grade: how good the evidence is.
+        source: who says so.
+        note: what to know.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    id: str = Field(min_length=1)
+    term: Term
+    lo: float | None = None
+    nominal: float | None = None
+    hi: float | None = None
+    unit: Literal["pJ", "W"]
+    grade: Grade
+    source: str = Field(min_length=1)
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PriceRecord:
+        known = [value for value in (self.lo, self.nominal, self.hi) if value is not None]
+        if known != sorted(known):
+            raise ValueError(f"price '{self.id}': lo <= nominal <= hi does not hold for {known}")
+        if (self.unit == "W") != (self.term == "static"):
+            raise ValueError(f"price '{self.id}': static power is in W, everything else in pJ")
+        return self
+
+
+class Profile(BaseModel):
+    """Prices of one technology.
+
+    Args:
+        title: for tables.
+        technology: chip or process, in words.
+        node_nm: process node, None where it is unknown or differs.
+        precision: of the arithmetic, such as "fp32"; "chip" where the hardware fixes it.
+        scope: "marginal" terms add up; an "all-in" price holds fetch, hop and update already.
+        kind: "digital" has add and mac, "neuromorphic" has synapse and updates, "reference" prices nothing.
+        prices: one per term, but of a reference.
+        name: of the file, without its ending.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    technology: str
+    node_nm: int | None = Field(default=None, gt=0)
+    precision: str
+    scope: Literal["marginal", "all-in", "mixed"]
+    kind: Literal["digital", "neuromorphic", "reference"]
+    prices: tuple[PriceRecord, ...]
+    name: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Profile:
+        ids, terms = [record.id for record in self.prices], [record.term for record in self.prices]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"price ids repeat: {sorted({name for name in ids if ids.count(name) > 1})}")
+        if self.kind == "reference":
+            return self
+        if len(set(terms)) != len(terms):
+            raise ValueError(f"terms repeat: {sorted({name for name in terms if terms.count(name) > 1})}")
+        needed = ("add", "mac") if self.kind == "digital" else ("synapse", "update_active", "update_inactive")
+        missing = [term for term in needed if term not in terms]
+        if missing:
+            raise ValueError(f"a {self.kind} profile needs prices of {missing}")
+        unknown = [record.id for record in self.prices if record.nominal is None]
+        if unknown:
+            raise ValueError(f"{unknown}: a price that is used needs a nominal value")
+        if any(not record.nominal >= 0 for record in self.prices):  # type: ignore[operator]
+            raise ValueError("a price below 0 would make work pay")
+        return self
+
+    def record(self, term: str) -> PriceRecord:
+        """The price of a term.
+
+        Raises:
+            PriceError: the profile has none, or prices nothing.
+        """
+        if self.kind == "reference":
+            raise PriceError(
+                f"profile '{self.name}': published figures for comparison, it prices nothing; choose one of {usable()}"
+            )
+        for record in self.prices:
+            if record.term == term:
+                return record
+        raise PriceError(f"profile '{self.name}': no price of '{term}'; choose another profile or model")
+
+
+@cache
+def profiles() -> tuple[str, ...]:
+    """Names of the package's profiles."""
+    folder = files("knarr.hw_sim.energy").joinpath("profiles")
+    return tuple(
+        sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+    )
+
+
+@cache
+def usable() -> tuple[str, ...]:
+    """Those that price something."""
+    return tuple(name for name in profiles() if load_profile(name).kind != "reference")
+
+
+def load_profile(name: str | Path) -> Profile:
+    """One of the package's profiles by its name, or a user's .toml file.
+
+    Raises:
+        PriceError: neither exists, or the file does not hold a profile; says where and what.
+    """
+    if isinstance(name, str) and not name.endswith(".toml"):
+        if name not in profiles():
+            raise PriceError(
+                f"profile: '{name}' does not exist; choose one of {', '.join(profiles())}, or a .toml file"
+            )
+        return _packaged(name)
+    path = Path(name)
+    try:
+        return _parsed(path.read_bytes(), path.stem, str(path))
+    except OSError as error:
+        raise PriceError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@cache
+def _packaged(name: str) -> Profile:
+    path = files("knarr.hw_sim.energy").joinpath("profiles").joinpath(f"{name}.toml")
+    return _parsed(path.read_bytes(), name, name)
+
+
+def _parsed(content: bytes, name: str, where: str) -> Profile:
+    try:
+        values = tomli.loads(content.decode("utf-8"))
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PriceError(f"{where}: not TOML ({error})") from error
+    try:
+        return Profile.model_validate({**values, "name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "profile"
+        raise PriceError(f"{where}: {place}: {first['msg']}") from error
