@@ -14,6 +14,8 @@ from knarr.cli import progress
 from knarr.cli.tools import keep_apart, read_inputs
 from knarr.deploy import DeployError, check, read_net, run_on_lava
 from knarr.hw_sim import ChipError, ChipNetwork, Recording, encode, save_recording, simulate
+from knarr.hw_sim.blocks import plans
+from knarr.hw_sim.engines import ENGINES, choose
 from knarr.hw_sim.inputs import check_inputs
 from knarr.hw_sim.recording import RECORDABLE
 from knarr.train.fit import write_atomic
@@ -56,6 +58,10 @@ def simulate_file(
         DeployError, ChipError, LavaError: what is wrong with file, inputs or worker.
     """
     wanted = _wanted(record, out)
+    if engine not in (*ENGINES, "lava"):
+        raise ChipError(f"--engine: '{engine}' does not exist, choose {', '.join(ENGINES)} or lava")
+    if sample and picture is None:
+        raise ChipError("--sample: names what --picture draws; give that too")
     keep_apart(out, net, data, labels)
     keep_apart(picture, net, data, labels, out)
     if record is not None and out is None:
@@ -91,6 +97,7 @@ def simulate_file(
         "timesteps": steps,
         "readout": f"{network.readout.kind}, {network.readout.over_time} over time",
         "spikes": {name: int(counts.sum()) for name, counts in recording.event_counts.items()},
+        "on_the_reference": _left(network, engine),
         "activity": _activity(network, recording) if json else _percent(_activity(network, recording)),
         "decisions": _shortened(decided, json=json),
         "recording": None if out is None else str(out),
@@ -101,7 +108,7 @@ def simulate_file(
     if true is not None:
         right = int((decided == true).sum())
         facts["right"] = right if json else f"{right} of {samples}"
-    return facts if json else {name: value for name, value in facts.items() if value is not None}
+    return facts if json else {name: value for name, value in facts.items() if value not in (None, {})}
 
 
 def _wanted(record: str | None, out: Path | None) -> tuple[str, ...]:
@@ -152,6 +159,16 @@ def _run(
         threads=threads,
         progress=progress.counter("samples x steps"),
     )
+
+
+def _left(network: ChipNetwork, engine: str) -> dict[str, str]:
+    """Layers that a fast engine leaves to the reference, and why: they take a thousand times as long."""
+    if engine in ("lava", "reference"):
+        return {}
+    found = plans(network, choose(engine))
+    return {
+        layer.name: plan for layer, plan in zip(network.layers, found, strict=True) if isinstance(plan, str)
+    }
 
 
 def _activity(network: ChipNetwork, recording: Recording) -> dict[str, float]:

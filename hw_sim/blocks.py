@@ -67,6 +67,8 @@ class Run:
         self.threads = threads or cores()
         self.too_large: set[int] = set()
         """Layers whose sums the engine could not hold."""
+        self.done = 0
+        """Samples times steps; what is run again counts once."""
         self.segments = self._segments()
 
     def all(self, flow: Events, progress: Callable[[int, int], Any] | None) -> None:
@@ -112,8 +114,9 @@ class Run:
                     self.keep.put(layer.name, rows, now, ran)
                 if done[-1].spikes is not None:
                     events = done[-1].spikes
+            self.done = max(self.done, rows.start * steps + (rows.stop - rows.start) * now.stop)
             if progress is not None:
-                progress(rows.start * steps + (rows.stop - rows.start) * now.stop, samples * steps)
+                progress(self.done, samples * steps)
         return True
 
     def _segments(self) -> list[_Segment]:

@@ -38,7 +38,7 @@ def encode(
         seed: of the random spikes of "rate".
 
     Returns:
-        (samples, timesteps, *shape) integers; of "rate" uint8.
+        (samples, timesteps, *shape) integers, of the smallest type that holds them; read them only.
 
     Raises:
         ChipError: shape, dtype or range do not fit the coding; nothing is clipped.
@@ -65,8 +65,13 @@ def encode(
                 f"inputs: values {array.min():g}..{array.max():g}, a rate lies in 0..1; scale them"
             )
         assert timesteps is not None
-        drawn = np.random.default_rng(seed).random((array.shape[0], timesteps, *coding.shape))
-        return (drawn < array[:, None]).astype(np.uint8)
+        rng = np.random.default_rng(seed)
+        spikes = np.empty((len(array), timesteps, *coding.shape), dtype=np.uint8)
+        for sample, rates in zip(
+            spikes, array, strict=True
+        ):  # one at a time: what is drawn takes eight times as much
+            sample[...] = rng.random(sample.shape) < rates
+        return spikes
     integers = np.rint(coding.units * array).astype(np.int64)
     highest = 2**coding.bits - 1
     if array.size and not 0 <= integers.min() <= integers.max() <= highest:
@@ -74,4 +79,6 @@ def encode(
             f"inputs: values {array.min():g}..{array.max():g} times {coding.units:g} units pass 0..{highest}; scale them or lower "
             "the graph with other units"
         )
-    return integers if timed else np.repeat(integers[:, None], timesteps or 1, axis=1)
+    small = integers.astype(np.uint8 if coding.bits <= 8 else np.uint16)
+    # The same frame at every step is there once.
+    return small if timed else np.broadcast_to(small[:, None], (len(small), timesteps or 1, *small.shape[1:]))

@@ -55,6 +55,8 @@ class Kernel:
     """
 
     def __init__(self, library: Any) -> None:
+        if library.knarr_sizes() != ctypes.sizeof(LayerStruct) << 16 | ctypes.sizeof(StageStruct):
+            raise OSError("built from other sources than these")
         library.knarr_start()
         library.knarr_team.argtypes = [ctypes.POINTER(StageStruct), _I, ctypes.c_size_t, _I, _I]
         library.knarr_team.restype = _P

@@ -63,7 +63,7 @@ def simulate(
         raise ChipError(f"threads: {threads!r}, needs a whole number from 1")
     events = check_inputs(network.input, inputs, timesteps)
     chosen = choose(engine)
-    if chosen.name == "reference" and threads not in (None, 1):
+    if engine == "reference" and threads not in (None, 1):
         raise ChipError(f"threads: {threads} asked for, the reference engine has 1; leave threads out")
     samples, steps = events.shape[:2]
     flow = events if reset else events.reshape(1, samples * steps, *events.shape[2:])

@@ -112,7 +112,7 @@ def test_simulate_on_lava_gives_the_same(knarr: Knarr, net: Path, tmp_path: Path
         (["simulate", "tiny.net", "--inputs", "no.npy"], ["no.npy", "no such file"]),
         (["simulate", "tiny.net", "--inputs", "text.net"], ["text.net", "not a .npy"]),
         (["simulate", "tiny.net", "--inputs", "float.npy"], ["dtype float64"]),
-        (["simulate", "tiny.net", "--inputs", "in.npy", "--engine", "quantum"], ["engine: 'quantum'"]),
+        (["simulate", "tiny.net", "--inputs", "in.npy", "--engine", "quantum"], ["--engine: 'quantum'"]),
         (["pipeline", "nope"], ["recipe 'nope'", "eyes, nmnist"]),
         (["pipeline", "nmnist"], ["--data"]),
         (["pipeline", "nmnist", "--data", "nowhere"], ["nowhere", "missing"]),

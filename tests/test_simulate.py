@@ -329,6 +329,7 @@ def test_the_command_speaks_to_people(call: Call) -> None:
         (("--labels", "in.npy"), "in.npy: labels are (samples,) integers"),
         (("--picture", "a.net"), "a.net: is read as a.net; give another name to write to"),
         (("--engine", "lava", "--threads", 2), "--threads: goes with the simulator's engines"),
+        (("--sample", 1), "--sample: names what --picture draws"),
         (("--timeout", 3), "--timeout: goes with --engine lava"),
         (("--timesteps", 5), "timesteps: 5 asked for, the inputs have 12"),
     ],
