@@ -14,7 +14,7 @@ import numpy.typing as npt
 from knarr.hw_sim.engine import Engine, Events, Ran, ReferenceEngine, Wanted, cores
 from knarr.hw_sim.inputs import narrow_dtype
 from knarr.hw_sim.keep import Keep
-from knarr.hw_sim.layers import Neuron
+from knarr.hw_sim.layers import Dense, Neuron
 from knarr.hw_sim.network import ChipNetwork
 from knarr.hw_sim.recording import INPUT_LAYER
 from knarr.hw_sim.reference import LayerState, run_neurons
@@ -35,6 +35,8 @@ def plans(network: ChipNetwork, engine: Engine) -> list[Any]:
         return known[1]
     shape, bits = network.input.shape, network.input.bits
     found = []
+    if isinstance(network.layers[0], Dense):
+        shape = (prod(shape),)  # of an image engines would lay out every pixel apart
     for layer in network.layers:
         found.append(engine.lay_out(layer, shape, bits))
         shape, bits = layer.output_shape, 1

@@ -41,7 +41,7 @@ def check_inputs(coding: InputCoding, inputs: npt.ArrayLike, timesteps: int | No
         ) from error
     if array.dtype == np.bool_:
         array = array.view(np.uint8)
-    elif not np.issubdtype(array.dtype, np.integer):
+    elif array.dtype.kind not in "iu":
         raise ChipError(
             f"inputs: dtype {array.dtype}, the chip takes integers; encode floats as spikes or integers first"
         )

@@ -50,12 +50,12 @@ def simulate(
     Raises:
         ChipError: inputs that do not fit, an unknown engine or recordable, or an engine that does not work here.
     """
-    if isinstance(record, str):
-        raise ChipError(f"record: '{record}' is a word, needs a list of words, such as ['{record}']")
+    if isinstance(record, str) or not isinstance(record, Sequence):
+        raise ChipError(f"record: {record!r} is no list of words; give one, such as ['output']")
     unknown = [name for name in record if name not in RECORDABLE]
     if unknown:
         raise ChipError(f"record: unknown {unknown}, choose from {list(RECORDABLE)}")
-    if engine not in ENGINES:
+    if not isinstance(engine, str) or engine not in ENGINES:
         raise ChipError(f"engine: '{engine}' does not exist, choose {', '.join(ENGINES)}")
     if threads is not None and (
         isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1

@@ -63,6 +63,7 @@ GOOD = (np.random.default_rng(1).random((3, 12, 2, 8, 8)) < 0.2).astype(np.uint8
         (GOOD.astype(np.float32) * np.nan, "inputs: dtype float32"),
         (GOOD.astype(complex), "inputs: dtype complex128"),
         (GOOD.astype(str), "inputs: dtype <U"),
+        (GOOD.astype("m8[s]"), "inputs: dtype timedelta64"),
         (GOOD.astype(object), "inputs: dtype object"),
         (GOOD[:, :, :1], r"inputs: shape \(3, 12, 1, 8, 8\), needs \(samples, timesteps, 2, 8, 8\)"),
         (GOOD[0], r"inputs: shape \(12, 2, 8, 8\), needs"),

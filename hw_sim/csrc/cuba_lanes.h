@@ -104,7 +104,7 @@ TARGET __attribute__((noinline)) static void NAME(neurons)(
 
 INLINE void NAME(widen)(int32_t *sum, const int16_t *narrow, int plane)
 {
-    for (int i = 0; i < LANES; i++) sum[i] += (int32_t)narrow[i] << plane;
+    for (int i = 0; i < LANES; i++) sum[i] += (int32_t)narrow[i] * (1 << plane);
 }
 
 INLINE void NAME(carry)(int32_t *sum, const ACC *acc, int plane)
