@@ -19,7 +19,7 @@ TABLE_BITS = 8
 MAX_PAIRED = 256
 """Rows of bytes whose sums can be taken apart."""
 CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 120, 500
-"""Per mille of what arrives that is not 0; benchmarks/hw_sim/scaling.py finds the crossings."""
+"""Per mille of what arrives that is not 0: where W2s (convolutions) and W1 (dense) take as long with dot products as with events."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,7 @@ Neurons are integers: numba on the CPU (float64 that holds them), torch on a dev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -22,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.engine import Events, Ran, Wanted
-from knarr.hw_sim.layers import DECAY_UNITY, Layer, Neuron
+from knarr.hw_sim.layers import Layer
 from knarr.hw_sim.native import MAX_SUM
 from knarr.hw_sim.synapse_view import SynapseView, synapse_view
+from knarr.hw_sim.torch_neurons import State, neurons_on_cpu, neurons_on_device, sums_of_rows
 
 if TYPE_CHECKING:
     import torch
@@ -48,14 +47,6 @@ class TorchLayer:
     weight: torch.Tensor
     bias: npt.NDArray[np.int64]
     rows: npt.NDArray[Any] | None
-
-
-@dataclass
-class _State:
-    """u and v of (samples, features), float64 on the CPU, int32 on a device."""
-
-    u: Any
-    v: Any
 
 
 class TorchEngine:
@@ -137,8 +128,8 @@ class TorchEngine:
                 torch.set_num_threads(before)
 
     def _layer(
-        self, layer: TorchLayer, arriving: torch.Tensor, want: Wanted, state: _State | None, threads: int
-    ) -> tuple[Ran, torch.Tensor, _State]:
+        self, layer: TorchLayer, arriving: torch.Tensor, want: Wanted, state: State | None, threads: int
+    ) -> tuple[Ran, torch.Tensor, State]:
         import torch
 
         samples, steps = arriving.shape[:2]
@@ -153,7 +144,7 @@ class TorchEngine:
         peak = 0
         per_step = samples * features * layer.weight.element_size()
         block = max(1, (SUM_BYTES * threads if on_cpu else DEVICE_SUM_BYTES) // per_step)
-        neurons = _neurons_on_cpu if on_cpu else _neurons_on_device
+        neurons = neurons_on_cpu if on_cpu else neurons_on_device
         bias = np.tile(64.0 * layer.bias, high * wide)
         for start in range(0, steps, block):
             now = slice(start, min(start + block, steps))
@@ -188,7 +179,7 @@ class TorchEngine:
         if view.dense:
             flat = frames.reshape(len(frames), -1)
             if layer.rows is not None and np.count_nonzero(flat.numpy()) < FEW * flat.numel():
-                return _sums_of_rows(layer.rows, flat, threads)
+                return sums_of_rows(layer.rows, flat, threads)
             return flat.to(layer.weight.dtype) @ layer.weight.T
         x = frames.to(layer.weight.dtype)
         image = x.permute(0, 3, 1, 2)
@@ -204,92 +195,14 @@ class TorchEngine:
         # An odd last row or column, filled up for pooling, may give outputs that the layer does not have.
         return sums[:, :, :high, :wide].permute(0, 2, 3, 1)
 
-    def _at_rest(self, samples: int, features: int) -> _State:
+    def _at_rest(self, samples: int, features: int) -> State:
         import torch
 
         if self.device == "cpu":
-            return _State(np.zeros((samples, features)), np.zeros((samples, features)))
-        return _State(
+            return State(np.zeros((samples, features)), np.zeros((samples, features)))
+        return State(
             *(torch.zeros((samples, features), dtype=torch.int32, device=self.device) for _ in range(2))
         )
-
-
-def _neurons_on_cpu(
-    neuron: Neuron,
-    unit: int,
-    bias: npt.NDArray[np.float64],
-    sums: torch.Tensor,
-    state: _State,
-    into: list[torch.Tensor],
-    threads: int,
-) -> npt.NDArray[np.int64]:
-    from knarr.hw_sim.numba_kernels import integrate
-
-    none = np.zeros((0, 0, 0), dtype=np.int32)
-    u, v = (array.numpy() for array in into[1:]) if len(into) > 1 else (none, none)
-    arrays, features = sums.contiguous().numpy(), sums.shape[2]
-
-    def part(first: int, last: int) -> npt.NDArray[np.int64]:
-        counts = np.zeros(arrays.shape[:2], dtype=np.int64)
-        integrate(
-            arrays, 64.0 * unit, bias, 1 - neuron.i_decay / DECAY_UNITY, 1 - neuron.v_decay / DECAY_UNITY,
-            64.0 * neuron.vth_int, state.u, state.v, into[0].numpy(), counts, u, v, first, last,
-        )  # fmt: skip
-        return counts
-
-    return np.sum(_shared(part, features, threads), axis=0)
-
-
-def _sums_of_rows(rows: npt.NDArray[Any], frames: torch.Tensor, threads: int) -> torch.Tensor:
-    import torch
-
-    from knarr.hw_sim.numba_kernels import add_rows
-
-    x = frames.contiguous().numpy()
-    sums = np.empty((len(x), rows.shape[1]), dtype=rows.dtype)
-    _shared(lambda first, last: add_rows(x, rows, sums, first, last), len(x), threads)
-    return torch.from_numpy(sums)
-
-
-def _shared(part: Callable[[int, int], Any], n: int, threads: int) -> list[Any]:
-    """`part` of first..last, by several threads where that pays."""
-    threads = min(threads, max(1, n // 32))
-    if threads == 1:
-        return [part(0, n)]
-    bounds = np.linspace(0, n, threads + 1).astype(int)
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(part, bounds[:-1].tolist(), bounds[1:].tolist()))
-
-
-def _neurons_on_device(
-    neuron: Neuron,
-    unit: int,
-    bias: npt.NDArray[np.float64],
-    sums: torch.Tensor,
-    state: _State,
-    into: list[torch.Tensor],
-    threads: int,
-) -> npt.NDArray[np.int64]:
-    """`arithmetic.step` in int32; decays in two parts, since 23 bits times 13 do not fit."""
-    import torch
-
-    driven = torch.tensor(bias, dtype=torch.int32, device=sums.device)
-    threshold = 64 * neuron.vth_int
-
-    def decay(x: torch.Tensor, register: int) -> torch.Tensor:
-        keep, m = DECAY_UNITY - register, x.abs()
-        return x.sign() * ((m >> 12) * keep + (((m & 4095) * keep) >> 12))
-
-    for t in range(sums.shape[1]):
-        u = decay(state.u, neuron.i_decay) + sums[:, t].to(torch.int32) * (64 * unit)
-        u = torch.where(u > STATE_MAX, u - 2 * STATE_MAX, torch.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u))
-        v = (decay(state.v, neuron.v_decay) + u + driven).clamp(-(STATE_MAX - 1), STATE_MAX - 1)
-        fired = v > threshold
-        state.u, state.v = u, v.masked_fill(fired, 0)
-        into[0][:, t] = fired
-        for array, values in zip(into[1:], (state.u, state.v), strict=False):
-            array[:, t] = values
-    return into[0].sum(dim=2, dtype=torch.int64).cpu().numpy()
 
 
 @contextmanager
