@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from knarr.deploy import Placement, Violation, table
+from knarr.deploy.violation import fatal
 from knarr.hw_sim import ChipNetwork
 
 
@@ -116,7 +117,7 @@ def print_placement(placement: Placement, console: Console) -> None:
 
 def print_rules(path: Path, violations: list[Violation], console: Console) -> None:
     """Every broken rule, a line each."""
-    errors = sum(violation.severity == "error" for violation in violations)
+    errors = len(fatal(violations))
     for violation in violations:
         console.print(Padding(Text(str(violation)), (0, 0, 0, 2)))
     verdict = (

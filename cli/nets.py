@@ -13,6 +13,7 @@ from knarr.cli.output import json_text, make_console
 from knarr.cli.tools import keep_apart, read_inputs
 from knarr.deploy import check, lower, place, read_net, write_net
 from knarr.deploy.float_synapse import chip_shape
+from knarr.deploy.violation import fatal
 from knarr.export import ExportError, read
 from knarr.export.shapes import graph_input_shape
 from knarr.hw_sim import InputCoding, encode
@@ -76,7 +77,7 @@ def show_net(path: Path, chip: str, *, json: bool) -> bool:
         DeployError: no netx file at all, or an unknown chip.
     """
     violations = check(path)
-    if any(violation.severity == "error" for violation in violations):
+    if fatal(violations):
         if json:
             print(json_text({"file": str(path), "rules": [str(v) for v in violations], "holds": False}))
         else:

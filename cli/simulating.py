@@ -13,6 +13,7 @@ import numpy.typing as npt
 from knarr.cli import progress
 from knarr.cli.tools import keep_apart, read_inputs
 from knarr.deploy import DeployError, check, read_net, run_on_lava
+from knarr.deploy.violation import fatal
 from knarr.hw_sim import ChipError, ChipNetwork, Recording, encode, save_recording, simulate
 from knarr.hw_sim.blocks import plans
 from knarr.hw_sim.engines import ENGINES, choose
@@ -71,7 +72,7 @@ def simulate_file(
     if engine != "lava" and timeout_s is not None:
         raise ChipError("--timeout: goes with --engine lava, the simulator stops at Ctrl-C")
     network = read_net(net)
-    broken = [violation for violation in check(network) if violation.severity == "error"]
+    broken = fatal(check(network))
     if broken:
         raise DeployError(f"{net}: not simulated, no chip runs it: {broken[0]}")
     values, true = _samples(data, labels)

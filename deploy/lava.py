@@ -20,6 +20,7 @@ from knarr.deploy.lava_batches import Job, as_recording, read_result
 from knarr.deploy.netx_read import read_net
 from knarr.deploy.process_group import kill_group
 from knarr.deploy.rules import check
+from knarr.deploy.violation import fatal
 from knarr.hw_sim import Recording
 from knarr.hw_sim.inputs import check_inputs
 from knarr.hw_sim.recording import RECORDABLE
@@ -74,7 +75,7 @@ def run_on_lava(
             of it is left running.
     """
     network = read_net(path)
-    broken = [violation for violation in check(network) if violation.severity == "error"]
+    broken = fatal(check(network))
     if broken:
         raise DeployError(f"{path}: not run, {broken[0]}")
     unknown = [name for name in record if name not in RECORDABLE]

@@ -18,7 +18,7 @@ from knarr.deploy.errors import DeployError
 from knarr.deploy.file_rules import FILE_RULES
 from knarr.deploy.netx_draft import Draft, draft_of
 from knarr.deploy.netx_raw import load_raw
-from knarr.deploy.violation import Violation, shown
+from knarr.deploy.violation import Violation, fatal, shown
 from knarr.hw_sim import ChipError, ChipNetwork, InputCoding, Readout
 
 MANIFEST = "knarr_manifest"
@@ -49,7 +49,7 @@ def read_net(path: Path) -> ChipNetwork:
     """
     examined = examine(path)
     if examined.network is None:
-        first, *more = (v for v in examined.violations if v.severity == "error")
+        first, *more = fatal(examined.violations)
         raise DeployError(f"{path}: {first}" + (f" and {len(more)} more" if more else ""))
     return examined.network
 
@@ -78,7 +78,7 @@ def examine(path: Path) -> Examined:
     draft = draft_of(raw, named)
     violations += [violation for rule in FILE_RULES for violation in rule(draft)]
     network = None
-    if not any(violation.severity == "error" for violation in violations):
+    if not fatal(violations):
         try:
             network = _network(draft, manifest)
         except ChipError as error:

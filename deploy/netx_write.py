@@ -19,6 +19,7 @@ import numpy as np
 from knarr.deploy.errors import DeployError
 from knarr.deploy.netx_read import MANIFEST, MANIFEST_FORMAT, read_net
 from knarr.deploy.rules import Violation, check
+from knarr.deploy.violation import fatal
 from knarr.hw_sim import ChipNetwork, Conv, Dense, InputCoding, Neuron, Recurrent
 from knarr.hw_sim.network import Layer
 
@@ -30,7 +31,7 @@ def write_net(network: ChipNetwork, path: Path) -> None:
         DeployError: a rule of the chip is broken, or the file does not read back as the same integers.
     """
     violations = check(network)
-    broken = [violation for violation in violations if violation.severity == "error"]
+    broken = fatal(violations)
     if broken:
         raise DeployError(
             f"{path.name}: not written, {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else "")

@@ -25,6 +25,7 @@ from knarr.deploy.violation import (
     Violation,
     bias_violation,
     decay_violation,
+    fatal,
     threshold_violation,
 )
 from knarr.hw_sim import ChipNetwork, Conv, Dense, Neuron, Recurrent
@@ -65,7 +66,7 @@ def check(network_or_path: ChipNetwork | Path, chip: str = "loihi2") -> list[Vio
         return found + check(examined.network, chip)
     parts = parts_of(examined.draft)
     later = [] if parts is None else [violation for rule in RULES for violation in rule(parts)]
-    return found + [violation for violation in later if violation.severity == "error"]
+    return found + fatal(later)
 
 
 def _weights(layer: Layer) -> IntArray:

@@ -13,6 +13,7 @@ from knarr.deploy.float_layers import FloatLayer
 from knarr.deploy.quantise import is_exact, largest_weight, quantise, roof, widest_scale
 from knarr.deploy.rules import ACCUMULATOR, check
 from knarr.deploy.rules_bounds import STATE
+from knarr.deploy.violation import fatal
 from knarr.hw_sim import ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.layers import Layer
 
@@ -45,7 +46,7 @@ def from_weights(layer: FloatLayer, weight_bits: int, units: float) -> Chosen:
         scales.insert(0, dyadic(widest))
     for tried, scale in enumerate(scales, start=1):
         made = quantise(layer, scale, weight_bits, units)
-        if not any(violation.severity == "error" for violation in check(alone(made, 1))):
+        if not fatal(check(alone(made, 1))):
             return Chosen(made, scale, float("nan"), tried)
     raise DeployError(
         f"node '{layer.name}': netx would run other weights than its own at any scale; give the matrix both signs"
@@ -86,7 +87,7 @@ def from_spikes(
         made = quantise(layer, scale, weight_bits, units, vth_offset=offset)
         network = alone(made, bits)
         violations = check(network)
-        if any(violation.severity == "error" for violation in violations):
+        if fatal(violations):
             return
         tried += 1
         may_leave = any(violation.rule == "states_fit_registers" for violation in violations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,11 @@ class Violation:
 
     def __str__(self) -> str:
         return f"{self.severity}: layer '{self.layer}': {self.message} [{self.rule}]"
+
+
+def fatal(violations: Iterable[Violation]) -> list[Violation]:
+    """Those that no chip forgives."""
+    return [violation for violation in violations if violation.severity == "error"]
 
 
 def decay_violation(layer: str, register: str, value: int) -> Violation:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from knarr.hw_sim.engine import Engine, Events, Ran, ReferenceEngine, Wanted, cores
-from knarr.hw_sim.inputs import narrow_dtype
+from knarr.hw_sim.engine import Engine, Events, Ran, ReferenceEngine, Wanted, cores, ran_of
 from knarr.hw_sim.keep import Keep
 from knarr.hw_sim.layers import Dense, Neuron
 from knarr.hw_sim.network import ChipNetwork
@@ -95,7 +94,7 @@ class Run:
         drive = None if driver is None else _Drive(driver, (rows.stop - rows.start, *flow.shape[2:]))
         for start in range(0, steps, block):
             now = slice(start, min(start + block, steps))
-            events: Events = flow[rows, now].astype(narrow_dtype(self.network.input), copy=False)
+            events: Events = flow[rows, now].astype(self.network.input.dtype, copy=False)
             if drive is not None:
                 ran = drive.run(events)
                 self.keep.put(INPUT_LAYER, rows, now, ran, peak=False)
@@ -171,7 +170,4 @@ class _Drive:
 
     def run(self, bias: npt.NDArray[np.integer[Any]]) -> Ran:
         wide = bias.astype(np.int64)
-        fired, u, v, _ = run_neurons(self.neuron, np.zeros_like(wide), wide, self.state)
-        spikes = fired.view(np.uint8)
-        counts = spikes.sum(axis=tuple(range(2, spikes.ndim)), dtype=np.int64)
-        return Ran(counts, 0, spikes, u, v)
+        return ran_of(*run_neurons(self.neuron, np.zeros_like(wide), wide, self.state))

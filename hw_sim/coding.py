@@ -67,9 +67,8 @@ def encode(
         assert timesteps is not None
         rng = np.random.default_rng(seed)
         spikes = np.empty((len(array), timesteps, *coding.shape), dtype=np.uint8)
-        for sample, rates in zip(
-            spikes, array, strict=True
-        ):  # one at a time: what is drawn takes eight times as much
+        # One at a time: what is drawn takes eight times as much as the spikes.
+        for sample, rates in zip(spikes, array, strict=True):
             sample[...] = rng.random(sample.shape) < rates
         return spikes
     integers = np.rint(coding.units * array).astype(np.int64)
@@ -79,6 +78,6 @@ def encode(
             f"inputs: values {array.min():g}..{array.max():g} times {coding.units:g} units pass 0..{highest}; scale them or lower "
             "the graph with other units"
         )
-    small = integers.astype(np.uint8 if coding.bits <= 8 else np.uint16)
+    small = integers.astype(coding.dtype)
     # The same frame at every step is there once.
     return small if timed else np.broadcast_to(small[:, None], (len(small), timesteps or 1, *small.shape[1:]))

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from knarr.hw_sim.arithmetic import Int64
 from knarr.hw_sim.layers import Layer
-from knarr.hw_sim.reference import LayerState, at_rest, run_layer
+from knarr.hw_sim.reference import LayerState, Spikes, at_rest, run_layer
 
 Events = npt.NDArray[np.integer[Any]]
 
@@ -110,10 +111,20 @@ class ReferenceEngine:
             state: LayerState = states[i] or at_rest(layer, len(events))
             states[i] = state
             fired, u, v, peak = run_layer(layer, events, state)
-            events = spikes = fired.view(np.uint8)
-            counts = spikes.sum(axis=tuple(range(2, spikes.ndim)), dtype=np.int64)
-            found.append(Ran(counts, peak, spikes, u if want.states else None, v if want.states else None))
+            ran = ran_of(fired, u, v, peak)
+            assert ran.spikes is not None
+            events = ran.spikes
+            if not want.states:
+                ran.u = ran.v = None
+            found.append(ran)
         return found
+
+
+def ran_of(fired: Spikes, u: Int64, v: Int64, peak: int) -> Ran:
+    """What the reference's neurons did, spikes counted."""
+    spikes = fired.view(np.uint8)
+    counts = spikes.sum(axis=tuple(range(2, spikes.ndim)), dtype=np.int64)
+    return Ran(counts, peak, spikes, u, v)
 
 
 def cores() -> int:

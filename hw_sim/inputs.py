@@ -79,10 +79,3 @@ def check_inputs(coding: InputCoding, inputs: npt.ArrayLike, timesteps: int | No
             "clip counts to spikes or lower the graph with more input_bits"
         )
     return array
-
-
-def narrow_dtype(coding: InputCoding) -> type[np.integer[Any]]:
-    """Smallest type that holds every input of a coding."""
-    if coding.neuron is not None:
-        return np.int16
-    return np.uint8 if coding.bits <= 8 else np.uint16

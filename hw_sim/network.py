@@ -80,6 +80,13 @@ class InputCoding:
         if self.kind != "events" and self.neuron is not None:
             raise ChipError("input: neurons driven by bias take mantissas as they are; leave kind at events")
 
+    @property
+    def dtype(self) -> type[np.integer[Any]]:
+        """Smallest type that holds every input."""
+        if self.neuron is not None:
+            return np.int16
+        return np.uint8 if self.bits <= 8 else np.uint16
+
 
 @dataclass(frozen=True)
 class Readout:

@@ -41,11 +41,11 @@ FEW = 0.25
 
 @dataclass(frozen=True, eq=False)
 class TorchLayer:
-    """A layer: its view, weights on the device, bias mantissas, and of a dense layer on the CPU (features, outputs) weights."""
+    """A layer: its view, weights on the device, bias of every neuron in units of v, and of a dense layer on the CPU (features, outputs) weights."""
 
     view: SynapseView
     weight: torch.Tensor
-    bias: npt.NDArray[np.int64]
+    bias: npt.NDArray[np.float64]
     rows: npt.NDArray[Any] | None
 
 
@@ -83,7 +83,8 @@ class TorchEngine:
             rows = weight.T.contiguous().numpy() if self.device == "cpu" else None
         elif self.device == "cpu":
             weight = weight.contiguous(memory_format=torch.channels_last)
-        return TorchLayer(view, weight, bias, rows)
+        _, high, wide = view.out
+        return TorchLayer(view, weight, np.tile(64.0 * bias, high * wide), rows)
 
     def bytes_per_step(self, laid_out: TorchLayer) -> int:
         """Events as floats."""
@@ -117,10 +118,9 @@ class TorchEngine:
                 arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()
                 for i, (layer, want) in enumerate(zip(chain, wanted, strict=True)):
                     ran, arriving, states[i] = self._layer(layer, arriving, want, states[i], threads)
+                    # One wrap may not bring u back, nor 24 bits hold the sum of a convolution.
                     if ran.peak > MAX_SUM:
-                        return (
-                            None  # one wrap may not bring u back, nor 24 bits hold the sum of a convolution
-                        )
+                        return None
                     found.append(ran)
                 return found
         finally:
@@ -145,7 +145,6 @@ class TorchEngine:
         per_step = samples * features * layer.weight.element_size()
         block = max(1, (SUM_BYTES * threads if on_cpu else DEVICE_SUM_BYTES) // per_step)
         neurons = neurons_on_cpu if on_cpu else neurons_on_device
-        bias = np.tile(64.0 * layer.bias, high * wide)
         for start in range(0, steps, block):
             now = slice(start, min(start + block, steps))
             sums = self._sums(layer, arriving[:, now], threads).reshape(samples, -1, features)
@@ -153,7 +152,7 @@ class TorchEngine:
             peak = max(peak, -int(low), int(top))
             into = [spikes[:, now], *(array[:, now] for array in kept)]
             counts[:, now] = neurons(
-                layer.view.layer.neuron, layer.view.unit, bias, sums, state, into, threads
+                layer.view.layer.neuron, layer.view.unit, layer.bias, sums, state, into, threads
             )
 
         def in_order(array: torch.Tensor) -> npt.NDArray[Any]:

@@ -62,6 +62,21 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
     _mm256_storeu_si256((__m256i *)to, _mm256_add_epi32(eight, _mm256_set1_epi32(base)));
 }
 
+/* The same for both: rows of bytes are 32 wide whatever the rest. */
+#define WORD_OF(p, plane) word_of(p, plane)
+#define BYTES_OF(to, word) bytes_to(to, word)
+#define ROW __m256i
+#define ROWS 1
+#define ROW_ZERO() _mm256_setzero_si256()
+#define ROW_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define ROW_STORE(p, a) _mm256_storeu_si256((__m256i *)(p), a)
+#define ROW_ADD(a, b) _mm256_add_epi16(a, b)
+#define ROW_HIGH(a) _mm256_srai_epi16(a, 8)
+#define ROW_LOW(both, high, more) _mm256_sub_epi16(_mm256_sub_epi16(both, _mm256_slli_epi16(high, 8)), _mm256_set1_epi16(more))
+#define SPREAD_EIGHT(to, from, base) spread_eight(to, from, base)
+#define SPREAD(to, from, base) \
+    _mm256_storeu_si256((__m256i *)(to), _mm256_add_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(from))), _mm256_set1_epi16(base)))
+
 #define NAME(x) x##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
 #define WIDTH 16
@@ -80,17 +95,6 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define DOT(a, x, w) _mm512_add_epi16(a, _mm512_maddubs_epi16(x, w))
 #define DOT_SUM(a) _mm512_madd_epi16(a, _mm512_set1_epi16(1))
 #define SUM_ADD(a, b) _mm512_add_epi32(a, b)
-#define WORD_OF(p, plane) word_of(p, plane)
-#define BYTES_OF(to, word) bytes_to(to, word)
-#define ROW __m256i
-#define ROWS 1
-#define ROW_ZERO() _mm256_setzero_si256()
-#define ROW_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
-#define ROW_STORE(p, a) _mm256_storeu_si256((__m256i *)(p), a)
-#define ROW_ADD(a, b) _mm256_add_epi16(a, b)
-#define ROW_HIGH(a) _mm256_srai_epi16(a, 8)
-#define ROW_LOW(both, high, more) _mm256_sub_epi16(_mm256_sub_epi16(both, _mm256_slli_epi16(high, 8)), _mm256_set1_epi16(more))
-#define SPREAD_EIGHT(to, from, base) spread_eight(to, from, base)
 #define ACC_STORE(p, a) _mm512_storeu_si512(p, a)
 #define SUM_ZERO() _mm512_setzero_si512()
 #define SUM_MAX(a, b) _mm512_max_epi32(a, b)
@@ -98,8 +102,6 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define SUM_LOAD(p) _mm512_loadu_si512(p)
 #define SUM_STORE(p, a) _mm512_storeu_si512(p, a)
 #define WIDEN(p) _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(p)))
-#define SPREAD(to, from, base) \
-    _mm256_storeu_si256((__m256i *)(to), _mm256_add_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(from))), _mm256_set1_epi16(base)))
 #define TO_FLOAT(a) _mm512_cvtepi32_ps(a)
 #define TO_INT(a) _mm512_cvttps_epi32(a)
 #define SPLAT(x) _mm512_set1_ps(x)
@@ -137,17 +139,6 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define DOT(a, x, w) _mm256_add_epi16(a, _mm256_maddubs_epi16(x, w))
 #define DOT_SUM(a) _mm256_madd_epi16(a, _mm256_set1_epi16(1))
 #define SUM_ADD(a, b) _mm256_add_epi32(a, b)
-#define WORD_OF(p, plane) word_of(p, plane)
-#define BYTES_OF(to, word) bytes_to(to, word)
-#define ROW __m256i
-#define ROWS 1
-#define ROW_ZERO() _mm256_setzero_si256()
-#define ROW_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
-#define ROW_STORE(p, a) _mm256_storeu_si256((__m256i *)(p), a)
-#define ROW_ADD(a, b) _mm256_add_epi16(a, b)
-#define ROW_HIGH(a) _mm256_srai_epi16(a, 8)
-#define ROW_LOW(both, high, more) _mm256_sub_epi16(_mm256_sub_epi16(both, _mm256_slli_epi16(high, 8)), _mm256_set1_epi16(more))
-#define SPREAD_EIGHT(to, from, base) spread_eight(to, from, base)
 #define ACC_STORE(p, a) _mm256_storeu_si256((__m256i *)(p), a)
 #define SUM_ZERO() _mm256_setzero_si256()
 #define SUM_MAX(a, b) _mm256_max_epi32(a, b)
@@ -155,8 +146,6 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define SUM_LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
 #define SUM_STORE(p, a) _mm256_storeu_si256((__m256i *)(p), a)
 #define WIDEN(p) _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(p)))
-#define SPREAD(to, from, base) \
-    _mm256_storeu_si256((__m256i *)(to), _mm256_add_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(from))), _mm256_set1_epi16(base)))
 #define TO_FLOAT(a) _mm256_cvtepi32_ps(a)
 #define TO_INT(a) _mm256_cvttps_epi32(a)
 #define SPLAT(x) _mm256_set1_ps(x)
@@ -175,6 +164,18 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define BITS(m) ((uint32_t)_mm256_movemask_ps(m))
 #include "cuba_lanes.h"
 #include "cuba_undef.h"
+#undef WORD_OF
+#undef BYTES_OF
+#undef ROW
+#undef ROWS
+#undef ROW_ZERO
+#undef ROW_LOAD
+#undef ROW_STORE
+#undef ROW_ADD
+#undef ROW_HIGH
+#undef ROW_LOW
+#undef SPREAD_EIGHT
+#undef SPREAD
 #endif
 
 /* Any processor: the compiler's own vectors. */

@@ -10,7 +10,6 @@
 #undef ADD
 #undef ADD_WHERE
 #undef BITS
-#undef BYTES_OF
 #undef DOT
 #undef DOT_SUM
 #undef FOUR
@@ -26,17 +25,7 @@
 #undef MUL_ADD
 #undef NAME
 #undef NOT_ABOVE
-#undef ROW
-#undef ROWS
-#undef ROW_ADD
-#undef ROW_HIGH
-#undef ROW_LOAD
-#undef ROW_LOW
-#undef ROW_STORE
-#undef ROW_ZERO
 #undef SPLAT
-#undef SPREAD
-#undef SPREAD_EIGHT
 #undef STORE
 #undef SUM
 #undef SUM_ABS
@@ -51,5 +40,4 @@
 #undef TRUNCATE
 #undef WIDEN
 #undef WIDTH
-#undef WORD_OF
 #undef ZERO_WHERE
