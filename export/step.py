@@ -97,21 +97,11 @@ def run_graph(
     unstable: bool = False,
 ) -> Trace:
     """`step_nir`, and with `unstable` also where forward Euler diverges: a certificate has to say what happens there."""
-    dt_s = as_dt(dt_s)
-    if dtype not in ("float32", "float64"):
-        raise ExportError(f"dtype: {dtype!r}, choose 'float32' or 'float64'")
-    nodes, edges = inline(graph)
-    order = topology(nodes, edges, dt_s)
-    entering, leaving = infer(nodes, order)
-    torch_dtype = {"float32": torch.float32, "float64": torch.float64}[dtype]
-    x = torch.as_tensor(as_inputs(inputs)).to(torch_dtype)
-    if x.ndim < 2 or tuple(x.shape[2:]) != leaving[order.input] or 0 in x.shape:
-        raise ExportError(
-            f"inputs: shape {tuple(x.shape)}, the graph needs (samples, timesteps, {leaving[order.input]})"
-        )
-    run = _Run(nodes, order, entering, leaving, dt_s, torch_dtype, x.shape[0], unstable)
+    x = torch.as_tensor(as_inputs(inputs))
+    run = Stepper(graph, dt_s, len(x), dtype, unstable=unstable)
+    x = run.check(x)
     with torch.no_grad():
-        outputs = [run.step(x[:, t]) for t in range(x.shape[1])]
+        outputs = [run.step(x[:, t])[run.order.output] for t in range(x.shape[1])]
     firing = {name: s for name, s in run.neurons.items() if s.threshold is not None}
     spikes = {name: torch.stack(s.spikes, 1).numpy().astype(np.uint8) for name, s in firing.items()}
     spikes |= {name: torch.stack(z, 1).numpy().astype(np.uint8) for name, z in run.crossed.items()}
@@ -124,22 +114,42 @@ def run_graph(
     )
 
 
-class _Run:
+class Stepper:
+    """A graph between two time steps.
+
+    Args:
+        graph: as for `step_nir`.
+        dt_s: time step, seconds.
+        samples: that run side by side.
+        dtype: arithmetic of states and synapses.
+        unstable: as for `run_graph`.
+        keep: remember what neurons do, for a `Trace`; without it memory does not grow with time.
+
+    Raises:
+        ExportError: an unsupported node, or something that NIR leaves open.
+    """
+
     def __init__(
         self,
-        nodes: dict[str, Any],
-        order: Topology,
-        entering: dict[str, Shape],
-        leaving: dict[str, Shape],
+        graph: nir.NIRGraph,
         dt_s: float,
-        dtype: torch.dtype,
         samples: int,
-        unstable: bool,
+        dtype: Literal["float32", "float64"] = "float32",
+        *,
+        unstable: bool = False,
+        keep: bool = True,
     ) -> None:
-        self.order, self.entering, self.leaving = order, entering, leaving
-        self.samples, self.dtype = samples, dtype
+        dt_s = as_dt(dt_s)
+        if dtype not in ("float32", "float64"):
+            raise ExportError(f"dtype: {dtype!r}, choose 'float32' or 'float64'")
+        self.dtype = {"float32": torch.float32, "float64": torch.float64}[dtype]
+        self.nodes, edges = inline(graph)
+        self.order: Topology = topology(self.nodes, edges, dt_s)
+        self.entering, self.leaving = infer(self.nodes, self.order)
+        self.samples, self.keep = samples, keep
+        nodes, order = self.nodes, self.order
         self.neurons = {
-            name: NeuronStepper(name, nodes[name], dt_s, dtype, unstable=unstable)
+            name: NeuronStepper(name, nodes[name], dt_s, self.dtype, unstable=unstable, keep=keep)
             for name in order.order
             if isinstance(nodes[name], NEURONS)
         }
@@ -149,7 +159,7 @@ class _Run:
             if isinstance(nodes[name], nir.Delay)
         }
         self.stateless = {
-            name: synapse_step(name, nodes[name], dtype)
+            name: synapse_step(name, nodes[name], self.dtype)
             for name in order.order
             if name not in self.neurons and name not in self.delays
         }
@@ -157,14 +167,27 @@ class _Run:
             name: [] for name in order.order if isinstance(nodes[name], nir.Threshold)
         }
         looping = {source for sources in order.looping.values() for source in sources}
-        rest = self._at_rest()
-        self.before = {source: rest[source] for source in looping}
+        self.rest = self._at_rest()
+        self.before = {source: self.rest[source] for source in looping}
+
+    def check(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (samples, timesteps, *features) in the graph's arithmetic.
+
+        Raises:
+            ExportError: they do not fit the graph.
+        """
+        shape = self.leaving[self.order.input]
+        if x.ndim < 2 or tuple(x.shape[2:]) != shape or 0 in x.shape:
+            raise ExportError(
+                f"inputs: shape {tuple(x.shape)}, the graph needs (samples, timesteps, {shape})"
+            )
+        return x.to(self.dtype)
 
     def _silence(self, shape: Shape) -> torch.Tensor:
         return torch.zeros((self.samples, *shape), dtype=self.dtype)
 
     def _at_rest(self) -> dict[str, torch.Tensor]:
-        """What every node gives while every neuron is silent: a synapse its bias."""
+        """What every node gives while every neuron is silent: a synapse its bias; empty without loops."""
         rest: dict[str, torch.Tensor] = {}
         if not any(self.order.looping.values()):
             return rest
@@ -174,7 +197,8 @@ class _Run:
             rest[name] = self._silence(self.leaving[name]) if silent else self.stateless[name](_sum(parts))
         return rest
 
-    def step(self, x: torch.Tensor) -> torch.Tensor:
+    def step(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What every node gives for the input (samples, *features) of one step."""
         value: dict[str, torch.Tensor] = {self.order.input: x}
         late: list[str] = []  # delays whose input of this step is not there yet
         for name in self.order.order:
@@ -194,13 +218,13 @@ class _Run:
                 parts = [*([_sum(parts)] if parts else []), _sum(back)]
             total = _sum(parts)
             value[name] = self.delays[name](total) if name in self.delays else self.stateless[name](total)
-            if name in self.crossed:
+            if name in self.crossed and self.keep:
                 self.crossed[name].append(value[name])
         for name in late:
             parts = [value[source] for source in self.order.sources[name]]
             self.delays[name].push(_sum(parts))
         self.before = {source: value[source] for source in self.before}
-        return value[self.order.output]
+        return value
 
 
 def _sum(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -20,15 +20,23 @@ class NeuronStepper:
         dt_s: time step, seconds.
         dtype: of states and coefficients.
         unstable: step coefficients above 1 too, as forward Euler would.
+        keep: remember spikes, voltages and currents of every step.
 
     Raises:
         ExportError: a coefficient outside (0, 1], where forward Euler means something else than the equation.
     """
 
     def __init__(
-        self, name: str, node: Any, dt_s: float, dtype: torch.dtype, *, unstable: bool = False
+        self,
+        name: str,
+        node: Any,
+        dt_s: float,
+        dtype: torch.dtype,
+        *,
+        unstable: bool = False,
+        keep: bool = True,
     ) -> None:
-        self.name, self.node, self.dtype, self.unstable = name, node, dtype, unstable
+        self.name, self.node, self.dtype, self.unstable, self.keep = name, node, dtype, unstable, keep
         dt = torch.tensor(dt_s, dtype=dtype)
         self.threshold = self._tensor(node.v_threshold) if hasattr(node, "v_threshold") else None
         if self.threshold is not None:
@@ -73,7 +81,7 @@ class NeuronStepper:
             i = (i - self.a_syn * i) + self.gain * x
             self.i = i if looping is None else i + self.gain * looping
             v = v + self.a_mem * ((self.v_leak - v) + self.r * self.i)
-            self.currents.append(self.i)
+            self._note(self.currents, self.i)
         else:
             x = x if looping is None else x + looping
             if isinstance(self.node, (nir.IF, nir.I)):
@@ -84,11 +92,15 @@ class NeuronStepper:
                 v = v + self.a_mem * ((self.v_leak - v) + self.r * x)
         if self.threshold is None:
             self.v = v
-            self.voltages.append(v)
+            self._note(self.voltages, v)
             return v
         z = v > self.threshold
         self.margin = min(self.margin, float((v - self.threshold).abs().min()))
         self.v = torch.where(z, self.v_reset.expand_as(v), v)
-        self.spikes.append(z)
-        self.voltages.append(self.v)
+        self._note(self.spikes, z)
+        self._note(self.voltages, self.v)
         return z.to(self.dtype)
+
+    def _note(self, steps: list[torch.Tensor], value: torch.Tensor) -> None:
+        if self.keep:
+            steps.append(value)

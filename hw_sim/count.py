@@ -1,87 +1,82 @@
-"""Exact synaptic operations of a chip network: every event times the outputs it really reaches, in int64.
-
-Class of an event: that of its frame, the whole layer input at one (sample, time step). All values in {0, 1}: binary,
-an addition (ACC). All in {-1, 0, 1}: ternary, an addition too. Anything else: graded, every non-zero element is a
-multiply-accumulate (MAC). Never per batch, layer or run, so counts do not depend on batch size or sample order.
-"""
+"""`count`: exact synaptic operations of a network on inputs, in one array or streamed from a data loader."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from knarr.hw_sim.counts import LayerCounts, LayerSizes, LedgerRow, OperationCounts
+from knarr.hw_sim.count_chip import ChipCounter, Lengths
+from knarr.hw_sim.counts import OperationCounts
 from knarr.hw_sim.errors import CountError
-from knarr.hw_sim.fanout import Int64, dense_padded, dense_valid, fanout, recurrent_fanout
-from knarr.hw_sim.network import DECAY_UNITY, ChipNetwork, Conv, Layer, Recurrent
+from knarr.hw_sim.inputs import check_inputs
+from knarr.hw_sim.network import ChipNetwork
 from knarr.hw_sim.recording import Recording
 from knarr.hw_sim.simulate import simulate
 
-
-@dataclass(frozen=True)
-class InputEvents:
-    """Events at each input position of a layer, summed over samples and steps, by what one costs.
-
-    Args:
-        acc, mac: (features,) int64 events in binary or ternary frames, and in graded ones.
-        frames, binary, signed, graded: numbers of frames: all, and the non-silent ones by class.
-    """
-
-    acc: Int64
-    mac: Int64
-    frames: int
-    binary: int
-    signed: int
-    graded: int
-
-    @property
-    def note(self) -> str:
-        """One line for the ledger."""
-        silent = self.frames - self.binary - self.signed - self.graded
-        return (
-            f"{self.frames} frames: {self.binary} binary, {self.signed} signed (counted as ACC), "
-            f"{self.graded} graded (MAC), {silent} silent"
-        )
+POOLING = ("folded", "float")
+BLOCK_BYTES = 128 * 2**20
+"""Of recorded spikes at one time; larger batches are cut into blocks of samples."""
+Array = npt.NDArray[np.generic]
 
 
-def classify_events(events: npt.NDArray[np.generic]) -> InputEvents:
-    """Sort the events of a layer's input by the class of their frame.
+class _Counter(Protocol):
+    def feed(self, inputs: Array, lengths: Lengths) -> None: ...
+
+    def finish(self) -> OperationCounts: ...
+
+
+def count(
+    model: object,
+    inputs: npt.ArrayLike | Iterable[Any],
+    *,
+    dt_s: float | None = None,
+    pooling: str = "folded",
+    lengths: npt.ArrayLike | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> OperationCounts:
+    """Run a network on inputs and count what every layer did.
 
     Args:
-        events: (samples, timesteps, *features), boolean, integer or float.
+        model: a `ChipNetwork`, which the simulator runs, or a `nir.NIRGraph`, which `knarr.export.step_nir` runs.
+        inputs: (samples, timesteps, *features), or an iterable of such batches, such as a torch DataLoader; of a batch
+            that is a tuple or list the first element is taken. Memory is that of one batch.
+        dt_s: length of a step in seconds; a graph needs it. A chip network's own must agree where both are known.
+        pooling: "folded" delivers every event before a pool alone, with the fan-out of its cells, and the pool costs
+            nothing; "float" counts what pools give, fractions as MAC, and their additions apart. A chip network has its
+            pools in its synapses, so it takes "folded" alone.
+        lengths: (samples,) steps of each sample of an array; the steps behind are padding that nobody pays.
+        progress: called with the samples counted so far after every block.
+
+    Returns:
+        Counts per inference: means over the samples, with their spread, per layer and per step.
 
     Raises:
-        CountError: a dtype that is no number, or NaN or infinity.
+        CountError: a model, inputs or a policy that cannot be counted. What a graph holds that has no rule is a row of the
+            ledger instead, and `.total` raises.
+        ChipError: inputs that do not fit a chip network.
+        knarr.export.ExportError: a graph that `step_nir` refuses, or inputs that do not fit it.
     """
-    if events.dtype.kind not in "biuf":
-        raise CountError(f"events: dtype {events.dtype} is not a number; pass integers")
-    if events.dtype.kind == "f" and not np.isfinite(events).all():
-        raise CountError("events: NaN or infinity is neither an event nor silence; find where it comes from")
-    samples, timesteps = events.shape[:2]
-    flat = events.reshape(samples, timesteps, -1)
-    acc = np.zeros(flat.shape[2], dtype=np.int64)
-    mac = np.zeros(flat.shape[2], dtype=np.int64)
-    binary = signed = graded = 0
-    for sample in flat:  # one sample at a time keeps the temporaries small
-        active = sample != 0
-        unit = active & (sample == 1)
-        is_binary = (active == unit).all(axis=1)
-        is_ternary = (active == (unit | (sample == -1))).all(axis=1)
-        is_silent = ~active.any(axis=1)
-        acc += active[is_ternary].sum(axis=0, dtype=np.int64)
-        mac += active[~is_ternary].sum(axis=0, dtype=np.int64)
-        binary += int((is_binary & ~is_silent).sum())
-        signed += int((is_ternary & ~is_binary).sum())
-        graded += int((~is_ternary).sum())
-    return InputEvents(acc, mac, samples * timesteps, binary, signed, graded)
+    if pooling not in POOLING:
+        raise CountError(f"pooling: {pooling!r}; choose folded or float")
+    counter = _counter(model, dt_s, pooling)
+    seen = 0
+    for batch, steps in _batches(inputs, lengths):
+        for at in blocks(batch, _per_sample(model, batch)):
+            counter.feed(batch[at], steps[at])
+            seen += len(batch[at])
+            if progress is not None:
+                progress(seen)
+    if not seen:
+        raise CountError("inputs: no batch; give at least one sample")
+    return counter.finish()
 
 
 def count_events(network: ChipNetwork, inputs: npt.ArrayLike, recording: Recording) -> OperationCounts:
-    """Operations of a network that already ran.
+    """Operations of a chip network that already ran.
 
     Args:
         network: what ran.
@@ -89,17 +84,12 @@ def count_events(network: ChipNetwork, inputs: npt.ArrayLike, recording: Recordi
         recording: what came out, with the spikes of every layer (`record=("spikes",)`).
 
     Returns:
-        Counts per inference: synaptic events, bias adds (steps times outputs), clocked updates (steps times neurons,
-        the readout's included) and spikes. `dense_valid` and `dense_padded` are those of all steps.
+        Counts per inference, as of `count`.
 
     Raises:
         CountError: inputs or recorded spikes are missing or do not fit the network.
     """
-    if network.input.neuron is not None:
-        raise CountError(
-            "network: driven by bias; its first synapses hear its input neurons, count those apart"
-        )
-    events: npt.NDArray[np.generic] = np.asarray(inputs)
+    events: Array = np.asarray(inputs)
     if (
         events.ndim != 2 + len(network.input.shape)
         or events.shape[2:] != network.input.shape
@@ -109,128 +99,98 @@ def count_events(network: ChipNetwork, inputs: npt.ArrayLike, recording: Recordi
         raise CountError(
             f"inputs: shape {events.shape}, needs (samples, timesteps, {shape}) with at least one of each"
         )
-    samples, timesteps = events.shape[:2]
-    layers: dict[str, LayerCounts] = {}
-    sizes: dict[str, LayerSizes] = {}
-    ledger: list[LedgerRow] = []
-    arriving = network.input.shape
-    for layer in network.layers:
-        incoming = classify_events(events)
-        spikes = _recorded_spikes(layer, recording, samples, timesteps)
-        layers[layer.name] = _layer_counts(layer, incoming, spikes, samples, timesteps)
-        sizes[layer.name] = _sizes(layer, prod(arriving))
-        if not isinstance(layer, Conv) and len(arriving) > 1:
-            ledger.append(LedgerRow(f"{layer.name}.flatten", "Flatten", "free", "moves no data"))
-        ledger += _rows(layer, incoming)
-        events, arriving = spikes, layer.output_shape
-    readout = f"{network.readout.kind} of '{network.layers[-1].name}'; their sum and argmax over time cost nothing here"
-    ledger.append(LedgerRow(f"{network.layers[-1].name}.output", "Readout", "free", readout))
-    return OperationCounts(layers, tuple(ledger), samples, timesteps, "snn", sizes=sizes)
+    for name, spikes in recording.spikes.items():
+        if len(spikes) != len(events):
+            raise CountError(
+                f"layer '{name}': recorded spikes have shape {spikes.shape}, inputs {events.shape}; not of one run"
+            )
+    counter = ChipCounter(network)
+    for at in blocks(events, _per_sample(network, events)):
+        part = Recording(recording.output[at], {name: array[at] for name, array in recording.spikes.items()})
+        counter.add(events[at], part, np.full(len(events[at]), events.shape[1], dtype=np.int64))
+    return counter.finish()
 
 
-def _sizes(layer: Layer, inputs: int) -> LayerSizes:
-    outputs, registers = prod(layer.output_shape), (layer.neuron.i_decay, layer.neuron.v_decay)
-    back = layer.recurrent_int.size if isinstance(layer, Recurrent) else 0
-    current = layer.neuron.i_decay < DECAY_UNITY
-    return LayerSizes(
-        inputs=inputs,
-        outputs=outputs,
-        weights=layer.weight_int.size + back,
-        biases=0 if layer.bias_int is None else layer.bias_int.size,
-        states=outputs * (2 if current else 1),
-        kernel=layer.weight_int.shape[0] * prod(layer.weight_int.shape[2:]),
-        convolution=isinstance(layer, Conv),
-        leaky=any(0 < register < DECAY_UNITY for register in registers),
+class _Chip(ChipCounter):
+    def feed(self, inputs: Array, lengths: Lengths) -> None:
+        events = check_inputs(self.network.input, inputs, None)
+        self.add(events, simulate(self.network, events, record=("spikes",)), lengths)
+
+
+def _counter(model: object, dt_s: float | None, pooling: str) -> _Counter:
+    if isinstance(model, ChipNetwork):
+        if pooling != "folded":
+            raise CountError(
+                f"pooling: '{pooling}' asked for, a chip network has its pools folded; use pooling='folded'"
+            )
+        if dt_s is not None and model.dt_s is not None and dt_s != model.dt_s:
+            raise CountError(f"dt_s: {dt_s} s asked for, the network steps {model.dt_s} s; leave dt_s out")
+        return _Chip(model)
+    if type(model).__name__ == "NIRGraph":
+        from knarr.hw_sim.count_graph import (
+            GraphCounter,  # imports torch and NIR, which chip networks do not need
+        )
+
+        if dt_s is None:
+            raise CountError("dt_s: a graph does not say how long a step is; give dt_s in seconds")
+        return GraphCounter(model, dt_s, pooling)
+    raise CountError(
+        f"model: {type(model).__name__} cannot be counted, only a ChipNetwork or a nir.NIRGraph; export the module "
+        "(knarr.export.to_nir), or count an ONNX file (count_onnx)"
     )
 
 
-def _recorded_spikes(
-    layer: Layer, recording: Recording, samples: int, timesteps: int
-) -> npt.NDArray[np.generic]:
-    if layer.name not in recording.spikes:
+def _batches(inputs: Any, lengths: npt.ArrayLike | None) -> Iterator[tuple[Array, Lengths]]:
+    whole = hasattr(inputs, "shape") or isinstance(inputs, (list, tuple))
+    if not whole and not isinstance(inputs, Iterable):
         raise CountError(
-            f"layer '{layer.name}': its spikes were not recorded; simulate with record=('spikes',)"
+            f"inputs: {type(inputs).__name__} is neither an array nor batches; give (samples, timesteps, ...)"
         )
-    spikes = np.asarray(recording.spikes[layer.name])
-    expected = (samples, timesteps, *layer.output_shape)
-    if spikes.shape != expected:
+    if lengths is not None and not whole:
+        raise CountError("lengths: go with one array; let a loader give batches of equal length")
+    for batch in [inputs] if whole else inputs:
+        first = batch[0] if not whole and isinstance(batch, (list, tuple)) else batch
+        array = _array(first)
+        yield array, _lengths(lengths, array)
+
+
+def _array(batch: Any) -> Array:
+    try:
+        found: Array = np.asarray(batch.detach().cpu() if hasattr(batch, "detach") else batch)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CountError(f"inputs: no array of numbers ({error}); give (samples, timesteps, ...)") from error
+    if found.dtype.kind not in "biuf":
+        raise CountError(f"inputs: dtype {found.dtype} is no number; give integers or floats")
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise CountError("inputs: NaN or infinity is neither an event nor silence; find where it comes from")
+    if found.ndim < 2 or 0 in found.shape:
         raise CountError(
-            f"layer '{layer.name}': recorded spikes have shape {spikes.shape}, the network makes {expected}"
+            f"inputs: shape {found.shape}, needs (samples, timesteps, ...) with at least one of each"
         )
-    if not ((spikes == 0) | (spikes == 1)).all():
-        raise CountError(f"layer '{layer.name}': recorded spikes hold values other than 0 and 1")
-    if not layer.neuron.spikes and spikes.any():
-        raise CountError(
-            f"layer '{layer.name}': never fires, yet the recording holds its spikes; it is of another network"
-        )
-    return spikes
+    return found
 
 
-def _layer_counts(
-    layer: Layer, incoming: InputEvents, spikes: npt.NDArray[np.generic], samples: int, timesteps: int
-) -> LayerCounts:
-    stored, nonzero = fanout(layer).reshape(-1), fanout(layer, nz=True).reshape(-1)
-    neurons = prod(layer.output_shape)
-    back = back_nonzero = returning = 0
-    if isinstance(layer, Recurrent):
-        # A spike of the last step would come back after the inference.
-        events = np.asarray(spikes[:, :-1]).sum(axis=(0, 1), dtype=np.int64)
-        returning = int(events.sum())
-        back = int(events @ recurrent_fanout(layer))
-        back_nonzero = int(events @ recurrent_fanout(layer, nz=True))
-    return LayerCounts(
-        acc=Fraction(int(incoming.acc @ stored) + back, samples),
-        mac=Fraction(int(incoming.mac @ stored), samples),
-        acc_nonzero=Fraction(int(incoming.acc @ nonzero) + back_nonzero, samples),
-        mac_nonzero=Fraction(int(incoming.mac @ nonzero), samples),
-        dense_valid=Fraction(timesteps * dense_valid(layer)),
-        dense_padded=Fraction(timesteps * dense_padded(layer)),
-        bias_adds=Fraction(0 if layer.bias_int is None else timesteps * neurons),
-        neuron_updates=Fraction(timesteps * neurons),
-        spikes=Fraction(int(np.asarray(spikes).sum(dtype=np.int64)), samples),
-        events=Fraction(int(incoming.acc.sum() + incoming.mac.sum()) + returning, samples),
-    )
+def _lengths(lengths: npt.ArrayLike | None, array: Array) -> Lengths:
+    samples, steps = array.shape[:2]
+    if lengths is None:
+        return np.full(samples, steps, dtype=np.int64)
+    given = np.asarray(lengths)
+    if given.shape != (samples,) or given.dtype.kind not in "iu" or given.min() < 1 or given.max() > steps:
+        raise CountError(f"lengths: needs {samples} whole numbers in 1..{steps}, one per sample")
+    return given.astype(np.int64)
 
 
-def _rows(layer: Layer, incoming: InputEvents) -> list[LedgerRow]:
-    operation = type(layer).__name__
-    rows = [LedgerRow(layer.name, operation, "counted", incoming.note)]
-    if layer.bias_int is not None:
-        rows.append(
-            LedgerRow(f"{layer.name}.bias", "Bias", "counted", "bias_adds: every step, silent ones too")
-        )
-    neuron = layer.neuron.name if layer.neuron.name not in ("", layer.name) else f"{layer.name}.neuron"
-    rows.append(LedgerRow(neuron, "CUBA", "counted", "neuron_updates (clocked) and spikes"))
-    return rows
+def _per_sample(model: object, batch: Array) -> int:
+    """Bytes that recording one sample takes, about."""
+    features = prod(batch.shape[2:])
+    if isinstance(model, ChipNetwork):
+        features += sum(prod(layer.output_shape) for layer in model.layers)
+        return features * batch.shape[1]
+    return features * batch.shape[1] * batch.dtype.itemsize  # a graph is counted step by step
 
 
-def count(
-    model: object, inputs: npt.ArrayLike, *, dt_s: float | None = None, pooling: str = "folded"
-) -> OperationCounts:
-    """Run a chip network on inputs and count what every layer did.
-
-    Args:
-        model: a `ChipNetwork`. NIR graphs are not counted yet: lower them first.
-        inputs: (samples, timesteps, *features) integers, as `simulate` takes them.
-        dt_s: length of a step in seconds; must agree with the network's where both are known. Counts do not use it.
-        pooling: "folded", the only policy a chip network has: its pools are part of its synapses.
-
-    Returns:
-        Counts per inference (`count_events`).
-
-    Raises:
-        CountError: a model, dt_s or pooling that cannot be counted.
-        ChipError: inputs that do not fit the network.
-    """
-    if not isinstance(model, ChipNetwork):
-        raise CountError(
-            f"model: {type(model).__name__} cannot be counted, only a ChipNetwork; lower the graph first "
-            "(knarr.deploy.lower)"
-        )
-    if pooling != "folded":
-        raise CountError(
-            f"pooling: '{pooling}' asked for, a chip network has its pools folded; use pooling='folded'"
-        )
-    if dt_s is not None and model.dt_s is not None and dt_s != model.dt_s:
-        raise CountError(f"dt_s: {dt_s} s asked for, the network steps {model.dt_s} s; leave dt_s out")
-    return count_events(model, inputs, simulate(model, inputs, record=("spikes",)))
+def blocks(batch: Array, bytes_per_sample: int) -> Iterator[slice]:
+    """Slices of samples that stay below `BLOCK_BYTES`."""
+    size = max(1, BLOCK_BYTES // max(1, bytes_per_sample))
+    for first in range(0, len(batch), size):
+        yield slice(first, first + size)

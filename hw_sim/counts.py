@@ -33,6 +33,14 @@ class LayerCounts:
         neuron_updates: clocked updates, steps times neurons, the readout's included; 0 for an ANN.
         spikes: spikes the layer sent; 0 for an ANN.
         events: non-zero elements that arrived, of the layer's own spikes too where they come back; 0 for an ANN.
+        signed: the part of `acc` from ternary frames that hold a -1.
+        touched_updates: (neuron, step) pairs that an event or a bias reaches; what event-driven hardware would update.
+        recurrent_all_pairs: operations of the layer's own returning spikes if each neuron had a synapse to itself too.
+        recurrent_no_autapse: the same without those; the one of the two that the synapses hold is in `acc`.
+        pool_adds: additions of a pool that is not folded: one per event inside a window.
+        merge_adds: additions where branches meet before a synapse: positions where more than one is not 0.
+        comparisons: of max pools, one less than the elements of a window that exist, per output.
+        elementwise: multiplications, additions and functions of single elements: scales, norms, activations.
 
     Raises:
         CountError: a negative or inexact number, or more synaptic events than synapses.
@@ -48,6 +56,14 @@ class LayerCounts:
     neuron_updates: Fraction
     spikes: Fraction
     events: Fraction = Fraction(0)
+    signed: Fraction = Fraction(0)
+    touched_updates: Fraction = Fraction(0)
+    recurrent_all_pairs: Fraction = Fraction(0)
+    recurrent_no_autapse: Fraction = Fraction(0)
+    pool_adds: Fraction = Fraction(0)
+    merge_adds: Fraction = Fraction(0)
+    comparisons: Fraction = Fraction(0)
+    elementwise: Fraction = Fraction(0)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -59,6 +75,9 @@ class LayerCounts:
             ("acc_nonzero", self.acc),
             ("mac_nonzero", self.mac),
             ("dense_valid", self.dense_padded),
+            ("signed", self.acc),
+            ("touched_updates", self.neuron_updates),
+            ("recurrent_no_autapse", self.recurrent_all_pairs),
         ):
             if getattr(self, smaller) > larger:
                 raise CountError(f"{smaller}: {getattr(self, smaller)} > {larger}, the count it is a part of")
@@ -94,6 +113,16 @@ class LayerSizes:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Synaptic operations (ACC + MAC) of single inferences: ranks that occurred, not interpolated ones."""
+
+    least: int
+    median: int
+    p95: int
+    most: int
+
+
+@dataclass(frozen=True)
 class LedgerRow:
     """What became of one node, neuron population or parameter tensor.
 
@@ -119,11 +148,14 @@ class OperationCounts:
         layers: layer name -> counts, input to output.
         ledger: one row for everything the model holds.
         samples: how many samples the means are over; 0 where shapes alone were counted.
-        timesteps: steps of one inference; 1 for an ANN.
+        timesteps: steps of one inference, their mean where samples differ; 1 for an ANN.
         kind: "snn" or "ann".
         effective: ANN run on inputs only: layer name -> multiplications left when zero activations are skipped.
         effective_nonzero: the same, zero weights skipped too.
         sizes: layer name -> its words, None where nobody asked.
+        pooling: "folded" delivers each event before a pool alone, "float" counts what a pool gives; None for an ANN.
+        per_step: layer name -> synaptic operations in each step, means over the samples.
+        spread: layer name -> how they differ between samples; `total_spread` of all layers together.
 
     Raises:
         CountError: a layer without a counted row in the ledger.
@@ -132,18 +164,22 @@ class OperationCounts:
     layers: Mapping[str, LayerCounts]
     ledger: tuple[LedgerRow, ...]
     samples: int
-    timesteps: int
+    timesteps: int | Fraction
     kind: Literal["snn", "ann"]
     effective: Mapping[str, Fraction] | None = None
     effective_nonzero: Mapping[str, Fraction] | None = None
     sizes: Mapping[str, LayerSizes] | None = None
+    pooling: Literal["folded", "float"] | None = None
+    per_step: Mapping[str, tuple[Fraction, ...]] | None = None
+    spread: Mapping[str, Spread] | None = None
+    total_spread: Spread | None = None
 
     def __post_init__(self) -> None:
         counted = {row.name for row in self.ledger if row.status == "counted"}
         for name in self.layers:
             if name not in counted:
                 raise CountError(f"layer '{name}': has counts but no counted row in the ledger; add the row")
-        for field in ("layers", "effective", "effective_nonzero", "sizes"):
+        for field in ("layers", "effective", "effective_nonzero", "sizes", "per_step", "spread"):
             mapping = getattr(self, field)
             if mapping is not None:
                 object.__setattr__(self, field, MappingProxyType(dict(mapping)))
@@ -166,6 +202,15 @@ class OperationCounts:
                 for row in self.refused
             )
             raise CountError(f"no total: {reasons}")
+        return self.lower_bound
+
+    @property
+    def lower_bound(self) -> LayerCounts:
+        """Sum over the layers that were counted, whatever was not: never call it a total.
+
+        Raises:
+            CountError: nothing was counted.
+        """
         if not self.layers:
             raise CountError(
                 "no total: the model holds no layer that is counted; 0 would say it costs nothing"
@@ -187,15 +232,19 @@ class OperationCounts:
         return {
             "kind": self.kind,
             "samples": self.samples,
-            "timesteps": self.timesteps,
+            "timesteps": self.timesteps if isinstance(self.timesteps, int) else float(self.timesteps),
+            "pooling": self.pooling,
             "layers": {name: layer.to_json() for name, layer in self.layers.items()},
             "total": total,
             "total_refused": reason,
             "effective": _floats(self.effective),
             "effective_nonzero": _floats(self.effective_nonzero),
-            "sizes": None
-            if self.sizes is None
-            else {name: asdict(sizes) for name, sizes in self.sizes.items()},
+            "sizes": _dicts(self.sizes),
+            "per_step": None
+            if self.per_step is None
+            else {name: [float(value) for value in steps] for name, steps in self.per_step.items()},
+            "spread": _dicts(self.spread),
+            "total_spread": None if self.total_spread is None else asdict(self.total_spread),
             "ledger": [
                 {"name": row.name, "operation": row.operation, "status": row.status, "note": row.note}
                 for row in self.ledger
@@ -205,3 +254,7 @@ class OperationCounts:
 
 def _floats(mapping: Mapping[str, Fraction] | None) -> dict[str, float] | None:
     return None if mapping is None else {name: float(value) for name, value in mapping.items()}
+
+
+def _dicts(mapping: Mapping[str, LayerSizes] | Mapping[str, Spread] | None) -> dict[str, object] | None:
+    return None if mapping is None else {name: asdict(value) for name, value in mapping.items()}

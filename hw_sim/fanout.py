@@ -49,7 +49,9 @@ def kernel_targets(weight: npt.NDArray[np.generic], groups: int, *, nz: bool = F
     """
     present = weight != 0 if nz else np.ones(weight.shape, dtype=np.bool_)
     by_group = present.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-    return np.asarray(by_group.sum(axis=1, dtype=np.int64).reshape(-1, *weight.shape[2:]))
+    return np.asarray(
+        by_group.sum(axis=1, dtype=np.int64).reshape(groups * weight.shape[1], *weight.shape[2:])
+    )
 
 
 def kernel_fanout(

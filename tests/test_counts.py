@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knarr.hw_sim.count import classify_events, count, count_events
+from knarr.hw_sim.count import count, count_events
 from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
 from knarr.hw_sim.errors import ChipError, CountError
 from knarr.hw_sim.network import (
@@ -28,8 +28,10 @@ from knarr.hw_sim.network import (
     Neuron,
     Readout,
 )
+from knarr.hw_sim.reach import Reach
 from knarr.hw_sim.recording import Recording
 from knarr.hw_sim.simulate import simulate
+from knarr.hw_sim.tally import LayerTally
 
 Array = npt.NDArray[Any]
 SHAPE = (2, 6, 5)
@@ -171,6 +173,7 @@ def test_literal_counts_of_one_event() -> None:
         neuron_updates=Fraction(3 * 18),
         spikes=Fraction(0),
         events=Fraction(1),
+        touched_updates=Fraction(3 * 18),
     )
 
 
@@ -200,33 +203,51 @@ def test_a_third_is_exactly_a_third() -> None:
     ],
 )
 def test_class_of_a_frame(frame: list[float], acc: int, mac: int, field: str) -> None:
-    events = classify_events(np.array([[frame]]))
-    assert (events.acc.sum(), events.mac.sum()) == (acc, mac)
-    assert {name: getattr(events, name) for name in ("binary", "signed", "graded")} == {
-        "binary": 0, "signed": 0, "graded": 0, field: 1,
-    }  # fmt: skip
+    tally = delivered([[frame]])
+    assert (tally.columns["acc"], tally.columns["mac"]) == (acc, mac)
+    assert tally.frames == {name: int(name == field) for name in ("binary", "signed", "graded", "silent")}
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int8, np.uint64, np.int64, np.float32, np.float64])
 def test_the_class_does_not_depend_on_the_dtype(dtype: type[np.generic]) -> None:
-    events = classify_events(np.array([[[1, 0, 1], [0, 0, 0]]]).astype(dtype))
-    assert events.acc.tolist() == [1, 0, 1]
-    assert (events.frames, events.binary, events.signed, events.graded) == (2, 1, 0, 0)
+    tally = delivered(np.array([[[1, 0, 1], [0, 0, 0]]]).astype(dtype))
+    assert (tally.columns["acc"], tally.per_step) == (2, [2, 0])
+    assert tally.frames == {"binary": 1, "signed": 0, "graded": 0, "silent": 1}
 
 
 def test_one_graded_frame_does_not_make_its_neighbours_graded() -> None:
     """Frames of one batch, one sample: graded, binary, silent, signed."""
-    events = classify_events(np.array([[[3, 1], [1, 1], [0, 0], [-1, 0]]]))
-    assert (events.mac.tolist(), events.acc.tolist()) == ([1, 1], [2, 1])
-    assert events.note == "4 frames: 1 binary, 1 signed (counted as ACC), 1 graded (MAC), 1 silent"
+    tally = delivered([[[3, 1], [1, 1], [0, 0], [-1, 0]]])
+    assert tally.per_step == [2, 2, 0, 1]
+    assert (tally.columns["mac"], tally.columns["acc"], tally.columns["signed"]) == (2, 3, 1)
+    assert tally.note == "4 frames: 1 binary, 1 signed (counted as ACC), 1 graded (MAC), 1 silent"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_no_number_is_refused(value: float) -> None:
     with pytest.raises(CountError, match="NaN or infinity"):
-        classify_events(np.array([[[value, 1.0]]]))
+        delivered([[[value, 1.0]]])
     with pytest.raises(CountError, match="dtype"):
-        classify_events(np.array([[["1"]]]))
+        delivered([[["1"]]])
+
+
+def delivered(events: npt.ArrayLike) -> LayerTally:
+    """(samples, timesteps, features) into one output."""
+    frames = np.asarray(events)
+    tally = LayerTally()
+    tally.begin(len(frames))
+    alive = np.ones(frames.shape[:2], dtype=np.bool_)
+    tally.deliver(Reach(np.ones((1, frames.shape[2]))), frames, alive, 0)
+    return tally
+
+
+def test_sums_of_one_frame_stay_exact_beyond_float32() -> None:
+    width = 2**12 + 1
+    tally = LayerTally()
+    tally.begin(1)
+    frame = np.ones((1, 1, width), dtype=np.uint8)
+    tally.deliver(Reach(np.ones((width, width), dtype=np.int8)), frame, np.ones((1, 1), dtype=np.bool_), 0)
+    assert tally.columns["acc"] == tally.columns["acc_nonzero"] == width**2 > 2**24
 
 
 def test_sums_stay_exact_beyond_float32() -> None:
@@ -369,7 +390,7 @@ def test_impossible_counts_are_refused(changes: dict[str, int], message: str) ->
 
 def test_what_count_refuses() -> None:
     net, inputs = busy()
-    with pytest.raises(CountError, match="lower the graph first"):
+    with pytest.raises(CountError, match=r"object cannot be counted, only a ChipNetwork or a nir\.NIRGraph"):
         count(object(), inputs)
     with pytest.raises(CountError, match="pools folded"):
         count(net, inputs, pooling="float")

@@ -31,7 +31,7 @@ class BreakEven:
     activity_scale: float | None
     density: float
     density_limit: float | None
-    timesteps: int
+    timesteps: float
     timesteps_limit: float | None
     events_per_synapse: float
     worst_layer: str
@@ -77,9 +77,9 @@ def break_even(
         activity_scale=scale,
         density=density,
         density_limit=None if scale is None else max(0.0, scale * density),
-        timesteps=snn.timesteps,
-        timesteps_limit=snn.timesteps * (limit - none) / (whole - none) if whole > none else None,
-        events_per_synapse=events * snn.timesteps / dense,
+        timesteps=float(snn.timesteps),
+        timesteps_limit=float(snn.timesteps) * (limit - none) / (whole - none) if whole > none else None,
+        events_per_synapse=events * float(snn.timesteps) / dense,
         worst_layer=worst,
         worst_share=layers[worst] / whole if whole else 0.0,
     )

@@ -1,0 +1,208 @@
+"""What has to be counted in a NIR graph: sites where events meet synapses, and what becomes of every other node.
+
+A site is a synapse node, or a bare edge into a neuron (an identity synapse of fan-out 1). Under the folded policy each way
+from an event source (input, neuron, Threshold, Delay, or a synapse whose currents go on) to a site is a route of its own,
+with the pools on it folded into the synapse. Under the float policy a site hears the sum of all that arrives, as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import nir
+import numpy as np
+
+from knarr.hw_sim.counts import LedgerRow, Status
+from knarr.hw_sim.graph_ways import POOLS, GraphWays
+from knarr.hw_sim.reach import Reach, returning
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way of events to a site.
+
+    Args:
+        source: node whose value they are; None: the sum of everything that arrives.
+        lag: steps they wait in loops.
+        reach: the synapses they take.
+    """
+
+    source: str | None
+    lag: int
+    reach: Reach
+
+
+@dataclass(frozen=True)
+class Site:
+    """Events meet synapses here.
+
+    Args:
+        name: of the synapse's node, or "source->neuron" of a bare edge.
+        node: whose arriving value it is under the float policy.
+        row: layer it is counted in.
+        wait: steps until what it gives is delivered: 1 where a loop takes it back to its own neurons.
+        routes: one or more.
+        bias: neurons that get a bias from it.
+        returning: the synapse of a neuron with itself.
+    """
+
+    name: str
+    node: str
+    row: str
+    wait: int
+    routes: tuple[Route, ...]
+    bias: int = 0
+    returning: bool = False
+
+
+@dataclass
+class Plan:
+    """What to count.
+
+    Args:
+        sites: where events meet synapses, in the order of the graph.
+        rows: names of layers.
+        owner: neuron -> layer that its updates and spikes are counted in: that of the first synapse that feeds it.
+        pools, scales, merges: nodes that cost additions or multiplications of their own under this policy.
+        passing: ledger rows of nodes that are neither synapse nor neuron.
+        refused: synapse or neuron -> why it cannot be counted under this policy.
+        absorbed: pool or scale -> synapses it is folded into.
+    """
+
+    sites: list[Site] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
+    owner: dict[str, str] = field(default_factory=dict)
+    pools: list[str] = field(default_factory=list)
+    scales: list[str] = field(default_factory=list)
+    merges: list[str] = field(default_factory=list)
+    passing: list[LedgerRow] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    absorbed: dict[str, list[str]] = field(default_factory=dict)
+
+
+def plan(graph: GraphWays) -> Plan:
+    """Everything that has to be counted in a graph."""
+    made = Plan()
+    for name in graph.order.order:
+        if graph.is_synapse(name):
+            _synapse(graph, made, name)
+        elif graph.is_neuron(name):
+            _neuron(graph, made, name)
+    for name in graph.order.order:
+        if not graph.is_synapse(name) and not graph.is_neuron(name):
+            _passing(graph, made, name)
+    place = {name: at for at, name in enumerate(graph.order.order)}
+    made.rows.sort(key=lambda row: place[row if row in place else row.split("->")[-1]])
+    return made
+
+
+def _synapse(graph: GraphWays, made: Plan, name: str) -> None:
+    neuron = graph.own_loop(name)
+    row = made.owner.get(neuron, name) if neuron is not None else name
+    if row not in made.rows:
+        made.rows.append(row)
+    if neuron is not None:
+        routes: tuple[Route, ...] = (Route(neuron, 0, returning(np.asarray(graph.nodes[name].weight))),)
+    else:
+        routes = _routes(graph, made, name)
+    made.sites.append(Site(name, name, row, graph.wait(name), routes, graph.bias(name), neuron is not None))
+    if not graph.folded and len(graph.sources(name)) > 1:
+        made.merges.append(name)
+    for target in _heard_by(graph, name):
+        made.owner.setdefault(target, row)
+
+
+def _routes(graph: GraphWays, made: Plan, name: str) -> tuple[Route, ...]:
+    """Of a synapse; of none where some way to it cannot be folded."""
+    if not graph.folded:
+        found = graph.reach(name, ())
+        assert isinstance(found, Reach)
+        return (Route(None, 0, found),)
+    routes = []
+    for source, lag, passed in graph.ways(name):
+        reach = graph.reach(name, passed)
+        if isinstance(reach, str):
+            made.refused.setdefault(name, reach)
+            continue
+        for one in passed:
+            made.absorbed.setdefault(one, []).append(name)
+        routes.append(Route(source, lag, reach))
+    for one in graph.behind[name]:
+        made.absorbed.setdefault(one, []).append(name)
+    return tuple(routes)
+
+
+def _neuron(graph: GraphWays, made: Plan, name: str) -> None:
+    """Bare edges into it are synapses of their own."""
+    if graph.folded:
+        ways = [way for way in graph.ways(name) if "currents" not in graph.carries(way[0])]
+        mixed = [way[0] for way in graph.ways(name) if len(graph.carries(way[0])) > 1]
+    else:
+        into = [(source, lag, ()) for source, lag in graph.sources(name)]
+        ways = [way for way in into if "currents" not in graph.carries(way[0])]
+        mixed = [way[0] for way in into if len(graph.carries(way[0])) > 1]
+    if mixed:
+        made.refused[name] = f"'{mixed[0]}' mixes currents of synapses and bare events; put a synapse between"
+    for source, lag, passed in ways:
+        label = f"{source}->{name}"
+        reach = graph.reach(name, passed)
+        if isinstance(reach, str):
+            made.refused.setdefault(name, reach)
+            continue
+        for one in passed:
+            made.absorbed.setdefault(one, []).append(name)
+        if label not in made.rows:
+            made.rows.append(label)
+        made.sites.append(Site(label, name, label, 0, (Route(source, lag, reach),)))
+        made.owner.setdefault(name, label)
+    if name not in made.owner:  # only a loop of later synapses feeds it
+        made.owner[name] = name
+        made.rows.append(name)
+
+
+def _heard_by(graph: GraphWays, name: str) -> list[str]:
+    """Neurons that a synapse feeds in the same step."""
+    found, waiting, met = [], [name], set()
+    while waiting:
+        for target, lag in graph.targets[waiting.pop(0)]:
+            if lag or target in met:
+                continue
+            met.add(target)
+            if graph.is_neuron(target):
+                found.append(target)
+            elif not graph.is_synapse(target):
+                waiting.append(target)
+    return found
+
+
+def _passing(graph: GraphWays, made: Plan, name: str) -> None:
+    """A node without synapses: what it costs under this policy."""
+    node = graph.nodes[name]
+    operation = type(node).__name__
+    if not graph.folded and len(graph.sources(name)) > 1 and graph.carries(name) == {"events"}:
+        made.merges.append(name)
+        made.rows.append(name)
+    if isinstance(node, (*POOLS, nir.Scale)):
+        if graph.folded and name in made.absorbed:
+            into = ", ".join(dict.fromkeys(made.absorbed[name]))
+            made.passing.append(LedgerRow(name, operation, "folded", f"into {into}"))
+            return
+        pool = isinstance(node, POOLS)
+        (made.pools if pool else made.scales).append(name)
+        if name not in made.rows:
+            made.rows.append(name)
+        note = (
+            "pool_adds: one per event inside a window"
+            if pool
+            else "elementwise: one multiplication per element"
+        )
+        made.passing.append(LedgerRow(name, operation, "counted", note))
+        return
+    notes = {
+        nir.Input: "what arrives",
+        nir.Output: "readout: what is done with it over time costs nothing here",
+        nir.Flatten: "moves no data",
+        nir.Delay: "keeps what passes for some steps; no operation",
+    }
+    status: Status = "counted" if name in made.merges else "free"
+    made.passing.append(LedgerRow(name, operation, status, notes.get(type(node), "passes on what it gets")))

@@ -1,0 +1,225 @@
+"""A NIR graph as events see it: which ways they take through pools, scales and loops to the synapses that hear them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import nir
+import numpy as np
+
+from knarr.export.step import Stepper
+from knarr.export.step_synapses import ints
+from knarr.export.topology import NEURONS
+from knarr.hw_sim.errors import CountError
+from knarr.hw_sim.reach import Axis, Reach, Window, axis
+
+SYNAPSES = (nir.Linear, nir.Affine, nir.Conv1d, nir.Conv2d)
+POOLS = (nir.AvgPool2d, nir.SumPool2d)
+MAX_ROUTES = 10_000
+
+
+class GraphWays:
+    """A graph's structure as its events see it.
+
+    Args:
+        run: of the graph.
+        pooling: "folded" or "float".
+    """
+
+    def __init__(self, run: Stepper, pooling: str) -> None:
+        self.run, self.nodes, self.order = run, run.nodes, run.order
+        self.folded = pooling == "folded"
+        self.targets: dict[str, list[tuple[str, int]]] = {name: [] for name in self.nodes}
+        for name in self.order.order:
+            for source, lag in self.sources(name):
+                self.targets[source].append((name, lag))
+        self.behind = {name: self._folded_behind(name) for name in self.order.order if self.is_synapse(name)}
+        self.folded_behind = {node for passed in self.behind.values() for node in passed}
+
+    def entering(self, name: str) -> tuple[int, ...]:
+        """Shape that arrives at a node in one step."""
+        return self.run.entering[name]
+
+    def leaving(self, name: str) -> tuple[int, ...]:
+        """Shape that leaves it."""
+        return self.run.leaving[name]
+
+    def sources(self, name: str) -> list[tuple[str, int]]:
+        """(node, steps it waits) of everything that arrives."""
+        return [(source, 0) for source in self.order.sources[name]] + [
+            (source, 1) for source in self.order.looping[name]
+        ]
+
+    def is_synapse(self, name: str) -> bool:
+        return isinstance(self.nodes[name], SYNAPSES)
+
+    def is_neuron(self, name: str) -> bool:
+        return isinstance(self.nodes[name], (*NEURONS, nir.Threshold))
+
+    def gives_events(self, name: str) -> bool:
+        return name == self.order.input or self.is_neuron(name)
+
+    def carries(self, name: str) -> set[str]:
+        """ "events" and "currents" that a node passes on, seen through everything without synapses."""
+        found: set[str] = set()
+        waiting, met = [name], set[str]()
+        while waiting:
+            here = waiting.pop()
+            if here in met:
+                continue
+            met.add(here)
+            if self.is_synapse(here):
+                found.add("currents")
+            elif self.gives_events(here):
+                found.add("events")
+            else:
+                waiting += [source for source, _ in self.sources(here)]
+        return found
+
+    def ways(self, name: str) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+        """(source, steps it waits, nodes passed) of every way from an event source or a synapse to a node."""
+        waiting: list[tuple[str, int, tuple[str, ...]]] = [(s, lag, ()) for s, lag in self.sources(name)]
+        for _ in range(MAX_ROUTES):
+            if not waiting:
+                return
+            here, lag, passed = waiting.pop(0)
+            through = isinstance(self.nodes[here], nir.Delay)
+            if self.is_synapse(here) or self.gives_events(here) or through:
+                yield here, lag, passed
+                continue
+            waiting += [(source, lag + more, (here, *passed)) for source, more in self.sources(here)]
+        raise CountError(
+            f"node '{name}': more than {MAX_ROUTES} ways of events lead here; put neurons between"
+        )
+
+    def _folded_behind(self, name: str) -> list[str]:
+        """Pools and scales between a synapse and its neurons that no other node feeds or hears: folded into it."""
+        passed, here = [], name
+        while self.folded and len(self.targets[here]) == 1:
+            target, lag = self.targets[here][0]
+            if lag or len(self.sources(target)) != 1 or self.stops(target):
+                break
+            passed.append(target)
+            here = target
+        ends = [target for target, _ in self.targets[here]]
+        if any(self.is_synapse(end) for end in ends):
+            return []  # what lies before a synapse folds into that one
+        found = [node for node in passed if isinstance(self.nodes[node], (*POOLS, nir.Scale))]
+        pools = [node for node in found if isinstance(self.nodes[node], POOLS)]
+        return [] if pools and not isinstance(self.nodes[name], nir.Conv2d) else found
+
+    def stops(self, name: str) -> bool:
+        """Whether what a synapse gives goes no further as it is."""
+        ends = self.is_synapse(name) or self.is_neuron(name) or name == self.order.output
+        return ends or isinstance(self.nodes[name], nir.Delay)
+
+    def wait(self, name: str) -> int:
+        """Fewest loop edges between a synapse and what hears it."""
+        best: dict[str, int] = {}
+        waiting, met = [(0, name)], set[str]()
+        while waiting:
+            waiting.sort()
+            steps, here = waiting.pop(0)
+            for target, lag in self.targets[here]:
+                if self.stops(target):
+                    best[target] = min(best.get(target, steps + lag), steps + lag)
+                elif target not in met:
+                    met.add(target)
+                    waiting.append((steps + lag, target))
+        return min(best.values(), default=0)
+
+    def feeders(self, name: str) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+        """(synapse, steps its currents wait in loops, nodes they pass) of every way from a synapse to a neuron."""
+        waiting: list[tuple[str, int, tuple[str, ...]]] = [(s, lag, ()) for s, lag in self.sources(name)]
+        for _ in range(MAX_ROUTES):
+            if not waiting:
+                return
+            here, lag, passed = waiting.pop(0)
+            if self.is_synapse(here):
+                yield here, lag, passed
+            elif not self.gives_events(here) and here not in passed:
+                waiting += [(source, lag + more, (here, *passed)) for source, more in self.sources(here)]
+
+    def own_loop(self, name: str) -> str | None:
+        """The neuron that a synapse joins with itself alone, one step later."""
+        into, out = self.sources(name), self.targets[name]
+        node = self.nodes[name]
+        square = isinstance(node, (nir.Linear, nir.Affine)) and len(set(np.shape(node.weight))) == 1
+        alone = square and len(into) == 1 and into[0][1] == 0 and self.is_neuron(into[0][0])
+        return into[0][0] if alone and out == [(into[0][0], 1)] else None
+
+    def reach(self, name: str, passed: tuple[str, ...]) -> Reach | str:
+        """Synapses of a site for events that pass these nodes, or why they cannot be folded.
+
+        Args:
+            name: synapse, or neuron that a bare edge enters.
+            passed: nodes on the way, source first; empty under the float policy.
+        """
+        node = self.nodes[name]
+        pools = [one for one in passed if isinstance(self.nodes[one], POOLS)]
+        for one in passed:
+            zero = isinstance(self.nodes[one], nir.Scale) and not np.all(np.asarray(self.nodes[one].scale))
+            if zero:
+                return f"scale '{one}' holds zeros; multiply it into the weights"
+        first = next((at for at, one in enumerate(passed) if isinstance(self.nodes[one], nir.Flatten)), None)
+        flat_first = first is not None and any(one in pools for one in passed[first:])
+        if pools and (flat_first or (first is not None and isinstance(node, (nir.Conv1d, nir.Conv2d)))):
+            return f"pooling '{pools[0]}' beside a partial flatten cannot be folded; use pooling='float'"
+        if isinstance(node, (nir.Conv1d, nir.Conv2d)):
+            weight = np.asarray(node.weight)
+            before = [self.windows(one) for one in pools]
+            behind = [self.windows(one) for one in self.behind[name] if isinstance(self.nodes[one], POOLS)]
+            return Reach(weight, _axes(self.conv_windows(name), before, behind), int(node.groups))
+        before = [self.windows(one) for one in pools]
+        if isinstance(node, (nir.Linear, nir.Affine)):
+            weight = np.asarray(node.weight)
+            if not pools:
+                return Reach(weight)
+            channels, *sizes = self.run.leaving[pools[-1]]
+            whole = [Window(size, 1, size) for size in sizes]
+            return Reach(weight.reshape(len(weight), channels, *sizes), _axes(whole, before, []))
+        channels, *sizes = self.run.leaving[pools[-1]] if pools else (prod(self.run.entering[name]),)
+        ones = np.ones((channels, 1, *(1 for _ in sizes)))
+        return Reach(ones, _axes([Window(size, size, 1) for size in sizes], before, []), channels)
+
+    def conv_windows(self, name: str) -> list[Window]:
+        """Of a convolution, per axis."""
+        node = self.nodes[name]
+        kernel = np.shape(node.weight)[2:]
+        stride, dilation = ints(node.stride, len(kernel)), ints(node.dilation, len(kernel))
+        padding = (0,) * len(kernel)
+        if not isinstance(node.padding, str):
+            padding = ints(node.padding, len(kernel))
+        elif node.padding == "same":  # torch puts the odd zero behind
+            padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+        shape = self.run.entering[name][1:], self.run.leaving[name][1:]
+        values = zip(*shape, kernel, stride, padding, dilation, strict=True)
+        return [Window(*(int(value) for value in one)) for one in values]
+
+    def windows(self, name: str) -> list[Window]:
+        """Of a pool, per axis."""
+        node = self.nodes[name]
+        geometry = (ints(value) for value in (node.kernel_size, node.stride, node.padding))
+        shape = self.run.entering[name][1:], self.run.leaving[name][1:]
+        return [Window(*one) for one in zip(*shape, *geometry, strict=True)]
+
+    def pool_reach(self, name: str) -> Reach:
+        """Of a pool that is no part of a synapse: its windows."""
+        channels, *sizes = self.run.leaving[name]
+        alone = [Window(size, size, 1) for size in sizes]
+        return Reach(np.ones((channels, 1, 1, 1)), _axes(alone, [self.windows(name)], []), channels)
+
+    def bias(self, name: str) -> int:
+        """Neurons that get a bias; NIR stores zeros where there is none."""
+        held = getattr(self.nodes[name], "bias", None)
+        if held is None or not np.asarray(held).any():
+            return 0
+        return prod(self.run.leaving[self.behind[name][-1] if self.behind[name] else name])
+
+
+def _axes(synapse: list[Window], before: list[list[Window]], behind: list[list[Window]]) -> tuple[Axis, ...]:
+    return tuple(
+        axis(one, [windows[at] for windows in before], [windows[at] for windows in behind])
+        for at, one in enumerate(synapse)
+    )

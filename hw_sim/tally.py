@@ -1,0 +1,152 @@
+"""Adding up what a layer did, block by block of frames: exact integers per layer, per time step and per sample.
+
+Class of an event: that of its frame, the whole layer input at one (sample, time step). All values in {0, 1}: binary,
+an addition (ACC). All in {-1, 0, 1}: ternary, an addition too. Anything else: graded, every non-zero element is a
+multiply-accumulate (MAC). Never per batch, layer or run, so counts do not depend on batch size or sample order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from knarr.hw_sim.counts import LayerCounts, Spread
+from knarr.hw_sim.errors import CountError
+from knarr.hw_sim.fanout import Int64
+from knarr.hw_sim.reach import Reach
+
+BLOCK_BYTES = 32 * 2**20
+"""Of frames as floats at one time: bounds memory, whatever the batch."""
+CLASSES = ("binary", "signed", "graded", "silent")
+
+
+@dataclass
+class LayerTally:
+    """One layer's counts so far; columns are the fields of `LayerCounts`."""
+
+    columns: Counter[str] = field(default_factory=Counter)
+    frames: Counter[str] = field(default_factory=Counter)
+    per_step: list[int] = field(default_factory=list)
+    per_sample: list[Int64] = field(default_factory=list)
+
+    def begin(self, samples: int) -> None:
+        """A batch of so many samples starts."""
+        self.per_sample.append(np.zeros(samples, dtype=np.int64))
+
+    def add(self, column: str, amount: int) -> None:
+        """So much of something else than synaptic events."""
+        self.columns[column] += int(amount)
+
+    def deliver(
+        self,
+        reach: Reach,
+        frames: npt.NDArray[np.generic],
+        alive: npt.NDArray[np.bool_],
+        step: int,
+        *,
+        returning: bool = False,
+    ) -> None:
+        """Frames arrive at synapses.
+
+        Args:
+            reach: of these synapses.
+            frames: (samples of the batch, steps, features).
+            alive: (samples, steps) whether the frame is ever delivered; the others are not paid.
+            step: time step of the first frame.
+            returning: they are the layer's own spikes.
+
+        Raises:
+            CountError: NaN, infinity, or no numbers.
+        """
+        samples, steps = alive.shape
+        rows = frames.reshape(samples * steps, -1)
+        table = np.zeros((samples * steps, 3), dtype=np.int64)
+        sort = np.zeros(samples * steps, dtype=np.int8)
+        matrix = reach.matrix
+        size = max(1, BLOCK_BYTES // (rows.shape[1] * matrix.itemsize))
+        for first in range(0, len(rows), size):
+            block = slice(first, first + size)
+            sort[block], active = sort_frames(rows[block])
+            table[block] = active.astype(matrix.dtype) @ matrix
+        sort[~alive.reshape(-1)] = -1
+        operations = np.where(sort >= 0, table[:, 0], 0).reshape(samples, steps)
+        for column, amount in (("", table[:, 0]), ("_nonzero", table[:, 1])):
+            self.columns["acc" + column] += int(amount[(sort == 0) | (sort == 1)].sum())
+            self.columns["mac" + column] += int(amount[sort == 2].sum())
+        self.columns["signed"] += int(table[sort == 1, 0].sum())
+        events = int(table[sort >= 0, 2].sum())
+        self.columns["events"] += events
+        if returning:
+            neurons = reach.outputs[0]
+            self.columns["recurrent_all_pairs"] += events * neurons
+            self.columns["recurrent_no_autapse"] += events * (neurons - 1)
+        else:
+            self.frames.update({name: int((sort == at).sum()) for at, name in enumerate(CLASSES)})
+        self.per_step.extend([0] * (step + steps - len(self.per_step)))
+        for at, amount in enumerate(operations.sum(axis=0).tolist(), start=step):
+            self.per_step[at] += amount
+        self.per_sample[-1] += operations.sum(axis=1)
+
+    def dense(self, reach: Reach, frames: int) -> None:
+        """So many frames could have been delivered."""
+        self.add("dense_valid", frames * reach.dense_valid)
+        self.add("dense_padded", frames * reach.dense_padded)
+
+    @property
+    def note(self) -> str:
+        """One line for the ledger: what kinds of frames arrived."""
+        return (
+            f"{sum(self.frames.values())} frames: {self.frames['binary']} binary, {self.frames['signed']} signed "
+            f"(counted as ACC), {self.frames['graded']} graded (MAC), {self.frames['silent']} silent"
+        )
+
+    def counts(self, samples: int) -> LayerCounts:
+        """Means over the samples."""
+        names = LayerCounts.__dataclass_fields__
+        return LayerCounts(**{name: Fraction(self.columns[name], samples) for name in names})
+
+    def steps(self, samples: int) -> tuple[Fraction, ...]:
+        """Synaptic events in each step, means over the samples."""
+        return tuple(Fraction(amount, samples) for amount in self.per_step)
+
+
+def spread(per_sample: list[Int64]) -> Spread:
+    """Of operations per sample, nearest ranks."""
+    ordered = np.sort(np.concatenate(per_sample))
+
+    def rank(share: Fraction) -> int:
+        return int(ordered[max(0, -(-len(ordered) * share.numerator // share.denominator) - 1)])
+
+    return Spread(int(ordered[0]), rank(Fraction(1, 2)), rank(Fraction(95, 100)), int(ordered[-1]))
+
+
+def sort_frames(
+    rows: npt.NDArray[np.generic],
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.bool_] | npt.NDArray[np.uint8]]:
+    """Class of each frame (index into `CLASSES`), and which elements are events.
+
+    Args:
+        rows: (frames, features), boolean, integer or float.
+
+    Raises:
+        CountError: a dtype that is no number, or NaN or infinity.
+    """
+    if rows.dtype.kind not in "biuf":
+        raise CountError(f"events: dtype {rows.dtype} is not a number; pass integers")
+    if rows.dtype in (np.uint8, np.bool_):
+        largest = rows.max(axis=1)
+        if largest.max(initial=0) <= 1:  # spikes, by far the most common
+            spikes: npt.NDArray[np.uint8] = rows.view(np.uint8)
+            return np.where(largest, 0, 3).astype(np.int8), spikes
+    elif rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise CountError("events: NaN or infinity is neither an event nor silence; find where it comes from")
+    active = rows != 0
+    unit = active & (rows == 1)
+    binary = (active == unit).all(axis=1)
+    ternary = (active == (unit | (rows == -1))).all(axis=1)
+    sort = np.select([~active.any(axis=1), binary, ternary], [3, 0, 1], default=2)
+    return sort.astype(np.int8), active
