@@ -18,7 +18,8 @@ step every neuron is silent. A synaptic current takes such an edge last: I = ((I
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ def run_graph(
     x = torch.as_tensor(as_inputs(inputs))
     run = Stepper(graph, dt_s, len(x), dtype, unstable=unstable)
     x = run.check(x)
-    with torch.no_grad():
+    with plain_arithmetic():
         outputs = [run.step(x[:, t])[run.order.output] for t in range(x.shape[1])]
     firing = {name: s for name, s in run.neurons.items() if s.threshold is not None}
     spikes = {name: torch.stack(s.spikes, 1).numpy().astype(np.uint8) for name, s in firing.items()}
@@ -112,6 +113,13 @@ def run_graph(
         i={name: torch.stack(s.currents, 1).numpy() for name, s in run.neurons.items() if s.currents},
         margin={name: s.margin for name, s in firing.items()},
     )
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """No gradients, and no autocast of the caller's: what a graph means does not depend on where it is asked."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 class Stepper:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from knarr.export.step import Stepper
+from knarr.export.arguments import as_inputs
+from knarr.export.step import Stepper, plain_arithmetic
 from knarr.export.topology import NEURONS
 from knarr.hw_sim.count_chip import Lengths, assemble
 from knarr.hw_sim.counts import LayerSizes, LedgerRow, OperationCounts
@@ -50,10 +51,10 @@ class GraphCounter:
             lengths: (samples,) steps of each; later ones are padding that nobody pays.
         """
         run = Stepper(self.graph, self.dt_s, len(inputs), keep=False)
-        x = run.check(torch.as_tensor(np.ascontiguousarray(inputs)))
+        x = run.check(torch.as_tensor(as_inputs(inputs)))
         batch = _Batch(self, run, lengths)
         self.samples, self.steps = self.samples + len(inputs), self.steps + int(lengths.sum())
-        with torch.no_grad():
+        with plain_arithmetic():
             for t in range(x.shape[1]):
                 batch.step(t, x[:, t])
 
