@@ -14,6 +14,7 @@ from knarr.export.convert_neurons import Shape, array
 from knarr.export.errors import ExportError
 from knarr.export.layers import Layer
 from knarr.export.modules import SumPool2d
+from knarr.export.rewrite import WRITTEN_FROM
 
 
 def _linear(layer: Layer, shape: Shape) -> Any:
@@ -37,7 +38,12 @@ def _conv(layer: Layer, shape: Shape) -> Any:
             f"module '{layer.path}': receives {shape}, needs {wanted}; reshape what comes before it"
         )
     bias = np.zeros(conv.out_channels) if conv.bias is None else array(conv.bias)
-    fields: dict[str, Any] = {"weight": array(conv.weight), "groups": conv.groups, "bias": bias}
+    fields: dict[str, Any] = {
+        "weight": array(conv.weight),
+        "groups": conv.groups,
+        "bias": bias,
+        "metadata": getattr(conv, WRITTEN_FROM, {}),
+    }
     if isinstance(conv, nn.Conv1d):
         return nir.Conv1d(
             input_shape=shape[1],

@@ -32,6 +32,7 @@ from knarr.export.fold_kernels import (
 from knarr.export.graph_hash import graph_hash
 from knarr.export.shapes import Shape, infer
 from knarr.export.step import step_nir
+from knarr.export.structure import as_trained
 from knarr.export.topology import NEURONS, Edge, inline, topology
 
 POOLS = (nir.AvgPool2d, nir.SumPool2d)
@@ -62,7 +63,8 @@ def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
 
     Args:
         graph: any graph that `step_nir` runs.
-        keep_groups: leave groups of a convolution as they are, where no scale before it makes them dense.
+        keep_groups: leave groups of a convolution as they are, where no scale before it makes them dense, and find those that
+            were written as zeros (`structure.py`).
 
     Returns:
         A new graph, spike-exact in float64 (`fold_difference` measures it); it carries no certificate, and
@@ -73,6 +75,8 @@ def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
     """
     nodes, edges = inline(graph)
     work = _Fold({name: copy.copy(node) for name, node in nodes.items()}, list(edges))
+    if keep_groups:
+        work.nodes = {name: as_trained(node) for name, node in work.nodes.items()}
     work.bridge_inner_ends()
     work.shapes()
     for name in [n for n in work.order if isinstance(work.nodes[n], nir.Scale)]:

@@ -15,8 +15,11 @@ from torch import nn
 from knarr.export.errors import ExportError
 from knarr.export.layers import Layer, Layers
 from knarr.export.modules import OUTPUT, StepGraph, SumPool2d
+from knarr.export.structure import note
 
 Synapse = nn.Linear | nn.Conv1d | nn.Conv2d
+WRITTEN_FROM = "knarr_written_from"
+"""Attribute of a convolution that was made dense and square: metadata that say what it was."""
 
 
 def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
@@ -144,7 +147,9 @@ def _plain_conv(leaf: Layer) -> tuple[nn.Module, str]:
     if not why:
         return conv, ""
     bias = None if conv.bias is None else conv.bias.detach()
-    return _like(conv, weight, bias, padding=padding, groups=1), ", ".join(why)
+    plain = _like(conv, weight, bias, padding=padding, groups=1)
+    setattr(plain, WRITTEN_FROM, note(conv.groups, conv.kernel_size))
+    return plain, ", ".join(why)
 
 
 def dense_kernel(weight: torch.Tensor, groups: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 
 from knarr.export.step import Stepper
 from knarr.export.step_synapses import ints
+from knarr.export.structure import as_trained
 from knarr.export.topology import NEURONS
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.reach import Axis, Reach, Window, axis
@@ -28,7 +29,8 @@ class GraphWays:
     """
 
     def __init__(self, run: Stepper, pooling: str) -> None:
-        self.run, self.nodes, self.order = run, run.nodes, run.order
+        self.run, self.order = run, run.order
+        self.nodes = {name: as_trained(node) for name, node in run.nodes.items()}
         self.folded = pooling == "folded"
         self.targets: dict[str, list[tuple[str, int]]] = {name: [] for name in self.nodes}
         for name in self.order.order:
