@@ -40,12 +40,13 @@ def as_trained(node: Any) -> Any:
         return node
     axes = len(kernel)
     around = [(side - k) // 2 for side, k in zip(weight.shape[2:], kernel, strict=True)]
-    inner = tuple(slice(cut, cut + k) for cut, k in zip(around, kernel, strict=True))
+    sides = [slice(cut, cut + k) for cut, k in zip(around, kernel, strict=True)]
+    inner = (slice(None), slice(None), *sides)
     rows, columns = weight.shape[0] // groups, weight.shape[1] // groups
     blocks = []
     for g in range(groups):
         part = weight[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns]
-        blocks.append(part[(slice(None), slice(None), *inner)])
+        blocks.append(part[inner])
     found = np.concatenate(blocks)
     padding = [
         p - d * cut
