@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 
-from knarr.cli import raster_picture, verification_picture
+from knarr.cli import energy_picture, raster_picture, verification_picture
 from knarr.cli.output import expecting, read_json
 from knarr.hw_sim import load_recording
 from knarr.train.fit import write_atomic
@@ -106,22 +105,10 @@ def _raster(run: Run) -> Figure:
 
 
 def _energy(run: Run) -> Figure:
-    """Energy of each layer of chip and teacher."""
-    result = json.loads(run.path("energy.json").read_text("utf-8"))
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharex=True)
-    for axis, network, title in zip(
-        axes, ("teacher", "chip"), ("teacher (ANN)", "student on the chip"), strict=True
-    ):
-        energy = result[network]["energy"]
-        names = ["/".join(name.split("/")[-2:]) for name in energy["layers_pj"]]
-        values = [pj / 1e6 for pj in energy["layers_pj"].values()]
-        bars = axis.barh(names, values, color="tab:gray" if network == "teacher" else "tab:red")
-        axis.bar_label(bars, fmt="%.3f", padding=2, fontsize=8)
-        axis.invert_yaxis()
-        axis.margins(x=0.18)
-        axis.set_title(f"{title}: {energy['nominal_pj'] / 1e6:.3f} uJ", fontsize=10)
-        axis.set_xlabel("uJ per inference, synaptic events only")
-    return figure
+    """Energy of each layer of both networks, and the models beside each other."""
+    path = run.path("energy.json")
+    with expecting(path):
+        return energy_picture.draw(read_json(path))
 
 
 def _verification(run: Run) -> Figure:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from knarr.cli import stages
+from knarr.cli.energy_text import NOT_INCLUDED, print_energy
 from knarr.cli.output import expecting, json_text, make_console, read_json
 from knarr.cli.verification_text import print_verification
 
@@ -56,80 +57,15 @@ def say_verification(result: dict[str, Any], *, json: bool) -> bool:
 def show_energy(path: Path, *, json: bool) -> None:
     """Print counts and prices per layer."""
     with expecting(path):
-        _show_energy(path, json)
+        say_energy(read_json(path), json=json)
 
 
-def _show_energy(path: Path, json: bool) -> None:
-    result = read_json(path)
+def say_energy(facts: dict[str, Any], *, json: bool) -> None:
+    """Print what `energy_facts` gives."""
     if json:
-        print(json_module.dumps(result, indent=2))
-        return
-    table = Table(title="per inference, mean over the test set")
-    table.add_column("network")
-    table.add_column("layer")
-    for column in ("spikes", "ACC", "MAC", "bias adds", "updates", "energy nJ"):
-        table.add_column(column, justify="right")
-    for network in ("chip", "teacher"):
-        counts, energy = result[network]["counts"], result[network]["energy"]
-        rows = [*counts["layers"].items(), ("total", counts["total"])]
-        for name, layer in rows:
-            pj = energy["nominal_pj"] if name == "total" else energy["layers_pj"][name]
-            columns = ("spikes", "acc", "mac", "bias_adds", "neuron_updates")
-            # ONNX names a node by its whole path; the module and the operation say enough.
-            short = "/".join(name.split("/")[-2:])
-            table.add_row(
-                network, short, *(f"{layer[column]:,.0f}" for column in columns), f"{pj / 1000:,.1f}"
-            )
-        table.add_section()
-    console = make_console()
-    console.print(table)
-    console.print(f"{result['chip']['energy']['provenance']}")
-    console.print(f"chip / teacher: {result['ratio']:.3f}. {_NOT_INCLUDED}")
-    console.print(_models_table(result["models"]))
-    for note in dict.fromkeys(note for each in result["models"] for note in each["chip"]["notes"]):
-        console.print(note)
-    flips, responsible = result["comparison"]["flips"], result["comparison"]["responsible"]
-    if flips:
-        blame = "; ".join(f"{model}: {term}" for model, term in responsible.items())
-        console.print(f"RANKING FLIPS between models: no winner. What costs the chip most: {blame}.")
+        print(json_text(facts))
     else:
-        console.print(
-            "Both models of one technology rank the two alike; Loihi's prices are another technology, so no ratio."
-        )
-
-
-def _models_table(models: list[dict[str, Any]]) -> Table:
-    table = Table(title="energy per inference, three models")
-    table.add_column("model")
-    table.add_column("prices", overflow="fold")
-    for column in ("chip uJ", "teacher uJ", "ratio"):
-        table.add_column(column, justify="right")
-    for each in models:
-        chip, teacher = each["chip"], each["teacher"]
-        table.add_row(
-            chip["model"],
-            chip["profile"],
-            _interval(chip),
-            "-" if teacher is None else _interval(teacher),
-            "-" if teacher is None else f"{chip['nominal_pj'] / teacher['nominal_pj']:.3f}",
-        )
-    return table
-
-
-def _interval(energy: dict[str, Any]) -> str:
-    """Nominal, and [lo, hi] where one is known; ? is unknown."""
-    lo, hi = energy["lo_pj"], energy["hi_pj"]
-    bounds = "" if lo is None and hi is None else f" [{_uj(lo)}, {_uj(hi)}]"
-    return f"{_uj(energy['nominal_pj'])}{bounds}"
-
-
-def _uj(pj: float | None) -> str:
-    return "?" if pj is None else f"{pj / 1e6:,.3f}"
-
-
-_NOT_INCLUDED = (
-    "Synaptic events alone: memory, neuron updates, bias adds, static power and I/O are NOT in it."
-)
+        print_energy(facts, make_console())
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -146,13 +82,16 @@ def summary(folder: Path) -> dict[str, Any]:
         "run": str(folder),
         "test_samples": accuracy["samples"],
         "correct": accuracy["correct"],
-        "chip": {**energy["chip"]["counts"]["total"], "energy_pj": energy["chip"]["energy"]["nominal_pj"]},
+        "chip": {
+            **energy["student"]["counts"]["total"],
+            "energy_pj": energy["student"]["energy"]["nominal_pj"],
+        },
         "teacher": {
-            **energy["teacher"]["counts"]["total"],
-            "energy_pj": energy["teacher"]["energy"]["nominal_pj"],
+            **energy["baseline"]["counts"]["total"],
+            "energy_pj": energy["baseline"]["energy"]["nominal_pj"],
         },
         "energy_ratio": energy["ratio"],
-        "provenance": energy["chip"]["energy"]["provenance"],
+        "provenance": energy["student"]["energy"]["provenance"],
         "lava_samples": verification["samples"],
         "mismatches": mismatches,
         "holds": verification["holds"],
@@ -185,7 +124,7 @@ def show(folder: Path, *, json: bool) -> bool:
     table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
     console = make_console()
     console.print(table)
-    console.print(f"Energy: {facts['provenance']}. {_NOT_INCLUDED}")
+    console.print(f"Energy: {facts['provenance']}. {NOT_INCLUDED}")
     compared = Table(title=f"mismatches on {facts['lava_samples']} test samples")
     compared.add_column("stages")
     compared.add_column("values compared", justify="right")

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ import numpy as np
 from torch import nn
 
 from knarr.cli import progress
+from knarr.cli.energy_facts import DIGITAL as PROFILE
+from knarr.cli.energy_facts import Pricing, energy_facts
+from knarr.cli.energy_files import TRADE_SAMPLES, Sources
 from knarr.cli.output import json_text
 from knarr.deploy import lower, read_net, write_net
 from knarr.deploy import verify as verify_network
 from knarr.export import read, to_nir, to_onnx, write
-from knarr.hw_sim import count_events, count_onnx, load_recording, price, ratio, save_recording
+from knarr.hw_sim import count_events, count_onnx, load_recording, save_recording
 from knarr.hw_sim import simulate as simulate_network
-from knarr.hw_sim.energy import compare_models
+from knarr.hw_sim.energy import baseline, trade
 from knarr.train import (
     Recipe,
     RecipeError,
@@ -44,8 +47,6 @@ from knarr.train.run import STUDENT, TEACHER
 GRAPH, BASELINE, NET, RECORDING = "student.nir", "teacher.onnx", "student.net", "recording.npz"
 ACCURACY, VERIFICATION, ENERGY, PICTURES = "accuracy.json", "verification.json", "energy.json", "pictures"
 CERTIFY_SAMPLES = 20
-PROFILE = "horowitz_fp32"
-CHIP_PROFILES = ("loihi1_table", "loihi1_cal")
 
 
 @dataclass(frozen=True)
@@ -233,26 +234,20 @@ def energy(run: Run) -> None:
     network, recording = read_net(run.need(NET, "deploy")), load_recording(run.need(RECORDING, "pipeline"))
     test = run.data.test
     everything = np.arange(len(test.labels))
-    chip_counts = count_events(network, test.spikes(everything), recording)
-    teacher_counts = count_onnx(run.need(BASELINE, "export"), test.batch(everything, None).frames.numpy())
-    pairs = [
-        (price(chip_counts, PROFILE, model=model), price(teacher_counts, PROFILE, model=model))
-        for model in ("paper", "memory")
-    ]
-    chip, teacher = pairs[0]
-    on_chip = [price(chip_counts, name, model="chip").to_json() for name in CHIP_PROFILES]
-    comparison = compare_models(pairs)
-    _write_json(
-        run.path(ENERGY),
-        {
-            "chip": {"counts": chip_counts.to_json(), "energy": chip.to_json()},
-            "teacher": {"counts": teacher_counts.to_json(), "energy": teacher.to_json()},
-            "ratio": ratio(chip, teacher),
-            "models": [{"chip": one.to_json(), "teacher": other.to_json()} for one, other in pairs]
-            + [{"chip": one, "teacher": None} for one in on_chip],
-            "comparison": asdict(comparison),
-        },
-    )
+    student = count_events(network, test.spikes(everything), recording)
+    path, frames = run.need(BASELINE, "export"), test.batch(everything, None).frames.numpy()
+    teacher = count_onnx(path, frames)
+    # What a change would buy is for choosing one, so it is shown on training samples.
+    chosen = np.arange(min(TRADE_SAMPLES, len(run.data.train.labels)))
+    trades = trade(network, run.data.train.spikes(chosen), PROFILE, labels=run.data.train.labels[chosen])
+    measured = baseline(path, None, counts=teacher).to_json()
+    facts = energy_facts(student, teacher, Pricing(), trades=trades, measured=measured)
+    write_atomic(run.path(ENERGY), (json_text(facts) + "\n").encode())
+
+
+def energy_sources(run: Run) -> Sources:
+    """A run's files as `knarr energy FILE` takes them."""
+    return Sources(run.need(NET, "deploy"), run.folder, baseline=run.need(BASELINE, "export"))
 
 
 def pictures(run: Run) -> None:

@@ -138,6 +138,11 @@ def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = 
             raise ExportError(f"graph: {len(names)} {kind.__name__} nodes, needs exactly one")
         top[kind] = names[0]
     fed = {target for _, target in edges}
+    if top[nir.Input] in fed:
+        raise ExportError(
+            f"node '{top[nir.Input]}': something feeds this Input, which only passes on what is given; cut the edge, or add up "
+            "behind it"
+        )
     for name in sorted(nodes):
         if name != top[nir.Input] and name not in fed:
             raise ExportError(f"node '{name}': nothing feeds it; connect or remove it")

@@ -4,7 +4,17 @@ from knarr.hw_sim.coding import encode
 from knarr.hw_sim.count import count, count_events
 from knarr.hw_sim.count_onnx import count_onnx
 from knarr.hw_sim.counts import LayerCounts, LedgerRow, OperationCounts
-from knarr.hw_sim.energy import EnergyEstimate, PriceError, load_profile, price, profiles, ratio
+from knarr.hw_sim.energy import (
+    EnergyEstimate,
+    GpuMeasurement,
+    MeasureError,
+    PriceError,
+    load_profile,
+    measure_gpu,
+    price,
+    profiles,
+    ratio,
+)
 from knarr.hw_sim.errors import ChipError, CountError
 from knarr.hw_sim.network import (
     NON_SPIKING_VTH,
@@ -28,9 +38,11 @@ __all__ = [
     "Dense",
     "Divergence",
     "EnergyEstimate",
+    "GpuMeasurement",
     "InputCoding",
     "LayerCounts",
     "LedgerRow",
+    "MeasureError",
     "Neuron",
     "OperationCounts",
     "PriceError",
@@ -44,6 +56,7 @@ __all__ = [
     "encode",
     "load_profile",
     "load_recording",
+    "measure_gpu",
     "price",
     "profiles",
     "ratio",

@@ -66,7 +66,7 @@ def count(
     seen = 0
     for batch, steps in _batches(inputs, lengths):
         for at in blocks(batch, _per_sample(model, batch)):
-            counter.feed(batch[at], steps[at])
+            counter.feed(batch[at, : int(steps[at].max())], steps[at])
             seen += len(batch[at])
             if progress is not None:
                 progress(seen)
@@ -149,6 +149,8 @@ def _batches(inputs: Any, lengths: npt.ArrayLike | None) -> Iterator[tuple[Array
     if lengths is not None and not whole:
         raise CountError("lengths: go with one array; let a loader give batches of equal length")
     for batch in [inputs] if whole else inputs:
+        if not whole and isinstance(batch, (list, tuple)) and not batch:
+            raise CountError("inputs: an empty batch; give (samples, timesteps, ...) in each")
         first = batch[0] if not whole and isinstance(batch, (list, tuple)) else batch
         array = _array(first)
         yield array, _lengths(lengths, array)
@@ -174,7 +176,10 @@ def _lengths(lengths: npt.ArrayLike | None, array: Array) -> Lengths:
     samples, steps = array.shape[:2]
     if lengths is None:
         return np.full(samples, steps, dtype=np.int64)
-    given = np.asarray(lengths)
+    try:
+        given = np.asarray(lengths)
+    except (ValueError, TypeError) as error:
+        raise CountError(f"lengths: no array of numbers ({error}); give one per sample") from error
     if given.shape != (samples,) or given.dtype.kind not in "iu" or given.min() < 1 or given.max() > steps:
         raise CountError(f"lengths: needs {samples} whole numbers in 1..{steps}, one per sample")
     return given.astype(np.int64)

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from knarr.hw_sim.counts import LayerSizes, LedgerRow, OperationCounts
 from knarr.hw_sim.errors import CountError
-from knarr.hw_sim.layers import DECAY_UNITY, Conv, Layer, Neuron, Recurrent
+from knarr.hw_sim.layers import DECAY_UNITY, Conv, Dense, Layer, Neuron, Recurrent
 from knarr.hw_sim.network import ChipNetwork
-from knarr.hw_sim.reach import layer_reach, loop_reach
+from knarr.hw_sim.reach import delayed_reach, layer_reach, loop_reach
 from knarr.hw_sim.recording import INPUT_LAYER, Recording
 from knarr.hw_sim.tally import LayerTally, spread
 
@@ -28,12 +28,15 @@ class ChipCounter:
 
     def __init__(self, network: ChipNetwork) -> None:
         self.network = network
-        self.reach = {layer.name: layer_reach(layer) for layer in network.layers}
+        self.reach = {
+            layer.name: delayed_reach(layer) if isinstance(layer, Dense) else {0: layer_reach(layer)}
+            for layer in network.layers
+        }
         self.loops = {
             layer.name: loop_reach(layer) for layer in network.layers if isinstance(layer, Recurrent)
         }
         driven = [INPUT_LAYER] if network.input.neuron is not None else []
-        self.tallies = {name: LayerTally() for name in (*driven, *self.reach)}
+        self.tallies = {name: LayerTally(name) for name in (*driven, *self.reach)}
         self.samples = self.steps = 0
 
     def add(self, inputs: npt.NDArray[np.generic], recording: Recording, lengths: Lengths) -> None:
@@ -62,9 +65,11 @@ class ChipCounter:
             self.tallies[INPUT_LAYER].add("bias_adds", paid * neurons)
             self.tallies[INPUT_LAYER].add("touched_updates", paid * neurons)
         for layer in self.network.layers:
-            tally, reach = self.tallies[layer.name], self.reach[layer.name]
-            tally.deliver(reach, events, alive, 0)
-            tally.dense(reach, paid)
+            tally = self.tallies[layer.name]
+            for ago, reach in self.reach[layer.name].items():
+                # What would act after the inference is not paid.
+                tally.deliver(reach, events, np.arange(ago, steps + ago) < lengths[:, None], 0)
+                tally.dense(reach, paid)
             spikes = _recorded(layer.name, layer.neuron, layer.output_shape, recording, samples, steps)
             neurons = prod(layer.output_shape)
             if layer.name in self.loops:
@@ -87,14 +92,15 @@ class ChipCounter:
         spikes: npt.NDArray[np.generic],
         alive: npt.NDArray[np.bool_],
     ) -> int:
-        """(neuron, step) pairs that an event of this step, or a spike of the step before, reaches."""
-        arrived = events.reshape(*alive.shape, -1)[alive] != 0
-        if layer.name not in self.loops:
-            return int(self.reach[layer.name].touched_count(arrived).sum())
-        before = np.zeros(spikes.shape, dtype=np.bool_)
-        before[:, 1:] = spikes[:, :-1] != 0
-        found = self.reach[layer.name].touched(arrived) | self.loops[layer.name].touched(before[alive])
-        return int(found.sum())
+        """(neuron, step) pairs that an event reaches, those of earlier steps through delays and loops."""
+        reaches = self.reach[layer.name]
+        arrived = events.reshape(*alive.shape, -1) != 0
+        if layer.name not in self.loops and list(reaches) == [0]:
+            return int(reaches[0].touched_count(arrived[alive]).sum())
+        parts = [reach.touched(_later(arrived, ago)[alive]) for ago, reach in reaches.items()]
+        if layer.name in self.loops:
+            parts.append(self.loops[layer.name].touched(_later(spikes != 0, 1)[alive]))
+        return int(np.logical_or.reduce(parts).sum())
 
     @staticmethod
     def _neurons(
@@ -145,6 +151,13 @@ class ChipCounter:
             sizes[layer.name] = _layer_sizes(layer, prod(arriving))
             arriving = layer.output_shape
         return sizes
+
+
+def _later(active: npt.NDArray[np.bool_], steps: int) -> npt.NDArray[np.bool_]:
+    """(samples, steps, features) so many steps later."""
+    moved = np.zeros_like(active)
+    moved[:, steps:] = active[:, : max(0, active.shape[1] - steps)]
+    return moved
 
 
 def assemble(

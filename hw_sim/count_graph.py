@@ -40,7 +40,7 @@ class GraphCounter:
         self.graph, self.dt_s, self.pooling = graph, dt_s, pooling
         self.ways = GraphWays(Stepper(graph, dt_s, 1, keep=False), pooling)
         self.plan: Plan = plan(self.ways)
-        self.tallies = {name: LayerTally() for name in self.plan.rows}
+        self.tallies = {name: LayerTally(name) for name in self.plan.rows}
         self.samples = self.steps = 0
 
     def feed(self, inputs: Array, lengths: Lengths) -> None:
@@ -90,12 +90,13 @@ class GraphCounter:
         else:
             note = self.tallies[site.row].note
         rows = [LedgerRow(site.name, operation, "counted", note)]
+        bias = f"{site.name}.bias"
+        while bias in self.ways.nodes:
+            bias += " of it"
         if site.bias:
-            rows.append(
-                LedgerRow(f"{site.name}.bias", "Bias", "counted", "bias_adds: every step, silent ones too")
-            )
+            rows.append(LedgerRow(bias, "Bias", "counted", "bias_adds: every step, silent ones too"))
         elif hasattr(self.ways.nodes[site.name], "bias"):
-            rows.append(LedgerRow(f"{site.name}.bias", "Bias", "free", "all zeros: there is no bias"))
+            rows.append(LedgerRow(bias, "Bias", "free", "all zeros: there is no bias"))
         return rows
 
     def _sizes(self) -> dict[str, LayerSizes]:

@@ -7,7 +7,7 @@ memory and floats in JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
@@ -220,6 +220,24 @@ class OperationCounts:
             for field in fields(LayerCounts)
         }
         return LayerCounts(**sums)
+
+    def skipping_zeros(self) -> OperationCounts:
+        """The same ANN on hardware that skips activations that are 0: multiplications are the effective ones.
+
+        Raises:
+            CountError: not run on inputs, so that nobody knows which activations are 0.
+        """
+        if self.effective is None or self.effective_nonzero is None:
+            raise CountError("effective operations: not counted; run the model on inputs")
+        layers = {
+            name: replace(
+                layer,
+                mac=self.effective.get(name, layer.mac),
+                mac_nonzero=self.effective_nonzero.get(name, layer.mac_nonzero),
+            )
+            for name, layer in self.layers.items()
+        }
+        return replace(self, layers=layers)
 
     def to_json(self) -> dict[str, object]:
         """Plain dict for json.dump: floats, the same names; `total` is None when it is refused (`total_refused` says why)."""

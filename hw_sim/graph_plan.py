@@ -92,7 +92,9 @@ def plan(graph: GraphWays) -> Plan:
         if not graph.is_synapse(name) and not graph.is_neuron(name):
             _passing(graph, made, name)
     place = {name: at for at, name in enumerate(graph.order.order)}
-    made.rows.sort(key=lambda row: place[row if row in place else row.split("->")[-1]])
+    heard = {site.row: site.node for site in made.sites}
+    made.rows.sort(key=lambda row: place[row] if row in place else place[heard[row]])
+    made.sites = [site for site in made.sites if site.name not in made.refused]
     return made
 
 
@@ -144,7 +146,7 @@ def _neuron(graph: GraphWays, made: Plan, name: str) -> None:
     if mixed:
         made.refused[name] = f"'{mixed[0]}' mixes currents of synapses and bare events; put a synapse between"
     for source, lag, passed in ways:
-        label = f"{source}->{name}"
+        label = "->".join([source, *passed, name])
         reach = graph.reach(name, passed)
         if isinstance(reach, str):
             made.refused.setdefault(name, reach)
@@ -183,8 +185,8 @@ def _passing(graph: GraphWays, made: Plan, name: str) -> None:
         made.merges.append(name)
         made.rows.append(name)
     if isinstance(node, (*POOLS, nir.Scale)):
-        if graph.folded and name in made.absorbed:
-            into = ", ".join(dict.fromkeys(made.absorbed[name]))
+        into = ", ".join(dict.fromkeys(made.absorbed.get(name, ())))
+        if into and not _heard_as_it_is(graph, made, name):
             made.passing.append(LedgerRow(name, operation, "folded", f"into {into}"))
             return
         pool = isinstance(node, POOLS)
@@ -196,6 +198,7 @@ def _passing(graph: GraphWays, made: Plan, name: str) -> None:
             if pool
             else "elementwise: one multiplication per element"
         )
+        note += f"; folded into {into}, yet others hear it as it is" if into else ""
         made.passing.append(LedgerRow(name, operation, "counted", note))
         return
     notes = {
@@ -206,3 +209,19 @@ def _passing(graph: GraphWays, made: Plan, name: str) -> None:
     }
     status: Status = "counted" if name in made.merges else "free"
     made.passing.append(LedgerRow(name, operation, status, notes.get(type(node), "passes on what it gets")))
+
+
+def _heard_as_it_is(graph: GraphWays, made: Plan, name: str) -> bool:
+    """Whether something hears a pool or scale that it is not folded into."""
+    waiting, met = [name], set()
+    while waiting:
+        here = waiting.pop()
+        for target, _ in graph.targets[here]:
+            if graph.stops(target):
+                behind = any(name in graph.behind[one] for one in made.absorbed[name] if one in graph.behind)
+                if target not in made.absorbed[name] and not behind:
+                    return True
+            elif target not in met:
+                met.add(target)
+                waiting.append(target)
+    return False

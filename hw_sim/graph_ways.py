@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 
 import nir
@@ -100,7 +100,7 @@ class GraphWays:
         passed, here = [], name
         while self.folded and len(self.targets[here]) == 1:
             target, lag = self.targets[here][0]
-            if lag or len(self.sources(target)) != 1 or self.stops(target):
+            if lag or len(self.sources(target)) != 1 or self.stops(target) or self.holds_zeros(target):
                 break
             passed.append(target)
             here = target
@@ -116,20 +116,29 @@ class GraphWays:
         ends = self.is_synapse(name) or self.is_neuron(name) or name == self.order.output
         return ends or isinstance(self.nodes[name], nir.Delay)
 
+    def holds_zeros(self, name: str) -> bool:
+        """Whether a Scale cuts some of what passes it."""
+        node = self.nodes[name]
+        return isinstance(node, nir.Scale) and not np.all(np.asarray(node.scale))
+
     def wait(self, name: str) -> int:
-        """Fewest loop edges between a synapse and what hears it."""
-        best: dict[str, int] = {}
+        """Fewest steps between a synapse and what hears it, in loops and Delays: what acts later than that is not paid."""
+        best: list[int] = []
         waiting, met = [(0, name)], set[str]()
         while waiting:
             waiting.sort()
             steps, here = waiting.pop(0)
             for target, lag in self.targets[here]:
-                if self.stops(target):
-                    best[target] = min(best.get(target, steps + lag), steps + lag)
-                elif target not in met:
+                after = steps + lag
+                if isinstance(self.nodes[target], nir.Delay):
+                    after += int(self.run.delays[target].steps.min())
+                elif self.stops(target):
+                    best.append(after)
+                    continue
+                if target not in met:
                     met.add(target)
-                    waiting.append((steps + lag, target))
-        return min(best.values(), default=0)
+                    waiting.append((after, target))
+        return min(best, default=0)
 
     def feeders(self, name: str) -> Iterator[tuple[str, int, tuple[str, ...]]]:
         """(synapse, steps its currents wait in loops, nodes they pass) of every way from a synapse to a neuron."""
@@ -144,12 +153,30 @@ class GraphWays:
                 waiting += [(source, lag + more, (here, *passed)) for source, more in self.sources(here)]
 
     def own_loop(self, name: str) -> str | None:
-        """The neuron that a synapse joins with itself alone, one step later."""
-        into, out = self.sources(name), self.targets[name]
+        """The neuron that a synapse joins with itself alone, one step later or more."""
         node = self.nodes[name]
-        square = isinstance(node, (nir.Linear, nir.Affine)) and len(set(np.shape(node.weight))) == 1
-        alone = square and len(into) == 1 and into[0][1] == 0 and self.is_neuron(into[0][0])
-        return into[0][0] if alone and out == [(into[0][0], 1)] else None
+        if not isinstance(node, (nir.Linear, nir.Affine)) or len(set(np.shape(node.weight))) != 1:
+            return None
+        before = self._alone(name, self.sources)
+        behind = self._alone(name, self.targets.__getitem__)
+        if before is None or behind is None or before[0] != behind[0] or not self.is_neuron(before[0]):
+            return None
+        return before[0] if before[1] == 0 < self.wait(name) else None
+
+    def _alone(self, name: str, neighbours: Callable[[str], list[tuple[str, int]]]) -> tuple[str, int] | None:
+        """The one neuron or synapse at the end of a way without forks, and the loop edges on it."""
+        here, lags = name, 0
+        for _ in range(len(self.nodes)):
+            found = neighbours(here)
+            if len(found) != 1:
+                return None
+            here, lags = found[0][0], lags + found[0][1]
+            if self.is_neuron(here) or self.is_synapse(here) or here in (self.order.input, self.order.output):
+                return here, lags
+            folded = isinstance(self.nodes[here], nir.Scale) and self.folded and not self.holds_zeros(here)
+            if not (folded or isinstance(self.nodes[here], (nir.Input, nir.Output, nir.Flatten, nir.Delay))):
+                return None
+        return None
 
     def reach(self, name: str, passed: tuple[str, ...]) -> Reach | str:
         """Synapses of a site for events that pass these nodes, or why they cannot be folded.
@@ -161,9 +188,8 @@ class GraphWays:
         node = self.nodes[name]
         pools = [one for one in passed if isinstance(self.nodes[one], POOLS)]
         for one in passed:
-            zero = isinstance(self.nodes[one], nir.Scale) and not np.all(np.asarray(self.nodes[one].scale))
-            if zero:
-                return f"scale '{one}' holds zeros; multiply it into the weights"
+            if self.holds_zeros(one):
+                return f"scale '{one}' holds zeros; multiply it into the weights, or use pooling='float'"
         first = next((at for at, one in enumerate(passed) if isinstance(self.nodes[one], nir.Flatten)), None)
         flat_first = first is not None and any(one in pools for one in passed[first:])
         if pools and (flat_first or (first is not None and isinstance(node, (nir.Conv1d, nir.Conv2d)))):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from knarr.hw_sim.fanout import Int64, kernel_targets
-from knarr.hw_sim.layers import Conv, Layer, Recurrent
+from knarr.hw_sim.layers import Conv, Dense, Layer, Recurrent
 
 EXACT_FLOAT32 = 2**24
 """Every integer up to here is a float32, and so is every partial sum of a frame whose sum stays below."""
@@ -106,12 +106,14 @@ class Reach:
         axes: one per kernel axis.
         groups: channel groups.
         loop: what comes back are a layer's own spikes, to neurons other than the one that sent it.
+        present: (C_out, C_in) of a dense layer: which synapses these are, of those that are stored; None: all.
     """
 
     weight: npt.NDArray[Any]
     axes: tuple[Axis, ...] = ()
     groups: int = 1
     loop: bool = False
+    present: npt.NDArray[np.bool_] | None = None
 
     @property
     def inputs(self) -> int:
@@ -134,6 +136,9 @@ class Reach:
         return self._fanout(nz=True)
 
     def _fanout(self, *, nz: bool) -> Int64:
+        if self.present is not None:
+            here = self.present & (self.weight != 0) if nz else self.present
+            return np.asarray(here.sum(axis=0, dtype=np.int64))
         weight = self.weight
         for one in self.axes:  # each turn sums one kernel axis away and puts its patterns last
             weight = np.tensordot(weight, one.patterns, axes=(2, 1))
@@ -168,19 +173,23 @@ class Reach:
     @property
     def dense_padded(self) -> int:
         """The same as dense hardware walks it, beyond borders too."""
+        if self.present is not None:
+            return int(self.present.sum())
         return prod(self.outputs) * self.weight.shape[1] * prod(one.footprint for one in self.axes)
 
     def touched(self, active: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """(frames, C_in * sizes) -> (frames, C_out * sizes): outputs that some event reaches."""
         if self.loop:  # a neuron's own spike does not reach it
             return np.asarray(active.sum(axis=1, keepdims=True) > active)
+        if self.present is not None:
+            return np.asarray(active.astype(np.float32) @ self.present.T.astype(np.float32) > 0)
         groups = self._touched_groups(active)
         share = self.weight.shape[0] // self.groups
         return np.repeat(groups, share, axis=1).reshape(len(active), -1)
 
     def touched_count(self, active: npt.NDArray[np.bool_]) -> Int64:
         """(frames,) how many outputs `touched` finds, without making them."""
-        if self.loop:
+        if self.loop or self.present is not None:
             return np.asarray(self.touched(active).sum(axis=1, dtype=np.int64))
         share = self.weight.shape[0] // self.groups
         return np.asarray(self._touched_groups(active).sum(axis=(1, 2), dtype=np.int64) * share)
@@ -208,6 +217,14 @@ def layer_reach(layer: Layer) -> Reach:
         for at, size in enumerate(sizes)
     )
     return Reach(layer.weight_int, axes, layer.groups)
+
+
+def delayed_reach(layer: Dense) -> dict[int, Reach]:
+    """Steps -> the synapses of a dense layer that act so many steps later; without delays all at once."""
+    if layer.delay_int is None:
+        return {0: Reach(layer.weight_int)}
+    steps = np.unique(layer.delay_int).tolist()
+    return {ago: Reach(layer.weight_int, present=layer.delay_int == ago) for ago in steps}
 
 
 def loop_reach(layer: Recurrent) -> Reach:

@@ -28,6 +28,7 @@ CLASSES = ("binary", "signed", "graded", "silent")
 class LayerTally:
     """One layer's counts so far; columns are the fields of `LayerCounts`."""
 
+    name: str
     columns: Counter[str] = field(default_factory=Counter)
     frames: Counter[str] = field(default_factory=Counter)
     per_step: list[int] = field(default_factory=list)
@@ -70,7 +71,7 @@ class LayerTally:
         size = max(1, BLOCK_BYTES // (rows.shape[1] * matrix.itemsize))
         for first in range(0, len(rows), size):
             block = slice(first, first + size)
-            sort[block], active = sort_frames(rows[block])
+            sort[block], active = sort_frames(rows[block], self.name)
             table[block] = active.astype(matrix.dtype) @ matrix
         sort[~alive.reshape(-1)] = -1
         operations = np.where(sort >= 0, table[:, 0], 0).reshape(samples, steps)
@@ -125,25 +126,28 @@ def spread(per_sample: list[Int64]) -> Spread:
 
 
 def sort_frames(
-    rows: npt.NDArray[np.generic],
+    rows: npt.NDArray[np.generic], layer: str
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.bool_] | npt.NDArray[np.uint8]]:
     """Class of each frame (index into `CLASSES`), and which elements are events.
 
     Args:
         rows: (frames, features), boolean, integer or float.
+        layer: name, for messages.
 
     Raises:
         CountError: a dtype that is no number, or NaN or infinity.
     """
     if rows.dtype.kind not in "biuf":
-        raise CountError(f"events: dtype {rows.dtype} is not a number; pass integers")
+        raise CountError(f"layer '{layer}': events of dtype {rows.dtype} are no numbers; pass integers")
     if rows.dtype in (np.uint8, np.bool_):
         largest = rows.max(axis=1)
         if largest.max(initial=0) <= 1:  # spikes, by far the most common
             spikes: npt.NDArray[np.uint8] = rows.view(np.uint8)
             return np.where(largest, 0, 3).astype(np.int8), spikes
     elif rows.dtype.kind == "f" and not np.isfinite(rows).all():
-        raise CountError("events: NaN or infinity is neither an event nor silence; find where it comes from")
+        raise CountError(
+            f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"
+        )
     active = rows != 0
     unit = active & (rows == 1)
     binary = (active == unit).all(axis=1)

@@ -234,7 +234,7 @@ def test_what_is_no_number_is_refused(value: float) -> None:
 def delivered(events: npt.ArrayLike) -> LayerTally:
     """(samples, timesteps, features) into one output."""
     frames = np.asarray(events)
-    tally = LayerTally()
+    tally = LayerTally("fc")
     tally.begin(len(frames))
     alive = np.ones(frames.shape[:2], dtype=np.bool_)
     tally.deliver(Reach(np.ones((1, frames.shape[2]))), frames, alive, 0)
@@ -243,7 +243,7 @@ def delivered(events: npt.ArrayLike) -> LayerTally:
 
 def test_sums_of_one_frame_stay_exact_beyond_float32() -> None:
     width = 2**12 + 1
-    tally = LayerTally()
+    tally = LayerTally("fc")
     tally.begin(1)
     frame = np.ones((1, 1, width), dtype=np.uint8)
     tally.deliver(Reach(np.ones((width, width), dtype=np.int8)), frame, np.ones((1, 1), dtype=np.bool_), 0)

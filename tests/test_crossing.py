@@ -100,7 +100,7 @@ def test_counts_belong_to_the_recording(run: stages.Run) -> None:
     inputs = run.data.test.spikes(np.arange(100))
     counts = count_events(network, inputs, recording)
     stored = json.loads(run.path("energy.json").read_text())
-    assert stored["chip"]["counts"] == json.loads(json.dumps(counts.to_json()))
+    assert stored["student"]["counts"] == json.loads(json.dumps(counts.to_json()))
     assert counts.total.mac == 0  # all inputs are binary
     assert counts.total.acc > 10_000
     first = network.layers[0]
@@ -110,7 +110,7 @@ def test_counts_belong_to_the_recording(run: stages.Run) -> None:
     assert (
         counts.layers[last.name].acc * 100 == int(recording.spikes[before.name].sum()) * last.output_shape[0]
     )
-    assert stored["teacher"]["counts"]["total"]["acc"] == 0
+    assert stored["baseline"]["counts"]["total"]["acc"] == 0
     assert 0 < stored["ratio"] < 1
 
 

@@ -27,7 +27,9 @@ class EnergyEstimate:
         kind: "snn" or "ann", as counted.
         node_nm, precision, scope: of the prices; two energies compare only where these agree.
         terms: term of the model -> interval over all layers.
+        layer_terms: layer name -> term -> nominal energy.
         notes: what the number leaves out.
+        partial: it is a lower bound, since something of the model was not counted; `notes` name it.
     """
 
     lo_pj: float | None
@@ -42,16 +44,25 @@ class EnergyEstimate:
     precision: str
     scope: str
     terms: Mapping[str, Interval] = field(default_factory=dict)
+    layer_terms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    partial: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("layers_pj", "terms"):
+        for name in ("layers_pj", "terms", "layer_terms"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def to_json(self) -> dict[str, object]:
         """Plain dict for json.dump, with the same names."""
         terms = {name: interval.to_json() for name, interval in self.terms.items()}
-        return {**vars(self), "layers_pj": dict(self.layers_pj), "terms": terms, "notes": list(self.notes)}
+        layer_terms = {name: dict(parts) for name, parts in self.layer_terms.items()}
+        return {
+            **vars(self),
+            "layers_pj": dict(self.layers_pj),
+            "terms": terms,
+            "layer_terms": layer_terms,
+            "notes": list(self.notes),
+        }
 
 
 def price(
@@ -60,6 +71,7 @@ def price(
     *,
     model: str = "paper",
     options: Options | None = None,
+    allow_partial: bool = False,
 ) -> EnergyEstimate:
     """Energy of one inference.
 
@@ -68,28 +80,32 @@ def price(
         profile: a name of `profiles()`, a .toml file, or what `load_profile` gave.
         model: "paper", "memory" or "chip" (`knarr.hw_sim.energy.models`).
         options: of the model.
+        allow_partial: price what was counted where something was not; the result is a lower bound and says so.
 
     Returns:
         Interval, nominal energy per layer, terms, provenance.
 
     Raises:
-        CountError: the counts have no total.
+        CountError: the counts have no total, and a part of them was not asked for.
         PriceError: unknown profile or model, or prices or sizes that the model needs and are not there.
     """
     if model not in MODELS:
         raise PriceError(f"model: '{model}' does not exist; choose from {list(MODELS)}")
     prices = profile if isinstance(profile, Profile) else load_profile(profile)
     told = options or Options()
-    _ = counts.total  # refuses counts that are not whole
+    _ = counts.lower_bound if allow_partial else counts.total  # refuses counts that are not whole
     layers = {name: _layer(counts, name, prices, model, told) for name in counts.layers}
     terms: dict[str, Interval] = {}
     for parts in layers.values():
         for name, interval in parts.items():
             terms[name] = terms.get(name, ZERO) + interval
-    notes = []
+    notes = [
+        f"LOWER BOUND, '{row.name}' ({row.operation}) is not in it: {row.status}, {row.note}"
+        for row in counts.refused
+    ]
     if model == "chip":
         static, note = _static(prices, told)
-        notes = [note] if static is None else []
+        notes += [note] if static is None else []
         if static is not None:
             terms["static"] = static
         if told.hops is None:
@@ -111,7 +127,11 @@ def price(
         precision=prices.precision,
         scope=prices.scope,
         terms=terms,
+        layer_terms={
+            name: {term: one.nominal for term, one in parts.items()} for name, parts in layers.items()
+        },
         notes=tuple(notes),
+        partial=bool(counts.refused),
     )
 
 
@@ -124,6 +144,8 @@ def _layer(
     if model == "chip":
         if counts.kind != "snn":
             raise PriceError("model: 'chip' prices spiking networks; price an ANN by 'paper' or 'memory'")
+        if counts.pooling == "float":
+            raise PriceError("model: 'chip' has its pools in its synapses; count with pooling='folded'")
         return models.chip(layer, prices, options)
     if counts.sizes is None or name not in counts.sizes:
         raise PriceError(f"layer '{name}': the memory model needs its sizes; count the network again")

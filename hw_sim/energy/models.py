@@ -5,12 +5,14 @@ paper   E = e_mac MAC + e_add ACC on the headline counts; no bias, updates or me
 memory  operations, memory accesses and addressing, after Lemaire et al., arXiv 2210.13107, with exact fan-out and prices per
         word instead of per 64 bits.
 chip    E = S e_syn + U_act e_act + U_inact e_inact + Q (e_tile + h e_hop), and static power times latency once per inference.
+        U_act are the updates that fire, or with `Options(active="touched")` all that an event or a bias reaches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from knarr.hw_sim.counts import LayerCounts, LayerSizes
 from knarr.hw_sim.energy.interval import ZERO, Interval, of_record
@@ -30,6 +32,7 @@ class Options:
         reuse_weights, reuse_inputs: times a fetched word of an ANN is used, at least 1 (memory).
         hops: mean hops of a spike between cores, None where the mapping is unknown (chip).
         latency_s: of one inference, None leaves static power out and says so (chip).
+        active: updates that cost the price of an active one: those that fire, or all that an event or bias touches (chip).
     """
 
     word_bits: int = 32
@@ -37,6 +40,7 @@ class Options:
     reuse_inputs: float = 1.0
     hops: float | None = None
     latency_s: float | None = None
+    active: Literal["firing", "touched"] = "firing"
 
     def __post_init__(self) -> None:
         if not 1 <= self.word_bits <= 64:
@@ -44,6 +48,8 @@ class Options:
         for name in ("reuse_weights", "reuse_inputs"):
             if not getattr(self, name) >= 1:
                 raise PriceError(f"{name}: {getattr(self, name)}, a fetched word is used at least once")
+        if self.active not in ("firing", "touched"):
+            raise PriceError(f"active: {self.active!r}; choose firing or touched")
         for name in ("hops", "latency_s"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -96,16 +102,20 @@ def memory(
 
 
 def chip(counts: LayerCounts, profile: Profile, options: Options) -> dict[str, Interval]:
-    """Synapses, updates and spikes of one layer; a neuron is active in a step in which it fires."""
-    active = float(counts.spikes)
+    """Synapses, updates and spikes of one layer; a neuron is active in a step in which it fires, or is touched."""
+    # A neuron that only integrates may fire untouched, from what it held.
+    active = float(
+        max(counts.spikes, counts.touched_updates) if options.active == "touched" else counts.spikes
+    )
+    spikes = float(counts.spikes)
     terms = {
         "synapses": _price(profile, "synapse").times(float(counts.acc + counts.mac)),
         "updates": _price(profile, "update_active").times(active)
         + _price(profile, "update_inactive").times(float(counts.neuron_updates) - active),
-        "spikes": _optional(profile, "spike_tile").times(active),
+        "spikes": _optional(profile, "spike_tile").times(spikes),
     }
     if options.hops is not None:
-        terms["hops"] = _price(profile, "hop").times(active * options.hops)
+        terms["hops"] = _price(profile, "hop").times(spikes * options.hops)
     return terms
 
 
