@@ -1,4 +1,4 @@
-.PHONY: install test conformance bench demo lint lock clean
+.PHONY: install test conformance bench energy-tables demo lint lock clean
 
 install:
 	@./bootstrap.sh
@@ -21,6 +21,12 @@ conformance: install
 # its own in build/. Table and pictures go to benchmarks/results.
 bench: install
 	.venv/bin/python benchmarks/hw_sim/main.py
+
+# Energy tables: a published one from counted networks (a minute), and operations beside NeuroBench's, which gets an environment of
+# its own in build/ (5 GB, 4 minutes the first time). Results go to benchmarks/results.
+energy-tables: install
+	.venv/bin/python benchmarks/energy/spiking_emotions.py
+	.venv/bin/python benchmarks/energy/against_neurobench.py
 
 demo: install
 	.venv/bin/knarr pipeline eyes --out runs/eyes

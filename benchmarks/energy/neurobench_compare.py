@@ -5,17 +5,14 @@ A difference is named only where our operations, put together by NeuroBench's ru
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import nir
 import numpy as np
 from neurobench_cases import DT_S, Arrays, Case, arrays, norse_net
 from neurobench_regroup import Frames, frames
-from torch import nn
 
 from knarr.export import Trace, step_nir, to_nir
 from knarr.hw_sim import LayerCounts, OperationCounts, count
@@ -24,8 +21,6 @@ POLICIES = {
     "=": "ACC, MAC and dense taps are equal to the operation.",
     "C": "class: NeuroBench decides between AC and MAC once per call of a layer, over the whole batch, knarr for each frame "
     "(one sample, one step). Our frames grouped by call give its numbers.",
-    "D": "dense groups: knarr exports a convolution of groups as one dense kernel with zeros between the groups and counts "
-    "those as stored; NeuroBench sees the groups. Counted on the same graph with its groups, the taps are equal.",
     "P": "pools: folded, every spike before a pool is delivered alone as an ACC; NeuroBench has the pool's fractions "
     "multiplied, as our count with pooling='float' has, which is compared in the row above.",
     "A": "autapses: a recurrent cell of Norse has none, so knarr leaves them out of the taps; NeuroBench has the diagonal in "
@@ -74,7 +69,6 @@ class Ours(NamedTuple):
         trace: what the exported graph did.
         layers: row -> operations frame by frame, of each synapse in it.
         floating, folded: counts by the two policies for pools.
-        grouped: counts of the same graph with the groups that the export made dense; pools as in `floating`.
     """
 
     made: Arrays
@@ -82,7 +76,6 @@ class Ours(NamedTuple):
     layers: Mapping[str, list[Frames]]
     floating: OperationCounts
     folded: OperationCounts
-    grouped: OperationCounts
 
 
 def ours(case: Case) -> Ours:
@@ -95,22 +88,12 @@ def ours(case: Case) -> Ours:
     for name, found in frames(graph, inputs, trace, DT_S).items():
         layers.setdefault(SAME_ROW.get(name, name), []).append(found)
     floating, folded = (count(graph, inputs, dt_s=DT_S, pooling=policy) for policy in ("float", "folded"))
-    grouped = count(_with_groups(graph, net), inputs, dt_s=DT_S, pooling="float")
     for name, parts in layers.items():
         counts = floating.layers[name]
         expected = tuple(map(sum, zip(*(part.by_frame() for part in parts), strict=True)))
         if expected != (counts.acc_nonzero, counts.mac_nonzero):
             raise UnexplainedError(f"layer '{name}': count says other operations than its frames")
-    return Ours(made, trace, layers, floating, folded, grouped)
-
-
-def _with_groups(graph: nir.NIRGraph, net: nn.Sequential) -> nir.NIRGraph:
-    whole = copy.deepcopy(graph)
-    for index, layer in enumerate(net):
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            node = whole.nodes[f"conv_{index}"]
-            node.weight, node.groups = layer.weight.detach().numpy().copy(), layer.groups
-    return whole
+    return Ours(made, trace, layers, floating, folded)
 
 
 def spikes(found: Ours) -> dict[str, str]:
@@ -191,13 +174,11 @@ def _verdict(found: Ours, name: str, batch: int, said: Said | None) -> str:
 
 
 def _of_taps(found: Ours, name: str, dense: Fraction) -> str:
-    plain, grouped = found.floating.layers[name], found.grouped.layers[name]
-    same = (plain.acc_nonzero, plain.mac_nonzero) == (grouped.acc_nonzero, grouped.mac_nonzero)
-    if same and grouped.dense_valid == dense:
-        return "D"
     if sum(part.dense for part in found.layers[name]) * found.floating.timesteps == dense:
         return "A"
-    raise UnexplainedError(f"layer '{name}': {plain.dense_valid} taps, NeuroBench has {dense}")
+    raise UnexplainedError(
+        f"layer '{name}': {found.floating.layers[name].dense_valid} taps, NeuroBench has {dense}"
+    )
 
 
 def _of_total(found: Ours, key: tuple[str, int], run: Mapping[str, Any], letters: str) -> str:
