@@ -94,9 +94,12 @@ class ChipCounter:
     ) -> int:
         """(neuron, step) pairs that an event reaches, those of earlier steps through delays and loops."""
         reaches = self.reach[layer.name]
-        arrived = events.reshape(*alive.shape, -1) != 0
+        whole = bool(alive.all())
+        flat = events.reshape(*alive.shape, -1)
+        arrived = flat.view(np.bool_) if flat.dtype == np.uint8 and flat.max(initial=0) <= 1 else flat != 0
         if layer.name not in self.loops and list(reaches) == [0]:
-            return int(reaches[0].touched_count(arrived[alive]).sum())
+            rows = arrived.reshape(-1, arrived.shape[2]) if whole else arrived[alive]
+            return int(reaches[0].touched_count(rows).sum())
         parts = [reach.touched(_later(arrived, ago)[alive]) for ago, reach in reaches.items()]
         if layer.name in self.loops:
             parts.append(self.loops[layer.name].touched(_later(spikes != 0, 1)[alive]))
@@ -107,7 +110,8 @@ class ChipCounter:
         tally: LayerTally, spikes: npt.NDArray[np.generic], alive: npt.NDArray[np.bool_], neurons: int
     ) -> None:
         tally.add("neuron_updates", int(alive.sum()) * neurons)
-        tally.add("spikes", spikes[alive].sum(dtype=np.int64))
+        fired = spikes if alive.all() else spikes[alive]
+        tally.add("spikes", np.count_nonzero(fired.view(np.bool_) if fired.dtype == np.uint8 else fired))
 
     def finish(self) -> OperationCounts:
         """Means over everything that was added."""

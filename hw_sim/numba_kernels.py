@@ -16,7 +16,8 @@ AT_ONCE = 1024
 """Neurons whose states stay in the first cache while time runs."""
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Machine code of a function, kept between processes where a folder can be written."""
     # numpy's error model: with Python's, the check for a division by zero keeps loops from becoming vectors.
     try:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
@@ -24,7 +25,7 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-@_compiled
+@compiled
 def integrate(
     sums: Any, unit: float, bias: Any, keep_u: float, keep_v: float, threshold: float, u: Any, v: Any, spikes: Any, counts: Any, us: Any, vs: Any,
     first: int, last: int,
@@ -68,7 +69,7 @@ def integrate(
                         vs[s, t, start + i] = vv[i]
 
 
-@_compiled
+@compiled
 def add_rows(x: Any, weight: Any, sums: Any, first: int, last: int) -> None:
     """Sums of frames first..last, event by event, four rows of weights at a time.
 

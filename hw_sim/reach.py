@@ -20,6 +20,7 @@ from scipy import sparse
 
 from knarr.hw_sim.fanout import Int64, kernel_targets
 from knarr.hw_sim.layers import Conv, Dense, Layer, Recurrent
+from knarr.hw_sim.tally_kernel import MAX_FANOUT
 
 EXACT_FLOAT32 = 2**24
 """Every integer up to here is a float32, and so is every partial sum of a frame whose sum stays below."""
@@ -156,6 +157,13 @@ class Reach:
         return stack.astype(np.float32 if self.dense_valid <= EXACT_FLOAT32 else np.float64)
 
     @cached_property
+    def small(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] | None:
+        """`stored` and `nonzero` as `tally_kernel` takes them; None where a fan-out is too large for it."""
+        if self.stored.max(initial=0) >= MAX_FANOUT:
+            return None
+        return self.stored.reshape(-1).astype(np.int32), self.nonzero.reshape(-1).astype(np.int32)
+
+    @cached_property
     def dense_valid(self) -> int:
         """Operations of one step in which every input has an event."""
         return int(self.stored.sum())
@@ -197,7 +205,8 @@ class Reach:
     def _touched_groups(self, active: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """(frames, groups, positions): stored synapses of a group join all of its channels."""
         sizes = [one.joined.shape[0] for one in self.axes]
-        found = active.reshape(len(active), self.groups, -1, *sizes).any(axis=2)
+        bytes_ = active.view(np.uint8).reshape(len(active), self.groups, -1, *sizes)
+        found = np.bitwise_or.reduce(bytes_, axis=2).view(np.bool_)  # several times as fast as any()
         if not self.axes:
             return found[:, :, None]
         for one in self.axes:  # the first spatial axis goes, what it becomes is put last

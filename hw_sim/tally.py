@@ -18,6 +18,7 @@ from knarr.hw_sim.counts import LayerCounts, Spread
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.fanout import Int64
 from knarr.hw_sim.reach import Reach
+from knarr.hw_sim.tally_kernel import sums
 
 BLOCK_BYTES = 32 * 2**20
 """Of frames as floats at one time: bounds memory, whatever the batch."""
@@ -67,12 +68,10 @@ class LayerTally:
         rows = frames.reshape(samples * steps, -1)
         table = np.zeros((samples * steps, 3), dtype=np.int64)
         sort = np.zeros(samples * steps, dtype=np.int8)
-        matrix = reach.matrix
-        size = max(1, BLOCK_BYTES // (rows.shape[1] * matrix.itemsize))
+        size = max(1, BLOCK_BYTES // (8 * rows.shape[1]))
         for first in range(0, len(rows), size):
             block = slice(first, first + size)
-            sort[block], active = sort_frames(rows[block], self.name)
-            table[block] = active.astype(matrix.dtype) @ matrix
+            sort[block], table[block] = _sums(rows[block], reach, self.name)
         sort[~alive.reshape(-1)] = -1
         operations = np.where(sort >= 0, table[:, 0], 0).reshape(samples, steps)
         for column, amount in (("", table[:, 0]), ("_nonzero", table[:, 1])):
@@ -125,9 +124,21 @@ def spread(per_sample: list[Int64]) -> Spread:
     return Spread(int(ordered[0]), rank(Fraction(1, 2)), rank(Fraction(95, 100)), int(ordered[-1]))
 
 
+def _sums(rows: npt.NDArray[np.generic], reach: Reach, layer: str) -> tuple[npt.NDArray[np.int8], Int64]:
+    """Class of each frame, and sums of fan-out, of fan-out through weights that are not 0, and of 1 over its events."""
+    if rows.dtype in (np.uint8, np.bool_) and reach.small is not None:
+        spikes: npt.NDArray[np.uint8] = rows.view(np.uint8)
+        if spikes.max(initial=0) <= 1:  # by far the most common
+            table = sums(spikes, *reach.small)
+            return np.where(table[:, 2] > 0, 0, 3).astype(np.int8), table
+    sort, active = sort_frames(rows, layer)
+    # Integers in floats that hold the sum of any frame exactly.
+    return sort, (active.astype(reach.matrix.dtype) @ reach.matrix).astype(np.int64)
+
+
 def sort_frames(
     rows: npt.NDArray[np.generic], layer: str
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.bool_] | npt.NDArray[np.uint8]]:
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.bool_]]:
     """Class of each frame (index into `CLASSES`), and which elements are events.
 
     Args:
@@ -139,12 +150,7 @@ def sort_frames(
     """
     if rows.dtype.kind not in "biuf":
         raise CountError(f"layer '{layer}': events of dtype {rows.dtype} are no numbers; pass integers")
-    if rows.dtype in (np.uint8, np.bool_):
-        largest = rows.max(axis=1)
-        if largest.max(initial=0) <= 1:  # spikes, by far the most common
-            spikes: npt.NDArray[np.uint8] = rows.view(np.uint8)
-            return np.where(largest, 0, 3).astype(np.int8), spikes
-    elif rows.dtype.kind == "f" and not np.isfinite(rows).all():
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
         raise CountError(
             f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"
         )
