@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +24,8 @@ Array = npt.NDArray[np.generic]
 
 class _Counter(Protocol):
     def feed(self, inputs: Array, lengths: Lengths) -> None: ...
+
+    def bytes_per_sample(self, inputs: Array) -> int: ...
 
     def finish(self) -> OperationCounts: ...
 
@@ -65,7 +66,7 @@ def count(
     counter = _counter(model, dt_s, pooling)
     seen = 0
     for batch, steps in _batches(inputs, lengths):
-        for at in blocks(batch, _per_sample(model, batch)):
+        for at in blocks(batch, counter.bytes_per_sample(batch)):
             counter.feed(batch[at, : int(steps[at].max())], steps[at])
             seen += len(batch[at])
             if progress is not None:
@@ -105,7 +106,7 @@ def count_events(network: ChipNetwork, inputs: npt.ArrayLike, recording: Recordi
                 f"layer '{name}': recorded spikes have shape {spikes.shape}, inputs {events.shape}; not of one run"
             )
     counter = ChipCounter(network)
-    for at in blocks(events, _per_sample(network, events)):
+    for at in blocks(events, counter.bytes_per_sample(events)):
         part = Recording(recording.output[at], {name: array[at] for name, array in recording.spikes.items()})
         counter.add(events[at], part, np.full(len(events[at]), events.shape[1], dtype=np.int64))
     return counter.finish()
@@ -183,15 +184,6 @@ def _lengths(lengths: npt.ArrayLike | None, array: Array) -> Lengths:
     if given.shape != (samples,) or given.dtype.kind not in "iu" or given.min() < 1 or given.max() > steps:
         raise CountError(f"lengths: needs {samples} whole numbers in 1..{steps}, one per sample")
     return given.astype(np.int64)
-
-
-def _per_sample(model: object, batch: Array) -> int:
-    """Bytes that recording one sample takes, about."""
-    features = prod(batch.shape[2:])
-    if isinstance(model, ChipNetwork):
-        features += sum(prod(layer.output_shape) for layer in model.layers)
-        return features * batch.shape[1]
-    return features * batch.shape[1] * batch.dtype.itemsize  # a graph is counted step by step
 
 
 def blocks(batch: Array, bytes_per_sample: int) -> Iterator[slice]:

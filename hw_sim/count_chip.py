@@ -66,10 +66,15 @@ class ChipCounter:
             self.tallies[INPUT_LAYER].add("touched_updates", paid * neurons)
         for layer in self.network.layers:
             tally = self.tallies[layer.name]
-            for ago, reach in self.reach[layer.name].items():
+            reaches = self.reach[layer.name]
+            for ago, reach in reaches.items():
                 # What would act after the inference is not paid.
-                tally.deliver(reach, events, np.arange(ago, steps + ago) < lengths[:, None], 0)
+                acts = np.arange(ago, steps + ago) < lengths[:, None]
+                tally.deliver(reach, events, acts, 0, again=len(reaches) > 1)
                 tally.dense(reach, paid)
+            if isinstance(layer, Dense) and len(reaches) > 1:
+                tally.add("events", _heard(events, layer, lengths))
+                tally.sort(events, alive)
             spikes = _recorded(layer.name, layer.neuron, layer.output_shape, recording, samples, steps)
             neurons = prod(layer.output_shape)
             if layer.name in self.loops:
@@ -113,6 +118,11 @@ class ChipCounter:
         fired = spikes if alive.all() else spikes[alive]
         tally.add("spikes", np.count_nonzero(fired.view(np.bool_) if fired.dtype == np.uint8 else fired))
 
+    def bytes_per_sample(self, inputs: npt.NDArray[np.generic]) -> int:
+        """That a sample and its recording take, about."""
+        features = prod(inputs.shape[2:]) + sum(prod(layer.output_shape) for layer in self.network.layers)
+        return features * inputs.shape[1]
+
     def finish(self) -> OperationCounts:
         """Means over everything that was added."""
         return assemble(
@@ -155,6 +165,17 @@ class ChipCounter:
             sizes[layer.name] = _layer_sizes(layer, prod(arriving))
             arriving = layer.output_shape
         return sizes
+
+
+def _heard(events: npt.NDArray[np.generic], layer: Dense, lengths: Lengths) -> int:
+    """Events that act through one synapse at least before the inference ends, each once."""
+    samples, steps = events.shape[:2]
+    assert layer.delay_int is not None  # the caller saw several delays
+    first = np.arange(steps)[:, None] + layer.delay_int.min(
+        axis=0
+    )  # (steps, inputs): when the first synapse acts
+    acts = first[None] < lengths[:, None, None]
+    return int(np.count_nonzero((events.reshape(samples, steps, -1) != 0) & acts))
 
 
 def _later(active: npt.NDArray[np.bool_], steps: int) -> npt.NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from knarr.export.topology import NEURONS
 from knarr.hw_sim.count_chip import Lengths, assemble
 from knarr.hw_sim.counts import LayerSizes, LedgerRow, OperationCounts
 from knarr.hw_sim.graph_plan import Plan, Site, plan
+from knarr.hw_sim.graph_reach import pool_reach
 from knarr.hw_sim.graph_touched import Touched
 from knarr.hw_sim.graph_ways import GraphWays
 from knarr.hw_sim.tally import LayerTally
@@ -57,6 +58,11 @@ class GraphCounter:
         with plain_arithmetic():
             for t in range(x.shape[1]):
                 batch.step(t, x[:, t])
+
+    def bytes_per_sample(self, inputs: Array) -> int:
+        """That a sample takes while it is counted."""
+        values = sum(prod(self.ways.leaving(name)) for name in self.ways.order.order)
+        return 4 * values + inputs[:1].nbytes
 
     def finish(self) -> OperationCounts:
         """Means over everything that was fed."""
@@ -156,13 +162,13 @@ class _Batch:
         self.past.appendleft(value)
         paid = int((t < self.lengths).sum())
         for site in self.plan.sites:
-            alive = (t + site.wait < self.lengths)[:, None]
             tally = self.tallies[site.row]
             active = []
             for route in site.routes:
                 frames = self._frames(site, route.source, route.lag, value, before)
                 flat = frames.reshape(len(frames), 1, -1)
-                tally.deliver(route.reach, flat, alive, t, returning=site.returning)
+                alive = (t + route.wait < self.lengths)[:, None]
+                tally.deliver(route.reach, flat, alive, t, returning=site.returning, again=route.again)
                 tally.dense(route.reach, paid)
                 active.append(flat[:, 0] != 0)
             tally.add("bias_adds", paid * site.bias)
@@ -196,7 +202,7 @@ class _Batch:
             for name in names:
                 arriving = _sum(self._parts(name, value, before))
                 events = arriving.numpy()[alive].reshape(int(alive.sum()), -1) != 0
-                windows = self.ways.pool_reach(name).stored.reshape(-1) if column == "pool_adds" else 1
+                windows = pool_reach(self.ways, name).stored.reshape(-1) if column == "pool_adds" else 1
                 self.tallies[name].add(column, (events * windows).sum(dtype=np.int64))
 
     def _parts(

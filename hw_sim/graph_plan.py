@@ -7,13 +7,14 @@ with the pools on it folded into the synapse. Under the float policy a site hear
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import nir
 import numpy as np
 
 from knarr.hw_sim.counts import LedgerRow, Status
-from knarr.hw_sim.graph_ways import POOLS, GraphWays
+from knarr.hw_sim.graph_reach import bias, reach_of
+from knarr.hw_sim.graph_ways import CONVS, POOLS, GraphWays
 from knarr.hw_sim.reach import Reach, returning
 
 
@@ -25,11 +26,15 @@ class Route:
         source: node whose value they are; None: the sum of everything that arrives.
         lag: steps they wait in loops.
         reach: the synapses they take.
+        wait: steps until what they do is heard, in loops and Delays: what would act after the inference is not paid.
+        again: the same events take other synapses too, with a shorter wait, and are counted there.
     """
 
     source: str | None
     lag: int
     reach: Reach
+    wait: int = 0
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,6 @@ class Site:
         name: of the synapse's node, or "source->neuron" of a bare edge.
         node: whose arriving value it is under the float policy.
         row: layer it is counted in.
-        wait: steps until what it gives is delivered: 1 where a loop takes it back to its own neurons.
         routes: one or more.
         bias: neurons that get a bias from it.
         returning: the synapse of a neuron with itself.
@@ -49,7 +53,6 @@ class Site:
     name: str
     node: str
     row: str
-    wait: int
     routes: tuple[Route, ...]
     bias: int = 0
     returning: bool = False
@@ -103,26 +106,50 @@ def _synapse(graph: GraphWays, made: Plan, name: str) -> None:
     row = made.owner.get(neuron, name) if neuron is not None else name
     if row not in made.rows:
         made.rows.append(row)
+    routes = _routes(graph, made, name)
+    if graph.delays_behind(name) is not None and (neuron is not None or isinstance(graph.nodes[name], CONVS)):
+        what = "in a neuron's own loop" if neuron is not None else "behind a convolution"
+        made.refused[name] = (
+            f"delays that differ between outputs {what} have no rule; give all the same delay"
+        )
+        routes = []
     if neuron is not None:
-        routes: tuple[Route, ...] = (Route(neuron, 0, returning(np.asarray(graph.nodes[name].weight))),)
-    else:
-        routes = _routes(graph, made, name)
-    made.sites.append(Site(name, name, row, graph.wait(name), routes, graph.bias(name), neuron is not None))
+        itself = returning(np.asarray(graph.nodes[name].weight))
+        routes = [replace(route, reach=itself) for route in routes]
+    routes = [late for route in routes for late in _by_wait(graph, name, route)]
+    made.sites.append(Site(name, name, row, tuple(routes), bias(graph, name), neuron is not None))
     if not graph.folded and len(graph.sources(name)) > 1:
         made.merges.append(name)
     for target in _heard_by(graph, name):
         made.owner.setdefault(target, row)
 
 
-def _routes(graph: GraphWays, made: Plan, name: str) -> tuple[Route, ...]:
+def _by_wait(graph: GraphWays, name: str, route: Route) -> list[Route]:
+    """One route for each number of steps that outputs of a dense synapse wait."""
+    steps = graph.delays_behind(name)
+    if steps is None or route.reach.axes or route.reach.loop:
+        return [replace(route, wait=graph.wait(name))]
+    weight = route.reach.weight
+    return [
+        replace(
+            route,
+            reach=Reach(weight, present=np.repeat((steps == ago)[:, None], weight.shape[1], axis=1)),
+            wait=int(ago),
+            again=bool(ago > steps.min()),
+        )
+        for ago in np.unique(steps)
+    ]
+
+
+def _routes(graph: GraphWays, made: Plan, name: str) -> list[Route]:
     """Of a synapse; of none where some way to it cannot be folded."""
     if not graph.folded:
-        found = graph.reach(name, ())
+        found = reach_of(graph, name, ())
         assert isinstance(found, Reach)
-        return (Route(None, 0, found),)
+        return [Route(None, 0, found)]
     routes = []
     for source, lag, passed in graph.ways(name):
-        reach = graph.reach(name, passed)
+        reach = reach_of(graph, name, passed)
         if isinstance(reach, str):
             made.refused.setdefault(name, reach)
             continue
@@ -131,7 +158,7 @@ def _routes(graph: GraphWays, made: Plan, name: str) -> tuple[Route, ...]:
         routes.append(Route(source, lag, reach))
     for one in graph.behind[name]:
         made.absorbed.setdefault(one, []).append(name)
-    return tuple(routes)
+    return routes
 
 
 def _neuron(graph: GraphWays, made: Plan, name: str) -> None:
@@ -147,7 +174,7 @@ def _neuron(graph: GraphWays, made: Plan, name: str) -> None:
         made.refused[name] = f"'{mixed[0]}' mixes currents of synapses and bare events; put a synapse between"
     for source, lag, passed in ways:
         label = "->".join([source, *passed, name])
-        reach = graph.reach(name, passed)
+        reach = reach_of(graph, name, passed)
         if isinstance(reach, str):
             made.refused.setdefault(name, reach)
             continue
@@ -155,7 +182,7 @@ def _neuron(graph: GraphWays, made: Plan, name: str) -> None:
             made.absorbed.setdefault(one, []).append(name)
         if label not in made.rows:
             made.rows.append(label)
-        made.sites.append(Site(label, name, label, 0, (Route(source, lag, reach),)))
+        made.sites.append(Site(label, name, label, (Route(source, lag, reach),)))
         made.owner.setdefault(name, label)
     if name not in made.owner:  # only a loop of later synapses feeds it
         made.owner[name] = name
@@ -201,6 +228,14 @@ def _passing(graph: GraphWays, made: Plan, name: str) -> None:
         note += f"; folded into {into}, yet others hear it as it is" if into else ""
         made.passing.append(LedgerRow(name, operation, "counted", note))
         return
+    if isinstance(node, nir.Delay) and graph.folded:
+        pools = [one for one in graph.passed_by(name) if isinstance(graph.nodes[one], POOLS)]
+        if pools:
+            reason = (
+                f"pooling '{pools[0]}' before a Delay cannot be folded; delay first, or use pooling='float'"
+            )
+            made.passing.append(LedgerRow(name, operation, "unsupported", reason))
+            return
     notes = {
         nir.Input: "what arrives",
         nir.Output: "readout: what is done with it over time costs nothing here",

@@ -12,6 +12,7 @@ import torch
 from knarr.export.step import Stepper
 from knarr.export.step_synapses import DelayLine
 from knarr.hw_sim.graph_plan import Plan, Site
+from knarr.hw_sim.graph_reach import pool_reach
 from knarr.hw_sim.graph_ways import POOLS, GraphWays
 
 Mask = npt.NDArray[np.bool_]
@@ -85,7 +86,7 @@ class Touched:
         waiting = list(lines)
         for node in passed:
             if isinstance(self.ways.nodes[node], POOLS) and node not in self.ways.folded_behind:
-                mask = self.ways.pool_reach(node).touched(mask)
+                mask = pool_reach(self.ways, node).touched(mask)
             elif isinstance(self.ways.nodes[node], nir.Delay):
                 shape = self.ways.leaving(node)
                 moved = torch.from_numpy(mask.reshape(len(mask), *shape).astype(np.float32))

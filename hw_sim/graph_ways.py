@@ -9,13 +9,13 @@ import nir
 import numpy as np
 
 from knarr.export.step import Stepper
-from knarr.export.step_synapses import ints
 from knarr.export.structure import as_trained
 from knarr.export.topology import NEURONS
 from knarr.hw_sim.errors import CountError
-from knarr.hw_sim.reach import Axis, Reach, Window, axis
+from knarr.hw_sim.fanout import Int64
 
-SYNAPSES = (nir.Linear, nir.Affine, nir.Conv1d, nir.Conv2d)
+CONVS = (nir.Conv1d, nir.Conv2d)
+SYNAPSES = (nir.Linear, nir.Affine, *CONVS)
 POOLS = (nir.AvgPool2d, nir.SumPool2d)
 MAX_ROUTES = 10_000
 
@@ -95,6 +95,11 @@ class GraphWays:
             f"node '{name}': more than {MAX_ROUTES} ways of events lead here; put neurons between"
         )
 
+    def passed_by(self, name: str) -> set[str]:
+        """Nodes that bare events pass on their way to a node."""
+        ways = [way for way in self.ways(name) if "currents" not in self.carries(way[0])]
+        return {node for _, _, passed in ways for node in passed}
+
     def _folded_behind(self, name: str) -> list[str]:
         """Pools and scales between a synapse and its neurons that no other node feeds or hears: folded into it."""
         passed, here = [], name
@@ -140,17 +145,34 @@ class GraphWays:
                     waiting.append((after, target))
         return min(best, default=0)
 
-    def feeders(self, name: str) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+    def feeders(self, name: str) -> list[tuple[str, int, tuple[str, ...]]]:
         """(synapse, steps its currents wait in loops, nodes they pass) of every way from a synapse to a neuron."""
         waiting: list[tuple[str, int, tuple[str, ...]]] = [(s, lag, ()) for s, lag in self.sources(name)]
+        found: list[tuple[str, int, tuple[str, ...]]] = []
         for _ in range(MAX_ROUTES):
             if not waiting:
-                return
+                return found
             here, lag, passed = waiting.pop(0)
             if self.is_synapse(here):
-                yield here, lag, passed
+                found.append((here, lag, passed))
             elif not self.gives_events(here) and here not in passed:
                 waiting += [(source, lag + more, (here, *passed)) for source, more in self.sources(here)]
+        raise CountError(
+            f"node '{name}': more than {MAX_ROUTES} ways of events lead here; put neurons between"
+        )
+
+    def delays_behind(self, name: str) -> Int64 | None:
+        """(outputs,) steps until what each output of a synapse gives is heard; None where all wait alike."""
+        here, steps = name, np.zeros(prod(self.run.leaving[name]), dtype=np.int64)
+        while len(self.targets[here]) == 1:
+            here, lag = self.targets[here][0]
+            steps += lag
+            if isinstance(self.nodes[here], nir.Delay):
+                each = self.run.delays[here].steps.expand(self.run.leaving[here]).reshape(-1)
+                steps += each.numpy()
+            elif self.stops(here) or isinstance(self.nodes[here], POOLS):
+                break
+        return None if (steps == steps[0]).all() else steps
 
     def own_loop(self, name: str) -> str | None:
         """The neuron that a synapse joins with itself alone, one step later or more."""
@@ -161,93 +183,24 @@ class GraphWays:
         behind = self._alone(name, self.targets.__getitem__)
         if before is None or behind is None or before[0] != behind[0] or not self.is_neuron(before[0]):
             return None
-        return before[0] if before[1] == 0 < self.wait(name) else None
+        later = self.wait(name) + before[2] > 0
+        return before[0] if before[1] == 0 and later else None
 
-    def _alone(self, name: str, neighbours: Callable[[str], list[tuple[str, int]]]) -> tuple[str, int] | None:
-        """The one neuron or synapse at the end of a way without forks, and the loop edges on it."""
-        here, lags = name, 0
+    def _alone(
+        self, name: str, neighbours: Callable[[str], list[tuple[str, int]]]
+    ) -> tuple[str, int, int] | None:
+        """The neuron or synapse at the end of a way without forks, the loop edges on it, and the steps of its Delays."""
+        here, lags, steps = name, 0, 0
         for _ in range(len(self.nodes)):
             found = neighbours(here)
             if len(found) != 1:
                 return None
             here, lags = found[0][0], lags + found[0][1]
             if self.is_neuron(here) or self.is_synapse(here) or here in (self.order.input, self.order.output):
-                return here, lags
+                return here, lags, steps
+            if isinstance(self.nodes[here], nir.Delay):
+                steps += int(self.run.delays[here].steps.min())
             folded = isinstance(self.nodes[here], nir.Scale) and self.folded and not self.holds_zeros(here)
             if not (folded or isinstance(self.nodes[here], (nir.Input, nir.Output, nir.Flatten, nir.Delay))):
                 return None
         return None
-
-    def reach(self, name: str, passed: tuple[str, ...]) -> Reach | str:
-        """Synapses of a site for events that pass these nodes, or why they cannot be folded.
-
-        Args:
-            name: synapse, or neuron that a bare edge enters.
-            passed: nodes on the way, source first; empty under the float policy.
-        """
-        node = self.nodes[name]
-        pools = [one for one in passed if isinstance(self.nodes[one], POOLS)]
-        for one in passed:
-            if self.holds_zeros(one):
-                return f"scale '{one}' holds zeros; multiply it into the weights, or use pooling='float'"
-        first = next((at for at, one in enumerate(passed) if isinstance(self.nodes[one], nir.Flatten)), None)
-        flat_first = first is not None and any(one in pools for one in passed[first:])
-        if pools and (flat_first or (first is not None and isinstance(node, (nir.Conv1d, nir.Conv2d)))):
-            return f"pooling '{pools[0]}' beside a partial flatten cannot be folded; use pooling='float'"
-        if isinstance(node, (nir.Conv1d, nir.Conv2d)):
-            weight = np.asarray(node.weight)
-            before = [self.windows(one) for one in pools]
-            behind = [self.windows(one) for one in self.behind[name] if isinstance(self.nodes[one], POOLS)]
-            return Reach(weight, _axes(self.conv_windows(name), before, behind), int(node.groups))
-        before = [self.windows(one) for one in pools]
-        if isinstance(node, (nir.Linear, nir.Affine)):
-            weight = np.asarray(node.weight)
-            if not pools:
-                return Reach(weight)
-            channels, *sizes = self.run.leaving[pools[-1]]
-            whole = [Window(size, 1, size) for size in sizes]
-            return Reach(weight.reshape(len(weight), channels, *sizes), _axes(whole, before, []))
-        channels, *sizes = self.run.leaving[pools[-1]] if pools else (prod(self.run.entering[name]),)
-        ones = np.ones((channels, 1, *(1 for _ in sizes)))
-        return Reach(ones, _axes([Window(size, size, 1) for size in sizes], before, []), channels)
-
-    def conv_windows(self, name: str) -> list[Window]:
-        """Of a convolution, per axis."""
-        node = self.nodes[name]
-        kernel = np.shape(node.weight)[2:]
-        stride, dilation = ints(node.stride, len(kernel)), ints(node.dilation, len(kernel))
-        padding = (0,) * len(kernel)
-        if not isinstance(node.padding, str):
-            padding = ints(node.padding, len(kernel))
-        elif node.padding == "same":  # torch puts the odd zero behind
-            padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-        shape = self.run.entering[name][1:], self.run.leaving[name][1:]
-        values = zip(*shape, kernel, stride, padding, dilation, strict=True)
-        return [Window(*(int(value) for value in one)) for one in values]
-
-    def windows(self, name: str) -> list[Window]:
-        """Of a pool, per axis."""
-        node = self.nodes[name]
-        geometry = (ints(value) for value in (node.kernel_size, node.stride, node.padding))
-        shape = self.run.entering[name][1:], self.run.leaving[name][1:]
-        return [Window(*one) for one in zip(*shape, *geometry, strict=True)]
-
-    def pool_reach(self, name: str) -> Reach:
-        """Of a pool that is no part of a synapse: its windows."""
-        channels, *sizes = self.run.leaving[name]
-        alone = [Window(size, size, 1) for size in sizes]
-        return Reach(np.ones((channels, 1, 1, 1)), _axes(alone, [self.windows(name)], []), channels)
-
-    def bias(self, name: str) -> int:
-        """Neurons that get a bias; NIR stores zeros where there is none."""
-        held = getattr(self.nodes[name], "bias", None)
-        if held is None or not np.asarray(held).any():
-            return 0
-        return prod(self.run.leaving[self.behind[name][-1] if self.behind[name] else name])
-
-
-def _axes(synapse: list[Window], before: list[list[Window]], behind: list[list[Window]]) -> tuple[Axis, ...]:
-    return tuple(
-        axis(one, [windows[at] for windows in before], [windows[at] for windows in behind])
-        for at, one in enumerate(synapse)
-    )

@@ -51,6 +51,7 @@ class LayerTally:
         step: int,
         *,
         returning: bool = False,
+        again: bool = False,
     ) -> None:
         """Frames arrive at synapses.
 
@@ -60,6 +61,7 @@ class LayerTally:
             alive: (samples, steps) whether the frame is ever delivered; the others are not paid.
             step: time step of the first frame.
             returning: they are the layer's own spikes.
+            again: the same events were delivered to other synapses of this layer; they are counted once.
 
         Raises:
             CountError: NaN, infinity, or no numbers.
@@ -79,17 +81,22 @@ class LayerTally:
             self.columns["mac" + column] += int(amount[sort == 2].sum())
         self.columns["signed"] += int(table[sort == 1, 0].sum())
         events = int(table[sort >= 0, 2].sum())
-        self.columns["events"] += events
+        self.columns["events"] += 0 if again else events
         if returning:
             neurons = reach.outputs[0]
             self.columns["recurrent_all_pairs"] += events * neurons
             self.columns["recurrent_no_autapse"] += events * (neurons - 1)
-        else:
+        elif not again:
             self.frames.update({name: int((sort == at).sum()) for at, name in enumerate(CLASSES)})
         self.per_step.extend([0] * (step + steps - len(self.per_step)))
         for at, amount in enumerate(operations.sum(axis=0).tolist(), start=step):
             self.per_step[at] += amount
         self.per_sample[-1] += operations.sum(axis=1)
+
+    def sort(self, frames: npt.NDArray[np.generic], alive: npt.NDArray[np.bool_]) -> None:
+        """Note the classes of frames (samples, steps, features) that were delivered `again` and again."""
+        found, _ = sort_frames(frames.reshape(alive.size, -1)[alive.reshape(-1)], self.name)
+        self.frames.update({name: int((found == at).sum()) for at, name in enumerate(CLASSES)})
 
     def dense(self, reach: Reach, frames: int) -> None:
         """So many frames could have been delivered."""

@@ -89,4 +89,4 @@ def test_only_running_graphs_needs_the_stepper() -> None:
         for path in (ROOT / "hw_sim").rglob("*.py")
         if any(line.strip().startswith("from knarr.export") for line in path.read_text().splitlines())
     }
-    assert files == {"count_graph.py", "graph_touched.py", "graph_ways.py", "trade.py"}
+    assert files == {"count_graph.py", "graph_reach.py", "graph_touched.py", "graph_ways.py", "trade.py"}
