@@ -127,7 +127,7 @@ def _counter(model: object, dt_s: float | None, pooling: str) -> _Counter:
         if dt_s is not None and model.dt_s is not None and dt_s != model.dt_s:
             raise CountError(f"dt_s: {dt_s} s asked for, the network steps {model.dt_s} s; leave dt_s out")
         return _Chip(model)
-    if type(model).__name__ == "NIRGraph":
+    if any(kind.__name__ == "NIRGraph" for kind in type(model).__mro__):
         from knarr.hw_sim.count_graph import (
             GraphCounter,  # imports torch and NIR, which chip networks do not need
         )

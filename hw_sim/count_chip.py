@@ -146,7 +146,7 @@ class ChipCounter:
             if layer.bias_int is not None:
                 note = "bias_adds: every step, silent ones too"
                 rows.append(LedgerRow(f"{layer.name}.bias", "Bias", "counted", note))
-            named = layer.neuron.name not in ("", layer.name)
+            named = layer.neuron.name not in ("", *self.tallies)
             neuron = layer.neuron.name if named else f"{layer.name}.neuron"
             note = "neuron_updates (clocked), touched_updates and spikes"
             rows.append(LedgerRow(neuron, "CUBA", "counted", note))

@@ -85,7 +85,9 @@ class GraphCounter:
             elif name in sites:
                 rows += self._synapse_rows(sites[name], operation)
             else:
-                note = f"neuron_updates (clocked), touched_updates and spikes, in layer '{self.plan.owner[name]}'"
+                what = "neuron_updates (clocked), touched_updates and spikes"
+                what = "comparisons and spikes" if operation == "Threshold" else what
+                note = f"{what}, in layer '{self.plan.owner[name]}'"
                 rows.append(LedgerRow(name, operation, "counted", note))
         return rows
 
@@ -183,7 +185,7 @@ class _Batch:
     ) -> None:
         node = self.ways.nodes[name]
         if isinstance(node, nir.Threshold) or hasattr(node, "v_threshold"):
-            tally.add("spikes", np.count_nonzero(out[alive]))
+            tally.add("spikes", np.count_nonzero(out if alive.all() else out[alive]))
         if isinstance(node, nir.Threshold):  # no state: it compares what arrives
             tally.add("comparisons", paid * prod(self.ways.leaving(name)))
             return

@@ -208,7 +208,8 @@ def _passing(graph: GraphWays, made: Plan, name: str) -> None:
     """A node without synapses: what it costs under this policy."""
     node = graph.nodes[name]
     operation = type(node).__name__
-    if not graph.folded and len(graph.sources(name)) > 1 and graph.carries(name) == {"events"}:
+    merged = len(graph.sources(name)) > 1 and graph.carries(name) == {"events"} and name != graph.order.output
+    if merged and not graph.folded:
         made.merges.append(name)
         made.rows.append(name)
     if isinstance(node, (*POOLS, nir.Scale)):
@@ -223,7 +224,7 @@ def _passing(graph: GraphWays, made: Plan, name: str) -> None:
         note = (
             "pool_adds: one per event inside a window"
             if pool
-            else "elementwise: one multiplication per element"
+            else "elementwise: one multiplication per element that is not 0"
         )
         note += f"; folded into {into}, yet others hear it as it is" if into else ""
         made.passing.append(LedgerRow(name, operation, "counted", note))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from knarr.hw_sim.counts import LayerCounts, Spread
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.fanout import Int64
 from knarr.hw_sim.reach import Reach
-from knarr.hw_sim.tally_kernel import sums
+from knarr.hw_sim.tally_kernel import sorted_sums, sums
 
 BLOCK_BYTES = 32 * 2**20
 """Of frames as floats at one time: bounds memory, whatever the batch."""
@@ -87,7 +88,7 @@ class LayerTally:
             self.columns["recurrent_all_pairs"] += events * neurons
             self.columns["recurrent_no_autapse"] += events * (neurons - 1)
         elif not again:
-            self.frames.update({name: int((sort == at).sum()) for at, name in enumerate(CLASSES)})
+            self._note(sort)
         self.per_step.extend([0] * (step + steps - len(self.per_step)))
         for at, amount in enumerate(operations.sum(axis=0).tolist(), start=step):
             self.per_step[at] += amount
@@ -96,7 +97,12 @@ class LayerTally:
     def sort(self, frames: npt.NDArray[np.generic], alive: npt.NDArray[np.bool_]) -> None:
         """Note the classes of frames (samples, steps, features) that were delivered `again` and again."""
         found, _ = sort_frames(frames.reshape(alive.size, -1)[alive.reshape(-1)], self.name)
-        self.frames.update({name: int((found == at).sum()) for at, name in enumerate(CLASSES)})
+        self._note(found)
+
+    def _note(self, sort: npt.NDArray[np.int8]) -> None:
+        """Classes of frames that were delivered; -1 of those that were not."""
+        many = np.bincount(sort + 1, minlength=len(CLASSES) + 1)[1:].tolist()
+        self.frames.update(dict(zip(CLASSES, many, strict=True)))
 
     def dense(self, reach: Reach, frames: int) -> None:
         """So many frames could have been delivered."""
@@ -138,6 +144,11 @@ def _sums(rows: npt.NDArray[np.generic], reach: Reach, layer: str) -> tuple[npt.
         if spikes.max(initial=0) <= 1:  # by far the most common
             table = sums(spikes, *reach.small)
             return np.where(table[:, 2] > 0, 0, 3).astype(np.int8), table
+    if rows.dtype in (np.float32, np.float64) and reach.small is not None:
+        floats: npt.NDArray[Any] = rows
+        sort, table = sorted_sums(floats, *reach.small)
+        if sort.max(initial=0) <= 3:
+            return sort, table
     sort, active = sort_frames(rows, layer)
     # Integers in floats that hold the sum of any frame exactly.
     return sort, (active.astype(reach.matrix.dtype) @ reach.matrix).astype(np.int64)
