@@ -342,6 +342,22 @@ def test_chip_model_by_hand() -> None:
     }
 
 
+def test_updates_that_are_touched_cost_as_active_ones() -> None:
+    layer = {"acc": 100, "neuron_updates": 50, "touched_updates": 20, "spikes": 5}
+    counted = counts("snn", fc={key: Fraction(value) for key, value in layer.items()})
+    firing, touched = (
+        price(counted, "loihi1_table", model="chip", options=Options(active=active)).terms
+        for active in ("firing", "touched")  # type: ignore[arg-type]
+    )
+    assert firing["updates"].nominal == pytest.approx(5 * 81 + 45 * 52)
+    assert touched["updates"].nominal == pytest.approx(20 * 81 + 30 * 52)
+    assert firing["spikes"] == touched["spikes"]
+    with pytest.raises(PriceError, match="pooling='folded'"):
+        price(replace(counted, pooling="float"), "loihi1_table", model="chip")
+    with pytest.raises(PriceError, match="active"):
+        Options(active="some")  # type: ignore[arg-type]
+
+
 def test_a_ranking_that_flips_has_no_winner() -> None:
     snn, ann = (
         sized(counts("snn", fc={"acc": 100, "events": 100, "neuron_updates": 60})),
@@ -365,6 +381,10 @@ def test_what_is_not_counted_is_not_priced() -> None:
     partial = replace(fc, ledger=(*fc.ledger, LedgerRow("lstm1", "LSTM", "unsupported", "no rule")))
     with pytest.raises(CountError, match="lstm1"):
         price(partial)
+    bound = price(partial, allow_partial=True)
+    assert (bound.partial, bound.nominal_pj) == (True, 9.0)
+    assert bound.notes == ("LOWER BOUND, 'lstm1' (LSTM) is not in it: unsupported, no rule",)
+    assert not price(fc).partial
 
 
 def test_ratio() -> None:
