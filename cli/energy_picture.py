@@ -42,8 +42,11 @@ def png(facts: dict[str, Any]) -> bytes:
 
 
 def _layers(axes: Axes, energy: dict[str, Any], side: str, colour: str, largest: float) -> None:
-    names = ["/".join(name.split("/")[-2:]) for name in energy["layers_pj"]]
-    values = np.array(list(energy["layers_pj"].values())) / 1000
+    paying = {
+        name: pj / 1000 for name, pj in energy["layers_pj"].items() if pj > 0
+    }  # activations cost nothing here
+    names = ["/".join(name.split("/")[-2:]) for name in paying]
+    values = np.array(list(paying.values()))
     places = np.arange(len(names))
     bars = axes.barh(places, values, color=colour)
     axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from knarr.hw_sim.errors import CountError
+from knarr.hw_sim.onnx_row import MOST_ELEMENTS
+from knarr.hw_sim.onnx_shapes import attributes_of, holds_subgraph, settle
+
+__all__ = ["OnnxGraph", "UnsupportedError", "attributes_of", "holds_subgraph", "read_onnx"]
+
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 
 class UnsupportedError(Exception):
@@ -24,26 +32,35 @@ class OnnxGraph:
     """An ONNX graph at batch 1.
 
     Args:
-        model: onnx.ModelProto with the shapes of intermediate tensors filled in.
+        model: onnx.ModelProto with functions inlined.
         inputs: graph input -> shape, weights left out.
         shapes: tensor -> static shape, where it has one.
-        constants: tensor -> value that the file holds.
+        types: tensor -> onnx.ValueInfoProto of its element type, where inferred.
+        constants: tensor -> value, where it depends on no input.
         needed: tensors that some output of the graph depends on.
-        readers: initializer -> names of the nodes that read it.
+        readers: initializer -> names of the nodes that read it, also from within their subgraphs.
+        producers: tensor -> onnx.NodeProto that makes it.
     """
 
     model: Any
     inputs: Mapping[str, tuple[int, ...]]
     shapes: Mapping[str, tuple[int, ...]]
+    types: Mapping[str, Any]
     constants: Mapping[str, npt.NDArray[np.generic]]
     needed: frozenset[str]
     readers: Mapping[str, Sequence[str]]
+    producers: Mapping[str, Any]
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Static shape of a tensor, or UnsupportedError."""
         if tensor not in self.shapes:
             raise UnsupportedError(f"the shape of tensor '{tensor}' is not static; export with static shapes")
-        return self.shapes[tensor]
+        shape = self.shapes[tensor]
+        if prod(shape) > MOST_ELEMENTS:
+            raise UnsupportedError(
+                f"tensor '{tensor}' has {prod(shape)} elements, more than {MOST_ELEMENTS}; check the shapes"
+            )
+        return shape
 
     def constant(self, tensor: str, what: str) -> npt.NDArray[np.generic]:
         """Value of a tensor that the file holds, or UnsupportedError that says what it should have been."""
@@ -52,63 +69,94 @@ class OnnxGraph:
         return self.constants[tensor]
 
 
-def attributes_of(node: Any) -> dict[str, Any]:
-    """Attribute name -> value of an onnx.NodeProto; strings are bytes."""
-    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+def operand(node: Any, index: int) -> str:
+    """Name of an optional input, "" where the node leaves it out."""
+    return node.input[index] if index < len(node.input) else ""
 
 
 def read_onnx(path: Path) -> OnnxGraph:
-    """Load, check, and infer all shapes at batch 1.
+    """Load, check, inline functions, and infer all shapes at batch 1.
 
     Raises:
         CountError: not an ONNX file, or an input whose shape is not static beyond the batch.
         FileNotFoundError: no such file.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         model = onnx.load(path, format="protobuf")
         onnx.checker.check_model(model)
+        _check_names(model)
+        if model.functions:  # the check has refused those that call themselves
+            model = onnx.inliner.inline_local_functions(model)
         inputs = {value.name: value for value in model.graph.input}
         for initializer in model.graph.initializer:
             inputs.pop(initializer.name, None)  # old files list their weights as inputs too
         shapes = {name: _input_shape(path, value) for name, value in inputs.items()}
         del model.graph.value_info[:]  # may name the dynamic batch
-        for value in model.graph.output:
-            value.type.tensor_type.ClearField("shape")
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except FileNotFoundError:
-        raise
+        _name_hidden_sequences(model)
+        settled = settle(model)
     except (
         OSError,
+        TypeError,  # names
+        ValueError,  # initializers, and models that are too large to check
         DecodeError,
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
     ) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise CountError(f"{path}: not a valid ONNX file ({first_line}); export it again") from None
-    known = dict(shapes)
-    for value in (*inferred.graph.value_info, *inferred.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
-            known[value.name] = tuple(dim.dim_value for dim in dims)
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        attributes = attributes_of(node)
-        if node.op_type == "Constant" and "value" in attributes:
-            constants[node.output[0]] = onnx.numpy_helper.to_array(attributes["value"])
-        elif node.op_type == "Identity" and node.input[0] in constants:  # torch writes shared weights once
-            constants[node.output[0]] = constants[node.input[0]]
-    known |= {name: value.shape for name, value in constants.items()}
-    needed = {value.name for value in inferred.graph.output}
-    for node in reversed(inferred.graph.node):
+    needed = {value.name for value in model.graph.output}
+    readers: dict[str, list[str]] = {tensor.name: [] for tensor in model.graph.initializer}
+    for node in reversed(model.graph.node):
+        read = set(_read_by(node))
         if not needed.isdisjoint(node.output):
-            needed.update(node.input)
-    readers = {
-        tensor.name: [
-            node.name or node.output[0] for node in inferred.graph.node if tensor.name in node.input
-        ]
-        for tensor in inferred.graph.initializer
-    }
-    return OnnxGraph(inferred, shapes, known, constants, frozenset(needed), readers)
+            needed |= read
+        for name in read & readers.keys():
+            readers[name].insert(0, node.name or (node.output[0] if node.output else node.op_type))
+    producers = {output: node for node in model.graph.node for output in node.output if output}
+    return OnnxGraph(
+        model,
+        shapes,
+        settled.shapes,
+        settled.types,
+        settled.constants,
+        frozenset(needed),
+        readers,
+        producers,
+    )
+
+
+def _check_names(model: Any) -> None:
+    """Bytes that are no UTF-8 come out of protobuf as bytes."""
+    for node in model.graph.node:
+        for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            if not isinstance(name, str):
+                raise TypeError(f"the name {name!r} is no text")
+
+
+def _read_by(node: Any) -> Iterator[str]:
+    """Tensors that a node reads, those that its subgraphs take from outside included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _read_by(inner)
+            yield from (output.name for output in graph.output)
+
+
+def _name_hidden_sequences(model: Any) -> None:
+    """Name the hidden sequence of recurrent nodes that keep only the last state: effective counts need to see it."""
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    for index, node in enumerate(model.graph.node):
+        if node.op_type in RECURRENT and node.domain in ("", "ai.onnx"):
+            name = f"hidden_sequence_{index}"
+            while name in taken:
+                name += "_"
+            if not node.output:
+                node.output.append(name)
+            elif not node.output[0]:
+                node.output[0] = name
 
 
 def _input_shape(path: Path, value: Any) -> tuple[int, ...]:
