@@ -49,7 +49,8 @@ def _layers(axes: Axes, energy: dict[str, Any], side: str, colour: str, largest:
     values = np.array(list(paying.values()))
     places = np.arange(len(names))
     bars = axes.barh(places, values, color=colour)
-    axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+    labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+    axes.bar_label(bars, labels, padding=2, fontsize=8)
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.2 * largest if largest else 1)  # the same scale on both sides
@@ -65,7 +66,7 @@ def _models(axes: Axes, models: list[dict[str, Any]]) -> None:
     labels = []
     for at, each in enumerate(models):
         labels.append(
-            f"{each['model']}, {each['profile']}" + (f"\n{each['active']}" if each["active"] else "")
+            f"{each['model']}\n{each['profile']}" + (f", {each['active']}" if each["active"] else "")
         )
         for side, colour, shift in (
             ("baseline", BASELINE, -0.15),
@@ -96,5 +97,5 @@ def _models(axes: Axes, models: list[dict[str, Any]]) -> None:
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylabel("uJ per inference")
     axes.set_title("Models and prices; lines are intervals where a source gives bounds", fontsize=10)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=3)
     axes.margins(x=0.08)
