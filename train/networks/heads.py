@@ -1,0 +1,123 @@
+"""Clips through one-step networks, layer by layer; dropout with one mask per clip; votes of groups of neurons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import norse.torch as snn
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from knarr.train.networks.neurons import SpikingCell
+
+
+class StepLogits(NamedTuple):
+    """What distillation reads of a network that decides at every step.
+
+    Args:
+        logits: (B, classes), from which the class is taken.
+        step_logits: (B, T, classes).
+        rates: mean spikes per neuron and step of each spiking layer, detached 0-d tensors.
+    """
+
+    logits: torch.Tensor
+    step_logits: torch.Tensor
+    rates: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A network's run over clips.
+
+    Args:
+        outputs: (B, T, *) of the last layer.
+        rates: mean spikes per neuron and step of each spiking layer, detached 0-d tensors.
+        spikes, membranes: (B, T, *) of each spiking layer, membranes before the reset in volts; empty unless recorded.
+    """
+
+    outputs: torch.Tensor
+    rates: tuple[torch.Tensor, ...]
+    spikes: tuple[torch.Tensor, ...] = ()
+    membranes: tuple[torch.Tensor, ...] = ()
+
+
+class ClipDropout(nn.Module):
+    """Dropout whose mask is drawn at a clip's first step and kept for all of them [PLIF, code].
+
+    Args:
+        p: share that is silenced while training, 0..1.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(
+        self, x: torch.Tensor, state: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not self.training or not self.p:
+            return x, None
+        mask = F.dropout(torch.ones_like(x), self.p) if state is None else state
+        return x * mask, mask
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def through_time(cell: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A stateful layer over (B, T, *): its outputs, and a spiking cell's membranes before the reset."""
+    state, outputs, peaks = None, [], []
+    for frame in x.unbind(1):
+        out, state = cell(frame, state)
+        outputs.append(out)
+        if isinstance(cell, SpikingCell):
+            peaks.append(state.peak)
+    return torch.stack(outputs, 1), torch.stack(peaks, 1) if peaks else None
+
+
+def each_step(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A stateless layer over (B, T, *), all steps as one batch: batch-norms take their statistics over time too."""
+    steps = x.shape[1]
+    out: torch.Tensor = layer(x.flatten(0, 1))
+    return out.reshape(-1, steps, *out.shape[1:])
+
+
+def over_time(network: snn.SequentialState, clips: torch.Tensor, *, record: bool = False) -> Ran:
+    """All steps of a flat network, layer by layer: the numbers of a run step by step, but for batch-norms in training.
+
+    Args:
+        network: one-step SequentialState of stateless layers and cells.
+        clips: (B, T, *features).
+        record: keep spikes and membranes.
+    """
+    x, rates, spikes, membranes = clips, [], [], []
+    for layer, stateful in zip(network, network.stateful_layers, strict=True):
+        if not stateful:
+            x = each_step(layer, x)
+            continue
+        x, peaks = through_time(layer, x)
+        if isinstance(layer, SpikingCell) and peaks is not None:
+            fired = x if layer.reads == "spikes" else (peaks > layer.v_th).to(x.dtype)
+            rates.append(fired.detach().mean())
+            if record:
+                spikes.append(fired)
+                membranes.append(peaks)
+    return Ran(x, tuple(rates), tuple(spikes), tuple(membranes))
+
+
+def decide(network: snn.SequentialState, clips: torch.Tensor) -> StepLogits:
+    """Logits of every step and their mean over time, of a network whose last layer gives voltages.
+
+    Args:
+        network: as `over_time` takes it.
+        clips: (B, T, *features).
+    """
+    ran = over_time(network, clips)
+    return StepLogits(ran.outputs.mean(1), ran.outputs, ran.rates)
+
+
+def vote(spikes: torch.Tensor, classes: int) -> torch.Tensor:
+    """Mean rate of each class's neurons: (B, T, classes * voters), the first class's voters first, -> (B, classes)."""
+    return spikes.mean(1).reshape(len(spikes), classes, -1).mean(2)

@@ -1,0 +1,214 @@
+"""Cells to train with: own surrogate gradients, learnable decays, the membrane before its reset; each with a twin in Norse.
+
+Norse's parameters are tuples that `.to()` does not move and optimisers do not see; all tensors here are buffers or parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+import norse.torch as snn
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from knarr.train.student import snap_inverse
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Reads = Literal["spikes", "membrane"]
+
+
+class Frozen(BaseModel):
+    """Settings: checked when made, never changed, no unknown names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Neuron(Frozen):
+    """A layer of neurons.
+
+    Args:
+        coefficient: a = dt / tau_mem; of a learned one the value at the start, below 1.
+        learned: one a per layer is trained, a = sigmoid(w).
+        v_th: volts.
+        surrogate: gradient of the spike, see `fire`; width: its width in volts (box) or its sharpness (atan).
+        fires: "gt" above the threshold, as Norse, NIR and the chip; "ge" at it too. They differ on exact ties alone.
+        detach_reset: no gradient flows through the reset.
+    """
+
+    coefficient: Share
+    learned: bool = False
+    v_th: Positive = 1.0
+    surrogate: Literal["box", "atan"] = "atan"
+    width: Positive = 2.0
+    fires: Literal["gt", "ge"] = "gt"
+    detach_reset: bool = True
+
+    @model_validator(mode="after")
+    def _room_to_learn(self) -> Neuron:
+        if self.learned and self.coefficient == 1:
+            raise ValueError("coefficient: 1 is no value of a sigmoid; start below it, or do not learn it")
+        return self
+
+
+class CellState(NamedTuple):
+    """Membranes (B, *features), volts: `v` after the reset, `peak` before it."""
+
+    v: torch.Tensor
+    peak: torch.Tensor
+
+
+class _Fire(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, over: torch.Tensor, surrogate: str, width: float, fires: str) -> torch.Tensor:
+        ctx.save_for_backward(over)
+        ctx.surrogate, ctx.width = surrogate, width
+        return (over >= 0 if fires == "ge" else over > 0).to(over.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (over,) = ctx.saved_tensors
+        return gradients[0] * slope(over, ctx.surrogate, ctx.width), None, None, None
+
+
+def slope(over: torch.Tensor, surrogate: str, width: float) -> torch.Tensor:
+    """The gradient that stands for a spike's.
+
+    box   1 where |over| < width, else 0
+    atan  (width / 2) / (1 + (pi * width * over / 2)^2)         PLIF's code uses width 2 [reconstruction: library default]
+    """
+    if surrogate == "box":
+        return (over.abs() < width).to(over.dtype)
+    return (width / 2) / (1 + (torch.pi * width / 2 * over) ** 2)
+
+
+def fire(over: torch.Tensor, neuron: Neuron) -> torch.Tensor:
+    """Spikes, 0 or 1 in the dtype of `over`, which is v - v_th in volts."""
+    spikes: torch.Tensor = _Fire.apply(over, neuron.surrogate, neuron.width, neuron.fires)  # type: ignore[no-untyped-call]
+    return spikes
+
+
+class SpikingCell(nn.Module):
+    """Fires above a threshold, resets to 0; how it charges is the subclass's.
+
+    Args:
+        neuron: see there.
+        reads: what a step gives: spikes, or the membrane before its reset (a readout that still resets) [SEEN, code].
+    """
+
+    def __init__(self, neuron: Neuron, reads: Reads = "spikes") -> None:
+        super().__init__()
+        self.neuron, self.reads = neuron, reads
+        self.v_th: torch.Tensor
+        self.register_buffer("v_th", torch.tensor(neuron.v_th))
+
+    def charge(self, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Membrane of this step before its reset, from the one after the last reset and the input."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, state: CellState | None = None) -> tuple[torch.Tensor, CellState]:
+        peak = self.charge(torch.zeros_like(x) if state is None else state.v, x)
+        spikes = fire(peak - self.v_th, self.neuron)
+        gone = spikes.detach() if self.neuron.detach_reset else spikes
+        after = CellState((1 - gone) * peak, peak)
+        return (peak if self.reads == "membrane" else spikes), after
+
+    def extra_repr(self) -> str:
+        return f"{self.neuron!r}, reads={self.reads!r}"
+
+
+class DecayCell(SpikingCell):
+    """v- = (1 - a) v + x;  z = [v- > v_th];  v = 0 where z. SEEN's neuron: 1 - a = 0.2, v_th = 0.3 [code]."""
+
+    def __init__(self, neuron: Neuron, reads: Reads = "spikes") -> None:
+        super().__init__(neuron, reads)
+        self.keeps: torch.Tensor
+        self.register_buffer("keeps", torch.tensor(1 - neuron.coefficient))
+
+    def charge(self, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.keeps * v + x
+
+
+class BoxCell(SpikingCell):
+    """v- = v + a (x - v);  z = [v- > v_th];  v = 0 where z. Norse's LIFBoxCell; learned, PLIF (Fang et al., ICCV 2021).
+
+    Args:
+        neuron: see there.
+        dt_s: time step, seconds; matters where the network is exported.
+        reads: see SpikingCell.
+        snap: a fixed coefficient moves to the nearest k/4096, which the chip's register holds.
+    """
+
+    def __init__(self, neuron: Neuron, dt_s: float, reads: Reads = "spikes", *, snap: bool = False) -> None:
+        super().__init__(neuron, reads)
+        self.dt = dt_s
+        hold_rate(self, neuron.coefficient, dt_s, learned=neuron.learned, snap=snap)
+
+    def charge(self, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return v + self.dt * rate(self) * (x - v)
+
+    def norse(self, *, snap: bool = False) -> nn.Module:
+        """Norse's LIFBoxCell, equal in every bit of float32; a is constant in it, and on k/4096 with `snap`.
+
+        Raises:
+            ValueError: it fires at its threshold or gives its membrane, which no exported cell does.
+        """
+        if self.neuron.fires != "gt" or self.reads != "spikes":
+            raise ValueError(
+                f"BoxCell: fires '{self.neuron.fires}' and gives its {self.reads}; a graph has 'gt' and spikes, end "
+                "with a leaky integrator"
+            )
+        parameters = snn.LIFBoxParameters(
+            tau_mem_inv=fixed_rate(self, snap), v_th=self.v_th.float().cpu().clone()
+        )
+        plain: nn.Module = snn.LIFBoxCell(parameters, dt=self.dt)
+        return plain.eval()
+
+
+class ReadoutCell(nn.Module):
+    """A leaky integrator, v = v + a (x - v), which gives its voltage: Norse's LIBoxCell.
+
+    Args:
+        coefficient: a, at the start where `learned`.
+        dt_s, snap: as of BoxCell.
+    """
+
+    def __init__(self, coefficient: float, dt_s: float, *, learned: bool = False, snap: bool = False) -> None:
+        super().__init__()
+        self.dt = dt_s
+        hold_rate(self, coefficient, dt_s, learned=learned, snap=snap)
+
+    def forward(self, x: torch.Tensor, state: CellState | None = None) -> tuple[torch.Tensor, CellState]:
+        before = torch.zeros_like(x) if state is None else state.v
+        v = before + self.dt * rate(self) * (x - before)
+        return v, CellState(v, v)
+
+    def norse(self, *, snap: bool = False) -> nn.Module:
+        """The same cell of Norse, equal in every bit of float32; `snap` puts a on k/4096."""
+        plain: nn.Module = snn.LIBoxCell(
+            p=snn.LIBoxParameters(tau_mem_inv=fixed_rate(self, snap)), dt=self.dt
+        )
+        return plain.eval()
+
+
+def hold_rate(cell: nn.Module, coefficient: float, dt_s: float, *, learned: bool, snap: bool) -> None:
+    """Give a cell its a: parameter `w` with a = sigmoid(w), or buffer `tau_mem_inv` = a / dt, per second."""
+    if learned:
+        cell.register_parameter("w", nn.Parameter(torch.logit(torch.tensor(coefficient))))
+        return
+    inverse = snap_inverse(dt_s / coefficient, dt_s) if snap else torch.tensor(coefficient / dt_s)
+    cell.register_buffer("tau_mem_inv", inverse)
+
+
+def rate(cell: Any) -> torch.Tensor:
+    """1 / tau_mem, per second, in the brackets of Norse and of PLIFBoxCell."""
+    inverse: torch.Tensor = torch.sigmoid(cell.w) / cell.dt if hasattr(cell, "w") else cell.tau_mem_inv
+    return inverse
+
+
+def fixed_rate(cell: Any, snap: bool) -> torch.Tensor:
+    """1 / tau_mem as float32 that no cell shares, on the chip's grid where `snap`."""
+    inverse = rate(cell).detach().float().cpu().clone()
+    return snap_inverse(1 / float(inverse), cell.dt) if snap else inverse

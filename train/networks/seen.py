@@ -1,0 +1,163 @@
+"""SEEN (single-eye emotion recognition from events and frames): an ANN on frames lends its weights to an SNN on events.
+
+Layers and constants are those of its published code [code]; parameters 6,078,655, multiplications 177.8 M once and 182.3 M a step.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from knarr.train.networks.branch_merge import ScaleGate, gate_shares, gated
+from knarr.train.networks.heads import StepLogits, through_time
+from knarr.train.networks.neurons import Count, DecayCell, Frozen, Neuron
+
+STEM_CHANNELS = 3
+KERNELS = (3, 5, 7)
+SEEN_NEURON = Neuron(coefficient=0.8, v_th=0.3, surrogate="box", width=0.5, detach_reset=False)
+"""V = 0.2 V (1 - P) + X, P = [V > 0.3] (the paper prints >=), surrogate 1 where |V - 0.3| < 0.5 [code]."""
+
+
+class SeenSettings(Frozen):
+    """What decides SEEN's layers.
+
+    Args:
+        side_px: height and width of the images.
+        channels: of an image, of an event image too.
+        classes: emotions.
+        widths: channels of a scale, of the second and third convolution; neurons of the hidden layer.
+        frames: which frames the ANN sees; other than "first_last" are the paper's ablations.
+        steps: of a clip; matters for frames="all" alone.
+        readout: where logits come from; other than "mean_membrane" are the paper's ablations.
+        neuron: of every layer.
+    """
+
+    side_px: Count = 90
+    channels: Count = 3
+    classes: int = Field(default=7, ge=2)
+    widths: tuple[Count, Count, Count, Count] = (64, 256, 512, 256)
+    frames: Literal["first_last", "first", "first_second", "all"] = "first_last"
+    steps: Count = 4
+    readout: Literal["mean_membrane", "last_membrane", "mean_spike", "last_spike"] = "mean_membrane"
+    neuron: Neuron = SEEN_NEURON
+
+    @property
+    def features(self) -> int:
+        """Of the last map, flattened: three convolutions of stride 2, 2 and 4."""
+        return self.widths[2] * side_after(self.side_px) ** 2
+
+
+def side_after(side_px: int) -> int:
+    """Side of the last map: every convolution pads half its kernel, so strides 2, 2, 4 round up."""
+    for stride in (2, 2, 4):
+        side_px = -(-side_px // stride)
+    return side_px
+
+
+class Seen(nn.Module):
+    """SEEN. The spiking half uses the ANN's convolutions without bias and without gradient; they learn through J alone.
+
+    Args:
+        settings: see SeenSettings.
+    """
+
+    def __init__(self, settings: SeenSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        scale, second, third, hidden = settings.widths
+        seen_frames = {"first": 1, "all": settings.steps}.get(settings.frames, 2)
+        self.stem = nn.Conv2d(settings.channels * seen_frames, STEM_CHANNELS, 1)
+        self.scales = nn.ModuleList(
+            nn.Conv2d(STEM_CHANNELS, scale, k, stride=2, padding=k // 2) for k in KERNELS
+        )
+        self.gates = nn.ModuleList(ScaleGate(scale) for _ in KERNELS)
+        self.join = nn.Conv2d(len(KERNELS) * scale, scale, 1)
+        self.second = nn.Conv2d(scale, second, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(second, third, 3, stride=4, padding=1)
+        self.static_cell = DecayCell(settings.neuron)
+        self.cells = nn.ModuleList(DecayCell(settings.neuron) for _ in range(4))
+        self.hidden = nn.Linear(settings.features, hidden)
+        self.head = nn.Linear(hidden, settings.classes)
+        self.head_cell = DecayCell(settings.neuron)
+        if settings.channels != STEM_CHANNELS:
+            raise ValueError(
+                f"channels: {settings.channels}, event images meet the scales without the stem, which has {STEM_CHANNELS}"
+            )
+
+    def forward(self, events: torch.Tensor, frames: torch.Tensor) -> StepLogits:
+        """Event and frame clips, (B, T, 3, H, W) each, of the same T -> membranes of the last layer before their reset.
+
+        `step_logits` are those membranes whatever the readout; rates are of J, the four spiking layers and the head.
+
+        Raises:
+            ValueError: clips of another length or size.
+        """
+        # In a trace sizes are no plain numbers.
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # public, but without types
+            self._check(events, frames)
+        maps = [scale(self.stem(self._chosen(frames))) for scale in self.scales]
+        shares = gate_shares(self.gates, maps)
+        static = self.third(self.second(self.join(torch.cat(gated(maps, shares), 1))))
+        lent, _ = self.static_cell(static)
+
+        with torch.no_grad():
+            first, second, third = self._event_spikes(events, shares.detach())
+        heard = (third + lent.unsqueeze(1)).flatten(2)  # 0, 1 or 2: not binary
+        fourth, _ = through_time(self.cells[3], self.hidden(heard))
+        spikes, membranes = through_time(self.head_cell, self.head(fourth))
+        assert membranes is not None  # a spiking cell's
+        rates = tuple(z.detach().mean() for z in (lent, first, second, third, fourth, spikes))
+        return StepLogits(self._read(spikes, membranes), membranes, rates)
+
+    def _event_spikes(
+        self, events: torch.Tensor, shares: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Spikes of the three convolutional layers, (B, T, C, H, W) each."""
+        steps = events.shape[1]
+        images = events.flatten(0, 1)
+        maps = [_no_bias(scale, images) for scale in self.scales]
+        every = shares.unsqueeze(1).expand(-1, steps, -1, -1, -1).flatten(0, 1)
+        x = _no_bias(self.join, torch.cat(gated(maps, every), 1))
+        found = []
+        for cell, conv in zip(self.cells, (self.second, self.third, None), strict=False):
+            z, _ = through_time(cell, x.reshape(-1, steps, *x.shape[1:]))
+            found.append(z)
+            if conv is not None:
+                x = _no_bias(conv, z.flatten(0, 1))
+        return found[0], found[1], found[2]
+
+    def _chosen(self, frames: torch.Tensor) -> torch.Tensor:
+        """(B, n * 3, H, W): the frames that the ANN sees, as channels."""
+        which = self.settings.frames
+        if which == "all":
+            return frames.flatten(1, 2)
+        if which == "first":
+            return frames[:, 0]
+        return torch.cat([frames[:, 0], frames[:, -1] if which == "first_last" else frames[:, 1]], 1)
+
+    def _read(self, spikes: torch.Tensor, membranes: torch.Tensor) -> torch.Tensor:
+        when, what = self.settings.readout.split("_")
+        values = membranes if what == "membrane" else spikes
+        return values.mean(1) if when == "mean" else values[:, -1]
+
+    def _check(self, events: torch.Tensor, frames: torch.Tensor) -> None:
+        side = self.settings.side_px
+        wanted = (events.shape[0], events.shape[1], self.settings.channels, side, side)
+        for name, clip in (("events", events), ("frames", frames)):
+            if tuple(clip.shape) != wanted:
+                raise ValueError(
+                    f"{name}: shape {tuple(clip.shape)}, needs {wanted}; both clips are (B, T, C, H, W) of one T"
+                )
+        least = {"all": self.settings.steps, "first_second": 2}.get(self.settings.frames, 1)
+        if wanted[1] < least or (self.settings.frames == "all" and wanted[1] != least):
+            raise ValueError(f"frames: {wanted[1]} steps, frames='{self.settings.frames}' needs {least}")
+
+
+def _no_bias(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a convolution gives without its bias."""
+    assert isinstance(layer, nn.Conv2d)  # Seen made it
+    return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)

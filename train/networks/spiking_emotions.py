@@ -1,0 +1,190 @@
+"""The networks of "Spiking Emotions" (CEUR-WS 3331 paper 8): spiking voters on simulated events, and the ANN beside them.
+
+3x3 convolutions, batch-norm, PLIF, average pools, 20 voters in two groups, and an ANN on 68 frames as channels [paper]. The paper
+prints operations in tenths of a million, not its layers: widths, depth, the hidden layer, dropout are [reconstruction], the fit of
+all its counts (6,462,213 parameters; 9,144,576 and 47,940,608 operations a step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import norse.torch as snn
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from knarr.train.networks.heads import ClipDropout, StepLogits, over_time, vote
+from knarr.train.networks.neurons import BoxCell, Count, Frozen, Neuron, Positive
+
+POLARITIES = 2
+TAU_STEPS = 2.0
+"""Of LIF, and where PLIF starts [code]: a = 1/2."""
+FANG_CHANNELS, FANG_BLOCKS = 128, 5
+Pool = Literal["avg", "max"]
+
+
+class SpikingEmotionsSettings(Frozen):
+    """What decides the layers of a voting network, and of the ANN.
+
+    Args:
+        size_px: height and width of a frame.
+        blocks, width: convolutions and their channels; hidden: neurons of the hidden layer.
+        neuron: "plif" learns a time constant per layer, "lif" keeps tau = 2 steps.
+        v_th: threshold, volts.
+        pool: "avg", which can be exported, or "max".
+        pure_spike: leave out the first frame of a clip, the float one, so that only spikes arrive.
+        fires: "gt" as Norse, NIR and the chip; "ge" as the paper writes; exact ties alone differ.
+        fc_bias: of the linear layers; the PLIF code has none.
+        dropout: before each linear layer, one mask for all steps of a clip.
+        classes, voters: classes and neurons that vote for each, the first class's first: 0-9 negative, 10-19 positive.
+        frames: that the ANN takes as channels.
+        dt_s: time step, seconds; matters where the network is exported.
+    """
+
+    size_px: Count = 128
+    blocks: Count = 3
+    width: Count = 32
+    hidden: Count = 1024
+    neuron: Literal["plif", "lif"] = "plif"
+    v_th: Positive = 1.0
+    pool: Pool = "avg"
+    pure_spike: bool = False
+    fires: Literal["gt", "ge"] = "gt"
+    fc_bias: bool = False
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    classes: int = Field(default=2, ge=2)
+    voters: Count = 10
+    frames: Count = 68
+    dt_s: Positive = 0.001
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> SpikingEmotionsSettings:
+        if self.side < 1:
+            raise ValueError(
+                f"size_px: {self.size_px} leaves nothing after {self.blocks} blocks; choose larger"
+            )
+        return self
+
+    @property
+    def side(self) -> int:
+        """Of the last map, pixels: every block takes two and halves."""
+        side = self.size_px
+        for _ in range(self.blocks):
+            side = (side - 2) // 2
+        return side
+
+    def cell(self) -> BoxCell:
+        """A layer of its neurons: surrogate ATan of sharpness 2, reset without gradient [code, library default]."""
+        neuron = Neuron(
+            coefficient=1 / TAU_STEPS, learned=self.neuron == "plif", v_th=self.v_th, fires=self.fires
+        )
+        return BoxCell(neuron, self.dt_s)
+
+
+TABLE_I: Mapping[str, SpikingEmotionsSettings] = MappingProxyType(
+    {
+        "LIF": SpikingEmotionsSettings(neuron="lif"),
+        "PLIF": SpikingEmotionsSettings(),
+        "PLIF, V_th 0.8": SpikingEmotionsSettings(v_th=0.8),
+        "PLIF, V_th 0.4": SpikingEmotionsSettings(v_th=0.4),
+        "PLIF, V_th 0.4, max-pool": SpikingEmotionsSettings(v_th=0.4, pool="max"),
+        "pureSNN": SpikingEmotionsSettings(v_th=0.4, pure_spike=True),
+    }
+)
+"""The voting networks of the paper's Table I; PLIF-Fang and the ANN have builders of their own."""
+
+
+def build_voting_network(settings: SpikingEmotionsSettings) -> snn.SequentialState:
+    """One time step: (B, 2, size, size) -> (B, classes * voters) spikes. `votes` runs a clip."""
+    layers = _features(settings, POLARITIES, settings.cell)
+    return snn.SequentialState(
+        *layers,
+        ClipDropout(settings.dropout),
+        nn.Linear(_flat(settings), settings.hidden, bias=settings.fc_bias),
+        settings.cell(),
+        ClipDropout(settings.dropout),
+        nn.Linear(settings.hidden, settings.classes * settings.voters, bias=settings.fc_bias),
+        settings.cell(),
+    )
+
+
+def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
+    """PLIF-Fang, one time step: five times {3x3, 128 channels, padded; BN; PLIF; max pool}, a quarter, voters; no biases [code].
+
+    Of the settings, `blocks`, `width`, `hidden`, `pool` and `fc_bias` are not read: they are what makes it another network.
+
+    Raises:
+        ValueError: frames too small for five pools.
+    """
+    side = settings.size_px // 2**FANG_BLOCKS
+    if side < 1:
+        raise ValueError(f"size_px: {settings.size_px}, five pools need at least {2**FANG_BLOCKS}")
+    layers: list[nn.Module] = []
+    for at in range(FANG_BLOCKS):
+        channels = POLARITIES if at == 0 else FANG_CHANNELS
+        conv = nn.Conv2d(channels, FANG_CHANNELS, 3, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(FANG_CHANNELS), settings.cell(), nn.MaxPool2d(2)]
+    flat = FANG_CHANNELS * side**2
+    return snn.SequentialState(
+        *layers,
+        nn.Flatten(),
+        ClipDropout(settings.dropout),
+        nn.Linear(flat, flat // 4, bias=False),
+        settings.cell(),
+        ClipDropout(settings.dropout),
+        nn.Linear(flat // 4, settings.classes * settings.voters, bias=False),
+        settings.cell(),
+    )
+
+
+def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
+    """The ANN: (B, frames, size, size), grey or differences, -> (B, classes); ReLU for PLIF, no vote."""
+    layers = _features(settings, settings.frames, nn.ReLU)
+    return nn.Sequential(
+        *layers,
+        nn.Dropout(settings.dropout),
+        nn.Linear(_flat(settings), settings.hidden, bias=settings.fc_bias),
+        nn.ReLU(),
+        nn.Dropout(settings.dropout),
+        nn.Linear(settings.hidden, settings.classes, bias=settings.fc_bias),
+    )
+
+
+def votes(network: snn.SequentialState, clips: torch.Tensor, settings: SpikingEmotionsSettings) -> StepLogits:
+    """Mean rates of the voters, 0..1, in place of logits; those of every step beside them.
+
+    Args:
+        network: of `build_voting_network` or `build_plif_fang`.
+        clips: (B, T, 2, size, size), the first frame a float one.
+        settings: those it was built with; `pure_spike` drops the first frame here.
+
+    Raises:
+        ValueError: no step is left.
+    """
+    if settings.pure_spike:
+        clips = clips[:, 1:]
+    if clips.shape[1] < 1:
+        raise ValueError("clips: no steps left; give at least two frames of which the first is dropped")
+    ran = over_time(network, clips)
+    per_step = ran.outputs.reshape(*ran.outputs.shape[:2], settings.classes, settings.voters).mean(3)
+    return StepLogits(vote(ran.outputs, settings.classes), per_step, ran.rates)
+
+
+def _features(
+    settings: SpikingEmotionsSettings, channels: int, activation: Callable[[], nn.Module]
+) -> list[nn.Module]:
+    """Blocks of convolution, batch-norm, activation and pool; flattened."""
+    layers: list[nn.Module] = []
+    for _ in range(settings.blocks):
+        conv = nn.Conv2d(channels, settings.width, 3, bias=False)
+        pool = nn.AvgPool2d(2) if settings.pool == "avg" else nn.MaxPool2d(2)
+        layers += [conv, nn.BatchNorm2d(settings.width), activation(), pool]
+        channels = settings.width
+    return [*layers, nn.Flatten()]
+
+
+def _flat(settings: SpikingEmotionsSettings) -> int:
+    return settings.width * settings.side**2
