@@ -1,0 +1,1 @@
+"""Distillation losses: small pure functions of tensors."""
