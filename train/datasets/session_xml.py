@@ -81,7 +81,11 @@ def read_session(path: Path) -> Session:
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
     try:
         parser.Parse(path.read_bytes(), True)
-    except expat.ExpatError as error:
+    except (
+        expat.ExpatError,
+        ValueError,
+        LookupError,
+    ) as error:  # the latter two of encodings it does not know
         raise DataError(path, f"malformed XML: {error}; restore the file") from error
     _, name, attributes = elements[0]
     if name != "session" or not attributes.get("sessionId"):
