@@ -1,0 +1,77 @@
+"""`knarr data check` and `knarr data events`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from knarr.cli.output import json_text, make_console
+from knarr.cli.tools import keep_apart
+from knarr.hw_sim import ChipError
+from knarr.train.datasets.checks import CHECKS, check
+from knarr.train.datasets.dvs import PUBLISHED_DENSITY, Dvs
+from knarr.train.datasets.video import events_of_video
+from knarr.train.fit import write_atomic
+
+SHOWN = 20
+
+
+def check_data(name: str, root: Path, *, json: bool) -> bool:
+    """Print what a folder holds; returns whether nothing is missing or left out.
+
+    Raises:
+        ChipError: no such dataset.
+        DataError: a folder that cannot be used as a whole.
+    """
+    if name.lower().replace("-", "_") not in CHECKS:
+        raise ChipError(f"data: '{name}' is not known; choose one of {', '.join(CHECKS)}")
+    report = check(name, root)
+    if json:
+        print(json_text(report.to_json()))
+        return report.complete
+    table = Table(title=report.name)
+    table.add_column("split")
+    table.add_column("samples", justify="right")
+    for split, samples in report.splits.items():
+        table.add_row(split, f"{samples:,}")
+    table.add_section()
+    table.add_row("all", f"{report.samples:,}")
+    console = make_console()
+    console.print(f"folder: {report.root}", soft_wrap=True)
+    console.print(table)
+    if report.subjects:
+        console.print(f"people (or videos): {report.subjects}")
+    for what, lines in (("missing", report.missing), ("left out", report.skipped)):
+        if lines:
+            console.print(f"{what}: {len(lines)}")
+            for line in lines[:SHOWN]:
+                console.print(f"  {line}", soft_wrap=True)
+            if len(lines) > SHOWN:
+                console.print(f"  ... and {len(lines) - SHOWN} more; all of them with --json")
+    return report.complete
+
+
+def write_events(video: Path, out: Path, *, sensitivity: float, size: int, frames: int) -> dict[str, Any]:
+    """A video through the event-camera simulator into an .npz of frames (T, 2, H, W).
+
+    Raises:
+        DataError: a video that does not decode.
+        ChipError: `out` is the video.
+    """
+    keep_apart(out, video)
+    events = events_of_video(video, Dvs(sensitivity=sensitivity, size=size, frames=frames))
+    buffer = io.BytesIO()
+    fps = float("nan") if events.fps is None else events.fps
+    np.savez_compressed(buffer, frames=events.frames, density=events.density, fps=fps)
+    write_atomic(out, buffer.getvalue())
+    return {
+        "events": str(out),
+        "shape": list(events.frames.shape),
+        "fps": events.fps,
+        "density": round(float(events.density), 6),
+        "published_density_of_cmu_mosi": PUBLISHED_DENSITY,
+    }
