@@ -1,0 +1,129 @@
+"""EmotionKD's losses: what its student minimises, and what its teacher minimises while a temporary student answers."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from pydantic import Field, model_validator
+
+from knarr.train.losses.checks import LEAST_TEMPERATURE, MOST_TEMPERATURE
+from knarr.train.losses.label_loss import feature_mse, label_loss
+from knarr.train.losses.softened import clipped_kl, softened_kl
+from knarr.train.networks.neurons import Frozen
+
+
+class Learned(Protocol):
+    """What a loss reads of a student: logits (B, classes), F_S (B, features). EmotionOutput and GsrOutput have them."""
+
+    @property
+    def logits(self) -> torch.Tensor: ...
+
+    @property
+    def features(self) -> torch.Tensor: ...
+
+
+class Taught(Protocol):
+    """What a loss reads of a teacher: logits (B, classes), F_T in the student's size (B, features)."""
+
+    @property
+    def logits(self) -> torch.Tensor: ...
+
+    @property
+    def matched(self) -> torch.Tensor: ...
+
+
+class EmotionLossSettings(Frozen):
+    """Weights of CE + 0.1 KL + 1.0 MSE, which the code marks as final [code].
+
+    Args:
+        ce, kl, feature: weights, 0 or more; a term of weight 0 is not computed.
+        divergence: "clipped", of probabilities, as the code's, which has no temperature; "softened" is Hinton's.
+        temperature: of "softened".
+    """
+
+    ce: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    kl: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    feature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    divergence: Literal["clipped", "softened"] = "clipped"
+    temperature: float = Field(default=1.0, ge=LEAST_TEMPERATURE, le=MOST_TEMPERATURE)
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> EmotionLossSettings:
+        if not (self.ce or self.kl or self.feature):
+            raise ValueError("ce, kl, feature: all 0, nothing is left to minimise; give one a weight")
+        return self
+
+
+class EmotionLoss(NamedTuple):
+    """The sum and its terms before weighting, 0-d each; terms of weight 0 are 0.
+
+    Args:
+        total: what is minimised.
+        ce, kl, feature: terms.
+    """
+
+    total: torch.Tensor
+    ce: torch.Tensor
+    kl: torch.Tensor
+    feature: torch.Tensor
+
+
+def emotion_loss(
+    student: Learned, teacher: Taught, labels: torch.Tensor, settings: EmotionLossSettings
+) -> EmotionLoss:
+    """ce * CE(y, p_S) + kl * KL(p_T || p_S) + feature * MSE(F_T, F_S), the student's [code].
+
+    The code's penalty on convolution kernels (`emotion_net.conv_l2`) is not in it; add it.
+
+    Args:
+        student, teacher: outputs for the same windows.
+        labels: (B,) int64.
+        settings: weights, kind of divergence.
+
+    Raises:
+        LossError: wrong shapes or labels, values not finite.
+    """
+    zero = student.logits.new_zeros(())
+    ce = kl = feature = zero
+    if settings.ce:
+        ce = label_loss(student.logits, labels, name="student_logits")
+    if settings.kl and settings.divergence == "clipped":
+        kl = clipped_kl(student.logits, teacher.logits)
+    elif settings.kl:
+        kl = softened_kl(student.logits, teacher.logits, temperature=settings.temperature)
+    if settings.feature:
+        feature = feature_mse(student.features, teacher.matched)
+    return EmotionLoss(settings.ce * ce + settings.kl * kl + settings.feature * feature, ce, kl, feature)
+
+
+class TeacherLoss(NamedTuple):
+    """The sum and its terms, 0-d each.
+
+    Args:
+        total: own + pupil.
+        own: CE(y, p_T).
+        pupil: CE(y, p_S'), of the temporary student.
+    """
+
+    total: torch.Tensor
+    own: torch.Tensor
+    pupil: torch.Tensor
+
+
+def teacher_loss(
+    teacher_logits: torch.Tensor, pupil_logits: torch.Tensor, labels: torch.Tensor
+) -> TeacherLoss:
+    """CE(y, p_T) + CE(y, p_S'), the teacher's while it is fed back to [code]; equal weights.
+
+    Args:
+        teacher_logits: (B, classes).
+        pupil_logits: of the temporary student, (B, classes).
+        labels: (B,) int64.
+
+    Raises:
+        LossError: wrong shapes or labels, values not finite.
+    """
+    own = label_loss(teacher_logits, labels, name="teacher_logits")
+    pupil = label_loss(pupil_logits, labels, name="temporary student's logits")
+    return TeacherLoss(own + pupil, own, pupil)
