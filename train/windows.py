@@ -1,0 +1,164 @@
+"""Ex-Sy: which frames of a clip a network sees. Positions only, the same for events and frames, teacher and student.
+
+A window has x frames, and between two of them y are skipped. From a segment of n frames it is drawn in three steps, as in
+SEEN's paper and code (Zhang et al. 2023, arXiv 2310.04043):
+
+1. y >= 1 only: keep every (y + 1)-th frame from offset o, o ~ U{0 .. 4}, whatever y is. L frames are left (y = 0: n).
+2. begin ~ U{0 .. max(0, L - x - 1)}, and x frames from there. The last start that would fit, L - x, is never drawn: so it is
+   in their code, and so it stays.
+3. Where L < x, what is left is repeated from its start until there are x.
+
+Training and test draw alike. A test set is seen 20 times, with fresh draws each time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+FRAMES_PER_S: Final = 30
+LAST_OFFSET: Final = 4  # inclusive, for every y >= 1
+WINDOWS: Final = 20
+"""How often the published evaluation sees the test set."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """E<frames>-S<skipped>.
+
+    Args:
+        frames: x, how many frames a window has, at least 1.
+        skipped: y, how many lie between two neighbours, at least 0.
+
+    Raises:
+        ValueError: a number below that.
+    """
+
+    frames: int
+    skipped: int
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.skipped < 0:
+            raise ValueError(f"sampling: {self}, needs 1 frame or more and 0 skipped or more")
+
+    def __str__(self) -> str:
+        return f"E{self.frames}-S{self.skipped}"
+
+    @property
+    def span_s(self) -> float:
+        """(x + (x - 1) y) / 30, seconds from a window's first frame to the end of its last: 13/30 s for E4-S3."""
+        return (self.frames + (self.frames - 1) * self.skipped) / FRAMES_PER_S
+
+    @property
+    def least_frames(self) -> int:
+        """The shortest segment of which every offset leaves a frame: 5, or 1 where none is skipped."""
+        return LAST_OFFSET + 1 if self.skipped else 1
+
+
+def sampling(name: str) -> Sampling:
+    """`E4-S3` -> Sampling(4, 3).
+
+    Raises:
+        ValueError: not such a name.
+    """
+    match = re.fullmatch(r"E([0-9]{1,4})-S([0-9]{1,4})", name)
+    if match is None:
+        raise ValueError(f"sampling: {name!r} is no name like 'E4-S3'; write frames and skipped frames so")
+    return Sampling(int(match[1]), int(match[2]))
+
+
+PUBLISHED: Final = tuple(map(sampling, ("E4-S0", "E4-S1", "E4-S3", "E7-S0", "E7-S1", "E13-S0")))
+"""Those that SEEN's paper has numbers for."""
+
+
+def remaining(length: int, how: Sampling, offset: int) -> Indices:
+    """Step 1: the positions o, o + y + 1, o + 2 (y + 1), ... below `length`.
+
+    Args:
+        length: n, frames of the segment, at least `how.least_frames`.
+        how: which sampling.
+        offset: o, 0 .. 4; 0 where none is skipped.
+
+    Raises:
+        ValueError: a length or an offset out of range. The published code would draw offsets that leave nothing of a segment
+            of fewer than 5 frames, and fail on some draws; here it fails on all.
+    """
+    if length < how.least_frames:
+        raise ValueError(
+            f"segment: {length} frames < {how.least_frames}, of which {how} can leave none; take longer clips"
+        )
+    last = LAST_OFFSET if how.skipped else 0
+    if not 0 <= offset <= last:
+        raise ValueError(f"offset: {offset} outside 0 .. {last} of {how}; draw it from there")
+    return np.arange(offset, length, how.skipped + 1, dtype=np.int64)
+
+
+def starts(left: int, how: Sampling) -> range:
+    """Step 2: the starts that can be drawn among L frames, 0 .. max(0, L - x - 1)."""
+    return range(max(1, left - how.frames))
+
+
+def window(length: int, how: Sampling, offset: int, begin: int) -> Indices:
+    """(x,) positions in the segment of the window with this offset and start; rising, but where it is repeated.
+
+    Args:
+        length: n, frames of the segment.
+        how: which sampling.
+        offset: o of step 1.
+        begin: of step 2, counted in the frames that step 1 keeps.
+
+    Raises:
+        ValueError: any of them out of range.
+    """
+    kept = remaining(length, how, offset)
+    allowed = starts(len(kept), how)
+    if begin not in allowed:
+        raise ValueError(f"begin: {begin} outside 0 .. {allowed[-1]}, {how} of {len(kept)} frames")
+    return np.resize(kept[begin : begin + how.frames], how.frames)
+
+
+def draw_window(length: int, how: Sampling, rng: np.random.Generator) -> Indices:
+    """(x,) positions of one window, drawn: first the offset, where frames are skipped, then the start.
+
+    Raises:
+        ValueError: the segment is shorter than `how.least_frames`.
+    """
+    offset = int(rng.integers(LAST_OFFSET, endpoint=True)) if how.skipped else 0
+    return window(length, how, offset, int(rng.choice(starts(len(remaining(length, how, offset)), how))))
+
+
+def evaluation_windows(
+    lengths: Sequence[int] | Indices, how: Sampling, *, windows: int = WINDOWS, seed: int = 0
+) -> Indices:
+    """(windows, N, x) positions: window k of every clip is what pass k over the test set sees.
+
+    A clip's windows depend on the seed and its place in the test set alone: not on the other clips, and the first ones not on
+    how many are drawn.
+
+    Args:
+        lengths: (N,) frames of each segment.
+        how: which sampling.
+        windows: of each clip, at least 1; the published evaluation has 20.
+        seed: of the draws, at least 0.
+
+    Raises:
+        ValueError: no clip, no window, or a segment that is too short; names the clip.
+    """
+    if windows < 1 or len(lengths) == 0:
+        raise ValueError(f"windows: {windows} of each of {len(lengths)} clips; draw one of one clip at least")
+    drawn = np.empty((windows, len(lengths), how.frames), np.int64)
+    for clip, length in enumerate(lengths):
+        rng = np.random.default_rng([seed, clip])
+        try:
+            for number in range(windows):
+                drawn[number, clip] = draw_window(int(length), how, rng)
+        except ValueError as error:
+            raise ValueError(f"clip {clip}: {error}") from None
+    return drawn
