@@ -207,6 +207,7 @@ def assemble(
         sizes=sizes,
         pooling="float" if pooling == "float" else "folded",
         per_step={name: tally.steps(samples) for name, tally in tallies.items()},
+        later_macs=any(tally.later_macs for tally in tallies.values()),
         spread={name: spread(tally.per_sample) for name, tally in tallies.items()},
         total_spread=spread(whole) if whole else None,
     )

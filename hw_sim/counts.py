@@ -34,6 +34,7 @@ class LayerCounts:
         spikes: spikes the layer sent; 0 for an ANN.
         events: non-zero elements that arrived, of the layer's own spikes too where they come back; 0 for an ANN.
         signed: the part of `acc` from ternary frames that hold a -1.
+        graded: the part of `events` in graded frames.
         touched_updates: (neuron, step) pairs that an event or a bias reaches; what event-driven hardware would update.
         recurrent_all_pairs: operations of the layer's own returning spikes if each neuron had a synapse to itself too.
         recurrent_no_autapse: the same without those; the one of the two that the synapses hold is in `acc`.
@@ -57,6 +58,7 @@ class LayerCounts:
     spikes: Fraction
     events: Fraction = Fraction(0)
     signed: Fraction = Fraction(0)
+    graded: Fraction = Fraction(0)
     touched_updates: Fraction = Fraction(0)
     recurrent_all_pairs: Fraction = Fraction(0)
     recurrent_no_autapse: Fraction = Fraction(0)
@@ -76,6 +78,7 @@ class LayerCounts:
             ("mac_nonzero", self.mac),
             ("dense_valid", self.dense_padded),
             ("signed", self.acc),
+            ("graded", self.events),
             ("touched_updates", self.neuron_updates),
             ("recurrent_no_autapse", self.recurrent_all_pairs),
         ):
@@ -155,6 +158,7 @@ class OperationCounts:
         sizes: layer name -> its words, None where nobody asked.
         pooling: "folded" delivers each event before a pool alone, "float" counts what a pool gives; None for an ANN.
         per_step: layer name -> synaptic operations in each step, means over the samples.
+        later_macs: whether graded frames arrive in other steps than the first.
         spread: layer name -> how they differ between samples; `total_spread` of all layers together.
 
     Raises:
@@ -171,6 +175,7 @@ class OperationCounts:
     sizes: Mapping[str, LayerSizes] | None = None
     pooling: Literal["folded", "float"] | None = None
     per_step: Mapping[str, tuple[Fraction, ...]] | None = None
+    later_macs: bool = False
     spread: Mapping[str, Spread] | None = None
     total_spread: Spread | None = None
 

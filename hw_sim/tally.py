@@ -33,6 +33,7 @@ class LayerTally:
     name: str
     columns: Counter[str] = field(default_factory=Counter)
     frames: Counter[str] = field(default_factory=Counter)
+    later_macs: bool = False
     per_step: list[int] = field(default_factory=list)
     per_sample: list[Int64] = field(default_factory=list)
 
@@ -82,7 +83,11 @@ class LayerTally:
             self.columns["mac" + column] += int(amount[sort == 2].sum())
         self.columns["signed"] += int(table[sort == 1, 0].sum())
         events = int(table[sort >= 0, 2].sum())
-        self.columns["events"] += 0 if again else events
+        if not again:
+            self.columns["events"] += events
+            self.columns["graded"] += int(table[sort == 2, 2].sum())
+        later = (sort == 2).reshape(samples, steps)[:, 1 if step == 0 else 0 :]
+        self.later_macs = self.later_macs or bool(later.any())
         if returning:
             neurons = reach.outputs[0]
             self.columns["recurrent_all_pairs"] += events * neurons

@@ -122,7 +122,8 @@ def test_prices_as_published() -> None:
         "loihi1_table_update_inactive": (None, 52.0, None),
         "loihi1_table_spike_tile": (None, 1.7, None),
         "loihi1_table_hop": (3.0, 3.5, 4.0),
-        "loihi1_cal_synapse": (24.0, 35.5, 35.5),
+        "loihi1_cal_synapse": (None, 35.5, None),
+        "loihi1_cal_synapse_conv": (None, 24.0, None),
         "loihi1_cal_update_active": (None, 72.8, None),
         "loihi1_cal_update_inactive": (None, 72.8, None),
         "loihi1_cal_spike": (None, 69.3, None),
@@ -184,11 +185,11 @@ def test_a_profile_of_the_user(tmp_path: Path) -> None:
         10.0,
         20.0,
     )  # no MAC: its bound is not asked
-    assert estimate.profile == "mine"
+    assert estimate.profile == "mine.toml"
     assert estimate.provenance == "prices my_add, my_mac (measured here; calibrated here); worst grade C"
     assert price(counts("snn", fc={"acc": 10, "mac": 1}), str(path)).lo_pj is None
     with pytest.raises(
-        PriceError, match="profile 'mine': no price of 'sram_8k'; choose another profile or model"
+        PriceError, match="profile 'mine.toml': no price of 'sram_8k'; choose another profile or model"
     ):
         price(sized(counts("snn", fc={"acc": 10})), path, model="memory")
 
@@ -317,6 +318,7 @@ def test_chip_model_by_hand() -> None:
     assert estimate.notes == (
         "static power NOT included: profile 'loihi1_table' has none",
         "hops between cores NOT included: no placement given",
+        "I/O and messages between host and chip NOT included",
     )
     hopping = price(counted, "loihi1_table", model="chip", options=Options(hops=2.0))
     assert hopping.terms["hops"].to_json() == pytest.approx({"lo": 30.0, "nominal": 35.0, "hi": 40.0})
@@ -427,6 +429,15 @@ def test_json() -> None:
         "layer_terms": {"fc": {"acc": 9.0, "mac": 0.0}},
         "notes": [],
         "partial": False,
+        "options": {
+            "word_bits": 32,
+            "reuse_weights": 1.0,
+            "reuse_inputs": 1.0,
+            "hops": None,
+            "on_chip_bytes": None,
+            "latency_s": None,
+            "active": "firing",
+        },
     }
 
 
@@ -452,3 +463,64 @@ def test_break_even_where_clocked_work_alone_costs_too_much() -> None:
     assert found.timesteps_limit < 1
     with pytest.raises(PriceError, match="of 'ann' and 'snn'"):
         break_even(ann, snn)
+
+
+def test_words_are_those_of_the_precision() -> None:
+    assert Options().bits(load_profile("horowitz_int8")) == 8
+    assert Options().bits(load_profile("horowitz_fp16")) == 16
+    assert Options(word_bits=4).bits(load_profile("horowitz_int8")) == 4
+    counted = sized(counts("snn", fc={"acc": 100, "neuron_updates": 10}))
+    told = price(counted, "horowitz_int8", model="memory", options=Options(word_bits=8))
+    assert price(counted, "horowitz_int8", model="memory").nominal_pj == told.nominal_pj
+    for wrong in (0, 65, 7.5):
+        with pytest.raises(PriceError, match="word_bits"):
+            Options(word_bits=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["hops", "latency_s", "reuse_weights", "reuse_inputs", "on_chip_bytes"])
+def test_options_that_are_no_numbers(field: str) -> None:
+    for wrong in (float("inf"), float("nan"), -1.0):
+        with pytest.raises(PriceError, match=field):
+            Options(**{field: wrong})  # type: ignore[arg-type]
+
+
+def test_prices_of_other_scopes() -> None:
+    loaded = load_profile("loihi1_table").model_dump()
+    layer = {"acc": 100, "neuron_updates": 50, "spikes": 5}
+    counted = counts("snn", fc={key: Fraction(value) for key, value in layer.items()})
+    everything = Profile.model_validate({**loaded, "scope": "all-in"})
+    assert set(price(counted, everything, model="chip", options=Options(hops=2)).terms) == {"synapses"}
+    with pytest.raises(ValueError, match="mixed scope"):
+        Profile.model_validate({**loaded, "scope": "mixed"})
+    digital = Profile.model_validate({**load_profile("horowitz_fp32").model_dump(), "scope": "all-in"})
+    with pytest.raises(PriceError, match="all-in prices hold memory already"):
+        price(sized(counted), digital, model="memory")
+
+
+def test_large_buffers_may_lie_outside_the_chip() -> None:
+    counted = sized(counts("ann", fc={"mac": 10}))
+    near = price(counted, model="memory").terms["memory"].nominal
+    far = price(counted, model="memory", options=Options(on_chip_bytes=0)).terms["memory"]
+    assert far.nominal == pytest.approx((10 + 10 + 500) * 1950 / 2)
+    assert far.nominal > near
+    assert (far.lo, far.hi) == (pytest.approx(520 * 650), pytest.approx(520 * 1300))
+
+
+def test_convolutions_have_their_own_price_where_one_is_known() -> None:
+    layer = {"acc": 100, "neuron_updates": 50, "spikes": 5}
+    plain = counts("snn", fc={key: Fraction(value) for key, value in layer.items()})
+    conv = price(sized(plain), "loihi1_cal", model="chip")
+    dense = price(sized(plain, replace(SIZES, convolution=False)), "loihi1_cal", model="chip")
+    assert (conv.terms["synapses"].nominal, dense.terms["synapses"].nominal) == (2400.0, 3550.0)
+
+
+def test_graded_frames_at_every_step_grow_with_the_steps() -> None:
+    """A float frame shown at each step: T steps cost T times as much, and so does the break-even; a first frame alone stays."""
+    layer = {"mac": 400, "events": 40, "graded": 40, "dense_valid": 400, "dense_padded": 400}
+    snn = replace(
+        counts("snn", fc={key: Fraction(value) for key, value in layer.items()}), timesteps=4, later_macs=True
+    )
+    ann = counts("ann", fc={"mac": 1000})
+    assert break_even(snn, ann).timesteps_limit == pytest.approx(10)
+    assert break_even(snn, ann).step_pj == pytest.approx(460)
+    assert break_even(replace(snn, later_macs=False), ann).timesteps_limit is None

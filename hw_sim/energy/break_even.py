@@ -82,12 +82,12 @@ def break_even(
     whole, limit = energy(snn), energy(ann)
     # Every model is linear in counts: what is left without binary events does not depend on activity.
     silent = energy(_scaled(snn, events=Fraction(0), steps=Fraction(1)))
-    # And what is left of no steps are graded frames, which an input shows once or as often as it is given.
+    # And what is left of no steps is a graded frame that only the first one shows.
     none = energy(_scaled(snn, events=Fraction(0), steps=Fraction(0)))
     scale = (limit - silent) / (whole - silent) if whole > silent else None
     dense = float(snn.total.dense_valid)
     events = float(snn.total.acc + snn.total.mac)
-    density = float(snn.total.acc) / dense
+    density = float(snn.total.acc) / dense if dense else 0.0
     estimate = price(snn, profile, model=model, options=options)
     layers = estimate.layers_pj
     worst = max(layers, key=lambda name: layers[name])
@@ -101,7 +101,7 @@ def break_even(
         rate_limit=None if scale is None else max(0.0, scale * rate),
         timesteps=float(snn.timesteps),
         timesteps_limit=float(snn.timesteps) * (limit - none) / (whole - none) if whole > none else None,
-        events_per_synapse=events * float(snn.timesteps) / dense,
+        events_per_synapse=events * float(snn.timesteps) / dense if dense else 0.0,
         worst_layer=worst,
         worst_share=layers[worst] / whole if whole else 0.0,
         worst_term=max(estimate.layer_terms[worst], key=lambda term: estimate.layer_terms[worst][term]),
@@ -113,14 +113,20 @@ def break_even(
 
 def _scaled(counts: OperationCounts, *, events: Fraction, steps: Fraction) -> OperationCounts:
     """Binary events times `events`, everything done at every step times `steps`."""
+    macs = steps if counts.later_macs else Fraction(1)
 
     def layer(one: LayerCounts) -> LayerCounts:
         return replace(
             one,
             acc=one.acc * events,
             acc_nonzero=one.acc_nonzero * events,
+            # Graded frames are what an input shows: they do not follow the activity. Where they come at every step, more
+            # steps show more of them; a first frame alone stays.
+            mac=one.mac * macs,
+            mac_nonzero=one.mac_nonzero * macs,
             spikes=one.spikes * events,
-            events=one.events * events,
+            events=(one.events - one.graded) * events + one.graded * macs,
+            graded=one.graded * macs,
             signed=one.signed * events,
             recurrent_all_pairs=one.recurrent_all_pairs * events,
             recurrent_no_autapse=one.recurrent_no_autapse * events,

@@ -23,10 +23,16 @@ def ratio(snn: EnergyEstimate, ann: EnergyEstimate, *, mix_technologies: bool = 
         raise PriceError(f"ratio: of '{snn.kind}' to '{ann.kind}', needs 'snn' to 'ann'")
     for field in ("model", "node_nm", "precision", "scope"):
         left, right = getattr(snn, field), getattr(ann, field)
-        if left != right and not mix_technologies:
+        unknown = field == "node_nm" and left is None and snn.profile != ann.profile
+        if (left != right or unknown) and not mix_technologies:
             raise PriceError(
                 f"ratio: {field} {left} vs {right}; price both sides with the same profile and model"
             )
+    bits = snn.options.get("word_bits"), ann.options.get("word_bits")
+    if snn.model == "memory" and bits[0] != bits[1] and not mix_technologies:
+        raise PriceError(
+            f"ratio: words of {bits[0]} vs {bits[1]} bits; price both sides with the same options"
+        )
     if ann.nominal_pj == 0:
         raise PriceError("ratio: the ANN costs 0 pJ, there is nothing to compare with")
     return snn.nominal_pj / ann.nominal_pj
@@ -47,25 +53,36 @@ class Comparison:
     responsible: dict[str, str]
 
 
-def compare_models(pairs: Sequence[tuple[EnergyEstimate, EnergyEstimate]]) -> Comparison:
+def compare_models(
+    pairs: Sequence[tuple[EnergyEstimate, EnergyEstimate]], labels: Sequence[str] | None = None
+) -> Comparison:
     """Pairs of (SNN, ANN), each priced alike.
+
+    Args:
+        pairs: to compare.
+        labels: of the pairs, each once; model and profile where there are none.
 
     Raises:
         PriceError: no pairs, or a pair that `ratio` refuses.
     """
     if not pairs:
         raise PriceError("compare: nothing to compare; give at least one pair of energies")
+    names = labels or [f"{snn.model}, {snn.profile}" for snn, _ in pairs]
+    if len(set(names)) != len(pairs):
+        raise PriceError(
+            f"compare: {len(pairs)} pairs under the names {sorted(set(names))}; give each its own label"
+        )
     ratios: dict[str, tuple[float | None, float, float | None]] = {}
-    for snn, ann in pairs:
+    for name, (snn, ann) in zip(names, pairs, strict=True):
         nominal = ratio(snn, ann)
         lo = None if snn.lo_pj is None or not ann.hi_pj else snn.lo_pj / ann.hi_pj
         hi = None if snn.hi_pj is None or not ann.lo_pj else snn.hi_pj / ann.lo_pj
-        ratios[f"{snn.model}, {snn.profile}"] = (lo, nominal, hi)
+        ratios[name] = (lo, nominal, hi)
     known = [bound for corners in ratios.values() for bound in corners if bound is not None]
     flips = min(known) < 1 < max(known)
     responsible = {
-        f"{snn.model}, {snn.profile}": max(snn.terms, key=lambda term: snn.terms[term].nominal)
-        for snn, _ in pairs
+        name: max(snn.terms, key=lambda term: snn.terms[term].nominal)
+        for name, (snn, _) in zip(names, pairs, strict=True)
         if flips
     }
     return Comparison(ratios, flips, responsible)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -30,6 +30,7 @@ class EnergyEstimate:
         layer_terms: layer name -> term -> nominal energy.
         notes: what the number leaves out.
         partial: it is a lower bound, since something of the model was not counted; `notes` name it.
+        options: of the model, as used.
     """
 
     lo_pj: float | None
@@ -47,9 +48,10 @@ class EnergyEstimate:
     layer_terms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     partial: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("layers_pj", "terms", "layer_terms"):
+        for name in ("layers_pj", "terms", "layer_terms", "options"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def to_json(self) -> dict[str, object]:
@@ -62,6 +64,7 @@ class EnergyEstimate:
             "terms": terms,
             "layer_terms": layer_terms,
             "notes": list(self.notes),
+            "options": dict(self.options),
         }
 
 
@@ -108,16 +111,21 @@ def price(
         notes += [note] if static is None else []
         if static is not None:
             terms["static"] = static
-        if told.hops is None:
+        if prices.scope == "all-in":
+            notes.append(f"profile '{prices.name}' is all-in: updates, spikes and hops are in its synapses")
+        elif told.hops is None:
             notes.append("hops between cores NOT included: no placement given")
+        notes.append("I/O and messages between host and chip NOT included")
+    if model == "memory":
+        notes.append(f"memory in words of {told.bits(prices)} bits")
     whole = total(list(terms.values()))
-    used = [prices.record(term) for term in models.used_terms(model, terms) if _has(prices, term)]
+    used = [prices.record(term) for term in models.used_terms(model, terms) if models.has(prices, term)]
     worst = max((record.grade for record in used), key=GRADES.index)
     sources = "; ".join(dict.fromkeys(record.source for record in used))
     return EnergyEstimate(
         lo_pj=whole.lo,
         nominal_pj=whole.nominal,
-        hi_pj=whole.hi,
+        hi_pj=None if counts.refused else whole.hi,  # nobody knows what the rest would add
         layers_pj={name: total(list(parts.values())).nominal for name, parts in layers.items()},
         provenance=f"prices {', '.join(record.id for record in used)} ({sources}); worst grade {worst}",
         model=model,
@@ -132,6 +140,7 @@ def price(
         },
         notes=tuple(notes),
         partial=bool(counts.refused),
+        options={**asdict(told), "word_bits": told.bits(prices)},
     )
 
 
@@ -146,21 +155,20 @@ def _layer(
             raise PriceError("model: 'chip' prices spiking networks; price an ANN by 'paper' or 'memory'")
         if counts.pooling == "float":
             raise PriceError("model: 'chip' has its pools in its synapses; count with pooling='folded'")
-        return models.chip(layer, prices, options)
+        sizes = None if counts.sizes is None else counts.sizes.get(name)
+        return models.chip(layer, prices, options, convolution=sizes is not None and sizes.convolution)
+    if prices.scope == "all-in":
+        raise PriceError(f"profile '{prices.name}': all-in prices hold memory already; use model='paper'")
     if counts.sizes is None or name not in counts.sizes:
         raise PriceError(f"layer '{name}': the memory model needs its sizes; count the network again")
     return models.memory(layer, counts.sizes[name], prices, options, counts.kind)
 
 
 def _static(prices: Profile, options: Options) -> tuple[Interval | None, str]:
-    if not _has(prices, "static"):
+    if not models.has(prices, "static"):
         return None, f"static power NOT included: profile '{prices.name}' has none"
     if options.latency_s is None:
         return None, "static power NOT included: no latency given"
     record = prices.record("static")
     watts: Any = Interval(record.lo, record.nominal or 0.0, record.hi)
     return watts.times(options.latency_s * 1e12), ""
-
-
-def _has(prices: Profile, term: str) -> bool:
-    return any(record.term == term for record in prices.prices)

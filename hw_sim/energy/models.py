@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from knarr.hw_sim.counts import LayerCounts, LayerSizes
@@ -20,6 +21,7 @@ from knarr.hw_sim.energy.prices import PriceError, Profile
 
 MODELS = ("paper", "memory", "chip")
 KB = 1024
+PRECISION_BITS = {"int8": 8, "fp16": 16, "int32": 32, "fp32": 32}
 SRAM_KB = (("sram_8k", 8), ("sram_32k", 32), ("sram_1m", 1024))
 
 
@@ -28,32 +30,39 @@ class Options:
     """What a model has to be told.
 
     Args:
-        word_bits: of weights, states and activations in memory.
+        word_bits: of weights, states and activations in memory; None: those of the prices' precision.
         reuse_weights, reuse_inputs: times a fetched word of an ANN is used, at least 1 (memory).
         hops: mean hops of a spike between cores, None where the mapping is unknown (chip).
+        on_chip_bytes: of a layer's buffer; larger ones are priced as DRAM (memory). None: everything is on the chip.
         latency_s: of one inference, None leaves static power out and says so (chip).
         active: updates that cost the price of an active one: those that fire, or all that an event or bias touches (chip).
     """
 
-    word_bits: int = 32
+    word_bits: int | None = None
     reuse_weights: float = 1.0
     reuse_inputs: float = 1.0
     hops: float | None = None
+    on_chip_bytes: float | None = None
     latency_s: float | None = None
     active: Literal["firing", "touched"] = "firing"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.word_bits <= 64:
-            raise PriceError(f"word_bits: {self.word_bits}, needs 1..64")
+        bits = self.word_bits
+        if bits is not None and (not isinstance(bits, int) or not 1 <= bits <= 64):
+            raise PriceError(f"word_bits: {bits}, needs a whole number in 1..64")
         for name in ("reuse_weights", "reuse_inputs"):
-            if not getattr(self, name) >= 1:
+            if not 1 <= getattr(self, name) < inf:
                 raise PriceError(f"{name}: {getattr(self, name)}, a fetched word is used at least once")
         if self.active not in ("firing", "touched"):
             raise PriceError(f"active: {self.active!r}; choose firing or touched")
-        for name in ("hops", "latency_s"):
+        for name in ("hops", "latency_s", "on_chip_bytes"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            if value is not None and not 0 <= value < inf:
                 raise PriceError(f"{name}: {value}, needs a number from 0")
+
+    def bits(self, profile: Profile) -> int:
+        """Of a word: as told, or as the precision of the prices says; 32 where neither does."""
+        return self.word_bits or PRECISION_BITS.get(profile.precision, 32)
 
 
 def paper(counts: LayerCounts, profile: Profile) -> dict[str, Interval]:
@@ -69,10 +78,12 @@ def memory(
 ) -> dict[str, Interval]:
     """Operations, memory and addressing of one layer."""
     add, mac = _price(profile, "add"), _price(profile, "mac")
-    word = options.word_bits / 8
+    bits = options.bits(profile)
 
     def access(words: int) -> Interval:
-        return sram(profile, words * word).times(options.word_bits / 64)
+        size = words * bits / 8
+        off_chip = options.on_chip_bytes is not None and size > options.on_chip_bytes
+        return (_price(profile, "dram") if off_chip else sram(profile, size)).times(bits / 64)
 
     inputs, outputs = access(sizes.inputs), access(sizes.outputs)
     weights, states = access(sizes.weights + sizes.biases), access(sizes.states)
@@ -101,17 +112,22 @@ def memory(
     }
 
 
-def chip(counts: LayerCounts, profile: Profile, options: Options) -> dict[str, Interval]:
+def chip(
+    counts: LayerCounts, profile: Profile, options: Options, *, convolution: bool = False
+) -> dict[str, Interval]:
     """Synapses, updates and spikes of one layer; a neuron is active in a step in which it fires, or is touched."""
-    # A neuron that only integrates may fire untouched, from what it held.
-    active = float(
-        max(counts.spikes, counts.touched_updates) if options.active == "touched" else counts.spikes
-    )
-    spikes = float(counts.spikes)
+    synapse = "synapse_conv" if convolution and has(profile, "synapse_conv") else "synapse"
+    synapses = _price(profile, synapse).times(float(counts.acc + counts.mac))
+    if profile.scope == "all-in":  # fetch, update, spike and hop are in that price
+        return {"synapses": synapses}
+    spikes, updates = float(counts.spikes), float(counts.neuron_updates)
+    # A neuron may fire untouched, from what it held; what only compares has no state to update.
+    fired = max(counts.spikes, counts.touched_updates) if options.active == "touched" else counts.spikes
+    active = min(float(fired), updates)
     terms = {
-        "synapses": _price(profile, "synapse").times(float(counts.acc + counts.mac)),
+        "synapses": synapses,
         "updates": _price(profile, "update_active").times(active)
-        + _price(profile, "update_inactive").times(float(counts.neuron_updates) - active),
+        + _price(profile, "update_inactive").times(updates - active),
         "spikes": _optional(profile, "spike_tile").times(spikes),
     }
     if options.hops is not None:
@@ -139,19 +155,24 @@ def _price(profile: Profile, term: str) -> Interval:
 
 
 def _optional(profile: Profile, term: str) -> Interval:
-    return _price(profile, term) if any(record.term == term for record in profile.prices) else ZERO
+    return _price(profile, term) if has(profile, term) else ZERO
+
+
+def has(profile: Profile, term: str) -> bool:
+    """Whether a profile prices a term."""
+    return any(record.term == term for record in profile.prices)
 
 
 def used_terms(model: str, terms: Mapping[str, Interval]) -> tuple[str, ...]:
     """Names of price terms that a model looks up; for provenance."""
     return {
         "paper": ("add", "mac"),
-        "memory": ("add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m"),
+        "memory": ("add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m", "dram"),
         "chip": (
             "synapse",
-            "update_active",
-            "update_inactive",
-            "spike_tile",
+            "synapse_conv",
+            *(("update_active", "update_inactive", "spike_tile") if "updates" in terms else ()),
             *(("hop",) if "hops" in terms else ()),
+            *(("static",) if "static" in terms else ()),
         ),
     }[model]

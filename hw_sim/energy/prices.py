@@ -21,7 +21,7 @@ GRADES = ("M", "M2", "C", "C2", "S", "S2", "T", "T2", "D", "D2")
 second-hand."""
 Grade = Literal["M", "M2", "C", "C2", "S", "S2", "T", "T2", "D", "D2"]
 Term = Literal[
-    "add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m", "dram", "synapse", "update_active", "update_inactive",
+    "add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m", "dram", "synapse", "synapse_conv", "update_active", "update_inactive",
     "spike_tile", "axon_message", "hop", "static", "inference",
 ]  # fmt: skip
 
@@ -99,14 +99,18 @@ class Profile(BaseModel):
             return self
         if len(set(terms)) != len(terms):
             raise ValueError(f"terms repeat: {sorted({name for name in terms if terms.count(name) > 1})}")
-        needed = ("add", "mac") if self.kind == "digital" else ("synapse", "update_active", "update_inactive")
+        if self.scope == "mixed":
+            raise ValueError("prices of mixed scope do not add up; split them, or make it a reference")
+        updates = () if self.scope == "all-in" else ("update_active", "update_inactive")
+        needed = ("add", "mac") if self.kind == "digital" else ("synapse", *updates)
         missing = [term for term in needed if term not in terms]
         if missing:
             raise ValueError(f"a {self.kind} profile needs prices of {missing}")
         unknown = [record.id for record in self.prices if record.nominal is None]
         if unknown:
             raise ValueError(f"{unknown}: a price that is used needs a nominal value")
-        if any(not record.nominal >= 0 for record in self.prices):  # type: ignore[operator]
+        bounds = [bound for record in self.prices for bound in (record.lo, record.nominal)]
+        if any(bound is not None and not bound >= 0 for bound in bounds):
             raise ValueError("a price below 0 would make work pay")
         return self
 
@@ -118,7 +122,7 @@ class Profile(BaseModel):
         """
         if self.kind == "reference":
             raise PriceError(
-                f"profile '{self.name}': published figures for comparison, it prices nothing; choose one of {usable()}"
+                f"profile '{self.name}': published figures for comparison, it prices nothing; choose one of {', '.join(usable())}"
             )
         for record in self.prices:
             if record.term == term:
@@ -155,7 +159,8 @@ def load_profile(name: str | Path) -> Profile:
         return _packaged(name)
     path = Path(name)
     try:
-        return _parsed(path.read_bytes(), path.stem, str(path))
+        # Its name with the ending: no name of ours stands on it.
+        return _parsed(path.read_bytes(), path.name, str(path))
     except OSError as error:
         raise PriceError(f"{path}: cannot be read ({error.strerror})") from error
 
