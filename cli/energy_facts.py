@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from knarr.hw_sim import CountError, OperationCounts, PriceError, price
+from knarr.hw_sim import OperationCounts, PriceError, price
 from knarr.hw_sim.energy import (
     EnergyEstimate,
     Options,
@@ -19,6 +19,8 @@ from knarr.hw_sim.energy import (
 )
 
 DIGITAL, NEUROMORPHIC = "horowitz_fp32", ("loihi1_table", "loihi1_cal")
+REUSE = 16.0
+"""Times a word of an ANN is used once fetched: as in a 16 x 16 array of multipliers. An assumption, shown beside 1."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Pricing:
 
     profile: str | None = None
     model: str | None = None
-    options: Options = field(default_factory=Options)
+    options: Options = field(default_factory=lambda: Options(reuse_weights=REUSE, reuse_inputs=REUSE))
     mix_technologies: bool = False
     allow_partial: bool = False
 
@@ -68,48 +70,63 @@ def energy_facts(
     baseline: OperationCounts | None,
     pricing: Pricing,
     *,
-    as_float: OperationCounts | None = None,
+    other: OperationCounts | None = None,
     trades: Sequence[Trade] = (),
+    trades_of: str = "",
     measured: dict[str, object] | None = None,
 ) -> dict[str, Any]:
     """Everything, as plain data.
 
     Args:
-        student: the spiking network, pools folded.
+        student: the spiking network; what is priced.
         baseline: the network beside it.
         pricing: how.
-        as_float: the student counted with pools as float, where that differs.
+        other: the student counted by the other policy for pools, where that differs.
         trades: runs with fewer steps or other thresholds.
+        trades_of: which samples those are, in words.
         measured: of `Baseline.to_json`.
 
     Raises:
         CountError: something was not counted, and a part was not asked for.
         PriceError: prices that do not fit.
     """
-    rows, compared = [], []
+    rows: list[dict[str, Any]] = []
+    compared: dict[str, tuple[EnergyEstimate, EnergyEstimate]] = {}
     for model, profile in pricing.pairs():
-        variants = [pricing.options]
-        if model == "chip":
-            variants.append(Options(**{**asdict(pricing.options), "active": "touched"}))
-        for options in variants:
-            row, pair = _row(student, baseline, model, profile, options, pricing)
+        if model == "chip" and student.pooling == "float":
+            continue  # a chip has its pools in its synapses
+        for options in _variants(model, pricing.options, with_baseline=baseline is not None):
+            row, pairs = _row(student, baseline, model, profile, options, pricing)
             rows.append(row)
-            compared += [] if pair is None else [pair]
+            compared |= pairs
+    if not rows:
+        raise PriceError("--pooling: 'float' has no chip model; use paper or memory, or pools folded")
     first = rows[0]
     return {
         "student": {
             "counts": student.to_json(),
-            "counts_float": None if as_float is None else as_float.to_json(),
+            "counts_other_pooling": None if other is None else other.to_json(),
             "energy": first["student"],
         },
         "baseline": None if baseline is None else {"counts": baseline.to_json(), "energy": first["baseline"]},
         "ratio": first["ratio"],
         "models": rows,
-        "comparison": asdict(compare_models(compared)) if compared else None,
+        "comparison": asdict(compare_models(list(compared.values()), list(compared))) if compared else None,
         "break_even": [] if baseline is None else _break_even(student, baseline, pricing),
         "trades": [one.to_json() for one in trades],
+        "trades_of": trades_of,
         "measured": measured,
     }
+
+
+def _variants(model: str, options: Options, *, with_baseline: bool) -> list[Options]:
+    """Both readings of an active update; an ANN's memory with no reuse of a fetched word, and with some."""
+    if model == "chip":
+        return [options, replace(options, active="touched")]
+    if model == "memory" and with_baseline:
+        once = replace(options, reuse_weights=1.0, reuse_inputs=1.0)
+        return [once] if options == once else [once, options]
+    return [options]
 
 
 def _row(
@@ -119,43 +136,41 @@ def _row(
     profile: Profile,
     options: Options,
     pricing: Pricing,
-) -> tuple[dict[str, Any], tuple[EnergyEstimate, EnergyEstimate] | None]:
-    def priced(counts: OperationCounts, model: str, profile: Profile) -> EnergyEstimate:
-        return price(counts, profile, model=model, options=options, allow_partial=pricing.allow_partial)
+) -> tuple[dict[str, Any], dict[str, tuple[EnergyEstimate, EnergyEstimate]]]:
+    def priced(counts: OperationCounts, *, mine: bool = False) -> EnergyEstimate:
+        mixed = model == "chip" and not mine  # no chip prices an ANN
+        prices, by = (load_profile(DIGITAL), "paper") if mixed else (profile, model)
+        return price(counts, prices, model=by, options=options, allow_partial=pricing.allow_partial)
 
-    mine = priced(student, model, profile)
+    mine = priced(student, mine=True)
     row: dict[str, Any] = {
         "model": model,
         "profile": profile.name,
         "active": options.active if model == "chip" else None,
+        "reuse": options.reuse_weights if model == "memory" and baseline is not None else None,
         "student": mine.to_json(),
         "baseline": None,
         "effective": None,
         "ratio": None,
+        "ratio_effective": None,
         "mixed": False,
     }
-    if baseline is None:
-        return row, None
-    if model == "chip" and not pricing.mix_technologies:
-        return row, None
-    theirs = (
-        priced(baseline, model, profile)
-        if model != "chip"
-        else priced(baseline, "paper", load_profile(DIGITAL))
-    )
-    row["baseline"] = theirs.to_json()
+    if baseline is None or (model == "chip" and not pricing.mix_technologies):
+        return row, {}
+    rivals = {"baseline": priced(baseline)}
     if baseline.effective is not None:
-        skipping = baseline.skipping_zeros()
-        row["effective"] = (
-            priced(skipping, model, profile)
-            if model != "chip"
-            else priced(skipping, "paper", load_profile(DIGITAL))
-        ).to_json()
+        rivals["effective"] = priced(baseline.skipping_zeros())
+    row |= {side: estimate.to_json() for side, estimate in rivals.items()}
     row["mixed"] = model == "chip"
-    if mine.partial or theirs.partial:  # a bound of one side ranks nothing
-        return row, None
-    row["ratio"] = ratio(mine, theirs, mix_technologies=pricing.mix_technologies)
-    return row, None if model == "chip" else (mine, theirs)
+    if any(one.partial for one in (mine, *rivals.values())):  # a bound of one side ranks nothing
+        return row, {}
+    label = f"{model}, {profile.name}" + (f", reuse {options.reuse_weights:g}" if row["reuse"] else "")
+    pairs = {}
+    for side, name in (("baseline", "ratio"), ("effective", "ratio_effective")):
+        if side in rivals and rivals[side].nominal_pj > 0:
+            row[name] = ratio(mine, rivals[side], mix_technologies=pricing.mix_technologies)
+            pairs[label + ("" if side == "baseline" else ", zeros skipped")] = (mine, rivals[side])
+    return row, {} if model == "chip" else pairs
 
 
 def _break_even(
@@ -165,13 +180,10 @@ def _break_even(
     rivals = [("dense", baseline)]
     if baseline.effective is not None:
         rivals.append(("effective", baseline.skipping_zeros()))
+    if student.refused or baseline.refused:
+        return []  # no break-even of a part
     for model, profile in pricing.pairs():
         for against, rival in rivals if model != "chip" else []:
-            try:
-                limit = break_even(student, rival, profile, model=model, options=pricing.options)
-            except CountError:
-                if not pricing.allow_partial:
-                    raise
-                continue  # no break-even of a part
+            limit = break_even(student, rival, profile, model=model, options=pricing.options)
             found.append({"model": model, "profile": profile.name, "against": against, **limit.to_json()})
     return found

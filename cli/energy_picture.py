@@ -21,7 +21,9 @@ STUDENT, BASELINE = "tab:red", "tab:gray"
 
 def draw(facts: dict[str, Any]) -> Figure:
     """Layers of both networks above, models below; of what `energy_facts` gives."""
-    sides = [(name, colour) for name, colour in (("baseline", BASELINE), ("student", STUDENT)) if facts[name]]
+    both = (("baseline", BASELINE), ("student", STUDENT))
+    # Under a chip's prices the baseline has no energy of its own.
+    sides = [(name, colour) for name, colour in both if facts[name] and facts[name]["energy"] is not None]
     figure = plt.figure(figsize=(9, 6), layout="constrained")
     grid = figure.add_gridspec(2, len(sides), height_ratios=(1.2, 1))
     largest = max(
@@ -66,7 +68,9 @@ def _models(axes: Axes, models: list[dict[str, Any]]) -> None:
     labels = []
     for at, each in enumerate(models):
         labels.append(
-            f"{each['model']}\n{each['profile']}" + (f", {each['active']}" if each["active"] else "")
+            f"{each['model']}\n{each['profile']}"
+            + (f", {each['active']}" if each["active"] else "")
+            + (f", reuse {each['reuse']:g}" if each["reuse"] else "")
         )
         for side, colour, shift in (
             ("baseline", BASELINE, -0.15),
@@ -74,7 +78,8 @@ def _models(axes: Axes, models: list[dict[str, Any]]) -> None:
             ("student", STUDENT, 0.15),
         ):
             energy = each[side]
-            if energy is None or energy["nominal_pj"] <= 0:
+            # Another technology's dots in a chip's column would invite a comparison.
+            if energy is None or energy["nominal_pj"] <= 0 or (each["mixed"] and side != "student"):
                 continue
             middle = energy["nominal_pj"] / 1e6
             ends = [energy["lo_pj"], energy["hi_pj"]]

@@ -10,6 +10,8 @@ from rich.table import Table
 NOT_INCLUDED = (
     "The paper model prices synaptic events alone: memory, updates, bias, static power and I/O are NOT in it."
 )
+OTHER = ("pool_adds", "merge_adds", "comparisons", "elementwise")
+"""Columns that stand in one: additions of pools and merges, comparisons, scales and activations."""
 SHOWN_FLOORS = ("v100", "h100_sxm_h200", "agx_orin")
 
 
@@ -26,15 +28,23 @@ def print_energy(facts: dict[str, Any], console: Console) -> None:
     for row in refused:
         console.print(f"NOT COUNTED: '{row['name']}' ({row['operation']}): {row['note']}")
     console.print(_models(facts["models"]))
-    console.print(facts["student"]["energy"]["provenance"])
-    console.print(NOT_INCLUDED)
+    for line in dict.fromkeys(_provenance(each) for each in facts["models"]):
+        console.print(line)
+    if any(each["model"] == "paper" for each in facts["models"]):
+        console.print(NOT_INCLUDED)
+    if any(each["student"]["lo_pj"] is None for each in facts["models"]):
+        console.print("[?]: no bounds are published; a nominal value alone.")
+    if any((each["reuse"] or 1) > 1 for each in facts["models"]):
+        console.print(
+            "reuse: times a fetched word of the baseline is used; 1 is the worst case, the other an assumption."
+        )
     for note in dict.fromkeys(note for each in facts["models"] for note in each["student"]["notes"]):
         console.print(note)
     _ranking(facts, console)
     if facts["break_even"]:
         console.print(_limits(facts["break_even"]))
     if facts["trades"]:
-        console.print(_trades(facts["trades"]))
+        console.print(_trades(facts))
     if facts["measured"] is not None:
         _measured(facts["measured"], console)
 
@@ -46,16 +56,20 @@ def _operations(facts: dict[str, Any]) -> Table:
     )
     table.add_column("network")
     table.add_column("layer", overflow="fold")
-    for column in ("spikes", "ACC", "MAC", "bias adds", "updates", "energy nJ"):
+    model = facts["student"]["energy"]["model"]
+    for column in ("spikes", "ACC", "MAC", "bias adds", "updates", "other", f"nJ ({model})"):
         table.add_column(column, justify="right")
-    sides = [("student", "student", "counts"), ("student, pools float", "student", "counts_float")]
+    folded = counts["pooling"] == "folded"
+    other = f"pools {'float' if folded else 'folded'}"
+    sides = [("student", "student", "counts"), (other, "student", "counts_other_pooling")]
     for label, side, which in [*sides, ("baseline", "baseline", "counts")]:
         if facts[side] is None or facts[side][which] is None:
             continue
         counts, energy = facts[side][which], facts[side]["energy"]
         whole = counts["total"] is not None
         for name, layer in counts["layers"].items():
-            if any(layer[column] for column in ("acc", "mac", "bias_adds", "neuron_updates", "pool_adds")):
+            shown = ("acc", "mac", "bias_adds", "neuron_updates", *(OTHER if side == "student" else ()))
+            if any(layer[column] for column in shown):
                 priced = energy["layers_pj"].get(name) if energy is not None and which == "counts" else None
                 table.add_row(label, _short(name), *_cells(layer, priced))
         total = counts["total"] or {key: sum(one[key] for one in counts["layers"].values()) for key in layer}
@@ -83,7 +97,21 @@ def _besides(facts: dict[str, Any]) -> list[str]:
 
 def _cells(layer: dict[str, float], pj: float | None) -> list[str]:
     columns = ("spikes", "acc", "mac", "bias_adds", "neuron_updates")
-    return [*(f"{layer[column]:,.0f}" for column in columns), "" if pj is None else f"{pj / 1000:,.1f}"]
+    other = sum(layer[column] for column in OTHER)
+    return [
+        *(f"{layer[column]:,.0f}" for column in columns),
+        f"{other:,.0f}",
+        "" if pj is None else _short_nj(pj),
+    ]
+
+
+def _short_nj(pj: float) -> str:
+    return f"{pj / 1000:,.1f}" if pj >= 100 or pj == 0 else f"{pj / 1000:.3g}"
+
+
+def _provenance(each: dict[str, Any]) -> str:
+    tag = f"{each['model']}: {each['student']['provenance']}"
+    return tag + (f"; mixed with baseline: {each['baseline']['provenance']}" if each["mixed"] else "")
 
 
 def _short(name: str) -> str:
@@ -95,10 +123,11 @@ def _models(models: list[dict[str, Any]]) -> Table:
     table = Table(title="energy per inference")
     table.add_column("model")
     table.add_column("prices", overflow="fold")
-    for column in ("student uJ", "baseline uJ", "zeros skipped uJ", "ratio"):
+    for column in ("student uJ", "baseline uJ", "zeros skipped uJ", "ratio", "zeros skipped"):
         table.add_column(column, justify="right")
     for each in models:
         model = each["model"] + (f", {each['active']}" if each["active"] else "")
+        model += f", reuse {each['reuse']:g}" if each["reuse"] else ""
         mixed = " mixed" if each["mixed"] else ""
         table.add_row(
             model,
@@ -106,15 +135,17 @@ def _models(models: list[dict[str, Any]]) -> Table:
             _interval(each["student"]),
             "-" if each["baseline"] is None else _interval(each["baseline"]) + mixed,
             "-" if each["effective"] is None else _interval(each["effective"]) + mixed,
-            "-" if each["ratio"] is None else f"{each['ratio']:.3f}{mixed}",
+            "-" if each["ratio"] is None else f"{each['ratio']:.3g}{mixed}",
+            "-" if each["ratio_effective"] is None else f"{each['ratio_effective']:.3g}{mixed}",
         )
     return table
 
 
 def _interval(energy: dict[str, Any]) -> str:
-    """Nominal, and [lo, hi] where one is known; ? is unknown, >= a lower bound."""
+    """Nominal and [lo, hi]; ? is unknown, >= a lower bound."""
     lo, hi = energy["lo_pj"], energy["hi_pj"]
-    bounds = "" if lo is None and hi is None else f" [{_uj(lo)}, {_uj(hi)}]"
+    bounds = "" if lo == hi and lo is not None else f" [{_uj(lo)}, {_uj(hi)}]"
+    bounds = " [?]" if lo is None and hi is None else bounds
     return f"{'>= ' if energy['partial'] else ''}{_uj(energy['nominal_pj'])}{bounds}"
 
 
@@ -130,25 +161,34 @@ def _ranking(facts: dict[str, Any], console: Console) -> None:
     comparison = facts["comparison"]
     if comparison is None:
         return
+    ratios = comparison["ratios"]
     if comparison["flips"]:
-        blame = "; ".join(f"{model}: {term}" for model, term in comparison["responsible"].items())
-        console.print(f"RANKING FLIPS between models: no winner. What costs the student most: {blame}.")
-    elif len(comparison["ratios"]) > 1:
+        by_model = {label.split(",")[0]: term for label, term in comparison["responsible"].items()}
+        blame = ", ".join(f"{term} ({model} model)" for model, term in by_model.items())
+        low, high = (f(ratios, key=lambda label: ratios[label][1]) for f in (min, max))
         console.print(
-            "The models of one technology rank the two alike; a chip's prices are another, so no ratio."
+            f"RANKING FLIPS: no winner. The ratio is {ratios[low][1]:.3g} ({low}) and {ratios[high][1]:.3g} ({high}). "
+            f"What costs the student most: {blame}."
         )
+    elif len(ratios) > 1:
+        unknown = any(bound is None for lo, _, hi in ratios.values() for bound in (lo, hi))
+        what = "Nominal values" if unknown else "Intervals"
+        console.print(f"{what} rank the two alike in all {len(ratios)} comparisons of one technology.")
+    if any(each["model"] == "chip" and not each["mixed"] for each in facts["models"]):
+        console.print("A chip's prices are another technology than the baseline's: no ratio.")
 
 
 def _limits(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="where the student stops being cheaper")
     table.add_column("model, against")
     for column in (
-        "rate now",
+        "rate",
         "largest",
-        "steps now",
-        "largest",
+        "factor",
+        "steps",
+        "most steps",
         "events/synapse",
-        "per step nJ",
+        "nJ a step",
         "dearest layer",
     ):
         table.add_column(column, justify="right", overflow="fold")
@@ -157,13 +197,17 @@ def _limits(rows: list[dict[str, Any]]) -> Table:
             f"{row['model']}, {row['against']}",
             f"{row['rate']:.2%}",
             _rate(row["rate_limit"]),
+            "-" if row["activity_scale"] is None else f"{row['activity_scale']:.3g}",
             f"{row['timesteps']:g}",
             "-" if row["timesteps_limit"] is None else f"{max(0.0, row['timesteps_limit']):.1f}",
             f"{row['events_per_synapse']:.2f}",
             f"{row['step_pj'] / 1000:.2f}",
             f"{_short(row['worst_layer'])} {row['worst_share']:.0%} ({row['worst_term']})",
         )
-    table.caption = f"A fair rival of a rate code: an ANN of {rows[0]['quantised_rival_bits']} bits."
+    table.caption = (
+        f"factor: on all binary events, below 1 the student is the dearer one. A fair rival of a rate code: an ANN of "
+        f"{rows[0]['quantised_rival_bits']} bits. The chip model has no rival: it prices no ANN."
+    )
     return table
 
 
@@ -174,8 +218,12 @@ def _rate(limit: float | None) -> str:
     return f"{limit:.2%}" if limit < 1 else "any"
 
 
-def _trades(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="what fewer steps or other thresholds would buy, each one run")
+def _trades(facts: dict[str, Any]) -> Table:
+    rows = facts["trades"]
+    model = facts["student"]["energy"]["model"]
+    table = Table(
+        title=f"what fewer steps or other thresholds would buy, each one run ({facts['trades_of']}; {model} model)"
+    )
     table.add_column("change")
     for column in ("ACC", "MAC", "energy nJ", "of now", "decided as now", "right"):
         table.add_column(column, justify="right")
@@ -185,7 +233,7 @@ def _trades(rows: list[dict[str, Any]]) -> Table:
             what,
             f"{row['acc']:,.0f}",
             f"{row['mac']:,.0f}",
-            f"{row['energy_pj'] / 1000:,.1f}",
+            _short_nj(row["energy_pj"]),
             f"{row['relative']:.1%}",
             f"{row['agreement']:.1%}",
             "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
@@ -200,7 +248,7 @@ def _measured(facts: dict[str, Any], console: Console) -> None:
         for column in ("device", "precision", "pJ per MAC", "floor uJ"):
             table.add_column(column, justify="right")
         for one in shown:
-            floor = f"{one['floor_j'] * 1e6:,.3f}"
+            floor = _uj(one["floor_j"] * 1e12)
             table.add_row(one["device"], one["precision"], f"{one['pj_per_mac']:.2f}", floor)
         console.print(table)
     for side in ("floors", "gpu", "cpu"):

@@ -371,6 +371,13 @@ def verify(
     _finish(report.show_verification(source / stages.VERIFICATION, json=json))
 
 
+class Pooling(str, Enum):
+    """What becomes of pools."""
+
+    folded = "folded"
+    float = "float"
+
+
 class EnergyModel(str, Enum):
     """How counts become joules."""
 
@@ -408,15 +415,29 @@ def energy(
         EnergyModel | None, typer.Option("--model", help="One model; all that have prices when left out.")
     ] = None,
     dt_s: Annotated[
-        float | None, typer.Option("--dt", help="Time step of a .nir file that names none, seconds.")
+        float | None, typer.Option("--dt", help="Time step of a .nir file, seconds; its own when left out.")
     ] = None,
     over_time: Annotated[
         OverTime, typer.Option("--over-time", help="How a .nir file's output is decided by.")
     ] = OverTime.sum,
     votes: Annotated[int, typer.Option("--votes", help="Outputs per class of a .nir file.", min=1)] = 1,
+    pooling: Annotated[
+        Pooling,
+        typer.Option("--pooling", help="Of a .nir file: pools folded into synapses, or as they are."),
+    ] = Pooling.folded,
     word_bits: Annotated[
-        int, typer.Option("--word-bits", help="Of weights and states in memory (memory).", min=1, max=64)
-    ] = 32,
+        int | None,
+        typer.Option("--word-bits", help="In memory; the precision's when left out (memory).", min=1, max=64),
+    ] = None,
+    reuse: Annotated[
+        float | None,
+        typer.Option(
+            "--reuse", help="Times a fetched word of the baseline is used, beside 1 (memory).", min=1
+        ),
+    ] = None,
+    on_chip_bytes: Annotated[
+        float | None, typer.Option("--on-chip-bytes", help="Larger buffers lie in DRAM (memory).", min=0)
+    ] = None,
     hops: Annotated[
         float | None, typer.Option("--hops", help="Mean hops of a spike between cores (chip).", min=0)
     ] = None,
@@ -455,12 +476,23 @@ def energy(
         stages.energy(opened)
         report.show_energy(source / stages.ENERGY, json=json)
         return
-    from knarr.cli.energy_facts import Pricing
+    from knarr.cli.energy_facts import REUSE, Pricing
     from knarr.cli.energy_files import Sources, energy_files
     from knarr.hw_sim.energy import Options
 
+    if not source.exists():
+        _fail(f"{source}: no such run folder, .nir or .net file", BAD_INPUT)
+    if source.suffix == ".net" or source.is_dir():
+        for name, used in (
+            ("--dt", dt_s is not None),
+            ("--votes", votes != 1),
+            ("--pooling", pooling is not Pooling.folded),
+            ("--over-time", over_time is not OverTime.sum),
+        ):
+            if used:
+                _fail(f"{name}: goes with a .nir file; a chip network has its own", BAD_INPUT)
     if source.is_dir():
-        for name, given in (("--data", data), ("--baseline", baseline), ("--labels", labels), ("--dt", dt_s)):
+        for name, given in (("--data", data), ("--baseline", baseline), ("--labels", labels)):
             if given is not None:
                 _fail(f"{name}: {source} is a run and has its own; leave it out", BAD_INPUT)
         sources = stages.energy_sources(stages.reopen(source))
@@ -468,8 +500,18 @@ def energy(
     elif data is None:
         _fail("--data: needed with a file: .npy of (samples, timesteps, *features)", BAD_INPUT)
     else:
-        sources = Sources(source, data, labels, baseline, baseline_data, dt_s, over_time.value, votes)
-    options = Options(word_bits=word_bits, hops=hops, latency_s=latency_s)
+        sources = Sources(
+            source, data, labels, baseline, baseline_data, dt_s, over_time.value, votes, pooling.value
+        )
+    times = REUSE if reuse is None else reuse
+    options = Options(
+        word_bits=word_bits,
+        reuse_weights=times,
+        reuse_inputs=times,
+        hops=hops,
+        on_chip_bytes=on_chip_bytes,
+        latency_s=latency_s,
+    )
     named = None if model is None else model.value
     pricing = Pricing(profile, named, options, mix_technologies, allow_partial)
     facts = energy_files(sources, pricing, measure=measure, out=out, picture=picture)

@@ -17,7 +17,7 @@ from torch import nn
 from knarr.cli import progress
 from knarr.cli.energy_facts import DIGITAL as PROFILE
 from knarr.cli.energy_facts import Pricing, energy_facts
-from knarr.cli.energy_files import TRADE_SAMPLES, Sources
+from knarr.cli.energy_files import NOT_ASKED, TRADE_SAMPLES, Sources
 from knarr.cli.output import json_text
 from knarr.deploy import lower, read_net, write_net
 from knarr.deploy import verify as verify_network
@@ -241,13 +241,24 @@ def energy(run: Run) -> None:
     chosen = np.arange(min(TRADE_SAMPLES, len(run.data.train.labels)))
     trades = trade(network, run.data.train.spikes(chosen), PROFILE, labels=run.data.train.labels[chosen])
     measured = baseline(path, None, counts=teacher).to_json()
-    facts = energy_facts(student, teacher, Pricing(), trades=trades, measured=measured)
+    measured |= {"gpu_refused": NOT_ASKED, "cpu_refused": NOT_ASKED}
+    of = f"{len(chosen)} training samples"
+    facts = energy_facts(student, teacher, Pricing(), trades=trades, trades_of=of, measured=measured)
     write_atomic(run.path(ENERGY), (json_text(facts) + "\n").encode())
 
 
 def energy_sources(run: Run) -> Sources:
     """A run's files as `knarr energy FILE` takes them."""
-    return Sources(run.need(NET, "deploy"), run.folder, baseline=run.need(BASELINE, "export"))
+    test, train = run.data.test, run.data.train
+    chosen = np.arange(min(TRADE_SAMPLES, len(train.labels)))
+    return Sources(
+        run.need(NET, "deploy"),
+        run.folder,
+        baseline=run.need(BASELINE, "export"),
+        baseline_data=test.batch(np.arange(len(test.labels)), None).frames.numpy(),
+        choosing=(train.spikes(chosen), train.labels[chosen]),
+        run=run.folder,
+    )
 
 
 def pictures(run: Run) -> None:

@@ -298,6 +298,7 @@ def walk(
                 for event in np.argwhere(frame):
                     targets = reached(tuple(event.tolist()))
                     row["events"] += 1
+                    row["graded"] += kind == "mac"
                     row["acc" if kind != "mac" else "mac"] += len(targets)
                     row["signed"] += len(targets) if kind == "signed" else 0
                     nonzero = sum(weight != 0 for weight in targets.values())

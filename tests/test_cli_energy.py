@@ -64,7 +64,7 @@ def test_everything_in_one_call(knarr: Knarr, files: Path) -> None:  # noqa: F81
     assert result.returncode == 0, result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 100
     for words in (
-        "student, pools float", "baseline", "horowitz_fp32", "loihi1_table", "where the student stops being cheaper",
+        "pools float", "baseline", "horowitz_fp32", "loihi1_table", "where the student stops being cheaper",
         "thresholds x 1.25", "never consumption", "gpu: not measured", "with zero activations skipped",
     ):  # fmt: skip
         assert words in result.stdout, words
@@ -73,11 +73,11 @@ def test_everything_in_one_call(knarr: Knarr, files: Path) -> None:  # noqa: F81
     counts = count(student(), np.load("spikes.npy"), dt_s=DT_S)
     assert facts["student"]["counts"] == json.loads(json.dumps(counts.to_json()))
     assert counts.total.acc > 0 == counts.total.mac
-    assert facts["student"]["counts_float"]["total"]["mac"] > 0  # fractions of an average pool
+    assert facts["student"]["counts_other_pooling"]["total"]["mac"] > 0  # fractions of an average pool
     teacher = count_onnx(files / "teacher.onnx", np.load("frames.npy"))
     assert facts["baseline"]["counts"]["total"]["mac"] == float(teacher.total.mac)
     assert facts["ratio"] == price(counts).nominal_pj / price(teacher).nominal_pj
-    assert [row["ratio"] is None for row in facts["models"]] == [False, False, True, True, True, True]
+    assert [row["ratio"] is None for row in facts["models"]] == [False, False, False, True, True, True, True]
     assert {row["against"] for row in facts["break_even"]} == {"dense", "effective"}
     now, *others = facts["trades"]
     assert (now["relative"], now["agreement"]) == (1.0, 1.0)
@@ -110,7 +110,7 @@ def test_a_chip_network_and_one_profile(knarr: Knarr, files: Path) -> None:  # n
     counts = count(network, np.load("spikes.npy"))
     assert facts["student"]["energy"]["nominal_pj"] == pytest.approx(0.03 * float(counts.total.acc))
     assert [row["model"] for row in facts["models"]] == ["paper"]
-    assert facts["student"]["counts_float"] is None
+    assert facts["student"]["counts_other_pooling"] is None
 
 
 def test_ratios_across_technologies_are_labelled(knarr: Knarr, files: Path) -> None:  # noqa: F811
@@ -118,7 +118,7 @@ def test_ratios_across_technologies_are_labelled(knarr: Knarr, files: Path) -> N
     assert "mixed" in result.stdout
     assert "they rank nothing" in result.stdout
     rows = json.loads(run(knarr, "--baseline", "teacher.onnx", "--mix-tech", "--json").stdout)["models"]
-    assert [row["mixed"] for row in rows] == [False, False, True, True, True, True]
+    assert [row["mixed"] for row in rows] == [False, False, False, True, True, True, True]
     assert all(row["ratio"] > 0 for row in rows)
 
 
@@ -166,3 +166,75 @@ def test_files_need_data(knarr: Knarr, files: Path) -> None:  # noqa: F811
         2,
         "the graph needs (samples, timesteps, (2, 8, 8))",
     )
+
+
+def test_a_chip_profile_draws_the_student_alone(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    result = run(knarr, "--baseline", "teacher.onnx", "--model", "chip", "--picture", "chip.png")
+    assert result.returncode == 0, result.stderr
+    assert (files / "chip.png").stat().st_size > 10_000
+
+
+def test_ranking_against_both_baselines(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    """Dearer than a baseline that skips zeros, cheaper than one that does not: no winner."""
+    np.save(
+        files / "dark.npy",
+        np.eye(8, dtype=np.float32)[None, None].repeat(6, 0) * [[[0.0], *[[0.0]] * 6, [1.0]]],
+    )
+    result = run(
+        knarr, "--baseline", "teacher.onnx", "--baseline-data", "dark.npy", "--model", "paper", "--json"
+    )  # fmt: skip
+    facts = json.loads(result.stdout)
+    (row,) = facts["models"]
+    assert row["ratio_effective"] > row["ratio"] > 0
+    ratios = facts["comparison"]["ratios"]
+    assert set(ratios) == {"paper, horowitz_fp32", "paper, horowitz_fp32, zeros skipped"}
+    nominal = [one[1] for one in ratios.values()]
+    assert facts["comparison"]["flips"] == (min(nominal) < 1 < max(nominal))
+
+
+def test_memory_of_a_baseline_with_and_without_reuse(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    facts = json.loads(
+        run(knarr, "--baseline", "teacher.onnx", "--model", "memory", "--reuse", "4", "--json").stdout
+    )
+    once, often = facts["models"]
+    assert (once["reuse"], often["reuse"]) == (1.0, 4.0)
+    assert once["student"]["nominal_pj"] == often["student"]["nominal_pj"]
+    assert once["baseline"]["nominal_pj"] > often["baseline"]["nominal_pj"]
+
+
+def test_the_other_policy_can_be_priced(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    facts = json.loads(run(knarr, "--pooling", "float", "--json").stdout)
+    assert facts["student"]["counts"]["pooling"] == "float"
+    assert facts["student"]["counts_other_pooling"]["pooling"] == "folded"
+    assert {row["model"] for row in facts["models"]} == {"paper", "memory"}
+
+
+def test_files_of_a_run_are_not_written_over(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    (files / "run").mkdir()
+    (files / "run" / "config.yaml").write_text("recipe: mine")
+    for option in ("--out", "--picture"):
+        name = "config.yaml" if option == "--out" else "config.png"
+        (files / "run" / "config.png").write_text("mine")
+        result = knarr("energy", "student.nir", "--data", "run", option, f"run/{name}")
+        one_line(result, 2, option, "belongs to the run")
+    assert (files / "run" / "config.yaml").read_text() == "recipe: mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--votes", "2"], ["--votes: 2", "3 outputs"]),
+        (["--hops", "inf"], ["hops: inf"]),
+        (["--measure", "--baseline", "teacher.onnx"], ["--measure", "--baseline-data"]),
+        (["--mix-tech"], ["go with --baseline"]),
+        (["--picture", "energy.jpg"], ["ends in .png"]),
+        (["--out", "."], ["is a folder"]),
+        (["--pooling", "float", "--model", "chip"], ["--pooling", "no chip model"]),
+    ],
+)
+def test_options_that_cannot_be_met(knarr: Knarr, files: Path, options: list[str], words: list[str]) -> None:  # noqa: F811
+    one_line(run(knarr, *options), 2, *words)
+
+
+def test_a_source_that_is_not_there(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    one_line(knarr("energy", "nowhere", "--json"), 2, "nowhere: no such")

@@ -55,7 +55,7 @@ def total(graph: nir.NIRGraph, inputs: Any, pooling: str = "folded", **more: Any
     names = [row.name for row in counts.ledger]
     assert len(set(names)) == len(names)
     assert set(inline(graph)[0]) <= set(names)
-    aside = {"acc_nonzero", "mac_nonzero", "dense_valid", "dense_padded", "spikes"}
+    aside = {"acc_nonzero", "mac_nonzero", "dense_valid", "dense_padded", "spikes", "graded"}
     sums = {f.name: int(getattr(counts.total, f.name) * counts.samples) for f in fields(LayerCounts)}
     return {name: n for name, n in sums.items() if n and name not in aside}
 

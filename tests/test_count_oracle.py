@@ -15,7 +15,7 @@ from knarr.hw_sim import LayerCounts, count
 
 NETWORKS, PARTS = 512, 8
 WALKED = {
-    "acc", "mac", "acc_nonzero", "mac_nonzero", "signed", "events", "dense_valid", "neuron_updates", "spikes",
+    "acc", "mac", "acc_nonzero", "mac_nonzero", "signed", "events", "graded", "dense_valid", "neuron_updates", "spikes",
     "bias_adds", "touched_updates", "recurrent_all_pairs", "recurrent_no_autapse", "pool_adds", "merge_adds",
     "elementwise", "comparisons",
 }  # fmt: skip

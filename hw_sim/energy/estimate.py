@@ -119,7 +119,10 @@ def price(
     if model == "memory":
         notes.append(f"memory in words of {told.bits(prices)} bits")
     whole = total(list(terms.values()))
-    used = [prices.record(term) for term in models.used_terms(model, terms) if models.has(prices, term)]
+    looked_up = models.used_terms(model, terms)
+    used = [prices.record(term) for term in looked_up if models.has(prices, term)]
+    if told.on_chip_bytes is None:
+        used = [record for record in used if record.term != "dram"]
     worst = max((record.grade for record in used), key=GRADES.index)
     sources = "; ".join(dict.fromkeys(record.source for record in used))
     return EnergyEstimate(
