@@ -129,10 +129,6 @@ def _writable(sources: Sources, out: Path | None, picture: Path | None) -> None:
     for option, path in (("--out", out), ("--picture", picture)):
         if path is None:
             continue
-        if path.is_dir() or not path.resolve().parent.is_dir():
-            raise ChipError(
-                f"{option}: {path} is a folder, or lies in none; give a file in a folder that exists"
-            )
         inside = any(run in path.resolve().parents for run in runs)
         ours = path.name == "energy.json" or path.resolve().parent.name == "pictures"
         if inside and path.exists() and not ours:
