@@ -189,7 +189,7 @@ def test_a_profile_of_the_user(tmp_path: Path) -> None:
     assert estimate.provenance == "prices my_add, my_mac (measured here; calibrated here); worst grade C"
     assert price(counts("snn", fc={"acc": 10, "mac": 1}), str(path)).lo_pj is None
     with pytest.raises(
-        PriceError, match="profile 'mine.toml': no price of 'sram_8k'; choose another profile or model"
+        PriceError, match=r"profile 'mine\.toml': no price of 'sram_8k'; choose another profile or model"
     ):
         price(sized(counts("snn", fc={"acc": 10})), path, model="memory")
 

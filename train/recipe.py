@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 MAX_RECIPE_BYTES = 100_000
+MAX_PROCESSES = 64  # of one machine
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -58,12 +66,25 @@ class EyesData(_Settings):
 
 
 class Fit(_Settings):
-    """AdamW with a one-cycle schedule."""
+    """AdamW with a one-cycle schedule.
+
+    `batch_size` is of each process: the optimiser sees `processes` times as many clips in a step. Several processes compute with one
+    thread each, and draw dropout each for itself.
+    """
 
     epochs: Count
     batch_size: Count
     learning_rate: Positive
     weight_decay: float = Field(default=1e-3, ge=0)
+    processes: int = Field(default=1, ge=1, le=MAX_PROCESSES)
+
+    @model_serializer(mode="wrap")
+    def _without_one_process(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A run's config.yaml is compared word for word; those from before there was this setting go on."""
+        settings: dict[str, Any] = serialise(self)
+        if self.processes == 1:
+            settings.pop("processes", None)
+        return settings
 
 
 class TeacherSettings(_Settings):
