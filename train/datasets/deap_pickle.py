@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -111,19 +112,26 @@ def _refuse(path: Path, what: str) -> DataError:
 def _walk(path: Path, data: bytes) -> None:
     """Refuse a pickle that names or does more than arrays need, before any of it is unpickled."""
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if opcode.name == "GLOBAL":
-                module, _, name = str(argument).partition(" ")
-                if (module, name) not in ALLOWED:
-                    raise _refuse(path, f"it names '{module}.{name}'"[:300])
-            elif opcode.name not in _OPCODES:
-                raise _refuse(path, f"it has the opcode {opcode.name}")
-            if count >= MAX_OPCODES:
-                raise _refuse(path, f"it has more than {MAX_OPCODES} opcodes")
+        # Escapes that no Python wrote are only warned of; here they are damage.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)
+            _look_through(path, data)
     except DataError:
         raise
-    except (ValueError, OverflowError) as error:  # UnicodeDecodeError is a ValueError
+    except (ValueError, OverflowError, DeprecationWarning) as error:  # UnicodeDecodeError is a ValueError
         raise _damaged(path, error) from error
+
+
+def _look_through(path: Path, data: bytes) -> None:
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if opcode.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            if (module, name) not in ALLOWED:
+                raise _refuse(path, f"it names '{module}.{name}'"[:300])
+        elif opcode.name not in _OPCODES:
+            raise _refuse(path, f"it has the opcode {opcode.name}")
+        if count >= MAX_OPCODES:
+            raise _refuse(path, f"it has more than {MAX_OPCODES} opcodes")
 
 
 class _Recorder:
