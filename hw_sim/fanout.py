@@ -9,12 +9,9 @@ fan-out is n_y * n_x * C_out / g. Taps into the zero padding do not exist. A bru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 import numpy.typing as npt
-
-from knarr.hw_sim.network import Conv, Dense, Layer, Recurrent
 
 Int64 = npt.NDArray[np.int64]
 
@@ -90,44 +87,3 @@ def kernel_fanout(
         # Each turn sums one kernel axis away and puts the input axis it stands for last.
         reach = np.tensordot(reach, taps.astype(np.int64), axes=(1, 1))
     return reach
-
-
-def conv_fanout(layer: Conv, *, nz: bool = False) -> Int64:
-    """(C_in, H, W) int64: outputs that one event at this input reaches; `nz` leaves out weights that are 0."""
-    return kernel_fanout(
-        layer.weight_int,
-        layer.input_shape[1:],
-        layer.output_shape[1:],
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        nz=nz,
-    )
-
-
-def dense_fanout(layer: Dense | Recurrent, *, nz: bool = False) -> Int64:
-    """(in features,) int64: every output, or with `nz` those whose weight is not 0."""
-    return kernel_targets(layer.weight_int, 1, nz=nz)
-
-
-def fanout(layer: Layer, *, nz: bool = False) -> Int64:
-    """Fan-out map of any layer, shaped as its input: (C_in, H, W) or (in features,)."""
-    return conv_fanout(layer, nz=nz) if isinstance(layer, Conv) else dense_fanout(layer, nz=nz)
-
-
-def recurrent_fanout(layer: Recurrent, *, nz: bool = False) -> Int64:
-    """(out,) int64: where each of the layer's own spikes goes back to."""
-    return kernel_targets(layer.recurrent_int, 1, nz=nz)
-
-
-def dense_valid(layer: Layer) -> int:
-    """Synaptic operations of one step in which every input has an event: taps whose both ends exist, loops too."""
-    back = int(recurrent_fanout(layer).sum()) if isinstance(layer, Recurrent) else 0
-    return int(fanout(layer).sum()) + back
-
-
-def dense_padded(layer: Layer) -> int:
-    """Taps of one step as dense hardware walks them: H_out * W_out * C_out * (C_in / g) * k_y * k_x, padding included."""
-    back = layer.recurrent_int.size if isinstance(layer, Recurrent) else 0
-    return prod(layer.output_shape) * prod(layer.weight_int.shape[1:]) + back

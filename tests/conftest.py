@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from shared_pieces import real_data
 from torch import nn
 
 ALLOWED_SKIPS = (
@@ -55,11 +56,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.fixture(scope="session")
 def nmnist_root() -> Path:
     """The folder of real N-MNIST recordings, from KNARR_SHARED_DATA or beside the project."""
-    default = Path(__file__).parent.parent.parent / "shared" / "data"
-    root = Path(os.environ.get("KNARR_SHARED_DATA", default)) / "nmnist_small"
-    if not root.is_dir():
-        pytest.skip(f"real data not found: {root} (set KNARR_SHARED_DATA)")
-    return root
+    return real_data("nmnist_small")
 
 
 DT_S = 0.001

@@ -56,6 +56,7 @@ def test_one_convolution_equals_the_branches_in_float64(gate: Gate, bias: bool, 
         x = torch.randn(2, 3, height, width, dtype=torch.float64)
         expected = front(x)
         assert expected.std() > 0.02
+        # float64 sums of the merged kernel come in another order; values are below 10, a rounding below 2e-15
         torch.testing.assert_close(merged(x), expected, rtol=0, atol=1e-13)
     assert all(torch.equal(front.state_dict()[name], value) for name, value in before.items())
 
@@ -119,6 +120,7 @@ def test_a_merged_student_fires_as_it_was_trained(variant: str) -> None:
     )
     trained, merged = runs(student(torch.float64, **changes), x.double())
     assert differing(trained, merged)[0] == 0
+    # float readouts: float64 sums in another order, carried through the steps; the spikes above are equal exactly
     torch.testing.assert_close(merged.outputs, trained.outputs, rtol=0, atol=1e-12)
     moved, decisions = differing(*runs(student(torch.float32, **changes), x))
     # Where float32 rounds otherwise a neuron at its threshold may differ, and what it feeds after it; measured: 0.

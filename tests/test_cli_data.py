@@ -75,6 +75,7 @@ def test_events_of_a_video(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
         frames, density = made["frames"], float(made["density"])
     # A bar of 8 columns moves by 4: 4 columns brighten and 4 darken in each of 5 steps.
     assert frames[1:, 0].sum() == frames[1:, 1].sum() == 5 * 4 * 32
+    # a quotient of floats
     assert density == pytest.approx(2 * 4 * 32 / (2 * 32 * 32))
     one_line(knarr("data", "events", "missing.mp4"), 2, "missing.mp4")
     one_line(knarr("data", "events", "v.mkv", "--out", "v.mkv"), 2, "is read as")

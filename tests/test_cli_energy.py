@@ -108,6 +108,7 @@ def test_a_chip_network_and_one_profile(knarr: Knarr, files: Path) -> None:  # n
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
     counts = count(network, np.load("spikes.npy"))
+    # summed layer by layer in floats
     assert facts["student"]["energy"]["nominal_pj"] == pytest.approx(0.03 * float(counts.total.acc))
     assert [row["model"] for row in facts["models"]] == ["paper"]
     assert facts["student"]["counts_other_pooling"] is None

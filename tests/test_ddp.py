@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
+from shared_pieces import until
 from torch import nn
 
 from knarr.train import RecipeError, RunData, load_recipe, open_run, processes, train_student, train_teacher
@@ -141,15 +142,6 @@ def runs(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def until(condition: Callable[[], bool], limit_s: float) -> bool:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @pytest.fixture(autouse=True)
@@ -399,6 +391,7 @@ def test_batch_norms_join(momentum: float | None, affine: bool, tracked: bool, t
         *(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)), strict=True
     )
     whole = passes(norm, slice(None))
+    # float64 throughout: shares add up their parts of a sum in another order than one process does
     for number, value in enumerate(whole):
         torch.testing.assert_close(torch.cat([own[number] for own in parts]), value, rtol=0, atol=1e-12)
     for number, parameter in enumerate(norm.parameters()):

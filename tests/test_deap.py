@@ -505,6 +505,7 @@ def test_windows_hold_what_the_trials_hold(pristine: Path) -> None:
     assert np.array_equal(sample.gsr, trial.gsr[None, 384:640])
     assert sample.eeg.dtype == sample.gsr.dtype == torch.float32
     siemens = PhysioWindows(found, Windowing(normalise="none", gsr_unit="siemens"))[0]
+    # 1 / x, rounded to float32 once
     np.testing.assert_allclose(siemens.gsr.numpy(), 1 / found.trials[0].gsr[None, :512], rtol=1e-6)
     batch = next(iter(DataLoader(windows, batch_size=3)))
     assert batch.eeg.shape == (3, 28, 256)

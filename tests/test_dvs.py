@@ -225,10 +225,12 @@ def test_a_video_gives_its_frames_times_and_rate_exactly(tmp_path: Path) -> None
     with GreyVideo(path) as video:
         assert (video.width, video.height) == (32, 24)
         np.testing.assert_array_equal(np.stack(list(video.frames())), frames)
+        # some containers keep whole milliseconds
         assert video.times_s == pytest.approx([number / 25 for number in range(12)], abs=1e-3)
         assert video.fps == pytest.approx(25)
     shown = events_of_video(path, Dvs(size=None, frames=10), fps=25)
     np.testing.assert_array_equal(shown.frames, loop(frames[:10], 0.001))
+    # a rate from timestamps of whole milliseconds, over ten frames
     assert shown.fps == pytest.approx(25, rel=0.01)
     for resize in ("before_diff", "after_diff"):
         camera = Dvs(size=16, frames=12, resize=resize)
@@ -248,6 +250,7 @@ def test_a_span_is_cut_by_time(
     with GreyVideo(path) as video:
         part = list(video.frames(start_s, end_s))
         np.testing.assert_array_equal(part, whole[slice(*expected)])
+        # the same seconds, divided in floats another way
         assert video.times_s == pytest.approx([number / 25 for number in range(*expected)])
 
 

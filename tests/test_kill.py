@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_pieces import until
 
 from knarr.deploy import write_net
 from knarr.deploy.process_group import kill_group, members, shared_memory
@@ -21,15 +21,6 @@ from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout
 LEFT_WITHIN_S = 10.0  # a bound on waiting: below 1 s on an idle machine, several on a busy one
 START_S = 120.0
 TIMESTEPS = 100_000  # minutes of Lava: no run here comes to its end
-
-
-def until(condition: Callable[[], bool], limit_s: float) -> bool:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def children(parent: int) -> list[int]:

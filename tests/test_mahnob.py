@@ -542,6 +542,7 @@ def test_windows_and_splits_divide_no_person(pristine: Path) -> None:
         assert set(windows.subjects[fold.test]) == {person}
     found = windows.recordings
     siemens = PhysioWindows(found, Windowing(normalise="none", gsr_unit="siemens"))[0].gsr
+    # 1 / x, rounded to float32 once
     np.testing.assert_allclose(siemens.numpy(), 1 / found.trials[0].gsr[None, :512], rtol=1e-6)
 
 

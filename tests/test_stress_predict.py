@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from shared_pieces import real_data
 from torch.utils.data import DataLoader
 
 from knarr.train.data_error import DataError
@@ -78,11 +78,7 @@ def root(pristine: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def stress_root() -> Path:
     """The real recordings, from KNARR_SHARED_DATA or beside the project."""
-    default = Path(__file__).parent.parent.parent / "shared" / "data"
-    folder = Path(os.environ.get("KNARR_SHARED_DATA", default)) / "stress_predict"
-    if not folder.is_dir():
-        pytest.skip(f"real data not found: {folder} (set KNARR_SHARED_DATA)")
-    return folder
+    return real_data("stress_predict")
 
 
 def test_signals_and_labels_are_aligned_to_the_second(pristine: Path) -> None:

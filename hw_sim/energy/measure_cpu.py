@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knarr.hw_sim.counts import OperationCounts
-from knarr.hw_sim.energy.measurement import BatchMeasurement, Macs, MeasureError, macs_of
+from knarr.hw_sim.energy.measurement import BatchMeasurement, Macs, MeasureError, macs_of, measurement_json
 from knarr.hw_sim.energy.onnx_source import Array, OnnxSource, batches, check_inputs, read_source
 from knarr.hw_sim.energy.onnx_workload import OnnxWorkload
 from knarr.hw_sim.energy.prices import Grade
@@ -44,13 +44,7 @@ class CpuMeasurement:
 
     def to_json(self) -> dict[str, object]:
         """Plain dict for json.dump, units in the names."""
-        return {
-            **vars(self),
-            "macs": None if self.macs is None else vars(self.macs),
-            "batches": [batch.to_json(self.macs) for batch in self.batches],
-            "packages": list(self.packages),
-            "notes": list(self.notes),
-        }
+        return measurement_json(self) | {"packages": list(self.packages)}
 
 
 def measure_cpu(

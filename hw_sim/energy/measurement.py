@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from statistics import fmean, stdev
 from types import MappingProxyType
+from typing import Any
 
 from knarr.hw_sim.counts import OperationCounts
 from knarr.hw_sim.errors import ChipError
@@ -240,3 +241,13 @@ class BatchMeasurement:
 def per_mac_pj(energy_j: float, macs: float | None) -> float | None:
     """Energy of one inference, J, over its multiplications, in pJ; None where those are unknown or 0."""
     return energy_j * 1e12 / macs if macs else None
+
+
+def measurement_json(found: Any) -> dict[str, object]:
+    """Fields of a measurement of a GPU or a CPU, its batches per MAC where these are known."""
+    return {
+        **vars(found),
+        "macs": None if found.macs is None else vars(found.macs),
+        "batches": [batch.to_json(found.macs) for batch in found.batches],
+        "notes": list(found.notes),
+    }
