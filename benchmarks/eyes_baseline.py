@@ -17,8 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from knarr.train import read_run
-from knarr.train.recipe import EyesData
 from knarr.train.see import read_see
+from knarr.train.systems.cnn_recipe import EyesData
 
 
 def main(run: Path) -> None:

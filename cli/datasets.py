@@ -15,7 +15,7 @@ from knarr.hw_sim import ChipError
 from knarr.train.datasets.checks import CHECKS, check
 from knarr.train.datasets.dvs import PUBLISHED_DENSITY, Dvs
 from knarr.train.datasets.video import events_of_video
-from knarr.train.fit import write_atomic
+from knarr.train.fit_files import write_atomic
 
 SHOWN = 20
 

@@ -21,7 +21,7 @@ from knarr.hw_sim import ChipError, ChipNetwork, OperationCounts, Readout, count
 from knarr.hw_sim.energy import baseline as measure_baseline
 from knarr.hw_sim.energy import trade
 from knarr.hw_sim.inputs import check_inputs
-from knarr.train.fit import write_atomic
+from knarr.train.fit_files import write_atomic
 
 TRADE_SAMPLES = 32
 NOT_ASKED = "not asked for; --measure does it"
@@ -150,7 +150,7 @@ def _student(sources: Sources) -> tuple[Any, np.ndarray[Any, Any], np.ndarray[An
         from knarr.cli import stages
 
         test = stages.reopen(sources.data).data.test
-        data: np.ndarray[Any, Any] = test.spikes(np.arange(len(test.labels)))
+        data: np.ndarray[Any, Any] = test.chip_inputs(np.arange(len(test.labels)))
         labels = np.asarray(test.labels) if labels is None else labels
     else:
         data = read_inputs(sources.data)

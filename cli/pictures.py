@@ -11,7 +11,7 @@ import numpy as np
 from knarr.cli import energy_picture, raster_picture, verification_picture
 from knarr.cli.output import expecting, read_json
 from knarr.hw_sim import load_recording
-from knarr.train.fit import write_atomic
+from knarr.train.fit_files import write_atomic
 
 mpl.use("Agg")
 
@@ -58,7 +58,7 @@ def _samples(run: Run) -> Figure:
     classes = np.unique(labels)[:SHOWN_SAMPLES]
     chosen = np.array([int(np.argmax(labels == label)) for label in classes])
     batch = run.data.test.batch(chosen, None)
-    spikes = run.data.test.spikes(chosen)
+    spikes = run.data.test.chip_inputs(chosen)
     steps = np.linspace(0, spikes.shape[1] - 1, SHOWN_STEPS).astype(int)
     on_channel = (
         1 if run.recipe.data.kind == "nmnist" else 0
@@ -71,7 +71,7 @@ def _samples(run: Run) -> Figure:
         layout="constrained",
     )
     for row, label in enumerate(classes):
-        axes[row, 0].imshow(batch.frames[row, 0].numpy(), cmap="gray")
+        axes[row, 0].imshow(batch.teacher_inputs[0][row, 0].numpy(), cmap="gray")
         axes[row, 0].set_ylabel(run.data.class_names[label])
         for column, step in enumerate(steps, start=1):
             on, off = spikes[row, step, on_channel], spikes[row, step, 1 - on_channel]
@@ -96,7 +96,7 @@ def _raster(run: Run) -> Figure:
     layers = {name: spikes[0] for name, spikes in recording.spikes.items() if spikes.any()}
     label = run.data.class_names[int(run.data.test.labels[0])]
     return raster_picture.draw(
-        {"input": run.data.test.spikes(np.array([0]))[0], **layers},
+        {"input": run.data.test.chip_inputs(np.array([0]))[0], **layers},
         recording.output[0],
         run.recipe.data.dt_s,
         f"First test sample ({label}) on the chip: spikes per layer",

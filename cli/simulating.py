@@ -19,7 +19,7 @@ from knarr.hw_sim.blocks import plans
 from knarr.hw_sim.engines import ENGINES, choose
 from knarr.hw_sim.inputs import check_inputs
 from knarr.hw_sim.recording import RECORDABLE
-from knarr.train.fit import write_atomic
+from knarr.train.fit_files import write_atomic
 
 SHOWN_DECISIONS = 20
 
@@ -131,7 +131,7 @@ def _samples(data: Path, labels: Path | None) -> tuple[npt.NDArray[Any], npt.NDA
     from knarr.cli import stages
 
     test = stages.reopen(data).data.test
-    return test.spikes(np.arange(len(test.labels))), np.asarray(test.labels) if true is None else true
+    return test.chip_inputs(np.arange(len(test.labels))), np.asarray(test.labels) if true is None else true
 
 
 def _run(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import norse.torch as snn
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from knarr.cli import progress
@@ -29,20 +29,19 @@ from knarr.train import (
     Recipe,
     RecipeError,
     RunData,
-    eyes_root,
-    generate,
     load_data,
     load_recipe,
     open_run,
     read_run,
     student_predictions,
+    system_of,
     teacher_predictions,
     train_student,
     train_teacher,
 )
-from knarr.train.fit import write_atomic
-from knarr.train.recipe import EyesData
+from knarr.train.fit_files import write_atomic
 from knarr.train.run import STUDENT, TEACHER
+from knarr.train.systems.base import System
 
 GRAPH, BASELINE, NET, RECORDING = "student.nir", "teacher.onnx", "student.net", "recording.npz"
 ACCURACY, VERIFICATION, ENERGY, PICTURES = "accuracy.json", "verification.json", "energy.json", "pictures"
@@ -68,8 +67,12 @@ class Run:
             raise RecipeError(f"{self.path(name)}: not there yet; run `knarr {verb} {self.folder}` first")
         return self.path(name)
 
-    def networks(self) -> tuple[nn.Module, snn.SequentialState]:
-        """Finished teacher and student."""
+    @property
+    def system(self) -> System[Any]:
+        return system_of(self.recipe)
+
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """Finished teacher, and finished student in the form in which it is kept."""
         for name in (TEACHER, STUDENT):
             if not self.has(name):
                 raise RecipeError(
@@ -83,26 +86,15 @@ def start(recipe_name: str, data: Path | None, out: Path | None) -> Run:
     """Open a recipe's run folder, making it and its generated data when they are not there."""
     recipe = load_recipe(recipe_name)
     folder = out if out is not None else Path("runs") / recipe.name
+    system = system_of(recipe)
+    cache = folder.parent / "data"
     if data is None:
-        if not isinstance(recipe.data, EyesData):
-            raise RecipeError(
-                f"recipe '{recipe.name}': its data is not generated; pass the folder with --data"
-            )
-        settings = recipe.data
-        data = eyes_root(settings, folder.parent / "data", recipe.seed)
+        data = cache / system.folder_name()
         if not data.is_dir():
-            progress.say(f"Generating eye clips into {data}")
+            progress.say(f"Generating {recipe.data.kind} into {data}")
             data.parent.mkdir(parents=True, exist_ok=True)
-            generate(
-                data,
-                subjects=settings.subjects,
-                takes_per_emotion=settings.takes_per_emotion,
-                frames=settings.timesteps,
-                size=settings.size,
-                seed=recipe.seed,
-                progress=progress.counter("clips"),
-            )
-    loaded = load_data(recipe, data)
+            system.generate(data, progress.counter("clips"))
+    loaded = system.load(data, cache=cache, progress=progress.counter("samples read"))
     progress.say(f"Data: {len(loaded.train.labels)} clips to train on, {len(loaded.test.labels)} held out")
     open_run(recipe, loaded, data, folder)
     _lock(folder)
@@ -113,7 +105,7 @@ def reopen(folder: Path) -> Run:
     """Open a run that exists, with the data it was made with."""
     recipe, root = read_run(folder)
     _lock(folder)
-    data = load_data(recipe, root)
+    data = load_data(recipe, root, cache=folder.parent / "data", progress=progress.counter("samples read"))
     open_run(recipe, data, root, folder)
     return Run(folder, recipe, data)
 
@@ -156,9 +148,13 @@ def export(run: Run) -> None:
         return
     progress.say("Exporting: NIR with certificate, ONNX")
     teacher, student = run.networks()
-    samples = run.data.train.spikes(np.arange(min(CERTIFY_SAMPLES, len(run.data.train.labels))))
-    graph = to_nir(student, samples.shape[2:], run.recipe.data.dt_s, samples=samples)
-    to_onnx(teacher, tuple(run.data.train.batch(np.arange(1), None).frames.shape[1:]), run.path(BASELINE))
+    train, coding = run.data.train, run.data.coding
+    inputs = train.chip_inputs(np.arange(min(CERTIFY_SAMPLES, len(train.labels))))
+    samples = inputs.astype(np.float32) / np.float32(coding.units)
+    graph = to_nir(run.system.deployable(student), samples.shape[2:], run.recipe.data.dt_s, samples=samples)
+    baseline = run.system.baseline(teacher, run.data).eval()
+    shape = run.system.baseline_inputs(train.batch(np.arange(1), None)).shape[1:]
+    to_onnx(baseline, tuple(shape), run.path(BASELINE))
     write(graph, run.path(GRAPH))
 
 
@@ -166,7 +162,7 @@ def deploy(run: Run) -> None:
     if run.has(NET):
         return
     graph = read(run.need(GRAPH, "export"))
-    settings = run.recipe.deploy
+    settings, coding = run.recipe.deploy, run.data.coding
     chosen = np.linspace(0, len(run.data.train.labels) - 1, settings.calibration_samples).round().astype(int)
     calibrated = f", calibrated on {len(chosen)} training samples" if len(chosen) else ""
     progress.say(f"Lowering to {settings.weight_bits}-bit weights{calibrated}")
@@ -174,7 +170,12 @@ def deploy(run: Run) -> None:
         graph,
         run.recipe.data.dt_s,
         weight_bits=settings.weight_bits,
-        calibration=run.data.train.spikes(chosen) if len(chosen) else None,
+        input_bits=coding.bits,
+        input_units=coding.units,
+        input_kind=coding.kind,
+        over_time=coding.over_time,
+        votes=coding.votes,
+        calibration=run.data.train.chip_inputs(chosen) if len(chosen) else None,
         labels=run.data.train.labels[chosen] if len(chosen) else None,
         allow_approximate=settings.allow_approximate,
         progress=progress.counter("layers"),
@@ -190,12 +191,12 @@ def simulate(run: Run) -> None:
     network = read_net(run.need(NET, "deploy"))
     test = run.data.test
     recording = simulate_network(
-        network, test.spikes(np.arange(len(test.labels))), record=("output", "spikes")
+        network, test.chip_inputs(np.arange(len(test.labels))), record=("output", "spikes")
     )
     teacher, student = run.networks()
     chosen = {
-        "teacher": teacher_predictions(teacher, test),
-        "student": student_predictions(student, test),
+        "teacher": teacher_predictions(run.recipe, teacher, test),
+        "student": student_predictions(run.recipe, student, test),
         "chip": network.readout.decide(recording.output),
     }
     correct = {name: int((picked == test.labels).sum()) for name, picked in chosen.items()}
@@ -213,9 +214,9 @@ def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None
     result = verify_network(
         read(run.need(GRAPH, "export")),
         run.need(NET, "deploy"),
-        run.data.test.spikes(chosen),
+        run.data.test.chip_inputs(chosen),
         run.recipe.data.dt_s,
-        module=student,
+        module=run.system.deployable(student),
         labels=run.data.test.labels[chosen],
         progress=progress.counter("Lava steps"),
     )
@@ -234,12 +235,12 @@ def energy(run: Run) -> None:
     network, recording = read_net(run.need(NET, "deploy")), load_recording(run.need(RECORDING, "pipeline"))
     test = run.data.test
     everything = np.arange(len(test.labels))
-    student = count_events(network, test.spikes(everything), recording)
-    path, frames = run.need(BASELINE, "export"), test.batch(everything, None).frames.numpy()
+    student = count_events(network, test.chip_inputs(everything), recording)
+    path, frames = run.need(BASELINE, "export"), _baseline_inputs(run)
     teacher = count_onnx(path, frames)
     # What a change would buy is for choosing one, so it is shown on training samples.
     chosen = np.arange(min(TRADE_SAMPLES, len(run.data.train.labels)))
-    trades = trade(network, run.data.train.spikes(chosen), PROFILE, labels=run.data.train.labels[chosen])
+    trades = trade(network, run.data.train.chip_inputs(chosen), PROFILE, labels=run.data.train.labels[chosen])
     measured = baseline(path, None, counts=teacher).to_json()
     measured |= {"gpu_refused": NOT_ASKED, "cpu_refused": NOT_ASKED}
     of = f"{len(chosen)} training samples"
@@ -249,16 +250,25 @@ def energy(run: Run) -> None:
 
 def energy_sources(run: Run) -> Sources:
     """A run's files as `knarr energy FILE` takes them."""
-    test, train = run.data.test, run.data.train
+    train = run.data.train
     chosen = np.arange(min(TRADE_SAMPLES, len(train.labels)))
     return Sources(
         run.need(NET, "deploy"),
         run.folder,
         baseline=run.need(BASELINE, "export"),
-        baseline_data=test.batch(np.arange(len(test.labels)), None).frames.numpy(),
-        choosing=(train.spikes(chosen), train.labels[chosen]),
+        baseline_data=_baseline_inputs(run),
+        choosing=(train.chip_inputs(chosen), train.labels[chosen]),
         run=run.folder,
     )
+
+
+def _baseline_inputs(run: Run) -> npt.NDArray[np.float32]:
+    """(N, *features) of the test set."""
+    test = run.data.test
+    inputs: npt.NDArray[np.float32] = run.system.baseline_inputs(
+        test.batch(np.arange(len(test.labels)), None)
+    ).numpy()
+    return inputs
 
 
 def pictures(run: Run) -> None:

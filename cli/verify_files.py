@@ -12,7 +12,7 @@ from knarr.cli.tools import keep_apart, read_inputs
 from knarr.deploy import DeployError, read_net, verify, verify_network
 from knarr.export import read
 from knarr.hw_sim import encode
-from knarr.train.fit import write_atomic
+from knarr.train.fit_files import write_atomic
 
 
 def verify_files(

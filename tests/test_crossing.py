@@ -42,7 +42,7 @@ def run(nmnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.R
 
 @pytest.fixture(scope="module")
 def events(run: stages.Run) -> np.ndarray:
-    return run.data.test.spikes(np.arange(LAVA_RECORDINGS))
+    return run.data.test.chip_inputs(np.arange(LAVA_RECORDINGS))
 
 
 def test_norse_equals_the_graph_read_back(run: stages.Run, events: np.ndarray) -> None:
@@ -97,7 +97,7 @@ def test_every_stage_learned_something_and_the_chip_keeps_it(run: stages.Run) ->
 
 def test_counts_belong_to_the_recording(run: stages.Run) -> None:
     network, recording = read_net(run.path("student.net")), load_recording(run.path("recording.npz"))
-    inputs = run.data.test.spikes(np.arange(100))
+    inputs = run.data.test.chip_inputs(np.arange(100))
     counts = count_events(network, inputs, recording)
     stored = json.loads(run.path("energy.json").read_text())
     assert stored["student"]["counts"] == json.loads(json.dumps(counts.to_json()))

@@ -24,12 +24,14 @@ from torch import nn
 
 from knarr.train import RecipeError, RunData, load_recipe, open_run, processes, train_student, train_teacher
 from knarr.train.clips import Batch, EyeClips, Indices
-from knarr.train.fit import Loss, fit
+from knarr.train.fit import fit
 from knarr.train.processes import FitError, in_processes
-from knarr.train.recipe import Fit, Recipe, parse_recipe
+from knarr.train.recipe import parse_recipe
 from knarr.train.see import SeeClips
+from knarr.train.settings import Fit, Recipe
 from knarr.train.share import join_batch_norms, part
 from knarr.train.student import StudentShape, build_student, run_student
+from knarr.train.systems.base import Loss
 
 SHAPE = StudentShape((2, 18, 18), 3, (4, 6), 0, 0.01, 0.02, 0.08)
 TRAIN, VALIDATION = np.arange(21), np.arange(21, 31)
@@ -63,7 +65,7 @@ def eye_clips(classes: int = 3, clips: int = 31, side: int = 18) -> EyeClips:
 
 
 def loss_of_student(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    spikes = batch.spikes.to(next(network.parameters()).dtype)
+    spikes = batch.inputs.to(next(network.parameters()).dtype)
     logits = 8 * run_student(network, spikes)[0].mean(dim=1)
     return F.cross_entropy(logits, batch.labels), logits
 
@@ -418,15 +420,20 @@ def test_too_few_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         fit_student(tmp_path, settings(2, 2))
 
 
-def test_runs_from_before_processes_go_on(tmp_path: Path) -> None:
+def test_runs_from_before_newer_settings_go_on(tmp_path: Path) -> None:
     recipe, clips = small_recipe(1, 8), eye_clips()
     data = RunData(clips, clips, np.arange(31), clips.clips.label_names)
     open_run(recipe, data, tmp_path, tmp_path)
-    assert "processes" not in (tmp_path / "config.yaml").read_text()
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    old = config["recipe"]
+    del old["system"]
+    for stage in ("teacher", "student"):
+        kept = ("epochs", "batch_size", "learning_rate", "weight_decay")
+        old[stage]["fit"] = {name: old[stage]["fit"][name] for name in kept}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     open_run(recipe, data, tmp_path, tmp_path)
     with pytest.raises(RecipeError, match="holds a run with other settings"):
         open_run(small_recipe(2, 8), data, tmp_path, tmp_path)
-    assert small_recipe(2, 8).model_dump(mode="json")["student"]["fit"]["processes"] == 2
 
 
 @pytest.mark.parametrize("number", [0, 65])

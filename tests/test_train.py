@@ -126,7 +126,7 @@ def test_epochs_repeat_themselves_and_differ_from_each_other() -> None:
 
     def epoch(number: int) -> list[torch.Tensor]:
         data = Epoch(clips, np.arange(6), 4, seed=5, epoch=number)
-        return [data[i].spikes for i in range(len(data))]
+        return [data[i].inputs for i in range(len(data))]
 
     assert [len(part) for part in epoch(0)] == [4, 2]
     assert all(torch.equal(a, b) for a, b in zip(epoch(1), epoch(1), strict=True))
@@ -140,8 +140,8 @@ def test_shift_moves_events_and_frames_together() -> None:
     clips = EyeClips(SeeClips(**{**vars(raw), "frames": frames}), teacher_bins=8, shift_px=2)
     batch = clips.batch(np.arange(6), np.random.default_rng(2))
     inside = (..., slice(4, -4), slice(4, -4))
-    assert torch.equal((batch.frames[:, :8] > 0)[inside], (batch.spikes[:, :, 0] > 0)[inside])
-    assert batch.spikes[inside].sum() > 0
+    assert torch.equal((batch.teacher_inputs[0][:, :8] > 0)[inside], (batch.inputs[:, :, 0] > 0)[inside])
+    assert batch.inputs[inside].sum() > 0
 
 
 def test_shipped_recipes_load() -> None:

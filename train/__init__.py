@@ -1,9 +1,8 @@
 """Data, teachers, spiking students and the distillation that joins them."""
 
-from knarr.train.data import RunData, eyes_root, load_data
 from knarr.train.data_error import DataError
 from knarr.train.eyes import generate
-from knarr.train.recipe import Recipe, RecipeError, load_recipe, shipped_recipes
+from knarr.train.recipe import load_recipe, shipped_recipes
 from knarr.train.run import (
     open_run,
     read_run,
@@ -12,14 +11,16 @@ from knarr.train.run import (
     train_student,
     train_teacher,
 )
+from knarr.train.settings import Recipe, RecipeError
 from knarr.train.student import fold_batch_norm, run_student
+from knarr.train.systems.base import RunData
+from knarr.train.systems.registry import load_data, system_of
 
 __all__ = [
     "DataError",
     "Recipe",
     "RecipeError",
     "RunData",
-    "eyes_root",
     "fold_batch_norm",
     "generate",
     "load_data",
@@ -29,6 +30,7 @@ __all__ = [
     "run_student",
     "shipped_recipes",
     "student_predictions",
+    "system_of",
     "teacher_predictions",
     "train_student",
     "train_teacher",

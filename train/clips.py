@@ -1,7 +1,8 @@
-"""What a recipe's data gives to training: batches of student spikes, teacher frames and labels, augmented or not."""
+"""What a recipe's data gives to training: batches of what student and teacher see, and labels, augmented or not."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -21,13 +22,13 @@ class Batch(NamedTuple):
     """One batch, a tuple so that Lightning can move it to a device.
 
     Args:
-        spikes: (B, T, 2, H, W) float32 of 0 and 1, what the student sees.
-        frames: (B, C, H, W) float32, what the teacher sees.
+        inputs: (B, T, *features) float32, what the student sees: whole numbers of the chip's input over its units.
+        teacher_inputs: what the teacher sees, float32, batch first.
         labels: (B,) int64 classes.
     """
 
-    spikes: torch.Tensor
-    frames: torch.Tensor
+    inputs: torch.Tensor
+    teacher_inputs: tuple[torch.Tensor, ...]
     labels: torch.Tensor
 
 
@@ -41,8 +42,8 @@ class Clips(Protocol):
         """Clips `indices`, augmented when `rng` is given."""
         ...
 
-    def spikes(self, indices: Indices) -> npt.NDArray[np.uint8]:
-        """(B, T, 2, H, W) student inputs of 0 and 1, not augmented, as integers for the chip."""
+    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        """(B, T, *features) student inputs, not augmented, as integers for the chip."""
         ...
 
 
@@ -65,11 +66,11 @@ class EventClips:
         counts = bin_counts(self.recordings, indices, self.timesteps, self.bin_us, jitter=jitter, rng=rng)
         return Batch(
             torch.from_numpy((counts > 0).astype(np.float32)),
-            torch.from_numpy(_log_counts(counts, self.teacher_bins)),
+            (torch.from_numpy(_log_counts(counts, self.teacher_bins)),),
             torch.from_numpy(self.labels[indices]),
         )
 
-    def spikes(self, indices: Indices) -> npt.NDArray[np.uint8]:
+    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
         counts = bin_counts(self.recordings, indices, self.timesteps, self.bin_us)
         return (counts > 0).astype(np.uint8)
 
@@ -96,11 +97,11 @@ class EyeClips:
         teacher = np.concatenate([grey, _log_counts(events, self.teacher_bins)], axis=1)
         return Batch(
             torch.from_numpy(events.astype(np.float32)),
-            torch.from_numpy(teacher),
+            (torch.from_numpy(teacher),),
             torch.from_numpy(self.labels[indices]),
         )
 
-    def spikes(self, indices: Indices) -> npt.NDArray[np.uint8]:
+    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
         return self.clips.events[indices]
 
     def _shift(
@@ -122,6 +123,17 @@ def _log_counts(counts: npt.NDArray[np.integer[Any]], bins: int) -> npt.NDArray[
     """(B, T, 2, H, W) -> (B, bins * 2, H, W) log(1 + events) in consecutive groups of time steps."""
     groups = [part.sum(axis=1) for part in np.array_split(counts, bins, axis=1)]
     return np.log1p(np.concatenate(groups, axis=1)).astype(np.float32)
+
+
+def fingerprint(*splits: Clips) -> str:
+    """SHA-256 over labels and student inputs of a few clips of each split."""
+    digest = hashlib.sha256()
+    for clips in splits:
+        digest.update(clips.labels.tobytes())
+        some = clips.chip_inputs(np.arange(len(clips.labels))[:: max(1, len(clips.labels) // 8)])
+        # Spikes are packed, as they were before there was any other input: old runs keep their fingerprint.
+        digest.update((np.packbits(some) if some.max(initial=0) <= 1 else some).tobytes())
+    return digest.hexdigest()
 
 
 class Epoch(Dataset[Batch]):

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from knarr.train.recipe import RecipeError
+from knarr.train.settings import RecipeError
 
 COLLECTIVE_LIMIT = timedelta(minutes=5)
 """How long one process waits for the others in a sum; a process that hangs, and does not die, is found by it."""

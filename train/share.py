@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils.data import Dataset
 
 from knarr.train.clips import Batch, Epoch
-from knarr.train.recipe import RecipeError
+from knarr.train.settings import RecipeError
 
 
 def part(clips: int, rank: int, processes: int) -> slice:
@@ -36,7 +36,8 @@ class Share(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         whole = self.epoch[number]
         own = part(len(whole.labels), self.rank, self.processes)
-        return Batch(*(tensor[own] for tensor in whole))
+        seen = tuple(tensor[own] for tensor in whole.teacher_inputs)
+        return Batch(whole.inputs[own], seen, whole.labels[own])
 
 
 class _Normalise(torch.autograd.Function):

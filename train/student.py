@@ -9,7 +9,7 @@ import norse.torch as snn
 import torch
 from torch import nn
 
-from knarr.train.recipe import RecipeError
+from knarr.train.settings import RecipeError
 
 DECAY_UNITY = 4096
 

@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from knarr.train.fit import write_atomic
-from knarr.train.recipe import RecipeError
+from knarr.train.fit_files import write_atomic
+from knarr.train.settings import RecipeError
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

@@ -39,7 +39,7 @@ from stress_tune import KD, LEAVES, STUDENTS, tune
 from knarr.train.datasets.splits import Fold, assert_apart
 from knarr.train.datasets.stress_predict import read_people
 from knarr.train.datasets.stress_windows import StressWindows, cut_windows
-from knarr.train.fit import write_atomic
+from knarr.train.fit_files import write_atomic
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDS: Final = 5

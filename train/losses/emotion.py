@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from knarr.train.losses.checks import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from knarr.train.losses.label_loss import feature_mse, label_loss
 from knarr.train.losses.softened import clipped_kl, softened_kl
-from knarr.train.networks.neurons import Frozen
+from knarr.train.settings import Frozen
 
 
 class Learned(Protocol):

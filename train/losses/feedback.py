@@ -17,7 +17,7 @@ import torch
 
 from knarr.train.losses.emotion import EmotionLossSettings, Learned, Taught, emotion_loss, teacher_loss
 from knarr.train.losses.functional import Learner, Parameters, leaves, run_with
-from knarr.train.networks.neurons import Count, Frozen, Positive
+from knarr.train.settings import Count, Frozen, Positive
 
 
 class FeedbackSettings(Frozen):

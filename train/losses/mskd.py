@@ -11,7 +11,7 @@ from knarr.train.losses.checks import LEAST_TEMPERATURE, MOST_TEMPERATURE, LossE
 from knarr.train.losses.consistency import hit_consistency, temporal_consistency
 from knarr.train.losses.label_loss import label_loss
 from knarr.train.networks.heads import StepLogits
-from knarr.train.networks.neurons import Frozen
+from knarr.train.settings import Frozen
 
 
 class MskdLossSettings(Frozen):

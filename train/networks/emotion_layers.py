@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from knarr.train.networks.neurons import Count, Frozen, Positive
+from knarr.train.settings import Count, Frozen, Positive
 
 BN_EPS, BN_MOMENTUM = 1e-3, 0.01
 """Keras's epsilon; its momentum of 0.99 is torch's 0.01."""

@@ -14,7 +14,8 @@ from torch import nn
 from knarr.train.networks.emotion_layers import EmotionSettings
 from knarr.train.networks.emotion_net import EmotionOutput, EmotionStudent
 from knarr.train.networks.gsr_student import PLIF
-from knarr.train.networks.neurons import BoxCell, Count, Frozen, Neuron, Positive
+from knarr.train.networks.neurons import BoxCell, Neuron
+from knarr.train.settings import Count, Frozen, Positive
 
 
 class GsrRepeatSettings(Frozen):

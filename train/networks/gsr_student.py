@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from knarr.train.networks.heads import over_time
-from knarr.train.networks.neurons import BoxCell, Count, Frozen, Neuron, Positive, ReadoutCell, Share
+from knarr.train.networks.neurons import BoxCell, Neuron, ReadoutCell
+from knarr.train.settings import Count, Frozen, Positive, Share
 
 PLIF = Neuron(coefficient=0.5, learned=True, v_th=1.0, surrogate="atan", width=2.0)
 

@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from knarr.train.networks.branch_merge import Gate, MultiScale
-from knarr.train.networks.neurons import BoxCell, Count, Frozen, Neuron, Positive, ReadoutCell, Share
+from knarr.train.networks.neurons import BoxCell, Neuron, ReadoutCell
 from knarr.train.networks.seen import SEEN_NEURON, side_after
+from knarr.train.settings import Count, Frozen, Positive, Share
 
 WIDTHS = (64, 256, 512, 256)
 """At width 1: channels of a scale, of the second and third convolution; neurons of the hidden layer."""

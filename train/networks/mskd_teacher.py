@@ -13,8 +13,9 @@ from torch import nn
 
 from knarr.train.networks.branch_merge import MultiScale
 from knarr.train.networks.heads import StepLogits, each_step, through_time
-from knarr.train.networks.neurons import DecayCell, Frozen
+from knarr.train.networks.neurons import DecayCell
 from knarr.train.networks.seen import Seen, SeenSettings
+from knarr.train.settings import Frozen
 
 
 class TeacherSettings(Frozen):

@@ -5,25 +5,17 @@ Norse's parameters are tuples that `.to()` does not move and optimisers do not s
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import norse.torch as snn
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 from torch import nn
 
+from knarr.train.settings import Frozen, Positive, Share
 from knarr.train.student import snap_inverse
 
-Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 Reads = Literal["spikes", "membrane"]
-
-
-class Frozen(BaseModel):
-    """Settings: checked when made, never changed, no unknown names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Neuron(Frozen):

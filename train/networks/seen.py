@@ -14,7 +14,8 @@ from torch import nn
 
 from knarr.train.networks.branch_merge import ScaleGate, gate_shares, gated
 from knarr.train.networks.heads import StepLogits, through_time
-from knarr.train.networks.neurons import Count, DecayCell, Frozen, Neuron
+from knarr.train.networks.neurons import DecayCell, Neuron
+from knarr.train.settings import Count, Frozen
 
 STEM_CHANNELS = 3
 KERNELS = (3, 5, 7)

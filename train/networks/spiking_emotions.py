@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from knarr.train.networks.heads import ClipDropout, StepLogits, over_time, vote
-from knarr.train.networks.neurons import BoxCell, Count, Frozen, Neuron, Positive
+from knarr.train.networks.neurons import BoxCell, Neuron
+from knarr.train.settings import Count, Frozen, Positive
 
 POLARITIES = 2
 TAU_STEPS = 2.0

@@ -1,0 +1,139 @@
+"""What a fit leaves on disk, each file whole or not at all: checkpoints, metrics.csv, the best weights."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
+
+from knarr.train.settings import RecipeError
+
+METRICS = "metrics.csv"
+FIELDS = ("stage", "epoch", "train_loss", "validation_loss", "validation_accuracy")
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Lightning's own moves a file across file systems, which a kill can cut in half; and nothing is unpickled here."""
+
+    def __init__(self, processes: int) -> None:
+        super().__init__()
+        self.processes = processes
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        # OneCycleLR keeps a function in its state, which weights_only rightly refuses; a new one has its own.
+        schedulers = [
+            {k: v for k, v in state.items() if not callable(v)} for state in checkpoint["lr_schedulers"]
+        ]
+        checkpoint = {**checkpoint, "lr_schedulers": schedulers}
+        if self.processes > 1:
+            checkpoint["processes"] = self.processes
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(Path(path), buffer.getvalue())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        except (
+            Exception
+        ) as error:  # torch's restricted unpickler raises whatever a damaged file makes it meet
+            raise RecipeError(f"{path}: not a checkpoint of this fit; remove it to train again") from error
+        if not {"epoch", "loops", "state_dict", "optimizer_states"} <= set(checkpoint):
+            raise RecipeError(f"{path}: not a checkpoint of this fit; remove it to train again")
+        processes = checkpoint.pop("processes", 1)
+        if processes != self.processes:
+            # Dropout and the order of sums would change in mid-run.
+            raise RecipeError(
+                f"{path}: of a fit with processes {processes}, not {self.processes}; set processes to {processes}, or "
+                "remove it to train again"
+            )
+        return checkpoint
+
+
+class CsvLog(Callback):
+    """One row per epoch. The rows travel in the checkpoint, since Lightning's CSVLogger starts anew on resume."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
+        self.rows: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        measured = {field: f"{float(trainer.callback_metrics[field]):.6f}" for field in FIELDS[2:]}
+        self.rows.append({"stage": self.stage, "epoch": trainer.current_epoch, **measured})
+        if not trainer.is_global_zero:
+            return
+        others = [row for row in read_rows(self.path) if row["stage"] != self.stage]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*others, *self.rows])
+        write_atomic(self.path, text.getvalue().encode())
+
+
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Best(Callback):
+    """The weights of the best epoch: highest validation accuracy, then lowest loss, then first. They travel in the checkpoint."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.score: tuple[float, float] | None = None
+        self.epoch = -1
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        score = state_dict["score"]
+        self.score = None if score is None else (float(score[0]), float(score[1]))
+        self.epoch, self.weights = state_dict["epoch"], dict(state_dict["weights"])
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        found = trainer.callback_metrics
+        score = (float(found["validation_accuracy"]), -float(found["validation_loss"]))
+        if self.score is None or score > self.score:
+            self.score, self.epoch = score, trainer.current_epoch
+            self.weights = {
+                name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()
+            }
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file to a temporary name beside it, flush it to disk and rename: all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        # A full disk names no file by itself.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,162 @@
+"""What a system gives to training, export and evaluation; the loop, the files and the command line are the same for all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import norse.torch as snn
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from knarr.train.clips import Batch, Clips, fingerprint
+from knarr.train.settings import Recipe, RecipeError
+
+Loss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
+"""(network, batch) -> (loss, (B, classes) logits). The loss is a mean over clips, or several processes cannot share a batch."""
+Progress = Callable[[int, int], None]
+Settings = TypeVar("Settings", bound=Recipe)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a student's inputs become integers of the chip: input * units, of so many bits.
+
+    Args:
+        bits: 1 for spikes.
+        units: integers per unit of the float network's input.
+        kind: `InputCoding.kind`.
+        over_time, votes: how outputs become a decision (`Readout`).
+    """
+
+    bits: int = 1
+    units: float = 1.0
+    kind: Literal["events", "graded"] = "events"
+    over_time: Literal["sum", "mean", "last"] = "sum"
+    votes: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """Both splits of a recipe's data. `test` is never trained or tuned on.
+
+    Args:
+        train, test: the splits.
+        groups: (N,) of the training clips: a group never lies on both sides of the validation split.
+        class_names: one per class.
+        name: of the data set, as published tables call it; generated data say so.
+        coding: of the student's inputs.
+        subjects: (M,) whose each test clip is; None where nobody's.
+        lights: (M,) lighting of each test clip; None where there is none to tell apart.
+    """
+
+    train: Clips
+    test: Clips
+    groups: npt.NDArray[np.generic]
+    class_names: tuple[str, ...]
+    name: str = ""
+    coding: Coding = field(default_factory=Coding)
+    subjects: tuple[str, ...] | None = None
+    lights: tuple[str, ...] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over labels and student inputs of a few clips of each split: tells one data set from another."""
+        return fingerprint(self.train, self.test)
+
+
+class System(ABC, Generic[Settings]):
+    """One of the systems, with a recipe's settings.
+
+    Args:
+        recipe: settings of this system.
+    """
+
+    def __init__(self, recipe: Settings) -> None:
+        self.recipe = recipe
+
+    # --- data
+
+    @abstractmethod
+    def load(self, root: Path, *, cache: Path | None = None, progress: Progress | None = None) -> RunData:
+        """Both splits, read strictly.
+
+        Args:
+            root: folder of the data set.
+            cache: folder for prepared samples, where preparing takes long.
+            progress: called with (samples done, in all).
+
+        Raises:
+            DataError: anything missing or malformed.
+        """
+
+    def folder_name(self) -> str:
+        """Of generated data: the settings that they depend on."""
+        raise RecipeError(
+            f"recipe '{self.recipe.name}': its data is not generated; pass the folder with --data"
+        )
+
+    def generate(self, root: Path, progress: Progress | None = None) -> None:
+        """Write generated data to a folder that does not exist."""
+        self.folder_name()
+
+    def passes(self, data: RunData, windows: int, seed: int) -> Sequence[Clips]:
+        """The test set as an evaluation sees it, once or through several random windows; the first is `data.test`."""
+        return [data.test]
+
+    # --- networks
+
+    @abstractmethod
+    def teacher(self, data: RunData) -> nn.Module:
+        """A new teacher."""
+
+    @abstractmethod
+    def teacher_loss(self) -> Loss:
+        """What it is fitted by."""
+
+    @abstractmethod
+    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+        """(B, classes)."""
+
+    @abstractmethod
+    def student(self, data: RunData) -> nn.Module:
+        """A new student, in the form in which it is trained."""
+
+    @abstractmethod
+    def student_loss(self, teacher: nn.Module) -> Loss:
+        """What it is fitted by, beside a frozen teacher in eval mode."""
+
+    @abstractmethod
+    def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
+        """(B, classes) of a student in the form in which it is kept."""
+
+    def keep(self, student: nn.Module) -> nn.Module:
+        """What student.safetensors holds of a trained student."""
+        return student
+
+    def kept(self, data: RunData) -> nn.Module:
+        """An empty one of that form."""
+        return self.student(data)
+
+    @abstractmethod
+    def deployable(self, kept: nn.Module) -> snn.SequentialState:
+        """What is exported.
+
+        Raises:
+            RecipeError: settings of a student that no graph or chip holds.
+        """
+
+    # --- the baseline that energy is compared with
+
+    def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module:
+        """The teacher as a network from one tensor to one tensor, as an ONNX file is."""
+        return teacher
+
+    def baseline_inputs(self, batch: Batch) -> torch.Tensor:
+        """What it is fed."""
+        return batch.teacher_inputs[0]

@@ -1,0 +1,159 @@
+"""The small demonstration: digits or generated eyes, an ANN teacher on frames, a spiking CNN on events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import norse.torch as snn
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from knarr.train.clips import Batch, EventClips, EyeClips
+from knarr.train.data_error import DataError
+from knarr.train.distill import distillation_loss
+from knarr.train.events import Jitter
+from knarr.train.eyes import generate
+from knarr.train.nmnist import CLASSES, read_nmnist
+from knarr.train.see import assert_disjoint, read_see
+from knarr.train.settings import RecipeError
+from knarr.train.student import StudentShape, build_student, fold_batch_norm, run_student
+from knarr.train.systems.base import Loss, Progress, RunData, System
+from knarr.train.systems.cnn_recipe import CnnRecipe, EyesData, NmnistData
+from knarr.train.teacher import Teacher
+
+
+class Cnn(System[CnnRecipe]):
+    """See above."""
+
+    def load(self, root: Path, *, cache: Path | None = None, progress: Progress | None = None) -> RunData:
+        settings = self.recipe.data
+        return _digits(settings, root) if isinstance(settings, NmnistData) else _eyes(settings, root)
+
+    def folder_name(self) -> str:
+        settings = self.recipe.data
+        if isinstance(settings, NmnistData):
+            return super().folder_name()
+        return (
+            f"eyes-{settings.size}px-{settings.timesteps}f-{settings.subjects}p-{settings.takes_per_emotion}t-"
+            f"{self.recipe.seed}"
+        )
+
+    def generate(self, root: Path, progress: Progress | None = None) -> None:
+        settings = self.recipe.data
+        if isinstance(settings, NmnistData):
+            super().generate(root, progress)
+            return
+        generate(
+            root,
+            subjects=settings.subjects,
+            takes_per_emotion=settings.takes_per_emotion,
+            frames=settings.timesteps,
+            size=settings.size,
+            seed=self.recipe.seed,
+            progress=progress,
+        )
+
+    def teacher(self, data: RunData) -> nn.Module:
+        frames = data.train.batch(np.arange(1), None).teacher_inputs[0]
+        shape = (frames.shape[1], frames.shape[2], frames.shape[3])
+        settings = self.recipe.teacher
+        return Teacher(shape, len(data.class_names), settings.width, settings.dropout)
+
+    def teacher_loss(self) -> Loss:
+        smoothing = self.recipe.teacher.label_smoothing
+
+        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self.teacher_logits(network, batch)
+            return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing), logits
+
+        return loss
+
+    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = teacher(*batch.teacher_inputs)
+        return logits
+
+    def student(self, data: RunData) -> nn.Module:
+        return build_student(self.shape(data), batch_norm=True)
+
+    def student_loss(self, teacher: nn.Module) -> Loss:
+        settings = self.recipe.student
+
+        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self.student_logits(network, batch)
+            value = distillation_loss(
+                logits,
+                self.teacher_logits(teacher, batch),
+                batch.labels,
+                alpha=settings.kd_alpha,
+                temperature=settings.kd_temperature,
+            )
+            return value, logits
+
+        return loss
+
+    def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
+        outputs, _ = run_student(cast(snn.SequentialState, kept), batch.inputs)
+        return self.recipe.student.logit_scale * outputs.mean(dim=1)
+
+    def keep(self, student: nn.Module) -> nn.Module:
+        return fold_batch_norm(cast(snn.SequentialState, student))
+
+    def kept(self, data: RunData) -> nn.Module:
+        return build_student(self.shape(data), batch_norm=False)
+
+    def deployable(self, kept: nn.Module) -> snn.SequentialState:
+        return cast(snn.SequentialState, kept)
+
+    def shape(self, data: RunData) -> StudentShape:
+        """Layers of the student on these data.
+
+        Raises:
+            RecipeError: inputs that are not images.
+        """
+        settings = self.recipe.student
+        features = data.train.chip_inputs(np.arange(1)).shape[2:]
+        if len(features) != 3:
+            raise RecipeError(f"student: needs images (channels, height, width), the data have {features}")
+        return StudentShape(
+            input_shape=(features[0], features[1], features[2]),
+            classes=len(data.class_names),
+            channels=settings.channels,
+            first_padding=settings.first_padding,
+            dt_s=self.recipe.data.dt_s,
+            tau_mem_s=settings.tau_mem_s,
+            tau_readout_s=settings.tau_readout_s,
+        )
+
+
+def _digits(settings: NmnistData, root: Path) -> RunData:
+    jitter = Jitter(settings.rotation_deg, settings.scale, settings.shift_px)
+    train, test = (
+        EventClips(
+            read_nmnist(root, split), settings.timesteps, settings.bin_us, settings.teacher_bins, jitter
+        )
+        for split in ("train", "test")
+    )
+    shared = set(train.recordings.names) & set(test.recordings.names)
+    if shared:
+        raise DataError(
+            root, f"splits overlap: {len(shared)} recordings are in both lists; remove them from one"
+        )
+    names = tuple(str(digit) for digit in range(CLASSES))
+    return RunData(train, test, np.arange(len(train.labels)), names, "N-MNIST")
+
+
+def _eyes(settings: EyesData, root: Path) -> RunData:
+    clips = [
+        read_see(root, subset=subset, size=settings.size, timesteps=settings.timesteps)
+        for subset in ("training", "testing")
+    ]
+    assert_disjoint(*clips)
+    train, test = (EyeClips(part, settings.teacher_bins, settings.shift_px) for part in clips)
+    groups = np.array(clips[0].subjects)
+    held = clips[1]
+    return RunData(
+        train, test, groups, held.label_names, "generated eyes", subjects=held.subjects, lights=held.lights
+    )

@@ -1,0 +1,26 @@
+"""A recipe's system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from knarr.train.settings import Recipe
+from knarr.train.systems.base import Progress, RunData, System
+from knarr.train.systems.cnn import Cnn
+
+SYSTEMS: Final[Mapping[str, Callable[[Any], System[Any]]]] = {"cnn": Cnn}
+"""By `Recipe.system`."""
+
+
+def system_of(recipe: Recipe) -> System[Any]:
+    """The system that a recipe describes."""
+    return SYSTEMS[recipe.system](recipe)
+
+
+def load_data(
+    recipe: Recipe, root: Path, *, cache: Path | None = None, progress: Progress | None = None
+) -> RunData:
+    """Read a recipe's data; see `System.load`."""
+    return system_of(recipe).load(root, cache=cache, progress=progress)
