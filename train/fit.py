@@ -155,6 +155,7 @@ def _fit(fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: t
         deterministic=True,
         logger=_tensorboard(run_folder, stage) if settings.tensorboard else False,
         precision="bf16-mixed" if mixed else "32-true",
+        log_every_n_steps=1,  # epochs are all that is logged; Lightning warns of fits of fewer steps
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         num_sanity_val_steps=0,
