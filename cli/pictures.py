@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import numpy as np
 
-from knarr.cli import energy_picture, raster_picture, verification_picture
+from knarr.cli import energy_picture, raster_picture, sample_picture, verification_picture
 from knarr.cli.output import expecting, read_json
 from knarr.hw_sim import load_recording
 from knarr.train.fit_files import write_atomic
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from knarr.cli.stages import Run
 
 SHOWN_SAMPLES = 4
-SHOWN_STEPS = 6
-ON_COLOUR, OFF_COLOUR = np.array([0.85, 0.2, 0.1]), np.array([0.1, 0.35, 0.85])
 
 
 def draw_all(run: Run) -> None:
@@ -53,41 +51,19 @@ def _save(run: Run, name: str, figure: Figure) -> None:
 
 
 def _samples(run: Run) -> Figure:
-    """First test clip of a few classes: one teacher frame, then the student's events through time."""
+    """First test clip of a few classes."""
     labels = run.data.test.labels
     classes = np.unique(labels)[:SHOWN_SAMPLES]
     chosen = np.array([int(np.argmax(labels == label)) for label in classes])
     batch = run.data.test.batch(chosen, None)
-    spikes = run.data.test.chip_inputs(chosen)
-    steps = np.linspace(0, spikes.shape[1] - 1, SHOWN_STEPS).astype(int)
-    on_channel = (
-        1 if run.recipe.data.kind == "nmnist" else 0
-    )  # N-MNIST's polarity 1 is ON, SEE's first plane is
-    figure, axes = plt.subplots(
-        len(chosen),
-        SHOWN_STEPS + 1,
-        figsize=(1.6 * (SHOWN_STEPS + 1), 1.75 * len(chosen)),
-        squeeze=False,
-        layout="constrained",
+    return sample_picture.draw(
+        [part.numpy() for part in batch.teacher_inputs],
+        run.data.test.chip_inputs(chosen),
+        [run.data.class_names[label] for label in classes],
+        run.recipe.data.dt_s,
+        # N-MNIST's polarity 1 is ON; everywhere else the first plane is
+        on_channel=1 if run.recipe.data.kind == "nmnist" else 0,
     )
-    for row, label in enumerate(classes):
-        axes[row, 0].imshow(batch.teacher_inputs[0][row, 0].numpy(), cmap="gray")
-        axes[row, 0].set_ylabel(run.data.class_names[label])
-        for column, step in enumerate(steps, start=1):
-            on, off = spikes[row, step, on_channel], spikes[row, step, 1 - on_channel]
-            picture = np.ones((*on.shape, 3))
-            picture[off > 0], picture[on > 0] = OFF_COLOUR, ON_COLOUR
-            axes[row, column].imshow(picture)
-            if row == 0:
-                axes[row, column].set_title(f"{step * run.recipe.data.dt_s * 1000:.0f} ms", fontsize=9)
-    axes[0, 0].set_title("teacher", fontsize=9)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    figure.suptitle(
-        "Test clips: a frame the teacher sees, and events the student sees (red ON, blue OFF)", fontsize=10
-    )
-    return figure
 
 
 def _raster(run: Run) -> Figure:
