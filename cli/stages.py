@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ from knarr.train import (
     train_teacher,
 )
 from knarr.train.fit_files import write_atomic
-from knarr.train.run import STUDENT, TEACHER
+from knarr.train.overrides import parse_setting, with_settings
+from knarr.train.run import STUDENT, TEACHER, read_cache
 from knarr.train.systems.base import System
 
 GRAPH, BASELINE, NET, RECORDING = "student.nir", "teacher.onnx", "student.net", "recording.npz"
@@ -82,12 +83,23 @@ class Run:
         return teacher, train_student(self.recipe, self.data, teacher, self.folder)
 
 
-def start(recipe_name: str, data: Path | None, out: Path | None) -> Run:
-    """Open a recipe's run folder, making it and its generated data when they are not there."""
-    recipe = load_recipe(recipe_name)
+def start(recipe_name: str, data: Path | None, out: Path | None, changes: Sequence[str] = ()) -> Run:
+    """Open a recipe's run folder, making it and its generated data when they are not there.
+
+    Args:
+        recipe_name: shipped, or a YAML file.
+        data: folder of the data; None where knarr generates them.
+        out: run folder; runs/<recipe name> when left out.
+        changes: `path=value` of settings.
+    """
+    recipe = with_settings(load_recipe(recipe_name), dict(map(parse_setting, changes)))
     folder = out if out is not None else Path("runs") / recipe.name
+    return begin(recipe, data, folder, folder.parent / "data")
+
+
+def begin(recipe: Recipe, data: Path | None, folder: Path, cache: Path) -> Run:
+    """`start` with a recipe in hand, and a folder for generated and prepared data."""
     system = system_of(recipe)
-    cache = folder.parent / "data"
     if data is None:
         data = cache / system.folder_name()
         if not data.is_dir():
@@ -96,7 +108,7 @@ def start(recipe_name: str, data: Path | None, out: Path | None) -> Run:
             system.generate(data, progress.counter("clips"))
     loaded = system.load(data, cache=cache, progress=progress.counter("samples read"))
     progress.say(f"Data: {len(loaded.train.labels)} clips to train on, {len(loaded.test.labels)} held out")
-    open_run(recipe, loaded, data, folder)
+    open_run(recipe, loaded, data, folder, cache=cache)
     _lock(folder)
     return Run(folder, recipe, loaded)
 
@@ -105,7 +117,7 @@ def reopen(folder: Path) -> Run:
     """Open a run that exists, with the data it was made with."""
     recipe, root = read_run(folder)
     _lock(folder)
-    data = load_data(recipe, root, cache=folder.parent / "data", progress=progress.counter("samples read"))
+    data = load_data(recipe, root, cache=read_cache(folder), progress=progress.counter("samples read"))
     open_run(recipe, data, root, folder)
     return Run(folder, recipe, data)
 

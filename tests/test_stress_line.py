@@ -17,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "train"))
 import stress_others
 import stress_predict
 import stress_tune
-from stress_code import Coding, encode_windows
 from stress_others import balanced_draw, crossed_logits, fit_teacher, teacher_logits
 from stress_score import Interval, balanced_accuracy, over_people, over_seeds
 from stress_student import KdSetting, StudentSetting, fit_student, float_classes, run_on_chip
 from stress_table import answer, document
 
+from knarr.train.datasets.stress_code import Coding, encode_windows
 from knarr.train.datasets.stress_windows import StressWindows
 
 

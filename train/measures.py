@@ -21,6 +21,7 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 from knarr.train.rates import RATES, Array, Classes, check_classes, confusions, rates
 
@@ -132,6 +133,27 @@ def wilson(share: float, samples: int, level: float = 0.95) -> Interval:
     return Interval(
         max(0.0, min(share, (centre - half) / scale)), min(1.0, max(share, (centre + half) / scale))
     )
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's interval of the mean of n runs' rates: mean -+ t s / sqrt(n), t the (1 + level)/2 quantile with n - 1 freedoms.
+
+    It says how far runs with other seeds lie apart, and nothing about other people. A rate is never outside 0 .. 1, so neither
+    are the bounds.
+
+    Args:
+        values: of the runs, at least two, 0 .. 1.
+        level: 0 < level < 1.
+
+    Raises:
+        ValueError: fewer than two, or a value out of range.
+    """
+    if len(values) < 2 or not all(0 <= value <= 1 for value in values):
+        raise ValueError(f"t interval: of {list(values)}, needs two or more rates of 0 .. 1")
+    _check_level(level)
+    centre, half = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half *= float(stdtrit(len(values) - 1, (1 + level) / 2))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
 def draw_subjects(subjects: int, draws: int, seed: int) -> npt.NDArray[np.int64]:

@@ -10,18 +10,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from knarr.train.measures import Estimate, Measures
+from knarr.train.measures import Estimate
 
 FILE = "datasets/published.yaml"  # in knarr.train itself every .yaml is a recipe
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 OTHER_DATA = "*"
 Found = TypeVar("Found")
+
+
+class Rates(Protocol):
+    """Whatever has rates by name: `Measures`, or means over several."""
+
+    def of(self, key: str) -> Estimate | None:
+        """See `Measures.of`."""
 
 
 class _Checked(BaseModel):
@@ -180,7 +187,7 @@ class Beside:
         return [other for other in self.cells if other.column == cell.column]
 
 
-def beside(ours: Measures, row: Row, *, data: str, name: str = "ours") -> Beside:
+def beside(ours: Rates, row: Row, *, data: str, name: str = "ours") -> Beside:
     """A row of ours next to a published one.
 
     Args:

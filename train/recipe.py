@@ -12,9 +12,17 @@ from pydantic import ValidationError
 
 from knarr.train.settings import Recipe, RecipeError
 from knarr.train.systems.cnn_recipe import CnnRecipe
+from knarr.train.systems.emotionkd_recipe import EmotionRecipe
+from knarr.train.systems.mskd_recipe import MskdRecipe
+from knarr.train.systems.spiking_emotions_recipe import SpikingEmotionsRecipe
 
 MAX_RECIPE_BYTES = 100_000
-RECIPES: Final[Mapping[str, type[Recipe]]] = {"cnn": CnnRecipe}
+RECIPES: Final[Mapping[str, type[Recipe]]] = {
+    "cnn": CnnRecipe,
+    "mskd": MskdRecipe,
+    "emotionkd": EmotionRecipe,
+    "spiking_emotions": SpikingEmotionsRecipe,
+}
 """System -> its recipe; "cnn" where a recipe names none."""
 _SHIPPED: Final = resources.files("knarr.train").joinpath("recipes")
 

@@ -16,6 +16,7 @@ from torch import nn
 from knarr.train.clips import Batch, Clips, Epoch, split_validation
 from knarr.train.fit import fit
 from knarr.train.fit_files import write_atomic
+from knarr.train.fitter import Fitter
 from knarr.train.recipe import check_recipe
 from knarr.train.settings import Fit, Recipe, RecipeError
 from knarr.train.systems.base import Loss, RunData
@@ -27,8 +28,14 @@ EVALUATION_BATCH = 50
 Logits = Callable[[nn.Module, Batch], torch.Tensor]
 
 
-def open_run(recipe: Recipe, data: RunData, data_root: Path, run_folder: Path) -> None:
+def open_run(
+    recipe: Recipe, data: RunData, data_root: Path, run_folder: Path, *, cache: Path | None = None
+) -> None:
     """Make the run's folder, or make sure that what lies in it was made with these settings and data.
+
+    Args:
+        recipe, data, run_folder: of the run.
+        data_root: where the data came from. cache: where they were prepared; both are remembered, neither is compared.
 
     Raises:
         RecipeError: the folder holds a run with other settings or other data.
@@ -41,6 +48,8 @@ def open_run(recipe: Recipe, data: RunData, data_root: Path, run_folder: Path) -
             "data_sha256": data.fingerprint,
             "data_root": str(data_root.resolve()),
         }
+        if cache is not None:
+            config["cache"] = str(cache.resolve())
         write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
         return
     found, _ = read_run(run_folder)
@@ -69,6 +78,12 @@ def read_run(run_folder: Path) -> tuple[Recipe, Path]:
         raise RecipeError(
             f"{path}: not the settings of a run ({type(error).__name__}); remove the folder"
         ) from error
+
+
+def read_cache(run_folder: Path) -> Path:
+    """Where a run's data were prepared; beside it for runs that do not say."""
+    cache = _read_config(run_folder / CONFIG).get("cache")
+    return Path(cache) if isinstance(cache, str) else run_folder.parent / "data"
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -115,7 +130,7 @@ def train_student(
         teacher.to(batch.inputs.device)
         return loss_beside(network, batch)
 
-    _fit(student, loss, recipe, data, run_folder, "student", callbacks)
+    _fit(student, loss, recipe, data, run_folder, "student", callbacks, teacher)
     teacher.cpu()
     kept = system.keep(student).eval()
     save_weights(kept, path)
@@ -130,14 +145,21 @@ def _fit(
     run_folder: Path,
     stage: str,
     callbacks: tuple[Callback, ...],
+    teacher: nn.Module | None = None,
 ) -> None:
     torch.set_num_threads(recipe.threads)
     settings: Fit = recipe.teacher.fit if stage == "teacher" else recipe.student.fit
     train, validation = split_validation(data.groups, recipe.data.validation_fraction, recipe.seed)
+    if data.validation is not None:
+        train, validation = np.setdiff1d(np.arange(len(data.train.labels)), data.validation), data.validation
     held: Clips = data.train
     if settings.select == "best_on_test":
         train, validation = np.arange(len(data.train.labels)), np.arange(len(data.test.labels))
         held = data.test
+    make: Callable[..., Fitter] = Fitter
+    if teacher is not None:
+        chosen = system_of(recipe).student_fitter(teacher, data, train, run_folder)
+        train, make = (train, make) if chosen is None else chosen
     fit(
         network,
         loss,
@@ -150,6 +172,7 @@ def _fit(
         classes=len(data.class_names),
         seed=recipe.seed + (0 if stage == "teacher" else 1_000_000),
         run_folder=run_folder,
+        make=make,
         callbacks=callbacks,
     )
 

@@ -21,7 +21,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from sklearn.model_selection import GroupKFold
-from stress_code import encode_windows
 from stress_others import (
     PLAIN_LEAF,
     crossed_logits,
@@ -37,6 +36,7 @@ from stress_table import document
 from stress_tune import KD, LEAVES, STUDENTS, tune
 
 from knarr.train.datasets.splits import Fold, assert_apart
+from knarr.train.datasets.stress_code import encode_windows
 from knarr.train.datasets.stress_predict import read_people
 from knarr.train.datasets.stress_windows import StressWindows, cut_windows
 from knarr.train.fit_files import write_atomic

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from stress_code import encode_windows
 from stress_others import crossed_logits, features, forest
 from stress_score import balanced_accuracy, count_people
 from stress_student import KdSetting, StudentSetting, fit_student, float_classes
 
 from knarr.train.datasets.splits import Fold, Indices, subject_folds
+from knarr.train.datasets.stress_code import encode_windows
 from knarr.train.datasets.stress_windows import StressWindows
 
 INNER_FOLDS: Final = 2

@@ -103,12 +103,13 @@ def read_mosi(
     made = parallel(items, make, workers=workers, progress=progress)
     bad += [result for result in made if isinstance(result, DataError)]
     good = [
-        (item[0], found) for item, found in zip(items, made, strict=True) if not isinstance(found, DataError)
+        (item, found) for item, found in zip(items, made, strict=True) if not isinstance(found, DataError)
     ]
     _tell(root, bad)
     if not good:
         raise DataError(root, "no segments: none can be used; check the dataset")
-    scores = np.array([segment.score for segment, _ in good])
+    keys = tuple(segment.key for (segment, _, _), _ in good)
+    scores = np.array([segment.score for (segment, _, _), _ in good])
     return MosiClips(
         first=np.stack([arrays["first"] for _, arrays in good]),
         packed=np.stack([arrays["packed"] for _, arrays in good]),
@@ -117,10 +118,11 @@ def read_mosi(
         fps=np.array([float(arrays["fps"]) for _, arrays in good]),
         labels=(scores >= 0).astype(np.int64),
         scores=scores,
-        keys=tuple(segment.key for segment, _ in good),
-        folds=tuple(fold_of[segment.key.video] for segment, _ in good),
+        keys=keys,
+        folds=tuple(fold_of[key.video] for key in keys),
         left_out=tuple(bad),
         zeros_dropped=len(dropped),
+        sources=tuple((path, span_s) for (_, path, span_s), _ in good),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,8 @@ from knarr.train.datasets.dvs import density
 from knarr.train.datasets.mosi_labels import Key
 
 CLASS_NAMES: Final = ("negative", "positive")
+Source = tuple[Path, tuple[float, float] | None]
+"""A video file, and start and end of a segment in it, seconds; None where the segment is the whole file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,7 @@ class MosiClips:
         folds: fold of each, one of `MODES`; no video is in two.
         left_out: what is wrong with each segment that is not here; empty unless read with ``on_bad="skip"``.
         zeros_dropped: segments without sentiment that ``zeros="drop"`` left out.
+        sources: where each segment was read, for other views of it.
     """
 
     first: npt.NDArray[np.uint8]
@@ -48,6 +52,7 @@ class MosiClips:
     folds: tuple[str, ...]
     left_out: tuple[DataError, ...]
     zeros_dropped: int
+    sources: tuple[Source, ...]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import norse.torch as snn
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from knarr.train.clips import Batch, Clips, fingerprint
+from knarr.train.clips import Batch, Clips, Indices, fingerprint
 from knarr.train.settings import Recipe, RecipeError
 
 Loss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
@@ -53,6 +53,11 @@ class RunData:
         coding: of the student's inputs.
         subjects: (M,) whose each test clip is; None where nobody's.
         lights: (M,) lighting of each test clip; None where there is none to tell apart.
+        validation: indices of the training clips that are validated on; None where they are drawn by group.
+        names: (M,) of the test clips, all different, over the folds of a data set too; empty numbers them.
+        protocol: how training and test clips were parted, in words.
+        fold, fold_count: which of how many folds is tested; None where there are no folds.
+        sampling: how windows are cut ("E4-S3"); None where clips are seen whole.
     """
 
     train: Clips
@@ -63,6 +68,12 @@ class RunData:
     coding: Coding = field(default_factory=Coding)
     subjects: tuple[str, ...] | None = None
     lights: tuple[str, ...] | None = None
+    validation: Indices | None = None
+    names: tuple[str, ...] = ()
+    protocol: str = ""
+    fold: int | None = None
+    fold_count: int = 1
+    sampling: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -130,6 +141,21 @@ class System(ABC, Generic[Settings]):
     @abstractmethod
     def student_loss(self, teacher: nn.Module) -> Loss:
         """What it is fitted by, beside a frozen teacher in eval mode."""
+
+    def student_fitter(
+        self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path
+    ) -> tuple[Indices, Callable[..., Any]] | None:
+        """How the student is fitted where a plain `Fitter` and `student_loss` do not do.
+
+        Args:
+            teacher: frozen, in eval mode.
+            train: training clips that are no validation clips.
+            run_folder: for more files of the run.
+
+        Returns:
+            Which of the clips it learns on, and `fit`'s `make`; None for `Fitter` on all of them.
+        """
+        return None
 
     @abstractmethod
     def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:

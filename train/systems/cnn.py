@@ -142,7 +142,15 @@ def _digits(settings: NmnistData, root: Path) -> RunData:
             root, f"splits overlap: {len(shared)} recordings are in both lists; remove them from one"
         )
     names = tuple(str(digit) for digit in range(CLASSES))
-    return RunData(train, test, np.arange(len(train.labels)), names, "N-MNIST")
+    return RunData(
+        train,
+        test,
+        np.arange(len(train.labels)),
+        names,
+        "N-MNIST",
+        names=test.recordings.names,
+        protocol="the lists train1K and test100",
+    )
 
 
 def _eyes(settings: EyesData, root: Path) -> RunData:
@@ -155,5 +163,13 @@ def _eyes(settings: EyesData, root: Path) -> RunData:
     groups = np.array(clips[0].subjects)
     held = clips[1]
     return RunData(
-        train, test, groups, held.label_names, "generated eyes", subjects=held.subjects, lights=held.lights
+        train,
+        test,
+        groups,
+        held.label_names,
+        "generated eyes",
+        subjects=held.subjects,
+        lights=held.lights,
+        names=held.names,
+        protocol="people apart",
     )

@@ -9,8 +9,16 @@ from typing import Any, Final
 from knarr.train.settings import Recipe
 from knarr.train.systems.base import Progress, RunData, System
 from knarr.train.systems.cnn import Cnn
+from knarr.train.systems.emotionkd import EmotionKd
+from knarr.train.systems.mskd import Mskd
+from knarr.train.systems.spiking_emotions import SpikingEmotions
 
-SYSTEMS: Final[Mapping[str, Callable[[Any], System[Any]]]] = {"cnn": Cnn}
+SYSTEMS: Final[Mapping[str, Callable[[Any], System[Any]]]] = {
+    "cnn": Cnn,
+    "mskd": Mskd,
+    "emotionkd": EmotionKd,
+    "spiking_emotions": SpikingEmotions,
+}
 """By `Recipe.system`."""
 
 

@@ -1,4 +1,4 @@
-"""Skin conductance of 60 s as a chip can take it: 20 steps of 3 s, whole numbers that are never negative.
+"""Skin conductance at 4 Hz as a chip can take it: steps of 3 s, 20 of a minute; whole numbers that are never negative.
 
 Two codings of the same three things: the level, its change since the window began, and the fast responses. No step hears a later
 sample. Signals are standardised per person before (`cut_windows`).

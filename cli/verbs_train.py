@@ -1,0 +1,95 @@
+"""Verbs that fit and measure: train, evaluate, table, sweep."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from knarr.cli.app import (
+    DataOption,
+    JsonOption,
+    OutOption,
+    RecipeArgument,
+    RunArgument,
+    SetOption,
+    app,
+    finish,
+)
+
+
+@app.command(epilog="Example: knarr train nmnist --data nmnist_small --out runs/nmnist")
+def train(
+    recipe: RecipeArgument,
+    data: DataOption = None,
+    out: OutOption = None,
+    changes: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train the teacher and distil the student; a killed run goes on after its last epoch."""
+    from knarr.cli import report, stages
+    from knarr.train.run import STUDENT, TEACHER
+
+    run = stages.start(recipe, data, out, changes or [])
+    stages.train(run)
+    report.say({"run": str(run.folder), "teacher": TEACHER, "student": STUDENT}, json=json)
+
+
+@app.command(epilog="Example: knarr evaluate runs/mskd_eyes --windows 20")
+def evaluate(
+    run: RunArgument,
+    windows: Annotated[
+        int, typer.Option("--windows", help="Passes, where clips are seen through random windows.", min=1)
+    ] = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Of the windows and of the intervals.", min=0)] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Measure a run on its test set: accuracy, recall, F1, each with its interval; writes evaluation.json."""
+    from knarr.cli import evaluating, stages
+
+    evaluating.show(stages.reopen(run), windows=windows, seed=seed, json=json)
+
+
+@app.command(
+    epilog="Example: knarr table seen_rows_eyes --fit; knarr table mine.yaml --data see --out runs/mine"
+)
+def table(
+    grid: Annotated[str, typer.Argument(help="Shipped grid or a YAML file.", metavar="GRID")],
+    data: DataOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the grids' runs.")] = Path("runs/grids"),
+    fit: Annotated[bool, typer.Option("--fit", help="Make the runs that are missing first.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Print a grid of runs beside published numbers, with a source for each and a mark where data differ."""
+    from knarr.cli import evaluating, tabling
+
+    tabling.table(
+        grid,
+        data,
+        out,
+        fit=fit,
+        json=json,
+        fit_and_evaluate=partial(evaluating.fit_and_evaluate, grids=out),
+        count_people=evaluating.count_people,
+    )
+
+
+@app.command(epilog="Example: knarr sweep sweep.yaml --data nmnist_small --out runs/sweep")
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML file: recipe, what to search, trials.", metavar="SWEEP")],
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the trials; default runs/<name>.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", help="Database URL of the study, for machines without a shared folder."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Search settings by the validation split; several machines may share one study, and killed trials go on."""
+    from knarr.cli import sweeping
+
+    finish(sweeping.sweep(file, data, out, storage, json=json))

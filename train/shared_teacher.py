@@ -1,0 +1,43 @@
+"""Runs that differ in their students alone share one teacher: same settings, seed, data and threads give the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from knarr.train.fit_files import write_atomic
+from knarr.train.run import TEACHER, train_teacher
+from knarr.train.settings import Recipe
+from knarr.train.systems.base import RunData
+
+TEACHERS = "teachers"
+
+
+def shared_teacher(
+    recipe: Recipe, data: RunData, run_folder: Path, teachers: Path, callbacks: tuple[Callback, ...] = ()
+) -> nn.Module:
+    """A run's teacher: that of the first run to finish it, else trained here and left for the others.
+
+    Args:
+        recipe, data, run_folder, callbacks: as of `train_teacher`.
+        teachers: folder of finished teachers, named after all that they depend on.
+    """
+    shared, own = teachers / f"{_key(recipe, data)}.safetensors", run_folder / TEACHER
+    if shared.is_file() and not own.is_file():
+        write_atomic(own, shared.read_bytes())
+    teacher = train_teacher(recipe, data, run_folder, callbacks)
+    if not shared.is_file():
+        teachers.mkdir(parents=True, exist_ok=True)
+        write_atomic(shared, own.read_bytes())
+    return teacher
+
+
+def _key(recipe: Recipe, data: RunData) -> str:
+    """Of all of the recipe but its student, name and deployment, and of the data."""
+    plain = recipe.model_dump(mode="json", exclude={"name", "student", "deploy"})
+    text = json.dumps({**plain, "data_sha256": data.fingerprint}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

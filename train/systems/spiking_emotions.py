@@ -1,0 +1,222 @@
+"""Spiking Emotions: voters on the events of a simulated camera, with an ANN on all frames at once as teacher and baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import norse.torch as snn
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from knarr.train.clips import Batch
+from knarr.train.data_error import DataError
+from knarr.train.datasets.cache import Progress
+from knarr.train.datasets.dvs import Dvs
+from knarr.train.datasets.mosi import Folds, read_mosi
+from knarr.train.datasets.mosi_clips import CLASS_NAMES, MosiClips
+from knarr.train.datasets.mosi_generate import generate_clips
+from knarr.train.datasets.mosi_grey import read_grey
+from knarr.train.datasets.splits import assert_apart
+from knarr.train.losses.label_loss import one_hot_mse, voting_mse
+from knarr.train.losses.softened import softened_kl
+from knarr.train.networks.chip_form import chip_form
+from knarr.train.networks.spiking_emotions import build_ann, build_plif_fang, build_voting_network, votes
+from knarr.train.settings import RecipeError
+from knarr.train.systems.base import Coding, Loss, RunData, System
+from knarr.train.systems.camera_clips import GREY_LEVELS, CameraClips
+from knarr.train.systems.spiking_emotions_recipe import ClipsData, MosiData, SpikingEmotionsRecipe
+
+_PROTOCOLS = {
+    "standard": "standard folds, speakers apart",
+    "mode": "folds of the label file, speakers apart",
+}
+
+
+class SpikingEmotions(System[SpikingEmotionsRecipe]):
+    """See above."""
+
+    # --- data
+
+    def load(self, root: Path, *, cache: Path | None = None, progress: Progress | None = None) -> RunData:
+        settings, pure = self.recipe.data, self.recipe.network.pure_spike
+        parts = 2 if self.recipe.teacher.ann_input == "grey" else 1
+        clips = self._segments(root, cache, _part(progress, 0, parts))
+        grey = None
+        if self.recipe.teacher.ann_input == "grey":
+            grey = read_grey(
+                clips.sources,
+                size=settings.size,
+                frames=settings.frames,
+                cache=cache,
+                workers=settings.workers,
+                progress=_part(progress, 1, parts),
+            )
+        train, valid, test = (clips.fold(name) for name in ("train", "valid", "test"))
+        assert_apart(clips.videos, train, valid, test)
+        for name, fold in (("train", train), ("test", test)):
+            if not len(fold):
+                raise DataError(root, f"empty fold: no segment is in '{name}'; name the videos of each fold")
+        fitted = np.sort(np.concatenate([train, valid]))
+        shown, held = (CameraClips(clips, chosen, pure, grey) for chosen in (fitted, test))
+        return RunData(
+            shown,
+            held,
+            shown.videos,
+            CLASS_NAMES,
+            "CMU-MOSI, two classes" if isinstance(settings, MosiData) else "generated clips",
+            coding=Coding(
+                bits=1 if pure else 8,
+                units=1.0 if pure else float(GREY_LEVELS),
+                kind="events" if pure else "graded",
+                over_time="mean",
+                votes=self.recipe.network.voters,
+            ),
+            subjects=tuple(held.videos.tolist()),
+            validation=np.flatnonzero(np.isin(fitted, valid)) if len(valid) else None,
+            names=tuple(str(clips.keys[at]) for at in test),
+            protocol=_PROTOCOLS.get(str(self._folds), "folds that the recipe names"),
+        )
+
+    @property
+    def _folds(self) -> Folds:
+        settings = self.recipe.data
+        return settings.folds if isinstance(settings, MosiData) else "mode"
+
+    def _segments(self, root: Path, cache: Path | None, progress: Progress | None) -> MosiClips:
+        settings = self.recipe.data
+        camera = Dvs(
+            sensitivity=settings.sensitivity,
+            size=settings.size,
+            frames=settings.frames,
+            resize=settings.resize,
+            drop_short=settings.drop_short,
+        )
+        return read_mosi(
+            root,
+            camera,
+            folds=self._folds,
+            zeros=settings.zeros if isinstance(settings, MosiData) else "drop",
+            fps=settings.fps if isinstance(settings, MosiData) else None,
+            on_bad=settings.on_bad if isinstance(settings, MosiData) else "raise",
+            cache=cache,
+            workers=settings.workers,
+            progress=progress,
+        )
+
+    def folder_name(self) -> str:
+        settings = self.recipe.data
+        if not isinstance(settings, ClipsData):
+            return super().folder_name()
+        shuffled = "-shuffled" if settings.shuffle_labels else ""
+        return (
+            f"clips-{2 * settings.size}px-{settings.frames}f-{settings.videos}v-{settings.clips_per_video}c-"
+            f"{self.recipe.seed}{shuffled}"
+        )
+
+    def generate(self, root: Path, progress: Progress | None = None) -> None:
+        settings = self.recipe.data
+        if not isinstance(settings, ClipsData):
+            super().generate(root, progress)
+            return
+        generate_clips(
+            root,
+            videos=settings.videos,
+            clips_per_video=settings.clips_per_video,
+            frames=settings.frames,
+            size=2 * settings.size,
+            seed=self.recipe.seed,
+            shuffle_labels=settings.shuffle_labels,
+            progress=progress,
+        )
+
+    # --- networks
+
+    def teacher(self, data: RunData) -> nn.Module:
+        return build_ann(self.recipe.network)
+
+    def teacher_loss(self) -> Loss:
+        squares = self.recipe.teacher.loss == "mse"
+
+        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            outputs = self.teacher_logits(network, batch)
+            value = one_hot_mse(outputs, batch.labels) if squares else F.cross_entropy(outputs, batch.labels)
+            return value, outputs
+
+        return loss
+
+    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+        outputs: torch.Tensor = teacher(*batch.teacher_inputs)
+        return outputs
+
+    def student(self, data: RunData) -> nn.Module:
+        build: dict[str, Callable[..., nn.Module]] = {
+            "voting": build_voting_network,
+            "fang": build_plif_fang,
+            "ann": build_ann,
+        }
+        return build[self.recipe.student.kind](self.recipe.network)
+
+    def student_loss(self, teacher: nn.Module) -> Loss:
+        settings = self.recipe.student
+        hard = one_hot_mse if settings.kind == "ann" else voting_mse
+        teacher_scale = settings.kd_scale if self.recipe.teacher.loss == "mse" else 1.0
+
+        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            outputs = self.student_logits(network, batch)
+            value = hard(outputs, batch.labels)
+            if settings.kd_alpha:
+                soft = softened_kl(
+                    settings.kd_scale * outputs,
+                    teacher_scale * self.teacher_logits(teacher, batch),
+                    temperature=settings.kd_temperature,
+                )
+                value = (1 - settings.kd_alpha) * value + settings.kd_alpha * soft
+            return value, outputs
+
+        return loss
+
+    def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
+        """(B, classes): mean rates of the voters, 0..1; outputs of an ANN."""
+        if self.recipe.student.kind == "ann":
+            return self.teacher_logits(kept, batch)
+        network = cast(snn.SequentialState, kept)
+        if torch.is_grad_enabled():
+            return self._rates(network, batch.inputs)
+        # A batch of evaluation is larger than one of training, and so may be its maps: 7 GB of 50 clips at full size.
+        size = self.recipe.student.fit.batch_size
+        rates = torch.cat(
+            [self._rates(network, batch.inputs[at : at + size]) for at in range(0, len(batch.labels), size)]
+        )
+        # Ties between classes are ties of whole spikes, as on the chip; float sums in another order would break them.
+        most = batch.inputs.shape[1] * self.recipe.network.voters
+        return (rates * most).round() / most
+
+    def deployable(self, kept: nn.Module) -> snn.SequentialState:
+        kind, network = self.recipe.student.kind, self.recipe.network
+        for setting, found, allowed in (
+            ("student.kind", kind, "voting"),
+            ("student.network.pool", network.pool, "avg"),
+            ("student.network.fires", network.fires, "gt"),
+        ):
+            if found != allowed:
+                raise RecipeError(
+                    f"{setting}: {found}, which no chip network holds; it can be trained and evaluated, set it to {allowed} to "
+                    "export"
+                )
+        return chip_form(cast(snn.SequentialState, kept), snap=True)
+
+    def _rates(self, network: snn.SequentialState, inputs: torch.Tensor) -> torch.Tensor:
+        # The data have left the grey frame out already where it is not wanted.
+        settings = self.recipe.network.model_copy(update={"pure_spike": False})
+        return votes(network, inputs, settings).logits
+
+
+def _part(progress: Progress | None, part: int, parts: int) -> Progress | None:
+    """Progress of one of several passes over the same samples, as of all of them."""
+    if progress is None:
+        return None
+    return lambda done, of: progress(part * of + done, parts * of)
