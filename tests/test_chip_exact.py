@@ -17,8 +17,7 @@ from graphs import DT_S, chain, conv2d, cuba, flatten, li, lif, loop, pool, spik
 from test_conformance import random_network
 from test_fast import cases, draw, same
 
-from knarr.deploy import check, lower, read_net, run_on_lava, write_net
-from knarr.deploy.rules_bounds import worst_sums
+from knarr.deploy import check, lower, read_net, rules, rules_bounds, run_on_lava, violation, write_net
 from knarr.hw_sim import (
     NON_SPIKING_VTH,
     ChipError,
@@ -77,7 +76,7 @@ def kinds(network: ChipNetwork, student: ChipStudent) -> set[str]:
 def test_every_integer_of_random_networks(device: bool) -> None:
     met: Counter[str] = Counter()
     fired = compared = 0
-    for seed in [*range(device, 130, 2), *range(1000 + device, 1030, 2)]:
+    for seed in [*range(device, 100, 2), *range(1000 + device, 1016, 2)]:
         network, inputs = draw(seed) if seed < 1000 else random_network(seed)
         try:
             wanted = simulate(network, inputs, record=ALL, engine="reference")
@@ -97,7 +96,7 @@ def test_every_integer_of_random_networks(device: bool) -> None:
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
         compared += 1
     assert fired > 10_000
-    assert compared > 70
+    assert compared > 50
     assert {
         "Conv", "Dense", "Recurrent", "spikes", "voltage", "delay", "groups", "dilation", "bias", "pooled Conv", "pooled Dense",
         "graded", "driven", "wrap", "clip", "tie", "silent input", "all on", "one step", "decay 0", "decay 4096",
@@ -115,10 +114,22 @@ def test_sums_of_a_convolution_wrap_to_24_bits_and_currents_once() -> None:
     assert free > 2**24 > 2 * wanted.peak_sum["c"] > 2**23  # the sums did wrap
     assert (np.abs(wanted.u["c"]) > STATE_MAX).any()  # beyond what one wrap brings back
     assert (np.abs(wanted.v["c"]) == STATE_MAX - 1).any()
-    for student in (ChipStudent.from_network(network, limits=SIMULATOR) for _ in range(2)):
-        assert same(wanted, student.recording(ints(inputs))) == []
-        as_on_a_device(student)
-        assert same(wanted, student.recording(ints(inputs))) == []
+    student = ChipStudent.from_network(network, limits=SIMULATOR)
+    assert same(wanted, student.recording(ints(inputs))) == []
+    assert same(wanted, as_on_a_device(student).recording(ints(inputs))) == []
+
+
+def test_the_very_edges_of_the_registers() -> None:
+    """u stays at +2**23 and leaves -2**23; v ends one short of both; the threshold itself does not fire."""
+    weight = np.array([[2**17], [2**17 + 1], [-(2**17)], [-(2**17) + 1], [7]], dtype=np.int32)
+    network = ChipNetwork((Dense("d", weight, Neuron(4096, 4096, 7)),), InputCoding((1,)), Readout("spikes"))
+    wanted = simulate(network, np.ones((1, 2, 1), dtype=np.uint8), record=ALL, engine="reference")
+    m = STATE_MAX
+    assert wanted.u["d"][0, 0].tolist() == [m, 64 - m, m, 64 - m, 448]
+    assert wanted.v["d"][0, 0].tolist() == [0, 64 - m, 0, 64 - m, 448]
+    student = ChipStudent.from_network(network, limits=SIMULATOR)
+    assert same(wanted, student.recording(torch.ones(1, 2, 1))) == []
+    assert same(wanted, as_on_a_device(student).recording(torch.ones(1, 2, 1))) == []
 
 
 def test_settings_of_torch_do_not_reach_it() -> None:
@@ -160,7 +171,7 @@ def in_autograd(
     spike = FloatNeuron(coefficient=0.5, surrogate=surrogate.kind, width=surrogate.width)
     keep_u, keep_v = (1 - decay / 4096 for decay in decays)
     u = v = z = torch.zeros_like(sums[:, 0])
-    found: list[list[torch.Tensor]] = [[], [], []]
+    found: list[list[torch.Tensor]] = [[], [], [], []]
     for t in range(sums.shape[1]):
         a = sums[:, t] if back is None else sums[:, t] + z @ back.T
         kept_u, kept_v = keep_u * u, keep_v * v
@@ -173,7 +184,7 @@ def in_autograd(
         peak = through(peak, peak.clamp(-(STATE_MAX - 1), STATE_MAX - 1))
         z = fire(peak / (64 * threshold) - 1, spike)
         v = peak * (1 - (z.detach() if surrogate.detach_reset else z))
-        for into, values in zip(found, (z, peak, u), strict=True):
+        for into, values in zip(found, (z, peak, u, a), strict=True):
             into.append(values)
     return tuple(torch.stack(values, 1) for values in found)
 
@@ -214,15 +225,19 @@ def test_gradients_are_those_of_autograd(surrogate: Surrogate, recurrent: bool, 
     ran = run_cuba(*arguments(ours), surrogate, **options)
     wanted = in_autograd(*arguments(theirs), theirs.get("back"), surrogate)
     rng = np.random.default_rng(5)
-    for got, one in zip((ran.spikes, ran.peaks, ran.currents), wanted, strict=True):
+    for got, one in zip((ran.spikes, ran.peaks, ran.currents, ran.arrived), wanted, strict=True):
         assert torch.equal(got.double(), one.double())
     assert 20 < float(ran.spikes.sum()) < 200
     # Different weights for every number, so that no two mistakes cancel.
     mix = [torch.from_numpy(rng.standard_normal(ran.spikes.shape)) for _ in wanted]
     # Of a float32 output autograd takes float32 gradients.
     mix[1], mix[2] = (mix[1] / 10_000).float().double(), mix[2] / 10_000
+    mix[3] = mix[3] / 100
     torch.stack(
-        [(m * got).sum() for m, got in zip(mix, (ran.spikes, ran.peaks, ran.currents), strict=True)]
+        [
+            (m * got).sum()
+            for m, got in zip(mix, (ran.spikes, ran.peaks, ran.currents, ran.arrived), strict=True)
+        ]
     ).sum().backward()
     torch.stack([(m * one).sum() for m, one in zip(mix, wanted, strict=True)]).sum().backward()
     for name, leaf in ours.items():
@@ -249,7 +264,7 @@ def test_without_rounding_they_are_a_float_network_s() -> None:
 
     ours, theirs = start(), start()
     ran = run_cuba(*arguments(ours), Surrogate(), keep_currents=True)
-    spikes_, peaks, _ = in_autograd(*arguments(theirs), None, Surrogate(), round_=False)
+    spikes_, peaks, *_ = in_autograd(*arguments(theirs), None, Surrogate(), round_=False)
     assert torch.equal(ran.peaks.double(), peaks)
     assert ran.spikes.sum() > 5
     weights = torch.linspace(-1, 1, spikes_.numel(), dtype=torch.float64).reshape(spikes_.shape)
@@ -534,7 +549,7 @@ def test_bounds_are_those_of_the_rules() -> None:
         network, inputs = random_network(seed)
         ours = bounds(network)
         recording = simulate(network, inputs, record=ALL, engine="reference")
-        for one, (layer, up, down) in zip(ours, worst_sums(network), strict=True):
+        for one, (layer, up, down) in zip(ours, rules_bounds.worst_sums(network), strict=True):
             assert one.sum == max(up.max(), down.max())
             assert recording.peak_sum[layer.name] <= one.sum
             assert np.abs(recording.u[layer.name]).max() <= max(one.u, 0) or one.wraps
@@ -655,7 +670,12 @@ def test_sums_that_no_float_holds() -> None:
         student(torch.zeros((1, 1, 90_000), dtype=torch.int64))
 
 
-def test_limits() -> None:
+def test_limits_are_those_of_the_rules() -> None:
+    registers = (violation.VTH_MAX, violation.BIAS_MAX, rules_bounds.ACCUMULATOR)
+    assert (LOIHI2.vth_max, LOIHI2.bias_max, LOIHI2.accumulator) == registers
+    assert LOIHI2.i_decays == (violation.I_DECAY_MIN, violation.I_DECAY_MAX)
+    assert LOIHI2.v_decays == (violation.V_DECAY_MIN, violation.V_DECAY_MAX)
+    assert (LOIHI2.weights.low, LOIHI2.weights.high) == (rules.WEIGHT_MIN, rules.WEIGHT_MAX)
     assert Limits.of_bits(8) == LOIHI2
     assert Limits.of_bits(4).weights == Grid(-8, 7)
     with pytest.raises(ChipError, match=r"weight_bits: 9, allowed 2..8"):

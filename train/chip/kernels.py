@@ -43,7 +43,7 @@ def advance(
                 for i in range(stop - start):
                     x = np.trunc(uu[i] * keep_u) + a[i] * 64.0
                     x = x - 16777216.0 if x > 8388608.0 else x
-                    x = x + 16777216.0 if x < -8388608.0 else x
+                    x = x + 16777216.0 if x <= -8388608.0 else x
                     y = np.trunc(vv[i] * keep_v) + x + b[i]
                     y = min(max(y, -8388607.0), 8388607.0)
                     fired = y > threshold
