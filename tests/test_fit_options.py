@@ -72,14 +72,16 @@ class Watch(Callback):
         network = pl_module.network
         assert isinstance(network, nn.Module)
         with torch.no_grad():
+            network.eval()
             value, logits = loss(network, Points().batch(VALIDATION, None))
+            network.train()
         right = float((logits.argmax(1).numpy() == Points().labels[VALIDATION]).mean())
         self.seen.append((right, float(value), {k: v.clone() for k, v in network.state_dict().items()}))
 
 
 def run(folder: Path, *callbacks: Callback, held: Points | None = None, **settings: Any) -> nn.Module:
     torch.manual_seed(3)
-    network = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 2))
+    network = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 2))
     options = {"epochs": 12, "batch_size": 8, "learning_rate": RATE} | settings
     fit(
         network,

@@ -59,7 +59,9 @@ class _Data(lightning.LightningDataModule):
     def _batches(self, clips: Clips, indices: Indices, epoch: int | None) -> DataLoader[Batch]:
         batches = Epoch(clips, indices, self.batch_size, seed=self.seed, epoch=epoch)
         own = batches if self.processes == 1 else Share(batches, self.rank, self.processes)
-        return DataLoader(own, batch_size=None)
+        # Without one of its own, a loader draws from the global generator, and Lightning makes more iterators in later epochs than in
+        # a resumed one: dropout would differ.
+        return DataLoader(own, batch_size=None, generator=torch.Generator())
 
 
 def fit(
