@@ -29,6 +29,21 @@ def data_check(
     finish(datasets.check_data(name, path, json=json))
 
 
+@data_app.command(name="generate", epilog="Example: knarr data generate eyes eyes --seed 1")
+def data_generate(
+    name: Annotated[str, typer.Argument(help="eyes or clips.")],
+    path: Annotated[Path, typer.Argument(help="Folder to make.")],
+    seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same.", min=0)] = 0,
+    size: Annotated[int | None, typer.Option("--size", help="Height and width, pixels.", min=1)] = None,
+    frames: Annotated[int | None, typer.Option("--frames", help="Of a clip.", min=1)] = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw a data set in the layout of a real one: eyes as SEE, clips as CMU-MOSI."""
+    from knarr.cli import generating, report
+
+    report.say(generating.generate_data(name, path, seed=seed, size=size, frames=frames), json=json)
+
+
 @data_app.command(
     name="events", epilog="Example: knarr data events talk.mp4 --out events.npz --sensitivity 0.001"
 )

@@ -53,7 +53,7 @@ TINY: dict[str, Any] = {
     "teacher": {"fit": {"epochs": 1, "batch_size": 4, "learning_rate": 0.01}},
     "student": {
         # A low threshold fires after two epochs too.
-        "network": {"blocks": 2, "width": 4, "hidden": 16, "v_th": 0.05, "dropout": 0},
+        "network": {"blocks": 2, "width": 4, "hidden": 16, "v_th": 0.05, "dropout": 0.1},
         "fit": {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "select": "val"},
     },
 }

@@ -22,7 +22,7 @@ from torch import nn
 from knarr.train import RecipeError, fold_batch_norm, load_recipe, run_student, shipped_recipes
 from knarr.train.clips import Epoch, EyeClips, split_validation
 from knarr.train.distill import distillation_loss, soft_label_loss
-from knarr.train.recipe import parse_recipe
+from knarr.train.recipe import check_recipe, parse_recipe
 from knarr.train.see import SeeClips
 from knarr.train.student import StudentShape, build_student, snap_inverse
 from knarr.train.weights import load_weights, save_weights
@@ -145,8 +145,11 @@ def test_shift_moves_events_and_frames_together() -> None:
 
 
 def test_shipped_recipes_load() -> None:
-    assert shipped_recipes() == ["eyes", "nmnist"]
-    assert {load_recipe(name).name for name in shipped_recipes()} == {"eyes", "nmnist"}
+    assert {"eyes", "nmnist", "mskd", "emotionkd_deap_valence", "spiking_emotions"} <= set(shipped_recipes())
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert check_recipe(recipe.model_dump(mode="json"), name) == recipe
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_bad_recipes_name_the_setting(change: dict[str, object], message: str) -
 
 
 def test_unknown_and_unreadable_recipes(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"neither shipped \(eyes, nmnist\) nor a YAML file"):
+    with pytest.raises(RecipeError, match=r"neither shipped \(.*eyes, .*nmnist.*\) nor a YAML file"):
         load_recipe("nope")
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="not UTF-8"):

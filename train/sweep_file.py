@@ -21,7 +21,8 @@ from knarr.train.sweep_space import MAX_TRIALS, Space, SweepError, Value
 MAX_PATHS = 50
 VALIDATION: Final = (
     *("kind", "validation_fraction", "subjects", "takes_per_emotion"),
-    *("split", "folds", "fold", "subset", "labels", "classes"),
+    *("split", "folds", "fold", "seed", "split_seed", "people", "task", "threshold", "inclusive", "zeros"),
+    *("videos", "clips_per_video", "shuffle_labels", "event_dir", "frame_dir", "index", "on_bad"),
 )
 """Settings of data that change what is validated on, or what its classes are: values found with different ones do not compare."""
 

@@ -18,6 +18,7 @@ import av.error
 import av.logging
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 from knarr.train.data_error import DataError
 from knarr.train.datasets.container import claimed_bytes
@@ -61,6 +62,7 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         self.path = path
         self.times_s: list[float] = []
         self._close = contextlib.ExitStack()
+        self._grey = VideoReformatter()  # kept, for a new one takes a hundred times as long as the conversion
         self._open()
         self.width, self.height = self._stream.width, self._stream.height
         rate = self._stream.average_rate
@@ -157,7 +159,8 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
                     return
                 if time_s >= start_s - 1e-9 and time_s > given_s:
                     self.times_s.append(time_s)
-                    yield frame.to_ndarray(format="gray").astype(np.uint8, copy=False)
+                    grey = self._grey.reformat(frame, format="gray", threads=1)
+                    yield grey.to_ndarray().astype(np.uint8, copy=False)
         if end_s is not None and self.times_s and self.times_s[-1] < end_s - END_SLACK_S:
             reason = f"short video: its last frame is at {self.times_s[-1]:.3f} s, before {end_s:.3f} s; correct the times"
             raise DataError(self.path, reason)
