@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from knarr.train.clips import Batch, Clips, Indices
 from knarr.train.data_error import DataError
@@ -153,10 +154,8 @@ class Mskd(System[MskdRecipe]):
         settings = self.recipe.student.network
         student = build_mskd_student(settings.model_copy(update=_classes("student.network", settings, data)))
         if self.recipe.student.centred:
-            front = cast(MultiScale, student[0])
-            with torch.no_grad():
-                for branch in front.branches:
-                    branch.weight -= branch.weight.mean((2, 3), keepdim=True)
+            for branch in cast(MultiScale, student[0]).branches:
+                register_parametrization(branch, "weight", Centred())
         return student
 
     def student_loss(self, teacher: nn.Module) -> Loss:
@@ -188,6 +187,13 @@ class Mskd(System[MskdRecipe]):
 
     def baseline_inputs(self, batch: Batch) -> torch.Tensor:
         return torch.cat(batch.teacher_inputs, dim=2)
+
+
+class Centred(nn.Module):
+    """Kernels (out, in, k, k) less the mean of each: w - mean(w)."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight - weight.mean((2, 3), keepdim=True)
 
 
 class OneTensor(nn.Module):

@@ -137,8 +137,9 @@ class StudentSettings(Fitted):
 
     Args:
         network: its layers.
-        centred: kernels of its first layer start with a mean of 0. Frames come without their mean subtracted, so most of what a kernel
-            gives is the brightness of a clip, which says nothing of the emotion; a centred one starts with what differs within it.
+        centred: each kernel of its first layer has a mean of 0, so that a clip's brightness, which says nothing of an emotion, has no
+            effect but at the borders. Frames come without their mean subtracted: other kernels answer to brightness most of all, and
+            the bias that a batch-norm sets against it leaves no room in the chip's registers for weights of a finer scale.
         loss: weights and readings of the teacher's terms.
     """
 
