@@ -51,6 +51,8 @@ def table(
         EvaluationError: a damaged evaluation.json.
     """
     grid = load_grid(name)
+    if data is not None and not data.is_dir():
+        raise GridError(f"--data: {data} is no folder; check the path")
 
     def count_folds(recipe: Recipe, row: Planned) -> int | None:
         own = _data(data, row.data)

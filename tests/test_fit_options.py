@@ -132,6 +132,17 @@ def test_patience_counts_epochs_without_a_better_one(tmp_path: Path) -> None:
     assert len(accuracy) == first_best + 1 + 4 < 60
 
 
+@pytest.mark.parametrize("select", ["last", "val"])
+def test_a_fit_that_lost_its_patience_is_at_its_end(select: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 60, "patience": 4, "schedule": "constant", "select": select}
+    first = run(tmp_path, **settings)
+    ended = rows(tmp_path)
+    assert len(ended) < 60
+    again = run(tmp_path, **settings)
+    assert rows(tmp_path) == ended
+    assert all(torch.equal(v, first.state_dict()[k]) for k, v in again.state_dict().items())
+
+
 def test_best_on_test_looks_at_the_data_it_is_given(tmp_path: Path) -> None:
     ours, theirs = Points(), Points(seed=9)
     network = run(tmp_path, held=theirs, epochs=3)

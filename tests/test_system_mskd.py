@@ -222,9 +222,11 @@ def test_people_who_test_do_not_train(pristine: Path) -> None:
         assert not set(data.subjects) & set(data.groups)
         assert len(data.train.labels) + len(data.test.labels) == 42
         tested += sorted(set(data.subjects))
+        assert (data.fold, data.fold_count, data.protocol) == (fold, 3, "3 folds of people")
+        assert len(set(data.names)) == len(data.test.labels)
     assert sorted(tested) == [f"{n:03d}" for n in range(1, PEOPLE + 1)]
-    assert data.name == "SEE"
-    assert official.name == "generated eyes"
+    assert data.name == "42 sequences in SEE's layout"  # not SEE, so that nothing is compared with what SEE gave
+    assert (official.name, official.fold, official.sampling) == ("generated eyes", None, "E3-S1")
     assert set(official.lights or ()) <= {"normal", "Overexposed", "Low", "HDR"}
 
 

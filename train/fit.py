@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -142,11 +143,15 @@ def _fit(fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: t
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    files = AtomicCheckpoints(settings.processes)
     best = Best(fitter.network)
     own: list[Callback] = [CsvLog(run_folder / METRICS, stage)]
     own += [best] if settings.select != "last" else []
     if settings.patience is not None:
-        own.append(EarlyStopping("validation_accuracy", mode="max", patience=settings.patience))
+        patience = EarlyStopping("validation_accuracy", mode="max", patience=settings.patience)
+        if checkpoint.is_file() and _at_its_end(files.load_checkpoint(checkpoint), patience, fitter, best):
+            return
+        own.append(patience)
     mixed = settings.precision == "mixed" and torch.cuda.is_available()
     trainer = lightning.Trainer(
         max_epochs=settings.epochs,
@@ -163,7 +168,7 @@ def _fit(fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: t
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         callbacks=[*own, *callbacks, keeper],
-        plugins=[AtomicCheckpoints(settings.processes)],
+        plugins=[files],
     )
     with warnings.catch_warnings():
         # The other stage's checkpoint lies there too, and our own when a run resumes.
@@ -177,6 +182,25 @@ def _fit(fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: t
         trainer.fit(fitter, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None)
     if best.weights:
         fitter.network.load_state_dict(best.weights)
+
+
+def _at_its_end(kept: dict[str, Any], patience: EarlyStopping, fitter: Fitter, best: Best) -> bool:
+    """Whether a fit that was killed had lost its patience already; its weights are then in place.
+
+    Lightning keeps the count of a stop, not the stop, and would fit one more epoch at every start.
+    """
+    states = kept["callbacks"]
+    if states.get(patience.state_key, {}).get("wait_count", 0) < patience.patience:
+        return False
+    weights = {
+        name.removeprefix("network."): value
+        for name, value in kept["state_dict"].items()
+        if name.startswith("network.")
+    }
+    if best.state_key in states:
+        best.load_state_dict(states[best.state_key])
+    fitter.network.load_state_dict(best.weights or weights)
+    return True
 
 
 def _tensorboard(run_folder: Path, stage: str) -> TensorBoardLogger:

@@ -13,6 +13,7 @@ from knarr.train.fit_files import write_atomic
 from knarr.train.run import TEACHER, train_teacher
 from knarr.train.settings import Recipe
 from knarr.train.systems.base import RunData
+from knarr.train.systems.registry import system_of
 
 TEACHERS = "teachers"
 
@@ -37,7 +38,8 @@ def shared_teacher(
 
 
 def _key(recipe: Recipe, data: RunData) -> str:
-    """Of all of the recipe but its student, name and deployment, and of the data."""
-    plain = recipe.model_dump(mode="json", exclude={"name", "student", "deploy"})
-    text = json.dumps({**plain, "data_sha256": data.fingerprint}, sort_keys=True)
+    """Of all of the recipe that a teacher may depend on, and of the data."""
+    own = system_of(recipe).teacher_settings()
+    plain = recipe.model_dump(mode="json", exclude={"name", "teacher", "student", "deploy"})
+    text = json.dumps({**plain, "teacher": own, "data_sha256": data.fingerprint}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

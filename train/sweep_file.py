@@ -22,6 +22,7 @@ MAX_PATHS = 50
 VALIDATION: Final = (
     *("kind", "validation_fraction", "subjects", "takes_per_emotion"),
     *("split", "folds", "fold", "seed", "split_seed", "people", "task", "threshold", "inclusive", "zeros"),
+    *("balance", "min_labelled", "window_s", "step_s", "stride_s", "normalise", "drop_short", "fps"),
     *("videos", "clips_per_video", "shuffle_labels", "event_dir", "frame_dir", "index", "on_bad"),
 )
 """Settings of data that change what is validated on, or what its classes are: values found with different ones do not compare."""

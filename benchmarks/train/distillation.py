@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +109,8 @@ def prepared(task: str, recipe: Recipe, asked: argparse.Namespace) -> tuple[RunD
 
 def fit_seed(task: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     """Teacher and both students of a seed: for each test set and clip, in how many passes they were right."""
-    taught = with_settings(load_recipe(task), {"seed": seed, "threads": 1})
+    people = {"data.seed": seed} if task == "mskd_eyes" else {}
+    taught = with_settings(load_recipe(task), {"seed": seed, "threads": 1, **people})
     untaught = with_settings(taught, {ALPHA[task]: 0})
     data, root, tests = prepared(task, taught, asked)
     folder = asked.work / task / f"seed-{seed}"
@@ -119,7 +119,7 @@ def fit_seed(task: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
         run = folder / arm
         open_run(recipe, data, root, run)
         if arm == "untaught" and not (run / TEACHER).is_file():
-            shutil.copyfile(folder / "taught" / TEACHER, run / TEACHER)
+            write_atomic(run / TEACHER, (folder / "taught" / TEACHER).read_bytes())
         teacher = train_teacher(recipe, data, run)
         student = train_student(recipe, data, teacher, run)
         for name, passes in tests.items():
@@ -132,7 +132,8 @@ def fit_seed(task: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
                 )
     found["passes"] = {name: len(passes) for name, passes in tests.items()}
     if data.subjects is not None:
-        found["subjects"] = list(data.subjects)
+        # People of different seeds are different people.
+        found["subjects"] = [f"{seed}/{subject}" for subject in data.subjects]
     found["settings"] = taught.model_dump(mode="json")["student"]
     return found
 

@@ -126,6 +126,10 @@ class System(ABC, Generic[Settings]):
     def teacher(self, data: RunData) -> nn.Module:
         """A new teacher."""
 
+    def teacher_settings(self) -> dict[str, Any]:
+        """All settings of networks that a teacher depends on, as plain values: runs that agree in them can share one."""
+        return self.recipe.teacher.model_dump(mode="json")
+
     @abstractmethod
     def teacher_loss(self) -> Loss:
         """What it is fitted by."""

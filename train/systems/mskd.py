@@ -31,6 +31,7 @@ from knarr.train.systems.mskd_recipe import EyesData, MskdRecipe, SeeData
 from knarr.train.systems.see_windows import UNITS, SeeWindows
 from knarr.train.windows import evaluation_windows
 
+SEE_SEQUENCES, SEE_TESTED = 2405, 767
 PIXELS = Coding(bits=8, units=UNITS, kind="graded", over_time="mean")
 
 
@@ -58,15 +59,21 @@ class Mskd(System[MskdRecipe]):
             sequences = read_sequences(root, size=settings.size, least=least, cache=cache, progress=progress)
         train, test = self._split(root, sequences)
         held = self._windows(sequences, test)
+        by_people = settings.split == "subject"
         return RunData(
             self._windows(sequences, train),
             held,
             np.array(sequences.subjects)[train],
             sequences.label_names,
-            "SEE" if isinstance(settings, SeeData) else "generated eyes",
+            _name_of(settings, len(sequences.labels), len(test)),
             PIXELS,
             held.subjects,
             held.lights,
+            names=tuple(sequences.names[at] for at in test),
+            protocol=f"{settings.folds} folds of people" if by_people else "the index's split",
+            fold=settings.fold if by_people else None,
+            fold_count=settings.folds if by_people else 1,
+            sampling=settings.sampling,
         )
 
     def _split(self, root: Path, sequences: SeeSequences) -> tuple[Indices, Indices]:
@@ -187,6 +194,14 @@ class Mskd(System[MskdRecipe]):
 
     def baseline_inputs(self, batch: Batch) -> torch.Tensor:
         return torch.cat(batch.teacher_inputs, dim=2)
+
+
+def _name_of(settings: SeeData | EyesData, sequences: int, tested: int) -> str:
+    """Only the whole of SEE under its own split is what published numbers were measured on."""
+    if isinstance(settings, EyesData):
+        return "generated eyes"
+    whole = sequences == SEE_SEQUENCES and (settings.split == "subject" or tested == SEE_TESTED)
+    return "SEE" if whole else f"{sequences} sequences in SEE's layout"
 
 
 class Centred(nn.Module):

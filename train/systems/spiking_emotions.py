@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import norse.torch as snn
 import numpy as np
@@ -137,6 +137,11 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
 
     def teacher(self, data: RunData) -> nn.Module:
         return build_ann(self.recipe.network)
+
+    def teacher_settings(self) -> dict[str, Any]:
+        """The ANN has the student's layers."""
+        network = self.recipe.network.model_dump(mode="json")
+        return {**super().teacher_settings(), "network": network}
 
     def teacher_loss(self) -> Loss:
         squares = self.recipe.teacher.loss == "mse"
