@@ -225,7 +225,8 @@ def test_people_who_test_do_not_train(pristine: Path) -> None:
         assert (data.fold, data.fold_count, data.protocol) == (fold, 3, "3 folds of people")
         assert len(set(data.names)) == len(data.test.labels)
     assert sorted(tested) == [f"{n:03d}" for n in range(1, PEOPLE + 1)]
-    assert data.name == "42 sequences in SEE's layout"  # not SEE, so that nothing is compared with what SEE gave
+    # Not SEE, so that nothing is compared with what SEE gave.
+    assert data.name == "42 sequences in SEE's layout"
     assert (official.name, official.fold, official.sampling) == ("generated eyes", None, "E3-S1")
     assert set(official.lights or ()) <= {"normal", "Overexposed", "Low", "HDR"}
 
