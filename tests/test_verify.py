@@ -374,7 +374,7 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
     write(crossing.graph, tmp_path / stages.GRAPH)
     for name in ("student.net", "student.net.json"):
         (tmp_path / name).write_bytes((crossing.path.parent / name).read_bytes())
-    test_split = SimpleNamespace(labels=LABELS, spikes=lambda chosen: crossing.events[chosen])
+    test_split = SimpleNamespace(labels=LABELS, chip_inputs=lambda chosen: crossing.events[chosen])
     opened = stages.Run(tmp_path, SimpleNamespace(), SimpleNamespace(test=test_split))  # type: ignore[arg-type]
     object.__setattr__(
         opened,
@@ -382,6 +382,7 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
         SimpleNamespace(data=SimpleNamespace(dt_s=crossing.dt_s), deploy=SimpleNamespace(lava_samples=3)),
     )
     monkeypatch.setattr(stages.Run, "networks", lambda self: (None, crossing.module))
+    monkeypatch.setattr(stages.Run, "system", SimpleNamespace(deployable=lambda kept: kept))
     monkeypatch.setattr(stages, "reopen", lambda folder: opened)
     with pytest.raises(SystemExit) as exit_:
         main(["verify", str(tmp_path)])
