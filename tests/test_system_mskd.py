@@ -31,12 +31,13 @@ from knarr.train.windows import draw_window, evaluation_windows, sampling
 PEOPLE, FRAMES, SIZE = 6, 7, 16
 SMALL: dict[str, Any] = {
     "data.subjects": PEOPLE, "data.takes_per_emotion": 1, "data.frames": FRAMES, "data.size": SIZE,
-    "data.sampling": "E3-S1", "data.shift_px": 0, "data.validation_fraction": 0.34,
+    "data.sampling": "E3-S1", "data.shift_px": 0, "data.pixel_bits": 8, "data.validation_fraction": 0.34,
     "teacher.network.seen.widths": [4, 8, 8, 8], "teacher.fit.epochs": 2, "teacher.fit.batch_size": 8,
     "student.network.width": 0.125, "student.fit.epochs": 2, "student.fit.batch_size": 8, "deploy.lava_samples": 2,
 }  # fmt: skip
 
 NONE: Mapping[str, Any] = {}
+PUBLISHED = Normalise()
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +80,11 @@ def sequences(lengths: list[int], side: int = 2) -> SeeSequences:
 
 
 def windows(
-    lengths: list[int], own: list[int], *, channels: int = 1, normalise: Normalise | None = None
+    lengths: list[int], own: list[int], *, channels: int = 1, normalise: Normalise = PUBLISHED
 ) -> SeeWindows:
     some, cut = sequences(lengths), sampling("E3-S1")
     fixed = evaluation_windows(some.lengths[own], cut, windows=1, seed=4)[0]
-    return SeeWindows(some, np.array(own), cut, fixed, channels, normalise or Normalise())
+    return SeeWindows(some, np.array(own), cut, fixed, channels, 8, normalise)
 
 
 # --- windows
@@ -142,16 +143,20 @@ def test_a_shift_moves_events_and_frames_alike() -> None:
     assert len({found[0] for found in places}) > 1
 
 
-def test_inputs_are_the_integers_of_the_chip(pristine: Path) -> None:
-    data = system({"student.network.in_channels": 3}).load(pristine)
+@pytest.mark.parametrize("bits", [8, 6])
+def test_inputs_are_the_integers_of_the_chip(pristine: Path, bits: int) -> None:
+    data = system({"student.network.in_channels": 3, "data.pixel_bits": bits}).load(pristine)
     everything = np.arange(len(data.train.labels))
     integers = data.train.chip_inputs(everything)
     assert integers.dtype == np.uint8
     assert integers.shape == (28, 3, 3, SIZE, SIZE)
-    assert int(integers.max()) > 200
-    assert data.coding.bits == 8
+    assert 2**bits * 0.8 < integers.max() < 2**bits
+    assert (data.coding.bits, data.coding.units, data.coding.kind) == (bits, 2**bits - 1, "graded")
     inputs = data.train.batch(everything, None).inputs
     np.testing.assert_array_equal(inputs.numpy(), integers.astype(np.float32) / np.float32(data.coding.units))
+    assert isinstance(data.train, SeeWindows)
+    whole = replace(data.train, bits=8).chip_inputs(everything)
+    np.testing.assert_array_equal(integers, whole // 2 ** (8 - bits))
 
 
 def test_passes_show_other_windows_and_the_first_is_the_test_set(pristine: Path) -> None:

@@ -28,11 +28,10 @@ from knarr.train.networks.seen import SeenSettings
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import Coding, Loss, Progress, RunData, System
 from knarr.train.systems.mskd_recipe import EyesData, MskdRecipe, SeeData
-from knarr.train.systems.see_windows import UNITS, SeeWindows
+from knarr.train.systems.see_windows import SeeWindows
 from knarr.train.windows import evaluation_windows
 
 SEE_SEQUENCES, SEE_TESTED = 2405, 767
-PIXELS = Coding(bits=8, units=UNITS, kind="graded", over_time="mean")
 
 
 class Mskd(System[MskdRecipe]):
@@ -66,7 +65,7 @@ class Mskd(System[MskdRecipe]):
             np.array(sequences.subjects)[train],
             sequences.label_names,
             _name_of(settings, len(sequences.labels), len(test)),
-            PIXELS,
+            Coding(bits=held.bits, units=held.units, kind="graded", over_time="mean"),
             held.subjects,
             held.lights,
             names=tuple(sequences.names[at] for at in test),
@@ -106,6 +105,7 @@ class Mskd(System[MskdRecipe]):
             how,
             evaluation_windows(sequences.lengths[own], how, windows=1, seed=recipe.seed)[0],
             recipe.student.network.in_channels,
+            recipe.data.pixel_bits,
             recipe.data.normalise,
             recipe.data.shift_px,
         )

@@ -37,6 +37,8 @@ class SequencesData(DataSettings):
         folds, fold: of "subject": how many, and which one is tested on.
         seed: of the folds, and of generated data. The recipe's own seed leaves both as they are.
         normalise: of the teacher's images.
+        pixel_bits: of the student's grey values, the upper ones. The fewer they are, the more of a neuron's accumulator is left for
+            weights: 255 times the 49 weights of the first layer can fill it before these have used their own 8 bits.
         shift_px: training clips are moved by up to so many pixels, teacher's and student's alike; published: none.
     """
 
@@ -47,6 +49,7 @@ class SequencesData(DataSettings):
     fold: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0)
     normalise: Normalise = Normalise()
+    pixel_bits: int = Field(default=8, ge=1, le=8)
     shift_px: int = Field(default=0, ge=0)
 
     @field_validator("sampling")

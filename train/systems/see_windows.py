@@ -13,9 +13,10 @@ from knarr.train.datasets.see_sequences import Images, SeeSequences
 from knarr.train.systems.mskd_recipe import TEACHER_CHANNELS, Normalise
 from knarr.train.windows import Sampling, draw_window, evaluation_windows
 
-UNITS = 255
-"""Of the chip per unit of the student's input: a pixel k is k / 255, not less a mean. Convolutions pad with zeros, before and after an
-offset not the same, so a mean could not be moved from the input into the first layer's bias; batch-norms can be folded and do its work."""
+GREY_BITS = 8
+"""Of the images. A pixel k goes to the student as k / 255 (of fewer bits, its upper ones), not less a mean: convolutions pad with
+zeros, before and after an offset not the same, so a mean could not be moved from the input into the first layer's bias; batch-norms can
+be folded and do its work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class SeeWindows:
         sampling: how windows are cut.
         fixed: (N, x) the window of each clip where none is drawn.
         channels: of the student's images, all of them the same grey.
+        bits: of the student's pixels, at most `GREY_BITS`.
         normalise: of the teacher's images.
         shift_px: how far drawn clips are moved at most.
     """
@@ -37,6 +39,7 @@ class SeeWindows:
     sampling: Sampling
     fixed: Indices
     channels: int
+    bits: int
     normalise: Normalise
     shift_px: int = 0
 
@@ -64,6 +67,11 @@ class SeeWindows:
         """(N,) lighting of each."""
         return tuple(self.sequences.lights[n] for n in self.own)
 
+    @property
+    def units(self) -> int:
+        """Of the chip per unit of the student's input."""
+        return (1 << self.bits) - 1
+
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
         windows = self.fixed[indices] if rng is None else self._drawn(indices, rng)
         rows = self.sequences.rows(self.own[indices], windows)
@@ -72,7 +80,7 @@ class SeeWindows:
             events, frames = shifted(self.shift_px, events, frames, rng)
         how = self.normalise
         return Batch(
-            torch.from_numpy(self._coloured(frames).astype(np.float32) / np.float32(UNITS)),
+            torch.from_numpy(self._integers(frames).astype(np.float32) / np.float32(self.units)),
             (
                 _normalised(events, how.event_mean, how.event_std),
                 _normalised(frames, how.frame_mean, how.frame_std),
@@ -82,7 +90,7 @@ class SeeWindows:
 
     def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
         rows = self.sequences.rows(self.own[indices], self.fixed[indices])
-        return np.ascontiguousarray(self._coloured(self.sequences.frames[rows]))
+        return np.ascontiguousarray(self._integers(self.sequences.frames[rows]))
 
     def passes(self, windows: int, seed: int) -> list[SeeWindows]:
         """The same clips through several windows each, the first time through those they have."""
@@ -93,10 +101,10 @@ class SeeWindows:
         lengths = self.lengths[indices].tolist()
         return np.stack([draw_window(length, self.sampling, rng) for length in lengths])
 
-    def _coloured(self, frames: Images) -> Images:
-        """(B, x, H, W) -> (B, x, channels, H, W)."""
+    def _integers(self, frames: Images) -> Images:
+        """(B, x, H, W) -> (B, x, channels, H, W), what the student's chip is given."""
         shape = (*frames.shape[:2], self.channels, *frames.shape[2:])
-        return np.broadcast_to(frames[:, :, None], shape)
+        return np.broadcast_to((frames >> (GREY_BITS - self.bits))[:, :, None], shape)
 
 
 def _normalised(images: Images, mean: float, std: float) -> torch.Tensor:
