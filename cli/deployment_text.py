@@ -17,9 +17,12 @@ from knarr.hw_sim import ChipNetwork
 
 
 def print_lowering(network: ChipNetwork, console: Console) -> None:
-    """Table per layer of what lowering measured; nothing for a file that was not lowered here."""
+    """Table per layer of what lowering measured; nothing for a file that was not lowered here, a line for one that was fitted on."""
     notes = network.lowering
     if not notes:
+        return
+    if "trained" in notes:
+        console.print(f"{notes['weight_bits']}-bit weights, fitted in the chip's arithmetic after lowering")
         return
     measured = notes["calibration"]
     title = f"{notes['weight_bits']}-bit weights; " + (

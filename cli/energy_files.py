@@ -149,7 +149,8 @@ def _student(sources: Sources) -> tuple[Any, np.ndarray[Any, Any], np.ndarray[An
     if sources.data.is_dir():
         from knarr.cli import stages
 
-        test = stages.reopen(sources.data).data.test
+        run = stages.reopen(sources.data)
+        test = run.on_chip(run.data.test)
         data: np.ndarray[Any, Any] = test.chip_inputs(np.arange(len(test.labels)))
         labels = np.asarray(test.labels) if labels is None else labels
     else:

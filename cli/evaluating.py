@@ -9,13 +9,17 @@ import numpy as np
 
 from knarr.cli import progress, stages
 from knarr.cli.evaluation_text import evaluation_facts, print_evaluation
+from knarr.cli.locks import release
 from knarr.cli.output import json_text, make_console
 from knarr.cli.stages import NET, Run
+from knarr.cli.tabling import NOT_DEPLOYED
 from knarr.deploy import read_net
 from knarr.hw_sim import simulate
 from knarr.train.clips import Clips, Indices
 from knarr.train.evaluation_file import EVALUATION, RunEvaluation, write
+from knarr.train.fit_files import write_atomic
 from knarr.train.run import student_predictions, teacher_predictions
+from knarr.train.run_evaluation import check_size
 from knarr.train.settings import Recipe, RecipeError
 from knarr.train.shared_teacher import TEACHERS, shared_teacher
 from knarr.train.systems.emotionkd import fold_count
@@ -39,8 +43,12 @@ def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluatio
 
     Raises:
         RecipeError: not trained yet.
-        EvaluationError: a test set that cannot be measured.
+        EvaluationError: a test set that cannot be measured, or more windows than a measure may take.
     """
+    if run.data.sampling is not None:
+        check_size(
+            windows, len(run.data.class_names), run.data.subjects, run.data.lights, RunEvaluation.draws
+        )
     teacher, student = run.networks()
     passes = run.system.passes(run.data, windows, seed)
     show = progress.counter("passes over the test set")
@@ -75,7 +83,7 @@ def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluatio
 
 def _on_chip(run: Run, clips: Clips) -> Indices:
     network = read_net(run.path(NET))
-    inputs = clips.chip_inputs(np.arange(len(clips.labels)))
+    inputs = run.on_chip(clips).chip_inputs(np.arange(len(clips.labels)))
     return network.readout.decide(simulate(network, inputs).output)
 
 
@@ -93,19 +101,39 @@ def fit_and_evaluate(recipe: Recipe, data: Path | None, folder: Path, *, grids: 
         folder: of the run.
         grids: folder of all grids, where generated data and shared teachers lie.
     """
-    run = stages.begin(recipe, data, folder, grids / "data")
+    try:
+        _fit_and_evaluate(stages.begin(recipe, data, folder, grids / "data"), grids)
+    finally:
+        release(folder)
+
+
+def _fit_and_evaluate(run: Run, grids: Path) -> None:
+    recipe, folder = run.recipe, run.folder
     shared_teacher(recipe, run.data, folder, grids / TEACHERS, progress.training("teacher"))
     stages.train(run)
+    failure = run.path(NOT_DEPLOYED)
+    failure.unlink(missing_ok=True)
+    if _deployable(run):
+        try:
+            for stage in (stages.export, stages.deploy, stages.simulate, stages.energy):
+                stage(run)
+        except (ValueError, RuntimeError) as error:
+            # One student that does not come onto the chip must not keep the others of a grid from being measured.
+            if not type(error).__module__.startswith("knarr."):
+                raise
+            progress.say(f"  NOT DEPLOYED: {error}")
+            write_atomic(failure, (" ".join(str(error).split()) + "\n").encode())
+    evaluate(run)
+
+
+def _deployable(run: Run) -> bool:
+    """Whether the recipe asks for a student that a chip can hold; published networks that none holds are rows too."""
     try:
         run.system.deployable(run.networks()[1])
-        for stage in (stages.export, stages.deploy, stages.simulate, stages.energy):
-            stage(run)
-    except (ValueError, RuntimeError) as error:
-        # One student that no chip holds must not keep the others of a grid from being measured; a table shows no costs for it.
-        if not type(error).__module__.startswith("knarr."):
-            raise
-        progress.say(f"  not on the chip: {error}")
-    evaluate(run)
+    except RecipeError as error:
+        progress.say(f"  not for the chip: {error}")
+        return False
+    return True
 
 
 def count_people(recipe: Recipe, data: Path) -> int:

@@ -72,7 +72,7 @@ def _raster(run: Run) -> Figure:
     layers = {name: spikes[0] for name, spikes in recording.spikes.items() if spikes.any()}
     label = run.data.class_names[int(run.data.test.labels[0])]
     return raster_picture.draw(
-        {"input": run.data.test.chip_inputs(np.array([0]))[0], **layers},
+        {"input": run.on_chip(run.data.test).chip_inputs(np.array([0]))[0], **layers},
         recording.output[0],
         run.recipe.data.dt_s,
         f"First test sample ({label}) on the chip: spikes per layer",

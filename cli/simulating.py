@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ def simulate_file(
     picture: Path | None = None,
     sample: int = 0,
     labels: Path | None = None,
+    split: Literal["test", "validation"] = "test",
     threads: int | None = None,
     timesteps: int | None = None,
     timeout_s: float | None = None,
@@ -49,7 +50,8 @@ def simulate_file(
         record: names of RECORDABLE with commas between; output and spikes where something is written.
         picture: PNG of one sample's spikes.
         sample: which one.
-        labels: .npy of (samples,) classes; of the test set by default, where data is a run.
+        labels: .npy of (samples,) classes; of the clips by default, where data is a run.
+        split: of a run: its test set, or the training clips that it validates on.
         threads: of the simulator.
         timesteps: how many, where the inputs have no time axis.
         timeout_s: limit of a Lava run, seconds.
@@ -75,7 +77,7 @@ def simulate_file(
     broken = fatal(check(network))
     if broken:
         raise DeployError(f"{net}: not simulated, no chip runs it: {broken[0]}")
-    values, true = _samples(data, labels)
+    values, true = _samples(data, labels, split)
     events = check_inputs(network.input, encode(network.input, values, timesteps=timesteps), timesteps)
     if not 0 <= sample < len(events):
         raise ChipError(f"--sample: {sample}, there are 0..{len(events) - 1}")
@@ -122,16 +124,25 @@ def _wanted(record: str | None, out: Path | None) -> tuple[str, ...]:
     return names
 
 
-def _samples(data: Path, labels: Path | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+def _samples(
+    data: Path, labels: Path | None, split: Literal["test", "validation"]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
     true = None if labels is None else read_inputs(labels)
     if true is not None and (true.ndim != 1 or true.dtype.kind not in "iu"):
         raise ChipError(f"{labels}: labels are (samples,) integers, these are {true.dtype} {true.shape}")
     if not data.is_dir():
+        if split != "test":
+            raise ChipError(f"--split: {split} of a run; {data} is a file, give a run folder as --data")
         return read_inputs(data), true
     from knarr.cli import stages
+    from knarr.train.run import parts
 
-    test = stages.reopen(data).data.test
-    return test.chip_inputs(np.arange(len(test.labels))), np.asarray(test.labels) if true is None else true
+    run = stages.reopen(data)
+    held = run.data.test
+    chosen: npt.NDArray[np.int64] = np.arange(len(held.labels))
+    if split == "validation":
+        held, (_, chosen) = run.data.train, parts(run.recipe, run.data)
+    return run.on_chip(held).chip_inputs(chosen), held.labels[chosen] if true is None else true
 
 
 def _run(

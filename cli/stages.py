@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from knarr.cli import progress
+from knarr.cli import chip_stage, progress
 from knarr.cli.energy_facts import DIGITAL as PROFILE
 from knarr.cli.energy_facts import Pricing, energy_facts
 from knarr.cli.energy_files import NOT_ASKED, TRADE_SAMPLES, Sources
+from knarr.cli.locks import hold
+from knarr.cli.made_data import made
 from knarr.cli.output import json_text
-from knarr.deploy import lower, read_net, write_net
+from knarr.deploy import read_net
 from knarr.deploy import verify as verify_network
 from knarr.export import read, to_nir, to_onnx, write
 from knarr.hw_sim import count_events, count_onnx, load_recording, save_recording
@@ -39,12 +39,16 @@ from knarr.train import (
     train_student,
     train_teacher,
 )
+from knarr.train.clips import Clips
+from knarr.train.first_steps import on_chip
 from knarr.train.fit_files import write_atomic
 from knarr.train.overrides import parse_setting, with_settings
-from knarr.train.run import STUDENT, TEACHER, read_cache
+from knarr.train.run import STUDENT, TEACHER, parts, read_cache
 from knarr.train.systems.base import System
+from knarr.train.systems.registry import check_networks
 
-GRAPH, BASELINE, NET, RECORDING = "student.nir", "teacher.onnx", "student.net", "recording.npz"
+GRAPH, LOWERED, NET = chip_stage.GRAPH, chip_stage.LOWERED, chip_stage.NET
+BASELINE, RECORDING = "teacher.onnx", "recording.npz"
 ACCURACY, VERIFICATION, ENERGY, PICTURES = "accuracy.json", "verification.json", "energy.json", "pictures"
 CERTIFY_SAMPLES = 20
 BASELINE_BYTES = 2**30
@@ -70,6 +74,10 @@ class Run:
         if not self.has(name):
             raise RecipeError(f"{self.path(name)}: not there yet; run `knarr {verb} {self.folder}` first")
         return self.path(name)
+
+    def on_chip(self, clips: Clips) -> Clips:
+        """A split as the chip runs it."""
+        return on_chip(self.recipe, clips)
 
     @property
     def system(self) -> System[Any]:
@@ -102,51 +110,35 @@ def start(recipe_name: str, data: Path | None, out: Path | None, changes: Sequen
 
 def begin(recipe: Recipe, data: Path | None, folder: Path, cache: Path) -> Run:
     """`start` with a recipe in hand, and a folder for generated and prepared data."""
-    system = system_of(recipe)
-    if data is None:
-        data = cache / system.folder_name()
-        if not data.is_dir():
-            progress.say(f"Generating {recipe.data.kind} into {data}")
-            data.parent.mkdir(parents=True, exist_ok=True)
-            system.generate(data, progress.counter("clips"))
-    loaded = system.load(data, cache=cache, progress=progress.counter("samples read"))
+    data = made(recipe, cache) if data is None else data
+    loaded = load_data(recipe, data, cache=cache, progress=progress.counter("samples read"))
     progress.say(f"Data: {len(loaded.train.labels)} clips to train on, {len(loaded.test.labels)} held out")
+    # Before anything is written: what is refused later leaves a folder that refuses the corrected recipe.
+    check_networks(recipe, loaded)
+    parts(recipe, loaded)
+    folder.mkdir(parents=True, exist_ok=True)
+    hold(folder)
     open_run(recipe, loaded, data, folder, cache=cache)
-    _lock(folder)
     return Run(folder, recipe, loaded)
 
 
-def reopen(folder: Path) -> Run:
-    """Open a run that exists, with the data it was made with."""
-    recipe, root = read_run(folder)
-    _lock(folder)
-    data = load_data(recipe, root, cache=read_cache(folder), progress=progress.counter("samples read"))
-    open_run(recipe, data, root, folder)
-    return Run(folder, recipe, data)
+def reopen(folder: Path, data: Path | None = None) -> Run:
+    """Open a run that exists, with the data it was made with.
 
-
-_LOCKS: dict[Path, int] = {}
-"""Run folder -> descriptor of its lock, open until the process ends."""
-
-
-def _lock(folder: Path) -> None:
-    """Keep other processes out of a run folder until this one ends, however it ends.
-
-    Raises:
-        RecipeError: another process works in the folder.
+    Args:
+        folder: of the run.
+        data: where its data lie now; None for where they lay.
     """
-    key = folder.resolve()
-    if key in _LOCKS:
-        return
-    lock = os.open(key / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
+    recipe, root = read_run(folder)
+    root = root if data is None else data
+    if not root.is_dir():
         raise RecipeError(
-            f"{folder}: another knarr process works in it; wait for it or give another --out"
-        ) from error
-    _LOCKS[key] = lock
+            f"{root}: the data of run {folder} are not there; give their folder, `knarr evaluate {folder} --data FOLDER`"
+        )
+    hold(folder)
+    loaded = load_data(recipe, root, cache=read_cache(folder), progress=progress.counter("samples read"))
+    open_run(recipe, loaded, root, folder)
+    return Run(folder, recipe, loaded)
 
 
 def train(run: Run) -> None:
@@ -174,28 +166,8 @@ def export(run: Run) -> None:
 
 
 def deploy(run: Run) -> None:
-    if run.has(NET):
-        return
-    graph = read(run.need(GRAPH, "export"))
-    settings, coding = run.recipe.deploy, run.data.coding
-    chosen = np.linspace(0, len(run.data.train.labels) - 1, settings.calibration_samples).round().astype(int)
-    calibrated = f", calibrated on {len(chosen)} training samples" if len(chosen) else ""
-    progress.say(f"Lowering to {settings.weight_bits}-bit weights{calibrated}")
-    network = lower(
-        graph,
-        run.recipe.data.dt_s,
-        weight_bits=settings.weight_bits,
-        input_bits=coding.bits,
-        input_units=coding.units,
-        input_kind=coding.kind,
-        over_time=coding.over_time,
-        votes=coding.votes,
-        calibration=run.data.train.chip_inputs(chosen) if len(chosen) else None,
-        labels=run.data.train.labels[chosen] if len(chosen) else None,
-        allow_approximate=settings.allow_approximate,
-        progress=progress.counter("layers"),
-    )
-    write_net(network, run.path(NET))
+    if not run.has(NET):
+        chip_stage.deploy(run)
 
 
 def simulate(run: Run) -> None:
@@ -205,15 +177,18 @@ def simulate(run: Run) -> None:
     progress.say("Simulating the chip on the test set")
     network = read_net(run.need(NET, "deploy"))
     test = run.data.test
-    recording = simulate_network(
-        network, test.chip_inputs(np.arange(len(test.labels))), record=("output", "spikes")
-    )
+    inputs = run.on_chip(test).chip_inputs(np.arange(len(test.labels)))
+    recording = simulate_network(network, inputs, record=("output", "spikes"))
     teacher, student = run.networks()
     chosen = {
         "teacher": teacher_predictions(run.recipe, teacher, test),
         "student": student_predictions(run.recipe, student, test),
         "chip": network.readout.decide(recording.output),
     }
+    if run.has(LOWERED):
+        # What the chip would have been without fitting its integers on.
+        lowered = read_net(run.path(LOWERED))
+        chosen["lowered"] = lowered.readout.decide(simulate_network(lowered, inputs).output)
     correct = {name: int((picked == test.labels).sum()) for name, picked in chosen.items()}
     save_recording(recording, run.path(RECORDING))
     _write_json(run.path(ACCURACY), {"samples": len(test.labels), "correct": correct})
@@ -229,7 +204,7 @@ def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None
     result = verify_network(
         read(run.need(GRAPH, "export")),
         run.need(NET, "deploy"),
-        run.data.test.chip_inputs(chosen),
+        run.on_chip(run.data.test).chip_inputs(chosen),
         run.recipe.data.dt_s,
         module=run.system.deployable(student),
         labels=run.data.test.labels[chosen],
@@ -250,12 +225,13 @@ def energy(run: Run) -> None:
     network, recording = read_net(run.need(NET, "deploy")), load_recording(run.need(RECORDING, "pipeline"))
     test = run.data.test
     everything = np.arange(len(test.labels))
-    student = count_events(network, test.chip_inputs(everything), recording)
+    student = count_events(network, run.on_chip(test).chip_inputs(everything), recording)
     path, frames = run.need(BASELINE, "export"), _baseline_inputs(run)
     teacher = count_onnx(path, frames)
     # What a change would buy is for choosing one, so it is shown on training samples.
     chosen = np.arange(min(TRADE_SAMPLES, len(run.data.train.labels)))
-    trades = trade(network, run.data.train.chip_inputs(chosen), PROFILE, labels=run.data.train.labels[chosen])
+    shown = run.on_chip(run.data.train).chip_inputs(chosen)
+    trades = trade(network, shown, PROFILE, labels=run.data.train.labels[chosen])
     measured = baseline(path, None, counts=teacher).to_json()
     measured |= {"gpu_refused": NOT_ASKED, "cpu_refused": NOT_ASKED}
     of = f"{len(chosen)} training samples"
@@ -272,7 +248,7 @@ def energy_sources(run: Run) -> Sources:
         run.folder,
         baseline=run.need(BASELINE, "export"),
         baseline_data=_baseline_inputs(run),
-        choosing=(train.chip_inputs(chosen), train.labels[chosen]),
+        choosing=(run.on_chip(train).chip_inputs(chosen), train.labels[chosen]),
         run=run.folder,
     )
 

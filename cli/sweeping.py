@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,17 @@ from lightning.pytorch.callbacks import Callback
 from rich.table import Table
 
 from knarr.cli import progress
+from knarr.cli.made_data import made
 from knarr.cli.output import json_text, make_console
-from knarr.train import Recipe, RunData, load_data, open_run, system_of, train_student
+from knarr.train import Recipe, RunData, load_data, open_run, train_student
 from knarr.train.fit_files import METRICS, read_rows, write_atomic
+from knarr.train.settings import SettingsError
 from knarr.train.shared_teacher import TEACHERS, shared_teacher
 from knarr.train.sweep import Result, Trial, run_sweep
 from knarr.train.sweep_file import load_sweep
 from knarr.train.sweep_worker import Report
+from knarr.train.systems.registry import check_networks
+from knarr.train.validation import Judged, judged
 
 BEST, PICTURE = "best.yaml", "sweep.png"
 SHOWN = 10
@@ -42,9 +43,16 @@ def sweep(path: Path, data: Path | None, out: Path | None, storage: str | None, 
     folder = out if out is not None else Path("runs") / loaded.settings.name
     fitting = Fitting(data, folder, loaded.settings.metric)
     _, found = fitting.data_of(loaded.recipe)
+    fitting.judged = judged(loaded.recipe, found)
     progress.say(f"Data: {len(found.train.labels)} clips to train and validate on")
     result = run_sweep(
-        loaded, fitting, folder, storage=storage, data_sha256=found.fingerprint, progress=progress.say
+        loaded,
+        fitting,
+        folder,
+        storage=storage,
+        data_sha256=found.fingerprint,
+        same_data=found.is_of,
+        progress=progress.say,
     )
     files = _write(result, folder)
     if json:
@@ -65,22 +73,22 @@ class Fitting:
 
     def __init__(self, data: Path | None, out: Path, metric: str) -> None:
         self.data, self.out, self.metric = data, out, metric
+        self.judged: Judged | None = None
+        """What the sweep's own recipe is validated on; a trial that is validated on anything else is refused."""
 
     def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
         root, data = self.data_of(recipe)
+        if self.judged is not None and judged(recipe, data) != self.judged:
+            raise SettingsError(
+                "the trial would be validated on other clips, labels or people than the sweep's recipe, and its value does not "
+                "compare; set what changes the data instead of searching it"
+            )
         return fit_and_score(recipe, data, root, folder, self.metric, report, teachers=self.out / TEACHERS)
 
     def data_of(self, recipe: Recipe) -> tuple[Path, RunData]:
         """A recipe's data and their folder; generated when they are not there."""
-        cache, root = self.out.parent / "data", self.data
-        if root is None:
-            system = system_of(recipe)
-            root = cache / system.folder_name()
-            cache.mkdir(parents=True, exist_ok=True)
-            with _alone(cache / f".{root.name}.lock"):
-                if not root.is_dir():
-                    progress.say(f"Generating {recipe.data.kind} into {root}")
-                    system.generate(root, progress.counter("clips"))
+        cache = self.out.parent / "data"
+        root = made(recipe, cache) if self.data is None else self.data
         return root, load_data(recipe, root, cache=cache, progress=progress.counter("samples read"))
 
 
@@ -99,6 +107,7 @@ def fit_and_score(
         report: called with epoch and metric after every epoch of the student, if one process fits it.
         teachers: folder of finished teachers.
     """
+    check_networks(recipe, data)
     open_run(recipe, data, root, folder)
     teacher = shared_teacher(recipe, data, folder, teachers, progress.training("teacher"))
     # Of several processes the first is a fork; it must not write to the study in its parent's name.
@@ -128,17 +137,6 @@ class _Reports(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self.report(trainer.current_epoch, float(trainer.callback_metrics[self.metric]))
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other worker of this machine is here."""
-    lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _write(result: Result, folder: Path) -> dict[str, str]:

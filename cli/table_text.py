@@ -102,7 +102,7 @@ def _ours(row: RowSummary, rate: Rate | None) -> str:
 
 def _mark(row: RowSummary) -> str:
     mark = PARTIAL if row.partial else ""
-    if row.beside is None or row.data is None or row.same_protocol:
+    if row.beside is None or row.data is None:
         return mark
     return mark + (OTHER_PROTOCOL if row.beside.same_data else OTHER_DATA)
 
@@ -201,7 +201,6 @@ def _row_json(row: RowSummary, costs: Costs | None) -> dict[str, Any]:
             "source": theirs.source,
             "note": row.beside.row.entry.note,
             "same_data": row.beside.same_data if row.data is not None else None,
-            "same_protocol": row.same_protocol if row.data is not None else None,
             "values": {cell.measure: cell.published for cell in row.beside.cells},
             "difference": {cell.measure: cell.difference for cell in row.beside.cells},
         }

@@ -18,8 +18,12 @@ from knarr.train.settings import Recipe
 
 ENERGY = "energy.json"
 
+NOT_DEPLOYED = "not_deployed.txt"
+"""In the folder of a run whose student should have come onto the chip and did not: why."""
+
 FitAndEvaluate = Callable[[Recipe, Path | None, Path], None]
-"""(recipe, data folder or None, run folder): leaves evaluation.json there; goes on with a run that was killed."""
+"""(recipe, data folder or None, run folder): leaves evaluation.json there, and NOT_DEPLOYED where the chip failed; goes on with a run
+that was killed."""
 CountPeople = Callable[[Recipe, Path], int]
 """(recipe, data folder) -> folds of leaving one person out."""
 
@@ -33,8 +37,10 @@ def table(
     json: bool,
     fit_and_evaluate: FitAndEvaluate,
     count_people: CountPeople,
-) -> None:
+) -> list[str]:
     """Print a grid's table; with `fit`, make its missing runs first. A run that is there is never made again.
+
+    Returns runs that are measured without a chip, though they should have one, and why.
 
     Args:
         name: a shipped grid, or a YAML file.
@@ -61,6 +67,12 @@ def table(
         return _known_folds(out / row_folder(grid, row))
 
     cells = expand(grid, count_folds=count_folds)
+    for row in grid.planned() if fit else ():
+        if row.runs_of is None and all(cell.row != row.name for cell in cells):
+            own = _data(data, row.data)
+            progress.say(
+                f"Row '{row.name}': no data at {own or '--data'} say how many folds it has; left out"
+            )
     results: list[tuple[Cell, RunEvaluation | None]] = []
     for number, cell in enumerate(cells, start=1):
         folder = out / cell.folder
@@ -76,10 +88,15 @@ def table(
         results.append((cell, _finished(cell, folder)))
     summary = summarise(grid, results)
     costs = _costs(grid, results, out) if grid.costs else {}
+    notes = {cell.folder: out / cell.folder / NOT_DEPLOYED for cell in cells}
+    failed = [
+        f"{folder}: {path.read_text('utf-8').strip()}" for folder, path in notes.items() if path.is_file()
+    ]
     if json:
-        print(json_text(table_json(summary, costs)))
+        print(json_text({**table_json(summary, costs), "not_deployed": failed}))
     else:
         print_table(summary, costs, make_console())
+    return failed
 
 
 def _data(data: Path | None, below: str | None) -> Path | None:

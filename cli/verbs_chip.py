@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,13 @@ from knarr.cli.app import (
     finish,
     only,
 )
+
+
+class Split(str, Enum):
+    """Of a run's clips."""
+
+    test = "test"
+    validation = "validation"
 
 
 @app.command(
@@ -44,6 +52,9 @@ def simulate(
     ] = None,
     sample: Annotated[int, typer.Option("--sample", help="Which one.", min=0)] = 0,
     labels: LabelsOption = None,
+    split: Annotated[
+        Split, typer.Option("--split", help="Of a run folder: its test set, or the clips it validates on.")
+    ] = Split.test,
     engine: Annotated[
         str, typer.Option("--engine", help="auto, fast (compiled), torch (CUDA or CPU), reference or lava.")
     ] = "auto",
@@ -68,6 +79,7 @@ def simulate(
         picture=picture,
         sample=sample,
         labels=labels,
+        split=split.value,
         threads=threads,
         timesteps=timesteps,
         timeout_s=timeout_s,

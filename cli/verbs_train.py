@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from knarr.cli.app import (
+    BAD_INPUT,
     DataOption,
     JsonOption,
     OutOption,
@@ -16,6 +17,7 @@ from knarr.cli.app import (
     RunArgument,
     SetOption,
     app,
+    fail,
     finish,
 )
 
@@ -40,6 +42,9 @@ def train(
 @app.command(epilog="Example: knarr evaluate runs/mskd_eyes --windows 20")
 def evaluate(
     run: RunArgument,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Where the run's data lie now, if they were moved.")
+    ] = None,
     windows: Annotated[
         int, typer.Option("--windows", help="Passes, where clips are seen through random windows.", min=1)
     ] = 20,
@@ -49,7 +54,7 @@ def evaluate(
     """Measure a run on its test set: accuracy, recall, F1, each with its interval; writes evaluation.json."""
     from knarr.cli import evaluating, stages
 
-    evaluating.show(stages.reopen(run), windows=windows, seed=seed, json=json)
+    evaluating.show(stages.reopen(run, data), windows=windows, seed=seed, json=json)
 
 
 @app.command(
@@ -65,7 +70,7 @@ def table(
     """Print a grid of runs beside published numbers, with a source for each and a mark where data differ."""
     from knarr.cli import evaluating, tabling
 
-    tabling.table(
+    failed = tabling.table(
         grid,
         data,
         out,
@@ -74,6 +79,11 @@ def table(
         fit_and_evaluate=partial(evaluating.fit_and_evaluate, grids=out),
         count_people=evaluating.count_people,
     )
+    if failed and fit:
+        fail(
+            f"{len(failed)} run(s) measured without a chip: {'; '.join(failed)}; remove a run's evaluation.json to try it again",
+            BAD_INPUT,
+        )
 
 
 @app.command(epilog="Example: knarr sweep sweep.yaml --data nmnist_small --out runs/sweep")

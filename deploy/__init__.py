@@ -9,6 +9,7 @@ from knarr.deploy.place import place
 from knarr.deploy.place_table import table
 from knarr.deploy.placement import LayerPlacement, Placement
 from knarr.deploy.rules import Violation, check
+from knarr.deploy.unrounded import unrounded_weights
 from knarr.deploy.verification import Comparison, FirstDivergence, Raster, Side, Verification
 from knarr.deploy.verify import verify, verify_network
 
@@ -30,6 +31,7 @@ __all__ = [
     "read_net",
     "run_on_lava",
     "table",
+    "unrounded_weights",
     "verify",
     "verify_network",
     "write_net",

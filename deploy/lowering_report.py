@@ -68,6 +68,7 @@ def describe(layer: FloatLayer, chosen: Chosen, units: float, bits: int, dt_s: f
         "sum_bound": max(int(up.max()), int(down.max())),
         "sum_limit": ACCUMULATOR - 1,
         "state_limit": STATE - 1,
+        "scale": chosen.scale,
         "scales_tried": chosen.tried,
     }
     for field, share, register in (

@@ -28,6 +28,7 @@ from knarr.hw_sim import (
     Neuron,
     Readout,
     Recurrent,
+    count_events,
     simulate,
 )
 from knarr.hw_sim.arithmetic import STATE_MAX
@@ -75,7 +76,7 @@ def kinds(network: ChipNetwork, student: ChipStudent) -> set[str]:
 @pytest.mark.parametrize("device", [False, True])
 def test_every_integer_of_random_networks(device: bool) -> None:
     met: Counter[str] = Counter()
-    fired = compared = 0
+    fired = compared = accumulates = 0
     for seed in [*range(device, 100, 2), *range(1000 + device, 1016, 2)]:
         network, inputs = draw(seed) if seed < 1000 else random_network(seed)
         try:
@@ -91,11 +92,16 @@ def test_every_integer_of_random_networks(device: bool) -> None:
         ran = student(ints(inputs))
         assert np.array_equal(ran.integers.numpy(), wanted.output)
         assert np.array_equal(ran.classes.numpy(), network.readout.decide(wanted.output))
+        counts = count_events(network, inputs, wanted)
+        found = {layer.name: int(acc.sum()) for layer, acc in zip(network.layers, ran.acc, strict=True)}
+        assert found == {name: len(inputs) * counts.layers[name].acc for name in found}, seed
+        accumulates += sum(found.values())
         met.update(kinds(network, student))
         met.update(name for name, hit in cases(network, inputs, wanted).items() if hit)
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
         compared += 1
     assert fired > 10_000
+    assert accumulates > 100_000
     assert compared > 50
     assert {
         "Conv", "Dense", "Recurrent", "spikes", "voltage", "delay", "groups", "dilation", "bias", "pooled Conv", "pooled Dense",

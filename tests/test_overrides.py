@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from knarr.train import Recipe, RecipeError, load_recipe
+from knarr.train.grid import GridError, parse_grid
 from knarr.train.overrides import assert_path, fault_of, parse_setting, with_settings
+from knarr.train.recipe import parse_recipe
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_a_mapping_is_replaced_as_a_whole_and_then_changed(recipe: Recipe) -> No
     ("path", "message"),
     [
         ("sead", r"recipe 'eyes': no setting 'sead'; there are .*seed"),
-        ("", r"no setting ''; there are data"),
+        ("", r"no setting ''; there are .*data"),
         ("student.fit.epoch", r"no setting 'student.fit.epoch'; at 'student.fit' there are .*epochs"),
         ("student..epochs", r"no setting 'student..epochs'; at 'student' there are"),
         ("data.bin_us", r"no setting 'data.bin_us'; at 'data' there are .*timesteps"),  # eyes have none
@@ -71,8 +73,17 @@ def test_unknown_paths_name_what_there_is(recipe: Recipe, path: str, message: st
     [
         ({"student.fit.epochs": 0}, r"recipe 'eyes': student.fit.epochs: .*greater"),
         ({"seed": "x", "student.kd_alpha": 2}, r"seed: .*student.kd_alpha: "),
-        ({"student": {}}, r"student.fit: Field required"),
+        ({"student": {}}, r"student.fit: missing; give it"),
         ({"system": "none"}, r"system: 'none' is none of"),
+        (
+            {"student.fit": 3},
+            r"recipe 'eyes': student.fit: 3 is no mapping of settings; give them one by one",
+        ),
+        ({"data.size": "big"}, r"'eyes': data.size: Input should be a valid integer.*, not big$"),
+        ({"seed": 2**32}, r"seed: Input should be less than 4294967296, not 4294967296"),
+        ({"threads": 9999999999999}, r"threads: Input should be less than or equal to 256"),
+        ({"student.fit.learning_rate": 1e300}, r"learning_rate: Input should be less than or equal to 1000"),
+        ({"data.shift_px": 1000000}, r"'eyes': data: shift_px: 1000000 > 48, the size of the images"),
     ],
 )
 def test_values_that_do_not_fit_name_the_setting(recipe: Recipe, settings: Any, message: str) -> None:
@@ -106,12 +117,30 @@ def test_settings_of_a_command_line(text: str, wanted: tuple[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "seed", "=3", " =3", "a=[1", "a=" + "[" * 500, "a=!!python/object:x {}"]
+    "text",
+    ["", "seed", "=3", " =3", "a=[1", "a=" + "[" * 500, "a=!!python/object:x {}", "a=2020-99-99"],
 )
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_setting(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [" * 5000, "a: 2020-13-45", "seed: [", "\x00"])
+def test_text_that_is_no_yaml_is_no_recipe_or_grid_either(text: str) -> None:
+    for parse, error in ((parse_recipe, RecipeError), (parse_grid, GridError)):
+        with pytest.raises(error, match=r"'mine' is not YAML: ") as caught:
+            parse(text, "mine")
+        assert "\n" not in str(caught.value)
+
+
+def test_every_shipped_system_bounds_how_far_clips_are_moved() -> None:
+    for name, message in (
+        ("mskd_eyes", "shift_px: 49 > 48, the size"),
+        ("nmnist", "less than or equal to 34"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            with_settings(load_recipe(name), {"data.shift_px": 49})
 
 
 def test_numbers_as_yaml_does_not_know_them_still_become_numbers(recipe: Recipe) -> None:

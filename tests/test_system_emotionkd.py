@@ -17,10 +17,12 @@ from knarr.deploy import lower
 from knarr.export import to_nir, to_onnx
 from knarr.hw_sim import count_onnx, simulate
 from knarr.train import (
+    DataError,
     RecipeError,
     RunData,
     load_recipe,
     open_run,
+    shipped_recipes,
     student_predictions,
     train_student,
     train_teacher,
@@ -38,8 +40,8 @@ from knarr.train.recipe import check_recipe
 from knarr.train.run import TEACHER
 from knarr.train.systems import physio_data
 from knarr.train.systems.emotionkd import EmotionKd, fold_count
-from knarr.train.systems.emotionkd_recipe import EmotionRecipe, StressData
-from knarr.train.systems.physio_data import fit_scaler
+from knarr.train.systems.emotionkd_recipe import EmotionRecipe, PhysioData, StressData
+from knarr.train.systems.physio_data import fit_scaler, name_of
 from knarr.train.systems.stress_data import balanced, load_stress
 
 LAYOUT = Layout(trials=4, samples=384 + 3 * 128, baseline=384)
@@ -167,13 +169,33 @@ def test_what_is_far_from_the_mean_is_cut_off_not_wrapped(deap: Path) -> None:
 def test_labels_are_the_tasks(deap: Path, task: str, of_trials: list[int]) -> None:
     _, data = loaded(deap, **{"data.task": task})
     assert data.test.labels.tolist() == np.repeat(of_trials, 3).tolist()
-    assert data.name == f"DEAP {task}"
+    assert data.name == f"DEAP {task}, 6 people"
 
 
 def test_data_are_called_as_published_tables_call_them() -> None:
     tables = {table.data for table in published().tables if table.system == "emotionkd"}
-    ours = {f"{name} {task}" for name in physio_data.NAMES.values() for task in ("valence", "arousal")}
-    assert tables == ours
+    shipped = [name for name in shipped_recipes() if name.startswith(("emotionkd_deap", "emotionkd_hci"))]
+    whole = Recordings((), EEG_28)
+    assert tables == {name_of(load_recipe(name).data, whole) for name in shipped}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"people": ("s01", "s02")}, ", 2 people"),
+        ({"threshold": 4.5}, ", high above 4.5"),
+        ({"inclusive": True}, ", high from 5"),
+        ({"on_bad": "skip"}, ", without 1 trials and 2 files"),
+        ({"kind": "mahnob", "on_bad": "skip"}, ""),
+    ],
+)
+def test_other_people_or_labels_are_not_called_as_published(changes: dict[str, Any], differs: str) -> None:
+    left = changes.get("on_bad") == "skip"
+    read = Recordings(
+        (), EEG_28, (DataError("s01.dat", "bad: trial"),) * left, ("s02.dat", "s03.dat") if left else ()
+    )
+    settings = PhysioData(**{"kind": "deap", "task": "valence", "validation_fraction": 0.2, **changes})
+    assert name_of(settings, read) == f"{physio_data.NAMES[settings.kind]} valence{differs}"
 
 
 def made_up(person: str, scale: float) -> tuple[Trial, ...]:
@@ -391,7 +413,7 @@ def test_feedback_leaves_the_teacher_and_writes_its_own(deap: Path, tmp_path: Pa
     sides = [set(data.groups[side]) for side in (lessons, make.keywords["school"].heldout, held)]  # type: ignore[attr-defined]
     assert [len(side) for side in sides] == [3, 1, 1]
     assert len(set.union(*sides)) == 5
-    with pytest.raises(RecipeError, match="'heldout' leaves nobody to learn on"):
+    with pytest.raises(RecipeError, match=r"student.feedback.quiz_fraction: .* leaves nobody to learn on"):
         system.student_fitter(teacher, data, fitted[data.groups[fitted] == data.groups[fitted[0]]], tmp_path)
 
 

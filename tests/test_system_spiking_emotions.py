@@ -39,11 +39,12 @@ from knarr.train.datasets.splits import assert_apart
 from knarr.train.networks.heads import over_time
 from knarr.train.networks.spiking_emotions import TABLE_I, votes
 from knarr.train.overrides import with_settings
+from knarr.train.published import published
 from knarr.train.recipe import parse_recipe
 from knarr.train.systems.base import RunData
 from knarr.train.systems.camera_clips import CameraClips
-from knarr.train.systems.spiking_emotions import SpikingEmotions
-from knarr.train.systems.spiking_emotions_recipe import SpikingEmotionsRecipe
+from knarr.train.systems.spiking_emotions import SpikingEmotions, _name_of
+from knarr.train.systems.spiking_emotions_recipe import MosiData, SpikingEmotionsRecipe
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -172,7 +173,8 @@ def test_mosi_by_its_own_reader(root: Path, tmp_path: Path) -> None:
     data = load_data(
         recipe, root, cache=tmp_path / "cache", progress=lambda done, of: shown.append((done, of))
     )
-    assert (data.name, data.protocol) == ("CMU-MOSI, two classes", "folds that the recipe names")
+    assert data.name == "CMU-MOSI, two classes, zeros positive, own folds"
+    assert data.protocol == "folds that the recipe names"
     assert data.validation is None
     assert set(data.subjects or ()) == {videos[2]}
     # At the paper's sensitivity any change of a level is an event.
@@ -186,6 +188,25 @@ def test_mosi_by_its_own_reader(root: Path, tmp_path: Path) -> None:
         load_data(empty, root)
     with pytest.raises(RecipeError, match="its data is not generated"):
         system_of(recipe).generate(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out", "differs"),
+    [
+        ({}, 0, ""),
+        ({"zeros": "positive"}, 0, ", zeros positive"),
+        ({"folds": "mode"}, 0, ", folds of the label file"),
+        ({"drop_short": True}, 0, ", short segments dropped"),
+        ({"on_bad": "skip"}, 0, ""),
+        ({"on_bad": "skip"}, 3, ", without 3 segments"),
+    ],
+)
+def test_only_the_whole_of_mosi_is_called_as_published(
+    changes: dict[str, Any], left_out: int, differs: str
+) -> None:
+    name = published().table("spiking_emotions_table_1").data
+    assert _name_of(MosiData(kind="mosi", **changes), left_out) == name + differs
+    assert _name_of(load_recipe("spiking_emotions").data, 0) == name  # type: ignore[arg-type]
 
 
 def batch_of(rates: torch.Tensor) -> Batch:
@@ -231,7 +252,7 @@ def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"student__network": {}}, r"data.size: 16 leaves nothing after student.network.blocks 3"),
         ({"student__kind": "fang"}, r"data.size: 16, student.kind fang needs 32"),
-        ({"data__zeros": "drop"}, r"zeros: Extra inputs"),
+        ({"data__zeros": "drop"}, r"zeros: no such setting"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:

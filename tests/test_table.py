@@ -126,14 +126,6 @@ def test_other_data_are_marked_and_not_subtracted() -> None:
     assert "~ not all runs: 1 of 2 (other data)" in notes
 
 
-def test_the_published_protocol_word_for_word_has_no_mark() -> None:
-    table = demo(protocol=published().table("mskd_see").protocol)
-    lines = section(printed(print_table, table, {}), "unknown theirs")
-    assert "unknown [2]" in lines["accuracy (WAR)"]
-    assert "*" not in lines["accuracy (WAR)"]
-    assert lines["accuracy (WAR)"].split()[-1] == "-"
-
-
 def test_nothing_is_never_zero() -> None:
     text = printed(print_table, demo(), {})
     lines = section(text, "nothing yet (student)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 
 from knarr.train.events import EventRecordings, Jitter, bin_counts
 from knarr.train.see import SeeClips
+from knarr.train.settings import SettingsError
 
 Indices = npt.NDArray[np.int64]
 
@@ -125,17 +125,6 @@ def _log_counts(counts: npt.NDArray[np.integer[Any]], bins: int) -> npt.NDArray[
     return np.log1p(np.concatenate(groups, axis=1)).astype(np.float32)
 
 
-def fingerprint(*splits: Clips) -> str:
-    """SHA-256 over labels and student inputs of a few clips of each split."""
-    digest = hashlib.sha256()
-    for clips in splits:
-        digest.update(clips.labels.tobytes())
-        some = clips.chip_inputs(np.arange(len(clips.labels))[:: max(1, len(clips.labels) // 8)])
-        # Spikes are packed, as they were before there was any other input: old runs keep their fingerprint.
-        digest.update((np.packbits(some) if some.max(initial=0) <= 1 else some).tobytes())
-    return digest.hexdigest()
-
-
 class Epoch(Dataset[Batch]):
     """The batches of one epoch. What they hold depends on seed and epoch alone, so a resumed run repeats them."""
 
@@ -156,15 +145,25 @@ class Epoch(Dataset[Batch]):
         return self.clips.batch(chosen, augment)
 
 
-def split_validation(groups: npt.NDArray[np.generic], fraction: float, seed: int) -> tuple[Indices, Indices]:
+def split_validation(
+    groups: npt.NDArray[np.generic], fraction: float, seed: int, *, setting: str = "data.validation_fraction"
+) -> tuple[Indices, Indices]:
     """Split clips into (training, validation) without dividing a group.
 
     Args:
         groups: (N,) group of each clip: a subject, or the clip itself where clips are independent.
         fraction: of the groups that go to validation, 0 < fraction < 1.
         seed: of the draw.
+        setting: the recipe's name of the fraction, for the error.
+
+    Raises:
+        SettingsError: no group is left to train on.
     """
     names = np.unique(groups)
     drawn = np.random.default_rng(seed).permutation(names)[: max(1, round(fraction * len(names)))]
+    if len(drawn) == len(names):
+        raise SettingsError(
+            f"{setting}: {fraction:g} of {len(names)} groups takes them all and leaves nobody to learn on; take less"
+        )
     held_out = np.isin(groups, drawn)
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -228,6 +228,9 @@ def _difference(claimed: Any, found: Any) -> str | None:
         )
     elif type(claimed) is type(found) and not isinstance(found, dict | list) and claimed == found:
         return None
+    elif isinstance(claimed, dict) and isinstance(found, dict):
+        named = [("without", found.keys() - claimed.keys()), ("with", claimed.keys() - found.keys())]
+        return ": " + ", ".join(f"{word} {_short(', '.join(sorted(keys)))}" for word, keys in named if keys)
     else:
         return f": {_short(claimed)}, not {_short(found)}"
     return next((f"{key}{below}" for key, below in places if below is not None), None)

@@ -144,7 +144,7 @@ def _fit(fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: t
         enable_version_counter=False,
     )
     files = AtomicCheckpoints(settings.processes)
-    best = Best(fitter.network)
+    best = Best(fitter.network, fitter.score)
     own: list[Callback] = [CsvLog(run_folder / METRICS, stage)]
     own += [best] if settings.select != "last" else []
     if settings.patience is not None:

@@ -17,7 +17,7 @@ from knarr.train.losses.emotion import Learned, Taught
 from knarr.train.losses.feedback import FeedbackSettings, Lesson
 from knarr.train.losses.functional import Learner
 from knarr.train.losses.loop import adaptive_step
-from knarr.train.settings import Fit, RecipeError
+from knarr.train.settings import Fit, RecipeError, SettingsError
 from knarr.train.systems.base import Loss
 from knarr.train.weights import save_weights
 
@@ -57,7 +57,8 @@ class FeedbackFitter(Fitter):
         school: see there.
 
     Raises:
-        RecipeError: several processes, or a single batch whose next one would be itself.
+        RecipeError: several processes.
+        SettingsError: a single batch, whose next one would be itself.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class FeedbackFitter(Fitter):
                 f"fit.processes: {settings.processes} with feedback, which steps two networks in turn; take 1"
             )
         if school.feedback.quiz == "next" and self.steps_per_epoch < 2:
-            raise RecipeError(
+            raise SettingsError(
                 "feedback.quiz: 'next' of 1 batch is itself; take a smaller batch_size or quiz 'heldout'"
             )
         self.automatic_optimization = False
@@ -88,12 +89,6 @@ class FeedbackFitter(Fitter):
     def on_train_start(self) -> None:
         # Its dropout and batch-norms stay still, see `adaptive_step`; not before here, since Lightning warns of modules in eval mode.
         self.teacher.eval()
-
-    def on_train_batch_start(self, batch: Batch, number: int) -> None:
-        # Loaders draw from the generator that dropout uses, in a process's first epoch before and in others after it was seeded: a
-        # resumed fit would drop other places.
-        if number == 0:
-            torch.manual_seed(self._lessons.seed + self.current_epoch)
 
     def training_step(self, batch: Batch, number: int) -> torch.Tensor:
         school = self.school

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from torch import nn
 from knarr.train.settings import RecipeError
 
 METRICS = "metrics.csv"
-FIELDS = ("stage", "epoch", "train_loss", "validation_loss", "validation_accuracy")
+MEASURED = ("train_loss", "validation_loss", "validation_accuracy")
+ACCUMULATES = "validation_accumulates"
+"""Synaptic accumulates per inference, of fits in the chip's arithmetic alone; other rows are empty there."""
+FIELDS = ("stage", "epoch", *MEASURED, ACCUMULATES)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -77,15 +80,21 @@ class CsvLog(Callback):
         self.rows = list(state_dict["rows"])
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        measured = {field: f"{float(trainer.callback_metrics[field]):.6f}" for field in FIELDS[2:]}
+        found = trainer.callback_metrics
+        measured = {field: f"{float(found[field]):.6f}" for field in MEASURED}
+        if ACCUMULATES in found:
+            measured[ACCUMULATES] = f"{float(found[ACCUMULATES]):.1f}"
         self.rows.append({"stage": self.stage, "epoch": trainer.current_epoch, **measured})
         if not trainer.is_global_zero:
             return
         others = [row for row in read_rows(self.path) if row["stage"] != self.stage]
         text = io.StringIO()
-        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+        rows = [*others, *self.rows]
+        # Only the fits that have such a column make one.
+        fields = FIELDS if any(row.get(ACCUMULATES) for row in rows) else FIELDS[:-1]
+        writer = csv.DictWriter(text, fields, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows([*others, *self.rows])
+        writer.writerows([{name: row.get(name, "") for name in fields} for row in rows])
         write_atomic(self.path, text.getvalue().encode())
 
 
@@ -97,11 +106,13 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
 
 
 class Best(Callback):
-    """The weights of the best epoch: highest validation accuracy, then lowest loss, then first. They travel in the checkpoint."""
+    """The weights of the best epoch by `Fitter.score`, the first of equals. They travel in the checkpoint."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.score: tuple[float, float] | None = None
+    def __init__(
+        self, network: nn.Module, score: Callable[[Mapping[str, torch.Tensor]], tuple[float, ...]]
+    ) -> None:
+        self.network, self.score_of = network, score
+        self.score: tuple[float, ...] | None = None
         self.epoch = -1
         self.weights: dict[str, torch.Tensor] = {}
 
@@ -110,12 +121,11 @@ class Best(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         score = state_dict["score"]
-        self.score = None if score is None else (float(score[0]), float(score[1]))
+        self.score = None if score is None else tuple(map(float, score))
         self.epoch, self.weights = state_dict["epoch"], dict(state_dict["weights"])
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        found = trainer.callback_metrics
-        score = (float(found["validation_accuracy"]), -float(found["validation_loss"]))
+        score = self.score_of(trainer.callback_metrics)
         if self.score is None or score > self.score:
             self.score, self.epoch = score, trainer.current_epoch
             self.weights = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning
@@ -61,6 +62,10 @@ class Fitter(lightning.LightningModule):
         self.log("validation_loss", loss, batch_size=clips, sync_dist=self.settings.processes > 1)
         self.log("validation_accuracy", self.accuracy, prog_bar=True, batch_size=clips)
 
+    def score(self, measured: Mapping[str, torch.Tensor]) -> tuple[float, ...]:
+        """What the best epoch has most of: validation accuracy, then the lowest loss."""
+        return float(measured["validation_accuracy"]), -float(measured["validation_loss"])
+
     def _joined(
         self, loss: torch.Tensor, logits: torch.Tensor, batch: Batch, of: int, number: int
     ) -> tuple[torch.Tensor, int]:
@@ -75,9 +80,12 @@ class Fitter(lightning.LightningModule):
         return loss * (processes * own / clips), clips
 
     def configure_optimizers(self) -> Any:
-        optimiser = new_optimiser(self.network, self.settings)
+        optimiser = self._optimiser()
         schedule = self._schedule(optimiser)
         return optimiser if schedule is None else {"optimizer": optimiser, "lr_scheduler": schedule}
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        return new_optimiser(self.network, self.settings)
 
     def _schedule(self, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
         settings = self.settings

@@ -13,7 +13,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from knarr.train.grid_rows import Axes, Exclusion, Planned, Settings, Text, combinations, folder_name
@@ -23,13 +22,14 @@ from knarr.train.rates import RATES
 from knarr.train.recipe import load_recipe, read_text
 from knarr.train.run_evaluation import Network
 from knarr.train.settings import Recipe, RecipeError
+from knarr.train.yaml_text import YamlError, faults_of, read_yaml
 
 MAX_RUNS: Final = 1000
 _SHIPPED: Final = resources.files("knarr.train").joinpath("grids")
 _OF_GRID: Final = {"seed": "seeds", "data.fold": "folds"}
 """Settings that a grid gives itself, and by which of its fields."""
 
-Seed = Annotated[int, Field(ge=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 CountFolds = Callable[[Recipe, Planned], int | None]
 """(recipe, its row) -> how many folds its data have; None where nobody can say."""
 
@@ -111,7 +111,8 @@ class Grid(_Checked):
     @classmethod
     def _rates(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
         for column in columns:
-            if column not in RATES and column.partition("/")[0] not in ("recall", "group"):
+            kind, _, name = column.partition("/")
+            if column not in RATES and not (kind in ("recall", "group") and name):
                 raise ValueError(
                     f"'{column}' is none of {', '.join(RATES)}, recall/<class>, group/<lighting>"
                 )
@@ -297,11 +298,11 @@ def parse_grid(text: str, origin: str) -> Grid:
         GridError: not YAML, or not such a grid; names all faults.
     """
     try:
-        grid = Grid.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise GridError(f"grid '{origin}' is not YAML: {' '.join(str(error).split())}") from error
+        given = read_yaml(text)
+        grid = Grid.model_validate(given)
+    except YamlError as error:
+        raise GridError(f"grid '{origin}' is not YAML: {error}") from error
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'grid'}: {e['msg']}" for e in error.errors())
-        raise GridError(f"grid '{origin}': {faults}") from error
+        raise GridError(f"grid '{origin}': {faults_of(error, given, 'grid')}") from error
     grid.planned()
     return grid

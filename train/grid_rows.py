@@ -9,7 +9,7 @@ from itertools import product
 from math import prod
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from knarr.train.published import Row
 from knarr.train.run_evaluation import Network
@@ -17,7 +17,21 @@ from knarr.train.run_evaluation import Network
 # Without what a terminal obeys.
 Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Scalar = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | None
-Value = Scalar | list[Scalar] | dict[Text, Scalar | list[Scalar]]
+
+
+def _flat(value: Any) -> Any:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    lists = [item for item in inner if isinstance(item, list)] if isinstance(value, dict) else [inner]
+    if any(isinstance(item, dict) for item in inner) or any(
+        isinstance(item, list | dict) for each in lists for item in each
+    ):
+        raise ValueError(
+            "nested too deep; set what lies below by dotted path, such as teacher.network.seen.widths"
+        )
+    return value
+
+
+Value = Annotated[Scalar | list[Scalar] | dict[Text, Scalar | list[Scalar]], BeforeValidator(_flat)]
 Settings = dict[Text, Value]
 """Dotted path in a recipe -> value, or a whole mapping of settings."""
 Axis = Annotated[list[Scalar], Field(min_length=1)] | Annotated[dict[Text, Settings], Field(min_length=1)]

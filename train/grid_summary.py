@@ -63,7 +63,6 @@ class RowSummary:
         samples, subjects: how many; subjects None where nobody's.
         rates: by column; None where a run lacks it, all None with nothing finished.
         beside: the published row; None where there is none. Also there with nothing finished, without ours.
-        same_protocol: ours is the published one, word for word.
     """
 
     name: str
@@ -79,7 +78,6 @@ class RowSummary:
     subjects: int | None
     rates: Mapping[str, Rate | None]
     beside: Beside | None
-    same_protocol: bool
 
     @property
     def partial(self) -> bool:
@@ -126,6 +124,7 @@ def summarise(grid: Grid, results: Results) -> GridTable:
     levels = {found.level for _, found in results if found is not None}
     if len(levels) > 1:
         raise GridError(f"grid '{grid.name}': intervals of {sorted(levels)}; evaluate all runs alike")
+    _columns_exist(grid, [found for _, found in results if found is not None])
     rows = []
     for row in grid.planned():
         own = [(cell, found) for cell, found in results if cell.row == (row.runs_of or row.name)]
@@ -134,6 +133,20 @@ def summarise(grid: Grid, results: Results) -> GridTable:
         except EvaluationError as error:
             raise GridError(f"grid '{grid.name}': row '{row.name}': {error}") from None
     return GridTable(grid.name, grid.title, grid.columns, next(iter(levels), None), tuple(rows))
+
+
+def _columns_exist(grid: Grid, runs: Sequence[RunEvaluation]) -> None:
+    """Refuse columns of a class or a lighting that no run has; a dash would look like one that is not defined."""
+    there = {
+        "recall": {name for run in runs for name in run.classes},
+        "group": {name for run in runs for name in run.lights or ()},
+    }
+    for column in grid.columns:
+        kind, _, name = column.partition("/")
+        if there.get(kind) and name not in there[kind]:
+            raise GridError(
+                f"grid '{grid.name}': column '{column}': no run has it; there are {', '.join(sorted(there[kind]))}"
+            )
 
 
 def _row(grid: Grid, row: Planned, results: Results) -> RowSummary:
@@ -146,7 +159,7 @@ def _row(grid: Grid, row: Planned, results: Results) -> RowSummary:
     whole = [seed for seed, found in finished.items() if len(found) == wanted[seed]] or list(finished)
     pooled = {seed: pool(finished[seed]) for seed in sorted(whole)}
     runs = list(pooled.values())
-    _alike(runs)
+    _alike(runs, row.network)
     joined = _as_passes(runs, row.network) if runs else None
     rates = {key: _rate(runs, joined, row.network, key) for key in grid.columns}
     first = runs[0] if runs else None
@@ -173,15 +186,16 @@ def _row(grid: Grid, row: Planned, results: Results) -> RowSummary:
         subjects=None if first is None or first.subjects is None else len(set(first.subjects)),
         rates=rates,
         beside=published,
-        same_protocol=row.beside is not None
-        and first is not None
-        and first.on == row.beside.table.data
-        and first.protocol == row.beside.table.protocol,
     )
 
 
-def _alike(runs: Sequence[RunEvaluation]) -> None:
+def _alike(runs: Sequence[RunEvaluation], network: Network) -> None:
     for other in runs[1:]:
+        passes = [len(run.predicted[network]) for run in (runs[0], other)]
+        if passes[0] != passes[1]:
+            raise EvaluationError(
+                f"passes: {passes[0]} of one seed, {passes[1]} of another; evaluate them with the same --windows"
+            )
         for field in ("on", "classes", "protocol", "sampling", "fold_count"):
             mine, theirs = getattr(runs[0], field), getattr(other, field)
             if mine != theirs:
@@ -213,9 +227,6 @@ def _as_passes(runs: Sequence[RunEvaluation], network: Network) -> RunEvaluation
     orders = [np.argsort(np.array(run.names), kind="stable") for run in runs]
     first = _described(runs[0], orders[0])
     if any(_described(run, order) != first for run, order in zip(runs, orders, strict=True)):
-        return None
-    # All have the mean of their own passes, which has to count once for each seed.
-    if len({len(run.predicted[network]) for run in runs}) > 1:
         return None
     back = np.argsort(orders[0], kind="stable")
     rows = [run.predicted[network][:, order][:, back] for run, order in zip(runs, orders, strict=True)]

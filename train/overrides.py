@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from knarr.train.recipe import MAX_RECIPE_BYTES, check_recipe
 from knarr.train.settings import Recipe, RecipeError
+from knarr.train.yaml_text import YamlError, in_words, read_yaml
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -43,11 +43,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if len(value) > MAX_RECIPE_BYTES:
         raise RecipeError(f"setting '{path}': {len(value)} characters, at most {MAX_RECIPE_BYTES}")
     try:
-        return path.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(
-            f"setting '{path}': its value is not YAML: {' '.join(str(error).split())}"
-        ) from error
+        return path.strip(), read_yaml(value)
+    except YamlError as error:
+        raise RecipeError(f"setting '{path}': its value is not YAML: {error}") from error
 
 
 def assert_path(recipe: Recipe, path: str) -> None:
@@ -60,9 +58,9 @@ def assert_path(recipe: Recipe, path: str) -> None:
     parts = path.split(".")
     for depth, part in enumerate(parts):
         above = ".".join(parts[:depth])
-        if isinstance(at, BaseModel):
+        if isinstance(at, BaseModel) or _is_block(at):
             # Of the class, not of the dump: a recipe may leave defaults out when it is written.
-            there = sorted(type(at).model_fields)
+            there = sorted((at if _is_block(at) else type(at)).model_fields)
         elif isinstance(at, Mapping):
             there = sorted(map(str, at))
         else:
@@ -70,7 +68,23 @@ def assert_path(recipe: Recipe, path: str) -> None:
         if part not in there:
             level = f"at '{above}' there are" if above else "there are"
             raise RecipeError(f"recipe '{recipe.name}': no setting '{path}'; {level} {', '.join(there)}")
-        at = getattr(at, part) if isinstance(at, BaseModel) else at[part]
+        at = _below(at, part)
+
+
+def _below(at: Any, part: str) -> Any:
+    """A setting's value; of a block that is left out its class, so that a part of it can be set."""
+    if isinstance(at, Mapping):
+        return at[part]
+    fields = (at if _is_block(at) else type(at)).model_fields
+    value = fields[part].default if _is_block(at) else getattr(at, part)
+    if value is not None:
+        return value
+    blocks = [kind for kind in get_args(fields[part].annotation) if _is_block(kind)]
+    return blocks[0] if len(blocks) == 1 else None
+
+
+def _is_block(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, BaseModel)
 
 
 def fault_of(recipe: Recipe, path: str, value: Any) -> str | None:
@@ -87,7 +101,7 @@ def fault_of(recipe: Recipe, path: str, value: Any) -> str | None:
             # A place has every part of the path in order, with the names of alternatives ("eyes") between them.
             place = iter(map(str, fault["loc"]))
             if all(part in place for part in path.split(".")):
-                return fault["msg"]
+                return in_words(fault)
     return None
 
 
@@ -95,6 +109,8 @@ def _set(recipe: Recipe, plain: dict[str, Any], path: str, value: Any) -> None:
     *above, last = path.split(".")
     target: Any = plain
     for at, part in enumerate(above):
+        if target.get(part, 0) is None:
+            target[part] = {}  # a block that was left out
         target = target.get(part)
         if not isinstance(target, dict):  # a path before this one put something else in its place
             raise _no_mapping(recipe, path, ".".join(above[: at + 1]), target)

@@ -12,10 +12,10 @@ from functools import cache
 from importlib import resources
 from typing import Annotated, Literal, Protocol, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from knarr.train.measures import Estimate
+from knarr.train.yaml_text import YamlError, faults_of, read_yaml
 
 FILE = "datasets/published.yaml"  # in knarr.train itself every .yaml is a recipe
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
@@ -226,12 +226,12 @@ def parse_published(text: str) -> Published:
         ValueError: not YAML, or not such tables; names the place.
     """
     try:
-        return Published.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ValueError(f"published results are not YAML: {' '.join(str(error).split())}") from error
+        given = read_yaml(text)
+        return Published.model_validate(given)
+    except YamlError as error:
+        raise ValueError(f"published results are not YAML: {error}") from error
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"published results: {faults}") from error
+        raise ValueError(f"published results: {faults_of(error, given, 'file')}") from error
 
 
 def _unique(what: str, names: Sequence[str]) -> None:

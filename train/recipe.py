@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import ValidationError
 
 from knarr.train.settings import Recipe, RecipeError
@@ -15,6 +14,7 @@ from knarr.train.systems.cnn_recipe import CnnRecipe
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe
 from knarr.train.systems.mskd_recipe import MskdRecipe
 from knarr.train.systems.spiking_emotions_recipe import SpikingEmotionsRecipe
+from knarr.train.yaml_text import YamlError, faults_of, read_yaml
 
 MAX_RECIPE_BYTES = 100_000
 RECIPES: Final[Mapping[str, type[Recipe]]] = {
@@ -73,9 +73,9 @@ def parse_recipe(text: str, origin: str) -> Recipe:
         RecipeError: not YAML, an unknown system, or a setting that does not fit.
     """
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe '{origin}' is not YAML: {' '.join(str(error).split())}") from error
+        settings = read_yaml(text)
+    except YamlError as error:
+        raise RecipeError(f"recipe '{origin}' is not YAML: {error}") from error
     return check_recipe(settings, origin)
 
 
@@ -91,5 +91,4 @@ def check_recipe(settings: Any, origin: str) -> Recipe:
     try:
         return RECIPES[system].model_validate(settings)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise RecipeError(f"recipe '{origin}': {faults}") from error
+        raise RecipeError(f"recipe '{origin}': {faults_of(error, settings, 'recipe')}") from error

@@ -13,15 +13,16 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from knarr.train.clips import Batch, Clips, Epoch, split_validation
+from knarr.train.clips import Batch, Clips, Epoch, Indices, split_validation
 from knarr.train.fit import fit
 from knarr.train.fit_files import write_atomic
 from knarr.train.fitter import Fitter
 from knarr.train.recipe import check_recipe
-from knarr.train.settings import Fit, Recipe, RecipeError
+from knarr.train.settings import Fit, Recipe, RecipeError, SettingsError
 from knarr.train.systems.base import Loss, RunData
 from knarr.train.systems.registry import system_of
 from knarr.train.weights import load_weights, save_weights
+from knarr.train.yaml_text import YamlError, read_yaml
 
 CONFIG, TEACHER, STUDENT = "config.yaml", "teacher.safetensors", "student.safetensors"
 EVALUATION_BATCH = 50
@@ -42,7 +43,8 @@ def open_run(
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     path = run_folder / CONFIG
-    if not path.is_file():
+    # Settings that nothing was fitted with hold nobody to them.
+    if not path.is_file() or not _begun(run_folder):
         config = {
             "recipe": recipe.model_dump(mode="json"),
             "data_sha256": data.fingerprint,
@@ -53,11 +55,17 @@ def open_run(
         write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
         return
     found, _ = read_run(run_folder)
-    if found != recipe or _read_config(path).get("data_sha256") != data.fingerprint:
+    if found != recipe or not data.is_of(_read_config(path).get("data_sha256")):
         raise RecipeError(
             f"{run_folder}: holds a run with other settings or data than recipe '{recipe.name}'; "
-            "give another --out or remove the folder"
+            "give another --out"
         )
+
+
+def _begun(run_folder: Path) -> bool:
+    """Whether a fit has left anything."""
+    weights = (run_folder / TEACHER, run_folder / STUDENT)
+    return any(path.is_file() for path in (*weights, *run_folder.glob("checkpoints/*.ckpt")))
 
 
 def read_run(run_folder: Path) -> tuple[Recipe, Path]:
@@ -74,9 +82,13 @@ def read_run(run_folder: Path) -> tuple[Recipe, Path]:
     config = _read_config(path)
     try:
         return check_recipe(config["recipe"], str(path)), Path(config["data_root"])
-    except (RecipeError, TypeError, KeyError) as error:
+    except RecipeError as error:
         raise RecipeError(
-            f"{path}: not the settings of a run ({type(error).__name__}); remove the folder"
+            f"{error}; use the version of knarr that made the run, or correct the setting there"
+        ) from error
+    except (TypeError, KeyError) as error:
+        raise RecipeError(
+            f"{path}: {error} is not there, so not the settings of a run; correct it"
         ) from error
 
 
@@ -88,11 +100,11 @@ def read_cache(run_folder: Path) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML; remove the folder") from error
+        config = read_yaml(path.read_text("utf-8"))
+    except (YamlError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML ({error}); correct it") from error
     if not isinstance(config, dict):
-        raise RecipeError(f"{path}: not the settings of a run; remove the folder")
+        raise RecipeError(f"{path}: {str(config)[:60]!r} is not the settings of a run; correct it")
     return config
 
 
@@ -137,6 +149,20 @@ def train_student(
     return kept
 
 
+def parts(recipe: Recipe, data: RunData) -> tuple[Indices, Indices]:
+    """Which of the training clips a run fits, and which it validates on.
+
+    Raises:
+        SettingsError: none is left to fit.
+    """
+    if data.validation is None:
+        return split_validation(data.groups, recipe.data.validation_fraction, recipe.seed)
+    train = np.setdiff1d(np.arange(len(data.train.labels)), data.validation)
+    if not len(train):
+        raise SettingsError("data: all training clips are validated on, none is left to fit; check the folds")
+    return train, data.validation
+
+
 def _fit(
     network: nn.Module,
     loss: Loss,
@@ -149,9 +175,7 @@ def _fit(
 ) -> None:
     torch.set_num_threads(recipe.threads)
     settings: Fit = recipe.teacher.fit if stage == "teacher" else recipe.student.fit
-    train, validation = split_validation(data.groups, recipe.data.validation_fraction, recipe.seed)
-    if data.validation is not None:
-        train, validation = np.setdiff1d(np.arange(len(data.train.labels)), data.validation), data.validation
+    train, validation = parts(recipe, data)
     held: Clips = data.train
     if settings.select == "best_on_test":
         train, validation = np.arange(len(data.train.labels)), np.arange(len(data.test.labels))

@@ -27,6 +27,31 @@ class EvaluationError(ValueError):
     """An evaluation, or its file, that cannot be."""
 
 
+def check_size(
+    passes: int,
+    classes: int,
+    subjects: Sequence[str] | None,
+    lights: Sequence[str] | None,
+    draws: int,
+) -> None:
+    """Refuse more passes and draws than a measure may take, best before the passes are made.
+
+    Args:
+        passes: over the test samples. classes: how many.
+        subjects, lights: as of `RunEvaluation`. draws: likewise.
+
+    Raises:
+        EvaluationError: too many.
+    """
+    people = len(set(subjects or ()))
+    cells = max(draws, people) * max(people, passes * classes**2)
+    matrices = max(people, 1) * passes * (1 + len(set(lights or ())))
+    if cells > MAX_CELLS or matrices > MAX_MATRICES:
+        raise EvaluationError(
+            f"draws: {draws} of {people} people in {passes} passes are more than a measure may take; take fewer windows"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class RunEvaluation:
     """What was evaluated, on what, and what it saw; of one run, or of the folds of several.
@@ -96,13 +121,8 @@ class RunEvaluation:
             raise EvaluationError(
                 f"folds: of {self.fold_count}, but samples in {sorted(set(folds.tolist()))}"
             )
-        people, passes = len(set(self.subjects or ())), max(map(len, rows.values()))
-        cells = max(self.draws, people) * max(people, passes * len(self.classes) ** 2)
-        matrices = max(people, 1) * passes * (1 + len(set(self.lights or ())))
-        if cells > MAX_CELLS or matrices > MAX_MATRICES:
-            raise EvaluationError(
-                f"draws: {self.draws} of {people} people in {passes} passes are more than a measure may take; evaluate less"
-            )
+        passes = max(map(len, rows.values()))
+        check_size(passes, len(self.classes), self.subjects, self.lights, self.draws)
         object.__setattr__(self, "labels", labels.astype(np.int64))
         object.__setattr__(self, "folds", folds.astype(np.int64))
         object.__setattr__(self, "predicted", {name: row.astype(np.int64) for name, row in rows.items()})

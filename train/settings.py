@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_PROCESSES = 64  # of one machine
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+MAX_THREADS = 256
+Rate = Annotated[float, Field(gt=0, le=1000)]
+"""Of learning: far beyond what any fit bears, and within float32."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class RecipeError(ValueError):
     """A recipe is unknown, unreadable, or holds a setting that is not allowed."""
+
+
+class SettingsError(RecipeError):
+    """Settings that are each allowed, but make no network, or no fit on these data: a sweep goes on without them."""
 
 
 class Frozen(BaseModel):
@@ -43,8 +51,8 @@ class Fit(Frozen):
 
     epochs: Count
     batch_size: Count
-    learning_rate: Positive
-    weight_decay: float = Field(default=1e-3, ge=0)
+    learning_rate: Rate
+    weight_decay: float = Field(default=1e-3, ge=0, le=1000)
     processes: int = Field(default=1, ge=1, le=MAX_PROCESSES)
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -64,6 +72,64 @@ class DeploySettings(Frozen):
     lava_samples: Count = 20
     calibration_samples: int = Field(default=20, ge=0)
     allow_approximate: bool = False
+
+
+class ChipSettings(Frozen):
+    """How a lowered student is fitted on in the chip's own arithmetic; `chip: {}` takes all of it as it is.
+
+    The fit starts from the float student's weights in the scales that lowering chose, beside the same teacher and with the same loss.
+    What is kept is the epoch that is right most often on the validation data, and `student.net` holds its very integers.
+
+    Args:
+        weight_bits: signed bits of a weight, in place of `deploy.weight_bits`.
+        epochs: in the chip's arithmetic.
+        batch_size: None for the student's own.
+        learning_rate: of everything learned, the highest of a one-cycle schedule. Weights are in thresholds, steps and decays
+            relative to their start.
+        weight_decay: of weights, decoupled.
+        learn: what is learned: "weights", "steps" (scales, each layer's grid), "thresholds", "biases", "decays" (k of k/4096).
+        timesteps: the first so many of every clip; None for all. The chip runs no more of them anywhere.
+        acc_per_inference: synaptic accumulates that an inference may cost, mean over clips; None for no limit. Those of the input's
+            own events are in it, and no training changes them.
+        acc_weight: of the goal in the loss: weight * max(0, ACC / acc_per_inference - 1).
+        register_weight: of sums and states that leave their registers.
+        surrogate, surrogate_width: gradient of a spike over v / threshold - 1, as `Neuron` has it.
+    """
+
+    weight_bits: int = Field(default=8, ge=2, le=8)
+    epochs: Count = 10
+    batch_size: Count | None = None
+    learning_rate: Rate = 0.002
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    learn: tuple[Literal["weights", "steps", "thresholds", "biases", "decays"], ...] = (
+        "weights",
+        "steps",
+        "thresholds",
+        "biases",
+    )
+    timesteps: Count | None = None
+    acc_per_inference: Positive | None = None
+    acc_weight: Positive = 1.0
+    register_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    surrogate: Literal["box", "atan"] = "atan"
+    surrogate_width: Positive = 2.0
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> ChipSettings:
+        if not self.learn or len(set(self.learn)) < len(self.learn):
+            raise ValueError("learn: name each of what is learned once, and at least one")
+        return self
+
+    def fit(self, student: Fit) -> Fit:
+        """Settings of the fit, of a student that was fitted so before."""
+        return Fit(
+            epochs=self.epochs,
+            batch_size=self.batch_size or student.batch_size * student.processes,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            select="val",
+            tensorboard=student.tensorboard,
+        )
 
 
 class DataSettings(Frozen):
@@ -88,6 +154,16 @@ class DataSettings(Frozen):
         return False
 
 
+def shift_within(shift_px: int, size: int) -> None:
+    """Refuse training clips that are moved further than they are wide.
+
+    Raises:
+        ValueError: they are.
+    """
+    if shift_px > size:
+        raise ValueError(f"shift_px: {shift_px} > {size}, the size of the images; choose smaller")
+
+
 class Fitted(Frozen):
     """A network's settings, as far as every recipe has them."""
 
@@ -95,13 +171,14 @@ class Fitted(Frozen):
 
 
 class Recipe(Frozen):
-    """One run from data to energy; each system has a recipe of its own."""
+    """One run from data to energy; each system has a recipe of its own. Without `chip` a lowered student stays as it is."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     system: str
-    seed: int = Field(default=0, ge=0)
-    threads: Count = 2
+    seed: Seed = 0
+    threads: int = Field(default=2, ge=1, le=MAX_THREADS)
     data: DataSettings
     teacher: Fitted
     student: Fitted
     deploy: DeploySettings = DeploySettings()
+    chip: ChipSettings | None = None

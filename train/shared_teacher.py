@@ -11,9 +11,10 @@ from torch import nn
 
 from knarr.train.fit_files import write_atomic
 from knarr.train.run import TEACHER, train_teacher
-from knarr.train.settings import Recipe
+from knarr.train.settings import Recipe, RecipeError
 from knarr.train.systems.base import RunData
 from knarr.train.systems.registry import system_of
+from knarr.train.weights import load_weights
 
 TEACHERS = "teachers"
 
@@ -28,18 +29,30 @@ def shared_teacher(
         teachers: folder of finished teachers, named after all that they depend on.
     """
     shared, own = teachers / f"{_key(recipe, data)}.safetensors", run_folder / TEACHER
-    if shared.is_file() and not own.is_file():
+    whole = _fits(shared, recipe, data)
+    if whole and not own.is_file():
         write_atomic(own, shared.read_bytes())
     teacher = train_teacher(recipe, data, run_folder, callbacks)
-    if not shared.is_file():
+    if not whole:
         teachers.mkdir(parents=True, exist_ok=True)
         write_atomic(shared, own.read_bytes())
     return teacher
 
 
+def _fits(path: Path, recipe: Recipe, data: RunData) -> bool:
+    """Whether a shared file is there and whole; a damaged one would be copied into every run, and is replaced."""
+    if not path.is_file():
+        return False
+    try:
+        load_weights(system_of(recipe).teacher(data), path)
+    except RecipeError:
+        return False
+    return True
+
+
 def _key(recipe: Recipe, data: RunData) -> str:
     """Of all of the recipe that a teacher may depend on, and of the data."""
     own = system_of(recipe).teacher_settings()
-    plain = recipe.model_dump(mode="json", exclude={"name", "teacher", "student", "deploy"})
+    plain = recipe.model_dump(mode="json", exclude={"name", "teacher", "student", "deploy", "chip"})
     text = json.dumps({**plain, "teacher": own, "data_sha256": data.fingerprint}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -87,6 +87,7 @@ def run_sweep(
     *,
     storage: str | None = None,
     data_sha256: str = "",
+    same_data: Callable[[object], bool] | None = None,
     progress: Callable[[str], None] = lambda _: None,
     poll_s: float = 1.0,
     pulse_s: float = PULSE_S,
@@ -100,13 +101,14 @@ def run_sweep(
         out: folder of trials and journal; workers that share it go on with each other's trials.
         storage: address of a database, None for a journal in `out`; see `open_storage`.
         data_sha256: of the data; a study is of one data set.
+        same_data: whether what a study keeps of its data, perhaps by an earlier version, is of these; None asks for `data_sha256`.
         progress: gets lines for a person.
         poll_s: between two looks while others work on the last trials.
         pulse_s, stale_s: see `knarr.train.sweep_alive`; the same for all workers.
 
     Raises:
         SweepError: the storage is damaged, does not answer, or holds another sweep; or a trial's folder holds another one's.
-        Exception: whatever the objective raises, apart from a RecipeError, which is a result; its trial goes on at the next start.
+        Exception: whatever the objective raises, apart from a SettingsError, which is a result; its trial goes on at the next start.
     """
     out.mkdir(parents=True, exist_ok=True)
     opened, cut = open_storage(storage, out)
@@ -121,7 +123,7 @@ def run_sweep(
             pruner=_pruner(sweep),
             load_if_exists=True,
         )
-        _assert_same(study, sweep, data_sha256)
+        _assert_same(study, sweep, data_sha256, same_data)
         worker = Worker(study, sweep, objective, out, progress, pulse_s, Watch(stale_s))
         said = ""
         while (waiting_for := worker.step()) is not None:
@@ -144,7 +146,9 @@ def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
     return optuna.pruners.MedianPruner(n_warmup_steps=sweep.recipe.student.fit.epochs // 3)
 
 
-def _assert_same(study: optuna.Study, sweep: Sweep, data_sha256: str) -> None:
+def _assert_same(
+    study: optuna.Study, sweep: Sweep, data_sha256: str, same_data: Callable[[object], bool] | None
+) -> None:
     """Claim a new study for this sweep, or make sure that it is this sweep's."""
     wanted = json.loads(json.dumps({**sweep.identity(), "data_sha256": data_sha256}))
     if IDENTITY not in study.user_attrs and not study.get_trials(deepcopy=False):
@@ -154,6 +158,8 @@ def _assert_same(study: optuna.Study, sweep: Sweep, data_sha256: str) -> None:
         # Of an earlier version it may lack settings that have been added since; their defaults stand for it.
         with suppress(RecipeError):
             found["recipe"] = check_recipe(found.get("recipe"), "of the study").model_dump(mode="json")
+        if same_data is not None and same_data(found.get("data_sha256")):
+            found["data_sha256"] = data_sha256
     if found != wanted:
         where = _difference(found, wanted, "")
         raise SweepError(

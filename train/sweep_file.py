@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-import yaml
 from optuna.distributions import BaseDistribution
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -17,6 +16,7 @@ from knarr.train.overrides import assert_path, fault_of, with_settings
 from knarr.train.recipe import MAX_RECIPE_BYTES, load_recipe, shipped_recipes
 from knarr.train.settings import Frozen, Recipe, RecipeError
 from knarr.train.sweep_space import MAX_TRIALS, Space, SweepError, Value
+from knarr.train.yaml_text import YamlError, faults_of, read_yaml
 
 MAX_PATHS = 50
 VALIDATION: Final = (
@@ -25,7 +25,8 @@ VALIDATION: Final = (
     *("balance", "min_labelled", "window_s", "step_s", "stride_s", "normalise", "drop_short", "fps"),
     *("videos", "clips_per_video", "shuffle_labels", "event_dir", "frame_dir", "index", "on_bad"),
 )
-"""Settings of data that change what is validated on, or what its classes are: values found with different ones do not compare."""
+"""Settings of data known to change what is validated on, or what its classes are: values found with different ones do not compare.
+A trial that another setting gives other clips to validate on is refused when its data are read."""
 
 Path_ = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -40,7 +41,7 @@ class SweepSettings(Frozen):
             points of a grid.
         metric: of the student on the validation split, after its last epoch or the selected one. Never of test data.
         sampler: "tpe" learns from the trials before, "random" does not, "grid" tries every combination once.
-        seed: of the sampler; that of the recipe is a setting like any other.
+        seed: of the sampler. That of the recipe cannot be searched: it draws who validates.
         pruner: "median" ends a trial whose best value so far is worse than the median of the others at its epoch, after five finished
             trials and a third of the recipe's epochs.
         search: dotted path of a setting -> what it may be.
@@ -122,18 +123,14 @@ def _read(path: Path) -> SweepSettings:
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise SweepError(f"sweep '{path}': {path.stat().st_size} bytes, at most {MAX_RECIPE_BYTES}")
     try:
-        return SweepSettings.model_validate(yaml.safe_load(path.read_text("utf-8-sig")))
+        given = read_yaml(path.read_text("utf-8-sig"))
+        return SweepSettings.model_validate(given)
     except UnicodeDecodeError as error:
         raise SweepError(f"sweep '{path}' is not UTF-8 text") from error
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'sweep'}: {e['msg']}" for e in error.errors())
-        raise SweepError(f"sweep '{path}': {faults[:2000]}") from error
-    except (
-        yaml.YAMLError,
-        RecursionError,
-        ValueError,
-    ) as error:  # YAML's own dates and numbers raise ValueErrors
-        raise SweepError(f"sweep '{path}' is not YAML: {' '.join(str(error).split())[:500]}") from error
+        raise SweepError(f"sweep '{path}': {faults_of(error, given, 'sweep')}") from error
+    except YamlError as error:
+        raise SweepError(f"sweep '{path}' is not YAML: {error}") from error
 
 
 def _base(settings: SweepSettings, path: Path) -> Recipe:
@@ -183,9 +180,10 @@ def _faults(settings: SweepSettings, recipe: Recipe) -> Iterator[str]:
             yield f"search.{path}: {error}"
             continue
         section, *_, last = path.split(".") if "." in path else (path, "")
-        if section in ("name", "system", "threads", "deploy") or last == "processes":
+        if section in ("name", "system", "threads", "deploy", "chip") or last == "processes":
             yield f"search.{path}: does not change the student that is trained; set it instead"
-        if path == "data" or (section == "data" and last in VALIDATION):
+        # A recipe's own seed draws who validates.
+        if path in ("seed", "data") or (section == "data" and last in VALIDATION):
             yield f"search.{path}: changes the data that trials are compared on; set it instead"
         for value in space.extremes():
             fault = fault_of(recipe, path, value)

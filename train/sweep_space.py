@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -123,8 +124,11 @@ class Range(Frozen):
         return [int(point) if self.whole else float(point) for point in found]
 
     def extremes(self) -> list[Any]:
-        """What must fit the recipe for all that lies between to fit."""
-        return [int(bound) if self.whole else bound for bound in (self.low, self.high)]
+        """What must fit the recipe for all that lies between to fit: the bounds, and a fraction where there are any."""
+        if self.whole:
+            return [int(self.low), int(self.high)]
+        inner = self.low + ((self.high - self.low) / math.e if self.step is None else self.step)
+        return [self.low, inner, self.high]
 
     def value(self, label: Any) -> Any:
         return label

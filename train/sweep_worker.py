@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from knarr.train.fit_files import write_atomic
 from knarr.train.overrides import with_settings
-from knarr.train.settings import Recipe, RecipeError
+from knarr.train.settings import Recipe, RecipeError, SettingsError
 from knarr.train.sweep_alive import OWNER, LostError, TakenError, Watch, working_on
 from knarr.train.sweep_file import Sweep
 from knarr.train.sweep_space import SweepError
@@ -29,7 +29,8 @@ DONE: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 Report = Callable[[int, float], None]
 """(epoch, value of the metric) after every epoch; raises where the trial is to end, which an objective lets pass."""
 Objective = Callable[[Recipe, Path, Report], float]
-"""(recipe, folder of the trial, report) -> value of the metric. Called again for a trial that was cut short, with the same folder."""
+"""(recipe, folder of the trial, report) -> value of the metric. Called again for a trial that was cut short, with the same folder.
+A SettingsError is a result, "refused"; any other exception ends the worker, and the trial goes on at the next start."""
 
 
 def folder_name(slot: int) -> str:
@@ -219,9 +220,14 @@ class Worker:
 
         try:
             recipe = with_settings(self.sweep.recipe, settings)
-            _mark_folder(self._folder(slot), settings)
-            value = float(self.objective(recipe, self._folder(slot), report))
         except RecipeError as error:
+            self._refuse(trial, slot, str(error))
+            return
+        _mark_folder(self._folder(slot), settings)
+        try:
+            value = float(self.objective(recipe, self._folder(slot), report))
+        except SettingsError as error:
+            # Other RecipeErrors (a damaged checkpoint, a folder of another run) can be cured: they end the worker, and the trial goes on.
             self._refuse(trial, slot, str(error))
         except optuna.TrialPruned:
             self._tell(trial, None)

@@ -109,7 +109,7 @@ def prepared(task: str, recipe: Recipe, asked: argparse.Namespace) -> tuple[RunD
 
 def fit_seed(task: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     """Teacher and both students of a seed: for each test set and clip, in how many passes they were right."""
-    people = {"data.seed": seed} if task == "mskd_eyes" else {}
+    people = {} if task == "nmnist" else {"data.seed": seed}
     taught = with_settings(load_recipe(task), {"seed": seed, "threads": 1, **people})
     untaught = with_settings(taught, {ALPHA[task]: 0})
     data, root, tests = prepared(task, taught, asked)

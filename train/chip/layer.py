@@ -28,6 +28,7 @@ from knarr.hw_sim.layers import DECAY_UNITY, Layer
 from knarr.train.chip.grid import Grid, damped, rounded
 from knarr.train.chip.limits import UNIT, Limits, excess, series
 from knarr.train.chip.neurons import cuba
+from knarr.train.chip.operations import Accumulates
 from knarr.train.chip.registers import Surrogate
 from knarr.train.chip.synapse import Synapse, one_side
 
@@ -44,6 +45,7 @@ class LayerRan:
         spikes: (B, T, *features) 0 or 1, float32, for the next layer.
         peaks: the same of v before its reset. currents: of u in float64, or without elements. arrived: of sums.
         penalty: 0-d, `excess` of sums and states that no bound keeps inside their registers.
+        acc: (B,) float64, see `Accumulates`.
     """
 
     spikes: torch.Tensor
@@ -51,6 +53,7 @@ class LayerRan:
     currents: torch.Tensor
     arrived: torch.Tensor
     penalty: torch.Tensor
+    acc: torch.Tensor
 
 
 class ChipLayer(nn.Module):
@@ -95,6 +98,7 @@ class ChipLayer(nn.Module):
             weight = _checked(layer, unrounded, grid)
         self.synapse = Synapse(layer, entering, first * weight, grid)
         self.synapse.weight.requires_grad_("weights" in learn)
+        self.accumulates = Accumulates(layer)
         self.threshold = (
             _learned(layer.neuron.vth_int * first / units, "thresholds" in learn)
             if layer.neuron.spikes
@@ -185,9 +189,11 @@ class ChipLayer(nn.Module):
         def shaped(values: torch.Tensor) -> torch.Tensor:
             return values.reshape(*values.shape[:2], *shape) if values.numel() else values
 
+        spikes = shaped(ran.spikes).float()
+        acc = self.accumulates(x, spikes, back)
         return LayerRan(
-            shaped(ran.spikes).float(), shaped(ran.peaks), shaped(ran.currents), shaped(ran.arrived), penalty.float()
-        )  # fmt: skip
+            spikes, shaped(ran.peaks), shaped(ran.currents), shaped(ran.arrived), penalty.float(), acc
+        )
 
     def _worst(
         self, bound: int, bias: torch.Tensor | None, found: dict[str, torch.Tensor]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -21,6 +22,8 @@ from knarr.train.chip.limits import Limits
 from knarr.train.chip.neurons import cuba
 from knarr.train.chip.registers import Surrogate
 
+TRAINED = "trained"
+"""In `ChipNetwork.lowering` of networks that were fitted after they were lowered."""
 LEARNED: tuple[Learned, ...] = ("weights", "steps", "thresholds", "biases")
 
 
@@ -34,6 +37,11 @@ class ChipRan:
         rates: mean spikes per neuron and step of each layer that fires, detached 0-d.
         penalty: 0-d, what left its registers; add a multiple of it to the loss.
         readout: how a decision is read.
+        fired: (B, T, *) spikes of each layer that fires, with gradients.
+        peaks: call one for v before the reset of the same shape, in volts of the float student where lowering left a scale, else in
+            thresholds, with gradients.
+        acc: (B,) synaptic accumulates of each layer per clip, float64, `LayerCounts.acc` of the same run; with gradients through the
+            spikes that cause them. 0 where graded inputs multiply.
     """
 
     outputs: torch.Tensor
@@ -41,6 +49,9 @@ class ChipRan:
     rates: tuple[torch.Tensor, ...]
     penalty: torch.Tensor
     readout: Readout
+    fired: tuple[torch.Tensor, ...]
+    peaks: tuple[Callable[[], torch.Tensor], ...]
+    acc: tuple[torch.Tensor, ...]
 
     @property
     def step_logits(self) -> torch.Tensor:
@@ -128,16 +139,20 @@ class ChipStudent(nn.Module):
         last = self._last_layer
         outputs = last.volts(ran[-1]) if self.start.readout.kind == "voltage" else ran[-1].spikes
         integers = ran[-1].peaks if self.start.readout.kind == "voltage" else ran[-1].spikes
+        firing: list[tuple[Any, LayerRan]] = [
+            (layer, one)
+            for layer, one in zip(self.layers, ran, strict=True)
+            if layer.chip_layer.neuron.spikes
+        ]
         return ChipRan(
             outputs.flatten(2),
             integers.detach().flatten(2).long(),
-            tuple(
-                one.spikes.detach().mean()
-                for one, layer in zip(ran, self.start.layers, strict=True)
-                if layer.neuron.spikes
-            ),
+            tuple(one.spikes.detach().mean() for _, one in firing),
             torch.stack([one.penalty for one in ran]).sum(),
             self.start.readout,
+            tuple(one.spikes for _, one in firing),
+            tuple(partial(layer.volts, one) for layer, one in firing),
+            tuple(one.acc for one in ran),
         )
 
     @property
@@ -169,7 +184,8 @@ class ChipStudent(nn.Module):
             bias = none.expand(flat.shape[2]).to(flat.device)
             ran = cuba(flat, bias, registers[0], (registers[1], registers[2]), Surrogate(), compiled=compiled)
         spikes, peaks = (array.view(mantissas.shape) for array in (ran.spikes, ran.peaks))
-        return LayerRan(spikes, peaks, torch.zeros_like(peaks), mantissas, peaks.new_zeros(()))
+        nothing = peaks.new_zeros(len(peaks), dtype=torch.float64)
+        return LayerRan(spikes, peaks, torch.zeros_like(peaks), mantissas, peaks.new_zeros(()), nothing)
 
     def recording(self, inputs: torch.Tensor) -> Recording:
         """Every spike, u, v and sum as `knarr.hw_sim.simulate` records them, for `knarr.hw_sim.compare`."""
@@ -205,16 +221,15 @@ class ChipStudent(nn.Module):
         """What is trained, as the chip holds it.
 
         Returns:
-            The network it started from where no integer has changed. Otherwise its layers without the hash of the graph that it was
-            lowered from and without what lowering measured: both speak of other integers.
+            The network it started from where no integer has changed. Otherwise its layers without what lowering measured, which
+            speaks of other integers; the hash of the graph that it was lowered from moves to `lowering["trained"]`.
         """
         layers = tuple(self._of(layer) for layer in self.layers)
         if layers == self.start.layers:
             return self.start
         kept = {key: self.start.lowering[key] for key in ("weight_bits",) if key in self.start.lowering}
-        return replace(
-            self.start, layers=layers, graph_hash=None, lowering={**kept, "trained": "on the chip's integers"}
-        )
+        notes = {**kept, TRAINED: {"lowered_from": self.start.graph_hash}}
+        return replace(self.start, layers=layers, graph_hash=None, lowering=notes)
 
     @staticmethod
     def _of(layer: Any) -> Any:

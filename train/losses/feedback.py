@@ -17,7 +17,7 @@ import torch
 
 from knarr.train.losses.emotion import EmotionLossSettings, Learned, Taught, emotion_loss, teacher_loss
 from knarr.train.losses.functional import Learner, Parameters, leaves, run_with
-from knarr.train.settings import Count, Frozen, Positive
+from knarr.train.settings import Count, Frozen, Positive, Rate
 
 
 class FeedbackSettings(Frozen):
@@ -33,7 +33,7 @@ class FeedbackSettings(Frozen):
     """
 
     eta: Positive = 1e-3
-    teacher_fb_lr: Positive = 1e-6
+    teacher_fb_lr: Rate = 1e-6
     fb_every_epochs: Count = 1
     quiz: Literal["heldout", "next"] = "heldout"
     first_order: bool = False

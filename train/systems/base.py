@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -14,11 +15,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from knarr.train.clips import Batch, Clips, Indices, fingerprint
+from knarr.train.chip.network import ChipRan
+from knarr.train.clips import Batch, Clips, Indices
+from knarr.train.fingerprint import FORM, fingerprint, old_fingerprint
 from knarr.train.settings import Recipe, RecipeError
 
 Loss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 """(network, batch) -> (loss, (B, classes) logits). The loss is a mean over clips, or several processes cannot share a batch."""
+ChipLoss = Callable[[ChipRan, Batch], tuple[torch.Tensor, torch.Tensor]]
+"""(what a chip student gave, batch) -> (loss, (B, classes) logits), a mean over clips."""
 Progress = Callable[[int, int], None]
 Settings = TypeVar("Settings", bound=Recipe)
 
@@ -75,10 +80,17 @@ class RunData:
     fold_count: int = 1
     sampling: str | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over labels and student inputs of a few clips of each split: tells one data set from another."""
-        return fingerprint(self.train, self.test)
+        """Of labels, people, validation clips, and what student and teacher see of some clips: tells one data set from another."""
+        validation = None if self.validation is None else self.validation.tolist()
+        return fingerprint((self.train, self.test), self.groups.tolist(), self.subjects, validation)
+
+    def is_of(self, kept: object) -> bool:
+        """Whether a fingerprint that was kept, by this version or an earlier one, is that of these data."""
+        if isinstance(kept, str) and kept.startswith(FORM):
+            return kept == self.fingerprint
+        return kept == old_fingerprint(self.train, self.test)
 
 
 class System(ABC, Generic[Settings]):
@@ -145,6 +157,14 @@ class System(ABC, Generic[Settings]):
     @abstractmethod
     def student_loss(self, teacher: nn.Module) -> Loss:
         """What it is fitted by, beside a frozen teacher in eval mode."""
+
+    @abstractmethod
+    def chip_loss(self, teacher: nn.Module) -> ChipLoss:
+        """`student_loss` of a student that runs in the chip's arithmetic, on as many steps as it was shown.
+
+        Raises:
+            RecipeError: settings of a student that no chip holds.
+        """
 
     def student_fitter(
         self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from knarr.train.chip.network import ChipRan
 from knarr.train.clips import Batch, EventClips, EyeClips
 from knarr.train.data_error import DataError
 from knarr.train.distill import distillation_loss
@@ -20,7 +21,7 @@ from knarr.train.nmnist import CLASSES, read_nmnist
 from knarr.train.see import assert_disjoint, read_see
 from knarr.train.settings import RecipeError
 from knarr.train.student import StudentShape, build_student, fold_batch_norm, run_student
-from knarr.train.systems.base import Loss, Progress, RunData, System
+from knarr.train.systems.base import ChipLoss, Loss, Progress, RunData, System
 from knarr.train.systems.cnn_recipe import CnnRecipe, EyesData, NmnistData
 from knarr.train.teacher import Teacher
 
@@ -38,7 +39,7 @@ class Cnn(System[CnnRecipe]):
             return super().folder_name()
         return (
             f"eyes-{settings.size}px-{settings.timesteps}f-{settings.subjects}p-{settings.takes_per_emotion}t-"
-            f"{self.recipe.seed}"
+            f"{settings.seed}"
         )
 
     def generate(self, root: Path, progress: Progress | None = None) -> None:
@@ -52,7 +53,7 @@ class Cnn(System[CnnRecipe]):
             takes_per_emotion=settings.takes_per_emotion,
             frames=settings.timesteps,
             size=settings.size,
-            seed=self.recipe.seed,
+            seed=settings.seed,
             progress=progress,
         )
 
@@ -79,24 +80,37 @@ class Cnn(System[CnnRecipe]):
         return build_student(self.shape(data), batch_norm=True)
 
     def student_loss(self, teacher: nn.Module) -> Loss:
-        settings = self.recipe.student
-
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = self.student_logits(network, batch)
-            value = distillation_loss(
-                logits,
-                self.teacher_logits(teacher, batch),
-                batch.labels,
-                alpha=settings.kd_alpha,
-                temperature=settings.kd_temperature,
-            )
-            return value, logits
+            return self._distil(self.student_logits(network, batch), teacher, batch)
+
+        return loss
+
+    def chip_loss(self, teacher: nn.Module) -> ChipLoss:
+        def loss(ran: ChipRan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._distil(self._scaled(ran.step_logits), teacher, batch)
 
         return loss
 
     def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
         outputs, _ = run_student(cast(snn.SequentialState, kept), batch.inputs)
-        return self.recipe.student.logit_scale * outputs.mean(dim=1)
+        return self._scaled(outputs)
+
+    def _scaled(self, volts: torch.Tensor) -> torch.Tensor:
+        """(B, T, classes) -> logits (B, classes)."""
+        return self.recipe.student.logit_scale * volts.mean(dim=1)
+
+    def _distil(
+        self, logits: torch.Tensor, teacher: nn.Module, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        settings = self.recipe.student
+        value = distillation_loss(
+            logits,
+            self.teacher_logits(teacher, batch),
+            batch.labels,
+            alpha=settings.kd_alpha,
+            temperature=settings.kd_temperature,
+        )
+        return value, logits
 
     def keep(self, student: nn.Module) -> nn.Module:
         return fold_batch_norm(cast(snn.SequentialState, student))

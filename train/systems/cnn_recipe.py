@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from knarr.train.settings import Count, DataSettings, Fitted, Positive, Recipe
+from knarr.train.settings import Count, DataSettings, Fitted, Positive, Recipe, Seed, shift_within
+
+SENSOR_PX = 34
 
 
 class NmnistData(DataSettings):
@@ -18,7 +20,7 @@ class NmnistData(DataSettings):
     teacher_bins: Count = 3
     rotation_deg: float = Field(default=0, ge=0, le=180)
     scale: float = Field(default=0, ge=0, lt=1)
-    shift_px: float = Field(default=0, ge=0)
+    shift_px: float = Field(default=0, ge=0, le=SENSOR_PX)
 
     @property
     def dt_s(self) -> float:
@@ -26,7 +28,11 @@ class NmnistData(DataSettings):
 
 
 class EyesData(DataSettings):
-    """Generated single-eye clips on the SEE layout; `train` and `test` people differ."""
+    """Generated single-eye clips on the SEE layout; `train` and `test` people differ.
+
+    Args:
+        seed: of the people. The recipe's own seed leaves them as they are.
+    """
 
     kind: Literal["eyes"]
     timesteps: Count
@@ -34,8 +40,14 @@ class EyesData(DataSettings):
     frames_per_s: Positive = 30.0
     subjects: int = Field(default=40, ge=4)
     takes_per_emotion: Count = 2
+    seed: Seed = 0
     teacher_bins: Count = 4
     shift_px: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _within(self) -> EyesData:
+        shift_within(self.shift_px, self.size)
+        return self
 
     @property
     def dt_s(self) -> float:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from knarr.train.chip.network import ChipRan
 from knarr.train.clips import Batch, Indices, split_validation
 from knarr.train.datasets.physio import PhysioWindows
 from knarr.train.fit_feedback import FED_BACK, FeedbackFitter, School
@@ -27,7 +28,7 @@ from knarr.train.networks.gsr_repeat import GsrRepeat
 from knarr.train.networks.gsr_student import GsrOutput, GsrStudentSettings, build_gsr_student, run_gsr_student
 from knarr.train.networks.stress_teacher import StressTeacher
 from knarr.train.settings import RecipeError
-from knarr.train.systems.base import Loss, Progress, RunData, System
+from knarr.train.systems.base import ChipLoss, Loss, Progress, RunData, System
 from knarr.train.systems.emotionkd_recipe import (
     AnnStudent,
     EmotionRecipe,
@@ -85,18 +86,41 @@ class EmotionKd(System[EmotionRecipe]):
         return GsrRepeat(settings.network)
 
     def student_loss(self, teacher: nn.Module) -> Loss:
-        settings = self.recipe.student.loss
-
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             learned = self._learn(network, *self._heard(batch))
-            taught: Taught = _Unasked(learned.logits, learned.features)
-            if settings.kl or settings.feature:
-                with torch.no_grad():
-                    taught = self._teach(teacher, *batch.teacher_inputs)
-            total = emotion_loss(learned, taught, batch.labels, settings).total
-            return total + _penalty(network), learned.logits
+            return self._distil(learned, teacher, batch) + _penalty(network), learned.logits
 
         return loss
+
+    def chip_loss(self, teacher: nn.Module) -> ChipLoss:
+        """Raises: RecipeError where features of a shorter student would be compared with the whole teacher's."""
+        recipe = self.recipe
+        settings = recipe.student
+        if not isinstance(settings, FramesStudent):
+            raise RecipeError(
+                f"chip: student.kind '{settings.kind}' cannot run on a chip; train 'frames', or leave chip out"
+            )
+        if recipe.chip is not None and recipe.chip.timesteps is not None and settings.loss.feature:
+            raise RecipeError(
+                "chip.timesteps: F_S of fewer steps has no F_T to be compared with; set student.loss.feature to 0, or leave it out"
+            )
+        spikes = settings.network.feature == "spike"
+
+        def loss(ran: ChipRan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            depths = ran.fired[1:] if spikes else [volts() for volts in ran.peaks[1:]]
+            volts = ran.step_logits
+            learned = GsrOutput(volts.mean(1), torch.stack(list(depths)).sum(0).flatten(1), volts, ran.rates)
+            return self._distil(learned, teacher, batch), learned.logits
+
+        return loss
+
+    def _distil(self, learned: Learned, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+        settings = self.recipe.student.loss
+        taught: Taught = _Unasked(learned.logits, learned.features)
+        if settings.kl or settings.feature:
+            with torch.no_grad():
+                taught = self._teach(teacher, *batch.teacher_inputs)
+        return emotion_loss(learned, taught, batch.labels, settings).total
 
     def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
         return self._learn(kept, *self._heard(batch)).logits
@@ -109,7 +133,7 @@ class EmotionKd(System[EmotionRecipe]):
         Its loop minimises `emotion_loss` alone: the penalty on convolution kernels of "ann" and "repeat" is left out.
 
         Raises:
-            RecipeError: too few groups to set one aside.
+            SettingsError: too few groups to set one aside.
         """
         feedback = self.recipe.student.feedback
         if feedback is None:
@@ -117,12 +141,11 @@ class EmotionKd(System[EmotionRecipe]):
         heldout = train[:0]
         if feedback.quiz == "heldout":
             lessons, quiz = split_validation(
-                data.groups[train], feedback.quiz_fraction, self.recipe.seed + QUIZ_SEED
+                data.groups[train],
+                feedback.quiz_fraction,
+                self.recipe.seed + QUIZ_SEED,
+                setting="student.feedback.quiz_fraction",
             )
-            if not len(lessons):
-                raise RecipeError(
-                    "student.feedback.quiz: 'heldout' leaves nobody to learn on; take 'next' or fewer folds"
-                )
             train, heldout = train[lessons], train[quiz]
         school = School(
             teacher,

@@ -18,7 +18,7 @@ from knarr.train.networks.emotion_layers import EmotionSettings
 from knarr.train.networks.gsr_repeat import GsrRepeatSettings
 from knarr.train.networks.gsr_student import GsrStudentSettings
 from knarr.train.networks.stress_teacher import StressTeacherSettings
-from knarr.train.settings import Count, DataSettings, Fitted, Frozen, Positive, Recipe
+from knarr.train.settings import Count, DataSettings, Fitted, Frozen, Positive, Recipe, Seed
 
 SPLIT_SEED = 2021
 """Of a related public pipeline."""
@@ -35,7 +35,7 @@ class Folded(DataSettings):
 
     folds: int = Field(default=10, ge=2)
     fold: int = Field(default=0, ge=0)
-    split_seed: int = Field(default=SPLIT_SEED, ge=0)
+    split_seed: Seed = SPLIT_SEED
 
 
 class PhysioData(Folded):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from knarr.train.chip.network import ChipRan
 from knarr.train.clips import Batch, Clips, Indices
 from knarr.train.data_error import DataError
 from knarr.train.datasets.see_sequences import SeeSequences, read_sequences
@@ -26,7 +27,7 @@ from knarr.train.networks.mskd_student import MskdStudentSettings, build_mskd_st
 from knarr.train.networks.mskd_teacher import build_mskd_teacher
 from knarr.train.networks.seen import SeenSettings
 from knarr.train.settings import RecipeError
-from knarr.train.systems.base import Coding, Loss, Progress, RunData, System
+from knarr.train.systems.base import ChipLoss, Coding, Loss, Progress, RunData, System
 from knarr.train.systems.mskd_recipe import EyesData, MskdRecipe, SeeData
 from knarr.train.systems.see_windows import SeeWindows
 from knarr.train.windows import evaluation_windows
@@ -166,17 +167,29 @@ class Mskd(System[MskdRecipe]):
         return student
 
     def student_loss(self, teacher: nn.Module) -> Loss:
-        settings = self.recipe.student.loss
-
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            seen = decide(cast(snn.SequentialState, network), batch.inputs)
-            taught = None
-            if settings.needs_teacher:
-                with torch.no_grad():
-                    taught = _decided(teacher, batch)
-            return mskd_loss(seen, taught, batch.labels, settings).total, seen.logits
+            return self._distil(decide(cast(snn.SequentialState, network), batch.inputs), teacher, batch)
 
         return loss
+
+    def chip_loss(self, teacher: nn.Module) -> ChipLoss:
+        def loss(ran: ChipRan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            volts = ran.step_logits
+            return self._distil(StepLogits(volts.mean(1), volts, ran.rates), teacher, batch)
+
+        return loss
+
+    def _distil(
+        self, seen: StepLogits, teacher: nn.Module, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        settings = self.recipe.student.loss
+        taught = None
+        if settings.needs_teacher:
+            with torch.no_grad():
+                taught = _decided(teacher, batch)
+            # A student that is shown fewer steps is compared with the teacher's first ones.
+            taught = taught._replace(step_logits=taught.step_logits[:, : seen.step_logits.shape[1]])
+        return mskd_loss(seen, taught, batch.labels, settings).total, seen.logits
 
     def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
         return decide(cast(snn.SequentialState, kept), batch.inputs).logits

@@ -11,7 +11,7 @@ from knarr.train.datasets.see_tree import MAX_SIDE
 from knarr.train.losses.mskd import MskdLossSettings
 from knarr.train.networks.mskd_student import MskdStudentSettings
 from knarr.train.networks.mskd_teacher import TeacherSettings as Network
-from knarr.train.settings import DataSettings, Fitted, Frozen, Positive, Recipe
+from knarr.train.settings import DataSettings, Fitted, Frozen, Positive, Recipe, Seed, shift_within
 from knarr.train.windows import FRAMES_PER_S, Sampling, sampling
 
 TEACHER_CHANNELS = 3
@@ -47,7 +47,7 @@ class SequencesData(DataSettings):
     split: Literal["official", "subject"] = "official"
     folds: int = Field(default=3, ge=2)
     fold: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     normalise: Normalise = Normalise()
     pixel_bits: int = Field(default=8, ge=1, le=8)
     shift_px: int = Field(default=0, ge=0)
@@ -57,6 +57,11 @@ class SequencesData(DataSettings):
     def _a_sampling(cls, name: str) -> str:
         sampling(name)
         return name
+
+    @model_validator(mode="after")
+    def _within(self) -> SequencesData:
+        shift_within(self.shift_px, self.size)
+        return self
 
     @model_validator(mode="after")
     def _one_of_the_folds(self) -> SequencesData:

@@ -22,6 +22,8 @@ from knarr.train.systems.base import Coding, Progress, RunData
 from knarr.train.systems.emotionkd_recipe import PhysioData
 
 NAMES: Final = {"deap": "DEAP", "mahnob": "MAHNOB-HCI"}
+THRESHOLD: Final = 5.0
+"""Of the ratings, 1 .. 9: what published numbers are of."""
 MEAN: Final = 128
 UNITS: Final = 255.0
 CODING: Final = Coding(bits=8, units=UNITS, kind="graded")
@@ -173,14 +175,34 @@ def load_physio(
         test,
         own,
         CLASSES,
-        f"{NAMES[settings.kind]} {settings.task}",
+        name_of(settings, windows.recordings),
         CODING,
         subjects=tuple(map(str, windows.subjects[fold.test])),
         names=names_of(windows, fold.test),
-        protocol=f"{in_words(settings.split, len(folds))}; windows of {settings.window_s:g} s",
+        protocol=_protocol(settings, len(folds), len(np.unique(windows.subjects))),
         fold=settings.fold,
         fold_count=len(folds),
     )
+
+
+def name_of(settings: PhysioData, read: Recordings) -> str:
+    """What published tables call the data, and how ours differ in whose recordings and which labels they are."""
+    differs = []
+    if settings.people is not None:
+        differs.append(f"{len(settings.people)} people")
+    if settings.threshold != THRESHOLD or settings.inclusive:
+        differs.append(f"high {'from' if settings.inclusive else 'above'} {settings.threshold:g}")
+    # Sessions of HCI lack a signal or a rating in the published set itself; DEAP's are all there.
+    if settings.kind == "deap" and (read.left_out or read.missing):
+        differs.append(f"without {len(read.left_out)} trials and {len(read.missing)} files")
+    return ", ".join([f"{NAMES[settings.kind]} {settings.task}", *differs])
+
+
+def _protocol(settings: PhysioData, folds: int, people: int) -> str:
+    said = [in_words(settings.split, folds), f"windows of {settings.window_s:g} s"]
+    said += [f"{people} people"] if settings.split != "loso" else []
+    said += ["skin conductance in siemens"] if settings.gsr_unit == "siemens" else []
+    return "; ".join(said)
 
 
 def names_of(windows: PhysioWindows, chosen: Indices) -> tuple[str, ...]:

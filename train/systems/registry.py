@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from knarr.train.settings import Recipe
+from knarr.train.data_error import DataError
+from knarr.train.settings import Recipe, SettingsError
 from knarr.train.systems.base import Progress, RunData, System
 from knarr.train.systems.cnn import Cnn
 from knarr.train.systems.emotionkd import EmotionKd
@@ -32,3 +33,20 @@ def load_data(
 ) -> RunData:
     """Read a recipe's data; see `System.load`."""
     return system_of(recipe).load(root, cache=cache, progress=progress)
+
+
+def check_networks(recipe: Recipe, data: RunData) -> None:
+    """Build a recipe's networks and throw them away, before anything is written or fitted.
+
+    Raises:
+        SettingsError: settings that make no network on these data.
+    """
+    system = system_of(recipe)
+    try:
+        system.student_loss(system.teacher(data))
+        system.student(data)
+        system.kept(data)
+    except (DataError, SettingsError):
+        raise
+    except ValueError as error:
+        raise SettingsError(str(error)) from error

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from knarr.train.chip.network import ChipRan
 from knarr.train.clips import Batch
 from knarr.train.data_error import DataError
 from knarr.train.datasets.cache import Progress
@@ -26,7 +27,7 @@ from knarr.train.losses.softened import softened_kl
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.spiking_emotions import build_ann, build_plif_fang, build_voting_network, votes
 from knarr.train.settings import RecipeError
-from knarr.train.systems.base import Coding, Loss, RunData, System
+from knarr.train.systems.base import ChipLoss, Coding, Loss, RunData, System
 from knarr.train.systems.camera_clips import GREY_LEVELS, CameraClips
 from knarr.train.systems.spiking_emotions_recipe import ClipsData, MosiData, SpikingEmotionsRecipe
 
@@ -67,7 +68,7 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
             held,
             shown.videos,
             CLASS_NAMES,
-            "CMU-MOSI, two classes" if isinstance(settings, MosiData) else "generated clips",
+            _name_of(settings, len(clips.left_out)),
             coding=Coding(
                 bits=1 if pure else 8,
                 units=1.0 if pure else float(GREY_LEVELS),
@@ -114,7 +115,7 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         shuffled = "-shuffled" if settings.shuffle_labels else ""
         return (
             f"clips-{2 * settings.size}px-{settings.frames}f-{settings.videos}v-{settings.clips_per_video}c-"
-            f"{self.recipe.seed}{shuffled}"
+            f"{settings.seed}{shuffled}"
         )
 
     def generate(self, root: Path, progress: Progress | None = None) -> None:
@@ -128,7 +129,7 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
             clips_per_video=settings.clips_per_video,
             frames=settings.frames,
             size=2 * settings.size,
-            seed=self.recipe.seed,
+            seed=settings.seed,
             shuffle_labels=settings.shuffle_labels,
             progress=progress,
         )
@@ -166,23 +167,33 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         return build[self.recipe.student.kind](self.recipe.network)
 
     def student_loss(self, teacher: nn.Module) -> Loss:
-        settings = self.recipe.student
-        hard = one_hot_mse if settings.kind == "ann" else voting_mse
-        teacher_scale = settings.kd_scale if self.recipe.teacher.loss == "mse" else 1.0
-
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            outputs = self.student_logits(network, batch)
-            value = hard(outputs, batch.labels)
-            if settings.kd_alpha:
-                soft = softened_kl(
-                    settings.kd_scale * outputs,
-                    teacher_scale * self.teacher_logits(teacher, batch),
-                    temperature=settings.kd_temperature,
-                )
-                value = (1 - settings.kd_alpha) * value + settings.kd_alpha * soft
-            return value, outputs
+            return self._distil(self.student_logits(network, batch), teacher, batch)
 
         return loss
+
+    def chip_loss(self, teacher: nn.Module) -> ChipLoss:
+        def loss(ran: ChipRan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._distil(ran.step_logits.mean(1) / self.recipe.network.voters, teacher, batch)
+
+        return loss
+
+    def _distil(
+        self, outputs: torch.Tensor, teacher: nn.Module, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of mean rates of each class's voters, or an ANN's outputs."""
+        settings = self.recipe.student
+        hard = one_hot_mse if settings.kind == "ann" else voting_mse
+        value = hard(outputs, batch.labels)
+        if settings.kd_alpha:
+            soft = softened_kl(
+                settings.kd_scale * outputs,
+                (settings.kd_scale if self.recipe.teacher.loss == "mse" else 1.0)
+                * self.teacher_logits(teacher, batch),
+                temperature=settings.kd_temperature,
+            )
+            value = (1 - settings.kd_alpha) * value + settings.kd_alpha * soft
+        return value, outputs
 
     def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
         """(B, classes): mean rates of the voters, 0..1; outputs of an ANN."""
@@ -218,6 +229,18 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         # The data have left the grey frame out already where it is not wanted.
         settings = self.recipe.network.model_copy(update={"pure_spike": False})
         return votes(network, inputs, settings).logits
+
+
+def _name_of(settings: MosiData | ClipsData, left_out: int) -> str:
+    """What published tables call the data, and how ours differ in segments and labels."""
+    if isinstance(settings, ClipsData):
+        return "generated clips"
+    differs = [] if settings.zeros == "drop" else [f"zeros {settings.zeros}"]
+    if settings.folds != "standard":
+        differs.append("folds of the label file" if settings.folds == "mode" else "own folds")
+    differs += ["short segments dropped"] if settings.drop_short else []
+    differs += [f"without {left_out} segments"] if left_out else []
+    return ", ".join(["CMU-MOSI, two classes", *differs])
 
 
 def _part(progress: Progress | None, part: int, parts: int) -> Progress | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, field_serializer, model_validator
 
 from knarr.train.networks.spiking_emotions import FANG_BLOCKS, SpikingEmotionsSettings
-from knarr.train.settings import DataSettings, Fitted, Positive, Recipe
+from knarr.train.settings import DataSettings, Fitted, Positive, Recipe, Seed
 
 OF_DATA: Final[Mapping[str, str]] = {
     "size_px": "data.size",
@@ -65,12 +65,14 @@ class ClipsData(CameraData):
 
     Args:
         videos: speakers. clips_per_video: segments of each.
+        seed: of the speakers. The recipe's own seed leaves them as they are.
         shuffle_labels: nothing can be learned; what is seen all the same comes from elsewhere.
     """
 
     kind: Literal["clips"]
     videos: Annotated[int, Field(ge=3, le=9999)] = 60
     clips_per_video: Annotated[int, Field(ge=2, le=9999)] = 12
+    seed: Seed = 0
     size: Annotated[int, Field(ge=8, le=256)] = 36
     frames: Annotated[int, Field(ge=2, le=4096)] = 20
     sensitivity: Annotated[float, Field(ge=0, lt=1)] = 0.02

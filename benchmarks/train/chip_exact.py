@@ -1,0 +1,142 @@
+"""What training in the chip's arithmetic is worth: float, quantised after training, and chip-exact students, three seeds each.
+
+    .venv/bin/python benchmarks/train/chip_exact.py                    every task: hours on two cores
+    .venv/bin/python benchmarks/train/chip_exact.py --tasks nmnist     one
+    .venv/bin/python benchmarks/train/chip_exact.py --report           table from chip_exact.json as it is
+
+Float students, their data and what they are tested on are those of distillation.py, arm "taught", and are fitted where they are not
+there yet. Each is lowered at 8, 6, 4 and 3 weight bits, at 8 bits with the first half of the time steps, and fitted on from there in
+the chip's arithmetic, beside the same teacher; then once more at 8 bits with a goal of half the accumulates that the 8-bit student
+needs on validation clips. Epochs are chosen by validation clips. Fits resume where a killed run left them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from chip_exact_table import document
+from distillation import ROOT, prepared
+
+from knarr.cli import chip_stage, stages
+from knarr.deploy import read_net
+from knarr.hw_sim import count_events, simulate
+from knarr.train import load_recipe, open_run, student_predictions, train_student, train_teacher
+from knarr.train.clips import Clips
+from knarr.train.fit_files import write_atomic
+from knarr.train.overrides import with_settings
+from knarr.train.settings import ChipSettings, Recipe
+
+TASKS: Final = ("nmnist", "mskd_eyes")
+SEEDS: Final = 3
+BITS: Final = (8, 6, 4, 3)
+HALF, BUDGET = "8 bits, half the steps", "8 bits, half the ACC"
+SHARED: Final = ("teacher.safetensors", "student.safetensors", "student.nir", "student.nir.json")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "nmnist_small")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "distillation")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--report", action="store_true", help="table from what is there; runs nothing")
+    return parser.parse_args()
+
+
+def variants(recipe: Recipe, steps: int, found: dict[str, Any]) -> Iterator[tuple[str, ChipSettings]]:
+    """Name and settings of each student; the last follows from what the first one costs."""
+    for bits in BITS:
+        yield f"{bits} bits", ChipSettings(weight_bits=bits)
+    yield HALF, ChipSettings(timesteps=steps // 2)
+    goal = found["8 bits"]["validation"]["kept"]["accumulates"] / 2
+    yield BUDGET, ChipSettings(acc_per_inference=goal, epochs=20)
+
+
+def fit_seed(task: str, seed: int, asked: argparse.Namespace, found: dict[str, Any]) -> Iterator[str]:
+    """Fill in what a seed lacks, student by student; yields a name after each."""
+    people = {"data.seed": seed} if task == "mskd_eyes" else {}
+    recipe = with_settings(load_recipe(task), {"seed": seed, "threads": 1, **people})
+    data, root, tests = prepared(task, recipe, asked)
+    base = stages.Run(asked.work / task / f"seed-{seed}" / "taught", recipe, data)
+    open_run(recipe, data, root, base.folder)
+    teacher = train_teacher(recipe, data, base.folder)
+    student = train_student(recipe, data, teacher, base.folder)
+    stages.export(base)
+    if "float" not in found:
+        found["float"] = {
+            "right": {
+                name: [
+                    int((student_predictions(recipe, student, clips) == clips.labels).sum()) for clips in passes
+                ]
+                for name, passes in tests.items()
+            }
+        }
+        found["clips"] = {name: len(passes[0].labels) for name, passes in tests.items()}
+        yield "float"
+    steps = data.test.chip_inputs(np.arange(1)).shape[1]
+    for name, chip in variants(recipe, steps, found):
+        if name in found:
+            continue
+        run = replace(base, recipe=recipe.model_copy(update={"chip": chip}), folder=base.folder.parent / _slug(name))
+        run.folder.mkdir(exist_ok=True)
+        for file in SHARED:
+            write_atomic(run.path(file), base.path(file).read_bytes())
+        stages.deploy(run)
+        facts = json.loads(run.path(chip_stage.FITTED).read_text("utf-8"))
+        found[name] = {
+            "lowered": _tested(run, run.path(stages.LOWERED), tests),
+            "chip": _tested(run, run.path(stages.NET), tests),
+            **{key: facts[key] for key in ("epoch", "validation", "acc_per_inference")},
+            "settings": chip.model_dump(mode="json"),
+        }
+        yield name
+
+
+def _tested(run: stages.Run, path: Path, tests: dict[str, list[Clips]]) -> dict[str, Any]:
+    """How often a network is right in each pass over each test set, and its ACC in the first pass over the first."""
+    network, right = read_net(path), {}
+    for name, passes in tests.items():
+        right[name] = []
+        for clips in passes:
+            inputs = run.on_chip(clips).chip_inputs(np.arange(len(clips.labels)))
+            decided = network.readout.decide(simulate(network, inputs).output)
+            right[name].append(int((decided == clips.labels).sum()))
+    first = run.on_chip(next(iter(tests.values()))[0])
+    inputs = first.chip_inputs(np.arange(len(first.labels)))
+    counts = count_events(network, inputs, simulate(network, inputs, record=("output", "spikes")))
+    layers = {name: float(layer.acc) for name, layer in counts.layers.items()}
+    return {"right": right, "acc": sum(layers.values()), "acc_by_layer": layers}
+
+
+def _slug(name: str) -> str:
+    return "chip-" + name.replace(",", "").replace(" ", "-").lower()
+
+
+def main() -> None:
+    asked = arguments()
+    path = asked.results / "chip_exact.json"
+    kept: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if not asked.report:
+        torch.set_num_threads(1)
+        asked.results.mkdir(parents=True, exist_ok=True)
+        for seed in range(asked.seeds):
+            for task in asked.tasks:
+                found = kept.setdefault(task, {}).setdefault(str(seed), {})
+                for name in fit_seed(task, seed, asked, found):
+                    write_atomic(path, (json.dumps(kept) + "\n").encode())
+                    print(f"{task}, seed {seed}, {name}: {json.dumps(found[name])}", flush=True)
+    text = document(kept)
+    write_atomic(asked.results / "chip_exact.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+def document(kept): return "todo"

@@ -1,0 +1,109 @@
+"""The deploy stage: a graph into integers, and where the recipe asks for it these integers fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from knarr.cli import progress
+from knarr.cli.output import json_text
+from knarr.deploy import lower, read_net, unrounded_weights, write_net
+from knarr.export import read
+from knarr.hw_sim import ChipError, ChipNetwork, simulate
+from knarr.train.chip_fit import CHIP, ChipFit, train_chip
+from knarr.train.fit_files import write_atomic
+from knarr.train.run import parts
+
+if TYPE_CHECKING:
+    from knarr.cli.stages import Run
+
+NET, LOWERED, FITTED = "student.net", "lowered.net", "chip.json"
+GRAPH: Final = "student.nir"
+
+
+def deploy(run: Run) -> None:
+    """Write student.net: lowered, or with `chip:` lowered (lowered.net) and fitted on (chip.json says how that went)."""
+    if run.recipe.chip is None:
+        write_net(_lowered(run), run.path(NET))
+        return
+    if not run.has(LOWERED):
+        write_net(_lowered(run), run.path(LOWERED))
+    start = read_net(run.path(LOWERED))
+    teacher, _ = run.networks()
+    progress.say(f"Fitting {run.recipe.chip.weight_bits}-bit integers in the chip's arithmetic")
+    found = train_chip(
+        run.recipe,
+        run.data,
+        teacher,
+        start,
+        run.folder,
+        unrounded=unrounded_weights(read(run.path(GRAPH)), start),
+        callbacks=progress.training(CHIP),
+    )
+    write_net(found.network, run.path(NET))
+    _check(run, run.path(NET), found)
+    facts = {
+        "weight_bits": run.recipe.chip.weight_bits,
+        "epoch": found.epoch,
+        "acc_per_inference": run.recipe.chip.acc_per_inference,
+        "validation": {"lowered": asdict(found.start), "kept": asdict(found.kept)},
+    }
+    write_atomic(run.path(FITTED), (json_text(facts) + "\n").encode())
+    progress.say(_said(found))
+
+
+def _lowered(run: Run) -> ChipNetwork:
+    graph = read(run.need(GRAPH, "export"))
+    settings, coding, chip = run.recipe.deploy, run.data.coding, run.recipe.chip
+    bits = settings.weight_bits if chip is None else chip.weight_bits
+    labels, clips = run.data.train.labels, run.on_chip(run.data.train)
+    chosen = np.linspace(0, len(labels) - 1, settings.calibration_samples).round().astype(int)
+    calibrated = f", calibrated on {len(chosen)} training samples" if len(chosen) else ""
+    progress.say(f"Lowering to {bits}-bit weights{calibrated}")
+    return lower(
+        graph,
+        run.recipe.data.dt_s,
+        weight_bits=bits,
+        input_bits=coding.bits,
+        input_units=coding.units,
+        input_kind=coding.kind,
+        over_time=coding.over_time,
+        votes=coding.votes,
+        calibration=clips.chip_inputs(chosen) if len(chosen) else None,
+        labels=labels[chosen] if len(chosen) else None,
+        allow_approximate=settings.allow_approximate,
+        progress=progress.counter("layers"),
+    )
+
+
+def _check(run: Run, path: Path, found: ChipFit) -> None:
+    """The file, on the simulator, is right as often as the training log says.
+
+    Raises:
+        ChipError: it is not, and the file is removed.
+    """
+    network, (_, validation) = read_net(path), parts(run.recipe, run.data)
+    inputs = run.on_chip(run.data.train).chip_inputs(validation)
+    decided = network.readout.decide(simulate(network, inputs).output)
+    correct = int((decided == run.data.train.labels[validation]).sum())
+    if correct != found.kept.correct:
+        path.unlink()
+        raise ChipError(
+            f"{path}: right on {correct} validation clips, in training on {found.kept.correct}; this is a fault in knarr, report it"
+        )
+
+
+def _said(found: ChipFit) -> str:
+    before, after = found.start, found.kept
+    how = (
+        "no epoch was better than the lowered network, which is kept"
+        if found.epoch is None
+        else f"epoch {found.epoch + 1} is kept"
+    )
+    return (
+        f"  {how}: {after.correct} of {after.clips} validation clips right, lowered {before.correct}; "
+        f"{after.accumulates:,.0f} ACC per inference, lowered {before.accumulates:,.0f}"
+    )

@@ -1,0 +1,246 @@
+"""Fine-tuning in the chip's arithmetic: the integers that are validated are those that the file holds and the chip runs.
+
+The student starts as lowering left it, weights not yet rounded, and keeps its teacher and its loss. What is added to the loss keeps
+sums and states in their registers and, where there is a goal, synaptic accumulates below it:
+
+    loss = student's loss + register_weight * penalty + acc_weight * max(0, ACC / acc_per_inference - 1)
+
+The lowered network takes part in the choice of what is kept: where no epoch beats it on the validation data, it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from knarr.hw_sim import ChipNetwork
+from knarr.train.chip import ChipRan, ChipStudent, Limits, Surrogate
+from knarr.train.clips import Batch, Clips, Epoch, Indices
+from knarr.train.first_steps import on_chip
+from knarr.train.fit import fit
+from knarr.train.fit_files import ACCUMULATES, METRICS, read_rows
+from knarr.train.fitter import Fitter
+from knarr.train.run import EVALUATION_BATCH, parts
+from knarr.train.settings import ChipSettings, Fit, Recipe
+from knarr.train.systems.base import ChipLoss, Loss, RunData
+from knarr.train.systems.registry import system_of
+
+CHIP: Final = "chip"
+"""Stage: name of the checkpoint, and of the rows in metrics.csv."""
+FIT_SEED: Final = 2_000_000
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A chip network on validation clips.
+
+    Args:
+        clips: how many. correct: how many of them it decides rightly.
+        accumulates: synaptic, per inference, mean over the clips.
+    """
+
+    clips: int
+    correct: int
+    accumulates: float
+
+    def within(self, goal: float | None) -> bool:
+        """Whether it costs no more than it may."""
+        return goal is None or self.accumulates <= goal
+
+
+@dataclass(frozen=True, eq=False)
+class ChipFit:
+    """What a fit in the chip's arithmetic gave.
+
+    Args:
+        network: what is kept.
+        epoch: whose it is; None for the network that the fit started from.
+        start, kept: both on the validation clips.
+    """
+
+    network: ChipNetwork
+    epoch: int | None
+    start: Validated
+    kept: Validated
+
+
+class ChipFitter(Fitter):
+    """A chip student and its loss; its accuracy is that of the chip's decisions, to the clip.
+
+    Args:
+        network, settings, classes, clips, validation_clips: see `Fitter`.
+        loss: of systems without a chip, not used.
+        chip_loss: what is minimised beside the terms above.
+        chip: weights of these.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        settings: Fit,
+        classes: int,
+        clips: int,
+        validation_clips: int,
+        *,
+        chip_loss: ChipLoss,
+        chip: ChipSettings,
+    ) -> None:
+        super().__init__(network, loss, settings, classes, clips, validation_clips)
+        self.chip_loss, self.chip = chip_loss, chip
+
+    def training_step(self, batch: Batch, number: int) -> torch.Tensor:
+        ran: ChipRan = self.network(batch.inputs)
+        loss, _ = self.chip_loss(ran, batch)
+        loss = loss + self.chip.register_weight * ran.penalty + self._excess(ran)
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.labels)
+        )
+        return loss
+
+    def validation_step(self, batch: Batch, number: int) -> None:
+        ran: ChipRan = self.network(batch.inputs)
+        loss, _ = self.chip_loss(ran, batch)
+        clips = len(batch.labels)
+        self.accuracy(ran.classes, batch.labels)
+        self.log("validation_loss", loss, batch_size=clips)
+        self.log("validation_accuracy", self.accuracy, prog_bar=True, batch_size=clips)
+        self.log(ACCUMULATES, torch.stack(ran.acc).sum(0).mean(), batch_size=clips)
+
+    def score(self, measured: Mapping[str, torch.Tensor]) -> tuple[float, ...]:
+        """Within the goal first, and there the most often right; what costs too much by how little."""
+        goal, found = self.chip.acc_per_inference, float(measured[ACCUMULATES])
+        fits = goal is None or found <= goal
+        return float(fits), 0.0 if fits else -found, *super().score(measured)
+
+    def _excess(self, ran: ChipRan) -> torch.Tensor | float:
+        if self.chip.acc_per_inference is None:
+            return 0.0
+        share = torch.stack(ran.acc).sum(0).mean() / self.chip.acc_per_inference
+        return self.chip.acc_weight * (share - 1).clamp(min=0).float()
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        student: Any = self.network
+        groups = [group for group in student.groups(self.settings.weight_decay) if group["params"]]
+        return torch.optim.AdamW(groups, lr=self.settings.learning_rate)
+
+
+def chip_student(
+    chip: ChipSettings, start: ChipNetwork, unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None
+) -> ChipStudent:
+    """A student that starts as a lowered network; see `ChipStudent.from_network`."""
+    return ChipStudent.from_network(
+        start,
+        limits=Limits.of_bits(chip.weight_bits),
+        surrogate=Surrogate(kind=chip.surrogate, width=chip.surrogate_width),
+        learn=chip.learn,
+        unrounded=unrounded,
+    )
+
+
+def train_chip(
+    recipe: Recipe,
+    data: RunData,
+    teacher: nn.Module,
+    start: ChipNetwork,
+    run_folder: Path,
+    *,
+    unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None,
+    callbacks: tuple[Callback, ...] = (),
+) -> ChipFit:
+    """Fit a lowered network on; a killed fit goes on after its last epoch, a finished one is not fitted again.
+
+    Args:
+        recipe, data, run_folder: of the run; `recipe.chip` is set.
+        teacher: finished.
+        start: the student as it was lowered, with `recipe.chip.weight_bits`.
+        unrounded: its weights before they were rounded, by layer (`knarr.deploy.unrounded_weights`).
+        callbacks: more Lightning callbacks.
+
+    Raises:
+        RecipeError: settings that this system's chip students do not take.
+        ChipError: integers that no chip holds.
+    """
+    chip = recipe.chip
+    assert chip is not None, "a recipe without chip has nothing to fit here"
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed + 2)
+    student = chip_student(chip, start, unrounded)
+    loss = system_of(recipe).chip_loss(teacher.eval().requires_grad_(False))
+    clips, (train, validation) = on_chip(recipe, data.train), parts(recipe, data)
+    before = validate(student, clips, validation)
+    student.train()
+
+    def beside(ran: ChipRan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        teacher.to(batch.inputs.device)
+        return loss(ran, batch)
+
+    make: Callable[..., Fitter] = partial(ChipFitter, chip_loss=beside, chip=chip)
+    fit(
+        student,
+        _no_loss,
+        clips,
+        train,
+        validation,
+        chip.fit(recipe.student.fit),
+        stage=CHIP,
+        classes=len(data.class_names),
+        seed=recipe.seed + FIT_SEED,
+        run_folder=run_folder,
+        make=make,
+        callbacks=callbacks,
+    )
+    teacher.cpu()
+    after = validate(student, clips, validation)
+    if _rank(before, chip) >= _rank(after, chip):
+        return ChipFit(start, None, before, before)
+    return ChipFit(student.to_network(), _epoch_of(run_folder, chip, after), before, after)
+
+
+def validate(student: ChipStudent, clips: Clips, chosen: Indices) -> Validated:
+    """The student as it is, on clips that are not augmented."""
+    student.eval()
+    correct, accumulates = 0, 0.0
+    batches = Epoch(clips, chosen, EVALUATION_BATCH, seed=0, epoch=None)
+    with torch.no_grad():
+        for number in range(len(batches)):
+            batch = batches[number]
+            ran: ChipRan = student(batch.inputs)
+            correct += int((ran.classes == batch.labels).sum())
+            accumulates += float(torch.stack(ran.acc).sum())
+    return Validated(len(chosen), correct, accumulates / len(chosen))
+
+
+def _rank(found: Validated, chip: ChipSettings) -> tuple[float, ...]:
+    fits = found.within(chip.acc_per_inference)
+    return float(fits), 0.0 if fits else -found.accumulates, found.correct
+
+
+def _epoch_of(run_folder: Path, chip: ChipSettings, kept: Validated) -> int:
+    """Whose weights were kept, by the log; what it says of them must be what was found."""
+
+    def score(row: Mapping[str, Any]) -> tuple[float, ...]:
+        found = Validated(1, 0, float(row[ACCUMULATES]))
+        right, loss = float(row["validation_accuracy"]), float(row["validation_loss"])
+        return *_rank(found, chip)[:2], right, -loss
+
+    best = max((row for row in read_rows(run_folder / METRICS) if row["stage"] == CHIP), key=score)
+    if best["validation_accuracy"] != f"{kept.correct / kept.clips:.6f}":
+        raise RuntimeError(
+            f"{run_folder / METRICS}: says {best['validation_accuracy']} of the network that is kept, which is right on "
+            f"{kept.correct} of {kept.clips}; this is a fault in knarr, report it"
+        )
+    return int(best["epoch"])
+
+
+def _no_loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    raise AssertionError("a chip student is fitted by its own loss")
