@@ -48,7 +48,7 @@ def deploy(run: Run) -> None:
     facts = {
         "weight_bits": run.recipe.chip.weight_bits,
         "epoch": found.epoch,
-        "acc_per_inference": run.recipe.chip.acc_per_inference,
+        "acc_goal": found.goal,
         "validation": {"lowered": asdict(found.start), "kept": asdict(found.kept)},
     }
     write_atomic(run.path(FITTED), (json_text(facts) + "\n").encode())

@@ -166,7 +166,7 @@ def export(run: Run) -> None:
 
 
 def deploy(run: Run) -> None:
-    if not run.has(NET):
+    if not run.has(NET) or (run.recipe.chip is not None and not run.has(chip_stage.FITTED)):
         chip_stage.deploy(run)
 
 

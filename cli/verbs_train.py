@@ -103,3 +103,41 @@ def sweep(
     from knarr.cli import sweeping
 
     finish(sweeping.sweep(file, data, out, storage, json=json))
+
+
+@app.command(epilog="Example: knarr pareto nmnist --data nmnist_small --bits 8,4 --shares 1,0.5")
+def pareto(
+    recipe: RecipeArgument,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the trials; default runs/pareto-<recipe>.")
+    ] = None,
+    bits: Annotated[str, typer.Option("--bits", help="Weight bits, with commas.")] = "8,6,4,3",
+    steps: Annotated[
+        str, typer.Option("--steps", help="Time steps, with commas; default all and half of them.")
+    ] = "",
+    shares: Annotated[
+        str, typer.Option("--shares", help="Of the lowered network's ACC, with commas; 1 sets no goal.")
+    ] = "1,0.5,0.25",
+    model: Annotated[
+        str, typer.Option("--model", help="Energy that the front is found by: paper, memory, chip:PROFILE.")
+    ] = "paper",
+    changes: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fit one student in the chip's arithmetic at each of several costs; table and picture; a killed search goes on."""
+    from knarr.cli import pareto as costs
+
+    finish(
+        costs.pareto(
+            recipe,
+            data,
+            out,
+            changes or [],
+            bits=costs.numbers("--bits", bits, int),
+            steps=costs.numbers("--steps", steps, int),
+            shares=costs.numbers("--shares", shares, float),
+            model=model,
+            json=json,
+        )
+    )

@@ -93,7 +93,9 @@ def test_the_log_is_the_file_the_simulator_and_lava(run: stages.Run, tmp_path: P
     lava = run_on_lava(made.path(stages.NET), inputs[:6], record=("output", "spikes"), timeout_s=300)
     assert np.array_equal(lava.output, recording.output[:6])
     assert all(np.array_equal(lava.spikes[name], z[:6]) for name, z in recording.spikes.items())
-    assert all(z[:6].any() for name, z in list(recording.spikes.items())[:-1]), "a silent layer proves nothing"
+    assert all(z[:6].any() for name, z in list(recording.spikes.items())[:-1]), (
+        "a silent layer proves nothing"
+    )
 
 
 def test_the_run_goes_on_with_it(run: stages.Run, tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_the_run_goes_on_with_it(run: stages.Run, tmp_path: Path) -> None:
         verify(other, made.path(stages.NET), events, dt_s)
 
 
-class _Killed(Exception):
+class _KilledError(Exception):
     pass
 
 
@@ -126,7 +128,7 @@ class _Kill(Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.current_epoch == self.after:
-            raise _Killed
+            raise _KilledError
 
 
 def test_a_killed_fit_goes_on_and_gives_the_same_integers(run: stages.Run, tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_a_killed_fit_goes_on_and_gives_the_same_integers(run: stages.Run, tmp_p
         fit = (made.recipe, made.data, teacher, start, made.folder)
         fine = unrounded_weights(graph, start)
         if made is cut:
-            with pytest.raises(_Killed):
+            with pytest.raises(_KilledError):
                 train_chip(*fit, unrounded=fine, callbacks=(_Kill(2),))
             assert len(rows(cut)) == 2
         found.append(train_chip(*fit, unrounded=fine))

@@ -151,6 +151,8 @@ def test_folds_come_from_the_recipe_or_from_the_data(folded: Callable[[str], Rec
         ("seeds: [0, 1]", f"seeds: {list(range(600))}", f"more than {MAX_RUNS} runs"),
         ("seeds: [0, 1]", "folds: all", "its data have no folds; leave folds out"),
         ("seeds: [0, 1]", "columns: [f2]", "'f2' is none of war, uar"),
+        ("seeds: [0, 1]", "columns: [recall]", "'recall' is none of war, uar"),
+        ("student.kd_alpha: 0.0", "teacher: {fit: {epochs: {a: 1}}}", "set.teacher: nested too deep; set what"),
         ("name: small", "name: ../small", "name: String should match"),
         ("set: {", "data: ../up, set: {", "data '../up' leads elsewhere"),
         ("set: {", "sit: {", "rows.1.sit: no such setting"),
@@ -326,6 +328,25 @@ def test_runs_that_do_not_belong_together() -> None:
     runs[1] = evaluation(fold_count=1, level=0.9)
     with pytest.raises(GridError, match=r"intervals of \[0.9, 0.95\]; evaluate all runs alike"):
         summary(grid, {f"small/as-it-is/seed-{n}": run for n, run in enumerate(runs)})
+
+
+def test_passes_of_one_row_are_not_mixed() -> None:
+    other = evaluation(fold_count=1, predicted={"student": np.zeros((1, 10), int)})
+    with pytest.raises(GridError, match="row 'as it is': passes: 3 of one seed, 1 of another; .* --windows"):
+        summary(
+            parse_grid(ROWS, "small"),
+            {"small/as-it-is/seed-0": evaluation(fold_count=1), "small/as-it-is/seed-1": other},
+        )
+
+
+@pytest.mark.parametrize(
+    ("column", "there"), [("recall/hapiness", "angry, fear, neutral"), ("group/nothing", "HDR, Low")]
+)
+def test_columns_of_nothing_are_refused(column: str, there: str) -> None:
+    grid = parse_grid(f"name: g\ntitle: t\nrecipe: eyes\ncolumns: [{column}]\nrows: [{{name: a}}]", "g")
+    assert rows(summary(grid, {}))["a"].rates == {column: None}
+    with pytest.raises(GridError, match=f"column '{column}': no run has it; there are {there}"):
+        summary(grid, {"g/a/seed-0": evaluation(fold_count=1)})
 
 
 @pytest.mark.parametrize(("values", "level"), [([0.4, 0.5, 0.7], 0.95), ([0.61, 0.6], 0.5), ([0.3] * 4, 0.9)])

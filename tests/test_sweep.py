@@ -195,6 +195,14 @@ def test_part_of_a_grid_is_spread_by_the_seed(tmp_path: Path) -> None:
             {"search": {"data.validation_fraction": {"values": [0.1]}}},
             r"changes the data that trials are compared on",
         ),
+        (
+            {"search": {"student.fit.epochs": {"low": 1, "high": 5}}},
+            r"search.student.fit.epochs: 2.4.* does not fit: .*valid integer",
+        ),
+        (
+            {"search": {"student.fit.epochs": {"low": 1, "high": 5, "step": 0.5}}},
+            r"search.student.fit.epochs: 1.5 does not fit: .*valid integer",
+        ),
         ({"search": {"data.subjects": {"values": [8]}}}, r"changes the data that trials are compared on"),
         ({"search": {"data": {"values": [1]}}}, r"changes the data"),
         ({"search": {"deploy.weight_bits": {"values": [4, 8]}}}, r"does not change the student"),

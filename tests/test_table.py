@@ -140,7 +140,7 @@ def test_nothing_is_never_zero() -> None:
 def test_a_grid_without_published_rows_prints_ours_alone() -> None:
     text = GRID.replace("beside: {table: see, method: E4-S3}", "set: {}").split("  - {name: other")[0]
     grid = parse_grid(text.replace("[0, 1]", "[0]"), "demo")
-    table = summarise(grid, [(cell, evaluation(fold_count=1)) for cell in expand(grid)])
+    table = summarise(grid, [(cell, evaluation(fold_count=1, lights=None)) for cell in expand(grid)])
     found = printed(print_table, table, {})
     for word in ("published", "differ", "over seeds", "*", "[1]"):
         assert word not in found.replace("over seeds: Student's", "").replace("mean over seeds", ""), word
@@ -207,8 +207,8 @@ class Fitting:
         self.made.append(folder.name)
         self.data.append(data)
 
-    def table(self, name: Path, data: Path | None = None, *, fit: bool = True, people: int = 3) -> None:
-        tabling.table(
+    def table(self, name: Path, data: Path | None = None, *, fit: bool = True, people: int = 3) -> list[str]:
+        return tabling.table(
             str(name),
             data,
             name.parent / "grids",
@@ -260,6 +260,24 @@ def test_rows_whose_data_are_not_there_are_left_out(small: Path, capsys: pytest.
     assert len(fitting.made) == 2
 
 
+def test_runs_that_did_not_come_onto_the_chip_are_listed_at_every_start(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing(Fitting):
+        def __call__(self, recipe: Recipe, data: Path | None, folder: Path) -> None:
+            super().__call__(recipe, data, folder)
+            if len(self.made) == 2:
+                (folder / tabling.NOT_DEPLOYED).write_text("node 'lif_1' never fired\n")
+
+    fitting = Failing()
+    for _ in range(2):
+        assert fitting.table(small, small.parent) == ["small/as-it-is/seed-1: node 'lif_1' never fired"]
+        assert json.loads(capsys.readouterr().out)["not_deployed"] == [
+            "small/as-it-is/seed-1: node 'lif_1' never fired"
+        ]
+    assert len(fitting.made) == 4  # all runs were measured
+
+
 def test_runs_of_another_grid_are_refused(small: Path) -> None:
     fitting = Fitting()
     fitting.table(small, small.parent)
@@ -282,6 +300,9 @@ def test_folds_that_nobody_counted_are_those_a_run_says(
     fitting = Fitting(fold_count=3)
     fitting.table(path, fit=False)
     assert shown(capsys) == [(0, None)]
+    fitting.table(path)
+    found = capsys.readouterr()
+    assert "Row 'people': no data at --data say how many folds it has; left out" in found.err
     fitting.killed_after = 2
     with pytest.raises(KeyboardInterrupt):
         fitting.table(path, tmp_path)

@@ -3,7 +3,7 @@
 The student starts as lowering left it, weights not yet rounded, and keeps its teacher and its loss. What is added to the loss keeps
 sums and states in their registers and, where there is a goal, synaptic accumulates below it:
 
-    loss = student's loss + register_weight * penalty + acc_weight * max(0, ACC / acc_per_inference - 1)
+    loss = student's loss + register_weight * penalty + acc_weight * max(0, ACC / goal - 1)
 
 The lowered network takes part in the choice of what is kept: where no epoch beats it on the validation data, it stays.
 """
@@ -52,10 +52,6 @@ class Validated:
     correct: int
     accumulates: float
 
-    def within(self, goal: float | None) -> bool:
-        """Whether it costs no more than it may."""
-        return goal is None or self.accumulates <= goal
-
 
 @dataclass(frozen=True, eq=False)
 class ChipFit:
@@ -65,10 +61,12 @@ class ChipFit:
         network: what is kept.
         epoch: whose it is; None for the network that the fit started from.
         start, kept: both on the validation clips.
+        goal: accumulates that an inference was to cost at most; None for no goal.
     """
 
     network: ChipNetwork
     epoch: int | None
+    goal: float | None
     start: Validated
     kept: Validated
 
@@ -81,6 +79,7 @@ class ChipFitter(Fitter):
         loss: of systems without a chip, not used.
         chip_loss: what is minimised beside the terms above.
         chip: weights of these.
+        goal: accumulates that an inference may cost; None for no goal.
     """
 
     def __init__(
@@ -94,9 +93,10 @@ class ChipFitter(Fitter):
         *,
         chip_loss: ChipLoss,
         chip: ChipSettings,
+        goal: float | None,
     ) -> None:
         super().__init__(network, loss, settings, classes, clips, validation_clips)
-        self.chip_loss, self.chip = chip_loss, chip
+        self.chip_loss, self.chip, self.goal = chip_loss, chip, goal
 
     def training_step(self, batch: Batch, number: int) -> torch.Tensor:
         ran: ChipRan = self.network(batch.inputs)
@@ -118,14 +118,12 @@ class ChipFitter(Fitter):
 
     def score(self, measured: Mapping[str, torch.Tensor]) -> tuple[float, ...]:
         """Within the goal first, and there the most often right; what costs too much by how little."""
-        goal, found = self.chip.acc_per_inference, float(measured[ACCUMULATES])
-        fits = goal is None or found <= goal
-        return float(fits), 0.0 if fits else -found, *super().score(measured)
+        return *_cost(float(measured[ACCUMULATES]), self.goal), *super().score(measured)
 
     def _excess(self, ran: ChipRan) -> torch.Tensor | float:
-        if self.chip.acc_per_inference is None:
+        if self.goal is None:
             return 0.0
-        share = torch.stack(ran.acc).sum(0).mean() / self.chip.acc_per_inference
+        share = torch.stack(ran.acc).sum(0).mean() / self.goal
         return self.chip.acc_weight * (share - 1).clamp(min=0).float()
 
     def _optimiser(self) -> torch.optim.Optimizer:
@@ -184,7 +182,10 @@ def train_chip(
         teacher.to(batch.inputs.device)
         return loss(ran, batch)
 
-    make: Callable[..., Fitter] = partial(ChipFitter, chip_loss=beside, chip=chip)
+    goal = chip.acc_per_inference
+    if chip.acc_share is not None:
+        goal = chip.acc_share * before.accumulates
+    make: Callable[..., Fitter] = partial(ChipFitter, chip_loss=beside, chip=chip, goal=goal)
     fit(
         student,
         _no_loss,
@@ -201,9 +202,9 @@ def train_chip(
     )
     teacher.cpu()
     after = validate(student, clips, validation)
-    if _rank(before, chip) >= _rank(after, chip):
-        return ChipFit(start, None, before, before)
-    return ChipFit(student.to_network(), _epoch_of(run_folder, chip, after), before, after)
+    if (*_cost(before.accumulates, goal), before.correct) >= (*_cost(after.accumulates, goal), after.correct):
+        return ChipFit(start, None, goal, before, before)
+    return ChipFit(student.to_network(), _epoch_of(run_folder, goal, after), goal, before, after)
 
 
 def validate(student: ChipStudent, clips: Clips, chosen: Indices) -> Validated:
@@ -220,18 +221,30 @@ def validate(student: ChipStudent, clips: Clips, chosen: Indices) -> Validated:
     return Validated(len(chosen), correct, accumulates / len(chosen))
 
 
-def _rank(found: Validated, chip: ChipSettings) -> tuple[float, ...]:
-    fits = found.within(chip.acc_per_inference)
-    return float(fits), 0.0 if fits else -found.accumulates, found.correct
+def validated_on(recipe: Recipe, data: RunData, student: nn.Module) -> dict[str, int]:
+    """How many of the validation clips a float student, in the form in which it is kept, decides rightly."""
+    system, (_, chosen) = system_of(recipe), parts(recipe, data)
+    batches = Epoch(data.train, chosen, EVALUATION_BATCH, seed=0, epoch=None)
+    student.eval()
+    with torch.no_grad():
+        correct = sum(
+            int((system.student_logits(student, batch).argmax(1) == batch.labels).sum())
+            for batch in (batches[number] for number in range(len(batches)))
+        )
+    return {"clips": len(chosen), "correct": correct}
 
 
-def _epoch_of(run_folder: Path, chip: ChipSettings, kept: Validated) -> int:
+def _cost(accumulates: float, goal: float | None) -> tuple[float, float]:
+    """More of it is better: within the goal, all are alike; beyond it, what costs less."""
+    return (1.0, 0.0) if goal is None or accumulates <= goal else (0.0, -accumulates)
+
+
+def _epoch_of(run_folder: Path, goal: float | None, kept: Validated) -> int:
     """Whose weights were kept, by the log; what it says of them must be what was found."""
 
     def score(row: Mapping[str, Any]) -> tuple[float, ...]:
-        found = Validated(1, 0, float(row[ACCUMULATES]))
         right, loss = float(row["validation_accuracy"]), float(row["validation_loss"])
-        return *_rank(found, chip)[:2], right, -loss
+        return *_cost(float(row[ACCUMULATES]), goal), right, -loss
 
     best = max((row for row in read_rows(run_folder / METRICS) if row["stage"] == CHIP), key=score)
     if best["validation_accuracy"] != f"{kept.correct / kept.clips:.6f}":

@@ -124,7 +124,7 @@ def summarise(grid: Grid, results: Results) -> GridTable:
     levels = {found.level for _, found in results if found is not None}
     if len(levels) > 1:
         raise GridError(f"grid '{grid.name}': intervals of {sorted(levels)}; evaluate all runs alike")
-    _columns_exist(grid, [found for _, found in results if found is not None])
+    _columns_exist(grid, results)
     rows = []
     for row in grid.planned():
         own = [(cell, found) for cell, found in results if cell.row == (row.runs_of or row.name)]
@@ -135,12 +135,12 @@ def summarise(grid: Grid, results: Results) -> GridTable:
     return GridTable(grid.name, grid.title, grid.columns, next(iter(levels), None), tuple(rows))
 
 
-def _columns_exist(grid: Grid, runs: Sequence[RunEvaluation]) -> None:
+def _columns_exist(grid: Grid, results: Results) -> None:
     """Refuse columns of a class or a lighting that no run has; a dash would look like one that is not defined."""
-    there = {
-        "recall": {name for run in runs for name in run.classes},
-        "group": {name for run in runs for name in run.lights or ()},
-    }
+    runs = [found for _, found in results if found is not None]
+    there = {"recall": {name for run in runs for name in run.classes}}
+    if len(runs) == len(results):  # a lighting may yet come with another fold
+        there["group"] = {name for run in runs for name in run.lights or ()}
     for column in grid.columns:
         kind, _, name = column.partition("/")
         if there.get(kind) and name not in there[kind]:

@@ -91,7 +91,8 @@ class ChipSettings(Frozen):
         timesteps: the first so many of every clip; None for all. The chip runs no more of them anywhere.
         acc_per_inference: synaptic accumulates that an inference may cost, mean over clips; None for no limit. Those of the input's
             own events are in it, and no training changes them.
-        acc_weight: of the goal in the loss: weight * max(0, ACC / acc_per_inference - 1).
+        acc_share: the same goal as a share of what the lowered network costs on the validation clips; give one of the two.
+        acc_weight: of the goal in the loss: weight * max(0, ACC / goal - 1).
         register_weight: of sums and states that leave their registers.
         surrogate, surrogate_width: gradient of a spike over v / threshold - 1, as `Neuron` has it.
     """
@@ -109,6 +110,7 @@ class ChipSettings(Frozen):
     )
     timesteps: Count | None = None
     acc_per_inference: Positive | None = None
+    acc_share: Share | None = None
     acc_weight: Positive = 1.0
     register_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     surrogate: Literal["box", "atan"] = "atan"
@@ -118,6 +120,8 @@ class ChipSettings(Frozen):
     def _something_to_learn(self) -> ChipSettings:
         if not self.learn or len(set(self.learn)) < len(self.learn):
             raise ValueError("learn: name each of what is learned once, and at least one")
+        if self.acc_per_inference is not None and self.acc_share is not None:
+            raise ValueError("acc_per_inference, acc_share: two goals; give one")
         return self
 
     def fit(self, student: Fit) -> Fit:

@@ -41,7 +41,9 @@ SHARED: Final = ("teacher.safetensors", "student.safetensors", "student.nir", "s
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "nmnist_small")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "distillation")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
@@ -74,7 +76,8 @@ def fit_seed(task: str, seed: int, asked: argparse.Namespace, found: dict[str, A
         found["float"] = {
             "right": {
                 name: [
-                    int((student_predictions(recipe, student, clips) == clips.labels).sum()) for clips in passes
+                    int((student_predictions(recipe, student, clips) == clips.labels).sum())
+                    for clips in passes
                 ]
                 for name, passes in tests.items()
             }
@@ -85,7 +88,9 @@ def fit_seed(task: str, seed: int, asked: argparse.Namespace, found: dict[str, A
     for name, chip in variants(recipe, steps, found):
         if name in found:
             continue
-        run = replace(base, recipe=recipe.model_copy(update={"chip": chip}), folder=base.folder.parent / _slug(name))
+        run = replace(
+            base, recipe=recipe.model_copy(update={"chip": chip}), folder=base.folder.parent / _slug(name)
+        )
         run.folder.mkdir(exist_ok=True)
         for file in SHARED:
             write_atomic(run.path(file), base.path(file).read_bytes())
@@ -94,7 +99,7 @@ def fit_seed(task: str, seed: int, asked: argparse.Namespace, found: dict[str, A
         found[name] = {
             "lowered": _tested(run, run.path(stages.LOWERED), tests),
             "chip": _tested(run, run.path(stages.NET), tests),
-            **{key: facts[key] for key in ("epoch", "validation", "acc_per_inference")},
+            **{key: facts[key] for key in ("epoch", "validation", "acc_goal")},
             "settings": chip.model_dump(mode="json"),
         }
         yield name

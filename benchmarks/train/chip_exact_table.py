@@ -1,1 +1,2 @@
-def document(kept): return "todo"
+def document(kept):
+    return "todo"
