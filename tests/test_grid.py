@@ -332,7 +332,7 @@ def test_runs_that_do_not_belong_together() -> None:
 
 def test_passes_of_one_row_are_not_mixed() -> None:
     other = evaluation(fold_count=1, predicted={"student": np.zeros((1, 10), int)})
-    with pytest.raises(GridError, match="row 'as it is': passes: 3 of one seed, 1 of another; .* --windows"):
+    with pytest.raises(GridError, match=r"row 'as it is': passes: 3 of one seed, 1 of another; .* --windows"):
         summary(
             parse_grid(ROWS, "small"),
             {"small/as-it-is/seed-0": evaluation(fold_count=1), "small/as-it-is/seed-1": other},

@@ -100,7 +100,7 @@ class ChipSettings(Frozen):
     weight_bits: int = Field(default=8, ge=2, le=8)
     epochs: Count = 10
     batch_size: Count | None = None
-    learning_rate: Rate = 0.002
+    learning_rate: Rate = 0.001
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     learn: tuple[Literal["weights", "steps", "thresholds", "biases", "decays"], ...] = (
         "weights",
