@@ -109,7 +109,9 @@ def fit_and_evaluate(recipe: Recipe, data: Path | None, folder: Path, *, grids: 
 
 def _fit_and_evaluate(run: Run, grids: Path) -> None:
     recipe, folder = run.recipe, run.folder
-    shared_teacher(recipe, run.data, folder, grids / TEACHERS, progress.training("teacher"))
+    shared_teacher(
+        recipe, run.data, folder, grids / TEACHERS, progress.training("teacher", recipe.chosen_on_test)
+    )
     stages.train(run)
     failure = run.path(NOT_DEPLOYED)
     failure.unlink(missing_ok=True)

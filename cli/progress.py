@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import lightning
@@ -24,8 +24,8 @@ def say(message: str) -> None:
 
 
 class _EpochLines(Callback):
-    def __init__(self, stage: str) -> None:
-        self.stage, self.last = stage, 0.0
+    def __init__(self, stage: str, of: str) -> None:
+        self.stage, self.of, self.last = stage, of, 0.0
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         done = trainer.current_epoch + 1
@@ -35,15 +35,25 @@ class _EpochLines(Callback):
         loss = float(trainer.callback_metrics["train_loss"])
         accuracy = float(trainer.callback_metrics["validation_accuracy"])
         say(
-            f"  {self.stage}: epoch {done}/{trainer.max_epochs}, loss {loss:.3f}, validation accuracy {accuracy:.1%}"
+            f"  {self.stage}: epoch {done}/{trainer.max_epochs}, loss {loss:.3f}, {self.of} accuracy {accuracy:.1%}"
         )
 
 
-def training(stage: str) -> tuple[Callback, ...]:
-    """Callbacks that show how far a fit is."""
+def training(stage: str, chosen_on_test: Collection[str] = ()) -> tuple[Callback, ...]:
+    """Callbacks that show how far a fit is.
+
+    Args:
+        stage: "teacher", "student".
+        chosen_on_test: stages whose epochs are scored on the test data, which is said.
+    """
+    on_test = stage in chosen_on_test
     if console.is_terminal:
+        if on_test:
+            say(
+                f"  {stage}: its validation accuracy is of the TEST data, and chooses the weights that are kept"
+            )
         return (RichProgressBar(console_kwargs={"stderr": True}),)
-    return (_EpochLines(stage),)
+    return (_EpochLines(stage, "TEST" if on_test else "validation"),)
 
 
 def counter(what: str) -> Callable[[int, int], None]:

@@ -14,6 +14,10 @@ from knarr.cli.output import expecting, json_text, make_console, read_json
 from knarr.cli.verification_text import print_verification
 
 
+ON_TEST = "chosen_on_test"
+"""Networks whose epoch was the best ON THE TEST DATA."""
+
+
 def say(facts: dict[str, Any], *, json: bool) -> None:
     """Name and value, a line each."""
     if json:
@@ -82,6 +86,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "run": str(folder),
         "test_samples": accuracy["samples"],
         "correct": accuracy["correct"],
+        **({ON_TEST: accuracy[ON_TEST]} if accuracy.get(ON_TEST) else {}),
         "chip": {
             **energy["student"]["counts"]["total"],
             "energy_pj": energy["student"]["energy"]["nominal_pj"],
@@ -124,6 +129,10 @@ def show(folder: Path, *, json: bool) -> bool:
     table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
     console = make_console()
     console.print(table)
+    if ON_TEST in facts:
+        console.print(
+            f"{', '.join(facts[ON_TEST])}: the best epoch ON THE TEST DATA, so no estimate for other data."
+        )
     console.print(f"Energy: {facts['provenance']}. {NOT_INCLUDED}")
     compared = Table(title=f"mismatches on {facts['lava_samples']} test samples")
     compared.add_column("stages")

@@ -142,12 +142,13 @@ def reopen(folder: Path, data: Path | None = None) -> Run:
 
 
 def train(run: Run) -> None:
+    on_test = run.recipe.chosen_on_test
     if not run.has(TEACHER):
         progress.say("Training the teacher")
-    teacher = train_teacher(run.recipe, run.data, run.folder, progress.training("teacher"))
+    teacher = train_teacher(run.recipe, run.data, run.folder, progress.training("teacher", on_test))
     if not run.has(STUDENT):
         progress.say("Distilling the student")
-    train_student(run.recipe, run.data, teacher, run.folder, progress.training("student"))
+    train_student(run.recipe, run.data, teacher, run.folder, progress.training("student", on_test))
 
 
 def export(run: Run) -> None:
@@ -191,7 +192,9 @@ def simulate(run: Run) -> None:
         chosen["lowered"] = lowered.readout.decide(simulate_network(lowered, inputs).output)
     correct = {name: int((picked == test.labels).sum()) for name, picked in chosen.items()}
     save_recording(recording, run.path(RECORDING))
-    _write_json(run.path(ACCURACY), {"samples": len(test.labels), "correct": correct})
+    facts = {"samples": len(test.labels), "correct": correct}
+    on_test = run.recipe.chosen_on_test
+    _write_json(run.path(ACCURACY), facts | ({"chosen_on_test": on_test} if on_test else {}))
 
 
 def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None:

@@ -36,7 +36,8 @@ def train(
 
     run = stages.start(recipe, data, out, changes or [])
     stages.train(run)
-    report.say({"run": str(run.folder), "teacher": TEACHER, "student": STUDENT}, json=json)
+    on_test = {report.ON_TEST: list(run.recipe.chosen_on_test)} if run.recipe.chosen_on_test else {}
+    report.say({"run": str(run.folder), "teacher": TEACHER, "student": STUDENT, **on_test}, json=json)
 
 
 @app.command(epilog="Example: knarr evaluate runs/mskd_eyes --windows 20")

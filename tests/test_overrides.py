@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -132,6 +133,21 @@ def test_text_that_is_no_yaml_is_no_recipe_or_grid_either(text: str) -> None:
         with pytest.raises(error, match=r"'mine' is not YAML: ") as caught:
             parse(text, "mine")
         assert "\n" not in str(caught.value)
+
+
+# Each name is a list of nine of the one before: written out, it would take all memory.
+BOMB = (
+    "[&a [x], " + ", ".join(f"&{c} [{', '.join([f'*{b}'] * 9)}]" for b, c in pairwise("abcdefghijkl")) + "]"
+)
+
+
+@pytest.mark.parametrize("path", ["seed", "system", "student", "student.channels"])
+def test_a_few_bytes_that_name_all_memory_are_refused_at_once(recipe: Recipe, path: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        with_settings(recipe, dict([parse_setting(f"{path}={BOMB}")]))
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(RecipeError, match=r"is .*\.\.\., not a mapping"):
+        with_settings(recipe, dict([parse_setting(f"student={BOMB}"), parse_setting("student.fit.epochs=1")]))
 
 
 def test_every_shipped_system_bounds_how_far_clips_are_moved() -> None:

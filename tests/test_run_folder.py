@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from knarr.cli import stages
+from knarr.cli import evaluating, stages
 from knarr.cli.locks import hold, release
 from knarr.cli.made_data import made
+from knarr.cli.tabling import NOT_DEPLOYED
+from knarr.export import ExportError
 from knarr.train import Recipe, RecipeError, load_recipe
+from knarr.train.evaluation_file import EVALUATION, EvaluationError, read
 from knarr.train.overrides import with_settings
+from knarr.train.run import TEACHER
 from knarr.train.settings import SettingsError
+from knarr.train.systems.cnn import Cnn
 
 FORK = multiprocessing.get_context("fork")
 LIMIT_S = 60.0
@@ -87,6 +93,88 @@ def test_a_released_folder_is_free_for_others(tmp_path: Path) -> None:
     release(tmp_path)
     release(tmp_path)
     assert status() == 0
+
+
+def test_a_config_that_does_not_fit_says_why_and_never_to_remove_the_run(tmp_path: Path) -> None:
+    plain = recipe().model_dump(mode="json")
+    config = {"recipe": {**plain, "sead": 1}, "data_sha256": "", "data_root": str(tmp_path)}
+    for text, message in (
+        (
+            yaml.safe_dump(config),
+            r"config.yaml': sead: no such setting.*; use the version of knarr that made the run",
+        ),
+        ("recipe: 2020-99-99", r"config.yaml: not YAML \(day is out of range|month must be"),
+        ("[" * 500, "config.yaml: not YAML"),
+        ("3", "config.yaml: 3 is not the settings of a run; correct it"),
+        (yaml.safe_dump({"recipe": plain}), "config.yaml: 'data_root' is not there"),
+    ):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(RecipeError, match=message) as caught:
+            stages.reopen(tmp_path)
+        assert "remove the folder" not in str(caught.value)
+
+
+def test_moved_data_are_found_where_they_are_named(tmp_path: Path) -> None:
+    folder, data, its = tmp_path / "run", tmp_path / "data", recipe(**{"data.validation_fraction": 0.34})
+    root = stages.begin(its, None, folder, data).folder.parent / "data" / "eyes-24px-6f-4p-1t-0"
+    (folder / TEACHER).touch()
+    moved = root.rename(tmp_path / "moved")
+    with pytest.raises(RecipeError, match=r"are not there; give their folder, `knarr evaluate .*run --data"):
+        stages.reopen(folder)
+    assert stages.reopen(folder, moved).data.is_of(
+        yaml.safe_load((folder / "config.yaml").read_text())["data_sha256"]
+    )
+    other = made(with_settings(its, {"data.seed": 1}), data)
+    with pytest.raises(RecipeError, match="other settings or data"):
+        stages.reopen(folder, other)
+    release(folder)
+
+
+def test_more_windows_than_a_measure_may_take_are_refused_before_any_is_drawn() -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError
+
+    data = SimpleNamespace(sampling="E4-S3", class_names=tuple("abcdefg"), subjects=("p",), lights=None)
+    run: Any = SimpleNamespace(data=data, networks=never)
+    with pytest.raises(
+        EvaluationError, match="in 20000000 passes are more than a measure may take; take fewer windows"
+    ):
+        evaluating.evaluate(run, windows=20_000_000)
+
+
+def test_a_student_that_does_not_come_onto_the_chip_is_measured_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids, folder = tmp_path / "grids", tmp_path / "grids" / "g" / "row" / "seed-0"
+    small = {"teacher.width": 2, "teacher.fit.epochs": 1, "student.channels": [4, 4], "student.fit.epochs": 1}
+    its = recipe(**small, **{"data.validation_fraction": 0.34, "student.tau_mem_s": 0.035})
+
+    def dead(_: Any) -> None:
+        raise ExportError("certificate: node 'lif_1' never fired")
+
+    monkeypatch.setattr(stages, "export", dead)
+    evaluating.fit_and_evaluate(its, None, folder, grids=grids)
+    assert (folder / NOT_DEPLOYED).read_text() == "certificate: node 'lif_1' never fired\n"
+    assert set(read(folder / EVALUATION).predicted) == {"teacher", "student"}
+    # Mended, and asked for again.
+    for stage in ("export", "deploy", "simulate", "energy"):
+        monkeypatch.setattr(stages, stage, lambda _: None)
+    evaluating.fit_and_evaluate(its, None, folder, grids=grids)
+    assert not (folder / NOT_DEPLOYED).exists()
+    # What no chip holds by its recipe is no failure.
+    monkeypatch.setattr(stages, "export", dead)
+    monkeypatch.setattr(Cnn, "deployable", dead_by_recipe)
+    evaluating.fit_and_evaluate(its, None, folder, grids=grids)
+    assert not (folder / NOT_DEPLOYED).exists()
+    # An error that is none of knarr's own is a fault in it.
+    monkeypatch.undo()
+    monkeypatch.setattr(stages, "export", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluating.fit_and_evaluate(its, None, folder, grids=grids)
+
+
+def dead_by_recipe(*_: Any) -> None:
+    raise RecipeError("student.kind: ann, which no chip network holds")
 
 
 def _without_the_parents(work: Any) -> None:

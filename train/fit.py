@@ -145,7 +145,7 @@ def _fit(fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: t
     )
     files = AtomicCheckpoints(settings.processes)
     best = Best(fitter.network, fitter.score)
-    own: list[Callback] = [CsvLog(run_folder / METRICS, stage)]
+    own: list[Callback] = [CsvLog(run_folder / METRICS, stage, on_test=settings.select == "best_on_test")]
     own += [best] if settings.select != "last" else []
     if settings.patience is not None:
         patience = EarlyStopping("validation_accuracy", mode="max", patience=settings.patience)

@@ -21,7 +21,11 @@ METRICS = "metrics.csv"
 MEASURED = ("train_loss", "validation_loss", "validation_accuracy")
 ACCUMULATES = "validation_accumulates"
 """Synaptic accumulates per inference, of fits in the chip's arithmetic alone; other rows are empty there."""
-FIELDS = ("stage", "epoch", *MEASURED, ACCUMULATES)
+VALIDATED_ON = "validated_on"
+"""`TEST` where what is called validation is the test data; other rows are empty there."""
+TEST = "test"
+ALWAYS = ("stage", "epoch", *MEASURED)
+FIELDS = (*ALWAYS, ACCUMULATES, VALIDATED_ON)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -69,8 +73,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class CsvLog(Callback):
     """One row per epoch. The rows travel in the checkpoint, since Lightning's CSVLogger starts anew on resume."""
 
-    def __init__(self, path: Path, stage: str) -> None:
-        self.path, self.stage = path, stage
+    def __init__(self, path: Path, stage: str, *, on_test: bool = False) -> None:
+        self.path, self.stage, self.on_test = path, stage, on_test
         self.rows: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,6 +88,8 @@ class CsvLog(Callback):
         measured = {field: f"{float(found[field]):.6f}" for field in MEASURED}
         if ACCUMULATES in found:
             measured[ACCUMULATES] = f"{float(found[ACCUMULATES]):.1f}"
+        if self.on_test:
+            measured[VALIDATED_ON] = TEST
         self.rows.append({"stage": self.stage, "epoch": trainer.current_epoch, **measured})
         if not trainer.is_global_zero:
             return
@@ -91,7 +97,7 @@ class CsvLog(Callback):
         text = io.StringIO()
         rows = [*others, *self.rows]
         # Only the fits that have such a column make one.
-        fields = FIELDS if any(row.get(ACCUMULATES) for row in rows) else FIELDS[:-1]
+        fields = [name for name in FIELDS if name in ALWAYS or any(row.get(name) for row in rows)]
         writer = csv.DictWriter(text, fields, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows([{name: row.get(name, "") for name in fields} for row in rows])

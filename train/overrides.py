@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from knarr.train.recipe import MAX_RECIPE_BYTES, check_recipe
 from knarr.train.settings import Recipe, RecipeError
-from knarr.train.yaml_text import YamlError, in_words, read_yaml
+from knarr.train.yaml_text import YamlError, in_words, read_yaml, short
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
@@ -119,6 +119,6 @@ def _set(recipe: Recipe, plain: dict[str, Any], path: str, value: Any) -> None:
 
 def _no_mapping(recipe: Recipe, path: str, above: str, found: object) -> RecipeError:
     return RecipeError(
-        f"recipe '{recipe.name}': no setting '{path}': '{above}' is {str(found)[:60]}, not a mapping of settings; "
+        f"recipe '{recipe.name}': no setting '{path}': '{above}' is {short(found)}, not a mapping of settings; "
         "set it as a whole"
     )

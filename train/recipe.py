@@ -14,7 +14,7 @@ from knarr.train.systems.cnn_recipe import CnnRecipe
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe
 from knarr.train.systems.mskd_recipe import MskdRecipe
 from knarr.train.systems.spiking_emotions_recipe import SpikingEmotionsRecipe
-from knarr.train.yaml_text import YamlError, faults_of, read_yaml
+from knarr.train.yaml_text import YamlError, faults_of, read_yaml, short
 
 MAX_RECIPE_BYTES = 100_000
 RECIPES: Final[Mapping[str, type[Recipe]]] = {
@@ -87,7 +87,9 @@ def check_recipe(settings: Any, origin: str) -> Recipe:
     """
     system = settings.get("system", "cnn") if isinstance(settings, dict) else "cnn"
     if not isinstance(system, str) or system not in RECIPES:
-        raise RecipeError(f"recipe '{origin}': system: {system!r} is none of {', '.join(RECIPES)}; name one")
+        raise RecipeError(
+            f"recipe '{origin}': system: {short(system)!r} is none of {', '.join(RECIPES)}; name one"
+        )
     try:
         return RECIPES[system].model_validate(settings)
     except ValidationError as error:

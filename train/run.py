@@ -22,7 +22,7 @@ from knarr.train.settings import Fit, Recipe, RecipeError, SettingsError
 from knarr.train.systems.base import Loss, RunData
 from knarr.train.systems.registry import system_of
 from knarr.train.weights import load_weights, save_weights
-from knarr.train.yaml_text import YamlError, read_yaml
+from knarr.train.yaml_text import YamlError, read_yaml, short
 
 CONFIG, TEACHER, STUDENT = "config.yaml", "teacher.safetensors", "student.safetensors"
 EVALUATION_BATCH = 50
@@ -104,7 +104,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (YamlError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML ({error}); correct it") from error
     if not isinstance(config, dict):
-        raise RecipeError(f"{path}: {str(config)[:60]!r} is not the settings of a run; correct it")
+        raise RecipeError(f"{path}: {short(config)} is not the settings of a run; correct it")
     return config
 
 

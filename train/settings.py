@@ -186,3 +186,10 @@ class Recipe(Frozen):
     student: Fitted
     deploy: DeploySettings = DeploySettings()
     chip: ChipSettings | None = None
+
+    @property
+    def chosen_on_test(self) -> tuple[str, ...]:
+        """Networks whose weights are chosen by their accuracy on the test data: what is said of them there is no estimate."""
+        return tuple(
+            stage for stage in ("teacher", "student") if getattr(self, stage).fit.select == "best_on_test"
+        )

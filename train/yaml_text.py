@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from pydantic_core import ErrorDetails
 MAX_FAULTS: Final = 2000
 """Characters of them that are printed."""
 _MAPPINGS: Final = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
+_REPR: Final = reprlib.Repr()
+_REPR.maxlevel = 2
 _OF_THEIR_OWN: Final = ("value_error", "assertion_error")
 
 
@@ -57,8 +60,8 @@ def in_words(fault: ErrorDetails) -> str:
     if kind == "missing":
         return "missing; give it"
     if kind in _MAPPINGS:
-        return f"{_short(fault['input'])} is no mapping of settings; give them one by one, as name: value or by dotted path"
-    return f"{said}, not {_short(fault['input'])}"
+        return f"{short(fault['input'])} is no mapping of settings; give them one by one, as name: value or by dotted path"
+    return f"{said}, not {short(fault['input'])}"
 
 
 def _place(fault: ErrorDetails, given: Any) -> str:
@@ -75,6 +78,7 @@ def _parts(fault: ErrorDetails, at: Any) -> Iterator[int | str]:
         yield part
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) and value.isprintable() and value else repr(value)
+def short(value: Any) -> str:
+    """A value in some sixty characters, however much it holds: a few bytes of YAML can name a list of billions."""
+    text = value if isinstance(value, str) and value.isprintable() and value else _REPR.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
