@@ -13,7 +13,6 @@ from knarr.cli.energy_text import NOT_INCLUDED, print_energy
 from knarr.cli.output import expecting, json_text, make_console, read_json
 from knarr.cli.verification_text import print_verification
 
-
 ON_TEST = "chosen_on_test"
 """Networks whose epoch was the best ON THE TEST DATA."""
 

@@ -145,7 +145,11 @@ def test_a_fit_that_lost_its_patience_is_at_its_end(select: str, tmp_path: Path)
 
 def test_best_on_test_looks_at_the_data_it_is_given(tmp_path: Path) -> None:
     ours, theirs = Points(), Points(seed=9)
-    network = run(tmp_path, held=theirs, epochs=3)
+    network = run(tmp_path, held=theirs, epochs=3, select="best_on_test")
+    # The table says so in every row, and others have no such column.
+    assert [row["validated_on"] for row in rows(tmp_path)] == ["test"] * 3
+    run(tmp_path / "val", epochs=1, select="val")
+    assert "validated_on" not in rows(tmp_path / "val")[0]
     with torch.no_grad():
         value, _ = loss(network, theirs.batch(VALIDATION, None))
         other, _ = loss(network, ours.batch(VALIDATION, None))

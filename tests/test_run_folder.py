@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from knarr.cli import evaluating, stages
+from knarr.cli import evaluating, report, stages
 from knarr.cli.locks import hold, release
 from knarr.cli.made_data import made
 from knarr.cli.tabling import NOT_DEPLOYED
@@ -171,6 +173,38 @@ def test_a_student_that_does_not_come_onto_the_chip_is_measured_all_the_same(
     monkeypatch.setattr(stages, "export", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluating.fit_and_evaluate(its, None, folder, grids=grids)
+
+
+def test_what_the_test_data_chose_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"teacher.width": 2, "teacher.fit.epochs": 1, "student.channels": [4, 4], "student.fit.epochs": 1}
+    its = recipe(**small, **{"data.validation_fraction": 0.34, "student.fit.select": "best_on_test"})
+    assert (its.chosen_on_test, recipe().chosen_on_test) == (("student",), ())
+    run = stages.begin(its, None, tmp_path / "run", tmp_path / "data")
+    stages.train(run)
+    release(run.folder)
+    said = capsys.readouterr().err
+    assert re.findall(r"(\w+): epoch 1/1, loss [\d.]+, (\w+) accuracy", said) == [
+        ("teacher", "validation"),
+        ("student", "TEST"),
+    ]
+    counts = {
+        "counts": {"total": {"acc": 1, "mac": 1, "spikes": 1}},
+        "energy": {"nominal_pj": 1, "provenance": "p"},
+    }
+    for name, facts in (
+        (stages.ACCURACY, {"samples": 4, "correct": dict.fromkeys(("teacher", "student", "chip"), 2)}),
+        (stages.ENERGY, {"student": counts, "baseline": counts, "ratio": 1.0}),
+        (stages.VERIFICATION, {"rows": [], "samples": 1, "holds": True}),
+    ):
+        (run.folder / name).write_text(json.dumps(facts))
+    assert report.show(run.folder, json=False)
+    assert "TEST" not in capsys.readouterr().out
+    accuracy = {"samples": 4, "correct": dict.fromkeys(("teacher", "student", "chip"), 2)}
+    (run.folder / stages.ACCURACY).write_text(json.dumps({**accuracy, "chosen_on_test": ["student"]}))
+    report.show(run.folder, json=False)
+    assert "student: the best epoch ON THE TEST DATA" in capsys.readouterr().out
+    report.show(run.folder, json=True)
+    assert json.loads(capsys.readouterr().out)["chosen_on_test"] == ["student"]
 
 
 def dead_by_recipe(*_: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chip_pieces import fitted
 from safetensors.torch import load_file
 from shared_pieces import real_data
 
@@ -378,6 +379,12 @@ def test_from_files_to_the_chip(deap: Path, tmp_path: Path) -> None:
     fired = [layer for layer, spikes in ran.spikes.items() if spikes.any()]
     assert len(fired) == 2  # head and one depth; the readout never fires
     assert (network.readout.decide(ran.output) == classes).mean() > 0.8
+
+    fitted(made, data, teacher, network, tmp_path)
+    with pytest.raises(RecipeError, match=r"chip.timesteps: F_S of fewer steps"):
+        fitted(made, data, teacher, network, tmp_path / "short", timesteps=4)
+    spikes = with_settings(made, {"student.network.feature": "spike"})
+    fitted(spikes, data, teacher, network, tmp_path / "spikes")
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("emotion_net", 29), ("gsr_net", 1)])

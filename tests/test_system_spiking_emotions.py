@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from chip_pieces import fitted
 from lightning.pytorch.callbacks import Callback
 
 from knarr.deploy import lower
@@ -127,7 +128,11 @@ def test_pure_spikes_lose_no_step_twice(root: Path) -> None:
         ran = over_time(cast(snn.SequentialState, student), batch.inputs)
         found = system.student_logits(student, batch)
     assert ran.outputs.shape[1] == 4
-    np.testing.assert_allclose(found, ran.outputs.reshape(2, 4, 2, 10).mean((1, 3)), atol=1e-6)
+    spikes = ran.outputs.reshape(2, 4, 2, 10).sum((1, 3))
+    assert spikes.sum() > 0
+    np.testing.assert_array_equal(
+        (4 * 10 * found).round(), spikes
+    )  # whole spikes, whatever their quotient is in float32
 
 
 def test_the_ann_sees_frames_or_differences(root: Path, data: RunData) -> None:
@@ -276,7 +281,7 @@ def test_recipes_survive_their_dump_and_overrides(root: Path, data: RunData, tmp
     assert isinstance(changed, SpikingEmotionsRecipe)
     network = changed.network
     assert (network.size_px, network.frames, network.pool, network.v_th) == (20, 5, "max", 0.8)
-    assert network.dt_s == changed.data.dt_s == pytest.approx(1 / 30)
+    assert network.dt_s == changed.data.dt_s == 1 / 30
     open_run(recipe, data, root, tmp_path / "run")
     assert read_run(tmp_path / "run") == (recipe, root.resolve())
 
@@ -391,9 +396,13 @@ def test_a_tiny_run_from_video_to_chip_that_is_killed_on_the_way(
         every = data.test.batch(np.arange(len(data.test.labels)), None)
         ran = over_time(cast(snn.SequentialState, student.eval()), every.inputs)
         rates = votes(cast(snn.SequentialState, student), every.inputs, recipe.network).logits
-    np.testing.assert_allclose(system.student_logits(student, every).detach(), rates, atol=1e-6)
+    assert 0 < rates.mean() < 1
+    np.testing.assert_array_equal(system.student_logits(student, every).detach(), rates)
     np.testing.assert_array_equal(
         student_predictions(recipe, student, data.test), network.readout.decide(ran.outputs.numpy())
+    )
+    fitted(
+        tiny(student__kd_alpha=0.5), data, teacher, network, tmp_path / "chip", learning_rate=0.01, epochs=8
     )
 
 
@@ -408,6 +417,7 @@ def test_learned_time_constants_are_put_on_the_chips_grid(
             torch.nn.init.constant_(module.w, float(torch.logit(torch.tensor(snap))))
     form = system.deployable(student)
     rates = [float(cell.p.tau_mem_inv) * cell.dt for cell in form if isinstance(cell, snn.LIFBoxCell)]
+    # The cell keeps 1/tau in float32; dt times that is a few of its last places from k/4096.
     assert rates == pytest.approx([make_near(snap)] * 4, rel=1e-6)
 
 
@@ -419,7 +429,7 @@ def make_near() -> Callable[[float], float]:
 def test_generated_clips_are_named_after_what_they_depend_on(tmp_path: Path) -> None:
     names = {
         SpikingEmotions(recipe).folder_name()
-        for recipe in (tiny(), tiny(seed=1), tiny(data__size=18), tiny(data__shuffle_labels=True))
+        for recipe in (tiny(), tiny(data__seed=1), tiny(data__size=18), tiny(data__shuffle_labels=True))
     }
     assert len(names) == 4
     assert "clips-32px-5f-4v-4c-0" in names
