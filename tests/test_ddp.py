@@ -431,7 +431,9 @@ def test_runs_from_before_newer_settings_go_on(tmp_path: Path) -> None:
         kept = ("epochs", "batch_size", "learning_rate", "weight_decay")
         old[stage]["fit"] = {name: old[stage]["fit"][name] for name in kept}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "teacher.safetensors").touch()
     open_run(recipe, data, tmp_path, tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
     with pytest.raises(RecipeError, match="holds a run with other settings"):
         open_run(small_recipe(2, 8), data, tmp_path, tmp_path)
 

@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
+from knarr.cli import stages
 from knarr.train import RecipeError, fold_batch_norm, load_recipe, run_student, shipped_recipes, system_of
 from knarr.train.clips import Epoch, EyeClips, split_validation
 from knarr.train.distill import distillation_loss, soft_label_loss
@@ -210,19 +211,20 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         load_weights(nn.Linear(3, 2), path)
 
 
-def small_recipe(folder: Path, epochs: int) -> Path:
-    recipe = load_recipe("nmnist").model_dump(mode="json")
-    recipe["teacher"] |= {"width": 4, "fit": {**recipe["teacher"]["fit"], "epochs": 2}}
-    recipe["student"] |= {
-        "channels": [4, 4],
-        "tau_mem_s": 0.136,
-        "tau_readout_s": 0.5,
-        "fit": {**recipe["student"]["fit"], "epochs": epochs},
-    }
-    recipe["data"]["timesteps"], recipe["data"]["bin_us"] = 5, 68_000
+def small_recipe(folder: Path, epochs: int) -> tuple[Path, Path]:
+    """A recipe that takes seconds, and its data."""
+    made = with_settings(
+        load_recipe("eyes"),
+        {
+            "data.timesteps": 8, "data.size": 24, "data.subjects": 10, "data.takes_per_emotion": 2, "data.validation_fraction": 0.3,
+            "teacher.width": 4, "teacher.fit.epochs": 2, "student.channels": [4, 4], "student.fit.epochs": epochs,
+            "student.fit.batch_size": 8, "threads": 1,
+        },
+    )  # fmt: skip
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+    path.write_text(yaml.safe_dump(made.model_dump(mode="json")))
+    system_of(made).generate(folder / "data")
+    return path, folder / "data"
 
 
 def train_command(recipe: Path, data: Path, out: Path) -> list[str]:
@@ -230,13 +232,15 @@ def train_command(recipe: Path, data: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", code, "train", str(recipe), "--data", str(data), "--out", str(out)]
 
 
-def test_killed_training_resumes_to_the_same_weights(nmnist_root: Path, tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, epochs=6)
+def test_killed_training_resumes_to_the_same_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, data = small_recipe(tmp_path, epochs=8)
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    subprocess.run(train_command(recipe, nmnist_root, unbroken), check=True, capture_output=True, timeout=300)
+    stages.train(stages.start(str(recipe), data, unbroken))
 
     worker = subprocess.Popen(
-        train_command(recipe, nmnist_root, killed), stderr=subprocess.DEVNULL, start_new_session=True
+        train_command(recipe, data, killed), stderr=subprocess.DEVNULL, start_new_session=True
     )
     metrics = killed / "metrics.csv"
     deadline = time.monotonic() + 200
@@ -245,20 +249,16 @@ def test_killed_training_resumes_to_the_same_weights(nmnist_root: Path, tmp_path
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(worker.pid, signal.SIGSTOP)  # so that it is still at it when a second one comes
-    second = subprocess.run(
-        train_command(recipe, nmnist_root, killed), capture_output=True, timeout=100, text=True, check=False
-    )
-    assert second.returncode == 2
-    assert "another knarr process works in it" in second.stderr.splitlines()[-1]
+    with pytest.raises(RecipeError, match="another knarr process works in it"):
+        stages.start(str(recipe), data, killed)
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     assert not (killed / "student.safetensors").exists()
     torch.load(killed / "checkpoints" / "student.ckpt", weights_only=True)  # whole, not half written
 
-    again = subprocess.run(
-        train_command(recipe, nmnist_root, killed), check=True, capture_output=True, timeout=300, text=True
-    )
-    assert "Training the teacher" not in again.stderr
+    capsys.readouterr()
+    stages.train(stages.start(str(recipe), data, killed))
+    assert "Training the teacher" not in capsys.readouterr().err
     for name in ("teacher", "student"):
         ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (killed, unbroken))
         assert ours.keys() == theirs.keys()
@@ -270,6 +270,6 @@ def test_killed_training_resumes_to_the_same_weights(nmnist_root: Path, tmp_path
     assert rows[0] == rows[1]
     assert [(row["stage"], row["epoch"]) for row in rows[0]] == [
         *(("teacher", str(e)) for e in range(2)),
-        *(("student", str(e)) for e in range(6)),
+        *(("student", str(e)) for e in range(8)),
     ]
     assert not [path for path in killed.rglob("*.tmp")]
