@@ -704,7 +704,8 @@ def test_limits_are_those_of_the_rules() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["conv", "graded", "recurrent", "plif", "delay"] if "KNARR_CONFORMANCE" in os.environ else ["conv"]
+    "kind",
+    ["conv", "graded", "recurrent", "plif", "delay"] if "KNARR_CONFORMANCE" in os.environ else ["conv"],
 )
 def test_lava_runs_what_was_trained(kind: str, tmp_path: Path) -> None:
     network, inputs = lowered(kind, 8)
