@@ -120,6 +120,9 @@ def show(folder: Path, *, json: bool) -> bool:
         for name in ("teacher", "student", "chip")
     ]
     table.add_row("accuracy", *right)
+    if "lowered" in correct:
+        as_lowered = f"{correct['lowered']}/{samples} ({correct['lowered'] / samples:.1%})"
+        table.add_row("before its integers were fitted", "", "", as_lowered)
     chip, teacher = facts["chip"], facts["teacher"]
     table.add_row("spikes", "-", "", f"{chip['spikes']:,.0f}")
     table.add_row("ACC", f"{teacher['acc']:,.0f}", "", f"{chip['acc']:,.0f}")

@@ -30,14 +30,20 @@ def train(
     changes: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train the teacher and distil the student; a killed run goes on after its last epoch."""
+    """Train the teacher and distil the student, with `chip:` to the chip's integers; a killed run goes on after its last epoch."""
     from knarr.cli import report, stages
     from knarr.train.run import STUDENT, TEACHER
 
     run = stages.start(recipe, data, out, changes or [])
     stages.train(run)
+    fitted = {}
+    if run.recipe.chip is not None:
+        stages.export(run)
+        stages.deploy(run)
+        fitted = {"chip": stages.NET}
     on_test = {report.ON_TEST: list(run.recipe.chosen_on_test)} if run.recipe.chosen_on_test else {}
-    report.say({"run": str(run.folder), "teacher": TEACHER, "student": STUDENT, **on_test}, json=json)
+    names = {"teacher": TEACHER, "student": STUDENT, **fitted}
+    report.say({"run": str(run.folder), **names, **on_test}, json=json)
 
 
 @app.command(epilog="Example: knarr evaluate runs/mskd_eyes --windows 20")
