@@ -15,6 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graphs import DT_S, chain, conv2d, cuba, flatten, li, lif, loop, pool, spikes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_conformance import random_network
 from test_fast import cases, draw, same
 
@@ -108,6 +110,20 @@ def test_every_integer_of_random_networks(device: bool) -> None:
         "Conv", "Dense", "Recurrent", "spikes", "voltage", "delay", "groups", "dilation", "bias", "pooled Conv", "pooled Dense",
         "graded", "driven", "wrap", "clip", "tie", "silent input", "all on", "one step", "decay 0", "decay 4096",
     } <= set(met), met  # fmt: skip
+
+
+@settings(max_examples=60 if "KNARR_CONFORMANCE" in os.environ else 15, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.booleans())
+def test_random_networks_that_hypothesis_draws(seed: int, device: bool) -> None:
+    network, inputs = draw(seed)
+    try:
+        wanted = simulate(network, inputs, record=ALL, engine="reference")
+    except ChipError:  # sums beyond 2**53
+        return
+    student = ChipStudent.from_network(network, limits=SIMULATOR)
+    if device:
+        as_on_a_device(student)
+    assert same(wanted, student.recording(ints(inputs))) == []
 
 
 def test_sums_of_a_convolution_wrap_to_24_bits_and_currents_once() -> None:

@@ -1,5 +1,6 @@
 """Data, teachers, spiking students and the distillation that joins them."""
 
+from knarr.train.chip_fit import ChipFit, train_chip
 from knarr.train.data_error import DataError
 from knarr.train.eyes import generate
 from knarr.train.recipe import load_recipe, shipped_recipes
@@ -17,6 +18,7 @@ from knarr.train.systems.base import RunData
 from knarr.train.systems.registry import load_data, system_of
 
 __all__ = [
+    "ChipFit",
     "DataError",
     "Recipe",
     "RecipeError",
@@ -32,6 +34,7 @@ __all__ = [
     "student_predictions",
     "system_of",
     "teacher_predictions",
+    "train_chip",
     "train_student",
     "train_teacher",
 ]
