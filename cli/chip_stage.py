@@ -12,7 +12,7 @@ from knarr.cli import progress
 from knarr.cli.output import json_text
 from knarr.deploy import lower, read_net, unrounded_weights, write_net
 from knarr.export import read
-from knarr.hw_sim import ChipError, ChipNetwork, simulate
+from knarr.hw_sim import ChipNetwork, simulate
 from knarr.train.chip_fit import CHIP, ChipFit, train_chip
 from knarr.train.fit_files import write_atomic
 from knarr.train.run import parts
@@ -83,7 +83,7 @@ def _check(run: Run, path: Path, found: ChipFit) -> None:
     """The file, on the simulator, is right as often as the training log says.
 
     Raises:
-        ChipError: it is not, and the file is removed.
+        RuntimeError: it is not, and the file is removed.
     """
     network, (_, validation) = read_net(path), parts(run.recipe, run.data)
     inputs = run.on_chip(run.data.train).chip_inputs(validation)
@@ -91,7 +91,7 @@ def _check(run: Run, path: Path, found: ChipFit) -> None:
     correct = int((decided == run.data.train.labels[validation]).sum())
     if correct != found.kept.correct:
         path.unlink()
-        raise ChipError(
+        raise RuntimeError(
             f"{path}: right on {correct} validation clips, in training on {found.kept.correct}; this is a fault in knarr, report it"
         )
 
@@ -103,7 +103,9 @@ def _said(found: ChipFit) -> str:
         if found.epoch is None
         else f"epoch {found.epoch + 1} is kept"
     )
+    missed = found.goal is not None and after.accumulates > found.goal
+    what = f"; the goal of {found.goal:,.0f} was NOT met, give it more epochs or acc_weight" if missed else ""
     return (
         f"  {how}: {after.correct} of {after.clips} validation clips right, lowered {before.correct}; "
-        f"{after.accumulates:,.0f} ACC per inference, lowered {before.accumulates:,.0f}"
+        f"{after.accumulates:,.0f} ACC per inference, lowered {before.accumulates:,.0f}{what}"
     )

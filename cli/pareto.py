@@ -16,15 +16,15 @@ from rich.table import Table
 from knarr.cli import chip_stage, locks, progress, stages
 from knarr.cli.energy_facts import Pricing
 from knarr.cli.output import json_text, make_console, read_json
-from knarr.deploy import read_net
-from knarr.hw_sim import count_events, price, simulate
+from knarr.deploy import DeployError, read_net
+from knarr.hw_sim import ChipError, count_events, price, simulate
 from knarr.train import Recipe, RecipeError, open_run, read_run
 from knarr.train.chip_fit import validated_on
 from knarr.train.fit_files import write_atomic
 from knarr.train.overrides import parse_setting, with_settings
 from knarr.train.recipe import load_recipe
 from knarr.train.run import STUDENT, TEACHER, parts
-from knarr.train.settings import ChipSettings
+from knarr.train.settings import ChipSettings, SettingsError
 from knarr.train.sweep import Result, run_sweep
 from knarr.train.sweep_file import Sweep, SweepSettings
 from knarr.train.sweep_space import Choices, Space
@@ -74,7 +74,13 @@ class Trials:
         for name in COPIED:
             if not run.has(name):
                 write_atomic(run.path(name), base.path(name).read_bytes())
-        stages.deploy(run)
+        if run.has(stages.LOWERED):
+            read_net(run.path(stages.LOWERED))  # a damaged file can be cured and is no result
+        try:
+            stages.deploy(run)
+        except (DeployError, ChipError) as error:
+            # This student at these bits goes onto no chip: a result, the others go on.
+            raise SettingsError(str(error)) from error
         facts = _measured(run)
         write_atomic(run.path(POINT), (json_text(facts) + "\n").encode())
         return float(facts["validation"]["correct"] / facts["validation"]["clips"])
@@ -108,6 +114,11 @@ def pareto(
     if model not in pairs:
         raise RecipeError(f"--model: '{model}' does not exist; choose from {', '.join(pairs)}")
     recipe = with_settings(load_recipe(name), dict(map(parse_setting, changes)))
+    if recipe.chosen_on_test:
+        raise RecipeError(
+            f"recipe '{recipe.name}': {', '.join(recipe.chosen_on_test)} with select best_on_test looks at the test data, beside which "
+            "nothing can be chosen; set fit.select to last or val"
+        )
     folder = out if out is not None else Path("runs") / f"pareto-{recipe.name}"
     base = stages.begin(
         recipe.model_copy(update={"chip": None}), data, folder / FLOAT, folder.parent / "data"
@@ -173,7 +184,11 @@ def _sweep(
         "chip.timesteps": Choices(values=tuple(steps)),
         "chip.acc_share": Choices(values=goals),
     }
-    made = recipe if recipe.chip is not None else recipe.model_copy(update={"chip": ChipSettings()})
+    # What is searched is taken out of the recipe's own block.
+    chip = (recipe.chip or ChipSettings()).model_copy(
+        update={"acc_per_inference": None, "acc_share": None, "timesteps": None}
+    )
+    made = recipe.model_copy(update={"chip": chip})
     settings = SweepSettings(name=f"pareto-{recipe.name}"[:100], recipe=name, sampler="grid", search=search)
     return Sweep(settings, made, math.prod(map(len, (bits, steps, goals))))
 
@@ -267,7 +282,7 @@ def _show(points: Sequence[Point], facts: dict[str, Any]) -> None:
         table.add_row(
             str(names["weight_bits"]),
             str(names["timesteps"]),
-            "-" if names["acc_share"] is None else f"{names['acc_share']:.0%}",
+            _goal_text(names["acc_share"], point),
             f"{point.accuracy:.1%}",
             f"{test['correct'] / test['clips']:.1%}",
             f"{point.facts['counts']['acc']:,.0f}",
@@ -283,6 +298,13 @@ def _show(points: Sequence[Point], facts: dict[str, Any]) -> None:
         console.print(f"refused: {reason}", soft_wrap=True)
     if points:
         console.print(f"picture: {facts['picture']}", soft_wrap=True)
+
+
+def _goal_text(share: float | None, point: Point) -> str:
+    if share is None:
+        return "-"
+    missed = point.facts["validation"]["accumulates"] > point.facts["acc_goal"]
+    return f"{share:.0%}" + (" missed" if missed else "")
 
 
 def interval_text(energy: dict[str, Any]) -> str:

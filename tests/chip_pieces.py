@@ -46,7 +46,7 @@ def fitted(
         if layer.neuron.spikes:
             assert 0 < recording.spikes[layer.name].mean() < 1, layer.name
     correct = int((found.network.readout.decide(recording.output) == data.train.labels[chosen]).sum())
-    assert rows[found.epoch]["validation_accuracy"] == f"{correct / len(chosen):.6f}"
+    assert round(float(rows[found.epoch]["validation_accuracy"]) * len(chosen)) == correct
     assert found.kept.correct == correct
     assert correct > found.start.correct
     assert np.isfinite(losses).all()

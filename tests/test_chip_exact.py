@@ -98,6 +98,8 @@ def test_every_integer_of_random_networks(device: bool) -> None:
         counts = count_events(network, inputs, wanted)
         found = {layer.name: int(acc.sum()) for layer, acc in zip(network.layers, ran.acc, strict=True)}
         assert found == {name: len(inputs) * counts.layers[name].acc for name in found}, seed
+        if not isinstance(network.layers[0], Recurrent):
+            assert int(ran.input_acc.sum()) == found[network.layers[0].name]
         accumulates += sum(found.values())
         met.update(kinds(network, student))
         met.update(name for name, hit in cases(network, inputs, wanted).items() if hit)

@@ -21,7 +21,7 @@ from knarr.deploy.violation import fatal
 from knarr.export import read
 from knarr.hw_sim import count_events, simulate
 from knarr.train import RecipeError, load_recipe
-from knarr.train.chip_fit import Validated, train_chip
+from knarr.train.chip_fit import train_chip
 from knarr.train.fit_files import ACCUMULATES
 from knarr.train.overrides import with_settings
 from knarr.train.run import parts
@@ -82,7 +82,7 @@ def test_the_log_is_the_file_the_simulator_and_lava(run: stages.Run, tmp_path: P
     kept = facts["validation"]["kept"]
     assert kept["correct"] == correct
     row = rows(made)[facts["epoch"]]
-    assert row["validation_accuracy"] == f"{correct / len(labels):.6f}"
+    assert round(float(row["validation_accuracy"]) * len(labels)) == correct
     assert float(row["validation_accuracy"]) == max(float(row["validation_accuracy"]) for row in rows(made))
 
     counts = count_events(network, inputs, recording)
@@ -181,9 +181,32 @@ def test_fewer_steps_and_a_goal_cost_less(run: stages.Run, tmp_path: Path) -> No
     assert 0 < found <= goal
     assert 0 < start < cost / 0.8, "fewer steps cost less, as far as spikes are alike"
 
-    late = beside(run, tmp_path / "late", timesteps=steps + 1)
+
+def test_what_cannot_be_met_is_refused_before_anything_is_fitted(run: stages.Run, tmp_path: Path) -> None:
+    steps = run.data.test.chip_inputs(np.arange(1)).shape[1]
+    late = run.recipe.model_copy(update={"chip": ChipSettings(timesteps=steps + 1)})
     with pytest.raises(RecipeError, match=f"chip.timesteps: {steps + 1}, clips have {steps}"):
-        stages.deploy(late)
+        stages.begin(late, None, tmp_path / "late", run.folder.parent / "data")
+    assert not (tmp_path / "late").exists()
+    if run.data.coding.bits == 1:
+        for goal, name in (
+            ({"acc_per_inference": 1.0}, "acc_per_inference"),
+            ({"acc_share": 1e-4}, "acc_share"),
+        ):
+            made = beside(run, tmp_path / name, **goal)
+            with pytest.raises(RecipeError, match=f"chip.{name}: .*the input's own events cost"):
+                stages.deploy(made)
+            assert not made.has("metrics.csv")
+
+
+def test_a_goal_that_is_missed_is_said(
+    run: stages.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = beside(run, tmp_path / "run", epochs=1, acc_share=0.6, acc_weight=1e-6)
+    stages.deploy(made)
+    assert "was NOT met" in capsys.readouterr().err
+    facts = json.loads(made.path(chip_stage.FITTED).read_text())
+    assert facts["validation"]["kept"]["accumulates"] > facts["acc_goal"]
 
 
 def test_what_was_rounded_away(run: stages.Run) -> None:
@@ -213,10 +236,10 @@ def test_a_file_that_is_not_what_was_trained_is_not_kept(
 
     def wrong(*args: Any, **options: Any) -> Any:
         found = real(*args, **options)
-        return replace(found, kept=Validated(found.kept.clips, found.kept.correct + 1, 1.0))
+        return replace(found, kept=replace(found.kept, correct=found.kept.correct + 1))
 
     monkeypatch.setattr(chip_stage, "train_chip", wrong)
-    with pytest.raises(Exception, match="this is a fault in knarr"):
+    with pytest.raises(RuntimeError, match="this is a fault in knarr"):
         stages.deploy(made)
     assert not made.path(stages.NET).exists()
 

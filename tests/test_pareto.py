@@ -11,6 +11,7 @@ import pytest
 from knarr.cli import pareto as costs
 from knarr.cli.pareto import Point, fronted, interval_text, numbers
 from knarr.cli.pareto_picture import draw
+from knarr.deploy import DeployError
 from knarr.train import RecipeError
 
 LITTLE = [
@@ -96,3 +97,28 @@ def test_a_search_and_its_second_start(
             "eyes", None, tmp_path / "x", [], bits=[8], steps=[], shares=[1.0], model="nope", json=True
         )
     assert not (tmp_path / "x").exists()
+    on_test = [*LITTLE, "student.fit.select=best_on_test"]
+    with pytest.raises(RecipeError, match="looks at the test data"):
+        costs.pareto(
+            "eyes", None, tmp_path / "x", on_test, bits=[8], steps=[], shares=[1.0], model="paper", json=True
+        )
+
+
+def test_a_student_that_goes_onto_no_chip_is_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = costs.stages.deploy
+
+    def lower(run: Any) -> None:
+        if run.recipe.chip.weight_bits == 2:
+            raise DeployError("node 'x': one scale leaves nothing of the smaller")
+        real(run)
+
+    monkeypatch.setattr(costs.stages, "deploy", lower)
+    goal = [*LITTLE, "chip.acc_per_inference=1000000000"]  # of the recipe; the search has its own
+    options: dict[str, Any] = {"bits": [2, 8], "steps": [12], "shares": [0.9], "model": "paper"}
+    assert costs.pareto("eyes", None, tmp_path / "search", goal, json=True, **options)
+    found = json.loads(capsys.readouterr().out)
+    assert [p["weight_bits"] for p in found["points"]] == [8]
+    assert found["points"][0]["acc_goal"] < 1e9
+    assert found["refused"] == ["node 'x': one scale leaves nothing of the smaller"]

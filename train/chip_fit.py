@@ -32,7 +32,7 @@ from knarr.train.fit import fit
 from knarr.train.fit_files import ACCUMULATES, METRICS, read_rows
 from knarr.train.fitter import Fitter
 from knarr.train.run import EVALUATION_BATCH, parts
-from knarr.train.settings import ChipSettings, Fit, Recipe
+from knarr.train.settings import ChipSettings, Fit, Recipe, SettingsError
 from knarr.train.systems.base import ChipLoss, Loss, RunData
 from knarr.train.systems.registry import system_of
 
@@ -50,11 +50,13 @@ class Validated:
     Args:
         clips: how many. correct: how many of them it decides rightly.
         accumulates: synaptic, per inference, mean over the clips.
+        input_accumulates: the part of them that the input's own events cost.
     """
 
     clips: int
     correct: int
     accumulates: float
+    input_accumulates: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +190,7 @@ def train_chip(
         callbacks: more Lightning callbacks.
 
     Raises:
-        RecipeError: settings that this system's chip students do not take.
+        RecipeError: settings that this system's chip students do not take, or a goal that none can meet.
         ChipError: integers that no chip holds.
     """
     chip = recipe.chip
@@ -205,9 +207,7 @@ def train_chip(
         teacher.to(batch.inputs.device)
         return loss(ran, batch)
 
-    goal = chip.acc_per_inference
-    if chip.acc_share is not None:
-        goal = chip.acc_share * before.accumulates
+    goal = _goal(chip, before)
     make: Callable[..., Fitter] = partial(ChipFitter, chip_loss=beside, chip=chip, goal=goal)
     fit(
         student,
@@ -230,10 +230,26 @@ def train_chip(
     return ChipFit(student.to_network(), _epoch_of(run_folder, goal, after), goal, before, after)
 
 
+def _goal(chip: ChipSettings, before: Validated) -> float | None:
+    """Accumulates per inference on validation clips.
+
+    Raises:
+        SettingsError: less than the input's own events cost.
+    """
+    goal = chip.acc_per_inference if chip.acc_share is None else chip.acc_share * before.accumulates
+    if goal is not None and goal <= before.input_accumulates:
+        name = "acc_per_inference" if chip.acc_share is None else "acc_share"
+        raise SettingsError(
+            f"chip.{name}: {goal:,.0f} ACC, but the input's own events cost {before.input_accumulates:,.0f}, which no training changes; "
+            f"ask for more of the {before.accumulates:,.0f}, or cut chip.timesteps"
+        )
+    return goal
+
+
 def validate(student: ChipStudent, clips: Clips, chosen: Indices) -> Validated:
     """The student as it is, on clips that are not augmented."""
     student.eval()
-    correct, accumulates = 0, 0.0
+    correct, accumulates, own = 0, 0.0, 0.0
     batches = Epoch(clips, chosen, EVALUATION_BATCH, seed=0, epoch=None)
     with torch.no_grad():
         for number in range(len(batches)):
@@ -241,7 +257,8 @@ def validate(student: ChipStudent, clips: Clips, chosen: Indices) -> Validated:
             ran: ChipRan = student(batch.inputs)
             correct += int((ran.classes == batch.labels).sum())
             accumulates += float(torch.stack(ran.acc).sum())
-    return Validated(len(chosen), correct, accumulates / len(chosen))
+            own += float(ran.input_acc.sum())
+    return Validated(len(chosen), correct, accumulates / len(chosen), own / len(chosen))
 
 
 def validated_on(recipe: Recipe, data: RunData, student: nn.Module) -> dict[str, int]:
@@ -270,7 +287,8 @@ def _epoch_of(run_folder: Path, goal: float | None, kept: Validated) -> int:
         return *_cost(float(row[ACCUMULATES]), goal), right, -loss
 
     best = max((row for row in read_rows(run_folder / METRICS) if row["stage"] == CHIP), key=score)
-    if best["validation_accuracy"] != f"{kept.correct / kept.clips:.6f}":
+    # torchmetrics divides in float32, so the log's decimals are compared as the clips that they stand for.
+    if round(float(best["validation_accuracy"]) * kept.clips) != kept.correct:
         raise RuntimeError(
             f"{run_folder / METRICS}: says {best['validation_accuracy']} of the network that is kept, which is right on "
             f"{kept.correct} of {kept.clips}; this is a fault in knarr, report it"

@@ -28,7 +28,7 @@ from knarr.hw_sim.layers import DECAY_UNITY, Layer
 from knarr.train.chip.grid import Grid, damped, rounded
 from knarr.train.chip.limits import UNIT, Limits, excess, series
 from knarr.train.chip.neurons import cuba
-from knarr.train.chip.operations import Accumulates
+from knarr.train.chip.operations import Accumulates, returned
 from knarr.train.chip.registers import Surrogate
 from knarr.train.chip.synapse import Synapse, one_side
 
@@ -45,7 +45,7 @@ class LayerRan:
         spikes: (B, T, *features) 0 or 1, float32, for the next layer.
         peaks: the same of v before its reset. currents: of u in float64, or without elements. arrived: of sums.
         penalty: 0-d, `excess` of sums and states that no bound keeps inside their registers.
-        acc: (B,) float64, see `Accumulates`.
+        acc: (B,) float64, see `Accumulates`. acc_in: the part of what arrives, without the layer's own spikes.
     """
 
     spikes: torch.Tensor
@@ -54,6 +54,7 @@ class LayerRan:
     arrived: torch.Tensor
     penalty: torch.Tensor
     acc: torch.Tensor
+    acc_in: torch.Tensor
 
 
 class ChipLayer(nn.Module):
@@ -190,9 +191,10 @@ class ChipLayer(nn.Module):
             return values.reshape(*values.shape[:2], *shape) if values.numel() else values
 
         spikes = shaped(ran.spikes).float()
-        acc = self.accumulates(x, spikes, back)
+        acc_in = self.accumulates(x)
+        acc = acc_in if back is None else acc_in + returned(spikes, back)
         return LayerRan(
-            spikes, shaped(ran.peaks), shaped(ran.currents), shaped(ran.arrived), penalty.float(), acc
+            spikes, shaped(ran.peaks), shaped(ran.currents), shaped(ran.arrived), penalty.float(), acc, acc_in
         )
 
     def _worst(

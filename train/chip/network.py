@@ -42,6 +42,7 @@ class ChipRan:
             thresholds, with gradients.
         acc: (B,) synaptic accumulates of each layer per clip, float64, `LayerCounts.acc` of the same run; with gradients through the
             spikes that cause them. 0 where graded inputs multiply.
+        input_acc: (B,) the part that the input's own events cause, detached.
     """
 
     outputs: torch.Tensor
@@ -52,6 +53,7 @@ class ChipRan:
     fired: tuple[torch.Tensor, ...]
     peaks: tuple[Callable[[], torch.Tensor], ...]
     acc: tuple[torch.Tensor, ...]
+    input_acc: torch.Tensor
 
     @property
     def step_logits(self) -> torch.Tensor:
@@ -153,6 +155,7 @@ class ChipStudent(nn.Module):
             tuple(one.spikes for _, one in firing),
             tuple(partial(layer.volts, one) for layer, one in firing),
             tuple(one.acc for one in ran),
+            ran[0].acc_in.detach(),
         )
 
     @property
@@ -185,7 +188,9 @@ class ChipStudent(nn.Module):
             ran = cuba(flat, bias, registers[0], (registers[1], registers[2]), Surrogate(), compiled=compiled)
         spikes, peaks = (array.view(mantissas.shape) for array in (ran.spikes, ran.peaks))
         nothing = peaks.new_zeros(len(peaks), dtype=torch.float64)
-        return LayerRan(spikes, peaks, torch.zeros_like(peaks), mantissas, peaks.new_zeros(()), nothing)
+        return LayerRan(
+            spikes, peaks, torch.zeros_like(peaks), mantissas, peaks.new_zeros(()), nothing, nothing
+        )
 
     def recording(self, inputs: torch.Tensor) -> Recording:
         """Every spike, u, v and sum as `knarr.hw_sim.simulate` records them, for `knarr.hw_sim.compare`."""

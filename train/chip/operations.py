@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from knarr.hw_sim import Dense, Recurrent
+from knarr.hw_sim import Dense
 from knarr.hw_sim.layers import Layer
 from knarr.hw_sim.reach import delayed_reach, layer_reach
 
@@ -25,22 +25,16 @@ class Accumulates(nn.Module):
         super().__init__()
         reaches = delayed_reach(layer) if isinstance(layer, Dense) else {0: layer_reach(layer)}
         self.delays = tuple(reaches)
-        self.loops = isinstance(layer, Recurrent)
         for number, reach in enumerate(reaches.values()):
             stored = torch.from_numpy(reach.stored.reshape(-1)).double()
             # It follows from the network, so checkpoints need not hold it.
             self.register_buffer(f"reach_{number}", stored, persistent=False)
 
-    def forward(self, x: torch.Tensor, spikes: torch.Tensor, recurrent: torch.Tensor | None) -> torch.Tensor:
-        """Accumulates of each clip.
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Accumulates of each clip, (B,) float64.
 
         Args:
             x: (B, T, *entering) what arrives. Frames that hold more than 0 and 1 multiply and cost no accumulates.
-            spikes: (B, T, *features) that the layer sends.
-            recurrent: integers of the layer's synapses with itself.
-
-        Returns:
-            (B,) float64.
         """
         flat, steps = x.flatten(2), x.shape[1]
         with torch.no_grad():
@@ -51,7 +45,15 @@ class Accumulates(nn.Module):
         for number, ago in enumerate(self.delays):
             # What would act after the inference is not paid.
             total = total + flat[:, : max(0, steps - ago)].sum(1).double() @ getattr(self, f"reach_{number}")
-        if recurrent is not None:
-            autapses = bool(torch.diagonal(recurrent).any())
-            total = total + (len(recurrent) - (not autapses)) * spikes[:, :-1].flatten(1).sum(1).double()
         return total
+
+
+def returned(spikes: torch.Tensor, recurrent: torch.Tensor) -> torch.Tensor:
+    """Accumulates of a layer's own spikes in each clip, (B,) float64; those of the last step come back too late.
+
+    Args:
+        spikes: (B, T, neurons).
+        recurrent: (neurons, neurons) integers; where no neuron hears itself there are no such synapses.
+    """
+    autapses = bool(torch.diagonal(recurrent).any())
+    return (len(recurrent) - (not autapses)) * spikes[:, :-1].flatten(1).sum(1).double()

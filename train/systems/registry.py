@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from knarr.train.data_error import DataError
+from knarr.train.first_steps import on_chip
 from knarr.train.settings import Recipe, SettingsError
 from knarr.train.systems.base import Progress, RunData, System
 from knarr.train.systems.cnn import Cnn
@@ -43,9 +44,14 @@ def check_networks(recipe: Recipe, data: RunData) -> None:
     """
     system = system_of(recipe)
     try:
-        system.student_loss(system.teacher(data))
+        teacher = system.teacher(data)
+        system.student_loss(teacher)
         system.student(data)
-        system.kept(data)
+        kept = system.kept(data)
+        if recipe.chip is not None:
+            on_chip(recipe, data.train)
+            system.chip_loss(teacher)
+            system.deployable(kept)
     except (DataError, SettingsError):
         raise
     except ValueError as error:
