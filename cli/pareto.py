@@ -31,6 +31,7 @@ from knarr.train.sweep_space import Choices, Space
 from knarr.train.sweep_worker import Report
 
 Number = TypeVar("Number", int, float)
+STEPS: Final = "chip.timesteps"
 POINT, PICTURE, FLOAT = "point.json", "pareto.png", "float"
 COPIED: Final = (TEACHER, STUDENT, chip_stage.GRAPH, f"{chip_stage.GRAPH}.json")
 
@@ -127,7 +128,9 @@ def pareto(
     stages.export(base)
     locks.release(base.folder)
     length = base.data.test.chip_inputs(np.arange(1)).shape[1]
-    sweep = _sweep(recipe, name, bits, steps or sorted({length, max(1, length // 2)}, reverse=True), shares)
+    wanted = steps or sorted({length, max(1, length // 2)}, reverse=True)
+    # All steps are no setting: some losses take nothing else.
+    sweep = _sweep(recipe, name, bits, [None if step == length else step for step in wanted], shares)
     root = read_run(base.folder)[1]
     result = run_sweep(
         sweep,
@@ -138,7 +141,14 @@ def pareto(
         progress=progress.say,
     )
     points = fronted(
-        [Point(trial.parameters, read_json(folder / trial.folder / POINT)) for trial in _done(result)], model
+        [
+            Point(
+                {**trial.parameters, STEPS: trial.parameters[STEPS] or length},
+                read_json(folder / trial.folder / POINT),
+            )
+            for trial in _done(result)
+        ],
+        model,
     )
     facts = {
         "recipe": recipe.name,
@@ -175,13 +185,13 @@ def numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
 
 
 def _sweep(
-    recipe: Recipe, name: str, bits: Sequence[int], steps: Sequence[int], shares: Sequence[float]
+    recipe: Recipe, name: str, bits: Sequence[int], steps: Sequence[int | None], shares: Sequence[float]
 ) -> Sweep:
     """All combinations, as a study that may grow no further."""
     goals = tuple(None if share == 1 else share for share in shares)
     search: dict[str, Space] = {
         "chip.weight_bits": Choices(values=tuple(bits)),
-        "chip.timesteps": Choices(values=tuple(steps)),
+        STEPS: Choices(values=tuple(steps)),
         "chip.acc_share": Choices(values=goals),
     }
     # What is searched is taken out of the recipe's own block.

@@ -142,7 +142,7 @@ def show(folder: Path, *, json: bool) -> bool:
     compared.add_column("mismatches", justify="right")
     compared.add_column("")
     for pair, counts in facts["mismatches"].items():
-        meaning = "must be 0" if "=" in pair else "measured: the chip rounds"
+        meaning = "must be 0" if "=" in pair else "measured: integers against floats"
         compared.add_row(pair, f"{counts['compared']:,}", f"{counts['mismatches']:,}", meaning)
     console.print(compared)
     if not facts["holds"]:

@@ -119,6 +119,8 @@ def test_a_student_that_goes_onto_no_chip_is_a_result(
     options: dict[str, Any] = {"bits": [2, 8], "steps": [12], "shares": [0.9], "model": "paper"}
     assert costs.pareto("eyes", None, tmp_path / "search", goal, json=True, **options)
     found = json.loads(capsys.readouterr().out)
-    assert [p["weight_bits"] for p in found["points"]] == [8]
+    assert [(p["weight_bits"], p["timesteps"]) for p in found["points"]] == [(8, 12)]
+    trial = next((tmp_path / "search").glob("trial-*/chip.json"))
+    assert "timesteps: null" in trial.with_name("config.yaml").read_text(), "all steps are no setting"
     assert found["points"][0]["acc_goal"] < 1e9
     assert found["refused"] == ["node 'x': one scale leaves nothing of the smaller"]

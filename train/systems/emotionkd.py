@@ -27,7 +27,7 @@ from knarr.train.networks.emotion_net import EmotionOutput, EmotionStudent, Emot
 from knarr.train.networks.gsr_repeat import GsrRepeat
 from knarr.train.networks.gsr_student import GsrOutput, GsrStudentSettings, build_gsr_student, run_gsr_student
 from knarr.train.networks.stress_teacher import StressTeacher
-from knarr.train.settings import RecipeError
+from knarr.train.settings import RecipeError, SettingsError
 from knarr.train.systems.base import ChipLoss, Loss, Progress, RunData, System
 from knarr.train.systems.emotionkd_recipe import (
     AnnStudent,
@@ -93,7 +93,6 @@ class EmotionKd(System[EmotionRecipe]):
         return loss
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
-        """Raises: RecipeError where features of a shorter student would be compared with the whole teacher's."""
         recipe = self.recipe
         settings = recipe.student
         if not isinstance(settings, FramesStudent):
@@ -101,7 +100,7 @@ class EmotionKd(System[EmotionRecipe]):
                 f"chip: student.kind '{settings.kind}' cannot run on a chip; train 'frames', or leave chip out"
             )
         if recipe.chip is not None and recipe.chip.timesteps is not None and settings.loss.feature:
-            raise RecipeError(
+            raise SettingsError(
                 "chip.timesteps: F_S of fewer steps has no F_T to be compared with; set student.loss.feature to 0, or leave it out"
             )
         spikes = settings.network.feature == "spike"
