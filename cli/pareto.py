@@ -29,6 +29,7 @@ from knarr.train.sweep import Result, run_sweep
 from knarr.train.sweep_file import Sweep, SweepSettings
 from knarr.train.sweep_space import Choices, Space
 from knarr.train.sweep_worker import Report
+from knarr.train.systems.registry import check_networks
 
 Number = TypeVar("Number", int, float)
 STEPS: Final = "chip.timesteps"
@@ -124,6 +125,7 @@ def pareto(
     base = stages.begin(
         recipe.model_copy(update={"chip": None}), data, folder / FLOAT, folder.parent / "data"
     )
+    check_networks(recipe.model_copy(update={"chip": recipe.chip or ChipSettings()}), base.data)
     stages.train(base)
     stages.export(base)
     locks.release(base.folder)

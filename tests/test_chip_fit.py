@@ -29,7 +29,7 @@ from knarr.train.settings import ChipSettings
 
 EYES: dict[str, Any] = {
     "data.subjects": 4, "data.takes_per_emotion": 1, "data.size": 24, "data.shift_px": 0, "data.validation_fraction": 0.34,
-    "teacher.fit.epochs": 1, "student.fit.epochs": 6, "student.fit.batch_size": 4, "deploy.lava_samples": 2, "threads": 1,
+    "teacher.fit.epochs": 1, "student.fit.epochs": 6, "student.fit.batch_size": 4, "deploy.lava_samples": 2, "threads": 1, "chip": None,
 }  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
     "eyes": {**EYES, "data.timesteps": 12, "student.channels": [8, 16], "student.fit.epochs": 12},

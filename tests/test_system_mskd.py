@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
     "data.subjects": PEOPLE, "data.takes_per_emotion": 1, "data.frames": FRAMES, "data.size": SIZE,
     "data.sampling": "E3-S1", "data.shift_px": 0, "data.pixel_bits": 8, "data.validation_fraction": 0.34,
     "teacher.network.seen.widths": [4, 8, 8, 8], "teacher.fit.epochs": 2, "teacher.fit.batch_size": 8,
-    "student.network.width": 0.125, "student.fit.epochs": 2, "student.fit.batch_size": 8, "deploy.lava_samples": 2,
+    "student.network.width": 0.125, "student.fit.epochs": 2, "student.fit.batch_size": 8, "deploy.lava_samples": 2, "chip": None,
 }  # fmt: skip
 
 NONE: Mapping[str, Any] = {}

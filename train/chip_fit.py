@@ -209,7 +209,7 @@ def train_chip(
 
     goal = _goal(chip, before)
     make: Callable[..., Fitter] = partial(ChipFitter, chip_loss=beside, chip=chip, goal=goal)
-    fit(
+    epoch = fit(
         student,
         _no_loss,
         clips,
@@ -227,7 +227,9 @@ def train_chip(
     after = validate(student, clips, validation)
     if (*_cost(before.accumulates, goal), before.correct) >= (*_cost(after.accumulates, goal), after.correct):
         return ChipFit(start, None, goal, before, before)
-    return ChipFit(student.to_network(), _epoch_of(run_folder, goal, after), goal, before, after)
+    assert epoch is not None, "a fit that selects has selected"
+    _check_log(run_folder, epoch, after)
+    return ChipFit(student.to_network(), epoch, goal, before, after)
 
 
 def _goal(chip: ChipSettings, before: Validated) -> float | None:
@@ -279,21 +281,17 @@ def _cost(accumulates: float, goal: float | None) -> tuple[float, float]:
     return (1.0, 0.0) if goal is None or accumulates <= goal else (0.0, -accumulates)
 
 
-def _epoch_of(run_folder: Path, goal: float | None, kept: Validated) -> int:
-    """Whose weights were kept, by the log; what it says of them must be what was found."""
-
-    def score(row: Mapping[str, Any]) -> tuple[float, ...]:
-        right, loss = float(row["validation_accuracy"]), float(row["validation_loss"])
-        return *_cost(float(row[ACCUMULATES]), goal), right, -loss
-
-    best = max((row for row in read_rows(run_folder / METRICS) if row["stage"] == CHIP), key=score)
+def _check_log(run_folder: Path, epoch: int, kept: Validated) -> None:
+    """What the log says of the network that is kept is what was found."""
+    row = next(
+        row for row in read_rows(run_folder / METRICS) if (row["stage"], row["epoch"]) == (CHIP, str(epoch))
+    )
     # torchmetrics divides in float32, so the log's decimals are compared as the clips that they stand for.
-    if round(float(best["validation_accuracy"]) * kept.clips) != kept.correct:
+    if round(float(row["validation_accuracy"]) * kept.clips) != kept.correct:
         raise RuntimeError(
-            f"{run_folder / METRICS}: says {best['validation_accuracy']} of the network that is kept, which is right on "
-            f"{kept.correct} of {kept.clips}; this is a fault in knarr, report it"
+            f"{run_folder / METRICS}: says {row['validation_accuracy']} of the network that is kept, which is right on {kept.correct} "
+            f"of {kept.clips}; this is a fault in knarr, report it"
         )
-    return int(best["epoch"])
 
 
 def _no_loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

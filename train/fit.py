@@ -80,7 +80,7 @@ def fit(
     held: Clips | None = None,
     make: type[Fitter] | Callable[..., Fitter] = Fitter,
     callbacks: tuple[Callback, ...] = (),
-) -> None:
+) -> int | None:
     """Fit a network in place; a run that was killed goes on after its last finished epoch.
 
     Several processes see what one process with `processes` times the batch size sees, and learn the same up to the order of float
@@ -101,6 +101,9 @@ def fit(
         make: what takes a step, for losses that change more than the network.
         callbacks: more Lightning callbacks, a progress bar for one. Of several processes the first has them, and keeps what they keep.
 
+    Returns:
+        The epoch whose weights were chosen; None where those of the last are kept, or several processes fitted.
+
     Raises:
         RecipeError: a checkpoint of another fit, or settings.processes that this machine, process or network does not allow.
         FitError: one of several processes was killed or hung; the others have ended too.
@@ -110,13 +113,14 @@ def fit(
     for leftover in folder.glob(f".{stage}.ckpt.*.tmp"):
         leftover.unlink()  # of a run that was killed while it wrote
 
-    def work(rank: int) -> None:
+    def work(rank: int) -> int | None:
         data = _Data(clips, train, clips if held is None else held, validation, settings, seed, rank)
         fitter = make(network, loss, settings, classes, len(train), len(validation))
-        _fit(fitter, data, stage, run_folder, callbacks if rank == 0 else ())
+        return _fit(fitter, data, stage, run_folder, callbacks if rank == 0 else ())
 
+    chosen = None
     if settings.processes == 1:
-        work(0)
+        chosen = work(0)
     else:
         with tempfile.TemporaryDirectory(prefix="knarr-fit-", ignore_cleanup_errors=True) as scratch:
             fitted = Path(scratch) / "fitted.pt"
@@ -130,9 +134,12 @@ def fit(
             in_processes(work_and_keep, settings.processes, Path(scratch))
             network.load_state_dict(torch.load(fitted, weights_only=True))
     network.cpu().eval()
+    return chosen
 
 
-def _fit(fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: tuple[Callback, ...]) -> None:
+def _fit(
+    fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: tuple[Callback, ...]
+) -> int | None:
     settings, folder = fitter.settings, run_folder / "checkpoints"
     checkpoint = folder / f"{stage}.ckpt"
     keeper = ModelCheckpoint(
@@ -150,7 +157,7 @@ def _fit(fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: t
     if settings.patience is not None:
         patience = EarlyStopping("validation_accuracy", mode="max", patience=settings.patience)
         if checkpoint.is_file() and _at_its_end(files.load_checkpoint(checkpoint), patience, fitter, best):
-            return
+            return best.epoch if best.weights else None
         own.append(patience)
     mixed = settings.precision == "mixed" and torch.cuda.is_available()
     trainer = lightning.Trainer(
@@ -180,8 +187,10 @@ def _fit(fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: t
             "ignore", message="The ``compute`` method of metric MulticlassAccuracy was called"
         )
         trainer.fit(fitter, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None)
-    if best.weights:
-        fitter.network.load_state_dict(best.weights)
+    if not best.weights:
+        return None
+    fitter.network.load_state_dict(best.weights)
+    return best.epoch
 
 
 def _at_its_end(kept: dict[str, Any], patience: EarlyStopping, fitter: Fitter, best: Best) -> bool:
