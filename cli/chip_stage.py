@@ -27,10 +27,10 @@ GRAPH: Final = "student.nir"
 def deploy(run: Run) -> None:
     """Write student.net: lowered, or with `chip:` lowered (lowered.net) and fitted on (chip.json says how that went)."""
     if run.recipe.chip is None:
-        write_net(_lowered(run), run.path(NET))
+        write_net(lowered(run), run.path(NET))
         return
     if not run.has(LOWERED):
-        write_net(_lowered(run), run.path(LOWERED))
+        write_net(lowered(run), run.path(LOWERED))
     start = read_net(run.path(LOWERED))
     teacher, _ = run.networks()
     progress.say(f"Fitting {run.recipe.chip.weight_bits}-bit integers in the chip's arithmetic")
@@ -55,7 +55,8 @@ def deploy(run: Run) -> None:
     progress.say(_said(found))
 
 
-def _lowered(run: Run) -> ChipNetwork:
+def lowered(run: Run) -> ChipNetwork:
+    """The run's graph in integers, with the bits of `chip` where the recipe has it."""
     graph = read(run.need(GRAPH, "export"))
     settings, coding, chip = run.recipe.deploy, run.data.coding, run.recipe.chip
     bits = settings.weight_bits if chip is None else chip.weight_bits

@@ -90,6 +90,10 @@ def _on_chip(run: Run, clips: Clips) -> Indices:
 def _protocol(run: Run) -> str:
     ways: Sequence[str] = [HOW[run.recipe.teacher.fit.select], HOW[run.recipe.student.fit.select]]
     chosen = ways[1] if ways[0] == ways[1] else f"teacher: {ways[0]}, student: {ways[1]}"
+    chip = run.recipe.chip
+    if chip is not None:
+        steps = "" if chip.timesteps is None else f" of the first {chip.timesteps} steps"
+        chosen += f"; chip: {chip.weight_bits}-bit integers of the best validation epoch{steps}"
     return f"{run.data.protocol}; {chosen}" if run.data.protocol else chosen
 
 

@@ -158,7 +158,11 @@ def pareto(
         "out": str(folder),
         "float_validation": validated_on(base.recipe, base.data, base.networks()[1]),
         "points": [{**_named(point), "front": point.front, **point.facts} for point in points],
-        "refused": [trial.reason for trial in result.trials if trial.reason],
+        "refused": [
+            {**_named(Point(trial.parameters, {})), "reason": trial.reason}
+            for trial in result.trials
+            if trial.reason
+        ],
     }
     if points:
         facts["picture"] = _draw(points, facts, folder)
@@ -169,8 +173,14 @@ def pareto(
     return bool(points)
 
 
-def numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
+def numbers(option: str, text: str, kind: type[Number], most: float, *, none: bool = False) -> list[Number]:
     """What an option lists.
+
+    Args:
+        option: its name. text: what was given.
+        kind: of numbers.
+        most: of each.
+        none: there may be no number.
 
     Raises:
         RecipeError: something else than different numbers above 0.
@@ -181,8 +191,8 @@ def numbers(option: str, text: str, kind: type[Number]) -> list[Number]:
         raise RecipeError(
             f"{option}: '{text[:60]}'; give numbers with commas between, such as 8,4"
         ) from error
-    if len(set(found)) < len(found) or any(not number > 0 for number in found):
-        raise RecipeError(f"{option}: '{text[:60]}'; give different numbers above 0")
+    if len(set(found)) < len(found) or not all(0 < number <= most for number in found) or not (found or none):
+        raise RecipeError(f"{option}: '{text[:60]}'; give different numbers above 0, at most {most:g}")
     return found
 
 
@@ -306,8 +316,9 @@ def _show(points: Sequence[Point], facts: dict[str, Any]) -> None:
         console.print(f"Energy: {points[0].energy(model)['provenance']}.")
     console.print(f"Float student: {found['correct'] / clips:.1%} of the validation clips.")
     console.print("Validation clips chose epochs and front, test clips nothing.")
-    for reason in facts["refused"]:
-        console.print(f"refused: {reason}", soft_wrap=True)
+    for refused in facts["refused"]:
+        steps = "" if refused["timesteps"] is None else f", {refused['timesteps']} steps"
+        console.print(f"refused: {refused['weight_bits']} bits{steps}: {refused['reason']}", soft_wrap=True)
     if points:
         console.print(f"picture: {facts['picture']}", soft_wrap=True)
 

@@ -58,7 +58,7 @@ def _samples(run: Run) -> Figure:
     batch = run.data.test.batch(chosen, None)
     return sample_picture.draw(
         [part.numpy() for part in batch.teacher_inputs],
-        run.data.test.chip_inputs(chosen),
+        run.on_chip(run.data.test).chip_inputs(chosen),
         [run.data.class_names[label] for label in classes],
         run.recipe.data.dt_s,
         # N-MNIST's polarity 1 is ON; everywhere else the first plane is

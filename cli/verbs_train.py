@@ -141,9 +141,9 @@ def pareto(
             data,
             out,
             changes or [],
-            bits=costs.numbers("--bits", bits, int),
-            steps=costs.numbers("--steps", steps, int),
-            shares=costs.numbers("--shares", shares, float),
+            bits=costs.numbers("--bits", bits, int, 8),
+            steps=costs.numbers("--steps", steps, int, 10**6, none=True),
+            shares=costs.numbers("--shares", shares, float, 1),
             model=model,
             json=json,
         )

@@ -60,10 +60,10 @@ def test_intervals_are_drawn() -> None:
     assert panel.get_xscale() == "log"
 
 
-@pytest.mark.parametrize("text", ["8,x", "8,8", "0", "-1", "nan"])
+@pytest.mark.parametrize("text", ["8,x", "8,8", "0", "-1", "nan", "1.5", ","])
 def test_lists_that_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match=r"--shares: .*give"):
-        numbers("--shares", text, float)
+        numbers("--shares", text, float, 1)
 
 
 def test_a_search_and_its_second_start(
@@ -123,4 +123,6 @@ def test_a_student_that_goes_onto_no_chip_is_a_result(
     trial = next((tmp_path / "search").glob("trial-*/chip.json"))
     assert "timesteps: null" in trial.with_name("config.yaml").read_text(), "all steps are no setting"
     assert found["points"][0]["acc_goal"] < 1e9
-    assert found["refused"] == ["node 'x': one scale leaves nothing of the smaller"]
+    assert [(r["weight_bits"], r["reason"]) for r in found["refused"]] == [
+        (2, "node 'x': one scale leaves nothing of the smaller")
+    ]

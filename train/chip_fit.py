@@ -160,14 +160,23 @@ class ChipFitter(Fitter):
 def chip_student(
     chip: ChipSettings, start: ChipNetwork, unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None
 ) -> ChipStudent:
-    """A student that starts as a lowered network; see `ChipStudent.from_network`."""
-    return ChipStudent.from_network(
+    """A student that starts as a lowered network; see `ChipStudent.from_network`.
+
+    Raises:
+        SettingsError: it has nothing of what is to be learned.
+    """
+    student = ChipStudent.from_network(
         start,
         limits=Limits.of_bits(chip.weight_bits),
         surrogate=Surrogate(kind=chip.surrogate, width=chip.surrogate_width),
         learn=chip.learn,
         unrounded=unrounded,
     )
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise SettingsError(
+            f"chip.learn: the student has none of {', '.join(chip.learn)} that could be learned; add weights"
+        )
+    return student
 
 
 def train_chip(
@@ -207,7 +216,7 @@ def train_chip(
         teacher.to(batch.inputs.device)
         return loss(ran, batch)
 
-    goal = _goal(chip, before)
+    goal = goal_of(chip, before)
     make: Callable[..., Fitter] = partial(ChipFitter, chip_loss=beside, chip=chip, goal=goal)
     epoch = fit(
         student,
@@ -232,7 +241,7 @@ def train_chip(
     return ChipFit(student.to_network(), epoch, goal, before, after)
 
 
-def _goal(chip: ChipSettings, before: Validated) -> float | None:
+def goal_of(chip: ChipSettings, before: Validated) -> float | None:
     """Accumulates per inference on validation clips.
 
     Raises:

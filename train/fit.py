@@ -93,7 +93,7 @@ def fit(
         clips: the data.
         train, validation: indices, into `clips` and into `held`.
         settings: epochs, batch size, optimiser, processes.
-        stage: "teacher" or "student": names the checkpoint and the rows of metrics.csv.
+        stage: "teacher", "student" or "chip": names the checkpoint and the rows of metrics.csv.
         classes: number of classes.
         seed: of batches, augmentation and dropout.
         run_folder: gets checkpoints/<stage>.ckpt and metrics.csv, each replaced in one move after every epoch.

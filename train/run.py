@@ -25,6 +25,7 @@ from knarr.train.weights import load_weights, save_weights
 from knarr.train.yaml_text import YamlError, read_yaml, short
 
 CONFIG, TEACHER, STUDENT = "config.yaml", "teacher.safetensors", "student.safetensors"
+CHIP_FILES = ("student.net", "lowered.net", "checkpoints/chip.ckpt")
 EVALUATION_BATCH = 50
 Logits = Callable[[nn.Module, Batch], torch.Tensor]
 
@@ -39,7 +40,8 @@ def open_run(
         data_root: where the data came from. cache: where they were prepared; both are remembered, neither is compared.
 
     Raises:
-        RecipeError: the folder holds a run with other settings or other data.
+        RecipeError: the folder holds a run with other settings or other data. Settings of `chip` may change until something lies
+            there that depends on them.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     path = run_folder / CONFIG
@@ -55,7 +57,15 @@ def open_run(
         write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
         return
     found, _ = read_run(run_folder)
-    if found != recipe or not data.is_of(_read_config(path).get("data_sha256")):
+    config = _read_config(path)
+    same_data = data.is_of(config.get("data_sha256"))
+    if same_data and found.model_copy(update={"chip": recipe.chip}) == recipe and not _on_chip(run_folder):
+        if found != recipe:
+            # Teacher and student are the same; nothing was lowered yet that could be another.
+            config["recipe"] = recipe.model_dump(mode="json")
+            write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
+        return
+    if found != recipe or not same_data:
         raise RecipeError(
             f"{run_folder}: holds a run with other settings or data than recipe '{recipe.name}'; "
             "give another --out"
@@ -66,6 +76,11 @@ def _begun(run_folder: Path) -> bool:
     """Whether a fit has left anything."""
     weights = (run_folder / TEACHER, run_folder / STUDENT)
     return any(path.is_file() for path in (*weights, *run_folder.glob("checkpoints/*.ckpt")))
+
+
+def _on_chip(run_folder: Path) -> bool:
+    """Whether a student has been lowered, or its integers fitted."""
+    return any((run_folder / name).is_file() for name in CHIP_FILES)
 
 
 def read_run(run_folder: Path) -> tuple[Recipe, Path]:

@@ -78,7 +78,8 @@ class ChipSettings(Frozen):
     """How a lowered student is fitted on in the chip's own arithmetic; `chip: {}` takes all of it as it is.
 
     The fit starts from the float student's weights in the scales that lowering chose, beside the same teacher and with the same loss.
-    What is kept is the epoch that is right most often on the validation data, and `student.net` holds its very integers.
+    What is kept is the epoch that is right most often on the validation data, of those within the goal where there is one, and
+    `student.net` holds its very integers.
 
     Args:
         weight_bits: signed bits of a weight, in place of `deploy.weight_bits`.
@@ -90,7 +91,7 @@ class ChipSettings(Frozen):
         learn: what is learned: "weights", "steps" (scales, each layer's grid), "thresholds", "biases", "decays" (k of k/4096).
         timesteps: the first so many of every clip; None for all. The chip runs no more of them anywhere.
         acc_per_inference: synaptic accumulates that an inference may cost, mean over clips; None for no limit. Those of the input's
-            own events are in it, and no training changes them.
+            own events are in it, and no training changes them; graded inputs multiply and are not.
         acc_share: the same goal as a share of what the lowered network costs on the validation clips; give one of the two.
         acc_weight: of the goal in the loss: weight * max(0, ACC / goal - 1).
         register_weight: of sums and states that leave their registers.

@@ -6,8 +6,8 @@
 
 Float students, their data and what they are tested on are those of distillation.py, arm "taught", and are fitted where they are not
 there yet. Each is lowered at 8, 6, 4 and 3 weight bits, at 8 bits with the first half of the time steps, and fitted on from there in
-the chip's arithmetic, beside the same teacher; then once more at 8 bits with a goal of half the accumulates that the 8-bit student
-needs on validation clips. Epochs are chosen by validation clips. Fits resume where a killed run left them.
+the chip's arithmetic, beside the same teacher; then once more at 8 bits, for 20 epochs in place of 10, with a goal of half the accumulates
+that the 8-bit student needs on validation clips. Epochs are chosen by validation clips. Fits resume where a killed run left them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def variants(recipe: Recipe, steps: int, found: dict[str, Any]) -> Iterator[tupl
 def fit_seed(task: str, seed: int, asked: argparse.Namespace, found: dict[str, Any]) -> Iterator[str]:
     """Fill in what a seed lacks, student by student; yields a name after each."""
     people = {"data.seed": seed} if task == "mskd_eyes" else {}
-    recipe = with_settings(load_recipe(task), {"seed": seed, "threads": 1, **people})
+    recipe = with_settings(load_recipe(task), {"seed": seed, "threads": 1, "chip": None, **people})
     data, root, tests = prepared(task, recipe, asked)
     base = stages.Run(asked.work / task / f"seed-{seed}" / "taught", recipe, data)
     open_run(recipe, data, root, base.folder)

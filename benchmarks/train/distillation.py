@@ -110,7 +110,7 @@ def prepared(task: str, recipe: Recipe, asked: argparse.Namespace) -> tuple[RunD
 def fit_seed(task: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     """Teacher and both students of a seed: for each test set and clip, in how many passes they were right."""
     people = {} if task == "nmnist" else {"data.seed": seed}
-    taught = with_settings(load_recipe(task), {"seed": seed, "threads": 1, **people})
+    taught = with_settings(load_recipe(task), {"seed": seed, "threads": 1, "chip": None, **people})
     untaught = with_settings(taught, {ALPHA[task]: 0})
     data, root, tests = prepared(task, taught, asked)
     folder = asked.work / task / f"seed-{seed}"
