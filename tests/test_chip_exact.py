@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -563,7 +564,7 @@ def test_logits_are_the_readout_s_scores(kind: Any) -> None:
     assert np.allclose(ran.logits.detach(), scores / scale, rtol=1e-5, atol=1e-6)  # volts, in float32
     assert np.abs(scores).max() > 0.01
     assert np.array_equal(ran.classes, network.readout.decide(simulate(network, inputs).output))
-    tie = ChipRan(ran.outputs, torch.zeros_like(ran.integers), (), ran.penalty, network.readout)
+    tie = replace(ran, integers=torch.zeros_like(ran.integers))
     assert tie.classes.tolist() == [0] * 5
 
 

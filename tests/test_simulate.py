@@ -216,7 +216,8 @@ def test_many_samples_need_the_memory_of_few(engine: str) -> None:
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell is born deaf to it
 import numpy as np
 from knarr.hw_sim import ChipNetwork, Conv, InputCoding, Neuron, Readout, simulate
 rng = np.random.default_rng(0)

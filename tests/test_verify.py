@@ -379,7 +379,9 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
     object.__setattr__(
         opened,
         "recipe",
-        SimpleNamespace(data=SimpleNamespace(dt_s=crossing.dt_s), deploy=SimpleNamespace(lava_samples=3)),
+        SimpleNamespace(
+            data=SimpleNamespace(dt_s=crossing.dt_s), deploy=SimpleNamespace(lava_samples=3), chip=None
+        ),
     )
     monkeypatch.setattr(stages.Run, "networks", lambda self: (None, crossing.module))
     monkeypatch.setattr(stages.Run, "system", SimpleNamespace(deployable=lambda kept: kept))
