@@ -112,7 +112,7 @@ class ChipSettings(Frozen):
     timesteps: Count | None = None
     acc_per_inference: Positive | None = None
     acc_share: Share | None = None
-    acc_weight: Positive = 1.0
+    acc_weight: Positive = 3.0
     register_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     surrogate: Literal["box", "atan"] = "atan"
     surrogate_width: Positive = 2.0
