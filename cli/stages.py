@@ -43,7 +43,7 @@ from knarr.train.clips import Clips
 from knarr.train.first_steps import on_chip
 from knarr.train.fit_files import write_atomic
 from knarr.train.overrides import parse_setting, with_settings
-from knarr.train.run import STUDENT, TEACHER, parts, read_cache
+from knarr.train.run import CONFIG, STUDENT, TEACHER, parts, read_cache
 from knarr.train.systems.base import System
 from knarr.train.systems.registry import check_networks
 
@@ -115,7 +115,8 @@ def begin(recipe: Recipe, data: Path | None, folder: Path, cache: Path) -> Run:
     progress.say(f"Data: {len(loaded.train.labels)} clips to train on, {len(loaded.test.labels)} held out")
     # Before anything is written: what is refused later leaves a folder that refuses the corrected recipe.
     check_networks(recipe, loaded)
-    parts(recipe, loaded)
+    if len(recipe.chosen_on_test) < 2 or recipe.chip is not None:
+        parts(recipe, loaded)
     folder.mkdir(parents=True, exist_ok=True)
     hold(folder)
     open_run(recipe, loaded, data, folder, cache=cache)
@@ -133,7 +134,7 @@ def reopen(folder: Path, data: Path | None = None) -> Run:
     root = root if data is None else data
     if not root.is_dir():
         raise RecipeError(
-            f"{root}: the data of run {folder} are not there; give their folder, `knarr evaluate {folder} --data FOLDER`"
+            f"{root}: the data of run {folder} are not there; give their folder, `knarr evaluate {folder} --data FOLDER`, or correct data_root in {folder / CONFIG}"
         )
     hold(folder)
     loaded = load_data(recipe, root, cache=read_cache(folder), progress=progress.counter("samples read"))

@@ -20,7 +20,7 @@ from knarr.export import ExportError
 from knarr.train import Recipe, RecipeError, load_recipe
 from knarr.train.evaluation_file import EVALUATION, EvaluationError, read
 from knarr.train.overrides import with_settings
-from knarr.train.run import TEACHER
+from knarr.train.run import TEACHER, read_run
 from knarr.train.settings import SettingsError
 from knarr.train.systems.cnn import Cnn
 
@@ -216,3 +216,29 @@ def _without_the_parents(work: Any) -> None:
 
     locks._HELD.clear()  # a fork inherits what is written there, and not the lock
     work()
+
+
+def test_a_run_of_an_earlier_version_is_read_with_the_data_it_was_made_with(tmp_path: Path) -> None:
+    its = with_settings(load_recipe("eyes"), {"seed": 3, "data.seed": 3})
+    plain = its.model_dump(mode="json")
+    del plain["data"]["seed"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"recipe": plain, "data_root": "somewhere"}))
+    assert read_run(tmp_path)[0] == its
+    plain["data"]["seed"] = 1
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"recipe": plain, "data_root": "somewhere"}))
+    found = read_run(tmp_path)[0]
+    assert found.model_dump()["data"]["seed"] == 1
+
+
+def test_what_later_stages_left_holds_to_the_settings(tmp_path: Path) -> None:
+    for name in ("student.nir", "student.net", "accuracy.json", "evaluation.json"):
+        folder = tmp_path / name
+        run = stages.begin(recipe(), None, folder, tmp_path / "data")
+        before = (folder / "config.yaml").stat().st_mtime_ns
+        stages.reopen(folder)
+        assert (folder / "config.yaml").stat().st_mtime_ns == before, "reading a run wrote to it"
+        release(folder)
+        run.path(name).touch()
+        with pytest.raises(RecipeError, match="other settings"):
+            stages.begin(recipe(seed=1), None, folder, tmp_path / "data")
+        release(folder)

@@ -15,7 +15,7 @@ FORM: Final = "2:"
 """Before every number of this form; runs of earlier versions hold one of `old_fingerprint`, without it."""
 CLIPS: Final = 16
 GRAIN: Final = 16
-"""Teacher inputs are hashed in steps of 1/16: another machine adds floats in another order, and its last bits are no other data."""
+"""Teacher inputs are hashed in steps of 1/16: another machine adds floats in another order, and its last bits are seldom other data."""
 
 
 def fingerprint(splits: tuple[Clips, ...], *facts: Any) -> str:

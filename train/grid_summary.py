@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from knarr.train.eyes import LIGHTS
 from knarr.train.grid import Cell, Grid, GridError
 from knarr.train.grid_rows import Planned
 from knarr.train.measures import Estimate, Interval, t_interval
@@ -138,9 +139,13 @@ def summarise(grid: Grid, results: Results) -> GridTable:
 def _columns_exist(grid: Grid, results: Results) -> None:
     """Refuse columns of a class or a lighting that no run has; a dash would look like one that is not defined."""
     runs = [found for _, found in results if found is not None]
+    if len(runs) < len(results):  # a class or a lighting may yet come with another run
+        return
     there = {"recall": {name for run in runs for name in run.classes}}
-    if len(runs) == len(results):  # a lighting may yet come with another fold
-        there["group"] = {name for run in runs for name in run.lights or ()}
+    lights = {name for run in runs for name in run.lights or ()}
+    if lights:
+        # SEE has them all, some people of it may not.
+        there["group"] = lights | set(LIGHTS)
     for column in grid.columns:
         kind, _, name = column.partition("/")
         if there.get(kind) and name not in there[kind]:

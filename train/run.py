@@ -25,6 +25,14 @@ from knarr.train.weights import load_weights, save_weights
 from knarr.train.yaml_text import YamlError, read_yaml, short
 
 CONFIG, TEACHER, STUDENT = "config.yaml", "teacher.safetensors", "student.safetensors"
+LATER_FILES = (
+    "student.nir",
+    "teacher.onnx",
+    "recording.npz",
+    "accuracy.json",
+    "evaluation.json",
+    "metrics.csv",
+)
 CHIP_FILES = ("student.net", "lowered.net", "checkpoints/chip.ckpt")
 EVALUATION_BATCH = 50
 Logits = Callable[[nn.Module, Batch], torch.Tensor]
@@ -46,7 +54,7 @@ def open_run(
     run_folder.mkdir(parents=True, exist_ok=True)
     path = run_folder / CONFIG
     # Settings that nothing was fitted with hold nobody to them.
-    if not path.is_file() or not _begun(run_folder):
+    if not path.is_file() or (not _begun(run_folder) and not _is_of(path, recipe, data)):
         config = {
             "recipe": recipe.model_dump(mode="json"),
             "data_sha256": data.fingerprint,
@@ -72,10 +80,18 @@ def open_run(
         )
 
 
+def _is_of(path: Path, recipe: Recipe, data: RunData) -> bool:
+    """Whether a config is of these settings and data already."""
+    try:
+        return read_run(path.parent)[0] == recipe and data.is_of(_read_config(path).get("data_sha256"))
+    except RecipeError:
+        return False
+
+
 def _begun(run_folder: Path) -> bool:
-    """Whether a fit has left anything."""
-    weights = (run_folder / TEACHER, run_folder / STUDENT)
-    return any(path.is_file() for path in (*weights, *run_folder.glob("checkpoints/*.ckpt")))
+    """Whether a fit, or a stage after it, has left anything."""
+    left = (run_folder / name for name in (TEACHER, STUDENT, *CHIP_FILES, *LATER_FILES))
+    return any(path.is_file() for path in (*left, *run_folder.glob("checkpoints/*.ckpt")))
 
 
 def _on_chip(run_folder: Path) -> bool:
@@ -96,7 +112,7 @@ def read_run(run_folder: Path) -> tuple[Recipe, Path]:
         )
     config = _read_config(path)
     try:
-        return check_recipe(config["recipe"], str(path)), Path(config["data_root"])
+        return check_recipe(_of_today(config["recipe"]), str(path)), Path(config["data_root"])
     except RecipeError as error:
         raise RecipeError(
             f"{error}; use the version of knarr that made the run, or correct the setting there"
@@ -105,6 +121,19 @@ def read_run(run_folder: Path) -> tuple[Recipe, Path]:
         raise RecipeError(
             f"{path}: {error} is not there, so not the settings of a run; correct it"
         ) from error
+
+
+def _of_today(plain: Any) -> Any:
+    """A recipe as an earlier version wrote it: generated data were drawn by the recipe's seed before they had one of their own."""
+    if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict):
+        return plain
+    drawn = (plain.get("system"), plain["data"].get("kind")) in (
+        ("cnn", "eyes"),
+        ("spiking_emotions", "clips"),
+    )
+    if not drawn or "seed" in plain["data"]:
+        return plain
+    return {**plain, "data": {**plain["data"], "seed": plain.get("seed", 0)}}
 
 
 def read_cache(run_folder: Path) -> Path:
@@ -190,11 +219,12 @@ def _fit(
 ) -> None:
     torch.set_num_threads(recipe.threads)
     settings: Fit = recipe.teacher.fit if stage == "teacher" else recipe.student.fit
-    train, validation = parts(recipe, data)
     held: Clips = data.train
     if settings.select == "best_on_test":
         train, validation = np.arange(len(data.train.labels)), np.arange(len(data.test.labels))
         held = data.test
+    else:
+        train, validation = parts(recipe, data)
     make: Callable[..., Fitter] = Fitter
     if teacher is not None:
         chosen = system_of(recipe).student_fitter(teacher, data, train, run_folder)

@@ -102,7 +102,7 @@ class ChipSettings(Frozen):
     epochs: Count = 10
     batch_size: Count | None = None
     learning_rate: Rate = 0.001
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, le=1000)
     learn: tuple[Literal["weights", "steps", "thresholds", "biases", "decays"], ...] = (
         "weights",
         "steps",

@@ -200,7 +200,7 @@ def name_of(settings: PhysioData, read: Recordings) -> str:
 
 def _protocol(settings: PhysioData, folds: int, people: int) -> str:
     said = [in_words(settings.split, folds), f"windows of {settings.window_s:g} s"]
-    said += [f"{people} people"] if settings.split != "loso" else []
+    said += [f"{people} people"] if settings.people is not None and settings.split != "loso" else []
     said += ["skin conductance in siemens"] if settings.gsr_unit == "siemens" else []
     return "; ".join(said)
 
