@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,15 +13,19 @@ from knarr.cli.output import json_text
 from knarr.deploy import lower, read_net, unrounded_weights, write_net
 from knarr.export import read
 from knarr.hw_sim import ChipNetwork, simulate
+from knarr.train import Recipe
 from knarr.train.chip_fit import CHIP, ChipFit, train_chip
+from knarr.train.clips import Clips, Indices
 from knarr.train.fit_files import write_atomic
-from knarr.train.run import parts
+from knarr.train.run import STUDENT, TEACHER, parts
 
 if TYPE_CHECKING:
     from knarr.cli.stages import Run
 
 NET, LOWERED, FITTED = "student.net", "lowered.net", "chip.json"
 GRAPH: Final = "student.nir"
+FLOAT_FILES: Final = (TEACHER, STUDENT, GRAPH, f"{GRAPH}.json")
+"""What a student needs to be lowered and fitted on."""
 
 
 def deploy(run: Run) -> None:
@@ -80,16 +84,29 @@ def lowered(run: Run) -> ChipNetwork:
     )
 
 
+def decided(run: Run, network: ChipNetwork, clips: Clips, chosen: Indices | None = None) -> Indices:
+    """(N,) class that a chip network of a run sees in each clip, or in each of the chosen ones."""
+    indices = np.arange(len(clips.labels)) if chosen is None else chosen
+    return network.readout.decide(simulate(network, run.on_chip(clips).chip_inputs(indices)).output)
+
+
+def beside(run: Run, recipe: Recipe, folder: Path) -> Run:
+    """The same teacher, student and graph in a folder of their own, to be deployed by another `chip`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FLOAT_FILES:
+        if not (folder / name).is_file():
+            write_atomic(folder / name, run.path(name).read_bytes())
+    return replace(run, recipe=recipe, folder=folder)
+
+
 def _check(run: Run, path: Path, found: ChipFit) -> None:
     """The file, on the simulator, is right as often as the training log says.
 
     Raises:
         RuntimeError: it is not, and the file is removed.
     """
-    network, (_, validation) = read_net(path), parts(run.recipe, run.data)
-    inputs = run.on_chip(run.data.train).chip_inputs(validation)
-    decided = network.readout.decide(simulate(network, inputs).output)
-    correct = int((decided == run.data.train.labels[validation]).sum())
+    train, (_, validation) = run.data.train, parts(run.recipe, run.data)
+    correct = int((decided(run, read_net(path), train, validation) == train.labels[validation]).sum())
     if correct != found.kept.correct:
         path.unlink()
         raise RuntimeError(

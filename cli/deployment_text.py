@@ -14,6 +14,7 @@ from rich.text import Text
 from knarr.deploy import Placement, Violation, table
 from knarr.deploy.violation import fatal
 from knarr.hw_sim import ChipNetwork
+from knarr.hw_sim.network import TRAINED
 
 
 def print_lowering(network: ChipNetwork, console: Console) -> None:
@@ -21,7 +22,7 @@ def print_lowering(network: ChipNetwork, console: Console) -> None:
     notes = network.lowering
     if not notes:
         return
-    if "trained" in notes:
+    if TRAINED in notes:
         console.print(f"{notes['weight_bits']}-bit weights, fitted in the chip's arithmetic after lowering")
         return
     measured = notes["calibration"]

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from knarr.cli import progress, stages
+from knarr.cli.chip_stage import decided
 from knarr.cli.evaluation_text import evaluation_facts, print_evaluation
 from knarr.cli.locks import release
 from knarr.cli.output import json_text, make_console
 from knarr.cli.stages import NET, Run
 from knarr.cli.tabling import NOT_DEPLOYED
 from knarr.deploy import read_net
-from knarr.hw_sim import simulate
-from knarr.train.clips import Clips, Indices
+from knarr.train.clips import Indices
 from knarr.train.evaluation_file import EVALUATION, RunEvaluation, write
 from knarr.train.fit_files import write_atomic
 from knarr.train.run import student_predictions, teacher_predictions
@@ -59,7 +59,7 @@ def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluatio
         predicted["teacher"].append(teacher_predictions(run.recipe, teacher, clips))
         predicted["student"].append(student_predictions(run.recipe, student, clips))
         if "chip" in predicted:
-            predicted["chip"].append(_on_chip(run, clips))
+            predicted["chip"].append(decided(run, read_net(run.path(NET)), clips))
         show(number, len(passes))
     data = run.data
     samples = len(data.test.labels)
@@ -79,12 +79,6 @@ def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluatio
     )
     write(run.path(EVALUATION), found)
     return found
-
-
-def _on_chip(run: Run, clips: Clips) -> Indices:
-    network = read_net(run.path(NET))
-    inputs = run.on_chip(clips).chip_inputs(np.arange(len(clips.labels)))
-    return network.readout.decide(simulate(network, inputs).output)
 
 
 def _protocol(run: Run) -> str:

@@ -18,14 +18,13 @@ from knarr.cli.energy_facts import Pricing
 from knarr.cli.output import json_text, make_console, read_json
 from knarr.deploy import DeployError, read_net
 from knarr.hw_sim import ChipError, count_events, price, simulate
-from knarr.train import Recipe, RecipeError, open_run, read_run
-from knarr.train.chip_fit import validated_on
+from knarr.train import Recipe, RecipeError, open_run, read_run, student_predictions
 from knarr.train.fit_files import write_atomic
 from knarr.train.overrides import parse_setting, with_settings
 from knarr.train.recipe import load_recipe
-from knarr.train.run import STUDENT, TEACHER, parts
+from knarr.train.run import parts
 from knarr.train.settings import ChipSettings, SettingsError
-from knarr.train.sweep import Result, run_sweep
+from knarr.train.sweep import run_sweep
 from knarr.train.sweep_file import Sweep, SweepSettings
 from knarr.train.sweep_space import Choices, Space
 from knarr.train.sweep_worker import Report
@@ -34,7 +33,6 @@ from knarr.train.systems.registry import check_networks
 Number = TypeVar("Number", int, float)
 STEPS: Final = "chip.timesteps"
 POINT, PICTURE, FLOAT = "point.json", "pareto.png", "float"
-COPIED: Final = (TEACHER, STUDENT, chip_stage.GRAPH, f"{chip_stage.GRAPH}.json")
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,8 @@ class Trials:
 
     def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
         base = self.base
-        folder.mkdir(parents=True, exist_ok=True)
-        run = replace(base, recipe=recipe, folder=folder)
         open_run(recipe, base.data, self.root, folder)
-        for name in COPIED:
-            if not run.has(name):
-                write_atomic(run.path(name), base.path(name).read_bytes())
+        run = chip_stage.beside(base, recipe, folder)
         if run.has(stages.LOWERED):
             read_net(run.path(stages.LOWERED))  # a damaged file can be cured and is no result
         try:
@@ -112,9 +106,9 @@ def pareto(
     Raises:
         RecipeError: settings that do not fit; model or settings that do not exist.
     """
-    pairs = {_label(*pair): pair for pair in _pairs()}
-    if model not in pairs:
-        raise RecipeError(f"--model: '{model}' does not exist; choose from {', '.join(pairs)}")
+    models = [_label(*pair) for pair in _pairs()]
+    if model not in models:
+        raise RecipeError(f"--model: '{model}' does not exist; choose from {', '.join(models)}")
     recipe = with_settings(load_recipe(name), dict(map(parse_setting, changes)))
     if recipe.chosen_on_test:
         raise RecipeError(
@@ -148,7 +142,8 @@ def pareto(
                 {**trial.parameters, STEPS: trial.parameters[STEPS] or length},
                 read_json(folder / trial.folder / POINT),
             )
-            for trial in _done(result)
+            for trial in result.trials
+            if trial.state == "finished"
         ],
         model,
     )
@@ -156,7 +151,7 @@ def pareto(
         "recipe": recipe.name,
         "model": model,
         "out": str(folder),
-        "float_validation": validated_on(base.recipe, base.data, base.networks()[1]),
+        "float_validation": _of_float(base),
         "points": [{**_named(point), "front": point.front, **point.facts} for point in points],
         "refused": [
             {**_named(Point(trial.parameters, {})), "reason": trial.reason}
@@ -215,6 +210,13 @@ def _sweep(
     return Sweep(settings, made, math.prod(map(len, (bits, steps, goals))))
 
 
+def _of_float(base: stages.Run) -> dict[str, int]:
+    """How many of the validation clips the float student decides rightly."""
+    train, (_, chosen) = base.data.train, parts(base.recipe, base.data)
+    seen = student_predictions(base.recipe, base.networks()[1], train, chosen)
+    return {"clips": len(chosen), "correct": int((seen == train.labels[chosen]).sum())}
+
+
 def _measured(run: stages.Run) -> dict[str, Any]:
     """Accuracy on validation and test clips, and what an inference on the former costs."""
     fitted = read_json(run.path(chip_stage.FITTED))
@@ -223,8 +225,7 @@ def _measured(run: stages.Run) -> dict[str, Any]:
     inputs = run.on_chip(run.data.train).chip_inputs(chosen)
     counts = count_events(network, inputs, simulate(network, inputs, record=("output", "spikes")))
     test = run.data.test
-    shown = run.on_chip(test).chip_inputs(np.arange(len(test.labels)))
-    right = int((network.readout.decide(simulate(network, shown).output) == test.labels).sum())
+    right = int((chip_stage.decided(run, network, test) == test.labels).sum())
     energy = {}
     for model, profile in _pairs():
         priced = price(counts, profile, model=model, options=Pricing().options)
@@ -248,10 +249,6 @@ def _pairs() -> list[tuple[str, Any]]:
 
 def _label(model: str, profile: Any) -> str:
     return model if model != "chip" else f"chip:{profile.name}"
-
-
-def _done(result: Result) -> list[Any]:
-    return [trial for trial in result.trials if trial.state == "finished"]
 
 
 def fronted(points: Sequence[Point], model: str) -> list[Point]:

@@ -189,8 +189,7 @@ def simulate(run: Run) -> None:
     }
     if run.has(LOWERED):
         # What the chip would have been without fitting its integers on.
-        lowered = read_net(run.path(LOWERED))
-        chosen["lowered"] = lowered.readout.decide(simulate_network(lowered, inputs).output)
+        chosen["lowered"] = chip_stage.decided(run, read_net(run.path(LOWERED)), test)
     correct = {name: int((picked == test.labels).sum()) for name, picked in chosen.items()}
     save_recording(recording, run.path(RECORDING))
     facts = {"samples": len(test.labels), "correct": correct}

@@ -74,9 +74,7 @@ def verify(
     if not isinstance(graph, nir.NIRGraph):
         module = graph_or_module
         graph = to_nir(module, tuple(floats.shape[2:]), dt_s, samples=floats)
-    # A network that was fitted on after it was lowered says where it began.
-    origin = network.graph_hash or network.lowering.get("trained", {}).get("lowered_from")
-    if origin is not None and origin != graph_hash(graph):
+    if network.lowered_from is not None and network.lowered_from != graph_hash(graph):
         raise DeployError(f"{path}: was lowered from another graph than this one; lower this graph again")
     if network.dt_s is not None and not isclose(network.dt_s, dt_s, rel_tol=1e-9):
         raise DeployError(

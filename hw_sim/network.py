@@ -129,6 +129,10 @@ class Readout:
         return np.asarray(self.scores(output).argmax(axis=1), dtype=np.int64)
 
 
+TRAINED = "trained"
+"""In `ChipNetwork.lowering` of networks that were fitted on after they were lowered."""
+
+
 @dataclass(frozen=True)
 class ChipNetwork:
     """A network of integers as the chip holds it; two are equal when every field and integer is.
@@ -151,6 +155,12 @@ class ChipNetwork:
     dt_s: float | None = None
     graph_hash: str | None = None
     lowering: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def lowered_from(self) -> str | None:
+        """Hash of the graph that it was lowered from, or began at where it was fitted on since; None when it came from elsewhere."""
+        found: str | None = self.graph_hash or self.lowering.get(TRAINED, {}).get("lowered_from")
+        return found
 
     def __post_init__(self) -> None:
         if not self.layers:

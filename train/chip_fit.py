@@ -26,12 +26,12 @@ from torch import nn
 
 from knarr.hw_sim import ChipNetwork
 from knarr.train.chip import ChipRan, ChipStudent, Limits, Surrogate
-from knarr.train.clips import Batch, Clips, Epoch, Indices
+from knarr.train.clips import Batch, Clips, Indices
 from knarr.train.first_steps import on_chip
 from knarr.train.fit import fit
 from knarr.train.fit_files import ACCUMULATES, METRICS, read_rows
 from knarr.train.fitter import Fitter
-from knarr.train.run import EVALUATION_BATCH, parts
+from knarr.train.run import evaluation_batches, parts
 from knarr.train.settings import ChipSettings, Fit, Recipe, SettingsError
 from knarr.train.systems.base import ChipLoss, Loss, RunData
 from knarr.train.systems.registry import system_of
@@ -263,28 +263,13 @@ def validate(student: ChipStudent, clips: Clips, chosen: Indices) -> Validated:
     """The student as it is, on clips that are not augmented."""
     student.eval()
     correct, accumulates, own = 0, 0.0, 0.0
-    batches = Epoch(clips, chosen, EVALUATION_BATCH, seed=0, epoch=None)
     with torch.no_grad():
-        for number in range(len(batches)):
-            batch = batches[number]
+        for batch in evaluation_batches(clips, chosen):
             ran: ChipRan = student(batch.inputs)
             correct += int((ran.classes == batch.labels).sum())
             accumulates += float(torch.stack(ran.acc).sum())
             own += float(ran.input_acc.sum())
     return Validated(len(chosen), correct, accumulates / len(chosen), own / len(chosen))
-
-
-def validated_on(recipe: Recipe, data: RunData, student: nn.Module) -> dict[str, int]:
-    """How many of the validation clips a float student, in the form in which it is kept, decides rightly."""
-    system, (_, chosen) = system_of(recipe), parts(recipe, data)
-    batches = Epoch(data.train, chosen, EVALUATION_BATCH, seed=0, epoch=None)
-    student.eval()
-    with torch.no_grad():
-        correct = sum(
-            int((system.student_logits(student, batch).argmax(1) == batch.labels).sum())
-            for batch in (batches[number] for number in range(len(batches)))
-        )
-    return {"clips": len(chosen), "correct": correct}
 
 
 def _cost(accumulates: float, goal: float | None) -> tuple[float, float]:

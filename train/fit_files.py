@@ -98,9 +98,9 @@ class CsvLog(Callback):
         rows = [*others, *self.rows]
         # Only the fits that have such a column make one.
         fields = [name for name in FIELDS if name in ALWAYS or any(row.get(name) for row in rows)]
-        writer = csv.DictWriter(text, fields, restval="", lineterminator="\n")
+        writer = csv.DictWriter(text, fields, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows([{name: row.get(name, "") for name in fields} for row in rows])
+        writer.writerows(rows)
         write_atomic(self.path, text.getvalue().encode())
 
 

@@ -251,18 +251,24 @@ def teacher_predictions(recipe: Recipe, teacher: nn.Module, clips: Clips) -> npt
     return _classes(system_of(recipe).teacher_logits, teacher, clips)
 
 
-def student_predictions(recipe: Recipe, student: nn.Module, clips: Clips) -> npt.NDArray[np.int64]:
-    """(N,) class the student, in the form in which it is kept, sees in each clip."""
-    return _classes(system_of(recipe).student_logits, student, clips)
+def student_predictions(
+    recipe: Recipe, student: nn.Module, clips: Clips, chosen: Indices | None = None
+) -> npt.NDArray[np.int64]:
+    """(N,) class the student, in the form in which it is kept, sees in each clip, or in each of the chosen ones."""
+    return _classes(system_of(recipe).student_logits, student, clips, chosen)
 
 
-def _classes(logits: Logits, network: nn.Module, clips: Clips) -> npt.NDArray[np.int64]:
+def _classes(
+    logits: Logits, network: nn.Module, clips: Clips, chosen: Indices | None = None
+) -> npt.NDArray[np.int64]:
     network.eval()
     with torch.no_grad():
-        chosen = [logits(network, batch).argmax(dim=1) for batch in _batches(clips)]
-    return torch.cat(chosen).numpy()
+        seen = [logits(network, batch).argmax(dim=1) for batch in evaluation_batches(clips, chosen)]
+    return torch.cat(seen).numpy()
 
 
-def _batches(clips: Clips) -> Iterator[Batch]:
-    epoch = Epoch(clips, np.arange(len(clips.labels)), EVALUATION_BATCH, seed=0, epoch=None)
+def evaluation_batches(clips: Clips, chosen: Indices | None = None) -> Iterator[Batch]:
+    """Clips in their order, all or the chosen ones, not augmented."""
+    indices = np.arange(len(clips.labels)) if chosen is None else chosen
+    epoch = Epoch(clips, indices, EVALUATION_BATCH, seed=0, epoch=None)
     return (epoch[number] for number in range(len(epoch)))

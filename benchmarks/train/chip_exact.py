@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from chip_exact_table import document
-from distillation import ROOT, prepared
+from distillation import arguments, prepared
 
 from knarr.cli import chip_stage, stages
 from knarr.deploy import read_net
@@ -37,20 +36,6 @@ TASKS: Final = ("nmnist", "mskd_eyes")
 SEEDS: Final = 3
 BITS: Final = (8, 6, 4, 3)
 HALF, BUDGET = "8 bits, half the steps", "8 bits, half the ACC"
-SHARED: Final = ("teacher.safetensors", "student.safetensors", "student.nir", "student.nir.json")
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "nmnist_small")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "distillation")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--report", action="store_true", help="table from what is there; runs nothing")
-    return parser.parse_args()
 
 
 def variants(recipe: Recipe, steps: int, found: dict[str, Any]) -> Iterator[tuple[str, ChipSettings]]:
@@ -88,12 +73,8 @@ def fit_seed(task: str, seed: int, asked: argparse.Namespace, found: dict[str, A
     for name, chip in variants(recipe, steps, found):
         if name in found:
             continue
-        run = replace(
-            base, recipe=recipe.model_copy(update={"chip": chip}), folder=base.folder.parent / _slug(name)
-        )
-        run.folder.mkdir(exist_ok=True)
-        for file in SHARED:
-            write_atomic(run.path(file), base.path(file).read_bytes())
+        made = recipe.model_copy(update={"chip": chip})
+        run = chip_stage.beside(base, made, base.folder.parent / _slug(name))
         stages.deploy(run)
         facts = json.loads(run.path(chip_stage.FITTED).read_text("utf-8"))
         found[name] = {
@@ -109,11 +90,9 @@ def _tested(run: stages.Run, path: Path, tests: dict[str, list[Clips]]) -> dict[
     """How often a network is right in each pass over each test set, and its ACC in the first pass over the first."""
     network, right = read_net(path), {}
     for name, passes in tests.items():
-        right[name] = []
-        for clips in passes:
-            inputs = run.on_chip(clips).chip_inputs(np.arange(len(clips.labels)))
-            decided = network.readout.decide(simulate(network, inputs).output)
-            right[name].append(int((decided == clips.labels).sum()))
+        right[name] = [
+            int((chip_stage.decided(run, network, clips) == clips.labels).sum()) for clips in passes
+        ]
     first = run.on_chip(next(iter(tests.values()))[0])
     inputs = first.chip_inputs(np.arange(len(first.labels)))
     counts = count_events(network, inputs, simulate(network, inputs, record=("output", "spikes")))
@@ -126,7 +105,7 @@ def _slug(name: str) -> str:
 
 
 def main() -> None:
-    asked = arguments()
+    asked = arguments(__doc__, TASKS, SEEDS)
     path = asked.results / "chip_exact.json"
     kept: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if not asked.report:

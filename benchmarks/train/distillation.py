@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -71,15 +71,16 @@ class Part:
         return self.clips.chip_inputs(self.chosen[indices])
 
 
-def arguments() -> argparse.Namespace:
+def arguments(description: str | None, tasks: Collection[str], seeds: int) -> argparse.Namespace:
+    """Of a benchmark that fits these tasks' students."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "nmnist_small")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "distillation")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--tasks", nargs="+", default=list(ALPHA), choices=list(ALPHA))
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--tasks", nargs="+", default=list(tasks), choices=list(tasks))
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--report", action="store_true", help="table from what is there; runs nothing")
     return parser.parse_args()
 
@@ -145,7 +146,7 @@ def _right(predicted: list[npt.NDArray[np.int64]], passes: list[Clips]) -> list[
 
 
 def main() -> None:
-    asked = arguments()
+    asked = arguments(__doc__, ALPHA, SEEDS)
     path = asked.results / "distillation.json"
     kept: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if not asked.report:

@@ -16,14 +16,13 @@ from torch import nn
 from knarr.hw_sim import ChipError, ChipNetwork, InputCoding, Readout, Recording
 from knarr.hw_sim.inputs import MAX_BIAS
 from knarr.hw_sim.layers import DECAY_UNITY
+from knarr.hw_sim.network import TRAINED
 from knarr.hw_sim.recording import INPUT_LAYER
 from knarr.train.chip.layer import ChipLayer, LayerRan, Learned
 from knarr.train.chip.limits import Limits
 from knarr.train.chip.neurons import cuba
 from knarr.train.chip.registers import Surrogate
 
-TRAINED = "trained"
-"""In `ChipNetwork.lowering` of networks that were fitted after they were lowered."""
 LEARNED: tuple[Learned, ...] = ("weights", "steps", "thresholds", "biases")
 
 
