@@ -14,9 +14,9 @@ test: install
 
 # Random networks on Lava, about 6 s each, and in full what `make test` samples: exports, and the fast engine.
 conformance: install
-	KNARR_CONFORMANCE=220 .venv/bin/pytest tests/test_conformance.py tests/test_export_random.py tests/test_export_grid.py tests/test_fast.py \
-	  tests/test_verify.py tests/test_lower_measured.py tests/test_chip_exact.py \
-	  tests/test_chip_fit.py tests/test_kill.py tests/test_slayer.py
+	KNARR_CONFORMANCE=220 .venv/bin/pytest tests/deploy/test_conformance.py tests/export/test_export_random.py tests/export/test_export_grid.py tests/hw_sim/test_fast.py \
+	  tests/deploy/test_verify.py tests/deploy/test_lower_measured.py tests/train/test_chip_exact.py \
+	  tests/pipeline/test_chip_fit.py tests/deploy/test_kill.py tests/deploy/test_slayer.py
 
 # Speed against Lava, Norse, snnTorch and slayer, about 20 minutes on a machine that does nothing else; snnTorch gets an environment of
 # its own in build/. Table and pictures go to benchmarks/results.

@@ -24,7 +24,7 @@ find_python() {
   return 1
 }
 
-wanted="$(cat requirements.lock pyproject.toml bootstrap.sh hw_sim/csrc/* | sha256sum | cut -d' ' -f1) $(pwd -P)"
+wanted="$(cat requirements.lock pyproject.toml bootstrap.sh hw_sim/engines/csrc/* | sha256sum | cut -d' ' -f1) $(pwd -P)"
 if [ -x .venv/bin/python ] && [ "$(cat .venv/knarr-installed 2>/dev/null || true)" = "$wanted" ]; then exit 0; fi
 
 python="$(find_python)" || {

@@ -17,13 +17,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from knarr.train import read_run
-from knarr.train.see import read_see
-from knarr.train.systems.cnn_recipe import EyesData
+from knarr.train.datasets.see.sequences import read_see
+from knarr.train.systems.cnn import CnnEyesData
 
 
 def main(run: Path) -> None:
     recipe, root = read_run(run)
-    if not isinstance(recipe.data, EyesData):
+    if not isinstance(recipe.data, CnnEyesData):
         sys.exit(f"{run}: not a run on eyes")
     size, steps = recipe.data.size, recipe.data.timesteps
     train = read_see(root, subset="training", size=size, timesteps=steps)

@@ -5,6 +5,6 @@ import os
 # Idle torch threads must not spin: on a busy two-core machine that costs ten times the run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from knarr.cli.main import main
+from knarr.cli.app import main
 
 __all__ = ["main"]

@@ -1,9 +1,13 @@
-"""The command's root, and what several verbs share: options, refusals, exit codes."""
+"""The command's root, and what several verbs share: options, refusals, exit codes.
+
+The `knarr` command. Verbs register themselves with the root in the order of this file, which is the order of the help.
+"""
 
 from __future__ import annotations
 
 import sys
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -78,7 +82,7 @@ TimestepsOption = Annotated[
 LabelsOption = Annotated[Path | None, typer.Option("--labels", help=".npy of one class per sample.")]
 
 
-def only(context: typer.Context, what: str, allowed: set[str]) -> None:
+def refuse_unrelated_options(context: typer.Context, what: str, allowed: set[str]) -> None:
     """Refuse options that do not go with what was named, instead of leaving them out in silence."""
     for parameter in context.command.params:
         given = context.get_parameter_source(str(parameter.name))
@@ -99,3 +103,24 @@ def finish(holds: bool) -> None:
 def fail(message: str, status: int) -> NoReturn:
     print(f"knarr: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
+
+
+for _verbs in ("run", "train", "graph", "chip", "energy", "data"):
+    import_module(f"knarr.cli.options.{_verbs}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; every expected fault is one line on standard error, never a traceback."""
+    try:
+        app(args=arguments, prog_name="knarr")
+    except ValueError as error:
+        # Every stage's own errors are ValueErrors with one line for the user; anything else is a fault in knarr.
+        if not type(error).__module__.startswith("knarr."):
+            raise
+        fail(str(error), BAD_INPUT)
+    except OSError as error:
+        fail(f"{error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("knarr."):
+            raise
+        fail(str(error), DOES_NOT_HOLD)

@@ -1,17 +1,17 @@
 """From a certified graph to a chip network, its `.net` file, and the Lava simulator."""
 
 from knarr.deploy.errors import DeployError, LavaError
-from knarr.deploy.lava import lava_python, run_on_lava
-from knarr.deploy.lower import lower
-from knarr.deploy.netx_read import read_net
-from knarr.deploy.netx_write import write_net
-from knarr.deploy.place import place
-from knarr.deploy.place_table import table
-from knarr.deploy.placement import LayerPlacement, Placement
-from knarr.deploy.rules import Violation, check
-from knarr.deploy.unrounded import unrounded_weights
-from knarr.deploy.verification import Comparison, FirstDivergence, Raster, Side, Verification
-from knarr.deploy.verify import verify, verify_network
+from knarr.deploy.lava.run import lava_python, run_on_lava
+from knarr.deploy.lowering.lower import lower
+from knarr.deploy.lowering.quantise import unrounded_weights
+from knarr.deploy.netx.read import read_net
+from knarr.deploy.netx.write import write_net
+from knarr.deploy.placement.place import place
+from knarr.deploy.placement.result import LayerPlacement, Placement, table
+from knarr.deploy.rules import check
+from knarr.deploy.verification.result import Comparison, FirstDivergence, Raster, Side, Verification
+from knarr.deploy.verification.verify import verify, verify_network
+from knarr.deploy.violation import Violation
 
 __all__ = [
     "Comparison",

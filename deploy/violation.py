@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from knarr.hw_sim.layers import DECAY_UNITY
+from knarr.hw_sim.network import DECAY_UNITY
 
 I_DECAY_MIN, I_DECAY_MAX = 1, DECAY_UNITY
 V_DECAY_MIN, V_DECAY_MAX = 0, DECAY_UNITY - 1

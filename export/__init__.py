@@ -3,15 +3,14 @@
 from knarr.export.certificate import Certificate, certify
 from knarr.export.errors import CertificateError, ExportError
 from knarr.export.export import to_nir
-from knarr.export.files import read, write
-from knarr.export.fold import FoldDifference, fold, fold_difference
-from knarr.export.gauge import scale_currents
-from knarr.export.graph_hash import graph_hash
-from knarr.export.modules import PLIFBoxCell, StepGraph, SumPool2d
-from knarr.export.onnx import to_onnx
-from knarr.export.onnx_student import student_step_to_onnx
-from knarr.export.step import Trace, step_nir
-from knarr.export.trace_module import trace_module
+from knarr.export.graph.files import read, write
+from knarr.export.graph.fold import FoldDifference, fold, fold_difference
+from knarr.export.graph.nir_compat import graph_hash, scale_currents
+from knarr.export.graph.step import Trace, step_nir
+from knarr.export.norse.modules import PLIFBoxCell, StepGraph, SumPool2d
+from knarr.export.norse.trace_module import trace_module
+from knarr.export.onnx.network import to_onnx
+from knarr.export.onnx.student_step import student_step_to_onnx
 
 __all__ = [
     "Certificate",

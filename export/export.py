@@ -12,10 +12,10 @@ from torch import nn
 from knarr.export.arguments import as_dt, as_inputs, as_shape
 from knarr.export.certificate import certify, replay_inputs
 from knarr.export.errors import ExportError
-from knarr.export.files import read, write
-from knarr.export.layers import take_apart
-from knarr.export.norse_to_nir import convert
-from knarr.export.rewrite import rewrite
+from knarr.export.graph.files import read, write
+from knarr.export.norse.convert import convert
+from knarr.export.norse.layers import take_apart
+from knarr.export.norse.rewrite import rewrite
 
 
 def to_nir(

@@ -11,11 +11,11 @@ from torch import nn
 
 from knarr.hw_sim import ChipNetwork, simulate
 from knarr.train import Recipe, RunData
-from knarr.train.chip_fit import ChipFit, train_chip
-from knarr.train.first_steps import on_chip
-from knarr.train.fit_files import read_rows
-from knarr.train.run import parts
+from knarr.train.clips import truncate_timesteps
+from knarr.train.fitting.files import read_rows
 from knarr.train.settings import ChipSettings
+from knarr.train.train import train_validation_split
+from knarr.train.train_chip import ChipFit, train_chip
 
 
 def fitted(
@@ -35,10 +35,10 @@ def fitted(
     assert min(losses[1:]) < losses[0]
     assert found.epoch is not None, "no epoch was kept, so nothing here was fitted"
     assert found.network.layers != start.layers
-    _, chosen = parts(made, data)
+    _, chosen = train_validation_split(made, data)
     recording = simulate(
         found.network,
-        on_chip(made, data.train).chip_inputs(chosen),
+        truncate_timesteps(made, data.train).chip_inputs(chosen),
         record=("output", "spikes"),
         engine="reference",
     )

@@ -1,10 +1,13 @@
 """Data, teachers, spiking students and the distillation that joins them."""
 
-from knarr.train.chip_fit import ChipFit, train_chip
-from knarr.train.data_error import DataError
-from knarr.train.eyes import generate
+from knarr.train.datasets.eyes.generate import generate
+from knarr.train.errors import DataError
+from knarr.train.networks.cnn import fold_batch_norm, run_student
 from knarr.train.recipe import load_recipe, shipped_recipes
-from knarr.train.run import (
+from knarr.train.settings import Recipe, RecipeError
+from knarr.train.systems.base import RunData
+from knarr.train.systems.registry import load_data, system_of
+from knarr.train.train import (
     open_run,
     read_run,
     student_predictions,
@@ -12,10 +15,7 @@ from knarr.train.run import (
     train_student,
     train_teacher,
 )
-from knarr.train.settings import Recipe, RecipeError
-from knarr.train.student import fold_batch_norm, run_student
-from knarr.train.systems.base import RunData
-from knarr.train.systems.registry import load_data, system_of
+from knarr.train.train_chip import ChipFit, train_chip
 
 __all__ = [
     "ChipFit",

@@ -109,7 +109,7 @@ def document(found: Mapping[str, Ours], report: Mapping[str, Any]) -> str:
 
 
 INTRODUCTION = """\
-Written by `.venv/bin/python benchmarks/energy/against_neurobench.py`; `tests/test_neurobench.py` counts our side anew and holds
+Written by `.venv/bin/python benchmarks/energy/against_neurobench.py`; `tests/hw_sim/counting/test_neurobench.py` counts our side anew and holds
 it to the recorded numbers of NeuroBench. Conv2d k3 s1 p1 - LIF - Conv2d k3 s2 p1 in 4 groups - LIF - AvgPool2d(2) - Flatten -
 Linear - LIF - Linear - LI on 2 x 10 x 10 pixels; `loop`: Linear - LIF - recurrent LIF - Linear - LI. 4 samples of 6 steps.
 knarr counts the NIR graph that it exported; NeuroBench the Norse module itself and a coding with snnTorch's Leaky (`loop`: with

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.export import Trace
-from knarr.export.topology import inline, topology
-from knarr.hw_sim.fanout import Int64, kernel_fanout, kernel_targets
+from knarr.export.graph.topology import inline, topology
+from knarr.hw_sim.counting.fan_out import Int64, kernel_fanout, kernel_targets
 
 Array = npt.NDArray[Any]
 

@@ -14,6 +14,7 @@ import textwrap
 from pathlib import Path
 
 import torch
+from published import LEFT_OUT
 from rich.console import Console
 from spiking_emotions_measured import Measured, measure
 from spiking_emotions_networks import HEAD
@@ -29,8 +30,6 @@ from spiking_emotions_pages import (
 from spiking_emotions_picture import draw
 from spiking_emotions_table import COLUMNS, table
 from spiking_emotions_video import PUBLISHED_DENSITY
-
-from knarr.hw_sim.energy.published import LEFT_OUT
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 WIDTH = 100
@@ -90,7 +89,7 @@ counts that the paper (CEUR-WS 3331 paper 8, Table II) prints. Prices: 45 nm, fp
 
 {published}
 
-{columns}. The model and its variants: `hw_sim/energy/published.py`. Only operands rounded first print all of the paper's numbers.
+{columns}. The model and its variants: `benchmarks/energy/published.py`. Only operands rounded first print all of the paper's numbers.
 
 {events}
 

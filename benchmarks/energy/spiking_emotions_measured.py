@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import published
 import torch
 from spiking_emotions_networks import (
     DT_S,
@@ -26,10 +27,10 @@ from spiking_emotions_networks import (
 from spiking_emotions_video import clip, density, dvs, grey
 
 from knarr.export import to_nir, to_onnx, trace_module
-from knarr.hw_sim.count import count
-from knarr.hw_sim.count_onnx import count_onnx
-from knarr.hw_sim.counts import OperationCounts
-from knarr.hw_sim.energy import price, published
+from knarr.hw_sim.counting.count import count
+from knarr.hw_sim.counting.counts import OperationCounts
+from knarr.hw_sim.counting.onnx.count import count_onnx
+from knarr.hw_sim.energy import price
 
 SEED, CERTIFIED_STEPS = 0, 4
 SPIKING = ("folded", "float")

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from knarr.export import PLIFBoxCell, StepGraph
-from knarr.export.layers import take_apart
-from knarr.export.rewrite import as_module, rewrite
-from knarr.hw_sim.count import count
-from knarr.hw_sim.count_onnx import count_onnx
-from knarr.hw_sim.counts import LayerCounts, OperationCounts
+from knarr.export.norse.layers import take_apart
+from knarr.export.norse.rewrite import as_module, rewrite
+from knarr.hw_sim.counting.count import count
+from knarr.hw_sim.counting.counts import LayerCounts, OperationCounts
+from knarr.hw_sim.counting.onnx.count import count_onnx
 
 DT_S = 0.001
 SIZE_PX, FRAMES, POLARITIES, WIDTH, HIDDEN, VOTERS, CLASSES = 128, 68, 2, 32, 1024, 20, 2

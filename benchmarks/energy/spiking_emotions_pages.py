@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import published
 from rich.table import Table as RichTable
 from spiking_emotions_measured import ANN, SPIKING, Measured
 from spiking_emotions_networks import FRAMES, HEAD, LAYERS, Operands, synapses
 from spiking_emotions_table import COLUMNS, Row
 from spiking_emotions_video import PUBLISHED_DENSITY
 
-from knarr.hw_sim.energy import price, published, ratio
+from knarr.hw_sim.energy import price, ratio
 
 HOW = (*SPIKING, *ANN)
 

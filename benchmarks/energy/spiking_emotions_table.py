@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import published as model
 from spiking_emotions_networks import FRAMES, Operands
 from spiking_emotions_video import PUBLISHED_DENSITY
-
-from knarr.hw_sim.energy import published as model
 
 PUBLISHED_STEPS = 30
 COLUMNS = {

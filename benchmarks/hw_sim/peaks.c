@@ -1,5 +1,5 @@
 /* What one core of this machine can do at best, for roofline.py: additions of vectors of int16 that lie in L1, one load each, and
-   steps of CUBA neurons whose states stay in registers, in the float arithmetic of hw_sim/csrc/cuba_lanes.h without its bias,
+   steps of CUBA neurons whose states stay in registers, in the float arithmetic of hw_sim/engines/csrc/cuba_lanes.h without its bias,
    its wrap and its record of the largest sum. Prints JSON: the best of many short tries, per second. */
 
 #define _POSIX_C_SOURCE 199309L

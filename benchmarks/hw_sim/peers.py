@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from workloads import Workload
 
-from knarr.deploy.lava import lava_python, supervise
+from knarr.deploy.lava.run import lava_python, supervise
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

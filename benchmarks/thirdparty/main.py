@@ -1,7 +1,7 @@
 """Networks that no one here wrote: made, run and exported by snnTorch, Sinabs and SpikingJelly, then lowered by knarr.
 
-    .venv/bin/python benchmarks/thirdparty/main.py            everything anew: environments, tests/thirdparty, docs/thirdparty.md
-    .venv/bin/python benchmarks/thirdparty/main.py --doc      docs/thirdparty.md alone, from tests/thirdparty as it is
+    .venv/bin/python benchmarks/thirdparty/main.py            everything anew: environments, tests/export/thirdparty, docs/thirdparty.md
+    .venv/bin/python benchmarks/thirdparty/main.py --doc      docs/thirdparty.md alone, from tests/export/thirdparty as it is
 
 Nothing of these tools is installed beside knarr: each runs in a virtual environment of its own, made with venv and pip.
 An environment that is there already can be named by its interpreter: `--python snntorch=PATH`.

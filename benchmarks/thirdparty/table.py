@@ -1,4 +1,4 @@
-"""docs/thirdparty.md out of tests/thirdparty: every file read, stepped and lowered anew."""
+"""docs/thirdparty.md out of tests/export/thirdparty: every file read, stepped and lowered anew."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ their NIR files, stepped and lowered them.
   decisions ({differ / decisions:.1%}), and in every layer exactly the number of mismatches that `lower` measured and wrote down.
 - {fails} networks do not get past their own tool's exporter.
 
-`tests/test_third_party.py` checks all of this from the files in `tests/thirdparty`, without any of the tools. Made anew, in
+`tests/export/test_third_party.py` checks all of this from the files in `tests/export/thirdparty`, without any of the tools. Made anew, in
 virtual environments of their own, in about a minute after those are there (`--doc`: this page alone):
 
 ```

@@ -23,13 +23,13 @@ import torch
 from chip_exact_table import document
 from distillation import arguments, prepared
 
-from knarr.cli import chip_stage, stages
 from knarr.deploy import read_net
 from knarr.hw_sim import count_events, simulate
+from knarr.pipeline import chip_stage, stages
 from knarr.train import load_recipe, open_run, student_predictions, train_student, train_teacher
 from knarr.train.clips import Clips
-from knarr.train.fit_files import write_atomic
-from knarr.train.overrides import with_settings
+from knarr.train.fitting.files import write_atomic
+from knarr.train.recipe import with_settings
 from knarr.train.settings import ChipSettings, Recipe
 
 TASKS: Final = ("nmnist", "mskd_eyes")
@@ -74,7 +74,7 @@ def fit_seed(task: str, seed: int, asked: argparse.Namespace, found: dict[str, A
         if name in found:
             continue
         made = recipe.model_copy(update={"chip": chip})
-        run = chip_stage.beside(base, made, base.folder.parent / _slug(name))
+        run = chip_stage.fork_run(base, made, base.folder.parent / _slug(name))
         stages.deploy(run)
         facts = json.loads(run.path(chip_stage.FITTED).read_text("utf-8"))
         found[name] = {

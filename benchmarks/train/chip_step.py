@@ -33,7 +33,7 @@ from knarr.hw_sim import compare, simulate
 from knarr.train.chip import ChipStudent
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.heads import over_time
-from knarr.train.networks.neurons import BoxCell, Neuron, ReadoutCell
+from knarr.train.networks.neurons import BoxCell, NeuronSettings, ReadoutCell
 
 DT_S: Final = 1e-3
 STEPS: Final = 20
@@ -60,7 +60,7 @@ class Case:
 
 def case(name: str, batch: int) -> Case:
     torch.manual_seed(0)
-    neuron = Neuron(coefficient=0.2)
+    neuron = NeuronSettings(coefficient=0.2)
 
     def cell() -> nn.Module:
         return BoxCell(neuron, DT_S, snap=True)

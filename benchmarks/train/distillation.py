@@ -41,9 +41,9 @@ from knarr.train import (
     train_teacher,
 )
 from knarr.train.clips import Batch, Clips, Indices
-from knarr.train.fit_files import write_atomic
-from knarr.train.overrides import with_settings
-from knarr.train.run import TEACHER
+from knarr.train.fitting.files import write_atomic
+from knarr.train.recipe import with_settings
+from knarr.train.train import TEACHER
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SEEDS: Final = 5

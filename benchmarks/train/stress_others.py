@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from knarr.train.datasets.splits import Indices, subject_folds
-from knarr.train.datasets.stress_windows import StressWindows
+from knarr.train.datasets.stress.windows import StressWindows
 
 PLAIN_LEAF: Final = 5
 TREES: Final = 200

@@ -36,10 +36,9 @@ from stress_table import document
 from stress_tune import KD, LEAVES, STUDENTS, tune
 
 from knarr.train.datasets.splits import Fold, assert_apart
-from knarr.train.datasets.stress_code import encode_windows
-from knarr.train.datasets.stress_predict import read_people
-from knarr.train.datasets.stress_windows import StressWindows, cut_windows
-from knarr.train.fit_files import write_atomic
+from knarr.train.datasets.stress.read import read_people
+from knarr.train.datasets.stress.windows import StressWindows, cut_windows, encode_windows
+from knarr.train.fitting.files import write_atomic
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDS: Final = 5

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student_t
 
-from knarr.train.datasets.stress_windows import StressWindows
+from knarr.train.datasets.stress.windows import StressWindows
 
 DRAWS: Final = 4000
 

@@ -18,8 +18,7 @@ from stress_score import balanced_accuracy, count_people
 from stress_student import KdSetting, StudentSetting, fit_student, float_classes
 
 from knarr.train.datasets.splits import Fold, Indices, subject_folds
-from knarr.train.datasets.stress_code import encode_windows
-from knarr.train.datasets.stress_windows import StressWindows
+from knarr.train.datasets.stress.windows import StressWindows, encode_windows
 
 INNER_FOLDS: Final = 2
 TUNING_SEED: Final = 100

@@ -1,15 +1,11 @@
 """Joules from counts: prices as data, three models side by side, and comparisons that say when they do not hold."""
 
-from knarr.hw_sim.energy.baseline import Baseline, baseline
-from knarr.hw_sim.energy.break_even import BreakEven, break_even
-from knarr.hw_sim.energy.compare import Comparison, compare_models, ratio
-from knarr.hw_sim.energy.estimate import EnergyEstimate, price
-from knarr.hw_sim.energy.floor import Floor, gpu_floor, gpu_floors
-from knarr.hw_sim.energy.interval import Interval
-from knarr.hw_sim.energy.measure_cpu import CpuMeasurement, measure_cpu
-from knarr.hw_sim.energy.measure_gpu import GpuMeasurement, measure_gpu
-from knarr.hw_sim.energy.measurement import MeasureError
-from knarr.hw_sim.energy.models import MODELS, Options
+from knarr.hw_sim.energy.baseline import Baseline, Floor, baseline, gpu_floor, gpu_floors
+from knarr.hw_sim.energy.estimate import EnergyEstimate, ModelComparison, compare_models, price, ratio
+from knarr.hw_sim.energy.measure.cpu import CpuMeasurement, measure_cpu
+from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
+from knarr.hw_sim.energy.measure.protocol import MeasureError
+from knarr.hw_sim.energy.models import MODELS, Interval, Options
 from knarr.hw_sim.energy.prices import (
     GRADES,
     PriceError,
@@ -19,25 +15,25 @@ from knarr.hw_sim.energy.prices import (
     profiles,
     usable,
 )
-from knarr.hw_sim.energy.trade import Trade, trade
+from knarr.hw_sim.energy.what_if import BreakEven, WhatIf, break_even, what_if
 
 __all__ = [
     "GRADES",
     "MODELS",
     "Baseline",
     "BreakEven",
-    "Comparison",
     "CpuMeasurement",
     "EnergyEstimate",
     "Floor",
     "GpuMeasurement",
     "Interval",
     "MeasureError",
+    "ModelComparison",
     "Options",
     "PriceError",
     "PriceRecord",
     "Profile",
-    "Trade",
+    "WhatIf",
     "baseline",
     "break_even",
     "compare_models",
@@ -49,6 +45,6 @@ __all__ = [
     "price",
     "profiles",
     "ratio",
-    "trade",
     "usable",
+    "what_if",
 ]

@@ -1,4 +1,6 @@
-"""The three energy models: one layer's counts and sizes to intervals per term. Pure functions of (counts, prices, options).
+"""Intervals of joules, in picojoules: what is not known stays unknown through sums and products.
+
+The three energy models: one layer's counts and sizes to intervals per term. Pure functions of (counts, prices, options).
 
 paper   E = e_mac MAC + e_add ACC on the headline counts; no bias, updates or memory. With Horowitz' fp32 values that is
         4.6 MAC + 0.9 ACC pJ, the formula of most SNN papers. It is no price of a GPU, and none of Loihi.
@@ -15,9 +17,53 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from knarr.hw_sim.counts import LayerCounts, LayerSizes
-from knarr.hw_sim.energy.interval import ZERO, Interval, of_record
-from knarr.hw_sim.energy.prices import PriceError, Profile
+from knarr.hw_sim.counting.counts import LayerCounts, LayerSizes
+from knarr.hw_sim.energy.prices import PriceError, PriceRecord, Profile
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A nominal energy between bounds, in pJ; None is unknown."""
+
+    lo: float | None
+    nominal: float
+    hi: float | None
+
+    def __add__(self, other: Interval) -> Interval:
+        return Interval(_sum(self.lo, other.lo), self.nominal + other.nominal, _sum(self.hi, other.hi))
+
+    def times(self, count: float) -> Interval:
+        """So many of it, at least 0; of nothing the energy is known to be 0."""
+        if count == 0:
+            return ZERO
+        lo, hi = (None if bound is None else bound * count for bound in (self.lo, self.hi))
+        return Interval(lo, self.nominal * count, hi)
+
+    def to_json(self) -> dict[str, float | None]:
+        """lo, nominal, hi."""
+        return {"lo": self.lo, "nominal": self.nominal, "hi": self.hi}
+
+
+ZERO = Interval(0.0, 0.0, 0.0)
+
+
+def of_record(record: PriceRecord) -> Interval:
+    """A price that is used has a nominal value."""
+    assert record.nominal is not None
+    return Interval(record.lo, record.nominal, record.hi)
+
+
+def total(parts: list[Interval]) -> Interval:
+    """Their sum."""
+    found = ZERO
+    for part in parts:
+        found = found + part
+    return found
+
+
+def _sum(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left + right
+
 
 MODELS = ("paper", "memory", "chip")
 KB = 1024

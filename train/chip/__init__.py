@@ -9,14 +9,14 @@ limits       what registers hold, worst cases, and the penalty on what leaves th
 """
 
 from knarr.train.chip.limits import LOIHI2, SIMULATOR, LayerBounds, Limits, bounds
-from knarr.train.chip.network import ChipRan, ChipStudent
-from knarr.train.chip.neurons import Surrogate
+from knarr.train.chip.network import ChipStudent, ChipStudentOutput
+from knarr.train.chip.registers import Surrogate
 
 __all__ = [
     "LOIHI2",
     "SIMULATOR",
-    "ChipRan",
     "ChipStudent",
+    "ChipStudentOutput",
     "LayerBounds",
     "Limits",
     "Surrogate",

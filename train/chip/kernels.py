@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from knarr.hw_sim.numba_kernels import compiled
+from knarr.hw_sim.engines.numba_cuba import compiled
 
 AT_ONCE = 512
 """Neurons of a block."""

@@ -24,13 +24,12 @@ from torch import nn
 
 from knarr.hw_sim import NON_SPIKING_VTH, ChipError, Recurrent
 from knarr.hw_sim.arithmetic import STATE_MAX
-from knarr.hw_sim.layers import DECAY_UNITY, Layer
-from knarr.train.chip.grid import Grid, damped, rounded
+from knarr.hw_sim.network import DECAY_UNITY, Layer
 from knarr.train.chip.limits import UNIT, Limits, excess, series
 from knarr.train.chip.neurons import cuba
-from knarr.train.chip.operations import Accumulates, returned
+from knarr.train.chip.quantiser import QuantisationGrid, damped, rounded
 from knarr.train.chip.registers import Surrogate
-from knarr.train.chip.synapse import Synapse, one_side
+from knarr.train.chip.synapse import Accumulates, Synapse, one_side, returned
 
 Learned = Literal["weights", "steps", "thresholds", "biases", "decays"]
 LEAST_STEP = 1 / 64
@@ -38,7 +37,7 @@ LEAST_STEP = 1 / 64
 
 
 @dataclass(frozen=True)
-class LayerRan:
+class ChipLayerOutput:
     """A layer's run.
 
     Args:
@@ -126,11 +125,13 @@ class ChipLayer(nn.Module):
         over_units = shared / self.units
         found = {"weight": self.synapse.integers(shared)}
         if self.threshold is not None:
-            found["threshold"] = rounded(self.threshold, over_units, Grid(0, self.limits.vth_max))
+            found["threshold"] = rounded(self.threshold, over_units, QuantisationGrid(0, self.limits.vth_max))
         else:
             found["threshold"] = step.new_tensor(float(NON_SPIKING_VTH))
         if self.bias is not None:
-            found["bias"] = rounded(self.bias, over_units, Grid(-self.limits.bias_max, self.limits.bias_max))
+            found["bias"] = rounded(
+                self.bias, over_units, QuantisationGrid(-self.limits.bias_max, self.limits.bias_max)
+            )
         if self.recurrent is not None:
             found["recurrent"] = rounded(self.recurrent, over_units, self.synapse.grid)
         neuron, whole = self.chip_layer.neuron, torch.ones_like(step)
@@ -138,14 +139,16 @@ class ChipLayer(nn.Module):
             ("i_decay", neuron.i_decay, self.i_decay, self.limits.i_decays),
             ("v_decay", neuron.v_decay, self.v_decay, self.limits.v_decays),
         ):
-            found[name] = rounded(start * share, whole, Grid(*span))
+            found[name] = rounded(start * share, whole, QuantisationGrid(*span))
         return found
 
     def current_step(self) -> torch.Tensor:
         """What an integer of a weight is worth, 0-d."""
         return self.first_step * self.step.clamp(min=LEAST_STEP)
 
-    def forward(self, x: torch.Tensor, *, penalise: bool = False, keep_currents: bool = False) -> LayerRan:
+    def forward(
+        self, x: torch.Tensor, *, penalise: bool = False, keep_currents: bool = False
+    ) -> ChipLayerOutput:
         """All steps.
 
         Args:
@@ -193,7 +196,7 @@ class ChipLayer(nn.Module):
         spikes = shaped(ran.spikes).float()
         acc_in = self.accumulates(x)
         acc = acc_in if back is None else acc_in + returned(spikes, back)
-        return LayerRan(
+        return ChipLayerOutput(
             spikes, shaped(ran.peaks), shaped(ran.currents), shaped(ran.arrived), penalty.float(), acc, acc_in
         )
 
@@ -205,7 +208,7 @@ class ChipLayer(nn.Module):
         u = series(np.array(float(UNIT * bound)), int(found["i_decay"]))
         return float(u), float(series(u + most_bias, int(found["v_decay"])))
 
-    def volts(self, ran: LayerRan) -> torch.Tensor:
+    def volts(self, ran: ChipLayerOutput) -> torch.Tensor:
         """(B, T, *features) of peaks, in volts of the float student (where lowering left a scale) or thresholds."""
         # The step's share in them is in the weights: volts are sums of step * integer.
         per_unit = self.current_step().detach() / (UNIT * self.units)
@@ -255,7 +258,9 @@ def _first_step(layer: Layer, units: float) -> float:
     return 1 / max(1, int(np.abs(layer.weight_int).max()))
 
 
-def _checked(layer: Layer, unrounded: npt.NDArray[np.float64], grid: Grid) -> npt.NDArray[np.float64]:
+def _checked(
+    layer: Layer, unrounded: npt.NDArray[np.float64], grid: QuantisationGrid
+) -> npt.NDArray[np.float64]:
     weight = np.asarray(unrounded, dtype=np.float64)
     if weight.shape != layer.weight_int.shape:
         raise ChipError(

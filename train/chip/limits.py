@@ -15,8 +15,8 @@ import torch
 
 from knarr.hw_sim import NON_SPIKING_VTH, ChipError, ChipNetwork, Recurrent
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
-from knarr.hw_sim.layers import DECAY_UNITY, Layer
-from knarr.train.chip.grid import Grid
+from knarr.hw_sim.network import DECAY_UNITY, Layer
+from knarr.train.chip.quantiser import QuantisationGrid
 
 UNIT = 2**STATE_SHIFT
 """Of u and v, in one of a sum, a bias or a threshold."""
@@ -24,7 +24,7 @@ HEADROOM = 15 / 16
 """Share of a register from which on states cost something: a gradient has to turn them back before they leave."""
 
 
-SIGNED_8, EVEN_9 = Grid(-128, 127), Grid(-256, 254, 2)
+SIGNED_8, EVEN_9 = QuantisationGrid(-128, 127), QuantisationGrid(-256, 254, 2)
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Limits:
         accumulator: |synaptic sum| stays below it on hardware; simulators know no such limit.
     """
 
-    weights: Grid = SIGNED_8
-    even_weights: Grid | None = EVEN_9
+    weights: QuantisationGrid = SIGNED_8
+    even_weights: QuantisationGrid | None = EVEN_9
     vth_max: int = 2**17 - 1
     bias_max: int = 4095
     i_decays: tuple[int, int] = (1, DECAY_UNITY)
@@ -54,9 +54,9 @@ class Limits:
         if isinstance(weight_bits, bool) or not isinstance(weight_bits, int) or not 2 <= weight_bits <= 8:
             raise ChipError(f"weight_bits: {weight_bits!r}, allowed 2..8")
         half = 2 ** (weight_bits - 1)
-        return cls(Grid(-half, half - 1), EVEN_9 if weight_bits == 8 else None)
+        return cls(QuantisationGrid(-half, half - 1), EVEN_9 if weight_bits == 8 else None)
 
-    def grid_of(self, layer: Layer) -> Grid:
+    def grid_of(self, layer: Layer) -> QuantisationGrid:
         """The grid that a layer's weights lie on.
 
         Raises:
@@ -89,7 +89,12 @@ class Limits:
 
 LOIHI2 = Limits()
 SIMULATOR = Limits(
-    Grid(-(2**22), 2**22), None, NON_SPIKING_VTH - 1, 2**31 - 1, (0, DECAY_UNITY), (0, DECAY_UNITY)
+    QuantisationGrid(-(2**22), 2**22),
+    None,
+    NON_SPIKING_VTH - 1,
+    2**31 - 1,
+    (0, DECAY_UNITY),
+    (0, DECAY_UNITY),
 )
 """What the simulator takes beyond the chip, for comparisons with it."""
 

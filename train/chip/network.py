@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from knarr.hw_sim import ChipError, ChipNetwork, InputCoding, Readout, Recording
-from knarr.hw_sim.inputs import MAX_BIAS
-from knarr.hw_sim.layers import DECAY_UNITY
-from knarr.hw_sim.network import TRAINED
+from knarr.hw_sim.coding import MAX_BIAS
+from knarr.hw_sim.network import DECAY_UNITY, TRAINED
 from knarr.hw_sim.recording import INPUT_LAYER
-from knarr.train.chip.layer import ChipLayer, LayerRan, Learned
+from knarr.train.chip.layer import ChipLayer, ChipLayerOutput, Learned
 from knarr.train.chip.limits import Limits
 from knarr.train.chip.neurons import cuba
 from knarr.train.chip.registers import Surrogate
@@ -27,7 +26,7 @@ LEARNED: tuple[Learned, ...] = ("weights", "steps", "thresholds", "biases")
 
 
 @dataclass(frozen=True)
-class ChipRan:
+class ChipStudentOutput:
     """A run over clips; logits, step_logits and rates are what `knarr.train.networks.heads.StepLogits` has.
 
     Args:
@@ -123,7 +122,7 @@ class ChipStudent(nn.Module):
             entering, payload, units = layer.output_shape, 1, 1.0
         return cls(layers, network)
 
-    def forward(self, inputs: torch.Tensor) -> ChipRan:
+    def forward(self, inputs: torch.Tensor) -> ChipStudentOutput:
         """Run clips.
 
         Args:
@@ -140,12 +139,12 @@ class ChipStudent(nn.Module):
         last = self._last_layer
         outputs = last.volts(ran[-1]) if self.start.readout.kind == "voltage" else ran[-1].spikes
         integers = ran[-1].peaks if self.start.readout.kind == "voltage" else ran[-1].spikes
-        firing: list[tuple[Any, LayerRan]] = [
+        firing: list[tuple[Any, ChipLayerOutput]] = [
             (layer, one)
             for layer, one in zip(self.layers, ran, strict=True)
             if layer.chip_layer.neuron.spikes
         ]
-        return ChipRan(
+        return ChipStudentOutput(
             outputs.flatten(2),
             integers.detach().flatten(2).long(),
             tuple(one.spikes.detach().mean() for _, one in firing),
@@ -162,18 +161,18 @@ class ChipStudent(nn.Module):
         last: Any = self.layers[-1]
         return last
 
-    def _run(self, inputs: torch.Tensor, *, keep_currents: bool) -> list[LayerRan]:
+    def _run(self, inputs: torch.Tensor, *, keep_currents: bool) -> list[ChipLayerOutput]:
         x = integers_of(self.start.input, inputs)
         if self.start.input.neuron is not None:
             x = self._driven(x).spikes
         found = []
         for layer in self.layers:
-            ran: LayerRan = layer(x, penalise=self.training, keep_currents=keep_currents)
+            ran: ChipLayerOutput = layer(x, penalise=self.training, keep_currents=keep_currents)
             found.append(ran)
             x = ran.spikes
         return found
 
-    def _driven(self, mantissas: torch.Tensor) -> LayerRan:
+    def _driven(self, mantissas: torch.Tensor) -> ChipLayerOutput:
         """Input neurons: a current without memory does to v what a bias of every step does."""
         neuron, compiled = self.start.input.neuron, self._last_layer.compiled
         assert neuron is not None  # the caller looked
@@ -187,7 +186,7 @@ class ChipStudent(nn.Module):
             ran = cuba(flat, bias, registers[0], (registers[1], registers[2]), Surrogate(), compiled=compiled)
         spikes, peaks = (array.view(mantissas.shape) for array in (ran.spikes, ran.peaks))
         nothing = peaks.new_zeros(len(peaks), dtype=torch.float64)
-        return LayerRan(
+        return ChipLayerOutput(
             spikes, peaks, torch.zeros_like(peaks), mantissas, peaks.new_zeros(()), nothing, nothing
         )
 

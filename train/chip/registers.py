@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from knarr.hw_sim.layers import DECAY_UNITY
+from knarr.hw_sim.network import DECAY_UNITY
 from knarr.train.chip.limits import UNIT
-from knarr.train.networks.neurons import Neuron
+from knarr.train.networks.neurons import NeuronSettings
 from knarr.train.settings import Frozen, Positive
 
 
@@ -24,7 +24,7 @@ class Surrogate(Frozen):
     detach_reset: bool = True
 
     @classmethod
-    def of(cls, neuron: Neuron) -> Surrogate:
+    def of(cls, neuron: NeuronSettings) -> Surrogate:
         """That of a float student's neurons, whose widths are in volts; a box is as wide, and 1 per threshold high, not per volt."""
         scaled = neuron.width * neuron.v_th if neuron.surrogate == "atan" else neuron.width / neuron.v_th
         return cls(kind=neuron.surrogate, width=scaled, detach_reset=neuron.detach_reset)

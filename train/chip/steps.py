@@ -37,7 +37,7 @@ def advance(
 
 
 @dataclass
-class Pulls:
+class StepGradients:
     """Gradients on their way back: of u and v after a step, (samples, features), and of what all steps share.
 
     Args:
@@ -57,7 +57,7 @@ def retrace(
     registers: Registers,
     given: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     met: tuple[torch.Tensor, torch.Tensor],
-    pulls: Pulls,
+    pulls: StepGradients,
     of_sums: torch.Tensor,
     steps: range,
 ) -> None:

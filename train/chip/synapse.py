@@ -1,15 +1,26 @@
-"""Synapses: float weights, the integers they become, and sums of all time steps at once that are exact.
+"""Pooling that lowering folded into weights, found again: train the weights behind it, not their copies.
+
+`knarr.deploy.lower` turns a p x p pooling and the synapse behind it into one synapse whose every weight stands p x p times. Summing
+the spikes first gives the same integers with p * p times fewer products, and keeps one trained weight where the student had one.
+
+Synapses: float weights, the integers they become, and sums of all time steps at once that are exact.
 
 A product of integers in floats is exact in whatever order it is summed as long as no partial sum passes 2**24 (float32) or 2**53
 (float64); the largest payload and the weights bound it. What would round on the way is switched off: TF32, autocast to 16
 bits, NNPACK's transforms, and on a device cuDNN's choice of algorithms: there a convolution is an unfolded product.
+
+Synaptic accumulates that a layer costs, as a sum over spikes: a goal of training, and the count that reports give.
+
+An event of an input costs as many accumulates as outputs hear it, which no training changes: weights of 0 are stored and counted
+(`LayerCounts.acc`). So ACC is linear in the spikes, and its gradient by a spike is that spike's fan-out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
+from math import gcd, prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +30,64 @@ from torch import nn
 
 from knarr.hw_sim import ChipError, Conv, Dense
 from knarr.hw_sim.arithmetic import SYNAPSE_BITS
-from knarr.hw_sim.layers import Layer
-from knarr.train.chip.grid import Grid, rounded
-from knarr.train.chip.pooling import Int32, conv_pool, dense_pool, pooled, unpooled
+from knarr.hw_sim.counting.fan_out import delayed_reach, layer_reach
+from knarr.hw_sim.network import Layer
+from knarr.train.chip.quantiser import QuantisationGrid, rounded
+
+Int32 = npt.NDArray[np.int32]
+Pair = tuple[int, int]
+
+
+def conv_pool(layer: Conv) -> Pair:
+    """(height, width) of the largest pooling that a kernel, its stride and its padding hold."""
+    found = []
+    for axis in (0, 1):
+        size = gcd(layer.weight_int.shape[2 + axis], layer.stride[axis], layer.padding[axis])
+        fits = [p for p in range(size, 1, -1) if size % p == 0 and _repeats(layer.weight_int, 2 + axis, p)]
+        found.append(fits[0] if fits and layer.dilation[axis] == 1 else 1)
+    return found[0], found[1]
+
+
+def dense_pool(weight: Int32, entering: tuple[int, ...]) -> Pair:
+    """The same of a dense layer's (outputs, C * H * W) weights; rows or columns that no window fills weigh nothing."""
+    if len(entering) != 3:
+        return 1, 1
+    whole = weight.reshape(len(weight), *entering)
+    found = []
+    for axis in (2, 3):
+        side = whole.shape[axis]
+        fits = (p for p in range(side, 1, -1) if _pools(whole, axis, p))
+        found.append(next(fits, 1))
+    return found[0], found[1]
+
+
+def _pools(whole: Int32, axis: int, p: int) -> bool:
+    full = whole.shape[axis] // p * p
+    first = np.take(whole, range(full), axis)
+    rest = np.take(whole, range(full, whole.shape[axis]), axis)
+    return not rest.any() and _repeats(first, axis, p)
+
+
+def _repeats(weight: Int32, axis: int, p: int) -> bool:
+    """Whether every p neighbours along an axis are equal."""
+    cut = np.moveaxis(weight, axis, -1)
+    cut = cut.reshape(*cut.shape[:-1], -1, p)
+    return bool((cut == cut[..., :1]).all())
+
+
+def pooled(whole: npt.NDArray[Any], pool: Pair) -> npt.NDArray[Any]:
+    """One of every p x p copies, of (..., H, W); sides are cut to multiples."""
+    high, wide = (side // p * p for side, p in zip(whole.shape[-2:], pool, strict=True))
+    return np.ascontiguousarray(whole[..., : high : pool[0], : wide : pool[1]])
+
+
+def unpooled(weight: Int32, pool: Pair, side: Pair) -> Int32:
+    """Every weight p x p times; zeros fill up to `side`."""
+    copies = weight.repeat(pool[0], axis=-2).repeat(pool[1], axis=-1)
+    whole = np.zeros((*copies.shape[:-2], *side), dtype=np.int32)
+    whole[..., : copies.shape[-2], : copies.shape[-1]] = copies
+    return whole
+
 
 FLOAT32_SUMS = 2**23
 """Below it float32 holds every sum, and no convolution wraps to its 24 bits."""
@@ -52,7 +118,7 @@ class Synapse(nn.Module):
     """
 
     def __init__(
-        self, layer: Layer, entering: tuple[int, ...], start: npt.NDArray[np.float64], grid: Grid
+        self, layer: Layer, entering: tuple[int, ...], start: npt.NDArray[np.float64], grid: QuantisationGrid
     ) -> None:
         super().__init__()
         self.name, self.grid, self.shape = layer.name, grid, layer.output_shape
@@ -173,3 +239,48 @@ def one_side(weight: torch.Tensor) -> int:
     """Largest sum of an output's weights of one sign."""
     rows = weight.detach().double().flatten(1)
     return int(max(rows.clamp(min=0).sum(1).max(), (-rows).clamp(min=0).sum(1).max()))
+
+
+class Accumulates(nn.Module):
+    """Fan-out of a layer's inputs.
+
+    Args:
+        layer: whose.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        reaches = delayed_reach(layer) if isinstance(layer, Dense) else {0: layer_reach(layer)}
+        self.delays = tuple(reaches)
+        for number, reach in enumerate(reaches.values()):
+            stored = torch.from_numpy(reach.stored.reshape(-1)).double()
+            # It follows from the network, so checkpoints need not hold it.
+            self.register_buffer(f"reach_{number}", stored, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Accumulates of each clip, (B,) float64.
+
+        Args:
+            x: (B, T, *entering) what arrives. Frames that hold more than 0 and 1 multiply and cost no accumulates.
+        """
+        flat, steps = x.flatten(2), x.shape[1]
+        with torch.no_grad():
+            graded = flat.amax(2, keepdim=True) > 1
+        if bool(graded.any()):
+            flat = flat * ~graded
+        total = flat.new_zeros(len(flat), dtype=torch.float64)
+        for number, ago in enumerate(self.delays):
+            # What would act after the inference is not paid.
+            total = total + flat[:, : max(0, steps - ago)].sum(1).double() @ getattr(self, f"reach_{number}")
+        return total
+
+
+def returned(spikes: torch.Tensor, recurrent: torch.Tensor) -> torch.Tensor:
+    """Accumulates of a layer's own spikes in each clip, (B,) float64; those of the last step come back too late.
+
+    Args:
+        spikes: (B, T, neurons).
+        recurrent: (neurons, neurons) integers; where no neuron hears itself there are no such synapses.
+    """
+    autapses = bool(torch.diagonal(recurrent).any())
+    return (len(recurrent) - (not autapses)) * spikes[:, :-1].flatten(1).sum(1).double()

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from knarr.train.data_error import DataError
+from knarr.train.errors import DataError
 
 Arrays = dict[str, npt.NDArray[Any]]
 Item = TypeVar("Item")

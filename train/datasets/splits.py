@@ -23,7 +23,7 @@ class Fold(NamedTuple):
     test: Indices
 
 
-class Split(NamedTuple):
+class SplitIndices(NamedTuple):
     """Rising indices of three parts that share no person."""
 
     train: Indices
@@ -97,7 +97,7 @@ def trial_folds(subjects: Ids, trials: Ids, k: int, *, seed: int) -> tuple[Fold,
     return tuple(_fold(fold_of[code.reshape(-1)] == number) for number in range(k))
 
 
-def subject_split(subjects: Ids, *, validation: float, test: float, seed: int) -> Split:
+def subject_split(subjects: Ids, *, validation: float, test: float, seed: int) -> SplitIndices:
     """Three parts that share no person.
 
     Args:
@@ -123,7 +123,7 @@ def subject_split(subjects: Ids, *, validation: float, test: float, seed: int) -
     drawn = np.random.default_rng(seed).permutation(len(ids))
     part_of[drawn[: held[0]]] = 1
     part_of[drawn[held[0] : sum(held)]] = 2
-    return Split(*(np.flatnonzero(part_of[code] == part) for part in range(3)))
+    return SplitIndices(*(np.flatnonzero(part_of[code] == part) for part in range(3)))
 
 
 def assert_apart(groups: Ids, *sides: Indices) -> None:

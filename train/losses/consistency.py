@@ -18,9 +18,8 @@ from typing import Literal, get_args
 
 import torch
 
-from knarr.train.distill import soft_label_loss
 from knarr.train.losses.checks import LossError, check_labels, check_logits, check_pair, check_temperature
-from knarr.train.losses.softened import softened_kl
+from knarr.train.losses.label import soft_label_loss, softened_kl
 
 HitReading = Literal["gated_kl", "hit_miss"]
 TemporalReading = Literal["step_kl", "diff_mse"]

@@ -8,12 +8,11 @@ import torch
 from pydantic import Field, model_validator
 
 from knarr.train.losses.checks import LEAST_TEMPERATURE, MOST_TEMPERATURE
-from knarr.train.losses.label_loss import feature_mse, label_loss
-from knarr.train.losses.softened import clipped_kl, softened_kl
+from knarr.train.losses.label import clipped_kl, feature_mse, label_loss, softened_kl
 from knarr.train.settings import Frozen
 
 
-class Learned(Protocol):
+class StudentOutput(Protocol):
     """What a loss reads of a student: logits (B, classes), F_S (B, features). EmotionOutput and GsrOutput have them."""
 
     @property
@@ -23,7 +22,7 @@ class Learned(Protocol):
     def features(self) -> torch.Tensor: ...
 
 
-class Taught(Protocol):
+class TeacherOutput(Protocol):
     """What a loss reads of a teacher: logits (B, classes), F_T in the student's size (B, features)."""
 
     @property
@@ -70,7 +69,7 @@ class EmotionLoss(NamedTuple):
 
 
 def emotion_loss(
-    student: Learned, teacher: Taught, labels: torch.Tensor, settings: EmotionLossSettings
+    student: StudentOutput, teacher: TeacherOutput, labels: torch.Tensor, settings: EmotionLossSettings
 ) -> EmotionLoss:
     """ce * CE(y, p_S) + kl * KL(p_T || p_S) + feature * MSE(F_T, F_S), the student's [code].
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from knarr.train.losses.checks import LEAST_TEMPERATURE, MOST_TEMPERATURE, LossError
 from knarr.train.losses.consistency import hit_consistency, temporal_consistency
-from knarr.train.losses.label_loss import label_loss
+from knarr.train.losses.label import label_loss
 from knarr.train.networks.heads import StepLogits
 from knarr.train.settings import Frozen
 

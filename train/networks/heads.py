@@ -28,7 +28,7 @@ class StepLogits(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ran:
+class NetworkOutput:
     """A network's run over clips.
 
     Args:
@@ -84,7 +84,7 @@ def each_step(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return out.reshape(-1, steps, *out.shape[1:])
 
 
-def over_time(network: snn.SequentialState, clips: torch.Tensor, *, record: bool = False) -> Ran:
+def over_time(network: snn.SequentialState, clips: torch.Tensor, *, record: bool = False) -> NetworkOutput:
     """All steps of a flat network, layer by layer: the numbers of a run step by step, but for batch-norms in training.
 
     Args:
@@ -104,7 +104,7 @@ def over_time(network: snn.SequentialState, clips: torch.Tensor, *, record: bool
             if record:
                 spikes.append(fired)
                 membranes.append(peaks)
-    return Ran(x, tuple(rates), tuple(spikes), tuple(membranes))
+    return NetworkOutput(x, tuple(rates), tuple(spikes), tuple(membranes))
 
 
 def decide(network: snn.SequentialState, clips: torch.Tensor) -> StepLogits:

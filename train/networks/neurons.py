@@ -12,13 +12,13 @@ import torch
 from pydantic import model_validator
 from torch import nn
 
-from knarr.train.settings import Frozen, Positive, Share
-from knarr.train.student import snap_inverse
+from knarr.train.networks.cnn import snap_inverse
+from knarr.train.settings import Frozen, Positive, UnitFraction
 
 Reads = Literal["spikes", "membrane"]
 
 
-class Neuron(Frozen):
+class NeuronSettings(Frozen):
     """A layer of neurons.
 
     Args:
@@ -30,7 +30,7 @@ class Neuron(Frozen):
         detach_reset: no gradient flows through the reset.
     """
 
-    coefficient: Share
+    coefficient: UnitFraction
     learned: bool = False
     v_th: Positive = 1.0
     surrogate: Literal["box", "atan"] = "atan"
@@ -39,7 +39,7 @@ class Neuron(Frozen):
     detach_reset: bool = True
 
     @model_validator(mode="after")
-    def _room_to_learn(self) -> Neuron:
+    def _room_to_learn(self) -> NeuronSettings:
         if self.learned and self.coefficient == 1:
             raise ValueError("coefficient: 1 is no value of a sigmoid; start below it, or do not learn it")
         return self
@@ -76,7 +76,7 @@ def slope(over: torch.Tensor, surrogate: str, width: float) -> torch.Tensor:
     return (width / 2) / (1 + (torch.pi * width / 2 * over) ** 2)
 
 
-def fire(over: torch.Tensor, neuron: Neuron) -> torch.Tensor:
+def fire(over: torch.Tensor, neuron: NeuronSettings) -> torch.Tensor:
     """Spikes, 0 or 1 in the dtype of `over`, which is v - v_th in volts."""
     spikes: torch.Tensor = _Fire.apply(over, neuron.surrogate, neuron.width, neuron.fires)  # type: ignore[no-untyped-call]
     return spikes
@@ -90,7 +90,7 @@ class SpikingCell(nn.Module):
         reads: what a step gives: spikes, or the membrane before its reset (a readout that still resets) [SEEN, code].
     """
 
-    def __init__(self, neuron: Neuron, reads: Reads = "spikes") -> None:
+    def __init__(self, neuron: NeuronSettings, reads: Reads = "spikes") -> None:
         super().__init__()
         self.neuron, self.reads = neuron, reads
         self.v_th: torch.Tensor
@@ -114,7 +114,7 @@ class SpikingCell(nn.Module):
 class DecayCell(SpikingCell):
     """v- = (1 - a) v + x;  z = [v- > v_th];  v = 0 where z. SEEN's neuron: 1 - a = 0.2, v_th = 0.3 [code]."""
 
-    def __init__(self, neuron: Neuron, reads: Reads = "spikes") -> None:
+    def __init__(self, neuron: NeuronSettings, reads: Reads = "spikes") -> None:
         super().__init__(neuron, reads)
         self.keeps: torch.Tensor
         self.register_buffer("keeps", torch.tensor(1 - neuron.coefficient))
@@ -133,7 +133,9 @@ class BoxCell(SpikingCell):
         snap: a fixed coefficient moves to the nearest k/4096, which the chip's register holds.
     """
 
-    def __init__(self, neuron: Neuron, dt_s: float, reads: Reads = "spikes", *, snap: bool = False) -> None:
+    def __init__(
+        self, neuron: NeuronSettings, dt_s: float, reads: Reads = "spikes", *, snap: bool = False
+    ) -> None:
         super().__init__(neuron, reads)
         self.dt = dt_s
         hold_rate(self, neuron.coefficient, dt_s, learned=neuron.learned, snap=snap)

@@ -14,12 +14,12 @@ from torch import nn
 
 from knarr.train.networks.branch_merge import ScaleGate, gate_shares, gated
 from knarr.train.networks.heads import StepLogits, through_time
-from knarr.train.networks.neurons import DecayCell, Neuron
+from knarr.train.networks.neurons import DecayCell, NeuronSettings
 from knarr.train.settings import Count, Frozen
 
 STEM_CHANNELS = 3
 KERNELS = (3, 5, 7)
-SEEN_NEURON = Neuron(coefficient=0.8, v_th=0.3, surrogate="box", width=0.5, detach_reset=False)
+SEEN_NEURON = NeuronSettings(coefficient=0.8, v_th=0.3, surrogate="box", width=0.5, detach_reset=False)
 """V = 0.2 V (1 - P) + X, P = [V > 0.3] (the paper prints >=), surrogate 1 where |V - 0.3| < 0.5 [code]."""
 
 
@@ -44,7 +44,7 @@ class SeenSettings(Frozen):
     frames: Literal["first_last", "first", "first_second", "all"] = "first_last"
     steps: Count = 4
     readout: Literal["mean_membrane", "last_membrane", "mean_spike", "last_spike"] = "mean_membrane"
-    neuron: Neuron = SEEN_NEURON
+    neuron: NeuronSettings = SEEN_NEURON
 
     @property
     def features(self) -> int:

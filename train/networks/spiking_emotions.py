@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from knarr.train.networks.heads import ClipDropout, StepLogits, over_time, vote
-from knarr.train.networks.neurons import BoxCell, Neuron
+from knarr.train.networks.neurons import BoxCell, NeuronSettings
 from knarr.train.settings import Count, Frozen, Positive
 
 POLARITIES = 2
@@ -79,7 +79,7 @@ class SpikingEmotionsSettings(Frozen):
 
     def cell(self) -> BoxCell:
         """A layer of its neurons: surrogate ATan of sharpness 2, reset without gradient [code, library default]."""
-        neuron = Neuron(
+        neuron = NeuronSettings(
             coefficient=1 / TAU_STEPS, learned=self.neuron == "plif", v_th=self.v_th, fires=self.fires
         )
         return BoxCell(neuron, self.dt_s)

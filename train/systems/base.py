@@ -1,13 +1,18 @@
-"""What a system gives to training, export and evaluation; the loop, the files and the command line are the same for all."""
+"""What tells one data set from another: numbers over labels, people and a few clips of each split.
+
+What a system gives to training, export and evaluation; the loop, the files and the command line are the same for all.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import norse.torch as snn
 import numpy as np
@@ -15,14 +20,53 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from knarr.train.chip.network import ChipRan
+from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Clips, Indices
-from knarr.train.fingerprint import FORM, fingerprint, old_fingerprint
 from knarr.train.settings import Recipe, RecipeError
+
+FINGERPRINT_VERSION: Final = "2:"
+"""Before every number of this form; runs of earlier versions hold one of `old_fingerprint`, without it."""
+CLIPS: Final = 16
+ROUNDING_PER_UNIT: Final = 16
+"""Teacher inputs are hashed in steps of 1/16: another machine adds floats in another order, and its last bits are seldom other data."""
+
+
+def fingerprint(splits: tuple[Clips, ...], *facts: Any) -> str:
+    """SHA-256 over labels, and over what student and teacher see of some clips of each split, and over plain facts.
+
+    Args:
+        splits: of the data set.
+        facts: groups, people, indices: lists of plain values.
+    """
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for clips in splits:
+        _add(digest, clips.labels)
+        for number in range(0, len(clips.labels), max(1, len(clips.labels) // CLIPS)):
+            one = np.array([number])
+            _add(digest, clips.chip_inputs(one))
+            for seen in clips.batch(one, None).teacher_inputs:
+                _add(digest, np.rint(ROUNDING_PER_UNIT * seen.numpy()).astype(np.int32))
+    return FINGERPRINT_VERSION + digest.hexdigest()
+
+
+def _add(digest: Any, values: npt.NDArray[Any]) -> None:
+    digest.update(str(values.shape).encode() + np.ascontiguousarray(values).tobytes())
+
+
+def old_fingerprint(*splits: Clips) -> str:
+    """As the first version had it: labels and student inputs of a few clips of each split, and nothing that a teacher sees."""
+    digest = hashlib.sha256()
+    for clips in splits:
+        digest.update(clips.labels.tobytes())
+        some = clips.chip_inputs(np.arange(len(clips.labels))[:: max(1, len(clips.labels) // 8)])
+        # Spikes are packed, as they were before there was any other input: old runs keep their fingerprint.
+        digest.update((np.packbits(some) if some.max(initial=0) <= 1 else some).tobytes())
+    return digest.hexdigest()
+
 
 Loss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 """(network, batch) -> (loss, (B, classes) logits). The loss is a mean over clips, or several processes cannot share a batch."""
-ChipLoss = Callable[[ChipRan, Batch], tuple[torch.Tensor, torch.Tensor]]
+ChipLoss = Callable[[ChipStudentOutput, Batch], tuple[torch.Tensor, torch.Tensor]]
 """(what a chip student gave, batch) -> (loss, (B, classes) logits), a mean over clips."""
 Progress = Callable[[int, int], None]
 Settings = TypeVar("Settings", bound=Recipe)
@@ -88,7 +132,7 @@ class RunData:
 
     def is_of(self, kept: object) -> bool:
         """Whether a fingerprint that was kept, by this version or an earlier one, is that of these data."""
-        if isinstance(kept, str) and kept.startswith(FORM):
+        if isinstance(kept, str) and kept.startswith(FINGERPRINT_VERSION):
             return kept == self.fingerprint
         return kept == old_fingerprint(self.train, self.test)
 

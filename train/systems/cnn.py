@@ -1,29 +1,117 @@
-"""The small demonstration: digits or generated eyes, an ANN teacher on frames, a spiking CNN on events."""
+"""Recipe of the small demonstration: an ANN on frames teaches a spiking CNN on events.
+
+The small demonstration: digits or generated eyes, an ANN teacher on frames, a spiking CNN on events.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Annotated, Literal, cast
 
 import norse.torch as snn
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import nn
 
-from knarr.train.chip.network import ChipRan
+from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, EventClips, EyeClips
-from knarr.train.data_error import DataError
-from knarr.train.distill import distillation_loss
-from knarr.train.events import Jitter
-from knarr.train.eyes import generate
-from knarr.train.nmnist import CLASSES, read_nmnist
-from knarr.train.see import assert_disjoint, read_see
-from knarr.train.settings import RecipeError
-from knarr.train.student import StudentShape, build_student, fold_batch_norm, run_student
+from knarr.train.datasets.events.nmnist import CLASSES, Jitter, read_nmnist
+from knarr.train.datasets.eyes.generate import generate
+from knarr.train.datasets.see.sequences import assert_disjoint, read_see
+from knarr.train.errors import DataError
+from knarr.train.losses.label import distillation_loss
+from knarr.train.networks.cnn import StudentShape, Teacher, build_student, fold_batch_norm, run_student
+from knarr.train.settings import (
+    Count,
+    DataSettings,
+    Fitted,
+    Positive,
+    Recipe,
+    RecipeError,
+    Seed,
+    shift_within,
+)
 from knarr.train.systems.base import ChipLoss, Loss, Progress, RunData, System
-from knarr.train.systems.cnn_recipe import CnnRecipe, EyesData, NmnistData
-from knarr.train.teacher import Teacher
+
+SENSOR_PX = 34
+
+
+class NmnistData(DataSettings):
+    """Event recordings of digits on a 34x34 sensor."""
+
+    kind: Literal["nmnist"]
+    timesteps: Count
+    bin_us: Count
+    teacher_bins: Count = 3
+    rotation_deg: float = Field(default=0, ge=0, le=180)
+    scale: float = Field(default=0, ge=0, lt=1)
+    shift_px: float = Field(default=0, ge=0, le=SENSOR_PX)
+
+    @property
+    def dt_s(self) -> float:
+        return self.bin_us * 1e-6
+
+
+class CnnEyesData(DataSettings):
+    """Generated single-eye clips on the SEE layout; `train` and `test` people differ.
+
+    Args:
+        seed: of the people. The recipe's own seed leaves them as they are.
+    """
+
+    kind: Literal["eyes"]
+    timesteps: Count
+    size: Count = 48
+    frames_per_s: Positive = 30.0
+    subjects: int = Field(default=40, ge=4)
+    takes_per_emotion: Count = 2
+    seed: Seed = 0
+    teacher_bins: Count = 4
+    shift_px: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _within(self) -> CnnEyesData:
+        shift_within(self.shift_px, self.size)
+        return self
+
+    @property
+    def dt_s(self) -> float:
+        return 1.0 / self.frames_per_s
+
+    @property
+    def generated(self) -> bool:
+        return True
+
+
+class CnnTeacherRecipe(Fitted):
+    """The ANN of `knarr.train.teacher`."""
+
+    width: Count
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.05, ge=0, lt=1)
+
+
+class CnnStudentRecipe(Fitted):
+    """The spiking CNN of `knarr.train.student`; kd_alpha 0 trains it on labels alone."""
+
+    channels: tuple[Count, Count]
+    first_padding: int = Field(default=0, ge=0)
+    tau_mem_s: Positive
+    tau_readout_s: Positive
+    logit_scale: Positive = 8.0
+    kd_alpha: float = Field(default=0.5, ge=0, le=1)
+    kd_temperature: Positive = 3.0
+
+
+class CnnRecipe(Recipe):
+    """See above; the system of recipes that name none."""
+
+    system: Literal["cnn"] = "cnn"
+    data: Annotated[NmnistData | CnnEyesData, Field(discriminator="kind")]
+    teacher: CnnTeacherRecipe
+    student: CnnStudentRecipe
 
 
 class Cnn(System[CnnRecipe]):
@@ -86,7 +174,7 @@ class Cnn(System[CnnRecipe]):
         return loss
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
-        def loss(ran: ChipRan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             return self._distil(self._scaled(ran.step_logits), teacher, batch)
 
         return loss
@@ -167,7 +255,7 @@ def _digits(settings: NmnistData, root: Path) -> RunData:
     )
 
 
-def _eyes(settings: EyesData, root: Path) -> RunData:
+def _eyes(settings: CnnEyesData, root: Path) -> RunData:
     clips = [
         read_see(root, subset=subset, size=settings.size, timesteps=settings.timesteps)
         for subset in ("training", "testing")

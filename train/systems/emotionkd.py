@@ -16,17 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from knarr.train.chip.network import ChipRan
+from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Indices, split_validation
-from knarr.train.datasets.physio import PhysioWindows
-from knarr.train.fit_feedback import FED_BACK, FeedbackFitter, School
-from knarr.train.losses.emotion import Learned, Taught, emotion_loss
-from knarr.train.losses.feedback import Lesson
+from knarr.train.datasets.physio.windows import PhysioWindows
+from knarr.train.fitting.feedback import FED_BACK, FeedbackFitter, FeedbackSetup
+from knarr.train.losses.emotion import StudentOutput, TeacherOutput, emotion_loss
+from knarr.train.losses.feedback import DistillationBatch
 from knarr.train.networks.chip_form import chip_form
-from knarr.train.networks.emotion_net import EmotionOutput, EmotionStudent, EmotionTeacher, conv_l2
-from knarr.train.networks.gsr_repeat import GsrRepeat
-from knarr.train.networks.gsr_student import GsrOutput, GsrStudentSettings, build_gsr_student, run_gsr_student
-from knarr.train.networks.stress_teacher import StressTeacher
+from knarr.train.networks.emotion import EmotionOutput, EmotionStudent, EmotionTeacher, conv_l2
+from knarr.train.networks.gsr import (
+    GsrOutput,
+    GsrRepeat,
+    GsrStudentSettings,
+    build_gsr_student,
+    run_gsr_student,
+)
+from knarr.train.networks.stress import StressTeacher
 from knarr.train.settings import RecipeError, SettingsError
 from knarr.train.systems.base import ChipLoss, Loss, Progress, RunData, System
 from knarr.train.systems.emotionkd_recipe import (
@@ -43,7 +48,7 @@ QUIZ_SEED: Final = 500_000
 """Added to the run's: who is set aside for the quiz is no second draw of who validates."""
 
 
-class _Unasked(NamedTuple):
+class _NoTeacherOutput(NamedTuple):
     """In place of a teacher of whom no loss asks anything."""
 
     logits: torch.Tensor
@@ -105,7 +110,7 @@ class EmotionKd(System[EmotionRecipe]):
             )
         spikes = settings.network.feature == "spike"
 
-        def loss(ran: ChipRan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             depths = ran.fired[1:] if spikes else [volts() for volts in ran.peaks[1:]]
             volts = ran.step_logits
             learned = GsrOutput(volts.mean(1), torch.stack(list(depths)).sum(0).flatten(1), volts, ran.rates)
@@ -113,9 +118,9 @@ class EmotionKd(System[EmotionRecipe]):
 
         return loss
 
-    def _distil(self, learned: Learned, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+    def _distil(self, learned: StudentOutput, teacher: nn.Module, batch: Batch) -> torch.Tensor:
         settings = self.recipe.student.loss
-        taught: Taught = _Unasked(learned.logits, learned.features)
+        taught: TeacherOutput = _NoTeacherOutput(learned.logits, learned.features)
         if settings.kl or settings.feature:
             with torch.no_grad():
                 taught = self._teach(teacher, *batch.teacher_inputs)
@@ -146,7 +151,7 @@ class EmotionKd(System[EmotionRecipe]):
                 setting="student.feedback.quiz_fraction",
             )
             train, heldout = train[lessons], train[quiz]
-        school = School(
+        school = FeedbackSetup(
             teacher,
             self._teach,
             self._learn,
@@ -169,9 +174,9 @@ class EmotionKd(System[EmotionRecipe]):
 
     # --- how they are run
 
-    def lesson(self, batch: Batch) -> Lesson:
+    def lesson(self, batch: Batch) -> DistillationBatch:
         """A batch as feedback takes it."""
-        return Lesson(batch.teacher_inputs, self._heard(batch), batch.labels)
+        return DistillationBatch(batch.teacher_inputs, self._heard(batch), batch.labels)
 
     def _heard(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """By the student: coded frames, or the skin conductance that the teacher hears."""
@@ -182,7 +187,7 @@ class EmotionKd(System[EmotionRecipe]):
         output: EmotionOutput = teacher(*(signals[1:] if self.recipe.teacher.kind == "gsr_net" else signals))
         return output
 
-    def _learn(self, student: nn.Module, heard: torch.Tensor) -> Learned:
+    def _learn(self, student: nn.Module, heard: torch.Tensor) -> StudentOutput:
         settings = self.recipe.student
         if isinstance(settings, FramesStudent):
             return run_frames(cast(snn.SequentialState, student), heard, settings.network)

@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from knarr.train.datasets.physio import EEG_28, RATE_HZ, Windowing, pick
-from knarr.train.datasets.stress_code import DT_S, STEP
-from knarr.train.datasets.stress_predict import EDA_HZ
+from knarr.train.datasets.physio.windows import EEG_28, RATE_HZ, Windowing, pick
+from knarr.train.datasets.stress.read import EDA_HZ
+from knarr.train.datasets.stress.windows import DT_S, STEP
 from knarr.train.losses.emotion import EmotionLossSettings
 from knarr.train.losses.feedback import FeedbackSettings
-from knarr.train.networks.emotion_layers import EmotionSettings
-from knarr.train.networks.gsr_repeat import GsrRepeatSettings
-from knarr.train.networks.gsr_student import GsrStudentSettings
-from knarr.train.networks.stress_teacher import StressTeacherSettings
+from knarr.train.networks.emotion import EmotionSettings
+from knarr.train.networks.gsr import GsrRepeatSettings, GsrStudentSettings
+from knarr.train.networks.stress import StressTeacherSettings
 from knarr.train.settings import Count, DataSettings, Fitted, Frozen, Positive, Recipe, Seed
 
 SPLIT_SEED = 2021
@@ -168,7 +167,7 @@ class StressTeacherRecipe(Fitted):
     network: StressTeacherSettings = StressTeacherSettings()
 
 
-class Feedback(FeedbackSettings):
+class FeedbackRecipe(FeedbackSettings):
     """Of the teacher by a temporary student, see `losses.feedback`; its loss is the student's own and stands there.
 
     Args:
@@ -195,11 +194,11 @@ class StudentRecipe(Fitted):
     """
 
     loss: EmotionLossSettings = EmotionLossSettings()
-    feedback: Feedback | None = None
+    feedback: FeedbackRecipe | None = None
 
     @field_validator("feedback")
     @classmethod
-    def _with_loss(cls, feedback: Feedback | None, info: ValidationInfo) -> Feedback | None:
+    def _with_loss(cls, feedback: FeedbackRecipe | None, info: ValidationInfo) -> FeedbackRecipe | None:
         loss = info.data.get("loss")  # missing where it is refused itself
         return feedback and (feedback.model_copy(update={"loss": loss}) if loss else feedback)
 

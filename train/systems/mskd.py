@@ -13,24 +13,23 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from knarr.train.chip.network import ChipRan
+from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Clips, Indices
-from knarr.train.data_error import DataError
-from knarr.train.datasets.see_sequences import SeeSequences, read_sequences
+from knarr.train.datasets.eyes.generate import generate
+from knarr.train.datasets.see.sequences import SeeSequences, read_sequences
+from knarr.train.datasets.see.windows import evaluation_windows
 from knarr.train.datasets.splits import assert_apart, subject_folds
-from knarr.train.eyes import generate
+from knarr.train.errors import DataError
 from knarr.train.losses.mskd import mskd_loss
 from knarr.train.networks.branch_merge import MultiScale
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.heads import StepLogits, decide
-from knarr.train.networks.mskd_student import MskdStudentSettings, build_mskd_student
-from knarr.train.networks.mskd_teacher import build_mskd_teacher
+from knarr.train.networks.mskd import MskdStudentSettings, build_mskd_student, build_mskd_teacher
 from knarr.train.networks.seen import SeenSettings
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import ChipLoss, Coding, Loss, Progress, RunData, System
-from knarr.train.systems.mskd_recipe import EyesData, MskdRecipe, SeeData
+from knarr.train.systems.mskd_recipe import MskdEyesData, MskdRecipe, SeeData
 from knarr.train.systems.see_windows import SeeWindows
-from knarr.train.windows import evaluation_windows
 
 SEE_SEQUENCES, SEE_TESTED = 2405, 767
 
@@ -90,7 +89,7 @@ class Mskd(System[MskdRecipe]):
         for name, part in (("train", train), ("test", test)):
             if not len(part):
                 raise DataError(root, f"no sequences: none to {name} on; check the subsets of the index")
-        if settings.split == "subject" or isinstance(settings, EyesData):
+        if settings.split == "subject" or isinstance(settings, MskdEyesData):
             try:
                 assert_apart(sequences.subjects, train, test)
             except ValueError as error:
@@ -113,7 +112,7 @@ class Mskd(System[MskdRecipe]):
 
     def folder_name(self) -> str:
         settings = self.recipe.data
-        if not isinstance(settings, EyesData):
+        if not isinstance(settings, MskdEyesData):
             return super().folder_name()
         return (
             f"eyes-{settings.size}px-{settings.frames}f-{settings.subjects}p-{settings.takes_per_emotion}t-"
@@ -122,7 +121,7 @@ class Mskd(System[MskdRecipe]):
 
     def generate(self, root: Path, progress: Progress | None = None) -> None:
         settings = self.recipe.data
-        if not isinstance(settings, EyesData):
+        if not isinstance(settings, MskdEyesData):
             super().generate(root, progress)
             return
         generate(
@@ -173,7 +172,7 @@ class Mskd(System[MskdRecipe]):
         return loss
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
-        def loss(ran: ChipRan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             volts = ran.step_logits
             return self._distil(StepLogits(volts.mean(1), volts, ran.rates), teacher, batch)
 
@@ -209,9 +208,9 @@ class Mskd(System[MskdRecipe]):
         return torch.cat(batch.teacher_inputs, dim=2)
 
 
-def _name_of(settings: SeeData | EyesData, sequences: int, tested: int) -> str:
+def _name_of(settings: SeeData | MskdEyesData, sequences: int, tested: int) -> str:
     """Only the whole of SEE under its own split is what published numbers were measured on."""
-    if isinstance(settings, EyesData):
+    if isinstance(settings, MskdEyesData):
         return "generated eyes"
     whole = sequences == SEE_SEQUENCES and (settings.split == "subject" or tested == SEE_TESTED)
     return "SEE" if whole else f"{sequences} sequences in SEE's layout"

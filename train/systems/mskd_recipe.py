@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from knarr.train.datasets.see_tree import MAX_SIDE
+from knarr.train.datasets.see.tree import MAX_SIDE
+from knarr.train.datasets.see.windows import FRAMES_PER_S, Sampling, sampling
 from knarr.train.losses.mskd import MskdLossSettings
-from knarr.train.networks.mskd_student import MskdStudentSettings
-from knarr.train.networks.mskd_teacher import TeacherSettings as Network
+from knarr.train.networks.mskd import MskdStudentSettings
+from knarr.train.networks.mskd import MskdTeacherSettings as Network
 from knarr.train.settings import DataSettings, Fitted, Frozen, Positive, Recipe, Seed, shift_within
-from knarr.train.windows import FRAMES_PER_S, Sampling, sampling
 
 TEACHER_CHANNELS = 3
 """Published code opens the grey images as RGB, and SEEN has weights for each copy."""
@@ -96,7 +96,7 @@ class SeeData(SequencesData):
     on_bad: Literal["raise", "skip"] = "raise"
 
 
-class EyesData(SequencesData):
+class MskdEyesData(SequencesData):
     """Generated single-eye sequences in the same layout; people who train and people who test differ.
 
     Args:
@@ -111,7 +111,7 @@ class EyesData(SequencesData):
     takes_per_emotion: int = Field(default=2, ge=1, le=999)
 
     @model_validator(mode="after")
-    def _long_enough(self) -> EyesData:
+    def _long_enough(self) -> MskdEyesData:
         if self.frames < self.window.least_frames:
             raise ValueError(
                 f"frames: {self.frames} < {self.window.least_frames} of {self.sampling}; make more"
@@ -123,7 +123,7 @@ class EyesData(SequencesData):
         return True
 
 
-class TeacherSettings(Fitted):
+class MskdTeacherRecipe(Fitted):
     """The teacher; sizes that the data decide need not be said.
 
     Args:
@@ -140,7 +140,7 @@ class TeacherSettings(Fitted):
         return plain | {"seen": _said(plain["seen"], network.seen, OF_SEEN)}
 
 
-class StudentSettings(Fitted):
+class MskdStudentRecipe(Fitted):
     """The student and what it learns from; sizes that the data decide need not be said.
 
     Args:
@@ -175,9 +175,9 @@ class MskdRecipe(Recipe):
     """See above."""
 
     system: Literal["mskd"]
-    data: Annotated[SeeData | EyesData, Field(discriminator="kind")]
-    teacher: TeacherSettings
-    student: StudentSettings
+    data: Annotated[SeeData | MskdEyesData, Field(discriminator="kind")]
+    teacher: MskdTeacherRecipe
+    student: MskdStudentRecipe
 
     @model_validator(mode="after")
     def _as_the_data(self) -> MskdRecipe:

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 
 from knarr.train.clips import Batch, Indices, split_validation
-from knarr.train.datasets.deap import SUBJECTS, read_deap
-from knarr.train.datasets.eda import frames
-from knarr.train.datasets.mahnob import read_mahnob
-from knarr.train.datasets.physio import PhysioWindows, Recordings
+from knarr.train.datasets.physio.deap import SUBJECTS, read_deap
+from knarr.train.datasets.physio.mahnob import read_mahnob
+from knarr.train.datasets.physio.windows import PhysioWindows, Recordings
 from knarr.train.datasets.splits import Fold
+from knarr.train.datasets.stress.windows import frames
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import Coding, Progress, RunData
 from knarr.train.systems.emotionkd_recipe import PhysioData

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from knarr.train.data_error import DataError
-from knarr.train.first_steps import on_chip
+from knarr.train.clips import truncate_timesteps
+from knarr.train.errors import DataError
 from knarr.train.settings import Recipe, SettingsError
 from knarr.train.systems.base import Progress, RunData, System
 from knarr.train.systems.cnn import Cnn
@@ -49,7 +49,7 @@ def check_networks(recipe: Recipe, data: RunData) -> None:
         system.student(data)
         kept = system.kept(data)
         if recipe.chip is not None:
-            on_chip(recipe, data.train)
+            truncate_timesteps(recipe, data.train)
             system.chip_loss(teacher)
             system.deployable(kept)
     except (DataError, SettingsError):

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 
 from knarr.train.clips import Batch, Indices
-from knarr.train.datasets.see_sequences import Images, SeeSequences
+from knarr.train.datasets.see.sequences import Images, SeeSequences
+from knarr.train.datasets.see.windows import Sampling, draw_window, evaluation_windows
 from knarr.train.systems.mskd_recipe import TEACHER_CHANNELS, Normalise
-from knarr.train.windows import Sampling, draw_window, evaluation_windows
 
 GREY_BITS = 8
 """Of the images. A pixel k goes to the student as k / 255 (of fewer bits, its upper ones), not less a mean: convolutions pad with

@@ -1,35 +1,97 @@
-"""Spiking Emotions: voters on the events of a simulated camera, with an ANN on all frames at once as teacher and baseline."""
+"""Segments of video as a simulated event camera's frames for the voters, and as channels for the ANN.
+
+The student sees a grey frame on both channels and then events: 8-bit integers, a grey level k and 255 for an event, of 255 units, so
+that an event is 1 in floating point. Pure spikes leave the grey frame out and are one bit.
+
+Spiking Emotions: voters on the events of a simulated camera, with an ANN on all frames at once as teacher and baseline.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import norse.torch as snn
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from knarr.train.chip.network import ChipRan
-from knarr.train.clips import Batch
-from knarr.train.data_error import DataError
+from knarr.train.chip.network import ChipStudentOutput
+from knarr.train.clips import Batch, Indices
 from knarr.train.datasets.cache import Progress
-from knarr.train.datasets.dvs import Dvs
-from knarr.train.datasets.mosi import Folds, read_mosi
-from knarr.train.datasets.mosi_clips import CLASS_NAMES, MosiClips
-from knarr.train.datasets.mosi_generate import generate_clips
-from knarr.train.datasets.mosi_grey import read_grey
+from knarr.train.datasets.events.camera import Dvs
+from knarr.train.datasets.mosi.clips import CLASS_NAMES, GreyFrames, MosiClips, read_grey
+from knarr.train.datasets.mosi.generate import generate_clips
+from knarr.train.datasets.mosi.read import Folds, read_mosi
 from knarr.train.datasets.splits import assert_apart
-from knarr.train.losses.label_loss import one_hot_mse, voting_mse
-from knarr.train.losses.softened import softened_kl
+from knarr.train.errors import DataError
+from knarr.train.losses.label import one_hot_mse, softened_kl, voting_mse
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.spiking_emotions import build_ann, build_plif_fang, build_voting_network, votes
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import ChipLoss, Coding, Loss, RunData, System
-from knarr.train.systems.camera_clips import GREY_LEVELS, CameraClips
 from knarr.train.systems.spiking_emotions_recipe import ClipsData, MosiData, SpikingEmotionsRecipe
+
+GREY_LEVELS: Final = 255
+
+
+@dataclass(frozen=True, eq=False)
+class CameraClips:
+    """Some segments, kept packed and unpacked batch by batch.
+
+    Args:
+        clips: all segments, with their first frames.
+        chosen: those of this split.
+        pure_spike: leave the first frames out.
+        grey: frames for the ANN; None gives it the first frame and differences of events.
+    """
+
+    clips: MosiClips
+    chosen: Indices
+    pure_spike: bool
+    grey: GreyFrames | None
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self.clips.labels[self.chosen]
+
+    @property
+    def videos(self) -> npt.NDArray[np.str_]:
+        """(N,) of each segment: one speaker."""
+        return self.clips.videos[self.chosen]
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        """Nothing is augmented, as in the paper as far as it says."""
+        inputs = self.chip_inputs(indices).astype(np.float32)
+        if not self.pure_spike:
+            inputs /= np.float32(GREY_LEVELS)
+        return Batch(
+            torch.from_numpy(inputs),
+            (torch.from_numpy(self._channels(indices)),),
+            torch.from_numpy(self.labels[indices]),
+        )
+
+    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        own = self.chosen[indices]
+        spikes = self.clips.spikes(own)
+        if self.pure_spike:
+            return spikes
+        first = np.repeat(self.clips.first[own, None, None], 2, axis=2)
+        return np.concatenate([first, spikes * np.uint8(GREY_LEVELS)], axis=1)
+
+    def _channels(self, indices: Indices) -> npt.NDArray[np.float32]:
+        """(B, frames, H, W) of the ANN: grey 0..1, or that and then -1, 0 or 1."""
+        own = self.chosen[indices]
+        if self.grey is not None:
+            return self.grey.of(own).astype(np.float32) / np.float32(GREY_LEVELS)
+        first = self.clips.first[own].astype(np.float32) / np.float32(GREY_LEVELS)
+        spikes = self.clips.spikes(own).astype(np.float32)
+        return np.concatenate([first[:, None], spikes[:, :, 0] - spikes[:, :, 1]], axis=1)
+
 
 _PROTOCOLS = {
     "standard": "standard folds, speakers apart",
@@ -173,7 +235,7 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         return loss
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
-        def loss(ran: ChipRan, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             return self._distil(ran.step_logits.mean(1) / self.recipe.network.voters, teacher, batch)
 
         return loss

@@ -12,9 +12,8 @@ import torch
 
 from knarr.train.clips import Batch, Indices
 from knarr.train.datasets.splits import Fold, leave_one_subject_out, subject_folds
-from knarr.train.datasets.stress_code import Codes, encode_windows
-from knarr.train.datasets.stress_predict import read_people
-from knarr.train.datasets.stress_windows import CLASS_NAMES, StressWindows, cut_windows
+from knarr.train.datasets.stress.read import read_people
+from knarr.train.datasets.stress.windows import CLASS_NAMES, Codes, StressWindows, cut_windows, encode_windows
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import Coding, RunData
 from knarr.train.systems.emotionkd_recipe import StressData

@@ -1,0 +1,1 @@
+"""The verbs of the `knarr` command and their options."""

@@ -1,0 +1,1 @@
+"""Tables and sentences that the command prints."""

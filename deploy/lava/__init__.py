@@ -1,0 +1,1 @@
+"""Run `.net` files on the Lava simulator, in a supervised process of its own."""

@@ -1,0 +1,347 @@
+"""How samples become runs of the Lava worker, and its results a Recording.
+
+`run_on_lava`: the Lava simulator behind a supervised worker, since Lava hangs in silence and orphans its children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from knarr.deploy.errors import DeployError, LavaError
+from knarr.deploy.lava.process_group import kill_group
+from knarr.deploy.netx.read import read_net
+from knarr.deploy.rules import check
+from knarr.deploy.violation import fatal
+from knarr.hw_sim import ChipNetwork, Conv, Dense, Recording, Recurrent
+from knarr.hw_sim.coding import check_inputs
+from knarr.hw_sim.network import Layer
+from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def outlives_a_sample(layer: Layer) -> bool:
+    """Whether spikes of a sample can arrive in the next: Lava's reset clears neurons, not what is under way to them."""
+    return isinstance(layer, Recurrent) or (isinstance(layer, Dense) and layer.delay_int is not None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker is told.
+
+    Args:
+        net: the `.net` file.
+        network: what it holds.
+        record: names of `knarr.hw_sim.simulate`.
+    """
+
+    net: Path
+    network: ChipNetwork
+    record: tuple[str, ...]
+
+    @property
+    def driven(self) -> bool:
+        return self.network.input.neuron is not None
+
+    @property
+    def isolated(self) -> bool:
+        return any(outlives_a_sample(layer) for layer in self.network.layers)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """In netx's order: an input layer is one only where it has neurons."""
+        return [*([INPUT_LAYER] if self.driven else []), *(layer.name for layer in self.network.layers)]
+
+    def steps(self, samples: int, timesteps: int) -> int:
+        """Time steps Lava runs: the pipeline is drained once per network, and some jobs take one per sample."""
+        drained = samples if self.driven or self.isolated else 1
+        return samples * timesteps + drained * len(self.layer_names)
+
+    def batches(self, samples: int, timesteps: int, most_steps: int) -> list[slice]:
+        """Samples of each worker run, as many as stay within `most_steps` time steps, at least one."""
+        size = 1
+        while size < samples and self.steps(size + 1, timesteps) <= most_steps:
+            size += 1
+        return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
+
+    def write(self, folder: Path, events: npt.NDArray[np.integer[Any]]) -> None:
+        """job.json and inputs.npy; events are (samples, timesteps, *features)."""
+        job = {
+            "net": str(self.net.resolve()),
+            "bits": self.network.input.bits,
+            "readout": self.network.readout.kind,
+            "record": list(self.record),
+            "driven": self.driven,
+            "isolated": self.isolated,
+        }
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        # netx feeds a first dense layer a vector
+        flat = not self.driven and not isinstance(self.network.layers[0], Conv)
+        ordered = events.reshape(*events.shape[:2], -1) if flat else events
+        np.save(folder / "inputs.npy", ordered.astype(np.int64))
+
+
+def read_result(folder: Path) -> Arrays:
+    """Arrays of result.npz: output, and <kind>/<number of the layer>."""
+    with np.load(folder / "result.npz", allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def as_recording(job: Job, parts: Sequence[Arrays]) -> Recording:
+    """Batches after one another, under the layers' names."""
+    result = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    recorded = {
+        kind: {name: result[f"{kind}/{i}"] for i, name in enumerate(job.layer_names) if kind in job.record}
+        for kind in ("spikes", "v", "u")
+    }
+    spikes = {name: array.astype(np.uint8) for name, array in recorded["spikes"].items()}
+    return Recording(
+        output=result["output"],
+        spikes=spikes,
+        v=recorded["v"],
+        u=recorded["u"],
+        event_counts={
+            name: s.sum(axis=tuple(range(2, s.ndim)), dtype=np.int64) for name, s in spikes.items()
+        },
+        engine="lava",
+    )
+
+
+IMPORT_ALLOWANCE_S = 120.0
+STEP_ALLOWANCE_S = 1.0
+BATCH_STEPS = 10_000
+"""Time steps of one worker: minutes of Lava against seconds of imports, and what it records stays within memory."""
+POLL_S = 0.05
+CRASH_GRACE_S = 3.0
+"""How long a worker may live on after a traceback in its log: Lava never recovers from one."""
+LOG_TAIL_LINES = 8
+WORKER = Path(__file__).with_name("worker.py")
+
+Progress = Callable[[int, int], None]
+
+
+def lava_python() -> str:
+    """Interpreter that has Lava: KNARR_LAVA_PYTHON, or the one that runs knarr."""
+    return os.environ.get("KNARR_LAVA_PYTHON") or sys.executable
+
+
+def run_on_lava(
+    path: Path,
+    inputs: npt.ArrayLike,
+    *,
+    record: Sequence[str] = ("output",),
+    timesteps: int | None = None,
+    timeout_s: float | None = None,
+    batch_steps: int = BATCH_STEPS,
+    progress: Progress | None = None,
+) -> Recording:
+    """Run a `.net` file in the Lava simulator (fixed_pt), samples in pipelined runs with reset between them.
+
+    Args:
+        path: netx file; checked before launch, because a bad one hangs Lava.
+        inputs: (samples, timesteps, *features) integers as `knarr.hw_sim.simulate` takes them.
+            Samples whose spikes could be under way when the next begins (delays, loops) get a network each.
+        record: any of "output", "spikes" (every layer), "v" and "u" (every layer's voltage and current).
+        timesteps: how many, where the inputs are a bias without a time axis.
+        timeout_s: the whole run, seconds; by default 120 for each worker's imports and 1 for every time step.
+        batch_steps: time steps after which a fresh worker goes on with the next samples; the result does not depend on it.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        Recording aligned like the simulator's own: column t answers input t.
+
+    Raises:
+        DeployError: the file is malformed or breaks a rule, or record or batch_steps are nothing this can do.
+        ChipError: the inputs do not fit.
+        LavaError: the worker could not start, died, lost a child or ran out of time; carries the tail of its log. Nothing
+            of it is left running.
+    """
+    network = read_net(path)
+    broken = fatal(check(network))
+    if broken:
+        raise DeployError(f"{path}: not run, {broken[0]}")
+    unknown = [name for name in record if name not in RECORDABLE]
+    if unknown:
+        raise DeployError(f"record: unknown {unknown}, choose from {list(RECORDABLE)}")
+    if batch_steps < 1:
+        raise DeployError(f"batch_steps: {batch_steps}, needs at least 1")
+    events = check_inputs(network.input, inputs, timesteps)
+    samples, steps = events.shape[:2]
+    job = Job(path, network, tuple(record))
+    batches = job.batches(samples, steps, batch_steps)
+    in_all = sum(job.steps(batch.stop - batch.start, steps) for batch in batches)
+    limit_s = timeout_s or IMPORT_ALLOWANCE_S * len(batches) + STEP_ALLOWANCE_S * in_all
+    started, before, shown = time.monotonic(), 0, -1
+    parts = []
+    for batch in batches:
+
+        def show(done: int, _: int, before: int = before) -> None:
+            nonlocal shown
+            if progress is not None and before + done != shown:
+                shown = before + done
+                progress(shown, in_all)
+
+        with tempfile.TemporaryDirectory(prefix="knarr-lava-") as folder:
+            job.write(Path(folder), events[batch])
+            command = [lava_python(), "-I", str(WORKER), folder]
+            try:
+                supervise(command, Path(folder), limit_s, show, started=started)
+            except LavaError as error:
+                if len(batches) == 1:
+                    raise
+                raise LavaError(f"samples {batch.start}..{batch.stop - 1} of {samples}: {error}") from error
+            parts.append(read_result(Path(folder)))
+        before += job.steps(batch.stop - batch.start, steps)
+        show(0, in_all, before)
+    return as_recording(job, parts)
+
+
+def supervise(
+    command: list[str],
+    job_folder: Path,
+    limit_s: float,
+    progress: Progress | None = None,
+    *,
+    started: float | None = None,
+) -> None:
+    """Run a worker in its own process group until result.npz appears; whatever happens, nothing of it stays.
+
+    Args:
+        command: what to start, in job_folder.
+        job_folder: holds the job and receives progress.json, fault.json, log.txt and result.npz.
+        limit_s: seconds from `started` (a time.monotonic(), now when left out) to the result.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        LavaError: it could not start, ended without a result, wrote a traceback, lost a child, or passed the limit.
+    """
+    log_path = job_folder / "log.txt"
+    # The worker's end of this pipe reads end-of-file when we die, whatever of.
+    theirs, ours = os.pipe()
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MPLCONFIGDIR": str(job_folder),
+        "KNARR_STARTER_FD": str(theirs),
+    }
+    try:
+        with log_path.open("wb") as log:
+            # Files, not pipes: a pipe held by an orphan never ends. Its own session, so that one kill ends them all.
+            worker = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=job_folder,
+                env=environment,
+                start_new_session=True,
+                pass_fds=(theirs,),
+            )
+    except OSError as error:
+        os.close(ours)
+        raise LavaError(
+            f"Lava worker: cannot start {command[0]} ({error}); set KNARR_LAVA_PYTHON to Python 3.10 with Lava"
+        ) from error
+    finally:
+        os.close(theirs)
+    try:
+        _wait(
+            worker, job_folder, log_path, limit_s, time.monotonic() if started is None else started, progress
+        )
+    finally:
+        kill_group(worker.pid)
+        os.close(ours)  # only now: it would start to end itself
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(timeout=10)
+
+
+def _wait(
+    worker: subprocess.Popen[bytes],
+    job_folder: Path,
+    log_path: Path,
+    limit_s: float,
+    started: float,
+    progress: Progress | None,
+) -> None:
+    crashed_at: float | None = None
+    shown = -1
+    result = job_folder / "result.npz"
+    while not result.exists():
+        ended = worker.poll() is not None and not result.exists()
+        now = time.monotonic()
+        steps, of = _progress(job_folder)
+        if progress is not None and of and steps != shown:
+            progress(steps, of)
+            shown = steps
+        if crashed_at is None and b"Traceback (most recent call last)" in log_path.read_bytes():
+            crashed_at = now
+        if ended:
+            raise LavaError(
+                f"Lava worker: died with {_ending(worker.returncode)} after {steps} steps; {_tail(log_path)}"
+            )
+        lost = _lost_child(job_folder)
+        if lost is not None:
+            raise LavaError(
+                f"Lava worker: one of Lava's processes {lost} after {steps} steps; {_tail(log_path)}"
+            )
+        if crashed_at is not None and now - crashed_at > CRASH_GRACE_S:
+            raise LavaError(
+                f"Lava worker: an exception in a Lava process hung it after {steps} steps; {_tail(log_path)}"
+            )
+        if now - started > limit_s:
+            raise LavaError(
+                f"Lava worker: no result within {limit_s:.0f} s ({steps} of {of or 'unknown'} steps done); it hangs or needs "
+                f"a longer limit; {_tail(log_path)}"
+            )
+        time.sleep(POLL_S)
+
+
+def _progress(job_folder: Path) -> tuple[int, int]:
+    try:
+        state = json.loads((job_folder / "progress.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return 0, 0
+    return int(state["steps"]), int(state["of"])
+
+
+def _lost_child(job_folder: Path) -> str | None:
+    """What ended a child of the worker, which the rest of Lava would wait for without end."""
+    try:
+        status = int(json.loads((job_folder / "fault.json").read_text(encoding="utf-8"))["status"])
+    except FileNotFoundError:
+        return None
+    return (
+        f"was killed by {_signal(-status)}" if status < 0 else f"ended too early, with exit status {status},"
+    )
+
+
+def _ending(status: int) -> str:
+    return f"exit status {status}" + (f", killed by {_signal(-status)}," if status < 0 else "")
+
+
+def _signal(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    # What the kernel sends when memory runs out; a user's kill -9 looks the same.
+    return f"{name} (out of memory?)" if number == signal.SIGKILL else name
+
+
+def _tail(log_path: Path) -> str:
+    lines = [line.strip() for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
+    return "log: " + " | ".join(lines[-LOG_TAIL_LINES:]) if lines else "its log is empty"

@@ -1,0 +1,1 @@
+"""Turn a NIR graph into a chip network of integers."""

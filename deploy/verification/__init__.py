@@ -1,0 +1,1 @@
+"""Compare Norse, NIR, the chip simulator and Lava, layer by layer."""

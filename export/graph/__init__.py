@@ -1,0 +1,1 @@
+"""NIR graphs: files, shapes, topology, their executable meaning and folding."""

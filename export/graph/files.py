@@ -1,0 +1,115 @@
+"""NIR files: type-checked both ways, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nir
+
+from knarr.export.certificate import Certificate, require_metadata
+from knarr.export.errors import ExportError
+from knarr.export.graph.complete import build, complete
+from knarr.export.graph.hdf5_guard import load
+from knarr.export.graph.nir_compat import graph_hash
+
+FILLED = "knarr_filled"
+"""Metadata key: what the file left out and the NIR standard defines, one line each."""
+
+
+def write(graph: nir.NIRGraph, path: Path) -> None:
+    """Write a graph, and beside it `<path>.json` with its certificate when it has one.
+
+    Args:
+        graph: any NIR graph; one from `to_nir` carries its certificate in the metadata.
+        path: `.nir` file; replaced in one move after it was read back.
+
+    Raises:
+        ExportError: nir cannot write it, it cannot be read back, or it was changed after it was certified.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ExportError(
+            f"{path}: is a folder or lies in one that does not exist; give a file name such as student.nir"
+        )
+    for name in graph.nodes if isinstance(graph, nir.NIRGraph) else ():
+        if "/" in name:
+            raise ExportError(
+                f"{path}: node '{name}' has a slash in its name, which HDF5 takes for a group; rename it"
+            )
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        try:
+            nir.write(temporary, graph)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise ExportError(
+                f"{path}: nir cannot write this graph ({error}); complete its fields"
+            ) from error
+        again = _read(temporary, path)
+        certificate = graph.metadata.get("certificate")
+        if certificate is not None:
+            proof = Certificate.from_json(_text(certificate))
+            if proof.graph_hash != graph_hash(again):
+                raise ExportError(
+                    f"{path}: the graph was changed after it was certified; remove its certificate or export again"
+                )
+            require_metadata(again, proof.dt_s)
+            sidecar = Path(folder) / f"{path.name}.json"
+            sidecar.write_text(_text(certificate) + "\n", encoding="utf-8")
+            os.replace(sidecar, path.with_name(sidecar.name))
+        else:
+            path.with_name(f"{path.name}.json").unlink(missing_ok=True)  # of a graph that is being replaced
+        os.replace(temporary, path)
+
+
+def read(path: Path) -> nir.NIRGraph:
+    """Read a NIR file, ours or another tool's, with every shape checked and every parameter spread over its neurons.
+
+    Args:
+        path: `.nir` file.
+
+    Returns:
+        The graph; `metadata["knarr_filled"]` lists what was missing and is defined by the NIR standard, if anything.
+
+    Raises:
+        ExportError: missing, too large, not HDF5, not a NIR graph, a loop without a meaning, or something NIR leaves open;
+            in bounded time and memory, whatever the bytes are.
+    """
+    return _read(Path(path), Path(path))
+
+
+def _read(path: Path, shown: Path) -> nir.NIRGraph:
+    try:
+        tree = load(path)
+        node = tree.get("node")
+        if not isinstance(node, dict) or "type" not in node:
+            raise ExportError("no 'node' group in it")
+        if node["type"] != "NIRGraph":
+            raise ExportError(f"holds a single {node['type']}, needs a graph")
+        filled: list[str] = []
+        graph = complete(build(node, filled), filled)
+    except ExportError as error:
+        text = str(error).replace(str(path), str(shown))
+        prefix = "" if text.startswith(str(shown)) else f"{shown}: not a valid NIR graph: "
+        raise ExportError(" ".join(f"{prefix}{text}".split())) from error
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ExportError(f"{shown}: not a valid NIR graph ({reason})") from error
+    if filled:
+        graph.metadata[FILLED] = "\n".join(filled)
+    return graph
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,109 @@
+"""HDF5 into plain dictionaries, within limits: a file that declares gigabytes, loops or links elsewhere is refused."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from knarr.export.errors import ExportError
+
+MAX_FILE_BYTES = 2_000_000_000
+MAX_DECLARED_BYTES = 2_000_000_000
+MAX_ITEMS = 20_000
+MAX_DEPTH = 40
+MAX_TEXT_BYTES = 50_000_000
+
+
+def load(
+    path: Path,
+    noun: str = "NIR graph",
+    cure: str = "write one with `knarr export`",
+    max_values: int | None = None,
+) -> dict[str, Any]:
+    """The file's tree: groups as dictionaries, numbers as arrays, text as str, arrays of text as nested lists.
+
+    Args:
+        path: the HDF5 file.
+        noun: what the file should be, for messages.
+        cure: how to get a good one, for messages.
+        max_values: numbers in the whole file, where they are few bytes each and grow when they are used; None: no limit.
+
+    Raises:
+        ExportError: missing, too large, not HDF5, damaged, or beyond a limit; always in bounded time and memory.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file; {cure}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ExportError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} are read")
+    if not h5py.is_hdf5(path):
+        raise ExportError(f"{path}: not an HDF5 file, so not a {noun}; {cure}")
+    try:
+        with h5py.File(path, "r") as file:
+            return _FileWalk(path, noun, max_values).group(file, 0)
+    except ExportError:
+        raise
+    except Exception as error:  # h5py raises whatever the damaged bytes lead to
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ExportError(f"{path}: not a readable HDF5 file ({reason}); it is damaged") from error
+
+
+class _FileWalk:
+    def __init__(self, path: Path, noun: str, max_values: int | None) -> None:
+        self.path, self.noun, self.max_values = path, noun, max_values
+        self.items, self.values, self.declared, self.text = 0, 0, 0, 0
+
+    def group(self, group: Any, depth: int) -> dict[str, Any]:
+        if depth > MAX_DEPTH:
+            raise ExportError(f"{self.path}: groups nested more than {MAX_DEPTH} deep; it is no {self.noun}")
+        found: dict[str, Any] = {}
+        for name in group:
+            self.items += 1
+            if self.items > MAX_ITEMS:
+                raise ExportError(f"{self.path}: more than {MAX_ITEMS} items; it is no {self.noun}")
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ExportError(
+                    f"{self.path}: {name!r} is a link elsewhere; a {self.noun} holds its own data"
+                )
+            item = group[name]
+            found[name] = self.group(item, depth + 1) if isinstance(item, h5py.Group) else self.dataset(item)
+        return found
+
+    def dataset(self, item: Any) -> Any:
+        if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+            raise ExportError(
+                f"{self.path}: {item.name!r} is no plain dataset; a {self.noun} holds its own data"
+            )
+        text = h5py.check_string_dtype(item.dtype) is not None
+        if not text and item.dtype.kind not in "iufb":
+            raise ExportError(
+                f"{self.path}: {item.name!r} is of type {item.dtype}; only numbers and text are read"
+            )
+        self.values += int(item.size or 0)
+        # A chunk is unpacked whole, and may be declared larger than the data it belongs to.
+        self.declared += max(int(item.size or 0), prod(item.chunks or (0,))) * item.dtype.itemsize
+        if self.declared > MAX_DECLARED_BYTES:
+            raise ExportError(
+                f"{self.path}: {item.name!r} of shape {item.shape} brings the data to {self.declared:,} bytes, at most "
+                f"{MAX_DECLARED_BYTES:,} are read; split the {self.noun}"
+            )
+        if self.max_values is not None and self.values > self.max_values:
+            raise ExportError(
+                f"{self.path}: {item.name!r} of shape {item.shape} brings the data to {self.values:,} values, at most "
+                f"{self.max_values:,} are read; split the {self.noun}"
+            )
+        value = item[()]
+        if not text:
+            return value
+        return self._decoded(np.asarray(value, dtype=object).tolist())
+
+    def _decoded(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._decoded(part) for part in value]
+        self.text += len(value)
+        if self.text > MAX_TEXT_BYTES:
+            raise ExportError(f"{self.path}: more than {MAX_TEXT_BYTES} bytes of text; it is no {self.noun}")
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)

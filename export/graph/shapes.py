@@ -1,0 +1,244 @@
+"""Feature shapes along a NIR graph, without the batch: our own type check, since nir 1.0.8 refuses scalars and groups."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import nir
+import numpy as np
+
+from knarr.export.errors import ExportError
+from knarr.export.graph.step_synapses import ints
+from knarr.export.graph.topology import Topology
+
+Shape = tuple[int, ...]
+MAX_FEATURES = 2**22
+"""Neurons of one layer; Loihi 2 has 2**20 on a chip. A file that declares more asks for memory, not for an answer."""
+PER_NEURON = {
+    nir.LIF: ("tau", "r", "v_leak", "v_threshold", "v_reset"),
+    nir.CubaLIF: ("tau_syn", "tau_mem", "r", "v_leak", "v_threshold", "v_reset", "w_in"),
+    nir.LI: ("tau", "r", "v_leak"),
+    nir.CubaLI: ("tau_syn", "tau_mem", "r", "v_leak", "w_in"),
+    nir.IF: ("r", "v_threshold", "v_reset"),
+    nir.I: ("r",),
+    nir.Scale: ("scale",),
+    nir.Threshold: ("threshold",),
+    nir.Delay: ("delay",),
+}
+"""Fields that hold one value per feature."""
+
+
+def input_shape(name: str, node: nir.Input) -> Shape:
+    """The declared shape of an Input.
+
+    Raises:
+        ExportError: none is declared, or it is not made of positive sizes.
+    """
+    sizes = _declared(node.input_type).ravel()
+    if not sizes.size:
+        raise ExportError(
+            f"node '{name}': Input without a shape, which NIR leaves open; write the shape of one step"
+        )
+    if sizes.dtype.kind not in "iu" or (sizes < 1).any():
+        raise ExportError(
+            f"node '{name}': Input of shape {sizes.tolist()[:8]}; every size must be a positive integer"
+        )
+    return _bounded(name, tuple(int(n) for n in sizes))
+
+
+def _declared(side: object) -> np.ndarray[Any, Any]:
+    """The shape an Input or Output declares; empty where it declares none."""
+    shape = next(iter(side.values()), None) if isinstance(side, dict) else None
+    return np.asarray([] if shape is None else shape)
+
+
+def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """Shape that enters and shape that leaves every node.
+
+    Raises:
+        ExportError: the node where shapes part, or whose parameters do not fit.
+    """
+    entering: dict[str, Shape] = {}
+    leaving: dict[str, Shape] = {}
+    start = input_shape(topology.input, nodes[topology.input])
+    entering[topology.input] = leaving[topology.input] = start
+    waiting = [name for name in topology.order if name != topology.input]
+    while waiting:
+        known = [n for n in waiting if any(s in leaving for s in topology.sources[n])]
+        # A loop through a Delay gives its shape only round the loop, so one known source is enough to go on.
+        ready = [n for n in known if all(s in leaving for s in topology.sources[n])] or known
+        if not ready:
+            raise ExportError(
+                f"node '{waiting[0]}': nothing with a shape reaches it; connect it to the input"
+            )
+        name = ready[0]
+        waiting.remove(name)
+        entering[name] = next(leaving[s] for s in topology.sources[name] if s in leaving)
+        leaving[name] = _bounded(name, node_shape(name, nodes[name], entering[name]))
+    for name in topology.order:
+        for source in (*topology.sources[name], *topology.looping[name]):
+            if leaving[source] != entering[name]:
+                raise ExportError(
+                    f"node '{name}': receives {leaving[source]} from '{source}' and needs {entering[name]}; "
+                    "what arrives must add up to the shape it takes"
+                )
+    return entering, leaving
+
+
+def node_shape(name: str, node: Any, shape: Shape) -> Shape:
+    """Shape that leaves a node which `shape` enters; checks its parameters against it."""
+    finite(name, node)
+    try:
+        return _node_shape(name, node, shape)
+    except ExportError as error:
+        raise error if "'" in str(error) else ExportError(f"node '{name}': {error}") from error
+
+
+def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
+    if type(node) in PER_NEURON:
+        for field in PER_NEURON[type(node)]:
+            _fits(name, field, np.asarray(getattr(node, field)), shape)
+        return shape
+    if isinstance(node, (nir.Input, nir.Output)):  # an Input that something enters is a nested graph's
+        declared = _declared(node.input_type if isinstance(node, nir.Input) else node.output_type)
+        if declared.size and tuple(declared.tolist()) != shape:
+            raise ExportError(
+                f"node '{name}': declares {tuple(declared.tolist())} and receives {shape}; correct the one that is wrong"
+            )
+        return shape
+    if isinstance(node, (nir.Linear, nir.Affine)):
+        weight = np.asarray(node.weight)
+        if weight.ndim != 2 or shape != (weight.shape[1],) or not weight.size:
+            raise ExportError(
+                f"node '{name}': receives {shape}, its weight is {weight.shape} and takes (features,) alone; flatten before it"
+            )
+        if isinstance(node, nir.Affine):
+            _exactly(name, "bias", np.asarray(node.bias), (weight.shape[0],))
+        return (weight.shape[0],)
+    if isinstance(node, (nir.Conv1d, nir.Conv2d)):
+        return _conv_shape(name, node, shape)
+    if isinstance(node, (nir.AvgPool2d, nir.SumPool2d)):
+        return _pool_shape(name, node, shape)
+    if isinstance(node, nir.Flatten):
+        start, end = int(node.start_dim), int(node.end_dim)
+        end = end if end >= 0 else len(shape) + end
+        if not 0 <= start <= end < len(shape):
+            raise ExportError(
+                f"node '{name}': flattens {start}..{node.end_dim} of {shape}; NIR counts without the batch"
+            )
+        return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+    raise ExportError(f"node '{name}': {type(node).__name__} is not supported")
+
+
+def finite(name: str, node: Any) -> None:
+    """Every number of a node is a real, finite one.
+
+    Raises:
+        ExportError: names node and field.
+    """
+    for field in (f.name for f in fields(node)):
+        if field in ("metadata", "input_type", "output_type", "nodes", "edges"):
+            continue
+        value = getattr(node, field, None)
+        if value is None:
+            if field == "input_shape":
+                continue
+            raise ExportError(
+                f"node '{name}': {type(node).__name__} without {field}, which NIR leaves open; write it"
+            )
+        if isinstance(value, str) and field == "padding":
+            continue
+        array = np.asarray(value)
+        if array.dtype.kind not in "iuf" or not np.isfinite(array.astype(np.float64)).all():
+            raise ExportError(
+                f"node '{name}': {field} holds something else than finite numbers; retrain or rewrite it"
+            )
+
+
+def _conv_shape(name: str, node: Any, shape: Shape) -> Shape:
+    weight = np.asarray(node.weight)
+    axes = 1 if isinstance(node, nir.Conv1d) else 2
+    groups = int(np.asarray(node.groups))
+    if weight.ndim != 2 + axes or not weight.size or groups < 1 or weight.shape[0] % groups:
+        raise ExportError(
+            f"node '{name}': weight {weight.shape} in {groups} groups is no Conv{axes}d; rewrite it"
+        )
+    if len(shape) != 1 + axes or shape[0] != weight.shape[1] * groups:
+        raise ExportError(
+            f"node '{name}': receives {shape}, needs {weight.shape[1] * groups} channels and {axes} axes; reshape what comes before"
+        )
+    _exactly(name, "bias", np.asarray(node.bias), (weight.shape[0],))
+    if node.input_shape is not None and tuple(np.atleast_1d(node.input_shape).tolist()) != shape[1:]:
+        raise ExportError(
+            f"node '{name}': input_shape {np.atleast_1d(node.input_shape).tolist()} and receives {shape}; correct it"
+        )
+    stride, dilation = ints(node.stride, axes), ints(node.dilation, axes)
+    if isinstance(node.padding, str):
+        if node.padding == "same" and any(s != 1 for s in stride):
+            raise ExportError(
+                f"node '{name}': padding 'same' with stride {stride} is not defined; write numbers"
+            )
+        if node.padding == "same":
+            return (weight.shape[0], *shape[1:])
+        padding: tuple[int, ...] = (0,) * axes
+    else:
+        padding = ints(node.padding, axes)
+    return (weight.shape[0], *_windows(name, shape[1:], weight.shape[2:], stride, padding, dilation))
+
+
+def _pool_shape(name: str, node: Any, shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise ExportError(f"node '{name}': pooling receives {shape}, needs (C, H, W)")
+    size, stride, padding = ints(node.kernel_size), ints(node.stride), ints(node.padding)
+    if isinstance(node, nir.AvgPool2d) and any(padding):
+        raise ExportError(
+            f"node '{name}': AvgPool2d with padding {padding}; NIR does not say whether the mean counts the zeros, pad before it"
+        )
+    return (shape[0], *_windows(name, shape[1:], size, stride, padding, (1, 1)))
+
+
+def _windows(
+    name: str, sides: Shape, size: Shape, stride: Shape, padding: Shape, dilation: Shape
+) -> tuple[int, ...]:
+    if min(*size, *stride, *dilation) < 1 or min(padding) < 0:
+        raise ExportError(
+            f"node '{name}': window {size}, stride {stride}, padding {padding}, dilation {dilation}; not possible"
+        )
+    out = tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(sides, size, stride, padding, dilation, strict=True)
+    )
+    if min(out) < 1:
+        raise ExportError(f"node '{name}': window {size} is larger than {sides}; make it smaller")
+    return out
+
+
+def _fits(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> None:
+    scalar = value.size == 1 and value.ndim <= max(len(shape), 1)
+    same_axes = value.ndim == len(shape) and all(v in (1, n) for v, n in zip(value.shape, shape, strict=True))
+    if not (scalar or same_axes):
+        raise ExportError(
+            f"node '{name}': {field} has shape {value.shape} for neurons of {shape}; NIR does not say how they "
+            "match, give one value or one per neuron"
+        )
+
+
+def _exactly(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> None:
+    if value.shape != shape:
+        raise ExportError(f"node '{name}': {field} has shape {value.shape}, needs {shape}; rewrite it")
+
+
+def _bounded(name: str, shape: Shape) -> Shape:
+    if math.prod(shape) > MAX_FEATURES:
+        raise ExportError(
+            f"node '{name}': {math.prod(shape):,} features, at most {MAX_FEATURES:,}; check its shape"
+        )
+    return shape
+
+
+def graph_input_shape(graph: nir.NIRGraph) -> Shape:
+    """Sizes of one time step of a whole graph's input."""
+    node = next(node for node in graph.nodes.values() if isinstance(node, nir.Input))
+    return tuple(int(n) for n in node.input_type["input"])

@@ -1,0 +1,336 @@
+"""One step of each NIR neuron, in the brackets that reproduce Norse 1.1.0 bit for bit; `step.py` holds the equations.
+
+The executable meaning of a NIR graph: forward Euler, synapse before membrane, strict >, hard reset, zero delay.
+
+    LIF      v- = v + a_m*((r*x + v_leak) - v)
+    CubaLIF  I  = (I - a_s*I) + g*x ;  g = w_in*dt/tau_syn
+             v- = v + a_m*((v_leak - v) + r*I)
+    LI       v- = v + a_m*((v_leak - v) + r*x)           CubaLI like CubaLIF, without threshold
+    IF       v- = v + (dt*r)*x                           I like IF, without threshold
+    z = [v- > v_th] ;  v = v_reset where z ;  init v = v_leak (IF: v_reset), I = 0
+
+    Linear, Affine, Scale, Conv1d, Conv2d, AvgPool2d, SumPool2d, Flatten: of this step, no state
+    Threshold  z = [x > threshold]        Delay  y[t] = x[t - delay/dt], 0 before
+
+In float32, a = fl32(dt)*fl32(1/tau64); g and dt*r are rounded once from float64; brackets associate as printed. This
+reproduces Norse 1.1.0 bit for bit, which `certify` checks for every graph that is exported. Edges of this step are summed
+in their order. An edge that closes a loop (`topology.py` says which) brings the value of the step before; before the first
+step every neuron is silent. A synaptic current takes such an edge last: I = ((I - a_s*I) + g*x) + g*x_loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import nir
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from knarr.export.arguments import as_dt, as_inputs
+from knarr.export.errors import ExportError
+from knarr.export.graph.shapes import Shape, infer
+from knarr.export.graph.step_synapses import DelayLine, delay_steps, synapse_step
+from knarr.export.graph.topology import NEURONS, Topology, inline, topology
+
+
+class NeuronStepper:
+    """State and coefficients of one node.
+
+    Args:
+        name: for messages.
+        node: LIF, CubaLIF, LI, CubaLI, IF, I or Threshold.
+        dt_s: time step, seconds.
+        dtype: of states and coefficients.
+        unstable: step coefficients above 1 too, as forward Euler would.
+        keep: remember spikes, voltages and currents of every step.
+
+    Raises:
+        ExportError: a coefficient outside (0, 1], where forward Euler means something else than the equation.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        node: Any,
+        dt_s: float,
+        dtype: torch.dtype,
+        *,
+        unstable: bool = False,
+        keep: bool = True,
+    ) -> None:
+        self.name, self.node, self.dtype, self.unstable, self.keep = name, node, dtype, unstable, keep
+        dt = torch.tensor(dt_s, dtype=dtype)
+        self.threshold = self._tensor(node.v_threshold) if hasattr(node, "v_threshold") else None
+        if self.threshold is not None:
+            self.v_reset = self._tensor(node.v_reset)
+        if isinstance(node, (nir.IF, nir.I)):
+            self.gain = self._tensor(dt_s * np.asarray(node.r, dtype=np.float64))
+            self.v_init = self.v_reset if isinstance(node, nir.IF) else torch.zeros((), dtype=dtype)
+        else:
+            tau = node.tau_mem if isinstance(node, (nir.CubaLIF, nir.CubaLI)) else node.tau
+            self.a_mem = dt * self._inverse("tau_mem" if hasattr(node, "tau_mem") else "tau", tau, dt_s)
+            self.v_leak, self.r = self._tensor(node.v_leak), self._tensor(node.r)
+            self.v_init = self.v_leak
+        if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
+            tau_syn = np.asarray(node.tau_syn, dtype=np.float64)
+            self.a_syn = dt * self._inverse("tau_syn", tau_syn, dt_s)
+            self.gain = self._tensor(np.asarray(node.w_in, dtype=np.float64) * dt_s / tau_syn)
+        self.v: torch.Tensor | None = None
+        self.i: torch.Tensor | None = None
+        self.margin = float("inf")
+        self.spikes: list[torch.Tensor] = []
+        self.voltages: list[torch.Tensor] = []
+        self.currents: list[torch.Tensor] = []
+
+    def _tensor(self, array: object) -> torch.Tensor:
+        return torch.as_tensor(np.array(array, dtype=np.float64)).to(self.dtype)
+
+    def _inverse(self, field: str, tau_s: object, dt_s: float) -> torch.Tensor:
+        tau = np.asarray(tau_s, dtype=np.float64)
+        # float32 rounds dt/tau = 1 up at times; a whole step too much is another thing.
+        if not ((tau > 0) & (self.unstable | (dt_s < tau * (1 + 1e-6)))).all():
+            raise ExportError(
+                f"node '{self.name}': {field} spans {tau.min():g}..{tau.max():g} s, and forward Euler with dt {dt_s:g} s needs "
+                "at least dt; use a shorter dt or another model"
+            )
+        return self._tensor(1.0 / tau)
+
+    def __call__(self, x: torch.Tensor, looping: torch.Tensor | None = None) -> torch.Tensor:
+        """What the node gives at this step; `looping` is what came round a loop, added to a current last."""
+        v = self.v_init.expand_as(x) if self.v is None else self.v
+        if isinstance(self.node, (nir.CubaLIF, nir.CubaLI)):
+            i = torch.zeros_like(x) if self.i is None else self.i
+            i = (i - self.a_syn * i) + self.gain * x
+            self.i = i if looping is None else i + self.gain * looping
+            v = v + self.a_mem * ((self.v_leak - v) + self.r * self.i)
+            self._note(self.currents, self.i)
+        else:
+            x = x if looping is None else x + looping
+            if isinstance(self.node, (nir.IF, nir.I)):
+                v = v + self.gain * x
+            elif isinstance(self.node, nir.LIF):
+                v = v + self.a_mem * ((self.r * x + self.v_leak) - v)
+            else:
+                v = v + self.a_mem * ((self.v_leak - v) + self.r * x)
+        if self.threshold is None:
+            self.v = v
+            self._note(self.voltages, v)
+            return v
+        z = v > self.threshold
+        self.margin = min(self.margin, float((v - self.threshold).abs().min()))
+        self.v = torch.where(z, self.v_reset.expand_as(v), v)
+        self._note(self.spikes, z)
+        self._note(self.voltages, self.v)
+        return z.to(self.dtype)
+
+    def _note(self, steps: list[torch.Tensor], value: torch.Tensor) -> None:
+        if self.keep:
+            steps.append(value)
+
+
+Array = npt.NDArray[np.floating[Any]]
+METADATA = {"integration": "forward Euler, synapse first", "reset": "hard reset", "time_unit": "s"}
+"""What `step_nir` does, as it is written into every graph."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What every neuron of a graph did.
+
+    Args:
+        output: (samples, timesteps, *features) what reached the output node.
+        spikes: node -> (samples, timesteps, *features) uint8, threshold neurons only.
+        v: node -> the same shape, voltage after reset, volts, all neurons.
+        i: node -> the same shape, synaptic current after this step's input, CubaLIF and CubaLI only.
+        margin: node -> smallest |v - v_threshold| met before reset, volts, threshold neurons only.
+    """
+
+    output: Array
+    spikes: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    v: Mapping[str, Array] = field(default_factory=dict)
+    i: Mapping[str, Array] = field(default_factory=dict)
+    margin: Mapping[str, float] = field(default_factory=dict)
+
+
+def execution_order(graph: nir.NIRGraph) -> list[str]:
+    """Nodes with every source before its targets, but for edges that close a loop; nested graphs opened.
+
+    Raises:
+        ExportError: an edge names a missing node, or a loop has no meaning.
+    """
+    return list(topology(*inline(graph)).order)
+
+
+def step_nir(
+    graph: nir.NIRGraph,
+    inputs: npt.ArrayLike,
+    dt_s: float,
+    *,
+    dtype: Literal["float32", "float64"] = "float32",
+) -> Trace:
+    """Run a graph, ours or not.
+
+    Args:
+        graph: NIR graph with one Input and one Output node; nested graphs and loops are allowed.
+        inputs: (samples, timesteps, *features).
+        dt_s: time step, seconds.
+        dtype: arithmetic of states and synapses.
+
+    Raises:
+        ExportError: an unsupported node, something that NIR leaves open, or inputs that do not fit the graph.
+    """
+    return run_graph(graph, inputs, dt_s, dtype)
+
+
+def run_graph(
+    graph: nir.NIRGraph,
+    inputs: npt.ArrayLike,
+    dt_s: float,
+    dtype: Literal["float32", "float64"] = "float32",
+    *,
+    unstable: bool = False,
+) -> Trace:
+    """`step_nir`, and with `unstable` also where forward Euler diverges: a certificate has to say what happens there."""
+    x = torch.as_tensor(as_inputs(inputs))
+    run = Stepper(graph, dt_s, len(x), dtype, unstable=unstable)
+    x = run.check(x)
+    with plain_arithmetic():
+        outputs = [run.step(x[:, t])[run.order.output] for t in range(x.shape[1])]
+    firing = {name: s for name, s in run.neurons.items() if s.threshold is not None}
+    spikes = {name: torch.stack(s.spikes, 1).numpy().astype(np.uint8) for name, s in firing.items()}
+    spikes |= {name: torch.stack(z, 1).numpy().astype(np.uint8) for name, z in run.crossed.items()}
+    return Trace(
+        output=torch.stack(outputs, 1).numpy(),
+        spikes=spikes,
+        v={name: torch.stack(s.voltages, 1).numpy() for name, s in run.neurons.items()},
+        i={name: torch.stack(s.currents, 1).numpy() for name, s in run.neurons.items() if s.currents},
+        margin={name: s.margin for name, s in firing.items()},
+    )
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """No gradients, and no autocast of the caller's: what a graph means does not depend on where it is asked."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
+
+
+class Stepper:
+    """A graph between two time steps.
+
+    Args:
+        graph: as for `step_nir`.
+        dt_s: time step, seconds.
+        samples: that run side by side.
+        dtype: arithmetic of states and synapses.
+        unstable: as for `run_graph`.
+        keep: remember what neurons do, for a `Trace`; without it memory does not grow with time.
+
+    Raises:
+        ExportError: an unsupported node, or something that NIR leaves open.
+    """
+
+    def __init__(
+        self,
+        graph: nir.NIRGraph,
+        dt_s: float,
+        samples: int,
+        dtype: Literal["float32", "float64"] = "float32",
+        *,
+        unstable: bool = False,
+        keep: bool = True,
+    ) -> None:
+        dt_s = as_dt(dt_s)
+        if dtype not in ("float32", "float64"):
+            raise ExportError(f"dtype: {dtype!r}, choose 'float32' or 'float64'")
+        self.dtype = {"float32": torch.float32, "float64": torch.float64}[dtype]
+        self.nodes, edges = inline(graph)
+        self.order: Topology = topology(self.nodes, edges, dt_s)
+        self.entering, self.leaving = infer(self.nodes, self.order)
+        self.samples, self.keep = samples, keep
+        nodes, order = self.nodes, self.order
+        self.neurons = {
+            name: NeuronStepper(name, nodes[name], dt_s, self.dtype, unstable=unstable, keep=keep)
+            for name in order.order
+            if isinstance(nodes[name], NEURONS)
+        }
+        self.delays = {
+            name: DelayLine(delay_steps(name, nodes[name], dt_s))
+            for name in order.order
+            if isinstance(nodes[name], nir.Delay)
+        }
+        self.stateless = {
+            name: synapse_step(name, nodes[name], self.dtype)
+            for name in order.order
+            if name not in self.neurons and name not in self.delays
+        }
+        self.crossed: dict[str, list[torch.Tensor]] = {
+            name: [] for name in order.order if isinstance(nodes[name], nir.Threshold)
+        }
+        looping = {source for sources in order.looping.values() for source in sources}
+        self.rest = self._at_rest()
+        self.before = {source: self.rest[source] for source in looping}
+
+    def check(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs (samples, timesteps, *features) in the graph's arithmetic.
+
+        Raises:
+            ExportError: they do not fit the graph.
+        """
+        shape = self.leaving[self.order.input]
+        if x.ndim < 2 or tuple(x.shape[2:]) != shape or 0 in x.shape:
+            raise ExportError(
+                f"inputs: shape {tuple(x.shape)}, the graph needs (samples, timesteps, {shape})"
+            )
+        return x.to(self.dtype)
+
+    def _silence(self, shape: Shape) -> torch.Tensor:
+        return torch.zeros((self.samples, *shape), dtype=self.dtype)
+
+    def _at_rest(self) -> dict[str, torch.Tensor]:
+        """What every node gives while every neuron is silent: a synapse its bias; empty without loops."""
+        rest: dict[str, torch.Tensor] = {}
+        if not any(self.order.looping.values()):
+            return rest
+        for name in self.order.order:
+            parts = [rest[source] for source in self.order.sources[name] if source in rest]
+            silent = name not in self.stateless or len(parts) < max(len(self.order.sources[name]), 1)
+            rest[name] = self._silence(self.leaving[name]) if silent else self.stateless[name](_sum(parts))
+        return rest
+
+    def step(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What every node gives for the input (samples, *features) of one step."""
+        value: dict[str, torch.Tensor] = {self.order.input: x}
+        late: list[str] = []  # delays whose input of this step is not there yet
+        for name in self.order.order:
+            if name == self.order.input:
+                continue
+            if name in self.delays and any(s not in value for s in self.order.sources[name]):
+                value[name] = self.delays[name].read(self._silence(self.leaving[name]))
+                late.append(name)
+                continue
+            parts = [value[source] for source in self.order.sources[name]]
+            back = [self.before[source] for source in self.order.looping[name]]
+            if name in self.neurons:
+                total = _sum(parts) if parts else self._silence(self.entering[name])
+                value[name] = self.neurons[name](total, _sum(back) if back else None)
+                continue
+            if back:
+                parts = [*([_sum(parts)] if parts else []), _sum(back)]
+            total = _sum(parts)
+            value[name] = self.delays[name](total) if name in self.delays else self.stateless[name](total)
+            if name in self.crossed and self.keep:
+                self.crossed[name].append(value[name])
+        for name in late:
+            parts = [value[source] for source in self.order.sources[name]]
+            self.delays[name].push(_sum(parts))
+        self.before = {source: value[source] for source in self.before}
+        return value
+
+
+def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    return sum(parts[1:], start=parts[0])

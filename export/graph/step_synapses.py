@@ -1,0 +1,130 @@
+"""What each stateless NIR node, and Delay, does with one time step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import nir
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from knarr.export.errors import ExportError
+from knarr.export.norse.modules import sum_pool2d
+
+Step = Callable[[torch.Tensor], torch.Tensor]
+STEPS_TOLERANCE = 1e-6
+"""A delay in seconds is a float64 quotient of dt: 0.003 / 0.001 is 3 but for a rounding."""
+MAX_DELAY_STEPS = 100_000
+
+
+def ints(value: object, n: int = 2) -> tuple[int, ...]:
+    """A size per axis from one integer or one per axis.
+
+    Raises:
+        ExportError: anything else, such as 1.5 or a text.
+    """
+    array = np.asarray(value)
+    whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and np.array_equal(array, np.rint(array)))
+    if not whole or array.size not in (1, n) or array.ndim > 1:
+        raise ExportError(f"a size or stride of {value!r} is no integer or {n} of them; rewrite it")
+    return tuple(int(v) for v in np.broadcast_to(array.reshape(-1), (n,)))
+
+
+def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
+    """The function of a stateless node on (B, *features).
+
+    Raises:
+        ExportError: a node type without a meaning here.
+    """
+
+    def tensor(array: object) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(array)).to(dtype)
+
+    if isinstance(node, (nir.Input, nir.Output)):
+        return lambda x: x
+    if isinstance(node, (nir.Linear, nir.Affine)):
+        weight = tensor(node.weight)
+        bias = tensor(node.bias) if isinstance(node, nir.Affine) else None
+        return lambda x: F.linear(x, weight, bias)
+    if isinstance(node, nir.Scale):
+        scale = tensor(node.scale)
+        return lambda x: x * scale
+    if isinstance(node, nir.Threshold):
+        threshold = tensor(node.threshold)
+        return lambda x: (x > threshold).to(dtype)
+    if isinstance(node, (nir.Conv1d, nir.Conv2d)):
+        axes = np.asarray(node.weight).ndim - 2
+        kernel, offset = tensor(node.weight), tensor(node.bias)
+        stride, dilation = ints(node.stride, axes), ints(node.dilation, axes)
+        padding = node.padding if isinstance(node.padding, str) else ints(node.padding, axes)
+        conv: Any = F.conv1d if axes == 1 else F.conv2d
+        return lambda x: conv(x, kernel, offset, stride, padding, dilation, int(node.groups))
+    if isinstance(node, nir.AvgPool2d):
+        size, step = ints(node.kernel_size), ints(node.stride)
+        return lambda x: F.avg_pool2d(x, size, step)
+    if isinstance(node, nir.SumPool2d):
+        (high, wide), (down, right), (top, left) = (
+            ints(v) for v in (node.kernel_size, node.stride, node.padding)
+        )
+        return lambda x: sum_pool2d(x, (high, wide), (down, right), (top, left))
+    if isinstance(node, nir.Flatten):
+        # +1: NIR counts dimensions without the batch.
+        start, end = int(node.start_dim) + 1, int(node.end_dim)
+        return lambda x: x.flatten(start, end if end < 0 else end + 1)
+    raise ExportError(
+        f"node '{name}': {type(node).__name__} has no stepper; supported are LIF, CubaLIF, LI, CubaLI, IF, I, Linear, Affine, "
+        "Scale, Conv1d, Conv2d, AvgPool2d, SumPool2d, Flatten, Threshold, Delay"
+    )
+
+
+def delay_steps(name: str, node: Any, dt_s: float) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A Delay in whole steps.
+
+    Raises:
+        ExportError: a delay that is negative, too long, or no whole number of steps, which NIR leaves open.
+    """
+    exact = np.asarray(node.delay, dtype=np.float64) / dt_s
+    steps = np.rint(exact)
+    bad = (
+        ~(np.abs(exact - steps) <= STEPS_TOLERANCE * np.maximum(steps, 1))
+        | (steps < 0)
+        | (steps > MAX_DELAY_STEPS)
+    )
+    if bad.any():
+        raise ExportError(
+            f"node '{name}': delay {float(np.asarray(node.delay)[bad].flat[0]):g} s is not a whole number of steps of {dt_s:g} s "
+            f"in 0..{MAX_DELAY_STEPS}, and NIR does not say how to round it; choose dt so that it divides the delay"
+        )
+    return steps.astype(np.int64)
+
+
+class DelayLine:
+    """y[t] = x[t - steps], per element; zero before the first input."""
+
+    def __init__(self, steps: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        self.steps = torch.as_tensor(steps)
+        self.agos = [int(ago) for ago in np.unique(steps) if ago > 0]
+        self.past: deque[torch.Tensor] = deque(maxlen=int(steps.max(initial=0)))
+
+    def read(self, silence: torch.Tensor) -> torch.Tensor:
+        """The output of this step when every delay is at least one; call before `push`."""
+        out = silence.clone()
+        steps = self.steps.expand(silence.shape[1:])
+        for ago in self.agos:
+            if ago <= len(self.past):
+                out = torch.where(steps == ago, self.past[-ago], out)
+        return out
+
+    def push(self, x: torch.Tensor) -> None:
+        """Take in the input of this step."""
+        if self.past.maxlen:
+            self.past.append(x)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Output for input, delays of zero allowed."""
+        out = torch.where(self.steps.expand(x.shape[1:]) == 0, x, self.read(torch.zeros_like(x)))
+        self.push(x)
+        return out

@@ -1,0 +1,1 @@
+"""Convert Norse modules to NIR."""

@@ -1,0 +1,328 @@
+"""Norse cells -> NIR neurons: seconds, float64 copies, one value per neuron, `w_in = tau_syn/dt`, IF `r = 1/dt`.
+
+Stateless torch layers -> NIR nodes, with the shape that leaves them.
+
+Norse -> NIR: layers to nodes, what they receive to edges. Nothing is proved here; `to_nir` does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import nir
+import norse.torch as snn
+import numpy as np
+import numpy.typing as npt
+import torch
+from norse.torch.functional.reset import reset_value
+from torch import nn
+
+from knarr.export.arguments import as_dt, as_shape
+from knarr.export.errors import ExportError
+from knarr.export.graph.step import METADATA
+from knarr.export.graph.topology import NEURONS, Edge, bare_delays
+from knarr.export.norse.layers import NEURON_CELLS, Layer, Layers
+from knarr.export.norse.modules import INPUT, OUTPUT, PLIFBoxCell, SumPool2d
+from knarr.export.norse.rewrite import WRITTEN_FROM
+
+Shape = tuple[int, ...]
+Float64 = npt.NDArray[np.float64]
+
+
+def array(tensor: torch.Tensor) -> Float64:
+    """A float64 copy: NIR must never alias live parameters."""
+    return np.array(tensor.detach().cpu().numpy(), dtype=np.float64)
+
+
+def neuron(layer: Layer, shape: Shape, dt_s: float) -> Any:
+    """The NIR node of a cell.
+
+    Args:
+        layer: with a Norse cell or a PLIFBoxCell.
+        shape: of its neurons.
+        dt_s: time step, seconds; must be the cell's own.
+
+    Raises:
+        ExportError: another dt, a reset that NIR lacks, a coefficient outside (0, 1], a value that is no finite tensor.
+    """
+    cell: Any = layer.module
+    if cell.dt != dt_s:
+        raise ExportError(
+            f"module '{layer.path}': its dt is {cell.dt} s, the export's dt_s is {dt_s}; use one dt throughout"
+        )
+    reset = getattr(cell.p, "reset_method", reset_value)
+    if reset is not reset_value:
+        raise ExportError(
+            f"module '{layer.path}': reset method {getattr(reset, '__name__', reset)} is not in NIR; "
+            "use reset_value (hard reset)"
+        )
+    read = _Reader(layer, cell.p, shape, dt_s)
+    if isinstance(cell, snn.IAFCell):
+        # NIR: v' = r I, and one step of Norse adds the whole input.
+        return nir.IF(
+            r=np.full(shape, 1 / dt_s), v_threshold=read.voltage("v_th"), v_reset=read.voltage("v_reset")
+        )
+    fields: dict[str, Float64] = {"r": np.ones(shape), "v_leak": read.voltage("v_leak")}
+    tau_mem_s = read.time_constant("tau_mem_inv")
+    if isinstance(cell, (snn.LIFBoxCell, PLIFBoxCell, snn.LIFCell, snn.LIFRecurrentCell)):
+        fields |= {"v_threshold": read.voltage("v_th"), "v_reset": read.voltage("v_reset")}
+    if isinstance(cell, (snn.LIFBoxCell, PLIFBoxCell)):
+        return nir.LIF(tau=tau_mem_s, **fields)
+    if isinstance(cell, snn.LIBoxCell):
+        return nir.LI(tau=tau_mem_s, **fields)
+    tau_syn_s = read.time_constant("tau_syn_inv")
+    # An input jumps the current by 1 in Norse, by w_in * dt / tau_syn in NIR.
+    fields |= {"tau_mem": tau_mem_s, "tau_syn": tau_syn_s, "w_in": tau_syn_s / dt_s}
+    return nir.CubaLI(**fields) if isinstance(cell, snn.LICell) else nir.CubaLIF(**fields)
+
+
+class _Reader:
+    def __init__(self, layer: Layer, parameters: Any, shape: Shape, dt_s: float) -> None:
+        self.where, self.p, self.shape, self.dt_s = f"module '{layer.path}'", parameters, shape, dt_s
+
+    def voltage(self, field: str) -> Float64:
+        value = getattr(self.p, field)
+        if not isinstance(value, torch.Tensor):
+            raise ExportError(
+                f"{self.where}: {field} is a {type(value).__name__}, needs a tensor; use torch.tensor({value})"
+            )
+        values = array(value)
+        if not np.isfinite(values).all():
+            raise ExportError(f"{self.where}: {field} is not finite; retrain or reload it")
+        try:
+            return np.array(np.broadcast_to(values, self.shape))
+        except ValueError as error:
+            raise ExportError(
+                f"{self.where}: {field} has shape {values.shape}, does not broadcast to its neurons {self.shape}; "
+                "give one value or one per neuron"
+            ) from error
+
+    def time_constant(self, field: str) -> Float64:
+        inverse = self.voltage(field)
+        step = np.float32(self.dt_s) * inverse.astype(np.float32)
+        if (step <= 0).any() or (step > 1).any():
+            raise ExportError(
+                f"{self.where}: dt * {field} spans {step.min():g}..{step.max():g}, allowed (0, 1]; "
+                "forward Euler is unstable or stands still outside, use a longer time constant or a shorter dt"
+            )
+        return 1.0 / inverse
+
+
+def _linear(layer: Layer, shape: Shape) -> Any:
+    linear = layer.module
+    assert isinstance(linear, nn.Linear)  # the table chose this converter by type
+    if shape != (linear.in_features,):
+        raise ExportError(
+            f"module '{layer.path}': receives {shape}, needs ({linear.in_features},); flatten before it"
+        )
+    weight = array(linear.weight)
+    return nir.Linear(weight) if linear.bias is None else nir.Affine(weight, array(linear.bias))
+
+
+def _conv(layer: Layer, shape: Shape) -> Any:
+    conv = layer.module
+    assert isinstance(conv, (nn.Conv1d, nn.Conv2d))  # the table chose this converter by type
+    axes = len(conv.kernel_size)
+    if len(shape) != 1 + axes or shape[0] != conv.in_channels:
+        wanted = f"({conv.in_channels}, {'H, W' if axes == 2 else 'length'})"
+        raise ExportError(
+            f"module '{layer.path}': receives {shape}, needs {wanted}; reshape what comes before it"
+        )
+    bias = np.zeros(conv.out_channels) if conv.bias is None else array(conv.bias)
+    fields: dict[str, Any] = {
+        "weight": array(conv.weight),
+        "groups": conv.groups,
+        "bias": bias,
+        "metadata": getattr(conv, WRITTEN_FROM, {}),
+    }
+    if isinstance(conv, nn.Conv1d):
+        return nir.Conv1d(
+            input_shape=shape[1],
+            stride=int(conv.stride[0]),
+            padding=int(conv.padding[0]),
+            dilation=int(conv.dilation[0]),
+            **fields,
+        )
+    return nir.Conv2d(
+        input_shape=(shape[1], shape[2]),
+        stride=np.array(conv.stride),
+        padding=np.array(conv.padding),
+        dilation=np.array(conv.dilation),
+        **fields,
+    )
+
+
+def _avg_pool(layer: Layer, shape: Shape) -> Any:
+    pool = layer.module
+    assert isinstance(pool, nn.AvgPool2d)  # the table chose this converter by type
+    kernel, stride, padding = (_pair(v) for v in (pool.kernel_size, pool.stride, pool.padding))
+    if pool.ceil_mode or pool.divisor_override is not None or any(padding):
+        raise ExportError(
+            f"module '{layer.path}': ceil_mode, divisor_override and padding are not in NIR; pad or crop before it"
+        )
+    return nir.AvgPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
+
+
+def _sum_pool(layer: Layer, shape: Shape) -> Any:
+    pool = layer.module
+    assert isinstance(pool, SumPool2d)  # the table chose this converter by type
+    return nir.SumPool2d(
+        kernel_size=np.array(pool.kernel_size),
+        stride=np.array(pool.stride),
+        padding=np.zeros(2, dtype=np.int64),
+    )
+
+
+def _flatten(layer: Layer, shape: Shape) -> Any:
+    flatten = layer.module
+    assert isinstance(flatten, nn.Flatten)  # the table chose this converter by type
+    end = flatten.end_dim if flatten.end_dim >= 0 else len(shape) + 1 + flatten.end_dim
+    if not 1 <= flatten.start_dim <= end <= len(shape):
+        raise ExportError(
+            f"module '{layer.path}': flattens {flatten.start_dim}..{flatten.end_dim} of {shape} and the batch before it; "
+            "flatten features only: nn.Flatten()"
+        )
+    # NIR counts dimensions without the batch.
+    last = -1 if end == len(shape) else end - 1
+    return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=flatten.start_dim - 1, end_dim=last)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+CONVERTERS: dict[type[nn.Module], Callable[[Layer, Shape], Any]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _conv,
+    nn.Conv2d: _conv,
+    nn.AvgPool2d: _avg_pool,
+    SumPool2d: _sum_pool,
+    nn.Flatten: _flatten,
+}
+
+
+def synapse(layer: Layer, shape: Shape) -> tuple[Any, Shape]:
+    """The NIR node of a stateless layer and the shape it gives.
+
+    Raises:
+        ExportError: the layer does not fit what it receives, holds NaN or infinity, or does what NIR cannot say.
+    """
+    for name, parameter in layer.module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ExportError(f"module '{layer.path}': {name} holds NaN or infinity; retrain or reload it")
+    node = CONVERTERS[type(layer.module)](layer, shape)
+    try:
+        with torch.no_grad():
+            device = next((p.device for p in layer.module.parameters()), torch.device("cpu"))
+            given = layer.module(torch.zeros(1, *shape, device=device))
+    except RuntimeError as error:
+        raise ExportError(
+            f"module '{layer.path}': does not take {shape} ({str(error).splitlines()[0]})"
+        ) from error
+    return node, tuple(given.shape[1:])
+
+
+def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
+    """Build the graph of plain layers (`rewrite` makes them plain).
+
+    Args:
+        layers: of a one-step module in eval mode.
+        input_shape: feature shape of one time step, without batch: (features,), (C, L) or (C, H, W).
+        dt_s: time step, seconds; must equal every neuron's own dt.
+
+    Raises:
+        ExportError: names the module that cannot be exported, why, and what to do.
+    """
+    input_shape, dt_s = as_shape(input_shape), as_dt(dt_s)
+    build = _Build(
+        {INPUT: nir.Input(input_type={"input": np.array(input_shape)})}, [], {INPUT: tuple(input_shape)}
+    )
+    for layer in layers.leaves:
+        build.add(layer, dt_s)
+    build.nodes[OUTPUT] = nir.Output(
+        output_type={"output": np.array(build.arriving("output", layers.output))}
+    )
+    build.edges += [(source, OUTPUT) for source in layers.output]
+    # Each StepGraph knows its own loops alone, so each decides alone how its delays are written.
+    for owner in dict.fromkeys(leaf.owner for leaf in layers.leaves if leaf.delayed):
+        mine = [
+            (source, leaf.name) for leaf in layers.leaves if leaf.owner == owner for source in leaf.delayed
+        ]
+        build.delay(mine, dt_s)
+    return nir.NIRGraph(
+        nodes=build.nodes,
+        edges=build.edges,
+        metadata={"dt_s": dt_s, **METADATA},
+        type_check=False,
+    )
+
+
+class _Build:
+    def __init__(self, nodes: dict[str, Any], edges: list[Edge], shapes: dict[str, Shape]) -> None:
+        self.nodes, self.edges, self.shapes = nodes, edges, shapes
+        self.arrives_at: dict[str, Shape] = {}
+
+    def arriving(self, path: str, sources: tuple[str, ...]) -> Shape:
+        shapes = {self.shapes[source] for source in sources}
+        if len(shapes) != 1:
+            raise ExportError(
+                f"module '{path}': receives {sorted(shapes)}, which do not add up; bring them to one shape"
+            )
+        return shapes.pop()
+
+    def add(self, layer: Layer, dt_s: float) -> None:
+        name, module = layer.name, layer.module
+        if isinstance(module, snn.LIFRecurrentCell):
+            self._recurrent(layer, dt_s)
+            return
+        if not layer.sources:  # StepGraph lets only a Linear live on delayed inputs alone
+            shape: Shape = (int(module.in_features),)
+        else:
+            shape = self.arriving(layer.path, layer.sources)
+        self.arrives_at[name] = shape
+        if isinstance(module, NEURON_CELLS):
+            self.nodes[name], self.shapes[name] = neuron(layer, shape, dt_s), shape
+        else:
+            self.nodes[name], self.shapes[name] = synapse(layer, shape)
+        self.edges += [(source, name) for source in layer.sources]
+
+    def _recurrent(self, layer: Layer, dt_s: float) -> None:
+        """LIFRecurrentCell: Linear(W_in) -> CubaLIF, and CubaLIF -> Linear(W_rec) -> CubaLIF."""
+        cell: Any = layer.module
+        name, shape = layer.name, self.arriving(layer.path, layer.sources)
+        w_in, w_rec = array(cell.input_weights), array(cell.recurrent_weights)
+        if shape != (w_in.shape[1],):
+            raise ExportError(
+                f"module '{layer.path}': receives {shape}, needs ({w_in.shape[1]},); flatten before it"
+            )
+        for which, weight in (("input_weights", w_in), ("recurrent_weights", w_rec)):
+            if not np.isfinite(weight).all():
+                raise ExportError(
+                    f"module '{layer.path}': {which} holds NaN or infinity; retrain or reload it"
+                )
+        if layer.delayed:
+            raise ExportError(
+                f"module '{layer.path}': a recurrent edge into a cell that is recurrent itself; use LIFCell and StepGraph"
+            )
+        self.nodes[f"{name}_in"], self.nodes[f"{name}_rec"] = nir.Linear(w_in), nir.Linear(w_rec)
+        self.nodes[name] = neuron(layer, (len(w_in),), dt_s)
+        self.shapes[name] = (len(w_in),)
+        self.edges += [(source, f"{name}_in") for source in layer.sources]
+        self.edges += [(f"{name}_in", name), (name, f"{name}_rec"), (f"{name}_rec", name)]
+
+    def delay(self, delayed: list[Edge], dt_s: float) -> None:
+        """Add edges that wait one step: as bare edges where NIR's reader delays just these, as Delay nodes elsewhere."""
+        stateful = {name for name, node in self.nodes.items() if isinstance(node, NEURONS)}
+        if bare_delays(list(self.nodes), self.edges, delayed, INPUT, stateful, OUTPUT) is not None:
+            self.edges += delayed
+            return
+        for source, target in delayed:
+            name = f"{source}_to_{target}_delay"
+            if self.shapes[source] != self.arrives_at[target]:
+                raise ExportError(
+                    f"module: recurrent edge '{source}' -> '{target}' brings {self.shapes[source]}, needs "
+                    f"{self.arrives_at[target]}; correct one of the two"
+                )
+            self.nodes[name] = nir.Delay(np.full(self.shapes[source], dt_s))
+            self.edges += [(source, name), (name, target)]

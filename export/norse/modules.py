@@ -1,0 +1,267 @@
+"""One-step modules that Norse lacks: a neuron with a learnable time constant, exact sum pooling, and a declared graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import norse.torch as snn
+import torch
+import torch.nn.functional as F
+from norse.torch.functional.lif_box import LIFBoxFeedForwardState, LIFBoxParameters, lif_box_feed_forward_step
+from torch import nn
+
+from knarr.export.errors import ExportError
+from knarr.export.graph.topology import Edge, bare_delays
+
+INPUT, OUTPUT = "input", "output"
+
+
+class PLIFBoxCell(nn.Module):
+    """LIFBoxCell whose membrane coefficient is learned: a = dt / tau_mem = sigmoid(w), so 0 < a < 1 at every step.
+
+        v- = v + sigmoid(w) * ((x + v_leak) - v);  z = [v- > v_th];  v = v_reset where z
+
+    Parametric LIF: Fang et al., ICCV 2021. `w` is a parameter, so optimisers and checkpoints see it.
+
+    Args:
+        tau_mem_s: time constant at the start, seconds, above dt.
+        dt: time step, seconds.
+        shape: of `w`: () is one time constant for the layer, the feature shape one per neuron.
+        v_th, v_leak, v_reset: volts.
+        method, alpha: Norse's surrogate gradient and its sharpness.
+
+    Raises:
+        ExportError: tau_mem_s is not above dt.
+    """
+
+    def __init__(
+        self,
+        tau_mem_s: float,
+        dt: float = 0.001,
+        *,
+        shape: tuple[int, ...] = (),
+        v_th: float = 1.0,
+        v_leak: float = 0.0,
+        v_reset: float = 0.0,
+        method: str = "super",
+        alpha: float = 100.0,
+    ) -> None:
+        super().__init__()
+        if not all(isinstance(t, (int, float)) for t in (tau_mem_s, dt)) or not tau_mem_s > dt > 0:
+            raise ExportError(
+                f"PLIFBoxCell: tau_mem_s {tau_mem_s} s must be above dt {dt} s, which is above 0"
+            )
+        a = torch.full(shape, dt / tau_mem_s)
+        self.w = nn.Parameter(torch.logit(a))
+        for name, value in (("v_th", v_th), ("v_leak", v_leak), ("v_reset", v_reset)):
+            self.register_buffer(name, torch.tensor(float(value)))
+        self.dt, self.method, self.alpha = dt, method, alpha
+
+    @property
+    def p(self) -> LIFBoxParameters:
+        """Norse's parameters of this moment."""
+        return LIFBoxParameters(
+            tau_mem_inv=torch.sigmoid(self.w) / self.dt,
+            v_th=self.v_th,
+            v_leak=self.v_leak,
+            v_reset=self.v_reset,
+            method=self.method,
+            alpha=self.alpha,
+        )
+
+    def forward(self, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        p = self.p
+        if state is None:
+            state = LIFBoxFeedForwardState(v=p.v_leak)
+        return lif_box_feed_forward_step(x, state, p, self.dt)
+
+    def extra_repr(self) -> str:
+        return f"tau_mem_s={(self.dt / torch.sigmoid(self.w.detach())).tolist()}, dt={self.dt}"
+
+
+class SumPool2d(nn.Module):
+    """Sum over windows: y = sum x; exact for spikes, where LPPool2d averages and multiplies again.
+
+    Args:
+        kernel_size: (height, width) or one number.
+        stride: the same; the kernel's when left out.
+    """
+
+    def __init__(
+        self, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        self.kernel_size = _pair(kernel_size)
+        self.stride = self.kernel_size if stride is None else _pair(stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return sum_pool2d(x, self.kernel_size, self.stride, (0, 0))
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+def sum_pool2d(
+    x: torch.Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> torch.Tensor:
+    """(B, C, H, W) -> sums over windows of `size`, zeros around."""
+    channels = x.shape[1]
+    return F.conv2d(x, x.new_ones(channels, 1, *size), None, stride, padding, 1, channels)
+
+
+class StepGraph(nn.Module):
+    """One time step of a network with branches, residual adds and recurrence, as named nodes and edges.
+
+    A node receives the sum of what its edges bring. A recurrent edge brings the value of the step before, 0 at first.
+
+        StepGraph(
+            {"fc": nn.Linear(4, 8), "lif": snn.LIFBoxCell(), "rec": nn.Linear(8, 8), "out": nn.Linear(8, 2)},
+            edges=[("input", "fc"), ("fc", "lif"), ("rec", "lif"), ("lif", "out"), ("out", "output")],
+            recurrent=[("lif", "rec")],
+        )
+
+    Args:
+        nodes: name -> one-step module; "input" and "output" are the ends.
+        edges: (source, target), without a delay.
+        recurrent: (neuron, neuron or Linear), delayed by one step.
+
+    Raises:
+        ExportError: an edge to a missing node or twice, a loop without a recurrent edge, a node that nothing feeds.
+    """
+
+    def __init__(
+        self, nodes: Mapping[str, nn.Module], edges: Sequence[Edge], recurrent: Sequence[Edge] = ()
+    ) -> None:
+        super().__init__()
+        for name, node in nodes.items():
+            if not isinstance(name, str) or name in (INPUT, OUTPUT) or not name or set(name) & set("./"):
+                raise ExportError(
+                    f"StepGraph: {name!r} cannot name a node; choose a text without dot and slash"
+                )
+            if not isinstance(node, nn.Module):
+                raise ExportError(f"StepGraph: node '{name}' is {type(node).__name__}, needs a torch module")
+        try:
+            self.nodes = nn.ModuleDict(nodes)
+        except KeyError as error:
+            raise ExportError(
+                f"StepGraph: {error}; torch keeps this name for itself, choose another"
+            ) from error
+        try:
+            self.edges = tuple((str(s), str(t)) for s, t in edges)
+            self.recurrent = tuple((str(s), str(t)) for s, t in recurrent)
+        except (TypeError, ValueError) as error:
+            raise ExportError(f"StepGraph: edges are pairs of names, source and target ({error})") from error
+        every = (*self.edges, *self.recurrent)
+        names = {INPUT, OUTPUT, *nodes}
+        for edge in every:
+            if not set(edge) <= names or edge[0] == OUTPUT or edge[1] == INPUT or every.count(edge) > 1:
+                raise ExportError(
+                    f"StepGraph: edge {edge[0]} -> {edge[1]} is unknown, backwards or there twice"
+                )
+        for name in (*nodes, OUTPUT):
+            if not any(target == name for _, target in every):
+                raise ExportError(f"StepGraph: nothing feeds '{name}'; connect or remove it")
+        for source, target in self.recurrent:
+            if not is_stateful(self._module(source)) or not (
+                is_stateful(self._module(target)) or isinstance(self._module(target), nn.Linear)
+            ):
+                raise ExportError(
+                    f"StepGraph: recurrent edge {source} -> {target} must lead from a neuron to a neuron or Linear"
+                )
+        for name, node in self.nodes.items():
+            if not any(target == name for _, target in self.edges) and not isinstance(node, nn.Linear):
+                raise ExportError(
+                    f"StepGraph: only recurrent edges feed '{name}'; only a Linear may start so"
+                )
+        self.order = self._order()
+        self.looping = self._looping()
+
+    def _module(self, name: str) -> nn.Module | None:
+        return self.nodes[name] if name in self.nodes else None  # noqa: SIM401 - a ModuleDict has no get
+
+    def _order(self) -> tuple[str, ...]:
+        waiting, done = [*self.nodes, OUTPUT], {INPUT}
+        order: list[str] = []
+        while waiting:
+            ready = [n for n in waiting if all(s in done for s, t in self.edges if t == n)]
+            if not ready:
+                raise ExportError(
+                    f"StepGraph: {waiting} form a loop; declare the edge that waits as recurrent"
+                )
+            order += ready
+            done |= set(ready)
+            waiting = [n for n in waiting if n not in done]
+        return tuple(order)
+
+    def _looping(self) -> frozenset[Edge]:
+        """Edges a NIR graph reads as closing a loop; what they bring is added to a synaptic current last."""
+        stateful = {name for name, node in self.nodes.items() if is_stateful(node)}
+        # Where a reader would place the delays otherwise, the export writes each of them as a node, an ordinary source.
+        return (
+            bare_delays((INPUT, OUTPUT, *self.nodes), self.edges, self.recurrent, INPUT, stateful, OUTPUT)
+            or frozenset()
+        )
+
+    def forward(
+        self, x: torch.Tensor, state: dict[str, Any] | None = None
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        before = state or {}
+        after: dict[str, Any] = {}
+        value = {INPUT: x}
+        for name in self.order:
+            forward, looping = self._arriving(name, value, before)
+            module = self._module(name)
+            if module is None:
+                value[name] = _both(forward, looping)
+            elif not is_stateful(module):
+                if not forward and not looping:  # the first step of a Linear that hears only what comes back
+                    forward = [x.new_zeros(x.shape[0], module.in_features)]
+                value[name] = module(_both(forward, looping))
+            else:
+                cell = before.get(name)
+                if looping and forward and isinstance(module, (snn.LIFCell, snn.LICell)):
+                    # The current takes what loops back after what arrives forward, as LIFRecurrentCell does.
+                    total = _sum(forward)
+                    cell = module.state_fallback(total) if cell is None else cell
+                    value[name], after[name] = module(_sum(looping), cell._replace(i=cell.i + total))
+                else:
+                    value[name], after[name] = module(_both(forward, looping), cell)
+        for source, _ in self.recurrent:
+            after[f"{source}.before"] = value[source]
+        return value[OUTPUT], after
+
+    def _arriving(
+        self, name: str, value: dict[str, torch.Tensor], before: dict[str, Any]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        forward: list[torch.Tensor] = []
+        looping: list[torch.Tensor] = []
+        for source, target in self.edges:
+            if target == name:
+                (looping if (source, target) in self.looping else forward).append(value[source])
+        for source, target in self.recurrent:
+            old = before.get(f"{source}.before")
+            if target == name and old is not None:
+                (looping if (source, target) in self.looping else forward).append(old)
+        return forward, looping
+
+
+def is_stateful(module: nn.Module | None) -> bool:
+    """Whether a module takes and returns a state beside its input."""
+    return module is not None and "state" in inspect.signature(module.forward).parameters
+
+
+def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
+    return sum(parts[1:], start=parts[0])
+
+
+def _both(forward: list[torch.Tensor], looping: list[torch.Tensor]) -> torch.Tensor:
+    """What arrives forward, and then what loops back: the brackets of `step_nir`."""
+    if not forward or not looping:
+        return _sum(forward or looping)
+    return _sum(forward) + _sum(looping)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,212 @@
+"""Layers that NIR has no word for, as plain ones: batch-norm folded, groups and odd kernels made dense and square.
+
+Each rewrite is exact in real numbers and moves float32 by a rounding, so the certificate compares the spikes of the module
+as it is, and every bit with the rewritten one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from knarr.export.errors import ExportError
+from knarr.export.graph.nir_compat import note
+from knarr.export.norse.layers import Layer, Layers
+from knarr.export.norse.modules import OUTPUT, StepGraph, SumPool2d
+
+Synapse = nn.Linear | nn.Conv1d | nn.Conv2d
+WRITTEN_FROM = "knarr_written_from"
+"""Attribute of a convolution that was made dense and square: metadata that say what it was."""
+
+
+def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
+    """Plain layers, and module path -> what was rewritten.
+
+    Raises:
+        ExportError: a batch-norm that follows no synapse, or a kernel that no square one equals.
+    """
+    done: dict[str, str] = {}
+    leaves = list(layers.leaves)
+    output = layers.output
+    names = [leaf.name for leaf in leaves if isinstance(leaf.module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    for name in names:
+        norm = next(leaf for leaf in leaves if leaf.name == name)
+        before = _synapse_before(norm, leaves, output)
+        folded = replace(before, module=_fold(before, norm))
+        leaves = [folded if leaf.name == before.name else leaf for leaf in leaves if leaf.name != norm.name]
+        leaves = [
+            replace(leaf, sources=tuple(before.name if s == norm.name else s for s in leaf.sources))
+            for leaf in leaves
+        ]
+        output = tuple(before.name if s == norm.name else s for s in output)
+        done[norm.path] = f"batch-norm folded into '{before.path}'"
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf.module, (nn.Conv1d, nn.Conv2d)):
+            plain, why = _plain_conv(leaf)
+        elif isinstance(leaf.module, nn.LPPool2d):
+            plain, why = _sum_pool(leaf), "LPPool2d of norm 1 as an exact sum"
+        else:
+            continue
+        if why:
+            leaves[index] = replace(leaf, module=plain)
+            done[leaf.path] = why
+    return Layers(tuple(leaves), output), done
+
+
+def as_module(layers: Layers) -> StepGraph:
+    """The layers as one module that runs."""
+    edges = [(source, leaf.name) for leaf in layers.leaves for source in leaf.sources]
+    edges += [(source, OUTPUT) for source in layers.output]
+    delayed = [(source, leaf.name) for leaf in layers.leaves for source in leaf.delayed]
+    return StepGraph({leaf.name: leaf.module for leaf in layers.leaves}, edges, delayed).eval()
+
+
+def _synapse_before(norm: Layer, leaves: list[Layer], output: tuple[str, ...]) -> Layer:
+    before = next((leaf for leaf in leaves if norm.sources == (leaf.name,) and not norm.delayed), None)
+    wanted = nn.Conv2d if isinstance(norm.module, nn.BatchNorm2d) else (nn.Linear, nn.Conv1d)
+    if before is None or not isinstance(before.module, wanted):
+        raise ExportError(
+            f"module '{norm.path}': {type(norm.module).__name__} folds only into the Linear or Conv directly before it; "
+            "move it there"
+        )
+    others = [
+        leaf.path for leaf in leaves if leaf.name != norm.name and before.name in leaf.sources + leaf.delayed
+    ]
+    if others or before.name in output:
+        raise ExportError(
+            f"module '{norm.path}': what it normalises is also used elsewhere, so it cannot be folded; "
+            "branch after the batch-norm"
+        )
+    return before
+
+
+def _fold(before: Layer, norm: Layer) -> Synapse:
+    """w' = w * gamma / sqrt(var + eps);  b' = beta + (b - mean) * gamma / sqrt(var + eps), in float64."""
+    layer, bn = before.module, norm.module
+    assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))  # _synapse_before chose it
+    assert isinstance(bn, (nn.BatchNorm1d, nn.BatchNorm2d))
+    if bn.running_mean is None or bn.running_var is None:
+        raise ExportError(
+            f"module '{norm.path}': without running statistics it depends on the batch; set track_running_stats"
+        )
+    channels = layer.weight.shape[0]
+    if bn.num_features != channels:
+        raise ExportError(f"module '{norm.path}': {bn.num_features} features after {channels} channels")
+    gamma = torch.ones(channels) if bn.weight is None else bn.weight.detach()
+    beta = torch.zeros(channels) if bn.bias is None else bn.bias.detach()
+    gain = gamma.double() / (bn.running_var.double() + bn.eps).sqrt()
+    bias = torch.zeros(channels) if layer.bias is None else layer.bias.detach()
+    offset = beta.double() + (bias.double() - bn.running_mean.double()) * gain
+    weight = layer.weight.detach().double() * gain.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    return _like(layer, weight.float(), offset.float())
+
+
+def _like(layer: Synapse, weight: torch.Tensor, bias: torch.Tensor | None, **changes: object) -> Synapse:
+    """A copy of a layer with other weights; `changes` are arguments of the convolution."""
+    if isinstance(layer, nn.Linear):
+        fresh: Synapse = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
+    else:
+        arguments: dict[str, Any] = {
+            "stride": layer.stride,
+            "padding": layer.padding,
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+            "padding_mode": layer.padding_mode,
+            **changes,
+        }
+        make: Any = type(layer)
+        width = weight.shape[1] * arguments["groups"]
+        fresh = make(width, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **arguments)
+    with torch.no_grad():
+        fresh.weight.copy_(weight)
+        if bias is not None and fresh.bias is not None:
+            fresh.bias.copy_(bias)
+    return fresh.eval()
+
+
+def _plain_conv(leaf: Layer) -> tuple[nn.Module, str]:
+    conv = leaf.module
+    assert isinstance(conv, (nn.Conv1d, nn.Conv2d))
+    if conv.padding_mode != "zeros":
+        raise ExportError(
+            f"module '{leaf.path}': padding of mode '{conv.padding_mode}', NIR pads with zeros; use padding_mode='zeros'"
+        )
+    weight, why = conv.weight.detach(), []
+    padding = _padding(leaf, conv)
+    if isinstance(conv.padding, str):
+        why.append(f"padding '{conv.padding}' as numbers")
+    if conv.groups > 1:
+        weight = dense_kernel(weight, conv.groups)
+        why.append(f"{conv.groups} groups as one dense kernel")
+    if isinstance(conv, nn.Conv2d) and weight.shape[2] != weight.shape[3]:
+        weight, padding = _square(leaf, weight, padding, conv.dilation)
+        why.append(f"kernel {tuple(conv.kernel_size)} as a square one with zeros around")
+    if not why:
+        return conv, ""
+    bias = None if conv.bias is None else conv.bias.detach()
+    plain = _like(conv, weight, bias, padding=padding, groups=1)
+    setattr(plain, WRITTEN_FROM, note(conv.groups, conv.kernel_size))
+    return plain, ", ".join(why)
+
+
+def dense_kernel(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """(O, I/groups, ...) of a grouped convolution -> (O, I, ...) with zeros between the groups."""
+    per_group_out, per_group_in = weight.shape[0] // groups, weight.shape[1]
+    dense = weight.new_zeros(weight.shape[0], per_group_in * groups, *weight.shape[2:])
+    for g in range(groups):
+        rows, columns = (
+            slice(g * per_group_out, (g + 1) * per_group_out),
+            slice(g * per_group_in, (g + 1) * per_group_in),
+        )
+        dense[rows, columns] = weight[rows]
+    return dense
+
+
+def _padding(leaf: Layer, conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    if conv.padding == "valid":
+        return (0,) * len(conv.kernel_size)
+    if conv.padding != "same":
+        return tuple(int(p) for p in conv.padding)
+    same = same_padding(conv.dilation, conv.kernel_size)
+    if same is None:
+        raise ExportError(
+            f"module '{leaf.path}': padding 'same' of kernel {tuple(conv.kernel_size)} is not the same on both sides, which "
+            "NIR cannot hold; use an odd kernel"
+        )
+    return same
+
+
+def same_padding(dilation: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Padding 'same' per axis as numbers; None where it would differ on the two sides."""
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
+
+
+def _square(
+    leaf: Layer, weight: torch.Tensor, padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Zeros on both sides of the shorter axis and as much padding more: the same taps in a square kernel."""
+    side = max(weight.shape[2:])
+    missing = [side - k for k in weight.shape[2:]]
+    if any(m % 2 for m in missing):
+        raise ExportError(
+            f"module '{leaf.path}': kernel {tuple(weight.shape[2:])} is not square, which nir 1.0.8 reads back wrongly, and "
+            "cannot be centred in a square one; make both sides odd or both even"
+        )
+    tall, wide = (m // 2 for m in missing)
+    squared = nn.functional.pad(weight, (wide, wide, tall, tall))
+    return squared, (padding[0] + dilation[0] * tall, padding[1] + dilation[1] * wide)
+
+
+def _sum_pool(leaf: Layer) -> SumPool2d:
+    pool = leaf.module
+    assert isinstance(pool, nn.LPPool2d)
+    if pool.norm_type != 1 or pool.ceil_mode:
+        raise ExportError(
+            f"module '{leaf.path}': LPPool2d of norm {pool.norm_type} and ceil_mode {pool.ceil_mode}; only norm 1 without "
+            "ceil_mode is a sum, which NIR has"
+        )
+    return SumPool2d(pool.kernel_size, pool.stride).eval()

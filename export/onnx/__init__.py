@@ -1,0 +1,1 @@
+"""Write networks as ONNX files and check them numerically."""

@@ -1,0 +1,203 @@
+"""One time step of a spiking student as an ordinary ONNX graph: states go in and come out, and a caller loops."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.numpy_helper
+import onnxruntime
+import torch
+from norse.torch.module.snn import SNNCell, SNNRecurrentCell
+from torch import nn
+
+from knarr.export.arguments import as_shape
+from knarr.export.errors import ExportError
+from knarr.export.norse.layers import NEURON_CELLS, take_apart
+from knarr.export.norse.modules import StepGraph
+from knarr.export.norse.rewrite import as_module
+from knarr.export.onnx.network import CHECKED_BATCHES, OPSET, RELATIVE_TOLERANCE, open_session, write_whole
+
+NEXT = ".next"
+CHECKED_STEPS = 16
+Float32 = npt.NDArray[np.float32]
+
+
+def student_step_to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
+    """Export one time step and check it against the live module, step by step, with onnxruntime.
+
+    The file takes "input" (batch, *input_shape) and one tensor per state, such as "lif_1.v", and gives "output" and the
+    states after the step, "lif_1.v.next". States may be left out: their defaults are the states before the first step. The
+    batch axis is dynamic. `metadata_props["knarr_states"]` lists the pairs.
+
+        outputs = session.run(None, {"input": x[:, 0]})
+        outputs = session.run(None, {"input": x[:, 1], **dict(zip(state_names, outputs[1:]))})
+
+    Args:
+        module: one-step Norse module in eval mode, of the layers `to_nir` takes.
+        input_shape: feature shape of one step without batch.
+        path: file to write.
+
+    Raises:
+        ExportError: a layer that cannot be exported, or a step that differs from the module's: a spike, but where the voltage
+            is within the tolerance of the threshold, or another value by more than `RELATIVE_TOLERANCE` of the largest.
+        OSError: the file cannot be written.
+    """
+    path, input_shape = Path(path), as_shape(input_shape)
+    graph = as_module(take_apart(module))
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ExportError(f"module: '{name}' holds NaN or infinity; retrain or reload it")
+    step = _Step(graph, input_shape).eval()
+    exported = _export(step, input_shape)
+    _check(step, input_shape, exported)
+    write_whole(path, exported)
+
+
+class _Step(nn.Module):
+    """The student with its state as a flat list of tensors."""
+
+    def __init__(self, graph: StepGraph, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.graph = copy.deepcopy(graph)
+        for cell in self.graph.nodes.values():
+            if isinstance(
+                cell, (SNNCell, SNNRecurrentCell)
+            ):  # Norse leaves gradients on parameters it starts from
+                free = {k: v.detach() for k, v in cell.p._asdict().items() if isinstance(v, torch.Tensor)}
+                cell.p = cell.p._replace(**free)
+        try:
+            with torch.no_grad():
+                _, state = graph(torch.zeros(1, *input_shape), None)
+        except Exception as error:  # the user's own parameters may lead anywhere
+            raise ExportError(
+                f"module: does not run on {input_shape} ({str(error).splitlines()[0]})"
+            ) from error
+        self.kinds = {key: type(value) for key, value in state.items()}
+        self.names = [
+            f"{key}.{field}" if field else key
+            for key, value in state.items()
+            for field in getattr(value, "_fields", ("",))
+        ]
+        self.initial = [
+            self._at_start(key, field, value) for key, part in state.items() for field, value in _parts(part)
+        ]
+
+    def _at_start(self, key: str, field: str, value: torch.Tensor) -> torch.Tensor:
+        if field != "v":
+            return torch.zeros_like(value)
+        p: Any = self.graph.nodes[key].p
+        start = p.v_leak if hasattr(p, "v_leak") else p.v_reset
+        return start.detach().expand_as(value).clone()
+
+    def forward(self, x: torch.Tensor, *state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # A default state is of one sample: every sample of the batch starts so.
+        parts = iter([value.expand(x.shape[0], *value.shape[1:]) for value in state])
+        before: dict[str, Any] = {}
+        for key, kind in self.kinds.items():
+            fields = getattr(kind, "_fields", None)
+            before[key] = next(parts) if fields is None else kind(*(next(parts) for _ in fields))
+        output, after = self.graph(x, before)
+        return (output, *(value for key in self.kinds for _, value in _parts(after[key])))
+
+
+def _parts(value: Any) -> list[tuple[str, torch.Tensor]]:
+    fields = getattr(value, "_fields", None)
+    return [("", value)] if fields is None else list(zip(fields, value, strict=True))
+
+
+def _export(step: _Step, input_shape: tuple[int, ...]) -> bytes:
+    names, after = ["input", *step.names], ["output", *(name + NEXT for name in step.names)]
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            # Sizes of this trace are asserted by the comparison at another batch.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                step,
+                (torch.zeros(1, *input_shape), *step.initial),
+                buffer,
+                input_names=names,
+                output_names=after,
+                dynamic_axes={name: {0: "batch"} for name in (*names, *after)},
+                opset_version=OPSET,
+                do_constant_folding=True,
+            )
+        model = onnx.load_model_from_string(buffer.getvalue())
+    except Exception as error:  # tracing runs the module's own code
+        raise ExportError(f"module: cannot be traced ({str(error).strip().splitlines()[0]})") from error
+    kept = {value.name for value in model.graph.input}
+    for name, value in zip(step.names, step.initial, strict=True):
+        if name in kept:  # an initializer under an input's name is its default value
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "knarr_states", json.dumps({n: n + NEXT for n in step.names if n in kept})
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+def _check(step: _Step, input_shape: tuple[int, ...], exported: bytes) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that defaults are not constants, which is their purpose
+    session = open_session(exported, options)
+    taken = {value.name for value in session.get_inputs()} | {
+        v.name for v in session.get_overridable_initializers()
+    }
+    for batch in CHECKED_BATCHES:
+        generator = torch.Generator().manual_seed(batch)
+        state: list[torch.Tensor] | None = None
+        for t in range(CHECKED_STEPS):
+            x = (torch.rand((batch, *input_shape), generator=generator) < 0.4).float()
+            before = [v.expand(batch, *v.shape[1:]) for v in step.initial] if state is None else state
+            with torch.no_grad():
+                expected = [value.numpy() for value in step(x, *before)]
+            feed = {"input": x.numpy()}
+            if state is not None:  # the first step runs on the defaults
+                feed |= {n: v.numpy() for n, v in zip(step.names, before, strict=True) if n in taken}
+            try:
+                got = session.run(None, feed)
+            except Exception as error:
+                raise ExportError(f"module: the file does not run at batch {batch} ({error})") from error
+            _compare(step, expected, got, f"batch {batch}, step {t}")
+            state = [torch.as_tensor(value) for value in expected[1:]]
+
+
+def _compare(step: _Step, expected: list[Float32], got: list[Float32], where: str) -> None:
+    flipped = False  # a neuron stood on its threshold: what it feeds in this step may differ
+    # In the order the layers act, and the output last.
+    names = [*step.names, "output"]
+    for name, ours, theirs in zip(names, [*expected[1:], expected[0]], [*got[1:], got[0]], strict=True):
+        if ours.shape != theirs.shape:
+            raise ExportError(
+                f"module: '{name}' has shape {theirs.shape} in onnxruntime, {ours.shape} in torch at {where}"
+            )
+        if not np.isfinite(ours).all():
+            raise ExportError(f"module: '{name}' is not finite at {where}; check its weights and voltages")
+        tolerance = RELATIVE_TOLERANCE * max(float(np.abs(ours).max(initial=0)), 1.0)
+        differs = ~(np.abs(ours - theirs) <= tolerance)
+        on_threshold = _on_threshold(step, name, ours, theirs, tolerance)
+        if (differs & ~on_threshold).any() and not flipped:
+            raise ExportError(
+                f"module: '{name}' differs from torch in {int(differs.sum())} of {differs.size} values at {where}, by "
+                f"{float(np.abs(ours - theirs).max()):g}; the file is not this module"
+            )
+        flipped |= bool((differs & on_threshold).any())
+
+
+def _on_threshold(step: _Step, name: str, ours: Float32, theirs: Float32, tolerance: float) -> Any:
+    """Where a neuron may fire on one side alone, because its voltage is at the threshold but for rounding."""
+    key, _, field = name.rpartition(".")
+    cell = step.graph.nodes[key] if key in step.graph.nodes else None  # noqa: SIM401 - a ModuleDict has no get
+    if field not in ("v", "z") or not isinstance(cell, NEURON_CELLS) or not hasattr(cell.p, "v_th"):
+        return np.zeros(ours.shape, dtype=np.bool_)
+    if field == "z":  # comes before v in the state; v of the same step judges it
+        return np.ones(ours.shape, dtype=np.bool_)
+    threshold: Float32 = np.broadcast_to(cell.p.v_th.detach().numpy(), ours.shape)
+    return np.abs(np.maximum(ours, theirs) - threshold) <= tolerance  # a reset lies below the threshold

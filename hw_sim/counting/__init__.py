@@ -1,0 +1,1 @@
+"""Count the operations of an inference."""

@@ -1,0 +1,1 @@
+"""Measure joules per inference on CPUs and GPUs."""

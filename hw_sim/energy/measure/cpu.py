@@ -1,0 +1,211 @@
+"""RAPL: the energy counters of Intel (and AMD) processors, as Linux shows them in /sys/class/powercap.
+
+Only packages are summed. Cores, uncore and the like are parts of a package; `psys` holds the packages; DRAM is counted
+outside of them and left out, as many processors have no counter of it.
+
+`measure_cpu`: joules per inference of an ONNX file on the processor's packages, memory modules left out.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from knarr.hw_sim.counting.counts import OperationCounts
+from knarr.hw_sim.energy.measure.protocol import (
+    BatchMeasurement,
+    Clock,
+    Macs,
+    MeasureError,
+    MeasurementPlan,
+    SystemClock,
+    Workload,
+    macs_of,
+    measure_batch,
+    measurement_json,
+)
+from knarr.hw_sim.energy.measure.workload import (
+    Array,
+    OnnxSource,
+    OnnxWorkload,
+    batches,
+    check_inputs,
+    read_source,
+)
+from knarr.hw_sim.energy.prices import Grade
+
+POWERCAP = Path("/sys/class/powercap")
+
+
+class RaplMeter:
+    """The packages of the machine as a `Meter`. Whatever else runs on them is counted too.
+
+    Args:
+        powercap: folder of the counters.
+
+    Raises:
+        MeasureError: no counters, or this user may not read them.
+    """
+
+    def __init__(self, powercap: Path = POWERCAP) -> None:
+        zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        self._zones = [zone for zone in zones if _read(zone / "name").startswith("package")]
+        if not self._zones:
+            raise MeasureError(
+                f"RAPL: no package under {powercap}; it needs Linux on an Intel or AMD processor with the module "
+                "intel_rapl_msr, and a virtual machine or container usually has none"
+            )
+        self.packages = tuple(_read(zone / "name") for zone in self._zones)
+        self._range_uj = [_number(zone / "max_energy_range_uj") for zone in self._zones]
+        self._last_uj = self._counters_uj()
+        self._total_uj = 0
+
+    def energy_j(self) -> float:
+        """Joules of all packages since this meter was made; a counter that wrapped once between two calls is right."""
+        now_uj = self._counters_uj()
+        for now, last, span in zip(now_uj, self._last_uj, self._range_uj, strict=True):
+            self._total_uj += wrapped_difference(now, last, span)
+        self._last_uj = now_uj
+        return self._total_uj / 1e6
+
+    def power_w(self) -> float | None:
+        """None: RAPL has no power. Reads the counters all the same, so that a long window cannot wrap twice unseen."""
+        self.energy_j()
+        return None
+
+    def conditions(self) -> Mapping[str, float]:
+        return {}
+
+    def check(self) -> None:
+        """Nobody can have a processor to himself: load of others shows as drift of idle power."""
+
+    def _counters_uj(self) -> list[int]:
+        return [_number(zone / "energy_uj") for zone in self._zones]
+
+
+def wrapped_difference(now: int, last: int, span: int) -> int:
+    """Counts from `last` to `now` of a counter that goes from `span` to 0 (the step back itself, at most 61 uJ, is lost)."""
+    return now - last if now >= last else span - last + now
+
+
+def _number(path: Path) -> int:
+    text = _read(path)
+    try:
+        return int(text)
+    except ValueError:
+        raise MeasureError(f"RAPL: {path} holds '{text}', not a number; the counter cannot be used") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("ascii").strip()
+    except PermissionError as error:
+        raise MeasureError(
+            f"RAPL: {path} may be read by root only, as energy gives secrets away (CVE-2020-8694); run as root, or let "
+            "root give you the right to read it"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise MeasureError(f"RAPL: {path} cannot be read ({error}); the counter cannot be used") from error
+
+
+@dataclass(frozen=True)
+class CpuMeasurement:
+    """What an inference took, per batch size.
+
+    Args:
+        batches: batch 1 (latency), then the large one (throughput) where the file can run it.
+        macs: multiplications of one inference, None where nobody gave counts.
+        packages: domains that were summed.
+        processor: architecture, as Python knows it.
+        threads: of onnxruntime, 0 is every core.
+        precision: of the file's weights.
+        sha256: of the file.
+        notes: what to know before the numbers are used.
+        grade: "C": RAPL is a model of the vendor's, calibrated on silicon.
+    """
+
+    batches: tuple[BatchMeasurement, ...]
+    macs: Macs | None
+    packages: tuple[str, ...]
+    processor: str
+    threads: int
+    precision: str
+    sha256: str
+    notes: tuple[str, ...]
+    grade: Grade = "C"
+
+    def to_json(self) -> dict[str, object]:
+        """Plain dict for json.dump, units in the names."""
+        return measurement_json(self) | {"packages": list(self.packages)}
+
+
+def measure_cpu(
+    path: str | Path,
+    inputs: Array,
+    *,
+    window_s: float = 10.0,
+    repeats: int = 3,
+    large_batch: int = 64,
+    threads: int = 0,
+    counts: OperationCounts | None = None,
+    plan: MeasurementPlan | None = None,
+    powercap: Path = POWERCAP,
+    make_workload: Callable[[OnnxSource, Array, int, int], Workload] | None = None,
+    clock: Clock | None = None,
+) -> CpuMeasurement:
+    """Measure an ONNX file on the CPU by RAPL, by the protocol of `measure_gpu`.
+
+    The counters are those of whole packages: whatever else runs on the machine is in gross_j, and what runs all the time
+    is in idle_w. Leave the machine alone meanwhile, about (window_s + 10) * repeats seconds per batch size.
+
+    Args:
+        path: the file that is counted; static shapes beyond the batch.
+        inputs: (samples, *shape) of the file's type; the first 64 batches are run in turn.
+        window_s: looped inference per window, at least 8.
+        repeats: windows per batch size, at least 3.
+        large_batch: the second batch size, from 2.
+        threads: of onnxruntime, 0 takes every core.
+        counts: of `count_onnx` for energies per multiplication.
+        plan: all durations, in place of `window_s` and `repeats`.
+        powercap, make_workload, clock: in place of Linux' folder of counters, onnxruntime and the machine's clock.
+
+    Raises:
+        MeasureError: no RAPL or no right to read it, a file or inputs that do not fit, a window too short, a counter
+            that stands still. Says why, and the cure.
+        CountError: the counts have no total.
+        FileNotFoundError: no such file.
+    """
+    plan = plan or MeasurementPlan(window_s=window_s, repeats=repeats)
+    source = read_source(path)
+    check_inputs(source, inputs)
+    sizes, notes = batches(source, large_batch)
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+        raise MeasureError(f"threads: {threads}, needs an integer from 0 (every core)")
+    macs = None if counts is None else macs_of(counts)
+    meter = RaplMeter(powercap)
+    measured = []
+    for batch in sizes:
+        workload = (make_workload or cpu_workload)(source, inputs, batch, threads)
+        measured.append(measure_batch(workload, meter, clock or SystemClock(), plan))
+        del workload  # its threads must not spin in the idle time of the next one
+    return CpuMeasurement(
+        batches=tuple(measured),
+        macs=macs,
+        packages=meter.packages,
+        processor=platform.processor() or platform.machine(),
+        threads=threads,
+        precision=source.precision,
+        sha256=source.sha256,
+        notes=(
+            *notes,
+            "packages only: memory modules, disks and fans are not in it",
+            *(note for batch in measured for note in batch.notes),
+        ),
+    )
+
+
+def cpu_workload(source: OnnxSource, inputs: Array, batch: int, threads: int) -> Workload:
+    """The file in onnxruntime's CPUExecutionProvider."""
+    return OnnxWorkload(source, inputs, batch, "CPUExecutionProvider", threads=threads)

@@ -1,0 +1,382 @@
+"""NVML, NVIDIA's management library: the energy counter of a GPU, and reasons not to trust it.
+
+All access goes through `NvmlDevice`; `open_nvml` gives the real one, by the module `pynvml` of the package nvidia-ml-py,
+which is imported only there.
+
+`measure_gpu`: joules per inference of an ONNX file on an NVIDIA GPU. It measures the board, not the host beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from knarr.hw_sim.counting.counts import OperationCounts
+from knarr.hw_sim.energy.measure.protocol import (
+    BatchMeasurement,
+    Clock,
+    Macs,
+    MeasureError,
+    MeasurementPlan,
+    SystemClock,
+    Workload,
+    macs_of,
+    measure_batch,
+    measurement_json,
+)
+from knarr.hw_sim.energy.measure.workload import (
+    Array,
+    OnnxSource,
+    OnnxWorkload,
+    batches,
+    check_inputs,
+    read_source,
+    require_provider,
+)
+from knarr.hw_sim.energy.prices import Grade
+
+CURES = {
+    "NVMLError_LibraryNotFound": "there is no NVIDIA driver; install it, or measure on a machine with an NVIDIA GPU",
+    "NVMLError_DriverNotLoaded": "the NVIDIA driver is installed but not loaded; load it or reboot",
+    "NVMLError_LibRmVersionMismatch": "driver and library differ in version; reboot after the update",
+    "NVMLError_InvalidArgument": "check the number of the device (nvidia-smi lists them)",
+    "NVMLError_NotSupported": "the device does not have this; energy needs Volta or newer",
+    "NVMLError_FunctionNotFound": "the driver is too old for it; update the driver",
+    "NVMLError_NoPermission": "ask for the right to read it, or run as root",
+}
+
+
+class NvmlDevice(Protocol):
+    """One GPU. Every method raises MeasureError where NVML refuses."""
+
+    def count(self) -> int:
+        """GPUs of the machine."""
+        ...
+
+    def name(self) -> str:
+        """Product name."""
+        ...
+
+    def uuid(self) -> str:
+        """Such as "GPU-8f6d..."."""
+        ...
+
+    def driver(self) -> str:
+        """Version of the driver."""
+        ...
+
+    def energy_mj(self) -> int:
+        """Millijoules since the driver was loaded (nvmlDeviceGetTotalEnergyConsumption, Volta and newer)."""
+        ...
+
+    def power_mw(self) -> int:
+        """Milliwatts; an average over 1 s from Ampere on, but for the A100 (nvmlDeviceGetPowerUsage)."""
+        ...
+
+    def power_limit_mw(self) -> int:
+        """Enforced limit."""
+        ...
+
+    def clock_mhz(self, domain: str) -> int:
+        """Of "SM" or "MEM", now."""
+        ...
+
+    def mig_enabled(self) -> bool:
+        """Whether the GPU is partitioned."""
+        ...
+
+    def compute_pids(self) -> frozenset[int]:
+        """Processes that compute on it."""
+        ...
+
+    def close(self) -> None:
+        """Let go of NVML."""
+        ...
+
+
+def open_nvml(index: int, module: ModuleType | Any | None = None) -> NvmlDevice:
+    """A GPU by NVML's number, which is that of nvidia-smi. Close it.
+
+    Args:
+        index: from 0.
+        module: in place of `pynvml`.
+
+    Raises:
+        MeasureError: no nvidia-ml-py, no driver, or no such device.
+    """
+    if module is None:
+        try:
+            module = importlib.import_module("pynvml")
+        except ImportError as error:
+            raise MeasureError(
+                "NVML: the package nvidia-ml-py is not installed; on a machine with an NVIDIA GPU install it "
+                "(pip install nvidia-ml-py)"
+            ) from error
+    _call(module, "nvmlInit")
+    try:
+        count = _call(module, "nvmlDeviceGetCount")
+        if not 0 <= index < count:
+            raise MeasureError(
+                f"device: {index} is none of the {count} GPUs that NVML sees; they count from 0"
+            )
+        return _Pynvml(module, _call(module, "nvmlDeviceGetHandleByIndex", index))
+    except BaseException:
+        module.nvmlShutdown()
+        raise
+
+
+def cuda_ordinal(device: NvmlDevice, index: int, environment: Mapping[str, str] = os.environ) -> int:
+    """CUDA's number of a GPU: CUDA sorts the fastest first, NVML by PCI bus, and a wrong one would be measured idle.
+
+    Raises:
+        MeasureError: with several GPUs, an order or a selection that does not tell.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    shown = None if visible is None else [entry.strip() for entry in visible.split(",") if entry.strip()]
+    uuid = device.uuid()
+    by_bus = device.count() == 1 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    if shown is None and by_bus:
+        return index
+    for ordinal, entry in enumerate(shown or ()):
+        if (entry == str(index) and by_bus) or (not entry.isdigit() and uuid.startswith(entry)):
+            return ordinal
+    if not by_bus and (shown is None or any(entry.isdigit() for entry in shown)):
+        raise MeasureError(
+            f"device: {index} of {device.count()} GPUs, and CUDA may number them otherwise; "
+            "set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        )
+    raise MeasureError(f"device: {index} is not in CUDA_VISIBLE_DEVICES={visible}; add it or choose another")
+
+
+class NvmlMeter:
+    """A GPU as a `Meter`. Make it before CUDA is started here: a process that computes on it by then is another's.
+
+    Args:
+        device: of `open_nvml`.
+
+    Raises:
+        MeasureError: MIG, or a process of somebody else on the device.
+    """
+
+    def __init__(self, device: NvmlDevice) -> None:
+        self._device = device
+        self._own = {os.getpid()}
+        if device.mig_enabled():
+            raise MeasureError(
+                "device: MIG is enabled, and energy is counted for the whole GPU; disable MIG "
+                "(nvidia-smi -mig 0) or measure on another device"
+            )
+        self.check()
+
+    def adopt_own_process(self) -> None:
+        """Call once CUDA runs here. In a container NVML may know this process by another number: the one that is new."""
+        new = self._device.compute_pids() - self._own
+        if len(new) == 1 and os.getpid() not in self._device.compute_pids():
+            self._own |= new
+        self.check()
+
+    def energy_j(self) -> float:
+        return self._device.energy_mj() / 1e3
+
+    def power_w(self) -> float | None:
+        return self._device.power_mw() / 1e3
+
+    def conditions(self) -> Mapping[str, float]:
+        return {f"{domain.lower()}_clock_mhz": self._device.clock_mhz(domain) for domain in ("SM", "MEM")}
+
+    def check(self) -> None:
+        """Looks after every window: a process that comes and goes within one is not seen."""
+        foreign = sorted(self._device.compute_pids() - self._own)
+        if foreign:
+            raise MeasureError(
+                f"device: processes {', '.join(map(str, foreign))} compute on it too; end them or wait (in a container, "
+                "one of them may be an earlier measurement of this very process: start a new one)"
+            )
+
+
+class _Pynvml:
+    """`NvmlDevice` by pynvml."""
+
+    def __init__(self, module: Any, handle: Any) -> None:
+        self._module, self._handle = module, handle
+
+    def count(self) -> int:
+        return int(_call(self._module, "nvmlDeviceGetCount"))
+
+    def name(self) -> str:
+        return _text(self._get("Name"))
+
+    def uuid(self) -> str:
+        return _text(self._get("UUID"))
+
+    def driver(self) -> str:
+        return _text(_call(self._module, "nvmlSystemGetDriverVersion"))
+
+    def energy_mj(self) -> int:
+        return int(self._get("TotalEnergyConsumption"))
+
+    def power_mw(self) -> int:
+        return int(self._get("PowerUsage"))
+
+    def power_limit_mw(self) -> int:
+        return int(self._get("EnforcedPowerLimit"))
+
+    def clock_mhz(self, domain: str) -> int:
+        return int(self._get("ClockInfo", getattr(self._module, f"NVML_CLOCK_{domain}")))
+
+    def mig_enabled(self) -> bool:
+        try:
+            current, _pending = self._module.nvmlDeviceGetMigMode(self._handle)
+        except self._module.NVMLError as error:
+            if type(error).__name__ in ("NVMLError_NotSupported", "NVMLError_FunctionNotFound"):
+                return False  # GPUs and drivers before MIG
+            raise _refused("nvmlDeviceGetMigMode", error) from error
+        return bool(current)
+
+    def compute_pids(self) -> frozenset[int]:
+        return frozenset(int(process.pid) for process in self._get("ComputeRunningProcesses"))
+
+    def close(self) -> None:
+        self._module.nvmlShutdown()
+
+    def _get(self, what: str, *arguments: object) -> Any:
+        return _call(self._module, f"nvmlDeviceGet{what}", self._handle, *arguments)
+
+
+def _call(module: Any, name: str, *arguments: object) -> Any:
+    try:
+        return getattr(module, name)(*arguments)
+    except module.NVMLError as error:
+        raise _refused(name, error) from error
+
+
+def _refused(name: str, error: Exception) -> MeasureError:
+    cure = CURES.get(type(error).__name__, "see the NVML manual")
+    return MeasureError(f"NVML: {name}: {error}; {cure}")
+
+
+def _text(value: str | bytes) -> str:
+    """Old versions of nvidia-ml-py give bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+MakeWorkload = Callable[[OnnxSource, Array, int, int, bool], Workload]
+
+
+@dataclass(frozen=True)
+class GpuMeasurement:
+    """What an inference took, per batch size.
+
+    Args:
+        batches: batch 1 (latency), then the large one (throughput) where the file can run it.
+        macs: multiplications of one inference, None where nobody gave counts.
+        device_index, device, driver: NVML's number, product name, version.
+        power_limit_w: enforced limit.
+        precision: of the file's weights; tf32: whether fp32 products may be computed in TF32.
+        sha256: of the file.
+        notes: what to know before the numbers are used.
+        host_copies: whether inputs and outputs cross to the host within the window: never, they lie on the device.
+        grade: "M", measured.
+    """
+
+    batches: tuple[BatchMeasurement, ...]
+    macs: Macs | None
+    device_index: int
+    device: str
+    driver: str
+    power_limit_w: float
+    precision: str
+    tf32: bool
+    sha256: str
+    notes: tuple[str, ...]
+    host_copies: bool = False
+    grade: Grade = "M"
+
+    def to_json(self) -> dict[str, object]:
+        """Plain dict for json.dump, units in the names."""
+        return measurement_json(self)
+
+
+def measure_gpu(
+    path: str | Path,
+    inputs: Array,
+    *,
+    device: int = 0,
+    window_s: float = 10.0,
+    repeats: int = 3,
+    large_batch: int = 64,
+    tf32: bool = True,
+    counts: OperationCounts | None = None,
+    plan: MeasurementPlan | None = None,
+    open_device: Callable[[int], NvmlDevice] = open_nvml,
+    make_workload: MakeWorkload | None = None,
+    clock: Clock | None = None,
+) -> GpuMeasurement:
+    """Measure an ONNX file on a GPU by the counter nvmlDeviceGetTotalEnergyConsumption (Volta and newer).
+
+    It takes about (window_s + 10) * repeats seconds per batch size. Start it before anything else in the process uses
+    CUDA, on a GPU that nobody else uses.
+
+    Args:
+        path: the file that is counted; static shapes beyond the batch.
+        inputs: (samples, *shape) of the file's type; the first 64 batches are run in turn.
+        device: NVML's number, that of nvidia-smi.
+        window_s: looped inference per window, at least 8.
+        repeats: windows per batch size, at least 3.
+        large_batch: the second batch size, from 2.
+        tf32: let fp32 products be computed in TF32 (onnxruntime's default).
+        counts: of `count_onnx` for energies per multiplication.
+        plan: all durations, in place of `window_s` and `repeats`.
+        open_device, make_workload, clock: in place of NVML, onnxruntime on CUDA and the machine's clock.
+
+    Raises:
+        MeasureError: no GPU, driver, nvidia-ml-py or CUDA provider; MIG; another process on the device; a file or inputs
+            that do not fit; a window too short; a counter that stands still. Says why, and the cure.
+        CountError: the counts have no total.
+        FileNotFoundError: no such file.
+    """
+    plan = plan or MeasurementPlan(window_s=window_s, repeats=repeats)
+    source = read_source(path)
+    check_inputs(source, inputs)
+    sizes, notes = batches(source, large_batch)
+    macs = None if counts is None else macs_of(counts)
+    if isinstance(device, bool) or not isinstance(device, int):
+        raise MeasureError(f"device: {device!r}, needs a number from 0")
+    with closing(open_device(device)) as gpu:  # closed on KeyboardInterrupt too
+        if make_workload is None:
+            require_provider("CUDAExecutionProvider")
+            make_workload = cuda_workload
+        meter = NvmlMeter(gpu)
+        ordinal = cuda_ordinal(gpu, device)
+        measured = []
+        for batch in sizes:
+            workload = make_workload(source, inputs, batch, ordinal, tf32)
+            workload.run()  # the CUDA context of this process exists from here on
+            meter.adopt_own_process()
+            measured.append(measure_batch(workload, meter, clock or SystemClock(), plan))
+            del workload  # before the next one asks for memory
+        if source.precision == "fp32" and tf32:
+            notes = (*notes, "TF32 is allowed: the fp32 floors of gpu_floor do not bound this run")
+        return GpuMeasurement(
+            batches=tuple(measured),
+            macs=macs,
+            device_index=device,
+            device=gpu.name(),
+            driver=gpu.driver(),
+            power_limit_w=gpu.power_limit_mw() / 1e3,
+            precision=source.precision,
+            tf32=tf32,
+            sha256=source.sha256,
+            notes=(*notes, *(note for batch in measured for note in batch.notes)),
+        )
+
+
+def cuda_workload(source: OnnxSource, inputs: Array, batch: int, ordinal: int, tf32: bool) -> Workload:
+    """The file in onnxruntime's CUDAExecutionProvider; no node may run on the CPU."""
+    return OnnxWorkload(source, inputs, batch, "CUDAExecutionProvider", ordinal=ordinal, tf32=tf32)

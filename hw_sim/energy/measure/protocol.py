@@ -1,0 +1,450 @@
+"""Arithmetic of a measured window: joules per inference, gross and net, and what makes a window untrustworthy.
+
+    gross = E / n        net = (E - P_idle t) / n        P_idle = mean of idle before and after
+
+E is the difference of an energy counter over the window, t its duration, n the inferences in it. Nothing here reads a
+device; `protocol` does.
+
+The loop that measures: idle, warm up, synchronise, run for a window, synchronise, idle; repeat.
+
+Why so long: sensors of the A100 and H100 see about a quarter of the time, and power is an average over 1 s (arXiv
+2312.02741), so that only a long, looped window is right. Everything that touches the world comes in through three small
+protocols, and tests put a simulated machine behind them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from math import isfinite
+from statistics import fmean, stdev
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from knarr.hw_sim.counting.counts import OperationCounts
+from knarr.hw_sim.errors import ChipError
+
+MAX_IDLE_DRIFT = 0.05
+"""Largest relative difference of idle power before and after a window that is kept."""
+MAX_POLLED_DIFFERENCE = 0.10
+"""Counter and integrated power that differ by more are flagged: one public report has 187 J against 327 J for the same
+5 s (Zeus, issue 181)."""
+
+
+class MeasureError(ChipError):
+    """Energy cannot be measured here, or what was read cannot be energy. The message says why, and the cure."""
+
+
+@dataclass(frozen=True)
+class MeasuredSpread:
+    """Repeats of one quantity: mean, smallest, largest, and sample standard deviation (n - 1)."""
+
+    mean: float
+    lo: float
+    hi: float
+    std: float
+
+    def to_json(self) -> dict[str, float]:
+        """The same names."""
+        return asdict(self)
+
+
+def spread(values: Sequence[float]) -> MeasuredSpread:
+    """Of at least two values."""
+    return MeasuredSpread(fmean(values), min(values), max(values), stdev(values))
+
+
+@dataclass(frozen=True)
+class MeasuredWindow:
+    """One window of looped inference between two synchronised ends.
+
+    Args:
+        batch: samples of one run, at least 1.
+        runs: runs in the window, at least 1.
+        duration_s: between the two readings of the counter.
+        energy_j: their difference.
+        idle_before_w, idle_after_w: mean power with the context alive and nothing running.
+        polled_j: power integrated over the window, None where there is no power to poll.
+        conditions: clocks and the like at the end of the window, still under load; units in the names.
+
+    Raises:
+        MeasureError: no time, no runs, or a counter that did not move.
+    """
+
+    batch: int
+    runs: int
+    duration_s: float
+    energy_j: float
+    idle_before_w: float
+    idle_after_w: float
+    polled_j: float | None = None
+    conditions: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "conditions", MappingProxyType(dict(self.conditions)))
+        if self.batch < 1 or self.runs < 1:
+            raise MeasureError(
+                f"window: {self.runs} runs of batch {self.batch}, needs at least one inference"
+            )
+        if not (isfinite(self.duration_s) and self.duration_s > 0):
+            raise MeasureError(f"window: lasted {self.duration_s} s, needs more than 0; check the clock")
+        for name, value, unit in (
+            ("energy", self.energy_j, "J"),
+            ("idle power before", self.idle_before_w, "W"),
+            ("idle power after", self.idle_after_w, "W"),
+        ):
+            if not (isfinite(value) and value > 0):
+                raise MeasureError(
+                    f"window: {name} {value} {unit}, needs more than 0; the energy counter stands still or was reset: "
+                    "it cannot be used on this machine"
+                )
+
+    @property
+    def inferences(self) -> int:
+        """Samples in the window."""
+        return self.batch * self.runs
+
+    @property
+    def idle_w(self) -> float:
+        """Mean of idle power before and after, W."""
+        return (self.idle_before_w + self.idle_after_w) / 2
+
+    @property
+    def idle_drift(self) -> float:
+        """Difference of the two, relative to the one before, at least 0."""
+        return abs(self.idle_after_w - self.idle_before_w) / self.idle_before_w
+
+    @property
+    def power_w(self) -> float:
+        """Mean power under load, W."""
+        return self.energy_j / self.duration_s
+
+    @property
+    def gross_j(self) -> float:
+        """Energy of one inference, J."""
+        return self.energy_j / self.inferences
+
+    @property
+    def net_j(self) -> float:
+        """Energy of one inference above idle, J; below 0 is noise, and stays below 0."""
+        return (self.energy_j - self.idle_w * self.duration_s) / self.inferences
+
+    @property
+    def run_ms(self) -> float:
+        """Duration of one run of a whole batch, ms: the latency at batch 1."""
+        return self.duration_s / self.runs * 1e3
+
+    @property
+    def polled_difference(self) -> float | None:
+        """Integrated power relative to the counter, minus 1."""
+        return None if self.polled_j is None else self.polled_j / self.energy_j - 1
+
+    def to_json(self) -> dict[str, object]:
+        """Plain dict for json.dump: fields and properties, by name."""
+        return {
+            **vars(self),
+            "conditions": dict(self.conditions),
+            "inferences": self.inferences,
+            "gross_j": self.gross_j,
+            "net_j": self.net_j,
+            "power_w": self.power_w,
+            "run_ms": self.run_ms,
+            "idle_drift": self.idle_drift,
+            "polled_difference": self.polled_difference,
+        }
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiplications of one inference that energies are divided by.
+
+    Args:
+        dense_padded: taps into the padding included, above 0.
+        effective: zero activations skipped, None where the network was not run to count them.
+    """
+
+    dense_padded: float
+    effective: float | None
+
+
+def macs_of(counts: OperationCounts) -> Macs:
+    """Of `count_onnx`.
+
+    Raises:
+        CountError: the counts have no total.
+    """
+    dense = float(counts.total.dense_padded)
+    return Macs(dense, None if counts.effective is None else float(sum(counts.effective.values())))
+
+
+@dataclass(frozen=True)
+class BatchMeasurement:
+    """Repeated windows at one batch size.
+
+    Args:
+        windows: those that count, at least two.
+        discarded: windows measured and left out, because idle power drifted around them.
+
+    Raises:
+        MeasureError: fewer windows, or of different batches.
+    """
+
+    windows: tuple[MeasuredWindow, ...]
+    discarded: int
+
+    def __post_init__(self) -> None:
+        if len(self.windows) < 2 or len({window.batch for window in self.windows}) != 1:
+            batches = [window.batch for window in self.windows]
+            raise MeasureError(f"windows: of batches {batches}, needs two or more of the same batch")
+
+    @property
+    def batch(self) -> int:
+        """Samples of one run."""
+        return self.windows[0].batch
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before the numbers are used."""
+        found = []
+        drift = max(window.idle_drift for window in self.windows)
+        if drift > MAX_IDLE_DRIFT:
+            found.append(
+                f"batch {self.batch}: idle power drifts by {drift:.0%} (> {MAX_IDLE_DRIFT:.0%}) in every try; "
+                "net_j is not to be trusted, let the machine settle and measure again"
+            )
+        worst = max((window.polled_difference or 0.0 for window in self.windows), key=abs)
+        if abs(worst) > MAX_POLLED_DIFFERENCE:
+            found.append(
+                f"batch {self.batch}: integrated power differs from the energy counter by {worst:+.0%} "
+                f"(> {MAX_POLLED_DIFFERENCE:.0%}); one of the two is wrong on this device"
+            )
+        if min(window.net_j for window in self.windows) < 0:
+            found.append(f"batch {self.batch}: net_j below 0 is noise: the load does not show above idle")
+        return tuple(found)
+
+    def to_json(self, macs: Macs | None = None) -> dict[str, object]:
+        """Plain dict for json.dump: {mean, lo, hi, std} of each quantity, and of pJ per MAC where `macs` are known."""
+        found = {
+            name: spread([getattr(window, name) for window in self.windows])
+            for name in ("gross_j", "net_j", "power_w", "idle_w", "run_ms")
+        }
+        dense, effective = (macs.dense_padded, macs.effective) if macs is not None else (None, None)
+        gross_j, net_j = found["gross_j"].mean, found["net_j"].mean
+        return {
+            "batch": self.batch,
+            **{name: values.to_json() for name, values in found.items()},
+            "ms_per_inference": found["run_ms"].mean / self.batch,
+            "gross_pj_per_dense_padded_mac": per_mac_pj(gross_j, dense),
+            "net_pj_per_dense_padded_mac": per_mac_pj(net_j, dense),
+            "gross_pj_per_effective_mac": per_mac_pj(gross_j, effective),
+            "net_pj_per_effective_mac": per_mac_pj(net_j, effective),
+            "windows": [window.to_json() for window in self.windows],
+            "discarded": self.discarded,
+            "notes": list(self.notes),
+        }
+
+
+def per_mac_pj(energy_j: float, macs: float | None) -> float | None:
+    """Energy of one inference, J, over its multiplications, in pJ; None where those are unknown or 0."""
+    return energy_j * 1e12 / macs if macs else None
+
+
+def measurement_json(found: Any) -> dict[str, object]:
+    """Fields of a measurement of a GPU or a CPU, its batches per MAC where these are known."""
+    return {
+        **vars(found),
+        "macs": None if found.macs is None else vars(found.macs),
+        "batches": [batch.to_json(found.macs) for batch in found.batches],
+        "notes": list(found.notes),
+    }
+
+
+MIN_WINDOW_S = 8.0
+MIN_REPEATS = 3
+TRIES_PER_REPEAT = 2
+"""How often idle power may drift: twice the windows asked for, then the best are kept and it is said."""
+
+
+class Clock(Protocol):
+    """Time."""
+
+    def now_s(self) -> float:
+        """Seconds since some start; never goes back."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Do nothing for so long."""
+        ...
+
+
+class SystemClock:
+    """The machine's own."""
+
+    def now_s(self) -> float:
+        return time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class Workload(Protocol):
+    """A network that is ready to run."""
+
+    @property
+    def batch(self) -> int:
+        """Samples of one run."""
+        ...
+
+    def run(self) -> None:
+        """One batch."""
+        ...
+
+    def synchronise(self) -> None:
+        """Return when everything started has ended."""
+        ...
+
+
+class Meter(Protocol):
+    """A device's energy counter."""
+
+    def energy_j(self) -> float:
+        """Joules since some start; never goes back."""
+        ...
+
+    def power_w(self) -> float | None:
+        """Power now, W; None where there is nothing to poll. Called every `Plan.poll_s` of a window."""
+        ...
+
+    def conditions(self) -> Mapping[str, float]:
+        """Clocks and the like; units in the names."""
+        ...
+
+    def check(self) -> None:
+        """Raise MeasureError where something else uses the device."""
+        ...
+
+
+@dataclass(frozen=True)
+class MeasurementPlan:
+    """How long everything takes, seconds.
+
+    Args:
+        window_s: looped inference per window, at least 8.
+        repeats: windows, at least 3.
+        warm_up_s: of the same load before each window, at least 1 (power is an average over 1 s).
+        settle_s: after the load, before idle power is read, at least 1.
+        idle_s: window of idle power, at least 2 (the counter moves about every 0.1 s).
+        poll_s: between readings of power within a window, above 0.
+
+    Raises:
+        MeasureError: a number outside of these.
+    """
+
+    window_s: float = 10.0
+    repeats: int = 3
+    warm_up_s: float = 2.0
+    settle_s: float = 3.0
+    idle_s: float = 5.0
+    poll_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        least = {"window_s": MIN_WINDOW_S, "warm_up_s": 1.0, "settle_s": 1.0, "idle_s": 2.0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if not (isfinite(value) and value >= bound):
+                raise MeasureError(
+                    f"{name}: {value}, needs at least {bound:g} s; sensors are too slow for less"
+                )
+        if not (isfinite(self.poll_s) and self.poll_s > 0):
+            raise MeasureError(f"poll_s: {self.poll_s}, needs more than 0 s")
+        if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < MIN_REPEATS:
+            raise MeasureError(
+                f"repeats: {self.repeats}, needs at least {MIN_REPEATS} for a mean and a spread"
+            )
+
+
+def measure_batch(workload: Workload, meter: Meter, clock: Clock, plan: MeasurementPlan) -> BatchMeasurement:
+    """Measure one workload. A window around which idle power drifts is measured again, up to twice the repeats in all.
+
+    Returns:
+        `plan.repeats` windows: the first ones without drift, or else those with the least (its notes say so).
+
+    Raises:
+        MeasureError: the counter stands still or goes back, or something else uses the device.
+    """
+    _run_for(workload, clock, plan.warm_up_s)  # a cold device idles lower than one that has worked
+    workload.synchronise()
+    idle_w = _idle_w(meter, clock, plan)
+    windows: list[MeasuredWindow] = []
+    steady: list[MeasuredWindow] = []
+    while len(steady) < plan.repeats and len(windows) < TRIES_PER_REPEAT * plan.repeats:
+        window = _window(workload, meter, clock, plan, idle_w)
+        meter.check()
+        idle_w = window.idle_after_w
+        windows.append(window)
+        steady = [window for window in windows if window.idle_drift <= MAX_IDLE_DRIFT]
+    if len(steady) < plan.repeats:
+        bound = sorted(window.idle_drift for window in windows)[plan.repeats - 1]
+        steady = [window for window in windows if window.idle_drift <= bound][: plan.repeats]
+    return BatchMeasurement(tuple(steady), discarded=len(windows) - len(steady))
+
+
+def integrate_j(samples: list[tuple[float, float]]) -> float:
+    """Joules under (seconds, watts), trapezoidal."""
+    return sum((t1 - t0) * (w0 + w1) / 2 for (t0, w0), (t1, w1) in pairwise(samples))
+
+
+def _window(
+    workload: Workload, meter: Meter, clock: Clock, plan: MeasurementPlan, idle_before_w: float
+) -> MeasuredWindow:
+    _run_for(workload, clock, plan.warm_up_s)
+    workload.synchronise()
+    polled: list[tuple[float, float]] = []
+
+    def poll() -> None:
+        watts = meter.power_w()
+        if watts is not None:
+            polled.append((clock.now_s(), watts))
+
+    poll()
+    start_s, start_j = clock.now_s(), meter.energy_j()
+    runs, now_s, next_poll_s = 0, start_s, start_s + plan.poll_s
+    while now_s - start_s < plan.window_s:
+        workload.run()
+        runs += 1
+        now_s = clock.now_s()
+        if now_s >= next_poll_s:
+            poll()
+            next_poll_s = now_s + plan.poll_s
+    conditions = meter.conditions()
+    workload.synchronise()
+    end_s, end_j = clock.now_s(), meter.energy_j()
+    poll()
+    return MeasuredWindow(
+        batch=workload.batch,
+        runs=runs,
+        duration_s=end_s - start_s,
+        energy_j=end_j - start_j,
+        idle_before_w=idle_before_w,
+        idle_after_w=_idle_w(meter, clock, plan),
+        polled_j=integrate_j(polled) if polled else None,
+        conditions=conditions,
+    )
+
+
+def _idle_w(meter: Meter, clock: Clock, plan: MeasurementPlan) -> float:
+    """Mean power by the same counter as the load, so that what is wrong with it cancels in the difference."""
+    clock.sleep(plan.settle_s)
+    start_s, start_j = clock.now_s(), meter.energy_j()
+    clock.sleep(plan.idle_s)
+    end_s, end_j = clock.now_s(), meter.energy_j()
+    return (end_j - start_j) / (end_s - start_s)
+
+
+def _run_for(workload: Workload, clock: Clock, seconds: float) -> None:
+    start_s = clock.now_s()
+    workload.run()
+    while clock.now_s() - start_s < seconds:
+        workload.run()

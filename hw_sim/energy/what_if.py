@@ -1,0 +1,302 @@
+"""What fewer steps or higher thresholds would buy: the network run again with them, counted, priced, and its decisions compared.
+
+Nothing here is extrapolated: every row is a run. Thresholds of all spiking neurons are scaled together, since one factor is
+what a user can try without training; a network trained for it would do better.
+
+Where a spiking network stops being cheaper than its baseline: how much activity, and how many steps, it can afford.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from math import ceil, log2
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from knarr.hw_sim.coding import check_inputs
+from knarr.hw_sim.counting.count import count, count_events
+from knarr.hw_sim.counting.counts import LayerCounts, OperationCounts
+from knarr.hw_sim.energy.estimate import price
+from knarr.hw_sim.energy.models import Options
+from knarr.hw_sim.energy.prices import PriceError, Profile
+from knarr.hw_sim.network import NON_SPIKING_VTH, ChipNetwork, Readout
+from knarr.hw_sim.simulate import simulate
+
+SHARES = (1.0, 0.75, 0.5, 0.25)
+FACTORS = (0.8, 1.25, 1.5, 2.0)
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """One run with something changed.
+
+    Args:
+        change: "timesteps" or "threshold".
+        value: how many steps, or times which factor; the first row is the network as it is.
+        acc, mac: per inference.
+        energy_pj: nominal, per inference.
+        relative: to the network as it is.
+        agreement: share of samples decided as before.
+        accuracy: share decided as the labels say, None without labels.
+    """
+
+    change: Literal["timesteps", "threshold"]
+    value: float
+    acc: float
+    mac: float
+    energy_pj: float
+    relative: float
+    agreement: float
+    accuracy: float | None
+
+    def to_json(self) -> dict[str, object]:
+        """Plain dict for json.dump, with the same names."""
+        return asdict(self)
+
+
+def what_if(
+    model: object,
+    inputs: npt.ArrayLike,
+    profile: str | Path | Profile = "horowitz_fp32",
+    *,
+    dt_s: float | None = None,
+    energy_model: str = "paper",
+    options: Options | None = None,
+    labels: npt.ArrayLike | None = None,
+    readout: Readout | None = None,
+    shares: Sequence[float] = SHARES,
+    factors: Sequence[float] = FACTORS,
+    progress: Callable[[int, int], Any] | None = None,
+) -> tuple[WhatIf, ...]:
+    """Run a network with fewer steps, and with other thresholds.
+
+    Args:
+        model: `ChipNetwork` or nir.NIRGraph.
+        inputs: (samples, timesteps, *features); a few dozen samples are enough.
+        profile, energy_model, options: as for `price`.
+        dt_s: of a graph, seconds.
+        labels: (samples,) classes.
+        readout: how a graph's output is read (its kind does not matter); a chip network has its own.
+        shares: of the steps; 1 is the network as it is and comes first.
+        factors: of all thresholds, above 0.
+        progress: called with (runs done, in all).
+
+    Raises:
+        PriceError: shares or factors that make no sense, or labels that do not fit.
+        CountError, ChipError, knarr.export.ExportError: as of `count`.
+    """
+    if not all(0 < share <= 1 for share in shares) or not all(np.isfinite(f) and f > 0 for f in factors):
+        raise PriceError(
+            f"trade: shares {tuple(shares)} and factors {tuple(factors)}; needs 0..1 and numbers above 0"
+        )
+    frames = np.asarray(inputs)
+    true = None if labels is None else np.asarray(labels)
+    if true is not None and true.shape != frames.shape[:1]:
+        raise PriceError(f"labels: {true.shape} for {len(frames)} samples; give one class each")
+    steps = frames.shape[1]
+    lengths = list(dict.fromkeys([steps, *(max(1, round(share * steps)) for share in shares)]))
+    runs: list[tuple[Literal["timesteps", "threshold"], float]] = [("timesteps", float(n)) for n in lengths]
+    runs += [("threshold", float(factor)) for factor in factors]
+    found: list[WhatIf] = []
+    before: Array | None = None
+    for change, value in runs:
+        part = frames[:, : int(value)] if change == "timesteps" else frames
+        altered = model if change == "timesteps" else with_thresholds(model, value)
+        counts, decided = _run(altered, part, dt_s, readout)
+        total = counts.total
+        energy = price(counts, profile, model=energy_model, options=options).nominal_pj
+        before = decided if before is None else before
+        now = found[0].energy_pj if found else energy
+        found.append(
+            WhatIf(
+                change=change,
+                value=value,
+                acc=float(total.acc),
+                mac=float(total.mac),
+                energy_pj=energy,
+                relative=energy / now if now else 1.0,
+                agreement=float((decided == before).mean()),
+                accuracy=None if true is None else float((decided == true).mean()),
+            )
+        )
+        if progress is not None:
+            progress(len(found), len(runs))
+    return tuple(found)
+
+
+def with_thresholds(model: Any, factor: float) -> Any:
+    """The same network with every threshold times a factor; a chip's are rounded and end at its register.
+
+    Args:
+        model: `ChipNetwork` or nir.NIRGraph.
+        factor: above 0.
+    """
+    if isinstance(model, ChipNetwork):
+        layers = tuple(
+            replace(layer, neuron=replace(layer.neuron, vth_int=_scaled(layer.neuron.vth_int, factor)))
+            for layer in model.layers
+        )
+        return replace(model, layers=layers, lowering={})
+    scaled = copy.copy(model)
+    scaled.nodes = {name: _with_threshold(node, factor) for name, node in model.nodes.items()}
+    return scaled
+
+
+def _scaled(vth_int: int, factor: float) -> int:
+    if vth_int == NON_SPIKING_VTH:
+        return vth_int  # a readout, which has none
+    return min(max(round(vth_int * factor), 0), NON_SPIKING_VTH - 1)
+
+
+def _with_threshold(node: Any, factor: float) -> Any:
+    if hasattr(node, "nodes"):
+        return with_thresholds(node, factor)
+    changed = copy.copy(node)
+    for field in ("v_threshold", "threshold"):
+        if hasattr(node, field):
+            setattr(changed, field, np.asarray(getattr(node, field)) * factor)
+    return changed
+
+
+def _run(model: Any, inputs: Array, dt_s: float | None, readout: Readout | None) -> tuple[Any, Array]:
+    if isinstance(model, ChipNetwork):
+        events = check_inputs(model.input, inputs)
+        recording = simulate(model, events, record=("output", "spikes"))
+        return count_events(model, events, recording), model.readout.decide(recording.output)
+    from knarr.export.graph.step import step_nir
+
+    counts = count(model, inputs, dt_s=dt_s)
+    output = step_nir(model, inputs, dt_s or 0.0).output
+    return counts, (readout or Readout("spikes")).decide(output.reshape(*output.shape[:2], -1))
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """At which the two energies are equal, under one model.
+
+    Args:
+        activity_scale: factor on all binary events; below 1 the network is not competitive at its activity. None where
+            nothing it does depends on its activity.
+        density, density_limit: events per synapse and step, and the largest that pays.
+        rate, rate_limit: spikes per neuron and step, mean over all that update, and the largest that pays.
+        timesteps, timesteps_limit: steps of an inference, and how many would pay at this activity (graded frames stay).
+        events_per_synapse: synaptic events over the dense operations of one pass; 4.6 / 0.9 = 5.1 is the most that the paper
+            model allows any network.
+        worst_layer: the layer that costs most.
+        worst_share: of the whole energy.
+        worst_term: of that layer, the term that costs most.
+        step_pj: what one more time step costs at this activity.
+        spike_pj: what one more percent of activity costs, in every layer alike.
+        quantised_rival_bits: an ANN with so many bits distinguishes as many values as this many steps do,
+            ceil(log2(T + 1)); the fair rival of a rate code.
+    """
+
+    activity_scale: float | None
+    density: float
+    density_limit: float | None
+    rate: float
+    rate_limit: float | None
+    timesteps: float
+    timesteps_limit: float | None
+    events_per_synapse: float
+    worst_layer: str
+    worst_share: float
+    worst_term: str
+    step_pj: float
+    spike_pj: float
+    quantised_rival_bits: int
+
+    def to_json(self) -> dict[str, object]:
+        """Plain dict for json.dump, with the same names."""
+        return asdict(self)
+
+
+def break_even(
+    snn: OperationCounts,
+    ann: OperationCounts,
+    profile: str | Path | Profile = "horowitz_fp32",
+    *,
+    model: str = "paper",
+    options: Options | None = None,
+) -> BreakEven:
+    """What the spiking network can afford against its baseline.
+
+    Args:
+        snn, ann: counted, both with a total.
+        profile, model, options: as for `price`; both sides are priced alike.
+
+    Raises:
+        CountError: counts without a total.
+        PriceError: prices that do not fit, or counts that are not of an SNN and an ANN.
+    """
+    if (snn.kind, ann.kind) != ("snn", "ann"):
+        raise PriceError(f"break-even: of '{snn.kind}' and '{ann.kind}', needs 'snn' and 'ann'")
+
+    def energy(counts: OperationCounts) -> float:
+        return price(counts, profile, model=model, options=options).nominal_pj
+
+    whole, limit = energy(snn), energy(ann)
+    # Every model is linear in counts: what is left without binary events does not depend on activity.
+    silent = energy(_break_even_scaled(snn, events=Fraction(0), steps=Fraction(1)))
+    # And what is left of no steps is a graded frame that only the first one shows.
+    none = energy(_break_even_scaled(snn, events=Fraction(0), steps=Fraction(0)))
+    scale = (limit - silent) / (whole - silent) if whole > silent else None
+    dense = float(snn.total.dense_valid)
+    events = float(snn.total.acc + snn.total.mac)
+    density = float(snn.total.acc) / dense if dense else 0.0
+    estimate = price(snn, profile, model=model, options=options)
+    layers = estimate.layers_pj
+    worst = max(layers, key=lambda name: layers[name])
+    updates = float(snn.total.neuron_updates)
+    rate = float(snn.total.spikes) / updates if updates else 0.0
+    return BreakEven(
+        activity_scale=scale,
+        density=density,
+        density_limit=None if scale is None else max(0.0, scale * density),
+        rate=rate,
+        rate_limit=None if scale is None else max(0.0, scale * rate),
+        timesteps=float(snn.timesteps),
+        timesteps_limit=float(snn.timesteps) * (limit - none) / (whole - none) if whole > none else None,
+        events_per_synapse=events * float(snn.timesteps) / dense if dense else 0.0,
+        worst_layer=worst,
+        worst_share=layers[worst] / whole if whole else 0.0,
+        worst_term=max(estimate.layer_terms[worst], key=lambda term: estimate.layer_terms[worst][term]),
+        step_pj=(whole - none) / float(snn.timesteps),
+        spike_pj=(whole - silent) / 100,
+        quantised_rival_bits=ceil(log2(float(snn.timesteps) + 1)),
+    )
+
+
+def _break_even_scaled(counts: OperationCounts, *, events: Fraction, steps: Fraction) -> OperationCounts:
+    """Binary events times `events`, everything done at every step times `steps`."""
+    macs = steps if counts.later_macs else Fraction(1)
+
+    def layer(one: LayerCounts) -> LayerCounts:
+        return replace(
+            one,
+            acc=one.acc * events,
+            acc_nonzero=one.acc_nonzero * events,
+            # Graded frames are what an input shows: they do not follow the activity. Where they come at every step, more
+            # steps show more of them; a first frame alone stays.
+            mac=one.mac * macs,
+            mac_nonzero=one.mac_nonzero * macs,
+            spikes=one.spikes * events,
+            events=(one.events - one.graded) * events + one.graded * macs,
+            graded=one.graded * macs,
+            signed=one.signed * events,
+            recurrent_all_pairs=one.recurrent_all_pairs * events,
+            recurrent_no_autapse=one.recurrent_no_autapse * events,
+            bias_adds=one.bias_adds * steps,
+            neuron_updates=one.neuron_updates * steps,
+            touched_updates=one.touched_updates * min(events, steps),
+        )
+
+    layers: Mapping[str, LayerCounts] = {name: layer(one) for name, one in counts.layers.items()}
+    return replace(counts, layers=layers)

@@ -1,0 +1,1 @@
+"""The engines that simulate a chip network; all give the same integers."""

@@ -1,0 +1,182 @@
+"""The reference engine: numpy int64, layer by layer, written to be read. Every faster engine must equal it.
+
+All layers act in the same time step: layer l sees in step t what layer l-1 sent in step t. Lava needs one more step
+per layer, which is only a shift when state is reset layer by layer (`knarr.deploy.run_on_lava` removes it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from knarr.hw_sim.arithmetic import Int64, step, wrap_synapse
+from knarr.hw_sim.errors import ChipError
+from knarr.hw_sim.network import Conv, Dense, Layer, Neuron, Recurrent
+
+Spikes = npt.NDArray[np.bool_]
+WINDOW_BYTES = 2**26
+"""Of a convolution's windows, which are laid out at once."""
+
+
+def synaptic_sum(layer: Layer, events: npt.NDArray[np.integer[Any]]) -> Int64:
+    """What a layer's synapses deliver for frames of events.
+
+    Args:
+        layer: Dense (its delays aside), Recurrent (what arrives alone) or Conv.
+        events: (frames, *input features) integers.
+
+    Returns:
+        (frames, *output features) int64, exact.
+    """
+    frames = events.shape[0]
+    if isinstance(layer, Conv):
+        per_frame = 8 * prod(layer.output_shape[1:]) * prod(layer.weight_int.shape[1:])
+        at_once = max(1, WINDOW_BYTES // per_frame)
+        parts = [_convolve(layer, events[at : at + at_once]) for at in range(0, frames, at_once)]
+        return wrap_synapse(np.concatenate(parts))
+    return _exact_matmul(events.reshape(frames, -1), layer.weight_int.T, layer.name)
+
+
+def _convolve(layer: Conv, events: npt.NDArray[np.integer[Any]]) -> Int64:
+    (pad_y, pad_x), (kernel_y, kernel_x) = layer.padding, layer.weight_int.shape[2:]
+    padded = np.pad(events, ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x)))
+    reach = (layer.dilation[0] * (kernel_y - 1) + 1, layer.dilation[1] * (kernel_x - 1) + 1)
+    # numpy 1.26's stub forgets that several axes may be named.
+    windows: npt.NDArray[Any] = sliding_window_view(  # type: ignore[call-overload]
+        padded, reach, axis=(2, 3)
+    )  # (frames, C, H_out*stride, W_out*stride, reach, reach)
+    windows = windows[
+        :, :, :: layer.stride[0], :: layer.stride[1], :: layer.dilation[0], :: layer.dilation[1]
+    ]
+    frames, (outputs, height, width) = events.shape[0], layer.output_shape
+    sums = np.empty((frames, outputs, height, width), dtype=np.int64)
+    in_group, out_group = layer.input_shape[0] // layer.groups, outputs // layer.groups
+    for group in range(layer.groups):
+        taps = windows[:, group * in_group : (group + 1) * in_group].transpose(0, 2, 3, 1, 4, 5)
+        kernel = layer.weight_int[group * out_group : (group + 1) * out_group].reshape(out_group, -1)
+        product = _exact_matmul(taps.reshape(frames * height * width, -1), kernel.T, layer.name)
+        block = product.reshape(frames, height, width, out_group).transpose(0, 3, 1, 2)
+        sums[:, group * out_group : (group + 1) * out_group] = block
+    return sums
+
+
+def _exact_matmul(x: npt.NDArray[np.integer[Any]], weight: npt.NDArray[np.integer[Any]], name: str) -> Int64:
+    """x @ weight in float64, where integers are exact below 2**53; numpy's int64 product is thirty times slower."""
+    largest = int(np.abs(x).max(initial=0)) * int(np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0))
+    if largest >= 2**53:
+        raise ChipError(
+            f"layer '{name}': sums up to {largest} are not exact; the chip's accumulator ends at 2**15"
+        )
+    return np.asarray(x.astype(np.float64) @ weight.astype(np.float64)).astype(np.int64)
+
+
+def delayed_sums(layer: Dense, events: npt.NDArray[np.integer[Any]]) -> Int64:
+    """What a Dense layer with delays receives: a[t] = sum over synapses of W * s[t - delay], silence before the first step.
+
+    Args:
+        layer: with `delay_int`.
+        events: (samples, timesteps, features) integers.
+
+    Returns:
+        (samples, timesteps, out) int64.
+    """
+    assert layer.delay_int is not None  # the caller looked
+    samples, steps, features = events.shape
+    sums = np.zeros((samples, steps, len(layer.weight_int)), dtype=np.int64)
+    for delay in np.unique(layer.delay_int[layer.delay_int < steps]):
+        weight = np.where(layer.delay_int == delay, layer.weight_int, 0)
+        sent = events[:, : steps - delay]
+        arriving = _exact_matmul(sent.reshape(-1, features), weight.T, layer.name)
+        sums[:, delay:] += arriving.reshape(samples, steps - delay, -1)
+    return sums
+
+
+@dataclass
+class LayerState:
+    """What a layer remembers between two time steps; zeros at rest.
+
+    Args:
+        u, v: (samples, *features) int64 registers.
+        back: (samples, features) sums that its own last spikes deliver in the next step; of recurrent layers.
+        sent: (samples, longest delay, features) what arrived last; of layers with delays.
+    """
+
+    u: Int64
+    v: Int64
+    back: Int64
+    sent: npt.NDArray[np.integer[Any]]
+
+
+def at_rest(layer: Layer, samples: int) -> LayerState:
+    """No current, no voltage, nothing under way."""
+    zeros = np.zeros((samples, *layer.output_shape), dtype=np.int64)
+    delayed = isinstance(layer, Dense) and layer.delay_int is not None
+    longest = int(layer.delay_int.max()) if delayed else 0  # type: ignore[union-attr]
+    sent = np.zeros((samples, longest, layer.in_features if delayed else 0), dtype=np.uint8)  # type: ignore[union-attr]
+    return LayerState(zeros, zeros, np.zeros_like(zeros), sent)
+
+
+def run_neurons(
+    neuron: Neuron, sums: Int64, bias: Int64 | int, state: LayerState, recurrent: Recurrent | None = None
+) -> tuple[Spikes, Int64, Int64, int]:
+    """All steps of neurons; `state` is moved on.
+
+    Args:
+        neuron: the registers.
+        sums: (samples, timesteps, *features) what the synapses deliver.
+        bias: bias mantissas, broadcast against one step, or (samples, timesteps, *features) of their own.
+        state: before the first step, then after the last.
+        recurrent: layer whose own spikes of the step before arrive too, or None.
+
+    Returns:
+        (spikes, u, v, peak): (samples, timesteps, *features) each, v after reset; peak is the largest |sum|, feedback
+        included.
+    """
+    spikes = np.empty(sums.shape, dtype=np.bool_)
+    currents, voltages = np.empty(sums.shape, dtype=np.int64), np.empty(sums.shape, dtype=np.int64)
+    per_step = isinstance(bias, np.ndarray) and bias.ndim == sums.ndim
+    peak = 0
+    for t in range(sums.shape[1]):
+        arriving = sums[:, t] + state.back
+        peak = max(peak, int(np.abs(arriving).max(initial=0)))
+        now = bias[:, t] if per_step else bias  # type: ignore[index]
+        state.u, state.v, spike = step(state.u, state.v, arriving, now, neuron)
+        spikes[:, t], currents[:, t], voltages[:, t] = spike, state.u, state.v
+        if recurrent is not None:
+            state.back = _exact_matmul(spike.astype(np.int64), recurrent.recurrent_int.T, recurrent.name)
+    return spikes, currents, voltages, peak
+
+
+def run_layer(
+    layer: Layer, events: npt.NDArray[np.integer[Any]], state: LayerState
+) -> tuple[Spikes, Int64, Int64, int]:
+    """All time steps of one layer; `state` is moved on.
+
+    Args:
+        layer: Dense, Recurrent or Conv.
+        events: (samples, timesteps, *input features) integers.
+        state: `at_rest` before the first step of samples, what it became otherwise.
+
+    Returns:
+        (spikes, u, v, peak): (samples, timesteps, *output features) each, v after the reset of neurons that fired; peak
+        is the largest |synaptic sum| that occurred.
+    """
+    samples, timesteps = events.shape[:2]
+    shape = layer.output_shape
+    bias: Int64 | int = 0
+    if layer.bias_int is not None:
+        bias = layer.bias_int.astype(np.int64).reshape(-1, *[1] * (len(shape) - 1))
+    if isinstance(layer, Dense) and layer.delay_int is not None:
+        before = state.sent.shape[1]
+        flow = np.concatenate([state.sent, events.reshape(samples, timesteps, -1)], axis=1)
+        state.sent = flow[:, flow.shape[1] - before :]
+        sums = delayed_sums(layer, flow)[:, before:]
+    else:
+        sums = synaptic_sum(layer, events.reshape(-1, *events.shape[2:]))
+    recurrent = layer if isinstance(layer, Recurrent) else None
+    return run_neurons(layer.neuron, sums.reshape(samples, timesteps, *shape), bias, state, recurrent)

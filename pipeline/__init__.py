@@ -1,0 +1,1 @@
+"""Runs and their stages, evaluation, and what many runs say."""

@@ -1,0 +1,157 @@
+"""`knarr evaluate RUN`: the networks of a run on its test set, once or through random windows, into evaluation.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from knarr.cli import output as progress
+from knarr.cli.output import json_text, make_console
+from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
+from knarr.deploy import read_net
+from knarr.pipeline import stages
+from knarr.pipeline.chip_stage import decided
+from knarr.pipeline.evaluation import check_size
+from knarr.pipeline.evaluation_file import EVALUATION, RunEvaluation, write
+from knarr.pipeline.many.tabling import NOT_DEPLOYED
+from knarr.pipeline.run import release
+from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
+from knarr.pipeline.stages import NET, Run
+from knarr.train.clips import Indices
+from knarr.train.datasets.see.windows import WINDOWS
+from knarr.train.fitting.files import write_atomic
+from knarr.train.settings import Recipe, RecipeError
+from knarr.train.systems.emotionkd import fold_count
+from knarr.train.systems.emotionkd_recipe import EmotionRecipe
+from knarr.train.train import student_predictions, teacher_predictions
+
+HOW = {
+    "last": "weights of the last epoch",
+    "val": "weights of the best validation epoch",
+    "best_on_test": "weights of the best epoch ON THE TEST SET",
+}
+
+
+def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluation:
+    """See what teacher, student and, where it was deployed, chip see in each test clip; writes evaluation.json.
+
+    Args:
+        run: trained.
+        windows: passes over a test set that is seen through random windows; others are seen once.
+        seed: of the windows, and of the bootstrap.
+
+    Raises:
+        RecipeError: not trained yet.
+        EvaluationError: a test set that cannot be measured, or more windows than a measure may take.
+    """
+    if run.data.sampling is not None:
+        check_size(
+            windows, len(run.data.class_names), run.data.subjects, run.data.lights, RunEvaluation.draws
+        )
+    teacher, student = run.networks()
+    passes = run.system.passes(run.data, windows, seed)
+    show = progress.counter("passes over the test set")
+    predicted: dict[str, list[Indices]] = {"teacher": [], "student": []}
+    if run.has(NET):
+        predicted["chip"] = []
+    for number, clips in enumerate(passes, start=1):
+        predicted["teacher"].append(teacher_predictions(run.recipe, teacher, clips))
+        predicted["student"].append(student_predictions(run.recipe, student, clips))
+        if "chip" in predicted:
+            predicted["chip"].append(decided(run, read_net(run.path(NET)), clips))
+        show(number, len(passes))
+    data = run.data
+    samples = len(data.test.labels)
+    found = RunEvaluation(
+        data=data.name,
+        classes=data.class_names,
+        names=data.names or tuple(f"{number}" for number in range(samples)),
+        labels=data.test.labels,
+        predicted={name: np.stack(rows) for name, rows in predicted.items()},  # type: ignore[misc]  # a dict of literals
+        subjects=data.subjects,
+        lights=data.lights,
+        protocol=_protocol(run),
+        sampling=data.sampling,
+        folds=None if data.fold is None else np.full(samples, data.fold, np.int64),
+        fold_count=data.fold_count,
+        seed=seed,
+    )
+    write(run.path(EVALUATION), found)
+    return found
+
+
+def _protocol(run: Run) -> str:
+    ways: Sequence[str] = [HOW[run.recipe.teacher.fit.select], HOW[run.recipe.student.fit.select]]
+    chosen = ways[1] if ways[0] == ways[1] else f"teacher: {ways[0]}, student: {ways[1]}"
+    chip = run.recipe.chip
+    if chip is not None:
+        steps = "" if chip.timesteps is None else f" of the first {chip.timesteps} steps"
+        chosen += f"; chip: {chip.weight_bits}-bit integers of the best validation epoch{steps}"
+    return f"{run.data.protocol}; {chosen}" if run.data.protocol else chosen
+
+
+def fit_and_evaluate(recipe: Recipe, data: Path | None, folder: Path, *, grids: Path) -> None:
+    """A run of a grid, or the rest of it: trained, on the chip where it can be, evaluated.
+
+    Args:
+        recipe: of the run. data: folder of its data; None where knarr generates them.
+        folder: of the run.
+        grids: folder of all grids, where generated data and shared teachers lie.
+    """
+    try:
+        _fit_and_evaluate(stages.begin(recipe, data, folder, grids / "data"), grids)
+    finally:
+        release(folder)
+
+
+def _fit_and_evaluate(run: Run, grids: Path) -> None:
+    recipe, folder = run.recipe, run.folder
+    shared_teacher(
+        recipe, run.data, folder, grids / TEACHERS, progress.training("teacher", recipe.chosen_on_test)
+    )
+    stages.train(run)
+    failure = run.path(NOT_DEPLOYED)
+    failure.unlink(missing_ok=True)
+    if _deployable(run):
+        try:
+            for stage in (stages.export, stages.deploy, stages.simulate, stages.energy):
+                stage(run)
+        except (ValueError, RuntimeError) as error:
+            # One student that does not come onto the chip must not keep the others of a grid from being measured.
+            if not type(error).__module__.startswith("knarr."):
+                raise
+            progress.say(f"  NOT DEPLOYED: {error}")
+            write_atomic(failure, (" ".join(str(error).split()) + "\n").encode())
+    evaluate(run)
+
+
+def _deployable(run: Run) -> bool:
+    """Whether the recipe asks for a student that a chip can hold; published networks that none holds are rows too."""
+    try:
+        run.system.deployable(run.networks()[1])
+    except RecipeError as error:
+        progress.say(f"  not for the chip: {error}")
+        return False
+    return True
+
+
+def count_people(recipe: Recipe, data: Path) -> int:
+    """How many folds a recipe has where the data decide it: of leaving each person out.
+
+    Raises:
+        RecipeError: a system without folds.
+    """
+    if not isinstance(recipe, EmotionRecipe):
+        raise RecipeError(f"recipe '{recipe.name}': system {recipe.system} has no folds that depend on data")
+    return fold_count(recipe, data)
+
+
+def show(run: Run, *, windows: int, seed: int, json: bool) -> None:
+    """Evaluate, and print it."""
+    found = evaluate(run, windows=windows, seed=seed)
+    if json:
+        print(json_text(evaluation_facts(found)))
+    else:
+        print_evaluation(found, make_console())

@@ -1,0 +1,236 @@
+"""What the networks of a run saw in each test sample, and folds of several runs as one result over all people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from knarr.pipeline.measures import Measures, check_classes, measure
+
+MAX_CELLS: Final = 20_000_000
+"""Most numbers that a bootstrap may hold at a time, 160 MB: a small file must not ask for more memory than there is."""
+MAX_MATRICES: Final = 1_000_000  # of people, passes and lightings; each takes some 50 us
+
+Network = Literal["teacher", "student", "chip"]
+"""The teacher, the student in floating point, the student on the simulated chip."""
+NETWORKS: Final[tuple[Network, ...]] = get_args(Network)
+Indices = npt.NDArray[np.int64]
+
+
+class EvaluationError(ValueError):
+    """An evaluation, or its file, that cannot be."""
+
+
+def check_size(
+    passes: int,
+    classes: int,
+    subjects: Sequence[str] | None,
+    lights: Sequence[str] | None,
+    draws: int,
+) -> None:
+    """Refuse more passes and draws than a measure may take, best before the passes are made.
+
+    Args:
+        passes: over the test samples. classes: how many.
+        subjects, lights: as of `RunEvaluation`. draws: likewise.
+
+    Raises:
+        EvaluationError: too many.
+    """
+    people = len(set(subjects or ()))
+    cells = max(draws, people) * max(people, passes * classes**2)
+    matrices = max(people, 1) * passes * (1 + len(set(lights or ())))
+    if cells > MAX_CELLS or matrices > MAX_MATRICES:
+        raise EvaluationError(
+            f"draws: {draws} of {people} people in {passes} passes are more than a measure may take; take fewer windows"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RunEvaluation:
+    """What was evaluated, on what, and what it saw; of one run, or of the folds of several.
+
+    Args:
+        data: name of the data set: that of a published table if and only if it is the same ("SEE"); "generated eyes".
+        classes: names of the C classes.
+        names: (N,) of the test samples, all different, also over the folds of one data set.
+        labels: (N,) int64, 0 .. C - 1.
+        predicted: of each network (W, N) or (N,) classes: W passes over the same samples, each through other windows.
+        subjects: (N,) whose each sample is; None where nobody's.
+        lights: (N,) lighting of each sample; None where there is none to tell apart.
+        task: which of the data's labels ("valence"), where there are several and `data` does not say it.
+        protocol: how training and test samples were parted and weights were chosen, in words.
+        sampling: how windows were cut ("E4-S3"); None where samples are seen whole.
+        folds: (N,) int64, the fold each sample was tested in; None for a single one.
+        fold_count: how many folds there are in all, whether they are here or not.
+        seed: of the windows, and of the bootstrap. level, draws: of the intervals, see `measure`.
+
+    Raises:
+        EvaluationError: lengths that differ, a name twice, a class or a fold out of range, no network.
+    """
+
+    data: str
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: Indices
+    predicted: Mapping[Network, Indices]
+    subjects: tuple[str, ...] | None = None
+    lights: tuple[str, ...] | None = None
+    task: str | None = None
+    protocol: str = ""
+    sampling: str | None = None
+    folds: Indices | None = None
+    fold_count: int = 1
+    seed: int = 0
+    level: float = 0.95
+    draws: int = 2000
+
+    def __post_init__(self) -> None:
+        rows = {
+            network: np.atleast_2d(self.predicted[network])
+            for network in NETWORKS
+            if network in self.predicted
+        }
+        if not rows or len(rows) < len(self.predicted):
+            raise EvaluationError(f"networks: {', '.join(self.predicted) or 'none'}; name some of {NETWORKS}")
+        labels, samples = np.asarray(self.labels), len(self.names)
+        folds = np.zeros(samples, np.int64) if self.folds is None else np.asarray(self.folds)
+        for what, each in (
+            ("labels", labels),
+            ("folds", folds),
+            ("subjects", self.subjects),
+            ("lights", self.lights),
+        ):
+            if each is not None and len(each) != samples:
+                raise EvaluationError(f"{what}: {len(each)} for {samples} names; give one each")
+        twice = len(self.names) - len(set(self.names))
+        if twice:
+            raise EvaluationError(f"names: {twice} there again; each sample has a name of its own")
+        try:
+            for row in rows.values():
+                check_classes(row, labels, self.classes)
+        except ValueError as error:
+            raise EvaluationError(str(error)) from None
+        if folds.dtype.kind not in "iu" or folds.min() < 0 or folds.max() >= self.fold_count:
+            raise EvaluationError(
+                f"folds: of {self.fold_count}, but samples in {sorted(set(folds.tolist()))}"
+            )
+        passes = max(map(len, rows.values()))
+        check_size(passes, len(self.classes), self.subjects, self.lights, self.draws)
+        object.__setattr__(self, "labels", labels.astype(np.int64))
+        object.__setattr__(self, "folds", folds.astype(np.int64))
+        object.__setattr__(self, "predicted", {name: row.astype(np.int64) for name, row in rows.items()})
+
+    @property
+    def on(self) -> str:
+        """Data and task, in the words of a published table if and only if they are the same."""
+        return self.data if self.task is None else f"{self.data} {self.task}"
+
+    @property
+    def fold_numbers(self) -> tuple[int, ...]:
+        """Those that are here, rising."""
+        return tuple(np.unique(np.asarray(self.folds)).tolist())
+
+    @cached_property
+    def measures(self) -> Mapping[Network, Measures]:
+        """Of each network: all samples, and those under each lighting."""
+        return {
+            network: measure(
+                rows,
+                self.labels,
+                self.classes,
+                self.lights,
+                subjects=self.subjects,
+                level=self.level,
+                draws=self.draws,
+                seed=self.seed,
+            )
+            for network, rows in self.predicted.items()
+        }
+
+    @cached_property
+    def _by_fold(self) -> Mapping[Network, Mapping[int, Measures]]:
+        found: dict[Network, dict[int, Measures]] = {network: {} for network in self.predicted}
+        for fold in self.fold_numbers:
+            own = np.flatnonzero(self.folds == fold)
+            lights = None if self.lights is None else [self.lights[n] for n in own]
+            for network, rows in self.predicted.items():
+                found[network][fold] = measure(rows[:, own], self.labels[own], self.classes, lights)
+        return found
+
+    def of_folds(self, network: Network, key: str) -> dict[int, float]:
+        """A rate (`Measures.of`) in each fold by itself, by its number; folds without a value are left out."""
+        rates = {fold: found.of(key) for fold, found in self._by_fold[network].items()}
+        return {fold: rate.value for fold, rate in rates.items() if rate is not None}
+
+    def only(self, network: Network) -> RunEvaluation:
+        """The same without the other networks."""
+        return replace(self, predicted={network: self.predicted[network]})
+
+
+SHARED: Final = tuple(
+    field.name
+    for field in fields(RunEvaluation)
+    if field.name not in ("names", "labels", "predicted", "subjects", "lights", "folds")
+)
+"""What all folds of one evaluation have in common."""
+
+
+def pool(evaluations: Sequence[RunEvaluation]) -> RunEvaluation:
+    """Folds as one evaluation: every sample once, as the network saw it that was not trained on it.
+
+    Args:
+        evaluations: of different folds of the same data, at least one.
+
+    Raises:
+        EvaluationError: none, a fold or a sample twice, or evaluations that differ in more than their samples.
+    """
+    if not evaluations:
+        raise EvaluationError("pool: no evaluation; evaluate a fold at least")
+    ordered = sorted(evaluations, key=lambda one: one.fold_numbers)
+    first = ordered[0]
+    names, folds = set(first.names), set(first.fold_numbers)
+    for other in ordered[1:]:
+        for field in SHARED:
+            mine, theirs = getattr(first, field), getattr(other, field)
+            if mine != theirs:
+                raise EvaluationError(
+                    f"{field}: {mine!r} in one fold, {theirs!r} in another; evaluate them alike"
+                )
+        shapes = [{name: len(rows) for name, rows in one.predicted.items()} for one in (first, other)]
+        if shapes[0] != shapes[1]:
+            raise EvaluationError(
+                f"passes: {shapes[0]} in one fold, {shapes[1]} in another; evaluate them alike"
+            )
+        if again := sorted(names & set(other.names)):
+            raise EvaluationError(
+                f"samples: {len(again)} tested twice, {again[0]!r} among them; folds share none"
+            )
+        if again_folds := sorted(folds & set(other.fold_numbers)):
+            raise EvaluationError(f"folds: {again_folds} there twice; evaluate each once")
+        names |= set(other.names)
+        folds |= set(other.fold_numbers)
+    return replace(
+        first,
+        names=tuple(name for one in ordered for name in one.names),
+        labels=np.concatenate([one.labels for one in ordered]),
+        predicted={
+            network: np.concatenate([one.predicted[network] for one in ordered], axis=1)
+            for network in first.predicted
+        },
+        subjects=_joined("subjects", [one.subjects for one in ordered]),
+        lights=_joined("lights", [one.lights for one in ordered]),
+        folds=np.concatenate([np.asarray(one.folds) for one in ordered]),
+    )
+
+
+def _joined(what: str, parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    known = [part for part in parts if part is not None]
+    if known and len(known) < len(parts):
+        raise EvaluationError(f"{what}: known in {len(known)} of {len(parts)} folds; evaluate them alike")
+    return tuple(name for part in known for name in part) if known else None

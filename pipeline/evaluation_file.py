@@ -1,0 +1,232 @@
+"""`evaluation.json`: what a run's networks saw in each test sample, and the measures that follow from it.
+
+Predictions are kept, so that folds can be pooled into one result over all people, and every measure be computed again. They are, on
+reading: a file whose measures are not those of its predictions is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NoReturn
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from knarr.pipeline.evaluation import NETWORKS, SHARED, EvaluationError, Indices, Network, RunEvaluation, pool
+from knarr.pipeline.measures import RATES, Estimate, Measures
+from knarr.train.fitting.files import write_atomic
+
+__all__ = [
+    "EVALUATION",
+    "NETWORKS",
+    "EvaluationError",
+    "Network",
+    "RunEvaluation",
+    "evaluation_json",
+    "measures_json",
+    "pool",
+    "read",
+    "write",
+]
+
+EVALUATION: Final = "evaluation.json"
+MAX_BYTES: Final = 32 << 20  # 20 windows of DEAP's 19,200 take 1.5 MB
+SAME: Final = 1e-9  # float64 sums in another order, on another machine, differ by some 1e-16 a term
+
+
+def measures_json(measures: Measures) -> dict[str, Any]:
+    """Plain data with the names of `Measures`; rates 0 .. 1."""
+
+    def rate(estimate: Estimate | None) -> dict[str, Any] | None:
+        return None if estimate is None else asdict(estimate)
+
+    return {
+        "classes": list(measures.classes),
+        "samples": measures.samples,
+        "passes": measures.passes,
+        "level": measures.level,
+        "subjects": measures.subjects,
+        "confusion": measures.confusion.tolist(),
+        **{key: rate(measures.of(key)) for key in RATES},
+        "recall": {name: rate(estimate) for name, estimate in measures.recall.items()},
+        "absent": list(measures.absent),
+        "groups": {name: measures_json(group) for name, group in measures.groups.items()},
+    }
+
+
+def evaluation_json(evaluation: RunEvaluation) -> dict[str, Any]:
+    """Everything, as the file holds it."""
+    shared = {field: getattr(evaluation, field) for field in SHARED} | {"classes": list(evaluation.classes)}
+    return {
+        "format": 1,
+        **shared,
+        "samples": {
+            "names": list(evaluation.names),
+            "labels": evaluation.labels.tolist(),
+            "folds": np.asarray(evaluation.folds).tolist(),
+            "subjects": None if evaluation.subjects is None else list(evaluation.subjects),
+            "lights": None if evaluation.lights is None else list(evaluation.lights),
+        },
+        "networks": {
+            network: {"predicted": rows.tolist(), "measures": measures_json(evaluation.measures[network])}
+            for network, rows in evaluation.predicted.items()
+        },
+    }
+
+
+def write(path: Path, evaluation: RunEvaluation) -> None:
+    """Write `evaluation.json`, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+        EvaluationError: more than a file may hold.
+    """
+    content = (_text(evaluation_json(evaluation)) + "\n").encode()
+    if len(content) > MAX_BYTES:
+        raise EvaluationError(f"{path}: {len(content)} bytes > {MAX_BYTES}; evaluate fewer windows")
+    write_atomic(path, content)
+
+
+def _text(value: object, indent: str = "") -> str:
+    """JSON with one line for each entry, a list in one line."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, allow_nan=False)
+    inner = f"{indent} "
+    lines = (f"{inner}{json.dumps(key)}: {_text(item, inner)}" for key, item in value.items())
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+
+
+PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"  # a terminal obeys the others
+Name = Annotated[str, Field(min_length=1, max_length=300, pattern=PRINTABLE)]
+Class = Annotated[int, Field(ge=0, lt=1000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Samples(_Strict):
+    names: list[Name]
+    labels: list[Class]
+    folds: list[Annotated[int, Field(ge=0, lt=100_000)]]
+    subjects: list[Name] | None
+    lights: list[Name] | None
+
+
+class _Predicted(_Strict):
+    predicted: list[list[Class]]
+    measures: dict[str, Any]
+
+
+class _File(_Strict):
+    format: Literal[1]
+    data: Name
+    classes: list[Name]
+    task: Name | None
+    protocol: Annotated[str, Field(max_length=1000, pattern=PRINTABLE)]
+    sampling: Name | None
+    fold_count: Annotated[int, Field(ge=1, le=100_000)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    level: Annotated[float, Field(gt=0, lt=1)]
+    draws: Annotated[int, Field(ge=1, le=100_000)]
+    samples: _Samples
+    networks: dict[Network, _Predicted]
+
+
+def read(path: Path) -> RunEvaluation:
+    """Read `evaluation.json`, and compute its measures again.
+
+    Raises:
+        EvaluationError: not there, too large, not such a file, or measures that its predictions do not give; names the file, the
+            place and the cure.
+    """
+    try:
+        return _checked(_content(path))
+    except EvaluationError as error:
+        raise EvaluationError(f"{path}: {error}; remove it and run `knarr evaluate` again") from None
+
+
+def _content(path: Path) -> _File:
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise EvaluationError(f"{_short(key)} is there twice")
+            found[key] = value
+        return found
+
+    def refuse(constant: str) -> NoReturn:
+        raise EvaluationError(f"holds {constant}, which is no number")
+
+    if not path.is_file():
+        raise EvaluationError("no such file")
+    if path.stat().st_size > MAX_BYTES:
+        raise EvaluationError(f"{path.stat().st_size} bytes > {MAX_BYTES}")
+    try:
+        text = path.read_bytes().decode("utf-8")
+        return _File.model_validate(json.loads(text, object_pairs_hook=unique, parse_constant=refuse))
+    except EvaluationError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(_short(part) for part in first["loc"]) or "file"
+        raise EvaluationError(f"{place}: {first['msg']} ({error.error_count()} faults)") from None
+    except (ValueError, RecursionError) as error:  # undecodable text is a ValueError too
+        raise EvaluationError(f"not JSON ({error})") from None
+
+
+def _checked(file: _File) -> RunEvaluation:
+    samples = file.samples
+    predicted: dict[Network, Indices] = {}
+    for network, entry in file.networks.items():
+        lengths = {len(row) for row in entry.predicted}
+        if lengths != {len(samples.names)}:
+            raise EvaluationError(
+                f"networks.{network}: passes of {sorted(lengths)} samples for {len(samples.names)} names"
+            )
+        predicted[network] = np.array(entry.predicted, np.int64)
+    evaluation = RunEvaluation(
+        **{field: getattr(file, field) for field in SHARED if field != "classes"},
+        classes=tuple(file.classes),
+        names=tuple(samples.names),
+        labels=np.array(samples.labels, np.int64),
+        predicted=predicted,
+        subjects=None if samples.subjects is None else tuple(samples.subjects),
+        lights=None if samples.lights is None else tuple(samples.lights),
+        folds=np.array(samples.folds, np.int64),
+    )
+    for network, entry in file.networks.items():
+        place = _difference(entry.measures, measures_json(evaluation.measures[network]))
+        if place is not None:
+            raise EvaluationError(f"networks.{network}.measures{place}, as its predictions give")
+    return evaluation
+
+
+def _difference(claimed: Any, found: Any) -> str | None:
+    """Where two values part, and how; None where they are the same."""
+    if isinstance(claimed, dict) and isinstance(found, dict) and claimed.keys() == found.keys():
+        places = ((f".{key}", _difference(claimed[key], found[key])) for key in found)
+    elif isinstance(claimed, list) and isinstance(found, list) and len(claimed) == len(found):
+        pairs = enumerate(zip(claimed, found, strict=True))
+        places = ((f".{n}", _difference(*pair)) for n, pair in pairs)
+    elif type(claimed) is type(found) and isinstance(found, float):
+        return (
+            None if math.isclose(claimed, found, rel_tol=0, abs_tol=SAME) else f": {claimed!r}, not {found!r}"
+        )
+    elif type(claimed) is type(found) and not isinstance(found, dict | list) and claimed == found:
+        return None
+    elif isinstance(claimed, dict) and isinstance(found, dict):
+        named = [("without", found.keys() - claimed.keys()), ("with", claimed.keys() - found.keys())]
+        return ": " + ", ".join(f"{word} {_short(', '.join(sorted(keys)))}" for word, keys in named if keys)
+    else:
+        return f": {_short(claimed)}, not {_short(found)}"
+    return next((f"{key}{below}" for key, below in places if below is not None), None)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,81 @@
+"""`knarr data`: what folders hold, and events of a video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from test_cli import Result, knarr, one_line  # noqa: F401  (knarr is a fixture)
+
+from knarr.train.datasets.check import CHECKS
+
+Knarr = Callable[..., Result]
+
+
+def nmnist(root: Path) -> None:
+    """Three recordings to train on, one to test on, as the published format has them."""
+    root.mkdir()
+    for name in ("1", "2", "3", "4"):
+        (root / f"{name}.bs2").write_bytes(bytes([3, 4, 0x80, 0, 9] * 5))
+    (root / "train1K.txt").write_text("#sample\tclass\n1\t0\n2\t1\n3\t2\n")
+    (root / "test100.txt").write_text("4\t9\n")
+
+
+def test_a_whole_folder(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    nmnist(tmp_path / "n")
+    result = knarr("data", "check", "nmnist", "n", "--json")
+    facts = json.loads(result.stdout)
+    assert (result.returncode, facts["splits"], facts["complete"]) == (0, {"train": 3, "test": 1}, True)
+    assert "train" in knarr("data", "check", "nmnist", "n").stdout
+
+
+def test_what_is_left_out_is_named_and_counted(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    nmnist(tmp_path / "n")
+    (tmp_path / "n" / "2.bs2").write_bytes(bytes(7))
+    result = knarr("data", "check", "nmnist", "n", "--json")
+    facts = json.loads(result.stdout)
+    assert (result.returncode, facts["samples"], facts["complete"]) == (1, 3, False)
+    assert len(facts["skipped"]) == 1
+    assert "2.bs2" in facts["skipped"][0]
+    assert "left out: 1" in knarr("data", "check", "nmnist", "n").stdout
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_every_dataset_refuses_an_empty_folder(knarr: Knarr, tmp_path: Path, name: str) -> None:  # noqa: F811
+    (tmp_path / "empty").mkdir()
+    result = knarr("data", "check", name, "empty")
+    assert result.returncode in (1, 2)
+    assert "Traceback" not in result.stderr
+    one_line(knarr("data", "check", name, "not-there"), 2, "not-there")
+
+
+def test_an_unknown_dataset(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    one_line(knarr("data", "check", "imagenet", "."), 2, "'imagenet' is not known", "stress_predict")
+
+
+def test_events_of_a_video(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "gray"
+        for at in range(6):
+            grey = np.zeros((32, 32), dtype=np.uint8)
+            grey[:, 4 * at : 4 * at + 8] = 200
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="gray")))
+        container.mux(stream.encode())
+    result = knarr("data", "events", "v.mkv", "--size", "32", "--frames", "6", "--json")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["shape"] == [6, 2, 32, 32]
+    with np.load(tmp_path / "events.npz") as made:
+        frames, density = made["frames"], float(made["density"])
+    # A bar of 8 columns moves by 4: 4 columns brighten and 4 darken in each of 5 steps.
+    assert frames[1:, 0].sum() == frames[1:, 1].sum() == 5 * 4 * 32
+    # a quotient of floats
+    assert density == pytest.approx(2 * 4 * 32 / (2 * 32 * 32))
+    one_line(knarr("data", "events", "missing.mp4"), 2, "missing.mp4")
+    one_line(knarr("data", "events", "v.mkv", "--out", "v.mkv"), 2, "is read as")

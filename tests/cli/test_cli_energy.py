@@ -1,0 +1,241 @@
+"""`knarr energy` on files: a graph or a chip network against an ONNX baseline, tables, JSON, picture, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nir
+import numpy as np
+import onnx
+import pytest
+import torch
+from graphs import DT_S, chain, conv2d, flatten, integrate, li, lif, on_grid, pool, spikes
+from test_cli import Result, knarr, one_line  # noqa: F401  (knarr is a fixture)
+from torch import nn
+
+from knarr.deploy import lower, write_net
+from knarr.export import to_onnx, write
+from knarr.export.graph.complete import complete
+from knarr.hw_sim import count, count_onnx, price
+
+Knarr = Callable[..., Result]
+SHAPE = (2, 8, 8)
+
+
+def student() -> nir.NIRGraph:
+    rng = np.random.default_rng(4)
+    return chain(
+        SHAPE,
+        (3,),
+        conv=conv2d(on_grid(rng, 4, 2, 3, 3, limit=40) + 0.1, padding=1),
+        lif=lif((4, 8, 8)),
+        pool=pool(nir.AvgPool2d, 2),
+        flat=flatten(4, 4, 4),
+        fc=nir.Linear(rng.normal(0.3, 0.5, (3, 64))),
+        readout=li((3,)),
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    graph = complete(student(), [])
+    graph.metadata["dt_s"] = DT_S
+    write(graph, tmp_path / "student.nir")
+    np.save(tmp_path / "spikes.npy", spikes(6, 9, *SHAPE))
+    np.save(tmp_path / "labels.npy", np.arange(6) % 3)
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
+    to_onnx(teacher, (1, 8, 8), tmp_path / "teacher.onnx")
+    np.save(tmp_path / "frames.npy", np.random.default_rng(1).random((6, 1, 8, 8), dtype=np.float32))
+    return tmp_path
+
+
+def run(knarr: Knarr, *more: object) -> Result:  # noqa: F811
+    return knarr("energy", "student.nir", "--data", "spikes.npy", *more)
+
+
+def test_everything_in_one_call(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    result = run(
+        knarr, "--baseline", "teacher.onnx", "--baseline-data", "frames.npy", "--labels", "labels.npy", "--out",
+        "energy.json", "--picture", "energy.png",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    for words in (
+        "pools float", "baseline", "horowitz_fp32", "loihi1_table", "where the student stops being cheaper",
+        "thresholds x 1.25", "never consumption", "gpu: not measured", "with zero activations skipped",
+    ):  # fmt: skip
+        assert words in result.stdout, words
+    assert (files / "energy.png").read_bytes().startswith(b"\x89PNG")
+    facts = json.loads((files / "energy.json").read_text())
+    counts = count(student(), np.load("spikes.npy"), dt_s=DT_S)
+    assert facts["student"]["counts"] == json.loads(json.dumps(counts.to_json()))
+    assert counts.total.acc > 0 == counts.total.mac
+    assert facts["student"]["counts_other_pooling"]["total"]["mac"] > 0  # fractions of an average pool
+    teacher = count_onnx(files / "teacher.onnx", np.load("frames.npy"))
+    assert facts["baseline"]["counts"]["total"]["mac"] == float(teacher.total.mac)
+    assert facts["ratio"] == price(counts).nominal_pj / price(teacher).nominal_pj
+    assert [row["ratio"] is None for row in facts["models"]] == [False, False, False, True, True, True, True]
+    assert {row["against"] for row in facts["break_even"]} == {"dense", "effective"}
+    now, *others = facts["trades"]
+    assert (now["relative"], now["agreement"]) == (1.0, 1.0)
+    assert others[1]["value"] < others[0]["value"] < 9
+
+
+def test_json_is_what_the_file_holds(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    result = run(knarr, "--json", "--out", "energy.json")
+    assert json.loads(result.stdout) == json.loads((files / "energy.json").read_text())
+    assert json.loads(result.stdout)["baseline"] is None
+
+
+def test_a_chip_network_and_one_profile(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    network = lower(
+        chain(
+            SHAPE,
+            (3,),
+            flat=flatten(*SHAPE),
+            fc=nir.Linear(on_grid(np.random.default_rng(0), 3, 128)),
+            n=integrate((3,)),
+        ),
+        DT_S,
+    )
+    write_net(network, files / "student.net")
+    result = knarr(
+        "energy", "student.net", "--data", "spikes.npy", "--profile", "horowitz_int8", "--model", "paper", "--json"
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    counts = count(network, np.load("spikes.npy"))
+    # summed layer by layer in floats
+    assert facts["student"]["energy"]["nominal_pj"] == pytest.approx(0.03 * float(counts.total.acc))
+    assert [row["model"] for row in facts["models"]] == ["paper"]
+    assert facts["student"]["counts_other_pooling"] is None
+
+
+def test_ratios_across_technologies_are_labelled(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    result = run(knarr, "--baseline", "teacher.onnx", "--mix-tech")
+    assert "mixed" in result.stdout
+    assert "they rank nothing" in result.stdout
+    rows = json.loads(run(knarr, "--baseline", "teacher.onnx", "--mix-tech", "--json").stdout)["models"]
+    assert [row["mixed"] for row in rows] == [False, False, False, True, True, True, True]
+    assert all(row["ratio"] > 0 for row in rows)
+
+
+def unsupported(path: Path) -> None:
+    model = onnx.load(path)
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Gate", "my.own"  # where Relu was
+    model.opset_import.append(onnx.helper.make_opsetid("my.own", 1))
+    onnx.save(model, path)
+
+
+def test_what_cannot_be_counted_has_no_total_unless_asked(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    unsupported(files / "teacher.onnx")
+    one_line(run(knarr, "--baseline", "teacher.onnx"), 2, "no total", "Gate")
+    result = run(knarr, "--baseline", "teacher.onnx", "--allow-partial")
+    assert result.returncode == 0, result.stderr
+    assert "LOWER BOUND" in result.stdout
+    assert "NOT COUNTED" in result.stdout
+    facts = json.loads(run(knarr, "--baseline", "teacher.onnx", "--allow-partial", "--json").stdout)
+    assert facts["baseline"]["counts"]["total"] is None
+    assert facts["ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--profile", "nope"], ["profile: 'nope' does not exist"]),
+        (["--profile", "gpu_floor"], ["it prices nothing"]),
+        (["--profile", "loihi1_cal", "--model", "paper"], ["--model: 'paper'", "digital"]),
+        (["--baseline", "missing.onnx"], ["missing.onnx"]),
+        (["--baseline-data", "frames.npy"], ["go with --baseline"]),
+        (["--labels", "spikes.npy"], ["labels", "one integer each"]),
+        (["--out", "spikes.npy"], ["is read as"]),
+        (["--dt", "0"], ["dt"]),
+    ],
+)
+def test_refusals(knarr: Knarr, files: Path, options: list[str], words: list[str]) -> None:  # noqa: F811
+    one_line(run(knarr, *options), 2, *words)
+
+
+def test_files_need_data(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    one_line(knarr("energy", "student.nir"), 2, "--data: needed")
+    np.save(files / "wrong.npy", np.zeros((2, 3, 5)))
+    one_line(
+        knarr("energy", "student.nir", "--data", "wrong.npy"),
+        2,
+        "the graph needs (samples, timesteps, (2, 8, 8))",
+    )
+
+
+def test_a_chip_profile_draws_the_student_alone(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    result = run(knarr, "--baseline", "teacher.onnx", "--model", "chip", "--picture", "chip.png")
+    assert result.returncode == 0, result.stderr
+    assert (files / "chip.png").stat().st_size > 10_000
+
+
+def test_ranking_against_both_baselines(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    """Dearer than a baseline that skips zeros, cheaper than one that does not: no winner."""
+    np.save(
+        files / "dark.npy",
+        np.eye(8, dtype=np.float32)[None, None].repeat(6, 0) * [[[0.0], *[[0.0]] * 6, [1.0]]],
+    )
+    result = run(
+        knarr, "--baseline", "teacher.onnx", "--baseline-data", "dark.npy", "--model", "paper", "--json"
+    )  # fmt: skip
+    facts = json.loads(result.stdout)
+    (row,) = facts["models"]
+    assert row["ratio_effective"] > row["ratio"] > 0
+    ratios = facts["comparison"]["ratios"]
+    assert set(ratios) == {"paper, horowitz_fp32", "paper, horowitz_fp32, zeros skipped"}
+    nominal = [one[1] for one in ratios.values()]
+    assert facts["comparison"]["flips"] == (min(nominal) < 1 < max(nominal))
+
+
+def test_memory_of_a_baseline_with_and_without_reuse(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    facts = json.loads(
+        run(knarr, "--baseline", "teacher.onnx", "--model", "memory", "--reuse", "4", "--json").stdout
+    )
+    once, often = facts["models"]
+    assert (once["reuse"], often["reuse"]) == (1.0, 4.0)
+    assert once["student"]["nominal_pj"] == often["student"]["nominal_pj"]
+    assert once["baseline"]["nominal_pj"] > often["baseline"]["nominal_pj"]
+
+
+def test_the_other_policy_can_be_priced(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    facts = json.loads(run(knarr, "--pooling", "float", "--json").stdout)
+    assert facts["student"]["counts"]["pooling"] == "float"
+    assert facts["student"]["counts_other_pooling"]["pooling"] == "folded"
+    assert {row["model"] for row in facts["models"]} == {"paper", "memory"}
+
+
+def test_files_of_a_run_are_not_written_over(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    (files / "run").mkdir()
+    (files / "run" / "config.yaml").write_text("recipe: mine")
+    for option in ("--out", "--picture"):
+        name = "config.yaml" if option == "--out" else "config.png"
+        (files / "run" / "config.png").write_text("mine")
+        result = knarr("energy", "student.nir", "--data", "run", option, f"run/{name}")
+        one_line(result, 2, option, "belongs to the run")
+    assert (files / "run" / "config.yaml").read_text() == "recipe: mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--votes", "2"], ["--votes: 2", "3 outputs"]),
+        (["--hops", "inf"], ["hops: inf"]),
+        (["--measure", "--baseline", "teacher.onnx"], ["--measure", "--baseline-data"]),
+        (["--mix-tech"], ["go with --baseline"]),
+        (["--picture", "energy.jpg"], ["ends in .png"]),
+        (["--out", "."], ["is a folder"]),
+        (["--pooling", "float", "--model", "chip"], ["--pooling", "no chip model"]),
+    ],
+)
+def test_options_that_cannot_be_met(knarr: Knarr, files: Path, options: list[str], words: list[str]) -> None:  # noqa: F811
+    one_line(run(knarr, *options), 2, *words)
+
+
+def test_a_source_that_is_not_there(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    one_line(knarr("energy", "nowhere", "--json"), 2, "nowhere: no such")

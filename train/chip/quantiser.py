@@ -1,0 +1,95 @@
+"""Integers with a learned step between them, and LSQ's gradients (Esser et al., ICLR 2020, arXiv 1902.08153).
+
+    q = m clip(round(x / (m step)), low / m, high / m)
+    dL/dx     =       dL/dq / step          where x is rounded, 0 where it is clipped
+    dL/dstep  =  sum  dL/dq / step  e       e = q - x / step where it is rounded, q where it is clipped
+
+Clipped is what lies more than half a step beyond the last level; LSQ's published form stops at the level itself, and would hold
+fast the largest weights of a network that starts on its integers.
+
+LSQ's layers compute with step * q, so dL/d(step q) = dL/dq / step. The chip computes with q itself, and dq/dstep has one more
+term, -q / step. It is left out: weights, bias and threshold share the step, multiplying all three changes no spike, and over a
+layer these terms add up to nothing. What is left is the part that rounding and clipping make.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+
+FLOAT32_EXACT = 2**24
+"""Every integer up to it is a float32."""
+
+
+@dataclass(frozen=True)
+class QuantisationGrid:
+    """Integers low..high, multiples of `multiple`, which divides both."""
+
+    low: int
+    high: int
+    multiple: int = 1
+
+    def holds(self, low: int, high: int, *, odd: bool) -> bool:
+        """Whether integers from low to high lie on it; `odd`: some are."""
+        return self.low <= low and high <= self.high and not (odd and self.multiple % 2 == 0)
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}" + (f" in steps of {self.multiple}" if self.multiple > 1 else "")
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, step: torch.Tensor, grid: QuantisationGrid) -> torch.Tensor:
+        # float64: the same quotient, and so the same integer, on every device.
+        ratio = x.double() / (step.double() * grid.multiple)
+        low, high = grid.low / grid.multiple, grid.high / grid.multiple
+        q = ratio.round().clamp(low, high)
+        ctx.save_for_backward(ratio, q, step)
+        ctx.low, ctx.high, ctx.multiple, ctx.dtype = low, high, grid.multiple, x.dtype
+        exact = torch.float32 if max(-grid.low, grid.high) < FLOAT32_EXACT else torch.float64
+        return (q * grid.multiple).to(exact if x.dtype == torch.float32 else torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        ratio, q, step = ctx.saved_tensors
+        of_value = gradients[0].double() / step.double()
+        inside = (ratio >= ctx.low - 0.5) & (ratio <= ctx.high + 0.5)
+        error = torch.where(inside, q - ratio, q) * ctx.multiple
+        of_step = (of_value * error).sum().to(step.dtype) if ctx.needs_input_grad[1] else None
+        return (of_value * inside).to(ctx.dtype), of_step, None
+
+
+def rounded(x: torch.Tensor, step: torch.Tensor, grid: QuantisationGrid) -> torch.Tensor:
+    """Integers of x on a grid, as floats that hold them.
+
+    Args:
+        x: any shape, float32 or float64.
+        step: 0-d, positive: what one integer is worth.
+        grid: which integers there are.
+
+    Returns:
+        Like x; float64 where x is or the grid passes 2**24.
+    """
+    integers: torch.Tensor = _Rounded.apply(x, step, grid)  # type: ignore[no-untyped-call]
+    return integers
+
+
+class _Damped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gain: float) -> torch.Tensor:
+        ctx.gain = gain
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0] * ctx.gain, None
+
+
+def damped(step: torch.Tensor, count: int, grid: QuantisationGrid) -> torch.Tensor:
+    """The step itself; its gradient is divided by sqrt(count * largest level), LSQ's, so that it moves no faster than a weight."""
+    gain = 1 / sqrt(count * max(1, grid.high // grid.multiple))
+    same: torch.Tensor = _Damped.apply(step, gain)  # type: ignore[no-untyped-call]
+    return same

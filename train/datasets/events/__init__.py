@@ -1,0 +1,1 @@
+"""Event-camera recordings and simulated event cameras."""

@@ -1,0 +1,205 @@
+"""The event camera that Spiking Emotions simulates from grey frames, for any video (CEUR-WS 3331, paper 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from knarr.train.errors import DataError
+
+Frame = npt.NDArray[Any]
+Bits = npt.NDArray[np.bool_]
+
+PUBLISHED_DENSITY: Final = 0.1079
+"""Share of event elements the paper reports for its data: what `Events.density` is compared with."""
+
+
+@dataclass(frozen=True)
+class Dvs:
+    """Settings of the simulated camera; the defaults are the published ones, but for `resize`, which is not known.
+
+    Args:
+        sensitivity: an event is a change of grey strictly larger than this; grey in [0, 1], the value in [0, 1). One
+            level of an 8-bit pixel is 1/255, so at the published 0.001 every change is an event.
+        size: height and width of the result in pixels; None keeps those of the frames.
+        frames: how many frames are looked at, T; None for all of them.
+        resize: "before_diff" resizes the grey frames. "after_diff" takes events from the frames as they are; a pixel
+            of the result then has an event where any pixel it covers has one.
+        grey_first: the first step shows the first frame on both channels. Without it (the pure-spike variant) there
+            are T - 1 steps, of events only.
+        drop_short: refuse a clip of fewer than `frames` frames; otherwise empty event steps are appended.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    sensitivity: float = 0.001
+    size: int | None = 128
+    frames: int | None = 68
+    resize: Literal["before_diff", "after_diff"] = "before_diff"
+    grey_first: bool = True
+    drop_short: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sensitivity < 1:
+            raise ValueError(
+                f"sensitivity: {self.sensitivity} outside [0, 1); give a share of the grey range"
+            )
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size: {self.size} < 1 pixel; give a side in pixels")
+        if self.frames is not None and self.frames < 2:
+            raise ValueError(f"frames: {self.frames} < 2; an event is a difference of two frames")
+        if self.resize not in ("before_diff", "after_diff"):
+            raise ValueError(f"resize: {self.resize!r} is neither 'before_diff' nor 'after_diff'; name one")
+
+
+@dataclass(frozen=True, eq=False)
+class Events:
+    """What the camera saw.
+
+    Attributes:
+        first: (H, W) first frame, grey as uint8 or as float32 in [0, 1]; None in the pure-spike variant.
+        spikes: (T - 1, 2, H, W) uint8, 0 or 1: channel 0 brighter (ON), channel 1 darker (OFF).
+        shown: event steps that stem from frames; those after are padding.
+        fps: frames a second, measured from the time stamps; None where the frames came without.
+    """
+
+    first: Frame | None
+    spikes: npt.NDArray[np.uint8]
+    shown: int
+    fps: float | None = None
+
+    @property
+    def frames(self) -> npt.NDArray[np.float32]:
+        """(T, 2, H, W), or (T - 1, 2, H, W) in the pure-spike variant: what the network is fed."""
+        spikes = self.spikes.astype(np.float32)
+        if self.first is None:
+            return spikes
+        grey = np.asarray(self.first, np.float32)
+        if self.first.dtype == np.uint8:
+            grey = grey / np.float32(255)
+        return np.concatenate([np.broadcast_to(grey, (1, 2, *grey.shape)), spikes])
+
+    @property
+    def density(self) -> float:
+        """Share of elements of the event steps, padding left out, that are events; 0 where there is no such step."""
+        return density(self.spikes[: self.shown])
+
+
+def simulate(frames: Iterable[Frame], camera: Dvs, *, source: str = "frames") -> Events:
+    """Turn grey frames into polarity events, holding two frames at a time.
+
+        x[0] = (g[0], g[0]);  x[t] = (g[t] - g[t-1] > sensitivity, g[t] - g[t-1] < -sensitivity)
+
+    Args:
+        frames: T arrays (H, W), or one of (T, H, W): uint8 luma, g = luma / 255, compared exactly; or floats in
+            [0, 1], compared in double precision.
+        camera: settings.
+        source: what errors call the frames, such as a file name.
+
+    Raises:
+        ValueError: a frame is neither uint8 nor float, or not (H, W).
+        DataError: no frames; too few, with ``drop_short``; sizes differ; a grey value is not finite or outside [0, 1].
+    """
+    first: Frame | None = None
+    steps: list[npt.NDArray[np.uint8]] = []
+    before: Frame | None = None
+    for number, frame in _take(frames, camera.frames):
+        _check(frame, before, number, source)
+        if camera.resize == "before_diff" and camera.size is not None:
+            grey = resize_grey(frame, camera.size)
+        else:
+            grey = frame
+        if before is None:
+            first = grey if camera.size is None else resize_grey(grey, camera.size)
+            height, width = first.shape
+            last_shape = frame.shape
+        elif frame.shape != last_shape:
+            reason = f"changing size: {frame.shape} after {last_shape}; cut the video where it changes"
+            raise DataError(source, reason, f"frame {number}")
+        else:
+            events = polarities(before, grey, camera.sensitivity)
+            steps.append(np.asarray(shrink_any(events, (height, width)), np.uint8))
+        before = grey
+    if first is None:
+        raise DataError(source, "no frames: not one; check the video and the times")
+    shown = len(steps)
+    if camera.frames is not None and shown + 1 < camera.frames:
+        if camera.drop_short:
+            reason = f"short clip: {shown + 1} of {camera.frames} frames; pad it (drop_short=False) or ask for fewer"
+            raise DataError(source, reason)
+        steps += [np.zeros((2, height, width), np.uint8)] * (camera.frames - 1 - shown)
+    spikes = np.stack(steps) if steps else np.zeros((0, 2, height, width), np.uint8)
+    grey_first = first if first.dtype == np.uint8 else first.astype(np.float32)
+    return Events(grey_first if camera.grey_first else None, spikes, shown)
+
+
+def polarities(before: Frame, after: Frame, sensitivity: float) -> Bits:
+    """(2, H, W): where `after` is brighter than `before` by more than `sensitivity`, and where darker.
+
+    For uint8 the test is ``difference / 255 > sensitivity`` in double precision, done on whole levels.
+    """
+    if before.dtype == np.uint8:
+        step = after.astype(np.int16) - before.astype(np.int16)
+        levels = threshold_levels(sensitivity)
+        return np.stack([step >= levels, step <= -levels])
+    change = after.astype(np.float64) - before.astype(np.float64)
+    return np.stack([change > sensitivity, change < -sensitivity])
+
+
+def threshold_levels(sensitivity: float) -> int:
+    """The smallest difference of 8-bit levels, 1 .. 255, that is an event: the first k with k / 255 > sensitivity."""
+    return next(level for level in range(1, 256) if level / 255 > sensitivity)
+
+
+def resize_grey(frame: Frame, size: int) -> Frame:
+    """(H, W) to (size, size) by antialiased linear interpolation, aspect ratio given up; the type stays.
+
+    uint8 is rounded to whole levels, so that what follows is exact.
+    """
+    if frame.shape == (size, size):
+        return frame
+    image = Image.fromarray(frame if frame.dtype == np.uint8 else frame.astype(np.float32))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def shrink_any(events: Bits, shape: tuple[int, int]) -> Bits:
+    """(C, H, W) to (C, *shape): set where any pixel that it covers, in part or whole, is set."""
+    for axis, size in enumerate(shape, start=1):
+        length = events.shape[axis]
+        if length != size:
+            # Pixel i covers [i, i + 1) * length / size; in whole numbers, so that no edge is rounded away.
+            spans = [slice(i * length // size, -((i + 1) * length // -size)) for i in range(size)]
+            parts = [np.take(events, range(length)[span], axis).any(axis) for span in spans]
+            events = np.stack(parts, axis)
+    return events
+
+
+def density(spikes: npt.NDArray[np.uint8]) -> float:
+    """Share of elements that are events, 0 .. 1; 0 where there is none. At most half at `before_diff`."""
+    return float(np.count_nonzero(spikes) / spikes.size) if spikes.size else 0.0
+
+
+def _take(frames: Iterable[Frame], count: int | None) -> Iterator[tuple[int, Frame]]:
+    """At most `count` frames, numbered from 1; none more is pulled, for a video would decode it."""
+    for number, frame in enumerate(frames, start=1):
+        yield number, frame
+        if number == count:
+            return
+
+
+def _check(frame: Frame, before: Frame | None, number: int, source: str) -> None:
+    if frame.ndim != 2 or 0 in frame.shape:
+        raise ValueError(f"{source}: frame of shape {frame.shape}, not (H, W); give one grey channel")
+    if frame.dtype != np.uint8 and not np.issubdtype(frame.dtype, np.floating):
+        raise ValueError(f"{source}: frames of {frame.dtype}; give uint8 luma or floats in [0, 1]")
+    if before is not None and (before.dtype == np.uint8) != (frame.dtype == np.uint8):
+        raise ValueError(f"{source}: frames of {before.dtype} and {frame.dtype}; give one type")
+    if frame.dtype != np.uint8 and not (np.isfinite(frame).all() and frame.min() >= 0 and frame.max() <= 1):
+        reason = f"grey out of range: {np.min(frame)} .. {np.max(frame)}, allowed 0 .. 1; scale the frames"
+        raise DataError(source, reason, f"frame {number}")

@@ -1,0 +1,1 @@
+"""Generate clips of single eyes."""

@@ -1,0 +1,240 @@
+"""Procedural single-eye emotion data in the SEE layout: people, takes, light, an event camera, JPEG files."""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from knarr.train.datasets.eyes.face import Array, Face, draw_face, render
+from knarr.train.datasets.eyes.motion import LABELS, Style, draw_motion, draw_style
+from knarr.train.errors import DataError
+
+LIGHTS: Final = ("normal", "Overexposed", "Low", "HDR")
+DEGREES: Final = ("undergraduate", "Master", "Doctor")
+RATE: Final = 4  # sub-frames per frame, at which the event camera samples
+QUALITY: Final = 95  # of the JPEGs: every event survives the thresholds of `knarr.train.see`
+
+THRESHOLD: Final = 0.22  # log-intensity step of one event, of the order of a DAVIS346's
+MISMATCH: Final = 0.12  # relative standard deviation of the threshold over pixels
+NOISE_PER_FRAME: Final = 0.002  # background events per pixel and frame in normal light
+DARK: Final = 0.02  # intensity below which the logarithm flattens, as photoreceptors do
+
+# What keeps the streams of random numbers of one seed apart.
+_SPLIT, _PERSON, _TAKE = range(3)
+
+
+def generate(
+    root: Path,
+    *,
+    subjects: int = 40,
+    takes_per_emotion: int = 2,
+    test_fraction: float = 0.25,
+    frames: int = 24,
+    size: int = 48,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a dataset of procedural eyes in the SEE layout.
+
+    The folder appears complete or not at all: everything is written beside it and renamed at the end. What a killed
+    run left there is removed first. One process at a time may write a given root.
+
+    Args:
+        root: Folder to create; it must not exist. Missing parents are created.
+        subjects: People, 2 to 999. Each is in the training or in the test subset, never in both.
+        takes_per_emotion: Sequences per person and emotion, 1 to 999.
+        test_fraction: Share of the people in the test subset, in (0, 1); at least one person is on either side.
+        frames: Frames of 33 ms per sequence, at least 1.
+        size: Height and width of the images in pixels, 8 to 512.
+        seed: Not negative. The same seed and settings give the same bytes (with the same libraries and
+            processor); more people or takes leave the images of the others as they are.
+        progress: Called as ``progress(done, total)`` after every sequence.
+
+    Raises:
+        ValueError: An argument is out of its range.
+        DataError: `root` exists.
+    """
+    _check("subjects", subjects, 2, 999)
+    _check("takes_per_emotion", takes_per_emotion, 1, 999)
+    _check("frames", frames, 1, 99_999)
+    _check("size", size, 8, 512)
+    if seed < 0:
+        raise ValueError(f"seed: {seed} < 0; use a number that is not negative")
+    if not 0.0 < test_fraction < 1.0:
+        raise ValueError(f"test_fraction: {test_fraction} outside (0, 1); some people must be on either side")
+    if os.path.lexists(root):
+        raise DataError(root, "exists: will not overwrite it; remove it or name a new folder")
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{root.name}.partial-"
+    for leftover in root.parent.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(leftover)
+    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
+    try:
+        whole = partial / root.name
+        whole.mkdir()
+        _write_all(whole, subjects, takes_per_emotion, test_fraction, frames, size, seed, progress)
+        whole.rename(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sense(intensity: Array, rng: np.random.Generator, *, light: str) -> NDArray[np.int8]:
+    """Turn intensity into events the way a dynamic vision sensor does.
+
+    A pixel remembers the logarithm of the intensity at its last event and fires ON (OFF) when the present one is a
+    threshold above (below) it; the memory moves by whole thresholds.
+
+    Args:
+        intensity: Linear light of shape (1 + frames * RATE, H, W), not negative; 1 is a white page in normal light.
+        rng: Source of threshold mismatch and background events.
+        light: One of LIGHTS; little light means noise.
+
+    Returns:
+        The last event of each pixel and frame, int8 of shape (frames, H, W): 1 ON, -1 OFF, 0 none.
+    """
+    level = np.log(intensity + np.float32(DARK))
+    n, height, width = level.shape
+    frames = (n - 1) // RATE
+    gain = THRESHOLD * (1.0 + MISMATCH * rng.standard_normal((2, height, width), dtype=np.float32))
+    on, off = np.clip(gain, 0.4 * THRESHOLD, None)
+    memory = level[0] + THRESHOLD * (rng.random((height, width), dtype=np.float32) - np.float32(0.5))
+    last = np.zeros((frames, height, width), np.int8)
+    for k in range(1, n):
+        change = level[k] - memory
+        # Truncation toward zero is what makes "a whole threshold" of either sign.
+        up = np.trunc(np.maximum(change, 0.0) / on)
+        down = np.trunc(np.maximum(-change, 0.0) / off)
+        memory += up * on - down * off
+        frame = last[(k - 1) // RATE]
+        frame[up > 0] = 1
+        frame[down > 0] = -1
+    rate = NOISE_PER_FRAME * (5.0 if light == "Low" else 1.0)
+    noise = rng.random(last.shape, dtype=np.float32)
+    last[noise < 0.5 * rate] = 1
+    last[noise > 1.0 - 0.5 * rate] = -1
+    return last
+
+
+def illuminate(rng: np.random.Generator, light: str, size: int) -> Array:
+    """Draw the light on the scene: gain per pixel, float32 of shape (1, size, size); 1 is normal light."""
+    grid = ((np.arange(size, dtype=np.float32) + 0.5) * 2.0 / size - 1.0).astype(np.float32)
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    ramp = np.float32(np.cos(angle)) * grid[None, :] + np.float32(np.sin(angle)) * grid[:, None]
+    field = np.exp(np.float32(rng.uniform(0.05, 0.3)) * ramp)
+    if light == "Overexposed":
+        field *= np.float32(rng.uniform(1.6, 2.1))
+    elif light == "Low":
+        field *= np.float32(rng.uniform(0.15, 0.25))
+    elif light == "HDR":  # a hard shadow across the face
+        edge = 1.0 / (1.0 + np.exp(-(ramp - np.float32(rng.uniform(-0.4, 0.4))) / np.float32(0.12)))
+        field *= np.float32(0.3) + np.float32(rng.uniform(1.4, 2.0)) * edge
+    else:
+        field *= np.float32(rng.uniform(0.8, 1.2))
+    result: Array = field[None].astype(np.float32)
+    return result
+
+
+def expose(intensity: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Take the grey images of an ordinary camera: motion blur, shot and read noise, gamma, clipping.
+
+    Args:
+        intensity: As for `sense`.
+        rng: Source of noise.
+
+    Returns:
+        uint8 of shape (frames, H, W).
+    """
+    blurred = intensity[1:].reshape(-1, RATE, *intensity.shape[1:]).mean(axis=1)
+    noise = rng.standard_normal(blurred.shape, dtype=np.float32)
+    exposed = blurred + noise * np.sqrt(0.00012 + 0.0006 * blurred)
+    result: NDArray[np.uint8] = np.rint(255.0 * np.clip(exposed, 0.0, 1.0) ** 0.6).astype(np.uint8)
+    return result
+
+
+def _write_all(
+    root: Path,
+    subjects: int,
+    takes: int,
+    test_fraction: float,
+    frames: int,
+    size: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write every person's sequences and the index."""
+    n_test = min(max(round(subjects * test_fraction), 1), subjects - 1)
+    testing = set(np.random.default_rng([seed, _SPLIT]).permutation(subjects)[:n_test].tolist())
+    total = subjects * len(LABELS) * takes
+    database: dict[str, dict[str, object]] = {}
+    for person in range(subjects):
+        rng = np.random.default_rng([seed, _PERSON, person])
+        face, style = draw_face(rng), draw_style(rng)
+        sex, degree = ("man", "woman")[int(rng.integers(2))], DEGREES[int(rng.integers(len(DEGREES)))]
+        age = int(rng.integers(19, 60))
+        # Lights are dealt to a round of takes like cards, so that no emotion is known by its light.
+        deal = np.arange(len(LABELS)) + rng.integers(len(LIGHTS))
+        lights = [[LIGHTS[k % len(LIGHTS)] for k in rng.permutation(deal + take)] for take in range(takes)]
+        for kind, label in enumerate(LABELS):
+            for take in range(takes):
+                number = len(database) + 1
+                light = lights[take][kind]
+                name = (
+                    f"{number}_{person + 1:03d}_{sex}_{age}_{degree}_{light}_{label}_{frames}_take{take:03d}"
+                )
+                stream = np.random.default_rng([seed, _TAKE, person, kind, take])
+                _write_take(root, name, face, style, label, light, frames, size, stream)
+                database[name] = {
+                    "subset": "testing" if person in testing else "training",
+                    "annotations": {"label": label, "segment": [0, frames]},
+                }
+                if progress is not None:
+                    progress(number, total)
+    index = json.dumps({"labels": list(LABELS), "database": database}, indent=1)
+    (root / "emotion.json").write_text(index + "\n", encoding="utf-8")
+
+
+def _write_take(
+    root: Path,
+    name: str,
+    face: Face,
+    style: Style,
+    label: str,
+    light: str,
+    frames: int,
+    size: int,
+    rng: np.random.Generator,
+) -> None:
+    """Render one take and write its event and frame images."""
+    motion = draw_motion(rng, style, label, frames, RATE)
+    intensity = render(face, motion, size)
+    intensity *= illuminate(rng, light, size)
+    events = sense(intensity, rng, light=light)
+    pictures = {
+        "event": np.array([127, 255, 0], np.uint8)[events],  # index -1 is the last entry: OFF
+        "frame": expose(intensity, rng),
+    }
+    for folder, images in pictures.items():
+        place = root / folder / label / name
+        place.mkdir(parents=True)
+        for k, image in enumerate(images):
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
+            (place / f"{k:05d}.jpg").write_bytes(buffer.getvalue())
+
+
+def _check(name: str, value: int, low: int, high: int) -> None:
+    """Refuse a count out of range."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value} outside {low} .. {high}; choose a value inside")

@@ -1,0 +1,1 @@
+"""Read, label and generate CMU-MOSI clips."""

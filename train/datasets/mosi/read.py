@@ -1,0 +1,270 @@
+"""CMU-MOSI: filmed opinions with a sentiment score, as the events of a simulated camera, in two classes.
+
+Labels come from any of the files that `mosi_labels` reads; pictures from the first of these folders that is there:
+
+| folder | what it holds |
+|-|-|
+| ``Video/Segmented/<video>_<k>.mp4`` | a file per segment |
+| ``Video/Full/<video>.mp4`` | whole videos, cut here by the label file's times |
+| ``Raw/<video>/<k>.mp4`` | a file per segment (MMSA) |
+
+The first two may also lie in ``Raw``, as the authors' archive has them.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache as once
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import av
+import numpy as np
+import PIL
+
+from knarr.train.datasets.cache import Arrays, Progress, cache_key, cached, parallel
+from knarr.train.datasets.events.camera import Dvs
+from knarr.train.datasets.events.video import MAX_VIDEO_BYTES, events_of_video
+from knarr.train.datasets.files import DataReport, checked_file, sha256_of
+from knarr.train.datasets.mosi.clips import MosiClips
+from knarr.train.datasets.mosi.labels import (
+    MODES,
+    STANDARD_FOLDS,
+    Layout,
+    Segment,
+    find_labels,
+    read_segments,
+)
+from knarr.train.errors import DataError
+
+SEGMENTS: Final = 2199
+"""In the complete set, of 93 videos: 1,284 to train, 229 to validate, 686 to test."""
+VERSION: Final = 1  # of `_prepare`
+
+Folds = Mapping[str, str] | Literal["standard", "mode"]
+_Item = tuple[Segment, Path, tuple[float, float] | None]
+_log = logging.getLogger(__name__)
+
+
+def read_mosi(
+    root: Path,
+    camera: Dvs,
+    *,
+    labels: tuple[Layout, Path] | None = None,
+    zeros: Literal["drop", "positive"] = "drop",
+    folds: Folds = "standard",
+    fps: float | None = None,
+    on_bad: Literal["raise", "skip"] = "raise",
+    cache: Path | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> MosiClips:
+    """Read every segment and show it to the simulated camera.
+
+    Args:
+        root: folder with the label file and the videos.
+        camera: settings of the simulation; `size` and `frames` must be numbers.
+        labels: layout and path of the label file; None finds the one there is.
+        zeros: segments of score 0 are left out and counted, or are of the positive class.
+        folds: "standard" for the 52, 10 and 31 videos, "mode" for what the label file says (MMSA only), or a fold of
+            `MODES` for each video.
+        fps: the rate that every video must have; None for any.
+        on_bad: "raise" at the first bad segment (no video, a damaged one, a bad record, no fold), or "skip": log each,
+            count them by reason and warn once at the end.
+        cache: folder for the events; 0.3 MB a segment at the default camera. Without one they are computed again.
+        workers: processes to decode with.
+        progress: called with (segments done, segments in all).
+
+    Raises:
+        ValueError: an argument is out of its range.
+        DataError: no root, label file or video folder; the label file is malformed; a video lies in two folds; a
+            segment is bad (with ``on_bad="raise"``); no segment is left.
+    """
+    if on_bad not in ("raise", "skip") or zeros not in ("drop", "positive"):
+        raise ValueError(
+            f"on_bad, zeros: {on_bad!r}, {zeros!r}; give 'raise' or 'skip', 'drop' or 'positive'"
+        )
+    if camera.size is None or camera.frames is None:
+        raise ValueError("camera: size and frames must be numbers, for the clips are stacked")
+    items, fold_of, bad = _scan(root, labels, folds)
+    if bad and on_bad == "raise":
+        raise bad[0]
+    dropped = [item for item in items if item[0].score == 0 and zeros == "drop"]
+    items = [item for item in items if item[0].score != 0 or zeros == "positive"]
+    if dropped:
+        _log.info("%s: %d segments of score 0 dropped", root, len(dropped))
+    make = partial(_prepare, root=root, camera=camera, fps=fps, cache=cache, strict=on_bad == "raise")
+    made = parallel(items, make, workers=workers, progress=progress)
+    bad += [result for result in made if isinstance(result, DataError)]
+    good = [
+        (item, found) for item, found in zip(items, made, strict=True) if not isinstance(found, DataError)
+    ]
+    _tell(root, bad)
+    if not good:
+        raise DataError(root, "no segments: none can be used; check the dataset")
+    keys = tuple(segment.key for (segment, _, _), _ in good)
+    scores = np.array([segment.score for (segment, _, _), _ in good])
+    return MosiClips(
+        first=np.stack([arrays["first"] for _, arrays in good]),
+        packed=np.stack([arrays["packed"] for _, arrays in good]),
+        width=camera.size,
+        shown=np.array([int(arrays["shown"]) for _, arrays in good]),
+        fps=np.array([float(arrays["fps"]) for _, arrays in good]),
+        labels=(scores >= 0).astype(np.int64),
+        scores=scores,
+        keys=keys,
+        folds=tuple(fold_of[key.video] for key in keys),
+        left_out=tuple(bad),
+        zeros_dropped=len(dropped),
+        sources=tuple((path, span_s) for (_, path, span_s), _ in good),
+    )
+
+
+def check(
+    root: Path, *, folds: Folds = "standard", workers: int = 1, progress: Progress | None = None
+) -> DataReport:
+    """Read the label file, decode the beginning of every segment, and say what can be used.
+
+    Returns:
+        Samples are segments, those of score 0 included; a subject is a video; the splits are the folds.
+
+    Raises:
+        DataError: no root, label file or video folder; the label file is malformed; a video lies in two folds.
+    """
+    items, fold_of, bad = _scan(root, None, folds)
+    make = partial(_prepare, root=root, camera=Dvs(size=16), fps=None, cache=None, strict=False)
+    made = parallel(items, make, workers=workers, progress=progress)
+    bad += [result for result in made if isinstance(result, DataError)]
+    keys = [item[0].key for item, found in zip(items, made, strict=True) if not isinstance(found, DataError)]
+    counts = Counter(fold_of[key.video] for key in keys)
+    named = len(items) + len(bad)
+    return DataReport(
+        name="mosi",
+        root=str(root),
+        samples=len(keys),
+        splits={mode: counts[mode] for mode in MODES},
+        subjects=len({key.video for key in keys}),
+        skipped=tuple(map(str, bad)),
+        missing=(f"{SEGMENTS - named} of {SEGMENTS} segments are not in the label file",)
+        if named < SEGMENTS
+        else (),
+    )
+
+
+def _scan(
+    root: Path, labels: tuple[Layout, Path] | None, folds: Folds
+) -> tuple[list[_Item], Mapping[str, str], list[DataError]]:
+    """Segments with their files and cuts, the fold of each video, and what is wrong with the other segments."""
+    if not root.is_dir():
+        raise DataError(root, "missing root: no such folder; check the path, or get the dataset first")
+    layout, path = labels or find_labels(root)
+    segments, errors = read_segments(root, path, layout)
+    fold_of = _folds(path, segments, folds)
+    folder, kind = _video_folder(root)
+    bad = list(errors)
+    items: list[_Item] = []
+    for segment in segments:
+        video, k = segment.key
+        if video not in fold_of:
+            reason = "no fold: the video is in none of them; name its fold, or take the segment out"
+            bad.append(DataError(path, reason, str(segment.key)))
+        elif kind == "full" and segment.span_s is None:
+            reason = f"no times: {layout} labels have none to cut whole videos by; use the CSV or csd file"
+            raise DataError(path, reason, str(segment.key))
+        else:
+            name = {"segmented": f"{video}_{k}.mp4", "mmsa": f"{video}/{k}.mp4", "full": f"{video}.mp4"}[kind]
+            items.append((segment, folder / name, segment.span_s if kind == "full" else None))
+    return items, fold_of, bad
+
+
+def _folds(path: Path, segments: tuple[Segment, ...], folds: Folds) -> Mapping[str, str]:
+    if isinstance(folds, Mapping):
+        unknown = sorted(set(folds.values()) - set(MODES))
+        if unknown:
+            raise ValueError(f"folds: {', '.join(unknown)} is none of {', '.join(MODES)}; name those")
+        return folds
+    if folds == "standard":
+        return STANDARD_FOLDS
+    if folds != "mode":
+        raise ValueError(f"folds: {folds!r} is neither 'standard' nor 'mode'; name one or give a mapping")
+    found: dict[str, set[str]] = defaultdict(set)
+    for segment in segments:
+        if segment.mode is not None:
+            found[segment.key.video].add(segment.mode)
+    for video, modes in found.items():
+        if len(modes) > 1:
+            raise DataError(path, f"shared video: in {', '.join(sorted(modes))}; one fold is allowed", video)
+    return {video: mode for video, (mode,) in found.items()}
+
+
+def _video_folder(root: Path) -> tuple[Path, Literal["segmented", "full", "mmsa"]]:
+    for kind, name in (("segmented", "Video/Segmented"), ("full", "Video/Full")):
+        for folder in (root / name, root / "Raw" / name):
+            if folder.is_dir():
+                return folder, "segmented" if kind == "segmented" else "full"
+    if (root / "Raw").is_dir():
+        return root / "Raw", "mmsa"
+    raise DataError(root, "missing videos: no folder Video/Segmented, Video/Full or Raw; check the root")
+
+
+def _prepare(
+    item: _Item, *, root: Path, camera: Dvs, fps: float | None, cache: Path | None, strict: bool
+) -> Arrays | DataError:
+    """Events of one segment, from the cache where it has them; what is wrong with it unless `strict`."""
+    segment, path, span_s = item
+    record = str(segment.key)
+    try:
+        checked_file(path, root, MAX_VIDEO_BYTES, record)
+
+        def make() -> Arrays:
+            start_s, end_s = span_s or (0.0, None)
+            events = events_of_video(path, camera, start_s=start_s, end_s=end_s, fps=fps)
+            first = np.zeros((0, 0), np.uint8) if events.first is None else events.first
+            return {
+                "first": first,
+                "packed": np.packbits(events.spikes, axis=-1),
+                "shown": np.array(events.shown),
+                "fps": np.array(np.nan if events.fps is None else events.fps),
+            }
+
+        if cache is None:
+            return make()
+        settings = {
+            "camera": asdict(camera),
+            "span_s": span_s,
+            "fps": fps,
+            "decoder": f"av {av.__version__}, pillow {PIL.__version__}",
+        }
+        name = path.relative_to(root).as_posix()
+        state = path.stat()
+        digest = _sha256_once(path, state.st_size, state.st_mtime_ns)
+        return cached(cache, cache_key("mosi", VERSION, {name: digest}, settings), make)
+    except DataError as error:
+        named = error if error.record == record else DataError(error.file, error.reason, _both(record, error))
+        if strict:
+            raise named from error
+        return named
+
+
+@once
+def _sha256_once(path: Path, size: int, mtime_ns: int) -> str:
+    """Of a file that many segments are cut from; its size and time tell when it is another."""
+    return sha256_of(path)
+
+
+def _both(record: str, error: DataError) -> str:
+    return record if error.record is None else f"{record}, {error.record}"
+
+
+def _tell(root: Path, bad: list[DataError]) -> None:
+    for error in bad:
+        _log.warning("%s", error)
+    if bad:
+        counts = Counter(error.kind for error in bad)
+        text = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+        warnings.warn(f"{root}: skipped {len(bad)} bad segments: {text}", stacklevel=3)

@@ -1,0 +1,1 @@
+"""Read DEAP and MAHNOB-HCI recordings."""

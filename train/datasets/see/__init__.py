@@ -1,0 +1,1 @@
+"""Read the SEE data set of single eyes."""

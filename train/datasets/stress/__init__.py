@@ -1,0 +1,1 @@
+"""Read the Stress-Predict data set."""

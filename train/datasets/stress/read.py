@@ -1,0 +1,293 @@
+"""Stress-Predict: skin conductance and heart rate of 35 people at rest and under three stress tasks.
+
+``<root>/Raw_data/S01 .. S35/{EDA,HR}.csv`` are an Empatica E4's: line 1 the start (unix s), line 2 the rate (Hz), then one
+value a line. ``<root>/Processed_data/Improved_All_Combined_hr_rsp_binary.csv`` labels every second of 34 of them, 0 at
+rest and 1 in a task (Iqbal et al. 2022, https://doi.org/10.3390/s22218135). Its clock is that of the recordings, but its
+heart rate is stamped one second early: row i is sample i of HR.csv, which is how the two are checked to belong together.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from knarr.train.datasets.files import DataReport, checked_file, inside
+from knarr.train.errors import DataError
+
+PEOPLE: Final = tuple(f"S{number:02d}" for number in range(1, 36))
+LABEL_FILE: Final = "Processed_data/Improved_All_Combined_hr_rsp_binary.csv"
+HEADER: Final = ("Participant", "HR", "respr", "Time(sec)", "Label")
+EDA_HZ: Final = 4
+HR_HZ: Final = 1
+EDA_MAX_US: Final = 100.0  # the sensor's range, microsiemens
+HR_RANGE_BPM: Final = (20.0, 300.0)
+END_SLACK_S: Final = 30
+"""How far the ends of one person's files may lie apart; 5 s in the published set, so more is a file cut short."""
+MAX_BYTES: Final = 64 << 20
+
+_FOLDER: Final = re.compile("S[0-9]{2}")
+_WHOLE: Final = re.compile("[0-9]{1,12}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """One recording, cut to the seconds in which both signals run.
+
+    Attributes:
+        subject: "S01" and so on.
+        start_s: unix time of the first second.
+        eda_us: (4 n,) skin conductance, microsiemens, >= 0; 0 where the contact was lost.
+        hr_bpm: (n,) heart rate.
+        labels: (n,) 0 rest, 1 stress, -1 not labelled.
+    """
+
+    subject: str
+    start_s: int
+    eda_us: npt.NDArray[np.float64]
+    hr_bpm: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """The recordings, by subject; what is wrong with the others; and whom the label file does not know (S01)."""
+
+    people: tuple[Person, ...]
+    left_out: tuple[DataError, ...]
+    unlabelled: tuple[str, ...]
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Number of people left out, by reason."""
+        return Counter(error.kind for error in self.left_out)
+
+
+def read_people(root: Path, *, on_bad: Literal["raise", "skip"] = "raise") -> People:
+    """Read everybody's skin conductance, heart rate and labels.
+
+    Args:
+        root: folder that holds `Raw_data` and `Processed_data`.
+        on_bad: "raise" at the first person with a bad file or label, or "skip": leave them out, log each, count them by
+            reason and warn once at the end. People without labels are left out and logged either way.
+
+    Raises:
+        DataError: the root or the label file as a whole cannot be used; somebody is bad (with ``on_bad="raise"``); or
+            nobody is left.
+    """
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"on_bad: {on_bad!r} is neither 'raise' nor 'skip'; name one of them")
+    found = _scan(root)
+    if found.left_out and on_bad == "raise":
+        raise found.left_out[0]
+    for error in found.left_out:
+        _log.warning("%s", error)
+    for subject in found.unlabelled:
+        _log.info("%s: %s has no labels and is left out", root, subject)
+    if found.left_out:
+        counts = ", ".join(f"{kind} {count}" for kind, count in sorted(found.skipped.items()))
+        warnings.warn(f"{root}: skipped {len(found.left_out)} bad recordings: {counts}", stacklevel=2)
+    if not found.people:
+        raise DataError(root, "no recordings: none can be used; check the dataset")
+    return found
+
+
+def check(root: Path) -> DataReport:
+    """Read every file of Stress-Predict and say what can be used.
+
+    Returns:
+        Samples are stretches of one label, seven a person, 238 in all; windows are cut from them later. The splits are
+        the test sets of leave-one-subject-out, "loso/S02" and so on. Who has no labels (S01, as published) is skipped.
+
+    Raises:
+        DataError: the root or the label file as a whole cannot be used.
+    """
+    found = _scan(root)
+    stretches = {
+        f"loso/{person.subject}": 1 + np.count_nonzero(np.diff(person.labels[person.labels >= 0]))
+        for person in found.people
+    }
+    known = {person.subject for person in found.people} | {str(error.record) for error in found.left_out}
+    absent = sorted(set(PEOPLE) - known - set(found.unlabelled))
+    unlabelled = [
+        str(DataError(root / LABEL_FILE, "no labels: not one row", subject)) for subject in found.unlabelled
+    ]
+    return DataReport(
+        name="stress_predict",
+        root=str(root),
+        samples=sum(stretches.values()),
+        splits=stretches,
+        subjects=len(stretches),
+        skipped=(*map(str, found.left_out), *unlabelled),
+        missing=tuple(f"Raw_data/{subject}" for subject in absent),
+    )
+
+
+def _scan(root: Path) -> People:
+    if not root.is_dir():
+        raise DataError(root, "missing root: no such folder; check the path, or get the dataset first")
+    folder = inside(root / "Raw_data", root)
+    if not folder.is_dir():
+        raise DataError(folder, "missing folder: not there; check the root")
+    rows = _label_rows(checked_file(root / LABEL_FILE, root, MAX_BYTES))
+    present = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    people: list[Person] = []
+    left_out: list[DataError] = []
+    for subject in sorted(present | rows.keys()):
+        if subject not in rows and _FOLDER.fullmatch(subject):
+            continue
+        try:
+            if subject not in rows:
+                raise DataError(
+                    folder / subject, "unknown folder: not S and two digits; rename or remove it", subject
+                )
+            people.append(_person(root, subject, rows[subject]))
+        except DataError as error:
+            left_out.append(error)
+    unlabelled = sorted(name for name in present - rows.keys() if _FOLDER.fullmatch(name))
+    return People(tuple(people), tuple(left_out), tuple(unlabelled))
+
+
+def _person(root: Path, subject: str, rows: list[list[str]]) -> Person:
+    folder = root / "Raw_data" / subject
+    eda_start_s, eda = _signal(folder / "EDA.csv", root, EDA_HZ, (0.0, EDA_MAX_US), subject)
+    hr_start_s, hr = _signal(folder / "HR.csv", root, HR_HZ, HR_RANGE_BPM, subject)
+    first_s, label = _labels(root / LABEL_FILE, subject, rows, hr)
+    # The first value of EDA.csv is always 0 and none of the skin; where the signals overlap it has passed.
+    starts = (eda_start_s + 1, hr_start_s, first_s)
+    ends = (eda_start_s + len(eda) // EDA_HZ, hr_start_s + len(hr) // HR_HZ, first_s + len(label))
+    for what, times in (("start", starts), ("end", ends)):
+        if max(times) - min(times) > END_SLACK_S:
+            shown = ", ".join(str(time - eda_start_s) for time in times)
+            reason = (
+                f"files do not match: EDA, HR and labels {what} {shown} s after EDA starts, allowed {END_SLACK_S} s apart; "
+                "a file is cut short or of somebody else, restore it"
+            )
+            raise DataError(folder, reason, subject)
+    start_s, end_s = max(starts[:2]), min(ends[:2])
+    if end_s <= start_s:
+        raise DataError(folder, "too short: the signals do not overlap; restore them", subject)
+    labels = np.full(end_s - start_s, -1, np.int8)
+    shared = slice(max(start_s, first_s) - start_s, max(min(end_s, ends[2]) - start_s, 0))
+    labels[shared] = label[start_s + shared.start - first_s : start_s + shared.stop - first_s]
+    return Person(
+        subject=subject,
+        start_s=start_s,
+        eda_us=eda[(start_s - eda_start_s) * EDA_HZ : (end_s - eda_start_s) * EDA_HZ],
+        hr_bpm=hr[start_s - hr_start_s : end_s - hr_start_s],
+        labels=labels,
+    )
+
+
+def _signal(
+    path: Path, root: Path, rate_hz: int, allowed: tuple[float, float], subject: str
+) -> tuple[int, npt.NDArray[np.float64]]:
+    """(start in unix s, values) of an E4 file."""
+    checked_file(path, root, MAX_BYTES, subject)
+    lines = _text(path, subject).splitlines()
+    try:
+        values = np.array([float(line) for line in lines], np.float64)
+    except ValueError as error:
+        raise DataError(path, f"malformed number: {error}; restore it", subject) from error
+    if len(values) < 3:
+        raise DataError(
+            path, f"truncated file: {len(values)} lines, no start, rate and values; restore it", subject
+        )
+    if not np.isfinite(values).all():
+        line = int(np.argmin(np.isfinite(values))) + 1
+        raise DataError(path, f"not finite: '{lines[line - 1]}' in line {line}; restore it", subject)
+    if values[1] != rate_hz:
+        raise DataError(path, f"wrong rate: {values[1]:g} Hz, not {rate_hz}; take the original file", subject)
+    if values[0] != int(values[0]) or values[0] < 0:
+        raise DataError(path, f"malformed start: {lines[0]} is no whole unix second; restore it", subject)
+    signal: npt.NDArray[np.float64] = values[2:]
+    outside = (signal < allowed[0]) | (signal > allowed[1])
+    if outside.any():
+        line = int(np.argmax(outside)) + 3
+        reason = f"value out of range: {lines[line - 1]} in line {line}, allowed {allowed[0]:g} .. {allowed[1]:g}; restore it"
+        raise DataError(path, reason, subject)
+    return int(values[0]), signal
+
+
+def _text(path: Path, subject: str | None = None) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            path, f"not UTF-8: {error.reason} at byte {error.start}; convert it", subject
+        ) from error
+    if not text.endswith(
+        "\n"
+    ):  # every published file's last line ends, so one that does not was cut inside a number
+        raise DataError(path, "truncated file: the last line has no end; restore it", subject)
+    return text
+
+
+def _label_rows(path: Path) -> dict[str, list[list[str]]]:
+    """Rows of each subject, fields still text."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    rows: dict[str, list[list[str]]] = {}
+    try:
+        header = next(reader, [])
+        if tuple(header) != HEADER:
+            raise DataError(
+                path, f"malformed header: {','.join(header)[:80]}, not {','.join(HEADER)}; restore it"
+            )
+        for row in reader:
+            if not row or _WHOLE.fullmatch(row[0]) is None or not 1 <= int(row[0]) <= 99:
+                raise DataError(
+                    path, "malformed record: no participant 1 .. 99; restore it", f"line {reader.line_num}"
+                )
+            rows.setdefault(f"S{int(row[0]):02d}", []).append(row)
+    except csv.Error as error:
+        raise DataError(path, f"malformed CSV: {error}; restore it", f"line {reader.line_num}") from error
+    if not rows:
+        raise DataError(path, "no records: it labels nobody; restore it")
+    return rows
+
+
+def _labels(
+    path: Path, subject: str, rows: list[list[str]], hr: npt.NDArray[np.float64]
+) -> tuple[int, npt.NDArray[np.int8]]:
+    """(first unix second, label of it and of each one after), checked to be of the recording `hr`."""
+    for row in rows:
+        if len(row) != len(HEADER) or _WHOLE.fullmatch(row[3]) is None:
+            reason = (
+                f"malformed record: '{','.join(row)[:80]}' has no five fields with a whole second; restore it"
+            )
+            raise DataError(path, reason, subject)
+        if row[4] not in ("0", "1"):
+            reason = f"label out of range: '{row[4][:20]}' at {row[3]} s, allowed 0, 1; correct it"
+            raise DataError(path, reason, subject)
+    times = np.array([int(row[3]) for row in rows])
+    steps = np.diff(times)
+    if (steps != 1).any():
+        at = int(np.argmax(steps != 1))
+        kind = "duplicate id" if steps[at] == 0 else "missing seconds"
+        raise DataError(
+            path, f"{kind}: {times[at + 1]} s follows {times[at]} s, each one once; restore it", subject
+        )
+    for number, (row, beat) in enumerate(zip(rows, hr.tolist(), strict=False)):
+        if row[1] and not _same(row[1], beat):  # some cells at the ends are empty
+            reason = f"labels of another recording: HR {row[1][:20]} at row {number}, {beat:g} in HR.csv; restore them"
+            raise DataError(path, reason, subject)
+    return int(times[0]), np.array([int(row[4]) for row in rows], np.int8)
+
+
+def _same(text: str, value: float) -> bool:
+    """Whether a cell is that number; both files have two decimals."""
+    try:
+        return abs(float(text) - value) < 0.005
+    except ValueError:
+        return False

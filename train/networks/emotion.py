@@ -1,0 +1,383 @@
+"""Layers of EmotionKD in torch: token head, post-norm encoder with wide heads, score gate; initialised as Keras does.
+
+Layer sizes, rates and orders are the published code's [code]. An activation takes (x, state) and returns (y, state), so that
+spiking cells can stand where the rectifiers do.
+
+EmotionKD: a teacher on EEG and skin conductance, and the paper's own student on skin conductance alone.
+
+2,046,210 and 993,090 parameters. Defects of the published code are not here, but for the option `bug_compat_imf`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from knarr.train.settings import Count, Frozen, Positive
+
+BN_EPS, BN_MOMENTUM = 1e-3, 0.01
+"""Keras's epsilon; its momentum of 0.99 is torch's 0.01."""
+LN_EPS = 1e-6
+EMBEDDING_LIMIT = 0.05
+Activation = Callable[[], nn.Module]
+
+
+class EmotionSettings(Frozen):
+    """What decides the layers of teacher and student.
+
+    Args:
+        eeg_channels, samples: of a window; 128 samples a second.
+        classes: 2 per task.
+        width: features of a token.
+        kernel, stride: of the head's convolution over time, samples.
+        heads, head_width: of the attention; its inner width is their product, not `width`.
+        positions: rows of the table of learned positions.
+        blocks: of the encoder; teacher and student join the outputs of three.
+        head_dropout, encoder_dropout, classifier_dropout: shares.
+        classifier: neurons of the three linear layers before the logits.
+        score_pool: the score sees the mean token, as the poster draws it, not every token, as the code does.
+        bug_compat_imf: the second fusion of the teacher reads the first EEG depth again, as the published code does.
+        feat_proj: how the teacher's features become as many as the student's: the mean of EEG's and skin's half, a learned
+            matrix over tokens, or skin's half alone.
+        mha_init: limits of the attention's uniform weights: "fans" as newer Keras (0.102), "tf25" as TensorFlow 2.5's rule for
+            kernels of three axes (0.036; 0.077 at the output).
+        l2: of the squared kernels of the head's convolutions, an explicit loss.
+    """
+
+    eeg_channels: Count = 28
+    samples: Count = 512
+    classes: int = Field(default=2, ge=2)
+    width: Count = 64
+    kernel: Count = 32
+    stride: Count = 8
+    heads: Count = 8
+    head_width: Count = 64
+    positions: Count = 64
+    blocks: int = Field(default=3, ge=3, le=3)
+    head_dropout: float = Field(default=0.3, ge=0, lt=1)
+    encoder_dropout: float = Field(default=0.1, ge=0, lt=1)
+    classifier_dropout: float = Field(default=0.5, ge=0, lt=1)
+    classifier: Count = 128
+    score_pool: bool = False
+    bug_compat_imf: bool = False
+    feat_proj: Literal["mean_halves", "linear_tokens", "gsr_half"] = "mean_halves"
+    mha_init: Literal["fans", "tf25"] = "fans"
+    l2: Positive = 1e-3
+
+    @model_validator(mode="after")
+    def _fits(self) -> EmotionSettings:
+        if not self.kernel <= self.samples or self.tokens > self.positions:
+            raise ValueError(
+                f"samples: {self.samples} give {self.tokens} tokens, allowed 1..{self.positions}; change samples or positions"
+            )
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Of a window."""
+        return (self.samples - self.kernel) // self.stride + 1
+
+
+class Rectifier(nn.Module):
+    """ReLU without a state."""
+
+    def forward(self, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, None]:
+        return torch.relu(x), None
+
+
+class Head(nn.Module):
+    """Windows to tokens: convolution over time, batch-norm, activation, convolution over channels, dropout.
+
+    Args:
+        settings: see there.
+        channels: of the window.
+        activation: makes the layer behind the batch-norm.
+    """
+
+    def __init__(self, settings: EmotionSettings, channels: int, activation: Activation = Rectifier) -> None:
+        super().__init__()
+        width = settings.width
+        self.over_time = nn.Conv2d(1, width, (1, settings.kernel), stride=(1, settings.stride))
+        self.norm = nn.BatchNorm2d(width, BN_EPS, BN_MOMENTUM)
+        self.activation = activation()
+        self.over_channels = nn.Conv2d(width, width, (channels, 1))
+        self.dropout = nn.Dropout(settings.head_dropout)
+
+    def forward(self, window: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        """(B, channels, samples) -> (B, tokens, width)."""
+        x, state = self.activation(self.norm(self.over_time(window.unsqueeze(1))), state)
+        return self.dropout(self.over_channels(x).squeeze(2).transpose(1, 2)), state
+
+
+class Attention(nn.Module):
+    """Softmax attention whose heads are each as wide as asked for, `nn.MultiheadAttention` divides the width among them."""
+
+    def __init__(self, width: int, heads: int, head_width: int, init: Literal["fans", "tf25"]) -> None:
+        super().__init__()
+        self.heads, self.head_width = heads, head_width
+        inner = heads * head_width
+        self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
+        self.out = nn.Linear(inner, width)
+        self.limits = {
+            # TensorFlow 2.5 takes all axes but the last two of (width, heads, head_width) as a receptive field.
+            "tf25": (_limit(width * heads, width * head_width), _limit(heads * head_width, heads * width)),
+            "fans": (_limit(width, inner), _limit(inner, width)),
+        }[init]
+
+    def reset(self) -> None:
+        """Uniform weights within the limits, biases 0."""
+        for layer, limit in zip(
+            (self.query, self.key, self.value, self.out), (*self.limits[:1] * 3, self.limits[1]), strict=True
+        ):
+            nn.init.uniform_(layer.weight, -limit, limit)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, tokens, width) -> the same."""
+        q, k, v = (
+            layer(x).unflatten(2, (self.heads, self.head_width)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        shares = (q @ k.transpose(2, 3) / math.sqrt(self.head_width)).softmax(3)
+        mixed: torch.Tensor = self.out((shares @ v).transpose(1, 2).flatten(2))
+        return mixed
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward pair, each added to its input and normalised after."""
+
+    def __init__(self, settings: EmotionSettings, activation: Activation) -> None:
+        super().__init__()
+        width = settings.width
+        self.attention = Attention(width, settings.heads, settings.head_width, settings.mha_init)
+        self.norm1, self.norm2 = nn.LayerNorm(width, LN_EPS), nn.LayerNorm(width, LN_EPS)
+        self.wide, self.narrow = nn.Linear(width, width), nn.Linear(width, width)
+        self.activation = activation()
+        self.dropout = nn.Dropout(settings.encoder_dropout)
+
+    def forward(self, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        x = self.norm1(x + self.dropout(self.attention(x)))
+        inner, state = self.activation(self.wide(x), state)
+        return self.norm2(x + self.dropout(self.narrow(inner))), state
+
+
+class Encoder(nn.Module):
+    """Learned positions and blocks; every block's output is kept."""
+
+    def __init__(self, settings: EmotionSettings, activation: Activation = Rectifier) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.empty(settings.positions, settings.width))
+        self.blocks = nn.ModuleList(Block(settings, activation) for _ in range(settings.blocks))
+
+    def forward(self, tokens: torch.Tensor, states: Any = None) -> tuple[list[torch.Tensor], list[Any]]:
+        """(B, tokens, width) -> that of each depth, and the states of the activations."""
+        x = tokens + self.positions[: tokens.shape[1]]
+        depths, after = [], []
+        for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
+            x, state = block(x, state)
+            depths.append(x)
+            after.append(state)
+        return depths, after
+
+
+class Score(nn.Module):
+    """Dense, batch-norm, ReLU, dense, batch-norm, softsign; multiplies its own input, (B, tokens, width)."""
+
+    def __init__(self, width: int, pool: bool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.dense1, self.dense2 = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm1, self.norm2 = (nn.BatchNorm1d(width, BN_EPS, BN_MOMENTUM) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = x.mean(1, keepdim=True) if self.pool else x
+        inner = torch.relu(_per_feature(self.norm1, self.dense1(seen)))
+        return x * nn.functional.softsign(_per_feature(self.norm2, self.dense2(inner)))
+
+
+def as_keras(network: nn.Module) -> None:
+    """Keras's first weights: Glorot uniform and zero biases, uniform positions, the attention's own limits."""
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_uniform_(module.weight)
+            assert module.bias is not None  # all layers here have one
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, Encoder):
+            nn.init.uniform_(module.positions, -EMBEDDING_LIMIT, EMBEDDING_LIMIT)
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.reset()
+
+
+def _per_feature(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A batch-norm over the last axis of (B, tokens, width)."""
+    normed: torch.Tensor = norm(x.transpose(1, 2)).transpose(1, 2)
+    return normed
+
+
+def _limit(fan_in: int, fan_out: int) -> float:
+    return math.sqrt(6 / (fan_in + fan_out))
+
+
+class EmotionOutput(NamedTuple):
+    """What distillation reads.
+
+    Args:
+        logits: (B, classes), before any softmax.
+        features: F_S or F_T before the classifier, (B, tokens * width), twice as many of the teacher.
+        matched: the same in the student's size; a student's own features.
+    """
+
+    logits: torch.Tensor
+    features: torch.Tensor
+    matched: torch.Tensor
+
+
+class Classifier(nn.Module):
+    """Dropout, three linear layers in a row and the logits; as in the code, nothing between them."""
+
+    def __init__(self, settings: EmotionSettings, features: int) -> None:
+        super().__init__()
+        inner = settings.classifier
+        self.dropout = nn.Dropout(settings.classifier_dropout)
+        self.layers = nn.Sequential(
+            nn.Linear(features, inner),
+            nn.Linear(inner, inner),
+            nn.Linear(inner, inner),
+            nn.Linear(inner, settings.classes),
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(self.dropout(features))
+        return logits
+
+
+class EmotionStudent(nn.Module):
+    """Skin conductance: head, encoder, three score-gated depths summed, classifier.
+
+    Args:
+        settings: see there.
+        activation: in place of the rectifiers of head and feed-forward layers.
+    """
+
+    def __init__(self, settings: EmotionSettings, activation: Activation = Rectifier) -> None:
+        super().__init__()
+        self.settings = settings
+        self.head = Head(settings, 1, activation)
+        self.encoder = Encoder(settings, activation)
+        self.scores = nn.ModuleList(
+            Score(settings.width, settings.score_pool) for _ in range(settings.blocks)
+        )
+        self.classifier = Classifier(settings, settings.tokens * settings.width)
+        as_keras(self)
+
+    def forward(self, gsr: torch.Tensor) -> EmotionOutput:
+        """(B, 1, samples) -> logits and F_S, (B, tokens * width)."""
+        return self.step(gsr)[0]
+
+    def step(self, gsr: torch.Tensor, state: Any = None) -> tuple[EmotionOutput, Any]:
+        """One presentation of a window; the state is that of the activations."""
+        before = (None, None) if state is None else state
+        tokens, of_head = self.head(gsr, before[0])
+        depths, of_encoder = self.encoder(tokens, before[1])
+        scored = torch.stack([score(depth) for score, depth in zip(self.scores, depths, strict=True)])
+        features = scored.sum(0).flatten(1)
+        return EmotionOutput(self.classifier(features), features, features), (of_head, of_encoder)
+
+
+class Fusion(nn.Module):
+    """IMF(Ea, Ga, Eb, Gb) = g1(Ea; Ga) + g2(Eb; Gb), g a score gate, ; along tokens."""
+
+    def __init__(self, settings: EmotionSettings) -> None:
+        super().__init__()
+        self.bug_compat = settings.bug_compat_imf
+        self.first, self.second = (Score(settings.width, settings.score_pool) for _ in range(2))
+
+    def forward(
+        self, eeg_a: torch.Tensor, gsr_a: torch.Tensor, eeg_b: torch.Tensor, gsr_b: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, tokens, width) each -> (B, 2 * tokens, width)."""
+        later = torch.cat([eeg_a if self.bug_compat else eeg_b, gsr_b], 1)
+        fused: torch.Tensor = self.first(torch.cat([eeg_a, gsr_a], 1)) + self.second(later)
+        return fused
+
+
+class EmotionTeacher(nn.Module):
+    """EEG and skin conductance: a head and an encoder each, two fusions of neighbouring depths summed, classifier.
+
+    Args:
+        settings: see there.
+    """
+
+    def __init__(self, settings: EmotionSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.eeg_head, self.gsr_head = Head(settings, settings.eeg_channels), Head(settings, 1)
+        self.eeg_encoder, self.gsr_encoder = Encoder(settings), Encoder(settings)
+        self.early, self.late = Fusion(settings), Fusion(settings)
+        self.classifier = Classifier(settings, 2 * settings.tokens * settings.width)
+        if settings.feat_proj == "linear_tokens":
+            self.projection = nn.Linear(2 * settings.tokens, settings.tokens)
+        as_keras(self)
+
+    def forward(self, eeg: torch.Tensor, gsr: torch.Tensor) -> EmotionOutput:
+        """(B, eeg_channels, samples), (B, 1, samples) -> logits, F_T (B, 2 * tokens * width), F_T in the student's size."""
+        eegs, _ = self.eeg_encoder(self.eeg_head(eeg)[0])
+        gsrs, _ = self.gsr_encoder(self.gsr_head(gsr)[0])
+        fused = self.early(eegs[0], gsrs[0], eegs[1], gsrs[1]) + self.late(eegs[1], gsrs[1], eegs[2], gsrs[2])
+        features = fused.flatten(1)
+        return EmotionOutput(self.classifier(features), features, self._matched(fused))
+
+    def _matched(self, fused: torch.Tensor) -> torch.Tensor:
+        """(B, 2 * tokens, width) -> (B, tokens * width). The code feeds F_T where half as much fits, which cannot run."""
+        of_eeg, of_gsr = fused.chunk(2, 1)
+        if self.settings.feat_proj == "gsr_half":
+            return of_gsr.flatten(1)
+        if self.settings.feat_proj == "mean_halves":
+            return ((of_eeg + of_gsr) / 2).flatten(1)
+        projected: torch.Tensor = self.projection(fused.transpose(1, 2)).transpose(1, 2).flatten(1)
+        return projected
+
+
+Net = EmotionTeacher | EmotionStudent
+
+
+def conv_l2(network: Net) -> torch.Tensor:
+    """The published code's penalty: l2 times the sum of the squared kernels of the heads' convolutions, 0-d.
+
+    An optimiser's weight_decay is not the same: Adam rescales it.
+    """
+    kernels = [
+        conv.weight
+        for head in network.modules()
+        if isinstance(head, Head)
+        for conv in (head.over_time, head.over_channels)
+    ]
+    return network.settings.l2 * torch.stack([kernel.square().sum() for kernel in kernels]).sum()
+
+
+def collapse(classifier: Classifier) -> nn.Linear:
+    """The linear layers of a classifier as one, computed in float64, for export: equal in real numbers."""
+    layers = [layer for layer in classifier.layers if isinstance(layer, nn.Linear)]
+    weight, bias = layers[0].weight.detach().double(), layers[0].bias.detach().double()
+    for layer in layers[1:]:
+        matrix = layer.weight.detach().double()
+        weight, bias = matrix @ weight, matrix @ bias + layer.bias.detach().double()
+    one = nn.Linear(weight.shape[1], weight.shape[0]).to(layers[0].weight)
+    with torch.no_grad():
+        one.weight.copy_(weight)
+        one.bias.copy_(bias)
+    return one.eval()
+
+
+def collapsed(network: Net) -> Net:
+    """A copy in eval mode whose classifier is one linear layer."""
+    plain = copy.deepcopy(network).eval()
+    plain.classifier.layers = nn.Sequential(collapse(plain.classifier))
+    return plain

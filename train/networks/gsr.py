@@ -1,0 +1,168 @@
+"""Our spiking student of skin conductance, one that a chip can run; nothing of it is published [reconstruction].
+
+Step t hears samples [8t, 8t + 32) of a window: Linear, LIF, three times (Linear, LIF), Linear, leaky integrator; no attention, no
+score gates. The first Linear is the published head's convolution over time; 14,722 weights and biases, 882,304 multiplications in
+61 steps.
+
+The paper's skin-conductance student with spiking cells for its rectifiers, the window shown several times [reconstruction].
+
+It keeps softmax attention, layer-norms and score gates, so it CANNOT be exported: `to_nir` refuses it, no chip runs it. It shows
+what spikes alone cost in accuracy; `gsr_student` is the one to deploy.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import norse.torch as snn
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from knarr.train.networks.emotion import EmotionOutput, EmotionSettings, EmotionStudent
+from knarr.train.networks.heads import over_time
+from knarr.train.networks.neurons import BoxCell, NeuronSettings, ReadoutCell
+from knarr.train.settings import Count, Frozen, Positive, UnitFraction
+
+PLIF = NeuronSettings(coefficient=0.5, learned=True, v_th=1.0, surrogate="atan", width=2.0)
+
+
+class GsrStudentSettings(Frozen):
+    """What decides the student's layers.
+
+    Args:
+        samples, kernel, stride: of a window, of what a step hears, between steps; 128 samples a second.
+        hidden: features of every layer, the student's tokens.
+        depth: spiking layers behind the first.
+        classes: 2 per task.
+        neuron: of the spiking layers; PLIF of tau 2 at the start.
+        readout_coefficient: a = dt/tau of the leaky integrator.
+        norm: batch-norms behind "all" Linears but the last, or the "head" alone, as published, which leaves the layers behind it
+            silent at the start; they fold at export.
+        feature: what F_S sums over the three depths, membranes before the reset or spikes.
+        dt_s: time step, seconds: 8 samples of 128 a second.
+    """
+
+    samples: Count = 512
+    kernel: Count = 32
+    stride: Count = 8
+    hidden: Count = 64
+    depth: Count = 3
+    classes: int = Field(default=2, ge=2)
+    neuron: NeuronSettings = PLIF
+    readout_coefficient: UnitFraction = 0.5
+    norm: Literal["all", "head", "none"] = "all"
+    feature: Literal["membrane", "spike"] = "membrane"
+    dt_s: Positive = 0.0625
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> GsrStudentSettings:
+        if self.kernel > self.samples:
+            raise ValueError(f"kernel: {self.kernel} of {self.samples} samples; choose a shorter one")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Of a window."""
+        return (self.samples - self.kernel) // self.stride + 1
+
+
+class GsrOutput(NamedTuple):
+    """What distillation and reports read.
+
+    Args:
+        logits: (B, classes), mean over time.
+        features: F_S, (B, steps * hidden).
+        step_logits: (B, steps, classes), volts of the readout.
+        rates: mean spikes per neuron and step of each spiking layer, detached 0-d tensors.
+    """
+
+    logits: torch.Tensor
+    features: torch.Tensor
+    step_logits: torch.Tensor
+    rates: tuple[torch.Tensor, ...]
+
+
+def build_gsr_student(settings: GsrStudentSettings) -> snn.SequentialState:
+    """One time step as it trains: (B, kernel) samples -> (B, classes) volts. `chip_form.chip_form` makes it exportable."""
+    layers: list[nn.Module] = []
+    inputs = settings.kernel
+    for at in range(settings.depth + 1):
+        layers.append(nn.Linear(inputs, settings.hidden))
+        if settings.norm == "all" or (settings.norm == "head" and at == 0):
+            layers.append(nn.BatchNorm1d(settings.hidden))
+        layers.append(BoxCell(settings.neuron, settings.dt_s))
+        inputs = settings.hidden
+    layers.append(nn.Linear(settings.hidden, settings.classes))
+    layers.append(ReadoutCell(settings.readout_coefficient, settings.dt_s))
+    return snn.SequentialState(*layers)
+
+
+def frames_of(gsr: torch.Tensor, settings: GsrStudentSettings) -> torch.Tensor:
+    """Windows (B, 1, samples) -> what each step hears, (B, steps, kernel).
+
+    Raises:
+        ValueError: a window of another length.
+    """
+    if gsr.dim() != 3 or gsr.shape[1:] != (1, settings.samples):
+        raise ValueError(
+            f"gsr: shape {tuple(gsr.shape)}, needs (B, 1, {settings.samples}); cut or resample it"
+        )
+    return gsr[:, 0].unfold(1, settings.kernel, settings.stride)
+
+
+def run_gsr_student(
+    student: snn.SequentialState, gsr: torch.Tensor, settings: GsrStudentSettings
+) -> GsrOutput:
+    """All steps of windows.
+
+    Args:
+        student: of `build_gsr_student`.
+        gsr: (B, 1, samples).
+        settings: those it was built with.
+    """
+    ran = over_time(student, frames_of(gsr, settings), record=True)
+    kept = ran.membranes if settings.feature == "membrane" else ran.spikes
+    features = (
+        torch.stack(kept[1:]).sum(0).flatten(1)
+    )  # the first layer is the head, the others are the depths
+    return GsrOutput(ran.outputs.mean(1), features, ran.outputs, ran.rates)
+
+
+class GsrRepeatSettings(Frozen):
+    """What decides the student's layers.
+
+    Args:
+        network: of the paper's student.
+        neuron: in place of each rectifier of head and feed-forward layers.
+        steps: how often a window is shown.
+        dt_s: time step, seconds; only names a scale, nothing here is exported.
+    """
+
+    network: EmotionSettings = EmotionSettings()
+    neuron: NeuronSettings = PLIF
+    steps: Count = 8
+    dt_s: Positive = 0.001
+
+
+class GsrRepeat(nn.Module):
+    """See above.
+
+    Args:
+        settings: see GsrRepeatSettings.
+    """
+
+    def __init__(self, settings: GsrRepeatSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.student = EmotionStudent(settings.network, partial(BoxCell, settings.neuron, settings.dt_s))
+
+    def forward(self, gsr: torch.Tensor) -> EmotionOutput:
+        """(B, 1, samples) -> logits and features, means over the steps."""
+        state, shown = None, []
+        for _ in range(self.settings.steps):
+            output, state = self.student.step(gsr, state)
+            shown.append(output)
+        logits, features, matched = (torch.stack(part).mean(0) for part in zip(*shown, strict=True))
+        return EmotionOutput(logits, features, matched)

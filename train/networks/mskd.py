@@ -1,0 +1,224 @@
+"""The teachers of MSKD, an ANN-SNN hybrid on events and frames [paper]; its layers are not public, so both are [reconstruction].
+
+seen            SEEN as it is: already such a hybrid
+frame_per_step  a small residual ANN on each frame and spiking convolutions on each event image, features added
+
+The MSKD student: SEEN's spiking half on frames alone, its convolutions trained directly [reconstruction].
+
+MSKD says of its student that it is spiking, light and sees frames [paper]; layers are not public.
+
+    scales 3/5/7 stride 2 -> join 1x1 -> LIF -> 3x3 stride 2 -> LIF -> 3x3 stride 4 -> LIF -> FC -> LIF -> FC -> readout
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import norse.torch as snn
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from knarr.train.networks.branch_merge import Gate, MultiScale
+from knarr.train.networks.heads import StepLogits, each_step, through_time
+from knarr.train.networks.neurons import BoxCell, DecayCell, NeuronSettings, ReadoutCell
+from knarr.train.networks.seen import SEEN_NEURON, Seen, SeenSettings, side_after
+from knarr.train.settings import Count, Frozen, Positive, UnitFraction
+
+
+class MskdTeacherSettings(Frozen):
+    """Which teacher.
+
+    Args:
+        kind: see above.
+        seen: sizes of either; "frame_per_step" reads side_px, channels, classes, widths and neuron of them.
+    """
+
+    kind: Literal["seen", "frame_per_step"] = "seen"
+    seen: SeenSettings = SeenSettings()
+
+
+def build_mskd_teacher(settings: MskdTeacherSettings) -> Seen | FramePerStep:
+    """A teacher: (events, frames), (B, T, 3, H, W) each -> StepLogits, with the last membrane of every step as its logits."""
+    return Seen(settings.seen) if settings.kind == "seen" else FramePerStep(settings.seen)
+
+
+def freeze(teacher: nn.Module) -> nn.Module:
+    """The teacher in eval mode, its parameters without gradients, as a student's training takes it."""
+    return teacher.eval().requires_grad_(False)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with batch-norms beside a strided 1x1 one: (B, C, H, W) -> (B, out, H/2, W/2), rounded up."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.long = nn.Sequential(
+            nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+        )
+        self.short = nn.Sequential(nn.Conv2d(channels, out, 1, stride=2, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        added: torch.Tensor = torch.relu(self.long(x) + self.short(x))
+        return added
+
+
+class FramePerStep(nn.Module):
+    """Features of frame t (ANN) plus spikes of event image t (SNN) into two spiking layers.
+
+    Args:
+        settings: sizes; widths are those of the event branch, and the frame branch ends in as many channels.
+    """
+
+    def __init__(self, settings: SeenSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        scale, second, third, hidden = settings.widths
+        half, quarter = max(scale // 2, 1), max(second // 2, 1)
+        self.frame_branch = nn.Sequential(
+            nn.Conv2d(settings.channels, half, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            Residual(half, scale),
+            Residual(scale, quarter),
+            Residual(quarter, second),
+            nn.Conv2d(second, third, 1),
+            nn.ReLU(),
+        )
+        self.synapses = nn.ModuleList(
+            [
+                MultiScale(settings.channels, scale, scale, gate="dynamic", norm=True),
+                nn.Conv2d(scale, second, 3, stride=2, padding=1),
+                nn.Conv2d(second, third, 3, stride=4, padding=1),
+            ]
+        )
+        self.hidden = nn.Linear(settings.features, hidden)
+        self.head = nn.Linear(hidden, settings.classes)
+        self.cells = nn.ModuleList(DecayCell(settings.neuron) for _ in range(5))
+
+    def forward(self, events: torch.Tensor, frames: torch.Tensor) -> StepLogits:
+        """Event and frame clips, (B, T, C, H, W) each -> membranes before their reset; rates of the five spiking layers.
+
+        Raises:
+            ValueError: clips of different shapes.
+        """
+        if events.shape != frames.shape:
+            raise ValueError(
+                f"frames: shape {tuple(frames.shape)}, events {tuple(events.shape)}; give one frame per event image"
+            )
+        x, fired = events, []
+        for synapse, cell in zip(self.synapses, self.cells, strict=False):
+            x, _ = through_time(cell, each_step(synapse, x))
+            fired.append(x)
+        heard = (x + each_step(self.frame_branch, frames)).flatten(2)
+        spikes, _ = through_time(self.cells[3], self.hidden(heard))
+        last, membranes = through_time(self.cells[4], self.head(spikes))
+        assert membranes is not None  # a spiking cell's
+        rates = tuple(z.detach().mean() for z in (*fired, spikes, last))
+        return StepLogits(membranes.mean(1), membranes, rates)
+
+
+WIDTHS = (64, 256, 512, 256)
+"""At width 1: channels of a scale, of the second and third convolution; neurons of the hidden layer."""
+
+
+class MskdStudentSettings(Frozen):
+    """What decides the student's layers.
+
+    Args:
+        side_px: height and width of a frame.
+        in_channels: 3, or 1 for grey.
+        classes: emotions.
+        width: share of `WIDTHS`, 1, 1/2 or 1/4; others where they give whole numbers.
+        gate: "static" learns one logit per scale; "dynamic" (SEEN's, per image) cannot be exported; "none" weighs all 1.
+        conv_bias: of every convolution.
+        norm: batch-norms behind the scales, the join and the other convolutions; they fold at export.
+        readout: "membrane" is SEEN's, a neuron read before its reset; "li" a leaky integrator, which alone can be exported.
+        neuron: in the form v += a (x - v); 0.8 is SEEN's decay of 0.2.
+        readout_coefficient: a of "li".
+        dt_s: time step, seconds; clips E4-S3 keep every fourth of 30 frames a second.
+        snap: put a on k/4096, which the chip's registers hold.
+    """
+
+    side_px: Count = 90
+    in_channels: Literal[1, 3] = 3
+    classes: int = Field(default=7, ge=2)
+    width: UnitFraction = 0.5
+    gate: Gate = "static"
+    conv_bias: bool = False
+    norm: bool = False
+    readout: Literal["membrane", "li"] = "membrane"
+    neuron: NeuronSettings = SEEN_NEURON
+    readout_coefficient: UnitFraction = 0.8
+    dt_s: Positive = 4 / 30
+    snap: bool = True
+
+    @model_validator(mode="after")
+    def _whole(self) -> MskdStudentSettings:
+        if any(not float(self.width * full).is_integer() for full in WIDTHS):
+            raise ValueError(f"width: {self.width} of {WIDTHS} channels is not whole; choose 1, 0.5 or 0.25")
+        return self
+
+    @property
+    def widths(self) -> tuple[int, int, int, int]:
+        """Channels of a scale, of the second and third convolution; neurons of the hidden layer."""
+        scale, second, third, hidden = (int(self.width * full) for full in WIDTHS)
+        return scale, second, third, hidden
+
+
+def build_mskd_student(settings: MskdStudentSettings) -> snn.SequentialState:
+    """One time step as it trains: (B, in_channels, H, W) -> (B, classes) volts of the readout.
+
+    SEEN adds X where Norse adds a X, so initial weights are torch's divided by a. `heads.decide` runs a clip of frames;
+    `chip_form.plain` merges the scales, `chip_form.chip_form` makes it exportable (static gate or none, readout "li").
+    """
+    scale, second, third, hidden = settings.widths
+    bias = settings.conv_bias
+
+    def cell(reads: Literal["spikes", "membrane"] = "spikes") -> nn.Module:
+        return BoxCell(
+            settings.neuron, settings.dt_s, reads, snap=settings.snap and not settings.neuron.learned
+        )
+
+    def norm(channels: int) -> list[nn.Module]:
+        return [nn.BatchNorm2d(channels)] if settings.norm else []
+
+    readout = (
+        cell("membrane")
+        if settings.readout == "membrane"
+        else ReadoutCell(settings.readout_coefficient, settings.dt_s, snap=settings.snap)
+    )
+    student = snn.SequentialState(
+        MultiScale(settings.in_channels, scale, scale, bias=bias, gate=settings.gate, norm=settings.norm),
+        cell(),
+        nn.Conv2d(scale, second, 3, stride=2, padding=1, bias=bias),
+        *norm(second),
+        cell(),
+        nn.Conv2d(second, third, 3, stride=4, padding=1, bias=bias),
+        *norm(third),
+        cell(),
+        nn.Flatten(),
+        nn.Linear(third * side_after(settings.side_px) ** 2, hidden),
+        cell(),
+        nn.Linear(hidden, settings.classes),
+        readout,
+    )
+    _as_seen(student, settings)
+    return student
+
+
+def _as_seen(student: snn.SequentialState, settings: MskdStudentSettings) -> None:
+    """Divide what feeds each cell by its coefficient at the start."""
+    synapses = [layer.join if isinstance(layer, MultiScale) else layer for layer in student]
+    synapses = [layer for layer in synapses if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    shares = [settings.neuron.coefficient] * len(synapses)
+    if settings.readout == "li":
+        shares[-1] = settings.readout_coefficient
+    with torch.no_grad():
+        for synapse, share in zip(synapses, shares, strict=True):
+            for parameter in synapse.parameters():
+                parameter /= share
