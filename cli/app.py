@@ -13,6 +13,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from knarr.errors import KnarrError
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -22,32 +24,49 @@ app = typer.Typer(
 )
 
 
-RunArgument = Annotated[Path, typer.Argument(help="Run folder, such as runs/nmnist.", metavar="RUN")]
+RunArgument = Annotated[
+    Path, typer.Argument(help="Run folder, such as runs/nmnist.", metavar="RUN")
+]
 RecipeArgument = Annotated[
-    str, typer.Argument(help="Shipped recipe, such as nmnist or eyes, or a YAML file.", metavar="RECIPE")
+    str,
+    typer.Argument(
+        help="Shipped recipe, such as nmnist or eyes, or a YAML file.", metavar="RECIPE"
+    ),
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="Folder of the recipe's data; left out where knarr generates them."),
+    typer.Option(
+        "--data", help="Folder of the recipe's data; left out where knarr generates them."
+    ),
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe name>.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Run folder; default runs/<recipe name>.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Change a setting, such as student.fit.epochs=3; several times.", metavar="PATH=VALUE"
+        "--set",
+        help="Change a setting, such as student.fit.epochs=3; several times.",
+        metavar="PATH=VALUE",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output.")
+]
 
 DOES_NOT_HOLD, BAD_INPUT = 1, 2
 
 ModuleOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="safetensors with the module's weights (with MODULE:FACTORY)."),
+    typer.Option(
+        "--checkpoint", help="safetensors with the module's weights (with MODULE:FACTORY)."
+    ),
 ]
 SamplesOption = Annotated[
     Path | None,
-    typer.Option("--inputs", help=".npy of (samples, timesteps, *features); random spikes otherwise."),
+    typer.Option(
+        "--inputs", help=".npy of (samples, timesteps, *features); random spikes otherwise."
+    ),
 ]
 
 
@@ -75,11 +94,15 @@ class ChipName(str, Enum):
     loihi2 = "loihi2"
 
 
-ChipOption = Annotated[ChipName, typer.Option("--chip", help="Whose cores the network is placed on.")]
+ChipOption = Annotated[
+    ChipName, typer.Option("--chip", help="Whose cores the network is placed on.")
+]
 TimestepsOption = Annotated[
     int | None, typer.Option("--timesteps", help="How many, where inputs have no time axis.", min=1)
 ]
-LabelsOption = Annotated[Path | None, typer.Option("--labels", help=".npy of one class per sample.")]
+LabelsOption = Annotated[
+    Path | None, typer.Option("--labels", help=".npy of one class per sample.")
+]
 
 
 def refuse_unrelated_options(context: typer.Context, what: str, allowed: set[str]) -> None:
@@ -113,14 +136,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; every expected fault is one line on standard error, never a traceback."""
     try:
         app(args=arguments, prog_name="knarr")
-    except ValueError as error:
-        # Every stage's own errors are ValueErrors with one line for the user; anything else is a fault in knarr.
-        if not type(error).__module__.startswith("knarr."):
-            raise
-        fail(str(error), BAD_INPUT)
+    except KnarrError as error:
+        # A RuntimeError says that the thing itself failed; anything else that its input cannot be used.
+        fail(str(error), DOES_NOT_HOLD if isinstance(error, RuntimeError) else BAD_INPUT)
     except OSError as error:
         fail(f"{error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)
-    except RuntimeError as error:
-        if not type(error).__module__.startswith("knarr."):
-            raise
-        fail(str(error), DOES_NOT_HOLD)

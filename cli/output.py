@@ -70,7 +70,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ChipError(f"{path}: not there yet; run `knarr pipeline` to make it") from None
     except (ValueError, IsADirectoryError) as error:
-        raise ChipError(f"{path}: not JSON ({error}); remove it and run `knarr pipeline` again") from error
+        raise ChipError(
+            f"{path}: not JSON ({error}); remove it and run `knarr pipeline` again"
+        ) from error
     return content
 
 
@@ -87,7 +89,10 @@ def keep_apart(out: Path | None, *inputs: Path | None) -> None:
         return
     mine = {path.resolve() for path in (out, out.with_name(f"{out.name}.json"))}
     for path in inputs:
-        if path is not None and mine & {path.resolve(), path.with_name(f"{path.name}.json").resolve()}:
+        if path is not None and mine & {
+            path.resolve(),
+            path.with_name(f"{path.name}.json").resolve(),
+        }:
             raise ChipError(f"{out}: is read as {path}; give another name to write to")
 
 
@@ -101,7 +106,9 @@ def read_inputs(path: Path) -> np.ndarray[Any, Any]:
             path, mmap_mode="r" if path.stat().st_size > MAPPED_BYTES else None, allow_pickle=False
         )
     except (ValueError, EOFError, OSError) as error:
-        raise ChipError(f"{path}: not a .npy array of numbers ({error}); save one with numpy.save") from error
+        raise ChipError(
+            f"{path}: not a .npy array of numbers ({error}); save one with numpy.save"
+        ) from error
     if not isinstance(array, np.ndarray):
         raise ChipError(f"{path}: holds several arrays; save one with numpy.save")
     return array

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from knarr.errors import KnarrError
 
-class DeployError(ValueError):
+
+class DeployError(KnarrError, ValueError):
     """A graph or file cannot become a chip network, or a chip network breaks a rule."""
 
 
-class LavaError(RuntimeError):
+class LavaError(KnarrError, RuntimeError):
     """The Lava worker could not start, died, hung, or said no; carries the tail of its log."""

@@ -159,7 +159,11 @@ def weights_fit_8_bits(network: Network) -> Iterator[Violation]:
 def weights_survive_netx(network: Network) -> Iterator[Violation]:
     for layer in network.layers:
         if not np.any(_weights(layer)):
-            why = "nothing passes a convolution" if isinstance(layer, Conv) else "netx fails to load it"
+            why = (
+                "nothing passes a convolution"
+                if isinstance(layer, Conv)
+                else "netx fails to load it"
+            )
             yield Violation(
                 "weights_survive_netx", layer.name, f"all weights are 0, so {why}; remove the layer"
             )

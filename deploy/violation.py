@@ -33,7 +33,9 @@ def fatal(violations: Iterable[Violation]) -> list[Violation]:
 
 
 def decay_violation(layer: str, register: str, value: int) -> Violation:
-    low, high = (I_DECAY_MIN, I_DECAY_MAX) if register.startswith("i") else (V_DECAY_MIN, V_DECAY_MAX)
+    low, high = (
+        (I_DECAY_MIN, I_DECAY_MAX) if register.startswith("i") else (V_DECAY_MIN, V_DECAY_MAX)
+    )
     return Violation(
         "decays_fit_registers",
         layer,

@@ -25,7 +25,11 @@ SAMPLES, STEPS, WIDTHS = 3, 16, (6, 5, 4)
 PYTHON = [sys.executable, __file__]
 # name, seconds allowed, command. What the knarr command is called with stands here and nowhere else.
 CHECKS = [
-    ("imports", 120, [sys.executable, "-c", "import torch, norse, nir, onnxruntime, lava.lib.dl.netx"]),
+    (
+        "imports",
+        120,
+        [sys.executable, "-c", "import torch, norse, nir, onnxruntime, lava.lib.dl.netx"],
+    ),
     ("network", 60, [*PYTHON, "make"]),
     ("lava", 180, [*PYTHON, "lava"]),
     ("doctor", 180, ["knarr", "doctor"]),
@@ -110,7 +114,10 @@ def kill_with_memory(processes: list[pathlib.Path]) -> None:
 
 def check(name: str, seconds: int, command: list[str]) -> bool:
     mark, log, start = str(uuid.uuid4()), pathlib.Path(f"{name}.log"), time.monotonic()
-    options = {"env": os.environ | {"OMP_NUM_THREADS": "1", "KNARR_CHECK": mark}, "start_new_session": True}
+    options = {
+        "env": os.environ | {"OMP_NUM_THREADS": "1", "KNARR_CHECK": mark},
+        "start_new_session": True,
+    }
     with log.open("w") as output:
         try:
             process = subprocess.Popen(
@@ -132,8 +139,14 @@ def check(name: str, seconds: int, command: list[str]) -> bool:
     process.kill()
     process.wait()
     passed = status == "0" and not orphans
-    print("ok  " if passed else "FAIL", f"{name}: {' '.join(command)} ({time.monotonic() - start:.1f} s)")
-    print("".join(f"      {line}\n" for line in log.read_text(errors="replace").splitlines()[-30:]), end="")
+    print(
+        "ok  " if passed else "FAIL",
+        f"{name}: {' '.join(command)} ({time.monotonic() - start:.1f} s)",
+    )
+    print(
+        "".join(f"      {line}\n" for line in log.read_text(errors="replace").splitlines()[-30:]),
+        end="",
+    )
     if not passed:
         print(f"      exit status: {status}; processes left behind: {len(orphans)}")
     sys.stdout.flush()
@@ -149,4 +162,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    {"make": make, "lava": run_lava, "compare": compare}.get(sys.argv[1] if sys.argv[1:] else "", main)()
+    {"make": make, "lava": run_lava, "compare": compare}.get(
+        sys.argv[1] if sys.argv[1:] else "", main
+    )()

@@ -54,7 +54,9 @@ def as_shape(value: object, what: str = "input_shape") -> tuple[int, ...]:
         sizes: tuple[Any, ...] = tuple(value)  # type: ignore[arg-type]
     except TypeError as error:
         raise ExportError(f"{what}: {value!r} is no sequence of sizes; write ({value},)") from error
-    whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in sizes)
+    whole = all(
+        isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in sizes
+    )
     if not sizes or not whole:
         raise ExportError(f"{what}: {sizes}; give the positive sizes of one step without batch")
     return tuple(int(n) for n in sizes)
@@ -80,5 +82,7 @@ def as_graph(value: object) -> nir.NIRGraph:
         ExportError: something else.
     """
     if not isinstance(value, nir.NIRGraph):
-        raise ExportError(f"graph: {type(value).__name__} is no NIRGraph; read one with knarr.export.read")
+        raise ExportError(
+            f"graph: {type(value).__name__} is no NIRGraph; read one with knarr.export.read"
+        )
     return value

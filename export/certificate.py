@@ -72,7 +72,9 @@ class Certificate:
             return TypeAdapter(Certificate).validate_json(text)
         except (ValueError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ExportError(f"certificate: cannot be read ({reason}); export the module again") from error
+            raise ExportError(
+                f"certificate: cannot be read ({reason}); export the module again"
+            ) from error
 
 
 REPLAY_SAMPLES, REPLAY_TIMESTEPS = 8, 32
@@ -109,12 +111,15 @@ def replay_sha256(trace: Trace) -> str:
     digest = hashlib.sha256()
     for name in sorted(trace.spikes):
         digest.update(
-            f"{name}:{trace.spikes[name].shape}".encode() + np.packbits(trace.spikes[name]).tobytes()
+            f"{name}:{trace.spikes[name].shape}".encode()
+            + np.packbits(trace.spikes[name]).tobytes()
         )
     return digest.hexdigest()
 
 
-def certify(module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> Certificate:
+def certify(
+    module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
+) -> Certificate:
     """Compare the module with the graph on inputs: every spike of every layer and step, every voltage bit.
 
     Args:
@@ -171,14 +176,22 @@ def _compared(
 ) -> tuple[Trace, Trace, dict[str, str]]:
     live, stepped = trace_module(module, inputs), run_graph(graph, inputs, dt_s, unstable=True)
     if not live.spikes:
-        raise ExportError("certificate: the module has no spiking layer; there is nothing to certify")
+        raise ExportError(
+            "certificate: the module has no spiking layer; there is nothing to certify"
+        )
     order = {name: i for i, name in enumerate([*execution_order(graph), "output"])}
     plain, rewrites = rewrite(take_apart(module))
     if rewrites:
         listed = "; ".join(f"'{path}': {what}" for path, what in rewrites.items())
-        require_equal(live, stepped, order, ("spikes",), f"module and graph, which has rewritten {listed}")
         require_equal(
-            trace_module(as_module(plain), inputs), stepped, order, ("spikes", "v"), "module and graph"
+            live, stepped, order, ("spikes",), f"module and graph, which has rewritten {listed}"
+        )
+        require_equal(
+            trace_module(as_module(plain), inputs),
+            stepped,
+            order,
+            ("spikes", "v"),
+            "module and graph",
         )
     else:
         require_equal(live, stepped, order, ("spikes", "v"), "module and graph")
@@ -208,15 +221,24 @@ def require_equal(
                 "they are not the same network"
             )
         for name in theirs:
-            found += _difference(name, kind, theirs[name], ours[name], order.get(name, len(order)), between)
+            found += _difference(
+                name, kind, theirs[name], ours[name], order.get(name, len(order)), between
+            )
     if "v" in kinds:
-        found += _difference("output", "values", expected.output, actual.output, len(order), between)
+        found += _difference(
+            "output", "values", expected.output, actual.output, len(order), between
+        )
     if found:
         raise CertificateError(min(found)[2])
 
 
 def _difference(
-    name: str, kind: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any], place: int, between: str
+    name: str,
+    kind: str,
+    expected: npt.NDArray[Any],
+    actual: npt.NDArray[Any],
+    place: int,
+    between: str,
 ) -> list[tuple[int, int, str]]:
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
         raise CertificateError(

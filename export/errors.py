@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from knarr.errors import KnarrError
 
-class ExportError(ValueError):
+
+class ExportError(KnarrError, ValueError):
     """A module or graph cannot be exported, or the export does not do what the module does."""
 
 

@@ -59,6 +59,8 @@ def to_nir(
             raise ExportError(
                 f"graph: nir's own type check refuses it ({error}); other readers would too"
             ) from error
-    certificate = certify(module, graph, replay_inputs(input_shape) if given is None else given, dt_s)
+    certificate = certify(
+        module, graph, replay_inputs(input_shape) if given is None else given, dt_s
+    )
     graph.metadata["certificate"] = certificate.to_json()
     return graph

@@ -27,7 +27,9 @@ def decay(state: Int64, register: int) -> Int64:
 
 def wrap_current(u: Int64) -> Int64:
     """One wrap of u past 23 bits; +2**23 itself survives, which two's complement would not do."""
-    return np.where(u > STATE_MAX, u - 2 * STATE_MAX, np.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u))
+    return np.where(
+        u > STATE_MAX, u - 2 * STATE_MAX, np.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u)
+    )
 
 
 def wrap_synapse(a: Int64) -> Int64:

@@ -22,7 +22,11 @@ from knarr.hw_sim.network import InputCoding
 def with_height(shape: tuple[int, ...], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Signals (..., channels, length) as images one pixel high, where that is what `shape` asks for."""
     short = len(shape) == 3 and shape[1] == 1 and array.ndim in (3, 4)
-    if short and array.shape[-3:] != shape and array.shape[array.ndim - 2 :] == (shape[0], shape[2]):
+    if (
+        short
+        and array.shape[-3:] != shape
+        and array.shape[array.ndim - 2 :] == (shape[0], shape[2])
+    ):
         return array[..., None, :]
     return array
 
@@ -60,7 +64,9 @@ def encode(
     if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
         raise ChipError("inputs: they hold something else than finite numbers; repair them")
     if not timed and (timesteps is None or timesteps < 1):
-        raise ChipError(f"inputs: {coding.kind} coding of frames without a time axis; say how many timesteps")
+        raise ChipError(
+            f"inputs: {coding.kind} coding of frames without a time axis; say how many timesteps"
+        )
     if coding.kind == "rate":
         if array.size and not 0 <= array.min() <= array.max() <= 1:
             raise ChipError(
@@ -82,7 +88,11 @@ def encode(
         )
     small = integers.astype(coding.dtype)
     # The same frame at every step is there once.
-    return small if timed else np.broadcast_to(small[:, None], (len(small), timesteps or 1, *small.shape[1:]))
+    return (
+        small
+        if timed
+        else np.broadcast_to(small[:, None], (len(small), timesteps or 1, *small.shape[1:]))
+    )
 
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -91,7 +101,9 @@ MAX_BIAS = 2**15 - 1
 """Lava holds a bias mantissa in int16 and wraps what is larger."""
 
 
-def check_inputs(coding: InputCoding, inputs: npt.ArrayLike, timesteps: int | None = None) -> Integers:
+def check_inputs(
+    coding: InputCoding, inputs: npt.ArrayLike, timesteps: int | None = None
+) -> Integers:
     """Inputs as integers with a time axis, or an error that says what does not fit.
 
     Args:
@@ -146,7 +158,9 @@ def check_inputs(coding: InputCoding, inputs: npt.ArrayLike, timesteps: int | No
     low = 0 if array.dtype.kind == "u" and high < 2**coding.bits else int(array.min())
     if driven:
         if max(-low, high) > MAX_BIAS:
-            raise ChipError(f"inputs: bias mantissas {low}..{high}, allowed +-{MAX_BIAS}; scale them down")
+            raise ChipError(
+                f"inputs: bias mantissas {low}..{high}, allowed +-{MAX_BIAS}; scale them down"
+            )
     elif low < 0 or high >= 2**coding.bits:
         raise ChipError(
             f"inputs: values {low}..{high}, {coding.bits}-bit input takes 0..{2**coding.bits - 1}; "

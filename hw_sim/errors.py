@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from knarr.errors import KnarrError
 
-class ChipError(ValueError):
+
+class ChipError(KnarrError, ValueError):
     """A chip network, its inputs or its counts are not what the chip (or the counter) can take."""
 
 

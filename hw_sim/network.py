@@ -160,7 +160,9 @@ class Recurrent:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight_int", _frozen(self.name, "weight_int", self.weight_int, 2))
-        object.__setattr__(self, "recurrent_int", _frozen(self.name, "recurrent_int", self.recurrent_int, 2))
+        object.__setattr__(
+            self, "recurrent_int", _frozen(self.name, "recurrent_int", self.recurrent_int, 2)
+        )
         outputs = self.weight_int.shape[0]
         _freeze_bias(self, outputs)
         if self.recurrent_int.shape != (outputs, outputs):
@@ -271,7 +273,9 @@ def _freeze_bias(layer: Dense | Conv | Recurrent, outputs: int) -> None:
         return
     bias = _frozen(layer.name, "bias_int", layer.bias_int, 1)
     if bias.shape != (outputs,):
-        raise ChipError(f"layer '{layer.name}': bias_int has shape {bias.shape}, needs ({outputs},)")
+        raise ChipError(
+            f"layer '{layer.name}': bias_int has shape {bias.shape}, needs ({outputs},)"
+        )
     object.__setattr__(layer, "bias_int", bias)
 
 
@@ -324,7 +328,9 @@ class InputCoding:
         if self.kind == "rate" and (self.bits != 1 or self.units != 1.0):
             raise ChipError("input: rate coding sends spikes; leave bits and units at 1")
         if self.kind != "events" and self.neuron is not None:
-            raise ChipError("input: neurons driven by bias take mantissas as they are; leave kind at events")
+            raise ChipError(
+                "input: neurons driven by bias take mantissas as they are; leave kind at events"
+            )
 
     @property
     def dtype(self) -> type[np.integer[Any]]:
@@ -411,7 +417,9 @@ class ChipNetwork:
     def __post_init__(self) -> None:
         if not self.layers:
             raise ChipError("network: no layers; a chip network has at least one")
-        names = [layer.name for layer in self.layers] + (["input"] if self.input.neuron is not None else [])
+        names = [layer.name for layer in self.layers] + (
+            ["input"] if self.input.neuron is not None else []
+        )
         if len(set(names)) != len(names):
             raise ChipError(f"network: layer names repeat: {names}")
         shape = self.input.shape

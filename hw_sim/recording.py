@@ -86,7 +86,9 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
         pairs += [(f"{kind} of '{name}'", left[name], right[name]) for name in left]
     for what, left_array, right_array in pairs:
         if left_array.shape != right_array.shape:
-            raise ChipError(f"recordings: {what} has shape {left_array.shape} vs {right_array.shape}")
+            raise ChipError(
+                f"recordings: {what} has shape {left_array.shape} vs {right_array.shape}"
+            )
         differs = np.argwhere(left_array != right_array)
         if len(differs):
             # Earliest in time first: what comes later may only follow from it.
@@ -133,7 +135,9 @@ def load_recording(path: Path) -> Recording:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if int(arrays["format"]) != FORMAT:
-                raise ChipError(f"{path}: recording format {arrays['format']}, this version reads {FORMAT}")
+                raise ChipError(
+                    f"{path}: recording format {arrays['format']}, this version reads {FORMAT}"
+                )
             kinds: dict[str, dict[str, npt.NDArray[np.generic]]] = {
                 "spikes": {},
                 "v": {},
@@ -146,7 +150,12 @@ def load_recording(path: Path) -> Recording:
                 if name:
                     kinds[kind][name] = arrays[key]
             peaks = {name: int(peak) for name, peak in kinds.pop("peak_sum").items()}
-            return Recording(output=arrays["output"], engine=str(arrays["engine"]), peak_sum=peaks, **kinds)  # type: ignore[arg-type]
+            return Recording(
+                output=arrays["output"],
+                engine=str(arrays["engine"]),
+                peak_sum=peaks,
+                **kinds,  # type: ignore[arg-type]  # mypy knows one type for the arrays of all kinds
+            )
     except (ChipError, FileNotFoundError):
         raise
     # What numpy, zipfile and zlib raise between them on damaged or foreign files.

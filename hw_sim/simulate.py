@@ -20,7 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.hw_sim.coding import check_inputs
-from knarr.hw_sim.engines.base import Engine, Events, LayerResult, ReferenceEngine, Wanted, cores, ran_of
+from knarr.hw_sim.engines.base import (
+    Engine,
+    Events,
+    LayerResult,
+    ReferenceEngine,
+    Wanted,
+    cores,
+    ran_of,
+)
 from knarr.hw_sim.engines.native import FastEngine, load
 from knarr.hw_sim.engines.reference import LayerState, run_neurons
 from knarr.hw_sim.engines.self_test import differs
@@ -39,15 +47,21 @@ class RecordingBuffer:
         shape: (samples, timesteps).
     """
 
-    def __init__(self, network: ChipNetwork, record: tuple[str, ...], shape: tuple[int, int]) -> None:
+    def __init__(
+        self, network: ChipNetwork, record: tuple[str, ...], shape: tuple[int, int]
+    ) -> None:
         self.network, self.record, self.shape = network, record, shape
-        self.arrays: dict[str, dict[str, npt.NDArray[Any]]] = {name: {} for name in ("spikes", "u", "v")}
+        self.arrays: dict[str, dict[str, npt.NDArray[Any]]] = {
+            name: {} for name in ("spikes", "u", "v")
+        }
         self.counts: dict[str, npt.NDArray[np.int64]] = {}
         self.peaks: dict[str, int] = {}
         outputs = int(np.prod(network.output_shape))
         self.output = np.zeros((*shape, outputs), dtype=np.int64)
 
-    def put(self, name: str, samples: slice, steps: slice, ran: LayerResult, *, peak: bool = True) -> None:
+    def put(
+        self, name: str, samples: slice, steps: slice, ran: LayerResult, *, peak: bool = True
+    ) -> None:
         """Of one layer in one block."""
         counts = self.counts.setdefault(name, np.zeros(self.shape, dtype=np.int64))
         counts[samples, steps] = ran.counts
@@ -158,7 +172,9 @@ class BlockScheduler:
         samples, steps = flow.shape[:2]
         states: list[Any] = [None] * len(self.network.layers)
         driver = self.network.input.neuron
-        drive = None if driver is None else _Drive(driver, (rows.stop - rows.start, *flow.shape[2:]))
+        drive = (
+            None if driver is None else _Drive(driver, (rows.stop - rows.start, *flow.shape[2:]))
+        )
         for start in range(0, steps, block):
             now = slice(start, min(start + block, steps))
             events: Events = flow[rows, now].astype(self.network.input.dtype, copy=False)
@@ -172,7 +188,13 @@ class BlockScheduler:
                 bits = self.network.input.bits if segment.first == 0 else 1
                 mine = states[layers]
                 done = segment.engine.run(
-                    segment.chain, events, bits, segment.wanted, mine, self.threads, carry=now.stop < steps
+                    segment.chain,
+                    events,
+                    bits,
+                    segment.wanted,
+                    mine,
+                    self.threads,
+                    carry=now.stop < steps,
                 )
                 if done is None:
                     self.too_large |= set(range(layers.start, layers.stop))
@@ -233,7 +255,10 @@ class _Drive:
 
     def __init__(self, neuron: Neuron, shape: tuple[int, ...]) -> None:
         zeros = np.zeros(shape, dtype=np.int64)
-        self.neuron, self.state = neuron, LayerState(zeros, zeros, zeros, np.zeros(0, dtype=np.uint8))
+        self.neuron, self.state = (
+            neuron,
+            LayerState(zeros, zeros, zeros, np.zeros(0, dtype=np.uint8)),
+        )
 
     def run(self, bias: npt.NDArray[np.integer[Any]]) -> LayerResult:
         wide = bias.astype(np.int64)
@@ -330,7 +355,9 @@ def simulate(
     events = check_inputs(network.input, inputs, timesteps)
     chosen = choose(engine)
     if engine == "reference" and threads not in (None, 1):
-        raise ChipError(f"threads: {threads} asked for, the reference engine has 1; leave threads out")
+        raise ChipError(
+            f"threads: {threads} asked for, the reference engine has 1; leave threads out"
+        )
     samples, steps = events.shape[:2]
     flow = events if reset else events.reshape(1, samples * steps, *events.shape[2:])
     keep = RecordingBuffer(network, tuple(record), (flow.shape[0], flow.shape[1]))

@@ -8,10 +8,12 @@ from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 
+from knarr.errors import KnarrError
+
 STAGES = ("train", "export", "deploy", "hw_sim", "pipeline", "cli")
 
 __version__ = version("knarr")
-__all__ = ["STAGES", "__version__"]
+__all__ = ["STAGES", "KnarrError", "__version__"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -106,7 +106,9 @@ def _check(run: Run, path: Path, found: ChipFit) -> None:
         RuntimeError: it is not, and the file is removed.
     """
     train, (_, validation) = run.data.train, train_validation_split(run.recipe, run.data)
-    correct = int((decided(run, read_net(path), train, validation) == train.labels[validation]).sum())
+    correct = int(
+        (decided(run, read_net(path), train, validation) == train.labels[validation]).sum()
+    )
     if correct != found.kept.correct:
         path.unlink()
         raise RuntimeError(
@@ -122,7 +124,11 @@ def _said(found: ChipFit) -> str:
         else f"epoch {found.epoch + 1} is kept"
     )
     missed = found.goal is not None and after.accumulates > found.goal
-    what = f"; the goal of {found.goal:,.0f} was NOT met, give it more epochs or acc_weight" if missed else ""
+    what = (
+        f"; the goal of {found.goal:,.0f} was NOT met, give it more epochs or acc_weight"
+        if missed
+        else ""
+    )
     return (
         f"  {how}: {after.correct} of {after.clips} validation clips right, lowered {before.correct}; "
         f"{after.accumulates:,.0f} ACC per inference, lowered {before.accumulates:,.0f}{what}"

@@ -64,7 +64,9 @@ class Pricing:
 
     profile: str | None = None
     model: str | None = None
-    options: Options = field(default_factory=lambda: Options(reuse_weights=REUSE, reuse_inputs=REUSE))
+    options: Options = field(
+        default_factory=lambda: Options(reuse_weights=REUSE, reuse_inputs=REUSE)
+    )
     mix_technologies: bool = False
     allow_partial: bool = False
 
@@ -127,7 +129,9 @@ def energy_facts(
             rows.append(row)
             compared |= pairs
     if not rows:
-        raise PriceError("--pooling: 'float' has no chip model; use paper or memory, or pools folded")
+        raise PriceError(
+            "--pooling: 'float' has no chip model; use paper or memory, or pools folded"
+        )
     first = rows[0]
     return {
         "student": {
@@ -135,10 +139,14 @@ def energy_facts(
             "counts_other_pooling": None if other is None else other.to_json(),
             "energy": first["student"],
         },
-        "baseline": None if baseline is None else {"counts": baseline.to_json(), "energy": first["baseline"]},
+        "baseline": None
+        if baseline is None
+        else {"counts": baseline.to_json(), "energy": first["baseline"]},
         "ratio": first["ratio"],
         "models": rows,
-        "comparison": asdict(compare_models(list(compared.values()), list(compared))) if compared else None,
+        "comparison": asdict(compare_models(list(compared.values()), list(compared)))
+        if compared
+        else None,
         "break_even": [] if baseline is None else _break_even(student, baseline, pricing),
         "trades": [one.to_json() for one in trades],
         "trades_of": trades_of,
@@ -191,7 +199,9 @@ def _row(
     row["mixed"] = model == "chip"
     if any(one.partial for one in (mine, *rivals.values())):  # a bound of one side ranks nothing
         return row, {}
-    label = f"{model}, {profile.name}" + (f", reuse {options.reuse_weights:g}" if row["reuse"] else "")
+    label = f"{model}, {profile.name}" + (
+        f", reuse {options.reuse_weights:g}" if row["reuse"] else ""
+    )
     pairs = {}
     for side, name in (("baseline", "ratio"), ("effective", "ratio_effective")):
         if side in rivals and rivals[side].nominal_pj > 0:
@@ -212,7 +222,9 @@ def _break_even(
     for model, profile in pricing.pairs():
         for against, rival in rivals if model != "chip" else []:
             limit = break_even(student, rival, profile, model=model, options=pricing.options)
-            found.append({"model": model, "profile": profile.name, "against": against, **limit.to_json()})
+            found.append(
+                {"model": model, "profile": profile.name, "against": against, **limit.to_json()}
+            )
     return found
 
 
@@ -267,7 +279,9 @@ def energy_files(
     ):
         raise ChipError("--baseline-data, --measure, --mix-tech: go with --baseline")
     if measure and sources.baseline_data is None:
-        raise ChipError("--measure: runs the baseline on its inputs; give them with --baseline-data")
+        raise ChipError(
+            "--measure: runs the baseline on its inputs; give them with --baseline-data"
+        )
     pricing.pairs()  # refuses what cannot be priced before anything is run
     model, inputs, labels = _student(sources)
     rival_inputs = _rival_inputs(sources)
@@ -280,7 +294,9 @@ def energy_files(
         _check_votes(sources, model, dt_s or 0.0)
 
     def counted(pooling: str) -> OperationCounts:
-        return count(model, inputs, dt_s=dt_s, pooling=pooling, progress=lambda done: show(done, len(inputs)))
+        return count(
+            model, inputs, dt_s=dt_s, pooling=pooling, progress=lambda done: show(done, len(inputs))
+        )
 
     student = counted(sources.pooling)
     other = None
@@ -295,8 +311,12 @@ def energy_files(
         ).to_json()
         if not measure:
             measured |= {"gpu_refused": NOT_ASKED, "cpu_refused": NOT_ASKED}
-    trades, of = ((), "") if student.refused else _trades(model, inputs, labels, dt_s, sources, pricing)
-    facts = energy_facts(student, rival, pricing, other=other, trades=trades, trades_of=of, measured=measured)
+    trades, of = (
+        ((), "") if student.refused else _trades(model, inputs, labels, dt_s, sources, pricing)
+    )
+    facts = energy_facts(
+        student, rival, pricing, other=other, trades=trades, trades_of=of, measured=measured
+    )
     if out is not None:
         write_atomic(out, (json_text(facts) + "\n").encode())
     if picture is not None:
@@ -318,7 +338,9 @@ def _writable(sources: Sources, out: Path | None, picture: Path | None) -> None:
             )
     keep_apart(out, *read_from)
     keep_apart(picture, *read_from, out)
-    runs = [path.resolve() for path in (sources.run, sources.data) if path is not None and path.is_dir()]
+    runs = [
+        path.resolve() for path in (sources.run, sources.data) if path is not None and path.is_dir()
+    ]
     for option, path in (("--out", out), ("--picture", picture)):
         if path is None:
             continue

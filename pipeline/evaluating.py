@@ -48,7 +48,11 @@ def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluatio
     """
     if run.data.sampling is not None:
         check_size(
-            windows, len(run.data.class_names), run.data.subjects, run.data.lights, RunEvaluation.draws
+            windows,
+            len(run.data.class_names),
+            run.data.subjects,
+            run.data.lights,
+            RunEvaluation.draws,
         )
     teacher, student = run.networks()
     passes = run.system.passes(run.data, windows, seed)
@@ -109,7 +113,11 @@ def fit_and_evaluate(recipe: Recipe, data: Path | None, folder: Path, *, grids: 
 def _fit_and_evaluate(run: Run, grids: Path) -> None:
     recipe, folder = run.recipe, run.folder
     shared_teacher(
-        recipe, run.data, folder, grids / TEACHERS, progress.training("teacher", recipe.chosen_on_test)
+        recipe,
+        run.data,
+        folder,
+        grids / TEACHERS,
+        progress.training("teacher", recipe.chosen_on_test),
     )
     stages.train(run)
     failure = run.path(NOT_DEPLOYED)
@@ -144,7 +152,9 @@ def count_people(recipe: Recipe, data: Path) -> int:
         RecipeError: a system without folds.
     """
     if not isinstance(recipe, EmotionRecipe):
-        raise RecipeError(f"recipe '{recipe.name}': system {recipe.system} has no folds that depend on data")
+        raise RecipeError(
+            f"recipe '{recipe.name}': system {recipe.system} has no folds that depend on data"
+        )
     return fold_count(recipe, data)
 
 

@@ -10,6 +10,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from knarr.errors import KnarrError
 from knarr.pipeline.measures import Measures, check_classes, measure
 
 MAX_CELLS: Final = 20_000_000
@@ -22,7 +23,7 @@ NETWORKS: Final[tuple[Network, ...]] = get_args(Network)
 Indices = npt.NDArray[np.int64]
 
 
-class EvaluationError(ValueError):
+class EvaluationError(KnarrError, ValueError):
     """An evaluation, or its file, that cannot be."""
 
 
@@ -97,7 +98,9 @@ class RunEvaluation:
             if network in self.predicted
         }
         if not rows or len(rows) < len(self.predicted):
-            raise EvaluationError(f"networks: {', '.join(self.predicted) or 'none'}; name some of {NETWORKS}")
+            raise EvaluationError(
+                f"networks: {', '.join(self.predicted) or 'none'}; name some of {NETWORKS}"
+            )
         labels, samples = np.asarray(self.labels), len(self.names)
         folds = np.zeros(samples, np.int64) if self.folds is None else np.asarray(self.folds)
         for what, each in (
@@ -124,7 +127,9 @@ class RunEvaluation:
         check_size(passes, len(self.classes), self.subjects, self.lights, self.draws)
         object.__setattr__(self, "labels", labels.astype(np.int64))
         object.__setattr__(self, "folds", folds.astype(np.int64))
-        object.__setattr__(self, "predicted", {name: row.astype(np.int64) for name, row in rows.items()})
+        object.__setattr__(
+            self, "predicted", {name: row.astype(np.int64) for name, row in rows.items()}
+        )
 
     @property
     def on(self) -> str:
@@ -202,7 +207,9 @@ def pool(evaluations: Sequence[RunEvaluation]) -> RunEvaluation:
                 raise EvaluationError(
                     f"{field}: {mine!r} in one fold, {theirs!r} in another; evaluate them alike"
                 )
-        shapes = [{name: len(rows) for name, rows in one.predicted.items()} for one in (first, other)]
+        shapes = [
+            {name: len(rows) for name, rows in one.predicted.items()} for one in (first, other)
+        ]
         if shapes[0] != shapes[1]:
             raise EvaluationError(
                 f"passes: {shapes[0]} in one fold, {shapes[1]} in another; evaluate them alike"
@@ -232,5 +239,7 @@ def pool(evaluations: Sequence[RunEvaluation]) -> RunEvaluation:
 def _joined(what: str, parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
     known = [part for part in parts if part is not None]
     if known and len(known) < len(parts):
-        raise EvaluationError(f"{what}: known in {len(known)} of {len(parts)} folds; evaluate them alike")
+        raise EvaluationError(
+            f"{what}: known in {len(known)} of {len(parts)} folds; evaluate them alike"
+        )
     return tuple(name for part in known for name in part) if known else None

@@ -16,7 +16,15 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from knarr.pipeline.evaluation import NETWORKS, SHARED, EvaluationError, Indices, Network, RunEvaluation, pool
+from knarr.pipeline.evaluation import (
+    NETWORKS,
+    SHARED,
+    EvaluationError,
+    Indices,
+    Network,
+    RunEvaluation,
+    pool,
+)
 from knarr.pipeline.measures import RATES, Estimate, Measures
 from knarr.train.fitting.files import write_atomic
 
@@ -60,7 +68,9 @@ def measures_json(measures: Measures) -> dict[str, Any]:
 
 def evaluation_json(evaluation: RunEvaluation) -> dict[str, Any]:
     """Everything, as the file holds it."""
-    shared = {field: getattr(evaluation, field) for field in SHARED} | {"classes": list(evaluation.classes)}
+    shared = {field: getattr(evaluation, field) for field in SHARED} | {
+        "classes": list(evaluation.classes)
+    }
     return {
         "format": 1,
         **shared,
@@ -72,7 +82,10 @@ def evaluation_json(evaluation: RunEvaluation) -> dict[str, Any]:
             "lights": None if evaluation.lights is None else list(evaluation.lights),
         },
         "networks": {
-            network: {"predicted": rows.tolist(), "measures": measures_json(evaluation.measures[network])}
+            network: {
+                "predicted": rows.tolist(),
+                "measures": measures_json(evaluation.measures[network]),
+            }
             for network, rows in evaluation.predicted.items()
         },
     }
@@ -147,7 +160,9 @@ def read(path: Path) -> RunEvaluation:
     try:
         return _checked(_content(path))
     except EvaluationError as error:
-        raise EvaluationError(f"{path}: {error}; remove it and run `knarr evaluate` again") from None
+        raise EvaluationError(
+            f"{path}: {error}; remove it and run `knarr evaluate` again"
+        ) from None
 
 
 def _content(path: Path) -> _File:
@@ -168,7 +183,9 @@ def _content(path: Path) -> _File:
         raise EvaluationError(f"{path.stat().st_size} bytes > {MAX_BYTES}")
     try:
         text = path.read_bytes().decode("utf-8")
-        return _File.model_validate(json.loads(text, object_pairs_hook=unique, parse_constant=refuse))
+        return _File.model_validate(
+            json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        )
     except EvaluationError:
         raise
     except ValidationError as error:
@@ -215,13 +232,20 @@ def _difference(claimed: Any, found: Any) -> str | None:
         places = ((f".{n}", _difference(*pair)) for n, pair in pairs)
     elif type(claimed) is type(found) and isinstance(found, float):
         return (
-            None if math.isclose(claimed, found, rel_tol=0, abs_tol=SAME) else f": {claimed!r}, not {found!r}"
+            None
+            if math.isclose(claimed, found, rel_tol=0, abs_tol=SAME)
+            else f": {claimed!r}, not {found!r}"
         )
     elif type(claimed) is type(found) and not isinstance(found, dict | list) and claimed == found:
         return None
     elif isinstance(claimed, dict) and isinstance(found, dict):
-        named = [("without", found.keys() - claimed.keys()), ("with", claimed.keys() - found.keys())]
-        return ": " + ", ".join(f"{word} {_short(', '.join(sorted(keys)))}" for word, keys in named if keys)
+        named = [
+            ("without", found.keys() - claimed.keys()),
+            ("with", claimed.keys() - found.keys()),
+        ]
+        return ": " + ", ".join(
+            f"{word} {_short(', '.join(sorted(keys)))}" for word, keys in named if keys
+        )
     else:
         return f": {_short(claimed)}, not {_short(found)}"
     return next((f"{key}{below}" for key, below in places if below is not None), None)

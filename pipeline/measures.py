@@ -58,7 +58,9 @@ def check_classes(guesses: Classes, truth: Classes, names: tuple[str, ...]) -> N
         )
     for what, values in (("predicted", guesses), ("true", truth)):
         if values.dtype.kind not in "iu":
-            raise ValueError(f"{what}: of type {values.dtype}; give classes as whole numbers, not scores")
+            raise ValueError(
+                f"{what}: of type {values.dtype}; give classes as whole numbers, not scores"
+            )
         if values.min() < 0 or values.max() >= len(names):
             raise ValueError(
                 f"{what}: classes {values.min()} .. {values.max()} outside 0 .. {len(names) - 1}"
@@ -75,7 +77,9 @@ def confusions(guesses: Classes, truth: Classes, classes: int) -> Array:
     """
     target = torch.from_numpy(truth.astype(np.int64))
     one_pass = (torch.from_numpy(row.astype(np.int64)) for row in guesses)
-    matrices = [multiclass_confusion_matrix(row, target, classes, validate_args=False) for row in one_pass]
+    matrices = [
+        multiclass_confusion_matrix(row, target, classes, validate_args=False) for row in one_pass
+    ]
     return torch.stack(matrices).double().numpy()
 
 
@@ -119,7 +123,9 @@ def rates(confusion: Array, names: tuple[str, ...]) -> dict[str, Array]:
     matrices = torch.from_numpy(confusion).reshape(-1, classes, classes)
 
     def compute(kind: type, average: str) -> Array:
-        metric: Any = kind(classes, average=average, multidim_average="samplewise", validate_args=False)
+        metric: Any = kind(
+            classes, average=average, multidim_average="samplewise", validate_args=False
+        )
         metric.update(matrices)
         values: Array = metric.compute().numpy()
         return values.reshape(*shape, classes) if average == "none" else values.reshape(shape)
@@ -132,7 +138,8 @@ def rates(confusion: Array, names: tuple[str, ...]) -> dict[str, Array]:
         "macro_f1": f1.mean(axis=-1, where=occurs),
         "weighted_f1": compute(_F1, "weighted"),
         **{
-            f"recall/{name}": np.where(occurs[..., c], recall[..., c], np.nan) for c, name in enumerate(names)
+            f"recall/{name}": np.where(occurs[..., c], recall[..., c], np.nan)
+            for c, name in enumerate(names)
         },
     }
 
@@ -276,7 +283,9 @@ def draw_subjects(subjects: int, draws: int, seed: int) -> npt.NDArray[np.int64]
     """
     if subjects < 2 or draws < 1:
         raise ValueError(f"bootstrap: {draws} draws of {subjects} people, needs 1 of at least 2")
-    return np.random.default_rng(seed).multinomial(subjects, np.full(subjects, 1 / subjects), size=draws)
+    return np.random.default_rng(seed).multinomial(
+        subjects, np.full(subjects, 1 / subjects), size=draws
+    )
 
 
 def measure(
@@ -336,7 +345,10 @@ def _measure(
         np.zeros(len(truth), np.int64) if owners is None else owners, return_inverse=True
     )
     counts = np.stack(
-        [confusions(guesses[:, owner == n], truth[owner == n], len(names)) for n in range(len(people))]
+        [
+            confusions(guesses[:, owner == n], truth[owner == n], len(names))
+            for n in range(len(people))
+        ]
     )
     found = rates(counts.sum(axis=0), names)
     drawn: dict[str, Array] = {}
@@ -350,7 +362,11 @@ def _measure(
         if drawn:
             values = drawn[key].mean(axis=-1)
             values = values[~np.isnan(values)]  # draws without a sample of this class
-            lo, hi = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else (0.0, 1.0)
+            lo, hi = (
+                np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+                if len(values)
+                else (0.0, 1.0)
+            )
             bootstrap = ConfidenceInterval(float(lo), float(hi), len(values))
         return Estimate(
             value,

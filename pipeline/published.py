@@ -81,7 +81,9 @@ class Table(_PublishedModel):
         _unique("methods", [row.method for row in self.rows])
         for row in self.rows:
             if len(row.values) != len(self.columns):
-                raise ValueError(f"{row.method}: {len(row.values)} values for {len(self.columns)} columns")
+                raise ValueError(
+                    f"{row.method}: {len(row.values)} values for {len(self.columns)} columns"
+                )
             for column, value in zip(self.columns, row.values, strict=True):
                 if column.unit == "%" and value is not None and value > 100:
                     raise ValueError(f"{row.method}: {column.name} {value} % > 100")
@@ -176,7 +178,9 @@ class Beside:
 
     def _line(self, cell: PublishedCell) -> str:
         theirs = "unknown" if cell.published is None else f"{cell.published:g}"
-        title = cell.column if len(self._candidates(cell)) == 1 else f"{cell.column} ({cell.measure})"
+        title = (
+            cell.column if len(self._candidates(cell)) == 1 else f"{cell.column} ({cell.measure})"
+        )
         if cell.ours is None:
             return f"| {title} | {theirs} | - |"
         sure = cell.ours.bootstrap or cell.ours.wilson
@@ -205,9 +209,15 @@ def compare_with_published(ours: Rates, row: Row, *, data: str, name: str = "our
     for column, value in zip(row.table.columns, row.entry.values, strict=True):
         for key in column.measures:
             own = ours.of(key)
-            difference = None if own is None or value is None or not same else 100 * own.value - value
+            difference = (
+                None if own is None or value is None or not same else 100 * own.value - value
+            )
             cells.append(PublishedCell(column.name, key, value, own, difference))
-    marks = [] if same else [f"{OTHER_DATA} other data: {data}, theirs {row.table.data}; not comparable"]
+    marks = (
+        []
+        if same
+        else [f"{OTHER_DATA} other data: {data}, theirs {row.table.data}; not comparable"]
+    )
     marks.append(f"published: {row.table.source}; {row.table.protocol}")
     marks += [f"{row.entry.method}: {row.entry.note}"] if row.entry.note else []
     return Beside(row, name, data, same, tuple(cells), tuple(marks))

@@ -19,7 +19,11 @@ TEACHERS = "teachers"
 
 
 def shared_teacher(
-    recipe: Recipe, data: RunData, run_folder: Path, teachers: Path, callbacks: tuple[Callback, ...] = ()
+    recipe: Recipe,
+    data: RunData,
+    run_folder: Path,
+    teachers: Path,
+    callbacks: tuple[Callback, ...] = (),
 ) -> nn.Module:
     """A run's teacher: that of the first run to finish it, else trained here and left for the others.
 

@@ -47,7 +47,12 @@ from knarr.train.train import CONFIG, STUDENT, TEACHER, read_cache, train_valida
 
 GRAPH, LOWERED, NET = chip_stage.GRAPH, chip_stage.LOWERED, chip_stage.NET
 BASELINE, RECORDING = "teacher.onnx", "recording.npz"
-ACCURACY, VERIFICATION, ENERGY, PICTURES = "accuracy.json", "verification.json", "energy.json", "pictures"
+ACCURACY, VERIFICATION, ENERGY, PICTURES = (
+    "accuracy.json",
+    "verification.json",
+    "energy.json",
+    "pictures",
+)
 CERTIFY_SAMPLES = 20
 BASELINE_BYTES = 2**30
 """Of the clips on which the baseline's zeros are counted; its other counts do not depend on them."""
@@ -70,7 +75,9 @@ class Run:
 
     def need(self, name: str, verb: str) -> Path:
         if not self.has(name):
-            raise RecipeError(f"{self.path(name)}: not there yet; run `knarr {verb} {self.folder}` first")
+            raise RecipeError(
+                f"{self.path(name)}: not there yet; run `knarr {verb} {self.folder}` first"
+            )
         return self.path(name)
 
     def on_chip(self, clips: Clips) -> Clips:
@@ -92,7 +99,9 @@ class Run:
         return teacher, train_student(self.recipe, self.data, teacher, self.folder)
 
 
-def start(recipe_name: str, data: Path | None, out: Path | None, changes: Sequence[str] = ()) -> Run:
+def start(
+    recipe_name: str, data: Path | None, out: Path | None, changes: Sequence[str] = ()
+) -> Run:
     """Open a recipe's run folder, making it and its generated data when they are not there.
 
     Args:
@@ -110,7 +119,9 @@ def begin(recipe: Recipe, data: Path | None, folder: Path, cache: Path) -> Run:
     """`start` with a recipe in hand, and a folder for generated and prepared data."""
     data = made(recipe, cache) if data is None else data
     loaded = load_data(recipe, data, cache=cache, progress=progress.counter("samples read"))
-    progress.say(f"Data: {len(loaded.train.labels)} clips to train on, {len(loaded.test.labels)} held out")
+    progress.say(
+        f"Data: {len(loaded.train.labels)} clips to train on, {len(loaded.test.labels)} held out"
+    )
     # Before anything is written: what is refused later leaves a folder that refuses the corrected recipe.
     check_networks(recipe, loaded)
     if len(recipe.chosen_on_test) < 2 or recipe.chip is not None:
@@ -135,7 +146,9 @@ def reopen(folder: Path, data: Path | None = None) -> Run:
             f"{root}: the data of run {folder} are not there; give their folder, `knarr evaluate {folder} --data FOLDER`, or correct data_root in {folder / CONFIG}"
         )
     hold(folder)
-    loaded = load_data(recipe, root, cache=read_cache(folder), progress=progress.counter("samples read"))
+    loaded = load_data(
+        recipe, root, cache=read_cache(folder), progress=progress.counter("samples read")
+    )
     open_run(recipe, loaded, root, folder)
     return Run(folder, recipe, loaded)
 
@@ -158,7 +171,9 @@ def export(run: Run) -> None:
     train, coding = run.data.train, run.data.coding
     inputs = train.chip_inputs(np.arange(min(CERTIFY_SAMPLES, len(train.labels))))
     samples = inputs.astype(np.float32) / np.float32(coding.units)
-    graph = to_nir(run.system.deployable(student), samples.shape[2:], run.recipe.data.dt_s, samples=samples)
+    graph = to_nir(
+        run.system.deployable(student), samples.shape[2:], run.recipe.data.dt_s, samples=samples
+    )
     baseline = run.system.baseline(teacher, run.data).eval()
     shape = run.system.baseline_inputs(train.batch(np.arange(1), None)).shape[1:]
     to_onnx(baseline, tuple(shape), run.path(BASELINE))
@@ -223,7 +238,10 @@ def energy(run: Run) -> None:
     if run.has(ENERGY):
         return
     progress.say("Counting operations")
-    network, recording = read_net(run.need(NET, "deploy")), load_recording(run.need(RECORDING, "pipeline"))
+    network, recording = (
+        read_net(run.need(NET, "deploy")),
+        load_recording(run.need(RECORDING, "pipeline")),
+    )
     test = run.data.test
     everything = np.arange(len(test.labels))
     student = count_events(network, run.on_chip(test).chip_inputs(everything), recording)
@@ -236,7 +254,9 @@ def energy(run: Run) -> None:
     measured = baseline(path, None, counts=teacher).to_json()
     measured |= {"gpu_refused": NOT_ASKED, "cpu_refused": NOT_ASKED}
     of = f"{len(chosen)} training samples"
-    facts = energy_facts(student, teacher, Pricing(), trades=trades, trades_of=of, measured=measured)
+    facts = energy_facts(
+        student, teacher, Pricing(), trades=trades, trades_of=of, measured=measured
+    )
     write_atomic(run.path(ENERGY), (json_text(facts) + "\n").encode())
 
 
@@ -262,7 +282,11 @@ def _baseline_inputs(run: Run) -> npt.NDArray[np.float32]:
         return run.system.baseline_inputs(test.batch(chosen, None)).numpy()
 
     each = part(np.arange(1)).nbytes
-    kept = np.linspace(0, whole - 1, min(whole, max(1, BASELINE_BYTES // each))).round().astype(np.int64)
+    kept = (
+        np.linspace(0, whole - 1, min(whole, max(1, BASELINE_BYTES // each)))
+        .round()
+        .astype(np.int64)
+    )
     return np.concatenate(
         [part(kept[at : at + BASELINE_BATCH]) for at in range(0, len(kept), BASELINE_BATCH)]
     )

@@ -26,9 +26,12 @@ def fitted(
     *others, last = start.layers
     bias = None if last.bias_int is None else last.bias_int[::-1].copy()
     start = replace(
-        start, layers=(*others, replace(last, weight_int=last.weight_int[::-1].copy(), bias_int=bias))
+        start,
+        layers=(*others, replace(last, weight_int=last.weight_int[::-1].copy(), bias_int=bias)),
     )
-    made = recipe.model_copy(update={"chip": ChipSettings(**{"epochs": 4, "learning_rate": 0.01, **chip})})
+    made = recipe.model_copy(
+        update={"chip": ChipSettings(**{"epochs": 4, "learning_rate": 0.01, **chip})}
+    )
     found = train_chip(made, data, teacher, start, folder)
     rows = [row for row in read_rows(folder / "metrics.csv") if row["stage"] == "chip"]
     losses = [float(row["train_loss"]) for row in rows]
@@ -45,7 +48,9 @@ def fitted(
     for layer in found.network.layers:
         if layer.neuron.spikes:
             assert 0 < recording.spikes[layer.name].mean() < 1, layer.name
-    correct = int((found.network.readout.decide(recording.output) == data.train.labels[chosen]).sum())
+    correct = int(
+        (found.network.readout.decide(recording.output) == data.train.labels[chosen]).sum()
+    )
     assert round(float(rows[found.epoch]["validation_accuracy"]) * len(chosen)) == correct
     assert found.kept.correct == correct
     assert correct > found.start.correct

@@ -43,7 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()
-    if not report.skipped or not os.environ.get("KNARR_STRICT_SKIPS") or hasattr(report, "wasxfail"):
+    if (
+        not report.skipped
+        or not os.environ.get("KNARR_STRICT_SKIPS")
+        or hasattr(report, "wasxfail")
+    ):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     if not any(allowed in reason for allowed in ALLOWED_SKIPS):
@@ -63,7 +67,9 @@ DT_S = 0.001
 
 
 def lif_box(decay: float = 0.25, v_th: float = 0.5) -> snn.LIFBoxCell:
-    parameters = snn.LIFBoxParameters(tau_mem_inv=torch.tensor(decay / DT_S), v_th=torch.tensor(v_th))
+    parameters = snn.LIFBoxParameters(
+        tau_mem_inv=torch.tensor(decay / DT_S), v_th=torch.tensor(v_th)
+    )
     return snn.LIFBoxCell(parameters, dt=DT_S)
 
 

@@ -41,7 +41,10 @@ class Pool:
         found = []
         for y, x in product(*map(range, self.out(shape)[1:])):
             for a, b in product(*map(range, self.kernel)):
-                here = (y * self.stride[0] + a - self.padding[0], x * self.stride[1] + b - self.padding[1])
+                here = (
+                    y * self.stride[0] + a - self.padding[0],
+                    x * self.stride[1] + b - self.padding[1],
+                )
                 if here == at[1:]:
                     found.append((at[0], y, x))
         return found
@@ -92,9 +95,17 @@ class Layer:
         if not self.conv:
             return (len(self.weight),)
         sides = zip(
-            self.heard[1:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True
+            self.heard[1:],
+            self.weight.shape[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
+            strict=True,
         )
-        return (len(self.weight), *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides))
+        return (
+            len(self.weight),
+            *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides),
+        )
 
     @property
     def out(self) -> Position:
@@ -154,8 +165,14 @@ def random_network(rng: np.random.Generator) -> list[Layer]:
     for at in range(int(rng.integers(2, 5))):
         name, neuron = f"w{at}", f"n{at}"
         sources = [source, before] if before is not None and rng.random() < 0.7 else [source]
-        same = rng.random() < 0.3  # keeps its shape, so that the next layer can hear what it heard too
-        pools = _pools(rng, f"p{at}", shape) if len(shape) == 3 and not same and rng.random() < 0.6 else []
+        same = (
+            rng.random() < 0.3
+        )  # keeps its shape, so that the next layer can hear what it heard too
+        pools = (
+            _pools(rng, f"p{at}", shape)
+            if len(shape) == 3 and not same and rng.random() < 0.6
+            else []
+        )
         heard = Layer(name, [], shape, np.zeros((1, 1)), neuron, pools).heard
         if same:
             weight = _pruned(rng, heard[0], heard[0], *([3, 3] if len(heard) == 3 else []))
@@ -191,10 +208,16 @@ def _pools(rng: np.random.Generator, name: str, shape: Position) -> list[Pool]:
         kernel = (int(rng.choice(sizes)), int(rng.choice(sizes)))
         padding = (0, 0) if average else (int(rng.integers(0, 2)), int(rng.integers(0, 2)))
         pool = Pool(
-            f"{name}_{at}", average, kernel, (int(rng.integers(1, 4)), int(rng.integers(1, 4))), padding
+            f"{name}_{at}",
+            average,
+            kernel,
+            (int(rng.integers(1, 4)), int(rng.integers(1, 4))),
+            padding,
         )
         # torch has no pool whose padding is more than half of its window
-        if min(pool.out(shape)[1:]) >= 1 and all(2 * p <= k for p, k in zip(padding, kernel, strict=True)):
+        if min(pool.out(shape)[1:]) >= 1 and all(
+            2 * p <= k for p, k in zip(padding, kernel, strict=True)
+        ):
             found.append(pool)
             shape = pool.out(shape)
     return found
@@ -204,7 +227,9 @@ def _conv(rng: np.random.Generator, layer: Layer, heard: Position) -> Layer:
     while True:
         layer.groups = int(rng.choice([g for g in range(1, 4) if heard[0] % g == 0]))
         kernel = rng.integers(1, 4, 2).tolist()
-        layer.weight = _pruned(rng, layer.groups * int(rng.integers(1, 3)), heard[0] // layer.groups, *kernel)
+        layer.weight = _pruned(
+            rng, layer.groups * int(rng.integers(1, 3)), heard[0] // layer.groups, *kernel
+        )
         layer.stride = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
         layer.padding = (int(rng.integers(0, 3)), int(rng.integers(0, 3)))
         layer.dilation = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
@@ -223,7 +248,9 @@ def graph_of(layers: list[Layer], rng: np.random.Generator) -> nir.NIRGraph:
         if layer.scale != 1:
             chain.append((f"{layer.name}_scale", nir.Scale(np.full(layer.heard, layer.scale))))
         if not layer.conv and len(layer.heard) > 1:
-            chain.append((f"{layer.name}_flat", nir.Flatten({"input": np.array(layer.heard)}, 0, -1)))
+            chain.append(
+                (f"{layer.name}_flat", nir.Flatten({"input": np.array(layer.heard)}, 0, -1))
+            )
         bias = np.zeros(len(layer.weight)) if layer.bias is None else layer.bias
         geometry = {
             "stride": np.array(layer.stride),
@@ -281,11 +308,16 @@ def walk(
                 cache[at] = layer.targets(at, folded=folded)
             return cache[at]
 
-        dense = sum(len(reached(at)) for at in product(*map(range, layer.shape if folded else layer.heard)))
+        dense = sum(
+            len(reached(at)) for at in product(*map(range, layer.shape if folded else layer.heard))
+        )
         own = values[layer.neuron]
         neurons = prod(layer.out)
         for b, t in product(range(samples), range(steps)):
-            parts = [values[source][b, t].reshape(layer.shape).astype(np.float64) for source in layer.sources]
+            parts = [
+                values[source][b, t].reshape(layer.shape).astype(np.float64)
+                for source in layer.sources
+            ]
             frames = parts
             if not folded:
                 frames = [_through(layer, parts, found)]
@@ -307,11 +339,16 @@ def walk(
                         for target, weight in targets.items():
                             currents[target] += weight * frame[tuple(event)]
                         for pool in layer.behind:
-                            targets = {t: 0.0 for at in targets for t in pool.windows(at, layer.synapse_out)}
+                            targets = {
+                                t: 0.0
+                                for at in targets
+                                for t in pool.windows(at, layer.synapse_out)
+                            }
                     touched |= set(targets)
             for pool in layer.behind if not folded else []:
                 adds = sum(
-                    len(pool.windows(tuple(at.tolist()), currents.shape)) for at in np.argwhere(currents)
+                    len(pool.windows(tuple(at.tolist()), currents.shape))
+                    for at in np.argwhere(currents)
                 )
                 found.setdefault(pool.name, Counter())["pool_adds"] += adds
                 currents = pool.apply(currents)
@@ -329,7 +366,9 @@ def walk(
                     touched |= {(n,) for n in range(neurons) if autapses or n != event[0]}
             row["neuron_updates"] += neurons
             if layer.bias is not None:
-                row["bias_adds"] += neurons if folded or not layer.behind else prod(layer.synapse_out)
+                row["bias_adds"] += (
+                    neurons if folded or not layer.behind else prod(layer.synapse_out)
+                )
             row["touched_updates"] += neurons if layer.bias is not None else len(touched)
             row["spikes"] += int((own[b, t] != 0).sum()) if layer.neuron in spiking else 0
     return found
@@ -337,7 +376,9 @@ def walk(
 
 def _through(layer: Layer, parts: list[Array], found: dict[str, Counter[str]]) -> Array:
     """The sum of all sources behind the pools and the scale, and what that costs on the way."""
-    extra = sum(max(0, sum(int(part[at] != 0) for part in parts) - 1) for at in np.ndindex(parts[0].shape))
+    extra = sum(
+        max(0, sum(int(part[at] != 0) for part in parts) - 1) for at in np.ndindex(parts[0].shape)
+    )
     frame = np.asarray(sum(parts))
     first = layer.pools[0].name if layer.pools else layer.name
     if not layer.pools and layer.scale != 1:

@@ -11,7 +11,9 @@ import numpy as np
 DT_S = 0.001
 
 
-def chain(input_shape: tuple[int, ...], output_shape: tuple[int, ...], **nodes: Any) -> nir.NIRGraph:
+def chain(
+    input_shape: tuple[int, ...], output_shape: tuple[int, ...], **nodes: Any
+) -> nir.NIRGraph:
     names = ["input", *nodes, "output"]
     ends = {
         "input": nir.Input({"input": np.array(input_shape)}),
@@ -39,7 +41,9 @@ def lif(shape: tuple[int, ...], **change: Any) -> nir.LIF:
 
 
 def cuba(shape: tuple[int, ...], **change: Any) -> nir.CubaLIF:
-    plain = fill(shape, tau_syn=0.002, tau_mem=0.004, r=1, v_leak=0, v_threshold=1, v_reset=0, w_in=2)
+    plain = fill(
+        shape, tau_syn=0.002, tau_mem=0.004, r=1, v_leak=0, v_threshold=1, v_reset=0, w_in=2
+    )
     return nir.CubaLIF(**{**plain, **change})
 
 

@@ -33,7 +33,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         "--no-deps",
         "--no-build-isolation",
     ]
-    subprocess.run([*command, "-w", str(folder), str(source)], check=True, capture_output=True, timeout=200)
+    subprocess.run(
+        [*command, "-w", str(folder), str(source)], check=True, capture_output=True, timeout=200
+    )
     return zipfile.ZipFile(next(folder.glob("knarr-*.whl")))
 
 
@@ -52,7 +54,9 @@ def test_wheel_holds_every_file_of_every_stage(wheel: zipfile.ZipFile) -> None:
 
 
 def test_types_are_declared() -> None:
-    assert [stage for stage in ("knarr", *STAGES) if not (ROOT / stage / "py.typed").is_file()] == []
+    assert [
+        stage for stage in ("knarr", *STAGES) if not (ROOT / stage / "py.typed").is_file()
+    ] == []
 
 
 def test_lock_pins_hashes_and_names_no_registry() -> None:
@@ -89,6 +93,8 @@ def test_only_running_graphs_needs_the_stepper() -> None:
     files = {
         path.name
         for path in (ROOT / "hw_sim").rglob("*.py")
-        if any(line.strip().startswith("from knarr.export") for line in path.read_text().splitlines())
+        if any(
+            line.strip().startswith("from knarr.export") for line in path.read_text().splitlines()
+        )
     }
     assert files == {"counter.py", "event_paths.py", "what_if.py"}

@@ -66,7 +66,9 @@ class EventClips:
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
         jitter = self.jitter if rng is not None else None
-        counts = bin_counts(self.recordings, indices, self.timesteps, self.bin_us, jitter=jitter, rng=rng)
+        counts = bin_counts(
+            self.recordings, indices, self.timesteps, self.bin_us, jitter=jitter, rng=rng
+        )
         return Batch(
             torch.from_numpy((counts > 0).astype(np.float32)),
             (torch.from_numpy(_log_counts(counts, self.teacher_bins)),),
@@ -114,11 +116,16 @@ class EyeClips:
         margin = self.shift_px
         height, width = frames.shape[-2:]
         wide_events = np.pad(events, (*[(0, 0)] * 3, (margin, margin), (margin, margin)))
-        wide_frames = np.pad(frames, (*[(0, 0)] * 2, (margin, margin), (margin, margin)), mode="edge")
+        wide_frames = np.pad(
+            frames, (*[(0, 0)] * 2, (margin, margin), (margin, margin)), mode="edge"
+        )
         moved_events, moved_frames = np.empty_like(events), np.empty_like(frames)
         for clip, (y, x) in enumerate(rng.integers(0, 2 * margin, (len(events), 2), endpoint=True)):
             window = (..., slice(y, y + height), slice(x, x + width))
-            moved_events[clip], moved_frames[clip] = wide_events[clip][window], wide_frames[clip][window]
+            moved_events[clip], moved_frames[clip] = (
+                wide_events[clip][window],
+                wide_frames[clip][window],
+            )
         return moved_events, moved_frames
 
 
@@ -135,7 +142,9 @@ class Epoch(Dataset[Batch]):
         self, clips: Clips, indices: Indices, batch_size: int, *, seed: int, epoch: int | None
     ) -> None:
         self.clips, self.batch_size, self.seed, self.epoch = clips, batch_size, seed, epoch
-        self.indices = indices if epoch is None else np.random.default_rng([seed, epoch]).permutation(indices)
+        self.indices = (
+            indices if epoch is None else np.random.default_rng([seed, epoch]).permutation(indices)
+        )
 
     def __len__(self) -> int:
         return math.ceil(len(self.indices) / self.batch_size)
@@ -144,12 +153,18 @@ class Epoch(Dataset[Batch]):
         if number >= len(self):
             raise IndexError(number)  # ends a plain for loop
         chosen = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
-        augment = None if self.epoch is None else np.random.default_rng([self.seed, self.epoch, number])
+        augment = (
+            None if self.epoch is None else np.random.default_rng([self.seed, self.epoch, number])
+        )
         return self.clips.batch(chosen, augment)
 
 
 def split_validation(
-    groups: npt.NDArray[np.generic], fraction: float, seed: int, *, setting: str = "data.validation_fraction"
+    groups: npt.NDArray[np.generic],
+    fraction: float,
+    seed: int,
+    *,
+    setting: str = "data.validation_fraction",
 ) -> tuple[Indices, Indices]:
     """Split clips into (training, validation) without dividing a group.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from knarr.errors import KnarrError
 
-class DataError(ValueError):
+
+class DataError(KnarrError, ValueError):
     """A file or a record of a dataset breaks a rule of its format.
 
     The message is one line: ``<file>: record <record>: <reason>``.

@@ -13,7 +13,15 @@ from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from knarr.train.settings import Recipe, RecipeError, YamlError, faults_of, in_words, read_yaml, short
+from knarr.train.settings import (
+    Recipe,
+    RecipeError,
+    YamlError,
+    faults_of,
+    in_words,
+    read_yaml,
+    short,
+)
 from knarr.train.systems.cnn import CnnRecipe
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe
 from knarr.train.systems.mskd_recipe import MskdRecipe
@@ -33,7 +41,9 @@ _SHIPPED: Final = resources.files("knarr.train").joinpath("recipes")
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with knarr."""
     return sorted(
-        entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml")
+        entry.name.removesuffix(".yaml")
+        for entry in _SHIPPED.iterdir()
+        if entry.name.endswith(".yaml")
     )
 
 
@@ -44,7 +54,9 @@ def load_recipe(name_or_path: str) -> Recipe:
         RecipeError: unknown name, unreadable file, or a setting that does not fit; names the setting.
     """
     if name_or_path in shipped_recipes():
-        return parse_recipe(_SHIPPED.joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)
+        return parse_recipe(
+            _SHIPPED.joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path
+        )
     return parse_recipe(read_text(Path(name_or_path), "recipe", shipped_recipes()), name_or_path)
 
 
@@ -60,9 +72,13 @@ def read_text(path: Path, what: str, shipped: list[str]) -> str:
         RecipeError: no file, too large, or not text.
     """
     if not path.is_file():
-        raise RecipeError(f"{what} '{path}' is neither shipped ({', '.join(shipped)}) nor a YAML file")
+        raise RecipeError(
+            f"{what} '{path}' is neither shipped ({', '.join(shipped)}) nor a YAML file"
+        )
     if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise RecipeError(f"{what} '{path}': {path.stat().st_size} bytes, at most {MAX_RECIPE_BYTES}")
+        raise RecipeError(
+            f"{what} '{path}': {path.stat().st_size} bytes, at most {MAX_RECIPE_BYTES}"
+        )
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -153,7 +169,9 @@ def assert_path(recipe: Recipe, path: str) -> None:
             raise _no_mapping(recipe, path, above, at)
         if part not in there:
             level = f"at '{above}' there are" if above else "there are"
-            raise RecipeError(f"recipe '{recipe.name}': no setting '{path}'; {level} {', '.join(there)}")
+            raise RecipeError(
+                f"recipe '{recipe.name}': no setting '{path}'; {level} {', '.join(there)}"
+            )
         at = _below(at, part)
 
 

@@ -13,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from knarr.errors import KnarrError
+
 MAX_PROCESSES = 64  # of one machine
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -23,7 +25,7 @@ Rate = Annotated[float, Field(gt=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class RecipeError(ValueError):
+class RecipeError(KnarrError, ValueError):
     """A recipe is unknown, unreadable, or holds a setting that is not allowed."""
 
 
@@ -199,7 +201,9 @@ class Recipe(Frozen):
     def chosen_on_test(self) -> tuple[str, ...]:
         """Networks whose weights are chosen by their accuracy on the test data: what is said of them there is no estimate."""
         return tuple(
-            stage for stage in ("teacher", "student") if getattr(self, stage).fit.select == "best_on_test"
+            stage
+            for stage in ("teacher", "student")
+            if getattr(self, stage).fit.select == "best_on_test"
         )
 
 
@@ -211,7 +215,7 @@ _REPR.maxlevel = 2
 _OF_THEIR_OWN: Final = ("value_error", "assertion_error")
 
 
-class YamlError(ValueError):
+class YamlError(KnarrError, ValueError):
     """A text is not YAML; its message is one line."""
 
 
@@ -264,7 +268,11 @@ def _place(fault: ErrorDetails, given: Any) -> str:
 
 def _parts(fault: ErrorDetails, at: Any) -> Iterator[int | str]:
     for number, part in enumerate(fault["loc"], start=1):
-        if part in at if isinstance(at, Mapping) else isinstance(at, list) and part in range(len(at)):
+        if (
+            part in at
+            if isinstance(at, Mapping)
+            else isinstance(at, list) and part in range(len(at))
+        ):
             at = at[part]
         elif fault["type"] != "missing" or number < len(fault["loc"]):
             continue

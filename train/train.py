@@ -17,7 +17,15 @@ from knarr.train.clips import Batch, Clips, Epoch, Indices, split_validation
 from knarr.train.fitting.files import load_weights, save_weights, write_atomic
 from knarr.train.fitting.fit import Fitter, fit
 from knarr.train.recipe import check_recipe
-from knarr.train.settings import Fit, Recipe, RecipeError, SettingsError, YamlError, read_yaml, short
+from knarr.train.settings import (
+    Fit,
+    Recipe,
+    RecipeError,
+    SettingsError,
+    YamlError,
+    read_yaml,
+    short,
+)
 from knarr.train.systems.base import Loss, RunData
 from knarr.train.systems.registry import system_of
 
@@ -64,7 +72,11 @@ def open_run(
     found, _ = read_run(run_folder)
     config = _read_config(path)
     same_data = data.is_of(config.get("data_sha256"))
-    if same_data and found.model_copy(update={"chip": recipe.chip}) == recipe and not _on_chip(run_folder):
+    if (
+        same_data
+        and found.model_copy(update={"chip": recipe.chip}) == recipe
+        and not _on_chip(run_folder)
+    ):
         if found != recipe:
             # Teacher and student are the same; nothing was lowered yet that could be another.
             config["recipe"] = recipe.model_dump(mode="json")
@@ -80,7 +92,9 @@ def open_run(
 def _is_of(path: Path, recipe: Recipe, data: RunData) -> bool:
     """Whether a config is of these settings and data already."""
     try:
-        return read_run(path.parent)[0] == recipe and data.is_of(_read_config(path).get("data_sha256"))
+        return read_run(path.parent)[0] == recipe and data.is_of(
+            _read_config(path).get("data_sha256")
+        )
     except RecipeError:
         return False
 
@@ -166,7 +180,11 @@ def train_teacher(
 
 
 def train_student(
-    recipe: Recipe, data: RunData, teacher: nn.Module, run_folder: Path, callbacks: tuple[Callback, ...] = ()
+    recipe: Recipe,
+    data: RunData,
+    teacher: nn.Module,
+    run_folder: Path,
+    callbacks: tuple[Callback, ...] = (),
 ) -> nn.Module:
     """The run's student as it is kept, distilled from the teacher: loaded when finished, else resumed or begun."""
     system, path = system_of(recipe), run_folder / STUDENT
@@ -200,7 +218,9 @@ def train_validation_split(recipe: Recipe, data: RunData) -> tuple[Indices, Indi
         return split_validation(data.groups, recipe.data.validation_fraction, recipe.seed)
     train = np.setdiff1d(np.arange(len(data.train.labels)), data.validation)
     if not len(train):
-        raise SettingsError("data: all training clips are validated on, none is left to fit; check the folds")
+        raise SettingsError(
+            "data: all training clips are validated on, none is left to fit; check the folds"
+        )
     return train, data.validation
 
 

@@ -107,7 +107,9 @@ class ChipFitter(Fitter):
         self.judged: list[torch.Tensor] = []
         self.aim: torch.Tensor
         # A buffer, so that it travels in the checkpoint.
-        self.register_buffer("aim", torch.tensor(GOAL_MARGIN * (goal or torch.inf), dtype=torch.float64))
+        self.register_buffer(
+            "aim", torch.tensor(GOAL_MARGIN * (goal or torch.inf), dtype=torch.float64)
+        )
 
     def on_train_epoch_start(self) -> None:
         self.spent = []
@@ -132,7 +134,12 @@ class ChipFitter(Fitter):
             loss = loss + self.chip.acc_weight * (cost / self.aim - 1).clamp(min=0).float()
             self.spent.append(float(cost.detach()))
         self.log(
-            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.labels)
+            "train_loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(batch.labels),
         )
         return loss
 
@@ -158,7 +165,9 @@ class ChipFitter(Fitter):
 
 
 def chip_student(
-    chip: ChipSettings, start: ChipNetwork, unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None
+    chip: ChipSettings,
+    start: ChipNetwork,
+    unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> ChipStudent:
     """A student that starts as a lowered network; see `ChipStudent.from_network`.
 
@@ -208,7 +217,10 @@ def train_chip(
     torch.manual_seed(recipe.seed + 2)
     student = chip_student(chip, start, unrounded)
     loss = system_of(recipe).chip_loss(teacher.eval().requires_grad_(False))
-    clips, (train, validation) = truncate_timesteps(recipe, data.train), train_validation_split(recipe, data)
+    clips, (train, validation) = (
+        truncate_timesteps(recipe, data.train),
+        train_validation_split(recipe, data),
+    )
     before = validate(student, clips, validation)
     student.train()
 
@@ -234,7 +246,10 @@ def train_chip(
     )
     teacher.cpu()
     after = validate(student, clips, validation)
-    if (*_cost(before.accumulates, goal), before.correct) >= (*_cost(after.accumulates, goal), after.correct):
+    if (*_cost(before.accumulates, goal), before.correct) >= (
+        *_cost(after.accumulates, goal),
+        after.correct,
+    ):
         return ChipFit(start, None, goal, before, before)
     assert epoch is not None, "a fit that selects has selected"
     _check_log(run_folder, epoch, after)
@@ -278,7 +293,9 @@ def _cost(accumulates: float, goal: float | None) -> tuple[float, float]:
 def _check_log(run_folder: Path, epoch: int, kept: Validated) -> None:
     """What the log says of the network that is kept is what was found."""
     row = next(
-        row for row in read_rows(run_folder / METRICS) if (row["stage"], row["epoch"]) == (CHIP, str(epoch))
+        row
+        for row in read_rows(run_folder / METRICS)
+        if (row["stage"], row["epoch"]) == (CHIP, str(epoch))
     )
     # torchmetrics divides in float32, so the log's decimals are compared as the clips that they stand for.
     if round(float(row["validation_accuracy"]) * kept.clips) != kept.correct:

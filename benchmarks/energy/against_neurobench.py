@@ -47,7 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--again", action="store_true", help="take NeuroBench's numbers from the file")
+    parser.add_argument(
+        "--again", action="store_true", help="take NeuroBench's numbers from the file"
+    )
     parser.add_argument("--python", help="interpreter of an environment that has NeuroBench")
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "energy")
     arguments = parser.parse_args()
@@ -88,7 +90,9 @@ def asked(python: str, found: Mapping[str, Ours]) -> dict[str, Any]:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     if done.returncode:
-        sys.exit(f"neurobench_worker.py: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        sys.exit(
+            f"neurobench_worker.py: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return report
 
@@ -123,7 +127,9 @@ def check(found: Mapping[str, Ours], report: Mapping[str, Any]) -> None:
     wanted = dict(package.split("==") for package in PACKAGES if "==" in package)
     for name in ("neurobench", "snntorch", "norse", "torch"):
         if report["versions"][name].partition("+")[0] != wanted[name]:
-            raise StaleError(f"{name}: recorded with {report['versions'][name]}, pinned is {wanted[name]}")
+            raise StaleError(
+                f"{name}: recorded with {report['versions'][name]}, pinned is {wanted[name]}"
+            )
     if set(report["cases"]) != set(found):
         raise StaleError(f"cases: recorded {sorted(report['cases'])}, there are {sorted(found)}")
     for name, case in found.items():

@@ -85,9 +85,16 @@ def main() -> None:
             lambda n=network, x=inputs, r=recording: count_events(n, x, r),
             lambda n=network, x=inputs: simulate(n, x, record=("spikes",), threads=1),
         )
-        rows.append((f"{name}, {len(inputs)} samples, fast engine with spikes recorded, one thread", found))
-    student, events = graph(), (np.random.default_rng(1).random((16, 40, 2, 34, 34)) < 0.1).astype(np.uint8)
-    counting = ratio(lambda: count(student, events, dt_s=DT_S), lambda: step_nir(student, events, DT_S))
+        rows.append(
+            (f"{name}, {len(inputs)} samples, fast engine with spikes recorded, one thread", found)
+        )
+    student, events = (
+        graph(),
+        (np.random.default_rng(1).random((16, 40, 2, 34, 34)) < 0.1).astype(np.uint8),
+    )
+    counting = ratio(
+        lambda: count(student, events, dt_s=DT_S), lambda: step_nir(student, events, DT_S)
+    )
     rows.append(("NIR graph, 16 samples: count (which runs it too) over step_nir alone", counting))
     text = [
         "# What counting costs",

@@ -52,11 +52,18 @@ CASES = {
     "binary": Case(1, "inputs of 0 and 1"),
     "signed": Case(6, "inputs of -1, 0 and 1", signed=True),
     "first": Case(2, "first frame of eighths, then 0 and 1", graded=(EVERY, slice(0, 1))),
-    "mixed": Case(3, "two samples of eighths, two of 0 and 1, in one batch", graded=(slice(0, 2), EVERY)),
-    "pruned": Case(
-        4, "half of the weights are 0; first frame of eighths", graded=(EVERY, slice(0, 1)), pruned=0.5
+    "mixed": Case(
+        3, "two samples of eighths, two of 0 and 1, in one batch", graded=(slice(0, 2), EVERY)
     ),
-    "loop": Case(5, "a recurrent layer, inputs of 0 and 1", codings=("norse", "linear"), recurrent=True),
+    "pruned": Case(
+        4,
+        "half of the weights are 0; first frame of eighths",
+        graded=(EVERY, slice(0, 1)),
+        pruned=0.5,
+    ),
+    "loop": Case(
+        5, "a recurrent layer, inputs of 0 and 1", codings=("norse", "linear"), recurrent=True
+    ),
 }
 
 
@@ -73,7 +80,9 @@ def arrays(case: Case) -> Arrays:
     for path, shape in shapes.items():
         # What makes a third of the neurons fire: spread by fan-in, and little more excitation than inhibition.
         spread = 256 / np.sqrt(np.prod(shape[1:]) * (1 - case.pruned))
-        weight = np.rint(spread * (0.1 + rng.standard_normal(shape))) * (rng.random(shape) >= case.pruned)
+        weight = np.rint(spread * (0.1 + rng.standard_normal(shape))) * (
+            rng.random(shape) >= case.pruned
+        )
         made[path] = (weight / 64).astype(np.float32)
         if path == "2.recurrent_weights":
             np.fill_diagonal(made[path], 0)  # Norse takes them out: no neuron hears itself
@@ -128,7 +137,8 @@ def convolutions(made: Arrays, neuron: Callable[[], nn.Module]) -> list[nn.Modul
 
 def _recurrent_layers(made: Arrays) -> list[nn.Module]:
     weights = {
-        name: nn.Parameter(torch.tensor(made[f"2.{name}"])) for name in ("input_weights", "recurrent_weights")
+        name: nn.Parameter(torch.tensor(made[f"2.{name}"]))
+        for name in ("input_weights", "recurrent_weights")
     }
     looped = norse.LIFRecurrentCell(HIDDEN, LOOPED, lif_parameters(), **weights, dt=DT_S)
     first = load(nn.Linear(FEATURES, HIDDEN, bias=False), made, "0")
@@ -137,7 +147,9 @@ def _recurrent_layers(made: Arrays) -> list[nn.Module]:
 
 def load(layer: Any, made: Arrays, path: str) -> nn.Module:
     """Give a layer the weights that the case has for its path, and no others."""
-    layer.load_state_dict({name: torch.tensor(made[f"{path}.{name}"]) for name in layer.state_dict()})
+    layer.load_state_dict(
+        {name: torch.tensor(made[f"{path}.{name}"]) for name in layer.state_dict()}
+    )
     return layer
 
 

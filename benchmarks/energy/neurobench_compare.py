@@ -87,7 +87,9 @@ def ours(case: Case) -> Ours:
     layers: dict[str, list[Frames]] = {}
     for name, found in frames(graph, inputs, trace, DT_S).items():
         layers.setdefault(SAME_ROW.get(name, name), []).append(found)
-    floating, folded = (count(graph, inputs, dt_s=DT_S, pooling=policy) for policy in ("float", "folded"))
+    floating, folded = (
+        count(graph, inputs, dt_s=DT_S, pooling=policy) for policy in ("float", "folded")
+    )
     for name, parts in layers.items():
         counts = floating.layers[name]
         expected = tuple(map(sum, zip(*(part.by_frame() for part in parts), strict=True)))
@@ -135,7 +137,8 @@ def rows(found: Ours, codings: Mapping[str, Any]) -> list[Row]:
         if pooled:
             made.append(Row(f"{name} folded", found.folded.layers[name], None, "P"))
     totals = {
-        key: (_read(run["total"]), _of_total(found, key, run, letters[key])) for key, run in runs.items()
+        key: (_read(run["total"]), _of_total(found, key, run, letters[key]))
+        for key, run in runs.items()
     }
     made += _block("total", found.floating.total, totals)
     if found.folded.total != found.floating.total:
@@ -166,7 +169,9 @@ def _verdict(found: Ours, name: str, batch: int, said: Said | None) -> str:
     if (counts.acc_nonzero, counts.mac_nonzero) != (said.acc, said.mac):
         by_call = map(sum, zip(*(part.by_call(batch) for part in found.layers[name]), strict=True))
         if tuple(by_call) != (said.acc, said.mac):
-            raise UnexplainedError(f"layer '{name}', batch of {batch}: {said}, and not by NeuroBench's rule")
+            raise UnexplainedError(
+                f"layer '{name}', batch of {batch}: {said}, and not by NeuroBench's rule"
+            )
         letters += "C"
     if counts.dense_valid != said.dense:
         letters += _of_taps(found, name, said.dense)
@@ -193,7 +198,9 @@ def _said(layers: Mapping[str, Mapping[str, float]], name: str) -> Said | None:
     """NeuroBench on one of our rows: the layers of the same place, added up; None where it heard none."""
     place = name.split("_")[1]
     there = [_read(value) for path, value in layers.items() if path.split(".")[0] == place]
-    return Said(*(sum(values, Fraction(0)) for values in zip(*there, strict=True))) if there else None
+    return (
+        Said(*(sum(values, Fraction(0)) for values in zip(*there, strict=True))) if there else None
+    )
 
 
 def _read(value: Mapping[str, float]) -> Said:

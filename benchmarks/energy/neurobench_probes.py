@@ -65,7 +65,9 @@ class Nested(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(snntorch.Leaky(1.0, threshold=3.5, init_hidden=True), nn.Linear(1, 1))
+        self.net = nn.Sequential(
+            snntorch.Leaky(1.0, threshold=3.5, init_hidden=True), nn.Linear(1, 1)
+        )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
         return self.net(x), None
@@ -74,7 +76,10 @@ class Nested(nn.Module):
 def operations(model: Any, inputs: torch.Tensor) -> str:
     loader = DataLoader(TensorDataset(inputs, torch.zeros(len(inputs))), batch_size=1)
     benchmark = Benchmark(model, loader, [], [], [[], [SynapticOperations]])
-    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as said,
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         found = benchmark.run()["SynapticOperations"]
     benchmark.workload_metric_manager.cleanup_hooks(model)
     errors = [line for line in said.getvalue().splitlines() if line.startswith("Error")]
@@ -113,7 +118,9 @@ def dense_cell() -> str:
 
 def by_layer() -> str:
     try:
-        Benchmark(TorchModel(nn.Sequential(nn.ReLU())), None, [], [], [[], [ActivationSparsityByLayer]])
+        Benchmark(
+            TorchModel(nn.Sequential(nn.ReLU())), None, [], [], [[], [ActivationSparsityByLayer]]
+        )
     except AttributeError as error:
         return f"AttributeError: {error}"
     return "runs"
@@ -121,7 +128,9 @@ def by_layer() -> str:
 
 PROBES = {
     "functional": Probe("F.linear of 4 ones, 3 outputs", "12 AC", lambda: of(Functional(), 4)),
-    "root": Probe("an nn.Linear(4, 3) as the whole network", "12 AC", lambda: of(nn.Linear(4, 3), 4)),
+    "root": Probe(
+        "an nn.Linear(4, 3) as the whole network", "12 AC", lambda: of(nn.Linear(4, 3), 4)
+    ),
     "keyword": Probe("nn.Linear(4, 3), called inner(input=x)", "12 AC", lambda: of(Named(), 4)),
     "lstm": Probe(
         "nn.Linear(4, 3) and then nn.LSTM(3, 2)",
@@ -147,7 +156,9 @@ PROBES = {
     "carried": Probe(
         "a neuron nested in a Sequential, two samples that are silent from rest", "0 AC", carried
     ),
-    "cell": Probe("Dense of nn.LSTMCell(2, 3) at rest", f"{4 * 3 * (2 + 3) + 6 + 3} Dense", dense_cell),
+    "cell": Probe(
+        "Dense of nn.LSTMCell(2, 3) at rest", f"{4 * 3 * (2 + 3) + 6 + 3} Dense", dense_cell
+    ),
     "by_layer": Probe("ActivationSparsityByLayer as the only metric", "runs", by_layer),
 }
 

@@ -76,7 +76,9 @@ def frames(graph: nir.NIRGraph, inputs: Array, trace: Trace, dt_s: float) -> dic
             continue
         (source,) = order.sources[name]
         arriving = values[source]
-        if name in late:  # what a neuron tells itself acts one step later, that of the last step never
+        if (
+            name in late
+        ):  # what a neuron tells itself acts one step later, that of the last step never
             arriving = np.concatenate([np.zeros_like(arriving[:, :1]), arriving[:, :-1]], axis=1)
         if isinstance(node, nir.AvgPool2d):
             values[name] = _pooled(arriving, int(node.kernel_size[0]))
@@ -102,7 +104,10 @@ def _fanout(node: Any, shape: tuple[int, ...], *, nz: bool) -> Int64:
         return kernel_targets(node.weight, 1, nz=nz)
     stride, padding = (tuple(int(n) for n in np.ravel(of)) for of in (node.stride, node.padding))
     kernel = node.weight.shape[2:]
-    out = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(shape[1:], padding, kernel, stride, strict=True)]
+    out = [
+        (n + 2 * p - k) // s + 1
+        for n, p, k, s in zip(shape[1:], padding, kernel, stride, strict=True)
+    ]
     more: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": (1, 1)}
     return kernel_fanout(node.weight, shape[1:], out, **more, groups=int(node.groups), nz=nz)
 

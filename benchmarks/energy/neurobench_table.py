@@ -30,7 +30,12 @@ def written(found: Mapping[str, Ours], report: Mapping[str, Any]) -> str:
         codings = report["cases"][name]["codings"]
         table = rows(found[name], codings)
         seen |= dict.fromkeys("".join(row.verdict for row in table))
-        lines = [f"{name}: {case.what}", _head(), *map(_line, table), *_neurons(found[name], codings)]
+        lines = [
+            f"{name}: {case.what}",
+            _head(),
+            *map(_line, table),
+            *_neurons(found[name], codings),
+        ]
         parts.append("\n".join(lines))
     legend = [
         textwrap.fill(f"{letter}  {POLICIES[letter]}", WIDTH, subsequent_indent="   ")

@@ -68,7 +68,10 @@ class Looped(nn.Module):
         self.input = nn.Linear(HIDDEN, LOOPED, bias=False)
         self.recurrent = nn.Linear(LOOPED, LOOPED, bias=False)
         self.cell = norse.LIFCell(lif_parameters(), dt=DT_S)
-        for layer, name in ((self.input, "2.input_weights"), (self.recurrent, "2.recurrent_weights")):
+        for layer, name in (
+            (self.input, "2.input_weights"),
+            (self.recurrent, "2.recurrent_weights"),
+        ):
             layer.load_state_dict({"weight": torch.tensor(made[name])})
 
     def forward(self, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
@@ -125,7 +128,9 @@ def counted(coding: str, made: Arrays) -> dict[str, Any]:
         layers = layer_by_layer(model, loader)
         for name, value in total.items():
             if sum(layer[name] for layer in layers.values()) != value:
-                raise RuntimeError(f"{coding}: {name} of the layers does not add up to the total {value}")
+                raise RuntimeError(
+                    f"{coding}: {name} of the layers does not add up to the total {value}"
+                )
         report["batches"][str(size)] = {"total": total, "layers": layers}
     if coding == "snntorch":  # these two look at snnTorch's neurons alone; `loader` is one batch
         report["activation_sparsity"] = whole(model, loader, ActivationSparsity)
@@ -173,7 +178,10 @@ def fired(model: NeuroBenchModel, inputs: torch.Tensor) -> dict[str, str]:
     model(inputs)
     for hook in hooks:
         hook.remove()
-    return {path: hashlib.sha256(np.stack(steps, 1).tobytes()).hexdigest() for path, steps in heard.items()}
+    return {
+        path: hashlib.sha256(np.stack(steps, 1).tobytes()).hexdigest()
+        for path, steps in heard.items()
+    }
 
 
 def spiking(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:

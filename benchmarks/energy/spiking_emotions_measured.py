@@ -58,12 +58,17 @@ class Measured:
 
     def proxy_uj(self) -> dict[str, float]:
         """The paper's proxy at this clip's density, per layer, exact operands: e_add ops N density, conv1's float frame more."""
-        dense = {name: one.dense_valid / FRAMES for name, one in synapses(self.counts["float"]).items()}
+        dense = {
+            name: one.dense_valid / FRAMES for name, one in synapses(self.counts["float"]).items()
+        }
         found = {
             name: 1e-6 * FRAMES * self.density * published.slope_pj(0, float(ops))
             for name, ops in dense.items()
         }
-        return {**found, LAYERS[0]: found[LAYERS[0]] + 1e-6 * published.constant_pj(self.operands.snn_first)}
+        return {
+            **found,
+            LAYERS[0]: found[LAYERS[0]] + 1e-6 * published.constant_pj(self.operands.snn_first),
+        }
 
     def energy_uj(self, how: str, model: str) -> dict[str, float]:
         """Layer -> energy; pools and activations go with the layer before them."""
@@ -96,7 +101,9 @@ def measure() -> Measured:
         to_onnx(ann, (FRAMES, SIZE_PX, SIZE_PX), path)
         found = operands(graph, inputs[:, :1], path)
         passed = without_head(count_onnx(path, frames[None]))
-    spikes, folded_spikes = (list(trace_module(one, inputs).spikes.values()) for one in (spiking, bare))
+    spikes, folded_spikes = (
+        list(trace_module(one, inputs).spikes.values()) for one in (spiking, bare)
+    )
     pairs = list(zip(spikes, folded_spikes, strict=False))  # the head is in one of them
     counts = {how: count(graph, inputs, dt_s=DT_S, pooling=how) for how in SPIKING}
     return Measured(

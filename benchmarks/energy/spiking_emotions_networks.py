@@ -149,11 +149,15 @@ def operands(graph: nir.NIRGraph, shown: npt.ArrayLike, ann: Path) -> Operands:
         ValueError: the later layers of the two networks differ; the paper has one number for both.
     """
     spiking = count(graph, shown, dt_s=DT_S, pooling="float")
-    steps = {name: layer.dense_valid / spiking.timesteps for name, layer in synapses(spiking).items()}
+    steps = {
+        name: layer.dense_valid / spiking.timesteps for name, layer in synapses(spiking).items()
+    }
     passed = {name: layer.dense_valid for name, layer in synapses(count_onnx(ann)).items()}
     others, of_ann = (sum(one[name] for name in LAYERS[1:]) for one in (steps, passed))
     if others != of_ann:
-        raise ValueError(f"others: {others} in the spiking network, {of_ann} in the ANN; these are no twins")
+        raise ValueError(
+            f"others: {others} in the spiking network, {of_ann} in the ANN; these are no twins"
+        )
     return Operands(_whole(passed["conv1"]), _whole(steps["conv1"]), _whole(others))
 
 

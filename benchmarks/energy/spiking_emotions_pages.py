@@ -71,7 +71,9 @@ def events_table(measured: Measured) -> Table:
     for name in LAYERS:
         kinds = [(folded[name].acc, folded[name].mac), (pooled[name].acc, pooled[name].mac)]
         numbers = [f"{float(number) / 1e6:.2f}" for pair in kinds for number in pair]
-        heard = [float((one.acc + one.mac) / one.dense_valid) for one in (folded[name], pooled[name])]
+        heard = [
+            float((one.acc + one.mac) / one.dense_valid) for one in (folded[name], pooled[name])
+        ]
         rows.append((name, *numbers, *map(_percent, heard), _percent(measured.rates[name])))
     rows.append((HEAD, *["-"] * 6, _percent(measured.rates[HEAD])))
     head = (
@@ -96,13 +98,22 @@ def energy_table(measured: Measured) -> Table:
         first = proxy if model == "paper" else {}
         for name in LAYERS:
             rows.append(
-                (f"{model}: {name}", _uj(first.get(name)), *(_uj(one[name]) for one in energies.values()))
+                (
+                    f"{model}: {name}",
+                    _uj(first.get(name)),
+                    *(_uj(one[name]) for one in energies.values()),
+                )
             )
         sums = [sum(one.values()) for one in (first, *energies.values())]
         rows.append((f"{model}: all", *(_uj(one or None) for one in sums)))
         for against in ANN:
             base = sum(energies[against].values())
-            rows.append((f"{model}: all / {against}", *(f"{one / base:.2f}" if one else "-" for one in sums)))
+            rows.append(
+                (
+                    f"{model}: all / {against}",
+                    *(f"{one / base:.2f}" if one else "-" for one in sums),
+                )
+            )
     return Table("Energy of one clip, uJ", ("", "proxy", *HOW), rows)
 
 
@@ -125,7 +136,8 @@ def sentence(measured: Measured) -> str:
 def to_json(rows: Sequence[Row], measured: Measured) -> dict[str, object]:
     """Everything, unrounded."""
     ann = {
-        model: {how: price(measured.counts[how], model=model) for how in HOW} for model in ("paper", "memory")
+        model: {how: price(measured.counts[how], model=model) for how in HOW}
+        for model in ("paper", "memory")
     }
     return {
         "operands": measured.operands._asdict(),
@@ -140,14 +152,22 @@ def to_json(rows: Sequence[Row], measured: Measured) -> dict[str, object]:
             "equivalent_density": {how: measured.equivalent_density(how) for how in SPIKING},
             "spikes_moved_by_folding": list(measured.moved),
             "proxy_uj": measured.proxy_uj(),
-            "energy_uj": {model: {how: measured.energy_uj(how, model) for how in HOW} for model in ann},
+            "energy_uj": {
+                model: {how: measured.energy_uj(how, model) for how in HOW} for model in ann
+            },
             "ratio": {
-                model: {how: {base: ratio(found[how], found[base]) for base in ANN} for how in SPIKING}
+                model: {
+                    how: {base: ratio(found[how], found[base]) for base in ANN} for how in SPIKING
+                }
                 for model, found in ann.items()
             },
             "operations": {
                 how: {
-                    name: {"acc": float(one.acc), "mac": float(one.mac), "events": float(one.events)}
+                    name: {
+                        "acc": float(one.acc),
+                        "mac": float(one.mac),
+                        "events": float(one.events),
+                    }
                     for name, one in synapses(measured.counts[how]).items()
                 }
                 for how in HOW

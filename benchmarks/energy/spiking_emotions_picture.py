@@ -33,7 +33,10 @@ def draw(measured: Measured, path: Path) -> None:
         axis.bar_label(bars, fmt="{:.0f}", fontsize=7, padding=1)
     axis.set_xticks(range(len(labels)), labels)
     axis.set_yscale("log")
-    axis.set(ylabel="uJ per clip (4.6 pJ MAC, 0.9 pJ ACC)", title="One clip of 68 frames, untrained weights")
+    axis.set(
+        ylabel="uJ per clip (4.6 pJ MAC, 0.9 pJ ACC)",
+        title="One clip of 68 frames, untrained weights",
+    )
     axis.margins(y=0.12)
     axis.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     figure.savefig(path, dpi=130)

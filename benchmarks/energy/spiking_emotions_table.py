@@ -70,21 +70,35 @@ def table(exact: Operands) -> list[Row]:
         unit: str = "uJ",
     ) -> Row:
         scale = 1e-6 if unit == "uJ" else 1.0
-        return Row(what, unit, {name: scale * number(one) for name, one in told.items()}, printed, text)
+        return Row(
+            what, unit, {name: scale * number(one) for name, one in told.items()}, printed, text
+        )
 
-    def snn(steps: int, density: float = 1.0, scales: model.Density = "steps") -> Callable[[Operands], float]:
+    def snn(
+        steps: int, density: float = 1.0, scales: model.Density = "steps"
+    ) -> Callable[[Operands], float]:
         return lambda one: model.snn_pj(one.snn_first, one.others, steps, density, scales)
 
     dense, share = f"N = {FRAMES}", f"x {PUBLISHED_DENSITY:.4f}".replace("0.", ".")
     return [
         row("ANN", "1.65 mJ", lambda one: model.ann_pj(one.ann_first, one.others)),
-        row("slope", "51.3", lambda one: model.slope_pj(one.snn_first, one.others), "{:.1f}".format),
+        row(
+            "slope", "51.3", lambda one: model.slope_pj(one.snn_first, one.others), "{:.1f}".format
+        ),
         row("constant", "33.67", lambda one: model.constant_pj(one.snn_first), "{:.2f}".format),
         row(f"N = {PUBLISHED_STEPS}", "1.57 mJ", snn(PUBLISHED_STEPS)),
         row("break-even N", "N < 32", lambda one: model.break_even_steps(*one), _below, "steps"),
         row(f"{dense} {share}, constant not scaled", "0.41 mJ", snn(FRAMES, PUBLISHED_DENSITY)),
-        row(f"{dense} {share}, constant scaled", "0.41 mJ", snn(FRAMES, PUBLISHED_DENSITY, "everything")),
-        row(f"{dense} {share}, all but the float frame", "0.41 mJ", snn(FRAMES, PUBLISHED_DENSITY, "events")),
+        row(
+            f"{dense} {share}, constant scaled",
+            "0.41 mJ",
+            snn(FRAMES, PUBLISHED_DENSITY, "everything"),
+        ),
+        row(
+            f"{dense} {share}, all but the float frame",
+            "0.41 mJ",
+            snn(FRAMES, PUBLISHED_DENSITY, "events"),
+        ),
         row(f"{dense}, density 1", None, snn(FRAMES)),
     ]
 

@@ -56,7 +56,9 @@ def dvs(frames: Floats, sens: float = SENS) -> Floats:
     """
     change = np.diff(frames, axis=0)
     events = np.stack([change > sens, change < -sens], axis=1).astype(np.float32)
-    return np.concatenate([np.broadcast_to(frames[0], (1, 2, *frames.shape[1:])), events]).astype(np.float32)
+    return np.concatenate([np.broadcast_to(frames[0], (1, 2, *frames.shape[1:])), events]).astype(
+        np.float32
+    )
 
 
 def density(shown: Floats) -> float:

@@ -40,7 +40,15 @@ def written(results: Results, rounds: Sequence[Round]) -> str:
         _grid(("workload", "engine", "peer", "times faster"), _others(results, rounds)),
         "## What ran",
         _grid(
-            ("workload", "B", "T", "spikes per neuron and step", "SynOps", "neuron-steps", "dense MACs"),
+            (
+                "workload",
+                "B",
+                "T",
+                "spikes per neuron and step",
+                "SynOps",
+                "neuron-steps",
+                "dense MACs",
+            ),
             [_workload(title, one) for title, one in results["workloads"].items()],
         ),
         "SynOps, neuron-steps and MACs are of the first sample. B samples are given at once; two threads share a sample where there is but one.",
@@ -63,7 +71,9 @@ def _where(results: Results) -> str:
     loads = [one["load"][0] for one in around]
     busy = [one["busy_cores"] for one in around if one.get("busy_cores") is not None]
     others = (
-        f"; other processes kept {min(busy)} to {max(busy)} cores busy, which slows Lava most" if busy else ""
+        f"; other processes kept {min(busy)} to {max(busy)} cores busy, which slows Lava most"
+        if busy
+        else ""
     )
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['instructions']}; {machine['system']}, Python "
@@ -82,11 +92,16 @@ def _how(results: Results) -> str:
 
 def _floor_text(results: Results) -> str:
     peaks = [
-        around["peaks"] for one in results["rounds"] for around in one["around"].values() if around["peaks"]
+        around["peaks"]
+        for one in results["rounds"]
+        for around in one["around"].values()
+        if around["peaks"]
     ]
     if not peaks:
         return f"Floor: {results['roofline']}."
-    adds, updates = (median(one[key] for one in peaks) for key in ("adds_per_s", "neuron_steps_per_s"))
+    adds, updates = (
+        median(one[key] for one in peaks) for key in ("adds_per_s", "neuron_steps_per_s")
+    )
     return (
         f"Floor is the share of what the machine could do: event SynOps / {adds / 1e9:.0f} G int16 additions per second + neuron-steps / {updates / 1e9:.1f} G updates "
         f"per second, what one core was measured to do in the same round ({peaks[0]['level']}); two threads: half of it."
@@ -99,7 +114,10 @@ def _grid(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _versions(results: Results) -> str:
     found = {
-        one["version"] for checks in results["checks"].values() for one in checks.values() if "version" in one
+        one["version"]
+        for checks in results["checks"].values()
+        for one in checks.values()
+        if "version" in one
     }
     return "; ".join(sorted(found)) or "none"
 
@@ -125,7 +143,13 @@ def _many(count: float) -> str:
 
 def _checks(results: Results) -> list[list[str]]:
     return [
-        [title, key, f"{one.get('compared', 0):,}", str(one.get("differ", "-")), one.get("error", "")]
+        [
+            title,
+            key,
+            f"{one.get('compared', 0):,}",
+            str(one.get("differ", "-")),
+            one.get("error", ""),
+        ]
         for title, checks in results["checks"].items()
         for key, one in checks.items()
     ]
@@ -166,7 +190,10 @@ def _scaling(scaled: Mapping[str, Any]) -> list[str]:
     if found := scaled.get("samples"):
         keys = [key for key in found[0] if "thread" in key]
         lines = [[str(row["samples"]), *(number(1e6 * row[key]) for key in keys)] for row in found]
-        parts += ["## Samples at once, W1 10 %: microseconds per sample", _grid(("samples", *keys), lines)]
+        parts += [
+            "## Samples at once, W1 10 %: microseconds per sample",
+            _grid(("samples", *keys), lines),
+        ]
     if found := scaled.get("activity"):
         keys = [key for key in found[0] if "thread" in key]
         lines = [
@@ -183,7 +210,8 @@ def _scaling(scaled: Mapping[str, Any]) -> list[str]:
     if found := scaled.get("memory"):
         fields = ("inputs", "output", "beyond")
         lines = [
-            [str(row["samples"]), *(number(max(0, row[field]) / 2**20) for field in fields)] for row in found
+            [str(row["samples"]), *(number(max(0, row[field]) / 2**20) for field in fields)]
+            for row in found
         ]
         heads = ("samples", "inputs", "output and counts", "peak of `simulate` beyond both")
         parts += ["## Memory of a process that simulates W1, one thread: MiB", _grid(heads, lines)]
@@ -202,4 +230,8 @@ def _missing(results: Results) -> str:
         if "error" in one
     }
     lines = [*(f"{key}: {why}" for key, why in results["missing"].items()), *sorted(failed)]
-    return "## Not run, or no speed given\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
+    return (
+        "## Not run, or no speed given\n\n" + "\n".join(f"- {line}" for line in lines)
+        if lines
+        else ""
+    )

@@ -35,7 +35,9 @@ class Engine:
 
 
 NAMES = tuple(
-    name for name in get_args(get_type_hints(simulate)["engine"]) if name not in ("auto", "reference")
+    name
+    for name in get_args(get_type_hints(simulate)["engine"])
+    if name not in ("auto", "reference")
 )
 """Engines that `simulate` knows, but for the readable one, which the others must equal."""
 ENGINES = tuple(
@@ -80,7 +82,9 @@ def check(engine: Engine, work: Workload, expected: Recording) -> int:
         raise WrongSpikesError(f"{engine.key}, {work.title}: {differing[0]}")
     silent = [name for name, spikes in expected.spikes.items() if not spikes.any()]
     if silent:
-        raise WrongSpikesError(f"{work.title}: layers {', '.join(silent)} are silent, equality says nothing")
+        raise WrongSpikesError(
+            f"{work.title}: layers {', '.join(silent)} are silent, equality says nothing"
+        )
     return sum(spikes.size for spikes in expected.spikes.values())
 
 

@@ -37,7 +37,11 @@ from workloads import build
 
 CONSOLE = Console(stderr=True)
 ROUNDS, QUICK_ROUNDS = 5, 2
-SCALING = {"samples": scaling.over_samples, "activity": scaling.over_activity, "memory": scaling.over_memory}
+SCALING = {
+    "samples": scaling.over_samples,
+    "activity": scaling.over_activity,
+    "memory": scaling.over_memory,
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -45,9 +49,13 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, help=f"interleaved rounds, {ROUNDS} by default")
-    parser.add_argument("--quick", action="store_true", help="W1 at 10 %% alone, two rounds, no scaling")
     parser.add_argument(
-        "--report", action="store_true", help="table, document and pictures from hw_sim.json as it is"
+        "--quick", action="store_true", help="W1 at 10 %% alone, two rounds, no scaling"
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="table, document and pictures from hw_sim.json as it is",
     )
     parser.add_argument(
         "--skip",
@@ -57,7 +65,11 @@ def arguments() -> argparse.Namespace:
         help="leave out lava, norse, snntorch or slayer",
     )
     parser.add_argument(
-        "--python", action="append", default=[], metavar="TOOL=PATH", help="interpreter that has a tool"
+        "--python",
+        action="append",
+        default=[],
+        metavar="TOOL=PATH",
+        help="interpreter that has a tool",
     )
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "hw_sim")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
@@ -95,7 +107,13 @@ def main() -> None:
         publish(json.loads((asked.results / "hw_sim.json").read_text("utf-8")), asked.results)
         return
     say = Progress()
-    empty: dict[str, Any] = {"workloads": {}, "checks": {}, "missing": {}, "rounds": [], "scaling": {}}
+    empty: dict[str, Any] = {
+        "workloads": {},
+        "checks": {},
+        "missing": {},
+        "rounds": [],
+        "scaling": {},
+    }
     kept = Kept(asked.results, {"machine": machine.described(), "quick": asked.quick, **empty})
     with tempfile.TemporaryDirectory(prefix="knarr-bench-") as scratch:
         program = roofline.compiled(Path(scratch))
@@ -112,7 +130,9 @@ def main() -> None:
     publish(kept.values, asked.results)
 
 
-def built(asked: argparse.Namespace, kept: Kept, say: Progress, scratch: Path) -> list[measured.Case]:
+def built(
+    asked: argparse.Namespace, kept: Kept, say: Progress, scratch: Path
+) -> list[measured.Case]:
     """Every workload, and who runs it."""
     missing = kept.values["missing"]
     pythons = interpreters(asked, missing, say)
@@ -126,7 +146,9 @@ def built(asked: argparse.Namespace, kept: Kept, say: Progress, scratch: Path) -
         peers = {peer: python for peer, python in pythons.items() if percent in peer.percents}
         cost = roofline.work_of(work, expected)
         case = measured.Case(work, keep_workload(work, scratch), expected, cost, list(here), peers)
-        kept.values.setdefault("first_call_s", {engine.key: first_s for engine, first_s in here.items()})
+        kept.values.setdefault(
+            "first_call_s", {engine.key: first_s for engine, first_s in here.items()}
+        )
         kept.values["workloads"][work.title] = case.described()
         cases.append(case)
     kept.save()
@@ -139,13 +161,17 @@ def checked(cases: list[measured.Case], kept: Kept, say: Progress) -> None:
         found: dict[str, Any] = kept.values["checks"].setdefault(case.work.title, {})
         for key, result in measured.checks(case):
             found[key] = result
-            what = result.get("error") or f"{result['differ']} of {result['compared']} spikes differ"
+            what = (
+                result.get("error") or f"{result['differ']} of {result['compared']} spikes differ"
+            )
             say(f"{case.work.title}, {key}: {what}")
             kept.save()
         case.leave_out({key for key, result in found.items() if "error" in result})
 
 
-def race(cases: list[measured.Case], count: int, program: Path | str, kept: Kept, say: Progress) -> None:
+def race(
+    cases: list[measured.Case], count: int, program: Path | str, kept: Kept, say: Progress
+) -> None:
     """The interleaved rounds."""
     for number in range(count):
         one: dict[str, Any] = {"times": {}, "around": {}}

@@ -34,8 +34,15 @@ def main(samples: int) -> None:
     before = resident("VmRSS")
     recording = simulate(work.network, inputs, threads=1)
     peak = resident("VmHWM") - before
-    output = recording.output.nbytes + sum(counts.nbytes for counts in recording.event_counts.values())
-    values = {"samples": samples, "inputs": inputs.nbytes, "output": output, "beyond": max(0, peak - output)}
+    output = recording.output.nbytes + sum(
+        counts.nbytes for counts in recording.event_counts.values()
+    )
+    values = {
+        "samples": samples,
+        "inputs": inputs.nbytes,
+        "output": output,
+        "beyond": max(0, peak - output),
+    }
     print(json.dumps(values))
 
 

@@ -40,7 +40,9 @@ def keep_workload(work: Workload, folder: Path) -> Path:
     return path
 
 
-def run_peer(tool: str, python: str, workload: Path, *, limit_s: float = LIMIT_S, **settings: Any) -> Arrays:
+def run_peer(
+    tool: str, python: str, workload: Path, *, limit_s: float = LIMIT_S, **settings: Any
+) -> Arrays:
     """Run with_<tool>.py and hand back its result.npz.
 
     Args:

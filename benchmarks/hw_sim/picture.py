@@ -22,22 +22,36 @@ def ratios(results: Mapping[str, Any], rounds: Sequence[Round], path: Path) -> N
     ours, theirs = engines_of(rounds)
     titles = list(results["workloads"])
     shown = [
-        one for one in ours if any(row[0] == one for title in titles for row in ratio_rows(rounds, title))
+        one
+        for one in ours
+        if any(row[0] == one for title in titles for row in ratio_rows(rounds, title))
     ]
     if not shown:
         return
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(1.5 + 3.6 * len(shown), 1.5 + 0.75 * len(titles)), sharey=True, squeeze=False
+        1,
+        len(shown),
+        figsize=(1.5 + 3.6 * len(shown), 1.5 + 0.75 * len(titles)),
+        sharey=True,
+        squeeze=False,
     )
     for axis, one in zip(axes[0], shown, strict=True):
         for row, title in enumerate(titles):
-            found = {other: times for engine, other, times in ratio_rows(rounds, title) if engine == one}
+            found = {
+                other: times for engine, other, times in ratio_rows(rounds, title) if engine == one
+            }
             for place, (other, times) in enumerate(found.items()):
                 y = row + 0.6 * ((place + 0.5) / len(found) - 0.5)
                 reach = [[times.median - times.low], [times.high - times.median]]
-                axis.errorbar(times.median, y, xerr=reach, fmt="o", color=COLOURS[other], capsize=2, ms=4)
+                axis.errorbar(
+                    times.median, y, xerr=reach, fmt="o", color=COLOURS[other], capsize=2, ms=4
+                )
                 axis.annotate(
-                    number(times.median), (times.high, y), (5, -3), textcoords="offset points", fontsize=7
+                    number(times.median),
+                    (times.high, y),
+                    (5, -3),
+                    textcoords="offset points",
+                    fontsize=7,
                 )
         axis.set_xscale("log")
         axis.axvline(1, color="grey", lw=0.8)
@@ -49,7 +63,11 @@ def ratios(results: Mapping[str, Any], rounds: Sequence[Round], path: Path) -> N
     axes[0][0].invert_yaxis()
     for other in theirs:
         axes[0][0].plot(
-            [], [], "o", color=COLOURS[other], label=other if other == "Lava" else f"{other}, 1 thread"
+            [],
+            [],
+            "o",
+            color=COLOURS[other],
+            label=other if other == "Lava" else f"{other}, 1 thread",
         )
     figure.legend(loc="outside lower center", ncols=len(theirs), frameon=False)
     figure.set_layout_engine("constrained")
@@ -73,7 +91,9 @@ def scaling(scaled: Mapping[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _lines(axis: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[float], factor: float) -> None:
+def _lines(
+    axis: Axes, rows: Sequence[Mapping[str, Any]], x: Sequence[float], factor: float
+) -> None:
     for key in (key for key in rows[0] if "thread" in key):
         engine, _, threads = key.partition(", ")
         style = "--" if threads.startswith("2") else "-"
@@ -91,7 +111,11 @@ def _samples(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _activity(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     _lines(axis, rows, [100 * row["rates"][0] for row in rows], 1e3)
-    axis.set(xlabel="spikes per neuron and step, %", ylabel="ms per sample", title="first two layers of W2s")
+    axis.set(
+        xlabel="spikes per neuron and step, %",
+        ylabel="ms per sample",
+        title="first two layers of W2s",
+    )
 
 
 def _memory(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -40,7 +40,10 @@ def fraction(results: Results, rounds: Sequence[Round], title: str, engine: str)
     for kept, times in zip(results["rounds"], rounds, strict=True):
         peaks = kept["around"].get(title, {}).get("peaks")
         if peaks and engine in times.get(title, {}):
-            floor = cost["synops"] / peaks["adds_per_s"] + cost["neuron_steps"] / peaks["neuron_steps_per_s"]
+            floor = (
+                cost["synops"] / peaks["adds_per_s"]
+                + cost["neuron_steps"] / peaks["neuron_steps_per_s"]
+            )
             found.append(floor / threads / times[title][engine])
     return median(found) if found else None
 
@@ -70,7 +73,10 @@ HEADS = ("workload", "engine", "ms per sample", "floor", "x Lava", "x Norse")
 def table(results: Results, rounds: Sequence[Round]) -> Table:
     """At most `WIDTH` columns wide."""
     made = Table(
-        title=escape("median [range] over the rounds"), width=WIDTH, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        title=escape("median [range] over the rounds"),
+        width=WIDTH,
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for head in HEADS:
         made.add_column(head, no_wrap=True)

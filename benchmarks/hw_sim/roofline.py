@@ -51,7 +51,11 @@ def compiled(folder: Path) -> Path | str:
         capture_output=True,
         text=True,
     )
-    return program if done.returncode == 0 else f"no roofline: cc says {done.stderr.strip().splitlines()[0]}"
+    return (
+        program
+        if done.returncode == 0
+        else f"no roofline: cc says {done.stderr.strip().splitlines()[0]}"
+    )
 
 
 def peaks(program: Path) -> dict[str, float]:
@@ -69,7 +73,9 @@ def work_of(work: Workload, expected: Recording) -> Work:
     """
     arriving: list[npt.NDArray[np.uint8]] = [work.inputs[:1]]
     arriving += [expected.spikes[layer.name] for layer in work.network.layers[:-1]]
-    synops = sum(_synops(stage, spikes) for stage, spikes in zip(work.stages, arriving, strict=True))
+    synops = sum(
+        _synops(stage, spikes) for stage, spikes in zip(work.stages, arriving, strict=True)
+    )
     neurons = sum(prod(stage.out) for stage in work.stages)
     macs = sum(prod(stage.out) * prod(stage.weight.shape[1:]) for stage in work.stages)
     return Work(synops, neurons * work.timesteps, macs * work.timesteps)

@@ -103,7 +103,10 @@ def checks(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each engine and peer: how many spikes were compared and differ; `error` says why its speed is not to be printed."""
     for engine in case.engines:
         try:
-            yield engine.key, {"compared": engines.check(engine, case.work, case.expected), "differ": 0}
+            yield (
+                engine.key,
+                {"compared": engines.check(engine, case.work, case.expected), "differ": 0},
+            )
         except engines.WrongSpikesError as error:
             yield engine.key, {"error": str(error)}
     for peer, python in case.peers.items():
@@ -118,7 +121,9 @@ def _check_peer(peer: Peer, python: str, case: Case) -> dict[str, Any]:
     steps = case.work.timesteps
     got = run_peer(peer.tool, python, case.file, check=True, samples=samples, steps=steps)
     inputs = case.work.inputs[:samples]
-    expected = case.expected if samples == 1 else simulate(case.work.network, inputs, record=("spikes",))
+    expected = (
+        case.expected if samples == 1 else simulate(case.work.network, inputs, record=("spikes",))
+    )
     compared = differ = 0
     ours, theirs = [], []
     for index, layer in enumerate(case.work.network.layers):
@@ -166,7 +171,12 @@ def _time_peer(peer: Peer, python: str, case: Case) -> dict[str, Any]:
     repeats = (SLAYER_REPEATS if peer.tool == "slayer" else LOOP_REPEATS)[work.name]
     got = run_peer(peer.tool, python, case.file, check=False, repeats=repeats)
     times = [float(t) / len(work.inputs) for t in got["times_s"]]
-    return {"s_per_sample": median(times), "times_s": times, "samples": len(work.inputs), "repeats": repeats}
+    return {
+        "s_per_sample": median(times),
+        "times_s": times,
+        "samples": len(work.inputs),
+        "repeats": repeats,
+    }
 
 
 def _time_lava(python: str, case: Case) -> dict[str, Any]:
@@ -177,7 +187,9 @@ def _time_lava(python: str, case: Case) -> dict[str, Any]:
     )  # fmt: skip
     output = got["output"]
     samples = -(-len(output) // work.timesteps)
-    ours = simulate(work.network, work.inputs[:samples]).output.reshape(-1, output.shape[1])[: len(output)]
+    ours = simulate(work.network, work.inputs[:samples]).output.reshape(-1, output.shape[1])[
+        : len(output)
+    ]
     if not np.array_equal(output, ours):
         raise engines.WrongSpikesError(
             f"Lava, {work.title}: the timed run gave other output than the reference"

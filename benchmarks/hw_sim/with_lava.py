@@ -46,9 +46,13 @@ class Twin:
     parts: list[Any] = field(default_factory=list)
 
     def run(self, steps: int) -> None:
-        self.source.run(condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+        self.source.run(
+            condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt")
+        )
 
-    def stretch(self, data: npt.NDArray[Any], index: int, samples: int, timesteps: int) -> npt.NDArray[Any]:
+    def stretch(
+        self, data: npt.NDArray[Any], index: int, samples: int, timesteps: int
+    ) -> npt.NDArray[Any]:
         """(Lava steps, *lava shape) of a stage -> (samples, timesteps, *features), aligned to the inputs."""
         late = self.neurons[index][1]
         data = data[late : late + samples * timesteps]
@@ -70,7 +74,9 @@ def twin(stages: tuple[PeerStage, ...], inputs: npt.NDArray[np.uint8], timesteps
         columns = columns.transpose(2, 1, 0, 3)
     # Without empty columns the source would begin anew while the last stages still work.
     drain = 2 * len(stages)
-    columns = np.concatenate([columns, np.zeros((*columns.shape[:-1], drain), columns.dtype)], axis=-1)
+    columns = np.concatenate(
+        [columns, np.zeros((*columns.shape[:-1], drain), columns.dtype)], axis=-1
+    )
     built = Twin(Source(data=columns.astype(np.int32)), timesteps)
     port, late = built.source.s_out, 0
     for stage in stages:
@@ -157,7 +163,9 @@ def timed_run(job: PeerJob) -> dict[str, npt.NDArray[Any]]:
 def main() -> None:
     job = read_job()
     result = checked(job) if job.settings["check"] else timed_run(job)
-    job.done(**result, version=np.array(f"lava-nc {version('lava-nc')}, Python {sys.version.split()[0]}"))
+    job.done(
+        **result, version=np.array(f"lava-nc {version('lava-nc')}, Python {sys.version.split()[0]}")
+    )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,11 @@ class Slayer(nn.Module):
 
 
 def _block(stage: PeerStage) -> nn.Module:
-    neuron = {"threshold": stage.vth / SCALE, "current_decay": 1 - I_KEEP, "voltage_decay": 1 - V_KEEP}
+    neuron = {
+        "threshold": stage.vth / SCALE,
+        "current_decay": 1 - I_KEEP,
+        "voltage_decay": 1 - V_KEEP,
+    }
     outputs, inputs = stage.weight.shape[:2]
     block: Any = (
         slayer.block.cuba.Conv(neuron, inputs, outputs, 3, delay_shift=False)
@@ -50,7 +54,9 @@ def _block(stage: PeerStage) -> nn.Module:
         else slayer.block.cuba.Dense(neuron, inputs, outputs, delay_shift=False)
     )
     weight = torch.from_numpy(stage.weight.astype(np.float32) / SCALE)
-    block.synapse.weight = nn.Parameter(weight.reshape(block.synapse.weight.shape), requires_grad=False)
+    block.synapse.weight = nn.Parameter(
+        weight.reshape(block.synapse.weight.shape), requires_grad=False
+    )
     return block
 
 
@@ -61,11 +67,15 @@ def run(job: PeerJob) -> dict[str, npt.NDArray[Any]]:
     inputs = torch.from_numpy(job.inputs).movedim(1, -1).float().contiguous()
     with torch.no_grad():
         if job.settings["check"]:
-            fired = [spikes.movedim(-1, 1).to(torch.uint8).flatten(2) for spikes in network(inputs[:1])]
+            fired = [
+                spikes.movedim(-1, 1).to(torch.uint8).flatten(2) for spikes in network(inputs[:1])
+            ]
             return {f"spikes/{index}": spikes.numpy() for index, spikes in enumerate(fired)}
         return {"times_s": np.array(timed(lambda: network(inputs), job.settings["repeats"]))}
 
 
 if __name__ == "__main__":
     job = read_job()
-    job.done(**run(job), version=np.array(f"lava-dl {version('lava-dl')}, torch {torch.__version__}"))
+    job.done(
+        **run(job), version=np.array(f"lava-dl {version('lava-dl')}, torch {torch.__version__}")
+    )

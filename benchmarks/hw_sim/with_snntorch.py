@@ -19,7 +19,9 @@ class SynapticLoop(StepLoop):
     def __init__(self, stages: tuple[PeerStage, ...]) -> None:
         self.synapses = [nn.Sequential(*synapses(stage)) for stage in stages]
         self.neurons = [
-            snn.Synaptic(alpha=I_KEEP, beta=V_KEEP, threshold=1.0, reset_mechanism="zero", reset_delay=False)
+            snn.Synaptic(
+                alpha=I_KEEP, beta=V_KEEP, threshold=1.0, reset_mechanism="zero", reset_delay=False
+            )
             for _ in stages
         ]
 
@@ -27,7 +29,9 @@ class SynapticLoop(StepLoop):
         states = [neuron.reset_mem() for neuron in self.neurons]
         out = []
         for spikes in inputs:
-            for index, (synapse, neuron) in enumerate(zip(self.synapses, self.neurons, strict=True)):
+            for index, (synapse, neuron) in enumerate(
+                zip(self.synapses, self.neurons, strict=True)
+            ):
                 spikes, *states[index] = neuron(synapse(spikes), *states[index])
             out.append(spikes)
         return torch.stack(out)
@@ -39,4 +43,6 @@ class SynapticLoop(StepLoop):
 if __name__ == "__main__":
     job = read_job()
     result = run_loop(SynapticLoop(job.stages), job)
-    job.done(**result, version=np.array(f"snntorch {version('snntorch')}, torch {torch.__version__}"))
+    job.done(
+        **result, version=np.array(f"snntorch {version('snntorch')}, torch {torch.__version__}")
+    )

@@ -126,7 +126,9 @@ def pooled(spikes: Bytes) -> Bytes:
     """2x2 sums over the last two axes, an odd last row or column dropped."""
     high, wide = (n // 2 * 2 for n in spikes.shape[-2:])
     even = spikes[..., :high, :wide]
-    total: Bytes = even[..., ::2, ::2] + even[..., 1::2, ::2] + even[..., ::2, 1::2] + even[..., 1::2, 1::2]
+    total: Bytes = (
+        even[..., ::2, ::2] + even[..., 1::2, ::2] + even[..., ::2, 1::2] + even[..., 1::2, 1::2]
+    )
     return total
 
 
@@ -233,7 +235,8 @@ def build(
         stages = calibrated(stages, judged[: shape.judged], percent / 100)
     else:
         stages = tuple(
-            Stage(s.weight, s.pooled, s.entering, vth) for s, vth in zip(stages, known.vth, strict=True)
+            Stage(s.weight, s.pooled, s.entering, vth)
+            for s, vth in zip(stages, known.vth, strict=True)
         )
     work = Workload(name, percent, stages, folded(stages), inputs)
     if known is not None:

@@ -80,7 +80,8 @@ def compare(start: Row, student: Student, dt_s: float, ours: Array, theirs: Arra
     """
     if ours.shape != theirs.shape:
         return replace(
-            start, why=with_reason(start.tool, f"knarr gives shape {ours.shape}, the tool {theirs.shape}")
+            start,
+            why=with_reason(start.tool, f"knarr gives shape {ours.shape}, the tool {theirs.shape}"),
         )
     row = replace(
         start,
@@ -220,13 +221,17 @@ def main() -> None:
     parser.add_argument(
         "--python", action="append", default=[], metavar="TOOL=PATH", help="a tool's interpreter"
     )
-    parser.add_argument("--only", action="append", choices=list(TOOLS), help="this tool; may be given again")
+    parser.add_argument(
+        "--only", action="append", choices=list(TOOLS), help="this tool; may be given again"
+    )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one tool")
     parser.add_argument("--out", type=Path, help="also write the table here")
     arguments = parser.parse_args()
     pythons = dict(given.split("=", 1) for given in arguments.python)
     if set(pythons) - set(TOOLS):
-        parser.error(f"--python names {sorted(set(pythons) - set(TOOLS))}; tools are {', '.join(TOOLS)}")
+        parser.error(
+            f"--python names {sorted(set(pythons) - set(TOOLS))}; tools are {', '.join(TOOLS)}"
+        )
     torch.set_num_threads(1)
     lines = [HEAD, "|---" * (HEAD.count("|") - 1) + "|"]
     for tool in arguments.only or TOOLS:

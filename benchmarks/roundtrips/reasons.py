@@ -35,7 +35,9 @@ def edited(**fields: Any) -> Replay:
             for field, value in fields.items():
                 if hasattr(node, "v_threshold") and hasattr(node, field):
                     new = value(node, dt_s) if callable(value) else value
-                    setattr(node, field, np.broadcast_to(new, node.v_threshold.shape).astype(np.float64))
+                    setattr(
+                        node, field, np.broadcast_to(new, node.v_threshold.shape).astype(np.float64)
+                    )
         return torch.as_tensor(step_nir(graph, inputs.numpy(), dt_s).output)
 
     return run
@@ -57,7 +59,14 @@ def rockpool_steps(node: Any, dt_s: float, many: bool = True) -> Rule:
     keep = np.exp(-dt_s / (node.tau_mem if cuba else node.tau))
     syn = np.exp(-dt_s / node.tau_syn) if cuba else None
     return Rule(
-        keep, 1.0, node.v_threshold, syn, bias=node.v_leak, reset="subtract", many=many, decay_first=True
+        keep,
+        1.0,
+        node.v_threshold,
+        syn,
+        bias=node.v_leak,
+        reset="subtract",
+        many=many,
+        decay_first=True,
     )
 
 
@@ -70,7 +79,9 @@ def sinabs_steps(node: Any, dt_s: float, norm: bool = True, hard: bool = False) 
 
 LEAK = "LIF, v_leak and v_reset -0.5"
 CUT, ONE = ", batch axis cut", ", one spike per step"
-NO_R = Reason("from_nir ignores r of LIF", edited(r=lambda n, dt: n.r if isinstance(n, nir.CubaLIF) else 1.0))
+NO_R = Reason(
+    "from_nir ignores r of LIF", edited(r=lambda n, dt: n.r if isinstance(n, nir.CubaLIF) else 1.0)
+)
 NO_RESET = Reason("v_reset is not read", edited(v_reset=0.0))
 RANDOM_BIAS = Reason("its Affine sets weight.bias; the bias stays random")
 GE = Reason("fires at v >= v_th, NIR at v > v_th", ruled(euler))
@@ -96,10 +107,14 @@ REASONS: dict[tuple[str, str], dict[str, Reason]] = {
         "LIF, ties, scaled": NO_R,
         "LIF, v_reset -0.5": NO_RESET,
         LEAK: NO_RESET,
-        f"{LEAK}, scaled": Reason("neither r of LIF nor v_reset is read", edited(r=1.0, v_reset=0.0)),
+        f"{LEAK}, scaled": Reason(
+            "neither r of LIF nor v_reset is read", edited(r=1.0, v_reset=0.0)
+        ),
     },
     ("norse", "B"): {
-        "LIFBoxCell, v_reset -0.5, to_nir(dt=1)": Reason("to_nir drops v_reset", edited(v_reset=-0.5)),
+        "LIFBoxCell, v_reset -0.5, to_nir(dt=1)": Reason(
+            "to_nir drops v_reset", edited(v_reset=-0.5)
+        ),
         "LIFCell, to_nir(dt=1)": Reason(
             "to_nir leaves w_in at 1; the cell's current jumps by 1, which is w_in = tau_syn/dt",
             edited(w_in=lambda n, dt: n.tau_syn / dt),
@@ -142,7 +157,9 @@ REASONS: dict[tuple[str, str], dict[str, Reason]] = {
             "to_nir writes r = 1 with or without norm_input; decay exp(-1/tau)",
             ruled(lambda n, dt: sinabs_steps(n, dt, norm=False, hard=True)),
         ),
-        "IAF": Reason("several spikes a step and subtract reset; not in the file", ruled(sinabs_steps)),
+        "IAF": Reason(
+            "several spikes a step and subtract reset; not in the file", ruled(sinabs_steps)
+        ),
     },
     ("spikingjelly", "A"): {"LIF, ties": GE, "LIF, ties, scaled": GE},
     ("rockpool", "A"): {
@@ -154,7 +171,8 @@ REASONS: dict[tuple[str, str], dict[str, Reason]] = {
     },
     ("rockpool", "B"): {
         f"LIFTorch{CUT}": Reason(
-            "no w_in in the file; decay exp(-dt/tau), several spikes, subtract reset", ruled(rockpool_steps)
+            "no w_in in the file; decay exp(-dt/tau), several spikes, subtract reset",
+            ruled(rockpool_steps),
         ),
         f"LIFTorch{CUT}{ONE}": Reason(
             "no w_in in the file; decay exp(-dt/tau), subtract reset",
@@ -164,7 +182,8 @@ REASONS: dict[tuple[str, str], dict[str, Reason]] = {
             "decay exp(-dt/tau), several spikes, subtract reset", ruled(rockpool_steps)
         ),
         f"LIFNeuronTorch{CUT}{ONE}": Reason(
-            "decay exp(-dt/tau), subtract reset", ruled(lambda n, dt: rockpool_steps(n, dt, many=False))
+            "decay exp(-dt/tau), subtract reset",
+            ruled(lambda n, dt: rockpool_steps(n, dt, many=False)),
         ),
     },
 }
@@ -175,7 +194,11 @@ ERRORS = (  # tool, words of the error, why
     ("norse", "tau spans", "to_nir writes tau * dt"),
     ("norse", "Scalar datasets", "0-d arrays, Norse's default"),
     ("snntorch", "r not supported in CubaLIF", "needs r = tau_mem/dt with its dt of 1e-4"),
-    ("snntorch", "-> 0.input: [[40]]", "the call of its documentation: the batch axis goes into Input"),
+    (
+        "snntorch",
+        "-> 0.input: [[40]]",
+        "the call of its documentation: the batch axis goes into Input",
+    ),
     ("snntorch", "'GraphModule' object", f"{TWICE}; import_from_nir nests every loop"),
     ("nirtorch", "'GraphModule' object", TWICE),
     ("spikingjelly", "'GraphModule' object", TWICE),

@@ -66,7 +66,10 @@ def replay(
 
 def _fire(rule: Rule, x: torch.Tensor, weight: Any) -> torch.Tensor:
     rule = Rule(
-        *(torch.as_tensor(v).float() if not isinstance(v, (str, bool, type(None))) else v for v in rule)
+        *(
+            torch.as_tensor(v).float() if not isinstance(v, (str, bool, type(None))) else v
+            for v in rule
+        )
     )
     v, i, z = (torch.zeros_like(x[:, 0]) for _ in range(3))
     spikes = []
@@ -75,7 +78,11 @@ def _fire(rule: Rule, x: torch.Tensor, weight: Any) -> torch.Tensor:
         if rule.keep_i is None:
             i = drive
         else:
-            i = rule.keep_i * (i + drive) if rule.decay_first else rule.keep_i * i + rule.gain_i * drive
+            i = (
+                rule.keep_i * (i + drive)
+                if rule.decay_first
+                else rule.keep_i * i + rule.gain_i * drive
+            )
         v = rule.keep_v * v + rule.gain_v * i + rule.bias
         if rule.reset == "late subtract":
             v = v - z * rule.v_th

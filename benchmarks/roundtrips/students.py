@@ -52,7 +52,9 @@ def students(dt_s: float) -> Iterator[tuple[str, Student]]:
     """
     torch.manual_seed(0)
 
-    def linear(drive: float, bias: bool = False, n_in: int = FEATURES, n_out: int = NEURONS) -> nn.Module:
+    def linear(
+        drive: float, bias: bool = False, n_in: int = FEATURES, n_out: int = NEURONS
+    ) -> nn.Module:
         return fill(nn.Linear(n_in, n_out, bias=bias), drive)
 
     recurrent = snn.LIFRecurrentCell(NEURONS, NEURONS, p=lif(dt_s), autapses=True, dt=dt_s)
@@ -74,10 +76,18 @@ def students(dt_s: float) -> Iterator[tuple[str, Student]]:
         "CubaLIF, recurrent": (flat, [linear(2.0), recurrent]),
         "IF": (flat, [linear(0.5), iaf]),
         "IF, bias": (flat, [linear(0.5, bias=True), iaf]),
-        "LIF, ties": (flat, [grid, box(dt_s, a=0.5)]),  # weights k/4 and a = 1/2: v meets v_th exactly
+        "LIF, ties": (
+            flat,
+            [grid, box(dt_s, a=0.5)],
+        ),  # weights k/4 and a = 1/2: v meets v_th exactly
         "LIF, CubaLIF": (
             flat,
-            [linear(8.0), box(dt_s), linear(3.0, False, NEURONS, OUT), snn.LIFCell(lif(dt_s), dt=dt_s)],
+            [
+                linear(8.0),
+                box(dt_s),
+                linear(3.0, False, NEURONS, OUT),
+                snn.LIFCell(lif(dt_s), dt=dt_s),
+            ],
         ),
         "Conv2d, LIF": (
             image,
@@ -104,7 +114,9 @@ def students(dt_s: float) -> Iterator[tuple[str, Student]]:
     for case, (shape, layers) in nets.items():
         inputs = binary(shape)
         graph = to_nir(snn.SequentialState(*layers).eval(), shape, dt_s, samples=inputs.numpy())
-        graph.metadata.pop("certificate")  # a tool has no use for it, and `scaled` changes the graph
+        graph.metadata.pop(
+            "certificate"
+        )  # a tool has no use for it, and `scaled` changes the graph
         yield case, Student(graph, inputs)
         if case == "LIF, CubaLIF":
             yield f"{case} scaled", Student(scaled(graph, dt_s, (nir.CubaLIF,)), inputs)
@@ -129,7 +141,11 @@ def scaled(
 
 def nested(graph: nir.NIRGraph) -> nir.NIRGraph:
     """The same net with neuron and loop in a graph of their own, as snnTorch and Rockpool look for them."""
-    loop = next(s for s, t in graph.edges if (t, s) in graph.edges and isinstance(graph.nodes[s], nir.Linear))
+    loop = next(
+        s
+        for s, t in graph.edges
+        if (t, s) in graph.edges and isinstance(graph.nodes[s], nir.Linear)
+    )
     lif = next(t for s, t in graph.edges if s == loop)
     shape = np.array([NEURONS])
     inner = nir.NIRGraph(
@@ -141,6 +157,10 @@ def nested(graph: nir.NIRGraph) -> nir.NIRGraph:
         },
         [("input", "lif"), ("lif", "w_rec"), ("w_rec", "lif"), ("lif", "output")],
     )
-    nodes = {name: node for name, node in graph.nodes.items() if name not in (lif, loop)} | {"rnn": inner}
-    edges = [tuple("rnn" if n == lif else n for n in edge) for edge in graph.edges if loop not in edge]
+    nodes = {name: node for name, node in graph.nodes.items() if name not in (lif, loop)} | {
+        "rnn": inner
+    }
+    edges = [
+        tuple("rnn" if n == lif else n for n in edge) for edge in graph.edges if loop not in edge
+    ]
     return nir.NIRGraph(nodes, edges)

@@ -43,11 +43,14 @@ def read(path: Path, dt_s: float) -> Run:
 
     def iaf(node: nir.IF) -> nn.Module:
         p = IAFParameters(
-            v_th=tensor(node.v_threshold / node.r / dt_s), v_reset=tensor(node.v_reset / node.r / dt_s)
+            v_th=tensor(node.v_threshold / node.r / dt_s),
+            v_reset=tensor(node.v_reset / node.r / dt_s),
         )
         return snn.IAFCell(p, dt=dt_s)
 
-    return with_state(nirtorch.nir_to_torch(nir.read(path), {nir.LIF: box, nir.CubaLIF: lif, nir.IF: iaf}))
+    return with_state(
+        nirtorch.nir_to_torch(nir.read(path), {nir.LIF: box, nir.CubaLIF: lif, nir.IF: iaf})
+    )
 
 
 class Residual(nn.Module):
@@ -57,7 +60,9 @@ class Residual(nn.Module):
         super().__init__()
         self.first = fill(nn.Linear(FEATURES, NEURONS, bias=False), 8.0)
         self.second = fill(nn.Linear(NEURONS, NEURONS, bias=False), 4.0)
-        p = snn.LIFBoxParameters(tau_mem_inv=torch.full((NEURONS,), 100.0), v_th=torch.ones(NEURONS))
+        p = snn.LIFBoxParameters(
+            tau_mem_inv=torch.full((NEURONS,), 100.0), v_th=torch.ones(NEURONS)
+        )
         self.hidden, self.out = snn.LIFBoxCell(p, dt=DT_S), snn.LIFBoxCell(p, dt=DT_S)
 
     def forward(self, x: torch.Tensor, state: Any = None) -> Any:
@@ -80,7 +85,11 @@ def export(net: nn.Module) -> Own:
     def lif(cell: Any) -> nir.LIF:
         p, one = cell.p, np.ones(NEURONS)
         return nir.LIF(
-            tau=1 / p.tau_mem_inv.numpy(), r=one, v_leak=0 * one, v_threshold=p.v_th.numpy(), v_reset=0 * one
+            tau=1 / p.tau_mem_inv.numpy(),
+            r=one,
+            v_leak=0 * one,
+            v_threshold=p.v_th.numpy(),
+            v_reset=0 * one,
         )
 
     inputs = binary((FEATURES,))

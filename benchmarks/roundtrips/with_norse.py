@@ -38,7 +38,11 @@ def box(**more: Any) -> nn.Module:
 
 def lif() -> nn.Module:
     p = snn.LIFParameters(
-        tau_syn_inv=full(200.0), tau_mem_inv=full(100.0), v_th=full(1.0), v_leak=full(0.0), v_reset=full(0.0)
+        tau_syn_inv=full(200.0),
+        tau_mem_inv=full(100.0),
+        v_th=full(1.0),
+        v_leak=full(0.0),
+        v_reset=full(0.0),
     )
     return snn.LIFCell(p, dt=DT_S)
 
@@ -55,7 +59,9 @@ if __name__ == "__main__":
             "LIFBoxCell": lambda: export(box(), 8.0),
             "LIFBoxCell, read at dt*dt": lambda: export(box(), 8.0, DT_S * DT_S),
             "LIFBoxCell, to_nir(dt=1)": lambda: export(box(), 8.0, dt=1.0),
-            "LIFBoxCell, v_reset -0.5, to_nir(dt=1)": lambda: export(box(v_reset=full(-0.5)), 8.0, dt=1.0),
+            "LIFBoxCell, v_reset -0.5, to_nir(dt=1)": lambda: export(
+                box(v_reset=full(-0.5)), 8.0, dt=1.0
+            ),
             "LIFBoxCell, scalar parameters": lambda: export(
                 snn.LIFBoxCell(snn.LIFBoxParameters(tau_mem_inv=torch.tensor(100.0)), dt=DT_S), 8.0
             ),

@@ -29,7 +29,9 @@ class Net(torch.nn.Module):
     def __init__(self, neurons: Any, drive: float) -> None:
         super().__init__()
         dense = fill(torch.nn.Linear(FEATURES, NEURONS, bias=False), drive)
-        self.linear = LinearTorch((FEATURES, NEURONS), weight=dense.weight.detach().T.clone(), has_bias=False)
+        self.linear = LinearTorch(
+            (FEATURES, NEURONS), weight=dense.weight.detach().T.clone(), has_bias=False
+        )
         self.neurons = neurons
         self.linear.to_torch()
         self.neurons.to_torch()
@@ -56,7 +58,12 @@ ONE = {"max_spikes_per_dt": torch.tensor(1.0)}
 def lif(**more: Any) -> Any:
     taus = {"tau_mem": torch.full((NEURONS,), 0.01), "tau_syn": torch.full((NEURONS, 1), 0.005)}
     return LIFTorch(
-        (NEURONS,), **taus, bias=torch.zeros(NEURONS), threshold=torch.ones(NEURONS), dt=DT_S, **more
+        (NEURONS,),
+        **taus,
+        bias=torch.zeros(NEURONS),
+        threshold=torch.ones(NEURONS),
+        dt=DT_S,
+        **more,
     )
 
 
@@ -76,7 +83,9 @@ if __name__ == "__main__":
             "LIFTorch, batch axis cut": lambda: export(lif(), 0.2),
             "LIFTorch, batch axis cut, one spike per step": lambda: export(lif(**ONE), 0.2),
             "LIFNeuronTorch, batch axis cut": lambda: export(membrane(), 0.8),
-            "LIFNeuronTorch, batch axis cut, one spike per step": lambda: export(membrane(**ONE), 0.8),
+            "LIFNeuronTorch, batch axis cut, one spike per step": lambda: export(
+                membrane(**ONE), 0.8
+            ),
         },
         # In one call: between calls a Rockpool layer keeps the state of the first sample only.
         whole=True,

@@ -43,7 +43,10 @@ def linear(drive: float) -> nn.Module:
 
 def lif(**more: Any) -> nn.Module:
     return sl.LIFSqueeze(
-        tau_mem=torch.full((NEURONS,), 10.0), spike_threshold=torch.ones(NEURONS), batch_size=SAMPLES, **more
+        tau_mem=torch.full((NEURONS,), 10.0),
+        spike_threshold=torch.ones(NEURONS),
+        batch_size=SAMPLES,
+        **more,
     )
 
 

@@ -21,7 +21,9 @@ def read(path: Path, dt_s: float) -> Run:
     return with_state(import_from_nir(nir.read(path)))
 
 
-def export(*layers: nn.Module, shape: tuple[int, ...] = (FEATURES,), ignore: tuple[int, ...] = (0,)) -> Own:
+def export(
+    *layers: nn.Module, shape: tuple[int, ...] = (FEATURES,), ignore: tuple[int, ...] = (0,)
+) -> Own:
     net = nn.Sequential(*layers)
     inputs = binary(shape)
     graph = export_to_nir(net, inputs[:1, 0], ignore_dims=list(ignore))
@@ -38,7 +40,9 @@ def leaky(shape: tuple[int, ...] = (NEURONS,), **more: Any) -> nn.Module:
 
 
 def synaptic(**more: Any) -> nn.Module:
-    return snn.Synaptic(alpha=full(0.8), beta=full(0.9), threshold=full(1.0), init_hidden=True, **more)
+    return snn.Synaptic(
+        alpha=full(0.8), beta=full(0.9), threshold=full(1.0), init_hidden=True, **more
+    )
 
 
 def recurrent(**more: Any) -> nn.Module:

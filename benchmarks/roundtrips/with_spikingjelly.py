@@ -38,11 +38,19 @@ if __name__ == "__main__":
             "LIFNode, decay_input=False": lambda: export(
                 linear(0.8), neuron.LIFNode(tau=10.0, decay_input=False)
             ),
-            "LIFNode, v_reset -0.5": lambda: export(linear(8.0), neuron.LIFNode(tau=10.0, v_reset=-0.5)),
-            "LIFNode, v_reset None": lambda: export(linear(8.0), neuron.LIFNode(tau=10.0, v_reset=None)),
-            "ParametricLIFNode": lambda: export(linear(8.0), neuron.ParametricLIFNode(init_tau=10.0)),
+            "LIFNode, v_reset -0.5": lambda: export(
+                linear(8.0), neuron.LIFNode(tau=10.0, v_reset=-0.5)
+            ),
+            "LIFNode, v_reset None": lambda: export(
+                linear(8.0), neuron.LIFNode(tau=10.0, v_reset=None)
+            ),
+            "ParametricLIFNode": lambda: export(
+                linear(8.0), neuron.ParametricLIFNode(init_tau=10.0)
+            ),
             "IFNode": lambda: export(linear(0.5), neuron.IFNode()),
-            "CUBALIFNode": lambda: export(linear(0.2), neuron.CUBALIFNode(c_decay=0.8, v_decay=0.9)),
+            "CUBALIFNode": lambda: export(
+                linear(0.2), neuron.CUBALIFNode(c_decay=0.8, v_decay=0.9)
+            ),
             "Conv2d, AvgPool2d, LIFNode": lambda: export(
                 fill(layer.Conv2d(IMAGE[0], 6, 3, padding=1), 8.0),
                 neuron.LIFNode(tau=10.0),

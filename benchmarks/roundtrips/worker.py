@@ -75,7 +75,11 @@ def serve(
             with torch.no_grad():
                 net = make()
             nir.write(path, net.graph)
-            arrays = {"inputs": net.inputs.numpy(), "spikes": net.spikes.numpy(), "dt_s": np.array(net.dt_s)}
+            arrays = {
+                "inputs": net.inputs.numpy(),
+                "spikes": net.spikes.numpy(),
+                "dt_s": np.array(net.dt_s),
+            }
             np.savez(path.with_suffix(".npz"), **arrays)
         except Exception as error:  # noqa: BLE001 - as above
             errors[path.stem] = first_line(error)

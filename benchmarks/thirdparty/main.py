@@ -24,7 +24,14 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 FIXTURES, DOC = ROOT / "tests" / "thirdparty", ROOT / "docs" / "thirdparty.md"
 TOOLS = {
-    "snntorch": ("3.10", "torch==2.3.1", "numpy<2", "nir==1.0.8", "nirtorch==2.6", "snntorch==1.0.0"),
+    "snntorch": (
+        "3.10",
+        "torch==2.3.1",
+        "numpy<2",
+        "nir==1.0.8",
+        "nirtorch==2.6",
+        "snntorch==1.0.0",
+    ),
     "sinabs": ("3.10", "torch==2.3.1", "numpy<2", "nir==1.0.4", "nirtorch==2.0.2", "sinabs==3.1.3"),
     "spikingjelly": ("3.11", "torch==2.13.0", "nir==1.0.8", "nirtorch==2.6", "spikingjelly==2.0.0"),
 }

@@ -79,7 +79,9 @@ def serve(tool: str, packages: tuple[str, ...], nets: Mapping[str, Net]) -> None
         arrays |= {"inputs": pack(made.inputs), "timesteps": np.array(made.inputs.shape[1])}
         np.savez_compressed(path.with_suffix(".npz"), dt_s=np.array(made.dt_s), **arrays)
     versions = {p: importlib.metadata.version(p) for p in packages}
-    (folder / f"{tool}.json").write_text(json.dumps({"versions": versions, "nets": report}, indent=1) + "\n")
+    (folder / f"{tool}.json").write_text(
+        json.dumps({"versions": versions, "nets": report}, indent=1) + "\n"
+    )
 
 
 def pack(counts: torch.Tensor) -> Any:
@@ -133,7 +135,9 @@ def excite(layers: Sequence[nn.Module], run: Callable[[], Spikes], rate: float =
             too_much = float(run()[number].mean()) > rate
             low, high = (low, middle) if too_much else (middle, high)
         if not -5 < low < 5:  # a rate that no scale reaches ends in weights of no use to anyone
-            raise RuntimeError(f"synapse {number}: no scale of its weights makes its neurons fire at {rate}")
+            raise RuntimeError(
+                f"synapse {number}: no scale of its weights makes its neurons fire at {rate}"
+            )
 
 
 def over_time(
@@ -148,7 +152,9 @@ def over_time(
     """
     heard: list[list[torch.Tensor]] = [[] for _ in spiking]
     hooks = [
-        layer.register_forward_hook(lambda _module, _inputs, output, into=into: into.append(output.clone()))
+        layer.register_forward_hook(
+            lambda _module, _inputs, output, into=into: into.append(output.clone())
+        )
         for layer, into in zip(spiking, heard, strict=True)
     ]
     reset()

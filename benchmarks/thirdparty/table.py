@@ -37,14 +37,17 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         chip = (
-            "-" if self.chip_from_file is None else ", ".join(f"{share:.1%}" for share in self.chip_from_file)
+            "-"
+            if self.chip_from_file is None
+            else ", ".join(f"{share:.1%}" for share in self.chip_from_file)
         )
         cells = (
             self.tool,
             self.what,
             f"{self.decisions}" if self.decisions else "-",
             f"{self.rate:.2f}" if self.decisions else "-",
-            self.share(self.file_differs) + (f"; {self.why}" if self.why and self.decisions else ""),
+            self.share(self.file_differs)
+            + (f"; {self.why}" if self.why and self.decisions else ""),
             self.how + (f": {self.note}" if self.note else ""),
             chip,
             self.share(self.chip_differs),
@@ -60,7 +63,9 @@ class Row(NamedTuple):
 
 def written(folder: Path) -> str:
     """The document."""
-    reports = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
+    reports = {
+        path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))
+    }
     rows = [
         row_of(tool, name, net, folder)
         for tool, report in reports.items()
@@ -77,7 +82,9 @@ def written(folder: Path) -> str:
         f"| {tool} | {', '.join(f'{p} {v}' for p, v in report['versions'].items())} |"
         for tool, report in reports.items()
     ]
-    return "\n".join([*head(rows, len(fails)), *map(str, rows), *FAILS, *fails, *VERSIONS, *versions, ""])
+    return "\n".join(
+        [*head(rows, len(fails)), *map(str, rows), *FAILS, *fails, *VERSIONS, *versions, ""]
+    )
 
 
 def row_of(tool: str, name: str, net: dict[str, str], folder: Path) -> Row:
@@ -135,13 +142,20 @@ def arrays(path: Path) -> tuple[Array, float, tuple[Array, ...]]:
             return np.moveaxis(np.sum(counts, axis=0, dtype=np.uint8), -1, 1)
 
         layers = sum(key.startswith("spikes_") for key in file.files)
-        return unpacked("inputs"), float(file["dt_s"]), tuple(unpacked(f"spikes_{n}") for n in range(layers))
+        return (
+            unpacked("inputs"),
+            float(file["dt_s"]),
+            tuple(unpacked(f"spikes_{n}") for n in range(layers)),
+        )
 
 
 def head(rows: list[Row], fails: int) -> Iterator[str]:
     same = [row for row in rows if row.file_differs == 0]
     unsaid = [row for row in rows if row.file_differs]
-    ways = {how: sum(row.how == how for row in rows) for how in ("as it is", "near", "refused", "not read")}
+    ways = {
+        how: sum(row.how == how for row in rows)
+        for how in ("as it is", "near", "refused", "not read")
+    }
     both = [row for row in same if row.chip_differs is not None]
     decisions, differ = sum(r.decisions for r in both), sum(r.chip_differs or 0 for r in both)
     yield f"""# Networks of other tools on the chip
@@ -181,5 +195,11 @@ virtual environments of their own, in about a minute after those are there (`--d
 |---|---|---|---|---|---|---|---|---|"""
 
 
-FAILS = ("", "## What does not leave its tool", "", "| tool | net | its exporter says |", "|---|---|---|")
+FAILS = (
+    "",
+    "## What does not leave its tool",
+    "",
+    "| tool | net | its exporter says |",
+    "|---|---|---|",
+)
 VERSIONS = ("", "## Versions", "", "| tool | versions |", "|---|---|")

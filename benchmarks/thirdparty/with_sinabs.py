@@ -8,7 +8,19 @@ from typing import Any
 
 import sinabs.layers as sl
 import torch
-from nets import CLASSES, FEATURES, HIDDEN, Made, Net, Spikes, excite, images, sequence, serve, vectors
+from nets import (
+    CLASSES,
+    FEATURES,
+    HIDDEN,
+    Made,
+    Net,
+    Spikes,
+    excite,
+    images,
+    sequence,
+    serve,
+    vectors,
+)
 from sinabs.activation import MembraneReset, SingleSpike
 from sinabs.nir import to_nir
 from torch import nn
@@ -21,9 +33,7 @@ EULER_DT_S = TAU * (1 - math.exp(-1 / TAU))
 RESET = {"reset_fn": MembraneReset()}
 ONE = {**RESET, "spike_fn": SingleSpike}
 
-SUBTRACT = (
-    "subtracts the threshold per spike and fires several times a step; the file says reset to 0, one spike"
-)
+SUBTRACT = "subtracts the threshold per spike and fires several times a step; the file says reset to 0, one spike"
 SEVERAL = "fires several times a step; the file says one spike"
 EXPONENTIAL = "decays by exp(-1/tau), forward Euler by 1 - 1/tau"
 
@@ -31,7 +41,8 @@ EXPONENTIAL = "decays by exp(-1/tau), forward Euler by 1 - 1/tau"
 def run(net: nn.Module, spiking: list[Any], inputs: torch.Tensor) -> Spikes:
     heard: list[torch.Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _m, _i, output: heard.append(output.clone())) for layer in spiking
+        layer.register_forward_hook(lambda _m, _i, output: heard.append(output.clone()))
+        for layer in spiking
     ]
     for layer in spiking:
         layer.reset_states()
@@ -68,7 +79,9 @@ def lif(size: int, **how: Any) -> nn.Module:
 def lif_recurrent() -> Made:
     """Not through excite: it has no squeezed form, and its export fails anyway."""
     loop = nn.Linear(HIDDEN, HIDDEN, bias=False)
-    net = nn.Sequential(nn.Linear(FEATURES, HIDDEN), sl.LIFRecurrent(tau_mem=TAU, rec_connect=loop, **ONE))
+    net = nn.Sequential(
+        nn.Linear(FEATURES, HIDDEN), sl.LIFRecurrent(tau_mem=TAU, rec_connect=loop, **ONE)
+    )
     inputs = vectors()
     return Made(to_nir(net, inputs), inputs, [net(inputs)], DT_S)
 
@@ -124,7 +137,8 @@ if __name__ == "__main__":
                 "Conv2d, IAFSqueeze, SumPool2d, Flatten, Linear, IAFSqueeze; MembraneReset, SingleSpike",
             ),
             "conv_deep": Net(
-                lambda: conv_deep(**ONE), "(Conv2d, IAFSqueeze, SumPool2d) twice, Flatten, Linear, IAFSqueeze"
+                lambda: conv_deep(**ONE),
+                "(Conv2d, IAFSqueeze, SumPool2d) twice, Flatten, Linear, IAFSqueeze",
             ),
             "conv_default": Net(
                 lambda: conv(sl.SumPool2d(2)),

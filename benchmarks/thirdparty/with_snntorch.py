@@ -64,7 +64,10 @@ def spread(middle: float, width: float, shape: tuple[int, ...]) -> torch.Tensor:
 
 def leaky(*shape: int, width: float = 0.0, beta: float = 0.875, **more: Any) -> nn.Module:
     # As vectors: its scalars are 0-d arrays in the file, which nir refuses.
-    parameters = {"beta": spread(beta, width / 2, shape), "threshold": spread(1.0, width * 3, shape)}
+    parameters = {
+        "beta": spread(beta, width / 2, shape),
+        "threshold": spread(1.0, width * 3, shape),
+    }
     return snn.Leaky(**parameters, init_hidden=True, **more)
 
 
@@ -97,26 +100,43 @@ def mlp(first: nn.Module, second: nn.Module, bias: bool = True, rate: float = RA
 
 
 def conv() -> Made:
-    layers = (nn.Conv2d(2, 4, 3, padding=1), leaky(4, 12, 12, **ZERO), nn.AvgPool2d(2), nn.Flatten())
+    layers = (
+        nn.Conv2d(2, 4, 3, padding=1),
+        leaky(4, 12, 12, **ZERO),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+    )
     return made(*layers, nn.Linear(144, CLASSES), leaky(CLASSES, **ZERO), inputs=images())
 
 
 def conv_overlap() -> Made:
-    layers = (nn.Conv2d(2, 4, 3, padding=1), leaky(4, 12, 12, **NOW), nn.AvgPool2d(3, stride=2), nn.Flatten())
+    layers = (
+        nn.Conv2d(2, 4, 3, padding=1),
+        leaky(4, 12, 12, **NOW),
+        nn.AvgPool2d(3, stride=2),
+        nn.Flatten(),
+    )
     return made(*layers, nn.Linear(100, CLASSES), leaky(CLASSES, **NOW), inputs=images())
 
 
 def conv_deep() -> Made:
     first = (nn.Conv2d(2, 4, 5, padding=2, bias=False), leaky(4, 12, 12, **NOW), nn.AvgPool2d(2))
     second = (nn.Conv2d(4, 8, 3, bias=False), leaky(8, 4, 4, **NOW), nn.AvgPool2d(2), nn.Flatten())
-    return made(*first, *second, nn.Linear(32, CLASSES, bias=False), leaky(CLASSES, **NOW), inputs=images())
+    return made(
+        *first, *second, nn.Linear(32, CLASSES, bias=False), leaky(CLASSES, **NOW), inputs=images()
+    )
 
 
 def conv_stride() -> Made:
     first = (nn.Conv2d(2, 6, 3, stride=2, padding=1), leaky(6, 6, 6, **NOW))
     second = (nn.Conv2d(6, 6, 3, padding=1, groups=2), leaky(6, 6, 6, **NOW))
     return made(
-        *first, *second, nn.Flatten(), nn.Linear(216, CLASSES), leaky(CLASSES, **NOW), inputs=images()
+        *first,
+        *second,
+        nn.Flatten(),
+        nn.Linear(216, CLASSES),
+        leaky(CLASSES, **NOW),
+        inputs=images(),
     )
 
 
@@ -130,7 +150,9 @@ if __name__ == "__main__":
                 "Linear, Leaky, reset to zero, twice",
             ),
             "leaky_subtract": Net(
-                lambda: mlp(leaky(HIDDEN), leaky(CLASSES)), "the same with the default reset", SUBTRACT
+                lambda: mlp(leaky(HIDDEN), leaky(CLASSES)),
+                "the same with the default reset",
+                SUBTRACT,
             ),
             "leaky_each": Net(
                 lambda: mlp(leaky(HIDDEN, width=0.1, **ZERO), leaky(CLASSES, width=0.1, **ZERO)),
@@ -161,7 +183,9 @@ if __name__ == "__main__":
                 lambda: mlp(synaptic(HIDDEN, **NOW), synaptic(CLASSES, **NOW)), "the same with bias"
             ),
             "synaptic_late": Net(
-                lambda: mlp(synaptic(HIDDEN, **ZERO), synaptic(CLASSES, **ZERO), bias=False, rate=0.15),
+                lambda: mlp(
+                    synaptic(HIDDEN, **ZERO), synaptic(CLASSES, **ZERO), bias=False, rate=0.15
+                ),
                 "the same without bias, the default delay of the reset",
                 LATE,
             ),
@@ -178,11 +202,15 @@ if __name__ == "__main__":
                 "the same, each neuron hears itself alone",
             ),
             "rsynaptic": Net(
-                lambda: mlp(rsynaptic(HIDDEN, ResetNow, **ZERO), synaptic(CLASSES, **NOW), bias=False),
+                lambda: mlp(
+                    rsynaptic(HIDDEN, ResetNow, **ZERO), synaptic(CLASSES, **NOW), bias=False
+                ),
                 "RSynaptic all to all, reset to zero by the caller in the same step, then Synaptic; no bias",
             ),
             "rsynaptic_late": Net(
-                lambda: mlp(rsynaptic(HIDDEN, **ZERO), synaptic(CLASSES, **ZERO), bias=False, rate=0.15),
+                lambda: mlp(
+                    rsynaptic(HIDDEN, **ZERO), synaptic(CLASSES, **ZERO), bias=False, rate=0.15
+                ),
                 "RSynaptic, Synaptic, with their own delay of the reset",
                 LATE,
             ),
@@ -191,12 +219,16 @@ if __name__ == "__main__":
                 "RSynaptic, reset to zero, reset_delay=False, Synaptic",
             ),
             "conv": Net(conv, "Conv2d, Leaky, AvgPool2d, Flatten, Linear, Leaky; reset to zero"),
-            "conv_overlap": Net(conv_overlap, "the same, AvgPool2d(3, stride=2): its windows overlap"),
+            "conv_overlap": Net(
+                conv_overlap, "the same, AvgPool2d(3, stride=2): its windows overlap"
+            ),
             "conv_deep": Net(
-                conv_deep, "(Conv2d, Leaky, AvgPool2d) twice, Flatten, Linear, Leaky; no bias, reset to zero"
+                conv_deep,
+                "(Conv2d, Leaky, AvgPool2d) twice, Flatten, Linear, Leaky; no bias, reset to zero",
             ),
             "conv_stride": Net(
-                conv_stride, "Conv2d stride 2, Leaky, Conv2d of two groups, Leaky, Flatten, Linear, Leaky"
+                conv_stride,
+                "Conv2d stride 2, Leaky, Conv2d of two groups, Leaky, Flatten, Linear, Leaky",
             ),
         },
     )

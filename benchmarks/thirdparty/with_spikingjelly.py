@@ -50,8 +50,16 @@ def conv(kind: Any, pool: nn.Module, padding: int = 1, cells: int = 36, **how: A
 def conv_deep() -> Made:
     """In multi-step mode, where everything takes (timesteps, samples, *features)."""
     inputs = images()
-    first = layer.Conv2d(2, 4, 3, padding=1, bias=False), neuron.LIFNode(tau=4.0), layer.AvgPool2d(2)
-    second = layer.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), neuron.LIFNode(tau=8.0), layer.Flatten()
+    first = (
+        layer.Conv2d(2, 4, 3, padding=1, bias=False),
+        neuron.LIFNode(tau=4.0),
+        layer.AvgPool2d(2),
+    )
+    second = (
+        layer.Conv2d(4, 6, 3, stride=2, padding=1, bias=False),
+        neuron.LIFNode(tau=8.0),
+        layer.Flatten(),
+    )
     layers = (*first, *second, layer.Linear(54, CLASSES, bias=False), neuron.IFNode())
     net = sequence(*layers)
     functional.set_step_mode(net, "m")
@@ -59,7 +67,10 @@ def conv_deep() -> Made:
 
     def run() -> Spikes:
         heard: list[torch.Tensor] = []
-        hooks = [each.register_forward_hook(lambda _m, _i, output: heard.append(output)) for each in spiking]
+        hooks = [
+            each.register_forward_hook(lambda _m, _i, output: heard.append(output))
+            for each in spiking
+        ]
         net(inputs.transpose(0, 1))
         functional.reset_net(net)
         for hook in hooks:
@@ -75,7 +86,9 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.skip, self.on = (layer.Linear(HIDDEN, HIDDEN, bias=False) for _ in range(3))
+        self.enter, self.skip, self.on = (
+            layer.Linear(HIDDEN, HIDDEN, bias=False) for _ in range(3)
+        )
         self.first, self.second = neuron.IFNode(), neuron.IFNode()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -86,7 +99,9 @@ class Residual(nn.Module):
 def residual() -> Made:
     net, inputs = Residual(), vectors()
     sequence(net.enter, net.skip, net.on)
-    run = partial(over_time, net, (net.first, net.second), inputs, partial(functional.reset_net, net))
+    run = partial(
+        over_time, net, (net.first, net.second), inputs, partial(functional.reset_net, net)
+    )
     excite((net.enter, net.on), run)
     graph = export_to_nir(net, inputs[:1, 0], dt=DT_S)
     functional.reset_net(net)
@@ -113,7 +128,8 @@ if __name__ == "__main__":
                 "the same with the default tau of 2, exported at dt 1e-3 s",
             ),
             "lif_undecayed": Net(
-                lambda: mlp(neuron.LIFNode, tau=10.0, decay_input=False), "LIFNode(tau=10, decay_input=False)"
+                lambda: mlp(neuron.LIFNode, tau=10.0, decay_input=False),
+                "LIFNode(tau=10, decay_input=False)",
             ),
             "lif_reset": Net(
                 lambda: mlp(neuron.LIFNode, tau=8.0, v_reset=-0.5),
@@ -124,7 +140,8 @@ if __name__ == "__main__":
                 lambda: mlp(neuron.LIFNode, v_reset=None), "LIFNode that subtracts at a spike"
             ),
             "plif": Net(
-                lambda: mlp(neuron.ParametricLIFNode, init_tau=5.0), "Linear, ParametricLIFNode, twice"
+                lambda: mlp(neuron.ParametricLIFNode, init_tau=5.0),
+                "Linear, ParametricLIFNode, twice",
             ),
             "cuba": Net(
                 lambda: mlp(neuron.CUBALIFNode, bias=False, c_decay=0.75, v_decay=0.875),
@@ -150,7 +167,8 @@ if __name__ == "__main__":
                 "Conv2d, IFNode, MaxPool2d, Flatten, Linear, IFNode",
             ),
             "residual": Net(
-                residual, "Linear, IFNode, then Linear of its spikes and Linear of the inputs, IFNode"
+                residual,
+                "Linear, IFNode, then Linear of its spikes and Linear of the inputs, IFNode",
             ),
             "recurrent": Net(recurrent, "LinearRecurrentContainer of an IFNode"),
         },

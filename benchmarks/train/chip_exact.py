@@ -38,7 +38,9 @@ BITS: Final = (8, 6, 4, 3)
 HALF, BUDGET = "8 bits, half the steps", "8 bits, half the ACC"
 
 
-def variants(recipe: Recipe, steps: int, found: dict[str, Any]) -> Iterator[tuple[str, ChipSettings]]:
+def variants(
+    recipe: Recipe, steps: int, found: dict[str, Any]
+) -> Iterator[tuple[str, ChipSettings]]:
     """Name and settings of each student; the last follows from what the first one costs."""
     for bits in BITS:
         yield f"{bits} bits", ChipSettings(weight_bits=bits)
@@ -47,7 +49,9 @@ def variants(recipe: Recipe, steps: int, found: dict[str, Any]) -> Iterator[tupl
     yield BUDGET, ChipSettings(acc_per_inference=goal, epochs=20)
 
 
-def fit_seed(task: str, seed: int, asked: argparse.Namespace, found: dict[str, Any]) -> Iterator[str]:
+def fit_seed(
+    task: str, seed: int, asked: argparse.Namespace, found: dict[str, Any]
+) -> Iterator[str]:
     """Fill in what a seed lacks, student by student; yields a name after each."""
     people = {"data.seed": seed} if task == "mskd_eyes" else {}
     recipe = with_settings(load_recipe(task), {"seed": seed, "threads": 1, "chip": None, **people})

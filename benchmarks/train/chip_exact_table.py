@@ -38,7 +38,8 @@ def _row(task: str, name: str, seeds: Seeds) -> str:
     there = [found for found in seeds.values() if name in found]
     floats = np.array([_share(found["float"], found) for found in there])
     lowered, chip = (
-        np.array([_share(found[name][which], found) for found in there]) for which in ("lowered", "chip")
+        np.array([_share(found[name][which], found) for found in there])
+        for which in ("lowered", "chip")
     )
     cost_before, cost = (
         np.array([found[name][which]["acc"] for found in there]) for which in ("lowered", "chip")

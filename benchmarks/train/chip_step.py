@@ -93,7 +93,11 @@ def on_chip(of: Case) -> ChipStudent:
     student = ChipStudent.from_network(network)
     wanted = simulate(network, some, record=("output", "spikes", "u", "v"), engine="reference")
     found = compare(wanted, student.recording(torch.from_numpy(some)))
-    silent = [one.name for one in network.layers if one.neuron.spikes and not wanted.spikes[one.name].any()]
+    silent = [
+        one.name
+        for one in network.layers
+        if one.neuron.spikes and not wanted.spikes[one.name].any()
+    ]
     if found or silent:
         raise SystemExit(f"chip_step: differs from the reference: {found}; silent: {silent}")
     return student
@@ -132,7 +136,8 @@ def parts(step: Callable[[], None]) -> dict[str, float]:
     averages: Any = profiled.key_averages()
     for event in averages:
         kind = next(
-            (kind for kind, marks in PARTS.items() if any(mark in event.key for mark in marks)), "rest"
+            (kind for kind, marks in PARTS.items() if any(mark in event.key for mark in marks)),
+            "rest",
         )
         found[kind] += event.self_cpu_time_total / 1000
     return found

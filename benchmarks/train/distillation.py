@@ -49,7 +49,11 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 SEEDS: Final = 5
 FIFTHS: Final = 5
 WINDOWS: Final = 20
-ALPHA: Final = {"nmnist": "student.kd_alpha", "eyes": "student.kd_alpha", "mskd_eyes": "student.loss.alpha"}
+ALPHA: Final = {
+    "nmnist": "student.kd_alpha",
+    "eyes": "student.kd_alpha",
+    "mskd_eyes": "student.loss.alpha",
+}
 """Task, which is also its recipe -> the teacher's share of the loss."""
 
 
@@ -76,12 +80,16 @@ def arguments(description: str | None, tasks: Collection[str], seeds: int) -> ar
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "nmnist_small")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT.parent / "shared" / "data" / "nmnist_small"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "distillation")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--tasks", nargs="+", default=list(tasks), choices=list(tasks))
     parser.add_argument("--seeds", type=int, default=seeds)
-    parser.add_argument("--report", action="store_true", help="table from what is there; runs nothing")
+    parser.add_argument(
+        "--report", action="store_true", help="table from what is there; runs nothing"
+    )
     return parser.parse_args()
 
 
@@ -94,7 +102,9 @@ def digits(recipe: Recipe, root: Path, seed: int) -> tuple[RunData, dict[str, Cl
     return replace(data, train=Part(data.train, every[~held]), groups=every[~held]), tests
 
 
-def prepared(task: str, recipe: Recipe, asked: argparse.Namespace) -> tuple[RunData, Path, dict[str, Any]]:
+def prepared(
+    task: str, recipe: Recipe, asked: argparse.Namespace
+) -> tuple[RunData, Path, dict[str, Any]]:
     """Data, where they lie, and the passes over each test set."""
     system = system_of(recipe)
     if task == "nmnist":

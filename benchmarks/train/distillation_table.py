@@ -34,12 +34,19 @@ def document(kept: Mapping[str, Seeds]) -> str:
             rows.append(_row(task, name, seeds))
         settings.append(f"* {task}: {_settings(first['settings'])}.")
     return (
-        "\n\n".join(parts[:2]) + "\n\n" + "\n".join([*parts[2:], *rows]) + "\n\n" + "\n".join(settings) + "\n"
+        "\n\n".join(parts[:2])
+        + "\n\n"
+        + "\n".join([*parts[2:], *rows])
+        + "\n\n"
+        + "\n".join(settings)
+        + "\n"
     )
 
 
 def _row(task: str, name: str, seeds: Seeds) -> str:
-    teacher, untaught, taught = (_shares(seeds, arm, name) for arm in ("teacher", "untaught", "taught"))
+    teacher, untaught, taught = (
+        _shares(seeds, arm, name) for arm in ("teacher", "untaught", "taught")
+    )
     difference = over_seeds((taught - untaught)[:, None])
     groups = _over_groups(seeds, name)
     cells = [

@@ -59,7 +59,9 @@ def forest(leaf: int, seed: int, trees: int = TREES) -> RandomForestClassifier:
 
 def linear() -> Any:
     """Logistic regression that weighs both classes alike."""
-    return make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
+    return make_pipeline(
+        StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000)
+    )
 
 
 def balanced_draw(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> Indices:
@@ -106,7 +108,9 @@ def fit_teacher(windows: StressWindows, train: Indices, kind: TeacherKind, seed:
     return network.eval()
 
 
-def teacher_logits(teacher: Any, windows: StressWindows, indices: Indices) -> npt.NDArray[np.float32]:
+def teacher_logits(
+    teacher: Any, windows: StressWindows, indices: Indices
+) -> npt.NDArray[np.float32]:
     """(len(indices), 2) logits; a forest's are the logarithms of its shares."""
     if isinstance(teacher, nn.Module):
         with torch.no_grad():

@@ -50,10 +50,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "stress_predict")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT.parent / "shared" / "data" / "stress_predict"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--report", action="store_true", help="table from what is there; runs nothing")
+    parser.add_argument(
+        "--report", action="store_true", help="table from what is there; runs nothing"
+    )
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever is there")
     return parser.parse_args()
 
@@ -90,7 +94,9 @@ def begun(path: Path, windows: StressWindows, folds: list[Fold], *, fresh: bool)
         return {"about": about, "tuning": {}, "fits": {}}
     kept = json.loads(path.read_text("utf-8"))
     if kept["about"] != about:
-        raise SystemExit(f"{path}: of other data, folds or settings; give --fresh or another --results")
+        raise SystemExit(
+            f"{path}: of other data, folds or settings; give --fresh or another --results"
+        )
     return kept
 
 
@@ -154,7 +160,9 @@ def main() -> None:
             say(f"fold {number}: tuning on the people it trains on")
             kept["tuning"][str(number)] = tune(windows, fold.train, say)
             save()
-    for seed in range(asked.seeds):  # seed by seed, so that what a killed run leaves holds whole seeds
+    for seed in range(
+        asked.seeds
+    ):  # seed by seed, so that what a killed run leaves holds whole seeds
         for number, fold in enumerate(folds):
             if f"{seed}/{number}" not in kept["fits"]:
                 say(f"seed {seed}, fold {number}")

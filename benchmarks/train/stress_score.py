@@ -31,7 +31,10 @@ def count_people(
     """What was said of each person's windows, as `Counts`."""
     cell = 2 * windows.labels[indices] + classes
     people = windows.subjects[indices]
-    return {str(who): np.bincount(cell[people == who], minlength=4).tolist() for who in np.unique(people)}
+    return {
+        str(who): np.bincount(cell[people == who], minlength=4).tolist()
+        for who in np.unique(people)
+    }
 
 
 def balanced_accuracy(counts: Counts) -> float:
@@ -59,7 +62,9 @@ def over_seeds(scores: npt.NDArray[np.float64]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def over_people(ours: Sequence[Sequence[Counts]], theirs: Sequence[Sequence[Counts]] | float) -> Interval:
+def over_people(
+    ours: Sequence[Sequence[Counts]], theirs: Sequence[Sequence[Counts]] | float
+) -> Interval:
     """Of ours minus theirs, or minus a number: percentiles over draws of people with replacement, the same for both.
 
     All folds' windows are put together and seeds averaged, so the mean may differ from `over_seeds`'s in the third place.

@@ -93,7 +93,11 @@ def fit_student(
                 loss = F.cross_entropy(answer, classes[chosen])
             else:
                 loss = distillation_loss(
-                    answer, taught[chosen], classes[chosen], alpha=kd.alpha, temperature=kd.temperature
+                    answer,
+                    taught[chosen],
+                    classes[chosen],
+                    alpha=kd.alpha,
+                    temperature=kd.temperature,
                 )
             optimiser.zero_grad()
             loss.backward()
@@ -102,7 +106,9 @@ def fit_student(
     return network.eval()
 
 
-def float_classes(network: snn.SequentialState, codes: Codes, indices: npt.NDArray[np.int64]) -> Classes:
+def float_classes(
+    network: snn.SequentialState, codes: Codes, indices: npt.NDArray[np.int64]
+) -> Classes:
     """(len(indices),) classes of the network as it was trained."""
     with torch.no_grad():
         return np.asarray(decide(network, _inputs(codes, indices)).logits.argmax(dim=1).numpy())
@@ -121,8 +127,14 @@ def run_on_chip(
     """
     chosen = train[:: max(1, len(train) // CALIBRATION)]
     form = chip_form(network, snap=True)
-    graph = to_nir(form, codes.integers.shape[2:], DT_S, samples=_inputs(codes, chosen[:32]).numpy())
-    options: dict[str, Any] = {"input_bits": codes.bits, "input_units": codes.units, "input_kind": codes.kind}
+    graph = to_nir(
+        form, codes.integers.shape[2:], DT_S, samples=_inputs(codes, chosen[:32]).numpy()
+    )
+    options: dict[str, Any] = {
+        "input_bits": codes.bits,
+        "input_units": codes.units,
+        "input_kind": codes.kind,
+    }
     chip = lower(graph, DT_S, calibration=codes.integers[chosen], **options)
     ran = simulate(chip, codes.integers[test], threads=1)
     spikes = sum(int(count.sum()) for count in ran.event_counts.values()) / len(test)

@@ -54,7 +54,9 @@ def document(kept: dict[str, Any]) -> str:
             "stress_predict.json: no seed has all its folds yet; run the command without --report"
         )
     fits = [[kept["fits"][f"{seed}/{fold}"] for fold in range(folds)] for seed in seeds]
-    runs: dict[str, Runs] = {name: [[fit[name] for fit in row] for row in fits] for name in CONTENDERS}
+    runs: dict[str, Runs] = {
+        name: [[fit[name] for fit in row] for row in fits] for name in CONTENDERS
+    }
     parts = [
         _head(kept, len(seeds)),
         "## Answers",
@@ -88,13 +90,16 @@ def document(kept: dict[str, Any]) -> str:
 
 def _head(kept: dict[str, Any], seeds: int) -> str:
     people = sum(map(len, kept["about"]["folds"]))
-    return "# Stress from skin conductance: a spiking student with and without a teacher\n\n" + _wrap(
-        f"""Written by `.venv/bin/python benchmarks/train/stress_predict.py`. Stress-Predict (Iqbal et al. 2022), {people} people,
+    return (
+        "# Stress from skin conductance: a spiking student with and without a teacher\n\n"
+        + _wrap(
+            f"""Written by `.venv/bin/python benchmarks/train/stress_predict.py`. Stress-Predict (Iqbal et al. 2022), {people} people,
         {kept["about"]["windows"]:,} windows of 60 s every 30 s, rest against stress task; {len(kept["about"]["folds"])} folds of
         GroupKFold by person, {seeds} seeds. Signals are z-scored per person over the whole recording, for everybody alike: no labels,
         but a test person's later samples are used, so this is no measurement of a device that starts on a stranger. All settings were
         chosen per fold on the people it trains on, in {INNER_FOLDS} inner folds by person with a seed of their own. This is stress in
         a laboratory, not DEAP or MAHNOB-HCI."""
+        )
     )
 
 
@@ -112,7 +117,9 @@ def _answers(runs: dict[str, Runs]) -> str:
     ):
         seeds, people = _compared(runs, ours, theirs)
         said = answer(seeds, people)
-        lines.append(f"{text}: {100 * seeds.mean:+.2f} points, {_range(seeds)} over seeds; better: {said}")
+        lines.append(
+            f"{text}: {100 * seeds.mean:+.2f} points, {_range(seeds)} over seeds; better: {said}"
+        )
     for name, text in (("student", "untaught"), ("student_kd", "taught")):
         moved = 100 * over_seeds(fold_scores(runs[f"{name}_chip"]) - fold_scores(runs[name])).mean
         within = "within" if abs(moved) <= CHIP_POINTS else "NOT within"
@@ -134,7 +141,9 @@ def _scores(runs: dict[str, Runs]) -> str:
     rows = []
     for name, text in CONTENDERS.items():
         scores = fold_scores(runs[name])
-        rows.append([text, _plain(over_seeds(scores)), *(f"{100 * s:.1f}" for s in scores.mean(axis=0))])
+        rows.append(
+            [text, _plain(over_seeds(scores)), *(f"{100 * s:.1f}" for s in scores.mean(axis=0))]
+        )
     folds = len(runs["student"][0])
     note = (
         f"Mean of the folds, 95 % interval over seeds (Student's t); then each fold's mean over seeds. Logistic regression has no "
@@ -149,7 +158,9 @@ def _differences(runs: dict[str, Runs]) -> str:
     rows = []
     for ours, theirs, text in DIFFERENCES:
         seeds, people = _compared(runs, ours, theirs)
-        rows.append([text, f"{100 * seeds.mean:+.2f}", _range(seeds), _range(people), answer(seeds, people)])
+        rows.append(
+            [text, f"{100 * seeds.mean:+.2f}", _range(seeds), _range(people), answer(seeds, people)]
+        )
     return _table(["", "mean", "95 % over seeds", "95 % over people", "more than 0?"], rows)
 
 
@@ -177,16 +188,24 @@ def _chip(fits: list[list[dict[str, Any]]]) -> str:
     rows = []
     for name in ("student", "student_kd"):
         same, spikes = (
-            np.array([[fit[f"{name}_{what}"] for fit in row] for row in fits]) for what in ("same", "spikes")
+            np.array([[fit[f"{name}_{what}"] for fit in row] for row in fits])
+            for what in ("same", "spikes")
         )
         rows.append(
-            [CONTENDERS[name], f"{100 * same.mean():.2f}", f"{100 * same.min():.2f}", f"{spikes.mean():.0f}"]
+            [
+                CONTENDERS[name],
+                f"{100 * same.mean():.2f}",
+                f"{100 * same.min():.2f}",
+                f"{spikes.mean():.0f}",
+            ]
         )
     note = _wrap(
         """`chip_form` with decays on k/4096, `to_nir` with its certificate, `lower` to 8-bit weights with scales chosen on training windows,
         `simulate`: every fold and seed, all test windows."""
     )
-    return note + "\n\n" + _table(["", "same class as float, %", "worst fit", "spikes a window"], rows)
+    return (
+        note + "\n\n" + _table(["", "same class as float, %", "worst fit", "spikes a window"], rows)
+    )
 
 
 def _tried(tuning: dict[str, Any]) -> str:

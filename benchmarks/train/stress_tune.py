@@ -67,10 +67,14 @@ def tune(windows: StressWindows, train: Indices, say: Say) -> dict[str, Any]:
     say("  forests")
     codes = {coding: encode_windows(windows.eda, coding) for coding in ("graded", "events")}  # type: ignore[arg-type]
 
-    def student(setting: StudentSetting, kd: KdSetting | None = None) -> Callable[[int, Fold], Classes]:
+    def student(
+        setting: StudentSetting, kd: KdSetting | None = None
+    ) -> Callable[[int, Fold], Classes]:
         def run(number: int, fold: Fold) -> Classes:
             heard, logits = codes[setting.coding], kd and taught[kd.teacher][number]
-            network = fit_student(heard, windows.labels, fold.train, setting, TUNING_SEED, kd, logits)
+            network = fit_student(
+                heard, windows.labels, fold.train, setting, TUNING_SEED, kd, logits
+            )
             return float_classes(network, heard, fold.test)
 
         return run
@@ -92,7 +96,9 @@ def tune(windows: StressWindows, train: Indices, say: Say) -> dict[str, Any]:
     return {"forest": forests, "student": students, "kd": kds, "chosen": chosen}
 
 
-def _validated(windows: StressWindows, inner: list[Fold], predict: Callable[[int, Fold], Classes]) -> float:
+def _validated(
+    windows: StressWindows, inner: list[Fold], predict: Callable[[int, Fold], Classes]
+) -> float:
     """Balanced accuracy over all windows of the inner folds together."""
     counts: dict[str, list[int]] = {}
     for number, fold in enumerate(inner):

@@ -60,7 +60,9 @@ def check_data(name: str, root: Path, *, json: bool) -> bool:
     return report.complete
 
 
-def write_events(video: Path, out: Path, *, sensitivity: float, size: int, frames: int) -> dict[str, Any]:
+def write_events(
+    video: Path, out: Path, *, sensitivity: float, size: int, frames: int
+) -> dict[str, Any]:
     """A video through the event-camera simulator into an .npz of frames (T, 2, H, W).
 
     Raises:

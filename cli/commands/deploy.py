@@ -78,7 +78,11 @@ def show_net(path: Path, chip: str, *, json: bool) -> bool:
     violations = check(path)
     if fatal(violations):
         if json:
-            print(json_text({"file": str(path), "rules": [str(v) for v in violations], "holds": False}))
+            print(
+                json_text(
+                    {"file": str(path), "rules": [str(v) for v in violations], "holds": False}
+                )
+            )
         else:
             print_rules(path, violations, make_console())
         return False

@@ -16,7 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
-from knarr.hw_sim import ChipError, ChipNetwork, Dense, InputCoding, Neuron, Readout, compare, simulate
+from knarr.hw_sim import (
+    ChipError,
+    ChipNetwork,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    compare,
+    simulate,
+)
 from knarr.hw_sim.engines.base import cores
 from knarr.hw_sim.engines.native import LEVELS, FastEngine
 from knarr.hw_sim.engines.torch import TorchEngine
@@ -68,7 +77,10 @@ def show(*, json: bool) -> bool:
 def _python() -> Finding:
     ours = sys.version_info[:2] == (3, 10)
     return Finding(
-        "Python", ours, True, f"{sys.version.split()[0]}" + ("" if ours else "; Lava-DL 0.6 needs 3.10")
+        "Python",
+        ours,
+        True,
+        f"{sys.version.split()[0]}" + ("" if ours else "; Lava-DL 0.6 needs 3.10"),
     )
 
 
@@ -81,8 +93,12 @@ def _package(name: str) -> Finding:
 
 def _tiny_network() -> ChipNetwork:
     rng = np.random.default_rng(0)
-    hidden = Dense("hidden", rng.integers(-60, 64, (5, 6), dtype=np.int32), Neuron(4096, 512, 40, "lif"))
-    output = Dense("output", rng.integers(-30, 64, (3, 5), dtype=np.int32), Neuron(4096, 512, 30, "lif_out"))
+    hidden = Dense(
+        "hidden", rng.integers(-60, 64, (5, 6), dtype=np.int32), Neuron(4096, 512, 40, "lif")
+    )
+    output = Dense(
+        "output", rng.integers(-30, 64, (3, 5), dtype=np.int32), Neuron(4096, 512, 30, "lif_out")
+    )
     return ChipNetwork((hidden, output), InputCoding((6,)), Readout("spikes"))
 
 
@@ -109,7 +125,9 @@ def _engine(name: str, note: str) -> Finding:
         for each in (name, "reference")
     )
     if compare(ours, other):
-        return Finding(f"{name} engine", False, False, "differs from the reference engine; report it")
+        return Finding(
+            f"{name} engine", False, False, "differs from the reference engine; report it"
+        )
     if isinstance(engine, FastEngine):
         note += f" with {LEVELS[engine.level]} on {cores()} cores"
     if isinstance(engine, TorchEngine):
@@ -133,7 +151,9 @@ def _lava() -> Finding:
     if differences:
         return Finding("Lava simulator", False, False, f"differs from ours: {differences[0]}")
     if spikes == 0:
-        return Finding("Lava simulator", False, False, "nothing fired, so being equal to ours means nothing")
+        return Finding(
+            "Lava simulator", False, False, "nothing fired, so being equal to ours means nothing"
+        )
     return Finding("Lava simulator", True, False, f"{spikes} spikes, equal to ours")
 
 
@@ -143,9 +163,13 @@ def _gpu() -> Finding:
     if torch.cuda.is_available():
         return Finding("CUDA", True, False, torch.cuda.get_device_name(0))
     try:
-        subprocess.run(["nvidia-smi"], capture_output=True, timeout=20, check=True, env=dict(os.environ))
+        subprocess.run(
+            ["nvidia-smi"], capture_output=True, timeout=20, check=True, env=dict(os.environ)
+        )
     except (OSError, subprocess.SubprocessError):
-        return Finding("CUDA", False, False, "no NVIDIA GPU or driver found; training runs on the CPU")
+        return Finding(
+            "CUDA", False, False, "no NVIDIA GPU or driver found; training runs on the CPU"
+        )
     return Finding(
         "CUDA", False, False, f"there is a GPU, but torch {torch.__version__} cannot use its driver"
     )

@@ -69,7 +69,12 @@ def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
 
 
 def export_module(
-    factory: str, checkpoint: Path | None, input_shape: str, dt_s: float, samples: Path | None, out: Path
+    factory: str,
+    checkpoint: Path | None,
+    input_shape: str,
+    dt_s: float,
+    samples: Path | None,
+    out: Path,
 ) -> Certificate:
     """Write a certified graph of a user's own module.
 
@@ -92,7 +97,9 @@ def export_module(
     module = make_module(factory, checkpoint)
     inputs = None if samples is None else as_inputs(read_inputs(samples), str(samples))
     if inputs is not None and inputs.shape[2:] != shape:
-        raise ExportError(f"{samples}: shape {inputs.shape}, needs (samples, timesteps, {input_shape})")
+        raise ExportError(
+            f"{samples}: shape {inputs.shape}, needs (samples, timesteps, {input_shape})"
+        )
     graph = to_nir(module, shape, dt_s, samples=inputs)
     write(graph, out)
     return Certificate.from_json(graph.metadata["certificate"])
@@ -120,18 +127,26 @@ def verify_file(
             "--checkpoint, --inputs and --dt go with --module; without it the certificate is replayed"
         )
     graph = read(path)
-    facts: dict[str, Any] = {"file": str(path), "nodes": _nodes(graph), "graph_hash": graph_hash(graph)}
+    facts: dict[str, Any] = {
+        "file": str(path),
+        "nodes": _nodes(graph),
+        "graph_hash": graph_hash(graph),
+    }
     filled = str(graph.metadata.get(FILLED, ""))
     if filled:
         facts["filled_in"] = filled.splitlines()
     sidecar = path.with_name(f"{path.name}.json")
     certificate = (
-        Certificate.from_json(sidecar.read_bytes().decode("utf-8", "replace")) if sidecar.is_file() else None
+        Certificate.from_json(sidecar.read_bytes().decode("utf-8", "replace"))
+        if sidecar.is_file()
+        else None
     )
     if factory is not None:
         step = dt_s if dt_s is not None else _dt(graph, certificate)
         module = make_module(factory, checkpoint)
-        inputs = replay_inputs(graph_input_shape(graph)) if samples is None else read_inputs(samples)
+        inputs = (
+            replay_inputs(graph_input_shape(graph)) if samples is None else read_inputs(samples)
+        )
         facts["compared_with"] = factory
         try:
             proof = certify(module, graph, inputs, step)
@@ -185,7 +200,9 @@ def _nodes(graph: nir.NIRGraph) -> list[str]:
     for name in execution_order(graph):
         node = graph.nodes.get(name)
         kind = "inside a nested graph" if node is None else type(node).__name__
-        shape = "" if node is None or not node.output_type else next(iter(node.output_type.values()))
+        shape = (
+            "" if node is None or not node.output_type else next(iter(node.output_type.values()))
+        )
         lines.append(
             f"{name}: {kind} {tuple(int(n) for n in shape) if len(shape) else ''} {_times(node)}".rstrip()
         )

@@ -69,7 +69,9 @@ def simulate_file(
     if record is not None and out is None:
         raise ChipError("--record: names what is written; say where with --out")
     if engine == "lava" and threads is not None:
-        raise ChipError("--threads: goes with the simulator's engines, Lava starts processes of its own")
+        raise ChipError(
+            "--threads: goes with the simulator's engines, Lava starts processes of its own"
+        )
     if engine != "lava" and timeout_s is not None:
         raise ChipError("--timeout: goes with --engine lava, the simulator stops at Ctrl-C")
     network = read_net(net)
@@ -77,7 +79,9 @@ def simulate_file(
     if broken:
         raise DeployError(f"{net}: not simulated, no chip runs it: {broken[0]}")
     values, true = _samples(data, labels, split)
-    events = check_inputs(network.input, encode(network.input, values, timesteps=timesteps), timesteps)
+    events = check_inputs(
+        network.input, encode(network.input, values, timesteps=timesteps), timesteps
+    )
     if not 0 <= sample < len(events):
         raise ChipError(f"--sample: {sample}, there are 0..{len(events) - 1}")
     if true is not None and len(true) != len(events):
@@ -100,7 +104,9 @@ def simulate_file(
         "readout": f"{network.readout.kind}, {network.readout.over_time} over time",
         "spikes": {name: int(counts.sum()) for name, counts in recording.event_counts.items()},
         "on_the_reference": _left(network, engine),
-        "activity": _activity(network, recording) if json else _percent(_activity(network, recording)),
+        "activity": _activity(network, recording)
+        if json
+        else _percent(_activity(network, recording)),
         "decisions": _shortened(decided, json=json),
         "recording": None if out is None else str(out),
         "picture": None if picture is None else str(picture),
@@ -110,7 +116,9 @@ def simulate_file(
     if true is not None:
         right = int((decided == true).sum())
         facts["right"] = right if json else f"{right} of {samples}"
-    return facts if json else {name: value for name, value in facts.items() if value not in (None, {})}
+    return (
+        facts if json else {name: value for name, value in facts.items() if value not in (None, {})}
+    )
 
 
 def _wanted(record: str | None, out: Path | None) -> tuple[str, ...]:
@@ -128,10 +136,14 @@ def _samples(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
     true = None if labels is None else read_inputs(labels)
     if true is not None and (true.ndim != 1 or true.dtype.kind not in "iu"):
-        raise ChipError(f"{labels}: labels are (samples,) integers, these are {true.dtype} {true.shape}")
+        raise ChipError(
+            f"{labels}: labels are (samples,) integers, these are {true.dtype} {true.shape}"
+        )
     if not data.is_dir():
         if split != "test":
-            raise ChipError(f"--split: {split} of a run; {data} is a file, give a run folder as --data")
+            raise ChipError(
+                f"--split: {split} of a run; {data} is a file, give a run folder as --data"
+            )
         return read_inputs(data), true
     from knarr.pipeline import stages
     from knarr.train.train import train_validation_split
@@ -178,7 +190,9 @@ def _left(network: ChipNetwork, engine: str) -> dict[str, str]:
         return {}
     found = plans(network, choose(engine))
     return {
-        layer.name: plan for layer, plan in zip(network.layers, found, strict=True) if isinstance(plan, str)
+        layer.name: plan
+        for layer, plan in zip(network.layers, found, strict=True)
+        if isinstance(plan, str)
     }
 
 
@@ -226,7 +240,10 @@ def _draw(
         spikes = {"input": one[0], **spikes}
     voltage = network.readout.kind == "voltage"
     figure = raster_picture.draw(
-        spikes, recording.output[sample] if voltage else None, network.dt_s, f"Sample {sample} on the chip"
+        spikes,
+        recording.output[sample] if voltage else None,
+        network.dt_s,
+        f"Sample {sample} on the chip",
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

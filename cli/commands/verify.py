@@ -56,7 +56,9 @@ def verify_files(
     events = encode(network.input, read_inputs(inputs), timesteps=timesteps)
     count = progress.counter("Lava steps")
     if graph is None:
-        result = verify_network(net, events, timesteps=timesteps, timeout_s=timeout_s, progress=count)
+        result = verify_network(
+            net, events, timesteps=timesteps, timeout_s=timeout_s, progress=count
+        )
     else:
         step_s = dt_s if dt_s is not None else network.dt_s
         if step_s is None:

@@ -42,22 +42,32 @@ def simulate(
             "or a run folder: its test set.",
         ),
     ],
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write the recording (.npz).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write the recording (.npz).")
+    ] = None,
     record: Annotated[
         str | None,
-        typer.Option("--record", help="What it holds: any of output,spikes,u,v. Default: output,spikes."),
+        typer.Option(
+            "--record", help="What it holds: any of output,spikes,u,v. Default: output,spikes."
+        ),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option("--picture", help="PNG of one sample's spikes through all layers.")
+        Path | None,
+        typer.Option("--picture", help="PNG of one sample's spikes through all layers."),
     ] = None,
     sample: Annotated[int, typer.Option("--sample", help="Which one.", min=0)] = 0,
     labels: LabelsOption = None,
     split: Annotated[
         SplitName,
-        typer.Option("--split", help="Of a run folder: its test set, or the clips it validates on."),
+        typer.Option(
+            "--split", help="Of a run folder: its test set, or the clips it validates on."
+        ),
     ] = SplitName.test,
     engine: Annotated[
-        str, typer.Option("--engine", help="auto, fast (compiled), torch (CUDA or CPU), reference or lava.")
+        str,
+        typer.Option(
+            "--engine", help="auto, fast (compiled), torch (CUDA or CPU), reference or lava."
+        ),
     ] = "auto",
     threads: Annotated[
         int | None, typer.Option("--threads", help="At most so many; all cores by default.", min=1)
@@ -97,7 +107,8 @@ def simulate(
 def verify(
     context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(help="Run folder, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net")
+        Path,
+        typer.Argument(help="Run folder, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net"),
     ],
     samples: Annotated[
         int | None, typer.Option("--samples", help="Test samples to run on Lava (RUN).", min=1)
@@ -105,7 +116,8 @@ def verify(
     module: Annotated[
         str | None,
         typer.Option(
-            "--module", help="package.module:factory to compare with (FILE.nir; FILE.net with --graph)."
+            "--module",
+            help="package.module:factory to compare with (FILE.nir; FILE.net with --graph).",
         ),
     ] = None,
     checkpoint: ModuleOption = None,
@@ -120,13 +132,17 @@ def verify(
     timesteps: TimestepsOption = None,
     dt_s: Annotated[
         float | None,
-        typer.Option("--dt", help="Time step, seconds; the certificate's when left out (FILE.nir)."),
+        typer.Option(
+            "--dt", help="Time step, seconds; the certificate's when left out (FILE.nir)."
+        ),
     ] = None,
     timeout_s: Annotated[
-        float | None, typer.Option("--timeout", help="Limit of a Lava run, seconds (FILE.net).", min=0.001)
+        float | None,
+        typer.Option("--timeout", help="Limit of a Lava run, seconds (FILE.net).", min=0.001),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option("--picture", help="PNG of where they part (FILE.net with --inputs).")
+        Path | None,
+        typer.Option("--picture", help="PNG of where they part (FILE.net with --inputs)."),
     ] = None,
     chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,

@@ -17,7 +17,9 @@ data_app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 
-@data_app.command(name="check", epilog="Example: knarr data check stress_predict stress_predict --json")
+@data_app.command(
+    name="check", epilog="Example: knarr data check stress_predict stress_predict --json"
+)
 def data_check(
     name: Annotated[str, typer.Argument(help="deap, mahnob, mosi, nmnist, see or stress_predict.")],
     path: Annotated[Path, typer.Argument(help="Folder of the dataset, as it is published.")],
@@ -34,7 +36,9 @@ def data_generate(
     name: Annotated[str, typer.Argument(help="eyes or clips.")],
     path: Annotated[Path, typer.Argument(help="Folder to make.")],
     seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same.", min=0)] = 0,
-    size: Annotated[int | None, typer.Option("--size", help="Height and width, pixels.", min=1)] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", help="Height and width, pixels.", min=1)
+    ] = None,
     frames: Annotated[int | None, typer.Option("--frames", help="Of a clip.", min=1)] = None,
     json: JsonOption = False,
 ) -> None:
@@ -55,7 +59,9 @@ def data_events(
         float, typer.Option("--sensitivity", help="Change of grey (0..1) that fires.", min=0, max=1)
     ] = 0.001,
     size: Annotated[int, typer.Option("--size", help="Height and width, pixels.", min=1)] = 128,
-    frames: Annotated[int, typer.Option("--frames", help="Frames taken, the first as grey.", min=2)] = 68,
+    frames: Annotated[
+        int, typer.Option("--frames", help="Frames taken, the first as grey.", min=2)
+    ] = 68,
     json: JsonOption = False,
 ) -> None:
     """Simulate an event camera on a video: a grey frame, then ON and OFF events of its changes."""

@@ -31,14 +31,19 @@ from knarr.cli.app import (
 )
 def export(
     source: Annotated[
-        str, typer.Argument(help="Run folder, or package.module:factory.", metavar="RUN|MODULE:FACTORY")
+        str,
+        typer.Argument(help="Run folder, or package.module:factory.", metavar="RUN|MODULE:FACTORY"),
     ],
     checkpoint: ModuleOption = None,
     input_shape: Annotated[
         str | None,
-        typer.Option("--input-shape", help="Sizes of one time step, such as 2,34,34 (MODULE:FACTORY)."),
+        typer.Option(
+            "--input-shape", help="Sizes of one time step, such as 2,34,34 (MODULE:FACTORY)."
+        ),
     ] = None,
-    dt_s: Annotated[float, typer.Option("--dt", help="Time step, seconds (MODULE:FACTORY).")] = 0.001,
+    dt_s: Annotated[
+        float, typer.Option("--dt", help="Time step, seconds (MODULE:FACTORY).")
+    ] = 0.001,
     inputs: SamplesOption = None,
     out: Annotated[Path, typer.Option("--out", help="Graph to write (MODULE:FACTORY).")] = Path(
         "student.nir"
@@ -68,17 +73,25 @@ def export(
 )
 def deploy(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="Run folder, or a .nir file.", metavar="RUN|FILE.nir")],
-    out: Annotated[Path, typer.Option("--out", help="netx file to write (FILE.nir).")] = Path("student.net"),
+    source: Annotated[
+        Path, typer.Argument(help="Run folder, or a .nir file.", metavar="RUN|FILE.nir")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="netx file to write (FILE.nir).")] = Path(
+        "student.net"
+    ),
     calibration: Annotated[
         Path | None,
         typer.Option(
-            "--calibration", help=".npy of samples to choose scales by and to measure on, never test data."
+            "--calibration",
+            help=".npy of samples to choose scales by and to measure on, never test data.",
         ),
     ] = None,
     labels: LabelsOption = None,
     allow_approximate: Annotated[
-        bool, typer.Option("--allow-approximate", help="Map what has no exact form nearly, and measure it.")
+        bool,
+        typer.Option(
+            "--allow-approximate", help="Map what has no exact form nearly, and measure it."
+        ),
     ] = False,
     weight_bits: Annotated[
         int, typer.Option("--weight-bits", help="Signed bits of a weight.", min=2, max=8)
@@ -95,7 +108,9 @@ def deploy(
     over_time: Annotated[
         OverTime, typer.Option("--over-time", help="How steps become a score.")
     ] = OverTime.sum,
-    votes: Annotated[int, typer.Option("--votes", help="Neighbouring outputs per class.", min=1)] = 1,
+    votes: Annotated[
+        int, typer.Option("--votes", help="Neighbouring outputs per class.", min=1)
+    ] = 1,
     timesteps: TimestepsOption = None,
     dt_s: Annotated[
         float | None, typer.Option("--dt", help="Time step, seconds; the file's when left out.")

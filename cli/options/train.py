@@ -51,12 +51,18 @@ def train(
 def evaluate(
     run: RunArgument,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Where the run's data lie now, if they were moved.")
+        Path | None,
+        typer.Option("--data", help="Where the run's data lie now, if they were moved."),
     ] = None,
     windows: Annotated[
-        int, typer.Option("--windows", help="Passes, where clips are seen through random windows.", min=1)
+        int,
+        typer.Option(
+            "--windows", help="Passes, where clips are seen through random windows.", min=1
+        ),
     ] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Of the windows and of the intervals.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Of the windows and of the intervals.", min=0)
+    ] = 0,
     json: JsonOption = False,
 ) -> None:
     """Measure a run on its test set: accuracy, recall, F1, each with its interval; writes evaluation.json."""
@@ -71,8 +77,12 @@ def evaluate(
 def table(
     grid: Annotated[str, typer.Argument(help="Shipped grid or a YAML file.", metavar="GRID")],
     data: DataOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the grids' runs.")] = Path("runs/grids"),
-    fit: Annotated[bool, typer.Option("--fit", help="Make the runs that are missing first.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the grids' runs.")] = Path(
+        "runs/grids"
+    ),
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Make the runs that are missing first.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Print a grid of runs beside published numbers, with a source for each and a mark where data differ."""
@@ -97,14 +107,18 @@ def table(
 
 @app.command(epilog="Example: knarr sweep sweep.yaml --data nmnist_small --out runs/sweep")
 def sweep(
-    file: Annotated[Path, typer.Argument(help="YAML file: recipe, what to search, trials.", metavar="SWEEP")],
+    file: Annotated[
+        Path, typer.Argument(help="YAML file: recipe, what to search, trials.", metavar="SWEEP")
+    ],
     data: DataOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the trials; default runs/<name>.")
     ] = None,
     storage: Annotated[
         str | None,
-        typer.Option("--storage", help="Database URL of the study, for machines without a shared folder."),
+        typer.Option(
+            "--storage", help="Database URL of the study, for machines without a shared folder."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -119,17 +133,22 @@ def pareto(
     recipe: RecipeArgument,
     data: DataOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the trials; default runs/pareto-<recipe>.")
+        Path | None,
+        typer.Option("--out", help="Folder of the trials; default runs/pareto-<recipe>."),
     ] = None,
     bits: Annotated[str, typer.Option("--bits", help="Weight bits, with commas.")] = "8,6,4,3",
     steps: Annotated[
         str, typer.Option("--steps", help="Time steps, with commas; default all and half of them.")
     ] = "",
     shares: Annotated[
-        str, typer.Option("--shares", help="Of the lowered network's ACC, with commas; 1 sets no goal.")
+        str,
+        typer.Option("--shares", help="Of the lowered network's ACC, with commas; 1 sets no goal."),
     ] = "1,0.5,0.25",
     model: Annotated[
-        str, typer.Option("--model", help="Energy that the front is found by: paper, memory, chip:PROFILE.")
+        str,
+        typer.Option(
+            "--model", help="Energy that the front is found by: paper, memory, chip:PROFILE."
+        ),
     ] = "paper",
     changes: SetOption = None,
     json: JsonOption = False,

@@ -23,7 +23,9 @@ def print_lowering(network: ChipNetwork, console: Console) -> None:
     if not notes:
         return
     if TRAINED in notes:
-        console.print(f"{notes['weight_bits']}-bit weights, fitted in the chip's arithmetic after lowering")
+        console.print(
+            f"{notes['weight_bits']}-bit weights, fitted in the chip's arithmetic after lowering"
+        )
         return
     measured = notes["calibration"]
     title = f"{notes['weight_bits']}-bit weights; " + (
@@ -100,7 +102,10 @@ def print_placement(placement: Placement, console: Console) -> None:
     """One page: cores, axons and synapse memory per layer, and whether it fits."""
     header, rows = table(placement)
     page = Table(
-        title=f"placement on {placement.chip}", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold"
+        title=f"placement on {placement.chip}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
     )
     page.add_column(header[0], overflow="fold")
     for column in header[1:]:

@@ -7,9 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-NOT_INCLUDED = (
-    "The paper model prices synaptic events alone: memory, updates, bias, static power and I/O are NOT in it."
-)
+NOT_INCLUDED = "The paper model prices synaptic events alone: memory, updates, bias, static power and I/O are NOT in it."
 OTHER = ("pool_adds", "merge_adds", "comparisons", "elementwise")
 """Columns that stand in one: additions of pools and merges, comparisons, scales and activations."""
 SHOWN_FLOORS = ("v100", "h100_sxm_h200", "agx_orin")
@@ -38,7 +36,9 @@ def print_energy(facts: dict[str, Any], console: Console) -> None:
         console.print(
             "reuse: times a fetched word of the baseline is used; 1 is the worst case, the other an assumption."
         )
-    for note in dict.fromkeys(note for each in facts["models"] for note in each["student"]["notes"]):
+    for note in dict.fromkeys(
+        note for each in facts["models"] for note in each["student"]["notes"]
+    ):
         console.print(note)
     _ranking(facts, console)
     if facts["break_even"]:
@@ -68,11 +68,23 @@ def _operations(facts: dict[str, Any]) -> Table:
         counts, energy = facts[side][which], facts[side]["energy"]
         whole = counts["total"] is not None
         for name, layer in counts["layers"].items():
-            shown = ("acc", "mac", "bias_adds", "neuron_updates", *(OTHER if side == "student" else ()))
+            shown = (
+                "acc",
+                "mac",
+                "bias_adds",
+                "neuron_updates",
+                *(OTHER if side == "student" else ()),
+            )
             if any(layer[column] for column in shown):
-                priced = energy["layers_pj"].get(name) if energy is not None and which == "counts" else None
+                priced = (
+                    energy["layers_pj"].get(name)
+                    if energy is not None and which == "counts"
+                    else None
+                )
                 table.add_row(label, _short(name), *_cells(layer, priced))
-        total = counts["total"] or {key: sum(one[key] for one in counts["layers"].values()) for key in layer}
+        total = counts["total"] or {
+            key: sum(one[key] for one in counts["layers"].values()) for key in layer
+        }
         priced = energy["nominal_pj"] if energy is not None and which == "counts" else None
         table.add_row(label, "total" if whole else "LOWER BOUND", *_cells(total, priced))
         table.add_section()
@@ -86,10 +98,14 @@ def _besides(facts: dict[str, Any]) -> list[str]:
     mine = facts["student"]["counts"]["total"]
     if mine is not None and mine["acc"] + mine["mac"] > mine["acc_nonzero"] + mine["mac_nonzero"]:
         skipped = mine["acc_nonzero"] + mine["mac_nonzero"]
-        found.append(f"student without weights that are 0, which sparse storage skips: {skipped:,.0f}")
+        found.append(
+            f"student without weights that are 0, which sparse storage skips: {skipped:,.0f}"
+        )
     if facts["baseline"] is not None and facts["baseline"]["counts"]["total"] is not None:
         theirs = facts["baseline"]["counts"]
-        found.append(f"baseline with taps into the padding: {theirs['total']['dense_padded']:,.0f} MAC")
+        found.append(
+            f"baseline with taps into the padding: {theirs['total']['dense_padded']:,.0f} MAC"
+        )
         if theirs["effective"] is not None:
             found.append(f"with zero activations skipped: {sum(theirs['effective'].values()):,.0f}")
     return found
@@ -111,7 +127,9 @@ def _short_nj(pj: float) -> str:
 
 def _provenance(each: dict[str, Any]) -> str:
     tag = f"{each['model']}: {each['student']['provenance']}"
-    return tag + (f"; mixed with baseline: {each['baseline']['provenance']}" if each["mixed"] else "")
+    return tag + (
+        f"; mixed with baseline: {each['baseline']['provenance']}" if each["mixed"] else ""
+    )
 
 
 def _short(name: str) -> str:
@@ -173,7 +191,9 @@ def _ranking(facts: dict[str, Any], console: Console) -> None:
     elif len(ratios) > 1:
         unknown = any(bound is None for lo, _, hi in ratios.values() for bound in (lo, hi))
         what = "Nominal values" if unknown else "Intervals"
-        console.print(f"{what} rank the two alike in all {len(ratios)} comparisons of one technology.")
+        console.print(
+            f"{what} rank the two alike in all {len(ratios)} comparisons of one technology."
+        )
     if any(each["model"] == "chip" and not each["mixed"] for each in facts["models"]):
         console.print("A chip's prices are another technology than the baseline's: no ratio.")
 
@@ -228,7 +248,11 @@ def _trades(facts: dict[str, Any]) -> Table:
     for column in ("ACC", "MAC", "energy nJ", "of now", "decided as now", "right"):
         table.add_column(column, justify="right")
     for row in rows:
-        what = f"{row['value']:g} steps" if row["change"] == "timesteps" else f"thresholds x {row['value']:g}"
+        what = (
+            f"{row['value']:g} steps"
+            if row["change"] == "timesteps"
+            else f"thresholds x {row['value']:g}"
+        )
         table.add_row(
             what,
             f"{row['acc']:,.0f}",

@@ -14,7 +14,11 @@ from knarr.pipeline.evaluation import SHARED, Network, RunEvaluation
 from knarr.pipeline.evaluation_file import measures_json
 from knarr.pipeline.measures import RATES, Estimate
 
-ABOUT: dict[Network, str] = {"teacher": "teacher", "student": "student (float)", "chip": "chip (integers)"}
+ABOUT: dict[Network, str] = {
+    "teacher": "teacher",
+    "student": "student (float)",
+    "chip": "chip (integers)",
+}
 
 
 def print_evaluation(evaluation: RunEvaluation, console: Console) -> None:
@@ -32,7 +36,9 @@ def print_evaluation(evaluation: RunEvaluation, console: Console) -> None:
         text.add_column(ABOUT[network], no_wrap=True)
     for n, key in enumerate(keys):
         rates = (found.of(key) for found in measures.values())
-        text.add_row(title_of(key), *(_rate(rate) for rate in rates), end_section=n + 1 == len(RATES))
+        text.add_row(
+            title_of(key), *(_rate(rate) for rate in rates), end_section=n + 1 == len(RATES)
+        )
     console.print(text)
     for line in _notes(evaluation):
         console.print(line)
@@ -41,7 +47,11 @@ def print_evaluation(evaluation: RunEvaluation, console: Console) -> None:
 def _keys(evaluation: RunEvaluation) -> list[str]:
     """What is printed: the whole, each lighting, each class."""
     groups = next(iter(evaluation.measures.values())).groups
-    return [*RATES, *(f"group/{name}" for name in groups), *(f"recall/{name}" for name in evaluation.classes)]
+    return [
+        *RATES,
+        *(f"group/{name}" for name in groups),
+        *(f"recall/{name}" for name in evaluation.classes),
+    ]
 
 
 def _rate(rate: Estimate | None) -> str:
@@ -73,10 +83,16 @@ def _notes(evaluation: RunEvaluation) -> list[str]:
     level = f"{100 * evaluation.level:g} %"
     if any(found.war.bootstrap is not None for found in measures.values()):
         few = (
-            " Fewer than ten people: too narrow." if seen.subjects is not None and seen.subjects < 10 else ""
+            " Fewer than ten people: too narrow."
+            if seen.subjects is not None and seen.subjects < 10
+            else ""
         )
         lines.append(f"[ ]: {level}, bootstrap over people.{few}")
-    if any(_rate(found.of(key)).endswith("w") for found in measures.values() for key in _keys(evaluation)):
+    if any(
+        _rate(found.of(key)).endswith("w")
+        for found in measures.values()
+        for key in _keys(evaluation)
+    ):
         lines.append(
             f"[ ]w: {level}, Wilson's, as if samples were independent; too narrow where people matter."
         )
@@ -103,7 +119,9 @@ def _people(evaluation: RunEvaluation, network: Network) -> list[float]:
 
 def evaluation_facts(evaluation: RunEvaluation) -> dict[str, Any]:
     """The same as plain data, with the names of evaluation.json; single samples stand there alone. Rates 0 .. 1."""
-    shared = {field: getattr(evaluation, field) for field in SHARED} | {"classes": list(evaluation.classes)}
+    shared = {field: getattr(evaluation, field) for field in SHARED} | {
+        "classes": list(evaluation.classes)
+    }
     people = None if evaluation.subjects is None else sorted(set(evaluation.subjects))
     return {
         **shared,

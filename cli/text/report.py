@@ -127,7 +127,9 @@ def show(folder: Path, *, json: bool) -> bool:
     table.add_row("spikes", "-", "", f"{chip['spikes']:,.0f}")
     table.add_row("ACC", f"{teacher['acc']:,.0f}", "", f"{chip['acc']:,.0f}")
     table.add_row("MAC", f"{teacher['mac']:,.0f}", "", f"{chip['mac']:,.0f}")
-    table.add_row("energy", f"{teacher['energy_pj'] / 1e6:,.3f} uJ", "", f"{chip['energy_pj'] / 1e6:,.3f} uJ")
+    table.add_row(
+        "energy", f"{teacher['energy_pj'] / 1e6:,.3f} uJ", "", f"{chip['energy_pj'] / 1e6:,.3f} uJ"
+    )
     table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
     console = make_console()
     console.print(table)

@@ -17,7 +17,12 @@ from knarr.pipeline.published import OTHER_DATA, PublishedCell
 
 OTHER_PROTOCOL: Final = "**"
 PARTIAL: Final = "~"
-TITLES: Final = {"war": "accuracy (WAR)", "uar": "UAR", "macro_f1": "macro F1", "weighted_f1": "weighted F1"}
+TITLES: Final = {
+    "war": "accuracy (WAR)",
+    "uar": "UAR",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+}
 
 
 def title_of(key: str) -> str:
@@ -40,7 +45,9 @@ class _Sources:
     def number(self, row: RowSummary) -> int:
         assert row.beside is not None  # asked of published rows alone
         table = row.beside.row.table
-        return self.numbers.setdefault(f"{table.source}. Protocol: {table.protocol}", len(self.numbers) + 1)
+        return self.numbers.setdefault(
+            f"{table.source}. Protocol: {table.protocol}", len(self.numbers) + 1
+        )
 
 
 def print_table(table: GridTable, costs: Mapping[str, Costs | None], console: Console) -> None:

@@ -34,7 +34,9 @@ def print_verification(result: dict[str, Any], console: Console) -> None:
         )
     for fault in fault_texts(result):
         console.print(Padding(Text(fault), (0, 0, 0, 2)))
-    console.print("The verification holds." if result["holds"] else "The verification does NOT hold.")
+    console.print(
+        "The verification holds." if result["holds"] else "The verification does NOT hold."
+    )
 
 
 def _pair_table(pair: str, rows: list[dict[str, Any]]) -> Table:
@@ -48,7 +50,14 @@ def _pair_table(pair: str, rows: list[dict[str, Any]]) -> Table:
     )
     table.add_column("layer", overflow="fold")
     table.add_column("what")
-    for column in ("compared", "mismatches", "share", f"{left} spikes", f"{right} spikes", "rate error"):
+    for column in (
+        "compared",
+        "mismatches",
+        "share",
+        f"{left} spikes",
+        f"{right} spikes",
+        "rate error",
+    ):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -64,7 +73,9 @@ def _pair_table(pair: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def _spikes(row: dict[str, Any], side: int) -> str:
-    return "" if row["rates"] is None else f"{row['active'][side]:,} {_percent(row['rates'][side]):>6}"
+    return (
+        "" if row["rates"] is None else f"{row['active'][side]:,} {_percent(row['rates'][side]):>6}"
+    )
 
 
 def _percent(share: float) -> str:
@@ -73,7 +84,11 @@ def _percent(share: float) -> str:
 
 def _decision_table(result: dict[str, Any]) -> Table:
     table = Table(
-        title="decisions", box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold"
+        title="decisions",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+        title_style="bold",
     )
     table.add_column("")
     for stage in result["decisions"]:
@@ -83,7 +98,9 @@ def _decision_table(result: dict[str, Any]) -> Table:
         shares = (f"{n}/{samples} ({n / samples:.1%})" for n in result["correct"].values())
         table.add_row("accuracy", *shares)
     first = next(iter(result["decisions"].values()))
-    differing = (sum(a != b for a, b in zip(first, one, strict=True)) for one in result["decisions"].values())
+    differing = (
+        sum(a != b for a, b in zip(first, one, strict=True)) for one in result["decisions"].values()
+    )
     table.add_row(f"unlike {next(iter(result['decisions']))}", *(str(n) for n in differing))
     return table
 
@@ -97,7 +114,10 @@ def divergence_text(row: dict[str, Any]) -> str:
         if len(first["index"]) > 1
         else first["index"][0]
     )
-    sides = (_side(name, row["what"], first[key]) for name, key in zip(names, ("left", "right"), strict=True))
+    sides = (
+        _side(name, row["what"], first[key])
+        for name, key in zip(names, ("left", "right"), strict=True)
+    )
     return (
         f"{row['layer']} {row['what']}: sample {first['sample']}, step {first['timestep']}, neuron {index}: "
         + "; ".join(sides)

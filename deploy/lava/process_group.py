@@ -21,7 +21,9 @@ def members(group: int) -> list[int]:
         if entry.name.isdecimal():
             with contextlib.suppress(OSError, ValueError, IndexError):
                 # The command in parentheses may itself hold spaces, so split after it: state, parent, group.
-                state, _, process_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                state, _, process_group = (
+                    (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                )
                 if int(process_group) == group and state != "Z":
                     found.append(int(entry.name))
     return found
@@ -61,7 +63,9 @@ def kill_group(group: int, *, wait_s: float = 10.0, spare: int | None = None) ->
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {left} of group {group} survive SIGKILL; end them by hand")
+            raise TimeoutError(
+                f"processes {left} of group {group} survive SIGKILL; end them by hand"
+            )
         time.sleep(0.02)
     for name in files:
         with contextlib.suppress(FileNotFoundError):

@@ -36,7 +36,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 def outlives_a_sample(layer: Layer) -> bool:
     """Whether spikes of a sample can arrive in the next: Lava's reset clears neurons, not what is under way to them."""
-    return isinstance(layer, Recurrent) or (isinstance(layer, Dense) and layer.delay_int is not None)
+    return isinstance(layer, Recurrent) or (
+        isinstance(layer, Dense) and layer.delay_int is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ class Job:
     @property
     def layer_names(self) -> list[str]:
         """In netx's order: an input layer is one only where it has neurons."""
-        return [*([INPUT_LAYER] if self.driven else []), *(layer.name for layer in self.network.layers)]
+        return [
+            *([INPUT_LAYER] if self.driven else []),
+            *(layer.name for layer in self.network.layers),
+        ]
 
     def steps(self, samples: int, timesteps: int) -> int:
         """Time steps Lava runs: the pipeline is drained once per network, and some jobs take one per sample."""
@@ -105,7 +110,11 @@ def as_recording(job: Job, parts: Sequence[Arrays]) -> Recording:
     """Batches after one another, under the layers' names."""
     result = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     recorded = {
-        kind: {name: result[f"{kind}/{i}"] for i, name in enumerate(job.layer_names) if kind in job.record}
+        kind: {
+            name: result[f"{kind}/{i}"]
+            for i, name in enumerate(job.layer_names)
+            if kind in job.record
+        }
         for kind in ("spikes", "v", "u")
     }
     spikes = {name: array.astype(np.uint8) for name, array in recorded["spikes"].items()}
@@ -203,7 +212,9 @@ def run_on_lava(
             except LavaError as error:
                 if len(batches) == 1:
                     raise
-                raise LavaError(f"samples {batch.start}..{batch.stop - 1} of {samples}: {error}") from error
+                raise LavaError(
+                    f"samples {batch.start}..{batch.stop - 1} of {samples}: {error}"
+                ) from error
             parts.append(read_result(Path(folder)))
         before += job.steps(batch.stop - batch.start, steps)
         show(0, in_all, before)
@@ -260,7 +271,12 @@ def supervise(
         os.close(theirs)
     try:
         _wait(
-            worker, job_folder, log_path, limit_s, time.monotonic() if started is None else started, progress
+            worker,
+            job_folder,
+            log_path,
+            limit_s,
+            time.monotonic() if started is None else started,
+            progress,
         )
     finally:
         kill_group(worker.pid)
@@ -325,7 +341,9 @@ def _lost_child(job_folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     return (
-        f"was killed by {_signal(-status)}" if status < 0 else f"ended too early, with exit status {status},"
+        f"was killed by {_signal(-status)}"
+        if status < 0
+        else f"ended too early, with exit status {status},"
     )
 
 
@@ -343,5 +361,7 @@ def _signal(number: int) -> str:
 
 
 def _tail(log_path: Path) -> str:
-    lines = [line.strip() for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in log_path.read_text(errors="replace").splitlines() if line.strip()
+    ]
     return "log: " + " | ".join(lines[-LOG_TAIL_LINES:]) if lines else "its log is empty"

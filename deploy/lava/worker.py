@@ -83,13 +83,20 @@ class _Watch:
                     return
 
     def _fault(self) -> bool:
-        infrastructure = getattr(getattr(self.net, "_runtime", None), "_messaging_infrastructure", None)
+        infrastructure = getattr(
+            getattr(self.net, "_runtime", None), "_messaging_infrastructure", None
+        )
         memory = getattr(getattr(infrastructure, "smm", None), "_manager", None)
         manager = getattr(memory, "_process", None)
-        for process in [*(getattr(infrastructure, "actors", None) or []), *([manager] if manager else [])]:
+        for process in [
+            *(getattr(infrastructure, "actors", None) or []),
+            *([manager] if manager else []),
+        ]:
             status = process.exitcode  # before the pipe, which is written before the end
             failure = None
-            with contextlib.suppress(OSError, EOFError, ValueError):  # its pipe closes when the run ends
+            with contextlib.suppress(
+                OSError, EOFError, ValueError
+            ):  # its pipe closes when the run ends
                 failure = getattr(process, "exception", None)
             if failure:
                 print(failure[1], file=sys.stderr, flush=True)  # noqa: T201 - to the log
@@ -119,13 +126,17 @@ def run(job_folder: Path) -> None:
     job = json.loads((job_folder / "job.json").read_text(encoding="utf-8"))
     inputs = np.load(job_folder / "inputs.npy", allow_pickle=False)
     batches = (
-        [inputs[s : s + 1] for s in range(len(inputs))] if job["driven"] or job["isolated"] else [inputs]
+        [inputs[s : s + 1] for s in range(len(inputs))]
+        if job["driven"] or job["isolated"]
+        else [inputs]
     )
     results = []
     for number, batch in enumerate(batches):
 
         def progress(done: int, of: int, number: int = number) -> None:
-            _write_json(job_folder / "progress.json", {"steps": number * of + done, "of": len(batches) * of})
+            _write_json(
+                job_folder / "progress.json", {"steps": number * of + done, "of": len(batches) * of}
+            )
 
         results.append(_run_batch(job, batch, progress, job_folder))
     result = {key: np.concatenate([part[key] for part in results]) for key in results[0]}
@@ -170,7 +181,9 @@ def _run_batch(job: Any, inputs: Any, progress: Any, job_folder: Path) -> dict[s
         # A layer would integrate its bias before the first input reaches it, and what it fires could not be taken back.
         for index, layer in enumerate(layers[1 if driven else 0 :], start=1 if driven else 0):
             bias = layer.neuron.bias_mant
-            waiting.setdefault(index + late, []).append((bias, np.broadcast_to(bias.init, bias.shape).copy()))
+            waiting.setdefault(index + late, []).append(
+                (bias, np.broadcast_to(bias.init, bias.shape).copy())
+            )
             bias.init = np.zeros(bias.shape, dtype=np.int32)
     if driven:
         layers[0].neuron.bias_mant.init = columns[..., 0].astype(np.int32)
@@ -215,12 +228,16 @@ def _run_batch(job: Any, inputs: Any, progress: Any, job_folder: Path) -> dict[s
                         columns[..., min(done, columns.shape[-1] - 1)].astype(np.int32)
                     )
                 now = min(chunk, steps - done)
-                net.run(condition=RunSteps(num_steps=now), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+                net.run(
+                    condition=RunSteps(num_steps=now), run_cfg=Loihi2SimCfg(select_tag="fixed_pt")
+                )
                 done += now
                 progress(done, steps)
     finally:
         net.stop()
-    result = {key: aligned(array, int(key.partition("/")[2])) for key, array in recorder.recorded.items()}
+    result = {
+        key: aligned(array, int(key.partition("/")[2])) for key, array in recorder.recorded.items()
+    }
     result["output"] = result[f"v/{last}" if voltage_readout else f"spikes/{last}"].reshape(
         samples, timesteps, -1
     )

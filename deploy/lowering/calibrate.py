@@ -113,7 +113,9 @@ def calibrate(
             classes = decide_behind(task.folded, name, heard, task.dt_s, task.readout)
         else:
             classes = _decide(task.readout, sent.out)
-        facts = describe(layer, chosen, units, bits, task.dt_s) | measure(layer, chosen, sent, wanted, units)
+        facts = describe(layer, chosen, units, bits, task.dt_s) | measure(
+            layer, chosen, sent, wanted, units
+        )
         facts["classes_kept"] = int((classes == float_classes).sum())
         if true is not None:
             facts["correct"] = int((classes == true).sum())

@@ -15,7 +15,15 @@ import numpy as np
 from knarr.deploy.errors import DeployError
 from knarr.deploy.lowering.float_layers import FloatLayer
 from knarr.deploy.lowering.normalise import CHIP_NEURONS, normalise
-from knarr.deploy.lowering.synapse import CONVS, DENSE, Steps, delayed, float_layer, identity, recurrent
+from knarr.deploy.lowering.synapse import (
+    CONVS,
+    DENSE,
+    Steps,
+    delayed,
+    float_layer,
+    identity,
+    recurrent,
+)
 from knarr.export.graph.shapes import Shape, infer
 from knarr.export.graph.step_synapses import delay_steps
 from knarr.export.graph.topology import Topology, topology
@@ -49,7 +57,9 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
         node = nodes[name]
         if isinstance(node, nir.Flatten) and synapse is None:
             if len(leaving[name]) != 1:
-                raise DeployError(f"node '{name}': flattens only part of {entering[name]}; flatten all of it")
+                raise DeployError(
+                    f"node '{name}': flattens only part of {entering[name]}; flatten all of it"
+                )
             before = None if before is None else before.reshape(-1)
         elif isinstance(node, nir.Delay):
             steps = np.broadcast_to(delay_steps(name, node, dt_s).astype(np.int32), leaving[name])

@@ -69,7 +69,11 @@ def lower(
     """
     if chip != "loihi2":
         raise DeployError(f"chip: '{chip}' is not known; choose loihi2")
-    if isinstance(weight_bits, bool) or not isinstance(weight_bits, int) or not 2 <= weight_bits <= 8:
+    if (
+        isinstance(weight_bits, bool)
+        or not isinstance(weight_bits, int)
+        or not 2 <= weight_bits <= 8
+    ):
         raise DeployError(f"weight_bits: {weight_bits!r}, allowed 2..8")
     if allow_approximate and calibration is None:
         raise DeployError(
@@ -84,8 +88,12 @@ def lower(
     except ExportError as error:
         raise DeployError(f"graph: not lowered, {error}") from error
     try:
-        coding = InputCoding(chip_shape(chain.input_shape), input_bits, None, float(input_units), input_kind)
-        readout = Readout("spikes" if chain.layers[-1].neuron.fires else "voltage", over_time, votes)
+        coding = InputCoding(
+            chip_shape(chain.input_shape), input_bits, None, float(input_units), input_kind
+        )
+        readout = Readout(
+            "spikes" if chain.layers[-1].neuron.fires else "voltage", over_time, votes
+        )
     except ChipError as error:
         raise DeployError(f"graph: {error}; choose other options or another input shape") from error
     if calibration is None:

@@ -40,14 +40,20 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
     rounded: list[str] = []
     v_share = None if integrates else dt_s / _field(name, node, "tau_mem" if filtered else "tau")
     i_share = dt_s / _field(name, node, "tau_syn") if filtered else None
-    v_decay = 0 if v_share is None else _register(name, "voltage", v_share, 0, near if approximate else None)
+    v_decay = (
+        0
+        if v_share is None
+        else _register(name, "voltage", v_share, 0, near if approximate else None)
+    )
     i_decay = (
         DECAY_UNITY
         if i_share is None
         else _register(name, "current", i_share, 1, near if approximate else None)
     )
     if v_decay == DECAY_UNITY:
-        rounded.append(f"'{name}': forgets within a step; keeps 1/4096 of v, the shortest memory in hardware")
+        rounded.append(
+            f"'{name}': forgets within a step; keeps 1/4096 of v, the shortest memory in hardware"
+        )
     gain = _field(name, node, "r") * (dt_s if v_share is None else v_share)
     if i_share is not None:
         gain = gain * _field(name, node, "w_in") * i_share
@@ -78,7 +84,9 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
             rewrites.append(f"'{name}': voltages read {_span(leak)} V lower, all of them")
         height, bias, rest = np.ones(1), np.zeros(1), float(leak.flat[0])
     if np.ptp(height) or np.ptp(gain):
-        rewrites.append(f"'{name}': its own thresholds and gains multiplied into the rows of weights")
+        rewrites.append(
+            f"'{name}': its own thresholds and gains multiplied into the rows of weights"
+        )
     return FloatNeuron(
         name=name,
         gain=gain / height,
@@ -100,9 +108,13 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
 def _field(name: str, node: Any, field: str) -> Float:
     array = np.atleast_1d(np.asarray(getattr(node, field), dtype=np.float64))
     if not np.isfinite(array).all():
-        raise DeployError(f"node '{name}': {field} holds something else than finite numbers; repair it")
+        raise DeployError(
+            f"node '{name}': {field} holds something else than finite numbers; repair it"
+        )
     if field.startswith("tau") and (array <= 0).any():
-        raise DeployError(f"node '{name}': {field} is {array.min():g} s; a time constant is above 0")
+        raise DeployError(
+            f"node '{name}': {field} is {array.min():g} s; a time constant is above 0"
+        )
     return array
 
 
@@ -118,7 +130,9 @@ def _register(name: str, which: str, share: Float, low: int, near: list[str] | N
         return int(registers.flat[0])
     needs = f"node '{name}': {which} decays differ between neurons, registers {registers.min()}..{registers.max()}"
     if near is None:
-        raise DeployError(f"{needs}; a layer of a .net file has one, use one tau or allow approximation")
+        raise DeployError(
+            f"{needs}; a layer of a .net file has one, use one tau or allow approximation"
+        )
     middle = round(float(registers.mean()))
     near.append(f"{needs}: all take {middle}")
     return middle
@@ -127,7 +141,9 @@ def _register(name: str, which: str, share: Float, low: int, near: list[str] | N
 def _leak(name: str, leak: Float, near: list[str] | None) -> None:
     text = f"node '{name}': rests at v_leak, {_span(leak)} V above v_reset, and starts there"
     if near is None:
-        raise DeployError(f"{text}; the chip starts at v_reset, set both equal or allow approximation")
+        raise DeployError(
+            f"{text}; the chip starts at v_reset, set both equal or allow approximation"
+        )
     near.append(f"{text}: the chip starts at v_reset and climbs by a bias")
 
 

@@ -102,13 +102,17 @@ def _threshold(layer: FloatLayer, height: float) -> int:
 
 def is_exact(layer: FloatLayer, scale: float, units: float) -> bool:
     """Whether no weight is rounded."""
-    return all(np.array_equal(np.rint(scale * part), scale * part) for part in _on_grid(layer, units))
+    return all(
+        np.array_equal(np.rint(scale * part), scale * part) for part in _on_grid(layer, units)
+    )
 
 
 def weight_error(layer: FloatLayer, made: Layer, scale: float, units: float) -> tuple[float, int]:
     """Root mean square error of the weights relative to theirs, and how many were clipped."""
     wanted = np.concatenate([scale * part.reshape(-1) for part in _on_grid(layer, units)])
-    integers = [made.weight_int, made.recurrent_int] if isinstance(made, Recurrent) else [made.weight_int]
+    integers = (
+        [made.weight_int, made.recurrent_int] if isinstance(made, Recurrent) else [made.weight_int]
+    )
     got = np.concatenate([part.reshape(-1) for part in integers]).astype(np.float64)
     error = float(np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)))
     return error, int((np.abs(got - wanted) > 0.5 + 1e-9).sum())
@@ -139,7 +143,9 @@ def _on_grid(layer: FloatLayer, units: float) -> list[Float]:
     return [layer.weight] if layer.recurrent is None else [layer.weight, units * layer.recurrent]
 
 
-def unrounded_weights(graph: nir.NIRGraph, network: ChipNetwork) -> dict[str, npt.NDArray[np.float64]]:
+def unrounded_weights(
+    graph: nir.NIRGraph, network: ChipNetwork
+) -> dict[str, npt.NDArray[np.float64]]:
     """Weights of every layer before they were rounded and clipped, in units of its integers: scale * W of `quantise`.
 
     Training that starts from them (`knarr.train.chip.ChipStudent.from_network`) has lost nothing yet; at 3 bits the integers alone
@@ -160,12 +166,15 @@ def unrounded_weights(graph: nir.NIRGraph, network: ChipNetwork) -> dict[str, np
     notes = network.lowering
     scales = {facts["name"]: facts.get("scale") for facts in notes.get("layers", ())}
     if network.dt_s is None or None in scales.values():
-        raise DeployError("network: its file does not say with which scales it was lowered; lower it again")
+        raise DeployError(
+            "network: its file does not say with which scales it was lowered; lower it again"
+        )
     try:
         folded = fold(graph, keep_groups=True)
         chain = read_chain(folded, network.dt_s, approximate=bool(notes["approximations"]))
     except ExportError as error:
         raise DeployError(f"graph: not read, {error}") from error
     return {
-        layer.name: np.asarray(scales[layer.name] * layer.weight, dtype=np.float64) for layer in chain.layers
+        layer.name: np.asarray(scales[layer.name] * layer.weight, dtype=np.float64)
+        for layer in chain.layers
     }

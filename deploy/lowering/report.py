@@ -45,7 +45,9 @@ def send(layer: Layer, bits: int, events: npt.NDArray[np.integer[Any]]) -> Sent:
     return Sent(out, recording.peak_sum[layer.name], *peaks)
 
 
-def describe(layer: FloatLayer, chosen: Chosen, units: float, bits: int, dt_s: float) -> dict[str, Any]:
+def describe(
+    layer: FloatLayer, chosen: Chosen, units: float, bits: int, dt_s: float
+) -> dict[str, Any]:
     """What can be said of a layer without running it; units and bits of what arrives."""
     ((_, up, down),) = worst_sums(alone(chosen.layer, bits))
     error, clipped = weight_error(layer, chosen.layer, chosen.scale, units)
@@ -85,7 +87,10 @@ def coarse(facts: dict[str, Any]) -> list[str]:
     """A line for every kind of integer of a layer that is far from its float, and for what became 0."""
     gone = [
         f"'{facts['name']}': {facts[key]} {what} round to nothing"
-        for key, what in (("outputs_without_weights", "outputs' weights"), ("biases_without_value", "biases"))
+        for key, what in (
+            ("outputs_without_weights", "outputs' weights"),
+            ("biases_without_value", "biases"),
+        )
         if facts[key]
     ]
     return gone + [
@@ -111,7 +116,11 @@ def measure(
     layer: FloatLayer, chosen: Chosen, sent: Sent, wanted: npt.NDArray[np.number[Any]], units: float
 ) -> dict[str, Any]:
     """Chip against float graph on the calibration samples: the chip's layer hears the chip's layers before it."""
-    facts: dict[str, Any] = {"sum_peak": sent.peak_sum, "u_peak": sent.peak_u, "v_peak": sent.peak_v}
+    facts: dict[str, Any] = {
+        "sum_peak": sent.peak_sum,
+        "u_peak": sent.peak_u,
+        "v_peak": sent.peak_v,
+    }
     wanted = wanted.reshape(sent.out.shape)
     if not layer.neuron.fires:
         off = np.abs(sent.out / (64 * chosen.scale * units) - wanted)
@@ -135,7 +144,11 @@ def measure(
 
 
 def decide_behind(
-    graph: nir.NIRGraph, neuron: str, sent: npt.NDArray[np.integer[Any]], dt_s: float, readout: Readout
+    graph: nir.NIRGraph,
+    neuron: str,
+    sent: npt.NDArray[np.integer[Any]],
+    dt_s: float,
+    readout: Readout,
 ) -> npt.NDArray[np.int64]:
     """Classes when everything behind a neuron stays float and hears what the chip sent.
 

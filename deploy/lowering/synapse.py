@@ -31,7 +31,9 @@ def identity(shape: Shape) -> Any:
     ones = np.ones((channels, 1, *[1] * axes))
     kind: Any = nir.Conv1d if axes == 1 else nir.Conv2d
     one: Any = 1 if axes == 1 else np.ones(2, dtype=np.int64)
-    return kind(shape[1] if axes == 1 else shape[1:], ones, one, 0 * one, one, channels, np.zeros(channels))
+    return kind(
+        shape[1] if axes == 1 else shape[1:], ones, one, 0 * one, one, channels, np.zeros(channels)
+    )
 
 
 def float_layer(
@@ -51,7 +53,9 @@ def float_layer(
             for v, low in ((node.stride, 1), (node.padding, 0), (node.dilation, 1))
         )
         c, h, w = chip_shape(shape)
-        geometry = Geometry((c, h, w), _pair(stride), _pair(padding), _pair(dilation), int(node.groups))
+        geometry = Geometry(
+            (c, h, w), _pair(stride), _pair(padding), _pair(dilation), int(node.groups)
+        )
     return FloatLayer(name, neuron, weight, gain * bias + rest, geometry=geometry)
 
 
@@ -70,7 +74,9 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 def _rows(name: str, what: str, values: Float, out: Shape) -> Float:
     """One value per output or channel."""
-    whole = np.broadcast_to(values.reshape(-1) if values.size == 1 else values, out).reshape(out[0], -1)
+    whole = np.broadcast_to(values.reshape(-1) if values.size == 1 else values, out).reshape(
+        out[0], -1
+    )
     if (whole != whole[:, :1]).any():
         raise DeployError(
             f"node '{name}': {what} differs inside a channel, whose neurons share one kernel; use one value per channel"
@@ -78,7 +84,9 @@ def _rows(name: str, what: str, values: Float, out: Shape) -> Float:
     return np.array(whole[:, 0])
 
 
-def _through(name: str, neuron: FloatNeuron, bias: Float, approximate: bool) -> tuple[Float, FloatNeuron]:
+def _through(
+    name: str, neuron: FloatNeuron, bias: Float, approximate: bool
+) -> tuple[Float, FloatNeuron]:
     """A synapse's bias as the chip adds it: behind a synaptic current, at its end value from the first step."""
     if not neuron.filtered or not bias.any():
         return bias, neuron

@@ -142,7 +142,11 @@ def _neuron(found: RawLayer, name: str, mended: list[str]) -> Neuron | None:
 
 def one_integer(value: Any) -> int | None:
     """A register: one number stored as an integer, else None. A float, whole or not, hangs Lava."""
-    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind not in "iu" or value.size != 1:
+    if (
+        not isinstance(value, (np.ndarray, np.generic))
+        or value.dtype.kind not in "iu"
+        or value.size != 1
+    ):
         return None
     return int(value.reshape(()))
 
@@ -201,7 +205,11 @@ def _conv(
 def pair(found: RawLayer, key: str) -> tuple[int, int] | None:
     """(height, width) of a convolution's step, from two integers or one without a dimension, as netx takes them."""
     value, numbers = found.group.get(key), found.integers(key)
-    if numbers is None or not isinstance(value, (np.ndarray, np.generic)) or value.shape not in ((), (2,)):
+    if (
+        numbers is None
+        or not isinstance(value, (np.ndarray, np.generic))
+        or value.shape not in ((), (2,))
+    ):
         return None
     return numbers[0], numbers[-1]
 
@@ -217,7 +225,11 @@ def _array(found: RawLayer, key: str, mended: list[str]) -> Words | None:
     if whole is not None and whole.size:
         return np.clip(whole, -128, 127).astype(np.int32)
     value = found.group[key]
-    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind not in "iuf" or not value.size:
+    if (
+        not isinstance(value, (np.ndarray, np.generic))
+        or value.dtype.kind not in "iuf"
+        or not value.size
+    ):
         return None
     return (
         np.clip(np.nan_to_num(value), INT32_MIN, INT32_MAX).astype(np.int64).astype(np.int32)

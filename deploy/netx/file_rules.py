@@ -24,9 +24,7 @@ def file_holds_layers(draft: Draft) -> Iterator[Violation]:
         message = "has no /layer group, so it is not a netx file; write one with `knarr deploy`"
         yield Violation("file_holds_layers", "file", message)
     elif not draft.synapses:
-        message = (
-            f"/layer has {len(draft.raw.names)} groups and none is conv, dense or dense_rec; add a layer"
-        )
+        message = f"/layer has {len(draft.raw.names)} groups and none is conv, dense or dense_rec; add a layer"
         yield Violation("file_holds_layers", "file", message)
 
 
@@ -46,11 +44,11 @@ def types_are_known(draft: Draft) -> Iterator[Violation]:
     for found in draft.layers:
         raw, kind = found.raw, found.raw.kind
         if not kind:
-            message = f"{raw.where} has no type as text; write input, conv, flatten, dense or dense_rec"
-        elif kind in UNSUPPORTED:
             message = (
-                f"{raw.where} is of type {shown(kind)}, which is not supported; fold it into conv or dense"
+                f"{raw.where} has no type as text; write input, conv, flatten, dense or dense_rec"
             )
+        elif kind in UNSUPPORTED:
+            message = f"{raw.where} is of type {shown(kind)}, which is not supported; fold it into conv or dense"
         elif kind not in ("input", "flatten", *SYNAPSES):
             message = (
                 f"{raw.where} is of type {shown(kind)}, which is unknown, and netx would skip it in silence; "
@@ -80,16 +78,12 @@ def neurons_are_there(draft: Draft) -> Iterator[Violation]:
             message = f"{found.raw.where}/neuron is no group; write one with type, iDecay, vDecay and vThMant"
             yield Violation("neurons_are_there", found.name, message)
         elif found.raw.kind in SYNAPSES and group is None:
-            message = (
-                f"{found.raw.where} has no neuron group, so netx gives it neurons that never fire; add one"
-            )
+            message = f"{found.raw.where} has no neuron group, so netx gives it neurons that never fire; add one"
             yield Violation("neurons_are_there", found.name, message)
         elif group is not None and found.raw.kind in ("input", *SYNAPSES):
             kind = text(group.get("type"))
             if kind not in ("CUBA", "LOIHI"):
-                message = (
-                    f"{found.raw.where} has neuron type {shown(kind)}, supported are CUBA and LOIHI; use one"
-                )
+                message = f"{found.raw.where} has neuron type {shown(kind)}, supported are CUBA and LOIHI; use one"
                 yield Violation("neurons_are_there", found.name, message)
 
 
@@ -107,9 +101,7 @@ def registers_are_integers(draft: Draft) -> Iterator[Violation]:
             elif not isinstance(value, (np.ndarray, np.generic)):
                 message = f"{where}/{key} must be one integer, is no number; write one"
             elif value.size != 1:
-                message = (
-                    f"{where}/{key} must be one integer, is {value.dtype}{value.shape}; share one in a layer"
-                )
+                message = f"{where}/{key} must be one integer, is {value.dtype}{value.shape}; share one in a layer"
             else:
                 message = f"{where}/{key} must be one integer, is {value.dtype} {value.reshape(())}; a float hangs Lava, round it"
             yield Violation("registers_are_integers", found.name, message)
@@ -139,7 +131,11 @@ def nothing_is_unread(draft: Draft) -> Iterator[Violation]:
             ("refDelay", (0, 1), "write 1, Lava has no refractory time"),
             ("gradedSpike", (0,), "write 0, netx sends spikes of 1"),
             ("wgtExp", (0,), "write 0 and scale the weights"),
-            ("weight_exp", (0,), "write 0 and scale the weights: a batch norm's power of two is lost"),
+            (
+                "weight_exp",
+                (0,),
+                "write 0 and scale the weights: a batch norm's power of two is lost",
+            ),
         ):
             value = group.get(key)
             if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind == "b":

@@ -42,9 +42,7 @@ def kernels_fit(draft: Draft) -> Iterator[Violation]:
         message = None
         if found.raw.kind == "conv":
             if weight.ndim < 4 or prod(weight.shape[4:]) != 1:
-                message = (
-                    f"{where} is of shape {weight.shape}, needs (out, in / groups, height, width); reshape it"
-                )
+                message = f"{where} is of shape {weight.shape}, needs (out, in / groups, height, width); reshape it"
         elif weight.ndim > 2 or weight.ndim == 0:
             message = f"{where} is of shape {weight.shape}, needs (out, in); reshape it"
         elif weight.ndim == 1:
@@ -56,7 +54,9 @@ def kernels_fit(draft: Draft) -> Iterator[Violation]:
             rows = prod(found.raw.integers("shape") or (0,)) if weight.ndim == 1 else len(weight)
             flat = weight.ndim == 1 and back.ndim == 1 and back.size == rows * rows
             if back.shape != (rows, rows) and not flat:
-                message = f"{where}_rec is of shape {back.shape}, needs ({rows}, {rows}); reshape it"
+                message = (
+                    f"{where}_rec is of shape {back.shape}, needs ({rows}, {rows}); reshape it"
+                )
         if message is not None:
             yield Violation("kernels_fit", found.name, message)
 
@@ -68,12 +68,12 @@ def steps_are_integers(draft: Draft) -> Iterator[Violation]:
         for key, low in (("stride", 1), ("padding", 0), ("dilation", 1)):
             step, where = pair(found.raw, key), f"{found.raw.where}/{key}"
             if step is None:
-                message = (
-                    f"{where} is {_shown_item(found, key)}; netx needs one integer or two (height, width)"
-                )
+                message = f"{where} is {_shown_item(found, key)}; netx needs one integer or two (height, width)"
                 yield Violation("steps_are_integers", found.name, message)
             elif min(step) < low or max(step) > MAX_STEP:
-                message = f"{where} is {step}, allowed {low}..{MAX_STEP}; write the one that was trained"
+                message = (
+                    f"{where} is {step}, allowed {low}..{MAX_STEP}; write the one that was trained"
+                )
                 yield Violation("steps_are_integers", found.name, message)
         groups = found.raw.integers("groups")
         if groups is None or np.shape(found.raw.group["groups"]) != () or groups[0] < 1:
@@ -105,7 +105,9 @@ def shapes_chain(draft: Draft) -> Iterator[Violation]:
             message = _dense_fault(found)
         elif found.raw.kind == "flatten":
             # netx transposes the three axes of what comes before, unless that is an input without neurons.
-            sender = next((s for s in reversed(draft.layers[:position]) if s.raw.kind != "flatten"), None)
+            sender = next(
+                (s for s in reversed(draft.layers[:position]) if s.raw.kind != "flatten"), None
+            )
             bare = sender is None or (sender.raw.kind == "input" and sender.neuron is None)
             if not bare and found.incoming is not None and len(found.incoming) != 3:
                 message = f"{found.raw.where} flattens {found.incoming}, needs (C, H, W), which stops netx; remove it"
@@ -145,7 +147,9 @@ def _conv_fault(found: DraftLayer) -> str | None:
             f"groups and {outputs} outputs" + (turned or "; fit the one to the other")
         )
     lowest = [min(step) if step is not None else -1 for step in steps]
-    if found.layer is None and all(low >= least for low, least in zip(lowest, (1, 0, 1), strict=True)):
+    if found.layer is None and all(
+        low >= least for low, least in zip(lowest, (1, 0, 1), strict=True)
+    ):
         return f"{where}: its kernel {weight.shape[2:4]} is larger than its padded input {incoming}; pad more"
     return None
 
@@ -195,7 +199,11 @@ def _descriptions(found: DraftLayer) -> Iterator[tuple[str, Any, Any]]:
 
 def sizes_are_bounded(draft: Draft) -> Iterator[Violation]:
     for found in draft.layers:
-        sent = 0 if found.outgoing is None or min(found.outgoing, default=0) < 1 else prod(found.outgoing)
+        sent = (
+            0
+            if found.outgoing is None or min(found.outgoing, default=0) < 1
+            else prod(found.outgoing)
+        )
         if sent > MAX_NEURONS:
             message = f"{found.raw.where} sends {sent:,} values of {found.outgoing}, allowed {MAX_NEURONS:,}; make it smaller"
             yield Violation("sizes_are_bounded", found.name, message)

@@ -56,10 +56,12 @@ def weights_are_integers(draft: Draft) -> Iterator[Violation]:
             else:
                 message = _fault(where, found.raw.group[key])
             whole = found.raw.whole(key)
-            if whole is not None and whole.size and not INT32_MIN <= whole.min() <= whole.max() <= INT32_MAX:
-                message = (
-                    f"{where} spans {whole.min()}..{whole.max()}, allowed -256..254; quantise it to 8 bits"
-                )
+            if (
+                whole is not None
+                and whole.size
+                and not INT32_MIN <= whole.min() <= whole.max() <= INT32_MAX
+            ):
+                message = f"{where} spans {whole.min()}..{whole.max()}, allowed -256..254; quantise it to 8 bits"
             if message is not None:
                 yield Violation("weights_are_integers", found.name, message)
 
@@ -94,7 +96,11 @@ def biases_fit_registers(draft: Draft) -> Iterator[Violation]:
     """Those beyond 32 bits, which no layer can hold; the rest is the network rule's."""
     for found in draft.synapses:
         bias = found.raw.whole("bias")
-        if bias is not None and bias.size and not INT32_MIN <= bias.min() <= bias.max() <= INT32_MAX:
+        if (
+            bias is not None
+            and bias.size
+            and not INT32_MIN <= bias.min() <= bias.max() <= INT32_MAX
+        ):
             yield bias_violation(found.name, int(bias.min()), int(bias.max()))
 
 
@@ -127,7 +133,5 @@ def _delay_fault(found: DraftLayer, where: str) -> str | None:
         return None
     shape = (outputs, weight.size // outputs)
     if spread_delay(delay, shape) is None:
-        return (
-            f"{where} is of shape {delay.shape} for weights of {shape}; give one per output, input or synapse"
-        )
+        return f"{where} is of shape {delay.shape} for weights of {shape}; give one per output, input or synapse"
     return None

@@ -85,7 +85,9 @@ def load_raw(path: Path) -> RawNet:
     found = tree.get("layer")
     if not isinstance(found, dict):
         return RawNet(None, ())
-    numbered = sorted(int(name) for name in found if name.isascii() and name.isdigit() and len(name) < 9)
+    numbered = sorted(
+        int(name) for name in found if name.isascii() and name.isdigit() and len(name) < 9
+    )
     layers = [(i, found[str(i)]) for i in numbered if str(i) in found]
     return RawNet(tuple(found), tuple(_layer(i, item) for i, item in layers))
 

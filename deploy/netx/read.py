@@ -82,12 +82,12 @@ def examine(path: Path) -> Examined:
         try:
             network = _network(draft, manifest)
         except ChipError as error:
-            violations.append(Violation("network_is_consistent", "file", " ".join(str(error).split())))
+            violations.append(
+                Violation("network_is_consistent", "file", " ".join(str(error).split()))
+            )
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = shown(" ".join(str(error).split()))
-            message = (
-                f"its manifest does not fit the file ({reason}); write the file again with `knarr deploy`"
-            )
+            message = f"its manifest does not fit the file ({reason}); write the file again with `knarr deploy`"
             violations.append(Violation("manifest_fits", "file", message))
     return Examined(tuple(violations), draft, network)
 

@@ -32,7 +32,9 @@ def netx_runs_exactly(weight_int: IntArray, parts: tuple[slice, ...] = (slice(No
     if replayed is None:
         return False
     weight, shift = replayed
-    return bool(shift >= 0 and np.array_equal(weight, np.asarray(weight_int, dtype=np.int64) << shift))
+    return bool(
+        shift >= 0 and np.array_equal(weight, np.asarray(weight_int, dtype=np.int64) << shift)
+    )
 
 
 def _replay_netx(

@@ -34,7 +34,8 @@ def write_net(network: ChipNetwork, path: Path) -> None:
     broken = fatal(violations)
     if broken:
         raise DeployError(
-            f"{path.name}: not written, {broken[0]}" + (f" and {len(broken) - 1} more" if broken[1:] else "")
+            f"{path.name}: not written, {broken[0]}"
+            + (f" and {len(broken) - 1} more" if broken[1:] else "")
         )
     manifest = _manifest(network, violations)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -46,7 +47,9 @@ def write_net(network: ChipNetwork, path: Path) -> None:
             shape = network.input.shape
             for layer in network.layers:
                 if not isinstance(layer, Conv) and len(shape) == 3:
-                    layers.create_group(str(len(layers))).create_dataset("type", data=np.bytes_("flatten"))
+                    layers.create_group(str(len(layers))).create_dataset(
+                        "type", data=np.bytes_("flatten")
+                    )
                 _write_layer(layers.create_group(str(len(layers))), layer)
                 shape = layer.output_shape
         if read_net(temporary) != network:

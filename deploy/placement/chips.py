@@ -84,7 +84,9 @@ class SynapseMemory(BaseModel):
     source: str = Field(min_length=1)
     confidence: Confidence
 
-    def words(self, synapses: npt.ArrayLike, *, delays: bool = False, targets: int | None = None) -> Int64:
+    def words(
+        self, synapses: npt.ArrayLike, *, delays: bool = False, targets: int | None = None
+    ) -> Int64:
         """Words of rows of synapses.
 
         Args:
@@ -138,9 +140,16 @@ class Chip(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> Chip:
         have = {(limit.resource, limit.per) for limit in self.limits if limit.hard}
-        need = {("neurons", "core"), ("input_axons", "core"), ("synapse_words", "core"), ("cores", "chip")}
+        need = {
+            ("neurons", "core"),
+            ("input_axons", "core"),
+            ("synapse_words", "core"),
+            ("cores", "chip"),
+        }
         if missing := sorted(need - have):
-            raise ValueError(f"chip '{self.title}': no limit of high or medium confidence for {missing}")
+            raise ValueError(
+                f"chip '{self.title}': no limit of high or medium confidence for {missing}"
+            )
         keys = [(limit.resource, limit.per, limit.hard) for limit in self.limits]
         if len(set(keys)) != len(keys):
             raise ValueError(f"chip '{self.title}': two limits of one resource weigh the same")
@@ -153,7 +162,9 @@ class Chip(BaseModel):
 
     def limit(self, resource: Resource, per: Literal["core", "chip"] = "core") -> Limit | None:
         """The limit that fails for this resource, None when no trusted one is known."""
-        return next((x for x in self.limits if (x.resource, x.per) == (resource, per) and x.hard), None)
+        return next(
+            (x for x in self.limits if (x.resource, x.per) == (resource, per) and x.hard), None
+        )
 
 
 @cache

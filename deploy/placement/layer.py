@@ -38,13 +38,17 @@ class Flat:
         reached: cores that each neuron sends to outside its layer, one per neuron, any shape.
     """
 
-    def __init__(self, layer: Dense | Recurrent | int, memory: SynapseMemory, reached: Int64) -> None:
+    def __init__(
+        self, layer: Dense | Recurrent | int, memory: SynapseMemory, reached: Int64
+    ) -> None:
         neurons = layer if isinstance(layer, int) else layer.output_shape[0]
         recurrent = None if isinstance(layer, int) else getattr(layer, "recurrent_int", None)
         delay = None if isinstance(layer, int) else getattr(layer, "delay_int", None)
         self.shape: Split = (neurons, 1, 1)
         self.loops = recurrent is not None
-        self.senders = (0 if isinstance(layer, int) else layer.in_features) + (neurons if self.loops else 0)
+        self.senders = (0 if isinstance(layer, int) else layer.in_features) + (
+            neurons if self.loops else 0
+        )
         self.delays = delay is not None and bool(np.any(delay))
         self.memory = memory
         self.reached = reached.reshape(-1)
@@ -62,7 +66,9 @@ class Flat:
         elif resource == "synapses":
             need = self.senders * neurons
         else:
-            need = np.add.reduceat(self.reached, bounds[:-1]) + (neurons * split[0] if self.loops else 0)
+            need = np.add.reduceat(self.reached, bounds[:-1]) + (
+                neurons * split[0] if self.loops else 0
+            )
         return np.asarray(need, dtype=np.int64).reshape(split)
 
     def worst(self, resource: Resource, split: Split) -> int:
@@ -114,7 +120,9 @@ class ConvCounter:
         return self._cache[axis, parts]
 
     def _channels(self) -> Int64:
-        return np.repeat(np.eye(self.layer.groups, dtype=np.int64), self.shape[0] // self.layer.groups, 0)
+        return np.repeat(
+            np.eye(self.layer.groups, dtype=np.int64), self.shape[0] // self.layer.groups, 0
+        )
 
     def _taps(self, axis: int) -> Int64:
         """(outputs, inputs) int64: 1 where a tap joins them."""
@@ -172,7 +180,9 @@ class ConvCounter:
     def _expanded_words(self, split: Split) -> Int64:
         """int64 of shape `split`."""
         # Few blocks differ: each axis is reduced to its distinct rows before they are combined.
-        kinds, places = zip(*(self._kinds(axis, parts) for axis, parts in enumerate(split)), strict=True)
+        kinds, places = zip(
+            *(self._kinds(axis, parts) for axis, parts in enumerate(split)), strict=True
+        )
         words = np.array([self._row_words(*kind) for kind in product(*kinds)], dtype=np.int64)
         return np.asarray(words.reshape([len(kind) for kind in kinds])[np.ix_(*places)])
 
@@ -202,7 +212,9 @@ class ConvCounter:
         lengths = reduce(np.multiply.outer, [np.arange(len(axis) - 1) for axis in axes])
         how_many = reduce(np.multiply.outer, [axis[1:] for axis in axes])
         targets = prod(int(axis[0]) for axis in axes)
-        return self.inputs_per_group * int((how_many * self.memory.words(lengths, targets=targets)).sum())
+        return self.inputs_per_group * int(
+            (how_many * self.memory.words(lengths, targets=targets)).sum()
+        )
 
     def least_cores(self, resource: Resource, limit: int) -> int:
         """A bound from below on the cores that this resource needs."""
@@ -219,7 +231,9 @@ class ConvCounter:
 
     def receivers(self, split: Split) -> Int64:
         """(C_in, H, W): cores of this layer that each sender reaches."""
-        channels, rows, columns = ((self._blocks(axis, n) > 0).sum(0) for axis, n in enumerate(split))
+        channels, rows, columns = (
+            (self._blocks(axis, n) > 0).sum(0) for axis, n in enumerate(split)
+        )
         per_channel = np.repeat(channels, self.inputs_per_group)
         return np.asarray(per_channel[:, None, None] * rows[None, :, None] * columns[None, None, :])
 
@@ -254,7 +268,9 @@ def fits(counter: Counter, split: Split, limits: dict[Resource, int]) -> bool:
     return True
 
 
-def smallest_split(counter: Counter, limits: dict[Resource, int], at_least: int = 1) -> Split | None:
+def smallest_split(
+    counter: Counter, limits: dict[Resource, int], at_least: int = 1
+) -> Split | None:
     """The split into the fewest cores that fits; of several, the one whose fullest core has the fewest input axons.
 
     Args:
@@ -267,12 +283,18 @@ def smallest_split(counter: Counter, limits: dict[Resource, int], at_least: int 
     """
     # A core's load never grows as its block shrinks, so the finest split decides whether any fits. Only the output axons
     # of a layer that feeds itself grow with the number of cores.
-    shrinking = {key: limit for key, limit in limits.items() if not (counter.loops and key == "output_axons")}
+    shrinking = {
+        key: limit for key, limit in limits.items() if not (counter.loops and key == "output_axons")
+    }
     if not fits(counter, counter.shape, shrinking):
         return None
-    first = max([at_least, *(counter.least_cores(resource, limit) for resource, limit in limits.items())])
+    first = max(
+        [at_least, *(counter.least_cores(resource, limit) for resource, limit in limits.items())]
+    )
     for cores in range(first, prod(counter.shape) + 1):
         good = [split for split in splits(counter.shape, cores) if fits(counter, split, limits)]
         if good:
-            return min(good, key=lambda split: (counter.worst("input_axons", split), split[2], split[1]))
+            return min(
+                good, key=lambda split: (counter.worst("input_axons", split), split[2], split[1])
+            )
     return None

@@ -66,14 +66,18 @@ def place(network: ChipNetwork, chip: str | Chip = "loihi2") -> Placement:
     totals: dict[Resource, int] = {}
     for layer in reversed(network.layers):
         counter: Counter = (
-            ConvCounter(layer, memory, reached) if isinstance(layer, Conv) else Flat(layer, memory, reached)
+            ConvCounter(layer, memory, reached)
+            if isinstance(layer, Conv)
+            else Flat(layer, memory, reached)
         )
         placed = _place_layer(layer.name, counter, profile, totals)
         layers.append(placed[0])
         problems = placed[1] + problems
         reached = counter.receivers(placed[0].split)
     if network.input.neuron is not None:
-        placed = _place_layer("input", Flat(prod(network.input.shape), memory, reached), profile, totals)
+        placed = _place_layer(
+            "input", Flat(prod(network.input.shape), memory, reached), profile, totals
+        )
         layers.append(placed[0])
         problems = placed[1] + problems
     layers.reverse()
@@ -109,7 +113,9 @@ def _place_layer(
     known = 1
     for resource, value in limits.items():
         # A core is only so large; every other resource is asked for cores beside that.
-        alone[resource] = smallest_split(counter, {"neurons": limits["neurons"], resource: value}, known)
+        alone[resource] = smallest_split(
+            counter, {"neurons": limits["neurons"], resource: value}, known
+        )
         if resource == "neurons":
             known = prod(alone[resource] or counter.shape)
     met = {resource: value for resource, value in limits.items() if alone[resource] is not None}
@@ -121,7 +127,9 @@ def _place_layer(
         split = smallest_split(counter, met, max(needs[resource] for resource in met))
     assert split is not None  # one neuron per core meets each of these alone, and so all of them
     problems = [
-        _problem(name, resource, counter, split, profile) for resource in limits if resource not in met
+        _problem(name, resource, counter, split, profile)
+        for resource in limits
+        if resource not in met
     ]
     cores = prod(split)
     most = max(met, key=needs.__getitem__)

@@ -110,7 +110,16 @@ def table(placement: Placement) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
         Header, and rows: one per layer with what its fullest core needs, then their sum (cores used, of how many),
         the limits of a core, and how far to trust these. Notes, problems and warnings are not in it.
     """
-    header = ("layer", "neurons", "cores", "neurons/core", "in axons", "out axons", "syn words", "decided by")
+    header = (
+        "layer",
+        "neurons",
+        "cores",
+        "neurons/core",
+        "in axons",
+        "out axons",
+        "syn words",
+        "decided by",
+    )
     rows = [
         (
             layer.name if len(layer.name) <= 14 else layer.name[:13] + "…",
@@ -141,5 +150,7 @@ def table(placement: Placement) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
             "",
         )
     )
-    rows.append(("confidence", "", str(cores.confidence), *(use.confidence or "" for use in limits), ""))
+    rows.append(
+        ("confidence", "", str(cores.confidence), *(use.confidence or "" for use in limits), "")
+    )
     return header, rows

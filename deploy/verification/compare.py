@@ -73,7 +73,9 @@ class FloatView:
         threshold = None
         if hasattr(node, "v_threshold"):
             threshold = _of_neuron(node.v_threshold, self.v[layer].shape[2:], at[2:])
-        return Side(value, u, v, self._before_reset(self.graph, layer, node, at) if fired else v, threshold)
+        return Side(
+            value, u, v, self._before_reset(self.graph, layer, node, at) if fired else v, threshold
+        )
 
     def _before_reset(self, graph: nir.NIRGraph, layer: str, node: Any, at: At) -> float | None:
         """Voltage that crossed the threshold, rounded as float64 does; None for nodes that are not looked into."""
@@ -90,7 +92,9 @@ class FloatView:
         if isinstance(node, nir.LIF):
             x = self._arriving(graph, layer, node, at)
             v = float(self.v[layer][before]) if at[1] else of("v_leak")
-            return None if x is None else v + self.dt_s / of("tau") * (of("r") * x + of("v_leak") - v)
+            return (
+                None if x is None else v + self.dt_s / of("tau") * (of("r") * x + of("v_leak") - v)
+            )
         return None
 
     def _arriving(self, graph: nir.NIRGraph, layer: str, node: nir.LIF, at: At) -> float | None:
@@ -189,7 +193,9 @@ class Comparisons:
         pair = f"{left.name} {sign} {right.name}"
         features = a.shape[2:]
         if sign == "~" and a.shape[:2] == b.shape[:2] and a.size == b.size:
-            a = a.reshape(b.shape)  # the chip has rows where a graph has one, and vectors where it has maps
+            a = a.reshape(
+                b.shape
+            )  # the chip has rows where a graph has one, and vectors where it has maps
         if a.shape != b.shape:
             raise DeployError(
                 f"layer '{layers[1]}': {pair}: shapes {a.shape} and {b.shape}; they are not the same network"

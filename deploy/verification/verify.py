@@ -69,12 +69,16 @@ def verify(
     graph = graph_or_module
     sizes = graph_input_shape(graph) if isinstance(graph, nir.NIRGraph) else np.shape(inputs)[2:]
     if chip_shape(sizes) == network.input.shape:
-        floats = floats.reshape(*events.shape[:2], *sizes)  # signals are images one pixel high on the chip
+        floats = floats.reshape(
+            *events.shape[:2], *sizes
+        )  # signals are images one pixel high on the chip
     if not isinstance(graph, nir.NIRGraph):
         module = graph_or_module
         graph = to_nir(module, tuple(floats.shape[2:]), dt_s, samples=floats)
     if network.lowered_from is not None and network.lowered_from != graph_hash(graph):
-        raise DeployError(f"{path}: was lowered from another graph than this one; lower this graph again")
+        raise DeployError(
+            f"{path}: was lowered from another graph than this one; lower this graph again"
+        )
     if network.dt_s is not None and not isclose(network.dt_s, dt_s, rel_tol=1e-9):
         raise DeployError(
             f"{path}: was lowered with steps of {network.dt_s:g} s, not {dt_s:g} s; use its own or lower again"
@@ -83,7 +87,9 @@ def verify(
     stepped = FloatView("NIR", step_nir(graph, floats, dt_s), graph, floats, dt_s)
     missing = [layer.neuron.name for layer in network.layers if layer.neuron.name not in stepped.v]
     if missing:
-        raise DeployError(f"{path}: its neuron '{missing[0]}' is not in the graph; lower this graph again")
+        raise DeployError(
+            f"{path}: its neuron '{missing[0]}' is not in the graph; lower this graph again"
+        )
     outputs: dict[str, Array] = {"NIR": stepped.trace.output}
     found = Comparisons()
     if module is not None:
@@ -148,7 +154,9 @@ def verify_network(
         rows=tuple(found.rows),
         samples=events.shape[0],
         timesteps=events.shape[1],
-        decisions={view.name: _decide(network, view.name, view.recording.output) for view in (ours, lava)},
+        decisions={
+            view.name: _decide(network, view.name, view.recording.output) for view in (ours, lava)
+        },
         raster=found.raster(),
     )
 

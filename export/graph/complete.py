@@ -47,7 +47,9 @@ def build(tree: dict[str, Any], filled: list[str], path: str = "", depth: int = 
     if isinstance(edges, np.ndarray) and edges.size == 0:
         edges = []
     pairs = [tuple(edge) for edge in edges] if isinstance(edges, list) else None
-    if pairs is None or not all(len(pair) == 2 and all(isinstance(n, str) for n in pair) for pair in pairs):
+    if pairs is None or not all(
+        len(pair) == 2 and all(isinstance(n, str) for n in pair) for pair in pairs
+    ):
         raise ExportError(f"graph '{path}': its edges are not pairs of names; it is no NIR graph")
     built = {}
     for name, node in nodes.items():
@@ -59,7 +61,9 @@ def build(tree: dict[str, Any], filled: list[str], path: str = "", depth: int = 
             )
         kind = node["type"]
         built[name] = (
-            build(node, filled, where, depth + 1) if kind == "NIRGraph" else _node(where, kind, node, filled)
+            build(node, filled, where, depth + 1)
+            if kind == "NIRGraph"
+            else _node(where, kind, node, filled)
         )
     metadata = tree.get("metadata", {})
     if not isinstance(metadata, dict):
@@ -76,11 +80,19 @@ def _node(where: str, kind: str, tree: dict[str, Any], filled: list[str]) -> Any
         shape = given.pop("shape", None)
         _no_others(where, kind, given)
         node = cls(
-            **{side: {side.removesuffix("_type"): None if shape is None else _array(where, "shape", shape)}}
+            **{
+                side: {
+                    side.removesuffix("_type"): None
+                    if shape is None
+                    else _array(where, "shape", shape)
+                }
+            }
         )
         node.metadata = metadata
         return node
-    allowed = {f.name: f for f in fields(cls) if f.name not in ("metadata", "output_type", "input_type")}
+    allowed = {
+        f.name: f for f in fields(cls) if f.name not in ("metadata", "output_type", "input_type")
+    }
     values: dict[str, Any] = {}
     if cls is nir.Flatten:
         given.pop("input_type", None)  # complete() knows it from what arrives
@@ -88,7 +100,9 @@ def _node(where: str, kind: str, tree: dict[str, Any], filled: list[str]) -> Any
     for field, spec in allowed.items():
         if field in given:
             values[field] = (
-                given[field] if isinstance(given[field], str) else _array(where, field, given[field])
+                given[field]
+                if isinstance(given[field], str)
+                else _array(where, field, given[field])
             )
         elif field in DEFAULTS:
             values[field] = np.full((), DEFAULTS[field][0])
@@ -96,7 +110,9 @@ def _node(where: str, kind: str, tree: dict[str, Any], filled: list[str]) -> Any
         elif field == "input_shape":
             values[field] = None
         elif spec.default is MISSING:
-            raise ExportError(f"node '{where}': {kind} without {field}, which NIR leaves open; write it")
+            raise ExportError(
+                f"node '{where}': {kind} without {field}, which NIR leaves open; write it"
+            )
     if cls in PER_NEURON:  # nir wants equal shapes at once; complete() gives them their features
         for field in PER_NEURON[cls]:
             value = values[field]
@@ -135,7 +151,9 @@ def _construct(where: str, cls: Any, values: dict[str, Any]) -> Any:
     try:
         node = cls(**values, **{key: None for key in shapes})
     except Exception as error:  # an assertion, a ValueError or an IndexError of nir's constructors
-        raise ExportError(f"node '{where}': nir refuses its fields ({error}); rewrite it") from error
+        raise ExportError(
+            f"node '{where}': nir refuses its fields ({error}); rewrite it"
+        ) from error
     for key, value in shapes.items():
         setattr(node, key, value)
     return node
@@ -143,7 +161,9 @@ def _construct(where: str, cls: Any, values: dict[str, Any]) -> Any:
 
 def _no_others(where: str, kind: str, others: dict[str, Any]) -> None:
     for field in others:
-        raise ExportError(f"node '{where}': {kind} has no field '{field}', so its meaning is open; remove it")
+        raise ExportError(
+            f"node '{where}': {kind} has no field '{field}', so its meaning is open; remove it"
+        )
 
 
 def _array(where: str, field: str, value: Any) -> np.ndarray[Any, Any]:
@@ -173,7 +193,8 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
     nodes, edges = inline(graph)
     entering, leaving = infer(nodes, topology(nodes, edges))
     total = sum(
-        8 * prod(entering[name]) * len(PER_NEURON.get(type(node), ())) for name, node in nodes.items()
+        8 * prod(entering[name]) * len(PER_NEURON.get(type(node), ()))
+        for name, node in nodes.items()
     )
     if total > MAX_SPREAD_BYTES:
         raise ExportError(
@@ -186,8 +207,12 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
             if value.shape != into:
                 spread = np.broadcast_to(value.reshape(-1)[0] if value.size == 1 else value, into)
                 setattr(node, field, np.array(spread))
-                if field not in DEFAULTS or not any(f"'{name}': {field} missing" in line for line in filled):
-                    filled.append(f"node '{name}': {field} of shape {value.shape} spread over {into}")
+                if field not in DEFAULTS or not any(
+                    f"'{name}': {field} missing" in line for line in filled
+                ):
+                    filled.append(
+                        f"node '{name}': {field} of shape {value.shape} spread over {into}"
+                    )
         if isinstance(node, (nir.Conv1d, nir.Conv2d)) and node.input_shape is None:
             node.input_shape = into[1] if isinstance(node, nir.Conv1d) else (into[1], into[2])
             filled.append(f"node '{name}': input_shape missing, {into[1:]} from what arrives")

@@ -60,7 +60,9 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
             sidecar.write_text(_text(certificate) + "\n", encoding="utf-8")
             os.replace(sidecar, path.with_name(sidecar.name))
         else:
-            path.with_name(f"{path.name}.json").unlink(missing_ok=True)  # of a graph that is being replaced
+            path.with_name(f"{path.name}.json").unlink(
+                missing_ok=True
+            )  # of a graph that is being replaced
         os.replace(temporary, path)
 
 

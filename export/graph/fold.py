@@ -52,9 +52,13 @@ def numbers(node: Any) -> Any:
     plain = copy.copy(node)
     kernel = np.asarray(node.weight).shape[2:]
     axes = len(kernel)
-    same = (0,) * axes if node.padding == "valid" else same_padding(ints(node.dilation, axes), kernel)
+    same = (
+        (0,) * axes if node.padding == "valid" else same_padding(ints(node.dilation, axes), kernel)
+    )
     if same is None:
-        raise ExportError("Conv: padding 'same' of an even kernel differs on both sides; use an odd kernel")
+        raise ExportError(
+            "Conv: padding 'same' of an even kernel differs on both sides; use an odd kernel"
+        )
     plain.padding = same[0] if axes == 1 else np.array(same)
     return plain
 
@@ -98,7 +102,11 @@ def pool_then_conv(
             )
     folded_padding = tuple(padding[i] * step[i] + pad[i] for i in (0, 1))
     return _conv(
-        kernel, conv.bias, tuple(stride[i] * step[i] for i in (0, 1)), folded_padding, int(conv.groups)
+        kernel,
+        conv.bias,
+        tuple(stride[i] * step[i] for i in (0, 1)),
+        folded_padding,
+        int(conv.groups),
     )
 
 
@@ -116,17 +124,23 @@ def conv_then_pool(name: str, conv: nir.Conv2d, pool: Any, pool_name: str) -> ni
         )
     stride, padding, dilation = (ints(v) for v in (conv.stride, conv.padding, conv.dilation))
     weight = np.asarray(conv.weight, dtype=np.float64)
-    sides = [(size[i] - 1) * stride[i] + (weight.shape[2 + i] - 1) * dilation[i] + 1 for i in (0, 1)]
+    sides = [
+        (size[i] - 1) * stride[i] + (weight.shape[2 + i] - 1) * dilation[i] + 1 for i in (0, 1)
+    ]
     kernel = np.zeros((*weight.shape[:2], *sides))
     for y in range(size[0]):
         for x in range(size[1]):
-            rows = slice(y * stride[0], y * stride[0] + (weight.shape[2] - 1) * dilation[0] + 1, dilation[0])
+            rows = slice(
+                y * stride[0], y * stride[0] + (weight.shape[2] - 1) * dilation[0] + 1, dilation[0]
+            )
             columns = slice(
                 x * stride[1], x * stride[1] + (weight.shape[3] - 1) * dilation[1] + 1, dilation[1]
             )
             kernel[:, :, rows, columns] += _gain(pool) * weight
     bias = np.asarray(conv.bias, dtype=np.float64) * (_gain(pool) * size[0] * size[1])
-    return _conv(kernel, bias, tuple(stride[i] * step[i] for i in (0, 1)), padding, int(conv.groups))
+    return _conv(
+        kernel, bias, tuple(stride[i] * step[i] for i in (0, 1)), padding, int(conv.groups)
+    )
 
 
 def conv_of_pool(pool: Any, shape: tuple[int, ...]) -> nir.Conv2d:
@@ -152,7 +166,11 @@ def pool_then_linear(
     pixels[:, :, : spread.shape[2], : spread.shape[3]] = spread
     inner = pixels[:, :, pad[0] : pad[0] + shape[1], pad[1] : pad[1] + shape[2]]
     flat = inner.reshape(len(weight), -1).numpy().copy()
-    return nir.Affine(flat, np.array(linear.bias)) if isinstance(linear, nir.Affine) else nir.Linear(flat)
+    return (
+        nir.Affine(flat, np.array(linear.bias))
+        if isinstance(linear, nir.Affine)
+        else nir.Linear(flat)
+    )
 
 
 def _conv(kernel: Float64, bias: Any, stride: Sides, padding: Sides, groups: int = 1) -> nir.Conv2d:
@@ -222,7 +240,9 @@ def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
         elif isinstance(node, CONVS):
             work.nodes[name] = numbers(node)
     metadata = {
-        key: value for key, value in graph.metadata.items() if key not in ("certificate", "knarr_filled")
+        key: value
+        for key, value in graph.metadata.items()
+        if key not in ("certificate", "knarr_filled")
     }
     metadata |= {"folded": "\n".join(work.done), "folded_from": graph_hash(graph)}
     folded = complete(nir.NIRGraph(work.nodes, work.edges, metadata=metadata, type_check=False), [])
@@ -249,8 +269,12 @@ def fold_difference(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> 
     moved = 0.0
     for dtype in ("float64", "float32"):
         before, after = (step_nir(g, inputs, dt_s, dtype=dtype) for g in (graph, folded))
-        differing[dtype] = sum(int((before.spikes[n] != after.spikes[n]).sum()) for n in before.spikes)
-        moved = max((float(np.abs(before.v[n] - after.v[n]).max(initial=0)) for n in before.v), default=0.0)
+        differing[dtype] = sum(
+            int((before.spikes[n] != after.spikes[n]).sum()) for n in before.spikes
+        )
+        moved = max(
+            (float(np.abs(before.v[n] - after.v[n]).max(initial=0)) for n in before.v), default=0.0
+        )
     spikes = sum(int(z.sum()) for z in before.spikes.values())
     if not spikes:
         raise ExportError(
@@ -270,7 +294,9 @@ def _waits(nodes: dict[str, Any], edges: list[Edge]) -> set[tuple[str, str, int]
                 after[source].append((name, waiting))
     stops = (*NEURONS, nir.Delay, nir.Threshold)
     found: set[tuple[str, str, int]] = set()
-    for start in (name for name, node in nodes.items() if name == order.input or isinstance(node, stops)):
+    for start in (
+        name for name, node in nodes.items() if name == order.input or isinstance(node, stops)
+    ):
         todo, met = [(start, 0)], set()
         while todo:
             here, steps = todo.pop()
@@ -304,7 +330,9 @@ class _Fold:
 
     def bridge_inner_ends(self) -> None:
         for name in [
-            n for n, node in self.nodes.items() if "." in n and isinstance(node, (nir.Input, nir.Output))
+            n
+            for n, node in self.nodes.items()
+            if "." in n and isinstance(node, (nir.Input, nir.Output))
         ]:
             self.remove(name)
 
@@ -333,7 +361,9 @@ class _Fold:
         after = self.targets(name)
         columns = {t: _per_channel(scale, self.nodes[t], self.leaving[name]) for t in after}
         if not after or any(
-            not isinstance(self.nodes[t], SYNAPSES) or self.sources(t) != [name] or columns[t] is None
+            not isinstance(self.nodes[t], SYNAPSES)
+            or self.sources(t) != [name]
+            or columns[t] is None
             for t in after
         ):
             raise ExportError(
@@ -398,7 +428,9 @@ class _Fold:
         if isinstance(node, nir.Flatten) and len(self.targets(name)) == 1:
             whole = int(node.start_dim) == 0 and int(node.end_dim) in (-1, 2)
             path += self.targets(name)
-            return (path[-1] if whole and isinstance(self.nodes[path[-1]], SYNAPSES) else None), path
+            return (
+                path[-1] if whole and isinstance(self.nodes[path[-1]], SYNAPSES) else None
+            ), path
         return (name if isinstance(node, SYNAPSES) else None), path
 
     def _done(self, name: str, line: str) -> None:
@@ -424,7 +456,9 @@ def _scaled(synapse: Any, factors: npt.NDArray[np.float64] | None, *, out: bool)
     scaled = copy.copy(synapse)
     weight = np.asarray(synapse.weight, dtype=np.float64)
     ones = (1,) * (weight.ndim - 2)
-    scaled.weight = weight * (factors.reshape(-1, 1, *ones) if out else factors.reshape(1, -1, *ones))
+    scaled.weight = weight * (
+        factors.reshape(-1, 1, *ones) if out else factors.reshape(1, -1, *ones)
+    )
     if out and hasattr(synapse, "bias"):
         scaled.bias = np.asarray(synapse.bias, dtype=np.float64) * factors
     return scaled

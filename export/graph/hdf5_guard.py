@@ -58,7 +58,9 @@ class _FileWalk:
 
     def group(self, group: Any, depth: int) -> dict[str, Any]:
         if depth > MAX_DEPTH:
-            raise ExportError(f"{self.path}: groups nested more than {MAX_DEPTH} deep; it is no {self.noun}")
+            raise ExportError(
+                f"{self.path}: groups nested more than {MAX_DEPTH} deep; it is no {self.noun}"
+            )
         found: dict[str, Any] = {}
         for name in group:
             self.items += 1
@@ -69,7 +71,9 @@ class _FileWalk:
                     f"{self.path}: {name!r} is a link elsewhere; a {self.noun} holds its own data"
                 )
             item = group[name]
-            found[name] = self.group(item, depth + 1) if isinstance(item, h5py.Group) else self.dataset(item)
+            found[name] = (
+                self.group(item, depth + 1) if isinstance(item, h5py.Group) else self.dataset(item)
+            )
         return found
 
     def dataset(self, item: Any) -> Any:
@@ -105,5 +109,7 @@ class _FileWalk:
             return [self._decoded(part) for part in value]
         self.text += len(value)
         if self.text > MAX_TEXT_BYTES:
-            raise ExportError(f"{self.path}: more than {MAX_TEXT_BYTES} bytes of text; it is no {self.noun}")
+            raise ExportError(
+                f"{self.path}: more than {MAX_TEXT_BYTES} bytes of text; it is no {self.noun}"
+            )
         return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -62,7 +62,9 @@ def as_trained(node: Any) -> Any:
     found = np.concatenate(blocks)
     padding = [
         p - d * cut
-        for p, d, cut in zip(ints(node.padding, axes), ints(node.dilation, axes), around, strict=True)
+        for p, d, cut in zip(
+            ints(node.padding, axes), ints(node.dilation, axes), around, strict=True
+        )
     ]
     if np.count_nonzero(found) != np.count_nonzero(weight) or min(padding) < 0:
         return node  # edited since
@@ -80,7 +82,9 @@ def _said(node: Any, weight: np.ndarray[Any, Any]) -> tuple[int, tuple[int, ...]
         kernel = ints(node.metadata.get(KERNEL, np.array(none[1])), weight.ndim - 2)
     except (TypeError, ValueError):
         return none
-    sides = all(0 < k <= side and (side - k) % 2 == 0 for k, side in zip(kernel, none[1], strict=True))
+    sides = all(
+        0 < k <= side and (side - k) % 2 == 0 for k, side in zip(kernel, none[1], strict=True)
+    )
     whole = groups > 0 and weight.shape[0] % groups == 0 and weight.shape[1] % groups == 0
     return (groups, kernel) if sides and whole else none
 

@@ -101,7 +101,9 @@ def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
         for field in PER_NEURON[type(node)]:
             _fits(name, field, np.asarray(getattr(node, field)), shape)
         return shape
-    if isinstance(node, (nir.Input, nir.Output)):  # an Input that something enters is a nested graph's
+    if isinstance(
+        node, (nir.Input, nir.Output)
+    ):  # an Input that something enters is a nested graph's
         declared = _declared(node.input_type if isinstance(node, nir.Input) else node.output_type)
         if declared.size and tuple(declared.tolist()) != shape:
             raise ExportError(
@@ -170,7 +172,10 @@ def _conv_shape(name: str, node: Any, shape: Shape) -> Shape:
             f"node '{name}': receives {shape}, needs {weight.shape[1] * groups} channels and {axes} axes; reshape what comes before"
         )
     _exactly(name, "bias", np.asarray(node.bias), (weight.shape[0],))
-    if node.input_shape is not None and tuple(np.atleast_1d(node.input_shape).tolist()) != shape[1:]:
+    if (
+        node.input_shape is not None
+        and tuple(np.atleast_1d(node.input_shape).tolist()) != shape[1:]
+    ):
         raise ExportError(
             f"node '{name}': input_shape {np.atleast_1d(node.input_shape).tolist()} and receives {shape}; correct it"
         )
@@ -185,7 +190,10 @@ def _conv_shape(name: str, node: Any, shape: Shape) -> Shape:
         padding: tuple[int, ...] = (0,) * axes
     else:
         padding = ints(node.padding, axes)
-    return (weight.shape[0], *_windows(name, shape[1:], weight.shape[2:], stride, padding, dilation))
+    return (
+        weight.shape[0],
+        *_windows(name, shape[1:], weight.shape[2:], stride, padding, dilation),
+    )
 
 
 def _pool_shape(name: str, node: Any, shape: Shape) -> Shape:
@@ -217,7 +225,9 @@ def _windows(
 
 def _fits(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> None:
     scalar = value.size == 1 and value.ndim <= max(len(shape), 1)
-    same_axes = value.ndim == len(shape) and all(v in (1, n) for v, n in zip(value.shape, shape, strict=True))
+    same_axes = value.ndim == len(shape) and all(
+        v in (1, n) for v, n in zip(value.shape, shape, strict=True)
+    )
     if not (scalar or same_axes):
         raise ExportError(
             f"node '{name}': {field} has shape {value.shape} for neurons of {shape}; NIR does not say how they "
@@ -227,7 +237,9 @@ def _fits(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> N
 
 def _exactly(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> None:
     if value.shape != shape:
-        raise ExportError(f"node '{name}': {field} has shape {value.shape}, needs {shape}; rewrite it")
+        raise ExportError(
+            f"node '{name}': {field} has shape {value.shape}, needs {shape}; rewrite it"
+        )
 
 
 def _bounded(name: str, shape: Shape) -> Shape:

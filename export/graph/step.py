@@ -62,7 +62,13 @@ class NeuronStepper:
         unstable: bool = False,
         keep: bool = True,
     ) -> None:
-        self.name, self.node, self.dtype, self.unstable, self.keep = name, node, dtype, unstable, keep
+        self.name, self.node, self.dtype, self.unstable, self.keep = (
+            name,
+            node,
+            dtype,
+            unstable,
+            keep,
+        )
         dt = torch.tensor(dt_s, dtype=dtype)
         self.threshold = self._tensor(node.v_threshold) if hasattr(node, "v_threshold") else None
         if self.threshold is not None:
@@ -72,7 +78,9 @@ class NeuronStepper:
             self.v_init = self.v_reset if isinstance(node, nir.IF) else torch.zeros((), dtype=dtype)
         else:
             tau = node.tau_mem if isinstance(node, (nir.CubaLIF, nir.CubaLI)) else node.tau
-            self.a_mem = dt * self._inverse("tau_mem" if hasattr(node, "tau_mem") else "tau", tau, dt_s)
+            self.a_mem = dt * self._inverse(
+                "tau_mem" if hasattr(node, "tau_mem") else "tau", tau, dt_s
+            )
             self.v_leak, self.r = self._tensor(node.v_leak), self._tensor(node.r)
             self.v_init = self.v_leak
         if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
@@ -207,7 +215,11 @@ def run_graph(
         output=torch.stack(outputs, 1).numpy(),
         spikes=spikes,
         v={name: torch.stack(s.voltages, 1).numpy() for name, s in run.neurons.items()},
-        i={name: torch.stack(s.currents, 1).numpy() for name, s in run.neurons.items() if s.currents},
+        i={
+            name: torch.stack(s.currents, 1).numpy()
+            for name, s in run.neurons.items()
+            if s.currents
+        },
         margin={name: s.margin for name, s in firing.items()},
     )
 
@@ -298,8 +310,12 @@ class Stepper:
             return rest
         for name in self.order.order:
             parts = [rest[source] for source in self.order.sources[name] if source in rest]
-            silent = name not in self.stateless or len(parts) < max(len(self.order.sources[name]), 1)
-            rest[name] = self._silence(self.leaving[name]) if silent else self.stateless[name](_sum(parts))
+            silent = name not in self.stateless or len(parts) < max(
+                len(self.order.sources[name]), 1
+            )
+            rest[name] = (
+                self._silence(self.leaving[name]) if silent else self.stateless[name](_sum(parts))
+            )
         return rest
 
     def step(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -322,7 +338,9 @@ class Stepper:
             if back:
                 parts = [*([_sum(parts)] if parts else []), _sum(back)]
             total = _sum(parts)
-            value[name] = self.delays[name](total) if name in self.delays else self.stateless[name](total)
+            value[name] = (
+                self.delays[name](total) if name in self.delays else self.stateless[name](total)
+            )
             if name in self.crossed and self.keep:
                 self.crossed[name].append(value[name])
         for name in late:

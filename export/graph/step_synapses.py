@@ -27,7 +27,9 @@ def ints(value: object, n: int = 2) -> tuple[int, ...]:
         ExportError: anything else, such as 1.5 or a text.
     """
     array = np.asarray(value)
-    whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and np.array_equal(array, np.rint(array)))
+    whole = array.dtype.kind in "iu" or (
+        array.dtype.kind == "f" and np.array_equal(array, np.rint(array))
+    )
     if not whole or array.size not in (1, n) or array.ndim > 1:
         raise ExportError(f"a size or stride of {value!r} is no integer or {n} of them; rewrite it")
     return tuple(int(v) for v in np.broadcast_to(array.reshape(-1), (n,)))

@@ -45,7 +45,9 @@ class Topology:
     output: str
 
 
-def inline(graph: nir.NIRGraph, prefix: str = "", depth: int = 0) -> tuple[dict[str, Any], list[Edge]]:
+def inline(
+    graph: nir.NIRGraph, prefix: str = "", depth: int = 0
+) -> tuple[dict[str, Any], list[Edge]]:
     """Nodes and edges with every nested graph opened: its nodes become "outer.inner", its ends are bridged.
 
     Raises:
@@ -56,9 +58,13 @@ def inline(graph: nir.NIRGraph, prefix: str = "", depth: int = 0) -> tuple[dict[
     if prefix == "":
         as_graph(graph)
     if not isinstance(graph.nodes, dict) or not isinstance(graph.edges, list):
-        raise ExportError("graph: its nodes are no dictionary or its edges no list; it is no NIR graph")
+        raise ExportError(
+            "graph: its nodes are no dictionary or its edges no list; it is no NIR graph"
+        )
     if len(graph.edges) > MAX_EDGES:
-        raise ExportError(f"graph: {len(graph.edges):,} edges, at most {MAX_EDGES:,}; it is no network")
+        raise ExportError(
+            f"graph: {len(graph.edges):,} edges, at most {MAX_EDGES:,}; it is no network"
+        )
     nodes: dict[str, Any] = {}
     ends: dict[str, tuple[str, str]] = {}  # nested graph -> names of its opened input and output
     edges: list[Edge] = []
@@ -81,10 +87,14 @@ def inline(graph: nir.NIRGraph, prefix: str = "", depth: int = 0) -> tuple[dict[
     try:
         pairs = [(str(source), str(target)) for source, target in graph.edges]
     except (TypeError, ValueError) as error:
-        raise ExportError(f"graph: its edges are not pairs of names ({error}); rewrite them") from error
+        raise ExportError(
+            f"graph: its edges are not pairs of names ({error}); rewrite them"
+        ) from error
     twice, times = Counter(pairs).most_common(1)[0] if pairs else (("", ""), 0)
     if times > 1:
-        raise ExportError(f"graph: edge {twice[0]} -> {twice[1]} stands twice; NIR edges are unique")
+        raise ExportError(
+            f"graph: edge {twice[0]} -> {twice[1]} stands twice; NIR edges are unique"
+        )
     for source, target in pairs:
         for name in (source, target):
             if name not in graph.nodes:
@@ -160,7 +170,10 @@ def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = 
     graph: Any = nx.DiGraph()
     graph.add_nodes_from(nodes)
     graph.add_edges_from(edge for edge in forward if edge[1] not in delays)
-    order = [top[nir.Input], *(n for n in nx.lexicographical_topological_sort(graph) if n != top[nir.Input])]
+    order = [
+        top[nir.Input],
+        *(n for n in nx.lexicographical_topological_sort(graph) if n != top[nir.Input]),
+    ]
     sources: dict[str, tuple[str, ...]] = dict.fromkeys(nodes, ())
     looping: dict[str, tuple[str, ...]] = dict.fromkeys(nodes, ())
     for source, target in edges:

@@ -61,7 +61,9 @@ def neuron(layer: Layer, shape: Shape, dt_s: float) -> Any:
     if isinstance(cell, snn.IAFCell):
         # NIR: v' = r I, and one step of Norse adds the whole input.
         return nir.IF(
-            r=np.full(shape, 1 / dt_s), v_threshold=read.voltage("v_th"), v_reset=read.voltage("v_reset")
+            r=np.full(shape, 1 / dt_s),
+            v_threshold=read.voltage("v_th"),
+            v_reset=read.voltage("v_reset"),
         )
     fields: dict[str, Float64] = {"r": np.ones(shape), "v_leak": read.voltage("v_leak")}
     tau_mem_s = read.time_constant("tau_mem_inv")
@@ -79,7 +81,12 @@ def neuron(layer: Layer, shape: Shape, dt_s: float) -> Any:
 
 class _Reader:
     def __init__(self, layer: Layer, parameters: Any, shape: Shape, dt_s: float) -> None:
-        self.where, self.p, self.shape, self.dt_s = f"module '{layer.path}'", parameters, shape, dt_s
+        self.where, self.p, self.shape, self.dt_s = (
+            f"module '{layer.path}'",
+            parameters,
+            shape,
+            dt_s,
+        )
 
     def voltage(self, field: str) -> Float64:
         value = getattr(self.p, field)
@@ -161,7 +168,9 @@ def _avg_pool(layer: Layer, shape: Shape) -> Any:
         raise ExportError(
             f"module '{layer.path}': ceil_mode, divisor_override and padding are not in NIR; pad or crop before it"
         )
-    return nir.AvgPool2d(kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding))
+    return nir.AvgPool2d(
+        kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding)
+    )
 
 
 def _sum_pool(layer: Layer, shape: Shape) -> Any:
@@ -185,7 +194,9 @@ def _flatten(layer: Layer, shape: Shape) -> Any:
         )
     # NIR counts dimensions without the batch.
     last = -1 if end == len(shape) else end - 1
-    return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=flatten.start_dim - 1, end_dim=last)
+    return nir.Flatten(
+        input_type={"input": np.array(shape)}, start_dim=flatten.start_dim - 1, end_dim=last
+    )
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
@@ -210,7 +221,9 @@ def synapse(layer: Layer, shape: Shape) -> tuple[Any, Shape]:
     """
     for name, parameter in layer.module.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            raise ExportError(f"module '{layer.path}': {name} holds NaN or infinity; retrain or reload it")
+            raise ExportError(
+                f"module '{layer.path}': {name} holds NaN or infinity; retrain or reload it"
+            )
     node = CONVERTERS[type(layer.module)](layer, shape)
     try:
         with torch.no_grad():
@@ -236,7 +249,9 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
     """
     input_shape, dt_s = as_shape(input_shape), as_dt(dt_s)
     build = _Build(
-        {INPUT: nir.Input(input_type={"input": np.array(input_shape)})}, [], {INPUT: tuple(input_shape)}
+        {INPUT: nir.Input(input_type={"input": np.array(input_shape)})},
+        [],
+        {INPUT: tuple(input_shape)},
     )
     for layer in layers.leaves:
         build.add(layer, dt_s)
@@ -247,7 +262,10 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
     # Each StepGraph knows its own loops alone, so each decides alone how its delays are written.
     for owner in dict.fromkeys(leaf.owner for leaf in layers.leaves if leaf.delayed):
         mine = [
-            (source, leaf.name) for leaf in layers.leaves if leaf.owner == owner for source in leaf.delayed
+            (source, leaf.name)
+            for leaf in layers.leaves
+            if leaf.owner == owner
+            for source in leaf.delayed
         ]
         build.delay(mine, dt_s)
     return nir.NIRGraph(

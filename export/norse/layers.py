@@ -106,7 +106,10 @@ class _ModuleWalk:
             inner, numbers = (prefix, number) if name is None else (f"{prefix}{name}_", count())
             if type(module) is nn.Sequential and path:
                 _no_state(module, path)
-            for child_name, child in module._modules.items():  # named_children leaves out what comes twice
+            for (
+                child_name,
+                child,
+            ) in module._modules.items():  # named_children leaves out what comes twice
                 if child is not None:
                     value = self.visit(child, _join(path, child_name), value, inner, numbers)
             return value
@@ -191,14 +194,20 @@ def take_apart(module: nn.Module) -> Layers:
         )
     for path, part in module.named_modules():
         if part.training:
-            raise ExportError(f"module '{path}': in train mode; call .eval() on the whole module first")
+            raise ExportError(
+                f"module '{path}': in train mode; call .eval() on the whole module first"
+            )
         if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
             raise ExportError(
                 f"module '{path}': has forward hooks or another forward than its class, which no graph holds; remove them"
             )
         activation = getattr(part, "activation", None)
-        if activation is not None and not str(getattr(activation, "__module__", "")).startswith("norse."):
-            raise ExportError(f"module '{path}': its activation is not Norse's own; use a plain cell")
+        if activation is not None and not str(getattr(activation, "__module__", "")).startswith(
+            "norse."
+        ):
+            raise ExportError(
+                f"module '{path}': its activation is not Norse's own; use a plain cell"
+            )
     walk = _ModuleWalk()
     output = walk.visit(module, "", _Value((INPUT,)), "", count())
     layers = walk.finish(output)

@@ -9,7 +9,11 @@ from typing import Any
 import norse.torch as snn
 import torch
 import torch.nn.functional as F
-from norse.torch.functional.lif_box import LIFBoxFeedForwardState, LIFBoxParameters, lif_box_feed_forward_step
+from norse.torch.functional.lif_box import (
+    LIFBoxFeedForwardState,
+    LIFBoxParameters,
+    lif_box_feed_forward_step,
+)
 from torch import nn
 
 from knarr.export.errors import ExportError
@@ -136,12 +140,19 @@ class StepGraph(nn.Module):
     ) -> None:
         super().__init__()
         for name, node in nodes.items():
-            if not isinstance(name, str) or name in (INPUT, OUTPUT) or not name or set(name) & set("./"):
+            if (
+                not isinstance(name, str)
+                or name in (INPUT, OUTPUT)
+                or not name
+                or set(name) & set("./")
+            ):
                 raise ExportError(
                     f"StepGraph: {name!r} cannot name a node; choose a text without dot and slash"
                 )
             if not isinstance(node, nn.Module):
-                raise ExportError(f"StepGraph: node '{name}' is {type(node).__name__}, needs a torch module")
+                raise ExportError(
+                    f"StepGraph: node '{name}' is {type(node).__name__}, needs a torch module"
+                )
         try:
             self.nodes = nn.ModuleDict(nodes)
         except KeyError as error:
@@ -152,11 +163,18 @@ class StepGraph(nn.Module):
             self.edges = tuple((str(s), str(t)) for s, t in edges)
             self.recurrent = tuple((str(s), str(t)) for s, t in recurrent)
         except (TypeError, ValueError) as error:
-            raise ExportError(f"StepGraph: edges are pairs of names, source and target ({error})") from error
+            raise ExportError(
+                f"StepGraph: edges are pairs of names, source and target ({error})"
+            ) from error
         every = (*self.edges, *self.recurrent)
         names = {INPUT, OUTPUT, *nodes}
         for edge in every:
-            if not set(edge) <= names or edge[0] == OUTPUT or edge[1] == INPUT or every.count(edge) > 1:
+            if (
+                not set(edge) <= names
+                or edge[0] == OUTPUT
+                or edge[1] == INPUT
+                or every.count(edge) > 1
+            ):
                 raise ExportError(
                     f"StepGraph: edge {edge[0]} -> {edge[1]} is unknown, backwards or there twice"
                 )
@@ -171,7 +189,9 @@ class StepGraph(nn.Module):
                     f"StepGraph: recurrent edge {source} -> {target} must lead from a neuron to a neuron or Linear"
                 )
         for name, node in self.nodes.items():
-            if not any(target == name for _, target in self.edges) and not isinstance(node, nn.Linear):
+            if not any(target == name for _, target in self.edges) and not isinstance(
+                node, nn.Linear
+            ):
                 raise ExportError(
                     f"StepGraph: only recurrent edges feed '{name}'; only a Linear may start so"
                 )
@@ -200,7 +220,9 @@ class StepGraph(nn.Module):
         stateful = {name for name, node in self.nodes.items() if is_stateful(node)}
         # Where a reader would place the delays otherwise, the export writes each of them as a node, an ordinary source.
         return (
-            bare_delays((INPUT, OUTPUT, *self.nodes), self.edges, self.recurrent, INPUT, stateful, OUTPUT)
+            bare_delays(
+                (INPUT, OUTPUT, *self.nodes), self.edges, self.recurrent, INPUT, stateful, OUTPUT
+            )
             or frozenset()
         )
 
@@ -216,7 +238,9 @@ class StepGraph(nn.Module):
             if module is None:
                 value[name] = _both(forward, looping)
             elif not is_stateful(module):
-                if not forward and not looping:  # the first step of a Linear that hears only what comes back
+                if (
+                    not forward and not looping
+                ):  # the first step of a Linear that hears only what comes back
                     forward = [x.new_zeros(x.shape[0], module.in_features)]
                 value[name] = module(_both(forward, looping))
             else:
@@ -225,7 +249,9 @@ class StepGraph(nn.Module):
                     # The current takes what loops back after what arrives forward, as LIFRecurrentCell does.
                     total = _sum(forward)
                     cell = module.state_fallback(total) if cell is None else cell
-                    value[name], after[name] = module(_sum(looping), cell._replace(i=cell.i + total))
+                    value[name], after[name] = module(
+                        _sum(looping), cell._replace(i=cell.i + total)
+                    )
                 else:
                     value[name], after[name] = module(_both(forward, looping), cell)
         for source, _ in self.recurrent:

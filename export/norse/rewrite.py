@@ -31,12 +31,18 @@ def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
     done: dict[str, str] = {}
     leaves = list(layers.leaves)
     output = layers.output
-    names = [leaf.name for leaf in leaves if isinstance(leaf.module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    names = [
+        leaf.name for leaf in leaves if isinstance(leaf.module, (nn.BatchNorm1d, nn.BatchNorm2d))
+    ]
     for name in names:
         norm = next(leaf for leaf in leaves if leaf.name == name)
         before = _synapse_before(norm, leaves, output)
         folded = replace(before, module=_fold(before, norm))
-        leaves = [folded if leaf.name == before.name else leaf for leaf in leaves if leaf.name != norm.name]
+        leaves = [
+            folded if leaf.name == before.name else leaf
+            for leaf in leaves
+            if leaf.name != norm.name
+        ]
         leaves = [
             replace(leaf, sources=tuple(before.name if s == norm.name else s for s in leaf.sources))
             for leaf in leaves
@@ -65,7 +71,9 @@ def as_module(layers: Layers) -> StepGraph:
 
 
 def _synapse_before(norm: Layer, leaves: list[Layer], output: tuple[str, ...]) -> Layer:
-    before = next((leaf for leaf in leaves if norm.sources == (leaf.name,) and not norm.delayed), None)
+    before = next(
+        (leaf for leaf in leaves if norm.sources == (leaf.name,) and not norm.delayed), None
+    )
     wanted = nn.Conv2d if isinstance(norm.module, nn.BatchNorm2d) else (nn.Linear, nn.Conv1d)
     if before is None or not isinstance(before.module, wanted):
         raise ExportError(
@@ -73,7 +81,9 @@ def _synapse_before(norm: Layer, leaves: list[Layer], output: tuple[str, ...]) -
             "move it there"
         )
     others = [
-        leaf.path for leaf in leaves if leaf.name != norm.name and before.name in leaf.sources + leaf.delayed
+        leaf.path
+        for leaf in leaves
+        if leaf.name != norm.name and before.name in leaf.sources + leaf.delayed
     ]
     if others or before.name in output:
         raise ExportError(
@@ -94,7 +104,9 @@ def _fold(before: Layer, norm: Layer) -> Synapse:
         )
     channels = layer.weight.shape[0]
     if bn.num_features != channels:
-        raise ExportError(f"module '{norm.path}': {bn.num_features} features after {channels} channels")
+        raise ExportError(
+            f"module '{norm.path}': {bn.num_features} features after {channels} channels"
+        )
     gamma = torch.ones(channels) if bn.weight is None else bn.weight.detach()
     beta = torch.zeros(channels) if bn.bias is None else bn.bias.detach()
     gain = gamma.double() / (bn.running_var.double() + bn.eps).sqrt()
@@ -104,7 +116,9 @@ def _fold(before: Layer, norm: Layer) -> Synapse:
     return _like(layer, weight.float(), offset.float())
 
 
-def _like(layer: Synapse, weight: torch.Tensor, bias: torch.Tensor | None, **changes: object) -> Synapse:
+def _like(
+    layer: Synapse, weight: torch.Tensor, bias: torch.Tensor | None, **changes: object
+) -> Synapse:
     """A copy of a layer with other weights; `changes` are arguments of the convolution."""
     if isinstance(layer, nn.Linear):
         fresh: Synapse = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
@@ -119,7 +133,9 @@ def _like(layer: Synapse, weight: torch.Tensor, bias: torch.Tensor | None, **cha
         }
         make: Any = type(layer)
         width = weight.shape[1] * arguments["groups"]
-        fresh = make(width, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **arguments)
+        fresh = make(
+            width, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **arguments
+        )
     with torch.no_grad():
         fresh.weight.copy_(weight)
         if bias is not None and fresh.bias is not None:

@@ -62,6 +62,8 @@ def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
             handle.remove()
     return Trace(
         output=torch.stack(outputs, 1).cpu().numpy(),
-        spikes={name: torch.stack(z, 1).cpu().numpy().astype(np.uint8) for name, z in spikes.items()},
+        spikes={
+            name: torch.stack(z, 1).cpu().numpy().astype(np.uint8) for name, z in spikes.items()
+        },
         v={name: torch.stack(v, 1).cpu().numpy() for name, v in voltages.items()},
     )

@@ -61,7 +61,9 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def open_session(exported: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def open_session(
+    exported: bytes, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
     """A file on one thread of the CPU.
 
     Raises:
@@ -75,7 +77,9 @@ def open_session(exported: bytes, options: onnxruntime.SessionOptions) -> onnxru
 
 
 def _check_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> None:
-    training = [name or "the module itself" for name, part in module.named_modules() if part.training]
+    training = [
+        name or "the module itself" for name, part in module.named_modules() if part.training
+    ]
     if training:
         raise ExportError(f"module: {training[0]} is in train mode; call module.eval() first")
     if not input_shape or min(input_shape) < 1:
@@ -140,7 +144,9 @@ def _export(module: torch.nn.Module, input_shape: tuple[int, ...]) -> bytes:
         onnx.shape_inference.InferenceError,
     ) as error:
         first_line = str(error).strip().partition("\n")[0]
-        raise ExportError(f"module: cannot be exported for input {input_shape} ({first_line})") from error
+        raise ExportError(
+            f"module: cannot be exported for input {input_shape} ({first_line})"
+        ) from error
     for warning in caught:
         if issubclass(warning.category, TRACER_WARNING):
             # A branch on a value or size went one way for this input and was frozen: the file is another function.
@@ -160,7 +166,9 @@ def _compare(module: torch.nn.Module, input_shape: tuple[int, ...], exported: by
         try:
             (got,) = session.run(None, {"input": inputs.cpu().numpy()})
         except Exception as error:
-            raise ExportError(f"module: the file does not run at batch {batch} ({error})") from error
+            raise ExportError(
+                f"module: the file does not run at batch {batch} ({error})"
+            ) from error
         if got.shape != expected.shape or len(got) != batch:
             raise ExportError(
                 f"module: batch {batch} gives shape {got.shape} in onnxruntime and {expected.shape} in torch; "

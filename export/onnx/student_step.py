@@ -23,7 +23,13 @@ from knarr.export.errors import ExportError
 from knarr.export.norse.layers import NEURON_CELLS, take_apart
 from knarr.export.norse.modules import StepGraph
 from knarr.export.norse.rewrite import as_module
-from knarr.export.onnx.network import CHECKED_BATCHES, OPSET, RELATIVE_TOLERANCE, open_session, write_whole
+from knarr.export.onnx.network import (
+    CHECKED_BATCHES,
+    OPSET,
+    RELATIVE_TOLERANCE,
+    open_session,
+    write_whole,
+)
 
 NEXT = ".next"
 CHECKED_STEPS = 16
@@ -71,7 +77,11 @@ class _Step(nn.Module):
             if isinstance(
                 cell, (SNNCell, SNNRecurrentCell)
             ):  # Norse leaves gradients on parameters it starts from
-                free = {k: v.detach() for k, v in cell.p._asdict().items() if isinstance(v, torch.Tensor)}
+                free = {
+                    k: v.detach()
+                    for k, v in cell.p._asdict().items()
+                    if isinstance(v, torch.Tensor)
+                }
                 cell.p = cell.p._replace(**free)
         try:
             with torch.no_grad():
@@ -87,7 +97,9 @@ class _Step(nn.Module):
             for field in getattr(value, "_fields", ("",))
         ]
         self.initial = [
-            self._at_start(key, field, value) for key, part in state.items() for field, value in _parts(part)
+            self._at_start(key, field, value)
+            for key, part in state.items()
+            for field, value in _parts(part)
         ]
 
     def _at_start(self, key: str, field: str, value: torch.Tensor) -> torch.Tensor:
@@ -132,20 +144,27 @@ def _export(step: _Step, input_shape: tuple[int, ...]) -> bytes:
             )
         model = onnx.load_model_from_string(buffer.getvalue())
     except Exception as error:  # tracing runs the module's own code
-        raise ExportError(f"module: cannot be traced ({str(error).strip().splitlines()[0]})") from error
+        raise ExportError(
+            f"module: cannot be traced ({str(error).strip().splitlines()[0]})"
+        ) from error
     kept = {value.name for value in model.graph.input}
     for name, value in zip(step.names, step.initial, strict=True):
         if name in kept:  # an initializer under an input's name is its default value
             model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
     entry = model.metadata_props.add()
-    entry.key, entry.value = "knarr_states", json.dumps({n: n + NEXT for n in step.names if n in kept})
+    entry.key, entry.value = (
+        "knarr_states",
+        json.dumps({n: n + NEXT for n in step.names if n in kept}),
+    )
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 
 
 def _check(step: _Step, input_shape: tuple[int, ...], exported: bytes) -> None:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns that defaults are not constants, which is their purpose
+    options.log_severity_level = (
+        3  # it warns that defaults are not constants, which is their purpose
+    )
     session = open_session(exported, options)
     taken = {value.name for value in session.get_inputs()} | {
         v.name for v in session.get_overridable_initializers()
@@ -155,16 +174,22 @@ def _check(step: _Step, input_shape: tuple[int, ...], exported: bytes) -> None:
         state: list[torch.Tensor] | None = None
         for t in range(CHECKED_STEPS):
             x = (torch.rand((batch, *input_shape), generator=generator) < 0.4).float()
-            before = [v.expand(batch, *v.shape[1:]) for v in step.initial] if state is None else state
+            before = (
+                [v.expand(batch, *v.shape[1:]) for v in step.initial] if state is None else state
+            )
             with torch.no_grad():
                 expected = [value.numpy() for value in step(x, *before)]
             feed = {"input": x.numpy()}
             if state is not None:  # the first step runs on the defaults
-                feed |= {n: v.numpy() for n, v in zip(step.names, before, strict=True) if n in taken}
+                feed |= {
+                    n: v.numpy() for n, v in zip(step.names, before, strict=True) if n in taken
+                }
             try:
                 got = session.run(None, feed)
             except Exception as error:
-                raise ExportError(f"module: the file does not run at batch {batch} ({error})") from error
+                raise ExportError(
+                    f"module: the file does not run at batch {batch} ({error})"
+                ) from error
             _compare(step, expected, got, f"batch {batch}, step {t}")
             state = [torch.as_tensor(value) for value in expected[1:]]
 
@@ -173,13 +198,17 @@ def _compare(step: _Step, expected: list[Float32], got: list[Float32], where: st
     flipped = False  # a neuron stood on its threshold: what it feeds in this step may differ
     # In the order the layers act, and the output last.
     names = [*step.names, "output"]
-    for name, ours, theirs in zip(names, [*expected[1:], expected[0]], [*got[1:], got[0]], strict=True):
+    for name, ours, theirs in zip(
+        names, [*expected[1:], expected[0]], [*got[1:], got[0]], strict=True
+    ):
         if ours.shape != theirs.shape:
             raise ExportError(
                 f"module: '{name}' has shape {theirs.shape} in onnxruntime, {ours.shape} in torch at {where}"
             )
         if not np.isfinite(ours).all():
-            raise ExportError(f"module: '{name}' is not finite at {where}; check its weights and voltages")
+            raise ExportError(
+                f"module: '{name}' is not finite at {where}; check its weights and voltages"
+            )
         tolerance = RELATIVE_TOLERANCE * max(float(np.abs(ours).max(initial=0)), 1.0)
         differs = ~(np.abs(ours - theirs) <= tolerance)
         on_threshold = _on_threshold(step, name, ours, theirs, tolerance)
@@ -200,4 +229,6 @@ def _on_threshold(step: _Step, name: str, ours: Float32, theirs: Float32, tolera
     if field == "z":  # comes before v in the state; v of the same step judges it
         return np.ones(ours.shape, dtype=np.bool_)
     threshold: Float32 = np.broadcast_to(cell.p.v_th.detach().numpy(), ours.shape)
-    return np.abs(np.maximum(ours, theirs) - threshold) <= tolerance  # a reset lies below the threshold
+    return (
+        np.abs(np.maximum(ours, theirs) - threshold) <= tolerance
+    )  # a reset lies below the threshold

@@ -28,11 +28,15 @@ class ChipCounter:
     def __init__(self, network: ChipNetwork) -> None:
         self.network = network
         self.reach = {
-            layer.name: delayed_reach(layer) if isinstance(layer, Dense) else {0: layer_reach(layer)}
+            layer.name: delayed_reach(layer)
+            if isinstance(layer, Dense)
+            else {0: layer_reach(layer)}
             for layer in network.layers
         }
         self.loops = {
-            layer.name: loop_reach(layer) for layer in network.layers if isinstance(layer, Recurrent)
+            layer.name: loop_reach(layer)
+            for layer in network.layers
+            if isinstance(layer, Recurrent)
         }
         driven = [INPUT_LAYER] if network.input.neuron is not None else []
         self.tallies = {name: LayerTally(name) for name in (*driven, *self.reach)}
@@ -58,7 +62,9 @@ class ChipCounter:
         events = inputs
         source = self.network.input.neuron
         if source is not None:
-            events = _recorded(INPUT_LAYER, source, self.network.input.shape, recording, samples, steps)
+            events = _recorded(
+                INPUT_LAYER, source, self.network.input.shape, recording, samples, steps
+            )
             neurons = prod(self.network.input.shape)
             self._neurons(self.tallies[INPUT_LAYER], events, alive, neurons)
             self.tallies[INPUT_LAYER].add("bias_adds", paid * neurons)
@@ -74,7 +80,9 @@ class ChipCounter:
             if isinstance(layer, Dense) and len(reaches) > 1:
                 tally.add("events", _heard(events, layer, lengths))
                 tally.sort(events, alive)
-            spikes = _recorded(layer.name, layer.neuron, layer.output_shape, recording, samples, steps)
+            spikes = _recorded(
+                layer.name, layer.neuron, layer.output_shape, recording, samples, steps
+            )
             neurons = prod(layer.output_shape)
             if layer.name in self.loops:
                 # A spike of the last step would come back after the inference.
@@ -85,7 +93,8 @@ class ChipCounter:
             bias = layer.bias_int is not None
             tally.add("bias_adds", paid * neurons if bias else 0)
             tally.add(
-                "touched_updates", paid * neurons if bias else self._touched(layer, events, spikes, alive)
+                "touched_updates",
+                paid * neurons if bias else self._touched(layer, events, spikes, alive),
             )
             events = spikes
 
@@ -100,7 +109,11 @@ class ChipCounter:
         reaches = self.reach[layer.name]
         whole = bool(alive.all())
         flat = events.reshape(*alive.shape, -1)
-        arrived = flat.view(np.bool_) if flat.dtype == np.uint8 and flat.max(initial=0) <= 1 else flat != 0
+        arrived = (
+            flat.view(np.bool_)
+            if flat.dtype == np.uint8 and flat.max(initial=0) <= 1
+            else flat != 0
+        )
         if layer.name not in self.loops and list(reaches) == [0]:
             rows = arrived.reshape(-1, arrived.shape[2]) if whole else arrived[alive]
             return int(reaches[0].touched_count(rows).sum())
@@ -111,21 +124,33 @@ class ChipCounter:
 
     @staticmethod
     def _neurons(
-        tally: LayerTally, spikes: npt.NDArray[np.generic], alive: npt.NDArray[np.bool_], neurons: int
+        tally: LayerTally,
+        spikes: npt.NDArray[np.generic],
+        alive: npt.NDArray[np.bool_],
+        neurons: int,
     ) -> None:
         tally.add("neuron_updates", int(alive.sum()) * neurons)
         fired = spikes if alive.all() else spikes[alive]
-        tally.add("spikes", np.count_nonzero(fired.view(np.bool_) if fired.dtype == np.uint8 else fired))
+        tally.add(
+            "spikes", np.count_nonzero(fired.view(np.bool_) if fired.dtype == np.uint8 else fired)
+        )
 
     def bytes_per_sample(self, inputs: npt.NDArray[np.generic]) -> int:
         """That a sample and its recording take, about."""
-        features = prod(inputs.shape[2:]) + sum(prod(layer.output_shape) for layer in self.network.layers)
+        features = prod(inputs.shape[2:]) + sum(
+            prod(layer.output_shape) for layer in self.network.layers
+        )
         return features * inputs.shape[1]
 
     def finish(self) -> OperationCounts:
         """Means over everything that was added."""
         return assemble(
-            self.tallies, tuple(self._ledger()), self._sizes(), self.samples, self.steps, pooling="folded"
+            self.tallies,
+            tuple(self._ledger()),
+            self._sizes(),
+            self.samples,
+            self.steps,
+            pooling="folded",
         )
 
     def _ledger(self) -> list[LedgerRow]:
@@ -159,7 +184,9 @@ class ChipCounter:
         sizes, arriving = {}, self.network.input.shape
         if self.network.input.neuron is not None:
             neurons = prod(arriving)
-            sizes[INPUT_LAYER] = LayerSizes(0, neurons, 0, neurons, 2 * neurons, neurons, False, True)
+            sizes[INPUT_LAYER] = LayerSizes(
+                0, neurons, 0, neurons, 2 * neurons, neurons, False, True
+            )
         for layer in self.network.layers:
             sizes[layer.name] = _layer_sizes(layer, prod(arriving))
             arriving = layer.output_shape
@@ -196,7 +223,10 @@ def assemble(
     if not samples:
         raise CountError("inputs: no sample; give at least one")
     mean = Fraction(steps, samples)
-    whole = [np.sum([tally.per_sample[at] for tally in tallies.values()], axis=0) for at in _batches(tallies)]
+    whole = [
+        np.sum([tally.per_sample[at] for tally in tallies.values()], axis=0)
+        for at in _batches(tallies)
+    ]
     return OperationCounts(
         layers={name: tally.counts(samples) for name, tally in tallies.items()},
         ledger=ledger,
@@ -233,17 +263,26 @@ def _layer_sizes(layer: Layer, inputs: int) -> LayerSizes:
 
 
 def _recorded(
-    name: str, neuron: Neuron, shape: tuple[int, ...], recording: Recording, samples: int, steps: int
+    name: str,
+    neuron: Neuron,
+    shape: tuple[int, ...],
+    recording: Recording,
+    samples: int,
+    steps: int,
 ) -> npt.NDArray[np.generic]:
     if name not in recording.spikes:
-        raise CountError(f"layer '{name}': its spikes were not recorded; simulate with record=('spikes',)")
+        raise CountError(
+            f"layer '{name}': its spikes were not recorded; simulate with record=('spikes',)"
+        )
     spikes = np.asarray(recording.spikes[name])
     expected = (samples, steps, *shape)
     if spikes.shape != expected:
         raise CountError(
             f"layer '{name}': recorded spikes have shape {spikes.shape}, the network makes {expected}"
         )
-    known = spikes.dtype == np.uint8 and spikes.max(initial=0) <= 1  # much faster than the two comparisons
+    known = (
+        spikes.dtype == np.uint8 and spikes.max(initial=0) <= 1
+    )  # much faster than the two comparisons
     if not known and not ((spikes == 0) | (spikes == 1)).all():
         raise CountError(f"layer '{name}': recorded spikes hold values other than 0 and 1")
     if not neuron.spikes and spikes.any():

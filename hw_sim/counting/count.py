@@ -76,7 +76,9 @@ def count(
     return counter.finish()
 
 
-def count_events(network: ChipNetwork, inputs: npt.ArrayLike, recording: Recording) -> OperationCounts:
+def count_events(
+    network: ChipNetwork, inputs: npt.ArrayLike, recording: Recording
+) -> OperationCounts:
     """Operations of a chip network that already ran.
 
     Args:
@@ -107,7 +109,9 @@ def count_events(network: ChipNetwork, inputs: npt.ArrayLike, recording: Recordi
             )
     counter = ChipCounter(network)
     for at in blocks(events, counter.bytes_per_sample(events)):
-        part = Recording(recording.output[at], {name: array[at] for name, array in recording.spikes.items()})
+        part = Recording(
+            recording.output[at], {name: array[at] for name, array in recording.spikes.items()}
+        )
         counter.add(events[at], part, np.full(len(events[at]), events.shape[1], dtype=np.int64))
     return counter.finish()
 
@@ -125,7 +129,9 @@ def _counter(model: object, dt_s: float | None, pooling: str) -> _Counter:
                 f"pooling: '{pooling}' asked for, a chip network has its pools folded; use pooling='folded'"
             )
         if dt_s is not None and model.dt_s is not None and dt_s != model.dt_s:
-            raise CountError(f"dt_s: {dt_s} s asked for, the network steps {model.dt_s} s; leave dt_s out")
+            raise CountError(
+                f"dt_s: {dt_s} s asked for, the network steps {model.dt_s} s; leave dt_s out"
+            )
         return _Chip(model)
     if any(kind.__name__ == "NIRGraph" for kind in type(model).__mro__):
         from knarr.hw_sim.counting.graph.counter import GraphCounter
@@ -159,11 +165,15 @@ def _array(batch: Any) -> Array:
     try:
         found: Array = np.asarray(batch.detach().cpu() if hasattr(batch, "detach") else batch)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CountError(f"inputs: no array of numbers ({error}); give (samples, timesteps, ...)") from error
+        raise CountError(
+            f"inputs: no array of numbers ({error}); give (samples, timesteps, ...)"
+        ) from error
     if found.dtype.kind not in "biuf":
         raise CountError(f"inputs: dtype {found.dtype} is no number; give integers or floats")
     if found.dtype.kind == "f" and not np.isfinite(found).all():
-        raise CountError("inputs: NaN or infinity is neither an event nor silence; find where it comes from")
+        raise CountError(
+            "inputs: NaN or infinity is neither an event nor silence; find where it comes from"
+        )
     if found.ndim < 2 or 0 in found.shape:
         raise CountError(
             f"inputs: shape {found.shape}, needs (samples, timesteps, ...) with at least one of each"
@@ -179,7 +189,12 @@ def _lengths(lengths: npt.ArrayLike | None, array: Array) -> Lengths:
         given = np.asarray(lengths)
     except (ValueError, TypeError) as error:
         raise CountError(f"lengths: no array of numbers ({error}); give one per sample") from error
-    if given.shape != (samples,) or given.dtype.kind not in "iu" or given.min() < 1 or given.max() > steps:
+    if (
+        given.shape != (samples,)
+        or given.dtype.kind not in "iu"
+        or given.min() < 1
+        or given.max() > steps
+    ):
         raise CountError(f"lengths: needs {samples} whole numbers in 1..{steps}, one per sample")
     return given.astype(np.int64)
 

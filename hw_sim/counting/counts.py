@@ -71,7 +71,9 @@ class LayerCounts:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, (int, Fraction)) or value < 0:
-                raise CountError(f"{field.name}: {value!r} is not an exact number >= 0; pass int or Fraction")
+                raise CountError(
+                    f"{field.name}: {value!r} is not an exact number >= 0; pass int or Fraction"
+                )
             object.__setattr__(self, field.name, Fraction(value))
         for smaller, larger in (
             ("acc_nonzero", self.acc),
@@ -83,9 +85,13 @@ class LayerCounts:
             ("recurrent_no_autapse", self.recurrent_all_pairs),
         ):
             if getattr(self, smaller) > larger:
-                raise CountError(f"{smaller}: {getattr(self, smaller)} > {larger}, the count it is a part of")
+                raise CountError(
+                    f"{smaller}: {getattr(self, smaller)} > {larger}, the count it is a part of"
+                )
         if self.acc + self.mac > self.dense_valid:
-            raise CountError(f"acc + mac: {self.acc + self.mac} events > {self.dense_valid} taps that exist")
+            raise CountError(
+                f"acc + mac: {self.acc + self.mac} events > {self.dense_valid} taps that exist"
+            )
 
     def to_json(self) -> dict[str, float]:
         """Field name to float."""
@@ -183,7 +189,9 @@ class OperationCounts:
         counted = {row.name for row in self.ledger if row.status == "counted"}
         for name in self.layers:
             if name not in counted:
-                raise CountError(f"layer '{name}': has counts but no counted row in the ledger; add the row")
+                raise CountError(
+                    f"layer '{name}': has counts but no counted row in the ledger; add the row"
+                )
         for field in ("layers", "effective", "effective_nonzero", "sizes", "per_step", "spread"):
             mapping = getattr(self, field)
             if mapping is not None:
@@ -221,7 +229,9 @@ class OperationCounts:
                 "no total: the model holds no layer that is counted; 0 would say it costs nothing"
             )
         sums = {
-            field.name: sum((getattr(layer, field.name) for layer in self.layers.values()), Fraction(0))
+            field.name: sum(
+                (getattr(layer, field.name) for layer in self.layers.values()), Fraction(0)
+            )
             for field in fields(LayerCounts)
         }
         return LayerCounts(**sums)
@@ -255,7 +265,9 @@ class OperationCounts:
         return {
             "kind": self.kind,
             "samples": self.samples,
-            "timesteps": self.timesteps if isinstance(self.timesteps, int) else float(self.timesteps),
+            "timesteps": self.timesteps
+            if isinstance(self.timesteps, int)
+            else float(self.timesteps),
             "pooling": self.pooling,
             "layers": {name: layer.to_json() for name, layer in self.layers.items()},
             "total": total,
@@ -269,7 +281,12 @@ class OperationCounts:
             "spread": _dicts(self.spread),
             "total_spread": None if self.total_spread is None else asdict(self.total_spread),
             "ledger": [
-                {"name": row.name, "operation": row.operation, "status": row.status, "note": row.note}
+                {
+                    "name": row.name,
+                    "operation": row.operation,
+                    "status": row.status,
+                    "note": row.note,
+                }
                 for row in self.ledger
             ],
         }
@@ -279,5 +296,7 @@ def _floats(mapping: Mapping[str, Fraction] | None) -> dict[str, float] | None:
     return None if mapping is None else {name: float(value) for name, value in mapping.items()}
 
 
-def _dicts(mapping: Mapping[str, LayerSizes] | Mapping[str, Spread] | None) -> dict[str, object] | None:
+def _dicts(
+    mapping: Mapping[str, LayerSizes] | Mapping[str, Spread] | None,
+) -> dict[str, object] | None:
     return None if mapping is None else {name: asdict(value) for name, value in mapping.items()}

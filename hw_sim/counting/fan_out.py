@@ -132,7 +132,9 @@ class AxisWindow:
 
     def footprint(self, outputs: set[int]) -> set[int]:
         """Input positions of output positions when nothing ends at a border."""
-        return {at * self.stride + tap * self.dilation for at in outputs for tap in range(self.kernel)}
+        return {
+            at * self.stride + tap * self.dilation for at in outputs for tap in range(self.kernel)
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +154,9 @@ class Axis:
     footprint: int
 
 
-def axis(synapse: AxisWindow, before: Sequence[AxisWindow] = (), behind: Sequence[AxisWindow] = ()) -> Axis:
+def axis(
+    synapse: AxisWindow, before: Sequence[AxisWindow] = (), behind: Sequence[AxisWindow] = ()
+) -> Axis:
     """Compose pools before, a synapse and pools behind it along one axis; sizes must chain."""
     if not before and not behind:
         return _plain(synapse)
@@ -186,7 +190,9 @@ def _plain(synapse: AxisWindow) -> Axis:
     taps = synapse.taps()
     counts = np.stack([np.asarray(tap.sum(axis=1)).reshape(-1) for tap in taps], axis=1)
     joined = sum(taps[1:], start=taps[0]).astype(np.float32)
-    return Axis(counts.astype(np.int64), np.eye(synapse.kernel, dtype=np.int64), joined, synapse.kernel)
+    return Axis(
+        counts.astype(np.int64), np.eye(synapse.kernel, dtype=np.int64), joined, synapse.kernel
+    )
 
 
 EXACT_FLOAT32 = 2**24
@@ -248,7 +254,9 @@ class FanOut:
     @cached_property
     def matrix(self) -> npt.NDArray[np.floating[Any]]:
         """(inputs, 3): `stored`, `nonzero` and 1, in floats that hold the sum of any frame exactly."""
-        stack = np.stack([self.stored.reshape(-1), self.nonzero.reshape(-1), np.ones(self.inputs)], axis=1)
+        stack = np.stack(
+            [self.stored.reshape(-1), self.nonzero.reshape(-1), np.ones(self.inputs)], axis=1
+        )
         return stack.astype(np.float32 if self.dense_valid <= EXACT_FLOAT32 else np.float64)
 
     @cached_property
@@ -301,7 +309,9 @@ class FanOut:
         """(frames, groups, positions): stored synapses of a group join all of its channels."""
         sizes = [one.joined.shape[0] for one in self.axes]
         bytes_ = active.view(np.uint8).reshape(len(active), self.groups, -1, *sizes)
-        found = np.bitwise_or.reduce(bytes_, axis=2).view(np.bool_)  # several times as fast as any()
+        found = np.bitwise_or.reduce(bytes_, axis=2).view(
+            np.bool_
+        )  # several times as fast as any()
         if not self.axes:
             return found[:, :, None]
         for one in self.axes:  # the first spatial axis goes, what it becomes is put last
@@ -315,7 +325,9 @@ def layer_reach(layer: Layer) -> FanOut:
     """Of what arrives at a chip layer, its own spikes left out."""
     if not isinstance(layer, Conv):
         return FanOut(layer.weight_int)
-    sizes = zip(layer.input_shape[1:], layer.output_shape[1:], layer.weight_int.shape[2:], strict=True)
+    sizes = zip(
+        layer.input_shape[1:], layer.output_shape[1:], layer.weight_int.shape[2:], strict=True
+    )
     axes = tuple(
         axis(AxisWindow(*size, layer.stride[at], layer.padding[at], layer.dilation[at]))
         for at, size in enumerate(sizes)

@@ -95,7 +95,9 @@ def sums(
 
 
 def sorted_sums(
-    rows: npt.NDArray[np.floating[Any]], stored: npt.NDArray[np.int32], nonzero: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.floating[Any]],
+    stored: npt.NDArray[np.int32],
+    nonzero: npt.NDArray[np.int32],
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
     """(frames,) classes and (frames, 3) sums of `sort_and_add`."""
     table, sort = np.empty((len(rows), 3), dtype=np.int64), np.empty(len(rows), dtype=np.int8)
@@ -224,7 +226,9 @@ def spread(per_sample: list[Int64]) -> Spread:
     return Spread(int(ordered[0]), rank(Fraction(1, 2)), rank(Fraction(95, 100)), int(ordered[-1]))
 
 
-def _sums(rows: npt.NDArray[np.generic], reach: FanOut, layer: str) -> tuple[npt.NDArray[np.int8], Int64]:
+def _sums(
+    rows: npt.NDArray[np.generic], reach: FanOut, layer: str
+) -> tuple[npt.NDArray[np.int8], Int64]:
     """Class of each frame, and sums of fan-out, of fan-out through weights that are not 0, and of 1 over its events."""
     if rows.dtype in (np.uint8, np.bool_) and reach.small is not None:
         spikes: npt.NDArray[np.uint8] = rows.view(np.uint8)
@@ -254,7 +258,9 @@ def sort_frames(
         CountError: a dtype that is no number, or NaN or infinity.
     """
     if rows.dtype.kind not in "biuf":
-        raise CountError(f"layer '{layer}': events of dtype {rows.dtype} are no numbers; pass integers")
+        raise CountError(
+            f"layer '{layer}': events of dtype {rows.dtype} are no numbers; pass integers"
+        )
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():
         raise CountError(
             f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"

@@ -1,7 +1,13 @@
 """Joules from counts: prices as data, three models side by side, and comparisons that say when they do not hold."""
 
 from knarr.hw_sim.energy.baseline import Baseline, Floor, baseline, gpu_floor, gpu_floors
-from knarr.hw_sim.energy.estimate import EnergyEstimate, ModelComparison, compare_models, price, ratio
+from knarr.hw_sim.energy.estimate import (
+    EnergyEstimate,
+    ModelComparison,
+    compare_models,
+    price,
+    ratio,
+)
 from knarr.hw_sim.energy.measure.cpu import CpuMeasurement, measure_cpu
 from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
 from knarr.hw_sim.energy.measure.protocol import MeasureError

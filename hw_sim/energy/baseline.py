@@ -93,7 +93,9 @@ def gpu_floors(counts: OperationCounts) -> tuple[Floor, ...]:
     Raises:
         CountError: the counts have no total.
     """
-    return tuple(_floor(counts, device, precision, record) for device, precision, record in _records())
+    return tuple(
+        _floor(counts, device, precision, record) for device, precision, record in _records()
+    )
 
 
 def _floor(counts: OperationCounts, device: str, precision: str, record: PriceRecord) -> Floor:

@@ -114,7 +114,9 @@ def price(
         if static is not None:
             terms["static"] = static
         if prices.scope == "all-in":
-            notes.append(f"profile '{prices.name}' is all-in: updates, spikes and hops are in its synapses")
+            notes.append(
+                f"profile '{prices.name}' is all-in: updates, spikes and hops are in its synapses"
+            )
         elif told.hops is None:
             notes.append("hops between cores NOT included: no placement given")
         notes.append("I/O and messages between host and chip NOT included")
@@ -141,7 +143,8 @@ def price(
         scope=prices.scope,
         terms=terms,
         layer_terms={
-            name: {term: one.nominal for term, one in parts.items()} for name, parts in layers.items()
+            name: {term: one.nominal for term, one in parts.items()}
+            for name, parts in layers.items()
         },
         notes=tuple(notes),
         partial=bool(counts.refused),
@@ -157,15 +160,25 @@ def _layer(
         return models.paper(layer, prices)
     if model == "chip":
         if counts.kind != "snn":
-            raise PriceError("model: 'chip' prices spiking networks; price an ANN by 'paper' or 'memory'")
+            raise PriceError(
+                "model: 'chip' prices spiking networks; price an ANN by 'paper' or 'memory'"
+            )
         if counts.pooling == "float":
-            raise PriceError("model: 'chip' has its pools in its synapses; count with pooling='folded'")
+            raise PriceError(
+                "model: 'chip' has its pools in its synapses; count with pooling='folded'"
+            )
         sizes = None if counts.sizes is None else counts.sizes.get(name)
-        return models.chip(layer, prices, options, convolution=sizes is not None and sizes.convolution)
+        return models.chip(
+            layer, prices, options, convolution=sizes is not None and sizes.convolution
+        )
     if prices.scope == "all-in":
-        raise PriceError(f"profile '{prices.name}': all-in prices hold memory already; use model='paper'")
+        raise PriceError(
+            f"profile '{prices.name}': all-in prices hold memory already; use model='paper'"
+        )
     if counts.sizes is None or name not in counts.sizes:
-        raise PriceError(f"layer '{name}': the memory model needs its sizes; count the network again")
+        raise PriceError(
+            f"layer '{name}': the memory model needs its sizes; count the network again"
+        )
     return models.memory(layer, counts.sizes[name], prices, options, counts.kind)
 
 

@@ -30,7 +30,9 @@ class Interval:
     hi: float | None
 
     def __add__(self, other: Interval) -> Interval:
-        return Interval(_sum(self.lo, other.lo), self.nominal + other.nominal, _sum(self.hi, other.hi))
+        return Interval(
+            _sum(self.lo, other.lo), self.nominal + other.nominal, _sum(self.hi, other.hi)
+        )
 
     def times(self, count: float) -> Interval:
         """So many of it, at least 0; of nothing the energy is known to be 0."""
@@ -98,7 +100,9 @@ class Options:
             raise PriceError(f"word_bits: {bits}, needs a whole number in 1..64")
         for name in ("reuse_weights", "reuse_inputs"):
             if not 1 <= getattr(self, name) < inf:
-                raise PriceError(f"{name}: {getattr(self, name)}, a fetched word is used at least once")
+                raise PriceError(
+                    f"{name}: {getattr(self, name)}, a fetched word is used at least once"
+                )
         if self.active not in ("firing", "touched"):
             raise PriceError(f"active: {self.active!r}; choose firing or touched")
         for name in ("hops", "latency_s", "on_chip_bytes"):
@@ -168,7 +172,9 @@ def chip(
         return {"synapses": synapses}
     spikes, updates = float(counts.spikes), float(counts.neuron_updates)
     # A neuron may fire untouched, from what it held; what only compares has no state to update.
-    fired = max(counts.spikes, counts.touched_updates) if options.active == "touched" else counts.spikes
+    fired = (
+        max(counts.spikes, counts.touched_updates) if options.active == "touched" else counts.spikes
+    )
     active = min(float(fired), updates)
     terms = {
         "synapses": synapses,

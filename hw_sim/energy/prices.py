@@ -94,13 +94,19 @@ class Profile(BaseModel):
     def _whole(self) -> Profile:
         ids, terms = [record.id for record in self.prices], [record.term for record in self.prices]
         if len(set(ids)) != len(ids):
-            raise ValueError(f"price ids repeat: {sorted({name for name in ids if ids.count(name) > 1})}")
+            raise ValueError(
+                f"price ids repeat: {sorted({name for name in ids if ids.count(name) > 1})}"
+            )
         if self.kind == "reference":
             return self
         if len(set(terms)) != len(terms):
-            raise ValueError(f"terms repeat: {sorted({name for name in terms if terms.count(name) > 1})}")
+            raise ValueError(
+                f"terms repeat: {sorted({name for name in terms if terms.count(name) > 1})}"
+            )
         if self.scope == "mixed":
-            raise ValueError("prices of mixed scope do not add up; split them, or make it a reference")
+            raise ValueError(
+                "prices of mixed scope do not add up; split them, or make it a reference"
+            )
         updates = () if self.scope == "all-in" else ("update_active", "update_inactive")
         needed = ("add", "mac") if self.kind == "digital" else ("synapse", *updates)
         missing = [term for term in needed if term not in terms]
@@ -127,7 +133,9 @@ class Profile(BaseModel):
         for record in self.prices:
             if record.term == term:
                 return record
-        raise PriceError(f"profile '{self.name}': no price of '{term}'; choose another profile or model")
+        raise PriceError(
+            f"profile '{self.name}': no price of '{term}'; choose another profile or model"
+        )
 
 
 @cache
@@ -135,7 +143,11 @@ def profiles() -> tuple[str, ...]:
     """Names of the package's profiles."""
     folder = files("knarr.hw_sim.energy").joinpath("profiles")
     return tuple(
-        sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+        sorted(
+            path.name.removesuffix(".toml")
+            for path in folder.iterdir()
+            if path.name.endswith(".toml")
+        )
     )
 
 

@@ -92,7 +92,9 @@ def what_if(
         PriceError: shares or factors that make no sense, or labels that do not fit.
         CountError, ChipError, knarr.export.ExportError: as of `count`.
     """
-    if not all(0 < share <= 1 for share in shares) or not all(np.isfinite(f) and f > 0 for f in factors):
+    if not all(0 < share <= 1 for share in shares) or not all(
+        np.isfinite(f) and f > 0 for f in factors
+    ):
         raise PriceError(
             f"trade: shares {tuple(shares)} and factors {tuple(factors)}; needs 0..1 and numbers above 0"
         )
@@ -102,7 +104,9 @@ def what_if(
         raise PriceError(f"labels: {true.shape} for {len(frames)} samples; give one class each")
     steps = frames.shape[1]
     lengths = list(dict.fromkeys([steps, *(max(1, round(share * steps)) for share in shares)]))
-    runs: list[tuple[Literal["timesteps", "threshold"], float]] = [("timesteps", float(n)) for n in lengths]
+    runs: list[tuple[Literal["timesteps", "threshold"], float]] = [
+        ("timesteps", float(n)) for n in lengths
+    ]
     runs += [("threshold", float(factor)) for factor in factors]
     found: list[WhatIf] = []
     before: Array | None = None
@@ -140,7 +144,9 @@ def with_thresholds(model: Any, factor: float) -> Any:
     """
     if isinstance(model, ChipNetwork):
         layers = tuple(
-            replace(layer, neuron=replace(layer.neuron, vth_int=_scaled(layer.neuron.vth_int, factor)))
+            replace(
+                layer, neuron=replace(layer.neuron, vth_int=_scaled(layer.neuron.vth_int, factor))
+            )
             for layer in model.layers
         )
         return replace(model, layers=layers, lowering={})
@@ -165,7 +171,9 @@ def _with_threshold(node: Any, factor: float) -> Any:
     return changed
 
 
-def _run(model: Any, inputs: Array, dt_s: float | None, readout: Readout | None) -> tuple[Any, Array]:
+def _run(
+    model: Any, inputs: Array, dt_s: float | None, readout: Readout | None
+) -> tuple[Any, Array]:
     if isinstance(model, ChipNetwork):
         events = check_inputs(model.input, inputs)
         recording = simulate(model, events, record=("output", "spikes"))
@@ -263,18 +271,24 @@ def break_even(
         rate=rate,
         rate_limit=None if scale is None else max(0.0, scale * rate),
         timesteps=float(snn.timesteps),
-        timesteps_limit=float(snn.timesteps) * (limit - none) / (whole - none) if whole > none else None,
+        timesteps_limit=float(snn.timesteps) * (limit - none) / (whole - none)
+        if whole > none
+        else None,
         events_per_synapse=events * float(snn.timesteps) / dense if dense else 0.0,
         worst_layer=worst,
         worst_share=layers[worst] / whole if whole else 0.0,
-        worst_term=max(estimate.layer_terms[worst], key=lambda term: estimate.layer_terms[worst][term]),
+        worst_term=max(
+            estimate.layer_terms[worst], key=lambda term: estimate.layer_terms[worst][term]
+        ),
         step_pj=(whole - none) / float(snn.timesteps),
         spike_pj=(whole - silent) / 100,
         quantised_rival_bits=ceil(log2(float(snn.timesteps) + 1)),
     )
 
 
-def _break_even_scaled(counts: OperationCounts, *, events: Fraction, steps: Fraction) -> OperationCounts:
+def _break_even_scaled(
+    counts: OperationCounts, *, events: Fraction, steps: Fraction
+) -> OperationCounts:
     """Binary events times `events`, everything done at every step times `steps`."""
     macs = steps if counts.later_macs else Fraction(1)
 

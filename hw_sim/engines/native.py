@@ -84,7 +84,11 @@ class Kernel:
         library.knarr_run.argtypes = [
             _P, _I, ctypes.POINTER(StageStruct), _I, _P, _I, _I, _I, _I, _I, _I, _I, _I, _P,
         ]  # fmt: skip
-        self.team, self.free_team, self._run = library.knarr_team, library.knarr_team_free, library.knarr_run
+        self.team, self.free_team, self._run = (
+            library.knarr_team,
+            library.knarr_team_free,
+            library.knarr_run,
+        )
         self.level = int(library.knarr_level())
 
     def run(self, *arguments: Any) -> int:
@@ -234,7 +238,9 @@ def fast_layer(layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer 
 def _paired(weight: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Rows of 32 weights as 16 pairs of bytes: weight i plus 128, and weight 16 + i."""
     low, high = weight[..., : LANES // 2] + 128, weight[..., LANES // 2 :] & 255
-    return np.ascontiguousarray(np.stack([low, high], axis=-1).reshape(weight.shape).astype(np.uint8))
+    return np.ascontiguousarray(
+        np.stack([low, high], axis=-1).reshape(weight.shape).astype(np.uint8)
+    )
 
 
 def _largest(values: Int32) -> int:
@@ -248,7 +254,11 @@ def _fits_bytes(values: Int32) -> bool:
 def _dots(small: Int32, payload: int, above: int) -> Dots | None:
     """Weights four channels by four, if every product of two channels fits 16 bits."""
     outputs, channels, high, wide = small.shape
-    if not (int(small.min()) >= -128 and int(small.max()) <= 127) or payload > 255 or high * wide > MAX_TAPS:
+    if (
+        not (int(small.min()) >= -128 and int(small.max()) <= 127)
+        or payload > 255
+        or high * wide > MAX_TAPS
+    ):
         return None
     quads, blocks = -(-channels // 4), -(-outputs // LANES)
     padded = np.zeros((blocks * LANES, quads * 4, high * wide), dtype=np.int32)
@@ -259,7 +269,11 @@ def _dots(small: Int32, payload: int, above: int) -> Dots | None:
     if most > INT16:
         return None
     in_all = max(int(side.sum(axis=(1, 3)).max()) for side in sides)
-    weight = padded.reshape(blocks, LANES, quads, 4, high * wide).transpose(0, 4, 2, 1, 3).astype(np.int8)
+    weight = (
+        padded.reshape(blocks, LANES, quads, 4, high * wide)
+        .transpose(0, 4, 2, 1, 3)
+        .astype(np.int8)
+    )
     flush = 0 if in_all <= INT16 else INT16 // most
     return Dots(np.ascontiguousarray(weight), flush, above)
 
@@ -281,7 +295,9 @@ def _laid_out(view: SynapseView) -> tuple[int, npt.NDArray[Any]]:
                 table += on[None, None, :, None] * rows[:, :, None, :]
         return TABLE, table
     rows = np.zeros((blocks, high * wide, groups * 32, LANES), dtype=np.int16)
-    rows[:, :, :channels] = lanes.reshape(blocks, LANES, channels, high * wide).transpose(0, 3, 2, 1)
+    rows[:, :, :channels] = lanes.reshape(blocks, LANES, channels, high * wide).transpose(
+        0, 3, 2, 1
+    )
     lists = (
         bound <= INT16
         and planes * groups * 32 <= 256
@@ -335,11 +351,15 @@ class FastEngine:
         samples, steps = events.shape[:2]
         inputs = np.ascontiguousarray(events, dtype=np.uint8 if bits <= 8 else np.uint16)
         channels, height, width = layers[0].entering
-        records = [_Record(layer, samples, steps, want) for layer, want in zip(layers, wanted, strict=True)]
+        records = [
+            _Record(layer, samples, steps, want) for layer, want in zip(layers, wanted, strict=True)
+        ]
         for i, layer in enumerate(layers):
             if carry and states[i] is None:
                 _, high, wide = layer.out
-                states[i] = np.zeros((samples, high * wide, layer.blocks, 2, LANES), dtype=np.float32)
+                states[i] = np.zeros(
+                    (samples, high * wide, layer.blocks, 2, LANES), dtype=np.float32
+                )
         # Every thread has samples of its own, or all share each sample where there are fewer of them.
         members = 1 if samples >= threads else threads
         bounds = np.linspace(0, samples, max(1, threads // members) + 1).astype(int)
@@ -349,7 +369,9 @@ class FastEngine:
         for mine, found in zip(chains, peaks, strict=True):
             for i, (layer, record) in enumerate(zip(layers, records, strict=True)):
                 record.fill(mine[i], layer, steps, found[i:], states[i])
-        teams = [self.kernel.team(chains[0], len(layers), words, steps, members) for _ in bounds[1:]]
+        teams = [
+            self.kernel.team(chains[0], len(layers), words, steps, members) for _ in bounds[1:]
+        ]
         stop = ctypes.c_int32(0)
 
         # The kernel sees addresses alone; a thread that outlives us after a second Ctrl-C must not find them gone.
@@ -365,7 +387,9 @@ class FastEngine:
         futures: list[Future[int]] = []
         try:
             if not all(teams):
-                raise ChipError("simulate: out of memory in the kernel; give fewer time steps at once")
+                raise ChipError(
+                    "simulate: out of memory in the kernel; give fewer time steps at once"
+                )
             # Even one thread is not the caller's own, which could not hear Ctrl-C inside the kernel.
             with ThreadPoolExecutor(threads) as pool:
                 try:

@@ -58,16 +58,22 @@ def _convolve(layer: Conv, events: npt.NDArray[np.integer[Any]]) -> Int64:
     in_group, out_group = layer.input_shape[0] // layer.groups, outputs // layer.groups
     for group in range(layer.groups):
         taps = windows[:, group * in_group : (group + 1) * in_group].transpose(0, 2, 3, 1, 4, 5)
-        kernel = layer.weight_int[group * out_group : (group + 1) * out_group].reshape(out_group, -1)
+        kernel = layer.weight_int[group * out_group : (group + 1) * out_group].reshape(
+            out_group, -1
+        )
         product = _exact_matmul(taps.reshape(frames * height * width, -1), kernel.T, layer.name)
         block = product.reshape(frames, height, width, out_group).transpose(0, 3, 1, 2)
         sums[:, group * out_group : (group + 1) * out_group] = block
     return sums
 
 
-def _exact_matmul(x: npt.NDArray[np.integer[Any]], weight: npt.NDArray[np.integer[Any]], name: str) -> Int64:
+def _exact_matmul(
+    x: npt.NDArray[np.integer[Any]], weight: npt.NDArray[np.integer[Any]], name: str
+) -> Int64:
     """x @ weight in float64, where integers are exact below 2**53; numpy's int64 product is thirty times slower."""
-    largest = int(np.abs(x).max(initial=0)) * int(np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0))
+    largest = int(np.abs(x).max(initial=0)) * int(
+        np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0)
+    )
     if largest >= 2**53:
         raise ChipError(
             f"layer '{name}': sums up to {largest} are not exact; the chip's accumulator ends at 2**15"
@@ -122,7 +128,11 @@ def at_rest(layer: Layer, samples: int) -> LayerState:
 
 
 def run_neurons(
-    neuron: Neuron, sums: Int64, bias: Int64 | int, state: LayerState, recurrent: Recurrent | None = None
+    neuron: Neuron,
+    sums: Int64,
+    bias: Int64 | int,
+    state: LayerState,
+    recurrent: Recurrent | None = None,
 ) -> tuple[Spikes, Int64, Int64, int]:
     """All steps of neurons; `state` is moved on.
 
@@ -148,7 +158,9 @@ def run_neurons(
         state.u, state.v, spike = step(state.u, state.v, arriving, now, neuron)
         spikes[:, t], currents[:, t], voltages[:, t] = spike, state.u, state.v
         if recurrent is not None:
-            state.back = _exact_matmul(spike.astype(np.int64), recurrent.recurrent_int.T, recurrent.name)
+            state.back = _exact_matmul(
+                spike.astype(np.int64), recurrent.recurrent_int.T, recurrent.name
+            )
     return spikes, currents, voltages, peak
 
 
@@ -179,4 +191,6 @@ def run_layer(
     else:
         sums = synaptic_sum(layer, events.reshape(-1, *events.shape[2:]))
     recurrent = layer if isinstance(layer, Recurrent) else None
-    return run_neurons(layer.neuron, sums.reshape(samples, timesteps, *shape), bias, state, recurrent)
+    return run_neurons(
+        layer.neuron, sums.reshape(samples, timesteps, *shape), bias, state, recurrent
+    )

@@ -22,7 +22,9 @@ def differs(engine: Engine) -> str:
         if isinstance(laid_out, str):
             return f"layer '{layer.name}' is not taken, {laid_out}"
         for rate in (0.05, 0.6):
-            events = (rng.random((2, 13, *shape)) < rate) * rng.integers(1, 2**bits, (2, 13, *shape))
+            events = (rng.random((2, 13, *shape)) < rate) * rng.integers(
+                1, 2**bits, (2, 13, *shape)
+            )
             ran = engine.run([laid_out], events, bits, [Wanted(True, True)], [None], 1, carry=False)
             if ran is None:
                 return f"layer '{layer.name}' is handed back at activity {rate}"
@@ -43,8 +45,19 @@ def _layers(rng: np.random.Generator) -> list[tuple[Layer, int]]:
     return [
         (Dense("dense", weight(40, 70), Neuron(1024, 128, 300), weight(40)), 1),
         (Dense("graded", weight(5, 9, limit=50), Neuron(700, 300, 60_000)), 8),
-        (Dense("wide", np.array([[1, 1], [-1, 1], [1, 0]]), Neuron(0, 4096, 60_000)), 16),  # u wraps
-        (Conv("wide images", np.array([[[[1, -1]]], [[[1, 1]]]]), Neuron(0, 4096, 60_000), (1, 5, 6)), 16),
+        (
+            Dense("wide", np.array([[1, 1], [-1, 1], [1, 0]]), Neuron(0, 4096, 60_000)),
+            16,
+        ),  # u wraps
+        (
+            Conv(
+                "wide images",
+                np.array([[[[1, -1]]], [[[1, 1]]]]),
+                Neuron(0, 4096, 60_000),
+                (1, 5, 6),
+            ),
+            16,
+        ),
         (Dense("voltage", weight(3, 33), Neuron(4096, 0, NON_SPIKING_VTH)), 1),
         (Conv("table", weight(8, 2, 3, 3), Neuron(2000, 100, 150), (2, 7, 9), (1, 2), (1, 1)), 1),
         (Conv("window", weight(33, 12, 3, 3), Neuron(1024, 128, 900), (12, 6, 6)), 1),

@@ -128,7 +128,9 @@ def neurons_on_device(
 
     for t in range(sums.shape[1]):
         u = decay(state.u, neuron.i_decay) + sums[:, t].to(torch.int32) * (64 * unit)
-        u = torch.where(u > STATE_MAX, u - 2 * STATE_MAX, torch.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u))
+        u = torch.where(
+            u > STATE_MAX, u - 2 * STATE_MAX, torch.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u)
+        )
         v = (decay(state.v, neuron.v_decay) + u + driven).clamp(-(STATE_MAX - 1), STATE_MAX - 1)
         fired = v > threshold
         state.u, state.v = u, v.masked_fill(fired, 0)
@@ -225,7 +227,9 @@ class TorchEngine:
                 arriving = flow.to(self.device).reshape(*flow.shape[:2], *chain[0].view.entering)
                 arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()
                 for i, (layer, want) in enumerate(zip(chain, wanted, strict=True)):
-                    ran, arriving, states[i] = self._layer(layer, arriving, want, states[i], threads)
+                    ran, arriving, states[i] = self._layer(
+                        layer, arriving, want, states[i], threads
+                    )
                     # One wrap may not bring u back, nor 24 bits hold the sum of a convolution.
                     if ran.peak > MAX_SUM:
                         return None
@@ -236,7 +240,12 @@ class TorchEngine:
                 torch.set_num_threads(before)
 
     def _layer(
-        self, layer: TorchLayer, arriving: torch.Tensor, want: Wanted, state: State | None, threads: int
+        self,
+        layer: TorchLayer,
+        arriving: torch.Tensor,
+        want: Wanted,
+        state: State | None,
+        threads: int,
     ) -> tuple[LayerResult, torch.Tensor, State]:
         import torch
 
@@ -247,7 +256,10 @@ class TorchEngine:
         on_cpu = self.device == "cpu"
         state = state or self._at_rest(samples, features)
         spikes = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        kept = [torch.empty(shape, dtype=torch.int32, device=self.device) for _ in range(2 * want.states)]
+        kept = [
+            torch.empty(shape, dtype=torch.int32, device=self.device)
+            for _ in range(2 * want.states)
+        ]
         counts = np.zeros((samples, steps), dtype=np.int64)
         peak = 0
         per_step = samples * features * layer.weight.element_size()
@@ -264,7 +276,12 @@ class TorchEngine:
             )
 
         def in_order(array: torch.Tensor) -> npt.NDArray[Any]:
-            image = array.reshape(samples, steps, high, wide, outputs).permute(0, 1, 4, 2, 3).cpu().numpy()
+            image = (
+                array.reshape(samples, steps, high, wide, outputs)
+                .permute(0, 1, 4, 2, 3)
+                .cpu()
+                .numpy()
+            )
             return image.reshape(samples, steps, *layer.view.layer.output_shape)
 
         u, v = (in_order(array) for array in kept) if kept else (None, None)
@@ -308,7 +325,10 @@ class TorchEngine:
         if self.device == "cpu":
             return State(np.zeros((samples, features)), np.zeros((samples, features)))
         return State(
-            *(torch.zeros((samples, features), dtype=torch.int32, device=self.device) for _ in range(2))
+            *(
+                torch.zeros((samples, features), dtype=torch.int32, device=self.device)
+                for _ in range(2)
+            )
         )
 
 
@@ -354,4 +374,8 @@ def torch_engine() -> TorchEngine | str:
         wrong = differs(TorchEngine(device))
     except RuntimeError as error:  # torch's own, among them those of CUDA
         return f"it fails on {device} ({error})"
-    return f"it differs from the reference on {device}: {wrong}; report it" if wrong else TorchEngine(device)
+    return (
+        f"it differs from the reference on {device}: {wrong}; report it"
+        if wrong
+        else TorchEngine(device)
+    )

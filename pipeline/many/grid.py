@@ -15,8 +15,17 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from knarr.errors import KnarrError
 from knarr.pipeline.evaluation import Network
-from knarr.pipeline.many.grid_rows import Axes, Exclusion, Planned, Settings, Text, combinations, folder_name
+from knarr.pipeline.many.grid_rows import (
+    Axes,
+    Exclusion,
+    Planned,
+    Settings,
+    Text,
+    combinations,
+    folder_name,
+)
 from knarr.pipeline.measures import RATES
 from knarr.pipeline.published import Row, published
 from knarr.train.recipe import load_recipe, read_text, with_settings
@@ -32,7 +41,7 @@ CountFolds = Callable[[Recipe, Planned], int | None]
 """(recipe, its row) -> how many folds its data have; None where nobody can say."""
 
 
-class GridError(ValueError):
+class GridError(KnarrError, ValueError):
     """A grid is unknown, or holds what cannot be run."""
 
 
@@ -70,10 +79,18 @@ class GridRow(_GridModel):
 
     @model_validator(mode="after")
     def _own_or_other(self) -> GridRow:
-        if self.runs_of is not None and (self.recipe is not None or self.set or self.data is not None):
-            raise ValueError(f"{self.name}: has the runs of '{self.runs_of}'; leave out recipe, set and data")
-        if self.data is not None and (Path(self.data).is_absolute() or ".." in Path(self.data).parts):
-            raise ValueError(f"{self.name}: data '{self.data}' leads elsewhere; name a folder below")
+        if self.runs_of is not None and (
+            self.recipe is not None or self.set or self.data is not None
+        ):
+            raise ValueError(
+                f"{self.name}: has the runs of '{self.runs_of}'; leave out recipe, set and data"
+            )
+        if self.data is not None and (
+            Path(self.data).is_absolute() or ".." in Path(self.data).parts
+        ):
+            raise ValueError(
+                f"{self.name}: data '{self.data}' leads elsewhere; name a folder below"
+            )
         return self
 
 
@@ -165,7 +182,13 @@ class RunGrid(_GridModel):
         if recipe is None and row.runs_of is None:
             raise GridError(f"grid '{self.name}': row '{row.name}' has no recipe; name one")
         return Planned(
-            row.name, recipe, row.set, row.network or self.network, row.runs_of, self._beside(row), row.data
+            row.name,
+            recipe,
+            row.set,
+            row.network or self.network,
+            row.runs_of,
+            self._beside(row),
+            row.data,
         )
 
     def _beside(self, row: GridRow) -> Row | None:
@@ -198,7 +221,10 @@ class GridCell:
 
 
 def expand(
-    grid: RunGrid, *, count_folds: CountFolds | None = None, load: Callable[[str], Recipe] = load_recipe
+    grid: RunGrid,
+    *,
+    count_folds: CountFolds | None = None,
+    load: Callable[[str], Recipe] = load_recipe,
 ) -> tuple[GridCell, ...]:
     """All runs, row by row, seed by seed; the same every time.
 
@@ -232,9 +258,13 @@ def expand(
             )
         for seed in grid.seeds:
             for fold in folds:
-                own: dict[str, Any] = {"seed": seed} if fold is None else {"seed": seed, "data.fold": fold}
+                own: dict[str, Any] = (
+                    {"seed": seed} if fold is None else {"seed": seed, "data.fold": fold}
+                )
                 path = f"{folder}/seed-{seed}" + ("" if fold is None else f"/fold-{fold:02d}")
-                cells.append(GridCell(row.name, seed, fold, _with(grid, row, recipe, own), path, row.data))
+                cells.append(
+                    GridCell(row.name, seed, fold, _with(grid, row, recipe, own), path, row.data)
+                )
     return tuple(cells)
 
 
@@ -256,7 +286,9 @@ def _folds(
     if grid.folds is None:
         return (None,)
     if not hasattr(recipe.data, "fold"):
-        raise GridError(f"grid '{grid.name}': row '{row.name}': its data have no folds; leave folds out")
+        raise GridError(
+            f"grid '{grid.name}': row '{row.name}': its data have no folds; leave folds out"
+        )
     if grid.folds != "all":
         return grid.folds
     stated = getattr(recipe.data, "folds", None)
@@ -287,7 +319,9 @@ def load_grid(name_or_path: str) -> RunGrid:
         RecipeError: unknown name, or an unreadable file.
     """
     if name_or_path in shipped_grids():
-        return parse_grid(_SHIPPED.joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path)
+        return parse_grid(
+            _SHIPPED.joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path
+        )
     return parse_grid(read_text(Path(name_or_path), "grid", shipped_grids()), name_or_path)
 
 

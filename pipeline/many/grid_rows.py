@@ -21,7 +21,9 @@ Scalar = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | None
 
 def _flat(value: Any) -> Any:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    lists = [item for item in inner if isinstance(item, list)] if isinstance(value, dict) else [inner]
+    lists = (
+        [item for item in inner if isinstance(item, list)] if isinstance(value, dict) else [inner]
+    )
     if any(isinstance(item, dict) for item in inner) or any(
         isinstance(item, list | dict) for each in lists for item in each
     ):
@@ -34,7 +36,10 @@ def _flat(value: Any) -> Any:
 Value = Annotated[Scalar | list[Scalar] | dict[Text, Scalar | list[Scalar]], BeforeValidator(_flat)]
 Settings = dict[Text, Value]
 """Dotted path in a recipe -> value, or a whole mapping of settings."""
-Axis = Annotated[list[Scalar], Field(min_length=1)] | Annotated[dict[Text, Settings], Field(min_length=1)]
+Axis = (
+    Annotated[list[Scalar], Field(min_length=1)]
+    | Annotated[dict[Text, Settings], Field(min_length=1)]
+)
 Axes = dict[Text, Axis]
 Exclusion = Annotated[dict[Text, Scalar], Field(min_length=1)]
 
@@ -62,7 +67,9 @@ class Planned:
     data: str | None = None
 
 
-def combinations(axes: Axes, exclude: tuple[Exclusion, ...], most: int) -> list[tuple[str, dict[str, Any]]]:
+def combinations(
+    axes: Axes, exclude: tuple[Exclusion, ...], most: int
+) -> list[tuple[str, dict[str, Any]]]:
     """Names and settings of all combinations, the last axis running fastest.
 
     Args:
@@ -81,14 +88,18 @@ def combinations(axes: Axes, exclude: tuple[Exclusion, ...], most: int) -> list[
     for rule in exclude:
         for axis, value in rule.items():
             if axis not in choices or all(not _same(value, given) for _, given, _ in choices[axis]):
-                raise ValueError(f"exclude: '{axis}' has no '{value}'; name an axis and one of its values")
+                raise ValueError(
+                    f"exclude: '{axis}' has no '{value}'; name an axis and one of its values"
+                )
     count = prod(map(len, choices.values()))
     if count > most:
         raise ValueError(f"axes: {count} combinations > {most}; take fewer values")
     found = []
     for combination in product(*choices.values()) if axes else ():
         picked = dict(zip(choices, combination, strict=True))
-        if any(all(_same(value, picked[axis][1]) for axis, value in rule.items()) for rule in exclude):
+        if any(
+            all(_same(value, picked[axis][1]) for axis, value in rule.items()) for rule in exclude
+        ):
             continue
         settings: dict[str, Any] = {}
         for _, _, own_settings in combination:

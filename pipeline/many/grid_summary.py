@@ -124,7 +124,9 @@ def summarise(grid: RunGrid, results: Results) -> GridTable:
     """
     levels = {found.level for _, found in results if found is not None}
     if len(levels) > 1:
-        raise GridError(f"grid '{grid.name}': intervals of {sorted(levels)}; evaluate all runs alike")
+        raise GridError(
+            f"grid '{grid.name}': intervals of {sorted(levels)}; evaluate all runs alike"
+        )
     _columns_exist(grid, results)
     rows = []
     for row in grid.planned():
@@ -161,7 +163,9 @@ def _row(grid: RunGrid, row: Planned, results: Results) -> RowSummary:
             finished.setdefault(cell.seed, []).append(found.only(row.network))
     wanted = {seed: sum(cell.seed == seed for cell, _ in results) for seed in finished}
     # A seed that lacks folds would be a mean over other people: it counts only where no seed is whole.
-    whole = [seed for seed, found in finished.items() if len(found) == wanted[seed]] or list(finished)
+    whole = [seed for seed, found in finished.items() if len(found) == wanted[seed]] or list(
+        finished
+    )
     pooled = {seed: pool(finished[seed]) for seed in sorted(whole)}
     runs = list(pooled.values())
     _alike(runs, row.network)
@@ -214,7 +218,9 @@ def _rate(
 ) -> Rate | None:
     found = [run.measures[network].of(key) for run in runs]
     values = [estimate.value for estimate in found if estimate is not None]
-    if not runs or len(values) < len(runs):  # a class that a seed's samples lack has no mean over seeds
+    if not runs or len(values) < len(
+        runs
+    ):  # a class that a seed's samples lack has no mean over seeds
         return None
     whole = None if joined is None else joined.measures[network].of(key)
     return Rate(
@@ -234,7 +240,9 @@ def _as_passes(runs: Sequence[RunEvaluation], network: Network) -> RunEvaluation
     if any(_described(run, order) != first for run, order in zip(runs, orders, strict=True)):
         return None
     back = np.argsort(orders[0], kind="stable")
-    rows = [run.predicted[network][:, order][:, back] for run, order in zip(runs, orders, strict=True)]
+    rows = [
+        run.predicted[network][:, order][:, back] for run, order in zip(runs, orders, strict=True)
+    ]
     return replace(runs[0], predicted={network: np.concatenate(rows)})
 
 

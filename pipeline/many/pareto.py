@@ -127,7 +127,9 @@ def pareto(
     length = base.data.test.chip_inputs(np.arange(1)).shape[1]
     wanted = steps or sorted({length, max(1, length // 2)}, reverse=True)
     # All steps are no setting: some losses take nothing else.
-    sweep = _sweep(recipe, name, bits, [None if step == length else step for step in wanted], shares)
+    sweep = _sweep(
+        recipe, name, bits, [None if step == length else step for step in wanted], shares
+    )
     root = read_run(base.folder)[1]
     result = run_sweep(
         sweep,
@@ -169,7 +171,9 @@ def pareto(
     return bool(points)
 
 
-def numbers(option: str, text: str, kind: type[Number], most: float, *, none: bool = False) -> list[Number]:
+def numbers(
+    option: str, text: str, kind: type[Number], most: float, *, none: bool = False
+) -> list[Number]:
     """What an option lists.
 
     Args:
@@ -187,13 +191,23 @@ def numbers(option: str, text: str, kind: type[Number], most: float, *, none: bo
         raise RecipeError(
             f"{option}: '{text[:60]}'; give numbers with commas between, such as 8,4"
         ) from error
-    if len(set(found)) < len(found) or not all(0 < number <= most for number in found) or not (found or none):
-        raise RecipeError(f"{option}: '{text[:60]}'; give different numbers above 0, at most {most:g}")
+    if (
+        len(set(found)) < len(found)
+        or not all(0 < number <= most for number in found)
+        or not (found or none)
+    ):
+        raise RecipeError(
+            f"{option}: '{text[:60]}'; give different numbers above 0, at most {most:g}"
+        )
     return found
 
 
 def _sweep(
-    recipe: Recipe, name: str, bits: Sequence[int], steps: Sequence[int | None], shares: Sequence[float]
+    recipe: Recipe,
+    name: str,
+    bits: Sequence[int],
+    steps: Sequence[int | None],
+    shares: Sequence[float],
 ) -> Sweep:
     """All combinations, as a study that may grow no further."""
     goals = tuple(None if share == 1 else share for share in shares)
@@ -207,7 +221,9 @@ def _sweep(
         update={"acc_per_inference": None, "acc_share": None, "timesteps": None}
     )
     made = recipe.model_copy(update={"chip": chip})
-    settings = SweepSettings(name=f"pareto-{recipe.name}"[:100], recipe=name, sampler="grid", search=search)
+    settings = SweepSettings(
+        name=f"pareto-{recipe.name}"[:100], recipe=name, sampler="grid", search=search
+    )
     return Sweep(settings, made, math.prod(map(len, (bits, steps, goals))))
 
 
@@ -316,7 +332,9 @@ def _show(points: Sequence[Point], facts: dict[str, Any]) -> None:
     console.print("Validation clips chose epochs and front, test clips nothing.")
     for refused in facts["refused"]:
         steps = "" if refused["timesteps"] is None else f", {refused['timesteps']} steps"
-        console.print(f"refused: {refused['weight_bits']} bits{steps}: {refused['reason']}", soft_wrap=True)
+        console.print(
+            f"refused: {refused['weight_bits']} bits{steps}: {refused['reason']}", soft_wrap=True
+        )
     if points:
         console.print(f"picture: {facts['picture']}", soft_wrap=True)
 
@@ -330,5 +348,7 @@ def _goal_text(share: float | None, point: Point) -> str:
 
 def interval_text(energy: dict[str, Any]) -> str:
     """Nominal and bounds in nanojoules; ? where a price has no bound."""
-    low, high = ("?" if energy[name] is None else f"{energy[name] / 1e3:,.3g}" for name in ("lo_pj", "hi_pj"))
+    low, high = (
+        "?" if energy[name] is None else f"{energy[name] / 1e3:,.3g}" for name in ("lo_pj", "hi_pj")
+    )
     return f"{energy['nominal_pj'] / 1e3:,.4g} [{low}, {high}]"

@@ -29,7 +29,15 @@ from knarr.pipeline.many.sweep_alive import PULSE_S, STALE_S, Watch
 from knarr.pipeline.many.sweep_file import Sweep
 from knarr.pipeline.many.sweep_space import SweepError
 from knarr.pipeline.many.sweep_storage import open_storage
-from knarr.pipeline.many.sweep_worker import DONE, REFUSED, Objective, Seeded, Worker, folder_name, slots_of
+from knarr.pipeline.many.sweep_worker import (
+    DONE,
+    REFUSED,
+    Objective,
+    Seeded,
+    Worker,
+    folder_name,
+    slots_of,
+)
 from knarr.train.recipe import check_recipe, with_settings
 from knarr.train.settings import Recipe, RecipeError
 
@@ -112,7 +120,9 @@ def run_sweep(
     out.mkdir(parents=True, exist_ok=True)
     opened, cut = open_storage(storage, out)
     if cut:
-        progress(f"A writer of the journal was killed: its half-written line of {cut} bytes is cut off")
+        progress(
+            f"A writer of the journal was killed: its half-written line of {cut} bytes is cut off"
+        )
     try:
         study = optuna.create_study(
             storage=opened,
@@ -156,7 +166,9 @@ def _assert_same(
     if isinstance(found, dict):
         # Of an earlier version it may lack settings that have been added since; their defaults stand for it.
         with suppress(RecipeError):
-            found["recipe"] = check_recipe(found.get("recipe"), "of the study").model_dump(mode="json")
+            found["recipe"] = check_recipe(found.get("recipe"), "of the study").model_dump(
+                mode="json"
+            )
         if same_data is not None and same_data(found.get("data_sha256")):
             found["data_sha256"] = data_sha256
     if found != wanted:
@@ -172,7 +184,9 @@ def _difference(found: Any, wanted: Any, path: str) -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in [*wanted, *found]:
             if found.get(key, None) != wanted.get(key, None) or (key in found) != (key in wanted):
-                return _difference(found.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+                return _difference(
+                    found.get(key), wanted.get(key), f"{path}.{key}" if path else str(key)
+                )
     return f"{path or 'content'}: {json.dumps(found)[:100]} there, {json.dumps(wanted)[:100]} here"
 
 
@@ -185,14 +199,20 @@ def _result(study: optuna.Study, sweep: Sweep) -> Result:
             reason = str(each.user_attrs.get(REFUSED, ""))
             settings = sweep.values(each.params)
             value = None if reason else each.value
-            done.setdefault(slot, SweepTrial(slot, "refused" if reason else state, value, settings, reason))
+            done.setdefault(
+                slot, SweepTrial(slot, "refused" if reason else state, value, settings, reason)
+            )
     found = tuple(done[slot] for slot in sorted(done))
     finished = [trial for trial in found if trial.state == "finished" and trial.value is not None]
     sign = -1.0 if sweep.maximise else 1.0
     best = min(finished, key=lambda trial: (sign * (trial.value or 0.0), trial.slot), default=None)
     recipe = None
     if best is not None:
-        recipe = with_settings(sweep.recipe, {**best.parameters, "name": f"{sweep.settings.name}-best"})
+        recipe = with_settings(
+            sweep.recipe, {**best.parameters, "name": f"{sweep.settings.name}-best"}
+        )
     enough = len(finished) >= TRIALS_FOR_IMPORTANCE and len({trial.value for trial in finished}) > 1
     importance = optuna.importance.get_param_importances(study) if enough else {}
-    return Result(sweep, found, best, recipe, {path: float(share) for path, share in importance.items()})
+    return Result(
+        sweep, found, best, recipe, {path: float(share) for path, share in importance.items()}
+    )

@@ -131,7 +131,11 @@ class Watch:
         held = _held(trial.user_attrs.get(OWNER), folder / LOCK)
         if held is not None:
             return not held
-        sign = (trial.user_attrs.get(PULSE), trial.user_attrs.get(OWNER), len(trial.intermediate_values))
+        sign = (
+            trial.user_attrs.get(PULSE),
+            trial.user_attrs.get(OWNER),
+            len(trial.intermediate_values),
+        )
         now = time.monotonic()
         before = self._seen.get(trial.number)
         if before is None or before[0] != sign:

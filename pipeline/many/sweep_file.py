@@ -26,8 +26,28 @@ from knarr.train.settings import Frozen, Recipe, RecipeError, YamlError, faults_
 MAX_PATHS = 50
 VALIDATION: Final = (
     *("kind", "validation_fraction", "subjects", "takes_per_emotion"),
-    *("split", "folds", "fold", "seed", "split_seed", "people", "task", "threshold", "inclusive", "zeros"),
-    *("balance", "min_labelled", "window_s", "step_s", "stride_s", "normalise", "drop_short", "fps"),
+    *(
+        "split",
+        "folds",
+        "fold",
+        "seed",
+        "split_seed",
+        "people",
+        "task",
+        "threshold",
+        "inclusive",
+        "zeros",
+    ),
+    *(
+        "balance",
+        "min_labelled",
+        "window_s",
+        "step_s",
+        "stride_s",
+        "normalise",
+        "drop_short",
+        "fps",
+    ),
     *("videos", "clips_per_video", "shuffle_labels", "event_dir", "frame_dir", "index", "on_bad"),
 )
 """Settings of data known to change what is validated on, or what its classes are: values found with different ones do not compare.
@@ -53,7 +73,9 @@ class SweepSettings(Frozen):
         fixed: written `set`: settings that differ from the recipe in all trials.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True
+    )
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
     recipe: Annotated[str, Field(min_length=1, max_length=500)]
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
@@ -62,7 +84,9 @@ class SweepSettings(Frozen):
     seed: int = Field(default=0, ge=0, lt=2**32)
     pruner: Literal["median"] | None = None
     search: Annotated[dict[Path_, Space], Field(min_length=1, max_length=MAX_PATHS)]
-    fixed: Annotated[dict[Path_, Value], Field(max_length=MAX_PATHS)] = Field(default={}, alias="set")
+    fixed: Annotated[dict[Path_, Value], Field(max_length=MAX_PATHS)] = Field(
+        default={}, alias="set"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +111,9 @@ class Sweep:
             SweepError: parameters of another sweep.
         """
         try:
-            return {path: space.value(parameters[path]) for path, space in self.settings.search.items()}
+            return {
+                path: space.value(parameters[path]) for path, space in self.settings.search.items()
+            }
         except (KeyError, ValueError) as error:
             raise SweepError(
                 f"sweep '{self.settings.name}': a trial in its storage has other parameters ({error}); give another storage"
@@ -99,11 +125,16 @@ class Sweep:
         count = math.prod(map(len, sides))
         place = np.random.default_rng(self.settings.seed).permutation(count)[slot]
         chosen = np.unravel_index(place, [len(side) for side in sides])
-        return {path: side[at] for path, side, at in zip(self.settings.search, sides, chosen, strict=True)}
+        return {
+            path: side[at]
+            for path, side, at in zip(self.settings.search, sides, chosen, strict=True)
+        }
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides what a trial means, as plain JSON; how many there are may grow."""
-        plain = self.settings.model_dump(mode="json", by_alias=True, exclude={"name", "trials", "fixed"})
+        plain = self.settings.model_dump(
+            mode="json", by_alias=True, exclude={"name", "trials", "fixed"}
+        )
         return {**plain, "recipe": self.recipe.model_dump(mode="json")}
 
 
@@ -153,7 +184,9 @@ def _base(settings: SweepSettings, path: Path) -> Recipe:
 def _trials(settings: SweepSettings, path: Path) -> int:
     if settings.sampler != "grid":
         if settings.trials is None:
-            raise SweepError(f"sweep '{path}': trials: needed where the sampler is {settings.sampler}")
+            raise SweepError(
+                f"sweep '{path}': trials: needed where the sampler is {settings.sampler}"
+            )
         return settings.trials
     points = 1
     for name, space in settings.search.items():

@@ -15,6 +15,7 @@ from optuna.distributions import (
 )
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from knarr.errors import KnarrError
 from knarr.train.settings import Frozen
 
 MAX_TRIALS = 10_000
@@ -31,7 +32,7 @@ Value = Scalar | Annotated[tuple[Scalar, ...], Field(max_length=64)]
 Finite = Annotated[float, Field(ge=-1e100, le=1e100)]  # optuna takes differences of them
 
 
-class SweepError(ValueError):
+class SweepError(KnarrError, ValueError):
     """A sweep is unreadable, its storage is damaged or holds something else, or two of its settings contradict each other."""
 
 
@@ -78,7 +79,9 @@ class Range(Frozen):
         whole: written `int`: whole numbers only.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True
+    )
     low: Finite
     high: Finite
     log: bool = False
@@ -93,19 +96,28 @@ class Range(Frozen):
             raise ValueError(f"log needs low above 0, not {self.low:g}")
         if self.log and self.step is not None:
             raise ValueError("log and step do not go together; leave one out")
-        if self.whole and any(x is not None and not x.is_integer() for x in (self.low, self.high, self.step)):
+        if self.whole and any(
+            x is not None and not x.is_integer() for x in (self.low, self.high, self.step)
+        ):
             raise ValueError("int needs whole low, high and step")
         if self.whole and max(abs(self.low), abs(self.high)) > 2**53:
             raise ValueError("int beyond 2^53; use smaller bounds")
         if self.step is not None and (self.high - self.low) / self.step > MAX_STEPS:
             raise ValueError(f"more than {MAX_STEPS} steps; make them larger")
-        if self.step is not None and (_exact(self.high) - _exact(self.low)) % _exact(self.step) != 0:
-            raise ValueError(f"high {self.high:g} is not low {self.low:g} plus whole steps of {self.step:g}")
+        if (
+            self.step is not None
+            and (_exact(self.high) - _exact(self.low)) % _exact(self.step) != 0
+        ):
+            raise ValueError(
+                f"high {self.high:g} is not low {self.low:g} plus whole steps of {self.step:g}"
+            )
         return self
 
     def distribution(self) -> BaseDistribution:
         if self.whole:
-            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+            return IntDistribution(
+                int(self.low), int(self.high), log=self.log, step=int(self.step or 1)
+            )
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def points(self) -> list[Any]:
@@ -144,4 +156,6 @@ def _sort_of(found: Any) -> str:
     return "values" if has_values else "range"
 
 
-Space = Annotated[Annotated[Choices, Tag("values")] | Annotated[Range, Tag("range")], Discriminator(_sort_of)]
+Space = Annotated[
+    Annotated[Choices, Tag("values")] | Annotated[Range, Tag("range")], Discriminator(_sort_of)
+]

@@ -40,10 +40,15 @@ class _Lock:
     this machine knows that nobody holds it.
     """
 
-    _own = threading.Lock()  # fcntl locks do not tell threads of a process apart, nor two of these in one
+    _own = (
+        threading.Lock()
+    )  # fcntl locks do not tell threads of a process apart, nor two of these in one
 
     def __init__(self, path: Path) -> None:
-        self.path, self.queue = path.with_name(f"{path.name}.lock"), path.with_name(f".{path.name}.queue")
+        self.path, self.queue = (
+            path.with_name(f"{path.name}.lock"),
+            path.with_name(f".{path.name}.queue"),
+        )
         # Not optuna's default, a symbolic link: its age is looked up through its target, and while that fails nobody waits.
         self.shared = JournalFileOpenLock(str(path), grace_period=LOCK_GRACE_S)
 
@@ -172,7 +177,14 @@ def _open_journal(path: Path) -> tuple[BaseStorage, int]:
     cut = journal.repair()
     try:
         return JournalStorage(journal), cut
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+    ) as error:
         raise SweepError(
             f"{path}: {_damage(path)} ({type(error).__name__}); put a copy of it back, or give another --out"
         ) from error
@@ -194,7 +206,9 @@ def _open_database(url: str) -> BaseStorage:
     try:
         parsed = sqlalchemy.engine.make_url(url)
     except sqlalchemy.exc.ArgumentError as error:
-        raise SweepError(f"storage '{url}': no address of a database; such as sqlite:///study.db") from error
+        raise SweepError(
+            f"storage '{url}': no address of a database; such as sqlite:///study.db"
+        ) from error
     shown = parsed.render_as_string(hide_password=True)
     kind = parsed.get_backend_name()
     if kind not in DATABASES:
@@ -204,11 +218,15 @@ def _open_database(url: str) -> BaseStorage:
         try:
             return RDBStorage(url, engine_kwargs=waiting)
         except ImportError as error:
-            raise SweepError(f"storage '{shown}': its driver is not installed ({error.__cause__})") from error
+            raise SweepError(
+                f"storage '{shown}': its driver is not installed ({error.__cause__})"
+            ) from error
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(getattr(error, "orig", error)).splitlines()[:1])
             # Two workers that begin at once both make the tables, and one of them is refused.
-            again = any(word in reason for word in ("already exists", "locked", "UNIQUE constraint"))
+            again = any(
+                word in reason for word in ("already exists", "locked", "UNIQUE constraint")
+            )
             if not again or attempt == TABLE_TRIES - 1:
                 raise SweepError(f"storage '{shown}': {reason}; see that it is there") from error
             time.sleep(0.1 * 2**attempt)

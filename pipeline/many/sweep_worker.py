@@ -76,12 +76,20 @@ class Seeded(BaseSampler):
         return self.inner.sample_relative(study, trial, search_space)
 
     def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         return self.inner.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
     ) -> None:
         self.inner.after_trial(study, trial, state, values)
 
@@ -114,7 +122,8 @@ class Worker:
         left = [
             trial
             for trial, slot in zip(trials, slots_of(trials), strict=True)
-            if trial.state == TrialState.RUNNING and self.watch.left_behind(trial, self._folder(slot))
+            if trial.state == TrialState.RUNNING
+            and self.watch.left_behind(trial, self._folder(slot))
         ]
         if left:
             for trial in left:
@@ -196,7 +205,9 @@ class Worker:
             # Of a queue in SQLite two workers may draw the same trial; then the other one has signed it.
             if OWNER not in self.study.get_trials(deepcopy=False)[mine.number].user_attrs:
                 self._drop(mine.number)
-                raise SweepError(f"{error}: another knarr process works in it; wait for it") from error
+                raise SweepError(
+                    f"{error}: another knarr process works in it; wait for it"
+                ) from error
         except (LostError, UpdateFinishedTrialError):
             self.progress(f"{folder_name(slot)}: another worker has taken it over")
         except BaseException:
@@ -231,7 +242,9 @@ class Worker:
             self._refuse(trial, slot, str(error))
         except optuna.TrialPruned:
             self._tell(trial, None)
-            self.progress(f"  {folder_name(slot)} pruned after epoch {max(reported, default=-1) + 1}")
+            self.progress(
+                f"  {folder_name(slot)} pruned after epoch {max(reported, default=-1) + 1}"
+            )
         else:
             if not math.isfinite(value):
                 self._refuse(trial, slot, f"{name} is {value}")

@@ -28,7 +28,9 @@ BEST, PICTURE = "best.yaml", "sweep.png"
 SHOWN = 10
 
 
-def sweep(path: Path, data: Path | None, out: Path | None, storage: str | None, *, json: bool) -> bool:
+def sweep(
+    path: Path, data: Path | None, out: Path | None, storage: str | None, *, json: bool
+) -> bool:
     """Work on a sweep until it is done, then show its best trials; returns whether any finished.
 
     Args:
@@ -83,7 +85,9 @@ class Fitting:
                 "the trial would be validated on other clips, labels or people than the sweep's recipe, and its value does not "
                 "compare; set what changes the data instead of searching it"
             )
-        return fit_and_score(recipe, data, root, folder, self.metric, report, teachers=self.out / TEACHERS)
+        return fit_and_score(
+            recipe, data, root, folder, self.metric, report, teachers=self.out / TEACHERS
+        )
 
     def data_of(self, recipe: Recipe) -> tuple[Path, RunData]:
         """A recipe's data and their folder; generated when they are not there."""
@@ -93,7 +97,14 @@ class Fitting:
 
 
 def fit_and_score(
-    recipe: Recipe, data: RunData, root: Path, folder: Path, metric: str, report: Report, *, teachers: Path
+    recipe: Recipe,
+    data: RunData,
+    root: Path,
+    folder: Path,
+    metric: str,
+    report: Report,
+    *,
+    teachers: Path,
 ) -> float:
     """Train teacher and student of one run, or go on with them, and read the student's metric.
 
@@ -127,7 +138,9 @@ def score(rows: Sequence[Mapping[str, Any]], metric: str, select: str) -> float:
     """
     if select == "last":
         return float(rows[-1][metric])
-    best = max(rows, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"])))
+    best = max(
+        rows, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"]))
+    )
     return float(best[metric])
 
 
@@ -157,7 +170,8 @@ def ranked(result: Result) -> list[SweepTrial]:
     order = ("finished", "pruned", "refused")
     sign = -1.0 if result.sweep.maximise else 1.0
     return sorted(
-        result.trials, key=lambda trial: (order.index(trial.state), sign * (trial.value or 0.0), trial.slot)
+        result.trials,
+        key=lambda trial: (order.index(trial.state), sign * (trial.value or 0.0), trial.slot),
     )
 
 
@@ -191,7 +205,9 @@ def _show(result: Result, files: dict[str, str]) -> None:
         if len(shown) < len(result.trials)
         else "all trials"
     )
-    table = Table(title=f"{settings.name}: {what}, {settings.metric.replace('_', ' ')} of the student")
+    table = Table(
+        title=f"{settings.name}: {what}, {settings.metric.replace('_', ' ')} of the student"
+    )
     table.add_column("trial")
     table.add_column("value", justify="right")
     table.add_column("parameters", overflow="fold")
@@ -205,7 +221,9 @@ def _show(result: Result, files: dict[str, str]) -> None:
     if result.best is None:
         console.print("No trial finished: see the states above, and widen the search.")
     else:
-        found = ", ".join(f"{path} {_text(value)}" for path, value in result.best.parameters.items())
+        found = ", ".join(
+            f"{path} {_text(value)}" for path, value in result.best.parameters.items()
+        )
         console.print(f"Best: {result.best.folder} with {found}")
         console.print(
             "Validation data chose it, so its value flatters it; only test data say how good it is."

@@ -48,13 +48,19 @@ def read_costs(path: Path, network: Network) -> Costs | None:
             return None
         counts = facts[side]["counts"]
         total, layers = counts["total"], counts["layers"]
-        priced = [row[side] for row in facts["models"] if row["model"] == "paper" and row[side] is not None]
+        priced = [
+            row[side]
+            for row in facts["models"]
+            if row["model"] == "paper" and row[side] is not None
+        ]
         sizes = counts["sizes"]
         fires = _firing(layers)
         updates = sum(layer["neuron_updates"] for layer in fires.values())
         return Costs(
             1,
-            None if sizes is None else float(sum(one["weights"] + one["biases"] for one in sizes.values())),
+            None
+            if sizes is None
+            else float(sum(one["weights"] + one["biases"] for one in sizes.values())),
             total["dense_valid"],
             total["mac"],
             total["acc"],

@@ -90,7 +90,9 @@ def table(
     costs = _costs(grid, results, out) if grid.costs else {}
     notes = {cell.folder: out / cell.folder / NOT_DEPLOYED for cell in cells}
     failed = [
-        f"{folder}: {path.read_text('utf-8').strip()}" for folder, path in notes.items() if path.is_file()
+        f"{folder}: {path.read_text('utf-8').strip()}"
+        for folder, path in notes.items()
+        if path.is_file()
     ]
     if json:
         print(json_text({**table_json(summary, costs), "not_deployed": failed}))

@@ -23,14 +23,18 @@ def draw(facts: dict[str, Any]) -> Figure:
     """Layers of both networks above, models below; of what `energy_facts` gives."""
     both = (("baseline", BASELINE), ("student", STUDENT))
     # Under a chip's prices the baseline has no energy of its own.
-    sides = [(name, colour) for name, colour in both if facts[name] and facts[name]["energy"] is not None]
+    sides = [
+        (name, colour) for name, colour in both if facts[name] and facts[name]["energy"] is not None
+    ]
     figure = plt.figure(figsize=(9, 6), layout="constrained")
     grid = figure.add_gridspec(2, len(sides), height_ratios=(1.2, 1))
     largest = max(
         (pj for side, _ in sides for pj in facts[side]["energy"]["layers_pj"].values()), default=1.0
     )
     for at, (side, colour) in enumerate(sides):
-        _layers(figure.add_subplot(grid[0, at]), facts[side]["energy"], side, colour, largest / 1000)
+        _layers(
+            figure.add_subplot(grid[0, at]), facts[side]["energy"], side, colour, largest / 1000
+        )
     _models(figure.add_subplot(grid[1, :]), facts["models"])
     return figure
 
@@ -58,7 +62,8 @@ def _layers(axes: Axes, energy: dict[str, Any], side: str, colour: str, largest:
     axes.set_xlim(0, 1.2 * largest if largest else 1)  # the same scale on both sides
     bound = "at least " if energy["partial"] else ""
     axes.set_title(
-        f"{side}: {bound}{energy['nominal_pj'] / 1e6:,.3f} uJ ({energy['model']} model)", fontsize=10
+        f"{side}: {bound}{energy['nominal_pj'] / 1e6:,.3f} uJ ({energy['model']} model)",
+        fontsize=10,
     )
     axes.set_xlabel(f"nJ per inference and layer, {energy['profile']}", fontsize=8)
 
@@ -101,6 +106,8 @@ def _models(axes: Axes, models: list[dict[str, Any]]) -> None:
     axes.set_yscale("log")
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylabel("uJ per inference")
-    axes.set_title("Models and prices; lines are intervals where a source gives bounds", fontsize=10)
+    axes.set_title(
+        "Models and prices; lines are intervals where a source gives bounds", fontsize=10
+    )
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=3)
     axes.margins(x=0.08)

@@ -40,7 +40,13 @@ def draw(
         image, together = _binned(flat)
         extent = (-0.5 * unit, (len(flat) - 0.5) * unit, -0.5, neurons - 0.5)
         axis.imshow(
-            image, origin="lower", aspect="auto", interpolation="nearest", cmap="Greys", vmin=0, extent=extent
+            image,
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+            cmap="Greys",
+            vmin=0,
+            extent=extent,
         )
         shown = f"\n{together} a row" if together > 1 else ""
         axis.set_ylabel(f"{name}\n{neurons:,} neurons{shown}", fontsize=8)
@@ -63,11 +69,19 @@ def _binned(flat: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], int]:
     return image.T / (rows * columns), rows
 
 
-def _voltages(axis: Any, readout: npt.NDArray[np.int64], unit: float, classes: Sequence[str]) -> None:
+def _voltages(
+    axis: Any, readout: npt.NDArray[np.int64], unit: float, classes: Sequence[str]
+) -> None:
     for index in range(readout.shape[1]):
         label = classes[index] if index < len(classes) else str(index)
         colour = mpl.colormaps["tab10"](index % 10)
-        axis.plot(np.arange(len(readout)) * unit, readout[:, index], label=label, linewidth=1, color=colour)
+        axis.plot(
+            np.arange(len(readout)) * unit,
+            readout[:, index],
+            label=label,
+            linewidth=1,
+            color=colour,
+        )
     axis.set_ylabel("readout\nchip units", fontsize=8)
     if readout.shape[1] <= 12:
         axis.legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))

@@ -32,9 +32,15 @@ def draw(
         on_channel: which polarity is ON.
     """
     images = student.ndim == 5
-    steps = np.linspace(0, student.shape[1] - 1, SHOWN_STEPS).astype(int) if images else np.zeros(1, int)
+    steps = (
+        np.linspace(0, student.shape[1] - 1, SHOWN_STEPS).astype(int)
+        if images
+        else np.zeros(1, int)
+    )
     width = [1.0] * (SHOWN_STEPS + 1) if images else [3.0, 4.0]
-    figure = Figure(figsize=(1.6 * (SHOWN_STEPS + 1), 1.75 * len(names) + 0.4), layout="constrained")
+    figure = Figure(
+        figsize=(1.6 * (SHOWN_STEPS + 1), 1.75 * len(names) + 0.4), layout="constrained"
+    )
     axes = figure.subplots(len(names), len(width), squeeze=False, width_ratios=width)
     for row, name in enumerate(names):
         _teacher(axes[row, 0], teacher[0][row])
@@ -57,7 +63,9 @@ def draw(
     if not images:
         axes[0, 1].set_title("student: integers of the chip's input", fontsize=9)
     polarities = "; red ON, blue OFF" if images and student.shape[2] == 2 else ""
-    figure.suptitle(f"Test clips: what the teacher sees, and what the student sees{polarities}", fontsize=10)
+    figure.suptitle(
+        f"Test clips: what the teacher sees, and what the student sees{polarities}", fontsize=10
+    )
     return figure
 
 
@@ -77,7 +85,9 @@ def _teacher(axis: Any, seen: Array) -> None:
 def _numbers(axis: Any, student: Array, dt_s: float) -> None:
     flat = student.reshape(len(student), -1)
     extent = (0, len(flat) * dt_s, -0.5, flat.shape[1] - 0.5)
-    axis.imshow(flat.T, aspect="auto", interpolation="nearest", origin="lower", cmap="Greys", extent=extent)
+    axis.imshow(
+        flat.T, aspect="auto", interpolation="nearest", origin="lower", cmap="Greys", extent=extent
+    )
     axis.set_ylabel("input", fontsize=8)
     axis.set_xlabel("time, s", fontsize=8)
 

@@ -44,7 +44,9 @@ def draw_sweep(result: Result) -> Figure:
     _history(axes[0, 0], result)
     if result.importance:
         _importance(axes[0, 1], result.importance)
-    figure.suptitle(f"{settings.name}: {len(result.trials)} trials, {settings.sampler}", fontsize=10)
+    figure.suptitle(
+        f"{settings.name}: {len(result.trials)} trials, {settings.sampler}", fontsize=10
+    )
     return figure
 
 
@@ -59,7 +61,9 @@ def png(result: Result) -> bytes:
 def _history(axes: Axes, result: Result) -> None:
     """Every trial with a value as a point; the best one up to each trial as a line."""
     for state, marker, colour in (("finished", "o", FINISHED), ("pruned", "x", OTHER)):
-        shown = [trial for trial in result.trials if trial.state == state and trial.value is not None]
+        shown = [
+            trial for trial in result.trials if trial.state == state and trial.value is not None
+        ]
         if shown:
             values = np.array([trial.value for trial in shown], dtype=float)
             places = np.array([trial.slot + 1 for trial in shown])
@@ -68,7 +72,13 @@ def _history(axes: Axes, result: Result) -> None:
     if finished:
         values = np.array([trial.value for trial in finished], dtype=float)
         best = (np.maximum if result.sweep.maximise else np.minimum).accumulate(values)
-        axes.step([trial.slot + 1 for trial in finished], best, where="post", color=BEST, label="best so far")
+        axes.step(
+            [trial.slot + 1 for trial in finished],
+            best,
+            where="post",
+            color=BEST,
+            label="best so far",
+        )
         axes.legend(fontsize=8)
     refused = sum(trial.state == "refused" for trial in result.trials)
     axes.set_xlabel(
@@ -114,7 +124,9 @@ def draw_pareto(points: Sequence[Point], facts: dict[str, Any]) -> Figure:
     handles, labels = axes.flat[0].get_legend_handles_labels()
     drawn = dict(zip(labels, handles, strict=True))
     names = sorted(drawn)
-    figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=6, fontsize=8)
+    figure.legend(
+        [drawn[name] for name in names], names, loc="outside lower center", ncols=6, fontsize=8
+    )
     figure.suptitle(
         f"{facts['recipe']}: what accuracy costs; small marks: small ACC goals; bars: intervals of the prices",
         fontsize=10,
@@ -130,11 +142,14 @@ def _panel(axes: Axes, points: Sequence[Point], model: str, facts: dict[str, Any
         energy = point.energy(model)
         nominal = float(energy["nominal_pj"]) / 1e3
         low, high = (
-            None if energy[name] is None else float(energy[name]) / 1e3 for name in ("lo_pj", "hi_pj")
+            None if energy[name] is None else float(energy[name]) / 1e3
+            for name in ("lo_pj", "hi_pj")
         )
         unknown |= low is None or high is None
         label = f"{point.parameters['chip.weight_bits']} bits, {point.parameters['chip.timesteps']} steps"
-        spread = [[nominal - low], [high - nominal]] if low is not None and high is not None else None
+        spread = (
+            [[nominal - low], [high - nominal]] if low is not None and high is not None else None
+        )
         share = point.parameters["chip.acc_share"]
         axes.errorbar(
             nominal, point.accuracy, xerr=spread, capsize=2, elinewidth=0.8, linestyle="none",
@@ -155,12 +170,17 @@ def _panel(axes: Axes, points: Sequence[Point], model: str, facts: dict[str, Any
         )
     found = facts["float_validation"]
     axes.axhline(
-        found["correct"] / found["clips"], color="gray", linestyle=":", linewidth=1, label="float student"
+        found["correct"] / found["clips"],
+        color="gray",
+        linestyle=":",
+        linewidth=1,
+        label="float student",
     )
     costs = [float(point.energy(model)["nominal_pj"]) for point in points]
     if min(costs) > 0 and max(costs) > DECADE * min(costs):
         axes.set_xscale("log")
     axes.set_xlabel(
-        f"{model} model, nJ per inference" + (" (no bounds published)" if unknown else ""), fontsize=8
+        f"{model} model, nJ per inference" + (" (no bounds published)" if unknown else ""),
+        fontsize=8,
     )
     axes.grid(visible=True, alpha=0.3)

@@ -26,14 +26,18 @@ def draw(result: dict[str, Any]) -> Figure:
     shown = [row for row in spikes if "~" in row["pair"]] or spikes
     raster = result["raster"]
     neurons = 0 if raster is None else len(raster["neurons"])
-    figure = Figure(figsize=(10, 3.0 + 0.15 * neurons + (1.6 if neurons else 0)), layout="constrained")
+    figure = Figure(
+        figsize=(10, 3.0 + 0.15 * neurons + (1.6 if neurons else 0)), layout="constrained"
+    )
     grid = figure.add_gridspec(
         2 if neurons else 1, 2, height_ratios=[2.2, 1.2 + 0.15 * neurons][: 1 + bool(neurons)]
     )
     _shares(figure.add_subplot(grid[0, 0]), shown)
     _over_time(figure.add_subplot(grid[0, 1]), shown)
     if neurons:
-        _raster(figure.add_subplot(grid[1, :]), raster, _row_of(result, raster), result["timesteps"])
+        _raster(
+            figure.add_subplot(grid[1, :]), raster, _row_of(result, raster), result["timesteps"]
+        )
     verdict = "holds" if result["holds"] else "does NOT hold"
     figure.suptitle(f"Verification on {result['samples']} samples {verdict}", fontsize=11)
     return figure
@@ -55,7 +59,9 @@ def _shares(axis: Axes, rows: list[dict[str, Any]]) -> None:
     names = [row["layer"] for row in rows]
     shares = [row["mismatches"] / row["compared"] for row in rows]
     bars = axis.barh(range(len(rows)), shares, height=0.6, color=_colours(rows))
-    labels = [f"{share:.2%} ({row['mismatches']:,})" for share, row in zip(shares, rows, strict=True)]
+    labels = [
+        f"{share:.2%} ({row['mismatches']:,})" for share, row in zip(shares, rows, strict=True)
+    ]
     axis.bar_label(bars, labels, padding=3, fontsize=8)
     axis.set_yticks(range(len(rows)), names)
     axis.invert_yaxis()
@@ -73,7 +79,8 @@ def _over_time(axis: Axes, rows: list[dict[str, Any]]) -> None:
         width = -(-steps // SHOWN_BARS)  # steps drawn as one
         edges = [*range(0, steps, width), steps]
         shares = [
-            sum(row["by_step"][a:b]) * steps / row["compared"] / (b - a) for a, b in itertools.pairwise(edges)
+            sum(row["by_step"][a:b]) * steps / row["compared"] / (b - a)
+            for a, b in itertools.pairwise(edges)
         ]
         axis.stairs(shares, edges, label=row["layer"], color=colour, linewidth=1.4)
     axis.set_ylim(bottom=0)
@@ -90,7 +97,9 @@ def _raster(axis: Axes, raster: dict[str, Any], row: dict[str, Any], timesteps: 
     """Upper half of a line: left stage; lower half: right stage. A strong half alone is a spike that one stage misses."""
     left, _, right = raster["pair"].split()
     first = raster["first"]
-    begin = 0 if first is None else max(0, min(first[0] - SHOWN_STEPS // 3, timesteps - SHOWN_STEPS))
+    begin = (
+        0 if first is None else max(0, min(first[0] - SHOWN_STEPS // 3, timesteps - SHOWN_STEPS))
+    )
     end = min(begin + SHOWN_STEPS, timesteps)
     lines = range(len(raster["neurons"]))
     for key, other, name, colour, offset in (

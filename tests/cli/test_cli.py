@@ -17,7 +17,17 @@ from knarr.cli import main
 from knarr.deploy import write_net
 from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout, load_recording
 
-VERBS = ("train", "export", "deploy", "simulate", "verify", "energy", "report", "pipeline", "doctor")
+VERBS = (
+    "train",
+    "export",
+    "deploy",
+    "simulate",
+    "verify",
+    "energy",
+    "report",
+    "pipeline",
+    "doctor",
+)
 
 
 @dataclass
@@ -31,7 +41,9 @@ Knarr = Callable[..., Result]
 
 
 @pytest.fixture
-def knarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Knarr:
+def knarr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Knarr:
     """Runs the command in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
@@ -81,7 +93,9 @@ def test_usage_errors_exit_2(knarr: Knarr, tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
 
 
-def test_simulate_prints_json_and_writes_the_recording(knarr: Knarr, net: Path, tmp_path: Path) -> None:
+def test_simulate_prints_json_and_writes_the_recording(
+    knarr: Knarr, net: Path, tmp_path: Path
+) -> None:
     result = knarr("simulate", net, "--inputs", "in.npy", "--out", "rec.npz", "--json")
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
@@ -93,7 +107,9 @@ def test_simulate_prints_json_and_writes_the_recording(knarr: Knarr, net: Path, 
 
 def test_simulate_on_lava_gives_the_same(knarr: Knarr, net: Path, tmp_path: Path) -> None:
     ours, lava = (
-        json.loads(knarr("simulate", net, "--inputs", "in.npy", "--engine", engine, "--json").stdout)
+        json.loads(
+            knarr("simulate", net, "--inputs", "in.npy", "--engine", engine, "--json").stdout
+        )
         for engine in ("reference", "lava")
     )
     assert (ours.pop("engine"), lava.pop("engine")) == ("reference", "lava")
@@ -112,7 +128,10 @@ def test_simulate_on_lava_gives_the_same(knarr: Knarr, net: Path, tmp_path: Path
         (["simulate", "tiny.net", "--inputs", "no.npy"], ["no.npy", "no such file"]),
         (["simulate", "tiny.net", "--inputs", "text.net"], ["text.net", "not a .npy"]),
         (["simulate", "tiny.net", "--inputs", "float.npy"], ["dtype float64"]),
-        (["simulate", "tiny.net", "--inputs", "in.npy", "--engine", "quantum"], ["--engine: 'quantum'"]),
+        (
+            ["simulate", "tiny.net", "--inputs", "in.npy", "--engine", "quantum"],
+            ["--engine: 'quantum'"],
+        ),
         (["pipeline", "nope"], ["recipe 'nope'", "eyes, nmnist"]),
         (["pipeline", "nmnist"], ["--data"]),
         (["pipeline", "nmnist", "--data", "nowhere"], ["nowhere", "missing"]),
@@ -209,7 +228,12 @@ def test_doctor_finds_lava(knarr: Knarr, tmp_path: Path) -> None:
 def test_stages_do_not_import_lava(tmp_path: Path) -> None:
     code = "import sys, knarr.train, knarr.export, knarr.deploy, knarr.hw_sim; print([m for m in sys.modules if m.split('.')[0] == 'lava'])"
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100, cwd=tmp_path
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+        cwd=tmp_path,
     )
     assert result.stdout.strip() == "[]"
 
@@ -260,7 +284,9 @@ def call(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int,
     return int(caught.value.code or 0), printed.out, printed.err
 
 
-def test_export_and_verify_a_module_of_ones_own(own_module: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_and_verify_a_module_of_ones_own(
+    own_module: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import importlib
 
     from safetensors.torch import save_file
@@ -302,9 +328,10 @@ def test_verify_refuses_a_certificate_of_another_graph(
 ) -> None:
     for name in ("build", "other"):
         assert (
-            call(["export", f"ownstudent:{name}", "--input-shape", "2,8,8", "--out", f"{name}.nir"], capsys)[
-                0
-            ]
+            call(
+                ["export", f"ownstudent:{name}", "--input-shape", "2,8,8", "--out", f"{name}.nir"],
+                capsys,
+            )[0]
             == 0
         )
     Path("build.nir.json").write_bytes(Path("other.nir.json").read_bytes())

@@ -29,7 +29,11 @@ def test_a_whole_folder(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
     nmnist(tmp_path / "n")
     result = knarr("data", "check", "nmnist", "n", "--json")
     facts = json.loads(result.stdout)
-    assert (result.returncode, facts["splits"], facts["complete"]) == (0, {"train": 3, "test": 1}, True)
+    assert (result.returncode, facts["splits"], facts["complete"]) == (
+        0,
+        {"train": 3, "test": 1},
+        True,
+    )
     assert "train" in knarr("data", "check", "nmnist", "n").stdout
 
 
@@ -54,7 +58,9 @@ def test_every_dataset_refuses_an_empty_folder(knarr: Knarr, tmp_path: Path, nam
 
 
 def test_an_unknown_dataset(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
-    one_line(knarr("data", "check", "imagenet", "."), 2, "'imagenet' is not known", "stress_predict")
+    one_line(
+        knarr("data", "check", "imagenet", "."), 2, "'imagenet' is not known", "stress_predict"
+    )
 
 
 def test_events_of_a_video(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811

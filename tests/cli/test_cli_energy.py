@@ -46,9 +46,13 @@ def files(tmp_path: Path) -> Path:
     np.save(tmp_path / "spikes.npy", spikes(6, 9, *SHAPE))
     np.save(tmp_path / "labels.npy", np.arange(6) % 3)
     torch.manual_seed(0)
-    teacher = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
+    teacher = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)
+    ).eval()
     to_onnx(teacher, (1, 8, 8), tmp_path / "teacher.onnx")
-    np.save(tmp_path / "frames.npy", np.random.default_rng(1).random((6, 1, 8, 8), dtype=np.float32))
+    np.save(
+        tmp_path / "frames.npy", np.random.default_rng(1).random((6, 1, 8, 8), dtype=np.float32)
+    )
     return tmp_path
 
 
@@ -73,11 +77,21 @@ def test_everything_in_one_call(knarr: Knarr, files: Path) -> None:  # noqa: F81
     counts = count(student(), np.load("spikes.npy"), dt_s=DT_S)
     assert facts["student"]["counts"] == json.loads(json.dumps(counts.to_json()))
     assert counts.total.acc > 0 == counts.total.mac
-    assert facts["student"]["counts_other_pooling"]["total"]["mac"] > 0  # fractions of an average pool
+    assert (
+        facts["student"]["counts_other_pooling"]["total"]["mac"] > 0
+    )  # fractions of an average pool
     teacher = count_onnx(files / "teacher.onnx", np.load("frames.npy"))
     assert facts["baseline"]["counts"]["total"]["mac"] == float(teacher.total.mac)
     assert facts["ratio"] == price(counts).nominal_pj / price(teacher).nominal_pj
-    assert [row["ratio"] is None for row in facts["models"]] == [False, False, False, True, True, True, True]
+    assert [row["ratio"] is None for row in facts["models"]] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
     assert {row["against"] for row in facts["break_even"]} == {"dense", "effective"}
     now, *others = facts["trades"]
     assert (now["relative"], now["agreement"]) == (1.0, 1.0)
@@ -118,7 +132,9 @@ def test_ratios_across_technologies_are_labelled(knarr: Knarr, files: Path) -> N
     result = run(knarr, "--baseline", "teacher.onnx", "--mix-tech")
     assert "mixed" in result.stdout
     assert "they rank nothing" in result.stdout
-    rows = json.loads(run(knarr, "--baseline", "teacher.onnx", "--mix-tech", "--json").stdout)["models"]
+    rows = json.loads(run(knarr, "--baseline", "teacher.onnx", "--mix-tech", "--json").stdout)[
+        "models"
+    ]
     assert [row["mixed"] for row in rows] == [False, False, False, True, True, True, True]
     assert all(row["ratio"] > 0 for row in rows)
 
@@ -195,7 +211,9 @@ def test_ranking_against_both_baselines(knarr: Knarr, files: Path) -> None:  # n
 
 def test_memory_of_a_baseline_with_and_without_reuse(knarr: Knarr, files: Path) -> None:  # noqa: F811
     facts = json.loads(
-        run(knarr, "--baseline", "teacher.onnx", "--model", "memory", "--reuse", "4", "--json").stdout
+        run(
+            knarr, "--baseline", "teacher.onnx", "--model", "memory", "--reuse", "4", "--json"
+        ).stdout
     )
     once, often = facts["models"]
     assert (once["reuse"], often["reuse"]) == (1.0, 4.0)
@@ -233,7 +251,12 @@ def test_files_of_a_run_are_not_written_over(knarr: Knarr, files: Path) -> None:
         (["--pooling", "float", "--model", "chip"], ["--pooling", "no chip model"]),
     ],
 )
-def test_options_that_cannot_be_met(knarr: Knarr, files: Path, options: list[str], words: list[str]) -> None:  # noqa: F811
+def test_options_that_cannot_be_met(
+    knarr: Knarr,  # noqa: F811
+    files: Path,
+    options: list[str],
+    words: list[str],
+) -> None:
     one_line(run(knarr, *options), 2, *words)
 
 

@@ -24,7 +24,9 @@ SAMPLES, STEPS = 6, 30
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
     """Runs the command in a folder with a graph, samples and labels."""
     rng = np.random.default_rng(1)
     graph = chain(
@@ -96,7 +98,15 @@ def test_a_file_is_lowered_measured_and_placed(call: Call) -> None:
 def test_graph_simulator_and_lava_side_by_side(call: Call) -> None:
     call(*LOWER)
     status, out, _ = call(
-        "verify", "a.net", "--graph", "g.nir", "--inputs", "in.npy", "--labels", "labels.npy", "--json"
+        "verify",
+        "a.net",
+        "--graph",
+        "g.nir",
+        "--inputs",
+        "in.npy",
+        "--labels",
+        "labels.npy",
+        "--json",
     )
     result = json.loads(out)
     assert (status, result["holds"]) == (0, True)
@@ -106,14 +116,25 @@ def test_graph_simulator_and_lava_side_by_side(call: Call) -> None:
 
 
 def test_frames_reach_the_chip_by_their_coding(call: Call) -> None:
-    graded = ("--input-kind", "direct", "--input-bits", 8, "--input-units", 255, "--timesteps", STEPS)
+    graded = (
+        "--input-kind",
+        "direct",
+        "--input-bits",
+        8,
+        "--input-units",
+        255,
+        "--timesteps",
+        STEPS,
+    )
     status, _, err = call(
         "deploy", "g.nir", "--dt", DT_S, "--calibration", "frames.npy", "--out", "d.net", *graded
     )
     assert status == 0, err
     coding = read_net(Path("d.net")).input
     assert (coding.kind, coding.bits, coding.units) == ("direct", 8, 255.0)
-    status, out, err = call("simulate", "d.net", "--inputs", "frames.npy", "--timesteps", STEPS, "--json")
+    status, out, err = call(
+        "simulate", "d.net", "--inputs", "frames.npy", "--timesteps", STEPS, "--json"
+    )
     assert status == 0, err
     facts = json.loads(out)
     assert facts["timesteps"] == STEPS
@@ -178,7 +199,9 @@ def test_a_damaged_file_is_told_apart_rule_by_rule(call: Call) -> None:
 
 def test_names_are_text_and_no_markup(call: Call) -> None:
     rng = np.random.default_rng(2)
-    graph = chain((6,), (4,), **{"a[red]": nir.Linear(rng.normal(0.5, 1, (4, 6))), "n[bold]": lif((4,))})
+    graph = chain(
+        (6,), (4,), **{"a[red]": nir.Linear(rng.normal(0.5, 1, (4, 6))), "n[bold]": lif((4,))}
+    )
     write(complete(graph, []), Path("odd.nir"))
     status, out, err = call("deploy", "odd.nir", "--dt", DT_S, "--out", "odd.net")
     assert (status, err) == (0, "")

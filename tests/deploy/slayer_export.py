@@ -46,7 +46,13 @@ def conv() -> list[Any]:
     return [
         events(),
         cuba.Conv(
-            neuron(norm=MeanOnlyBatchNorm), 2, 4, (3, 2), stride=(2, 1), padding=(1, 0), weight_scale=3
+            neuron(norm=MeanOnlyBatchNorm),
+            2,
+            4,
+            (3, 2),
+            stride=(2, 1),
+            padding=(1, 0),
+            weight_scale=3,
         ),
         cuba.Conv(
             neuron(0.8),
@@ -92,7 +98,9 @@ def refused() -> dict[str, list[Any]]:
         "refused_pool": [*image, cuba.Pool(neuron(0.2), 2, weight_scale=30)],
         "refused_conv_delay": [events(), cuba.Conv(neuron(), 2, 4, 3, weight_scale=3, delay=True)],
         "refused_recurrent_delay": [cuba.Recurrent(neuron(), 9, 6, weight_scale=3, delay=True)],
-        "refused_batch_norm_scale": [cuba.Dense(neuron(norm=WgtScaleBatchNorm), 9, 6, weight_scale=20)],
+        "refused_batch_norm_scale": [
+            cuba.Dense(neuron(norm=WgtScaleBatchNorm), 9, 6, weight_scale=20)
+        ],
         "refused_own_decays": [cuba.Dense(neuron(shared_param=False), 9, 6, weight_scale=3)],
         "refused_graded": [cuba.Dense(neuron(graded_spike=True), 9, 6, weight_scale=3)],
         "refused_no_neuron": [cuba.Affine(neuron(), 9, 6, dynamics=False)],
@@ -135,7 +143,9 @@ def write(name: str, blocks: list[Any], inputs: np.ndarray[Any, Any], folder: Pa
     with torch.no_grad():
         outputs = forward(blocks, x)
     spiking = [
-        out for block, out in zip(blocks, outputs, strict=True) if getattr(block, "neuron", None) is not None
+        out
+        for block, out in zip(blocks, outputs, strict=True)
+        if getattr(block, "neuron", None) is not None
     ]
     arrays = {f"spikes/{i}": np.moveaxis(out.numpy(), -1, 1) for i, out in enumerate(spiking)}
     np.savez(folder / f"{name}.npz", inputs=inputs, **arrays)

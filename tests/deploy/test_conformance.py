@@ -109,7 +109,9 @@ def _draw(rng: np.random.Generator) -> tuple[ChipNetwork, npt.NDArray[np.int64]]
             kind = pick(rng, "dense", "recurrent", "delayed")
             weight = weights(rng, outputs, inputs)
             if kind == "recurrent":
-                layer = Recurrent(name, weight, weights(rng, outputs, outputs), cell, bias(rng, outputs))
+                layer = Recurrent(
+                    name, weight, weights(rng, outputs, outputs), cell, bias(rng, outputs)
+                )
             elif kind == "delayed":
                 layer = Dense(
                     name,
@@ -158,7 +160,9 @@ def test_the_generator_draws_every_kind() -> None:
     for seed in range(60):
         network, inputs = random_network(seed)
         seen |= {type(layer).__name__ for layer in network.layers} | {network.readout.kind}
-        seen |= {"delay" for layer in network.layers if getattr(layer, "delay_int", None) is not None}
+        seen |= {
+            "delay" for layer in network.layers if getattr(layer, "delay_int", None) is not None
+        }
         seen |= {"bias" for layer in network.layers if layer.bias_int is not None}
         seen |= {"groups" for layer in network.layers if getattr(layer, "groups", 1) > 1}
         seen |= {"driven"} if network.input.neuron is not None else set()

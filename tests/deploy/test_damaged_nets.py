@@ -351,12 +351,16 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_it_is_found_and_nothing_is_started(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_found_and_nothing_is_started(
+    name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change, rule, layer, message = DAMAGES[name]
     assert [v for v in check(path) if v.severity == "error"] == []
     apply(change, path)
     errors = [violation for violation in check(path) if violation.severity == "error"]
-    found = [violation for violation in errors if (violation.rule, violation.layer) == (rule, layer)]
+    found = [
+        violation for violation in errors if (violation.rule, violation.layer) == (rule, layer)
+    ]
     assert len(found) == 1, [str(error) for error in errors]
     assert re.search(message, found[0].message), found[0].message
     assert ";" in found[0].message  # what to do about it
@@ -400,7 +404,9 @@ def test_every_fault_is_listed(path: Path) -> None:
         apply(DAMAGES[name][0], path)
     apply(put("layer/4/neuron/vDecay", 4096), path)
     found = {(violation.rule, violation.layer) for violation in check(path)}
-    assert found == {DAMAGES[name][1:3] for name in names} | {("decays_fit_registers", "dense_rec_4")}
+    assert found == {DAMAGES[name][1:3] for name in names} | {
+        ("decays_fit_registers", "dense_rec_4")
+    }
     with pytest.raises(DeployError, match=r"\[registers_are_integers\] and 3 more$"):
         read_net(path)
 
@@ -418,20 +424,26 @@ def test_a_good_file_is_the_network_it_came_from(path: Path, tmp_path: Path) -> 
 
 def test_bounds_on_states_name_their_numbers() -> None:
     def of(weight: int, i_decay: int, v_decay: int, vth: int = 100, bias: int = 0) -> list[str]:
-        layer = Dense("fc", np.array([[weight, -1]]), Neuron(i_decay, v_decay, vth), np.array([bias]))
+        layer = Dense(
+            "fc", np.array([[weight, -1]]), Neuron(i_decay, v_decay, vth), np.array([bias])
+        )
         kind = "spikes" if layer.neuron.spikes else "voltage"
         network = ChipNetwork((layer,), InputCoding((2,)), Readout(kind))  # type: ignore[arg-type]
         return [v.message for v in check(network) if v.rule == "states_fit_registers"]
 
     assert of(127, 4, 4095) == []  # 127 * 64 * 1024 = 8323072, below 2**23
     (message,) = of(127, 3, 4095)
-    assert "|u| could reach 11097429 (sum 127 * 64 * 4096 / i_decay 3), it wraps at 8388608" in message
+    assert (
+        "|u| could reach 11097429 (sum 127 * 64 * 4096 / i_decay 3), it wraps at 8388608" in message
+    )
     (message,) = of(127, 4, 4, NON_SPIKING_VTH)[:1]
     assert (
         "|v| could reach 8522825728 (8323072 and bias, * 4096 / v_decay 4), it saturates at 8388607"
         in message
     )
-    assert of(127, 4096, 1) == []  # a spiking neuron fires on the way up, and -1 alone falls to -64 * 4096
+    assert (
+        of(127, 4096, 1) == []
+    )  # a spiking neuron fires on the way up, and -1 alone falls to -64 * 4096
     assert "v_decay 0" in of(127, 4096, 0)[0]
     assert of(0, 4096, 2, bias=-62) == []  # (64 + 62 * 64) * 2048 = 2**23 - 2**17
     assert len(of(0, 4096, 2, bias=-63)) == 1  # 2**23
@@ -505,7 +517,9 @@ def conv_delay(file: h5py.File) -> None:
 
 def misspelt(file: h5py.File) -> None:
     layer(file, 0, "input", shape=np.array([3]))
-    layer(file, 1, "Dense", OPEN | {"vThMant": 1000}, shape=np.array([3]), weight=np.eye(3, dtype=int))
+    layer(
+        file, 1, "Dense", OPEN | {"vThMant": 1000}, shape=np.array([3]), weight=np.eye(3, dtype=int)
+    )
     layer(file, 2, "dense", OPEN, shape=np.array([1]), weight=np.array([[3, 2, 1]]))
 
 
@@ -567,7 +581,9 @@ def lavas_voltages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.save(job / "inputs.npy", np.eye(3, dtype=np.int64).reshape(1, 3, *shape))
     np.savez(folder / "loops.npz", **{str(i): np.hstack(pair) for i, pair in enumerate(loops())})
     (folder / "script.py").write_text(JOBS, encoding="utf-8")
-    supervise([lava_python(), "-I", str(folder / "script.py"), str(folder), str(WORKER)], folder, LIMIT_S)
+    supervise(
+        [lava_python(), "-I", str(folder / "script.py"), str(folder), str(WORKER)], folder, LIMIT_S
+    )
     return folder
 
 
@@ -575,7 +591,9 @@ def lavas_voltages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_lava_runs_it_wrongly_and_says_nothing(name: str, lavas_voltages: Path) -> None:
     _, rule, says, gives = SILENT[name]
     job = lavas_voltages / f"job_{list(SILENT).index(name)}"
-    assert rule in {violation.rule for violation in check(job / "a.net") if violation.severity == "error"}
+    assert rule in {
+        violation.rule for violation in check(job / "a.net") if violation.severity == "error"
+    }
     with np.load(job / "result.npz") as arrays:
         output: npt.NDArray[np.int64] = arrays["output"][0]
     v = output.sum(axis=1) // 64  # of a convolution one place at a time is not 0

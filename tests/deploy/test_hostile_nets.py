@@ -28,7 +28,9 @@ def path(tmp_path: Path) -> Path:
     weight = rng.integers(-90, 100, (6, 48))
     fc = Dense("fc", weight, neuron, np.arange(6) - 2, None, rng.integers(0, 5, weight.shape))
     loop = Recurrent("loop", rng.integers(-90, 100, (3, 6)), rng.integers(-90, 100, (3, 3)), neuron)
-    write_net(ChipNetwork((conv, fc, loop), InputCoding(SHAPE), Readout("spikes")), tmp_path / "a.net")
+    write_net(
+        ChipNetwork((conv, fc, loop), InputCoding(SHAPE), Readout("spikes")), tmp_path / "a.net"
+    )
     put(tmp_path / "a.net", "knarr_manifest", None)  # as from elsewhere
     return tmp_path / "a.net"
 
@@ -82,14 +84,18 @@ def test_ten_gigabytes_declared(path: Path) -> None:
 def test_small_numbers_that_would_grow(path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["layer/3/weight"]
-        file.create_dataset("layer/3/weight", (30_000, 30_000), "i1", chunks=True, compression="gzip")
+        file.create_dataset(
+            "layer/3/weight", (30_000, 30_000), "i1", chunks=True, compression="gzip"
+        )
     refused(path, r"brings the data to 900,\d{3},\d{3} values, at most 33,554,432")
 
 
 def test_a_chunk_larger_than_its_data(path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["layer/3/bias"]
-        file.create_dataset("layer/3/bias", (6,), "i8", chunks=(2**28,), maxshape=(None,), compression="gzip")
+        file.create_dataset(
+            "layer/3/bias", (6,), "i8", chunks=(2**28,), maxshape=(None,), compression="gzip"
+        )
     refused(path, r"'/layer/3/bias' of shape \(6,\) brings the data to 2,147,\d{3},\d{3} bytes")
 
 
@@ -108,8 +114,12 @@ def test_sizes_that_only_a_simulation_would_meet(path: Path) -> None:
     before = peak()
     put(path, "layer/0/shape", np.array([2, 10**9, 10**9]))
     put(path, "layer/1/padding", np.array([4096, 4096]))
-    sizes = [violation.message for violation in check(path) if violation.rule == "sizes_are_bounded"]
-    assert "/layer/0 sends 2,000,000,000,000,000,000 values of (2, 1000000000, 1000000000)" in sizes[0]
+    sizes = [
+        violation.message for violation in check(path) if violation.rule == "sizes_are_bounded"
+    ]
+    assert (
+        "/layer/0 sends 2,000,000,000,000,000,000 values of (2, 1000000000, 1000000000)" in sizes[0]
+    )
     assert len(sizes) == 3
     with pytest.raises(DeployError, match=r"and \d+ more$"):
         read_net(path)
@@ -154,15 +164,21 @@ def test_hostile_names_and_types_are_one_line(path: Path) -> None:
     assert all("\n" not in str(violation) and len(str(violation)) < 500 for violation in found)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
-def test_changed_bytes_give_a_network_or_one_line(data: st.DataObject, path: Path, tmp_path: Path) -> None:
+def test_changed_bytes_give_a_network_or_one_line(
+    data: st.DataObject, path: Path, tmp_path: Path
+) -> None:
     whole = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 8), label="changes")):
         where = data.draw(st.integers(0, len(whole) - 1), label="where")
         whole[where] = data.draw(st.integers(0, 255), label="byte")
     target = tmp_path / "fuzz.net"
-    target.write_bytes(whole[: data.draw(st.one_of(st.none(), st.integers(0, len(whole))), label="cut")])
+    target.write_bytes(
+        whole[: data.draw(st.one_of(st.none(), st.integers(0, len(whole))), label="cut")]
+    )
     before = peak()
     try:
         network = read_net(target)
@@ -189,7 +205,9 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_item_may_hold_anything(data: st.DataObject, path: Path, tmp_path: Path) -> None:
     """Whatever is said where: a network, or rules that explain why not."""
@@ -212,6 +230,8 @@ def test_any_item_may_hold_anything(data: st.DataObject, path: Path, tmp_path: P
         assert "\n" not in str(error)  # noqa: PT017
         return
     assert all("\n" not in str(violation) for violation in found)
-    assert not any("fault in knarr" in str(violation) for violation in found), [str(v) for v in found]
+    assert not any("fault in knarr" in str(violation) for violation in found), [
+        str(v) for v in found
+    ]
     if not any(violation.severity == "error" for violation in found):
         assert isinstance(read_net(target), ChipNetwork)

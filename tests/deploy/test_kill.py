@@ -30,7 +30,9 @@ def children(parent: int) -> list[int]:
         if entry.name.isdecimal():
             try:
                 state, of = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-                same = (entry / "cmdline").read_bytes() == Path(f"/proc/{parent}/cmdline").read_bytes()
+                same = (entry / "cmdline").read_bytes() == Path(
+                    f"/proc/{parent}/cmdline"
+                ).read_bytes()
             except OSError:
                 continue  # it ended while we looked
             if int(of) == parent and state != "Z" and same:
@@ -83,7 +85,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     layer = Dense("d", np.array([[30, -3], [-20, 9]]), Neuron(4096, 100, 20))
     write_net(ChipNetwork((layer,), InputCoding((2,)), Readout("spikes")), tmp_path / "tiny.net")
     np.save(tmp_path / "in.npy", np.ones((1, TIMESTEPS, 2), dtype=np.uint8))
-    scratch = tmp_path / f"scratch{'-long' * 20}"  # names of sockets in it would pass what the system takes
+    scratch = (
+        tmp_path / f"scratch{'-long' * 20}"
+    )  # names of sockets in it would pass what the system takes
     scratch.mkdir()
     started: list[Running] = []
 
@@ -92,7 +96,17 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         assert knarr.exists()
         run = Running(
             subprocess.Popen(
-                [knarr, "simulate", "tiny.net", "--inputs", "in.npy", "--engine", "lava", "--out", "out.npz"],
+                [
+                    knarr,
+                    "simulate",
+                    "tiny.net",
+                    "--inputs",
+                    "in.npy",
+                    "--engine",
+                    "lava",
+                    "--out",
+                    "out.npz",
+                ],
                 cwd=tmp_path,
                 env={**os.environ, "TMPDIR": str(scratch), **environment},
                 stdin=subprocess.DEVNULL,
@@ -176,4 +190,6 @@ def test_kill_of_one_of_lavas_processes(which: int, start: Callable[..., Running
     assert len(forks) >= 4
     os.kill(forks[which], signal.SIGKILL)
     run.assert_nothing_left()
-    one_line(run, "one of Lava's processes was killed by SIGKILL (out of memory?) after ", " steps; ")
+    one_line(
+        run, "one of Lava's processes was killed by SIGKILL (out of memory?) after ", " steps; "
+    )

@@ -71,7 +71,9 @@ def assert_lava_equals_simulate(net: ChipNetwork, inputs: Array, folder: Path) -
 
 def test_dense_with_reset_between_samples(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    leaky = Neuron(i_decay=1000, v_decay=200, vth_int=150)  # slow: what a wrong reset leaves behind is seen
+    leaky = Neuron(
+        i_decay=1000, v_decay=200, vth_int=150
+    )  # slow: what a wrong reset leaves behind is seen
     layers: list[Layer] = [
         Dense("first", integers(rng, -60, 100, (12, 9)), leaky),
         Dense("second", integers(rng, -60, 100, (5, 12)), leaky),
@@ -98,7 +100,9 @@ def test_convolutions_flatten_and_voltage_readout(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     box = Neuron(i_decay=4096, v_decay=1024, vth_int=120)
     shape = (2, 9, 7)  # height and width differ, so that a transpose would show
-    first = Conv("c1", integers(rng, -40, 80, (4, 2, 3, 2)), box, shape, stride=(2, 1), padding=(1, 0))
+    first = Conv(
+        "c1", integers(rng, -40, 80, (4, 2, 3, 2)), box, shape, stride=(2, 1), padding=(1, 0)
+    )
     second = Conv(
         "c2",
         integers(rng, -40, 80, (6, 2, 2, 2)),
@@ -120,9 +124,15 @@ def test_convolutions_flatten_and_voltage_readout(tmp_path: Path) -> None:
 def test_bias_and_current_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     layers: list[Layer] = [
-        Dense("a", integers(rng, -50, 60, (10, 6)), Neuron(3, 4095, 500), integers(rng, -400, 400, 10)),
-        Dense("b", integers(rng, -70, 90, (8, 10)), Neuron(4095, 1, 260), integers(rng, -30, 60, 8)),
-        Dense("c", integers(rng, -70, 90, (4, 8)), Neuron(1, 0, 90_000), np.array([4095, -4095, 0, 1])),
+        Dense(
+            "a", integers(rng, -50, 60, (10, 6)), Neuron(3, 4095, 500), integers(rng, -400, 400, 10)
+        ),
+        Dense(
+            "b", integers(rng, -70, 90, (8, 10)), Neuron(4095, 1, 260), integers(rng, -30, 60, 8)
+        ),
+        Dense(
+            "c", integers(rng, -70, 90, (4, 8)), Neuron(1, 0, 90_000), np.array([4095, -4095, 0, 1])
+        ),
     ]
     net, inputs = network(layers, (6,)), random_spikes(rng, 5, 40, 6)
     lava = assert_lava_equals_simulate(net, inputs, tmp_path)
@@ -149,11 +159,16 @@ def test_graded_input_wraps_current_and_clips_voltage(tmp_path: Path) -> None:
 def test_graded_convolution_wraps_its_sum(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     first = Conv("c", integers(rng, -128, 128, (3, 2, 3, 3)), Neuron(2000, 900, 40_000), (2, 5, 6))
-    layers: list[Layer] = [first, Dense("d", integers(rng, -40, 50, (3, 36)), Neuron(3000, 300, 300))]
+    layers: list[Layer] = [
+        first,
+        Dense("d", integers(rng, -40, 50, (3, 36)), Neuron(3000, 300, 300)),
+    ]
     inputs = integers(rng, 0, 2**16, (3, 8, 2, 5, 6))
     inputs[0, 2] = 2**16 - 1
     # The same sums without the wrap, by a Dense layer's rules: many of them do not fit 24 bits.
-    centre = inputs[:, :, :, 1:4, 1:4].reshape(24, -1) @ first.weight_int.reshape(3, -1).T.astype(np.int64)
+    centre = inputs[:, :, :, 1:4, 1:4].reshape(24, -1) @ first.weight_int.reshape(3, -1).T.astype(
+        np.int64
+    )
     assert (np.abs(centre) > M).mean() > 0.25
     assert_lava_equals_simulate(network(layers, (2, 5, 6), bits=16), inputs, tmp_path)
 
@@ -205,7 +220,9 @@ def voltages_of(weight: Array, inputs: Array, folder: Path) -> Array:
     ],
     ids=["mixed", "power of two", "negative with zeros"],
 )
-def test_lava_runs_these_weights(weight: list[list[int]], effective: list[list[int]], tmp_path: Path) -> None:
+def test_lava_runs_these_weights(
+    weight: list[list[int]], effective: list[list[int]], tmp_path: Path
+) -> None:
     matrix = np.array(weight)
     sums = voltages_of(matrix, np.eye(matrix.shape[1], dtype=np.int64), tmp_path)
     assert sums.T.tolist() == effective
@@ -224,7 +241,9 @@ def test_lava_equals_simulate_on_weights_without_positives(tmp_path: Path) -> No
         assert [violation.rule for violation in check(net)] == ["weights_survive_netx"]
         return
     lava = run_on_lava(path, inputs, record=ALL, timeout_s=LIMIT_S)
-    assert [str(divergence) for divergence in compare(lava, simulate(net, inputs, record=ALL))] == []
+    assert [
+        str(divergence) for divergence in compare(lava, simulate(net, inputs, record=ALL))
+    ] == []
 
 
 LAVAS_OWN_FUNCTIONS = """
@@ -283,7 +302,11 @@ def families() -> dict[str, list[Array]]:
 def lavas_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
     """Lava's own functions on every matrix, in one process."""
     folder = tmp_path_factory.mktemp("weights")
-    matrices = {f"{name}/{i}": matrix for name, drawn in families().items() for i, matrix in enumerate(drawn)}
+    matrices = {
+        f"{name}/{i}": matrix
+        for name, drawn in families().items()
+        for i, matrix in enumerate(drawn)
+    }
     np.savez(folder / "matrices.npz", **matrices)
     script = folder / "script.py"
     script.write_text(LAVAS_OWN_FUNCTIONS, encoding="utf-8")
@@ -293,7 +316,9 @@ def lavas_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("family", families())
-def test_replay_of_netx_equals_lavas_functions(family: str, lavas_weights: dict[str, Array]) -> None:
+def test_replay_of_netx_equals_lavas_functions(
+    family: str, lavas_weights: dict[str, Array]
+) -> None:
     matrices = families()[family]
     assert len(matrices) > 100
     wrong = [
@@ -305,7 +330,9 @@ def test_replay_of_netx_equals_lavas_functions(family: str, lavas_weights: dict[
 
 
 @pytest.mark.parametrize("family", families())
-def test_weights_that_pass_the_rules_add_up_in_lava(family: str, lavas_weights: dict[str, Array]) -> None:
+def test_weights_that_pass_the_rules_add_up_in_lava(
+    family: str, lavas_weights: dict[str, Array]
+) -> None:
     wrong, passed = [], 0
     for i, matrix in enumerate(families()[family]):
         if not check(network([Dense("d", matrix, SILENT)], (4,))):
@@ -363,7 +390,9 @@ def test_an_unknown_record_is_refused(file: Path) -> None:
         ("vDecay", np.int64(4096), r"not run, .*v_decay 4096.*\[decays_fit_registers\]"),
     ],
 )
-def test_a_file_that_would_hang_or_differ_is_not_run(file: Path, key: str, value: Any, message: str) -> None:
+def test_a_file_that_would_hang_or_differ_is_not_run(
+    file: Path, key: str, value: Any, message: str
+) -> None:
     with h5py.File(file, "r+") as net:
         del net[f"layer/1/neuron/{key}"]
         net[f"layer/1/neuron/{key}"] = value

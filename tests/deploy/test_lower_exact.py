@@ -172,9 +172,14 @@ C = np.array([0.5, 2.0, 4.0])
 
 
 def gauge(**fields: Any) -> tuple[nir.NIRGraph, nir.NIRGraph]:
-    weight, cell = np.array([[0.5, -0.25, 0.1], [1.0, 0.0, -1.0], [0.7, 0.3, -0.6]]), fields.pop("cell", lif)
+    weight, cell = (
+        np.array([[0.5, -0.25, 0.1], [1.0, 0.0, -1.0], [0.7, 0.3, -0.6]]),
+        fields.pop("cell", lif),
+    )
     plain = chain((3,), (3,), a=nir.Linear(weight), n=cell((3,)))
-    other = chain((3,), (3,), a=nir.Linear(fields.pop("weight", 1) * weight), n=cell((3,), **fields))
+    other = chain(
+        (3,), (3,), a=nir.Linear(fields.pop("weight", 1) * weight), n=cell((3,), **fields)
+    )
     return plain, other
 
 

@@ -61,7 +61,9 @@ NEARLY: dict[str, tuple[nir.NIRGraph, str, str]] = {
 
 
 @pytest.mark.parametrize("name", NEARLY)
-def test_approximations_are_made_only_when_asked_for_and_measured(name: str, tmp_path: Path) -> None:
+def test_approximations_are_made_only_when_asked_for_and_measured(
+    name: str, tmp_path: Path
+) -> None:
     graph, refusal, said = NEARLY[name]
     with pytest.raises(DeployError, match=refusal):
         lower(graph, DT_S, calibration=CALIBRATION)
@@ -216,7 +218,10 @@ def test_the_report_says_what_a_second_look_finds() -> None:
     # What the first layer alone costs: its chip spikes into the float rest, built here by hand.
     sent = chip.spikes["c"]
     rest = chain(
-        (6, 4, 4), (4,), f=flatten(6, 4, 4), **{name: graph.nodes[name] for name in ("fc", "m", "out", "r")}
+        (6, 4, 4),
+        (4,),
+        f=flatten(6, 4, 4),
+        **{name: graph.nodes[name] for name in ("fc", "m", "out", "r")},
     )
     kept = readout.decide(step_nir(rest, sent, DT_S).output) == wanted_class
     assert notes["layers"][0]["classes_kept"] == kept.sum()
@@ -235,19 +240,28 @@ def test_a_loop_is_measured_behind_itself() -> None:
 def test_sums_stay_inside_the_accumulator_on_calibration() -> None:
     """260 inputs at once of the largest weight would pass it at the widest scale."""
     graph = chain(
-        (600,), (2,), fc=nir.Linear(np.ones((2, 600))), n=integrate((2,), v_threshold=np.full(2, 400.0))
+        (600,),
+        (2,),
+        fc=nir.Linear(np.ones((2, 600))),
+        n=integrate((2,), v_threshold=np.full(2, 400.0)),
     )
     events = np.ones((2, 6, 600), dtype=np.uint8)
     network = lower(graph, DT_S, calibration=events)
     (facts,) = network.lowering["layers"]
     assert facts["sum_peak"] == 600 * network.layers[0].weight_int[0, 0] < ACCUMULATOR
     assert np.array_equal(
-        simulate(network, events, record=("spikes",)).spikes["fc"], step_nir(graph, events, DT_S).spikes["n"]
+        simulate(network, events, record=("spikes",)).spikes["fc"],
+        step_nir(graph, events, DT_S).spikes["n"],
     )
     wide = chain(
-        (40000,), (2,), fc=nir.Linear(np.ones((2, 40000))), n=lif((2,), **fill((2,), v_threshold=400))
+        (40000,),
+        (2,),
+        fc=nir.Linear(np.ones((2, 40000))),
+        n=lif((2,), **fill((2,), v_threshold=400)),
     )
-    with pytest.raises(DeployError, match="node 'fc': at every legal scale its sums pass the accumulator"):
+    with pytest.raises(
+        DeployError, match="node 'fc': at every legal scale its sums pass the accumulator"
+    ):
         lower(wide, DT_S, calibration=np.ones((2, 6, 40000), dtype=np.uint8))
 
 
@@ -267,7 +281,10 @@ def test_what_rounds_away_is_said() -> None:
 
 def test_a_readout_that_would_saturate_gets_a_smaller_scale() -> None:
     graph = chain(
-        (4,), (2,), fc=nir.Linear(np.array([[1.0, 1, 1, 1], [1, -1, 1, 1]])), n=nir.I(np.full(2, 1 / DT_S))
+        (4,),
+        (2,),
+        fc=nir.Linear(np.array([[1.0, 1, 1, 1], [1, -1, 1, 1]])),
+        n=nir.I(np.full(2, 1 / DT_S)),
     )
     events = np.ones((1, 600, 4), dtype=np.uint8)
     plain, calibrated = lower(graph, DT_S), lower(graph, DT_S, calibration=events)
@@ -297,12 +314,17 @@ def test_states_keep_their_registers_on_calibration() -> None:
     (layer,) = network.layers
     assert layer.scale is not None
     wanted = step_nir(graph, events, DT_S).v["n"]
-    assert np.abs(simulate(network, events).output / layer.scale - wanted).max() < 0.02 * np.abs(wanted).max()
+    assert (
+        np.abs(simulate(network, events).output / layer.scale - wanted).max()
+        < 0.02 * np.abs(wanted).max()
+    )
 
 
 def test_voltages_pushed_down_for_long_do_not_saturate() -> None:
     rng = np.random.default_rng(0)
-    weight = np.repeat(np.where(rng.random((1, 100)) < 0.5, -1, 1) * rng.uniform(0.5, 1, (1, 100)), 4, axis=0)
+    weight = np.repeat(
+        np.where(rng.random((1, 100)) < 0.5, -1, 1) * rng.uniform(0.5, 1, (1, 100)), 4, axis=0
+    )
     up = weight[0] > 0
     events = np.zeros((3, 400, 100), dtype=np.uint8)
     events[:, :150, ~up] = events[:, 150:, up] = 1
@@ -316,5 +338,7 @@ def test_voltages_pushed_down_for_long_do_not_saturate() -> None:
 def test_what_becomes_zero_is_counted() -> None:
     weight = np.random.default_rng(1).integers(-3, 4, (3, 6)) / 64
     weight[0, 0] = 127 / 64
-    graph = chain((6,), (3,), a=nir.Affine(weight, np.array([1.0, 0.0075, 0.0075])), n=integrate((3,)))
+    graph = chain(
+        (6,), (3,), a=nir.Affine(weight, np.array([1.0, 0.0075, 0.0075])), n=integrate((3,))
+    )
     assert lower(graph, DT_S).lowering["rounding"] == ["'a': 2 biases round to nothing"]

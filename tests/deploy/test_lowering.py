@@ -51,7 +51,12 @@ def test_lif_registers_by_hand() -> None:
 
 def test_cuba_and_readout_registers_by_hand() -> None:
     graph = chain(
-        (3,), (1,), a=nir.Linear(WEIGHT), n=cuba((2,)), b=nir.Linear(np.array([[0.3, -0.6]])), out=li((1,))
+        (3,),
+        (1,),
+        a=nir.Linear(WEIGHT),
+        n=cuba((2,)),
+        b=nir.Linear(np.array([[0.3, -0.6]])),
+        out=li((1,)),
     )
     first, last = lower(graph, DT_S, input_bits=4).layers
     # g = r * w_in * (1/4) * (1/2) = 1/4 again
@@ -76,10 +81,14 @@ def pool(size: int) -> nir.AvgPool2d:
 
 def conv_node(weight: np.ndarray, side: int, stride: int = 1, padding: int = 0) -> nir.Conv2d:
     two = np.ones(2, dtype=int)
-    return nir.Conv2d((side, side), weight, stride * two, padding * two, two, 1, np.zeros(len(weight)))
+    return nir.Conv2d(
+        (side, side), weight, stride * two, padding * two, two, 1, np.zeros(len(weight))
+    )
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 1, 0), (2, 1, 1), (2, 2, 1), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(2, 1, 0), (2, 1, 1), (2, 2, 1), (3, 1, 1)]
+)
 def test_pool_folds_exactly_into_a_convolution(size: int, stride: int, padding: int) -> None:
     rng = np.random.default_rng(0)
     side = 4 * size
@@ -93,9 +102,13 @@ def test_pool_folds_exactly_into_a_convolution(size: int, stride: int, padding: 
     layer = lower(graph, DT_S).layers[1]
     assert isinstance(layer, Conv)
     events = (rng.random((6, 2, side, side)) < 0.4).astype(np.int64)
-    summed = events.reshape(6, 2, 4, size, 4, size).sum(axis=(3, 5))  # sum-pooling without a pooling routine
+    summed = events.reshape(6, 2, 4, size, 4, size).sum(
+        axis=(3, 5)
+    )  # sum-pooling without a pooling routine
     small = torch.from_numpy(np.rint(127 * weight)).double()
-    expected = F.conv2d(torch.from_numpy(summed).double(), small, stride=stride, padding=padding).numpy()
+    expected = F.conv2d(
+        torch.from_numpy(summed).double(), small, stride=stride, padding=padding
+    ).numpy()
     assert np.abs(expected).max() > 100
     assert np.array_equal(synaptic_sum(layer, events), expected)
 
@@ -141,7 +154,9 @@ def test_chip_follows_the_float_network(student: snn.SequentialState) -> None:
         assert fired.sum() > 1000
         # Measured: 12 of 7,763 spikes in the first layer, 35 of 1,214 in the second, which hears the first's.
         assert (chip.spikes[layer.name] != fired).sum() < share * fired.sum()
-    assert (network.readout.decide(chip.output) == original.output.sum(axis=1).argmax(axis=1)).mean() >= 0.9
+    assert (
+        network.readout.decide(chip.output) == original.output.sum(axis=1).argmax(axis=1)
+    ).mean() >= 0.9
 
 
 def branch(graph: nir.NIRGraph) -> nir.NIRGraph:
@@ -177,7 +192,11 @@ BIASED = nir.Affine(WEIGHT, np.ones(2))
             "node 'n': voltage decays differ between neurons, registers 819..1024",
         ),
         (chain((3,), (2,), **FC), {}, "node 'fc': no neuron follows it"),
-        (chain((3,), (3,), t=nir.Threshold(np.ones(3))), {}, "node 't': Threshold cannot stand here"),
+        (
+            chain((3,), (3,), t=nir.Threshold(np.ones(3))),
+            {},
+            "node 't': Threshold cannot stand here",
+        ),
         (chain((3,), (2,), fc=nir.Linear(0 * WEIGHT), n=lif((2,))), {}, "all its weights are 0"),
         (
             chain((3,), (2,), **FC, n=lif((2,), v_threshold=np.zeros(2))),
@@ -196,7 +215,9 @@ BIASED = nir.Affine(WEIGHT, np.ones(2))
         ),
     ],
 )
-def test_lowering_refuses_by_name(graph: nir.NIRGraph, options: dict[str, Any], message: str) -> None:
+def test_lowering_refuses_by_name(
+    graph: nir.NIRGraph, options: dict[str, Any], message: str
+) -> None:
     if options.pop("ok", False):
         assert lower(graph, DT_S).layers[0].neuron.v_decay == 0  # an integrator: no leak at all
         return
@@ -252,7 +273,12 @@ def test_file_round_trip_keeps_every_field(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "a.net.json").read_text())
     assert [layer["name"] for layer in manifest["layers"]] == ["conv", "fc"]
     with h5py.File(path) as file:
-        assert [file[f"layer/{i}/type"][()] for i in range(4)] == [b"input", b"conv", b"flatten", b"dense"]
+        assert [file[f"layer/{i}/type"][()] for i in range(4)] == [
+            b"input",
+            b"conv",
+            b"flatten",
+            b"dense",
+        ]
 
 
 def test_a_slayer_style_file_is_read(tmp_path: Path) -> None:
@@ -294,11 +320,20 @@ def put(key: str, value: Any) -> Callable[[h5py.File], None]:
             put("layer/1/type", b"mystery"),
             "layer 'mystery_1': /layer/1 is of type 'mystery', which is unknown",
         ),
-        (put("layer/1/type", b"dense_rec"), "layer 'conv': /layer/1 has no weight_rec.* and 3 more"),
+        (
+            put("layer/1/type", b"dense_rec"),
+            "layer 'conv': /layer/1 has no weight_rec.* and 3 more",
+        ),
         (put("layer/3/type", b"dense_rec"), "layer 'fc': /layer/3 has no weight_rec"),
         (put("layer/2/type", b"pool"), "type 'pool', which is not supported"),
-        (put("layer/1/delay", 1), "layer 'conv': /layer/1/delay is a conv delay, which netx ignores"),
-        (put("layer/3/delay", 63), "layer 'fc': /layer/3/delay spans 63..63, allowed 0..62, netx clamps"),
+        (
+            put("layer/1/delay", 1),
+            "layer 'conv': /layer/1/delay is a conv delay, which netx ignores",
+        ),
+        (
+            put("layer/3/delay", 63),
+            "layer 'fc': /layer/3/delay spans 63..63, allowed 0..62, netx clamps",
+        ),
         (put("layer/3/delay", np.ones((2, 2), dtype=np.int64)), "/layer/3/delay is of shape"),
         (put("layer/1/weight", None), "/layer/1 has no weight;"),
         (put("layer/1/weight", np.full((4, 1, 3, 2), 0.5)), "weight is not made of integers"),
@@ -344,11 +379,16 @@ def test_rules_at_their_boundaries() -> None:
     assert rules(dense_network([[0, 0]])) == {"weights_survive_netx"}
     assert rules(dense_network([[1, -1]], i_decay=1, v_decay=1)) == {"states_fit_registers"}
     assert rules(dense_network([[1, 0]], i_decay=1, v_decay=0)) == set()
-    assert rules(dense_network([[1, -1]], i_decay=0)) == {"decays_fit_registers", "states_fit_registers"}
+    assert rules(dense_network([[1, -1]], i_decay=0)) == {
+        "decays_fit_registers",
+        "states_fit_registers",
+    }
     assert rules(dense_network([[1, -1]], v_decay=4096)) == {"decays_fit_registers"}
     assert rules(dense_network([[1, -1]], vth_int=2**17 - 1)) == set()
     assert rules(dense_network([[1, -1]], vth_int=2**17)) == {"thresholds_fit_registers"}
-    assert rules(dense_network([[7, -1] + [127] * 257 + [121]])) == set()  # 127 * 257 + 121 + 7 = 2**15 - 1
+    assert (
+        rules(dense_network([[7, -1] + [127] * 257 + [121]])) == set()
+    )  # 127 * 257 + 121 + 7 = 2**15 - 1
     assert rules(dense_network([[8, -1] + [127] * 257 + [121]])) == {"sums_fit_accumulator"}
     for bias, broken in ((4095, set()), (-4096, {"biases_fit_registers"})):
         layer = replace(dense_network([[1, -1]]).layers[0], bias_int=np.array([bias]))
@@ -376,7 +416,9 @@ def test_netx_replay_gives_the_documented_rows() -> None:
 def test_a_broken_rule_is_not_written_and_the_old_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "a.net"
     path.write_text("old")
-    with pytest.raises(DeployError, match=r"a\.net: not written, error: layer 'fc': weights -300\.\.1"):
+    with pytest.raises(
+        DeployError, match=r"a\.net: not written, error: layer 'fc': weights -300\.\.1"
+    ):
         write_net(dense_network([[1, -300]]), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -400,7 +442,10 @@ def test_a_recurrent_cell_becomes_a_recurrent_layer() -> None:
     (layer,) = network.layers
     assert isinstance(layer, Recurrent)
     assert (layer.name, layer.neuron.name) == ("lif_0_in", "lif_0")
-    assert (layer.neuron.i_decay, layer.neuron.v_decay) == (round(4096 * 0.512), round(4096 * 0.256))
+    assert (layer.neuron.i_decay, layer.neuron.v_decay) == (
+        round(4096 * 0.512),
+        round(4096 * 0.256),
+    )
     w, back = graph.nodes["lif_0_in"].weight, graph.nodes["lif_0_rec"].weight
     largest = max(np.abs(w).max(), np.abs(back).max())
     assert np.array_equal(layer.weight_int, np.rint(127 * w / largest))
@@ -411,7 +456,9 @@ def test_a_recurrent_cell_becomes_a_recurrent_layer() -> None:
         simulate(network, x, record=("spikes",)).spikes["lif_0_in"],
     )
     assert floats.mean() > 0.02
-    cut = ChipNetwork((Dense("lif_0_in", layer.weight_int, layer.neuron),), network.input, network.readout)
+    cut = ChipNetwork(
+        (Dense("lif_0_in", layer.weight_int, layer.neuron),), network.input, network.readout
+    )
     without = simulate(cut, x, record=("spikes",)).spikes["lif_0_in"]
     # Rounded weights in a loop drift apart; they follow far better than a chip without the loop.
     assert np.mean(floats != chip) < 0.35 * np.mean(floats != without)
@@ -432,7 +479,9 @@ def plain(**changes: Any) -> nir.NIRGraph:
         "input": nir.Input({"input": np.array([2])}), "fc": nir.Linear(np.ones((3, 2))), "lif": nir.LIF(**fields),
         "output": nir.Output({"output": np.array([3])}),
     }  # fmt: skip
-    return nir.NIRGraph(nodes, [("input", "fc"), ("fc", "lif"), ("lif", "output")], type_check=False)
+    return nir.NIRGraph(
+        nodes, [("input", "fc"), ("fc", "lif"), ("lif", "output")], type_check=False
+    )
 
 
 def cycle() -> nir.NIRGraph:
@@ -463,7 +512,9 @@ def pooled(size: int) -> nir.NIRGraph:
         (pooled(2), {}, r"node 'fc': receives \(1, 1, 1\)"),
     ],
 )
-def test_hand_made_faults_are_deploy_errors(graph: nir.NIRGraph, options: Any, message: str) -> None:
+def test_hand_made_faults_are_deploy_errors(
+    graph: nir.NIRGraph, options: Any, message: str
+) -> None:
     with pytest.raises(DeployError, match=message) as caught:
         lower(graph, DT_S, **options)
     assert "\n" not in str(caught.value)

@@ -16,10 +16,27 @@ from pydantic import ValidationError
 
 from knarr.deploy import DeployError
 from knarr.deploy.placement.chips import Chip, chip_profile, chips
-from knarr.deploy.placement.layer import COUNTED, ConvCounter, Flat, Split, edges, smallest_split, splits
+from knarr.deploy.placement.layer import (
+    COUNTED,
+    ConvCounter,
+    Flat,
+    Split,
+    edges,
+    smallest_split,
+    splits,
+)
 from knarr.deploy.placement.place import place
 from knarr.deploy.placement.result import Placement, table
-from knarr.hw_sim import NON_SPIKING_VTH, ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout, Recurrent
+from knarr.hw_sim import (
+    NON_SPIKING_VTH,
+    ChipNetwork,
+    Conv,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recurrent,
+)
 
 NEURON = Neuron(4096, 512, 100, "n")
 Layer = Dense | Conv | Recurrent
@@ -35,7 +52,9 @@ def loop(name: str, inputs: int, outputs: int) -> Recurrent:
     )
 
 
-def conv(name: str, outputs: int, shape: tuple[int, int, int], kernel: int = 3, **fields: Any) -> Conv:
+def conv(
+    name: str, outputs: int, shape: tuple[int, int, int], kernel: int = 3, **fields: Any
+) -> Conv:
     weight = np.ones((outputs, shape[0] // fields.get("groups", 1), kernel, kernel), dtype=np.int32)
     return Conv(name, weight, NEURON, shape, **fields)
 
@@ -43,7 +62,9 @@ def conv(name: str, outputs: int, shape: tuple[int, int, int], kernel: int = 3, 
 def network(*layers: Layer, shape: tuple[int, ...] | None = None, **coding: Any) -> ChipNetwork:
     if shape is None:
         shape = (
-            layers[0].input_shape if isinstance(layers[0], Conv) else (int(layers[0].weight_int.shape[1]),)
+            layers[0].input_shape
+            if isinstance(layers[0], Conv)
+            else (int(layers[0].weight_int.shape[1]),)
         )
     return ChipNetwork(layers, InputCoding(shape, **coding), Readout("spikes"))
 
@@ -58,7 +79,9 @@ def custom(base: str, **values: int | tuple[int, str]) -> Chip:
             limit = limit.model_copy(update={"value": number, "confidence": confidence})
         limits.append(limit)
     assert not values
-    return Chip(title="tiny", limits=tuple(limits), synapse_memory=chip_profile(base).synapse_memory)
+    return Chip(
+        title="tiny", limits=tuple(limits), synapse_memory=chip_profile(base).synapse_memory
+    )
 
 
 # --- the oracle: a walk over every tap of every neuron -----------------------------------------------------------------
@@ -106,7 +129,9 @@ def words_by_hand(layer: Layer, chip: str, cores: dict[Any, Any], core: Any) -> 
             senders = {sender for _, sender in taps(layer)}
             return len(senders) * ceil((8 + delay) * len(on_core) / 32)
         channels = {neuron[0] for neuron in on_core}
-        per_group = Counter(channel // (layer.weight_int.shape[0] // layer.groups) for channel in channels)
+        per_group = Counter(
+            channel // (layer.weight_int.shape[0] // layer.groups) for channel in channels
+        )
         per_tap = prod(layer.weight_int.shape[1:])
         return sum(per_tap * ceil(n * 8 / 32) for n in per_group.values())
     rows = Counter(sender for neuron, sender in taps(layer) if cores[neuron] == core)
@@ -155,13 +180,19 @@ def flats(draw: st.DrawFn) -> Dense | Recurrent:
 
 @settings(max_examples=60, deadline=None)
 @given(st.one_of(convs(), flats()), st.sampled_from(["loihi1", "loihi2"]), st.data())
-def test_every_count_of_every_core_against_a_tap_walk(layer: Layer, chip: str, data: st.DataObject) -> None:
+def test_every_count_of_every_core_against_a_tap_walk(
+    layer: Layer, chip: str, data: st.DataObject
+) -> None:
     shape = grid_shape(layer)
     split = tuple(data.draw(st.integers(1, min(size, 3))) for size in shape)
     assert len(split) == 3
     reached = np.arange(prod(shape), dtype=np.int64) % 5
     memory = chip_profile(chip).synapse_memory
-    counter = ConvCounter(layer, memory, reached) if isinstance(layer, Conv) else Flat(layer, memory, reached)
+    counter = (
+        ConvCounter(layer, memory, reached)
+        if isinstance(layer, Conv)
+        else Flat(layer, memory, reached)
+    )
     cores, walked = core_of(shape, split), taps(layer)
 
     senders: dict[Any, set[Any]] = {core: set() for core in cores.values()}
@@ -177,7 +208,9 @@ def test_every_count_of_every_core_against_a_tap_walk(layer: Layer, chip: str, d
         assert counter.loads("neurons", split)[core] == len(mine)
         assert counter.loads("input_axons", split)[core] == len(sending)
         assert counter.loads("synapses", split)[core] == stored_by_hand(layer, chip, cores, core)
-        assert counter.loads("synapse_words", split)[core] == words_by_hand(layer, chip, cores, core)
+        assert counter.loads("synapse_words", split)[core] == words_by_hand(
+            layer, chip, cores, core
+        )
         assert counter.loads("output_axons", split)[core] == output
     for resource in (*COUNTED, "synapses"):
         assert counter.loads(resource, split).shape == split
@@ -191,10 +224,16 @@ def test_every_count_of_every_core_against_a_tap_walk(layer: Layer, chip: str, d
 
 @settings(max_examples=40, deadline=None)
 @given(st.one_of(convs(), flats()), st.sampled_from(["loihi1", "loihi2"]), st.data())
-def test_the_split_fits_and_no_smaller_one_does(layer: Layer, chip: str, data: st.DataObject) -> None:
+def test_the_split_fits_and_no_smaller_one_does(
+    layer: Layer, chip: str, data: st.DataObject
+) -> None:
     reached = np.ones(prod(grid_shape(layer)), dtype=np.int64)
     memory = chip_profile(chip).synapse_memory
-    counter = ConvCounter(layer, memory, reached) if isinstance(layer, Conv) else Flat(layer, memory, reached)
+    counter = (
+        ConvCounter(layer, memory, reached)
+        if isinstance(layer, Conv)
+        else Flat(layer, memory, reached)
+    )
     limits = {
         resource: data.draw(st.integers(1, max(1, counter.worst(resource, (1, 1, 1)))))
         for resource in COUNTED
@@ -202,7 +241,9 @@ def test_the_split_fits_and_no_smaller_one_does(layer: Layer, chip: str, data: s
     found = smallest_split(counter, limits)
 
     def all_fit(split: Split) -> bool:
-        return all((counter.loads(resource, split) <= limit).all() for resource, limit in limits.items())
+        return all(
+            (counter.loads(resource, split) <= limit).all() for resource, limit in limits.items()
+        )
 
     a, b, c = (range(1, size + 1) for size in counter.shape)
     fitting = [split for split in itertools.product(a, b, c) if all_fit(split)]
@@ -273,7 +314,9 @@ def test_a_whole_network_core_by_core(chip: str) -> None:
         assert placed.use("synapse_words").used <= 150
         assert placed.use("neurons").used <= 20
         assert placed.use("input_axons").used <= 60
-        assert placed.synapses == sum(stored_by_hand(layer, chip, cores, core) for core in everywhere)
+        assert placed.synapses == sum(
+            stored_by_hand(layer, chip, cores, core) for core in everywhere
+        )
         assert placed.synapses_expanded == len(walked)
         behind = front
     assert by_name["input"].neurons == 60
@@ -324,7 +367,12 @@ def test_pilotnet_against_its_compile_log() -> None:
         layers.append(layer)
         shape = layer.output_shape
     assert shape == (64, 2, 20)
-    layers += [dense("d0", 2560, 100), dense("d1", 100, 50), dense("d2", 50, 10), dense("d3", 10, 1)]
+    layers += [
+        dense("d0", 2560, 100),
+        dense("d1", 100, 50),
+        dense("d2", 50, 10),
+        dense("d3", 10, 1),
+    ]
     placement = place(network(*layers, neuron=NEURON))
     log = [13, 25, 13, 3, 3, 2, 12, 1, 1, 1]
     ours = [layer.cores for layer in placement.layers]
@@ -333,7 +381,9 @@ def test_pilotnet_against_its_compile_log() -> None:
     assert [layer.use("synapse_words").used for layer in placement.layers[-3:]] == [1300, 150, 10]
     # Kernels are counted at 8 bits a weight; the log's are narrower, so its words are fewer.
     kernels = [layer.use("synapse_words").used for layer in placement.layers[1:6]]
-    assert all(used >= logged for used, logged in zip(kernels, [81, 864, 1620, 2160, 2880], strict=True))
+    assert all(
+        used >= logged for used, logged in zip(kernels, [81, 864, 1620, 2160, 2880], strict=True)
+    )
     assert (placement.chips, placement.fits) == (1, True)
 
 
@@ -364,7 +414,8 @@ def test_a_neuron_with_too_many_inputs_cannot_be_split() -> None:
     assert place(network(dense("fc", 12_000, 2))).fits
     (words,) = place(network(dense("fc", 12_001, 2))).problems  # a row of one weight is a word
     assert (
-        "one neuron alone needs 12001 synapse words > 12000 per core of Loihi 2 (medium confidence: " in words
+        "one neuron alone needs 12001 synapse words > 12000 per core of Loihi 2 (medium confidence: "
+        in words
     )
     assert len(place(network(dense("fc", 16_001, 2))).problems) == 2
 
@@ -409,7 +460,10 @@ def test_a_low_limit_warns_and_a_high_one_fails() -> None:
     ]
     high = place(net, custom("loihi1", output_axons=7))
     assert high.fits
-    assert [layer.cores for layer in high.layers] == [8, 5]  # a core of two neurons that reach 5 cores has 10
+    assert [layer.cores for layer in high.layers] == [
+        8,
+        5,
+    ]  # a core of two neurons that reach 5 cores has 10
     assert not high.warnings
 
 
@@ -434,7 +488,9 @@ def test_a_voltage_readout_has_no_output_axons() -> None:
 
 
 def test_notes_say_how_synapses_were_counted() -> None:
-    net = network(conv("c", 4, (2, 8, 8)), dense("fc", 144, 5, delay_int=np.ones((5, 144), dtype=np.int32)))
+    net = network(
+        conv("c", 4, (2, 8, 8)), dense("fc", 144, 5, delay_int=np.ones((5, 144), dtype=np.int32))
+    )
     two, one = place(net, "loihi2").layers, place(net, "loihi1").layers
     assert two[0].note == "kernel stored once per core: 72 weights for 2592 synapses"
     assert one[0].note == "no sharing assumed: all 2592 synapses stored"

@@ -62,7 +62,10 @@ def test_every_kind_is_among_them(slayer: Path) -> None:
     assert seen == {
         "Dense", "Conv", "Recurrent", "bias", "delay", "groups", "dilation", "spikes", "voltage", "driven"
     }  # fmt: skip
-    conv, recurrent = read_net(slayer / "conv.net").layers[0], read_net(slayer / "loops.net").layers[1]
+    conv, recurrent = (
+        read_net(slayer / "conv.net").layers[0],
+        read_net(slayer / "loops.net").layers[1],
+    )
     assert isinstance(conv, Conv)
     assert (conv.weight_int.shape, conv.stride, conv.padding) == ((4, 2, 3, 2), (2, 1), (1, 0))
     assert isinstance(recurrent, Recurrent)
@@ -98,7 +101,9 @@ def test_slayer_itself_fires_alike(name: str, slayer: Path) -> None:
     for level, (layer, sent) in enumerate(zip(names, own, strict=True), start=1):
         readout = network.readout.kind == "voltage" and level == len(names)
         late = level - 1 if readout else level  # slayer's readout does not add its step
-        expected = ours.v[layer] / 4096 if readout else ours.spikes[layer]  # slayer holds v in units of 2**12
+        expected = (
+            ours.v[layer] / 4096 if readout else ours.spikes[layer]
+        )  # slayer holds v in units of 2**12
         np.testing.assert_array_equal(sent[:, late:], expected[:, :-late], err_msg=layer)
         assert sent[:, late:].any()
 
@@ -112,7 +117,9 @@ def test_round_trip(name: str, slayer: Path, tmp_path: Path) -> None:
 
 def test_a_transform_of_the_input_is_a_warning(slayer: Path) -> None:
     found = [violation for violation in check(slayer / "driven.net") if violation.layer == "input"]
-    assert [(violation.rule, violation.severity) for violation in found] == [("nothing_is_unread", "warning")]
+    assert [(violation.rule, violation.severity) for violation in found] == [
+        ("nothing_is_unread", "warning")
+    ]
     assert (
         "/layer/0 has weight and bias, which netx applies to nothing; apply them to the inputs"
         in found[0].message
@@ -120,14 +127,26 @@ def test_a_transform_of_the_input_is_a_warning(slayer: Path) -> None:
 
 
 REFUSED = {
-    "pool": ("types_are_known", r"layer 'pool_2': /layer/2 is of type 'pool', which is not supported"),
-    "conv_delay": ("delays_are_kept", r"layer 'conv_1': /layer/1/delay is a conv delay, which netx ignores"),
+    "pool": (
+        "types_are_known",
+        r"layer 'pool_2': /layer/2 is of type 'pool', which is not supported",
+    ),
+    "conv_delay": (
+        "delays_are_kept",
+        r"layer 'conv_1': /layer/1/delay is a conv delay, which netx ignores",
+    ),
     "recurrent_delay": (
         "delays_are_kept",
         r"/layer/0/delay in dense_rec makes netx drop the weight exponent",
     ),
-    "batch_norm_scale": ("nothing_is_unread", r"/layer/0/neuron/weight_exp is \[[1-9]\.0\], allowed 0"),
-    "own_decays": ("registers_are_integers", r"/layer/0/neuron/iDecay must be one integer, is int64\(6,\)"),
+    "batch_norm_scale": (
+        "nothing_is_unread",
+        r"/layer/0/neuron/weight_exp is \[[1-9]\.0\], allowed 0",
+    ),
+    "own_decays": (
+        "registers_are_integers",
+        r"/layer/0/neuron/iDecay must be one integer, is int64\(6,\)",
+    ),
     "graded": ("nothing_is_unread", r"/layer/0/neuron/gradedSpike is \[True\], allowed 0"),
     "no_neuron": (
         "neurons_are_there",

@@ -32,7 +32,16 @@ from knarr.deploy import (
 )
 from knarr.deploy import verify as verify_function
 from knarr.export import step_nir, to_nir, write
-from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout, Recording, compare, simulate
+from knarr.hw_sim import (
+    ChipNetwork,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recording,
+    compare,
+    simulate,
+)
 from knarr.pipeline import stages
 
 STEPS = 20
@@ -56,7 +65,9 @@ def fake_lava(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Recording]
     """Puts the simulator in Lava's place and lets a function spoil what it recorded."""
 
     def install(spoil: Callable[[Recording], None]) -> None:
-        def run(path: Path, inputs: Any, *, record: Any, timeout_s: Any, progress: Any) -> Recording:
+        def run(
+            path: Path, inputs: Any, *, record: Any, timeout_s: Any, progress: Any
+        ) -> Recording:
             from knarr.deploy import read_net
 
             recording = simulate(read_net(path), inputs, record=record)
@@ -88,7 +99,9 @@ def test_every_integer_of_every_layer_is_compared(true: Verification) -> None:
     ]
     assert all(row.mismatches == 0 and row.first is None and row.active[0] > 100 for row in chip)
     floats = [row for row in true.rows if row.pair == "Norse = NIR"]
-    assert [(row.what, row.mismatches) for row in floats] == [("spikes", 0), ("v", 0)] * 2 + [("v", 0)]
+    assert [(row.what, row.mismatches) for row in floats] == [("spikes", 0), ("v", 0)] * 2 + [
+        ("v", 0)
+    ]
 
 
 def test_what_integers_cost_is_measured(true: Verification) -> None:
@@ -141,7 +154,12 @@ def test_a_spike_of_lava_too_many_is_found(crossing: SimpleNamespace, fake_lava:
     result = run(crossing)
     assert not result.holds
     (row,) = [row for row in result.rows if row.required and row.mismatches]
-    assert (row.pair, row.layer, row.what, row.mismatches) == ("hw_sim = Lava", "conv_0", "spikes", 2)
+    assert (row.pair, row.layer, row.what, row.mismatches) == (
+        "hw_sim = Lava",
+        "conv_0",
+        "spikes",
+        2,
+    )
     first = row.first
     assert isinstance(first, FirstDivergence)
     assert (first.sample, first.timestep, first.index) == (2, 5, (1, 3, 4))
@@ -192,7 +210,11 @@ def test_every_spike_s_voltage_can_be_told_again(crossing: SimpleNamespace) -> N
     ours = simulate(network, events, record=("output", "spikes", "v", "u"))
     chip = ChipView("hw_sim", ours, network, events)
     floats = FloatView(
-        "NIR", step_nir(crossing.graph, events, crossing.dt_s), crossing.graph, events, crossing.dt_s
+        "NIR",
+        step_nir(crossing.graph, events, crossing.dt_s),
+        crossing.graph,
+        events,
+        crossing.dt_s,
     )
     rng = np.random.default_rng(0)
     fired = 0
@@ -234,10 +256,17 @@ def test_equal_silence_is_no_proof(crossing: SimpleNamespace, fake_lava: Any) ->
     assert not bias_free.holds
 
 
-def test_a_graph_that_was_not_lowered_to_this_file(crossing: SimpleNamespace, fake_lava: Any) -> None:
+def test_a_graph_that_was_not_lowered_to_this_file(
+    crossing: SimpleNamespace, fake_lava: Any
+) -> None:
     fake_lava(lambda recording: None)
-    nodes = {("lif_x" if name == "lif_4" else name): node for name, node in crossing.graph.nodes.items()}
-    edges = [tuple("lif_x" if name == "lif_4" else name for name in edge) for edge in crossing.graph.edges]
+    nodes = {
+        ("lif_x" if name == "lif_4" else name): node for name, node in crossing.graph.nodes.items()
+    }
+    edges = [
+        tuple("lif_x" if name == "lif_4" else name for name in edge)
+        for edge in crossing.graph.edges
+    ]
     with pytest.raises(
         DeployError, match="was lowered from another graph than this one; lower this graph again"
     ):
@@ -259,11 +288,15 @@ def driven(path: Path) -> Path:
 
 def test_a_bias_driven_input_has_no_graph(crossing: SimpleNamespace, tmp_path: Path) -> None:
     path = driven(tmp_path / "driven.net")
-    with pytest.raises(DeployError, match=r"driven\.net: its input is driven by bias.*use verify_network"):
+    with pytest.raises(
+        DeployError, match=r"driven\.net: its input is driven by bias.*use verify_network"
+    ):
         verify(crossing.graph, path, np.ones((1, 4, 2), int), crossing.dt_s)
 
 
-def test_graded_integers_are_floats_to_norse(cells: SimpleNamespace, tmp_path: Path, fake_lava: Any) -> None:
+def test_graded_integers_are_floats_to_norse(
+    cells: SimpleNamespace, tmp_path: Path, fake_lava: Any
+) -> None:
     fake_lava(lambda recording: None)
     module = snn.SequentialState(nn.Linear(3, 4, bias=False), cells.lif_box()).eval()
     module[0].weight.data = 4 * module[0].weight.data.abs()
@@ -307,7 +340,10 @@ def test_batches_change_nothing(delayed: bool, tmp_path: Path) -> None:
         Neuron(2000, 500, 50),
         delay_int=rng.integers(0, 4, (5, 3), dtype=np.int32) if delayed else None,
     )
-    layers = (first, Dense("b", rng.integers(-60, 60, (2, 5), dtype=np.int32), Neuron(4096, 300, 40)))
+    layers = (
+        first,
+        Dense("b", rng.integers(-60, 60, (2, 5), dtype=np.int32), Neuron(4096, 300, 40)),
+    )
     network = ChipNetwork(layers, InputCoding((3,)), Readout("spikes"))
     path = tmp_path / "small.net"
     write_net(network, path)
@@ -320,19 +356,25 @@ def test_batches_change_nothing(delayed: bool, tmp_path: Path) -> None:
     ours = simulate(network, inputs, record=everything)
     assert batched.output.any()
     assert compare(ours, batched) == []
-    steps = 3 * 9 + (3 if delayed else 2) * 2  # two batches, of 2 samples and 1; delays take a network each
+    steps = (
+        3 * 9 + (3 if delayed else 2) * 2
+    )  # two batches, of 2 samples and 1; delays take a network each
     assert seen[-1] == (steps, steps)
     assert seen == sorted(seen)
 
 
-def test_a_batch_that_fails_names_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_fails_names_its_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "small.net"
     layer = Dense("d", np.array([[30]]), Neuron(4096, 100, 20))
     write_net(ChipNetwork((layer,), InputCoding((1,)), Readout("spikes")), path)
     monkeypatch.setenv("KNARR_LAVA_PYTHON", "/bin/false")
     from knarr.deploy import LavaError
 
-    with pytest.raises(LavaError, match=r"^samples 0\.\.1 of 3: Lava worker: died with exit status 1"):
+    with pytest.raises(
+        LavaError, match=r"^samples 0\.\.1 of 3: Lava worker: died with exit status 1"
+    ):
         run_on_lava(path, np.ones((3, 4, 1), dtype=int), batch_steps=9)
     with pytest.raises(DeployError, match="batch_steps: 0, needs at least 1"):
         run_on_lava(path, np.ones((3, 4, 1), dtype=int), batch_steps=0)
@@ -341,7 +383,9 @@ def test_a_batch_that_fails_names_its_samples(tmp_path: Path, monkeypatch: pytes
 # --- what a user sees
 
 
-def test_the_table_fits_a_hundred_columns(true: Verification, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_fits_a_hundred_columns(
+    true: Verification, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert report.say_verification(true.to_json(), json=False)
     table = capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= 100
@@ -382,7 +426,9 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
         opened,
         "recipe",
         SimpleNamespace(
-            data=SimpleNamespace(dt_s=crossing.dt_s), deploy=SimpleNamespace(lava_samples=3), chip=None
+            data=SimpleNamespace(dt_s=crossing.dt_s),
+            deploy=SimpleNamespace(lava_samples=3),
+            chip=None,
         ),
     )
     monkeypatch.setattr(stages.Run, "networks", lambda self: (None, crossing.module))
@@ -447,14 +493,18 @@ def test_an_old_file_is_one_line(tmp_path: Path) -> None:
 
 
 def test_row_is_required_by_its_sign(true: Verification) -> None:
-    spoiled = tuple(replace(row, mismatches=1) if row.pair == "NIR ~ hw_sim" else row for row in true.rows)
+    spoiled = tuple(
+        replace(row, mismatches=1) if row.pair == "NIR ~ hw_sim" else row for row in true.rows
+    )
     assert replace(true, rows=spoiled).holds
     assert not replace(true, rows=()).holds
 
 
 def test_signals_are_verified_in_the_graph_s_own_shape(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    graph = chain((2, 12), (3, 6), a=conv1d(on_grid(rng, 3, 2, 4), stride=2, padding=1), n=integrate((3, 6)))
+    graph = chain(
+        (2, 12), (3, 6), a=conv1d(on_grid(rng, 3, 2, 4), stride=2, padding=1), n=integrate((3, 6))
+    )
     path = tmp_path / "signal.net"
     write_net(lower(graph, DT_S), path)
     result = verify(graph, path, spikes(2, 20, 2, 12), DT_S)

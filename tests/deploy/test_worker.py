@@ -182,7 +182,10 @@ SHARED = """
     ("end", "message"),
     [
         ("sys.exit(5)", "exit status 5"),
-        ("print('Traceback (most recent call last):', flush=True); time.sleep(600)", "an exception"),
+        (
+            "print('Traceback (most recent call last):', flush=True); time.sleep(600)",
+            "an exception",
+        ),
     ],
 )
 def test_shared_memory_of_children_is_removed(
@@ -230,7 +233,9 @@ def test_an_error_in_the_starter_ends_the_worker(tmp_path: Path, ended: list[End
     assert_nothing_left(ended, processes=3)
 
 
-def test_the_worker_has_no_stdin_one_thread_and_its_own_session(tmp_path: Path, ended: list[Ended]) -> None:
+def test_the_worker_has_no_stdin_one_thread_and_its_own_session(
+    tmp_path: Path, ended: list[Ended]
+) -> None:
     body = """
         alone = os.getpid() == os.getpgrp() == os.getsid(0)
         print(sys.stdin.read() == "", os.environ["OMP_NUM_THREADS"], alone, os.getcwd())
@@ -265,17 +270,23 @@ def test_the_named_interpreter_is_used(net: Path, monkeypatch: pytest.MonkeyPatc
     other.write_text('#!/bin/sh\necho "other python: $*"\nexit 7\n')
     other.chmod(0o755)
     monkeypatch.setenv("KNARR_LAVA_PYTHON", str(other))
-    with pytest.raises(LavaError, match=r"exit status 7 .*other python: -I .*lava_worker\.py .*knarr-lava-"):
+    with pytest.raises(
+        LavaError, match=r"exit status 7 .*other python: -I .*lava_worker\.py .*knarr-lava-"
+    ):
         run_on_lava(net, [[[0, 1]]])
 
 
 @pytest.mark.parametrize("name", ["none", "data"])
-def test_an_interpreter_that_cannot_start(name: str, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interpreter_that_cannot_start(
+    name: str, net: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = net.with_name(name)
     if name == "data":
         path.write_text("not executable")
     monkeypatch.setenv("KNARR_LAVA_PYTHON", str(path))
-    with pytest.raises(LavaError, match=rf"^Lava worker: cannot start {path} \(.*\); set KNARR_LAVA_PYTHON"):
+    with pytest.raises(
+        LavaError, match=rf"^Lava worker: cannot start {path} \(.*\); set KNARR_LAVA_PYTHON"
+    ):
         run_on_lava(net, [[[0, 1]]])
 
 

@@ -17,7 +17,16 @@ import pytest
 import torch
 from torch import nn
 
-from knarr.export import ExportError, certify, graph_hash, read, step_nir, to_nir, trace_module, write
+from knarr.export import (
+    ExportError,
+    certify,
+    graph_hash,
+    read,
+    step_nir,
+    to_nir,
+    trace_module,
+    write,
+)
 
 DT_S = 0.001
 FIRST_CONV, SECOND_CONV, LINEAR = "conv_0", "conv_3", "linear_7"
@@ -76,7 +85,9 @@ def one_neuron(node: Any) -> nir.NIRGraph:
 
 def test_lif_by_hand() -> None:
     one = np.ones(1)
-    graph = one_neuron(nir.LIF(tau=2 * one, r=one, v_leak=0 * one, v_threshold=one, v_reset=-0.5 * one))
+    graph = one_neuron(
+        nir.LIF(tau=2 * one, r=one, v_leak=0 * one, v_threshold=one, v_reset=-0.5 * one)
+    )
     trace = step_nir(graph, np.array([[[1.5], [2.0], [0.0]]]), 1.0)  # a = 1/2
     # v- = .75; v- = .75 + (2 - .75)/2 = 1.375 > 1: spike, v = -.5; v- = -.25
     assert trace.v["n"].ravel().tolist() == [0.75, -0.5, -0.25]
@@ -103,7 +114,9 @@ def test_cuba_lif_by_hand() -> None:
 
 def test_an_exact_tie_is_no_spike() -> None:
     one = np.ones(1)
-    graph = one_neuron(nir.LIF(tau=2 * one, r=one, v_leak=0 * one, v_threshold=one, v_reset=0 * one))
+    graph = one_neuron(
+        nir.LIF(tau=2 * one, r=one, v_leak=0 * one, v_threshold=one, v_reset=0 * one)
+    )
     trace = step_nir(graph, np.array([[[2.0]]]), 1.0)
     assert trace.v["n"].ravel().tolist() == [1.0]
     assert trace.spikes["n"].ravel().tolist() == [0]
@@ -123,7 +136,9 @@ def transposed_kernel(graph: nir.NIRGraph) -> None:
 
 def wrong_flatten_order(graph: nir.NIRGraph) -> None:
     weight = graph.nodes[LINEAR].weight
-    graph.nodes[LINEAR].weight = weight.reshape(5, 6, 2, 2).transpose(0, 2, 3, 1).reshape(5, 24).copy()
+    graph.nodes[LINEAR].weight = (
+        weight.reshape(5, 6, 2, 2).transpose(0, 2, 3, 1).reshape(5, 24).copy()
+    )
 
 
 MUTATIONS = {
@@ -139,7 +154,9 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_certificate_catches(mutation: str, student: snn.SequentialState, spikes: np.ndarray) -> None:
+def test_certificate_catches(
+    mutation: str, student: snn.SequentialState, spikes: np.ndarray
+) -> None:
     graph = to_nir(student, (2, 18, 18), DT_S, samples=spikes)
     before = graph_hash(graph)
     certify(student, graph, spikes, DT_S)

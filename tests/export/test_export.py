@@ -27,7 +27,9 @@ DT_S = 0.001
 Mutation = Callable[[nir.NIRGraph], None]
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = True, seed: int = 0, gain: float = 6.0) -> nn.Linear:
+def linear(
+    inputs: int, outputs: int, *, bias: bool = True, seed: int = 0, gain: float = 6.0
+) -> nn.Linear:
     torch.manual_seed(seed)
     layer = nn.Linear(inputs, outputs, bias=bias)
     with torch.no_grad():
@@ -64,7 +66,8 @@ def cuba_of(shape: tuple[int, ...], dt_s: float = DT_S) -> snn.LIFCell:
 
 def readout_of(shape: tuple[int, ...], dt_s: float = DT_S) -> snn.LIBoxCell:
     parameters = snn.LIBoxParameters(
-        tau_mem_inv=between(0.05, 0.9, *shape, seed=10) / dt_s, v_leak=between(-0.2, 0.2, *shape, seed=11)
+        tau_mem_inv=between(0.05, 0.9, *shape, seed=10) / dt_s,
+        v_leak=between(-0.2, 0.2, *shape, seed=11),
     )
     return snn.LIBoxCell(p=parameters, dt=dt_s)
 
@@ -155,11 +158,15 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", MODULES)
-def test_written_and_read_graph_equals_the_module(kind: str, cells: SimpleNamespace, tmp_path: Path) -> None:
+def test_written_and_read_graph_equals_the_module(
+    kind: str, cells: SimpleNamespace, tmp_path: Path
+) -> None:
     build, shape, dt_s = MODULES[kind]
     module = build(cells)
     rng = np.random.default_rng(11)
-    x = np.concatenate([(rng.random((2, 40, *shape)) < density).astype(np.uint8) for density in (0.15, 0.5)])
+    x = np.concatenate(
+        [(rng.random((2, 40, *shape)) < density).astype(np.uint8) for density in (0.15, 0.5)]
+    )
     write(to_nir(module, shape, dt_s, samples=x), tmp_path / "a.nir")
     trace = step_nir(read(tmp_path / "a.nir"), x, dt_s)
     output, spikes, voltages = live(module, x)
@@ -230,7 +237,9 @@ HAND: dict[str, tuple[Any, float, list[float], list[float], list[int] | None]] =
     # a_mem = 1/4, a_syn = 1/2, g = 1*1/2. I = 2, 2 - 1 + 1 = 2, 1.
     # v- = 1/2 + 1/4*(0 + 2*2) = 3/2: a tie; 3/2 + 1/4*((1/2 - 3/2) + 4) = 9/4: spike; -1 + 1/4*((1/2 + 1) + 2) = -1/8
     "CubaLIF": (
-        nir.CubaLIF(**full(tau_syn=2, tau_mem=4, r=2, v_leak=0.5, v_threshold=1.5, v_reset=-1, w_in=1)),
+        nir.CubaLIF(
+            **full(tau_syn=2, tau_mem=4, r=2, v_leak=0.5, v_threshold=1.5, v_reset=-1, w_in=1)
+        ),
         1.0,
         [4.0, 2.0, 0.0],
         [1.5, -1.0, -0.125],
@@ -246,7 +255,13 @@ HAND: dict[str, tuple[Any, float, list[float], list[float], list[int] | None]] =
         [0.75, 1.0, 0.25],
         [0, 0, 1],
     ),
-    "tie": (nir.LIF(**full(tau=2, r=1, v_leak=0, v_threshold=1, v_reset=0)), 1.0, [2.0], [1.0], [0]),
+    "tie": (
+        nir.LIF(**full(tau=2, r=1, v_leak=0, v_threshold=1, v_reset=0)),
+        1.0,
+        [2.0],
+        [1.0],
+        [0],
+    ),
 }
 
 
@@ -269,7 +284,9 @@ def test_steps_computed_by_hand(case: str, dtype: Any) -> None:
 
 def test_an_exact_tie_is_no_spike_in_norse_and_in_the_graph(cells: SimpleNamespace) -> None:
     module = tie(cells)
-    x = np.array([[[1], [0], [1]]], dtype=np.uint8)  # a = 1/2, input 2, threshold 1: v = 1, 1/2, 5/4
+    x = np.array(
+        [[[1], [0], [1]]], dtype=np.uint8
+    )  # a = 1/2, input 2, threshold 1: v = 1, 1/2, 5/4
     output, (spikes,), (v,) = live(module, x)
     assert v.ravel().tolist() == [1.0, 0.5, 0.0]
     assert spikes.ravel().tolist() == output.ravel().tolist() == [0, 0, 1]
@@ -463,16 +480,24 @@ def subtracting(right: Any) -> Any:
 
 @pytest.mark.parametrize(("wrong", "node"), [(membrane_first, "lif_4"), (subtracting, "lif_1")])
 def test_certificate_catches_another_stepper(
-    wrong: Any, node: str, monkeypatch: pytest.MonkeyPatch, student: snn.SequentialState, spikes: np.ndarray
+    wrong: Any,
+    node: str,
+    monkeypatch: pytest.MonkeyPatch,
+    student: snn.SequentialState,
+    spikes: np.ndarray,
 ) -> None:
     graph = to_nir(student, (2, 18, 18), DT_S)
     stepper = step_neurons.NeuronStepper
     monkeypatch.setattr(stepper, "__call__", wrong(stepper.__call__))
-    with pytest.raises(ExportError, match=f"node '{node}': .* differ between module and graph, first at"):
+    with pytest.raises(
+        ExportError, match=f"node '{node}': .* differ between module and graph, first at"
+    ):
         certify(student, graph, spikes, DT_S)
 
 
-def test_a_rerouted_edge_is_an_export_error(student: snn.SequentialState, spikes: np.ndarray) -> None:
+def test_a_rerouted_edge_is_an_export_error(
+    student: snn.SequentialState, spikes: np.ndarray
+) -> None:
     """The pool is skipped, so shapes no longer fit: still the certificate's error, with a name in it."""
     graph = to_nir(student, (2, 18, 18), DT_S)
     graph.edges.remove(("lif_1", "pool_2"))
@@ -488,7 +513,9 @@ def test_a_silent_layer_is_refused_and_nothing_is_left(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     module = seq(linear(5, 6), cells.lif_box(), linear(6, 3, bias=False), cells.lif_box(v_th=1e4))
-    with pytest.raises(ExportError, match="certificate: node 'lif_3' never fired on the given samples"):
+    with pytest.raises(
+        ExportError, match="certificate: node 'lif_3' never fired on the given samples"
+    ):
         to_nir(module, (5,), DT_S)
     assert list(tmp_path.iterdir()) == []
     # Random inputs make it fire, but samples that are given must do so themselves.
@@ -630,7 +657,9 @@ def test_what_no_graph_holds_is_refused(cells: SimpleNamespace) -> None:
         to_nir(replaced, (5,), DT_S)
 
 
-@pytest.mark.parametrize("metadata", [{"dt_s": 0.5}, {"reset": "subtract"}, {"integration": "exponential"}])
+@pytest.mark.parametrize(
+    "metadata", [{"dt_s": 0.5}, {"reset": "subtract"}, {"integration": "exponential"}]
+)
 def test_metadata_must_say_what_was_certified(
     metadata: dict[str, Any], cells: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -656,7 +685,10 @@ def test_metadata_must_say_what_was_certified(
         ({"samples": np.zeros((2, 0, 5))}, r"samples: shape \(2, 0, 5\), needs"),
         ({"samples": np.zeros(5)}, r"samples: shape \(5,\), needs"),
         ({"samples": np.full((2, 3, 5), np.nan)}, "samples: hold NaN or infinity"),
-        ({"samples": np.ones((2, 3, 5), dtype=complex)}, "samples: dtype complex128 is no real number"),
+        (
+            {"samples": np.ones((2, 3, 5), dtype=complex)},
+            "samples: dtype complex128 is no real number",
+        ),
         ({"samples": [[1], [1, 2]]}, "samples: no array of numbers"),
         ({"samples": "text"}, "is no real number"),
     ],
@@ -665,7 +697,9 @@ def test_arguments_that_make_no_sense_are_refused(
     arguments: Any, message: str, cells: SimpleNamespace
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        to_nir(seq(linear(5, 6), cells.lif_box()), **{"input_shape": (5,), "dt_s": DT_S, **arguments})
+        to_nir(
+            seq(linear(5, 6), cells.lif_box()), **{"input_shape": (5,), "dt_s": DT_S, **arguments}
+        )
 
 
 def test_any_array_of_numbers_is_taken(cells: SimpleNamespace) -> None:
@@ -680,7 +714,9 @@ def test_any_array_of_numbers_is_taken(cells: SimpleNamespace) -> None:
         x.astype(bool),
     )
     for form in forms:
-        assert np.array_equal(step_nir(to_nir(module, (5,), DT_S, samples=form), form, DT_S).output, expected)
+        assert np.array_equal(
+            step_nir(to_nir(module, (5,), DT_S, samples=form), form, DT_S).output, expected
+        )
 
 
 # --- files
@@ -721,7 +757,9 @@ def test_writing_is_repeatable_and_replaces(good: nir.NIRGraph, tmp_path: Path) 
     assert json.loads((tmp_path / "student.nir.json").read_text())["graph_hash"] == graph_hash(good)
 
 
-def test_a_graph_without_certificate_takes_the_old_sidecar_away(good: nir.NIRGraph, tmp_path: Path) -> None:
+def test_a_graph_without_certificate_takes_the_old_sidecar_away(
+    good: nir.NIRGraph, tmp_path: Path
+) -> None:
     path = tmp_path / "student.nir"
     write(good, path)
     del good.metadata["certificate"]
@@ -729,7 +767,9 @@ def test_a_graph_without_certificate_takes_the_old_sidecar_away(good: nir.NIRGra
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_graph_changed_after_its_certificate_does_not_keep_it(good: nir.NIRGraph, tmp_path: Path) -> None:
+def test_a_graph_changed_after_its_certificate_does_not_keep_it(
+    good: nir.NIRGraph, tmp_path: Path
+) -> None:
     """Refuse it or write it without a sidecar; never beside a certificate of another graph."""
     path = tmp_path / "student.nir"
     good.nodes["lif_1"].v_threshold = 2 * good.nodes["lif_1"].v_threshold
@@ -739,7 +779,9 @@ def test_a_graph_changed_after_its_certificate_does_not_keep_it(good: nir.NIRGra
         assert list(tmp_path.iterdir()) == []
         return
     sidecar = tmp_path / "student.nir.json"
-    assert not sidecar.exists() or json.loads(sidecar.read_text())["graph_hash"] == graph_hash(read(path))
+    assert not sidecar.exists() or json.loads(sidecar.read_text())["graph_hash"] == graph_hash(
+        read(path)
+    )
 
 
 def none_for_tau(graph: nir.NIRGraph) -> None:
@@ -789,7 +831,9 @@ def test_hash_sees_every_parameter_and_edge(good: nir.NIRGraph) -> None:
             mutant = copy.deepcopy(good)
             moved = array.astype(np.float64).copy()
             moved.flat[-1] = (
-                np.nextafter(moved.flat[-1], np.inf) if array.dtype.kind == "f" else moved.flat[-1] + 1
+                np.nextafter(moved.flat[-1], np.inf)
+                if array.dtype.kind == "f"
+                else moved.flat[-1] + 1
             )
             setattr(mutant.nodes[name], field, moved)
             seen.add(graph_hash(mutant))
@@ -814,10 +858,14 @@ def test_hash_sees_types_and_names_not_order_or_metadata(good: nir.NIRGraph) -> 
     same.metadata = {}
     assert graph_hash(same) == graph_hash(good)
     fields = full(tau=1, r=1, v_leak=0)
-    assert graph_hash(one(nir.LI(**fields))) != graph_hash(one(nir.LIF(**fields, **full(v_threshold=1))))
+    assert graph_hash(one(nir.LI(**fields))) != graph_hash(
+        one(nir.LIF(**fields, **full(v_threshold=1)))
+    )
     renamed = copy.deepcopy(good)
     renamed.nodes["linear_9"] = renamed.nodes.pop("linear_7")
-    renamed.edges = [tuple(n.replace("linear_7", "linear_9") for n in edge) for edge in renamed.edges]
+    renamed.edges = [
+        tuple(n.replace("linear_7", "linear_9") for n in edge) for edge in renamed.edges
+    ]
     assert graph_hash(renamed) != graph_hash(good)
 
 
@@ -842,7 +890,9 @@ def only_a_node(path: Path) -> None:
     ],
     ids=["missing", "folder", "empty", "text", "HDF5, no NIR", "a node alone"],
 )
-def test_what_is_no_graph_is_refused_in_one_line(content: Any, message: str, tmp_path: Path) -> None:
+def test_what_is_no_graph_is_refused_in_one_line(
+    content: Any, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "student.nir"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -855,7 +905,9 @@ def test_what_is_no_graph_is_refused_in_one_line(content: Any, message: str, tmp
 
 
 @pytest.mark.parametrize("keep", [4, 8, 100, 0.5, 0.99])
-def test_a_truncated_file_is_refused_in_one_line(keep: float, good: nir.NIRGraph, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_in_one_line(
+    keep: float, good: nir.NIRGraph, tmp_path: Path
+) -> None:
     path = tmp_path / "student.nir"
     write(good, path)
     whole = path.read_bytes()
@@ -873,7 +925,10 @@ def test_inputs_that_do_not_fit_are_refused(shape: tuple[int, ...], good: nir.NI
 
 def test_graphs_that_cannot_be_stepped_are_refused() -> None:
     node = nir.Linear(np.ones((1, 1)))
-    ends = {"input": nir.Input({"input": np.array([1])}), "output": nir.Output({"output": np.array([1])})}
+    ends = {
+        "input": nir.Input({"input": np.array([1])}),
+        "output": nir.Output({"output": np.array([1])}),
+    }
     x = np.ones((1, 2, 1))
     loop = nir.NIRGraph(
         {**ends, "a": node, "b": node}, [("input", "a"), ("a", "b"), ("b", "a"), ("b", "output")], type_check=False

@@ -108,7 +108,10 @@ def spread(*axes: Any) -> list[Any]:
     """All combinations with every time step by `make conformance`; in `make test` each with one of them, in turn."""
     every = list(itertools.product(*axes))
     return [
-        (*names, dt_s) for i, names in enumerate(every) for j, dt_s in enumerate(DTS_S) if WHOLE or i % 3 == j
+        (*names, dt_s)
+        for i, names in enumerate(every)
+        for j, dt_s in enumerate(DTS_S)
+        if WHOLE or i % 3 == j
     ]
 
 
@@ -123,12 +126,16 @@ def build(neuron: str, form: str, dt_s: float) -> tuple[snn.SequentialState, tup
     features = tuple(nn.Sequential(*layers).eval()(torch.zeros(2, *shape)).shape[1:])
     cells = [NEURONS[neuron](features, dt_s)]
     if neuron.startswith("LI") and not neuron.startswith("LIF"):
-        cells.insert(0, NEURONS["LIFBoxCell"](features, dt_s))  # a readout alone has no spikes to certify
+        cells.insert(
+            0, NEURONS["LIFBoxCell"](features, dt_s)
+        )  # a readout alone has no spikes to certify
     return snn.SequentialState(*layers, *cells).eval(), shape, int(np.prod(features))
 
 
 @pytest.mark.parametrize(("neuron", "form", "dt_s"), spread(NEURONS, FORMS))
-def test_no_decision_differs_through_the_file(neuron: str, form: str, dt_s: float, tmp_path: Path) -> None:
+def test_no_decision_differs_through_the_file(
+    neuron: str, form: str, dt_s: float, tmp_path: Path
+) -> None:
     module, shape, neurons = build(neuron, form, dt_s)
     samples = -(-DECISIONS // (neurons * TIMESTEPS))
     rng = np.random.default_rng(12)
@@ -146,7 +153,9 @@ def test_no_decision_differs_through_the_file(neuron: str, form: str, dt_s: floa
     exact = trace_module(as_module(plain), x) if rewrites else live
     for name, v in exact.v.items():
         assert v.std() > 0.01
-        assert np.array_equal(v.view(np.uint32) & 0x7FFFFFFF, stepped.v[name].view(np.uint32) & 0x7FFFFFFF)
+        assert np.array_equal(
+            v.view(np.uint32) & 0x7FFFFFFF, stepped.v[name].view(np.uint32) & 0x7FFFFFFF
+        )
     assert np.array_equal(exact.output, stepped.output)
 
 
@@ -212,7 +221,9 @@ def loop(dt_s: float, cell: str = "LIFCell", bias: bool = True) -> StepGraph:
 
 def nested(dt_s: float) -> snn.SequentialState:
     torch.manual_seed(4)
-    body = snn.SequentialState(scaled(nn.Linear(24, 24), 3), nn.Dropout(), NEURONS["LIFBoxCell"]((24,), dt_s))
+    body = snn.SequentialState(
+        scaled(nn.Linear(24, 24), 3), nn.Dropout(), NEURONS["LIFBoxCell"]((24,), dt_s)
+    )
     block = StepGraph(
         {"body": body, "join": nn.Identity()},
         [("input", "body"), ("body", "join"), ("input", "join"), ("join", "output")],

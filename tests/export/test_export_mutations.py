@@ -14,7 +14,16 @@ import pytest
 import torch
 from torch import nn
 
-from knarr.export import CertificateError, StepGraph, certify, read, step_nir, to_nir, trace_module, write
+from knarr.export import (
+    CertificateError,
+    StepGraph,
+    certify,
+    read,
+    step_nir,
+    to_nir,
+    trace_module,
+    write,
+)
 
 DT_S = 1e-3
 Mutation = Callable[[nir.NIRGraph], None]
@@ -92,7 +101,9 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_the_certificate_names_the_layer_and_step_that_part_first(mutation: str, tmp_path: Path) -> None:
+def test_the_certificate_names_the_layer_and_step_that_part_first(
+    mutation: str, tmp_path: Path
+) -> None:
     live = module()
     rng = np.random.default_rng(1)
     x = (rng.random((40, 40, 1, 6, 6)) < 0.3).astype(np.float32)

@@ -24,7 +24,9 @@ PLAIN = (
 
 def lif(threshold: float = 0.3) -> nir.LIF:
     one = np.ones(())
-    return nir.LIF(tau=4e-3 * one, r=one, v_leak=0 * one, v_threshold=threshold * one, v_reset=0 * one)
+    return nir.LIF(
+        tau=4e-3 * one, r=one, v_leak=0 * one, v_threshold=threshold * one, v_reset=0 * one
+    )
 
 
 def chain(shape: tuple[int, ...], *nodes: Any) -> nir.NIRGraph:
@@ -37,7 +39,9 @@ def chain(shape: tuple[int, ...], *nodes: Any) -> nir.NIRGraph:
     )
 
 
-def conv(rng: np.random.Generator, outputs: int, inputs: int, size: Any, **fields: Any) -> nir.Conv2d:
+def conv(
+    rng: np.random.Generator, outputs: int, inputs: int, size: Any, **fields: Any
+) -> nir.Conv2d:
     high, wide = np.broadcast_to(size, (2,))
     groups = fields.pop("groups", 1)
     return nir.Conv2d(
@@ -168,7 +172,9 @@ def test_branches_take_the_pool_each_for_itself() -> None:
     assert {("z", "a"), ("z", "b")} <= set(folded.edges)
 
 
-def test_an_exported_student_folds(student: snn.SequentialState, spikes: np.ndarray[Any, Any]) -> None:
+def test_an_exported_student_folds(
+    student: snn.SequentialState, spikes: np.ndarray[Any, Any]
+) -> None:
     graph = to_nir(student, (2, 18, 18), DT_S, samples=spikes)
     difference = fold_difference(graph, spikes, DT_S)
     assert difference.differing_float64 == 0
@@ -205,7 +211,9 @@ def test_a_pool_that_shares_its_synapse_is_refused() -> None:
 
 
 def test_silence_proves_nothing() -> None:
-    graph = chain((2, 6, 6), pool(nir.SumPool2d, 2, 2), conv(np.random.default_rng(0), 3, 2, 2), lif(1e6))
+    graph = chain(
+        (2, 6, 6), pool(nir.SumPool2d, 2, 2), conv(np.random.default_rng(0), 3, 2, 2), lif(1e6)
+    )
     with pytest.raises(ExportError, match="never fired"):
         fold_difference(graph, events(2, 6, 6), DT_S)
 

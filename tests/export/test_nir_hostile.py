@@ -42,7 +42,9 @@ def refused(path: Path, message: str) -> None:
 def test_ten_gigabytes_in_a_small_file(path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["node/nodes/lif_1/tau"]
-        file["node/nodes/lif_1"].create_dataset("tau", shape=(1_250_000_000,), dtype="f8", chunks=True)
+        file["node/nodes/lif_1"].create_dataset(
+            "tau", shape=(1_250_000_000,), dtype="f8", chunks=True
+        )
     assert path.stat().st_size < 1_000_000
     refused(
         path,
@@ -78,14 +80,18 @@ def test_many_layers_spread_from_scalars(tmp_path: Path) -> None:
     for name in names[1:-1]:
         nodes[name] = nir.LIF(tau=one, r=one, v_leak=one, v_threshold=one, v_reset=one)
     nodes["output"] = nir.Output({"output": np.array([2048, 2048])})
-    nir.write(tmp_path / "a.nir", nir.NIRGraph(nodes, list(itertools.pairwise(names)), type_check=False))
+    nir.write(
+        tmp_path / "a.nir", nir.NIRGraph(nodes, list(itertools.pairwise(names)), type_check=False)
+    )
     refused(tmp_path / "a.nir", "its neurons' parameters take 6,710,886,400 bytes, at most")
 
 
 def test_many_edges(path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["node/edges"]
-        file["node"].create_dataset("edges", data=[["input", "conv_0"]] * 100_000, dtype=h5py.string_dtype())
+        file["node"].create_dataset(
+            "edges", data=[["input", "conv_0"]] * 100_000, dtype=h5py.string_dtype()
+        )
     refused(path, "100,000 edges, at most 20,000")
 
 
@@ -100,7 +106,9 @@ def test_a_loop_of_groups_and_links_elsewhere(path: Path) -> None:
     refused(path, "'tau' is a link elsewhere")
     with h5py.File(path, "a") as file:
         del file["node/nodes/lif_1/tau"]
-        file["node/nodes/lif_1"].create_dataset("tau", (4,), "f8", external=[("/etc/passwd", 0, 32)])
+        file["node/nodes/lif_1"].create_dataset(
+            "tau", (4,), "f8", external=[("/etc/passwd", 0, 32)]
+        )
     refused(path, "is no plain dataset")
 
 
@@ -110,7 +118,9 @@ def test_many_items(path: Path) -> None:
         for i in range(300):
             group.create_group(str(i))
         for i in range(120):
-            group[f"again{i}"] = file["node/metadata/many/0"]  # hard links: cheap for who writes them
+            group[f"again{i}"] = file[
+                "node/metadata/many/0"
+            ]  # hard links: cheap for who writes them
             file["node/metadata/many/0"][f"all{i}"] = file["node/nodes"]
     refused(path, "items; it is no NIR graph|nested more than")
 
@@ -142,9 +152,13 @@ def test_a_hostile_certificate_is_one_line(path: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "b.nir").exists()
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
-def test_changed_bytes_give_a_graph_or_one_line(data: st.DataObject, path: Path, tmp_path: Path) -> None:
+def test_changed_bytes_give_a_graph_or_one_line(
+    data: st.DataObject, path: Path, tmp_path: Path
+) -> None:
     whole = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 8), label="changes")):
         where = data.draw(st.integers(0, len(whole) - 1), label="where")
@@ -163,7 +177,9 @@ def test_changed_bytes_give_a_graph_or_one_line(data: st.DataObject, path: Path,
     assert peak() - before < MEMORY_BYTES
 
 
-@settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     content=st.one_of(
         st.binary(max_size=4000), st.binary(max_size=2000).map(lambda b: b"\x89HDF\r\n\x1a\n" + b)

@@ -32,7 +32,12 @@ def save(path: Path, nodes: Tree, edges: list[tuple[str, str]], **top: Any) -> P
             file,
             {
                 "version": "1.0",
-                "node": {"type": "NIRGraph", "nodes": nodes, "edges": [list(e) for e in edges], **top},
+                "node": {
+                    "type": "NIRGraph",
+                    "nodes": nodes,
+                    "edges": [list(e) for e in edges],
+                    **top,
+                },
             },
         )
     return path
@@ -45,7 +50,9 @@ def ends(*shape: int, out: tuple[int, ...] | None = None) -> Tree:
     }
 
 
-def line(path: Path, *nodes: Tree, shape: tuple[int, ...] = (2,), out: tuple[int, ...] | None = None) -> Path:
+def line(
+    path: Path, *nodes: Tree, shape: tuple[int, ...] = (2,), out: tuple[int, ...] | None = None
+) -> Path:
     names = ["input", *(f"n{i}" for i in range(len(nodes))), "output"]
     tree = {**ends(*shape, out=out), **dict(zip(names[1:-1], nodes, strict=True))}
     return save(path, tree, list(zip(names[:-1], names[1:], strict=True)))  # noqa: RUF007
@@ -76,9 +83,9 @@ def test_scalars_and_missing_resets_are_filled_in_and_listed(tmp_path: Path) -> 
     # a = 1/2: 3/2 > 1 fires; 3/2, 9/4 < 3
     assert run(path, [[3, 3], [3, 3]]).spikes["n0"][0].tolist() == [[1, 0], [1, 0]]
     write(graph, tmp_path / "b.nir")
-    assert "knarr_filled" not in read(tmp_path / "b.nir").metadata or read(tmp_path / "b.nir").nodes[
-        "n0"
-    ].tau.shape == (2,)
+    assert "knarr_filled" not in read(tmp_path / "b.nir").metadata or read(
+        tmp_path / "b.nir"
+    ).nodes["n0"].tau.shape == (2,)
 
 
 def test_w_in_is_one_by_default(tmp_path: Path) -> None:
@@ -159,7 +166,9 @@ def test_a_nested_graph_with_a_loop_by_hand(tmp_path: Path) -> None:
 
 def test_a_delay_in_a_loop_is_the_loops_whole_delay(tmp_path: Path) -> None:
     nodes = {**ends(1), "if": integrate(0.5), "d": {"type": "Delay", "delay": 2.0}}
-    path = save(tmp_path / "a.nir", nodes, [("input", "if"), ("if", "output"), ("if", "d"), ("d", "if")])
+    path = save(
+        tmp_path / "a.nir", nodes, [("input", "if"), ("if", "output"), ("if", "d"), ("d", "if")]
+    )
     assert run(path, [[1], [0], [0], [0], [0]]).output.ravel().tolist() == [1, 0, 1, 0, 1]
 
 

@@ -105,7 +105,9 @@ def test_conv_counts_are_the_walk(options: dict[str, Any], tmp_path: Path) -> No
     assert counts.effective is not None
     assert counts.effective_nonzero is not None
     assert counts.effective[name] == Fraction(sum(w["effective"] for w in walks), len(walks))
-    assert counts.effective_nonzero[name] == Fraction(sum(w["effective_nonzero"] for w in walks), len(walks))
+    assert counts.effective_nonzero[name] == Fraction(
+        sum(w["effective_nonzero"] for w in walks), len(walks)
+    )
     assert 0 < counts.effective_nonzero[name] < counts.effective[name] < layer.mac
 
 
@@ -157,8 +159,13 @@ def test_a_whole_network(tmp_path: Path) -> None:
     products = {name: layer for name, layer in counts.layers.items() if layer.mac}
     for part, values, (name, layer) in zip(parts, inputs[:4], products.items(), strict=True):
         walks = [walk(part, value) for value in values]
-        assert whole(layer.dense_padded, layer.dense_valid) == (walks[0]["padded"], walks[0]["valid"]), name
-        assert counts.effective[name] == Fraction(sum(w["effective"] for w in walks), len(walks)), name
+        assert whole(layer.dense_padded, layer.dense_valid) == (
+            walks[0]["padded"],
+            walks[0]["valid"],
+        ), name
+        assert counts.effective[name] == Fraction(sum(w["effective"] for w in walks), len(walks)), (
+            name
+        )
     assert (
         next(iter(counts.layers.values())).bias_adds == 4 * 10 * 6
     )  # what folding the batch-norm leaves behind
@@ -207,11 +214,16 @@ def test_linear_on_a_sequence_is_matmul_and_bias(tmp_path: Path) -> None:
     ]
     assert whole(counts.total.mac, counts.total.bias_adds) == (5 * 4 * 3 + 5 * 3 * 2, 5 * 3)
     assert counts.effective is not None
-    assert next(iter(counts.effective.values())) == Fraction(int(np.count_nonzero(samples)) * 3, len(samples))
+    assert next(iter(counts.effective.values())) == Fraction(
+        int(np.count_nonzero(samples)) * 3, len(samples)
+    )
 
 
 def save(
-    path: Path, nodes: list[Any], weights: dict[str, Array], shape: Sequence[Any] = ("batch", 2, 5, 4)
+    path: Path,
+    nodes: list[Any],
+    weights: dict[str, Array],
+    shape: Sequence[Any] = ("batch", 2, 5, 4),
 ) -> Path:
     """A hand-made file with input x of this shape and output y of as many dimensions."""
     graph = helper.make_graph(
@@ -258,7 +270,9 @@ def test_gemm_orientation(transposed: int, shape: tuple[int, int], tmp_path: Pat
     weight = weight.T.copy() if transposed else weight
     assert weight.shape == shape
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "fc", transB=transposed)]
-    path = save(tmp_path / "m.onnx", nodes, {"w": weight, "b": np.zeros(3, dtype=np.float32)}, ["batch", 4])
+    path = save(
+        tmp_path / "m.onnx", nodes, {"w": weight, "b": np.zeros(3, dtype=np.float32)}, ["batch", 4]
+    )
     counts = count_onnx(path, np.array([[1, 2, 0, 0]], dtype=np.float32))
     layer = counts.layers["fc"]
     assert whole(layer.mac, layer.mac_nonzero, layer.bias_adds) == (12, 10, 3)
@@ -284,7 +298,11 @@ CONV = helper.make_node("Conv", ["x", "w"], ["h"], "conv")
             [
                 CONV,
                 helper.make_node(
-                    "BatchNormalization", ["h", *["b3"] * 4], ["y", "m1", "v1"], "bn", training_mode=1
+                    "BatchNormalization",
+                    ["h", *["b3"] * 4],
+                    ["y", "m1", "v1"],
+                    "bn",
+                    training_mode=1,
                 ),
             ],
             r"'bn' \(BatchNormalization\).*export in eval mode so that it folds",
@@ -294,7 +312,11 @@ CONV = helper.make_node("Conv", ["x", "w"], ["h"], "conv")
             r"'drop' \(Dropout\).*training mode",
         ),
         (
-            [CONV, helper.make_node("Relu", ["h"], ["y"]), helper.make_node("Relu", ["h"], ["dead"], "dead")],
+            [
+                CONV,
+                helper.make_node("Relu", ["h"], ["y"]),
+                helper.make_node("Relu", ["h"], ["dead"], "dead"),
+            ],
             r"'dead' \(Relu\): not executed",
         ),
         ([helper.make_node("Identity", ["x"], ["y"])], "no layer that is counted"),
@@ -314,7 +336,9 @@ def test_what_is_not_counted_has_no_total(nodes: list[Any], message: str, tmp_pa
 def test_an_operation_of_another_domain_is_refused(tmp_path: Path) -> None:
     """A custom "Relu" is not the Relu that is free; what runs only elsewhere is not run here."""
     path = save(
-        tmp_path / "m.onnx", [CONV, helper.make_node("Relu", ["h"], ["y"], "r", domain="acme")], {"w": WEIGHT}
+        tmp_path / "m.onnx",
+        [CONV, helper.make_node("Relu", ["h"], ["y"], "r", domain="acme")],
+        {"w": WEIGHT},
     )
     model = onnx.load(path)
     model.opset_import.append(helper.make_opsetid("acme", 1))
@@ -328,11 +352,15 @@ def test_an_operation_of_another_domain_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "elementwise"), [({"alpha": 0.5}, 12), ({"beta": 2.0}, 3), ({"transA": 1}, 0)]
 )
-def test_gemm_with_more_than_a_product(changes: dict[str, float], elementwise: int, tmp_path: Path) -> None:
+def test_gemm_with_more_than_a_product(
+    changes: dict[str, float], elementwise: int, tmp_path: Path
+) -> None:
     """x^T (4, 1) times (1, 3), or a reshaped x (4, 1): what scales outputs or biases is no multiplication of a weight."""
     nodes = [
         helper.make_node("Reshape", ["x", "column"], ["c"]),
-        helper.make_node("Gemm", ["x" if "transA" in changes else "c", "w", "b"], ["y"], "fc", **changes),
+        helper.make_node(
+            "Gemm", ["x" if "transA" in changes else "c", "w", "b"], ["y"], "fc", **changes
+        ),
     ]
     weights = {
         "w": np.ones((1, 3), dtype=np.float32),

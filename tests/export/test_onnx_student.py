@@ -45,7 +45,14 @@ def looped() -> tuple[nn.Module, tuple[int, ...]]:
         "out": nn.Linear(12, 3),
         "z": lif(0.5),
     }
-    edges = [("input", "fc"), ("fc", "lif"), ("rec", "lif"), ("lif", "out"), ("out", "z"), ("z", "output")]
+    edges = [
+        ("input", "fc"),
+        ("fc", "lif"),
+        ("rec", "lif"),
+        ("lif", "out"),
+        ("out", "z"),
+        ("z", "output"),
+    ]
     return StepGraph(nodes, edges, [("lif", "rec")]), (6,)
 
 
@@ -108,7 +115,9 @@ def test_the_file_is_an_ordinary_graph(tmp_path: Path) -> None:
     assert all(i.type.tensor_type.shape.dim[0].dim_param == "batch" for i in model.graph.input)
 
 
-def test_a_step_that_differs_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_step_that_differs_leaves_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     module, shape = looped()
     right = onnx_student._export
@@ -122,7 +131,9 @@ def test_a_step_that_differs_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp
         return bytes(model.SerializeToString())
 
     monkeypatch.setattr(onnx_student, "_export", wrong)
-    with pytest.raises(ExportError, match=r"differs from torch in \d+ of \d+ values at batch 1, step \d+"):
+    with pytest.raises(
+        ExportError, match=r"differs from torch in \d+ of \d+ values at batch 1, step \d+"
+    ):
         student_step_to_onnx(loud(module), shape, tmp_path / "step.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -147,5 +158,7 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path: Path) -> None:
             snn.SequentialState(nn.Linear(3, 3), nn.ReLU()).eval(), (3,), tmp_path / "a.onnx"
         )
     with pytest.raises(ExportError, match="does not run on"):
-        student_step_to_onnx(snn.SequentialState(nn.Linear(3, 3), lif(0.5)).eval(), (4,), tmp_path / "a.onnx")
+        student_step_to_onnx(
+            snn.SequentialState(nn.Linear(3, 3), lif(0.5)).eval(), (4,), tmp_path / "a.onnx"
+        )
     assert list(tmp_path.iterdir()) == []

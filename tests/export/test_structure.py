@@ -45,7 +45,9 @@ def test_counts_are_those_of_the_module(student: snn.SequentialState, tmp_path: 
     # 2 channels a group x 3 taps x 6 x 6, less a tap at both borders; 8 channels x 256 taps that exist of 9 x 36
     assert counts.layers["conv_0"].dense_valid == 9 * 8 * 6 * (3 * 6 - 2)
     assert counts.layers["conv_2"].dense_valid == 9 * 8 * 256
-    assert all(layer.acc == layer.acc_nonzero > 0 < layer.spikes for layer in counts.layers.values())
+    assert all(
+        layer.acc == layer.acc_nonzero > 0 < layer.spikes for layer in counts.layers.values()
+    )
 
 
 def test_chip_networks_store_no_zeros_for_groups(student: snn.SequentialState) -> None:
@@ -62,7 +64,13 @@ def test_what_the_metadata_cannot_mean_is_left_as_it_is(student: snn.SequentialS
     edited = copy.copy(node)
     edited.weight = np.ones_like(node.weight)
     assert as_trained(edited) is edited
-    for key, value in ((GROUPS, 3), (GROUPS, 0), (GROUPS, "many"), (KERNEL, np.array([2, 2])), (KERNEL, 1.5)):
+    for key, value in (
+        (GROUPS, 3),
+        (GROUPS, 0),
+        (GROUPS, "many"),
+        (KERNEL, np.array([2, 2])),
+        (KERNEL, 1.5),
+    ):
         odd = copy.copy(node)
         odd.metadata = {**node.metadata, key: value}
         found = as_trained(odd)

@@ -49,7 +49,9 @@ def snntorch(node: Any, x: Array, dt_s: float) -> Array:
     return np.stack(out, 1)
 
 
-def sinabs(node: Any, x: Array, dt_s: float, *, subtract: bool = False, many: bool = False) -> Array:
+def sinabs(
+    node: Any, x: Array, dt_s: float, *, subtract: bool = False, many: bool = False
+) -> Array:
     """Sinabs: decay by exp(-1/tau) with gain 1 - that; MultiSpike fires floor(v / v_threshold) times; resets at once."""
     leaky, v, out = isinstance(node, nir.LIF), np.zeros_like(x[:, 0]), []
     keep = np.exp(-dt_s / node.tau) if leaky else 1.0
@@ -90,15 +92,21 @@ EXPECTED = {f"{tool}_{net}": Expected() for tool, nets in EXACT.items() for net 
     "sinabs_iaf_several": Expected(differ=(226, 304), tool=partial(sinabs, many=True)),
     "sinabs_lif": Expected(differ=(171, 311), tool=sinabs),
     "sinabs_lif_default": Expected(differ=(915, 320), tool=DEFAULT),
-    "snntorch_leaky_each": Expected("near", r"node '1': voltage decays differ between neurons, registers"),
-    "snntorch_leaky_keeps": Expected("refused", r"node '1': tau holds something else than finite numbers"),
+    "snntorch_leaky_each": Expected(
+        "near", r"node '1': voltage decays differ between neurons, registers"
+    ),
+    "snntorch_leaky_keeps": Expected(
+        "refused", r"node '1': tau holds something else than finite numbers"
+    ),
     "snntorch_leaky_open": Expected("refused", r"node '2': no neuron follows it"),
     "snntorch_leaky_subtract": Expected(differ=(738, 462), tool=snntorch),
     "snntorch_rsynaptic_late": Expected(differ=(1136, 537), tool=snntorch),
     "snntorch_synaptic_bias": FILTERED,
     "snntorch_synaptic_late": Expected(differ=(1255, 405), tool=snntorch),
     "spikingjelly_cuba_bias": FILTERED,
-    "spikingjelly_residual": Expected("refused", r"edges in, [12] out; only plain chains are lowered"),
+    "spikingjelly_residual": Expected(
+        "refused", r"edges in, [12] out; only plain chains are lowered"
+    ),
 }
 OWN_EXPORT_FAILS = {
     *("sinabs_conv_average", "sinabs_lif_recurrent", "snntorch_rsynaptic_no_delay"),
@@ -120,7 +128,10 @@ class Fixture(NamedTuple):
 def fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Fixture:
     name = request.param
     with np.load(FOLDER / f"{name}.npz") as arrays:
-        timesteps, layers = int(arrays["timesteps"]), sum(key.startswith("spikes_") for key in arrays.files)
+        timesteps, layers = (
+            int(arrays["timesteps"]),
+            sum(key.startswith("spikes_") for key in arrays.files),
+        )
 
         def unpacked(key: str) -> Array:
             digits = np.unpackbits(arrays[key], axis=-1, count=timesteps)
@@ -153,7 +164,9 @@ def test_every_file_is_expected() -> None:
     told = {name: net for report in reports for name, net in report.items()}
     assert set(told) == set(EXPECTED) | OWN_EXPORT_FAILS
     assert {name for name, net in told.items() if "fails" in net} == OWN_EXPORT_FAILS
-    assert {name for name, net in told.items() if net["unsaid"]} == {n for n, e in EXPECTED.items() if e.tool}
+    assert {name for name, net in told.items() if net["unsaid"]} == {
+        n for n, e in EXPECTED.items() if e.tool
+    }
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < SIZE_LIMIT
 
 
@@ -172,7 +185,9 @@ def test_the_stepper_gives_the_framework_s_spikes(
 
 
 @by_name([name for name, expected in EXPECTED.items() if expected.tool])
-def test_where_they_differ_the_file_lacks_the_framework_s_law(fixture: Fixture, expected: Expected) -> None:
+def test_where_they_differ_the_file_lacks_the_framework_s_law(
+    fixture: Fixture, expected: Expected
+) -> None:
     assert expected.tool is not None
     assert all(expected.differ)
     nodes, edges = inline(fixture.graph)
@@ -197,7 +212,11 @@ def test_where_they_differ_the_file_lacks_the_framework_s_law(fixture: Fixture, 
 def through(synapses: dict[str, Any], spikes: Array, dt_s: float) -> Array:
     """What a row of nodes without state makes of (samples, timesteps, *features)."""
     row = ["in", *synapses, "out"]
-    nodes = {"in": nir.Input({"input": np.array(spikes.shape[2:])}), **synapses, "out": nir.Output(None)}
+    nodes = {
+        "in": nir.Input({"input": np.array(spikes.shape[2:])}),
+        **synapses,
+        "out": nir.Output(None),
+    }
     graph = nir.NIRGraph(nodes, list(pairwise(row)), type_check=False)
     return step_nir(graph, spikes, dt_s, dtype="float64").output
 
@@ -236,7 +255,12 @@ def test_what_the_chip_cannot_hold_is_refused(
     fixture: Fixture, expected: Expected, allow_approximate: bool
 ) -> None:
     with pytest.raises(DeployError, match=expected.reason):
-        lower(fixture.graph, fixture.dt_s, calibration=fixture.inputs, allow_approximate=allow_approximate)
+        lower(
+            fixture.graph,
+            fixture.dt_s,
+            calibration=fixture.inputs,
+            allow_approximate=allow_approximate,
+        )
 
 
 def test_what_nir_cannot_hold_is_refused_by_the_reader(tmp_path: Path) -> None:

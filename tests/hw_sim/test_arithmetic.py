@@ -19,7 +19,9 @@ def of(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
-def one_step(u: int, v: int, a: int, bias: int = 0, neuron: Neuron = SILENT) -> tuple[int, int, bool]:
+def one_step(
+    u: int, v: int, a: int, bias: int = 0, neuron: Neuron = SILENT
+) -> tuple[int, int, bool]:
     new_u, new_v, spike = step(of(u), of(v), of(a), bias, neuron)
     assert new_u.dtype == new_v.dtype == np.int64
     assert spike.dtype == np.bool_
@@ -139,7 +141,9 @@ def test_current_wraps_inside_a_step(a: int, u: int, v: int) -> None:
     assert one_step(0, 0, a) == (u, v, False)
 
 
-@pytest.mark.parametrize(("u", "a", "new_u"), [(M - 63, 1, -M + 1), (M - 64, 1, M), (-M + 64, -1, M)])
+@pytest.mark.parametrize(
+    ("u", "a", "new_u"), [(M - 63, 1, -M + 1), (M - 64, 1, M), (-M + 64, -1, M)]
+)
 def test_a_remembered_current_wraps_too(u: int, a: int, new_u: int) -> None:
     keeps = Neuron(i_decay=0, v_decay=NO_MEMORY, vth_int=NON_SPIKING_VTH)
     assert one_step(u, 0, a, neuron=keeps)[0] == new_u
@@ -170,7 +174,8 @@ def test_voltage_clips(v: int, a: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("v", "new_v", "spikes"), [(639, 639, False), (640, 640, False), (641, 0, True), (-641, -641, False)]
+    ("v", "new_v", "spikes"),
+    [(639, 639, False), (640, 640, False), (641, 0, True), (-641, -641, False)],
 )
 def test_threshold_is_strict_and_worth_64(v: int, new_v: int, spikes: bool) -> None:
     assert one_step(0, v, 0, neuron=Neuron(i_decay=0, v_decay=0, vth_int=10)) == (0, new_v, spikes)
@@ -243,7 +248,9 @@ cells = st.tuples(
 
 
 @given(neurons, st.lists(cells, min_size=1, max_size=8))
-def test_step_equals_plain_integers(neuron: Neuron, states: list[tuple[int, int, int, int]]) -> None:
+def test_step_equals_plain_integers(
+    neuron: Neuron, states: list[tuple[int, int, int, int]]
+) -> None:
     u, v, a, bias = (np.array(column, dtype=np.int64) for column in zip(*states, strict=True))
     new_u, new_v, spike = step(u, v, a, bias, neuron)
     expected = [plain_step(*state, neuron) for state in states]

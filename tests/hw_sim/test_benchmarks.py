@@ -44,7 +44,9 @@ def test_pooling_folded_into_weights_gives_what_counts_give() -> None:
     whole = simulate(work.network, arriving, record=("spikes",))
     for stage, layer in zip(work.stages, work.network.layers, strict=True):
         seen = workloads.pooled(arriving) if stage.pooled else arriving
-        alone = simulate(workloads.alone(stage, stage.vth), seen, record=("spikes",)).spikes["stage"]
+        alone = simulate(workloads.alone(stage, stage.vth), seen, record=("spikes",)).spikes[
+            "stage"
+        ]
         arriving = alone.reshape(1, 20, *stage.out)
         assert np.array_equal(arriving, whole.spikes[layer.name].reshape(arriving.shape))
     assert whole.event_counts["layer2"].sum() > 0
@@ -59,7 +61,11 @@ def test_inputs_of_a_sample_do_not_depend_on_how_many_there_are() -> None:
 
 def test_a_ratio_is_taken_within_each_round() -> None:
     # The machine is three times slower in the second round, for both.
-    kept = [{"W": {"slow": 10.0, "quick": 2.0}}, {"W": {"slow": 30.0, "quick": 5.0}}, {"W": {"slow": 40.0}}]
+    kept = [
+        {"W": {"slow": 10.0, "quick": 2.0}},
+        {"W": {"slow": 30.0, "quick": 5.0}},
+        {"W": {"slow": 40.0}},
+    ]
     found = ratios.ratio(kept, "W", "slow", "quick")
     assert found == ratios.Spread(median=5.5, low=5.0, high=6.0, rounds=2)
     assert str(found) == "5.50 [5.00-6.00]"
@@ -123,7 +129,10 @@ def test_an_engine_that_fires_other_spikes_has_no_speed() -> None:
 
 def test_the_command_says_what_it_does() -> None:
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "main.py"), "--help"], check=True, capture_output=True, text=True
+        [sys.executable, str(FOLDER / "main.py"), "--help"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert "--rounds" in done.stdout
     assert "--quick" in done.stdout

@@ -56,7 +56,9 @@ def test_rates_are_probabilities() -> None:
     assert coded[..., 3].all()
     again = encode(InputCoding((4,), kind="rate"), frames, timesteps=20_000, seed=3)
     assert np.array_equal(coded, again)
-    assert not np.array_equal(coded, encode(InputCoding((4,), kind="rate"), frames, timesteps=20_000, seed=4))
+    assert not np.array_equal(
+        coded, encode(InputCoding((4,), kind="rate"), frames, timesteps=20_000, seed=4)
+    )
 
 
 GRADED, RATE, DIRECT = (

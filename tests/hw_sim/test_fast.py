@@ -51,11 +51,15 @@ def pick(rng: np.random.Generator, *options: Any) -> Any:
 def neuron(rng: np.random.Generator, scale: int) -> Neuron:
     extreme = (0, 1, 4095, 4096, int(rng.integers(0, 4097)), int(rng.integers(20, 1500)))
     high = int(pick(rng, 1, 8, scale, scale, 20 * scale))
-    return Neuron(pick(rng, *extreme, 4096), pick(rng, *extreme), int(rng.integers(0, max(1, high))))
+    return Neuron(
+        pick(rng, *extreme, 4096), pick(rng, *extreme), int(rng.integers(0, max(1, high)))
+    )
 
 
 def weights(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, Any]:
-    limit = int(pick(rng, 1, 3, 20, 127, 127, 127, 255, 255, 900, *([30000] if rng.random() < 0.1 else [])))
+    limit = int(
+        pick(rng, 1, 3, 20, 127, 127, 127, 255, 255, 900, *([30000] if rng.random() < 0.1 else []))
+    )
     values = rng.integers(-limit, limit + 1, shape)
     sign = pick(rng, 0, 0, 0, 1, -1)
     values = sign * np.abs(values) if sign else values
@@ -100,7 +104,9 @@ def layer(rng: np.random.Generator, name: str, shape: tuple[int, ...], fan: int)
     if rng.random() < 0.1:
         return Recurrent(name, weight, weights(rng, outputs, outputs), cell, bias)
     if rng.random() < 0.1:
-        return Dense(name, weight, cell, bias, None, rng.integers(0, int(pick(rng, 1, 4)), weight.shape))
+        return Dense(
+            name, weight, cell, bias, None, rng.integers(0, int(pick(rng, 1, 4)), weight.shape)
+        )
     return Dense(name, weight, cell, bias)
 
 
@@ -117,7 +123,9 @@ def draw(seed: int) -> tuple[ChipNetwork, np.ndarray[Any, Any]]:
         here = shape
         try:
             for level in range(int(rng.integers(1, 4))):
-                layers.append(layer(rng, f"layer{level}", here, 40 * (2**bits - 1 if level == 0 else 1)))
+                layers.append(
+                    layer(rng, f"layer{level}", here, 40 * (2**bits - 1 if level == 0 else 1))
+                )
                 here = layers[-1].output_shape
             if rng.random() < 0.3:
                 last = layers[-1]
@@ -138,19 +146,27 @@ def same(one: Recording, other: Recording) -> list[str]:
     for name, counts in one.event_counts.items():
         if not np.array_equal(counts, other.event_counts[name]):
             found.append(f"counts of {name}")
-    return found + ([] if one.peak_sum == other.peak_sum else [f"peaks {one.peak_sum} {other.peak_sum}"])
+    return found + (
+        [] if one.peak_sum == other.peak_sum else [f"peaks {one.peak_sum} {other.peak_sum}"]
+    )
 
 
-def cases(network: ChipNetwork, inputs: np.ndarray[Any, Any], recording: Recording) -> dict[str, bool]:
+def cases(
+    network: ChipNetwork, inputs: np.ndarray[Any, Any], recording: Recording
+) -> dict[str, bool]:
     """Which of the arithmetic's corners a run has met."""
     layers = network.layers
-    registers = {register for one in layers for register in (one.neuron.i_decay, one.neuron.v_decay)}
+    registers = {
+        register for one in layers for register in (one.neuron.i_decay, one.neuron.v_decay)
+    }
     return {
         # Beyond one wrap u would have to jump by more than 2**23 between two steps.
         "wrap": any((np.abs(np.diff(u, axis=1)) > 2**23).any() for u in recording.u.values()),
         "clip": any((np.abs(v) == 2**23 - 1).any() for v in recording.v.values()),
         "tie": any(
-            (recording.v[one.name] == 64 * one.neuron.vth_int).any() for one in layers if one.neuron.vth_int
+            (recording.v[one.name] == 64 * one.neuron.vth_int).any()
+            for one in layers
+            if one.neuron.vth_int
         ),
         "silent input": not inputs.any(),
         "all on": bool(inputs.all()),
@@ -181,7 +197,9 @@ def test_every_integer_of_random_networks(
         except ChipError:  # sums beyond 2**53
             continue
         monkeypatch.setattr(blocks, "BLOCK_BYTES", (2**28, 3000)[seed % 3 == 0])
-        got = simulate(network, inputs, record=ALL, engine="fast", threads=1 + seed % 5, reset=reset)
+        got = simulate(
+            network, inputs, record=ALL, engine="fast", threads=1 + seed % 5, reset=reset
+        )
         assert same(wanted, got) == [], seed
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
         for name, met in cases(network, inputs, wanted).items():
@@ -210,7 +228,9 @@ def test_the_torch_engine_on_random_networks(monkeypatch: pytest.MonkeyPatch) ->
         except ChipError:  # sums beyond 2**53
             continue
         monkeypatch.setattr(blocks, "BLOCK_BYTES", (2**28, 3000)[seed % 3 == 0])
-        assert same(wanted, simulate(network, inputs, record=ALL, engine="torch", reset=reset)) == [], seed
+        assert (
+            same(wanted, simulate(network, inputs, record=ALL, engine="torch", reset=reset)) == []
+        ), seed
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
         for found in plans(network, engines.choose("torch")):
             taken, left = taken + isinstance(found, TorchLayer), left + isinstance(found, str)
@@ -237,7 +257,10 @@ def test_the_path_of_devices_on_the_cpu() -> None:
             continue
         for one, got in zip(network.layers, ran, strict=True):
             for name in ("spikes", "u", "v"):
-                assert np.array_equal(getattr(got, name), getattr(wanted, name)[one.name]), (seed, name)
+                assert np.array_equal(getattr(got, name), getattr(wanted, name)[one.name]), (
+                    seed,
+                    name,
+                )
             assert np.array_equal(got.counts, wanted.event_counts[one.name])
             fired += int(got.counts.sum())
     assert fired > 1000
@@ -335,7 +358,9 @@ def test_options_that_do_not_exist(options: dict[str, Any], message: str) -> Non
 
 
 def test_without_a_kernel_auto_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_fast", lambda: "not built; a C compiler (cc) at install makes it")
+    monkeypatch.setattr(
+        engines, "_fast", lambda: "not built; a C compiler (cc) at install makes it"
+    )
     network, inputs = draw(3)
     assert simulate(network, inputs).engine == "torch"
     with pytest.raises(ChipError, match="engine: no compiled kernel, not built; a C compiler"):
@@ -364,7 +389,9 @@ def test_a_run_that_falls_back_is_cut_anew(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(ReferenceEngine, "run", run)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 200_000)
-    got = simulate(network, inputs, record=ALL, engine="torch", progress=lambda done, _: shown.append(done))
+    got = simulate(
+        network, inputs, record=ALL, engine="torch", progress=lambda done, _: shown.append(done)
+    )
     assert shown == sorted(shown)
     assert shown[-1] == 240
     assert max(sizes) <= 200_000
@@ -384,7 +411,10 @@ def test_settings_of_torch_do_not_reach_the_torch_engine() -> None:
     before = torch.get_float32_matmul_precision(), torch.get_num_threads()
     try:
         torch.set_float32_matmul_precision("medium")
-        with torch.autocast("cpu", dtype=torch.bfloat16), torch.backends.mkldnn.flags(enabled=False):
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            torch.backends.mkldnn.flags(enabled=False),
+        ):
             assert same(wanted, simulate(network, inputs, record=ALL, engine="torch")) == []
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

@@ -20,7 +20,10 @@ def recording(seed: int = 0) -> Recording:
     return Recording(
         output=rng.integers(-(2**23), 2**23, (2, 4, 5)),
         spikes={"conv/1": spikes, "fc": rng.integers(0, 2, (2, 4, 5)).astype(np.uint8)},
-        v={"conv/1": rng.integers(-(2**23), 2**23, spikes.shape), "fc": rng.integers(-9, 9, (2, 4, 5))},
+        v={
+            "conv/1": rng.integers(-(2**23), 2**23, spikes.shape),
+            "fc": rng.integers(-9, 9, (2, 4, 5)),
+        },
         event_counts={"conv/1": spikes.sum(axis=(2, 3, 4), dtype=np.int64)},
         peak_sum={"conv/1": 2**23, "fc": 17},
         engine="reference",
@@ -61,12 +64,18 @@ def test_round_trip_of_output_alone_under_any_name(tmp_path: Path) -> None:
 
 @settings(max_examples=25)
 @given(
-    st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1, max_size=12)
+    st.text(
+        st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"),
+        min_size=1,
+        max_size=12,
+    )
 )
 def test_any_layer_name_survives(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     path = tmp_path_factory.mktemp("name") / "run.npz"
     array = np.arange(6).reshape(1, 2, 3)
-    named = Recording(array, spikes={name: (array % 2).astype(np.uint8)}, v={name: array}, peak_sum={name: 3})
+    named = Recording(
+        array, spikes={name: (array % 2).astype(np.uint8)}, v={name: array}, peak_sum={name: 3}
+    )
     save_recording(named, path)
     assert_same(named, load_recording(path))
 
@@ -100,14 +109,19 @@ def not_recordings() -> dict[str, Any]:
 
     def wrong_checksum(path: Path) -> None:
         with path.open("wb") as file:
-            np.savez(file, format=np.array(1), engine=np.array(""), output=np.full((1, 1, 8), 0x5A5A5A5A))
+            np.savez(
+                file, format=np.array(1), engine=np.array(""), output=np.full((1, 1, 8), 0x5A5A5A5A)
+            )
         content = path.read_bytes()
         path.write_bytes(content.replace(b"\x5a" * 4, b"\xa5" * 4, 1))
 
     def damaged_deflate(path: Path) -> None:
         save_recording(recording(), path)
         content = bytearray(path.read_bytes())
-        name, extra = int.from_bytes(content[26:28], "little"), int.from_bytes(content[28:30], "little")
+        name, extra = (
+            int.from_bytes(content[26:28], "little"),
+            int.from_bytes(content[28:30], "little"),
+        )
         content[30 + name + extra] |= 0b110  # block type 3 of the first member does not exist
         path.write_bytes(content)
 
@@ -131,9 +145,14 @@ def not_recordings() -> dict[str, Any]:
         "no_format": npz(output=np.zeros((1, 1, 1))),
         "no_output": npz(format=np.array(1), engine=np.array("x")),
         "unknown_kind": npz(
-            format=np.array(1), engine=np.array(""), output=np.zeros((1, 1, 1), int), **{"w/a": np.zeros(1)}
+            format=np.array(1),
+            engine=np.array(""),
+            output=np.zeros((1, 1, 1), int),
+            **{"w/a": np.zeros(1)},
         ),
-        "pickled": npz(format=np.array(1), engine=np.array(""), output=np.array([{}], dtype=object)),
+        "pickled": npz(
+            format=np.array(1), engine=np.array(""), output=np.array([{}], dtype=object)
+        ),
         "lone_array": lone_array,
     }
 
@@ -162,7 +181,9 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (witness,))
 
     with path.open("wb") as file:
-        np.savez(file, format=np.array(1), engine=np.array(""), output=np.array([Trap()], dtype=object))
+        np.savez(
+            file, format=np.array(1), engine=np.array(""), output=np.array([Trap()], dtype=object)
+        )
     with pytest.raises(ChipError, match="not a recording"):
         load_recording(path)
     assert not witness.exists()
@@ -186,7 +207,9 @@ def test_the_earliest_difference_is_named() -> None:
     other = changed(original, "v", "conv/1", (0, 3, 0, 0, 0), (1, 2, 2, 1, 1), (1, 2, 2, 1, 0))
     value = int(original.v["conv/1"][1, 2, 2, 1, 0])
     assert compare(original, other) == [
-        Divergence("v of 'conv/1'", 3, 96, sample=1, timestep=2, index=(2, 1, 0), a=value, b=value + 1)
+        Divergence(
+            "v of 'conv/1'", 3, 96, sample=1, timestep=2, index=(2, 1, 0), a=value, b=value + 1
+        )
     ]
     assert str(compare(original, other)[0]) == (
         "v of 'conv/1': 3 of 96 differ, first at sample 1, time step 2, index (2, 1, 0): "
@@ -216,7 +239,9 @@ def test_every_array_that_differs_is_listed_once() -> None:
 
 def test_spikes_of_either_dtype_compare_by_value() -> None:
     original = recording()
-    wide = replace(original, spikes={name: array.astype(np.int64) for name, array in original.spikes.items()})
+    wide = replace(
+        original, spikes={name: array.astype(np.int64) for name, array in original.spikes.items()}
+    )
     assert compare(original, wide) == []
     (found,) = compare(changed(original, "spikes", "fc", (0, 0, 0)), wide)
     assert {found.a, found.b} == {0, 1}
@@ -227,7 +252,9 @@ def test_different_layers_are_refused(kind: str) -> None:
     original = recording()
     fewer = replace(original, **{kind: {"fc": getattr(original, kind)["fc"]}})
     for pair in ((original, fewer), (fewer, original)):
-        with pytest.raises(ChipError, match=f"recordings: {kind} of layers .*; record the same layers"):
+        with pytest.raises(
+            ChipError, match=f"recordings: {kind} of layers .*; record the same layers"
+        ):
             compare(*pair)
 
 

@@ -54,7 +54,11 @@ def taps(layer: Layer) -> list[list[tuple[int, int]]]:
         return [list(enumerate(row)) for row in weight]
     channels, height, width = layer.input_shape
     outputs, in_group, kernel_y, kernel_x = layer.weight_int.shape
-    (stride_y, stride_x), (pad_y, pad_x), (step_y, step_x) = layer.stride, layer.padding, layer.dilation
+    (stride_y, stride_x), (pad_y, pad_x), (step_y, step_x) = (
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+    )
     high = (height + 2 * pad_y - step_y * (kernel_y - 1) - 1) // stride_y + 1
     wide = (width + 2 * pad_x - step_x * (kernel_x - 1) - 1) // stride_x + 1
     found = []
@@ -143,9 +147,14 @@ def dense(rng: np.random.Generator) -> ChipNetwork:
 
 
 def dense_bias(rng: np.random.Generator) -> ChipNetwork:
-    first = Dense("a", weights(rng, 6, 5), Neuron(4096, 700, 120), bias_int=np.array([40, -30, 5, 0, 150, 1]))
+    first = Dense(
+        "a", weights(rng, 6, 5), Neuron(4096, 700, 120), bias_int=np.array([40, -30, 5, 0, 150, 1])
+    )
     last = Dense(
-        "b", weights(rng, 3, 6), Neuron(2048, 4095, NON_SPIKING_VTH), bias_int=np.array([-7, 0, 4095])
+        "b",
+        weights(rng, 3, 6),
+        Neuron(2048, 4095, NON_SPIKING_VTH),
+        bias_int=np.array([-7, 0, 4095]),
     )
     return network([first, last], (5,))
 
@@ -156,7 +165,8 @@ def one_conv(**geometry: Any) -> Any:
         kernel = weights(rng, 4, 4 // groups, 3, 2)
         bias = weights(rng, 4, low=-20, high=40)
         return network(
-            [Conv("c", kernel, Neuron(2000, 500, 150), (4, 7, 6), **geometry, bias_int=bias)], (4, 7, 6)
+            [Conv("c", kernel, Neuron(2000, 500, 150), (4, 7, 6), **geometry, bias_int=bias)],
+            (4, 7, 6),
         )
 
     return build
@@ -197,9 +207,13 @@ def overflowing_dense(rng: np.random.Generator) -> ChipNetwork:
 
 def overflowing_conv(rng: np.random.Generator) -> ChipNetwork:
     """16-bit payloads take the sum itself beyond 24 bits."""
-    first = Conv("c", weights(rng, 3, 2, 3, 3, low=-128, high=128), Neuron(2000, 900, 40_000), (2, 5, 5))
+    first = Conv(
+        "c", weights(rng, 3, 2, 3, 3, low=-128, high=128), Neuron(2000, 900, 40_000), (2, 5, 5)
+    )
     return network(
-        [first, Dense("d", weights(rng, 3, 27, low=-60, high=60), Neuron(3000, 300, 120))], (2, 5, 5), bits=16
+        [first, Dense("d", weights(rng, 3, 27, low=-60, high=60), Neuron(3000, 300, 120))],
+        (2, 5, 5),
+        bits=16,
     )
 
 
@@ -237,7 +251,12 @@ def test_equals_the_walk(name: str, seed: int, reset: bool) -> None:
     net, inputs = draw(name, seed)
     got = simulate(net, inputs, record=ALL, reset=reset)
     walks = walk(net, inputs, reset)
-    assert set(got.spikes) == set(got.v) == set(got.event_counts) == {layer.name for layer in net.layers}
+    assert (
+        set(got.spikes)
+        == set(got.v)
+        == set(got.event_counts)
+        == {layer.name for layer in net.layers}
+    )
     for layer, expected in zip(net.layers, walks, strict=True):
         shape = (*inputs.shape[:2], *layer.output_shape)
         spikes, v = got.spikes[layer.name], got.v[layer.name]
@@ -246,7 +265,9 @@ def test_equals_the_walk(name: str, seed: int, reset: bool) -> None:
         np.testing.assert_array_equal(v, np.reshape(expected.v, shape), strict=True)
         np.testing.assert_array_equal(spikes, np.reshape(expected.spikes, shape))
         assert spikes.shape == shape
-        assert got.event_counts[layer.name].tolist() == spikes.reshape(*shape[:2], -1).sum(2).tolist()
+        assert (
+            got.event_counts[layer.name].tolist() == spikes.reshape(*shape[:2], -1).sum(2).tolist()
+        )
         assert got.peak_sum[layer.name] == expected.peak
         assert len(np.unique(v)) > 10  # nothing is equal because nothing happened
         assert bool(spikes.any()) == layer.neuron.spikes
@@ -274,9 +295,9 @@ def test_the_cases_reach_every_overflow(seed: int) -> None:
 def test_reset_makes_a_difference() -> None:
     for name in CASES:
         net, inputs = draw(name, 0)
-        assert compare(simulate(net, inputs, record=ALL), simulate(net, inputs, record=ALL, reset=False)), (
-            name
-        )
+        assert compare(
+            simulate(net, inputs, record=ALL), simulate(net, inputs, record=ALL, reset=False)
+        ), name
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -287,7 +308,9 @@ def test_a_batch_equals_its_samples_one_by_one(name: str) -> None:
         alone = simulate(net, inputs[sample : sample + 1], record=ALL)
         for kind in ("spikes", "v", "event_counts"):
             for layer, array in getattr(alone, kind).items():
-                np.testing.assert_array_equal(array[0], getattr(batch, kind)[layer][sample], strict=True)
+                np.testing.assert_array_equal(
+                    array[0], getattr(batch, kind)[layer][sample], strict=True
+                )
         np.testing.assert_array_equal(alone.output[0], batch.output[sample], strict=True)
 
 
@@ -309,7 +332,8 @@ def test_dtype_of_inputs_and_record_change_nothing() -> None:
         assert not got.spikes
         assert not got.v
         assert all(
-            np.array_equal(got.event_counts[k], counts) for k, counts in everything.event_counts.items()
+            np.array_equal(got.event_counts[k], counts)
+            for k, counts in everything.event_counts.items()
         )
         assert got.peak_sum == everything.peak_sum
     assert simulate(net, inputs, engine="reference", threads=1, timesteps=9).engine == "reference"
@@ -330,7 +354,9 @@ def test_columns_are_not_shifted() -> None:
 
 
 def test_flatten_goes_channel_row_column() -> None:
-    through = Conv("c", np.eye(2, dtype=np.int64)[:, :, None, None] * 11, Neuron(4096, 4096, 10), (2, 2, 3))
+    through = Conv(
+        "c", np.eye(2, dtype=np.int64)[:, :, None, None] * 11, Neuron(4096, 4096, 10), (2, 2, 3)
+    )
     number = Dense("d", np.arange(12)[None], Neuron(4096, 4096, NON_SPIKING_VTH))
     net = network([through, number], (2, 2, 3))
     inputs = np.eye(12, dtype=np.int64).reshape(1, 12, 2, 2, 3)
@@ -410,7 +436,10 @@ KERNEL = np.ones((2, 2, 3, 3), dtype=int)
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: network([Dense("x", ONES, BOX)], (4,)), "layer 'x': receives 4 values, has 3 inputs"),
+        (
+            lambda: network([Dense("x", ONES, BOX)], (4,)),
+            "layer 'x': receives 4 values, has 3 inputs",
+        ),
         (lambda: network([Dense("x", ONES, BOX)] * 2, (3,)), r"names repeat: \['x', 'x'\]"),
         (lambda: ChipNetwork((), InputCoding((3,)), Readout("spikes")), "network: no layers"),
         (
@@ -430,15 +459,24 @@ KERNEL = np.ones((2, 2, 3, 3), dtype=int)
         (lambda: Dense("x", np.ones(3, dtype=int), BOX), r"shape \(3,\), needs 2"),
         (lambda: Dense("x", np.ones((0, 3), dtype=int), BOX), r"shape \(0, 3\), needs 2 non-empty"),
         (lambda: Dense("x", ONES * 2**31, BOX), "does not fit 32 bits"),
-        (lambda: Dense("x", ONES, BOX, np.ones(3, dtype=int)), r"bias_int has shape \(3,\), needs \(2,\)"),
+        (
+            lambda: Dense("x", ONES, BOX, np.ones(3, dtype=int)),
+            r"bias_int has shape \(3,\), needs \(2,\)",
+        ),
         (lambda: Dense("x", ONES, BOX, np.ones(2)), "bias_int has dtype float64"),
-        (lambda: Conv("x", KERNEL, BOX, (3, 5, 5)), "3 input channels and 2 output channels do not"),
+        (
+            lambda: Conv("x", KERNEL, BOX, (3, 5, 5)),
+            "3 input channels and 2 output channels do not",
+        ),
         (lambda: Conv("x", KERNEL, BOX, (2, 5, 5), groups=2), "in 2 groups"),
         (lambda: Conv("x", KERNEL, BOX, (6, 5, 5), groups=3), "in 3 groups"),
         (lambda: Conv("x", KERNEL, BOX, (2, 5, 5), groups=0), "in 0 groups"),
         (lambda: Conv("x", KERNEL, BOX, (2, 2, 5)), "kernel is larger than its padded input"),
         (lambda: Conv("x", KERNEL, BOX, (2, 5, 5), dilation=(1, 3)), "kernel is larger"),
-        (lambda: Conv("x", KERNEL, BOX, (2, 5, 5), stride=(0, 1)), "stride and dilation start at 1"),
+        (
+            lambda: Conv("x", KERNEL, BOX, (2, 5, 5), stride=(0, 1)),
+            "stride and dilation start at 1",
+        ),
         (lambda: Conv("x", KERNEL, BOX, (2, 5, 5), padding=(0, -1)), "padding at 0"),
         (lambda: Neuron(4097, 0, 10, "n"), r"neuron 'n': i_decay = 4097, allowed 0\.\.4096"),
         (lambda: Neuron(0, -1, 10), "v_decay = -1, allowed"),

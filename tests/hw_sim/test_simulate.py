@@ -65,7 +65,10 @@ GOOD = (np.random.default_rng(1).random((3, 12, 2, 8, 8)) < 0.2).astype(np.uint8
         (GOOD.astype(str), "inputs: dtype <U"),
         (GOOD.astype("m8[s]"), "inputs: dtype timedelta64"),
         (GOOD.astype(object), "inputs: dtype object"),
-        (GOOD[:, :, :1], r"inputs: shape \(3, 12, 1, 8, 8\), needs \(samples, timesteps, 2, 8, 8\)"),
+        (
+            GOOD[:, :, :1],
+            r"inputs: shape \(3, 12, 1, 8, 8\), needs \(samples, timesteps, 2, 8, 8\)",
+        ),
         (GOOD[0], r"inputs: shape \(12, 2, 8, 8\), needs"),
         (GOOD.reshape(3, 12, -1), r"inputs: shape \(3, 12, 128\), needs"),
         (GOOD[:0], "holds nothing; give at least one sample and one time step"),
@@ -91,10 +94,14 @@ def test_payloads_beyond_the_message() -> None:
         simulate(network, 8 * GOOD)
 
 
-def test_a_network_that_check_refuses_still_simulates_but_does_not_reach_lava(tmp_path: Path) -> None:
+def test_a_network_that_check_refuses_still_simulates_but_does_not_reach_lava(
+    tmp_path: Path,
+) -> None:
     """Weights of 10 bits: no chip holds them, the arithmetic is defined, and the worker never starts."""
     network = ChipNetwork(
-        (Dense("d", np.array([[600, -3]]), Neuron(4096, 0, 100)),), InputCoding((2,)), Readout("spikes")
+        (Dense("d", np.array([[600, -3]]), Neuron(4096, 0, 100)),),
+        InputCoding((2,)),
+        Readout("spikes"),
     )
     inputs = np.ones((1, 4, 2), dtype=np.uint8)
     assert simulate(network, inputs).output.sum() == 4
@@ -111,7 +118,9 @@ def test_a_file_that_check_refuses(call: Call) -> None:
     assert "a.net: not simulated, no chip runs it: error: layer 'conv'" in err
 
 
-@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int16, np.uint16, np.int64, np.uint64])
+@pytest.mark.parametrize(
+    "dtype", [bool, np.int8, np.uint8, np.int16, np.uint16, np.int64, np.uint64]
+)
 def test_any_integers_are_the_same_integers(dtype: Any) -> None:
     wanted = simulate(conv_network(), GOOD, record=BOTH, engine="reference")
     for engine in ENGINES:
@@ -137,7 +146,9 @@ def long_network() -> ChipNetwork:
     return ChipNetwork(
         (
             Conv("conv", rng.integers(-60, 64, (2, 2, 1, 1)), Neuron(300, 40, 90), (2, 8, 8)),
-            Dense("late", weight, Neuron(700, 60, 500), None, None, rng.integers(0, 9, weight.shape)),
+            Dense(
+                "late", weight, Neuron(700, 60, 500), None, None, rng.integers(0, 9, weight.shape)
+            ),
             Recurrent(
                 "loop",
                 rng.integers(-40, 90, (5, 6)),
@@ -154,7 +165,9 @@ def long_network() -> ChipNetwork:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("reset", [True, False])
-def test_blocks_of_time_change_nothing(engine: Any, reset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_time_change_nothing(
+    engine: Any, reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = (np.random.default_rng(3).random((3, 50, 2, 8, 8)) < 0.1).astype(np.uint8)
     wanted = simulate(long_network(), inputs, record=BOTH, engine="reference", reset=reset)
     assert min(counts.sum() for name, counts in wanted.event_counts.items() if name != "sum") > 100
@@ -258,7 +271,9 @@ def test_ctrl_c_stops_it_and_leaves_nothing(engine: str) -> None:
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
     monkeypatch.chdir(tmp_path)
     write_net(conv_network(), tmp_path / "a.net")
     np.save("in.npy", GOOD)
@@ -287,8 +302,12 @@ def test_the_command_records_what_is_named(call: Call, tmp_path: Path) -> None:
     decided = network.readout.decide(wanted.output)
     assert facts["decisions"] == decided.tolist()
     assert facts["right"] == int((decided == [0, 1, 2]).sum())
-    assert facts["spikes"] == {name: int(counts.sum()) for name, counts in wanted.event_counts.items()}
-    assert facts["activity"]["conv"] == pytest.approx(wanted.event_counts["conv"].mean() / 288, abs=1e-6)
+    assert facts["spikes"] == {
+        name: int(counts.sum()) for name, counts in wanted.event_counts.items()
+    }
+    assert facts["activity"]["conv"] == pytest.approx(
+        wanted.event_counts["conv"].mean() / 288, abs=1e-6
+    )
     assert facts["seconds"] > 0
     # Seconds are printed with four decimals, of which so short a run leaves few.
     assert facts["samples_per_second"] == pytest.approx(3 / facts["seconds"], rel=0.5)

@@ -49,12 +49,17 @@ TASKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=list(TASKS) if "KNARR_CONFORMANCE" in os.environ else ["mskd_eyes"])
+@pytest.fixture(
+    scope="module", params=list(TASKS) if "KNARR_CONFORMANCE" in os.environ else ["mskd_eyes"]
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
     """A float run, exported."""
     folder = tmp_path_factory.mktemp(request.param)
     made = stages.begin(
-        with_settings(load_recipe(request.param), TASKS[request.param]), None, folder / "run", folder / "data"
+        with_settings(load_recipe(request.param), TASKS[request.param]),
+        None,
+        folder / "run",
+        folder / "data",
     )
     stages.train(made)
     stages.export(made)
@@ -63,7 +68,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def beside(run: stages.Run, folder: Path, **chip: Any) -> stages.Run:
     """The run with a chip block, in a folder of its own."""
-    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("checkpoints", "metrics.csv", ".lock"))
+    shutil.copytree(
+        run.folder, folder, ignore=shutil.ignore_patterns("checkpoints", "metrics.csv", ".lock")
+    )
     settings = ChipSettings(**{"epochs": 3, "learning_rate": 0.01, **chip})
     return replace(run, folder=folder, recipe=run.recipe.model_copy(update={"chip": settings}))
 
@@ -93,15 +100,19 @@ def test_the_log_is_the_file_the_simulator_and_lava(run: stages.Run, tmp_path: P
     assert kept["correct"] == correct
     row = rows(made)[facts["epoch"]]
     assert round(float(row["validation_accuracy"]) * len(labels)) == correct
-    assert float(row["validation_accuracy"]) == max(float(row["validation_accuracy"]) for row in rows(made))
+    assert float(row["validation_accuracy"]) == max(
+        float(row["validation_accuracy"]) for row in rows(made)
+    )
 
     counts = count_events(network, inputs, recording)
-    assert kept["accumulates"] * len(labels) == sum(layer.acc for layer in counts.layers.values()) * len(
-        labels
-    )
+    assert kept["accumulates"] * len(labels) == sum(
+        layer.acc for layer in counts.layers.values()
+    ) * len(labels)
     assert row[ACCUMULATES] == f"{kept['accumulates']:.1f}"
 
-    lava = run_on_lava(made.path(stages.NET), inputs[:6], record=("output", "spikes"), timeout_s=300)
+    lava = run_on_lava(
+        made.path(stages.NET), inputs[:6], record=("output", "spikes"), timeout_s=300
+    )
     assert np.array_equal(lava.output, recording.output[:6])
     assert all(np.array_equal(lava.spikes[name], z[:6]) for name, z in recording.spikes.items())
     assert all(z[:6].any() for name, z in list(recording.spikes.items())[:-1]), (
@@ -109,7 +120,9 @@ def test_the_log_is_the_file_the_simulator_and_lava(run: stages.Run, tmp_path: P
     )
 
 
-def test_the_run_goes_on_with_it(run: stages.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_goes_on_with_it(
+    run: stages.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = beside(run, tmp_path / "run", epochs=1, weight_bits=4)
     for stage in (stages.deploy, stages.simulate):
         stage(made)
@@ -121,7 +134,8 @@ def test_the_run_goes_on_with_it(run: stages.Run, tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     samples = len(made.data.test.labels)
     assert (
-        f"{correct['lowered']}/{samples}" in said.split("before its integers were fitted")[1].splitlines()[0]
+        f"{correct['lowered']}/{samples}"
+        in said.split("before its integers were fitted")[1].splitlines()[0]
     )
     assert f"{correct['chip']}/{samples}" in said.split("accuracy")[1].splitlines()[0]
     network = read_net(made.path(stages.NET))
@@ -176,10 +190,12 @@ def test_fewer_steps_and_a_goal_cost_less(run: stages.Run, tmp_path: Path) -> No
     stages.deploy(made)
     stages.simulate(made)
     with np.load(made.path(stages.RECORDING)) as kept:
-        assert {kept[name].shape[1] for name in kept.files if kept[name].ndim == 3 and "output" in name} == {
-            steps - 1
-        }
-    start = json.loads(made.path(chip_stage.FITTED).read_text())["validation"]["lowered"]["accumulates"]
+        assert {
+            kept[name].shape[1] for name in kept.files if kept[name].ndim == 3 and "output" in name
+        } == {steps - 1}
+    start = json.loads(made.path(chip_stage.FITTED).read_text())["validation"]["lowered"][
+        "accumulates"
+    ]
 
     free = beside(run, tmp_path / "free", epochs=6)
     stages.deploy(free)
@@ -189,11 +205,15 @@ def test_fewer_steps_and_a_goal_cost_less(run: stages.Run, tmp_path: Path) -> No
     goal = 0.8 * cost
     bound = beside(run, tmp_path / "bound", epochs=6, acc_per_inference=goal, acc_weight=5.0)
     stages.deploy(bound)
-    found = json.loads(bound.path(chip_stage.FITTED).read_text())["validation"]["kept"]["accumulates"]
+    found = json.loads(bound.path(chip_stage.FITTED).read_text())["validation"]["kept"][
+        "accumulates"
+    ]
     assert 0 < found <= goal
 
 
-def test_what_cannot_be_met_is_refused_before_anything_is_fitted(run: stages.Run, tmp_path: Path) -> None:
+def test_what_cannot_be_met_is_refused_before_anything_is_fitted(
+    run: stages.Run, tmp_path: Path
+) -> None:
     steps = run.data.test.chip_inputs(np.arange(1)).shape[1]
     late = run.recipe.model_copy(update={"chip": ChipSettings(timesteps=steps + 1)})
     with pytest.raises(RecipeError, match=f"chip.timesteps: {steps + 1}, clips have {steps}"):
@@ -230,7 +250,9 @@ def test_a_goal_that_is_missed_is_said(
     assert facts["validation"]["kept"]["accumulates"] > facts["acc_goal"]
 
 
-def test_the_block_may_change_until_something_depends_on_it(run: stages.Run, tmp_path: Path) -> None:
+def test_the_block_may_change_until_something_depends_on_it(
+    run: stages.Run, tmp_path: Path
+) -> None:
     made = beside(run, tmp_path / "run")
     _, root = read_run(run.folder)
     open_run(made.recipe, made.data, root, made.folder)
@@ -268,7 +290,9 @@ def test_what_was_rounded_away(run: stages.Run) -> None:
     with pytest.raises(DeployError, match="not lowered from this graph"):
         unrounded_weights(graph, replace(network, graph_hash="0" * 64))
     with pytest.raises(DeployError, match="with which scales"):
-        unrounded_weights(graph, replace(network, lowering={"layers": [{"name": network.layers[0].name}]}))
+        unrounded_weights(
+            graph, replace(network, lowering={"layers": [{"name": network.layers[0].name}]})
+        )
 
 
 def test_a_file_that_is_not_what_was_trained_is_not_kept(

@@ -80,7 +80,11 @@ def test_verification_holds_and_says_so(run: stages.Run) -> None:
     result = json.loads(run.path("verification.json").read_text())
     assert result["holds"]
     assert result["samples"] == VERIFIED
-    assert {row["pair"] for row in result["rows"]} == {"Norse = NIR", "NIR ~ hw_sim", "hw_sim = Lava"}
+    assert {row["pair"] for row in result["rows"]} == {
+        "Norse = NIR",
+        "NIR ~ hw_sim",
+        "hw_sim = Lava",
+    }
     assert all(row["mismatches"] == 0 for row in result["rows"] if "=" in row["pair"])
     measured = [row for row in result["rows"] if "~" in row["pair"]]
     assert all(
@@ -98,7 +102,10 @@ def test_every_stage_learned_something_and_the_chip_keeps_it(run: stages.Run) ->
 
 
 def test_counts_belong_to_the_recording(run: stages.Run) -> None:
-    network, recording = read_net(run.path("student.net")), load_recording(run.path("recording.npz"))
+    network, recording = (
+        read_net(run.path("student.net")),
+        load_recording(run.path("recording.npz")),
+    )
     inputs = run.data.test.chip_inputs(np.arange(100))
     counts = count_events(network, inputs, recording)
     stored = json.loads(run.path("energy.json").read_text())
@@ -110,7 +117,8 @@ def test_counts_belong_to_the_recording(run: stages.Run) -> None:
     # Every event of a dense layer reaches all of its outputs: an oracle that needs no fan-out map.
     before, last = network.layers[-2:]
     assert (
-        counts.layers[last.name].acc * 100 == int(recording.spikes[before.name].sum()) * last.output_shape[0]
+        counts.layers[last.name].acc * 100
+        == int(recording.spikes[before.name].sum()) * last.output_shape[0]
     )
     assert stored["baseline"]["counts"]["total"]["acc"] == 0
     assert 0 < stored["ratio"] < 1
@@ -119,7 +127,9 @@ def test_counts_belong_to_the_recording(run: stages.Run) -> None:
 def test_sums_stay_inside_the_accumulator(run: stages.Run) -> None:
     recording = load_recording(run.path("recording.npz"))
     assert [
-        violation for violation in check(read_net(run.path("student.net"))) if violation.severity == "error"
+        violation
+        for violation in check(read_net(run.path("student.net")))
+        if violation.severity == "error"
     ] == []
     assert len(recording.peak_sum) == 3
     assert all(0 < peak < 2**15 for peak in recording.peak_sum.values())
@@ -152,7 +162,9 @@ def test_a_second_run_changes_nothing(run: stages.Run, capsys: pytest.CaptureFix
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()}
     for stage in stages.ALL:
         stage(run)
-    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()
+    } == before
     assert report.show(run.folder, json=False)
     table = capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= 100 + len(str(run.folder))
@@ -206,9 +218,11 @@ def test_damaged_files_of_a_run_are_one_line(
     shutil.copytree(run.folder, copy)
     (copy / name).write_bytes(content)
     # The stage must really run, so take away what it would have left.
-    for made in {"energy": ["energy.json"], "deploy": ["student.net"], "export": ["student.nir"]}.get(
-        verb, []
-    ):
+    for made in {
+        "energy": ["energy.json"],
+        "deploy": ["student.net"],
+        "export": ["student.nir"],
+    }.get(verb, []):
         (copy / made).unlink()
     arguments = [verb, str(copy)]
     if verb == "train":

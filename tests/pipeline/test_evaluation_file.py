@@ -15,7 +15,14 @@ from sklearn import metrics
 
 from knarr.pipeline import evaluation as run_evaluation
 from knarr.pipeline import evaluation_file
-from knarr.pipeline.evaluation_file import EvaluationError, RunEvaluation, evaluation_json, pool, read, write
+from knarr.pipeline.evaluation_file import (
+    EvaluationError,
+    RunEvaluation,
+    evaluation_json,
+    pool,
+    read,
+    write,
+)
 from knarr.pipeline.measures import measure
 
 CLASSES = ("angry", "fear", "neutral")
@@ -55,11 +62,18 @@ def test_folds_pooled_are_what_all_predictions_give() -> None:
     true = np.concatenate([part.labels for part in ordered])
     passes = np.concatenate([part.predicted["student"] for part in ordered], axis=1)
     found = whole.measures["student"]
-    assert (whole.fold_numbers, found.samples, found.subjects, found.passes) == ((0, 1, 2, 3), 52, 8, 3)
+    assert (whole.fold_numbers, found.samples, found.subjects, found.passes) == (
+        (0, 1, 2, 3),
+        52,
+        8,
+        3,
+    )
 
     def expect(rate: Callable[[Any, Any], float], of: Any = None) -> Any:
         chosen = np.arange(52) if of is None else of
-        return pytest.approx(np.mean([rate(true[chosen], row[chosen]) for row in passes]), abs=EXACT)
+        return pytest.approx(
+            np.mean([rate(true[chosen], row[chosen]) for row in passes]), abs=EXACT
+        )
 
     assert 0.5 < found.war.value < 0.9
     assert found.war.value == expect(metrics.accuracy_score)
@@ -69,7 +83,9 @@ def test_folds_pooled_are_what_all_predictions_give() -> None:
         assert rate is not None
         assert rate.value == expect(partial(metrics.f1_score, average=average))
     for light in ("Low", "HDR"):
-        own = np.flatnonzero(np.array([name for part in ordered for name in part.lights or ()]) == light)
+        own = np.flatnonzero(
+            np.array([name for part in ordered for name in part.lights or ()]) == light
+        )
         assert found.groups[light].war.value == expect(metrics.accuracy_score, own)
     # The interval is that of one data set of all people, not a mean of the folds' own.
     people = [name for part in ordered for name in part.subjects or ()]
@@ -83,7 +99,9 @@ def test_the_mean_over_folds_counts_each_once() -> None:
     found = whole.of_folds("student", "war")
     own = {fold: evaluation(fold).measures["student"].war.value for fold in range(4)}
     assert found == pytest.approx(own, abs=EXACT)
-    assert np.mean(list(found.values())) != pytest.approx(whole.measures["student"].war.value, abs=1e-4)
+    assert np.mean(list(found.values())) != pytest.approx(
+        whole.measures["student"].war.value, abs=1e-4
+    )
     lone = RunEvaluation("d", CLASSES, ("a",), np.array([1]), {"student": np.array([1])})
     assert lone.of_folds("student", "recall/angry") == {}  # a class that never occurs in it
 
@@ -93,10 +111,16 @@ def test_the_mean_over_folds_counts_each_once() -> None:
     [
         ({"fold": 0}, "samples: 10 tested twice, 'p0/0' among them; folds share none"),
         ({"fold": 1, "folds": np.zeros(12, int)}, r"folds: \[0\] there twice"),
-        ({"fold": 1, "data": "SEE"}, "data: 'DEAP' in one fold, 'SEE' in another; evaluate them alike"),
+        (
+            {"fold": 1, "data": "SEE"},
+            "data: 'DEAP' in one fold, 'SEE' in another; evaluate them alike",
+        ),
         ({"fold": 1, "seed": 1, "draws": 60}, "draws: 50 in one fold, 60 in another"),
         ({"fold": 1, "subjects": None}, "subjects: known in 1 of 2 folds"),
-        ({"fold": 1, "predicted": {"student": np.zeros((3, 12), int)}}, "passes: .* evaluate them alike"),
+        (
+            {"fold": 1, "predicted": {"student": np.zeros((3, 12), int)}},
+            "passes: .* evaluate them alike",
+        ),
     ],
 )
 def test_folds_that_do_not_belong_together(change: dict[str, Any], message: str) -> None:
@@ -119,7 +143,10 @@ def test_folds_that_do_not_belong_together(change: dict[str, Any], message: str)
         ({"names": ("a",) * 10}, "names: 9 there again"),
         ({"folds": np.full(10, 4)}, r"folds: of 4, but samples in \[4\]"),
         ({"classes": ("one",)}, "needs two or more different names"),
-        ({"draws": 100_000_000}, "draws: 100000000 of 2 people in 3 passes are more than a measure may take"),
+        (
+            {"draws": 100_000_000},
+            "draws: 100000000 of 2 people in 3 passes are more than a measure may take",
+        ),
     ],
 )
 def test_evaluations_that_cannot_be(change: dict[str, Any], message: str) -> None:
@@ -177,18 +204,30 @@ STUDENT = "networks.student"
         (put(f"{STUDENT}.measures.war.bootstrap.lo", 0.9), "measures.war.bootstrap.lo: 0.9, not"),
         (put(f"{STUDENT}.measures.confusion.0.0", 99), r"measures.confusion.0.0: 99, not \d+"),
         (put(f"{STUDENT}.measures.samples", 10.0), r"measures.samples: 10.0, not 10"),
-        (put(f"{STUDENT}.measures.groups.Low.war.value", 1), "measures.groups.Low.war.value: 1, not"),
-        (put(f"{STUDENT}.measures", {}), r"measures: without absent, classes, .*, as its predictions give"),
+        (
+            put(f"{STUDENT}.measures.groups.Low.war.value", 1),
+            "measures.groups.Low.war.value: 1, not",
+        ),
+        (
+            put(f"{STUDENT}.measures", {}),
+            r"measures: without absent, classes, .*, as its predictions give",
+        ),
         (put(f"{STUDENT}.measures.macro", 1), r"measures: with macro, as its predictions give"),
         (put(f"{STUDENT}.measures.extra", 1), "measures: "),
         (put(f"{STUDENT}.predicted.1.3", 3), "classes 0 .. 3 outside 0 .. 2"),
-        (put(f"{STUDENT}.predicted.1.3", -1), "networks.student.predicted.1.3: Input should be greater"),
+        (
+            put(f"{STUDENT}.predicted.1.3", -1),
+            "networks.student.predicted.1.3: Input should be greater",
+        ),
         (put(f"{STUDENT}.predicted.1.3", 10**30), "networks.student.predicted.1.3: "),
         (
             put(f"{STUDENT}.predicted.1.3", True),
             "networks.student.predicted.1.3: Input should be a valid int",
         ),
-        (put(f"{STUDENT}.predicted.1.3", "0"), "networks.student.predicted.1.3: Input should be a valid int"),
+        (
+            put(f"{STUDENT}.predicted.1.3", "0"),
+            "networks.student.predicted.1.3: Input should be a valid int",
+        ),
         (put(f"{STUDENT}.predicted.1", [0, 1]), r"passes of \[2, 10\] samples for 10 names"),
         (put(f"{STUDENT}.predicted", []), r"passes of \[\] samples"),
         (put("networks.nobody", {"predicted": [[0]], "measures": {}}), "networks.nobody"),
@@ -255,12 +294,16 @@ def test_a_file_that_is_huge_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no such file"):
         read(path)
     with path.open("wb") as file:
-        file.truncate(evaluation_file.MAX_BYTES + 1)  # sparse: takes no disk, and must take no memory
+        file.truncate(
+            evaluation_file.MAX_BYTES + 1
+        )  # sparse: takes no disk, and must take no memory
     with pytest.raises(EvaluationError, match="33554433 bytes > 33554432"):
         read(path)
 
 
-def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_cannot_ask_for_much_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bootstrap weights are draws x people: refused before any is drawn."""
     people = 5000
     names = tuple(map(str, range(people)))

@@ -15,7 +15,12 @@ from knarr.train import RecipeError, load_recipe
 @pytest.fixture(scope="module")
 def recipe_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = load_recipe("eyes").model_dump(mode="json")
-    recipe["data"] |= {"subjects": 4, "takes_per_emotion": 1, "timesteps": 8, "validation_fraction": 0.34}
+    recipe["data"] |= {
+        "subjects": 4,
+        "takes_per_emotion": 1,
+        "timesteps": 8,
+        "validation_fraction": 0.34,
+    }
     recipe["teacher"] |= {"width": 4, "fit": {**recipe["teacher"]["fit"], "epochs": 1}}
     recipe["student"] |= {
         "channels": [4, 8],
@@ -40,14 +45,20 @@ def test_line_on_generated_eyes(recipe_path: Path) -> None:
         True,
         False,
     ]  # the last is read out
-    assert json.loads((folder / "accuracy.json").read_text())["samples"] == len(run.data.test.labels) > 0
+    assert (
+        json.loads((folder / "accuracy.json").read_text())["samples"]
+        == len(run.data.test.labels)
+        > 0
+    )
     assert not set(run.data.train.clips.subjects) & set(run.data.test.clips.subjects)  # type: ignore[attr-defined]
 
     data = {path: path.stat().st_mtime_ns for path in (folder.parent / "data").rglob("*.jpg")}
     assert len(data) == 2 * 4 * 7 * 8  # event and frame images
     again = stages.start(str(recipe_path), None, folder)
     assert again.data.fingerprint == run.data.fingerprint
-    assert {path: path.stat().st_mtime_ns for path in (folder.parent / "data").rglob("*.jpg")} == data
+    assert {
+        path: path.stat().st_mtime_ns for path in (folder.parent / "data").rglob("*.jpg")
+    } == data
 
 
 def test_a_run_folder_refuses_another_recipe(recipe_path: Path) -> None:
@@ -57,5 +68,7 @@ def test_a_run_folder_refuses_another_recipe(recipe_path: Path) -> None:
     other["student"]["kd_alpha"] = 0.9
     path = recipe_path.with_name("other.yaml")
     path.write_text(yaml.safe_dump(other))
-    with pytest.raises(RecipeError, match="other settings or data than recipe 'eyes'; give another --out"):
+    with pytest.raises(
+        RecipeError, match="other settings or data than recipe 'eyes'; give another --out"
+    ):
         stages.start(str(path), None, folder)

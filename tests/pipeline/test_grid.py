@@ -134,7 +134,9 @@ def test_folds_come_from_the_recipe_or_from_the_data(folded: Callable[[str], Rec
     assert {cell.row for cell in unknown} == {"trials"}  # nobody knows how many people there are
     two = expand(parse_grid(FOLDED.replace("all", "[0, 2]"), "folds"), load=folded)
     assert [cell.fold for cell in two] == [0, 2, 0, 2]
-    with pytest.raises(GridError, match=f"more than {MAX_RUNS} runs; take fewer values, seeds or folds"):
+    with pytest.raises(
+        GridError, match=f"more than {MAX_RUNS} runs; take fewer values, seeds or folds"
+    ):
         expand(grid, count_folds=lambda *_: 10**12, load=folded)
 
 
@@ -177,7 +179,10 @@ def test_grids_that_cannot_be_run(old: str, new: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ("axes: {student.kd_alpha: [1, 1.0]}", "rows 'kd_alpha 1' and 'kd_alpha 1.0' are the same runs"),
+        (
+            "axes: {student.kd_alpha: [1, 1.0]}",
+            "rows 'kd_alpha 1' and 'kd_alpha 1.0' are the same runs",
+        ),
         ("axes: {student.kd_alpha: [0.5, 0.5]}", "a value twice among kd_alpha 0.5, kd_alpha 0.5"),
         ("axes: {student.kd_alpha: []}", "axes.student.kd_alpha"),
         (
@@ -185,12 +190,18 @@ def test_grids_that_cannot_be_run(old: str, new: str, message: str) -> None:
             "9801 combinations > 1000; take fewer values",
         ),
         ("axes: {a: {x: {seed: 1}}}", "sets seed; that is what seeds are for"),
-        ("axes: {student.kd_alpha: [0], b: {x: {student.kd_alpha: 1}}}", "student.kd_alpha on two of them"),
+        (
+            "axes: {student.kd_alpha: [0], b: {x: {student.kd_alpha: 1}}}",
+            "student.kd_alpha on two of them",
+        ),
         (
             "axes: {student.kd_alpha: [0, 1]}\nexclude: [{student.kd_alpha: 2}]",
             "'student.kd_alpha' has no '2'",
         ),
-        ("axes: {student.kd_alpha: [0]}\nexclude: [{student.kd_alpha: 0}]", "no row; give rows or axes"),
+        (
+            "axes: {student.kd_alpha: [0]}\nexclude: [{student.kd_alpha: 0}]",
+            "no row; give rows or axes",
+        ),
         ("axes: {student.kd_alpha: [.nan]}", "axes.student.kd_alpha"),
         ("", "no row; give rows or axes"),
     ],
@@ -227,7 +238,10 @@ def test_shipped_grids(name: str) -> None:
 
 def test_every_system_has_a_grid_of_published_rows() -> None:
     published = {
-        row.beside.table.name for name in shipped_grids() for row in load_grid(name).planned() if row.beside
+        row.beside.table.name
+        for name in shipped_grids()
+        for row in load_grid(name).planned()
+        if row.beside
     }
     assert published >= {
         "see", "mskd_see", "deap_arousal", "deap_valence", "hci_arousal", "hci_valence", "spiking_emotions_table_1",
@@ -272,7 +286,11 @@ def test_seeds_are_averaged_and_people_drawn_for_all_of_them() -> None:
     whole = measure(joined, runs[0].labels, runs[0].classes, subjects=runs[0].subjects, draws=50)
     assert rate.over_people == whole.war.bootstrap
     teacher = rows(table)["its teacher"]
-    assert (teacher.finished, teacher.wanted, teacher.partial) == (1, 2, True)  # seed 1 has no teacher
+    assert (teacher.finished, teacher.wanted, teacher.partial) == (
+        1,
+        2,
+        True,
+    )  # seed 1 has no teacher
     assert teacher.rates["war"].value == 1.0  # type: ignore[union-attr]
     empty = rows(table)["alpha 0, a/b"]
     assert (empty.finished, empty.wanted, empty.partial, empty.data) == (0, 2, False, None)
@@ -315,10 +333,14 @@ def test_folds_are_pooled_within_a_seed(folded: Callable[[str], Recipe]) -> None
     assert (row.finished, row.wanted, row.folds, row.partial) == (3, 4, 3, True)
 
 
-def test_a_seed_without_all_folds_counts_only_where_none_is_whole(folded: Callable[[str], Recipe]) -> None:
+def test_a_seed_without_all_folds_counts_only_where_none_is_whole(
+    folded: Callable[[str], Recipe],
+) -> None:
     text = FOLDED.split("  - {name: trials")[0].replace("folds: all", "folds: all\nseeds: [0, 1]")
     grid = parse_grid(text, "folds")
-    found = {f"folds/people/seed-0/fold-{fold:02d}": evaluation(fold, fold_count=2) for fold in range(2)}
+    found = {
+        f"folds/people/seed-0/fold-{fold:02d}": evaluation(fold, fold_count=2) for fold in range(2)
+    }
     found["folds/people/seed-1/fold-00"] = evaluation(0, fold_count=2)
     row = rows(summary(grid, found, count_folds=lambda *_: 2, load=folded))["people"]
     assert (row.seeds, row.finished, row.wanted, row.partial) == ((0,), 3, 4, True)
@@ -338,7 +360,9 @@ def test_runs_that_do_not_belong_together() -> None:
 
 def test_passes_of_one_row_are_not_mixed() -> None:
     other = evaluation(fold_count=1, predicted={"student": np.zeros((1, 10), int)})
-    with pytest.raises(GridError, match=r"row 'as it is': passes: 3 of one seed, 1 of another; .* --windows"):
+    with pytest.raises(
+        GridError, match=r"row 'as it is': passes: 3 of one seed, 1 of another; .* --windows"
+    ):
         summary(
             parse_grid(ROWS, "small"),
             {"small/as-it-is/seed-0": evaluation(fold_count=1), "small/as-it-is/seed-1": other},
@@ -346,20 +370,27 @@ def test_passes_of_one_row_are_not_mixed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "there"), [("recall/hapiness", "angry, fear, neutral"), ("group/nothing", "HDR, Low")]
+    ("column", "there"),
+    [("recall/hapiness", "angry, fear, neutral"), ("group/nothing", "HDR, Low")],
 )
 def test_columns_of_nothing_are_refused(column: str, there: str) -> None:
-    grid = parse_grid(f"name: g\ntitle: t\nrecipe: eyes\ncolumns: [{column}]\nrows: [{{name: a}}]", "g")
+    grid = parse_grid(
+        f"name: g\ntitle: t\nrecipe: eyes\ncolumns: [{column}]\nrows: [{{name: a}}]", "g"
+    )
     assert rows(summary(grid, {}))["a"].rates == {column: None}
     with pytest.raises(GridError, match=f"column '{column}': no run has it; there are {there}"):
         summary(grid, {"g/a/seed-0": evaluation(fold_count=1)})
 
 
-@pytest.mark.parametrize(("values", "level"), [([0.4, 0.5, 0.7], 0.95), ([0.61, 0.6], 0.5), ([0.3] * 4, 0.9)])
+@pytest.mark.parametrize(
+    ("values", "level"), [([0.4, 0.5, 0.7], 0.95), ([0.61, 0.6], 0.5), ([0.3] * 4, 0.9)]
+)
 def test_t_interval_is_scipys(values: list[float], level: float) -> None:
     found = t_interval(values, level)
     scale = stats.sem(values)
-    other = stats.t.interval(level, len(values) - 1, np.mean(values), scale) if scale else (0.3, 0.3)
+    other = (
+        stats.t.interval(level, len(values) - 1, np.mean(values), scale) if scale else (0.3, 0.3)
+    )
     # scipy's quantile is another algorithm: both are float64 and good to some 1e-14.
     assert (found.lo, found.hi) == pytest.approx(other, abs=1e-12)
     assert found.draws is None

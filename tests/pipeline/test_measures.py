@@ -58,7 +58,9 @@ def test_rates_by_hand() -> None:
     assert found.confusion.dtype == np.int64
     assert found.confusion.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
     assert found.war.value == pytest.approx(4 / 6, rel=1e-15)
-    assert [known(found.recall[name]).value for name in NAMES] == pytest.approx([2 / 3, 1 / 2, 1], rel=1e-15)
+    assert [known(found.recall[name]).value for name in NAMES] == pytest.approx(
+        [2 / 3, 1 / 2, 1], rel=1e-15
+    )
     assert found.uar.value == pytest.approx(13 / 18, rel=1e-15)
     assert found.macro_f1.value == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3, rel=1e-15)
     assert found.weighted_f1.value == pytest.approx((3 * 4 / 5 + 2 * 1 / 2 + 2 / 3) / 6, rel=1e-15)
@@ -148,7 +150,12 @@ def test_bad_ids_and_settings() -> None:
 # Newcombe 1998 (doi 10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E), table I, method 3
 @pytest.mark.parametrize(
     ("hits", "samples", "lo", "hi"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_known_values(hits: int, samples: int, lo: float, hi: float) -> None:
     found = wilson(hits / samples, samples)
@@ -209,7 +216,8 @@ def test_bootstrap_is_that_of_whole_people_by_loops() -> None:
 
 def test_bootstrap_repeats_and_needs_two_people() -> None:
     first, again, other = (
-        measure(GUESS, TRUE, NAMES, subjects=list("ppqqrr"), seed=seed).war.bootstrap for seed in (1, 1, 2)
+        measure(GUESS, TRUE, NAMES, subjects=list("ppqqrr"), seed=seed).war.bootstrap
+        for seed in (1, 1, 2)
     )
     assert first is not None
     assert first == again
@@ -287,7 +295,14 @@ def test_windows_by_hand() -> None:
     assert window(5, e4s3, 4, 0).tolist() == [4, 4, 4, 4]
     assert window(3, Sampling(7, 0), 0, 0).tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert e4s3.span_s == 13 / 30
-    assert [str(how) for how in PUBLISHED] == ["E4-S0", "E4-S1", "E4-S3", "E7-S0", "E7-S1", "E13-S0"]
+    assert [str(how) for how in PUBLISHED] == [
+        "E4-S0",
+        "E4-S1",
+        "E4-S3",
+        "E7-S0",
+        "E7-S1",
+        "E13-S0",
+    ]
     assert sampling("E13-S0") == Sampling(13, 0)
 
 
@@ -323,7 +338,9 @@ def test_evaluation_windows_depend_on_seed_and_place_alone() -> None:
     assert drawn.shape == (20, 4, 4)
     assert all((drawn[:, n] < length).all() for n, length in enumerate(lengths))
     assert (evaluation_windows(lengths, Sampling(4, 3), seed=2) == drawn).all()
-    assert (evaluation_windows(lengths[:2], Sampling(4, 3), seed=2, windows=5) == drawn[:5, :2]).all()
+    assert (
+        evaluation_windows(lengths[:2], Sampling(4, 3), seed=2, windows=5) == drawn[:5, :2]
+    ).all()
     assert (evaluation_windows(lengths, Sampling(4, 3), seed=3) != drawn).any()
     assert len({tuple(row) for row in drawn[:, 2].tolist()}) > 10
 

@@ -24,7 +24,9 @@ LITTLE = [
 def point(correct: int, nominal: float, **more: Any) -> Point:
     energy = {"paper": {"nominal_pj": nominal, "lo_pj": None, "hi_pj": None, "provenance": ""}}
     parameters = {"chip.weight_bits": 8, "chip.timesteps": 4, "chip.acc_share": None}
-    return Point(parameters | more, {"validation": {"clips": 10, "correct": correct}, "energy": energy})
+    return Point(
+        parameters | more, {"validation": {"clips": 10, "correct": correct}, "energy": energy}
+    )
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:
@@ -55,7 +57,9 @@ def test_intervals_are_drawn() -> None:
     facts = {"recipe": "r", "model": "paper", "float_validation": {"clips": 10, "correct": 8}}
     figure = draw_pareto(fronted([wide, point(5, 1000.0)], "paper"), facts)
     panel = figure.axes[0]
-    bars = [path.vertices[:, 0].tolist() for group in panel.collections for path in group.get_paths()]
+    bars = [
+        path.vertices[:, 0].tolist() for group in panel.collections for path in group.get_paths()
+    ]
     assert bars == [[0.02, 0.05]]
     assert panel.get_xscale() == "log"
 
@@ -94,13 +98,29 @@ def test_a_search_and_its_second_start(
         search(8, 4)
     with pytest.raises(RecipeError, match="--model"):
         costs.pareto(
-            "eyes", None, tmp_path / "x", [], bits=[8], steps=[], shares=[1.0], model="nope", json=True
+            "eyes",
+            None,
+            tmp_path / "x",
+            [],
+            bits=[8],
+            steps=[],
+            shares=[1.0],
+            model="nope",
+            json=True,
         )
     assert not (tmp_path / "x").exists()
     on_test = [*LITTLE, "student.fit.select=best_on_test"]
     with pytest.raises(RecipeError, match="looks at the test data"):
         costs.pareto(
-            "eyes", None, tmp_path / "x", on_test, bits=[8], steps=[], shares=[1.0], model="paper", json=True
+            "eyes",
+            None,
+            tmp_path / "x",
+            on_test,
+            bits=[8],
+            steps=[],
+            shares=[1.0],
+            model="paper",
+            json=True,
         )
 
 
@@ -121,7 +141,9 @@ def test_a_student_that_goes_onto_no_chip_is_a_result(
     found = json.loads(capsys.readouterr().out)
     assert [(p["weight_bits"], p["timesteps"]) for p in found["points"]] == [(8, 12)]
     trial = next((tmp_path / "search").glob("trial-*/chip.json"))
-    assert "timesteps: null" in trial.with_name("config.yaml").read_text(), "all steps are no setting"
+    assert "timesteps: null" in trial.with_name("config.yaml").read_text(), (
+        "all steps are no setting"
+    )
     assert found["points"][0]["acc_goal"] < 1e9
     assert [(r["weight_bits"], r["reason"]) for r in found["refused"]] == [
         (2, "node 'x': one scale leaves nothing of the smaller")

@@ -21,11 +21,15 @@ def test_every_table_is_there_and_has_a_source() -> None:
     tables = {table.name: len(table.rows) for table in published().tables}
     assert tables["see"] == 16
     assert [tables[f"see_ablations_E4-S{y}"] for y in (0, 1, 3)] == [12, 12, 12]
-    assert [tables[f"{data}_{task}"] for data in ("deap", "hci") for task in ("arousal", "valence")] == [
-        10
-    ] * 4
+    assert [
+        tables[f"{data}_{task}"] for data in ("deap", "hci") for task in ("arousal", "valence")
+    ] == [10] * 4
     assert tables["spiking_emotions_table_1"] == 8
-    assert {table.system for table in published().tables} == {"mskd", "emotionkd", "spiking_emotions"}
+    assert {table.system for table in published().tables} == {
+        "mskd",
+        "emotionkd",
+        "spiking_emotions",
+    }
     assert {str(how) for how in PUBLISHED} <= {row.method for row in SEE.rows}
 
 
@@ -34,7 +38,9 @@ def test_it_is_no_recipe() -> None:
 
 
 def test_what_is_not_public_is_null() -> None:
-    values = [row.value for table in ("mskd_see", "mskd_dsee") for row in [published().row(table, "MSKD")]]
+    values = [
+        row.value for table in ("mskd_see", "mskd_dsee") for row in [published().row(table, "MSKD")]
+    ]
     assert [value(column) for value in values for column in ("WAR", "UAR")] == [None] * 4
     others = [table for table in published().tables if not table.name.startswith("mskd")]
     assert all(value is not None for table in others for row in table.rows for value in row.values)
@@ -51,7 +57,9 @@ def see_columns(prefix: str) -> dict[str, int]:
 
 def test_counts_of_classes_and_lightings_are_those_of_one_test_part() -> None:
     assert sum(see_columns("recall/").values()) == sum(see_columns("group/").values()) == 767
-    assert {key.removeprefix("group/") for key in SEE.counts if key.startswith("group/")} == set(LIGHTS)
+    assert {key.removeprefix("group/") for key in SEE.counts if key.startswith("group/")} == set(
+        LIGHTS
+    )
 
 
 @pytest.mark.parametrize("method", [row.method for row in SEE.rows])
@@ -127,7 +135,9 @@ def test_emotionkd_tables_have_the_same_methods() -> None:
 
 def ours(names: tuple[str, ...] = ("angry", "fear")) -> Measures:
     lights = np.array(["Low", "Low", "HDR", "HDR"])
-    return measure(np.array([0, 1, 1, 0]), np.array([0, 1, 1, 1]), names, lights, subjects=list("pqrs"))
+    return measure(
+        np.array([0, 1, 1, 0]), np.array([0, 1, 1, 1]), names, lights, subjects=list("pqrs")
+    )
 
 
 def test_beside_on_the_same_data() -> None:

@@ -26,7 +26,13 @@ from knarr.train.train import TEACHER, read_run
 
 FORK = multiprocessing.get_context("fork")
 LIMIT_S = 60.0
-TINY = {"data.subjects": 4, "data.takes_per_emotion": 1, "data.timesteps": 6, "data.size": 24, "threads": 1}
+TINY = {
+    "data.subjects": 4,
+    "data.takes_per_emotion": 1,
+    "data.timesteps": 6,
+    "data.size": 24,
+    "threads": 1,
+}
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -117,11 +123,17 @@ def test_a_config_that_does_not_fit_says_why_and_never_to_remove_the_run(tmp_pat
 
 
 def test_moved_data_are_found_where_they_are_named(tmp_path: Path) -> None:
-    folder, data, its = tmp_path / "run", tmp_path / "data", recipe(**{"data.validation_fraction": 0.34})
+    folder, data, its = (
+        tmp_path / "run",
+        tmp_path / "data",
+        recipe(**{"data.validation_fraction": 0.34}),
+    )
     root = stages.begin(its, None, folder, data).folder.parent / "data" / "eyes-24px-6f-4p-1t-0"
     (folder / TEACHER).touch()
     moved = root.rename(tmp_path / "moved")
-    with pytest.raises(RecipeError, match=r"are not there; give their folder, `knarr evaluate .*run --data"):
+    with pytest.raises(
+        RecipeError, match=r"are not there; give their folder, `knarr evaluate .*run --data"
+    ):
         stages.reopen(folder)
     assert stages.reopen(folder, moved).data.is_of(
         yaml.safe_load((folder / "config.yaml").read_text())["data_sha256"]
@@ -136,10 +148,13 @@ def test_more_windows_than_a_measure_may_take_are_refused_before_any_is_drawn() 
     def never(*_: Any) -> None:
         raise AssertionError
 
-    data = SimpleNamespace(sampling="E4-S3", class_names=tuple("abcdefg"), subjects=("p",), lights=None)
+    data = SimpleNamespace(
+        sampling="E4-S3", class_names=tuple("abcdefg"), subjects=("p",), lights=None
+    )
     run: Any = SimpleNamespace(data=data, networks=never)
     with pytest.raises(
-        EvaluationError, match="in 20000000 passes are more than a measure may take; take fewer windows"
+        EvaluationError,
+        match="in 20000000 passes are more than a measure may take; take fewer windows",
     ):
         evaluating.evaluate(run, windows=20_000_000)
 
@@ -148,7 +163,12 @@ def test_a_student_that_does_not_come_onto_the_chip_is_measured_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grids, folder = tmp_path / "grids", tmp_path / "grids" / "g" / "row" / "seed-0"
-    small = {"teacher.width": 2, "teacher.fit.epochs": 1, "student.channels": [4, 4], "student.fit.epochs": 1}
+    small = {
+        "teacher.width": 2,
+        "teacher.fit.epochs": 1,
+        "student.channels": [4, 4],
+        "student.fit.epochs": 1,
+    }
     its = recipe(**small, **{"data.validation_fraction": 0.34, "student.tau_mem_s": 0.035})
 
     def dead(_: Any) -> None:
@@ -175,9 +195,18 @@ def test_a_student_that_does_not_come_onto_the_chip_is_measured_all_the_same(
         evaluating.fit_and_evaluate(its, None, folder, grids=grids)
 
 
-def test_what_the_test_data_chose_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = {"teacher.width": 2, "teacher.fit.epochs": 1, "student.channels": [4, 4], "student.fit.epochs": 1}
-    its = recipe(**small, **{"data.validation_fraction": 0.34, "student.fit.select": "best_on_test"})
+def test_what_the_test_data_chose_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {
+        "teacher.width": 2,
+        "teacher.fit.epochs": 1,
+        "student.channels": [4, 4],
+        "student.fit.epochs": 1,
+    }
+    its = recipe(
+        **small, **{"data.validation_fraction": 0.34, "student.fit.select": "best_on_test"}
+    )
     assert (its.chosen_on_test, recipe().chosen_on_test) == (("student",), ())
     run = stages.begin(its, None, tmp_path / "run", tmp_path / "data")
     stages.train(run)
@@ -192,7 +221,10 @@ def test_what_the_test_data_chose_is_said(tmp_path: Path, capsys: pytest.Capture
         "energy": {"nominal_pj": 1, "provenance": "p"},
     }
     for name, facts in (
-        (stages.ACCURACY, {"samples": 4, "correct": dict.fromkeys(("teacher", "student", "chip"), 2)}),
+        (
+            stages.ACCURACY,
+            {"samples": 4, "correct": dict.fromkeys(("teacher", "student", "chip"), 2)},
+        ),
         (stages.ENERGY, {"student": counts, "baseline": counts, "ratio": 1.0}),
         (stages.VERIFICATION, {"rows": [], "samples": 1, "holds": True}),
     ):
@@ -200,7 +232,9 @@ def test_what_the_test_data_chose_is_said(tmp_path: Path, capsys: pytest.Capture
     assert report.show(run.folder, json=False)
     assert "TEST" not in capsys.readouterr().out
     accuracy = {"samples": 4, "correct": dict.fromkeys(("teacher", "student", "chip"), 2)}
-    (run.folder / stages.ACCURACY).write_text(json.dumps({**accuracy, "chosen_on_test": ["student"]}))
+    (run.folder / stages.ACCURACY).write_text(
+        json.dumps({**accuracy, "chosen_on_test": ["student"]})
+    )
     report.show(run.folder, json=False)
     assert "student: the best epoch ON THE TEST DATA" in capsys.readouterr().out
     report.show(run.folder, json=True)
@@ -222,10 +256,14 @@ def test_a_run_of_an_earlier_version_is_read_with_the_data_it_was_made_with(tmp_
     its = with_settings(load_recipe("eyes"), {"seed": 3, "data.seed": 3})
     plain = its.model_dump(mode="json")
     del plain["data"]["seed"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"recipe": plain, "data_root": "somewhere"}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"recipe": plain, "data_root": "somewhere"})
+    )
     assert read_run(tmp_path)[0] == its
     plain["data"]["seed"] = 1
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"recipe": plain, "data_root": "somewhere"}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"recipe": plain, "data_root": "somewhere"})
+    )
     found = read_run(tmp_path)[0]
     assert found.model_dump()["data"]["seed"] == 1
 

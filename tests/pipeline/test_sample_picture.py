@@ -47,7 +47,10 @@ def test_events_are_red_and_blue() -> None:
 def test_every_kind_of_input(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     shown = draw(
-        [rng.random(teacher)], rng.integers(0, 256, student, dtype=np.uint8), ["calm", "stress"], 0.0625
+        [rng.random(teacher)],
+        rng.integers(0, 256, student, dtype=np.uint8),
+        ["calm", "stress"],
+        0.0625,
     )
     assert len(np.unique(pixels(shown))) > 20
     assert {axis.get_ylabel() for axis in shown.axes} >= {"calm", "stress"}

@@ -27,9 +27,13 @@ class Clips:
         self.labels = np.arange(12) % 3
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
-        draw = np.random.default_rng(self.teacher_seed).normal(size=(12, 4, 24, 24)).astype(np.float32)
+        draw = (
+            np.random.default_rng(self.teacher_seed).normal(size=(12, 4, 24, 24)).astype(np.float32)
+        )
         inputs = torch.from_numpy(self.chip_inputs(indices).astype(np.float32))
-        return Batch(inputs, (torch.from_numpy(draw[indices]),), torch.from_numpy(self.labels[indices]))
+        return Batch(
+            inputs, (torch.from_numpy(draw[indices]),), torch.from_numpy(self.labels[indices])
+        )
 
     def chip_inputs(self, indices: Indices) -> np.ndarray:
         spikes = np.random.default_rng([self.seed, 1]).random((12, 3, 2, 24, 24)) < 0.2
@@ -74,7 +78,13 @@ def test_a_damaged_shared_teacher_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"teacher.width": 5}, {"data.shift_px": 0}, {"teacher.fit.epochs": 2}, {"threads": 1}],
+    [
+        {"seed": 1},
+        {"teacher.width": 5},
+        {"data.shift_px": 0},
+        {"teacher.fit.epochs": 2},
+        {"threads": 1},
+    ],
 )
 def test_other_teachers_are_not_shared(change: dict[str, Any]) -> None:
     assert _key(recipe(**change), data()) != _key(recipe(), data())
@@ -83,7 +93,8 @@ def test_other_teachers_are_not_shared(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"student.network.pool": "max"}, {"student.network.width": 4}, {"student.network.hidden": 8}]
+    "change",
+    [{"student.network.pool": "max"}, {"student.network.width": 4}, {"student.network.hidden": 8}],
 )
 def test_a_teacher_with_the_layers_of_its_student_is_not_shared_with_other_layers(
     change: dict[str, Any],
@@ -122,9 +133,13 @@ def test_the_last_bits_of_floats_are_no_other_data() -> None:
     class Rounded(Clips):
         def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
             found = super().batch(indices, rng)
-            return found._replace(teacher_inputs=tuple(x * (1 + 2**-23) for x in found.teacher_inputs))
+            return found._replace(
+                teacher_inputs=tuple(x * (1 + 2**-23) for x in found.teacher_inputs)
+            )
 
-    assert not torch.equal(*(c.batch(np.arange(1), None).teacher_inputs[0] for c in (Clips(), Rounded())))
+    assert not torch.equal(
+        *(c.batch(np.arange(1), None).teacher_inputs[0] for c in (Clips(), Rounded()))
+    )
     assert replace(data(), train=Rounded()).fingerprint == data().fingerprint
 
 

@@ -34,7 +34,9 @@ def made_up(people: int = 8, each: int = 30, seed: int = 0) -> StressWindows:
     hr = rng.normal(0, 1, (len(labels), 60)) + labels[:, None]
     subjects = np.repeat([f"S{number:02d}" for number in range(2, people + 2)], each)
     starts = np.tile(30 * np.arange(each), people)
-    return StressWindows(eda.astype(np.float32), hr.astype(np.float32), labels, subjects, starts, {})
+    return StressWindows(
+        eda.astype(np.float32), hr.astype(np.float32), labels, subjects, starts, {}
+    )
 
 
 @pytest.mark.parametrize(("coding", "inputs"), [("graded", 12), ("events", 39)])
@@ -103,11 +105,17 @@ def test_tuning_sees_nobody_who_is_tested(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("eda", "hr", "labels"):
         getattr(other, name)[train] = getattr(windows, name)[train]
     assert stress_tune.tune(other, train, lambda _: None) == tuned
-    assert tuned["chosen"] == {"forest": 5, "student": ["graded", 4, 2], "kd": ["network", 0.5, 1.0]}
+    assert tuned["chosen"] == {
+        "forest": 5,
+        "student": ["graded", 4, 2],
+        "kd": ["network", 0.5, 1.0],
+    }
 
 
 def test_scores_are_of_both_classes_and_intervals_of_seeds_and_people() -> None:
-    assert balanced_accuracy({"S02": [6, 2, 1, 1], "S03": [2, 0, 0, 2]}) == pytest.approx((0.8 + 0.75) / 2)
+    assert balanced_accuracy({"S02": [6, 2, 1, 1], "S03": [2, 0, 0, 2]}) == pytest.approx(
+        (0.8 + 0.75) / 2
+    )
     scores = np.array([[0.6, 0.8], [0.7, 0.9], [0.8, 1.0]])
     assert over_seeds(scores) == pytest.approx(
         (0.8, 0.8 - 0.248414, 0.8 + 0.248414), abs=1e-5
@@ -118,7 +126,11 @@ def test_scores_are_of_both_classes_and_intervals_of_seeds_and_people() -> None:
 
 
 def test_an_answer_needs_both_intervals() -> None:
-    above, around, below = Interval(0.1, 0.05, 0.2), Interval(0.1, -0.1, 0.3), Interval(-0.1, -0.2, -0.05)
+    above, around, below = (
+        Interval(0.1, 0.05, 0.2),
+        Interval(0.1, -0.1, 0.3),
+        Interval(-0.1, -0.2, -0.05),
+    )
     assert answer(above, above) == "yes"
     assert answer(above, around) == "yes for these people; not shown for others"
     assert answer(around, above) == "not shown"
@@ -132,9 +144,13 @@ def test_a_taught_student_learns_and_reaches_the_chip(coding: Coding) -> None:
     codes = encode_windows(windows.eda, coding)
     kd = KdSetting("forest", 0.5, 2.0)
     logits = crossed_logits(windows, train, "forest", 0)
-    network = fit_student(codes, windows.labels, train, StudentSetting(coding, 8, 60), 0, kd, logits)
+    network = fit_student(
+        codes, windows.labels, train, StudentSetting(coding, 8, 60), 0, kd, logits
+    )
     again = fit_student(codes, windows.labels, train, StudentSetting(coding, 8, 60), 0, kd, logits)
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True)
+    )
     classes = float_classes(network, codes, test)
     assert (classes == windows.labels[test]).mean() > 0.8
     chip = run_on_chip(network, codes, train, test)
@@ -145,7 +161,11 @@ def test_a_taught_student_learns_and_reaches_the_chip(coding: Coding) -> None:
 def test_a_run_that_was_killed_goes_on_and_one_with_other_data_is_refused(tmp_path: Path) -> None:
     windows = made_up()
     folds = stress_predict.group_folds(windows)
-    chosen: dict[str, Any] = {"forest": 5, "student": ["events", 8, 60], "kd": ["network", 0.5, 1.0]}
+    chosen: dict[str, Any] = {
+        "forest": 5,
+        "student": ["events", 8, 60],
+        "kd": ["network", 0.5, 1.0],
+    }
     kept = stress_predict.begun(tmp_path / "none.json", windows, folds, fresh=False)
     fit = stress_predict.fit_all(windows, folds[0], chosen, 0, lambda _: None)
     path = tmp_path / "stress_predict.json"

@@ -37,9 +37,17 @@ SEARCH = {ALPHA: {"low": 0, "high": 1}, RATE: {"low": 1e-4, "high": 1e-1, "log":
 
 
 def written(folder: Path, **changes: Any) -> Path:
-    plain = {"name": "tiny", "recipe": "eyes", "trials": 6, "sampler": "random", "search": SEARCH} | changes
+    plain = {
+        "name": "tiny",
+        "recipe": "eyes",
+        "trials": 6,
+        "sampler": "random",
+        "search": SEARCH,
+    } | changes
     path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in plain.items() if value is not None}))
+    path.write_text(
+        yaml.safe_dump({key: value for key, value in plain.items() if value is not None})
+    )
     return path
 
 
@@ -99,14 +107,18 @@ def test_every_trial_once_and_a_second_start_repeats_none(tmp_path: Path) -> Non
     assert table(shorter) == table(result)[:3]
 
 
-@pytest.mark.parametrize(("sampler", "trials"), [("random", 4), ("tpe", 13)])  # tpe learns after ten
+@pytest.mark.parametrize(
+    ("sampler", "trials"), [("random", 4), ("tpe", 13)]
+)  # tpe learns after ten
 def test_one_worker_repeats_itself_however_often_it_is_stopped(
     tmp_path: Path, sampler: str, trials: int
 ) -> None:
     sweep = load_sweep(written(tmp_path, sampler=sampler, trials=trials))
     unbroken = run_sweep(sweep, Objective(), tmp_path / "unbroken")
     assert len({trial.value for trial in unbroken.trials}) == trials
-    assert [*unbroken.importance][:1] == ([ALPHA] if trials > 8 else [])  # the most important one first
+    assert [*unbroken.importance][:1] == (
+        [ALPHA] if trials > 8 else []
+    )  # the most important one first
 
     class Stopping(Objective):
         def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
@@ -127,9 +139,13 @@ def test_one_worker_repeats_itself_however_often_it_is_stopped(
     assert stopping.calls == [f"trial-{slot:05d}" for slot in range(trials) for _ in range(2)]
     assert table(broken) == table(unbroken)
     other = run_sweep(
-        load_sweep(written(tmp_path, sampler=sampler, trials=2, seed=1)), Objective(), tmp_path / "other"
+        load_sweep(written(tmp_path, sampler=sampler, trials=2, seed=1)),
+        Objective(),
+        tmp_path / "other",
     )
-    assert {trial.value for trial in other.trials}.isdisjoint({trial.value for trial in unbroken.trials})
+    assert {trial.value for trial in other.trials}.isdisjoint(
+        {trial.value for trial in unbroken.trials}
+    )
 
 
 GRID = {
@@ -148,7 +164,12 @@ def test_a_grid_tries_every_point_once(tmp_path: Path) -> None:
     found = {json.dumps(trial.parameters, sort_keys=True) for trial in result.trials}
     wanted = {
         json.dumps(
-            {ALPHA: alpha, "student.channels": channels, "student.fit.epochs": epochs, "data.shift_px": px},
+            {
+                ALPHA: alpha,
+                "student.channels": channels,
+                "student.fit.epochs": epochs,
+                "data.shift_px": px,
+            },
             sort_keys=True,
         )
         for alpha in (0.1, 0.2, 0.3)
@@ -186,7 +207,10 @@ def test_part_of_a_grid_is_spread_by_the_seed(tmp_path: Path) -> None:
             {"search": {ALPHA: {"values": [0.5, 2]}}},
             r"search.student.kd_alpha: 2 does not fit: .*less than or equal",
         ),
-        ({"search": {"threads": {"low": -1, "high": 4, "int": True}}}, r"search.threads: -1 does not fit"),
+        (
+            {"search": {"threads": {"low": -1, "high": 4, "int": True}}},
+            r"search.threads: -1 does not fit",
+        ),
         (
             {"search": {"seed": {"low": 0, "high": 4, "int": True}}},
             r"search.seed: changes the data that trials",
@@ -203,19 +227,28 @@ def test_part_of_a_grid_is_spread_by_the_seed(tmp_path: Path) -> None:
             {"search": {"student.fit.epochs": {"low": 1, "high": 5, "step": 0.5}}},
             r"search.student.fit.epochs: 1.5 does not fit: .*valid integer",
         ),
-        ({"search": {"data.subjects": {"values": [8]}}}, r"changes the data that trials are compared on"),
+        (
+            {"search": {"data.subjects": {"values": [8]}}},
+            r"changes the data that trials are compared on",
+        ),
         ({"search": {"data": {"values": [1]}}}, r"changes the data"),
         ({"search": {"deploy.weight_bits": {"values": [4, 8]}}}, r"does not change the student"),
         ({"search": {"student.fit.processes": {"values": [1, 2]}}}, r"does not change the student"),
         ({"search": {"name": {"values": ["a"]}}}, r"does not change the student"),
-        ({"search": {"student.fit.select": {"values": ["last", "best_on_test"]}}}, r"looks at the test data"),
+        (
+            {"search": {"student.fit.select": {"values": ["last", "best_on_test"]}}},
+            r"looks at the test data",
+        ),
         (
             {"set": {"teacher.fit.select": "best_on_test"}},
             r"teacher.fit.select best_on_test looks at the test data",
         ),
         ({"set": {ALPHA: 0.1}}, r"'student.kd_alpha' is set or searched too"),
         ({"set": {"student.fit": 1}}, r"student.fit: 1 is no mapping of settings"),
-        ({"search": {**SEARCH, "student": {"values": [1]}}}, r"'student.kd_alpha' is set or searched too"),
+        (
+            {"search": {**SEARCH, "student": {"values": [1]}}},
+            r"'student.kd_alpha' is set or searched too",
+        ),
         ({"set": {"nope": 1}}, r"recipe 'eyes': no setting 'nope'"),
         ({"search": {ALPHA: {"low": 1, "high": 0}}}, r"low 1 is not below high 0"),
         ({"search": {ALPHA: {"low": 0, "high": 1, "log": True}}}, r"log needs low above 0"),
@@ -238,9 +271,15 @@ def test_part_of_a_grid_is_spread_by_the_seed(tmp_path: Path) -> None:
         ({"trials": 10_001}, r"trials: .*less"),
         ({"trials": None}, r"trials: needed where the sampler is random"),
         ({"metric": "test_accuracy"}, r"metric: .*validation_accuracy"),
-        ({"sampler": "grid"}, r"search.student.fit.learning_rate: a grid needs values, a step or int"),
         (
-            {"sampler": "grid", "search": {"student.fit.epochs": {"low": 1, "high": 2, "int": True}}},
+            {"sampler": "grid"},
+            r"search.student.fit.learning_rate: a grid needs values, a step or int",
+        ),
+        (
+            {
+                "sampler": "grid",
+                "search": {"student.fit.epochs": {"low": 1, "high": 2, "int": True}},
+            },
             r"trials: 6, but the grid has 2",
         ),
         (
@@ -254,7 +293,10 @@ def test_part_of_a_grid_is_spread_by_the_seed(tmp_path: Path) -> None:
             },
             r"a grid of 10010 points, at most 10000",
         ),
-        ({"pruner": "median", "set": {"student.fit.processes": 2}}, r"pruner: needs student.fit.processes 1"),
+        (
+            {"pruner": "median", "set": {"student.fit.processes": 2}},
+            r"pruner: needs student.fit.processes 1",
+        ),
         ({"recipe": "nope"}, r"its recipe 'nope' is neither shipped \(.*eyes"),
         ({"name": "../up"}, r"name: "),
     ],
@@ -284,7 +326,9 @@ BOMB = "a: &a [x]\n" + "".join(
         pytest.param(b"x" * 100_001, "100001 bytes, at most 100000", id="large"),
         pytest.param(BOMB.encode(), "search: missing", id="bomb"),
         pytest.param(
-            f"{BOMB}search: {{seed: {{values: [*m]}}}}".encode(), "search.seed.values", id="bomb as a value"
+            f"{BOMB}search: {{seed: {{values: [*m]}}}}".encode(),
+            "search.seed.values",
+            id="bomb as a value",
         ),
     ],
 )
@@ -314,7 +358,11 @@ class Choosy(Objective):
 def test_what_the_recipe_refuses_is_a_result(tmp_path: Path) -> None:
     objective = Choosy()
     result = run_sweep(load_sweep(written(tmp_path)), objective, tmp_path)
-    assert [trial.state for trial in result.trials] == [*("finished", "refused") * 2, "finished", "finished"]
+    assert [trial.state for trial in result.trials] == [
+        *("finished", "refused") * 2,
+        "finished",
+        "finished",
+    ]
     assert [result.trials[slot].reason for slot in (1, 3)] == [
         "two 2x2 pools do not divide 20 pixels",
         "validation_accuracy is nan",
@@ -327,7 +375,10 @@ def test_what_the_recipe_refuses_is_a_result(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [OSError(28, "No space left on device"), RecipeError("student.ckpt: not a checkpoint; No space left")],
+    [
+        OSError(28, "No space left on device"),
+        RecipeError("student.ckpt: not a checkpoint; No space left"),
+    ],
 )
 def test_any_other_exception_stops_and_its_trial_goes_on(tmp_path: Path, fault: Exception) -> None:
     class Failing(Objective):
@@ -363,7 +414,9 @@ def test_the_median_pruner_ends_what_is_behind(tmp_path: Path) -> None:
 
 def killed_in_mid_trial(sweep: Sweep, out: Path, trial: str, epochs: str, **options: Any) -> None:
     """A worker of its own, killed when a trial has saved some epochs."""
-    worker = FORK.Process(target=run_sweep, args=(sweep, Objective(epoch_s=0.1), out), kwargs=options)
+    worker = FORK.Process(
+        target=run_sweep, args=(sweep, Objective(epoch_s=0.1), out), kwargs=options
+    )
     worker.start()
     path = out / trial / "epochs"
     assert until(lambda: path.is_file() and path.read_text() == epochs, LIMIT_S)
@@ -373,8 +426,12 @@ def killed_in_mid_trial(sweep: Sweep, out: Path, trial: str, epochs: str, **opti
     assert worker.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("sampler", "database"), [("random", False), ("grid", False), ("random", True)])
-def test_kill_9_loses_nothing_but_the_current_epoch(tmp_path: Path, sampler: str, database: bool) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "database"), [("random", False), ("grid", False), ("random", True)]
+)
+def test_kill_9_loses_nothing_but_the_current_epoch(
+    tmp_path: Path, sampler: str, database: bool
+) -> None:
     search = GRID if sampler == "grid" else SEARCH
     sweep = load_sweep(written(tmp_path, sampler=sampler, search=search, trials=3))
     options = {"storage": f"sqlite:///{tmp_path}/study.db"} if database else {}
@@ -389,8 +446,12 @@ def test_kill_9_loses_nothing_but_the_current_epoch(tmp_path: Path, sampler: str
     assert said[0] == "trial-00001 was cut short; it goes on"
     assert [(out / trial.folder / "epochs").read_text() for trial in result.trials] == ["012"] * 3
     assert table(result) == table(run_sweep(sweep, Objective(), tmp_path / "unbroken"))
-    study = optuna.load_study(study_name="tiny", storage=open_storage(options.get("storage"), out)[0])
-    values = [trial.intermediate_values for trial in study.trials if trial.state == TrialState.COMPLETE]
+    study = optuna.load_study(
+        study_name="tiny", storage=open_storage(options.get("storage"), out)[0]
+    )
+    values = [
+        trial.intermediate_values for trial in study.trials if trial.state == TrialState.COMPLETE
+    ]
     # Epochs reported by those who were killed as well.
     assert [sorted(each) for each in values] == [[0, 1, 2]] * 3
     assert [trial.state for trial in study.trials].count(TrialState.FAIL) == (1 if database else 2)
@@ -400,10 +461,17 @@ def test_two_processes_share_a_study_and_no_trial_is_run_twice(tmp_path: Path) -
     for sampler, trials in (("random", 6), ("grid", 8)):
         out, log = tmp_path / sampler, tmp_path / f"{sampler}.log"
         sweep = load_sweep(
-            written(tmp_path, sampler=sampler, trials=trials, search=GRID if sampler == "grid" else SEARCH)
+            written(
+                tmp_path,
+                sampler=sampler,
+                trials=trials,
+                search=GRID if sampler == "grid" else SEARCH,
+            )
         )
         workers = [
-            FORK.Process(target=run_sweep, args=(sweep, Objective(log, 0.01), out), kwargs={"poll_s": 0.02})
+            FORK.Process(
+                target=run_sweep, args=(sweep, Objective(log, 0.01), out), kwargs={"poll_s": 0.02}
+            )
             for _ in range(2)
         ]
         for worker in workers:
@@ -459,7 +527,10 @@ def test_a_line_that_is_cut_while_others_run_is_mended_by_the_next_writer(tmp_pa
         (lambda lines: [b"{}\n", *lines], r"not the journal of a study"),
         (lambda lines: [b'{"op_code": 99}\n', *lines], r"not the journal of a study"),
         (lambda lines: [b'{"op_code": 4, "study_id": 0}\n', *lines], r"not the journal of a study"),
-        (lambda lines: [b'{"op_code": 0, "study_name": [], "directions": 3}\n', *lines], r"not the journal"),
+        (
+            lambda lines: [b'{"op_code": 0, "study_name": [], "directions": 3}\n', *lines],
+            r"not the journal",
+        ),
     ],
 )
 def test_other_damage_is_named(
@@ -517,7 +588,10 @@ def test_a_lock_of_another_machine_is_broken_after_a_while(
             r"another search.student.kd_alpha.high: 1.0 there, 0.5 here",
         ),
         ({"search": {ALPHA: SEARCH[ALPHA]}}, r"another search.student.fit.learning_rate"),
-        ({"set": {"student.fit.epochs": 2}}, r"another recipe.student.fit.epochs: 26 there, 2 here"),
+        (
+            {"set": {"student.fit.epochs": 2}},
+            r"another recipe.student.fit.epochs: 26 there, 2 here",
+        ),
         ({"recipe": "nmnist"}, r"another recipe"),
         ({"seed": 1}, r"another seed: 0 there, 1 here"),
         ({"sampler": "tpe"}, r"another sampler"),
@@ -529,7 +603,9 @@ def test_another_sweep_in_the_storage_is_refused_by_name(
 ) -> None:
     run_sweep(load_sweep(written(tmp_path, trials=1)), Objective(), tmp_path, data_sha256="d")
     other = load_sweep(written(tmp_path, trials=1, **changes))
-    with pytest.raises(SweepError, match=f"sweep 'tiny': .*{message}.*; give the sweep another name"):
+    with pytest.raises(
+        SweepError, match=f"sweep 'tiny': .*{message}.*; give the sweep another name"
+    ):
         run_sweep(other, Objective(), tmp_path, data_sha256="d")
     renamed = load_sweep(written(tmp_path, trials=1, name="other", **changes))
     if changes.get("recipe") != "nmnist" and "search" not in changes and "seed" not in changes:
@@ -607,7 +683,9 @@ def test_a_worker_that_lost_its_trial_lets_go(tmp_path: Path) -> None:
     class Losing(Objective):
         def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
             if not self.calls:
-                other = optuna.load_study(study_name="tiny", storage=open_storage(None, tmp_path)[0])
+                other = optuna.load_study(
+                    study_name="tiny", storage=open_storage(None, tmp_path)[0]
+                )
                 other.tell(0, state=TrialState.FAIL)
                 time.sleep(0.2)  # several pulses
             return super().__call__(recipe, folder, report)
@@ -639,7 +717,9 @@ def test_a_folder_that_another_command_works_in_is_named(
     other = FORK.Process(target=hold)
     other.start()
     assert ready.wait(LIMIT_S)
-    with pytest.raises(SweepError, match=r"trial-00000: another knarr process works in it; wait for it"):
+    with pytest.raises(
+        SweepError, match=r"trial-00000: another knarr process works in it; wait for it"
+    ):
         run_sweep(sweep, Objective(), tmp_path)
     over.set()
     other.join(LIMIT_S)
@@ -651,7 +731,10 @@ def test_a_folder_that_another_command_works_in_is_named(
     [
         ("nonsense", r"storage 'nonsense': no address of a database"),
         ("oracle://u:secret@h/d", r"oracle is none of sqlite, postgresql, mysql"),
-        ("postgresql://u:secret@h/d", r"storage 'postgresql://u:\*\*\*@h/d': its driver is not installed"),
+        (
+            "postgresql://u:secret@h/d",
+            r"storage 'postgresql://u:\*\*\*@h/d': its driver is not installed",
+        ),
         ("sqlite:////no/such/folder/x.db", r"unable to open database file; see that it is there"),
     ],
 )
@@ -666,7 +749,12 @@ def test_databases_that_do_not_answer_are_named_without_passwords(
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"not a database" * 100)
     with pytest.raises(SweepError, match="file is not a database"):
-        run_sweep(load_sweep(written(tmp_path)), Objective(), tmp_path, storage=f"sqlite:///{tmp_path}/x.db")
+        run_sweep(
+            load_sweep(written(tmp_path)),
+            Objective(),
+            tmp_path,
+            storage=f"sqlite:///{tmp_path}/x.db",
+        )
 
 
 TINY: dict[str, Any] = {
@@ -692,7 +780,9 @@ def test_a_real_sweep_from_generated_eyes_to_the_best_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search = {"data.size": {"values": [20, 24]}, RATE: {"values": [0.001, 0.1]}}
-    path = written(tmp_path, sampler="grid", trials=None, metric="validation_loss", search=search, **TINY)
+    path = written(
+        tmp_path, sampler="grid", trials=None, metric="validation_loss", search=search, **TINY
+    )
     out = tmp_path / "runs" / "sweep"
     assert sweeping.sweep(path, None, out, None, json=True)
     facts = json.loads(capsys.readouterr().out)
@@ -708,8 +798,13 @@ def test_a_real_sweep_from_generated_eyes_to_the_best_recipe(
     assert float(rows[-1].split(",")[3]) == best["value"] < other["value"]
     # One teacher for both: the second trial took it over.
     first, second = (out / name for name in sorted((best["trial"], other["trial"])))
-    assert (first / "teacher.safetensors").read_bytes() == (second / "teacher.safetensors").read_bytes()
-    assert ["teacher," in (folder / "metrics.csv").read_text() for folder in (first, second)] == [True, False]
+    assert (first / "teacher.safetensors").read_bytes() == (
+        second / "teacher.safetensors"
+    ).read_bytes()
+    assert ["teacher," in (folder / "metrics.csv").read_text() for folder in (first, second)] == [
+        True,
+        False,
+    ]
 
     recipe = load_recipe(str(out / "best.yaml"))
     assert recipe.name == "tiny-best"
@@ -735,7 +830,9 @@ def test_a_trial_that_is_validated_on_others_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_real_fit_ends_where_it_is_pruned(tmp_path: Path) -> None:
-    path = written(tmp_path, **{**TINY, "set": {**TINY["set"], "data.size": 24, "student.fit.epochs": 9}})
+    path = written(
+        tmp_path, **{**TINY, "set": {**TINY["set"], "data.size": 24, "student.fit.epochs": 9}}
+    )
     recipe, reported = load_sweep(path).recipe, []
 
     def report(epoch: int, value: float) -> None:

@@ -121,7 +121,8 @@ def test_other_data_are_marked_and_not_subtracted() -> None:
     assert war[-1] == "-"
     notes = " ".join(text.split())
     assert (
-        "* other data: generated eyes, theirs SEE; not comparable, no difference taken (other data)" in notes
+        "* other data: generated eyes, theirs SEE; not comparable, no difference taken (other data)"
+        in notes
     )
     assert "~ not all runs: 1 of 2 (other data)" in notes
 
@@ -138,18 +139,26 @@ def test_nothing_is_never_zero() -> None:
 
 
 def test_a_grid_without_published_rows_prints_ours_alone() -> None:
-    text = GRID.replace("beside: {table: see, method: E4-S3}", "set: {}").split("  - {name: other")[0]
+    text = GRID.replace("beside: {table: see, method: E4-S3}", "set: {}").split("  - {name: other")[
+        0
+    ]
     grid = parse_grid(text.replace("[0, 1]", "[0]"), "demo")
-    table = summarise(grid, [(cell, evaluation(fold_count=1, lights=None)) for cell in expand(grid)])
+    table = summarise(
+        grid, [(cell, evaluation(fold_count=1, lights=None)) for cell in expand(grid)]
+    )
     found = printed(print_table, table, {})
     for word in ("published", "differ", "over seeds", "*", "[1]"):
-        assert word not in found.replace("over seeds: Student's", "").replace("mean over seeds", ""), word
+        assert word not in found.replace("over seeds: Student's", "").replace(
+            "mean over seeds", ""
+        ), word
     assert "over people" in found
 
 
 def test_the_widest_table_fits() -> None:
     grid = parse_grid(GRID, "demo")
-    folds = [pool([evaluation(fold, **SEE | {"fold_count": 100}) for fold in range(2)]) for _ in range(2)]
+    folds = [
+        pool([evaluation(fold, **SEE | {"fold_count": 100}) for fold in range(2)]) for _ in range(2)
+    ]
     table = summarise(grid, [(cell, folds[cell.seed]) for cell in expand(grid)])
     text = printed(print_table, table, {})
     war = section(text, "same data")["accuracy (WAR)"]
@@ -199,7 +208,11 @@ class Fitting:
         if len(self.made) == self.killed_after:
             raise KeyboardInterrupt
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"recipe": recipe.model_dump(mode="json"), "data_sha256": "", "data_root": str(data)}
+        config = {
+            "recipe": recipe.model_dump(mode="json"),
+            "data_sha256": "",
+            "data_root": str(data),
+        }
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         fold = getattr(recipe.data, "fold", 0)
         one = evaluation(fold, fold_count=self.fold_count, lights=None)
@@ -207,7 +220,9 @@ class Fitting:
         self.made.append(folder.name)
         self.data.append(data)
 
-    def table(self, name: Path, data: Path | None = None, *, fit: bool = True, people: int = 3) -> list[str]:
+    def table(
+        self, name: Path, data: Path | None = None, *, fit: bool = True, people: int = 3
+    ) -> list[str]:
         return tabling.table(
             str(name),
             data,
@@ -231,7 +246,9 @@ def shown(capsys: pytest.CaptureFixture[str]) -> list[tuple[int, int | None]]:
     return [(row["finished"], row["wanted"]) for row in document["rows"]]
 
 
-def test_a_killed_table_goes_on_where_it_was(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_table_goes_on_where_it_was(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fitting = Fitting()
     fitting.table(small, fit=False)
     assert shown(capsys) == [(0, 2), (0, 2)]
@@ -249,7 +266,9 @@ def test_a_killed_table_goes_on_where_it_was(small: Path, capsys: pytest.Capture
     assert fitting.made == ["seed-0", "seed-1", "seed-0", "seed-1"]  # none of them twice
 
 
-def test_rows_whose_data_are_not_there_are_left_out(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_whose_data_are_not_there_are_left_out(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (small.parent / "below").rmdir()
     fitting = Fitting()
     fitting.table(small)
@@ -271,7 +290,9 @@ def test_runs_that_did_not_come_onto_the_chip_are_listed_at_every_start(
 
     fitting = Failing()
     for _ in range(2):
-        assert fitting.table(small, small.parent) == ["small/as-it-is/seed-1: node 'lif_1' never fired"]
+        assert fitting.table(small, small.parent) == [
+            "small/as-it-is/seed-1: node 'lif_1' never fired"
+        ]
         assert json.loads(capsys.readouterr().out)["not_deployed"] == [
             "small/as-it-is/seed-1: node 'lif_1' never fired"
         ]
@@ -293,7 +314,9 @@ def test_folds_that_nobody_counted_are_those_a_run_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        tabling, "expand", lambda grid, **more: expand(grid, load=lambda name: FoldRecipe(name=name), **more)
+        tabling,
+        "expand",
+        lambda grid, **more: expand(grid, load=lambda name: FoldRecipe(name=name), **more),
     )
     path = tmp_path / "folds.yaml"
     path.write_text(FOLDED.split("  - {name: trials")[0])
@@ -329,7 +352,9 @@ def energy_file(path: Path) -> dict[str, Any]:
     return facts
 
 
-def test_costs_are_those_of_the_run(tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_costs_are_those_of_the_run(
+    tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     facts = energy_file(tmp_path / "energy.json")
     counts = facts["student"]["counts"]
     found = read_costs(tmp_path / "energy.json", "student")
@@ -363,7 +388,10 @@ def test_costs_are_those_of_the_run(tmp_path: Path, small: Path, capsys: pytest.
     assert max(map(len, text.splitlines())) <= 100
     line = next(line for line in text.splitlines() if line.startswith("as it is  "))
     assert line.split()[3:5] == ["1", "80"]
-    assert next(line for line in text.splitlines() if line.startswith("no teacher  ")).split()[-1] == "-"
+    assert (
+        next(line for line in text.splitlines() if line.startswith("no teacher  ")).split()[-1]
+        == "-"
+    )
 
 
 def test_costs_of_another_file_are_refused(tmp_path: Path) -> None:
@@ -403,7 +431,11 @@ def test_an_evaluation_is_printed(tmp_path: Path) -> None:
 
 def test_samples_of_nobody_have_wilsons_interval() -> None:
     one = RunEvaluation(
-        "N-MNIST", tuple("0123456789"), ("a", "b", "c"), np.array([0, 1, 1]), {"chip": np.array([0, 1, 2])}
+        "N-MNIST",
+        tuple("0123456789"),
+        ("a", "b", "c"),
+        np.array([0, 1, 1]),
+        {"chip": np.array([0, 1, 2])},
     )
     text = printed(print_evaluation, one)
     wilson = one.measures["chip"].war.wilson

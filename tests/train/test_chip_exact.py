@@ -38,7 +38,15 @@ from knarr.hw_sim import (
     simulate,
 )
 from knarr.hw_sim.arithmetic import STATE_MAX
-from knarr.train.chip import LOIHI2, SIMULATOR, ChipStudent, ChipStudentOutput, Limits, Surrogate, bounds
+from knarr.train.chip import (
+    LOIHI2,
+    SIMULATOR,
+    ChipStudent,
+    ChipStudentOutput,
+    Limits,
+    Surrogate,
+    bounds,
+)
 from knarr.train.chip.limits import excess
 from knarr.train.chip.neurons import cuba as run_cuba
 from knarr.train.chip.quantiser import QuantisationGrid, damped, rounded
@@ -86,7 +94,9 @@ def kinds(network: ChipNetwork, student: ChipStudent) -> set[str]:
         found |= {"bias"} if layer.bias_int is not None else set()
     one: Any
     for one in student.layers:
-        found |= {f"pooled {type(one.chip_layer).__name__}"} if one.synapse.pool != (1, 1) else set()
+        found |= (
+            {f"pooled {type(one.chip_layer).__name__}"} if one.synapse.pool != (1, 1) else set()
+        )
     found |= {"graded"} if network.input.bits > 1 else set()
     return found | ({"driven"} if network.input.neuron is not None else set())
 
@@ -108,7 +118,9 @@ def test_every_integer_of_random_networks(device: bool) -> None:
         assert np.array_equal(ran.integers.numpy(), wanted.output)
         assert np.array_equal(ran.classes.numpy(), network.readout.decide(wanted.output))
         counts = count_events(network, inputs, wanted)
-        found = {layer.name: int(acc.sum()) for layer, acc in zip(network.layers, ran.acc, strict=True)}
+        found = {
+            layer.name: int(acc.sum()) for layer, acc in zip(network.layers, ran.acc, strict=True)
+        }
         assert found == {name: len(inputs) * counts.layers[name].acc for name in found}, seed
         if not isinstance(network.layers[0], Recurrent):
             assert int(ran.input_acc.sum()) == found[network.layers[0].name]
@@ -156,7 +168,9 @@ def test_sums_of_a_convolution_wrap_to_24_bits_and_currents_once() -> None:
 def test_the_very_edges_of_the_registers() -> None:
     """u stays at +2**23 and leaves -2**23; v ends one short of both; the threshold itself does not fire."""
     weight = np.array([[2**17], [2**17 + 1], [-(2**17)], [-(2**17) + 1], [7]], dtype=np.int32)
-    network = ChipNetwork((Dense("d", weight, Neuron(4096, 4096, 7)),), InputCoding((1,)), Readout("spikes"))
+    network = ChipNetwork(
+        (Dense("d", weight, Neuron(4096, 4096, 7)),), InputCoding((1,)), Readout("spikes")
+    )
     wanted = simulate(network, np.ones((1, 2, 1), dtype=np.uint8), record=ALL, engine="reference")
     m = STATE_MAX
     assert wanted.u["d"][0, 0].tolist() == [m, 64 - m, m, 64 - m, 448]
@@ -234,7 +248,8 @@ def leaves(seed: int, *, recurrent: bool) -> dict[str, torch.Tensor]:
     }
     drawn |= {"back": rng.integers(-60, 60, (7, 7))} if recurrent else {}
     return {
-        name: torch.tensor(values, dtype=torch.float64, requires_grad=True) for name, values in drawn.items()
+        name: torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        for name, values in drawn.items()
     }
 
 
@@ -253,7 +268,9 @@ def arguments(of: dict[str, torch.Tensor]) -> tuple[Any, ...]:
     ],
 )
 @pytest.mark.parametrize("compiled", [True, False])
-def test_gradients_are_those_of_autograd(surrogate: Surrogate, recurrent: bool, compiled: bool) -> None:
+def test_gradients_are_those_of_autograd(
+    surrogate: Surrogate, recurrent: bool, compiled: bool
+) -> None:
     ours, theirs = leaves(3, recurrent=recurrent), leaves(3, recurrent=recurrent)
     options: Any = {"back": ours.get("back"), "keep_currents": True, "compiled": compiled}
     ran = run_cuba(*arguments(ours), surrogate, **options)
@@ -280,7 +297,9 @@ def test_gradients_are_those_of_autograd(surrogate: Surrogate, recurrent: bool, 
         assert expected is not None
         assert float(expected.abs().max()) > 0, name
         # The same sums in another order, in float64.
-        assert torch.allclose(leaf.grad, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max())), name
+        assert torch.allclose(
+            leaf.grad, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max())
+        ), name
 
 
 def test_without_rounding_they_are_a_float_network_s() -> None:
@@ -313,14 +332,16 @@ def test_single_precision_gradients_come_near() -> None:
     quick = {name: leaf.detach().float().requires_grad_() for name, leaf in quick.items()}
     for found in (exact, quick):
         ran = run_cuba(*arguments(found), Surrogate(), keep_currents=True)
-        (ran.spikes * torch.linspace(-1, 1, ran.spikes.numel()).reshape(ran.spikes.shape)).sum().backward()
+        (
+            ran.spikes * torch.linspace(-1, 1, ran.spikes.numel()).reshape(ran.spikes.shape)
+        ).sum().backward()
     for name, leaf in quick.items():
         wanted = exact[name].grad
         assert leaf.grad.dtype == torch.float32
         # float32 has 24 bits; a dozen steps lose two or three.
-        assert torch.allclose(leaf.grad.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())), (
-            name
-        )
+        assert torch.allclose(
+            leaf.grad.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -354,14 +375,19 @@ def test_steps_learn_as_lsq_says(grid: QuantisationGrid) -> None:
 def test_a_common_factor_has_no_gradient() -> None:
     """What `grid` leaves out: without rounding, sum of q dL/dq over weights, bias and threshold is nothing."""
     rng = np.random.default_rng(2)
-    layer = Dense("d", rng.integers(-60, 90, (6, 12)), Neuron(4096, 0, 170), rng.integers(-9, 20, 6))
+    layer = Dense(
+        "d", rng.integers(-60, 90, (6, 12)), Neuron(4096, 0, 170), rng.integers(-9, 20, 6)
+    )
     student = ChipStudent.from_network(ChipNetwork((layer,), InputCoding((12,)), Readout("spikes")))
     ran = student(ints(spikes(4, 9, 12)))
     assert 20 < ran.outputs.sum() < 200
-    (ran.outputs * torch.linspace(-1, 2, ran.outputs.numel()).reshape(ran.outputs.shape)).sum().backward()
+    (
+        ran.outputs * torch.linspace(-1, 2, ran.outputs.numel()).reshape(ran.outputs.shape)
+    ).sum().backward()
     one: Any = student.layers[0]
     parts = [
-        float((p.double() * p.grad.double()).sum()) for p in (one.synapse.weight, one.bias, one.threshold)
+        float((p.double() * p.grad.double()).sum())
+        for p in (one.synapse.weight, one.bias, one.threshold)
     ]
     # float32 gradients of the weights
     assert abs(sum(parts)) < 1e-5 * max(map(abs, parts))
@@ -371,7 +397,9 @@ def test_a_common_factor_has_no_gradient() -> None:
 def test_a_surrogate_in_volts_is_one_in_thresholds() -> None:
     volts = torch.linspace(-1, 2, 32, dtype=torch.float64)  # none on an edge of the box
     for kind in ("atan", "box"):
-        neuron = FloatNeuron(coefficient=0.5, surrogate=kind, width=1.1, v_th=0.3, detach_reset=False)
+        neuron = FloatNeuron(
+            coefficient=0.5, surrogate=kind, width=1.1, v_th=0.3, detach_reset=False
+        )
         found = Surrogate.of(neuron)
         assert (found.kind, found.detach_reset) == (kind, False)
         of_volts, of_thresholds = (
@@ -469,9 +497,12 @@ def train(
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits"), [("conv", 8), ("conv", 3), ("graded", 6), ("recurrent", 4), ("plif", 8), ("delay", 8)]
+    ("kind", "bits"),
+    [("conv", 8), ("conv", 3), ("graded", 6), ("recurrent", 4), ("plif", 8), ("delay", 8)],
 )
-def test_after_training_the_file_holds_what_was_trained(kind: str, bits: int, tmp_path: Path) -> None:
+def test_after_training_the_file_holds_what_was_trained(
+    kind: str, bits: int, tmp_path: Path
+) -> None:
     network, inputs = lowered(kind, bits)
     learn: Any = ("weights", "steps", "thresholds", "biases", "decays")
     student = ChipStudent.from_network(network, learn=learn)
@@ -485,7 +516,9 @@ def test_after_training_the_file_holds_what_was_trained(kind: str, bits: int, tm
     assert [violation for violation in check(trained) if violation.severity == "error"] == []
     wanted = simulate(found, inputs.numpy(), record=ALL, engine="reference")
     assert same(wanted, student.recording(inputs)) == []
-    assert all(int(wanted.event_counts[one.name].sum()) > 20 for one in found.layers if one.neuron.spikes)
+    assert all(
+        int(wanted.event_counts[one.name].sum()) > 20 for one in found.layers if one.neuron.spikes
+    )
     assert trained.layers == found.layers
     assert np.array_equal(student(inputs).classes.numpy(), trained.readout.decide(wanted.output))
     assert (trained.graph_hash, trained.lowering["weight_bits"]) == (None, bits)
@@ -526,7 +559,9 @@ def test_a_task_is_learned_in_the_chip_s_arithmetic() -> None:
         Dense("a", rng.integers(-60, 61, (16, 12)), Neuron(4096, 700, 120)),
         Dense("b", rng.integers(-60, 61, (6, 16)), Neuron(2048, 700, 400)),
     )
-    student = ChipStudent.from_network(ChipNetwork(layers, InputCoding((12,)), Readout("spikes", "mean", 2)))
+    student = ChipStudent.from_network(
+        ChipNetwork(layers, InputCoding((12,)), Readout("spikes", "mean", 2))
+    )
     before = (student(inputs).classes.numpy() == labels).mean()
     losses = train(student, inputs, torch.from_numpy(labels), 40, 0.02)
     network = student.to_network()
@@ -563,7 +598,9 @@ def test_what_rounding_took_away_can_be_given_back() -> None:
 @pytest.mark.parametrize("kind", ["sum", "mean", "last"])
 def test_logits_are_the_readout_s_scores(kind: Any) -> None:
     rng = np.random.default_rng(0)
-    layer = Dense("d", rng.integers(-60, 61, (6, 8)), Neuron(4096, 300, NON_SPIKING_VTH), None, 12_800.0)
+    layer = Dense(
+        "d", rng.integers(-60, 61, (6, 8)), Neuron(4096, 300, NON_SPIKING_VTH), None, 12_800.0
+    )
     network = ChipNetwork((layer,), InputCoding((8,)), Readout("voltage", kind, 2))
     inputs = spikes(5, 7, 8)
     ran = ChipStudent.from_network(network)(ints(inputs))
@@ -571,7 +608,9 @@ def test_logits_are_the_readout_s_scores(kind: Any) -> None:
     assert ran.logits.shape == (5, 3)
     assert ran.step_logits.shape == (5, 7, 3)
     scale = 7 if kind == "mean" else 1
-    assert np.allclose(ran.logits.detach(), scores / scale, rtol=1e-5, atol=1e-6)  # volts, in float32
+    assert np.allclose(
+        ran.logits.detach(), scores / scale, rtol=1e-5, atol=1e-6
+    )  # volts, in float32
     assert np.abs(scores).max() > 0.01
     assert np.array_equal(ran.classes, network.readout.decide(simulate(network, inputs).output))
     tie = replace(ran, integers=torch.zeros_like(ran.integers))
@@ -648,10 +687,18 @@ def test_states_cost_where_no_bound_holds_them() -> None:
 
 def test_wrapped_sums_are_a_shift() -> None:
     sums = torch.tensor(
-        [2.0**23 - 1, 2.0**23, -(2.0**23), -(2.0**23) - 1, 3e9], dtype=torch.float64, requires_grad=True
+        [2.0**23 - 1, 2.0**23, -(2.0**23), -(2.0**23) - 1, 3e9],
+        dtype=torch.float64,
+        requires_grad=True,
     )
     out = wrapped(sums)
-    assert out.tolist() == [2**23 - 1, -(2**23), -(2**23), 2**23 - 1, (3_000_000_000 + 2**23) % 2**24 - 2**23]
+    assert out.tolist() == [
+        2**23 - 1,
+        -(2**23),
+        -(2**23),
+        2**23 - 1,
+        (3_000_000_000 + 2**23) % 2**24 - 2**23,
+    ]
     out.sum().backward()
     assert sums.grad is not None
     assert sums.grad.tolist() == [1] * 5
@@ -671,7 +718,11 @@ def test_wrapped_sums_are_a_shift() -> None:
     ],
 )
 def test_integers_that_no_chip_holds(change: dict[str, Any], message: str) -> None:
-    fields: dict[str, Any] = {"weight_int": np.array([[3, 1]]), "neuron": Neuron(5, 5, 5), "bias_int": None}
+    fields: dict[str, Any] = {
+        "weight_int": np.array([[3, 1]]),
+        "neuron": Neuron(5, 5, 5),
+        "bias_int": None,
+    }
     layer = Dense("d", **{**fields, **change})
     network = ChipNetwork((layer,), InputCoding((2,)), Readout("spikes"))
     with pytest.raises(ChipError, match=f"layer 'd': {message}"):
@@ -734,7 +785,9 @@ def test_limits_are_those_of_the_rules() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["conv", "graded", "recurrent", "plif", "delay"] if "KNARR_CONFORMANCE" in os.environ else ["conv"],
+    ["conv", "graded", "recurrent", "plif", "delay"]
+    if "KNARR_CONFORMANCE" in os.environ
+    else ["conv"],
 )
 def test_lava_runs_what_was_trained(kind: str, tmp_path: Path) -> None:
     network, inputs = lowered(kind, 8)

@@ -109,7 +109,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
 
 
-def assert_near(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], within: float) -> None:
+def assert_near(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], within: float
+) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype
@@ -118,7 +120,9 @@ def assert_near(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
 
 
 def assert_same_curves(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> None:
-    assert [(row["stage"], row["epoch"]) for row in ours] == [(row["stage"], row["epoch"]) for row in theirs]
+    assert [(row["stage"], row["epoch"]) for row in ours] == [
+        (row["stage"], row["epoch"]) for row in theirs
+    ]
     for mine, other in zip(ours, theirs, strict=True):
         for column in ("train_loss", "validation_loss"):
             assert abs(float(mine[column]) - float(other[column])) <= LOSS_WITHIN, (mine, other)
@@ -167,16 +171,22 @@ def test_parts_make_the_batch_in_order(processes: int) -> None:
     [(21, torch.float64), (23, torch.float64), (23, torch.float32)],
     ids=["last batch 1 + 0 clips", "last batch 2 + 1 clips", "float32"],
 )
-def test_two_processes_are_one_with_twice_the_batch(clips: int, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_two_processes_are_one_with_twice_the_batch(
+    clips: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
     """Convolutions, batch-norms, spikes, augmentation, shuffling, and batches that do not divide."""
     train, validation = np.arange(clips), np.arange(clips, 31)
     one, two = (
-        fit_student(tmp_path / f"{n}", settings(n, 4 // n), dtype=dtype, train=train, validation=validation)
+        fit_student(
+            tmp_path / f"{n}", settings(n, 4 // n), dtype=dtype, train=train, validation=validation
+        )
         for n in (1, 2)
     )
     assert_near(two, one, WITHIN[dtype])
     assert_same_curves(rows(tmp_path / "2"), rows(tmp_path / "1"))
-    assert not any(torch.equal(one[name], tensor) for name, tensor in new_student(dtype).state_dict().items())
+    assert not any(
+        torch.equal(one[name], tensor) for name, tensor in new_student(dtype).state_dict().items()
+    )
 
 
 def test_more_processes_than_clips_of_the_last_batch(tmp_path: Path) -> None:
@@ -207,7 +217,9 @@ def test_teacher_and_student_of_a_recipe(tmp_path: Path) -> None:
         recipe, folder = small_recipe(number, 8 // number), tmp_path / f"{number}"
         open_run(recipe, data, tmp_path, folder)
         teacher = train_teacher(recipe, data, folder)
-        networks.append((teacher.state_dict(), train_student(recipe, data, teacher, folder).state_dict()))
+        networks.append(
+            (teacher.state_dict(), train_student(recipe, data, teacher, folder).state_dict())
+        )
     for one, two in zip(*networks, strict=True):
         assert_near(two, one, WITHIN[torch.float32])
     assert_same_curves(rows(tmp_path / "2"), rows(tmp_path / "1"))
@@ -228,12 +240,15 @@ def test_a_killed_process_ends_the_run_which_resumes(number: int, tmp_path: Path
 
     started = time.monotonic()
     with pytest.raises(
-        FitError, match=rf"fit: process 1 of 0..{number - 1} was killed by SIGKILL \(out of memory\?\); run"
+        FitError,
+        match=rf"fit: process 1 of 0..{number - 1} was killed by SIGKILL \(out of memory\?\); run",
     ):
         fit_student(killed, settings(number, 2), loss)
     assert time.monotonic() - started < 60
     assert [row["epoch"] for row in rows(killed)] == ["0", "1"]
-    torch.load(killed / "checkpoints" / "student.ckpt", weights_only=True)  # whole, not half written
+    torch.load(
+        killed / "checkpoints" / "student.ckpt", weights_only=True
+    )  # whole, not half written
 
     again = fit_student(killed, settings(number, 2))
     assert all(torch.equal(again[name], tensor) for name, tensor in unbroken.items())
@@ -354,14 +369,18 @@ def test_each_process_draws_its_own_dropout(tmp_path: Path) -> None:
 
 def test_checkpoints_go_on_with_as_many_processes(tmp_path: Path) -> None:
     fit_student(tmp_path, settings(2, 2))
-    with pytest.raises(RecipeError, match=r"of a fit with processes 2, not 1; set processes to 2, or remove"):
+    with pytest.raises(
+        RecipeError, match=r"of a fit with processes 2, not 1; set processes to 2, or remove"
+    ):
         fit_student(tmp_path, settings(1, 4))
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("tracked", [True, False])
-def test_batch_norms_join(momentum: float | None, affine: bool, tracked: bool, tmp_path: Path) -> None:
+def test_batch_norms_join(
+    momentum: float | None, affine: bool, tracked: bool, tmp_path: Path
+) -> None:
     """Five clips on three processes: outputs, slopes, statistics of both modes against torch's own on all of them."""
     torch.manual_seed(0)
     x, slope = torch.randn(2, 5, 3, 4, dtype=torch.float64) * 3 + 100
@@ -396,7 +415,9 @@ def test_batch_norms_join(momentum: float | None, affine: bool, tracked: bool, t
     whole = passes(norm, slice(None))
     # float64 throughout: shares add up their parts of a sum in another order than one process does
     for number, value in enumerate(whole):
-        torch.testing.assert_close(torch.cat([own[number] for own in parts]), value, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            torch.cat([own[number] for own in parts]), value, rtol=0, atol=1e-12
+        )
     for number, parameter in enumerate(norm.parameters()):
         total = sum(own[number] for own in gradients)
         torch.testing.assert_close(total, parameter.grad, rtol=0, atol=1e-11)
@@ -404,7 +425,9 @@ def test_batch_norms_join(momentum: float | None, affine: bool, tracked: bool, t
         torch.testing.assert_close(dict(state), dict(norm.state_dict()), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("layer", [nn.SyncBatchNorm(2), nn.InstanceNorm2d(2, track_running_stats=True)])
+@pytest.mark.parametrize(
+    "layer", [nn.SyncBatchNorm(2), nn.InstanceNorm2d(2, track_running_stats=True)]
+)
 def test_other_layers_over_the_batch_are_refused(layer: nn.Module) -> None:
     with pytest.raises(RecipeError, match=r"layer '0': \w+ takes statistics over the batch"):
         join_batch_norms(nn.Sequential(layer))

@@ -21,7 +21,13 @@ from knarr.train.clips import Batch, Epoch, Indices
 from knarr.train.fitting.feedback import FeedbackFitter, FeedbackSetup
 from knarr.train.fitting.fit import fit, new_optimiser
 from knarr.train.losses.emotion import EmotionLossSettings, emotion_loss
-from knarr.train.losses.feedback import DistillationBatch, FeedbackSettings, Learner, adaptive_step, quizzed
+from knarr.train.losses.feedback import (
+    DistillationBatch,
+    FeedbackSettings,
+    Learner,
+    adaptive_step,
+    quizzed,
+)
 from knarr.train.settings import Fit, RecipeError
 
 SEED = 5
@@ -145,14 +151,22 @@ def by_hand(how: Fit, loop: FeedbackSettings) -> tuple[nn.Module, nn.Module]:
         for here, quiz in quizzed(taken, loop, asked):
             due = quiz if loop.due(epoch) else None
             adaptive_step(
-                Learner(teacher, run), Learner(student, run), here, due, of_teacher, of_student, loop
+                Learner(teacher, run),
+                Learner(student, run),
+                here,
+                due,
+                of_teacher,
+                of_student,
+                loop,
             )
             by_step.step()
     return student, teacher
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[key], theirs[key]) for key in theirs
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +204,9 @@ class Kill(Callback):
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "exponential", "constant"])
-def test_a_killed_fit_resumes_to_the_same_student_and_teacher(tmp_path: Path, schedule: str) -> None:
+def test_a_killed_fit_resumes_to_the_same_student_and_teacher(
+    tmp_path: Path, schedule: str
+) -> None:
     how = settings(epochs=5, schedule=schedule, decay=0.5, select="val")
     student, teacher, _ = fitted(tmp_path / "unbroken", how, feedback())
     with pytest.raises(KilledError):

@@ -67,7 +67,9 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.seen: list[tuple[float, float, dict[str, torch.Tensor]]] = []
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         network = pl_module.network
         assert isinstance(network, nn.Module)
         with torch.no_grad():
@@ -75,10 +77,14 @@ class Watch(Callback):
             value, logits = loss(network, Points().batch(VALIDATION, None))
             network.train()
         right = float((logits.argmax(1).numpy() == Points().labels[VALIDATION]).mean())
-        self.seen.append((right, float(value), {k: v.clone() for k, v in network.state_dict().items()}))
+        self.seen.append(
+            (right, float(value), {k: v.clone() for k, v in network.state_dict().items()})
+        )
 
 
-def run(folder: Path, *callbacks: Callback, held: Points | None = None, **settings: Any) -> nn.Module:
+def run(
+    folder: Path, *callbacks: Callback, held: Points | None = None, **settings: Any
+) -> nn.Module:
     torch.manual_seed(3)
     network = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 2))
     options = {"epochs": 12, "batch_size": 8, "learning_rate": RATE} | settings
@@ -106,7 +112,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
     watch = Watch()
     kept = run(tmp_path, watch, select="val")
-    best = max(range(len(watch.seen)), key=lambda epoch: (watch.seen[epoch][0], -watch.seen[epoch][1]))
+    best = max(
+        range(len(watch.seen)), key=lambda epoch: (watch.seen[epoch][0], -watch.seen[epoch][1])
+    )
     assert best < len(watch.seen) - 1, "the last epoch is the best: this shows nothing"
     for name, value in kept.state_dict().items():
         assert torch.equal(value, watch.seen[best][2][name])
@@ -133,7 +141,12 @@ def test_patience_counts_epochs_without_a_better_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("select", ["last", "val"])
 def test_a_fit_that_lost_its_patience_is_at_its_end(select: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"epochs": 60, "patience": 4, "schedule": "constant", "select": select}
+    settings: dict[str, Any] = {
+        "epochs": 60,
+        "patience": 4,
+        "schedule": "constant",
+        "select": select,
+    }
     first = run(tmp_path, **settings)
     ended = rows(tmp_path)
     assert len(ended) < 60
@@ -157,7 +170,9 @@ def test_best_on_test_looks_at_the_data_it_is_given(tmp_path: Path) -> None:
     assert abs(float(value) - float(other)) > 0.01
 
 
-@pytest.mark.parametrize(("schedule", "at_epoch_2"), [("exponential", RATE * 0.5**2), ("constant", RATE)])
+@pytest.mark.parametrize(
+    ("schedule", "at_epoch_2"), [("exponential", RATE * 0.5**2), ("constant", RATE)]
+)
 def test_schedules(schedule: str, at_epoch_2: float, tmp_path: Path) -> None:
     rates = []
 
@@ -167,18 +182,33 @@ def test_schedules(schedule: str, at_epoch_2: float, tmp_path: Path) -> None:
 
     run(tmp_path, Rate(), schedule=schedule, decay=0.5, epochs=3)
     # Lightning multiplies epoch by epoch, in double precision
-    assert rates == pytest.approx([RATE, RATE if schedule == "constant" else RATE / 2, at_epoch_2], rel=1e-12)
+    assert rates == pytest.approx(
+        [RATE, RATE if schedule == "constant" else RATE / 2, at_epoch_2], rel=1e-12
+    )
 
 
 def test_optimisers() -> None:
     network = nn.Linear(2, 2)
 
     def made(**settings: Any) -> torch.optim.Optimizer:
-        options = {"epochs": 1, "batch_size": 1, "learning_rate": 0.1, "weight_decay": 0.01} | settings
+        options = {
+            "epochs": 1,
+            "batch_size": 1,
+            "learning_rate": 0.1,
+            "weight_decay": 0.01,
+        } | settings
         return new_optimiser(network, Fit.model_validate(options))
 
-    sgd, adam, adamw = made(optimiser="sgd", momentum=0.8), made(optimiser="adam", amsgrad=True), made()
-    assert (type(sgd), type(adam), type(adamw)) == (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+    sgd, adam, adamw = (
+        made(optimiser="sgd", momentum=0.8),
+        made(optimiser="adam", amsgrad=True),
+        made(),
+    )
+    assert (type(sgd), type(adam), type(adamw)) == (
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+    )
     assert sgd.defaults["momentum"] == 0.8
     assert (adam.defaults["amsgrad"], adamw.defaults["amsgrad"]) == (True, False)
     assert all(one.defaults["weight_decay"] == 0.01 for one in (sgd, adam, adamw))
@@ -200,7 +230,9 @@ def test_mixed_precision_changes_nothing_without_a_gpu(tmp_path: Path) -> None:
     assert all(torch.equal(v, mixed.state_dict()[k]) for k, v in full.state_dict().items())
 
 
-def test_mixed_precision_is_asked_for_where_a_gpu_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_is_asked_for_where_a_gpu_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, Any] = {}
 
     class Trainer:
@@ -218,7 +250,9 @@ def test_mixed_precision_is_asked_for_where_a_gpu_is(tmp_path: Path, monkeypatch
     assert asked["precision"] == "32-true"
 
 
-@pytest.mark.parametrize("change", [{"patience": 0}, {"decay": 1.5}, {"select": "test"}, {"momentum": 1}])
+@pytest.mark.parametrize(
+    "change", [{"patience": 0}, {"decay": 1.5}, {"select": "test"}, {"momentum": 1}]
+)
 def test_settings_out_of_range(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Fit.model_validate({"epochs": 1, "batch_size": 1, "learning_rate": 0.1} | change)

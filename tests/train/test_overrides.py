@@ -21,7 +21,12 @@ def test_only_what_is_named_changes(recipe: Recipe) -> None:
     before = recipe.model_dump(mode="json")
     changed = with_settings(
         recipe,
-        {"student.fit.epochs": 3, "seed": 1, "student.channels": [4, 8], "deploy.allow_approximate": True},
+        {
+            "student.fit.epochs": 3,
+            "seed": 1,
+            "student.channels": [4, 8],
+            "deploy.allow_approximate": True,
+        },
     )
     assert type(changed) is type(recipe)
     wanted = recipe.model_dump(mode="json")
@@ -52,10 +57,19 @@ def test_a_mapping_is_replaced_as_a_whole_and_then_changed(recipe: Recipe) -> No
     [
         ("sead", r"recipe 'eyes': no setting 'sead'; there are .*seed"),
         ("", r"no setting ''; there are .*data"),
-        ("student.fit.epoch", r"no setting 'student.fit.epoch'; at 'student.fit' there are .*epochs"),
+        (
+            "student.fit.epoch",
+            r"no setting 'student.fit.epoch'; at 'student.fit' there are .*epochs",
+        ),
         ("student..epochs", r"no setting 'student..epochs'; at 'student' there are"),
-        ("data.bin_us", r"no setting 'data.bin_us'; at 'data' there are .*timesteps"),  # eyes have none
-        ("student.channels.0", r"'student.channels' is .*, not a mapping of settings; set it as a whole"),
+        (
+            "data.bin_us",
+            r"no setting 'data.bin_us'; at 'data' there are .*timesteps",
+        ),  # eyes have none
+        (
+            "student.channels.0",
+            r"'student.channels' is .*, not a mapping of settings; set it as a whole",
+        ),
         ("seed.x", r"'seed' is 0, not a mapping"),
         ("student.model_config", r"no setting"),
     ],
@@ -82,11 +96,19 @@ def test_unknown_paths_name_what_there_is(recipe: Recipe, path: str, message: st
         ({"data.size": "big"}, r"'eyes': data.size: Input should be a valid integer.*, not big$"),
         ({"seed": 2**32}, r"seed: Input should be less than 4294967296, not 4294967296"),
         ({"threads": 9999999999999}, r"threads: Input should be less than or equal to 256"),
-        ({"student.fit.learning_rate": 1e300}, r"learning_rate: Input should be less than or equal to 1000"),
-        ({"data.shift_px": 1000000}, r"'eyes': data: shift_px: 1000000 > 48, the size of the images"),
+        (
+            {"student.fit.learning_rate": 1e300},
+            r"learning_rate: Input should be less than or equal to 1000",
+        ),
+        (
+            {"data.shift_px": 1000000},
+            r"'eyes': data: shift_px: 1000000 > 48, the size of the images",
+        ),
     ],
 )
-def test_values_that_do_not_fit_name_the_setting(recipe: Recipe, settings: Any, message: str) -> None:
+def test_values_that_do_not_fit_name_the_setting(
+    recipe: Recipe, settings: Any, message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         with_settings(recipe, settings)
 
@@ -136,7 +158,9 @@ def test_text_that_is_no_yaml_is_no_recipe_or_grid_either(text: str) -> None:
 
 # Each name is a list of nine of the one before: written out, it would take all memory.
 BOMB = (
-    "[&a [x], " + ", ".join(f"&{c} [{', '.join([f'*{b}'] * 9)}]" for b, c in pairwise("abcdefghijkl")) + "]"
+    "[&a [x], "
+    + ", ".join(f"&{c} [{', '.join([f'*{b}'] * 9)}]" for b, c in pairwise("abcdefghijkl"))
+    + "]"
 )
 
 
@@ -146,7 +170,9 @@ def test_a_few_bytes_that_name_all_memory_are_refused_at_once(recipe: Recipe, pa
         with_settings(recipe, dict([parse_setting(f"{path}={BOMB}")]))
     assert len(str(caught.value)) < 1000
     with pytest.raises(RecipeError, match=r"is .*\.\.\., not a mapping"):
-        with_settings(recipe, dict([parse_setting(f"student={BOMB}"), parse_setting("student.fit.epochs=1")]))
+        with_settings(
+            recipe, dict([parse_setting(f"student={BOMB}"), parse_setting("student.fit.epochs=1")])
+        )
 
 
 def test_every_shipped_system_bounds_how_far_clips_are_moved() -> None:

@@ -20,7 +20,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from knarr.pipeline import stages
-from knarr.train import RecipeError, fold_batch_norm, load_recipe, run_student, shipped_recipes, system_of
+from knarr.train import (
+    RecipeError,
+    fold_batch_norm,
+    load_recipe,
+    run_student,
+    shipped_recipes,
+    system_of,
+)
 from knarr.train.clips import Epoch, EyeClips, split_validation
 from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.fitting.files import load_weights, save_weights
@@ -97,7 +104,9 @@ def test_distillation_loss_by_hand() -> None:
     # float32 against float64: a few units in the last place
     assert float(soft_label_loss(student, teacher, 2.0)) == pytest.approx(soft, rel=1e-6)
     hard = float(F.cross_entropy(student, torch.tensor([1])))
-    mixed = float(distillation_loss(student, teacher, torch.tensor([1]), alpha=0.25, temperature=2.0))
+    mixed = float(
+        distillation_loss(student, teacher, torch.tensor([1]), alpha=0.25, temperature=2.0)
+    )
     assert mixed == pytest.approx(0.75 * hard + 0.25 * soft, rel=1e-6)
 
 
@@ -107,7 +116,9 @@ def test_validation_never_divides_a_group() -> None:
     assert not set(groups[train]) & set(groups[validation])
     assert sorted([*train, *validation]) == list(range(50))
     assert len(validation) == 15
-    with pytest.raises(SettingsError, match=r"data.validation_fraction: 0.99 of 10 groups takes them all"):
+    with pytest.raises(
+        SettingsError, match=r"data.validation_fraction: 0.99 of 10 groups takes them all"
+    ):
         split_validation(groups, 0.99, seed=1)
 
 
@@ -140,16 +151,22 @@ def test_epochs_repeat_themselves_and_differ_from_each_other() -> None:
 def test_shift_moves_events_and_frames_together() -> None:
     raw = eye_clips()
     frames = np.zeros_like(raw.frames)
-    frames[raw.events[:, :, 0] > 0] = 255  # frame = picture of the ON events, so both must move alike
+    frames[raw.events[:, :, 0] > 0] = (
+        255  # frame = picture of the ON events, so both must move alike
+    )
     clips = EyeClips(SeeClips(**{**vars(raw), "frames": frames}), teacher_bins=8, shift_px=2)
     batch = clips.batch(np.arange(6), np.random.default_rng(2))
     inside = (..., slice(4, -4), slice(4, -4))
-    assert torch.equal((batch.teacher_inputs[0][:, :8] > 0)[inside], (batch.inputs[:, :, 0] > 0)[inside])
+    assert torch.equal(
+        (batch.teacher_inputs[0][:, :8] > 0)[inside], (batch.inputs[:, :, 0] > 0)[inside]
+    )
     assert batch.inputs[inside].sum() > 0
 
 
 def test_shipped_recipes_load() -> None:
-    assert {"eyes", "nmnist", "mskd", "emotionkd_deap_valence", "spiking_emotions"} <= set(shipped_recipes())
+    assert {"eyes", "nmnist", "mskd", "emotionkd_deap_valence", "spiking_emotions"} <= set(
+        shipped_recipes()
+    )
     for name in shipped_recipes():
         recipe = load_recipe(name)
         assert recipe.name == name
@@ -193,7 +210,9 @@ def test_bad_recipes_name_the_setting(change: dict[str, object], message: str) -
 
 
 def test_unknown_and_unreadable_recipes(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"neither shipped \(.*eyes, .*nmnist.*\) nor a YAML file"):
+    with pytest.raises(
+        RecipeError, match=r"neither shipped \(.*eyes, .*nmnist.*\) nor a YAML file"
+    ):
         load_recipe("nope")
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="not UTF-8"):
@@ -228,7 +247,17 @@ def small_recipe(folder: Path, epochs: int) -> tuple[Path, Path]:
 
 def train_command(recipe: Path, data: Path, out: Path) -> list[str]:
     code = "from knarr.cli import main; main()"
-    return [sys.executable, "-c", code, "train", str(recipe), "--data", str(data), "--out", str(out)]
+    return [
+        sys.executable,
+        "-c",
+        code,
+        "train",
+        str(recipe),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+    ]
 
 
 def test_killed_training_resumes_to_the_same_weights(
@@ -253,7 +282,9 @@ def test_killed_training_resumes_to_the_same_weights(
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     assert not (killed / "student.safetensors").exists()
-    torch.load(killed / "checkpoints" / "student.ckpt", weights_only=True)  # whole, not half written
+    torch.load(
+        killed / "checkpoints" / "student.ckpt", weights_only=True
+    )  # whole, not half written
 
     capsys.readouterr()
     stages.train(stages.start(str(recipe), data, killed))

@@ -82,7 +82,11 @@ def retrace(
     level, inverse = of_sums.dtype.type(threshold), of_sums.dtype.type(1.0 / height)
     half, sharp = of_sums.dtype.type(width / 2), of_sums.dtype.type(np.pi * width / 2)
     wide, through = of_sums.dtype.type(width), of_sums.dtype.type(reset)
-    kept_u, kept_v, unit = of_sums.dtype.type(keep_u), of_sums.dtype.type(keep_v), of_sums.dtype.type(64)
+    kept_u, kept_v, unit = (
+        of_sums.dtype.type(keep_u),
+        of_sums.dtype.type(keep_v),
+        of_sums.dtype.type(64),
+    )
     slopes = np.empty(AT_ONCE, dtype=of_sums.dtype)
     into_v = np.empty(AT_ONCE, dtype=of_sums.dtype)
     into_u = np.empty(AT_ONCE, dtype=of_sums.dtype)
@@ -93,7 +97,11 @@ def retrace(
             uu, vv = gu[s, start:stop], gv[s, start:stop]
             bb, mm = of_bias[part, start:stop], of_threshold[part, start:stop]
             for t in range(end - 1, begin - 1, -1):
-                p, gz, out = peaks[s, t, start:stop], of_spikes[s, t, start:stop], of_sums[s, t, start:stop]
+                p, gz, out = (
+                    peaks[s, t, start:stop],
+                    of_spikes[s, t, start:stop],
+                    of_sums[s, t, start:stop],
+                )
                 if box:
                     for i in range(n):
                         slopes[i] = one if abs((p[i] - level) * inverse) < wide else zero

@@ -105,7 +105,9 @@ class ChipLayer(nn.Module):
             else None
         )
         self.bias = (
-            None if layer.bias_int is None else _learned(layer.bias_int * (first / units), "biases" in learn)
+            None
+            if layer.bias_int is None
+            else _learned(layer.bias_int * (first / units), "biases" in learn)
         )
         self.recurrent = None
         if isinstance(layer, Recurrent):
@@ -125,7 +127,9 @@ class ChipLayer(nn.Module):
         over_units = shared / self.units
         found = {"weight": self.synapse.integers(shared)}
         if self.threshold is not None:
-            found["threshold"] = rounded(self.threshold, over_units, QuantisationGrid(0, self.limits.vth_max))
+            found["threshold"] = rounded(
+                self.threshold, over_units, QuantisationGrid(0, self.limits.vth_max)
+            )
         else:
             found["threshold"] = step.new_tensor(float(NON_SPIKING_VTH))
         if self.bias is not None:
@@ -170,7 +174,8 @@ class ChipLayer(nn.Module):
             else bias[:, None].expand(-1, prod(shape[1:])).reshape(-1)
         )
         check_u, check_v = (
-            penalise and worst >= STATE_MAX for worst in (worst_u + UNIT * self.limits.accumulator, worst_v)
+            penalise and worst >= STATE_MAX
+            for worst in (worst_u + UNIT * self.limits.accumulator, worst_v)
         )
         ran = cuba(
             sums.flatten(2),
@@ -197,7 +202,13 @@ class ChipLayer(nn.Module):
         acc_in = self.accumulates(x)
         acc = acc_in if back is None else acc_in + returned(spikes, back)
         return ChipLayerOutput(
-            spikes, shaped(ran.peaks), shaped(ran.currents), shaped(ran.arrived), penalty.float(), acc, acc_in
+            spikes,
+            shaped(ran.peaks),
+            shaped(ran.currents),
+            shaped(ran.arrived),
+            penalty.float(),
+            acc,
+            acc_in,
         )
 
     def _worst(
@@ -274,4 +285,6 @@ def _checked(
         )
     # Moved off the ties that float32 would decide anew; what is clipped stays where it is.
     rounds = np.abs(weight - layer.weight_int) <= 0.5
-    return np.where(rounds, np.clip(weight, layer.weight_int - 0.499, layer.weight_int + 0.499), weight)
+    return np.where(
+        rounds, np.clip(weight, layer.weight_int - 0.499, layer.weight_int + 0.499), weight
+    )

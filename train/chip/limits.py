@@ -51,7 +51,11 @@ class Limits:
     @classmethod
     def of_bits(cls, weight_bits: int) -> Limits:
         """Loihi 2's with weights of 2..8 signed bits, as `knarr.deploy.lower` makes them."""
-        if isinstance(weight_bits, bool) or not isinstance(weight_bits, int) or not 2 <= weight_bits <= 8:
+        if (
+            isinstance(weight_bits, bool)
+            or not isinstance(weight_bits, int)
+            or not 2 <= weight_bits <= 8
+        ):
             raise ChipError(f"weight_bits: {weight_bits!r}, allowed 2..8")
         half = 2 ** (weight_bits - 1)
         return cls(QuantisationGrid(-half, half - 1), EVEN_9 if weight_bits == 8 else None)
@@ -64,7 +68,8 @@ class Limits:
         """
         parts = [layer.weight_int, *([layer.recurrent_int] if isinstance(layer, Recurrent) else [])]
         low, high = (
-            int(pick(part.min() if pick is min else part.max() for part in parts)) for pick in (min, max)
+            int(pick(part.min() if pick is min else part.max() for part in parts))
+            for pick in (min, max)
         )
         odd = any(bool((part & 1).any()) for part in parts)
         bias = 0 if layer.bias_int is None else int(np.abs(layer.bias_int).max())
@@ -139,7 +144,9 @@ def bounds(network: ChipNetwork, limits: Limits = LOIHI2) -> tuple[LayerBounds, 
         above = series(high + np.maximum(bias, 0), neuron.v_decay)
         v = float(below.max() if neuron.spikes else max(below.max(), above.max()))
         found.append(
-            LayerBounds(layer.name, most, u, v, most < limits.accumulator, u >= STATE_MAX, v > STATE_MAX - 1)
+            LayerBounds(
+                layer.name, most, u, v, most < limits.accumulator, u >= STATE_MAX, v > STATE_MAX - 1
+            )
         )
         payload = 1
     return tuple(found)

@@ -112,7 +112,9 @@ class ChipStudent(nn.Module):
         given = dict(unrounded or {})
         unknown = set(given) - {layer.name for layer in network.layers}
         if unknown:
-            raise ChipError(f"unrounded: no layers {sorted(unknown)} in the network; leave them out")
+            raise ChipError(
+                f"unrounded: no layers {sorted(unknown)} in the network; leave them out"
+            )
         coding = network.input
         entering, payload, units = coding.shape, 2**coding.bits - 1, coding.units
         chosen, layers = surrogate or Surrogate(), []
@@ -183,7 +185,14 @@ class ChipStudent(nn.Module):
         )
         with torch.no_grad():
             bias = none.expand(flat.shape[2]).to(flat.device)
-            ran = cuba(flat, bias, registers[0], (registers[1], registers[2]), Surrogate(), compiled=compiled)
+            ran = cuba(
+                flat,
+                bias,
+                registers[0],
+                (registers[1], registers[2]),
+                Surrogate(),
+                compiled=compiled,
+            )
         spikes, peaks = (array.view(mantissas.shape) for array in (ran.spikes, ran.peaks))
         nothing = peaks.new_zeros(len(peaks), dtype=torch.float64)
         return ChipLayerOutput(
@@ -215,7 +224,10 @@ class ChipStudent(nn.Module):
             spikes,
             v,
             {name: one.currents.cpu().numpy().astype(np.int64) for name, one in ran.items()},
-            {name: z.reshape(*z.shape[:2], -1).sum(2, dtype=np.int64) for name, z in spikes.items()},
+            {
+                name: z.reshape(*z.shape[:2], -1).sum(2, dtype=np.int64)
+                for name, z in spikes.items()
+            },
             peaks,
             "chip student",
         )
@@ -230,7 +242,9 @@ class ChipStudent(nn.Module):
         layers = tuple(self._of(layer) for layer in self.layers)
         if layers == self.start.layers:
             return self.start
-        kept = {key: self.start.lowering[key] for key in ("weight_bits",) if key in self.start.lowering}
+        kept = {
+            key: self.start.lowering[key] for key in ("weight_bits",) if key in self.start.lowering
+        }
         notes = {**kept, TRAINED: {"lowered_from": self.start.graph_hash}}
         return replace(self.start, layers=layers, graph_hash=None, lowering=notes)
 
@@ -241,7 +255,10 @@ class ChipStudent(nn.Module):
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameters for an optimiser: weights decay, what their scale is measured by does not."""
         weights = {
-            id(p) for layer in self.layers for p in (layer.synapse.weight, layer.recurrent) if p is not None
+            id(p)
+            for layer in self.layers
+            for p in (layer.synapse.weight, layer.recurrent)
+            if p is not None
         }
         learned = [p for p in self.parameters() if p.requires_grad]
         return [
@@ -257,7 +274,12 @@ def integers_of(coding: InputCoding, inputs: torch.Tensor) -> torch.Tensor:
         ChipError: shape or range do not fit; nothing is clipped.
     """
     shape = coding.shape
-    if len(shape) == 3 and shape[1] == 1 and inputs.ndim == 4 and inputs.shape[2:] == (shape[0], shape[2]):
+    if (
+        len(shape) == 3
+        and shape[1] == 1
+        and inputs.ndim == 4
+        and inputs.shape[2:] == (shape[0], shape[2])
+    ):
         inputs = inputs.unsqueeze(3)
     if inputs.ndim != 2 + len(shape) or inputs.shape[2:] != shape or not prod(inputs.shape):
         raise ChipError(

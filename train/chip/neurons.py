@@ -65,13 +65,17 @@ def run(
     peaks = sums.new_empty(sums.shape, dtype=torch.float32)
     currents = sums.new_empty(sums.shape if keep_currents else (0, 0, 0), dtype=torch.float64)
     if back is None:
-        _advance(registers, sums, bias, (u, v), (spikes, peaks, currents), range(timesteps), compiled)
+        _advance(
+            registers, sums, bias, (u, v), (spikes, peaks, currents), range(timesteps), compiled
+        )
         return Steps(spikes, peaks, currents, sums)
     arrived = sums.clone()
     for t in range(timesteps):
         if t:
             arrived[:, t] += spikes[:, t - 1] @ back.T
-        _advance(registers, arrived, bias, (u, v), (spikes, peaks, currents), range(t, t + 1), compiled)
+        _advance(
+            registers, arrived, bias, (u, v), (spikes, peaks, currents), range(t, t + 1), compiled
+        )
     return Steps(spikes, peaks, currents, arrived)
 
 
@@ -108,7 +112,9 @@ def run_back(
     samples, timesteps, features = ran.spikes.shape
     parts = _threads(samples) if compiled else 1
     shared = [
-        torch.zeros((parts, features if wanted else 0), dtype=torch.float64, device=of_spikes.device)
+        torch.zeros(
+            (parts, features if wanted else 0), dtype=torch.float64, device=of_spikes.device
+        )
         for wanted in (True, True, decays and ran.currents.numel() > 0, decays)
     ]
     carried = (of_spikes.new_zeros((samples, features)) for _ in range(2))
@@ -194,7 +200,15 @@ def _retrace(
     arrays = [tensor.numpy() for tensor in (*given, *met)]
     moved = [
         tensor.numpy()
-        for tensor in (pulls.u, pulls.v, of_sums, pulls.bias, pulls.threshold, pulls.keep_u, pulls.keep_v)
+        for tensor in (
+            pulls.u,
+            pulls.v,
+            of_sums,
+            pulls.bias,
+            pulls.threshold,
+            pulls.keep_u,
+            pulls.keep_v,
+        )
     ]
     surrogate = registers.surrogate
 
@@ -242,14 +256,21 @@ class _Cuba(torch.autograd.Function):
         # Sums are needed no more, and without recurrence neither are spikes: peaks tell.
         ctx.save_for_backward(ran.spikes, ran.peaks, ran.currents, weight)
         ctx.set_materialize_grads(False)
-        return ran.spikes, ran.peaks, ran.currents, sums.new_zeros(0) if back is None else ran.arrived
+        return (
+            ran.spikes,
+            ran.peaks,
+            ran.currents,
+            sums.new_zeros(0) if back is None else ran.arrived,
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         spikes, peaks, currents, weight = ctx.saved_tensors
         none = spikes.new_zeros((0, 0, 0))
         of_spikes, of_peaks, of_currents, of_arrived = (
-            none if gradient is None or not gradient.numel() else gradient.to(spikes.dtype).contiguous()
+            none
+            if gradient is None or not gradient.numel()
+            else gradient.to(spikes.dtype).contiguous()
             for gradient in gradients
         )
         if not of_spikes.numel():

@@ -37,12 +37,16 @@ class QuantisationGrid:
         return self.low <= low and high <= self.high and not (odd and self.multiple % 2 == 0)
 
     def __str__(self) -> str:
-        return f"{self.low}..{self.high}" + (f" in steps of {self.multiple}" if self.multiple > 1 else "")
+        return f"{self.low}..{self.high}" + (
+            f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        )
 
 
 class _Rounded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, step: torch.Tensor, grid: QuantisationGrid) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, step: torch.Tensor, grid: QuantisationGrid
+    ) -> torch.Tensor:
         # float64: the same quotient, and so the same integer, on every device.
         ratio = x.double() / (step.double() * grid.multiple)
         low, high = grid.low / grid.multiple, grid.high / grid.multiple
@@ -53,7 +57,9 @@ class _Rounded(torch.autograd.Function):
         return (q * grid.multiple).to(exact if x.dtype == torch.float32 else torch.float64)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         ratio, q, step = ctx.saved_tensors
         of_value = gradients[0].double() / step.double()
         inside = (ratio >= ctx.low - 0.5) & (ratio <= ctx.high + 0.5)

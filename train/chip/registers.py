@@ -26,7 +26,9 @@ class Surrogate(Frozen):
     @classmethod
     def of(cls, neuron: NeuronSettings) -> Surrogate:
         """That of a float student's neurons, whose widths are in volts; a box is as wide, and 1 per threshold high, not per volt."""
-        scaled = neuron.width * neuron.v_th if neuron.surrogate == "atan" else neuron.width / neuron.v_th
+        scaled = (
+            neuron.width * neuron.v_th if neuron.surrogate == "atan" else neuron.width / neuron.v_th
+        )
         return cls(kind=neuron.surrogate, width=scaled, detach_reset=neuron.detach_reset)
 
 

@@ -27,7 +27,9 @@ def advance(
         new = torch.trunc(u * registers.keep_u) + sums[:, t].double() * UNIT
         new = torch.where(new > STATE_MAX, new - 2 * STATE_MAX, new)
         new = torch.where(new <= -STATE_MAX, new + 2 * STATE_MAX, new)
-        peak = (torch.trunc(v * registers.keep_v) + new + bias).clamp(-(STATE_MAX - 1), STATE_MAX - 1)
+        peak = (torch.trunc(v * registers.keep_v) + new + bias).clamp(
+            -(STATE_MAX - 1), STATE_MAX - 1
+        )
         fired = peak > registers.threshold
         u.copy_(new)
         v.copy_(peak.masked_fill(fired, 0))
@@ -81,7 +83,9 @@ def retrace(
         pulls.threshold[0] += (pull * p).double().sum(0)
         if t and pulls.keep_v.numel():
             before = peaks[:, t - 1]
-            pulls.keep_v[0] += (into_v * before.masked_fill(before > registers.threshold, 0)).double().sum(0)
+            pulls.keep_v[0] += (
+                (into_v * before.masked_fill(before > registers.threshold, 0)).double().sum(0)
+            )
         if t and pulls.keep_u.numel():
             pulls.keep_u[0] += (into_u * currents[:, t - 1]).double().sum(0)
         of_sums[:, t] = UNIT * into_u

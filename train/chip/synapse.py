@@ -43,7 +43,11 @@ def conv_pool(layer: Conv) -> Pair:
     found = []
     for axis in (0, 1):
         size = gcd(layer.weight_int.shape[2 + axis], layer.stride[axis], layer.padding[axis])
-        fits = [p for p in range(size, 1, -1) if size % p == 0 and _repeats(layer.weight_int, 2 + axis, p)]
+        fits = [
+            p
+            for p in range(size, 1, -1)
+            if size % p == 0 and _repeats(layer.weight_int, 2 + axis, p)
+        ]
         found.append(fits[0] if fits and layer.dilation[axis] == 1 else 1)
     return found[0], found[1]
 
@@ -118,7 +122,11 @@ class Synapse(nn.Module):
     """
 
     def __init__(
-        self, layer: Layer, entering: tuple[int, ...], start: npt.NDArray[np.float64], grid: QuantisationGrid
+        self,
+        layer: Layer,
+        entering: tuple[int, ...],
+        start: npt.NDArray[np.float64],
+        grid: QuantisationGrid,
     ) -> None:
         super().__init__()
         self.name, self.grid, self.shape = layer.name, grid, layer.output_shape
@@ -168,7 +176,11 @@ class Synapse(nn.Module):
             raise ChipError(
                 f"layer '{self.name}': sums up to {bound} are not exact; the chip's accumulator ends at 2**15"
             )
-        dtype = torch.float32 if bound < FLOAT32_SUMS and integers.dtype == torch.float32 else torch.float64
+        dtype = (
+            torch.float32
+            if bound < FLOAT32_SUMS and integers.dtype == torch.float32
+            else torch.float64
+        )
         x, weight = x.to(dtype), integers.to(dtype)
         with exact_floats(x.device):
             if self.conv is not None:
@@ -190,7 +202,8 @@ class Synapse(nn.Module):
     def _convolved(self, frames: torch.Tensor, weight: torch.Tensor, layer: Conv) -> torch.Tensor:
         image = self._pooled(frames, edges=True)
         stride, padding = (
-            (pair[0] // self.pool[0], pair[1] // self.pool[1]) for pair in (layer.stride, layer.padding)
+            (pair[0] // self.pool[0], pair[1] // self.pool[1])
+            for pair in (layer.stride, layer.padding)
         )
         if not (image.is_cuda or self.unfolds):
             sums = F.conv2d(image, weight, None, stride, padding, layer.dilation, layer.groups)
@@ -271,7 +284,9 @@ class Accumulates(nn.Module):
         total = flat.new_zeros(len(flat), dtype=torch.float64)
         for number, ago in enumerate(self.delays):
             # What would act after the inference is not paid.
-            total = total + flat[:, : max(0, steps - ago)].sum(1).double() @ getattr(self, f"reach_{number}")
+            total = total + flat[:, : max(0, steps - ago)].sum(1).double() @ getattr(
+                self, f"reach_{number}"
+            )
         return total
 
 

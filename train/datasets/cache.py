@@ -42,7 +42,9 @@ _DTYPES = frozenset((
 _log = logging.getLogger(__name__)
 
 
-def cache_key(dataset: str, version: int, files: Mapping[str, str], settings: Mapping[str, object]) -> str:
+def cache_key(
+    dataset: str, version: int, files: Mapping[str, str], settings: Mapping[str, object]
+) -> str:
     """The key of prepared data, 64 hexadecimal digits.
 
     Args:
@@ -54,7 +56,12 @@ def cache_key(dataset: str, version: int, files: Mapping[str, str], settings: Ma
     Raises:
         TypeError, ValueError: A setting is not a plain finite value.
     """
-    content = {"dataset": dataset, "version": version, "files": dict(files), "settings": dict(settings)}
+    content = {
+        "dataset": dataset,
+        "version": version,
+        "files": dict(files),
+        "settings": dict(settings),
+    }
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -99,7 +106,11 @@ def cached(
 
 
 def parallel(
-    items: Iterable[Item], make: Callable[[Item], Made], *, workers: int, progress: Progress | None = None
+    items: Iterable[Item],
+    make: Callable[[Item], Made],
+    *,
+    workers: int,
+    progress: Progress | None = None,
 ) -> list[Made]:
     """``[make(item) for item in items]``, in several processes.
 
@@ -174,7 +185,9 @@ def _short(item: object) -> str:
 def _plain(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     array = np.asarray(array)
     if array.dtype.name not in _DTYPES:
-        raise ValueError(f"array '{name}': {array.dtype} is neither boolean nor a real number; convert it")
+        raise ValueError(
+            f"array '{name}': {array.dtype} is neither boolean nor a real number; convert it"
+        )
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 

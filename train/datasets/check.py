@@ -59,7 +59,9 @@ def check_see(root: Path) -> DataReport:
             people |= set(clips.subjects)
             for reason, count in clips.skipped.items():  # a bad record is met in both subsets
                 skipped[reason] = max(skipped.get(reason, 0), count)
-    lines = tuple(f"{root}: {reason}" for reason, count in sorted(skipped.items()) for _ in range(count))
+    lines = tuple(
+        f"{root}: {reason}" for reason, count in sorted(skipped.items()) for _ in range(count)
+    )
     return DataReport("see", str(root), sum(splits.values()), splits, len(people), lines)
 
 

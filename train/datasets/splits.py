@@ -84,13 +84,17 @@ def trial_folds(subjects: Ids, trials: Ids, k: int, *, seed: int) -> tuple[Fold,
     people, person = _codes("subjects", subjects)
     _, trial = _codes("trials", trials)
     if len(person) != len(trial):
-        raise ValueError(f"trials: {len(trial)} ids for {len(person)} subjects; give one of each per sample")
+        raise ValueError(
+            f"trials: {len(trial)} ids for {len(person)} subjects; give one of each per sample"
+        )
     pairs, code = np.unique(np.stack([person, trial]), axis=1, return_inverse=True)
     _check_k(k, pairs.shape[1], "trials")
     rng = np.random.default_rng(seed)
     fold_of = np.empty(pairs.shape[1], np.int64)
     dealt = 0
-    for number in range(len(people)):  # one deal for all, so that the folds stay even over people too
+    for number in range(
+        len(people)
+    ):  # one deal for all, so that the folds stay even over people too
         own = rng.permutation(np.flatnonzero(pairs[0] == number))
         fold_of[own] = (dealt + np.arange(len(own))) % k
         dealt += len(own)
@@ -170,4 +174,6 @@ def _enough(what: str, found: int, least: int) -> None:
 
 def _check_k(k: int, groups: int, what: str) -> None:
     if not 2 <= k <= groups:
-        raise ValueError(f"k: {k} folds outside 2 .. {groups}, the number of {what}; choose one inside")
+        raise ValueError(
+            f"k: {k} folds outside 2 .. {groups}, the number of {what}; choose one inside"
+        )

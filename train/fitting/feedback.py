@@ -90,7 +90,9 @@ class FeedbackFitter(Fitter):
 
     def training_step(self, batch: Batch, number: int) -> torch.Tensor:
         school = self.school
-        quiz = school.lesson(self._quiz(number)) if school.feedback.due(self.current_epoch) else None
+        quiz = (
+            school.lesson(self._quiz(number)) if school.feedback.due(self.current_epoch) else None
+        )
         of_student, of_teacher = self.optimizers()
         stepped = adaptive_step(
             Learner(self.teacher, school.teach),
@@ -118,7 +120,9 @@ class FeedbackFitter(Fitter):
 
     def configure_optimizers(self) -> Any:
         of_student = new_optimiser(self.network, self.settings)
-        of_teacher = torch.optim.Adam(self.teacher.parameters(), lr=self.school.feedback.teacher_fb_lr)
+        of_teacher = torch.optim.Adam(
+            self.teacher.parameters(), lr=self.school.feedback.teacher_fb_lr
+        )
         schedule = self._schedule(of_student)
         student = (
             {"optimizer": of_student}
@@ -137,7 +141,11 @@ class FeedbackFitter(Fitter):
             batch = lessons[(number + 1) % len(lessons)]
         else:
             own = Epoch(
-                lessons.clips, self.school.heldout, lessons.batch_size, seed=lessons.seed, epoch=lessons.epoch
+                lessons.clips,
+                self.school.heldout,
+                lessons.batch_size,
+                seed=lessons.seed,
+                epoch=lessons.epoch,
             )
             batch = own[number % len(own)]
         moved: Batch = self.transfer_batch_to_device(batch, self.device, 0)

@@ -45,7 +45,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> None:
         # OneCycleLR keeps a function in its state, which weights_only rightly refuses; a new one has its own.
         schedulers = [
-            {k: v for k, v in state.items() if not callable(v)} for state in checkpoint["lr_schedulers"]
+            {k: v for k, v in state.items() if not callable(v)}
+            for state in checkpoint["lr_schedulers"]
         ]
         checkpoint = {**checkpoint, "lr_schedulers": schedulers}
         if self.processes > 1:
@@ -58,11 +59,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         try:
-            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint: dict[str, Any] = torch.load(
+                path, map_location=map_location, weights_only=True
+            )
         except (
             Exception
         ) as error:  # torch's restricted unpickler raises whatever a damaged file makes it meet
-            raise RecipeError(f"{path}: not a checkpoint of this fit; remove it to train again") from error
+            raise RecipeError(
+                f"{path}: not a checkpoint of this fit; remove it to train again"
+            ) from error
         if not {"epoch", "loops", "state_dict", "optimizer_states"} <= set(checkpoint):
             raise RecipeError(f"{path}: not a checkpoint of this fit; remove it to train again")
         processes = checkpoint.pop("processes", 1)
@@ -88,7 +93,9 @@ class CsvLog(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         found = trainer.callback_metrics
         measured = {field: f"{float(found[field]):.6f}" for field in MEASURED}
         if ACCUMULATES in found:
@@ -103,7 +110,9 @@ class CsvLog(Callback):
         rows = [*others, *self.rows]
         # Only the fits that have such a column make one.
         fields = [name for name in FIELDS if name in ALWAYS or any(row.get(name) for row in rows)]
-        writer = csv.DictWriter(text, fields, restval="", extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(
+            text, fields, restval="", extrasaction="ignore", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.path, text.getvalue().encode())
@@ -135,12 +144,15 @@ class Best(Callback):
         self.score = None if score is None else tuple(map(float, score))
         self.epoch, self.weights = state_dict["epoch"], dict(state_dict["weights"])
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         score = self.score_of(trainer.callback_metrics)
         if self.score is None or score > self.score:
             self.score, self.epoch = score, trainer.current_epoch
             self.weights = {
-                name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()
+                name: value.detach().cpu().clone()
+                for name, value in self.network.state_dict().items()
             }
 
 
@@ -162,7 +174,9 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """A module's state as safetensors, written whole or not at all."""
-    write_atomic(path, save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
+    write_atomic(
+        path, save({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
+    )
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -174,11 +188,18 @@ def load_weights(module: nn.Module, path: Path) -> None:
     try:
         state = load(path.read_bytes())
     except SafetensorError as error:
-        raise RecipeError(f"{path}: not a safetensors file ({error}); remove it and train again") from error
+        raise RecipeError(
+            f"{path}: not a safetensors file ({error}); remove it and train again"
+        ) from error
     wanted = module.state_dict()
     for name in sorted(set(state) | set(wanted)):
         ours, theirs = wanted.get(name), state.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        if (
+            ours is None
+            or theirs is None
+            or ours.shape != theirs.shape
+            or ours.dtype != theirs.dtype
+        ):
             raise RecipeError(
                 f"{path}: tensor '{name}' does not fit the recipe's network; remove the file and train again"
             )

@@ -43,7 +43,13 @@ class Fitter(lightning.LightningModule):
     """
 
     def __init__(
-        self, network: nn.Module, loss: Loss, settings: Fit, classes: int, clips: int, validation_clips: int
+        self,
+        network: nn.Module,
+        loss: Loss,
+        settings: Fit,
+        classes: int,
+        clips: int,
+        validation_clips: int,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.settings = network, loss, settings
@@ -110,7 +116,9 @@ class Fitter(lightning.LightningModule):
             by_epoch = torch.optim.lr_scheduler.ExponentialLR(optimiser, settings.decay)
             return {"scheduler": by_epoch, "interval": "epoch"}
         steps = settings.epochs * self.steps_per_epoch
-        by_step = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, total_steps=steps)
+        by_step = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, settings.learning_rate, total_steps=steps
+        )
         return {"scheduler": by_step, "interval": "step"}
 
 
@@ -118,7 +126,9 @@ def new_optimiser(network: nn.Module, settings: Fit) -> torch.optim.Optimizer:
     """What changes a network's parameters."""
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(network.parameters(), lr=rate, momentum=settings.momentum, weight_decay=decay)
+        return torch.optim.SGD(
+            network.parameters(), lr=rate, momentum=settings.momentum, weight_decay=decay
+        )
     kind = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
     return kind(network.parameters(), lr=rate, weight_decay=decay, amsgrad=settings.amsgrad)
 
@@ -210,7 +220,9 @@ def fit(
         leftover.unlink()  # of a run that was killed while it wrote
 
     def work(rank: int) -> int | None:
-        data = _Data(clips, train, clips if held is None else held, validation, settings, seed, rank)
+        data = _Data(
+            clips, train, clips if held is None else held, validation, settings, seed, rank
+        )
         fitter = make(network, loss, settings, classes, len(train), len(validation))
         return _fit(fitter, data, stage, run_folder, callbacks if rank == 0 else ())
 
@@ -218,7 +230,9 @@ def fit(
     if settings.processes == 1:
         chosen = work(0)
     else:
-        with tempfile.TemporaryDirectory(prefix="knarr-fit-", ignore_cleanup_errors=True) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix="knarr-fit-", ignore_cleanup_errors=True
+        ) as scratch:
             fitted = Path(scratch) / "fitted.pt"
 
             def work_and_keep(rank: int) -> None:
@@ -248,11 +262,15 @@ def _fit(
     )
     files = AtomicCheckpoints(settings.processes)
     best = Best(fitter.network, fitter.score)
-    own: list[Callback] = [CsvLog(run_folder / METRICS, stage, on_test=settings.select == "best_on_test")]
+    own: list[Callback] = [
+        CsvLog(run_folder / METRICS, stage, on_test=settings.select == "best_on_test")
+    ]
     own += [best] if settings.select != "last" else []
     if settings.patience is not None:
         patience = EarlyStopping("validation_accuracy", mode="max", patience=settings.patience)
-        if checkpoint.is_file() and _at_its_end(files.load_checkpoint(checkpoint), patience, fitter, best):
+        if checkpoint.is_file() and _at_its_end(
+            files.load_checkpoint(checkpoint), patience, fitter, best
+        ):
             return best.epoch if best.weights else None
         own.append(patience)
     mixed = settings.precision == "mixed" and torch.cuda.is_available()
@@ -277,7 +295,9 @@ def _fit(
         # The other stage's checkpoint lies there too, and our own when a run resumes.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         # Workers would not help two cores; batches are made faster than they are used.
-        warnings.filterwarnings("ignore", message="The '(train|val)_dataloader' does not have many workers")
+        warnings.filterwarnings(
+            "ignore", message="The '(train|val)_dataloader' does not have many workers"
+        )
         # A process of several may have no clip to validate on; the accuracy is of what all of them have.
         warnings.filterwarnings(
             "ignore", message="The ``compute`` method of metric MulticlassAccuracy was called"

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from knarr.errors import KnarrError
 from knarr.train.settings import RecipeError
 
 COLLECTIVE_LIMIT = timedelta(minutes=5)
@@ -38,7 +39,7 @@ GRACE_S = 1.0
 MAX_REPORT_BYTES = 30_000  # a pipe holds 64 KiB, and nobody reads it before the process has ended
 
 
-class FitError(RuntimeError):
+class FitError(KnarrError, RuntimeError):
     """A process of a fit died, hung, or raised something that cannot be sent on."""
 
 
@@ -64,7 +65,9 @@ def backend(processes: int) -> str:
         RecipeError: this system cannot fork, there are fewer GPUs than processes, or this process uses one already.
     """
     if "fork" not in multiprocessing.get_all_start_methods():
-        raise RecipeError(f"fit: processes {processes} need a system that can fork; set processes to 1")
+        raise RecipeError(
+            f"fit: processes {processes} need a system that can fork; set processes to 1"
+        )
     gpus = torch.cuda.device_count()
     if not gpus:
         return "gloo"
@@ -141,7 +144,9 @@ def _fork(
 ) -> None:
     status = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent answers for all
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # a terminal sends it to all; the parent answers for all
         alive, parents_end = parent
         os.close(parents_end)
         threading.Thread(target=_end_with_parent, args=(alive, scratch), daemon=True).start()
@@ -162,7 +167,9 @@ def _fork(
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(status)  # nothing of the parent's, such as its exit handlers, is to happen here too
+        os._exit(
+            status
+        )  # nothing of the parent's, such as its exit handlers, is to happen here too
 
 
 def _end_with_parent(alive: int, scratch: Path) -> None:
@@ -180,7 +187,9 @@ def _pickled(report: _Report) -> bytes:
         if len(content) <= MAX_REPORT_BYTES:
             return content
     text = f"{type(report.error).__name__}: {report.error}"[: MAX_REPORT_BYTES // 8]
-    return pickle.dumps(_Report(report.raised_s, FitError(text), report.trace[-MAX_REPORT_BYTES // 8 :]))
+    return pickle.dumps(
+        _Report(report.raised_s, FitError(text), report.trace[-MAX_REPORT_BYTES // 8 :])
+    )
 
 
 def _await(forks: list[ForkProcess], reports: list[Connection]) -> None:
@@ -224,5 +233,7 @@ def _tell(ended: dict[int, ForkProcess], reports: list[Connection]) -> None:
     if told:
         rank, first = min(told, key=lambda one: one[1].raised_s)
         raise first.error from FitError(f"fit: in process {rank} {of}:\n{first.trace}")
-    statuses = ", ".join(f"{rank} with {fork.exitcode}" for rank, fork in ended.items() if fork.exitcode)
+    statuses = ", ".join(
+        f"{rank} with {fork.exitcode}" for rank, fork in ended.items() if fork.exitcode
+    )
     raise FitError(f"fit: processes {of} ended without a word: {statuses}; {again}")

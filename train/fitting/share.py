@@ -102,12 +102,18 @@ class _JoinedBatchNorm(_BatchNorm):
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         normal, mean, variance, total = _Normalise.apply(x, self.eps)  # type: ignore[no-untyped-call]
         if float(total[0]) < 2 and self.training:
-            raise ValueError(f"batch-norm: {float(total[0]):g} values per channel, needs 2 or more to train")
+            raise ValueError(
+                f"batch-norm: {float(total[0]):g} values per channel, needs 2 or more to train"
+            )
         if self.training and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
-                share = 1 / float(self.num_batches_tracked or 1) if self.momentum is None else self.momentum
+                share = (
+                    1 / float(self.num_batches_tracked or 1)
+                    if self.momentum is None
+                    else self.momentum
+                )
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
                 unbiased = variance * total / (total - 1)
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
@@ -146,7 +152,9 @@ def join_batch_norms(network: nn.Module) -> None:
     for name, module in network.named_modules():
         if type(module) in _JOINED:
             module.__class__ = _JOINED[type(module)]
-        elif isinstance(module, _NormBase) and (isinstance(module, _BatchNorm) or module.track_running_stats):
+        elif isinstance(module, _NormBase) and (
+            isinstance(module, _BatchNorm) or module.track_running_stats
+        ):
             raise RecipeError(
                 f"layer '{name}': {type(module).__name__} takes statistics over the batch, which several processes divide; "
                 "use BatchNorm1d, 2d or 3d, or set processes to 1"

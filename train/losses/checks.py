@@ -6,12 +6,14 @@ import math
 
 import torch
 
+from knarr.errors import KnarrError
+
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
 """Above 100, float32 loses tau^2 * KL to cancellation; below 0.01 the softmax is an argmax."""
 LAYOUTS = {2: "(B, classes)", 3: "(B, T, classes)"}
 
 
-class LossError(ValueError):
+class LossError(KnarrError, ValueError):
     """A loss cannot be taken of what it was given: ``object: observed vs allowed; cure``."""
 
 
@@ -34,7 +36,10 @@ def check_logits(name: str, logits: torch.Tensor, dims: int = 2) -> None:
 
 
 def check_pair(
-    name: str, student: torch.Tensor, teacher: torch.Tensor, cure: str = "build both for the same classes"
+    name: str,
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    cure: str = "build both for the same classes",
 ) -> None:
     """Student's and teacher's tensor are of one shape: torch would broadcast others without a word.
 

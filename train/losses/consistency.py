@@ -18,7 +18,13 @@ from typing import Literal, get_args
 
 import torch
 
-from knarr.train.losses.checks import LossError, check_labels, check_logits, check_pair, check_temperature
+from knarr.train.losses.checks import (
+    LossError,
+    check_labels,
+    check_logits,
+    check_pair,
+    check_temperature,
+)
 from knarr.train.losses.label import soft_label_loss, softened_kl
 
 HitReading = Literal["gated_kl", "hit_miss"]
@@ -56,7 +62,9 @@ def hit_consistency(
     check_logits("teacher_logits", teacher_logits)
     check_labels(labels, student_logits)
     if reading == "hit_miss":
-        student, teacher = (_hit_miss(z, labels, temperature) for z in (student_logits, teacher_logits))
+        student, teacher = (
+            _hit_miss(z, labels, temperature) for z in (student_logits, teacher_logits)
+        )
         return soft_label_loss(student, teacher, temperature)
     right = hits(teacher_logits, labels)
     if not bool(right.any()):
@@ -85,13 +93,18 @@ def temporal_consistency(
     check_temperature(temperature)
     check_logits("student_step_logits", student_step_logits, 3)
     check_pair(
-        "step_logits", student_step_logits, teacher_step_logits, "run both on one draw of as many steps"
+        "step_logits",
+        student_step_logits,
+        teacher_step_logits,
+        "run both on one draw of as many steps",
     )
     check_logits("teacher_step_logits", teacher_step_logits, 3)
     if reading == "step_kl":
         return softened_kl(student_step_logits, teacher_step_logits, temperature=temperature)
     if student_step_logits.shape[1] < 2:
-        raise LossError("step_logits: 1 step has no change over time; give two, or take reading 'step_kl'")
+        raise LossError(
+            "step_logits: 1 step has no change over time; give two, or take reading 'step_kl'"
+        )
     return (student_step_logits.diff(dim=1) - teacher_step_logits.diff(dim=1)).square().mean()
 
 

@@ -50,7 +50,9 @@ class EmotionLossSettings(Frozen):
     @model_validator(mode="after")
     def _something_to_minimise(self) -> EmotionLossSettings:
         if not (self.ce or self.kl or self.feature):
-            raise ValueError("ce, kl, feature: all 0, nothing is left to minimise; give one a weight")
+            raise ValueError(
+                "ce, kl, feature: all 0, nothing is left to minimise; give one a weight"
+            )
         return self
 
 
@@ -69,7 +71,10 @@ class EmotionLoss(NamedTuple):
 
 
 def emotion_loss(
-    student: StudentOutput, teacher: TeacherOutput, labels: torch.Tensor, settings: EmotionLossSettings
+    student: StudentOutput,
+    teacher: TeacherOutput,
+    labels: torch.Tensor,
+    settings: EmotionLossSettings,
 ) -> EmotionLoss:
     """ce * CE(y, p_S) + kl * KL(p_T || p_S) + feature * MSE(F_T, F_S), the student's [code].
 
@@ -93,7 +98,9 @@ def emotion_loss(
         kl = softened_kl(student.logits, teacher.logits, temperature=settings.temperature)
     if settings.feature:
         feature = feature_mse(student.features, teacher.matched)
-    return EmotionLoss(settings.ce * ce + settings.kl * kl + settings.feature * feature, ce, kl, feature)
+    return EmotionLoss(
+        settings.ce * ce + settings.kl * kl + settings.feature * feature, ce, kl, feature
+    )
 
 
 class TeacherLoss(NamedTuple):

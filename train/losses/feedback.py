@@ -78,9 +78,13 @@ def leaves(network: nn.Module, name: str = "network") -> Parameters:
     Raises:
         LossError: none does.
     """
-    found = {key: p.detach().requires_grad_() for key, p in network.named_parameters() if p.requires_grad}
+    found = {
+        key: p.detach().requires_grad_() for key, p in network.named_parameters() if p.requires_grad
+    }
     if not found:
-        raise LossError(f"{name}: no parameter requires a gradient; call requires_grad_() on what learns")
+        raise LossError(
+            f"{name}: no parameter requires a gradient; call requires_grad_() on what learns"
+        )
     return found
 
 
@@ -226,7 +230,10 @@ def feedback(
     """
     exact = not settings.first_order
     with torch.set_grad_enabled(True):
-        of_teacher, of_student = leaves(teacher.network, "teacher"), leaves(student.network, "student")
+        of_teacher, of_student = (
+            leaves(teacher.network, "teacher"),
+            leaves(student.network, "student"),
+        )
         taught = run_with(teacher, of_teacher, *lesson.teacher_inputs)
         moved = temporary_student(
             student,
@@ -254,9 +261,13 @@ def feedback(
     )
 
 
-def _gradient(value: torch.Tensor, parameters: Parameters, *, keep_graph: bool = False) -> Parameters:
+def _gradient(
+    value: torch.Tensor, parameters: Parameters, *, keep_graph: bool = False
+) -> Parameters:
     """By name; 0 of a parameter that the value does not depend on."""
-    slopes = torch.autograd.grad(value, list(parameters.values()), create_graph=keep_graph, allow_unused=True)
+    slopes = torch.autograd.grad(
+        value, list(parameters.values()), create_graph=keep_graph, allow_unused=True
+    )
     # materialize_grads would give zeros that require a gradient.
     pairs = zip(parameters.items(), slopes, strict=True)
     return {key: torch.zeros_like(p) if slope is None else slope for (key, p), slope in pairs}

@@ -21,7 +21,11 @@ from knarr.train.losses.checks import (
 
 
 def label_loss(
-    logits: torch.Tensor, labels: torch.Tensor, *, divide_by_classes: bool = False, name: str = "logits"
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    divide_by_classes: bool = False,
+    name: str = "logits",
 ) -> torch.Tensor:
     """-(1/B) sum_i log softmax(z_i)[y_i], of logits, 0-d.
 
@@ -43,7 +47,9 @@ def label_loss(
     return entropy / logits.shape[1] if divide_by_classes else entropy
 
 
-def one_hot_mse(outputs: torch.Tensor, labels: torch.Tensor, *, name: str = "outputs") -> torch.Tensor:
+def one_hot_mse(
+    outputs: torch.Tensor, labels: torch.Tensor, *, name: str = "outputs"
+) -> torch.Tensor:
     """(1 / (B C)) sum_i sum_c (o_ic - [c = y_i])^2, 0-d.
 
     Args:
@@ -92,7 +98,9 @@ def feature_mse(student_features: torch.Tensor, teacher_features: torch.Tensor) 
     """
     shape = tuple(student_features.shape)
     if len(shape) != 2 or 0 in shape:
-        raise LossError(f"student_features: shape {shape}, needs (B, features), none 0; flatten them")
+        raise LossError(
+            f"student_features: shape {shape}, needs (B, features), none 0; flatten them"
+        )
     if student_features.shape != teacher_features.shape:
         raise LossError(
             f"features: the student's have shape {shape}, the teacher's {tuple(teacher_features.shape)}; give the "

@@ -57,7 +57,10 @@ class MskdLoss(NamedTuple):
 
 
 def mskd_loss(
-    student: StepLogits, teacher: StepLogits | None, labels: torch.Tensor, settings: MskdLossSettings
+    student: StepLogits,
+    teacher: StepLogits | None,
+    labels: torch.Tensor,
+    settings: MskdLossSettings,
 ) -> MskdLoss:
     """MSKD's loss; see above. With alpha 0 it is the cross entropy, and no term reads the teacher.
 

@@ -71,11 +71,16 @@ class MultiScale(nn.Module):
     ) -> None:
         super().__init__()
         if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
-            raise ValueError(f"kernels: {kernels}, only odd sizes lie on one centre; choose odd ones")
+            raise ValueError(
+                f"kernels: {kernels}, only odd sizes lie on one centre; choose odd ones"
+            )
         self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, channels, k, stride=stride, padding=k // 2, bias=bias) for k in kernels
+            nn.Conv2d(in_channels, channels, k, stride=stride, padding=k // 2, bias=bias)
+            for k in kernels
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) if norm else nn.Identity() for _ in kernels)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(channels) if norm else nn.Identity() for _ in kernels
+        )
         self.join = nn.Conv2d(len(kernels) * channels, out_channels, 1, bias=bias)
         self.join_norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
         self.gate: Gate = gate
@@ -167,7 +172,9 @@ def _folded(synapse: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[torch.Tens
     if isinstance(norm, nn.Identity):
         return weight, bias
     if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or norm.running_var is None:
-        raise ValueError(f"{type(norm).__name__}: only a batch-norm with running statistics folds; use one")
+        raise ValueError(
+            f"{type(norm).__name__}: only a batch-norm with running statistics folds; use one"
+        )
     assert norm.running_mean is not None  # torch tracks both or none
     gain = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
     shifted = norm.bias.detach().double() + (bias - norm.running_mean.double()) * gain

@@ -69,7 +69,9 @@ def build_student(shape: StudentShape, *, batch_norm: bool) -> snn.SequentialSta
     # Batch-norm has its own offset; folded, it becomes the convolution's bias.
     bias = not batch_norm
     return snn.SequentialState(
-        *synapse_and_neuron(nn.Conv2d(channels, first, 4, stride=2, padding=shape.first_padding, bias=bias)),
+        *synapse_and_neuron(
+            nn.Conv2d(channels, first, 4, stride=2, padding=shape.first_padding, bias=bias)
+        ),
         *synapse_and_neuron(nn.Conv2d(first, second, 3, padding=1, bias=bias)),
         nn.Flatten(),
         nn.Linear(second * (sides[0] // 4) * (sides[1] // 4), shape.classes, bias=False),
@@ -133,14 +135,23 @@ def fold_batch_norm(student: snn.SequentialState) -> snn.SequentialState:
             layers.append(module)
             continue
         conv = layers[-1] if layers else None
-        if not isinstance(conv, nn.Conv2d) or module.running_var is None or module.running_mean is None:
+        if (
+            not isinstance(conv, nn.Conv2d)
+            or module.running_var is None
+            or module.running_mean is None
+        ):
             raise ValueError(
                 "fold_batch_norm: a BatchNorm2d with running statistics must follow a Conv2d directly"
             )
         gain = module.weight.detach().double() / (module.running_var.double() + module.eps).sqrt()
         old_bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        offset = module.bias.detach().double() + (old_bias.double() - module.running_mean.double()) * gain
-        conv.weight = nn.Parameter((conv.weight.detach().double() * gain[:, None, None, None]).float())
+        offset = (
+            module.bias.detach().double()
+            + (old_bias.double() - module.running_mean.double()) * gain
+        )
+        conv.weight = nn.Parameter(
+            (conv.weight.detach().double() * gain[:, None, None, None]).float()
+        )
         conv.bias = nn.Parameter(offset.float())
     return snn.SequentialState(*layers).eval()
 
@@ -155,7 +166,9 @@ class Teacher(nn.Module):
         dropout: before each linear layer.
     """
 
-    def __init__(self, input_shape: tuple[int, int, int], classes: int, width: int, dropout: float) -> None:
+    def __init__(
+        self, input_shape: tuple[int, int, int], classes: int, width: int, dropout: float
+    ) -> None:
         super().__init__()
         channels, height, last = input_shape[0], input_shape[1], 2 * width
         layers: list[nn.Module] = []

@@ -100,7 +100,9 @@ class Head(nn.Module):
         activation: makes the layer behind the batch-norm.
     """
 
-    def __init__(self, settings: EmotionSettings, channels: int, activation: Activation = Rectifier) -> None:
+    def __init__(
+        self, settings: EmotionSettings, channels: int, activation: Activation = Rectifier
+    ) -> None:
         super().__init__()
         width = settings.width
         self.over_time = nn.Conv2d(1, width, (1, settings.kernel), stride=(1, settings.stride))
@@ -118,7 +120,9 @@ class Head(nn.Module):
 class Attention(nn.Module):
     """Softmax attention whose heads are each as wide as asked for, `nn.MultiheadAttention` divides the width among them."""
 
-    def __init__(self, width: int, heads: int, head_width: int, init: Literal["fans", "tf25"]) -> None:
+    def __init__(
+        self, width: int, heads: int, head_width: int, init: Literal["fans", "tf25"]
+    ) -> None:
         super().__init__()
         self.heads, self.head_width = heads, head_width
         inner = heads * head_width
@@ -126,14 +130,19 @@ class Attention(nn.Module):
         self.out = nn.Linear(inner, width)
         self.limits = {
             # TensorFlow 2.5 takes all axes but the last two of (width, heads, head_width) as a receptive field.
-            "tf25": (_limit(width * heads, width * head_width), _limit(heads * head_width, heads * width)),
+            "tf25": (
+                _limit(width * heads, width * head_width),
+                _limit(heads * head_width, heads * width),
+            ),
             "fans": (_limit(width, inner), _limit(inner, width)),
         }[init]
 
     def reset(self) -> None:
         """Uniform weights within the limits, biases 0."""
         for layer, limit in zip(
-            (self.query, self.key, self.value, self.out), (*self.limits[:1] * 3, self.limits[1]), strict=True
+            (self.query, self.key, self.value, self.out),
+            (*self.limits[:1] * 3, self.limits[1]),
+            strict=True,
         ):
             nn.init.uniform_(layer.weight, -limit, limit)
             nn.init.zeros_(layer.bias)
@@ -175,7 +184,9 @@ class Encoder(nn.Module):
         self.positions = nn.Parameter(torch.empty(settings.positions, settings.width))
         self.blocks = nn.ModuleList(Block(settings, activation) for _ in range(settings.blocks))
 
-    def forward(self, tokens: torch.Tensor, states: Any = None) -> tuple[list[torch.Tensor], list[Any]]:
+    def forward(
+        self, tokens: torch.Tensor, states: Any = None
+    ) -> tuple[list[torch.Tensor], list[Any]]:
         """(B, tokens, width) -> that of each depth, and the states of the activations."""
         x = tokens + self.positions[: tokens.shape[1]]
         depths, after = [], []
@@ -286,7 +297,9 @@ class EmotionStudent(nn.Module):
         before = (None, None) if state is None else state
         tokens, of_head = self.head(gsr, before[0])
         depths, of_encoder = self.encoder(tokens, before[1])
-        scored = torch.stack([score(depth) for score, depth in zip(self.scores, depths, strict=True)])
+        scored = torch.stack(
+            [score(depth) for score, depth in zip(self.scores, depths, strict=True)]
+        )
         features = scored.sum(0).flatten(1)
         return EmotionOutput(self.classifier(features), features, features), (of_head, of_encoder)
 
@@ -330,7 +343,9 @@ class EmotionTeacher(nn.Module):
         """(B, eeg_channels, samples), (B, 1, samples) -> logits, F_T (B, 2 * tokens * width), F_T in the student's size."""
         eegs, _ = self.eeg_encoder(self.eeg_head(eeg)[0])
         gsrs, _ = self.gsr_encoder(self.gsr_head(gsr)[0])
-        fused = self.early(eegs[0], gsrs[0], eegs[1], gsrs[1]) + self.late(eegs[1], gsrs[1], eegs[2], gsrs[2])
+        fused = self.early(eegs[0], gsrs[0], eegs[1], gsrs[1]) + self.late(
+            eegs[1], gsrs[1], eegs[2], gsrs[2]
+        )
         features = fused.flatten(1)
         return EmotionOutput(self.classifier(features), features, self._matched(fused))
 

@@ -59,7 +59,9 @@ class GsrStudentSettings(Frozen):
     @model_validator(mode="after")
     def _long_enough(self) -> GsrStudentSettings:
         if self.kernel > self.samples:
-            raise ValueError(f"kernel: {self.kernel} of {self.samples} samples; choose a shorter one")
+            raise ValueError(
+                f"kernel: {self.kernel} of {self.samples} samples; choose a shorter one"
+            )
         return self
 
     @property
@@ -156,7 +158,9 @@ class GsrRepeat(nn.Module):
     def __init__(self, settings: GsrRepeatSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.student = EmotionStudent(settings.network, partial(BoxCell, settings.neuron, settings.dt_s))
+        self.student = EmotionStudent(
+            settings.network, partial(BoxCell, settings.neuron, settings.dt_s)
+        )
 
     def forward(self, gsr: torch.Tensor) -> EmotionOutput:
         """(B, 1, samples) -> logits and features, means over the steps."""

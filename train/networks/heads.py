@@ -84,7 +84,9 @@ def each_step(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return out.reshape(-1, steps, *out.shape[1:])
 
 
-def over_time(network: snn.SequentialState, clips: torch.Tensor, *, record: bool = False) -> NetworkOutput:
+def over_time(
+    network: snn.SequentialState, clips: torch.Tensor, *, record: bool = False
+) -> NetworkOutput:
     """All steps of a flat network, layer by layer: the numbers of a run step by step, but for batch-norms in training.
 
     Args:

@@ -60,7 +60,9 @@ class Residual(nn.Module):
             nn.Conv2d(out, out, 3, padding=1, bias=False),
             nn.BatchNorm2d(out),
         )
-        self.short = nn.Sequential(nn.Conv2d(channels, out, 1, stride=2, bias=False), nn.BatchNorm2d(out))
+        self.short = nn.Sequential(
+            nn.Conv2d(channels, out, 1, stride=2, bias=False), nn.BatchNorm2d(out)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         added: torch.Tensor = torch.relu(self.long(x) + self.short(x))
@@ -160,7 +162,9 @@ class MskdStudentSettings(Frozen):
     @model_validator(mode="after")
     def _whole(self) -> MskdStudentSettings:
         if any(not float(self.width * full).is_integer() for full in WIDTHS):
-            raise ValueError(f"width: {self.width} of {WIDTHS} channels is not whole; choose 1, 0.5 or 0.25")
+            raise ValueError(
+                f"width: {self.width} of {WIDTHS} channels is not whole; choose 1, 0.5 or 0.25"
+            )
         return self
 
     @property
@@ -181,7 +185,10 @@ def build_mskd_student(settings: MskdStudentSettings) -> snn.SequentialState:
 
     def cell(reads: Literal["spikes", "membrane"] = "spikes") -> nn.Module:
         return BoxCell(
-            settings.neuron, settings.dt_s, reads, snap=settings.snap and not settings.neuron.learned
+            settings.neuron,
+            settings.dt_s,
+            reads,
+            snap=settings.snap and not settings.neuron.learned,
         )
 
     def norm(channels: int) -> list[nn.Module]:
@@ -193,7 +200,9 @@ def build_mskd_student(settings: MskdStudentSettings) -> snn.SequentialState:
         else ReadoutCell(settings.readout_coefficient, settings.dt_s, snap=settings.snap)
     )
     student = snn.SequentialState(
-        MultiScale(settings.in_channels, scale, scale, bias=bias, gate=settings.gate, norm=settings.norm),
+        MultiScale(
+            settings.in_channels, scale, scale, bias=bias, gate=settings.gate, norm=settings.norm
+        ),
         cell(),
         nn.Conv2d(scale, second, 3, stride=2, padding=1, bias=bias),
         *norm(second),

@@ -41,7 +41,9 @@ class NeuronSettings(Frozen):
     @model_validator(mode="after")
     def _room_to_learn(self) -> NeuronSettings:
         if self.learned and self.coefficient == 1:
-            raise ValueError("coefficient: 1 is no value of a sigmoid; start below it, or do not learn it")
+            raise ValueError(
+                "coefficient: 1 is no value of a sigmoid; start below it, or do not learn it"
+            )
         return self
 
 
@@ -54,7 +56,9 @@ class CellState(NamedTuple):
 
 class _Fire(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, over: torch.Tensor, surrogate: str, width: float, fires: str) -> torch.Tensor:
+    def forward(
+        ctx: Any, over: torch.Tensor, surrogate: str, width: float, fires: str
+    ) -> torch.Tensor:
         ctx.save_for_backward(over)
         ctx.surrogate, ctx.width = surrogate, width
         return (over >= 0 if fires == "ge" else over > 0).to(over.dtype)
@@ -100,7 +104,9 @@ class SpikingCell(nn.Module):
         """Membrane of this step before its reset, from the one after the last reset and the input."""
         raise NotImplementedError
 
-    def forward(self, x: torch.Tensor, state: CellState | None = None) -> tuple[torch.Tensor, CellState]:
+    def forward(
+        self, x: torch.Tensor, state: CellState | None = None
+    ) -> tuple[torch.Tensor, CellState]:
         peak = self.charge(torch.zeros_like(x) if state is None else state.v, x)
         spikes = fire(peak - self.v_th, self.neuron)
         gone = spikes.detach() if self.neuron.detach_reset else spikes
@@ -169,12 +175,16 @@ class ReadoutCell(nn.Module):
         dt_s, snap: as of BoxCell.
     """
 
-    def __init__(self, coefficient: float, dt_s: float, *, learned: bool = False, snap: bool = False) -> None:
+    def __init__(
+        self, coefficient: float, dt_s: float, *, learned: bool = False, snap: bool = False
+    ) -> None:
         super().__init__()
         self.dt = dt_s
         hold_rate(self, coefficient, dt_s, learned=learned, snap=snap)
 
-    def forward(self, x: torch.Tensor, state: CellState | None = None) -> tuple[torch.Tensor, CellState]:
+    def forward(
+        self, x: torch.Tensor, state: CellState | None = None
+    ) -> tuple[torch.Tensor, CellState]:
         before = torch.zeros_like(x) if state is None else state.v
         v = before + self.dt * rate(self) * (x - before)
         return v, CellState(v, v)
@@ -187,7 +197,9 @@ class ReadoutCell(nn.Module):
         return plain.eval()
 
 
-def hold_rate(cell: nn.Module, coefficient: float, dt_s: float, *, learned: bool, snap: bool) -> None:
+def hold_rate(
+    cell: nn.Module, coefficient: float, dt_s: float, *, learned: bool, snap: bool
+) -> None:
     """Give a cell its a: parameter `w` with a = sigmoid(w), or buffer `tau_mem_inv` = a / dt, per second."""
     if learned:
         cell.register_parameter("w", nn.Parameter(torch.logit(torch.tensor(coefficient))))
@@ -198,7 +210,9 @@ def hold_rate(cell: nn.Module, coefficient: float, dt_s: float, *, learned: bool
 
 def rate(cell: Any) -> torch.Tensor:
     """1 / tau_mem, per second, in the brackets of Norse and of PLIFBoxCell."""
-    inverse: torch.Tensor = torch.sigmoid(cell.w) / cell.dt if hasattr(cell, "w") else cell.tau_mem_inv
+    inverse: torch.Tensor = (
+        torch.sigmoid(cell.w) / cell.dt if hasattr(cell, "w") else cell.tau_mem_inv
+    )
     return inverse
 
 

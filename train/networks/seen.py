@@ -19,7 +19,9 @@ from knarr.train.settings import Count, Frozen
 
 STEM_CHANNELS = 3
 KERNELS = (3, 5, 7)
-SEEN_NEURON = NeuronSettings(coefficient=0.8, v_th=0.3, surrogate="box", width=0.5, detach_reset=False)
+SEEN_NEURON = NeuronSettings(
+    coefficient=0.8, v_th=0.3, surrogate="box", width=0.5, detach_reset=False
+)
 """V = 0.2 V (1 - P) + X, P = [V > 0.3] (the paper prints >=), surrogate 1 where |V - 0.3| < 0.5 [code]."""
 
 
@@ -138,7 +140,9 @@ class Seen(nn.Module):
             return frames.flatten(1, 2)
         if which == "first":
             return frames[:, 0]
-        return torch.cat([frames[:, 0], frames[:, -1] if which == "first_last" else frames[:, 1]], 1)
+        return torch.cat(
+            [frames[:, 0], frames[:, -1] if which == "first_last" else frames[:, 1]], 1
+        )
 
     def _read(self, spikes: torch.Tensor, membranes: torch.Tensor) -> torch.Tensor:
         when, what = self.settings.readout.split("_")
@@ -155,7 +159,9 @@ class Seen(nn.Module):
                 )
         least = {"all": self.settings.steps, "first_second": 2}.get(self.settings.frames, 1)
         if wanted[1] < least or (self.settings.frames == "all" and wanted[1] != least):
-            raise ValueError(f"frames: {wanted[1]} steps, frames='{self.settings.frames}' needs {least}")
+            raise ValueError(
+                f"frames: {wanted[1]} steps, frames='{self.settings.frames}' needs {least}"
+            )
 
 
 def _no_bias(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:

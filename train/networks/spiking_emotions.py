@@ -80,7 +80,10 @@ class SpikingEmotionsSettings(Frozen):
     def cell(self) -> BoxCell:
         """A layer of its neurons: surrogate ATan of sharpness 2, reset without gradient [code, library default]."""
         neuron = NeuronSettings(
-            coefficient=1 / TAU_STEPS, learned=self.neuron == "plif", v_th=self.v_th, fires=self.fires
+            coefficient=1 / TAU_STEPS,
+            learned=self.neuron == "plif",
+            v_th=self.v_th,
+            fires=self.fires,
         )
         return BoxCell(neuron, self.dt_s)
 
@@ -154,7 +157,9 @@ def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
     )
 
 
-def votes(network: snn.SequentialState, clips: torch.Tensor, settings: SpikingEmotionsSettings) -> StepLogits:
+def votes(
+    network: snn.SequentialState, clips: torch.Tensor, settings: SpikingEmotionsSettings
+) -> StepLogits:
     """Mean rates of the voters, 0..1, in place of logits; those of every step beside them.
 
     Args:
@@ -168,9 +173,13 @@ def votes(network: snn.SequentialState, clips: torch.Tensor, settings: SpikingEm
     if settings.pure_spike:
         clips = clips[:, 1:]
     if clips.shape[1] < 1:
-        raise ValueError("clips: no steps left; give at least two frames of which the first is dropped")
+        raise ValueError(
+            "clips: no steps left; give at least two frames of which the first is dropped"
+        )
     ran = over_time(network, clips)
-    per_step = ran.outputs.reshape(*ran.outputs.shape[:2], settings.classes, settings.voters).mean(3)
+    per_step = ran.outputs.reshape(*ran.outputs.shape[:2], settings.classes, settings.voters).mean(
+        3
+    )
     return StepLogits(vote(ran.outputs, settings.classes), per_step, ran.rates)
 
 

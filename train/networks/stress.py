@@ -37,7 +37,9 @@ class StressTeacherSettings(Frozen):
     @model_validator(mode="after")
     def _whole_steps(self) -> StressTeacherSettings:
         if self.samples % STEP:
-            raise ValueError(f"samples: {self.samples} are no whole steps of {STEP}; take a multiple of it")
+            raise ValueError(
+                f"samples: {self.samples} are no whole steps of {STEP}; take a multiple of it"
+            )
         return self
 
     @property
@@ -74,4 +76,6 @@ class StressTeacher(nn.Module):
         """(B, 2, samples), skin conductance first -> logits and features (B, steps * width), before their ReLU."""
         tokens = self.late(self.early(signals[:, : self.channels]))
         features = tokens.transpose(1, 2).flatten(1)
-        return EmotionOutput(self.classifier(self.dropout(torch.relu(features))), features, features)
+        return EmotionOutput(
+            self.classifier(self.dropout(torch.relu(features))), features, features
+        )

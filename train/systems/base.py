@@ -150,7 +150,9 @@ class System(ABC, Generic[Settings]):
     # --- data
 
     @abstractmethod
-    def load(self, root: Path, *, cache: Path | None = None, progress: Progress | None = None) -> RunData:
+    def load(
+        self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
+    ) -> RunData:
         """Both splits, read strictly.
 
         Args:

@@ -22,7 +22,13 @@ from knarr.train.datasets.eyes.generate import generate
 from knarr.train.datasets.see.sequences import assert_disjoint, read_see
 from knarr.train.errors import DataError
 from knarr.train.losses.label import distillation_loss
-from knarr.train.networks.cnn import StudentShape, Teacher, build_student, fold_batch_norm, run_student
+from knarr.train.networks.cnn import (
+    StudentShape,
+    Teacher,
+    build_student,
+    fold_batch_norm,
+    run_student,
+)
 from knarr.train.settings import (
     Count,
     DataSettings,
@@ -117,9 +123,13 @@ class CnnRecipe(Recipe):
 class Cnn(System[CnnRecipe]):
     """See above."""
 
-    def load(self, root: Path, *, cache: Path | None = None, progress: Progress | None = None) -> RunData:
+    def load(
+        self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
+    ) -> RunData:
         settings = self.recipe.data
-        return _digits(settings, root) if isinstance(settings, NmnistData) else _eyes(settings, root)
+        return (
+            _digits(settings, root) if isinstance(settings, NmnistData) else _eyes(settings, root)
+        )
 
     def folder_name(self) -> str:
         settings = self.recipe.data
@@ -218,7 +228,9 @@ class Cnn(System[CnnRecipe]):
         settings = self.recipe.student
         features = data.train.chip_inputs(np.arange(1)).shape[2:]
         if len(features) != 3:
-            raise RecipeError(f"student: needs images (channels, height, width), the data have {features}")
+            raise RecipeError(
+                f"student: needs images (channels, height, width), the data have {features}"
+            )
         return StudentShape(
             input_shape=(features[0], features[1], features[2]),
             classes=len(data.class_names),
@@ -234,14 +246,19 @@ def _digits(settings: NmnistData, root: Path) -> RunData:
     jitter = Jitter(settings.rotation_deg, settings.scale, settings.shift_px)
     train, test = (
         EventClips(
-            read_nmnist(root, split), settings.timesteps, settings.bin_us, settings.teacher_bins, jitter
+            read_nmnist(root, split),
+            settings.timesteps,
+            settings.bin_us,
+            settings.teacher_bins,
+            jitter,
         )
         for split in ("train", "test")
     )
     shared = set(train.recordings.names) & set(test.recordings.names)
     if shared:
         raise DataError(
-            root, f"splits overlap: {len(shared)} recordings are in both lists; remove them from one"
+            root,
+            f"splits overlap: {len(shared)} recordings are in both lists; remove them from one",
         )
     names = tuple(str(digit) for digit in range(CLASSES))
     return RunData(

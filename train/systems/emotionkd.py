@@ -58,7 +58,9 @@ class _NoTeacherOutput(NamedTuple):
 class EmotionKd(System[EmotionRecipe]):
     """See above."""
 
-    def load(self, root: Path, *, cache: Path | None = None, progress: Progress | None = None) -> RunData:
+    def load(
+        self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
+    ) -> RunData:
         settings = self.recipe.data
         if isinstance(settings, PhysioData):
             return load_physio(settings, root, self.recipe.seed, cache, progress)
@@ -70,7 +72,9 @@ class EmotionKd(System[EmotionRecipe]):
         settings = self.recipe.teacher
         if isinstance(settings, StressTeacherRecipe):
             return StressTeacher(settings.network)
-        return (EmotionTeacher if settings.kind == "emotion_net" else EmotionStudent)(settings.network)
+        return (EmotionTeacher if settings.kind == "emotion_net" else EmotionStudent)(
+            settings.network
+        )
 
     def teacher_loss(self) -> Loss:
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,7 +117,9 @@ class EmotionKd(System[EmotionRecipe]):
         def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             depths = ran.fired[1:] if spikes else [volts() for volts in ran.peaks[1:]]
             volts = ran.step_logits
-            learned = GsrOutput(volts.mean(1), torch.stack(list(depths)).sum(0).flatten(1), volts, ran.rates)
+            learned = GsrOutput(
+                volts.mean(1), torch.stack(list(depths)).sum(0).flatten(1), volts, ran.rates
+            )
             return self._distil(learned, teacher, batch), learned.logits
 
         return loss
@@ -180,11 +186,17 @@ class EmotionKd(System[EmotionRecipe]):
 
     def _heard(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """By the student: coded frames, or the skin conductance that the teacher hears."""
-        return (batch.inputs if isinstance(self.recipe.student, FramesStudent) else batch.teacher_inputs[1],)
+        return (
+            batch.inputs
+            if isinstance(self.recipe.student, FramesStudent)
+            else batch.teacher_inputs[1],
+        )
 
     def _teach(self, teacher: nn.Module, *signals: torch.Tensor) -> EmotionOutput:
         """EEG, if asked for, and skin; or heart and skin as one."""
-        output: EmotionOutput = teacher(*(signals[1:] if self.recipe.teacher.kind == "gsr_net" else signals))
+        output: EmotionOutput = teacher(
+            *(signals[1:] if self.recipe.teacher.kind == "gsr_net" else signals)
+        )
         return output
 
     def _learn(self, student: nn.Module, heard: torch.Tensor) -> StudentOutput:
@@ -218,10 +230,14 @@ class _Packed(nn.Module):
         return logits
 
 
-def run_frames(student: snn.SequentialState, heard: torch.Tensor, settings: GsrStudentSettings) -> GsrOutput:
+def run_frames(
+    student: snn.SequentialState, heard: torch.Tensor, settings: GsrStudentSettings
+) -> GsrOutput:
     """`run_gsr_student` on (B, T, inputs) that are frames already: laid end to end, they are cut again as they were."""
     steps, inputs = heard.shape[1:]
-    end_to_end = settings.model_copy(update={"samples": steps * inputs, "kernel": inputs, "stride": inputs})
+    end_to_end = settings.model_copy(
+        update={"samples": steps * inputs, "kernel": inputs, "stride": inputs}
+    )
     return run_gsr_student(student, heard.flatten(1).unsqueeze(1), end_to_end)
 
 

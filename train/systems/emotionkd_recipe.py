@@ -198,7 +198,9 @@ class StudentRecipe(Fitted):
 
     @field_validator("feedback")
     @classmethod
-    def _with_loss(cls, feedback: FeedbackRecipe | None, info: ValidationInfo) -> FeedbackRecipe | None:
+    def _with_loss(
+        cls, feedback: FeedbackRecipe | None, info: ValidationInfo
+    ) -> FeedbackRecipe | None:
         loss = info.data.get("loss")  # missing where it is refused itself
         return feedback and (feedback.model_copy(update={"loss": loss}) if loss else feedback)
 
@@ -209,7 +211,9 @@ class StudentRecipe(Fitted):
                 f"fit.processes: {self.fit.processes} with feedback, which steps two networks in turn; take 1"
             )
         if self.feedback is not None and self.fit.precision != "full":
-            raise ValueError("fit.precision: 'mixed' with feedback, whose second derivatives need 'full'")
+            raise ValueError(
+                "fit.precision: 'mixed' with feedback, whose second derivatives need 'full'"
+            )
         return self
 
 
@@ -275,7 +279,9 @@ class EmotionRecipe(Recipe):
             raise ValueError(f"teacher.kind: {teacher.kind} does not hear {data.kind}; take {cure}")
         if isinstance(data, StressData) or isinstance(teacher, StressTeacherRecipe):
             if student.kind != "frames":
-                raise ValueError(f"student.kind: {student.kind} does not hear {data.kind}; take frames")
+                raise ValueError(
+                    f"student.kind: {student.kind} does not hear {data.kind}; take frames"
+                )
             _same("teacher.network", teacher.network, samples=data.samples, classes=2)
         else:
             shape = {"eeg_channels": len(data.channels), "samples": data.samples, "classes": 2}
@@ -283,7 +289,12 @@ class EmotionRecipe(Recipe):
             if isinstance(student, AnnStudent):
                 _same("student.network", student.network, samples=data.samples, classes=2)
             if isinstance(student, RepeatStudent):
-                _same("student.network.network", student.network.network, samples=data.samples, classes=2)
+                _same(
+                    "student.network.network",
+                    student.network.network,
+                    samples=data.samples,
+                    classes=2,
+                )
         if isinstance(student, FramesStudent):
             _same("student.network", student.network, **data.heard)
 

@@ -39,7 +39,9 @@ class Mskd(System[MskdRecipe]):
 
     # --- data
 
-    def load(self, root: Path, *, cache: Path | None = None, progress: Progress | None = None) -> RunData:
+    def load(
+        self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
+    ) -> RunData:
         settings = self.recipe.data
         least = settings.window.least_frames
         if isinstance(settings, SeeData):
@@ -55,7 +57,9 @@ class Mskd(System[MskdRecipe]):
                 progress=progress,
             )
         else:
-            sequences = read_sequences(root, size=settings.size, least=least, cache=cache, progress=progress)
+            sequences = read_sequences(
+                root, size=settings.size, least=least, cache=cache, progress=progress
+            )
         train, test = self._split(root, sequences)
         held = self._windows(sequences, test)
         by_people = settings.split == "subject"
@@ -82,13 +86,17 @@ class Mskd(System[MskdRecipe]):
             people = len(set(sequences.subjects))
             if people < settings.folds:
                 raise RecipeError(f"data.folds: {settings.folds} of {people} people; take fewer")
-            train, test = subject_folds(sequences.subjects, settings.folds, seed=settings.seed)[settings.fold]
+            train, test = subject_folds(sequences.subjects, settings.folds, seed=settings.seed)[
+                settings.fold
+            ]
         else:
             testing = np.array(sequences.subsets) == "testing"
             train, test = np.flatnonzero(~testing), np.flatnonzero(testing)
         for name, part in (("train", train), ("test", test)):
             if not len(part):
-                raise DataError(root, f"no sequences: none to {name} on; check the subsets of the index")
+                raise DataError(
+                    root, f"no sequences: none to {name} on; check the subsets of the index"
+                )
         if settings.split == "subject" or isinstance(settings, MskdEyesData):
             try:
                 assert_apart(sequences.subjects, train, test)
@@ -142,7 +150,9 @@ class Mskd(System[MskdRecipe]):
 
     def teacher(self, data: RunData) -> nn.Module:
         settings = self.recipe.teacher.network
-        seen = settings.seen.model_copy(update=_classes("teacher.network.seen", settings.seen, data))
+        seen = settings.seen.model_copy(
+            update=_classes("teacher.network.seen", settings.seen, data)
+        )
         return build_mskd_teacher(settings.model_copy(update={"seen": seen}))
 
     def teacher_loss(self) -> Loss:
@@ -159,7 +169,9 @@ class Mskd(System[MskdRecipe]):
 
     def student(self, data: RunData) -> nn.Module:
         settings = self.recipe.student.network
-        student = build_mskd_student(settings.model_copy(update=_classes("student.network", settings, data)))
+        student = build_mskd_student(
+            settings.model_copy(update=_classes("student.network", settings, data))
+        )
         if self.recipe.student.centred:
             for branch in cast(MultiScale, student[0]).branches:
                 register_parametrization(branch, "weight", Centred())
@@ -167,7 +179,9 @@ class Mskd(System[MskdRecipe]):
 
     def student_loss(self, teacher: nn.Module) -> Loss:
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._distil(decide(cast(snn.SequentialState, network), batch.inputs), teacher, batch)
+            return self._distil(
+                decide(cast(snn.SequentialState, network), batch.inputs), teacher, batch
+            )
 
         return loss
 
@@ -241,11 +255,15 @@ def _decided(teacher: nn.Module, batch: Batch) -> StepLogits:
     return decided
 
 
-def _classes(path: str, settings: SeenSettings | MskdStudentSettings, data: RunData) -> dict[str, int]:
+def _classes(
+    path: str, settings: SeenSettings | MskdStudentSettings, data: RunData
+) -> dict[str, int]:
     """The number of classes in the data, unless a recipe says another."""
     found = len(data.class_names)
     if settings.classes != found and "classes" in settings.model_fields_set:
-        raise RecipeError(f"{path}.classes: {settings.classes}, but {data.name} has {found}; leave it out")
+        raise RecipeError(
+            f"{path}.classes: {settings.classes}, but {data.name} has {found}; leave it out"
+        )
     return {"classes": found}
 
 
@@ -264,7 +282,11 @@ def _not_for_chips(settings: MskdStudentSettings) -> list[tuple[str, str]]:
                 "readout: 'membrane', a neuron read before its reset,",
                 "train with 'li'",
             ),
-            (settings.neuron.fires == "ge", "neuron.fires: 'ge', at the threshold,", "train with 'gt'"),
+            (
+                settings.neuron.fires == "ge",
+                "neuron.fires: 'ge', at the threshold,",
+                "train with 'gt'",
+            ),
         )
         if wrong
     ]

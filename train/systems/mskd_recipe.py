@@ -66,7 +66,9 @@ class SequencesData(DataSettings):
     @model_validator(mode="after")
     def _one_of_the_folds(self) -> SequencesData:
         if self.split == "official" and self.fold > 0:
-            raise ValueError(f"fold: {self.fold}, but the official split is one; set split: subject")
+            raise ValueError(
+                f"fold: {self.fold}, but the official split is one; set split: subject"
+            )
         if self.fold >= self.folds:
             raise ValueError(f"fold: {self.fold} of {self.folds}; they count from 0")
         return self
@@ -191,7 +193,9 @@ class MskdRecipe(Recipe):
         # Frozen for everybody else: what is derived here is as if it had been said.
         object.__setattr__(self, "teacher", self.teacher.model_copy(update={"network": network}))
         network_of_student = student.model_copy(update=of_student)
-        object.__setattr__(self, "student", self.student.model_copy(update={"network": network_of_student}))
+        object.__setattr__(
+            self, "student", self.student.model_copy(update={"network": network_of_student})
+        )
         return self
 
 

@@ -45,7 +45,9 @@ class Scaler:
 
 def fit_scaler(windows: PhysioWindows, chosen: Indices) -> Scaler:
     """Of the windows `chosen` alone, each sample counted once."""
-    mean = np.mean([both(windows, index).mean(axis=1, dtype=np.float64) for index in chosen], axis=0)[:, None]
+    mean = np.mean(
+        [both(windows, index).mean(axis=1, dtype=np.float64) for index in chosen], axis=0
+    )[:, None]
     off = [np.square(both(windows, index) - mean).mean(axis=1) for index in chosen]
     spread = np.sqrt(np.mean(off, axis=0))[:, None]
     return Scaler(mean, np.where(spread > 0, spread, 1.0))
@@ -86,7 +88,10 @@ class PhysioClips:
         eeg, gsr = signals[:, :-1], signals[:, -1:]
         return Batch(
             torch.from_numpy(self._coded(gsr).astype(np.float32) / np.float32(UNITS)),
-            (torch.from_numpy(np.ascontiguousarray(eeg)), torch.from_numpy(np.ascontiguousarray(gsr))),
+            (
+                torch.from_numpy(np.ascontiguousarray(eeg)),
+                torch.from_numpy(np.ascontiguousarray(gsr)),
+            ),
             torch.from_numpy(self.labels[indices]),
         )
 
@@ -232,11 +237,15 @@ def pick_fold(folds: tuple[Fold, ...], number: int) -> Fold:
         RecipeError: there are fewer.
     """
     if number >= len(folds):
-        raise RecipeError(f"data.fold: {number}, there are {len(folds)}; take one of 0 .. {len(folds) - 1}")
+        raise RecipeError(
+            f"data.fold: {number}, there are {len(folds)}; take one of 0 .. {len(folds) - 1}"
+        )
     return folds[number]
 
 
 def enough_groups(groups: npt.NDArray[np.generic]) -> None:
     """Refuse a fold that leaves nobody to fit on beside those who validate."""
     if len(np.unique(groups)) < 2:
-        raise RecipeError("data: the fold leaves one group to train and validate on; it takes two or more")
+        raise RecipeError(
+            "data: the fold leaves one group to train and validate on; it takes two or more"
+        )

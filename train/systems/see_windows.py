@@ -113,7 +113,9 @@ def _normalised(images: Images, mean: float, std: float) -> torch.Tensor:
     return torch.from_numpy(grey)[:, :, None].expand(-1, -1, TEACHER_CHANNELS, -1, -1)
 
 
-def shifted(margin: int, events: Images, frames: Images, rng: np.random.Generator) -> tuple[Images, Images]:
+def shifted(
+    margin: int, events: Images, frames: Images, rng: np.random.Generator
+) -> tuple[Images, Images]:
     """Each clip (x, H, W) moved by up to `margin` pixels both ways, events and frames alike; edges are repeated."""
     height, width = frames.shape[-2:]
     around = (*[(0, 0)] * 2, (margin, margin), (margin, margin))

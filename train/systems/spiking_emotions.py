@@ -31,7 +31,12 @@ from knarr.train.datasets.splits import assert_apart
 from knarr.train.errors import DataError
 from knarr.train.losses.label import one_hot_mse, softened_kl, voting_mse
 from knarr.train.networks.chip_form import chip_form
-from knarr.train.networks.spiking_emotions import build_ann, build_plif_fang, build_voting_network, votes
+from knarr.train.networks.spiking_emotions import (
+    build_ann,
+    build_plif_fang,
+    build_voting_network,
+    votes,
+)
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import ChipLoss, Coding, Loss, RunData, System
 from knarr.train.systems.spiking_emotions_recipe import ClipsData, MosiData, SpikingEmotionsRecipe
@@ -104,7 +109,9 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
 
     # --- data
 
-    def load(self, root: Path, *, cache: Path | None = None, progress: Progress | None = None) -> RunData:
+    def load(
+        self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
+    ) -> RunData:
         settings, pure = self.recipe.data, self.recipe.network.pure_spike
         parts = 2 if self.recipe.teacher.ann_input == "grey" else 1
         clips = self._segments(root, cache, _part(progress, 0, parts))
@@ -122,7 +129,9 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         assert_apart(clips.videos, train, valid, test)
         for name, fold in (("train", train), ("test", test)):
             if not len(fold):
-                raise DataError(root, f"empty fold: no segment is in '{name}'; name the videos of each fold")
+                raise DataError(
+                    root, f"empty fold: no segment is in '{name}'; name the videos of each fold"
+                )
         fitted = np.sort(np.concatenate([train, valid]))
         shown, held = (CameraClips(clips, chosen, pure, grey) for chosen in (fitted, test))
         return RunData(
@@ -211,7 +220,11 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
 
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             outputs = self.teacher_logits(network, batch)
-            value = one_hot_mse(outputs, batch.labels) if squares else F.cross_entropy(outputs, batch.labels)
+            value = (
+                one_hot_mse(outputs, batch.labels)
+                if squares
+                else F.cross_entropy(outputs, batch.labels)
+            )
             return value, outputs
 
         return loss
@@ -236,7 +249,9 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
         def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._distil(ran.step_logits.mean(1) / self.recipe.network.voters, teacher, batch)
+            return self._distil(
+                ran.step_logits.mean(1) / self.recipe.network.voters, teacher, batch
+            )
 
         return loss
 
@@ -267,7 +282,10 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         # A batch of evaluation is larger than one of training, and so may be its maps: 7 GB of 50 clips at full size.
         size = self.recipe.student.fit.batch_size
         rates = torch.cat(
-            [self._rates(network, batch.inputs[at : at + size]) for at in range(0, len(batch.labels), size)]
+            [
+                self._rates(network, batch.inputs[at : at + size])
+                for at in range(0, len(batch.labels), size)
+            ]
         )
         # Ties between classes are ties of whole spikes, as on the chip; float sums in another order would break them.
         most = batch.inputs.shape[1] * self.recipe.network.voters

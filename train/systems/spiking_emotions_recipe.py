@@ -141,7 +141,9 @@ class SpikingEmotionsRecipe(Recipe):
                 "or leave grey_first out"
             )
         if self.student.kind == "fang" and self.data.size < 2**FANG_BLOCKS:
-            raise ValueError(f"data.size: {self.data.size}, student.kind fang needs {2**FANG_BLOCKS}")
+            raise ValueError(
+                f"data.size: {self.data.size}, student.kind fang needs {2**FANG_BLOCKS}"
+            )
         if own.model_copy(update={"size_px": self.data.size}).side < 1:
             raise ValueError(
                 f"data.size: {self.data.size} leaves nothing after student.network.blocks {own.blocks}; choose larger"

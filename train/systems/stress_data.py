@@ -13,7 +13,13 @@ import torch
 from knarr.train.clips import Batch, Indices
 from knarr.train.datasets.splits import Fold, leave_one_subject_out, subject_folds
 from knarr.train.datasets.stress.read import read_people
-from knarr.train.datasets.stress.windows import CLASS_NAMES, Codes, StressWindows, cut_windows, encode_windows
+from knarr.train.datasets.stress.windows import (
+    CLASS_NAMES,
+    Codes,
+    StressWindows,
+    cut_windows,
+    encode_windows,
+)
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import Coding, RunData
 from knarr.train.systems.emotionkd_recipe import StressData
@@ -45,7 +51,9 @@ class StressClips:
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
         here = self.chosen[indices]
         return Batch(
-            torch.from_numpy(self.codes.integers[here].astype(np.float32) / np.float32(self.codes.units)),
+            torch.from_numpy(
+                self.codes.integers[here].astype(np.float32) / np.float32(self.codes.units)
+            ),
             (torch.from_numpy(self.windows.eda_hr[here].clip(-LOUDEST, LOUDEST)),),
             torch.from_numpy(self.windows.labels[here]),
         )
@@ -95,7 +103,9 @@ def load_stress(settings: StressData, root: Path) -> RunData:
         NAME,
         Coding(bits=codes.bits, units=codes.units, kind=codes.kind),
         subjects=tuple(map(str, windows.subjects[fold.test])),
-        names=tuple(f"{windows.subjects[index]}/{windows.starts_s[index]} s" for index in fold.test),
+        names=tuple(
+            f"{windows.subjects[index]}/{windows.starts_s[index]} s" for index in fold.test
+        ),
         protocol=f"{in_words(settings.split, len(folds))}; windows of {settings.window_s} s every {settings.step_s} s",
         fold=settings.fold,
         fold_count=len(folds),

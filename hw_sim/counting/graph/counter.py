@@ -40,12 +40,16 @@ class Touched:
         self.ways = ways
         sites = {site.name: site for site in plan.sites}
         self.feeders = {
-            name: [(sites[one], lag, passed) for one, lag, passed in ways.feeders(name) if one in sites]
+            name: [
+                (sites[one], lag, passed) for one, lag, passed in ways.feeders(name) if one in sites
+            ]
             + [(site, 0, ()) for site in plan.sites if site.node == name != site.name]
             for name in plan.owner
         }
         self.always = {
-            name for name, feeders in self.feeders.items() if any(site.bias for site, _, _ in feeders)
+            name
+            for name, feeders in self.feeders.items()
+            if any(site.bias for site, _, _ in feeders)
         }
         self.simple = {
             name: feeders[0][0]
@@ -60,7 +64,9 @@ class Touched:
         }
         self.full = needed
         self.lines = {
-            (name, at): [DelayLine(run.delays[node].steps.numpy()) for node in passed if node in run.delays]
+            (name, at): [
+                DelayLine(run.delays[node].steps.numpy()) for node in passed if node in run.delays
+            ]
             for name, feeders in self.feeders.items()
             for at, (_, _, passed) in enumerate(feeders)
         }
@@ -72,7 +78,9 @@ class Touched:
         """Events (samples, features) of each route of a site in this step."""
         self.active[site.name] = list(active)
         if site.name in self.full:
-            masks = [route.reach.touched(one) for route, one in zip(site.routes, active, strict=True)]
+            masks = [
+                route.reach.touched(one) for route, one in zip(site.routes, active, strict=True)
+            ]
             self.now[site.name] = np.logical_or.reduce(masks)
 
     def count(self, name: str, alive: Mask) -> int:
@@ -87,7 +95,9 @@ class Touched:
         for at, (site, lag, passed) in enumerate(self.feeders[name]):
             mask = (self.before if lag else self.now).get(site.name)
             if mask is None:
-                mask = np.zeros((len(alive), int(np.prod(site.routes[0].reach.outputs))), dtype=np.bool_)
+                mask = np.zeros(
+                    (len(alive), int(np.prod(site.routes[0].reach.outputs))), dtype=np.bool_
+                )
             found |= self._onward(mask, passed, self.lines[name, at])
         return int(found[alive].sum())
 
@@ -152,7 +162,9 @@ class GraphCounter:
 
     def finish(self) -> OperationCounts:
         """Means over everything that was fed."""
-        whole = {name: tally for name, tally in self.tallies.items() if name not in self.plan.refused}
+        whole = {
+            name: tally for name, tally in self.tallies.items() if name not in self.plan.refused
+        }
         sizes = {name: size for name, size in self._sizes().items() if name in whole}
         return assemble(whole, tuple(self._ledger()), sizes, self.samples, self.steps, self.pooling)
 
@@ -165,7 +177,10 @@ class GraphCounter:
                 rows.append(by_name[name])
                 continue
             bare = [site for site in self.plan.sites if site.node == name != site.name]
-            rows += [LedgerRow(one.name, "Identity", "counted", self.tallies[one.row].note) for one in bare]
+            rows += [
+                LedgerRow(one.name, "Identity", "counted", self.tallies[one.row].note)
+                for one in bare
+            ]
             if name in self.plan.refused:
                 rows.append(LedgerRow(name, operation, "unsupported", self.plan.refused[name]))
             elif name in sites:
@@ -188,7 +203,9 @@ class GraphCounter:
         while bias in self.ways.nodes:
             bias += " of it"
         if site.bias:
-            rows.append(LedgerRow(bias, "Bias", "counted", "bias_adds: every step, silent ones too"))
+            rows.append(
+                LedgerRow(bias, "Bias", "counted", "bias_adds: every step, silent ones too")
+            )
         elif hasattr(self.ways.nodes[site.name], "bias"):
             rows.append(LedgerRow(bias, "Bias", "free", "all zeros: there is no bias"))
         return rows
@@ -216,7 +233,8 @@ class GraphCounter:
                     isinstance(self.ways.nodes.get(row), kind) for kind in (nir.Conv1d, nir.Conv2d)
                 ),
                 leaky=any(
-                    isinstance(node, NEURONS) and not isinstance(node, (nir.IF, nir.I)) for node in nodes
+                    isinstance(node, NEURONS) and not isinstance(node, (nir.IF, nir.I))
+                    for node in nodes
                 ),
             )
         return found
@@ -256,7 +274,9 @@ class _Batch:
                 frames = self._frames(site, route.source, route.lag, value, before)
                 flat = frames.reshape(len(frames), 1, -1)
                 alive = (t + route.wait < self.lengths)[:, None]
-                tally.deliver(route.reach, flat, alive, t, returning=site.returning, again=route.again)
+                tally.deliver(
+                    route.reach, flat, alive, t, returning=site.returning, again=route.again
+                )
                 tally.dense(route.reach, paid)
                 active.append(flat[:, 0] != 0)
             tally.add("bias_adds", paid * site.bias)
@@ -279,7 +299,10 @@ class _Batch:
         tally.add("touched_updates", self.touched.count(name, alive))
 
     def _others(
-        self, value: dict[str, torch.Tensor], before: dict[str, torch.Tensor], alive: npt.NDArray[np.bool_]
+        self,
+        value: dict[str, torch.Tensor],
+        before: dict[str, torch.Tensor],
+        alive: npt.NDArray[np.bool_],
     ) -> None:
         """Pools, scales and merges that are not folded."""
         for name in self.plan.merges:
@@ -290,7 +313,9 @@ class _Batch:
             for name in names:
                 arriving = _sum(self._parts(name, value, before))
                 events = arriving.numpy()[alive].reshape(int(alive.sum()), -1) != 0
-                windows = pool_reach(self.ways, name).stored.reshape(-1) if column == "pool_adds" else 1
+                windows = (
+                    pool_reach(self.ways, name).stored.reshape(-1) if column == "pool_adds" else 1
+                )
                 self.tallies[name].add(column, (events * windows).sum(dtype=np.int64))
 
     def _parts(

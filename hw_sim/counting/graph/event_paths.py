@@ -40,7 +40,9 @@ class EventPaths:
         for name in self.order.order:
             for source, lag in self.sources(name):
                 self.targets[source].append((name, lag))
-        self.behind = {name: self._folded_behind(name) for name in self.order.order if self.is_synapse(name)}
+        self.behind = {
+            name: self._folded_behind(name) for name in self.order.order if self.is_synapse(name)
+        }
         self.folded_behind = {node for passed in self.behind.values() for node in passed}
 
     def entering(self, name: str) -> tuple[int, ...]:
@@ -85,7 +87,9 @@ class EventPaths:
 
     def ways(self, name: str) -> Iterator[tuple[str, int, tuple[str, ...]]]:
         """(source, steps it waits, nodes passed) of every way from an event source or a synapse to a node."""
-        waiting: list[tuple[str, int, tuple[str, ...]]] = [(s, lag, ()) for s, lag in self.sources(name)]
+        waiting: list[tuple[str, int, tuple[str, ...]]] = [
+            (s, lag, ()) for s, lag in self.sources(name)
+        ]
         for _ in range(MAX_ROUTES):
             if not waiting:
                 return
@@ -94,7 +98,9 @@ class EventPaths:
             if self.is_synapse(here) or self.gives_events(here) or through:
                 yield here, lag, passed
                 continue
-            waiting += [(source, lag + more, (here, *passed)) for source, more in self.sources(here)]
+            waiting += [
+                (source, lag + more, (here, *passed)) for source, more in self.sources(here)
+            ]
         raise CountError(
             f"node '{name}': more than {MAX_ROUTES} ways of events lead here; put neurons between"
         )
@@ -109,7 +115,12 @@ class EventPaths:
         passed, here = [], name
         while self.folded and len(self.targets[here]) == 1:
             target, lag = self.targets[here][0]
-            if lag or len(self.sources(target)) != 1 or self.stops(target) or self.holds_zeros(target):
+            if (
+                lag
+                or len(self.sources(target)) != 1
+                or self.stops(target)
+                or self.holds_zeros(target)
+            ):
                 break
             passed.append(target)
             here = target
@@ -151,7 +162,9 @@ class EventPaths:
 
     def feeders(self, name: str) -> list[tuple[str, int, tuple[str, ...]]]:
         """(synapse, steps its currents wait in loops, nodes they pass) of every way from a synapse to a neuron."""
-        waiting: list[tuple[str, int, tuple[str, ...]]] = [(s, lag, ()) for s, lag in self.sources(name)]
+        waiting: list[tuple[str, int, tuple[str, ...]]] = [
+            (s, lag, ()) for s, lag in self.sources(name)
+        ]
         found: list[tuple[str, int, tuple[str, ...]]] = []
         for _ in range(MAX_ROUTES):
             if not waiting:
@@ -160,7 +173,9 @@ class EventPaths:
             if self.is_synapse(here):
                 found.append((here, lag, passed))
             elif not self.gives_events(here) and here not in passed:
-                waiting += [(source, lag + more, (here, *passed)) for source, more in self.sources(here)]
+                waiting += [
+                    (source, lag + more, (here, *passed)) for source, more in self.sources(here)
+                ]
         raise CountError(
             f"node '{name}': more than {MAX_ROUTES} ways of events lead here; put neurons between"
         )
@@ -185,7 +200,12 @@ class EventPaths:
             return None
         before = self._alone(name, self.sources)
         behind = self._alone(name, self.targets.__getitem__)
-        if before is None or behind is None or before[0] != behind[0] or not self.is_neuron(before[0]):
+        if (
+            before is None
+            or behind is None
+            or before[0] != behind[0]
+            or not self.is_neuron(before[0])
+        ):
             return None
         later = self.wait(name) + before[2] > 0
         return before[0] if before[1] == 0 and later else None
@@ -200,12 +220,23 @@ class EventPaths:
             if len(found) != 1:
                 return None
             here, lags = found[0][0], lags + found[0][1]
-            if self.is_neuron(here) or self.is_synapse(here) or here in (self.order.input, self.order.output):
+            if (
+                self.is_neuron(here)
+                or self.is_synapse(here)
+                or here in (self.order.input, self.order.output)
+            ):
                 return here, lags, steps
             if isinstance(self.nodes[here], nir.Delay):
                 steps += int(self.run.delays[here].steps.min())
-            folded = isinstance(self.nodes[here], nir.Scale) and self.folded and not self.holds_zeros(here)
-            if not (folded or isinstance(self.nodes[here], (nir.Input, nir.Output, nir.Flatten, nir.Delay))):
+            folded = (
+                isinstance(self.nodes[here], nir.Scale)
+                and self.folded
+                and not self.holds_zeros(here)
+            )
+            if not (
+                folded
+                or isinstance(self.nodes[here], (nir.Input, nir.Output, nir.Flatten, nir.Delay))
+            ):
                 return None
         return None
 
@@ -221,15 +252,23 @@ def reach_of(ways: EventPaths, name: str, passed: tuple[str, ...]) -> FanOut | s
     pools = [one for one in passed if isinstance(ways.nodes[one], POOLS)]
     for one in passed:
         if ways.holds_zeros(one):
-            return f"scale '{one}' holds zeros; multiply it into the weights, or use pooling='float'"
-    first = next((at for at, one in enumerate(passed) if isinstance(ways.nodes[one], nir.Flatten)), None)
+            return (
+                f"scale '{one}' holds zeros; multiply it into the weights, or use pooling='float'"
+            )
+    first = next(
+        (at for at, one in enumerate(passed) if isinstance(ways.nodes[one], nir.Flatten)), None
+    )
     flat_first = first is not None and any(one in pools for one in passed[first:])
     if pools and (flat_first or (first is not None and isinstance(node, (nir.Conv1d, nir.Conv2d)))):
-        return f"pooling '{pools[0]}' beside a partial flatten cannot be folded; use pooling='float'"
+        return (
+            f"pooling '{pools[0]}' beside a partial flatten cannot be folded; use pooling='float'"
+        )
     if isinstance(node, (nir.Conv1d, nir.Conv2d)):
         weight = np.asarray(node.weight)
         before = [windows(ways, one) for one in pools]
-        behind = [windows(ways, one) for one in ways.behind[name] if isinstance(ways.nodes[one], POOLS)]
+        behind = [
+            windows(ways, one) for one in ways.behind[name] if isinstance(ways.nodes[one], POOLS)
+        ]
         return FanOut(weight, _axes(conv_windows(ways, name), before, behind), int(node.groups))
     before = [windows(ways, one) for one in pools]
     if isinstance(node, (nir.Linear, nir.Affine)):

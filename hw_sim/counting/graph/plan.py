@@ -106,7 +106,9 @@ def _synapse(graph: EventPaths, made: CountingPlan, name: str) -> None:
     if row not in made.rows:
         made.rows.append(row)
     routes = _routes(graph, made, name)
-    if graph.delays_behind(name) is not None and (neuron is not None or isinstance(graph.nodes[name], CONVS)):
+    if graph.delays_behind(name) is not None and (
+        neuron is not None or isinstance(graph.nodes[name], CONVS)
+    ):
         what = "in a neuron's own loop" if neuron is not None else "behind a convolution"
         made.refused[name] = (
             f"delays that differ between outputs {what} have no rule; give all the same delay"
@@ -132,7 +134,9 @@ def _by_wait(graph: EventPaths, name: str, route: Route) -> list[Route]:
     return [
         replace(
             route,
-            reach=FanOut(weight, present=np.repeat((steps == ago)[:, None], weight.shape[1], axis=1)),
+            reach=FanOut(
+                weight, present=np.repeat((steps == ago)[:, None], weight.shape[1], axis=1)
+            ),
             wait=int(ago),
             again=bool(ago > steps.min()),
         )
@@ -170,7 +174,9 @@ def _neuron(graph: EventPaths, made: CountingPlan, name: str) -> None:
         ways = [way for way in into if "currents" not in graph.carries(way[0])]
         mixed = [way[0] for way in into if len(graph.carries(way[0])) > 1]
     if mixed:
-        made.refused[name] = f"'{mixed[0]}' mixes currents of synapses and bare events; put a synapse between"
+        made.refused[name] = (
+            f"'{mixed[0]}' mixes currents of synapses and bare events; put a synapse between"
+        )
     for source, lag, passed in ways:
         label = "->".join([source, *passed, name])
         reach = reach_of(graph, name, passed)
@@ -207,7 +213,11 @@ def _passing(graph: EventPaths, made: CountingPlan, name: str) -> None:
     """A node without synapses: what it costs under this policy."""
     node = graph.nodes[name]
     operation = type(node).__name__
-    merged = len(graph.sources(name)) > 1 and graph.carries(name) == {"events"} and name != graph.order.output
+    merged = (
+        len(graph.sources(name)) > 1
+        and graph.carries(name) == {"events"}
+        and name != graph.order.output
+    )
     if merged and not graph.folded:
         made.merges.append(name)
         made.rows.append(name)
@@ -231,9 +241,7 @@ def _passing(graph: EventPaths, made: CountingPlan, name: str) -> None:
     if isinstance(node, nir.Delay) and graph.folded:
         pools = [one for one in graph.passed_by(name) if isinstance(graph.nodes[one], POOLS)]
         if pools:
-            reason = (
-                f"pooling '{pools[0]}' before a Delay cannot be folded; delay first, or use pooling='float'"
-            )
+            reason = f"pooling '{pools[0]}' before a Delay cannot be folded; delay first, or use pooling='float'"
             made.passing.append(LedgerRow(name, operation, "unsupported", reason))
             return
     notes = {
@@ -243,7 +251,9 @@ def _passing(graph: EventPaths, made: CountingPlan, name: str) -> None:
         nir.Delay: "keeps what passes for some steps; no operation",
     }
     status: Status = "counted" if name in made.merges else "free"
-    made.passing.append(LedgerRow(name, operation, status, notes.get(type(node), "passes on what it gets")))
+    made.passing.append(
+        LedgerRow(name, operation, status, notes.get(type(node), "passes on what it gets"))
+    )
 
 
 def _heard_as_it_is(graph: EventPaths, made: CountingPlan, name: str) -> bool:
@@ -253,7 +263,9 @@ def _heard_as_it_is(graph: EventPaths, made: CountingPlan, name: str) -> bool:
         here = waiting.pop()
         for target, _ in graph.targets[here]:
             if graph.stops(target):
-                behind = any(name in graph.behind[one] for one in made.absorbed[name] if one in graph.behind)
+                behind = any(
+                    name in graph.behind[one] for one in made.absorbed[name] if one in graph.behind
+                )
                 if target not in made.absorbed[name] and not behind:
                     return True
             elif target not in met:

@@ -46,11 +46,16 @@ def window_of(node: Any, kernel: Sequence[int], inputs: Sequence[int]) -> Kernel
         UnsupportedError: attributes that do not fit the axes.
     """
     attributes = attributes_of(node)
-    strides, dilations = _per_axis(attributes, "strides", kernel), _per_axis(attributes, "dilations", kernel)
+    strides, dilations = (
+        _per_axis(attributes, "strides", kernel),
+        _per_axis(attributes, "dilations", kernel),
+    )
     bare = KernelWindow(tuple(kernel), strides, dilations, (0,) * len(kernel))
     auto = _auto_pad(attributes)
     if auto == "NOTSET":
-        return KernelWindow(tuple(kernel), strides, dilations, _pads(attributes, kernel)[: len(kernel)])
+        return KernelWindow(
+            tuple(kernel), strides, dilations, _pads(attributes, kernel)[: len(kernel)]
+        )
     if auto == "VALID":
         return bare
     begins = []
@@ -74,12 +79,17 @@ def transposed_window_of(
         UnsupportedError: attributes that do not fit the axes.
     """
     attributes = attributes_of(node)
-    strides, dilations = _per_axis(attributes, "strides", kernel), _per_axis(attributes, "dilations", kernel)
+    strides, dilations = (
+        _per_axis(attributes, "strides", kernel),
+        _per_axis(attributes, "dilations", kernel),
+    )
     bare = KernelWindow(tuple(kernel), strides, dilations, (0,) * len(kernel))
     auto = _auto_pad(attributes)
     asked = "output_shape" in attributes
     if not asked and auto == "NOTSET":
-        return KernelWindow(tuple(kernel), strides, dilations, _pads(attributes, kernel)[: len(kernel)])
+        return KernelWindow(
+            tuple(kernel), strides, dilations, _pads(attributes, kernel)[: len(kernel)]
+        )
     if not asked and auto == "VALID":
         return bare
     extra = attributes.get("output_padding", [0] * len(kernel))
@@ -87,7 +97,9 @@ def transposed_window_of(
     for axis, (size, wanted) in enumerate(zip(inputs, outputs, strict=True)):
         cropped = strides[axis] * (size - 1) + extra[axis] + bare.extent(axis) - wanted
         if cropped < 0:
-            raise UnsupportedError(f"output of {wanted} on axis {axis} is larger than the kernel reaches")
+            raise UnsupportedError(
+                f"output of {wanted} on axis {axis} is larger than the kernel reaches"
+            )
         begins.append(cropped // 2 if auto == "SAME_UPPER" else cropped - cropped // 2)
     return KernelWindow(tuple(kernel), strides, dilations, tuple(begins))
 
@@ -137,7 +149,13 @@ def _conv(node: Any, graph: OnnxGraph) -> NodeCounts:
 
 def _conv_integer(node: Any, graph: OnnxGraph) -> NodeCounts:
     return _convolution(
-        node, graph, node.input[0], node.input[1], "", (operand(node, 2), operand(node, 3)), quantised=True
+        node,
+        graph,
+        node.input[0],
+        node.input[1],
+        "",
+        (operand(node, 2), operand(node, 3)),
+        quantised=True,
     )
 
 
@@ -169,7 +187,9 @@ def _convolution(
     inputs, outputs, kernel = graph.shape(source), graph.shape(node.output[0]), graph.shape(weight)
     groups = _groups(node, inputs, kernel, kernel[1])
     if kernel[0] % groups or outputs[:2] != (inputs[0], kernel[0]):
-        raise UnsupportedError(f"weight {kernel} does not make {outputs} of {inputs} in {groups} groups")
+        raise UnsupportedError(
+            f"weight {kernel} does not make {outputs} of {inputs} in {groups} groups"
+        )
     window = window_of(node, kernel[2:], inputs[2:])
     sizes, begins = inputs[2:], window.begins
     before = None if quantised else _explicit_padding(source, graph)
@@ -217,7 +237,9 @@ def _conv_transpose(node: Any, graph: OnnxGraph) -> NodeCounts:
     inputs, outputs, kernel = graph.shape(source), graph.shape(node.output[0]), graph.shape(weight)
     groups = _groups(node, inputs, kernel, inputs[1])
     if kernel[0] != inputs[1] or outputs[:2] != (inputs[0], kernel[1] * groups):
-        raise UnsupportedError(f"weight {kernel} does not make {outputs} of {inputs} in {groups} groups")
+        raise UnsupportedError(
+            f"weight {kernel} does not make {outputs} of {inputs} in {groups} groups"
+        )
     window = transposed_window_of(node, kernel[2:], inputs[2:], outputs[2:])
     check_axes(kernel[2:], inputs[2:])
     taps = [
@@ -241,7 +263,8 @@ def _conv_transpose(node: Any, graph: OnnxGraph) -> NodeCounts:
         source,
         weight,
         product,
-        padded=prod(inputs) * prod(kernel[1:]),  # every tap of every input, cropped outputs included
+        padded=prod(inputs)
+        * prod(kernel[1:]),  # every tap of every input, cropped outputs included
         bias=operand(node, 2),
         kernel=outputs[1] * prod(kernel[2:]),
         convolution=True,
@@ -252,13 +275,17 @@ def _groups(node: Any, inputs: Sequence[int], kernel: Sequence[int], channels: i
     """`group` of a convolution over (batch, channels, *axes), checked; `channels` are those a group must divide."""
     groups = attributes_of(node).get("group", 1)
     if len(kernel) < 3 or len(inputs) != len(kernel):
-        raise UnsupportedError(f"weight {tuple(kernel)} on an input {tuple(inputs)}: needs the same axes")
+        raise UnsupportedError(
+            f"weight {tuple(kernel)} on an input {tuple(inputs)}: needs the same axes"
+        )
     stated = attributes_of(node).get("kernel_shape", list(kernel[2:]))
     if list(stated) != list(kernel[2:]):
         raise UnsupportedError(f"kernel_shape {list(stated)}, the weight has {list(kernel[2:])}")
     transposed = node.op_type == "ConvTranspose"
     if groups < 1 or (channels % groups if transposed else channels * groups != inputs[1]):
-        raise UnsupportedError(f"weight {tuple(kernel)} in {groups} groups on an input {tuple(inputs)}")
+        raise UnsupportedError(
+            f"weight {tuple(kernel)} in {groups} groups on an input {tuple(inputs)}"
+        )
     return int(groups)
 
 

@@ -68,7 +68,9 @@ def count_onnx(path: str | Path, inputs: npt.NDArray[np.generic] | None = None) 
         effective, effective_nonzero = effective_counts(graph, products, inputs)
     samples = 0 if inputs is None else len(inputs)
     sizes: dict[str, LayerSizes] = {name: row.sizes for name, row in counted.items()}
-    return OperationCounts(layers, tuple(ledger), samples, 1, "ann", effective, effective_nonzero, sizes)
+    return OperationCounts(
+        layers, tuple(ledger), samples, 1, "ann", effective, effective_nonzero, sizes
+    )
 
 
 def _initializer_rows(graph: OnnxGraph) -> list[LedgerRow]:
@@ -80,7 +82,8 @@ def _initializer_rows(graph: OnnxGraph) -> list[LedgerRow]:
     ]
     sparse = [tensor.values.name for tensor in graph.model.graph.sparse_initializer]
     return rows + [
-        LedgerRow(name, "Initializer", "unsupported", "stored sparsely; export it dense") for name in sparse
+        LedgerRow(name, "Initializer", "unsupported", "stored sparsely; export it dense")
+        for name in sparse
     ]
 
 
@@ -109,7 +112,9 @@ def _outcome(node: Any, graph: OnnxGraph) -> NodeCounts | LedgerRow:
     if node.op_type != "Constant" and graph.needed.isdisjoint(outputs):
         return row("not executed", "no output of the model depends on it; remove it from the file")
     if holds_subgraph(node):
-        raise UnsupportedError("runs a graph of its own, how often depends on values; export it unrolled")
+        raise UnsupportedError(
+            "runs a graph of its own, how often depends on values; export it unrolled"
+        )
     if node.op_type not in RULES:
         raise UnsupportedError("there is no rule to count it by")
     outcome = RULES[node.op_type](node, graph)
@@ -143,5 +148,7 @@ def _what(counts: LayerCounts, row: NodeCounts) -> str:
         "comparisons": counts.comparisons,
         "elementwise operations": counts.elementwise,
     }
-    shown = ", ".join(f"{number} {what}" for what, number in parts.items() if number) or "0 operations"
+    shown = (
+        ", ".join(f"{number} {what}" for what, number in parts.items() if number) or "0 operations"
+    )
     return f"{shown}; {row.note}" if row.note else shown

@@ -50,7 +50,9 @@ def effective_counts(
         for tensor, layer in readers.items():
             held = values[tensor]
             if held.dtype.kind == "f" and not np.isfinite(held).all():
-                raise CountError(f"tensor '{tensor}': NaN or infinity before '{layer}'; check the inputs")
+                raise CountError(
+                    f"tensor '{tensor}': NaN or infinity before '{layer}'; check the inputs"
+                )
         for layer, counts in counted.items():
             for one in counts:
                 with_zeros, without = one(values)
@@ -72,10 +74,14 @@ def _checked(graph: OnnxGraph, inputs: npt.NDArray[np.generic]) -> str:
     ((name, shape),) = graph.inputs.items()
     wanted = onnx.helper.tensor_dtype_to_np_dtype(graph.types[name].type.tensor_type.elem_type)
     if not isinstance(inputs, np.ndarray) or inputs.dtype != wanted:
-        raise CountError(f"inputs: {getattr(inputs, 'dtype', type(inputs).__name__)}, needs a {wanted} array")
+        raise CountError(
+            f"inputs: {getattr(inputs, 'dtype', type(inputs).__name__)}, needs a {wanted} array"
+        )
     if inputs.shape[1:] != shape[1:] or len(inputs) == 0:
         needs = ", ".join(map(str, shape[1:]))
-        raise CountError(f"inputs: shape {inputs.shape}, needs (samples, {needs}) with at least one sample")
+        raise CountError(
+            f"inputs: shape {inputs.shape}, needs (samples, {needs}) with at least one sample"
+        )
     return name
 
 
@@ -103,7 +109,11 @@ def _runner(graph: OnnxGraph, watched: Sequence[str]) -> Run:
 
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            return dict(zip(watched, session.run(list(watched), dict(feed)), strict=True)) if watched else {}
+            return (
+                dict(zip(watched, session.run(list(watched), dict(feed)), strict=True))
+                if watched
+                else {}
+            )
         except Exception as error:
             raise refused(error) from error
 

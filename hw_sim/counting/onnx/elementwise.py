@@ -79,7 +79,9 @@ def _variadic(node: Any, graph: OnnxGraph) -> NodeCounts:
 def _per_input(node: Any, graph: OnnxGraph) -> NodeCounts:
     read, produced = PER_INPUT[node.op_type]
     elementwise = read * _inputs(node, graph) + produced * _outputs(node, graph)
-    return _row(node, graph, elementwise, note=f"{read} per element read, {produced} per element produced")
+    return _row(
+        node, graph, elementwise, note=f"{read} per element read, {produced} per element produced"
+    )
 
 
 def _maximum(node: Any, graph: OnnxGraph) -> NodeCounts:
@@ -144,11 +146,15 @@ def _batch_norm(node: Any, graph: OnnxGraph) -> NodeCounts:
     return _row(node, graph, 2 * _outputs(node, graph), note=note)
 
 
-def _normalisation(node: Any, graph: OnnxGraph, groups: int, affine: int, centred: bool = True) -> NodeCounts:
+def _normalisation(
+    node: Any, graph: OnnxGraph, groups: int, affine: int, centred: bool = True
+) -> NodeCounts:
     """mean, difference, square, mean, + eps, root, quotient; then scale and bias."""
     per_element = (5 if centred else 3) + affine
     elementwise = per_element * _outputs(node, graph) + 2 * groups
-    return _row(node, graph, elementwise, note=f"{per_element} per element and 2 per normalised group")
+    return _row(
+        node, graph, elementwise, note=f"{per_element} per element and 2 per normalised group"
+    )
 
 
 def _rows_from_axis(node: Any, graph: OnnxGraph) -> int:
@@ -181,7 +187,9 @@ def _local_response(node: Any, graph: OnnxGraph) -> NodeCounts:
     window = spread_taps(shape[1], shape[1], size, stride=1, padding=(size - 1) // 2, dilation=1)
     positions = _inputs(node, graph) // shape[1]
     added = positions * int(window.sum())
-    return _row(node, graph, 5 * _inputs(node, graph) + added, note="5 per element and one per neighbour")
+    return _row(
+        node, graph, 5 * _inputs(node, graph) + added, note="5 per element and one per neighbour"
+    )
 
 
 def _resize(node: Any, graph: OnnxGraph) -> NodeCounts | str:
@@ -198,13 +206,19 @@ def _resize(node: Any, graph: OnnxGraph) -> NodeCounts | str:
     per_output = 2 * NEIGHBOURS[mode] ** changed - 1
     if changed == 0:
         return "nothing is resized"
-    return _row(node, graph, per_output * _outputs(node, graph), note=f"{per_output} per element produced")
+    return _row(
+        node, graph, per_output * _outputs(node, graph), note=f"{per_output} per element produced"
+    )
 
 
 def _dynamic_quantise(node: Any, graph: OnnxGraph) -> NodeCounts:
     inputs = _inputs(node, graph)
     return _row(
-        node, graph, inputs, comparisons=2 * (inputs - 1), note="least and largest element, then scaled"
+        node,
+        graph,
+        inputs,
+        comparisons=2 * (inputs - 1),
+        note="least and largest element, then scaled",
     )
 
 

@@ -21,7 +21,9 @@ def _gemm(node: Any, graph: OnnxGraph) -> NodeCounts:
     if bias and attributes.get("beta", 1.0) != 1.0:
         rescaled += prod(graph.shape(bias))
     inner = (-2 if attributes.get("transA", 0) else -1, -1 if attributes.get("transB", 0) else -2)
-    return _matrix(node, graph, node.input[0], node.input[1], inner, bias=bias, elementwise=rescaled)
+    return _matrix(
+        node, graph, node.input[0], node.input[1], inner, bias=bias, elementwise=rescaled
+    )
 
 
 def _matmul(node: Any, graph: OnnxGraph) -> NodeCounts:
@@ -29,7 +31,9 @@ def _matmul(node: Any, graph: OnnxGraph) -> NodeCounts:
 
 
 def _matmul_integer(node: Any, graph: OnnxGraph) -> NodeCounts:
-    return _matrix(node, graph, node.input[0], node.input[1], zeros=(operand(node, 2), operand(node, 3)))
+    return _matrix(
+        node, graph, node.input[0], node.input[1], zeros=(operand(node, 2), operand(node, 3))
+    )
 
 
 def _qlinear_matmul(node: Any, graph: OnnxGraph) -> NodeCounts:
@@ -72,7 +76,14 @@ def _matrix(
     shape = graph.shape(right)
     kernel = 1 if len(shape) == 1 else shape[-3 - inner[1]]
     return product_row(
-        node, graph, left, right, Product(*factors), bias=bias, kernel=kernel, elementwise=elementwise
+        node,
+        graph,
+        left,
+        right,
+        Product(*factors),
+        bias=bias,
+        kernel=kernel,
+        elementwise=elementwise,
     )
 
 
@@ -85,15 +96,21 @@ def _einsum(node: Any, graph: OnnxGraph) -> NodeCounts:
     equation = attributes_of(node)["equation"].decode(errors="replace").replace(" ", "")
     terms = equation.partition("->")[0].split(",")
     if len(terms) != 2 or len(node.input) != 2:
-        raise UnsupportedError(f"equation '{equation}' joins {len(terms)} tensors; write it as MatMuls")
+        raise UnsupportedError(
+            f"equation '{equation}' joins {len(terms)} tensors; write it as MatMuls"
+        )
     sizes: dict[str, int] = {}
     for term, tensor in zip(terms, node.input, strict=True):
         shape = graph.shape(tensor)
         if not term.isalpha() or len(set(term)) != len(term) or len(term) != len(shape):
-            raise UnsupportedError(f"equation '{equation}': '{term}' on a shape of {len(shape)} axes")
+            raise UnsupportedError(
+                f"equation '{equation}': '{term}' on a shape of {len(shape)} axes"
+            )
         for label, size in zip(term, shape, strict=True):
             if sizes.setdefault(label, size) != size:
-                raise UnsupportedError(f"equation '{equation}': index {label} is {sizes[label]} and {size}")
+                raise UnsupportedError(
+                    f"equation '{equation}': index {label} is {sizes[label]} and {size}"
+                )
     shared = sorted(set(terms[0]) & set(terms[1]))
     product = Product(
         *(

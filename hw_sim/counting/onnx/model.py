@@ -63,7 +63,9 @@ class Settled:
 
 def attributes_of(node: Any) -> dict[str, Any]:
     """Attribute name -> value of an onnx.NodeProto; strings are bytes."""
-    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {
+        attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute
+    }
 
 
 def holds_subgraph(node: Any) -> bool:
@@ -104,7 +106,9 @@ def _stored(tensor: Any) -> Array:
         return np.asarray(onnx.numpy_helper.to_array(tensor))
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"initializer '{tensor.name}' does not hold its shape and type, {reason}") from error
+        raise ValueError(
+            f"initializer '{tensor.name}' does not hold its shape and type, {reason}"
+        ) from error
 
 
 def _same_as_input(
@@ -160,7 +164,9 @@ def _infer(
     shown = {output.name for output in graph.output}
     graph.value_info.extend(value for name, value in given.items() if name in made - shown)
     inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
-    types = {value.name: value for value in (*inferred.input, *inferred.value_info, *inferred.output)}
+    types = {
+        value.name: value for value in (*inferred.input, *inferred.value_info, *inferred.output)
+    }
     shapes = {}
     for name, value in types.items():
         tensor_type = value.type.tensor_type
@@ -199,7 +205,9 @@ def _value(
     return None if values is None else dict(zip(outputs, values, strict=True))
 
 
-def _evaluate(node: Any, model: Any, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array] | None:
+def _evaluate(
+    node: Any, model: Any, outputs: Sequence[str], feed: Mapping[str, Array]
+) -> list[Array] | None:
     """One node run on constants: by onnx itself, which knows all types, or by onnxruntime, which knows old versions."""
     graph = onnx.helper.make_graph(
         [node],
@@ -273,7 +281,9 @@ class OnnxGraph:
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Static shape of a tensor, or UnsupportedError."""
         if tensor not in self.shapes:
-            raise UnsupportedError(f"the shape of tensor '{tensor}' is not static; export with static shapes")
+            raise UnsupportedError(
+                f"the shape of tensor '{tensor}' is not static; export with static shapes"
+            )
         shape = self.shapes[tensor]
         if prod(shape) > MOST_ELEMENTS:
             raise UnsupportedError(

@@ -51,7 +51,10 @@ class Factor:
 
     def watched(self) -> frozenset[str]:
         """Tensors whose values `count` needs."""
-        names = {self.tensor if self.value is None else "", self.zero if isinstance(self.zero, str) else ""}
+        names = {
+            self.tensor if self.value is None else "",
+            self.zero if isinstance(self.zero, str) else "",
+        }
         return frozenset(names - {""})
 
     def count(self, values: Mapping[str, Array] | None, *, nz: bool) -> Int64:
@@ -74,7 +77,9 @@ class Factor:
             return np.asarray(0)
         if zero.size == 1:
             return zero.reshape(())
-        return zero.reshape([-1 if axis == self.zero_axis else 1 for axis in range(len(self.shape))])
+        return zero.reshape(
+            [-1 if axis == self.zero_axis else 1 for axis in range(len(self.shape))]
+        )
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,9 @@ def factor(
     value, shape = graph.constants.get(tensor), graph.shape(tensor)
     zero_point = graph.constants.get(zero, zero) if zero else None
     if value is not None and isinstance(zero_point, str):
-        raise UnsupportedError(f"zero point '{zero}' of the stored '{tensor}' is not a constant of the file")
+        raise UnsupportedError(
+            f"zero point '{zero}' of the stored '{tensor}' is not a constant of the file"
+        )
     if zero and prod(graph.shape(zero)) not in (1, shape[zero_axis]):
         raise UnsupportedError(
             f"{prod(graph.shape(zero))} zero points '{zero}' for an axis of {shape[zero_axis]}"

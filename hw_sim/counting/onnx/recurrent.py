@@ -39,19 +39,25 @@ def _recurrent(node: Any, graph: OnnxGraph) -> NodeCounts:
     if attributes.get("input_forget", 0):
         raise UnsupportedError("input_forget couples two gates; export without")
     direction = attributes.get("direction", b"forward")
-    reverse = {b"forward": (False,), b"reverse": (True,), b"bidirectional": (False, True)}.get(direction)
+    reverse = {b"forward": (False,), b"reverse": (True,), b"bidirectional": (False, True)}.get(
+        direction
+    )
     if reverse is None:
         raise UnsupportedError(f"direction {direction.decode(errors='replace')} does not exist")
     hidden = r[-1] if r else 0
     rows = (len(reverse), gates * hidden)
     if len(x) != 3 or w != (*rows, x[2]) or r != (*rows, hidden):
-        raise UnsupportedError(f"weights {w} and {r} do not fit an input {x} and {rows[0]} directions")
+        raise UnsupportedError(
+            f"weights {w} and {r} do not fit an input {x} and {rows[0]} directions"
+        )
     lengths = _lengths(operand(node, 4), graph, x)
     steps = int(lengths.sum())
     walked = _walked(lengths, x[0])
 
     def weight(name: str) -> Factor:
-        return Factor(graph.shape(name), _rows_per_input, name, graph.constant(name, "weight"), weight=True)
+        return Factor(
+            graph.shape(name), _rows_per_input, name, graph.constant(name, "weight"), weight=True
+        )
 
     inputs = Factor(
         x,
@@ -61,7 +67,9 @@ def _recurrent(node: Any, graph: OnnxGraph) -> NodeCounts:
     )
     sequence = node.output[0]
     states = Factor(
-        (x[0], len(reverse), x[1], hidden), partial(_states, lengths=lengths, reverse=reverse), sequence
+        (x[0], len(reverse), x[1], hidden),
+        partial(_states, lengths=lengths, reverse=reverse),
+        sequence,
     )
     if graph.shape(sequence) != states.shape:
         raise UnsupportedError(f"hidden sequence {graph.shape(sequence)}, expected {states.shape}")
@@ -71,7 +79,9 @@ def _recurrent(node: Any, graph: OnnxGraph) -> NodeCounts:
         Product(_initial(operand(node, 5), graph, lengths, states.shape), weight(node.input[2])),
     ]
     peepholes = operand(node, 7) if node.op_type == "LSTM" else ""
-    note = "every step multiplies a state, the first one the initial state (zeros where none is given)"
+    note = (
+        "every step multiplies a state, the first one the initial state (zeros where none is given)"
+    )
     if peepholes:
         products.append(_peephole_product(peepholes, graph, steps, len(reverse), hidden))
         note += "; peepholes look at the cell, which no output shows: taken as non-zero"
@@ -79,7 +89,9 @@ def _recurrent(node: Any, graph: OnnxGraph) -> NodeCounts:
         note += "; the reset state is taken as zero only where the state is"
     bias = operand(node, 3)
     if bias and graph.shape(bias) != (len(reverse), 2 * gates * hidden):
-        raise UnsupportedError(f"biases {graph.shape(bias)}, expected {(len(reverse), 2 * gates * hidden)}")
+        raise UnsupportedError(
+            f"biases {graph.shape(bias)}, expected {(len(reverse), 2 * gates * hidden)}"
+        )
     units = steps * len(reverse) * hidden
     bias_adds = 2 * gates * units if bias else 0
     stored = bias in graph.constants
@@ -135,7 +147,9 @@ def _states(mask: Mask, lengths: npt.NDArray[np.int64], reverse: tuple[bool, ...
     counts = [
         (
             mask[:, index]
-            & ((position < lengths) & ((position > 0) if back else (position < lengths - 1)))[..., None]
+            & ((position < lengths) & ((position > 0) if back else (position < lengths - 1)))[
+                ..., None
+            ]
         ).sum(axis=(0, 1), dtype=np.int64)
         for index, back in enumerate(reverse)
     ]
@@ -151,17 +165,23 @@ def _initial(
         raise UnsupportedError(f"initial state {graph.shape(name)}, expected {shape}")
     runs = (lengths > 0)[None, :, None]
     value = graph.constants.get(name) if name else np.zeros(shape, dtype=np.float32)
-    return Factor(shape, lambda mask: np.asarray((mask & runs).sum(axis=1, dtype=np.int64)), name, value)
+    return Factor(
+        shape, lambda mask: np.asarray((mask & runs).sum(axis=1, dtype=np.int64)), name, value
+    )
 
 
-def _peephole_product(name: str, graph: OnnxGraph, steps: int, directions: int, hidden: int) -> Product:
+def _peephole_product(
+    name: str, graph: OnnxGraph, steps: int, directions: int, hidden: int
+) -> Product:
     """One weight per gate and unit, multiplied with the cell at every step."""
     shape = (directions, PEEPHOLES * hidden)
     if graph.shape(name) != shape:
         raise UnsupportedError(f"peepholes {graph.shape(name)}, expected {shape}")
     cell = Factor(shape, lambda mask: mask.astype(np.int64) * steps)
     stored = graph.constant(name, "peepholes")
-    return Product(cell, Factor(shape, lambda mask: mask.astype(np.int64), name, stored, weight=True))
+    return Product(
+        cell, Factor(shape, lambda mask: mask.astype(np.int64), name, stored, weight=True)
+    )
 
 
 RECURRENT: dict[str, Callable[[Any, OnnxGraph], NodeCounts]] = dict.fromkeys(GATES, _recurrent)

@@ -50,7 +50,9 @@ class RaplMeter:
     """
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        zones = [
+            zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1
+        ]
         self._zones = [zone for zone in zones if _read(zone / "name").startswith("package")]
         if not self._zones:
             raise MeasureError(
@@ -95,7 +97,9 @@ def _number(path: Path) -> int:
     try:
         return int(text)
     except ValueError:
-        raise MeasureError(f"RAPL: {path} holds '{text}', not a number; the counter cannot be used") from None
+        raise MeasureError(
+            f"RAPL: {path} holds '{text}', not a number; the counter cannot be used"
+        ) from None
 
 
 def _read(path: Path) -> str:
@@ -107,7 +111,9 @@ def _read(path: Path) -> str:
             "root give you the right to read it"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise MeasureError(f"RAPL: {path} cannot be read ({error}); the counter cannot be used") from error
+        raise MeasureError(
+            f"RAPL: {path} cannot be read ({error}); the counter cannot be used"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -131,14 +131,20 @@ def open_nvml(index: int, module: ModuleType | Any | None = None) -> NvmlDevice:
         raise
 
 
-def cuda_ordinal(device: NvmlDevice, index: int, environment: Mapping[str, str] = os.environ) -> int:
+def cuda_ordinal(
+    device: NvmlDevice, index: int, environment: Mapping[str, str] = os.environ
+) -> int:
     """CUDA's number of a GPU: CUDA sorts the fastest first, NVML by PCI bus, and a wrong one would be measured idle.
 
     Raises:
         MeasureError: with several GPUs, an order or a selection that does not tell.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    shown = None if visible is None else [entry.strip() for entry in visible.split(",") if entry.strip()]
+    shown = (
+        None
+        if visible is None
+        else [entry.strip() for entry in visible.split(",") if entry.strip()]
+    )
     uuid = device.uuid()
     by_bus = device.count() == 1 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     if shown is None and by_bus:
@@ -151,7 +157,9 @@ def cuda_ordinal(device: NvmlDevice, index: int, environment: Mapping[str, str] 
             f"device: {index} of {device.count()} GPUs, and CUDA may number them otherwise; "
             "set CUDA_DEVICE_ORDER=PCI_BUS_ID"
         )
-    raise MeasureError(f"device: {index} is not in CUDA_VISIBLE_DEVICES={visible}; add it or choose another")
+    raise MeasureError(
+        f"device: {index} is not in CUDA_VISIBLE_DEVICES={visible}; add it or choose another"
+    )
 
 
 class NvmlMeter:
@@ -188,7 +196,10 @@ class NvmlMeter:
         return self._device.power_mw() / 1e3
 
     def conditions(self) -> Mapping[str, float]:
-        return {f"{domain.lower()}_clock_mhz": self._device.clock_mhz(domain) for domain in ("SM", "MEM")}
+        return {
+            f"{domain.lower()}_clock_mhz": self._device.clock_mhz(domain)
+            for domain in ("SM", "MEM")
+        }
 
     def check(self) -> None:
         """Looks after every window: a process that comes and goes within one is not seen."""
@@ -377,6 +388,8 @@ def measure_gpu(
         )
 
 
-def cuda_workload(source: OnnxSource, inputs: Array, batch: int, ordinal: int, tf32: bool) -> Workload:
+def cuda_workload(
+    source: OnnxSource, inputs: Array, batch: int, ordinal: int, tf32: bool
+) -> Workload:
     """The file in onnxruntime's CUDAExecutionProvider; no node may run on the CPU."""
     return OnnxWorkload(source, inputs, batch, "CUDAExecutionProvider", ordinal=ordinal, tf32=tf32)

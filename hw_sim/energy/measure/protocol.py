@@ -89,7 +89,9 @@ class MeasuredWindow:
                 f"window: {self.runs} runs of batch {self.batch}, needs at least one inference"
             )
         if not (isfinite(self.duration_s) and self.duration_s > 0):
-            raise MeasureError(f"window: lasted {self.duration_s} s, needs more than 0; check the clock")
+            raise MeasureError(
+                f"window: lasted {self.duration_s} s, needs more than 0; check the clock"
+            )
         for name, value, unit in (
             ("energy", self.energy_j, "J"),
             ("idle power before", self.idle_before_w, "W"),
@@ -197,7 +199,9 @@ class BatchMeasurement:
     def __post_init__(self) -> None:
         if len(self.windows) < 2 or len({window.batch for window in self.windows}) != 1:
             batches = [window.batch for window in self.windows]
-            raise MeasureError(f"windows: of batches {batches}, needs two or more of the same batch")
+            raise MeasureError(
+                f"windows: of batches {batches}, needs two or more of the same batch"
+            )
 
     @property
     def batch(self) -> int:
@@ -221,7 +225,9 @@ class BatchMeasurement:
                 f"(> {MAX_POLLED_DIFFERENCE:.0%}); one of the two is wrong on this device"
             )
         if min(window.net_j for window in self.windows) < 0:
-            found.append(f"batch {self.batch}: net_j below 0 is noise: the load does not show above idle")
+            found.append(
+                f"batch {self.batch}: net_j below 0 is noise: the load does not show above idle"
+            )
         return tuple(found)
 
     def to_json(self, macs: Macs | None = None) -> dict[str, object]:
@@ -359,13 +365,19 @@ class MeasurementPlan:
                 )
         if not (isfinite(self.poll_s) and self.poll_s > 0):
             raise MeasureError(f"poll_s: {self.poll_s}, needs more than 0 s")
-        if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < MIN_REPEATS:
+        if (
+            isinstance(self.repeats, bool)
+            or not isinstance(self.repeats, int)
+            or self.repeats < MIN_REPEATS
+        ):
             raise MeasureError(
                 f"repeats: {self.repeats}, needs at least {MIN_REPEATS} for a mean and a spread"
             )
 
 
-def measure_batch(workload: Workload, meter: Meter, clock: Clock, plan: MeasurementPlan) -> BatchMeasurement:
+def measure_batch(
+    workload: Workload, meter: Meter, clock: Clock, plan: MeasurementPlan
+) -> BatchMeasurement:
     """Measure one workload. A window around which idle power drifts is measured again, up to twice the repeats in all.
 
     Returns:

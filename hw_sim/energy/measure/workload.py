@@ -74,20 +74,28 @@ def read_source(path: str | Path) -> OnnxSource:
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError) as error:
         first_line = str(error).strip().partition("\n")[0]
-        raise MeasureError(f"{path}: not a valid ONNX file ({first_line}); export it again") from None
+        raise MeasureError(
+            f"{path}: not a valid ONNX file ({first_line}); export it again"
+        ) from None
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1:
-        raise MeasureError(f"{path}: inputs {[value.name for value in inputs]}, exactly one can be fed")
+        raise MeasureError(
+            f"{path}: inputs {[value.name for value in inputs]}, exactly one can be fed"
+        )
     tensor = inputs[0].type.tensor_type
     dims = tensor.shape.dim
     sample = tuple(int(dim.dim_value) for dim in dims[1:])
     if not dims or 0 in sample:
-        raise MeasureError(f"{path}: input '{inputs[0].name}' is not static; only the batch may be dynamic")
+        raise MeasureError(
+            f"{path}: input '{inputs[0].name}' is not static; only the batch may be dynamic"
+        )
     fixed = int(dims[0].dim_value) if dims[0].HasField("dim_value") else None
     if fixed not in (None, 1):
-        raise MeasureError(f"{path}: fixed batch of {fixed}; export with a dynamic batch, or batch 1")
+        raise MeasureError(
+            f"{path}: fixed batch of {fixed}; export with a dynamic batch, or batch 1"
+        )
     return OnnxSource(
         path=Path(path),
         input_name=inputs[0].name,
@@ -111,7 +119,9 @@ def check_inputs(source: OnnxSource, inputs: Array) -> None:
         raise MeasureError(f"inputs: {got}, the file needs a {source.dtype} array")
     if inputs.shape[1:] != source.sample_shape or len(inputs) == 0:
         needs = ", ".join(map(str, source.sample_shape))
-        raise MeasureError(f"inputs: shape {inputs.shape}, needs (samples, {needs}) with at least one sample")
+        raise MeasureError(
+            f"inputs: shape {inputs.shape}, needs (samples, {needs}) with at least one sample"
+        )
 
 
 def batches(source: OnnxSource, large_batch: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -188,7 +198,9 @@ class OnnxWorkload:
         try:
             for chunk in split(inputs, batch):
                 binding = self._session.io_binding()
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(chunk), device, ordinal)
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(
+                    np.ascontiguousarray(chunk), device, ordinal
+                )
                 self._inputs.append(value)
                 binding.bind_ortvalue_input(source.input_name, value)
                 for output in self._session.get_outputs():

@@ -86,10 +86,17 @@ def export(module: nn.Module, x: torch.Tensor, path: Path) -> None:
     """Plain torch.onnx: some of these branch on their input's size, which `to_onnx` refuses and one size does not mind."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1")
+        warnings.filterwarnings(
+            "ignore", "Exporting a model to ONNX with a batch_size other than 1"
+        )
         warnings.filterwarnings("ignore", "Constant folding")
         torch.onnx.export(
-            module, (x,), str(path), input_names=["x"], dynamic_axes={"x": {0: "batch"}}, opset_version=17
+            module,
+            (x,),
+            str(path),
+            input_names=["x"],
+            dynamic_axes={"x": {0: "batch"}},
+            opset_version=17,
         )
 
 
@@ -154,11 +161,15 @@ def corrections(calls: Calls) -> dict[str, int]:
             found["attention"] += steps * weights + 2 * steps * after[1] * width
         elif isinstance(part, (*CONVOLUTIONS, *TRANSPOSED)):
             found["biases"] -= biases * after[0] * prod(after[2:])
-            if isinstance(part, TRANSPOSED):  # its kernel stands at every input, not at every output
+            if isinstance(
+                part, TRANSPOSED
+            ):  # its kernel stands at every input, not at every output
                 found["transposed"] += weights * after[0] * (prod(before[2:]) - prod(after[2:]))
         elif isinstance(part, nn.Linear):
             found["biases"] -= biases * after[0]
-            found["rows"] += weights * (prod(after[:-1]) - after[0])  # tokens and pixels count as one
+            found["rows"] += weights * (
+                prod(after[:-1]) - after[0]
+            )  # tokens and pixels count as one
     return found
 
 
@@ -174,7 +185,9 @@ def corrections(calls: Calls) -> dict[str, int]:
         ("recurrent", {"biases"}),
     ],
 )
-def test_three_counters_agree_to_the_operation(name: str, corrected: set[str], tmp_path: Path) -> None:
+def test_three_counters_agree_to_the_operation(
+    name: str, corrected: set[str], tmp_path: Path
+) -> None:
     module, x = build(name)
     path = tmp_path / "m.onnx"
     export(module, x, path)

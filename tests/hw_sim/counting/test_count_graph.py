@@ -15,7 +15,16 @@ from graphs import DT_S, chain, conv1d, conv2d, flatten, integrate, li, lif, loo
 
 from knarr.export import ExportError
 from knarr.export.graph.topology import inline
-from knarr.hw_sim import ChipNetwork, CountError, Dense, InputCoding, LayerCounts, Neuron, Readout, count
+from knarr.hw_sim import (
+    ChipNetwork,
+    CountError,
+    Dense,
+    InputCoding,
+    LayerCounts,
+    Neuron,
+    Readout,
+    count,
+)
 
 X = np.array([[[1, 0, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1]]])  # six events in three of four steps
 CELLS = np.zeros((1, 3, 1, 4, 4))
@@ -24,7 +33,9 @@ ONE, FULL = nir.Linear(np.eye(3)), nir.Linear(np.ones((3, 3)))
 Found = dict[str, int]
 
 
-def wired(edges: str, i: tuple[int, ...] = (3,), o: tuple[int, ...] = (3,), **nodes: Any) -> nir.NIRGraph:
+def wired(
+    edges: str, i: tuple[int, ...] = (3,), o: tuple[int, ...] = (3,), **nodes: Any
+) -> nir.NIRGraph:
     nodes |= {"i": nir.Input({"input": np.array(i)}), "o": nir.Output({"output": np.array(o)})}
     return nir.NIRGraph(nodes, [tuple(edge.split(">")) for edge in edges.split()], type_check=False)
 
@@ -56,7 +67,9 @@ def total(graph: nir.NIRGraph, inputs: Any, pooling: str = "folded", **more: Any
     assert len(set(names)) == len(names)
     assert set(inline(graph)[0]) <= set(names)
     aside = {"acc_nonzero", "mac_nonzero", "dense_valid", "dense_padded", "spikes", "graded"}
-    sums = {f.name: int(getattr(counts.total, f.name) * counts.samples) for f in fields(LayerCounts)}
+    sums = {
+        f.name: int(getattr(counts.total, f.name) * counts.samples) for f in fields(LayerCounts)
+    }
     return {name: n for name, n in sums.items() if n and name not in aside}
 
 
@@ -129,7 +142,9 @@ def test_structures(name: str, pooling: str) -> None:
     else:
         graph, heard, acc = LOOPS[name]
         pairs = {"recurrent_all_pairs": acc * 3 // 2, "recurrent_no_autapse": acc}
-        assert total(graph, np.ones((1, 4, 3)), pooling) == sums(36 + acc, 12 + heard, 12, 12, **pairs)
+        assert total(graph, np.ones((1, 4, 3)), pooling) == sums(
+            36 + acc, 12 + heard, 12, 12, **pairs
+        )
 
 
 @pytest.mark.parametrize("way", ["l s", "s l"])
@@ -137,12 +152,16 @@ def test_scale_in_a_loop_is_folded(way: str) -> None:
     assert total(back(way, s=nir.Scale(np.full(3, 2.0))), X) == total(back("l"), X)
 
 
-@pytest.mark.parametrize(("kernel", "dilation", "padding"), [(2, 2, "same"), (4, 2, "same"), (3, 2, "valid")])
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "padding"), [(2, 2, "same"), (4, 2, "same"), (3, 2, "valid")]
+)
 def test_named_padding_in_one_dimension(kernel: int, dilation: int, padding: str) -> None:
     size, reach = 7, dilation * (kernel - 1)
     before, outputs = (reach // 2, size) if padding == "same" else (0, size - reach)
     geometry = {"groups": 2, "dilation": dilation, "padding": padding, "bias": np.ones(4)}
-    graph = chain((2, size), (4, outputs), w=conv1d(np.ones((4, 1, kernel)), **geometry), n=relay(4, outputs))
+    graph = chain(
+        (2, size), (4, outputs), w=conv1d(np.ones((4, 1, kernel)), **geometry), n=relay(4, outputs)
+    )
     for at in range(size):
         inputs = np.zeros((1, 1, 2, size))
         inputs[0, 0, 1, at] = 1
@@ -160,7 +179,9 @@ def test_partial_flatten_behind_a_pool(behind: dict[str, Any]) -> None:
         total(graph, CELLS)
     # Sums at 0; at 0 and 3; everywhere: an end reaches 1 output per channel, a middle 2.
     late = sums(2 + 4, 3, 18, 2 + 4, pool_adds=19)
-    assert total(graph, CELLS, "float") == (late if behind else sums(6, 7, 18, 12, mac=12, pool_adds=19))
+    assert total(graph, CELLS, "float") == (
+        late if behind else sums(6, 7, 18, 12, mac=12, pool_adds=19)
+    )
 
 
 @pytest.mark.parametrize("lengths", [[2, 1], [1, 1], [4, 2]])

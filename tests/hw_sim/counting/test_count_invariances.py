@@ -14,7 +14,20 @@ import numpy as np
 import pytest
 import torch
 from count_oracle import graph_of, random_network
-from graphs import DT_S, chain, conv2d, cuba, flatten, integrate, li, lif, loop, on_grid, pool, spikes
+from graphs import (
+    DT_S,
+    chain,
+    conv2d,
+    cuba,
+    flatten,
+    integrate,
+    li,
+    lif,
+    loop,
+    on_grid,
+    pool,
+    spikes,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -59,7 +72,10 @@ def mixed(samples: int, steps: int, seed: int = 0) -> np.ndarray[Any, Any]:
 def integers(counts: OperationCounts) -> dict[str, dict[str, int]]:
     """Totals over all samples: what can be added up."""
     return {
-        name: {field.name: int(getattr(layer, field.name) * counts.samples) for field in fields(LayerCounts)}
+        name: {
+            field.name: int(getattr(layer, field.name) * counts.samples)
+            for field in fields(LayerCounts)
+        }
         for name, layer in counts.layers.items()
     }
 
@@ -67,7 +83,8 @@ def integers(counts: OperationCounts) -> dict[str, dict[str, int]]:
 def added(*parts: OperationCounts) -> dict[str, dict[str, int]]:
     whole = [integers(part) for part in parts]
     return {
-        name: {key: sum(part[name][key] for part in whole) for key in row} for name, row in whole[0].items()
+        name: {key: sum(part[name][key] for part in whole) for key in row}
+        for name, row in whole[0].items()
     }
 
 
@@ -200,8 +217,15 @@ def test_nesting_and_order_of_nodes() -> None:
         type_check=False,
     )
     outer = nir.NIRGraph(
-        {"block": inner, **{name: node for name, node in flat.nodes.items() if name not in inner_names}},
-        [("input", "block"), ("block", "dense"), *[e for e in flat.edges if not set(e) & set(inner_names)]],
+        {
+            "block": inner,
+            **{name: node for name, node in flat.nodes.items() if name not in inner_names},
+        },
+        [
+            ("input", "block"),
+            ("block", "dense"),
+            *[e for e in flat.edges if not set(e) & set(inner_names)],
+        ],
         type_check=False,
     )
     nested = count(outer, inputs, dt_s=DT_S)
@@ -274,8 +298,14 @@ def test_a_graph_or_its_chip_network(name: str) -> None:
     one = count(LOWERED[name], inputs, dt_s=DT_S)
     assert integers(one) == integers(chip)
     assert all(layer.acc > 0 < layer.spikes for layer in chip.layers.values())
-    assert (one.per_step, one.spread, one.total_spread) == (chip.per_step, chip.spread, chip.total_spread)
-    assert (chip.layers["a" if "a" in chip.layers else "b"].recurrent_all_pairs > 0) == ("loop" in name)
+    assert (one.per_step, one.spread, one.total_spread) == (
+        chip.per_step,
+        chip.spread,
+        chip.total_spread,
+    )
+    assert (chip.layers["a" if "a" in chip.layers else "b"].recurrent_all_pairs > 0) == (
+        "loop" in name
+    )
 
 
 @pytest.mark.parametrize("engine", ["reference", "fast", "torch"])
@@ -293,7 +323,10 @@ def test_samples_of_different_length() -> None:
     alone = [count(graph(), inputs[at : at + 1, :n], dt_s=DT_S) for at, n in enumerate(lengths)]
     assert added(*alone) == integers(ragged)
     assert float(ragged.timesteps) == np.mean(lengths)
-    assert count(graph(), (inputs[at : at + 1, :n] for at, n in enumerate(lengths)), dt_s=DT_S) == ragged
+    assert (
+        count(graph(), (inputs[at : at + 1, :n] for at, n in enumerate(lengths)), dt_s=DT_S)
+        == ragged
+    )
     network, events = lower(LOWERED["loop"], DT_S), spikes(4, 6, 6)
     padded = count(network, events, lengths=lengths)
     assert integers(padded) == added(
@@ -318,7 +351,9 @@ def test_bounds_and_conservation(seed: int) -> None:
         row = counts.layers[layer.name]
         assert row.acc + row.mac <= row.dense_valid <= row.dense_padded
         assert row.mac == 0
-        heard = sum(int(inputs.sum()) if source == "input" else fired[source] for source in layer.sources)
+        heard = sum(
+            int(inputs.sum()) if source == "input" else fired[source] for source in layer.sources
+        )
         back = row.recurrent_all_pairs * 2 / layer.out[0] if layer.loop is not None else 0
         assert row.events * 2 == heard + back
         assert row.spikes * 2 == fired.get(layer.neuron, 0)

@@ -54,8 +54,12 @@ def test_counts_are_the_walk(part: int) -> None:
                 }
                 for name, one in counts.layers.items()
             }
-            expected = {name: {key: n for key, n in row.items() if n} for name, row in walked.items()}
-            assert {n: r for n, r in found.items() if r} == {n: r for n, r in expected.items() if r}, (
+            expected = {
+                name: {key: n for key, n in row.items() if n} for name, row in walked.items()
+            }
+            assert {n: r for n, r in found.items() if r} == {
+                n: r for n, r in expected.items() if r
+            }, (
                 seed,
                 pooling,
             )

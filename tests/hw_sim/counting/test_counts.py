@@ -205,10 +205,14 @@ def test_a_third_is_exactly_a_third() -> None:
 def test_class_of_a_frame(frame: list[float], acc: int, mac: int, field: str) -> None:
     tally = delivered([[frame]])
     assert (tally.columns["acc"], tally.columns["mac"]) == (acc, mac)
-    assert tally.frames == {name: int(name == field) for name in ("binary", "signed", "graded", "silent")}
+    assert tally.frames == {
+        name: int(name == field) for name in ("binary", "signed", "graded", "silent")
+    }
 
 
-@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int8, np.uint64, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "dtype", [np.bool_, np.uint8, np.int8, np.uint64, np.int64, np.float32, np.float64]
+)
 def test_the_class_does_not_depend_on_the_dtype(dtype: type[np.generic]) -> None:
     tally = delivered(np.array([[[1, 0, 1], [0, 0, 0]]]).astype(dtype))
     assert (tally.columns["acc"], tally.per_step) == (2, [2, 0])
@@ -246,7 +250,9 @@ def test_sums_of_one_frame_stay_exact_beyond_float32() -> None:
     tally = LayerTally("fc")
     tally.begin(1)
     frame = np.ones((1, 1, width), dtype=np.uint8)
-    tally.deliver(FanOut(np.ones((width, width), dtype=np.int8)), frame, np.ones((1, 1), dtype=np.bool_), 0)
+    tally.deliver(
+        FanOut(np.ones((width, width), dtype=np.int8)), frame, np.ones((1, 1), dtype=np.bool_), 0
+    )
     assert tally.columns["acc"] == tally.columns["acc_nonzero"] == width**2 > 2**24
 
 
@@ -260,7 +266,9 @@ def test_sums_stay_exact_beyond_float32() -> None:
         Readout("voltage"),
     )
     silent = np.zeros((1, width, 1), dtype=np.uint8)
-    counts = count_events(net, inputs, Recording(np.zeros((1, width, 1), dtype=np.int64), {"fc": silent}))
+    counts = count_events(
+        net, inputs, Recording(np.zeros((1, width, 1), dtype=np.int64), {"fc": silent})
+    )
     assert counts.total.acc == width**2
 
 
@@ -272,7 +280,9 @@ def test_batch_size_and_order_do_not_matter() -> None:
     parts = [inputs[:1], inputs[1:5], inputs[5:]]
     for name, layer in whole.layers.items():
         for field in fields(LayerCounts):
-            pieces = [getattr(count(net, part).layers[name], field.name) * len(part) for part in parts]
+            pieces = [
+                getattr(count(net, part).layers[name], field.name) * len(part) for part in parts
+            ]
             assert sum(pieces) / len(inputs) == getattr(layer, field.name), (name, field.name)
 
 
@@ -390,7 +400,9 @@ def test_impossible_counts_are_refused(changes: dict[str, int], message: str) ->
 
 def test_what_count_refuses() -> None:
     net, inputs = busy()
-    with pytest.raises(CountError, match=r"object cannot be counted, only a ChipNetwork or a nir\.NIRGraph"):
+    with pytest.raises(
+        CountError, match=r"object cannot be counted, only a ChipNetwork or a nir\.NIRGraph"
+    ):
         count(object(), inputs)
     with pytest.raises(CountError, match="pools folded"):
         count(net, inputs, pooling="float")

@@ -68,13 +68,21 @@ def convs(draw: st.DrawFn) -> Conv:
 @settings(max_examples=150, deadline=None)
 @given(convs())
 def test_conv_fanout_is_the_tap_walk(layer: Conv) -> None:
-    stored, nonzero = walk_taps(layer, skip_zero_weights=False), walk_taps(layer, skip_zero_weights=True)
-    for found, walked in ((layer_reach(layer).stored, stored), (layer_reach(layer).nonzero, nonzero)):
+    stored, nonzero = (
+        walk_taps(layer, skip_zero_weights=False),
+        walk_taps(layer, skip_zero_weights=True),
+    )
+    for found, walked in (
+        (layer_reach(layer).stored, stored),
+        (layer_reach(layer).nonzero, nonzero),
+    ):
         assert found.dtype == np.int64
         np.testing.assert_array_equal(found, walked)
     assert layer_reach(layer).dense_valid == stored.sum()
     assert layer_reach(layer).dense_valid <= layer_reach(layer).dense_padded
-    assert layer_reach(layer).dense_padded == prod(layer.output_shape) * prod(layer.weight_int.shape[1:])
+    assert layer_reach(layer).dense_padded == prod(layer.output_shape) * prod(
+        layer.weight_int.shape[1:]
+    )
 
 
 def test_the_textbook_map() -> None:

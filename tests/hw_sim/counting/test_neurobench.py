@@ -51,13 +51,17 @@ def exact(value: dict[str, float]) -> tuple[Fraction, Fraction]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_sample_by_sample_every_layer_is_equal(case: str, found: dict[str, Ours], report: Report) -> None:
+def test_sample_by_sample_every_layer_is_equal(
+    case: str, found: dict[str, Ours], report: Report
+) -> None:
     """A call is one frame then, so there is no other policy than ours left: not for ACC and MAC of what has hooks."""
     counts = found[case].floating
     for coding, said in report["cases"][case]["codings"].items():
         layers, heard = said["batches"]["1"]["layers"], set()
         for name, layer in counts.layers.items():
-            there = [exact(value) for path, value in layers.items() if place(path) == name.split("_")[1]]
+            there = [
+                exact(value) for path, value in layers.items() if place(path) == name.split("_")[1]
+            ]
             if not there:
                 assert (case, coding, name) == ("loop", "norse", "lif_2_in") or name == "pool_4"
                 continue
@@ -84,7 +88,10 @@ def test_batches_move_operations_between_classes_and_lose_none(
 def test_every_policy_is_met_and_nothing_else(found: dict[str, Ours], report: Report) -> None:
     table = {name: rows(found[name], report["cases"][name]["codings"]) for name in CASES}
     letters = {name: set("".join(row.verdict for row in lines)) for name, lines in table.items()}
-    assert letters == {name: set("=P") for name in CASES} | {"mixed": set("=CP"), "loop": set("=AH")}
+    assert letters == {name: set("=P") for name in CASES} | {
+        "mixed": set("=CP"),
+        "loop": set("=AH"),
+    }
     assert set().union(*letters.values()) == set(neurobench_compare.POLICIES)
 
 
@@ -106,7 +113,9 @@ def test_the_cases_are_what_they_say(found: dict[str, Ours]) -> None:
 
 def test_frames_by_hand() -> None:
     """Two samples of two steps; the first sample is graded at the first step."""
-    frames = Frames(np.array([[3, 5], [7, 11]]), np.array([[True, False], [False, False]]), dense=20)
+    frames = Frames(
+        np.array([[3, 5], [7, 11]]), np.array([[True, False], [False, False]]), dense=20
+    )
     assert frames.by_frame() == (Fraction(5 + 7 + 11, 2), Fraction(3, 2))
     assert frames.by_call(1) == frames.by_frame()
     assert frames.by_call(2) == (Fraction(5 + 11, 2), Fraction(3 + 7, 2))
@@ -155,7 +164,9 @@ def test_one_operation_more_or_less_is_not_explained(
 
 
 @pytest.mark.parametrize("metric", ["activation_sparsity", "membrane_updates"])
-def test_neurons_are_equal_by_neurobenchs_rules(metric: str, found: dict[str, Ours], report: Report) -> None:
+def test_neurons_are_equal_by_neurobenchs_rules(
+    metric: str, found: dict[str, Ours], report: Report
+) -> None:
     assert report["cases"]["first"]["codings"]["snntorch"][metric] > 0
     report["cases"]["first"]["codings"]["snntorch"][metric] += 0.25
     with pytest.raises(UnexplainedError, match="neurons"):
@@ -165,8 +176,14 @@ def test_neurons_are_equal_by_neurobenchs_rules(metric: str, found: dict[str, Ou
 @pytest.mark.parametrize(
     ("stale", "message"),
     [
-        (lambda report: report["versions"].update(neurobench="2.2.0"), "neurobench: recorded with 2.2.0"),
-        (lambda report: report["cases"]["first"].update(arrays="0"), "'first': recorded with other weights"),
+        (
+            lambda report: report["versions"].update(neurobench="2.2.0"),
+            "neurobench: recorded with 2.2.0",
+        ),
+        (
+            lambda report: report["cases"]["first"].update(arrays="0"),
+            "'first': recorded with other weights",
+        ),
         (lambda report: report["cases"].pop("loop"), "cases: recorded"),
         (lambda report: report["cases"]["loop"]["codings"].pop("linear"), "'loop': recorded for"),
     ],

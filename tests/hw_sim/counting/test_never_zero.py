@@ -60,7 +60,9 @@ def macs(module: nn.Module, *shape: int, path: Path) -> int:
     ],
     ids=["functional", "root", "transposed", "lstm", "gru"],
 )
-def test_baselines(module: nn.Module, shape: tuple[int, ...], expected: int, tmp_path: Path) -> None:
+def test_baselines(
+    module: nn.Module, shape: tuple[int, ...], expected: int, tmp_path: Path
+) -> None:
     assert macs(module, *shape, path=tmp_path / "m.onnx") == expected
 
 
@@ -84,7 +86,10 @@ def test_weights_of_a_recurrent_cell_are_bare_parameters() -> None:
         (snn.SequentialState(Functional(), snn.LIFBoxCell(dt=DT_S)), "Functional"),
         (snn.SequentialState(nn.Linear(6, 5), snn.LIFAdExCell(dt=DT_S)), "LIFAdExCell"),
         (snn.SequentialState(nn.LSTM(6, 5), snn.LIFBoxCell(dt=DT_S)), "LSTM"),
-        (snn.SequentialState(nn.ConvTranspose1d(6, 5, 2), snn.LIFBoxCell(dt=DT_S)), "ConvTranspose1d"),
+        (
+            snn.SequentialState(nn.ConvTranspose1d(6, 5, 2), snn.LIFBoxCell(dt=DT_S)),
+            "ConvTranspose1d",
+        ),
     ],
 )
 def test_students_are_refused_by_name(module: nn.Module, words: str) -> None:

@@ -56,7 +56,10 @@ def save(
         [helper.make_empty_tensor_value_info(name) for name in outputs],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
-    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    imports = [
+        helper.make_opsetid("", opset),
+        *(helper.make_opsetid(domain, 1) for domain in domains),
+    ]
     model = helper.make_model(graph, opset_imports=imports, functions=list(functions), ir_version=8)
     if not functions:  # inference refuses those that call themselves
         inferred = onnx.shape_inference.infer_shapes(model).graph.output
@@ -114,14 +117,21 @@ def check(counts: OperationCounts, name: str, pairs: Sequence[Pairs]) -> LayerCo
 
 
 def conv_pairs(
-    x: Array, w: Array, outputs: Sequence[int], strides: Any, dilations: Any, begins: Any, groups: int
+    x: Array,
+    w: Array,
+    outputs: Sequence[int],
+    strides: Any,
+    dilations: Any,
+    begins: Any,
+    groups: int,
 ) -> Pairs:
     pairs: Pairs = []
     per_group = w.shape[0] // groups
     for o, *at in product(range(w.shape[0]), *map(range, outputs)):
         for c, *tap in product(range(w.shape[1]), *map(range, w.shape[2:])):
             where = [
-                a * s + j * d - p for a, s, j, d, p in zip(at, strides, tap, dilations, begins, strict=True)
+                a * s + j * d - p
+                for a, s, j, d, p in zip(at, strides, tap, dilations, begins, strict=True)
             ]
             inside = all(0 <= i < n for i, n in zip(where, x.shape[1:], strict=True))
             channel = o // per_group * w.shape[1] + c
@@ -159,7 +169,13 @@ def test_conv(tmp_path: Path, g: dict[str, Any]) -> None:
     outputs = [
         (n + b + e - d * (k - 1) - 1) // s + 1
         for n, b, e, d, k, s in zip(
-            g["sizes"], g["begins"], g["ends"], g["dilations"], g["kernel"], g["strides"], strict=True
+            g["sizes"],
+            g["begins"],
+            g["ends"],
+            g["dilations"],
+            g["kernel"],
+            g["strides"],
+            strict=True,
         )
     ]
     assume(min(outputs) >= 1)
@@ -180,7 +196,10 @@ def test_conv(tmp_path: Path, g: dict[str, Any]) -> None:
         group=g["groups"],
     )
     counts = count_onnx(save(tmp_path / "m.onnx", [node], weights, ["batch", *x.shape[1:]]), x)
-    walks = [conv_pairs(one, w, outputs, g["strides"], g["dilations"], g["begins"], g["groups"]) for one in x]
+    walks = [
+        conv_pairs(one, w, outputs, g["strides"], g["dilations"], g["begins"], g["groups"])
+        for one in x
+    ]
     layer = check(counts, "n", walks)
     assert layer.bias_adds == (g["c_out"] * prod(outputs) if g["bias"] else 0)
     assert layer.elementwise == layer.comparisons == 0
@@ -193,7 +212,9 @@ def test_auto_pad(tmp_path: Path, g: dict[str, Any], auto: str) -> None:
     axes = list(zip(g["sizes"], g["strides"], g["kernel"], g["dilations"], strict=True))
     extents = [d * (k - 1) + 1 for _, _, k, d in axes]
     if auto == "VALID":
-        outputs = [(n - extent) // s + 1 for (n, s, _, _), extent in zip(axes, extents, strict=True)]
+        outputs = [
+            (n - extent) // s + 1 for (n, s, _, _), extent in zip(axes, extents, strict=True)
+        ]
         begins = [0] * len(axes)
     else:
         outputs = [ceil(n / s) for n, s, _, _ in axes]
@@ -227,12 +248,20 @@ def test_auto_pad(tmp_path: Path, g: dict[str, Any], auto: str) -> None:
 @given(geometries(), st.data())
 def test_conv_transpose(tmp_path: Path, g: dict[str, Any], data: st.DataObject) -> None:
     extra = [
-        data.draw(st.integers(0, max(s, d) - 1)) for s, d in zip(g["strides"], g["dilations"], strict=True)
+        data.draw(st.integers(0, max(s, d) - 1))
+        for s, d in zip(g["strides"], g["dilations"], strict=True)
     ]
     outputs = [
         s * (n - 1) + e + d * (k - 1) + 1 - b - end
         for n, s, e, d, k, b, end in zip(
-            g["sizes"], g["strides"], extra, g["dilations"], g["kernel"], g["begins"], g["ends"], strict=True
+            g["sizes"],
+            g["strides"],
+            extra,
+            g["dilations"],
+            g["kernel"],
+            g["begins"],
+            g["ends"],
+            strict=True,
         )
     ]
     assume(min(outputs) >= 1)
@@ -256,20 +285,25 @@ def test_conv_transpose(tmp_path: Path, g: dict[str, Any], data: st.DataObject) 
     path = save(tmp_path / "m.onnx", [node], weights, ["batch", *x.shape[1:]])
     counts = count_onnx(path, x)
     layer = check(
-        counts, "n", [scattered(one, w, outputs, g["strides"], g["dilations"], g["begins"]) for one in x]
+        counts,
+        "n",
+        [scattered(one, w, outputs, g["strides"], g["dilations"], g["begins"]) for one in x],
     )
     assert layer.bias_adds == g["c_out"] * prod(outputs)
     (y,) = run(path, x[:1], "y")
     assert y.shape == (1, g["c_out"], *outputs)
 
 
-def scattered(x: Array, w: Array, outputs: Sequence[int], strides: Any, dilations: Any, begins: Any) -> Pairs:
+def scattered(
+    x: Array, w: Array, outputs: Sequence[int], strides: Any, dilations: Any, begins: Any
+) -> Pairs:
     """Every tap of every input, None where the output it would reach is cropped."""
     pairs: Pairs = []
     for c, *at in np.ndindex(*x.shape):
         for o, *tap in np.ndindex(*w.shape[1:]):
             where = [
-                a * s + j * d - p for a, s, j, d, p in zip(at, strides, tap, dilations, begins, strict=True)
+                a * s + j * d - p
+                for a, s, j, d, p in zip(at, strides, tap, dilations, begins, strict=True)
             ]
             inside = all(0 <= i < n for i, n in zip(where, outputs, strict=True))
             pairs.append((w[(c, o, *tap)], x[(c, *at)] if inside else None))
@@ -285,7 +319,12 @@ def scattered(x: Array, w: Array, outputs: Sequence[int], strides: Any, dilation
         ({"output_shape": [8, 6], "strides": [2, 2]}, (8, 6)),
         ({"output_shape": [8, 5], "strides": [2, 2], "auto_pad": "SAME_UPPER"}, (8, 5)),
         (
-            {"output_shape": [8, 6], "strides": [2, 2], "output_padding": [1, 1], "auto_pad": "SAME_UPPER"},
+            {
+                "output_shape": [8, 6],
+                "strides": [2, 2],
+                "output_padding": [1, 1],
+                "auto_pad": "SAME_UPPER",
+            },
             (8, 6),
         ),
     ],
@@ -295,7 +334,9 @@ def test_conv_transpose_crops_where_onnxruntime_does(
 ) -> None:
     """Each single event reaches as many outputs as onnxruntime makes non-zero with weights of 1."""
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], "n", **changes)
-    path = save(tmp_path / "m.onnx", [node], {"w": np.ones((1, 1, 3, 3), np.float32)}, ["batch", 1, 4, 3])
+    path = save(
+        tmp_path / "m.onnx", [node], {"w": np.ones((1, 1, 3, 3), np.float32)}, ["batch", 1, 4, 3]
+    )
     reached = set()
     for index in range(12):
         event = np.zeros((1, 1, 4, 3), np.float32)
@@ -315,7 +356,10 @@ def test_zeros_of_a_pad_node_do_not_exist_either(tmp_path: Path) -> None:
     conv = {"strides": [2, 1], "name": "n"}
     inside = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 0, 2, 1], **conv)
     pads = np.array([0, 0, 1, 0, 0, 0, 2, 1])
-    apart = [helper.make_node("Pad", ["x", "p"], ["h"]), helper.make_node("Conv", ["h", "w"], ["y"], **conv)]
+    apart = [
+        helper.make_node("Pad", ["x", "p"], ["h"]),
+        helper.make_node("Conv", ["h", "w"], ["y"], **conv),
+    ]
     one = count_onnx(save(tmp_path / "a.onnx", [inside], {"w": w}, ["batch", 2, 5, 4]), x)
     other = count_onnx(save(tmp_path / "b.onnx", apart, {"w": w, "p": pads}, ["batch", 2, 5, 4]), x)
     assert one.layers == other.layers
@@ -323,7 +367,11 @@ def test_zeros_of_a_pad_node_do_not_exist_either(tmp_path: Path) -> None:
     filled = {"w": w, "p": pads, "v": np.array(1, np.float32)}
     apart[0] = helper.make_node("Pad", ["x", "p", "v"], ["h"])
     ones = count_onnx(save(tmp_path / "c.onnx", apart, filled, ["batch", 2, 5, 4]), x)
-    assert ones.layers["n"].dense_valid == ones.layers["n"].dense_padded == one.layers["n"].dense_padded
+    assert (
+        ones.layers["n"].dense_valid
+        == ones.layers["n"].dense_padded
+        == one.layers["n"].dense_padded
+    )
 
 
 def test_a_weight_that_the_network_computes(tmp_path: Path) -> None:
@@ -385,13 +433,21 @@ def test_matmul_with_a_constant_of_any_rank(
     ]
     weights = {"w": w, "s": np.array(x_shape)}
     counts = count_onnx(save(tmp_path / "m.onnx", nodes, weights, ["batch", *x_shape]), x)
-    walks = [[(b, a) for a, b in matmul_pairs(one, w)] if right else matmul_pairs(w, one) for one in x]
+    walks = [
+        [(b, a) for a, b in matmul_pairs(one, w)] if right else matmul_pairs(w, one) for one in x
+    ]
     check(counts, "n", walks)
 
 
 @pytest.mark.parametrize(
     ("a_shape", "b_shape"),
-    [((3, 4), (4, 2)), ((2, 3, 4), (2, 4, 3)), ((2, 1, 3, 4), (5, 4, 2)), ((4,), (4,)), ((4,), (2, 4, 3))],
+    [
+        ((3, 4), (4, 2)),
+        ((2, 3, 4), (2, 4, 3)),
+        ((2, 1, 3, 4), (5, 4, 2)),
+        ((4,), (4,)),
+        ((4,), (2, 4, 3)),
+    ],
 )
 def test_matmul_of_two_activations(
     a_shape: tuple[int, ...], b_shape: tuple[int, ...], tmp_path: Path
@@ -407,9 +463,14 @@ def test_matmul_of_two_activations(
     ]
     weights = {"parts": np.array(sizes), "as": np.array(a_shape), "bs": np.array(b_shape)}
     counts = count_onnx(save(tmp_path / "m.onnx", nodes, weights, ["batch", sum(sizes)]), x)
-    walks = [matmul_pairs(one[: sizes[0]].reshape(a_shape), one[sizes[0] :].reshape(b_shape)) for one in x]
+    walks = [
+        matmul_pairs(one[: sizes[0]].reshape(a_shape), one[sizes[0] :].reshape(b_shape))
+        for one in x
+    ]
     layer = counts.layers["n"]
-    assert layer.dense_padded == layer.dense_valid == layer.mac == layer.mac_nonzero == len(walks[0])
+    assert (
+        layer.dense_padded == layer.dense_valid == layer.mac == layer.mac_nonzero == len(walks[0])
+    )
     both = Fraction(sum(bool(a) and bool(b) for walk in walks for a, b in walk), 3)
     assert counts.effective == counts.effective_nonzero == {"n": both}
     assert 0 < both < layer.mac
@@ -432,7 +493,10 @@ def test_gemm(trans_a: int, trans_b: int, tmp_path: Path) -> None:
     ]
     weights = {"w": w, "s": np.array(a_shape), "c": np.ones((1, 5), np.float32)}
     counts = count_onnx(save(tmp_path / "m.onnx", nodes, weights, ["batch", *a_shape]), x)
-    walks = [[(b, a) for a, b in matmul_pairs(one.T if trans_a else one, w.T if trans_b else w)] for one in x]
+    walks = [
+        [(b, a) for a, b in matmul_pairs(one.T if trans_a else one, w.T if trans_b else w)]
+        for one in x
+    ]
     layer = check(counts, "n", walks)
     outputs = (4 if trans_a else 3) * 5
     assert (layer.bias_adds, layer.elementwise) == (
@@ -451,7 +515,9 @@ def test_gemm(trans_a: int, trans_b: int, tmp_path: Path) -> None:
         ("bij, kji -> bk", (1, 3, 2), (4, 2, 3)),
     ],
 )
-def test_einsum(equation: str, a_shape: tuple[int, ...], b_shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_einsum(
+    equation: str, a_shape: tuple[int, ...], b_shape: tuple[int, ...], tmp_path: Path
+) -> None:
     rng = np.random.default_rng(4)
     x, w = sparse(rng, 3, *a_shape[1:]), sparse(rng, *b_shape)
     node = helper.make_node("Einsum", ["x", "w"], ["y"], "n", equation=equation)
@@ -513,9 +579,11 @@ def test_recurrent(
         names[5] = "h0"
     while not names[-1]:
         names.pop()
-    activations = {"RNN": ["Relu"], "GRU": ["HardSigmoid", "Relu"], "LSTM": ["HardSigmoid", "Relu", "Relu"]}[
-        kind
-    ]
+    activations = {
+        "RNN": ["Relu"],
+        "GRU": ["HardSigmoid", "Relu"],
+        "LSTM": ["HardSigmoid", "Relu", "Relu"],
+    }[kind]
     nodes = [
         helper.make_node("Reshape", ["x", "s"], ["h"]),
         helper.make_node(
@@ -531,7 +599,9 @@ def test_recurrent(
     x = sparse(rng, 2, steps, 2, features)
     counts = count_onnx(save(tmp_path / "m.onnx", nodes, weights, ["batch", *x.shape[1:]]), x)
     nodes[1].output[0] = "seq"
-    shown = save(tmp_path / "shown.onnx", nodes, weights, ["batch", *x.shape[1:]], outputs=["y", "seq"])
+    shown = save(
+        tmp_path / "shown.onnx", nodes, weights, ["batch", *x.shape[1:]], outputs=["y", "seq"]
+    )
     run_steps = lengths or (steps, steps)
     walks: list[Pairs] = []
     for one in x:
@@ -542,7 +612,9 @@ def test_recurrent(
             state = weights["h0"][way, element] if initial else np.zeros(hidden, np.float32)
             for t in reversed(order) if direction == "reverse" or way == 1 else order:
                 for row in range(gates * hidden):
-                    walk += [(weights["w"][way, row, i], one[t, element, i]) for i in range(features)]
+                    walk += [
+                        (weights["w"][way, row, i], one[t, element, i]) for i in range(features)
+                    ]
                     walk += [(weights["r"][way, row, i], state[i]) for i in range(hidden)]
                 state = states[t, way, element]
         walks.append(walk)
@@ -562,14 +634,18 @@ def test_peepholes_look_at_the_cell_in_every_step(tmp_path: Path) -> None:
     }
     nodes = [
         helper.make_node("Reshape", ["x", "s"], ["h"]),
-        helper.make_node("LSTM", ["h", "w", "r", "", "", "", "", "p"], ["seq", "y"], "n", hidden_size=hidden),
+        helper.make_node(
+            "LSTM", ["h", "w", "r", "", "", "", "", "p"], ["seq", "y"], "n", hidden_size=hidden
+        ),
     ]
     x = np.zeros((1, steps, features), np.float32)
     counts = count_onnx(save(tmp_path / "m.onnx", nodes, weights, ["batch", steps, features]), x)
     matrices = steps * 8 * (features + hidden)
     assert counts.layers["n"].mac == matrices + steps * 6
     assert counts.layers["n"].mac_nonzero == matrices + steps * 4
-    assert counts.effective == {"n": steps * 6}  # nothing else is non-zero: no input, no bias, no state
+    assert counts.effective == {
+        "n": steps * 6
+    }  # nothing else is non-zero: no input, no bias, no state
     assert counts.effective_nonzero == {"n": steps * 4}
     assert "taken as non-zero" in next(row.note for row in counts.ledger if row.name == "n")
 
@@ -635,7 +711,9 @@ def test_integer_convolution(kind: str, tmp_path: Path) -> None:
     walks = [conv_pairs(one, w, (3, 3), (1, 1), (1, 1), (1, 0), 1) for one in x.astype(int) - 2]
     layer = check(counts, "n", walks)
     outputs = 3 * 3 * 3
-    assert (layer.bias_adds, layer.elementwise) == ((outputs, outputs) if kind == "QLinearConv" else (0, 0))
+    assert (layer.bias_adds, layer.elementwise) == (
+        (outputs, outputs) if kind == "QLinearConv" else (0, 0)
+    )
 
 
 @pytest.mark.parametrize("kind", ["MatMulInteger", "QLinearMatMul"])
@@ -659,7 +737,9 @@ def test_integer_matrix_product(kind: str, tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", [node], weights, ["batch", 4], kind=TensorProto.UINT8)
     counts = count_onnx(path, x)
     w = weights["w"].astype(int) - weights["wz"].astype(int)
-    check(counts, "n", [[(b, a) for a, b in matmul_pairs(one[None], w)] for one in x.astype(int) - 1])
+    check(
+        counts, "n", [[(b, a) for a, b in matmul_pairs(one[None], w)] for one in x.astype(int) - 1]
+    )
 
 
 def test_a_zero_point_found_at_run_time(tmp_path: Path) -> None:
@@ -698,15 +778,25 @@ def windows(
 
 
 @FEW
-@given(geometries(), st.booleans(), st.booleans(), st.sampled_from(["NOTSET", "SAME_UPPER", "SAME_LOWER"]))
+@given(
+    geometries(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["NOTSET", "SAME_UPPER", "SAME_LOWER"]),
+)
 def test_pools(tmp_path: Path, g: dict[str, Any], average: bool, flag: bool, auto: str) -> None:
     if average or auto != "NOTSET":
         g["dilations"] = [1] * len(g["sizes"])
-    options: dict[str, Any] = {"kernel_shape": g["kernel"], "strides": g["strides"], "ceil_mode": int(flag)}
+    options: dict[str, Any] = {
+        "kernel_shape": g["kernel"],
+        "strides": g["strides"],
+        "ceil_mode": int(flag),
+    }
     extents = [d * (k - 1) + 1 for d, k in zip(g["dilations"], g["kernel"], strict=True)]
     if auto == "NOTSET":
         begins, ends = (
-            [min(p, k - 1) for p, k in zip(g[side], g["kernel"], strict=True)] for side in ("begins", "ends")
+            [min(p, k - 1) for p, k in zip(g[side], g["kernel"], strict=True)]
+            for side in ("begins", "ends")
         )
         options["pads"] = begins + ends
     else:
@@ -731,7 +821,11 @@ def test_pools(tmp_path: Path, g: dict[str, Any], average: bool, flag: bool, aut
 
 
 def alone(
-    tmp_path: Path, op: str, shape: Sequence[int], weights: dict[str, Array] | None = None, **options: Any
+    tmp_path: Path,
+    op: str,
+    shape: Sequence[int],
+    weights: dict[str, Array] | None = None,
+    **options: Any,
 ) -> LayerCounts:
     """Counts of one node that reads x and the weights."""
     opset = options.pop("opset", 17)
@@ -763,7 +857,9 @@ def alone(
         ("Softplus", {}),
     ],
 )
-def test_an_activation_is_one_operation_per_element(op: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_an_activation_is_one_operation_per_element(
+    op: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     layer = alone(tmp_path, op, (1, 3, 4), **options)
     assert (layer.elementwise, layer.comparisons) == (12, 0)
 
@@ -827,7 +923,12 @@ def written_out(axes: list[int], scale_shape: Sequence[int]) -> tuple[list[Any],
         for i, (op, names) in enumerate(zip(WRITTEN_OUT, inputs, strict=True))
     ]
     scale = np.full(scale_shape, 2, np.float32)
-    return nodes, {"two": np.array(2, np.float32), "eps": np.array(1e-5, np.float32), "g": scale, "h": scale}
+    return nodes, {
+        "two": np.array(2, np.float32),
+        "eps": np.array(1e-5, np.float32),
+        "g": scale,
+        "h": scale,
+    }
 
 
 @pytest.mark.parametrize(
@@ -861,7 +962,12 @@ def test_a_normalisation_counts_as_its_written_out_form(
     ("op", "weights", "options", "elementwise"),
     [
         ("BatchNormalization", {name: ONES for name in "sbmv"}, {}, 2 * 12),
-        ("GroupNormalization", {"s": ONES, "b": ONES}, {"num_groups": 2, "opset": 21}, 7 * 12 + 2 * 2),
+        (
+            "GroupNormalization",
+            {"s": ONES, "b": ONES},
+            {"num_groups": 2, "opset": 21},
+            7 * 12 + 2 * 2,
+        ),
         ("RMSNormalization", {"s": np.ones(3, np.float32)}, {"opset": 23}, 4 * 12 + 2 * 4),
         ("LayerNormalization", {"s": np.ones(3, np.float32)}, {}, 6 * 12 + 2 * 4),
         ("LRN", {}, {"size": 3}, 5 * 12 + 3 * (2 + 3 + 3 + 2)),
@@ -953,7 +1059,10 @@ def test_which_additions_are_a_bias(
 
 
 def test_a_constant_that_widens_a_product_is_no_bias(tmp_path: Path) -> None:
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "c"], ["y"])]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Add", ["h", "c"], ["y"]),
+    ]
     weights = {"w": np.ones((4, 1), np.float32), "c": np.ones(3, np.float32)}
     total = count_onnx(save(tmp_path / "m.onnx", nodes, weights, ["batch", 2, 4])).total
     assert (total.mac, total.bias_adds, total.elementwise) == (8, 0, 6)
@@ -961,8 +1070,12 @@ def test_a_constant_that_widens_a_product_is_no_bias(tmp_path: Path) -> None:
 
 def test_a_batch_norm_of_old_files_that_trains_is_refused(tmp_path: Path) -> None:
     """Before opset 14 more than one output said so."""
-    node = helper.make_node("BatchNormalization", ["x", *"sbmv"], ["y", "m1", "v1", "m2", "v2"], "n")
-    path = save(tmp_path / "m.onnx", [node], {name: ONES for name in "sbmv"}, ["batch", 4, 3], opset=13)
+    node = helper.make_node(
+        "BatchNormalization", ["x", *"sbmv"], ["y", "m1", "v1", "m2", "v2"], "n"
+    )
+    path = save(
+        tmp_path / "m.onnx", [node], {name: ONES for name in "sbmv"}, ["batch", 4, 3], opset=13
+    )
     with pytest.raises(CountError, match=r"'n' \(BatchNormalization\): unsupported, training mode"):
         _ = count_onnx(path).total
 
@@ -990,7 +1103,9 @@ def test_one_row_for_everything(tmp_path: Path) -> None:
 
 
 def test_every_rule_names_an_operation_that_exists() -> None:
-    known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
+    known = {
+        schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""
+    }
     assert RULES.keys() <= known
     assert len(RULES) > 130
 
@@ -1000,13 +1115,17 @@ def test_every_rule_names_an_operation_that_exists() -> None:
 
 def test_a_function_counts_as_its_body(tmp_path: Path) -> None:
     body = [helper.make_node("MatMul", ["i", "j"], ["h"]), helper.make_node("Relu", ["h"], ["o"])]
-    function = helper.make_function("acme", "Layer", ["i", "j"], ["o"], body, [helper.make_opsetid("", 17)])
+    function = helper.make_function(
+        "acme", "Layer", ["i", "j"], ["o"], body, [helper.make_opsetid("", 17)]
+    )
     nodes = [
         helper.make_node("Layer", ["x", "w"], ["h"], "a", domain="acme"),
         helper.make_node("Layer", ["h", "w"], ["y"], "b", domain="acme"),
     ]
     weights = {"w": np.eye(3, dtype=np.float32)}
-    path = save(tmp_path / "m.onnx", nodes, weights, ["batch", 3], functions=[function], domains=["acme"])
+    path = save(
+        tmp_path / "m.onnx", nodes, weights, ["batch", 3], functions=[function], domains=["acme"]
+    )
     counts = count_onnx(path, np.array([[1, -1, 0]], np.float32))
     assert (counts.total.mac, counts.total.mac_nonzero, counts.total.elementwise) == (18, 6, 6)
     assert list((counts.effective or {}).values()) == [6, 3]
@@ -1016,12 +1135,19 @@ def test_a_function_that_calls_itself_is_refused(tmp_path: Path) -> None:
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("acme", 1)]
     functions = [
         helper.make_function(
-            "acme", name, ["i"], ["o"], [helper.make_node(other, ["i"], ["o"], domain="acme")], imports
+            "acme",
+            name,
+            ["i"],
+            ["o"],
+            [helper.make_node(other, ["i"], ["o"], domain="acme")],
+            imports,
         )
         for name, other in (("Ping", "Pong"), ("Pong", "Ping"))
     ]
     node = helper.make_node("Ping", ["x"], ["y"], domain="acme")
-    path = save(tmp_path / "m.onnx", [node], {}, ["batch", 3], functions=functions, domains=["acme"])
+    path = save(
+        tmp_path / "m.onnx", [node], {}, ["batch", 3], functions=functions, domains=["acme"]
+    )
     with pytest.raises(CountError, match=r"m\.onnx.*(itself|not a valid ONNX file)"):
         count_onnx(path)
 
@@ -1099,7 +1225,11 @@ FC = helper.make_node("MatMul", ["x", "w"], ["h"], "fc")
     ("nodes", "message"),
     [
         (
-            [helper.make_node("DynamicQuantizeLSTM", ["x", "w"], ["y"], "n", domain="com.microsoft")],
+            [
+                helper.make_node(
+                    "DynamicQuantizeLSTM", ["x", "w"], ["y"], "n", domain="com.microsoft"
+                )
+            ],
             r"'n' \(DynamicQuantizeLSTM\): unsupported, operation of domain 'com.microsoft'",
         ),
         (
@@ -1154,7 +1284,9 @@ FC = helper.make_node("MatMul", ["x", "w"], ["h"], "fc")
         ),
     ],
 )
-def test_refusals_name_the_node_and_the_reason(nodes: list[Any], message: str, tmp_path: Path) -> None:
+def test_refusals_name_the_node_and_the_reason(
+    nodes: list[Any], message: str, tmp_path: Path
+) -> None:
     held = {
         "w": np.ones((3, 3), np.float32),
         "w1": np.ones((3, 2), np.float32),
@@ -1182,14 +1314,18 @@ def test_refusals_name_the_node_and_the_reason(nodes: list[Any], message: str, t
         ({"b": np.ones((1, 8), np.float32)}, "biases|not a valid ONNX file"),
     ],
 )
-def test_recurrent_layers_that_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_recurrent_layers_that_are_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     weights: dict[str, Any] = {
         "w": np.ones((1, 8, 3), np.float32),
         "r": np.ones((1, 8, 2), np.float32),
         "s": np.array([4, 1, 3]),
     }
     options = {
-        name: value for name, value in changes.items() if name in ("layout", "input_forget", "direction")
+        name: value
+        for name, value in changes.items()
+        if name in ("layout", "input_forget", "direction")
     }
     nodes = [helper.make_node("Reshape", ["x", "s"], ["h"])]
     if changes.get("w") is not None:
@@ -1259,7 +1395,9 @@ def test_a_shape_that_nobody_means_is_refused_at_once(tmp_path: Path) -> None:
     weights = {"w": np.ones((1, 1, 3, 3), np.float32)}
     node = helper.make_node("Conv", ["x", "w"], ["y"], "n")
     path = save(tmp_path / "m.onnx", [node], weights, ["batch", 1, 10**6, 10**6])
-    with pytest.raises(CountError, match=r"'n' \(Conv\): unsupported, tensor 'x' has 1000000000000 elements"):
+    with pytest.raises(
+        CountError, match=r"'n' \(Conv\): unsupported, tensor 'x' has 1000000000000 elements"
+    ):
         _ = count_onnx(path).total
 
 
@@ -1284,7 +1422,10 @@ def test_a_sparse_initializer_is_refused(tmp_path: Path) -> None:
 def test_names_that_are_no_text(damage: Any, message: str, tmp_path: Path) -> None:
     weights = {"weight": np.ones((3, 3), np.float32)}
     path = save(
-        tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "weight"], ["y"], "first")], weights, ["b", 3]
+        tmp_path / "m.onnx",
+        [helper.make_node("MatMul", ["x", "weight"], ["y"], "first")],
+        weights,
+        ["b", 3],
     )
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CountError, match=message):
@@ -1292,9 +1433,13 @@ def test_names_that_are_no_text(damage: Any, message: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("change", [{"dims": [2, 2]}, {"data_type": 3}, {"data_type": 99}])
-def test_an_initializer_that_does_not_hold_what_it_says(change: dict[str, Any], tmp_path: Path) -> None:
+def test_an_initializer_that_does_not_hold_what_it_says(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
     weights = {"w": np.ones((3, 3), np.float32)}
-    path = save(tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], weights, ["batch", 3])
+    path = save(
+        tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], weights, ["batch", 3]
+    )
     model = onnx.load(path)
     tensor = model.graph.initializer[0]
     if "dims" in change:

@@ -34,7 +34,9 @@ def counts(kind: Literal["snn", "ann"], **layers: dict[str, int | Fraction]) -> 
         return LayerCounts(**zeros | {"dense_valid": dense, "dense_padded": dense} | values)
 
     ledger = tuple(LedgerRow(name, "Dense", "counted") for name in layers)
-    return OperationCounts({name: layer(values) for name, values in layers.items()}, ledger, 1, 1, kind)
+    return OperationCounts(
+        {name: layer(values) for name, values in layers.items()}, ledger, 1, 1, kind
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,11 +88,15 @@ def test_bounds_are_priced_where_they_are_known() -> None:
     assert estimate.hi_pj == pytest.approx(nominal * 3)
 
 
-@pytest.mark.parametrize(("add", "mac", "worst"), [("M", "S2", "S2"), ("D", "T2", "D"), ("C", "M2", "C")])
+@pytest.mark.parametrize(
+    ("add", "mac", "worst"), [("M", "S2", "S2"), ("D", "T2", "D"), ("C", "M2", "C")]
+)
 def test_the_worst_grade_is_told(add: str, mac: str, worst: str) -> None:
     loaded = load_profile("horowitz_fp32")
     grades = {"add": add, "mac": mac}
-    prices = [{**record.model_dump(), "grade": grades.get(record.term, "M")} for record in loaded.prices]
+    prices = [
+        {**record.model_dump(), "grade": grades.get(record.term, "M")} for record in loaded.prices
+    ]
     graded = Profile.model_validate({**loaded.model_dump(), "prices": prices})
     assert price(counts("snn", fc={"acc": 10}), graded).provenance.endswith(f"worst grade {worst}")
 
@@ -134,7 +140,9 @@ def test_prices_as_published() -> None:
 
 def test_references_are_shown_and_price_nothing() -> None:
     references = [name for name in profiles() if load_profile(name).kind == "reference"]
-    assert {"loihi2", "truenorth", "sop_list", "gpu_floor", "l2_pilot_lif", "xylo_audio2"} <= set(references)
+    assert {"loihi2", "truenorth", "sop_list", "gpu_floor", "l2_pilot_lif", "xylo_audio2"} <= set(
+        references
+    )
     for name in references:
         with pytest.raises(PriceError, match=f"profile '{name}': published figures for comparison"):
             price(counts("snn", fc={"acc": 10}), name)
@@ -186,10 +194,14 @@ def test_a_profile_of_the_user(tmp_path: Path) -> None:
         20.0,
     )  # no MAC: its bound is not asked
     assert estimate.profile == "mine.toml"
-    assert estimate.provenance == "prices my_add, my_mac (measured here; calibrated here); worst grade C"
+    assert (
+        estimate.provenance
+        == "prices my_add, my_mac (measured here; calibrated here); worst grade C"
+    )
     assert price(counts("snn", fc={"acc": 10, "mac": 1}), str(path)).lo_pj is None
     with pytest.raises(
-        PriceError, match=r"profile 'mine\.toml': no price of 'sram_8k'; choose another profile or model"
+        PriceError,
+        match=r"profile 'mine\.toml': no price of 'sram_8k'; choose another profile or model",
     ):
         price(sized(counts("snn", fc={"acc": 10})), path, model="memory")
 
@@ -197,7 +209,11 @@ def test_a_profile_of_the_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("lo = 0.5", "lo = 1.5", r"prices\.0: .*lo <= nominal <= hi does not hold for \[1\.5, 1\.0, 2\.0\]"),
+        (
+            "lo = 0.5",
+            "lo = 1.5",
+            r"prices\.0: .*lo <= nominal <= hi does not hold for \[1\.5, 1\.0, 2\.0\]",
+        ),
         ("nominal = 3.0", "nominal = -3.0", "a price below 0 would make work pay"),
         ("nominal = 3.0", "", r"\['my_mac'\]: a price that is used needs a nominal value"),
         ("nominal = 3.0", "nominal = nan", r"prices\.1\.nominal: .*finite"),
@@ -230,7 +246,9 @@ def test_what_price_refuses(tmp_path: Path) -> None:
         PriceError, match=r"'lemaire' does not exist; choose from .'paper', 'memory', 'chip'."
     ):
         price(fc, model="lemaire")
-    with pytest.raises(PriceError, match="profile: 'loihi3' does not exist; choose one of gpu_floor, "):
+    with pytest.raises(
+        PriceError, match="profile: 'loihi3' does not exist; choose one of gpu_floor, "
+    ):
         price(fc, "loihi3")
     with pytest.raises(PriceError, match=r"no\.toml: cannot be read"):
         price(fc, tmp_path / "no.toml")
@@ -254,7 +272,14 @@ def test_what_price_refuses(tmp_path: Path) -> None:
 
 
 SIZES = LayerSizes(
-    inputs=1000, outputs=500, weights=4500, biases=0, states=1000, kernel=90, convolution=True, leaky=True
+    inputs=1000,
+    outputs=500,
+    weights=4500,
+    biases=0,
+    states=1000,
+    kernel=90,
+    convolution=True,
+    leaky=True,
 )
 
 
@@ -298,7 +323,17 @@ def test_memory_model_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("kilobytes", "pj"),
-    [(0, 0), (4, 5), (8, 10), (8.001, 10.0004), (20, 15), (32, 20), (528, 60), (1024, 100), (9999, 100)],
+    [
+        (0, 0),
+        (4, 5),
+        (8, 10),
+        (8.001, 10.0004),
+        (20, 15),
+        (32, 20),
+        (528, 60),
+        (1024, 100),
+        (9999, 100),
+    ],
 )
 def test_memory_between_sizes_that_have_prices(kilobytes: float, pj: float) -> None:
     """Just above 8 KB it does not become free, which published code has wrong."""
@@ -321,7 +356,9 @@ def test_chip_model_by_hand() -> None:
         "I/O and messages between host and chip NOT included",
     )
     hopping = price(counted, "loihi1_table", model="chip", options=Options(hops=2.0))
-    assert hopping.terms["hops"].to_json() == pytest.approx({"lo": 30.0, "nominal": 35.0, "hi": 40.0})
+    assert hopping.terms["hops"].to_json() == pytest.approx(
+        {"lo": 30.0, "nominal": 35.0, "hi": 40.0}
+    )
     loaded = load_profile("loihi1_table")
     static = {
         "id": "s",
@@ -335,7 +372,10 @@ def test_chip_model_by_hand() -> None:
     powered = Profile.model_validate(
         {**loaded.model_dump(), "prices": [*loaded.model_dump()["prices"], static]}
     )
-    assert price(counted, powered, model="chip").notes[0] == "static power NOT included: no latency given"
+    assert (
+        price(counted, powered, model="chip").notes[0]
+        == "static power NOT included: no latency given"
+    )
     slow = price(counted, powered, model="chip", options=Options(latency_s=0.001))
     assert slow.terms["static"].to_json() == {
         "lo": pytest.approx(1e8),
@@ -453,7 +493,9 @@ def test_break_even_where_clocked_work_alone_costs_too_much() -> None:
     snn = replace(
         sized(counts("snn", fc={key: Fraction(value) for key, value in layer.items()})), timesteps=4
     )
-    ann = sized(counts("ann", fc={"mac": 20}), replace(SIZES, inputs=10, outputs=10, weights=20, kernel=10))
+    ann = sized(
+        counts("ann", fc={"mac": 20}), replace(SIZES, inputs=10, outputs=10, weights=20, kernel=10)
+    )
     found = break_even(snn, ann, model="memory")
     assert found.activity_scale is not None
     assert found.activity_scale < 0  # silence is dearer than the baseline
@@ -477,7 +519,9 @@ def test_words_are_those_of_the_precision() -> None:
             Options(word_bits=wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("field", ["hops", "latency_s", "reuse_weights", "reuse_inputs", "on_chip_bytes"])
+@pytest.mark.parametrize(
+    "field", ["hops", "latency_s", "reuse_weights", "reuse_inputs", "on_chip_bytes"]
+)
 def test_options_that_are_no_numbers(field: str) -> None:
     for wrong in (float("inf"), float("nan"), -1.0):
         with pytest.raises(PriceError, match=field):
@@ -489,10 +533,14 @@ def test_prices_of_other_scopes() -> None:
     layer = {"acc": 100, "neuron_updates": 50, "spikes": 5}
     counted = counts("snn", fc={key: Fraction(value) for key, value in layer.items()})
     everything = Profile.model_validate({**loaded, "scope": "all-in"})
-    assert set(price(counted, everything, model="chip", options=Options(hops=2)).terms) == {"synapses"}
+    assert set(price(counted, everything, model="chip", options=Options(hops=2)).terms) == {
+        "synapses"
+    }
     with pytest.raises(ValueError, match="mixed scope"):
         Profile.model_validate({**loaded, "scope": "mixed"})
-    digital = Profile.model_validate({**load_profile("horowitz_fp32").model_dump(), "scope": "all-in"})
+    digital = Profile.model_validate(
+        {**load_profile("horowitz_fp32").model_dump(), "scope": "all-in"}
+    )
     with pytest.raises(PriceError, match="all-in prices hold memory already"):
         price(sized(counted), digital, model="memory")
 
@@ -518,7 +566,9 @@ def test_graded_frames_at_every_step_grow_with_the_steps() -> None:
     """A float frame shown at each step: T steps cost T times as much, and so does the break-even; a first frame alone stays."""
     layer = {"mac": 400, "events": 40, "graded": 40, "dense_valid": 400, "dense_padded": 400}
     snn = replace(
-        counts("snn", fc={key: Fraction(value) for key, value in layer.items()}), timesteps=4, later_macs=True
+        counts("snn", fc={key: Fraction(value) for key, value in layer.items()}),
+        timesteps=4,
+        later_macs=True,
     )
     ann = counts("ann", fc={"mac": 1000})
     assert break_even(snn, ann).timesteps_limit == pytest.approx(10)

@@ -103,7 +103,9 @@ class World:
         self.passes(self.queue_s, self.load_w)
         self.queue_s = 0.0
 
-    def workload(self, source: OnnxSource, inputs: Any, batch: int, ordinal: int, tf32: bool) -> World:
+    def workload(
+        self, source: OnnxSource, inputs: Any, batch: int, ordinal: int, tf32: bool
+    ) -> World:
         self.batch = batch
         self.batches.append(batch)
         self.ordinals.append(ordinal)
@@ -129,7 +131,9 @@ class World:
         return round(self.energy_j * 1e3)
 
     def power_mw(self) -> int:
-        return round((self.load_w if self.running else self.idle_w(self.time_s)) * 1e3 * self.polled_factor)
+        return round(
+            (self.load_w if self.running else self.idle_w(self.time_s)) * 1e3 * self.polled_factor
+        )
 
     def power_limit_mw(self) -> int:
         return 700_000
@@ -156,7 +160,9 @@ def _no_cuda_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5)).eval()
+    module = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5)
+    ).eval()
     path = tmp_path_factory.mktemp("onnx") / "small.onnx"
     to_onnx(module, (2, 4, 4), path)
     return path
@@ -206,7 +212,9 @@ def test_a_floor_is_labelled_and_counts_padded_multiplications(onnx_file: Path) 
     assert floor.macs_dense_padded == PADDED == counts.total.dense_padded > counts.total.dense_valid
     assert floor.floor_j == pytest.approx(PADDED * 38.2166e-12)
     assert (floor.grade, floor.label) == ("D", "a bound at 100 % utilisation, never consumption")
-    assert floor.source == "vendor datasheet, as copied: 300 W and 15.7 T operations per second, dense"
+    assert (
+        floor.source == "vendor datasheet, as copied: 300 W and 15.7 T operations per second, dense"
+    )
     assert gpu_floor(counts, "h200", "int8") == gpu_floor(counts, "h100_sxm_h200", "int8")
     assert gpu_floor(counts, "a100", "fp16").device == "a100_sxm"
     assert [(row.device, row.precision) for row in gpu_floors(counts)] == list(gpu_floor_rows())
@@ -224,8 +232,16 @@ def test_a_floor_is_labelled_and_counts_padded_multiplications(onnx_file: Path) 
         ("sxm", "fp32", "device: 'sxm' may be any of a100_sxm, h100_sxm_h200; choose one of"),
         ("00", "fp32", "device: '00' does not exist"),
         ("", "fp32", "device: '' does not exist"),
-        ("v100", "int4", "precision: 'int4' of device 'v100' does not exist; choose one of fp32, fp16"),
-        ("agx_orin", "fp32", "precision: 'fp32' of device 'agx_orin' does not exist; choose one of int8"),
+        (
+            "v100",
+            "int4",
+            "precision: 'int4' of device 'v100' does not exist; choose one of fp32, fp16",
+        ),
+        (
+            "agx_orin",
+            "fp32",
+            "precision: 'fp32' of device 'agx_orin' does not exist; choose one of int8",
+        ),
     ],
 )
 def test_unknown_floors_are_refused_by_name(
@@ -272,7 +288,10 @@ def test_gross_and_net_of_a_window() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"energy_j": 0.0}, r"window: energy 0\.0 J, needs more than 0; the energy counter stands still"),
+        (
+            {"energy_j": 0.0},
+            r"window: energy 0\.0 J, needs more than 0; the energy counter stands still",
+        ),
         ({"energy_j": -3.0}, r"window: energy -3\.0 J"),
         ({"energy_j": float("nan")}, "window: energy nan J"),
         ({"idle_before_w": 0.0}, r"window: idle power before 0\.0 W"),
@@ -305,7 +324,9 @@ def test_spread_and_energy_per_multiplication() -> None:
 def test_notes_of_a_batch() -> None:
     steady = replace(WINDOW, idle_before_w=100.0, idle_after_w=105.0)
     assert steady.idle_drift == 0.05
-    assert BatchMeasurement((steady, steady), 0).notes == ()  # 5 % drift and 5 % difference are allowed
+    assert (
+        BatchMeasurement((steady, steady), 0).notes == ()
+    )  # 5 % drift and 5 % difference are allowed
     bad = replace(steady, idle_after_w=106.0, polled_j=3000.0, energy_j=900.0)
     bad = replace(bad, polled_j=900.0 * 0.85)
     notes = BatchMeasurement((steady, bad), 1).notes
@@ -329,7 +350,9 @@ def test_notes_of_a_batch() -> None:
         ({"poll_s": 0.0}, r"poll_s: 0\.0"),
     ],
 )
-def test_a_plan_that_sensors_cannot_follow_is_refused(options: dict[str, Any], message: str) -> None:
+def test_a_plan_that_sensors_cannot_follow_is_refused(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(MeasureError, match=message):
         MeasurementPlan(**options)
 
@@ -354,9 +377,17 @@ def test_joules_per_inference_on_a_simulated_gpu(
             assert window.gross_j == pytest.approx(LOAD_W * run_s / batch.batch, rel=1e-4)
             assert window.net_j == pytest.approx((LOAD_W - IDLE_W) * run_s / batch.batch, rel=1e-4)
             assert window.polled_j == pytest.approx(window.energy_j, rel=1e-4)
-            assert window.conditions == {"sm_clock_mhz": 1980, "mem_clock_mhz": 2619}  # under load, not after
+            assert window.conditions == {
+                "sm_clock_mhz": 1980,
+                "mem_clock_mhz": 2619,
+            }  # under load, not after
     assert (found.device, found.driver, found.power_limit_w) == ("Simulated GPU", "1.2", 700.0)
-    assert (found.precision, found.tf32, found.host_copies, found.grade) == ("fp32", True, False, "M")
+    assert (found.precision, found.tf32, found.host_copies, found.grade) == (
+        "fp32",
+        True,
+        False,
+        "M",
+    )
     assert found.notes == ("TF32 is allowed: the fp32 floors of gpu_floor do not bound this run",)
 
     values = json.loads(json.dumps(found.to_json()))
@@ -379,14 +410,18 @@ def test_joules_per_inference_on_a_simulated_gpu(
     assert len(values["sha256"]) == 64
 
 
-def test_work_that_is_still_queued_is_waited_for_at_both_ends(onnx_file: Path, samples: Any) -> None:
+def test_work_that_is_still_queued_is_waited_for_at_both_ends(
+    onnx_file: Path, samples: Any
+) -> None:
     found = measured(World(queued=0.5), onnx_file, samples)
     for window in found.batches[0].windows:
         assert window.duration_s == pytest.approx(20.0, rel=1e-2)
         assert window.gross_j == pytest.approx(LOAD_W * RUN_S, rel=1e-3)
 
 
-def test_without_counts_there_is_no_energy_per_multiplication(onnx_file: Path, samples: Any) -> None:
+def test_without_counts_there_is_no_energy_per_multiplication(
+    onnx_file: Path, samples: Any
+) -> None:
     found = measured(World(), onnx_file, samples, tf32=False)
     values = found.to_json()
     assert values["macs"] is None
@@ -402,7 +437,9 @@ def test_a_fixed_batch_is_measured_alone_and_said(fixed_file: Callable[[int], Pa
     assert found.notes == (
         "the file has a fixed batch of 1, batch 64 cannot run; export with a dynamic batch to measure it",
     )
-    with pytest.raises(MeasureError, match=r"fixed batch of 4; export with a dynamic batch, or batch 1"):
+    with pytest.raises(
+        MeasureError, match=r"fixed batch of 4; export with a dynamic batch, or batch 1"
+    ):
         measured(World(), fixed_file(4), np.zeros((3, 4), np.float32))
 
 
@@ -430,12 +467,16 @@ def test_idle_power_that_never_settles_ends_after_twice_the_repeats_and_is_said(
     world = World(idle_w=idle_steps(100, 120, 100, 108, 100, 130, 100))
     found = measure_batch(world, NvmlMeter(world), world, MeasurementPlan())
     drifts = [window.idle_drift for window in found.windows]
-    assert drifts == pytest.approx([1 / 6, 0.08, 8 / 108], rel=1e-2)  # the least three of six, in their order
+    assert drifts == pytest.approx(
+        [1 / 6, 0.08, 8 / 108], rel=1e-2
+    )  # the least three of six, in their order
     assert found.discarded == 3
     assert "idle power drifts by 17% (> 5%) in every try" in found.notes[0]
 
 
-def test_polled_power_that_differs_is_reported_beside_the_counter(onnx_file: Path, samples: Any) -> None:
+def test_polled_power_that_differs_is_reported_beside_the_counter(
+    onnx_file: Path, samples: Any
+) -> None:
     found = measured(World(polled_factor=0.57), onnx_file, samples, tf32=False)
     window = found.batches[0].windows[0]
     assert window.polled_j == pytest.approx(0.57 * window.energy_j, rel=1e-3)
@@ -447,10 +488,16 @@ def test_polled_power_that_differs_is_reported_beside_the_counter(onnx_file: Pat
     ("world", "message"),
     [
         (World(frozen=True), r"idle power before 0\.0 W, needs more than 0|energy 0\.0 J"),
-        (World(mig=True), "device: MIG is enabled, and energy is counted for the whole GPU; disable MIG"),
+        (
+            World(mig=True),
+            "device: MIG is enabled, and energy is counted for the whole GPU; disable MIG",
+        ),
         (World(pids={1, 77}), "device: processes 1, 77 compute on it too; end them or wait"),
         (World(pids={77}, own_pid=None), "device: processes 77 compute on it too"),
-        (World(gpus=2), "device: 0 of 2 GPUs, and CUDA may number them otherwise; set CUDA_DEVICE_ORDER"),
+        (
+            World(gpus=2),
+            "device: 0 of 2 GPUs, and CUDA may number them otherwise; set CUDA_DEVICE_ORDER",
+        ),
     ],
 )
 def test_a_gpu_that_cannot_be_trusted_is_refused_and_closed(
@@ -462,11 +509,15 @@ def test_a_gpu_that_cannot_be_trusted_is_refused_and_closed(
 
 
 def test_a_zero_joule_window_is_refused(onnx_file: Path, samples: Any) -> None:
-    with pytest.raises(MeasureError, match=r"window: energy 0\.0 J, needs more than 0; the energy counter"):
+    with pytest.raises(
+        MeasureError, match=r"window: energy 0\.0 J, needs more than 0; the energy counter"
+    ):
         measured(World(load_w=0.0), onnx_file, samples)
 
 
-def test_a_process_that_comes_during_the_measurement_is_refused(onnx_file: Path, samples: Any) -> None:
+def test_a_process_that_comes_during_the_measurement_is_refused(
+    onnx_file: Path, samples: Any
+) -> None:
     world = World()
 
     def intrude(time_s: float) -> float:
@@ -484,7 +535,9 @@ def test_a_process_that_comes_during_the_measurement_is_refused(onnx_file: Path,
 def test_in_a_container_the_new_process_is_our_own(onnx_file: Path, samples: Any) -> None:
     other = os.getpid() + 100_000
     assert len(measured(World(own_pid=other), onnx_file, samples).batches) == 2
-    assert len(measured(World(own_pid=None), onnx_file, samples).batches) == 2  # some show no process at all
+    assert (
+        len(measured(World(own_pid=None), onnx_file, samples).batches) == 2
+    )  # some show no process at all
     world = World(own_pid=other)
     meter = NvmlMeter(world)
     world.pids |= {other, 5}
@@ -513,7 +566,10 @@ def test_nvml_is_shut_down_after_an_interrupt(onnx_file: Path, samples: Any) -> 
 
     with pytest.raises(KeyboardInterrupt):
         measure_gpu(
-            onnx_file, samples, open_device=lambda index: open_nvml(index, module), make_workload=workload
+            onnx_file,
+            samples,
+            open_device=lambda index: open_nvml(index, module),
+            make_workload=workload,
         )
     assert (module.inits, module.shutdowns) == (1, 1)
 
@@ -628,7 +684,11 @@ def test_values_of_pynvml_and_their_units() -> None:
         "550.1",
         2,
     )
-    assert (device.energy_mj(), device.power_mw(), device.power_limit_mw()) == (12_345, 71_000, 700_000)
+    assert (device.energy_mj(), device.power_mw(), device.power_limit_mw()) == (
+        12_345,
+        71_000,
+        700_000,
+    )
     assert not device.mig_enabled()  # pending, not current
     assert device.compute_pids() == {os.getpid()}
     meter = NvmlMeter(device)
@@ -655,11 +715,18 @@ def test_a_gpu_before_mig_has_none() -> None:
             0,
         ),
         ("nvmlInit", "DriverNotLoaded", "the NVIDIA driver is installed but not loaded", 0),
-        ("nvmlDeviceGetCount", "Unknown", "nvmlDeviceGetCount: text of Unknown; see the NVML manual", 1),
+        (
+            "nvmlDeviceGetCount",
+            "Unknown",
+            "nvmlDeviceGetCount: text of Unknown; see the NVML manual",
+            1,
+        ),
         ("nvmlDeviceGetHandleByIndex", "NoPermission", "ask for the right to read it", 1),
     ],
 )
-def test_an_nvml_that_does_not_open_says_why(function: str, error: str, message: str, shutdowns: int) -> None:
+def test_an_nvml_that_does_not_open_says_why(
+    function: str, error: str, message: str, shutdowns: int
+) -> None:
     module = FakePynvml(2, **{function: error})
     with pytest.raises(MeasureError, match=message):
         open_nvml(0, module)
@@ -669,7 +736,9 @@ def test_an_nvml_that_does_not_open_says_why(function: str, error: str, message:
 def test_an_old_gpu_without_the_counter_is_refused(onnx_file: Path, samples: Any) -> None:
     module = FakePynvml(gpus=1, nvmlDeviceGetTotalEnergyConsumption="NotSupported")
     world = World()
-    with pytest.raises(MeasureError, match=r"TotalEnergyConsumption: .*; .* energy needs Volta or newer"):
+    with pytest.raises(
+        MeasureError, match=r"TotalEnergyConsumption: .*; .* energy needs Volta or newer"
+    ):
         measure_gpu(
             onnx_file,
             samples,
@@ -692,7 +761,9 @@ def test_without_the_package_the_cure_is_named(
     onnx_file: Path, samples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(MeasureError, match=r"nvidia-ml-py is not installed; .* \(pip install nvidia-ml-py\)"):
+    with pytest.raises(
+        MeasureError, match=r"nvidia-ml-py is not installed; .* \(pip install nvidia-ml-py\)"
+    ):
         measure_gpu(onnx_file, samples)
 
 
@@ -708,7 +779,12 @@ def test_without_the_package_the_cure_is_named(
         ({"CUDA_VISIBLE_DEVICES": "0"}, 4, 0, "set CUDA_DEVICE_ORDER=PCI_BUS_ID"),
         ({"CUDA_VISIBLE_DEVICES": ""}, 1, 0, "device: 0 is not in CUDA_VISIBLE_DEVICES=; add it"),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, 1, 0, "device: 0 is not in CUDA_VISIBLE_DEVICES=-1"),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-99"}, 4, 0, "device: 0 is not in CUDA_VISIBLE_DEVICES=GPU-99"),
+        (
+            {"CUDA_VISIBLE_DEVICES": "GPU-99"},
+            4,
+            0,
+            "device: 0 is not in CUDA_VISIBLE_DEVICES=GPU-99",
+        ),
         (
             {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"},
             2,
@@ -755,9 +831,15 @@ def test_batches_cover_the_samples_up_to_a_limit() -> None:
     assert len(split(np.arange(1000), 1)) == MAX_BATCHES
 
 
-def test_what_a_file_says(onnx_file: Path, fixed_file: Callable[[int], Path], tmp_path: Path) -> None:
+def test_what_a_file_says(
+    onnx_file: Path, fixed_file: Callable[[int], Path], tmp_path: Path
+) -> None:
     source = read_source(onnx_file)
-    assert (source.input_name, source.sample_shape, source.dtype.name) == ("input", (2, 4, 4), "float32")
+    assert (source.input_name, source.sample_shape, source.dtype.name) == (
+        "input",
+        (2, 4, 4),
+        "float32",
+    )
     assert (source.fixed_batch, source.precision) == (None, "fp32")
     assert source.batch_name is not None
     assert read_source(fixed_file(1)).fixed_batch == 1
@@ -784,9 +866,15 @@ def test_more_inputs_or_dynamic_shapes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MeasureError, match=r"inputs \['a', 'b'\], exactly one can be fed"):
         read_source(path)
     torch.onnx.export(
-        nn.ReLU(), (zeros,), str(path), input_names=["a"], dynamic_axes={"a": {0: "batch", 1: "length"}}
+        nn.ReLU(),
+        (zeros,),
+        str(path),
+        input_names=["a"],
+        dynamic_axes={"a": {0: "batch", 1: "length"}},
     )
-    with pytest.raises(MeasureError, match="input 'a' is not static; only the batch may be dynamic"):
+    with pytest.raises(
+        MeasureError, match="input 'a' is not static; only the batch may be dynamic"
+    ):
         read_source(path)
 
 
@@ -794,7 +882,9 @@ def test_a_missing_provider_names_the_package() -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         require_provider("CUDAExecutionProvider")
         return
-    with pytest.raises(MeasureError, match=r"no CUDAExecutionProvider, only .*; .* by onnxruntime-gpu"):
+    with pytest.raises(
+        MeasureError, match=r"no CUDAExecutionProvider, only .*; .* by onnxruntime-gpu"
+    ):
         require_provider("CUDAExecutionProvider")
 
 
@@ -810,12 +900,18 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
         return real(path, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
     )
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
-    with pytest.raises(MeasureError, match="runs on CPUExecutionProvider instead of CUDAExecutionProvider"):
-        OnnxWorkload(read_source(onnx_file), samples, 1, "CUDAExecutionProvider", ordinal=2, tf32=False)
+    with pytest.raises(
+        MeasureError, match="runs on CPUExecutionProvider instead of CUDAExecutionProvider"
+    ):
+        OnnxWorkload(
+            read_source(onnx_file), samples, 1, "CUDAExecutionProvider", ordinal=2, tf32=False
+        )
     assert asked["providers"] == [("CUDAExecutionProvider", {"device_id": "2", "use_tf32": "0"})]
     assert asked["enable_fallback"] == 0
     assert asked["options"].get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
@@ -824,17 +920,25 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
         raise RuntimeError("libcublasLt.so.12: not found\nand more")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", broken)
-    with pytest.raises(MeasureError, match=r"cannot run .* \(libcublasLt\.so\.12: not found\); on a GPU"):
+    with pytest.raises(
+        MeasureError, match=r"cannot run .* \(libcublasLt\.so\.12: not found\); on a GPU"
+    ):
         OnnxWorkload(read_source(onnx_file), samples, 1, "CUDAExecutionProvider")
 
 
 # RAPL
 
 
-def zone(root: Path, name: str, label: str, energy_uj: int = 0, span_uj: int = 10_000_000_000) -> Path:
+def zone(
+    root: Path, name: str, label: str, energy_uj: int = 0, span_uj: int = 10_000_000_000
+) -> Path:
     folder = root / name
     folder.mkdir(parents=True)
-    for file, value in (("name", label), ("energy_uj", energy_uj), ("max_energy_range_uj", span_uj)):
+    for file, value in (
+        ("name", label),
+        ("energy_uj", energy_uj),
+        ("max_energy_range_uj", span_uj),
+    ):
         (folder / file).write_text(f"{value}\n")
     return folder
 
@@ -849,7 +953,9 @@ class Packages:
     def __post_init__(self) -> None:
         self.world = World(energy_j=0.0, run_s=0.1)
         self.package = [
-            zone(self.root, f"intel-rapl:{k}", f"package-{k}", self.span_uj - 5_000_000, self.span_uj)
+            zone(
+                self.root, f"intel-rapl:{k}", f"package-{k}", self.span_uj - 5_000_000, self.span_uj
+            )
             for k in range(2)
         ]
         for name, label in (
@@ -912,7 +1018,9 @@ def test_packages_are_summed_and_wrap(tmp_path: Path, onnx_file: Path, samples: 
             assert window.net_j == pytest.approx((LOAD_W - IDLE_W) * run_s / batch.batch, rel=1e-5)
             assert window.polled_j is None
     values = json.loads(json.dumps(found.to_json()))
-    assert values["batches"][0]["net_pj_per_dense_padded_mac"] == pytest.approx(30e12 / PADDED, rel=1e-4)
+    assert values["batches"][0]["net_pj_per_dense_padded_mac"] == pytest.approx(
+        30e12 / PADDED, rel=1e-4
+    )
     assert values["notes"] == ["packages only: memory modules, disks and fans are not in it"]
     assert values["threads"] == 0
 
@@ -935,7 +1043,9 @@ def test_powercap_without_packages_is_refused(tmp_path: Path) -> None:
         RaplMeter(tmp_path)
 
 
-def test_powercap_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_powercap_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = zone(tmp_path, "intel-rapl:0", "package-0")
     (folder / "energy_uj").write_text("soon")
     with pytest.raises(MeasureError, match="energy_uj holds 'soon', not a number"):
@@ -988,7 +1098,9 @@ def test_a_machine_without_counters_gives_floors_and_reasons(
     assert all(floor["floor_j"] > 0 for floor in values["floors"])
 
 
-def test_what_can_be_measured_is_in_the_baseline(onnx_file: Path, samples: Any, tmp_path: Path) -> None:
+def test_what_can_be_measured_is_in_the_baseline(
+    onnx_file: Path, samples: Any, tmp_path: Path
+) -> None:
     packages = Packages(tmp_path)
     seen: list[Any] = []
 
@@ -998,11 +1110,21 @@ def test_what_can_be_measured_is_in_the_baseline(onnx_file: Path, samples: Any, 
 
     def on_cpu(path: Path, inputs: Any, **options: Any) -> Any:
         return measure_cpu(
-            path, inputs, **options, powercap=tmp_path, make_workload=packages.workload, clock=packages
+            path,
+            inputs,
+            **options,
+            powercap=tmp_path,
+            make_workload=packages.workload,
+            clock=packages,
         )
 
-    found = baseline(onnx_file, samples, window_s=9.0, repeats=4, large_batch=8, on_gpu=on_gpu, on_cpu=on_cpu)
-    assert (seen[0]["plan"], seen[0]["large_batch"]) == (MeasurementPlan(window_s=9.0, repeats=4), 8)
+    found = baseline(
+        onnx_file, samples, window_s=9.0, repeats=4, large_batch=8, on_gpu=on_gpu, on_cpu=on_cpu
+    )
+    assert (seen[0]["plan"], seen[0]["large_batch"]) == (
+        MeasurementPlan(window_s=9.0, repeats=4),
+        8,
+    )
     values = json.loads(json.dumps(found.to_json()))
     assert (values["gpu_refused"], values["cpu_refused"]) == ("", "")
     for part, gross_j in (("gpu", 4.0), ("cpu", 40.0)):

@@ -55,7 +55,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         inputs=inputs,
         ann=count_onnx(path),
         operands=networks.operands(graph, inputs[:, :1], path),
-        counts={how: count(graph, inputs, dt_s=networks.DT_S, pooling=how) for how in ("folded", "float")},
+        counts={
+            how: count(graph, inputs, dt_s=networks.DT_S, pooling=how)
+            for how in ("folded", "float")
+        },
         graph=graph,
         path=path,
     )
@@ -64,7 +67,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def test_operands_are_those_of_the_paper(built: SimpleNamespace) -> None:
     assert built.parameters == 6_462_213
     assert built.operands == (310_915_584, 9_144_576, 47_940_608)
-    dense = {name: one.dense_valid / STEPS for name, one in networks.synapses(built.counts["float"]).items()}
+    dense = {
+        name: one.dense_valid / STEPS
+        for name, one in networks.synapses(built.counts["float"]).items()
+    }
     assert dense == {"conv1": 9_144_576, "conv2": 34_292_736, "conv3": 7_225_344, "fc": 6_422_528}
     ann = networks.synapses(built.ann)
     assert (ann["conv1"].mac, ann["head"].mac) == (310_915_584, 2_048)
@@ -141,7 +147,9 @@ def test_below_the_break_even_the_spiking_network_is_cheaper(built: SimpleNamesp
     assert ann < published.snn_pj(first, others, math.ceil(steps))
 
 
-def published_counts(operands: networks.Operands, timesteps: int, density: Fraction) -> OperationCounts:
+def published_counts(
+    operands: networks.Operands, timesteps: int, density: Fraction
+) -> OperationCounts:
     """The proxy as counts, so that `price` and `break_even` can be held to it."""
     _, first, others = operands
     acc = {"first": density * timesteps * first - first, "others": density * timesteps * others}
@@ -188,12 +196,16 @@ def test_price_and_break_even_of_the_counted_ann(built: SimpleNamespace) -> None
     assert found.density_limit == pytest.approx(found.density * found.activity_scale)
     scaled = {name: replace(one, acc=one.acc * Fraction(found.activity_scale), dense_valid=one.dense_valid * 2,
                             dense_padded=one.dense_padded * 2) for name, one in made[30].layers.items()}  # fmt: skip
-    assert price(replace(made[30], layers=scaled)).nominal_pj == pytest.approx(price(ann).nominal_pj)
+    assert price(replace(made[30], layers=scaled)).nominal_pj == pytest.approx(
+        price(ann).nominal_pj
+    )
 
 
 def reached(size: int, kernel: int) -> npt.NDArray[np.int64]:
     """Windows of a valid convolution, stride 1, that hold each position of an axis."""
-    return np.array([sum(0 <= at - tap <= size - kernel for tap in range(kernel)) for at in range(size)])
+    return np.array(
+        [sum(0 <= at - tap <= size - kernel for tap in range(kernel)) for at in range(size)]
+    )
 
 
 @pytest.mark.parametrize("name", ["conv1", "conv2", "fc"])
@@ -211,7 +223,9 @@ def test_operations_are_events_times_fan_out(built: SimpleNamespace, name: str) 
     cells = fired.shape[-1] // 2
     per_axis = reached(cells, 3) if name == "conv2" else np.ones(cells, dtype=int)
     reach = (32 if name == "conv2" else 1024) * np.multiply.outer(per_axis, per_axis)
-    before = np.kron(reach, np.ones((2, 2), dtype=int))  # a spike reaches what its pool cell reaches
+    before = np.kron(
+        reach, np.ones((2, 2), dtype=int)
+    )  # a spike reaches what its pool cell reaches
     assert folded.acc == (fired * before).sum() > 0
     assert folded.mac == pooled.acc == 0
     windows = fired.reshape(*fired.shape[:2], cells, 2, cells, 2).any(axis=(3, 5))
@@ -219,7 +233,9 @@ def test_operations_are_events_times_fan_out(built: SimpleNamespace, name: str) 
 
 
 def test_dvs() -> None:
-    frames = np.array([[[0.5, 0.2]], [[0.502, 0.2]], [[0.501, 0.1985]], [[0.501, 0.1984]]], dtype=np.float32)
+    frames = np.array(
+        [[[0.5, 0.2]], [[0.502, 0.2]], [[0.501, 0.1985]], [[0.501, 0.1984]]], dtype=np.float32
+    )
     shown = video.dvs(frames, sens=0.001)
     assert shown.shape == (4, 2, 1, 2)
     assert shown.dtype == np.float32
@@ -235,7 +251,9 @@ def test_the_clip_is_as_dense_as_the_published_videos() -> None:
     assert luma.shape == (68, 128, 128)
     assert luma.dtype == np.uint8
     assert np.array_equal(luma, video.clip())
-    assert video.density(video.dvs(video.grey(luma))) == pytest.approx(video.PUBLISHED_DENSITY, abs=0.002)
+    assert video.density(video.dvs(video.grey(luma))) == pytest.approx(
+        video.PUBLISHED_DENSITY, abs=0.002
+    )
 
 
 def test_norms_get_the_statistics_of_the_clip() -> None:

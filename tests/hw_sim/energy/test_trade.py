@@ -27,14 +27,18 @@ def test_rows_are_runs(lowered: bool) -> None:
     made = graph()
     model = lower(made, DT_S) if lowered else made
     dt_s = None if lowered else DT_S
-    rows = what_if(model, INPUTS, dt_s=dt_s, labels=np.zeros(8, dtype=int), shares=(0.5,), factors=(2.0, 1.0))
+    rows = what_if(
+        model, INPUTS, dt_s=dt_s, labels=np.zeros(8, dtype=int), shares=(0.5,), factors=(2.0, 1.0)
+    )
     assert [(row.change, row.value) for row in rows] == [
         ("timesteps", 12.0), ("timesteps", 6.0), ("threshold", 2.0), ("threshold", 1.0),
     ]  # fmt: skip
     now, half, double, same = rows
     assert (now.relative, now.agreement) == (same.relative, same.agreement) == (1.0, 1.0)
     assert half.energy_pj == price(count(model, INPUTS[:, :6], dt_s=dt_s)).nominal_pj
-    assert double.energy_pj == price(count(with_thresholds(model, 2.0), INPUTS, dt_s=dt_s)).nominal_pj
+    assert (
+        double.energy_pj == price(count(with_thresholds(model, 2.0), INPUTS, dt_s=dt_s)).nominal_pj
+    )
     assert 0 < half.acc < now.acc
     assert double.acc < now.acc
     assert double.relative == double.energy_pj / now.energy_pj
@@ -51,6 +55,11 @@ def test_a_chip_readout_keeps_its_register() -> None:
 
 
 def test_refusals() -> None:
-    for wrong in ({"shares": (0.0,)}, {"factors": (-1.0,)}, {"factors": (float("nan"),)}, {"labels": [1, 2]}):
+    for wrong in (
+        {"shares": (0.0,)},
+        {"factors": (-1.0,)},
+        {"factors": (float("nan"),)},
+        {"labels": [1, 2]},
+    ):
         with pytest.raises(PriceError):
             what_if(graph(), INPUTS, dt_s=DT_S, **wrong)  # type: ignore[arg-type]

@@ -24,12 +24,22 @@ from knarr.train.datasets.cache import cache_key, cached, parallel
 from knarr.train.datasets.files import DataReport, checked_file, sha256_of
 from knarr.train.errors import DataError
 
-ARRAYS = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(3), "ok": np.array([True, False])}
+ARRAYS = {
+    "x": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "n": np.array(3),
+    "ok": np.array([True, False]),
+}
 
 
 def key(**change: Any) -> str:
     return cache_key(
-        **{"dataset": "deap", "version": 1, "files": {"s01.dat": "ab"}, "settings": {"a": 1}, **change}
+        **{
+            "dataset": "deap",
+            "version": 1,
+            "files": {"s01.dat": "ab"},
+            "settings": {"a": 1},
+            **change,
+        }
     )
 
 
@@ -44,7 +54,8 @@ def only_file(folder: Path) -> Path:
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(
-        a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and np.array_equal(a[k], b[k]) for k in a
+        a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and np.array_equal(a[k], b[k])
+        for k in a
     )
 
 
@@ -54,7 +65,9 @@ def test_what_was_made_is_read_again_the_same(tmp_path: Path) -> None:
     assert calls == [(0, 1), (1, 1)]
     assert same(first, ARRAYS)
     assert only_file(tmp_path / "new").name == f"{key()}.safetensors"
-    assert same(cached(tmp_path / "new", key(), never, progress=lambda *at: calls.append(at)), ARRAYS)
+    assert same(
+        cached(tmp_path / "new", key(), never, progress=lambda *at: calls.append(at)), ARRAYS
+    )
     assert calls == [(0, 1), (1, 1), (1, 1)]
 
 
@@ -134,7 +147,11 @@ def test_a_failure_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_arrays_of_any_order_are_kept_by_value(tmp_path: Path) -> None:
-    odd = {"f": np.asfortranarray(ARRAYS["x"]), "b": np.arange(4, dtype=">f8")[::2], "e": np.zeros((0, 3))}
+    odd = {
+        "f": np.asfortranarray(ARRAYS["x"]),
+        "b": np.arange(4, dtype=">f8")[::2],
+        "e": np.zeros((0, 3)),
+    }
     first, again = cached(tmp_path, key(), lambda: odd), cached(tmp_path, key(), never)
     assert same(first, again)
     assert again["b"].tolist() == [0, 2]
@@ -167,7 +184,9 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
 def test_results_are_in_order_and_a_failure_names_its_item(workers: int) -> None:
     done: list[tuple[int, int]] = []
     numbers = [5, 0, 3, 1]
-    results = parallel(numbers, math.factorial, workers=workers, progress=lambda *at: done.append(at))
+    results = parallel(
+        numbers, math.factorial, workers=workers, progress=lambda *at: done.append(at)
+    )
     assert results == [120, 1, 6, 1]
     assert done == [(k, 4) for k in (1, 2, 3, 4)]
     with pytest.raises(RuntimeError, match=r"item -7: ValueError: factorial\(\) not defined"):
@@ -208,7 +227,9 @@ def test_files_are_bounded_and_inside(tmp_path: Path) -> None:
 
 
 def test_report_is_plain_json() -> None:
-    report = DataReport("deap", "/d", 3, {"loso/s01": 3}, 1, ("s02.dat: wrong shape",), ("s03.dat",))
+    report = DataReport(
+        "deap", "/d", 3, {"loso/s01": 3}, 1, ("s02.dat: wrong shape",), ("s03.dat",)
+    )
     assert json.loads(json.dumps(report.to_json())) == {
         "name": "deap",
         "root": "/d",
@@ -292,7 +313,9 @@ def test_trial_folds(samples: list[tuple[int, int]], k: int, seed: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(samples=SAMPLES, shares=st.tuples(st.floats(0.01, 0.6), st.floats(0.01, 0.6)), seed=SEEDS)
-def test_subject_split(samples: list[tuple[int, int]], shares: tuple[float, float], seed: int) -> None:
+def test_subject_split(
+    samples: list[tuple[int, int]], shares: tuple[float, float], seed: int
+) -> None:
     subjects = np.array([s for s, _ in samples])
     people = len(set(subjects.tolist()))
     held = [max(1, round(share * people)) for share in shares]

@@ -47,7 +47,9 @@ def py2_array(array: Array) -> bytes:
 
 
 def py2_dict(**items: bytes) -> bytes:
-    body = b"".join(b"U" + bytes([len(name)]) + name.encode() + value for name, value in items.items())
+    body = b"".join(
+        b"U" + bytes([len(name)]) + name.encode() + value for name, value in items.items()
+    )
     return b"\x80\x02}q\x00(" + body + b"u."
 
 
@@ -57,7 +59,9 @@ def signals(seed: int, layout: Layout = TINY) -> tuple[Array, Array]:
     ratings = rng.uniform(1, 9, (layout.trials, 4))
     ratings[:, 0] = np.resize([2.0, 8.0, 5.0, 9.0], layout.trials)
     time = np.arange(layout.samples) / 128
-    beat = np.where(ratings[:, :1] > 5, np.sin(2 * np.pi * 10 * time), np.sin(2 * np.pi * 20 * time))
+    beat = np.where(
+        ratings[:, :1] > 5, np.sin(2 * np.pi * 10 * time), np.sin(2 * np.pi * 20 * time)
+    )
     data = rng.normal(0, 0.5, (layout.trials, 40, layout.samples)) + beat[:, None]
     data += 100 * np.arange(40)[:, None]  # which channel
     data[:, GSR_CHANNEL] += 1e5
@@ -98,7 +102,8 @@ def read(root: Path, **change: Any) -> Recordings:
 
 SMALL_LAYOUT = Layout(2, 12, 4)
 SMALL = py2_dict(
-    data=py2_array(signals(1, SMALL_LAYOUT)[0]), labels=py2_array(signals(1, SMALL_LAYOUT)[1].astype("<f4"))
+    data=py2_array(signals(1, SMALL_LAYOUT)[0]),
+    labels=py2_array(signals(1, SMALL_LAYOUT)[1].astype("<f4")),
 )
 
 
@@ -156,7 +161,9 @@ def test_a_file_of_the_real_size(tmp_path: Path) -> None:
 def test_pickles_of_python_3_read_the_same(tmp_path: Path, protocol: int, kind: str) -> None:
     data, ratings = (array.astype(kind) for array in signals(3, Layout(2, 40, 8)))
     path = tmp_path / "s01.dat"
-    path.write_bytes(pickle.dumps({"labels": ratings, "data": np.asfortranarray(data)}, protocol=protocol))
+    path.write_bytes(
+        pickle.dumps({"labels": ratings, "data": np.asfortranarray(data)}, protocol=protocol)
+    )
     found = read_dat(path, Layout(2, 40, 8))
     assert np.array_equal(found[0], data)
     assert np.array_equal(found[1], ratings)
@@ -201,7 +208,12 @@ def test_the_cache_changes_nothing_but_the_time(
         assert np.array_equal(a.eeg, b.eeg)
         assert np.array_equal(b.eeg, c.eeg)
         assert np.array_equal(a.gsr, c.gsr)
-        assert (a.subject, a.trial, a.valence, a.arousal) == (c.subject, c.trial, c.valence, c.arousal)
+        assert (a.subject, a.trial, a.valence, a.arousal) == (
+            c.subject,
+            c.trial,
+            c.valence,
+            c.arousal,
+        )
     monkeypatch.undo()
     data, ratings = signals(9)
     put(root, py2_dict(labels=py2_array(ratings), data=py2_array(data)))
@@ -229,9 +241,15 @@ def attacks(target: Path) -> dict[str, tuple[bytes, str]]:
     good = {"data": data, "labels": ratings}
     names = f"(S'{target}'\n".encode()
     return {
-        "in the dict": (pickle.dumps({**good, "x": Bomb(target)}, 2), r"it names '(posix|nt)\.mkdir'"),
+        "in the dict": (
+            pickle.dumps({**good, "x": Bomb(target)}, 2),
+            r"it names '(posix|nt)\.mkdir'",
+        ),
         "alone": (pickle.dumps(Bomb(target), 2), r"it names 'posix\.mkdir'"),
-        "instead of data": (pickle.dumps({"data": Bomb(target), "labels": ratings}, 2), r"posix\.mkdir"),
+        "instead of data": (
+            pickle.dumps({"data": Bomb(target), "labels": ratings}, 2),
+            r"posix\.mkdir",
+        ),
         "protocol 0": (pickle.dumps(Bomb(target), 0), r"posix\.mkdir"),
         "protocol 4": (pickle.dumps(Bomb(target), 4), "opcode FRAME"),
         "name from the stack": (
@@ -243,14 +261,23 @@ def attacks(target: Path) -> dict[str, tuple[bytes, str]]:
             "opcode STACK_GLOBAL",
         ),
         "old instance": (b"(" + names[1:] + b"iposix\nmkdir\n.", "opcode INST"),
-        "numpy's own": (pickle.dumps(NumpyBomb(target), 2), r"it names 'numpy\.lib\.format\.open_memmap'"),
+        "numpy's own": (
+            pickle.dumps(NumpyBomb(target), 2),
+            r"it names 'numpy\.lib\.format\.open_memmap'",
+        ),
         "builtins": (b"c__builtin__\neval\n" + names + b"tR.", r"it names '__builtin__\.eval'"),
-        "dotted": (b"cnumpy\ndtype.__init__\n" + names + b"tR.", r"it names 'numpy\.dtype\.__init__'"),
+        "dotted": (
+            b"cnumpy\ndtype.__init__\n" + names + b"tR.",
+            r"it names 'numpy\.dtype\.__init__'",
+        ),
         "module with a space": (b"cnumpy dtype\nx\n.", "unsafe pickle|damaged pickle"),
         "extension": (b"\x80\x02\x82\x01.", "opcode EXT1"),
         "persistent": (b"Pposix\n.", "opcode PERSID"),
         "hidden behind the end": (
-            py2_dict(labels=py2_array(ratings), data=py2_array(data)) + b"cposix\nmkdir\n" + names + b"tR.",
+            py2_dict(labels=py2_array(ratings), data=py2_array(data))
+            + b"cposix\nmkdir\n"
+            + names
+            + b"tR.",
             "",
         ),
         "many opcodes": (b"\x80\x02" + b"]" * 20_000 + b".", "more than 10000 opcodes"),
@@ -258,7 +285,9 @@ def attacks(target: Path) -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("case", attacks(Path("x")))
-def test_a_pickle_that_runs_code_is_refused_and_nothing_runs(root: Path, tmp_path: Path, case: str) -> None:
+def test_a_pickle_that_runs_code_is_refused_and_nothing_runs(
+    root: Path, tmp_path: Path, case: str
+) -> None:
     target = tmp_path / "ran"
     file, reason = attacks(target)[case]
     put(root, file)
@@ -282,7 +311,14 @@ def test_the_second_fence_holds_without_the_first(
 ) -> None:
     monkeypatch.setattr(deap_pickle, "_walk", lambda path, data: None)
     assert len(read(root).trials) == 12
-    for case in ("in the dict", "alone", "protocol 4", "name from the stack", "old instance", "builtins"):
+    for case in (
+        "in the dict",
+        "alone",
+        "protocol 4",
+        "name from the stack",
+        "old instance",
+        "builtins",
+    ):
         put(root, attacks(tmp_path / "ran")[case][0])
         with pytest.raises(DataError, match="unsafe pickle: it names"):
             read(root)
@@ -341,7 +377,8 @@ def set_to(value: float, *at: int) -> Callable[[Array], Array]:
 
 GOOD = changed()
 RAW, FEWER = (
-    b"T" + struct.pack("<i", n) + signals(2)[0].tobytes()[:n] + b"tbu" for n in (1_802_240, 1_802_232)
+    b"T" + struct.pack("<i", n) + signals(2)[0].tobytes()[:n] + b"tbu"
+    for n in (1_802_240, 1_802_232)
 )
 BAD_FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty file: 0 bytes"),
@@ -385,7 +422,9 @@ def test_a_bad_file_is_refused_by_name_and_skipped_when_asked(root: Path, case: 
         found = read(root, on_bad="skip")
     assert found.skipped == {kind: 4}
     assert {trial.subject for trial in found.trials} == {"s01", "s03"}
-    assert [str(error.record)[-8:] for error in found.left_out] == [f"trial 0{k}" for k in (1, 2, 3, 4)]
+    assert [str(error.record)[-8:] for error in found.left_out] == [
+        f"trial 0{k}" for k in (1, 2, 3, 4)
+    ]
 
 
 NAN, INF = float("nan"), float("inf")
@@ -395,7 +434,10 @@ BAD_TRIALS: dict[str, tuple[bytes, str]] = {
     "NaN in an unused channel": (changed(data=set_to(NAN, 1, 39, 900)), "not finite"),
     "NaN before the video": (changed(data=set_to(-INF, 1, 0, 0)), "not finite"),
     "beyond float32": (changed(data=set_to(1e39, 1, 0, 900)), "not finite"),
-    "rating 0": (changed(labels=set_to(0.0, 1, 0)), "label out of range: ratings .* are not all 1 .. 9"),
+    "rating 0": (
+        changed(labels=set_to(0.0, 1, 0)),
+        "label out of range: ratings .* are not all 1 .. 9",
+    ),
     "rating 9.01": (changed(labels=set_to(9.01, 1, 1)), "label out of range"),
     "rating NaN": (changed(labels=set_to(NAN, 1, 1)), "label out of range"),
     "unused rating": (changed(labels=set_to(0.9, 1, 3)), "label out of range"),
@@ -445,7 +487,9 @@ def test_a_missing_file_is_named(root: Path) -> None:
 
 def test_a_broken_folder_is_always_refused(root: Path, tmp_path: Path) -> None:
     for on_bad in ("raise", "skip"):
-        with pytest.raises(DataError, match=f"{FOLDER}: missing folder: .* the folder that holds {FOLDER}"):
+        with pytest.raises(
+            DataError, match=f"{FOLDER}: missing folder: .* the folder that holds {FOLDER}"
+        ):
             read(root / FOLDER, on_bad=on_bad)
     (root / FOLDER / "s33.dat").write_bytes(b"x")
     with pytest.raises(DataError, match=r"s33\.dat: unknown file"):
@@ -464,7 +508,9 @@ def test_a_broken_folder_is_always_refused(root: Path, tmp_path: Path) -> None:
 
 def test_the_same_recording_of_two_people_is_neither_s(root: Path) -> None:
     put(root, (root / FOLDER / "s01.dat").read_bytes(), "s03")
-    with pytest.raises(DataError, match=r"s01\.dat: record trial 01: duplicate recording: .* s03\.dat"):
+    with pytest.raises(
+        DataError, match=r"s01\.dat: record trial 01: duplicate recording: .* s03\.dat"
+    ):
         read(root)
     with pytest.warns(UserWarning, match="skipped 8 bad trials, duplicate recording 8"):
         found = read(root, on_bad="skip")
@@ -527,7 +573,14 @@ def test_each_window_is_scaled_by_itself(pristine: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rating", "inclusive", "label"),
-    [(5.0, False, 0), (5.0, True, 1), (5.01, False, 1), (4.99, True, 0), (1.0, False, 0), (9.0, False, 1)],
+    [
+        (5.0, False, 0),
+        (5.0, True, 1),
+        (5.01, False, 1),
+        (4.99, True, 0),
+        (1.0, False, 0),
+        (9.0, False, 1),
+    ],
 )
 def test_labels(rating: float, inclusive: bool, label: int) -> None:
     assert Windowing(inclusive=inclusive).label(rating) == label
@@ -537,10 +590,14 @@ def test_what_fills_no_window_is_counted_and_what_cannot_be_cut_is_refused(prist
     found = read(pristine)
     assert PhysioWindows(found, Windowing(window_s=3.0, stride_s=3.0)).unused == 12 * 256
     assert PhysioWindows(found, Windowing(window_s=2.0, stride_s=4.0)).unused == 12 * 512
-    with pytest.raises(DataError, match="subject s01: record trial 01: short trial: 1024 < 1280 samples"):
+    with pytest.raises(
+        DataError, match="subject s01: record trial 01: short trial: 1024 < 1280 samples"
+    ):
         PhysioWindows(found, Windowing(window_s=10.0))
     negative = replace(found.trials[0], gsr=-found.trials[0].gsr)
-    with pytest.raises(DataError, match=r"no conductance: resistance -.* is not above 0; use gsr_unit='ohm'"):
+    with pytest.raises(
+        DataError, match=r"no conductance: resistance -.* is not above 0; use gsr_unit='ohm'"
+    ):
         PhysioWindows(replace(found, trials=(negative,)), Windowing(gsr_unit="siemens"))
     with pytest.raises(DataError, match="wrong shape: EEG"):
         PhysioWindows(replace(found, channels=("Cz",)))

@@ -97,17 +97,22 @@ def test_whole_levels_are_compared_exactly(frames: Frames, sensitivity: float) -
 
 
 @given(
-    hnp.arrays(np.float32, (3, 4, 5), elements=st.sampled_from([0.0, 0.25, 0.5, 0.5009765625, 0.75, 1.0])),
+    hnp.arrays(
+        np.float32, (3, 4, 5), elements=st.sampled_from([0.0, 0.25, 0.5, 0.5009765625, 0.75, 1.0])
+    ),
     st.sampled_from([0.0, 0.001, 0.25, 0.5]),
 )
 @settings(max_examples=40, deadline=None)
-def test_floats_are_compared_in_double_precision(frames: npt.NDArray[np.float32], sensitivity: float) -> None:
+def test_floats_are_compared_in_double_precision(
+    frames: npt.NDArray[np.float32], sensitivity: float
+) -> None:
     shown = simulate(frames, Dvs(sensitivity, size=None, frames=None))
     np.testing.assert_array_equal(shown.frames, loop(frames, sensitivity))
 
 
 @pytest.mark.parametrize(
-    ("sensitivity", "levels"), [(0.0, 1), (0.001, 1), (1 / 255, 2), (0.1, 26), (51 / 255, 52), (0.999, 255)]
+    ("sensitivity", "levels"),
+    [(0.0, 1), (0.001, 1), (1 / 255, 2), (0.1, 26), (51 / 255, 52), (0.999, 255)],
 )
 def test_an_event_needs_strictly_more_than_the_sensitivity(sensitivity: float, levels: int) -> None:
     assert threshold_levels(sensitivity) == levels
@@ -118,7 +123,9 @@ def test_an_event_needs_strictly_more_than_the_sensitivity(sensitivity: float, l
 
 
 def test_a_larger_sensitivity_is_sparser() -> None:
-    densities = [simulate(moving(), Dvs(s, size=None, frames=None)).density for s in (0.001, 0.02, 0.3)]
+    densities = [
+        simulate(moving(), Dvs(s, size=None, frames=None)).density for s in (0.001, 0.02, 0.3)
+    ]
     assert 0.5 > densities[0] > densities[1] > densities[2] > 0
 
 
@@ -136,7 +143,10 @@ def test_resizing_before_the_difference_averages_and_after_it_keeps_every_event(
     frames[1, 0, 0], frames[1, 0, 1] = 200, 0
     frames[0, 3, 2], frames[0, 3, 3], frames[1, 2, 2] = 9, 9, 9
     after = simulate(frames, Dvs(size=2, frames=None, resize="after_diff"))
-    assert after.spikes[0].tolist() == [[[1, 0], [0, 1]], [[0, 0], [0, 1]]]  # ON and OFF in one pixel
+    assert after.spikes[0].tolist() == [
+        [[1, 0], [0, 1]],
+        [[0, 0], [0, 1]],
+    ]  # ON and OFF in one pixel
     before = simulate(frames, Dvs(size=2, frames=None))
     small = np.stack([resize_grey(frame, 2) for frame in frames])
     np.testing.assert_array_equal(before.frames, loop(small, 0.001))
@@ -207,9 +217,17 @@ def test_settings_out_of_range_are_refused(settings_: dict[str, object], message
     ("frames", "error", "message"),
     [
         ([], DataError, "no frames"),
-        ([np.zeros((2, 2)), np.full((2, 2), np.nan)], DataError, "record frame 2: grey out of range"),
+        (
+            [np.zeros((2, 2)), np.full((2, 2), np.nan)],
+            DataError,
+            "record frame 2: grey out of range",
+        ),
         ([np.full((2, 2), 1.5)], DataError, r"grey out of range: 1.5 .. 1.5, allowed 0 .. 1"),
-        ([np.zeros((2, 2)), np.zeros((2, 3))], DataError, r"changing size: \(2, 3\) after \(2, 2\)"),
+        (
+            [np.zeros((2, 2)), np.zeros((2, 3))],
+            DataError,
+            r"changing size: \(2, 3\) after \(2, 2\)",
+        ),
         ([np.zeros((2, 2, 3))], ValueError, r"shape \(2, 2, 3\), not \(H, W\)"),
         ([np.zeros((2, 2), np.int32)], ValueError, "frames of int32"),
         ([np.zeros((2, 2)), np.zeros((2, 2), np.uint8)], ValueError, "float64 and uint8"),
@@ -241,12 +259,17 @@ def test_a_video_gives_its_frames_times_and_rate_exactly(tmp_path: Path) -> None
     assert shown.fps == pytest.approx(25, rel=0.01)
     for resize in ("before_diff", "after_diff"):
         camera = Dvs(size=16, frames=12, resize=resize)
-        np.testing.assert_array_equal(events_of_video(path, camera).frames, simulate(frames, camera).frames)
+        np.testing.assert_array_equal(
+            events_of_video(path, camera).frames, simulate(frames, camera).frames
+        )
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [("mpeg4", "mp4"), ("mjpeg", "avi"), ("mpeg4", "mkv")])
 @pytest.mark.parametrize(
-    ("start_s", "end_s", "expected"), [(0.28, 0.6, (7, 15)), (0.0, 0.2, (0, 5)), (0.39, 0.41, (10, 11))]
+    ("codec", "suffix"), [("mpeg4", "mp4"), ("mjpeg", "avi"), ("mpeg4", "mkv")]
+)
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "expected"),
+    [(0.28, 0.6, (7, 15)), (0.0, 0.2, (0, 5)), (0.39, 0.41, (10, 11))],
 )
 def test_a_span_is_cut_by_time(
     tmp_path: Path, codec: str, suffix: str, start_s: float, end_s: float, expected: tuple[int, int]
@@ -262,7 +285,8 @@ def test_a_span_is_cut_by_time(
 
 
 @pytest.mark.parametrize(
-    ("codec", "suffix"), [("mpeg4", "mp4"), ("mpeg4", "ts"), ("mpeg2video", "mkv"), ("mpeg1video", "mpg")]
+    ("codec", "suffix"),
+    [("mpeg4", "mp4"), ("mpeg4", "ts"), ("mpeg2video", "mkv"), ("mpeg1video", "mpg")],
 )
 def test_a_span_far_into_a_video_is_the_one_that_decoding_all_gives(
     tmp_path: Path, codec: str, suffix: str
@@ -301,7 +325,8 @@ def test_a_rate_that_the_frames_do_not_keep_is_reported(
         caplog.clear()
         events_of_video(gap, RAW)
     assert any(
-        "gap.mkv: its header states 25.0 frames/s, its frames keep 21.3" in line for line in caplog.messages
+        "gap.mkv: its header states 25.0 frames/s, its frames keep 21.3" in line
+        for line in caplog.messages
     )
     assert any("uneven frames: steps of 0.0400 .. 0.2400 s" in line for line in caplog.messages)
 
@@ -327,7 +352,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: path.unlink(), "missing video: no such file"),
     "empty": (lambda path: path.write_bytes(b""), "file size: 0 bytes"),
     "text": (lambda path: path.write_text("no video at all\n" * 50), "undecodable video"),
-    "playlist": (lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nother.mp4\n"), "undecodable video"),
+    "playlist": (
+        lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nother.mp4\n"),
+        "undecodable video",
+    ),
     "list of files": (
         lambda path: path.write_text("ffconcat version 1.0\nfile other.mp4\n"),
         "undecodable video",
@@ -374,7 +402,9 @@ def test_a_span_outside_the_video_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", moving(20), "mpeg4")
     with pytest.raises(DataError, match=r"no frames: not one from 3\.0 s to 4\.0 s"):
         events_of_video(path, RAW, start_s=3.0, end_s=4.0)
-    with pytest.raises(DataError, match=r"short video: its last frame is at 0.760 s, before 1.500 s"):
+    with pytest.raises(
+        DataError, match=r"short video: its last frame is at 0.760 s, before 1.500 s"
+    ):
         events_of_video(path, RAW, start_s=0.2, end_s=1.5)
     assert events_of_video(path, RAW, start_s=0.2, end_s=1.0).shown == 14
     with pytest.raises(ValueError, match=r"\[1.0, 1.0\) s is no span"):

@@ -35,7 +35,9 @@ TINY: dict[str, Any] = {"subjects": 4, "takes_per_emotion": 1, "frames": 6, "siz
 def digests(root: Path) -> dict[str, str]:
     """Hash of every file below a folder, by relative path."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,9 @@ def clips(tiny: Path) -> tuple[SeeClips, SeeClips]:
     return train, test
 
 
-def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tiny: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(
+    tiny: Path, tmp_path: Path
+) -> None:
     generate(tmp_path / "again", seed=3, **TINY)
     generate(tmp_path / "other", seed=4, **TINY)
     expected = digests(tiny)
@@ -63,7 +67,9 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tiny: Path, tm
     assert not set(digests(tmp_path / "other").values()) & set(expected.values())
 
 
-def test_images_do_not_depend_on_how_many_people_and_takes_there_are(tiny: Path, tmp_path: Path) -> None:
+def test_images_do_not_depend_on_how_many_people_and_takes_there_are(
+    tiny: Path, tmp_path: Path
+) -> None:
     generate(tmp_path / "see", seed=3, **{**TINY, "subjects": 2, "takes_per_emotion": 2})
 
     def images(root: Path) -> dict[tuple[str, ...], str]:
@@ -201,7 +207,9 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
         ({"test_fraction": float("nan")}, "test_fraction: nan outside"),
     ],
 )
-def test_arguments_out_of_range_are_refused(tmp_path: Path, change: dict[str, float], match: str) -> None:
+def test_arguments_out_of_range_are_refused(
+    tmp_path: Path, change: dict[str, float], match: str
+) -> None:
     with pytest.raises(ValueError, match=match):
         generate(tmp_path / "see", **{**TINY, **change})
     assert os.listdir(tmp_path) == []
@@ -273,7 +281,10 @@ def test_emotions_are_different_motions() -> None:
     # Surprise flashes: it is over its peak while fear is still there.
     surprise, fear = mean_course("surprise", "brow_in"), mean_course("fear", "brow_in")
     assert surprise.argmax() + 2 * RATE < fear.argmax()
-    assert all(abs(late("neutral", action)) < 0.03 for action in ("brow_in", "brow_out", "lid_low", "cheek"))
+    assert all(
+        abs(late("neutral", action)) < 0.03
+        for action in ("brow_in", "brow_out", "lid_low", "cheek")
+    )
     assert set(EXPRESSIONS) == set(LABELS)
 
 

@@ -55,7 +55,9 @@ def write_bdf(
     lead += fields(44, ["24BIT"]) + fields(8, [max(map(len, values)) // rate, 1]) + fields(4, [n])
     table = fields(16, labels) + fields(80, ["active electrode"] * n)
     table += fields(8, [units.get(k, "uV") for k in labels])
-    table += fields(8, [int(low) for low, _ in ranges]) + fields(8, [int(high) for _, high in ranges])
+    table += fields(8, [int(low) for low, _ in ranges]) + fields(
+        8, [int(high) for _, high in ranges]
+    )
     table += fields(8, [DIGITAL[0]] * n) + fields(8, [DIGITAL[1]] * n) + fields(80, ["DC"] * n)
     table += fields(8, per_record) + fields(32, ["Reserved"] * n)
     whole = bytearray(lead + table)
@@ -92,7 +94,12 @@ def recording(seed: int, beat_hz: float = 10.0, rate: int = RATE) -> dict[str, A
     drift = rng.normal(0, 1, n)
     result = {}
     for number, name in enumerate(EEG_32):
-        eeg = 5000 + 40 * drift + 10 * np.sin(2 * np.pi * beat_hz * time + number) + rng.normal(0, 1, n)
+        eeg = (
+            5000
+            + 40 * drift
+            + 10 * np.sin(2 * np.pi * beat_hz * time + number)
+            + rng.normal(0, 1, n)
+        )
         label = f"{number + 1}{name}" if number % 5 == 0 else name.upper() if number % 2 else name
         result[label] = to_digital(eeg, EEG_RANGE)
     for name in OTHERS:
@@ -100,7 +107,10 @@ def recording(seed: int, beat_hz: float = 10.0, rate: int = RATE) -> dict[str, A
     result["GSR1"] = to_digital(3e5 + 1e3 * np.sin(2 * np.pi * 0.1 * time) + 10 * seed, GSR_RANGE)
     shuffled = list(result)
     rng.shuffle(shuffled)
-    return {**{name: result[name] for name in shuffled}, "Status": status(REST_S, REST_S + CLIP_S, rate=rate)}
+    return {
+        **{name: result[name] for name in shuffled},
+        "Status": status(REST_S, REST_S + CLIP_S, rate=rate),
+    }
 
 
 XML = (
@@ -112,7 +122,14 @@ XML = (
 
 
 def write_session(
-    root: Path, number: int, person: int, trial: int, *, valence: int = 7, arousal: int = 3, **change: Any
+    root: Path,
+    number: int,
+    person: int,
+    trial: int,
+    *,
+    valence: int = 7,
+    arousal: int = 3,
+    **change: Any,
 ) -> Path:
     folder = root / "Sessions" / str(number)
     folder.mkdir(parents=True)
@@ -158,7 +175,9 @@ def put(path: Path, data: bytes) -> None:
 
 
 def rewrite(
-    signals: Callable[[dict[str, Array]], Mapping[str, Array]] = lambda s: s, rate: int = RATE, **change: Any
+    signals: Callable[[dict[str, Array]], Mapping[str, Array]] = lambda s: s,
+    rate: int = RATE,
+    **change: Any,
 ) -> Callable[[Path], None]:
     def apply(root: Path) -> None:
         bdf(root).unlink()
@@ -316,7 +335,9 @@ def test_a_bad_session_is_refused_by_name_and_skipped_when_asked(root: Path, cas
     assert names(found) == [pair for pair in EVERYONE if pair != ("subject-02", "trial-03")]
 
 
-EVERYONE = [(f"subject-{person:02d}", f"trial-{trial:02d}") for person in (1, 2, 10) for trial in (1, 3)]
+EVERYONE = [
+    (f"subject-{person:02d}", f"trial-{trial:02d}") for person in (1, 2, 10) for trial in (1, 3)
+]
 
 
 def names(found: Recordings) -> list[tuple[str, str]]:
@@ -330,7 +351,10 @@ def test_everyone_is_who_they_are(pristine: Path, caplog: pytest.LogCaptureFixtu
     assert names(found) == EVERYONE
     assert found.channels == EEG_28
     assert found.left_out == ()
-    assert [(trial.valence, trial.arousal) for trial in found.trials] == [(2.0, 3.0), (8.0, 3.0)] * 3
+    assert [(trial.valence, trial.arousal) for trial in found.trials] == [
+        (2.0, 3.0),
+        (8.0, 3.0),
+    ] * 3
     for trial in found.trials:
         assert trial.eeg.shape == (28, CLIP_S * 128)
         assert trial.gsr.shape == (CLIP_S * 128,)
@@ -359,7 +383,9 @@ def test_a_session_that_is_there_twice_is_left_out_twice(root: Path, same_id: bo
     copy = root / "Sessions" / "999"
     shutil.copytree(bdf(root).parent, copy)
     if not same_id:
-        text = (copy / "session.xml").read_text().replace(f'sessionId="{VICTIM}"', 'sessionId="999"')
+        text = (
+            (copy / "session.xml").read_text().replace(f'sessionId="{VICTIM}"', 'sessionId="999"')
+        )
         (copy / "session.xml").write_text(text)
     with pytest.raises(
         DataError, match=r"136: duplicate session: id 136 subject-02 trial-03, also claimed by 999"
@@ -373,7 +399,9 @@ def test_a_session_that_is_there_twice_is_left_out_twice(root: Path, same_id: bo
 
 
 def test_a_missing_folder_is_always_refused(tmp_path: Path, pristine: Path) -> None:
-    with pytest.raises(DataError, match=r"Sessions: missing folder: .* the folder that holds Sessions"):
+    with pytest.raises(
+        DataError, match=r"Sessions: missing folder: .* the folder that holds Sessions"
+    ):
         read_mahnob(tmp_path, on_bad="skip")
     with pytest.raises(DataError, match="missing folder"):
         check(tmp_path)
@@ -448,7 +476,9 @@ def test_whatever_the_header_only_dataset_errors_come_out(at: int, value: int, k
 @settings(max_examples=100, deadline=None)
 @given(at=st.integers(0, 300), value=st.integers(0, 255), keep=st.integers(1, 500))
 def test_whatever_the_xml_only_dataset_errors_come_out(at: int, value: int, keep: int) -> None:
-    file = bytearray(XML.format(id=1, trial=1, person=1, ratings='feltArsl="3" feltVlnc="3"').encode())
+    file = bytearray(
+        XML.format(id=1, trial=1, person=1, ratings='feltArsl="3" feltVlnc="3"').encode()
+    )
     file[at] = value
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "session.xml"
@@ -474,7 +504,9 @@ def test_bdf_agrees_with_mne(tmp_path: Path) -> None:
     mne = pytest.importorskip("mne")
     signals = recording(6)
     write_bdf(tmp_path / "a.bdf", signals)
-    raw = mne.io.read_raw_bdf(tmp_path / "a.bdf", preload=True, stim_channel="Status", verbose="error")
+    raw = mne.io.read_raw_bdf(
+        tmp_path / "a.bdf", preload=True, stim_channel="Status", verbose="error"
+    )
     header = read_header(tmp_path / "a.bdf")
     assert raw.info["sfreq"] == header.rate_hz(header.find("Cz"))
     assert [s.label for s in header.signals] == raw.ch_names
@@ -482,10 +514,14 @@ def test_bdf_agrees_with_mne(tmp_path: Path) -> None:
         if label in ("Status", "GSR1"):
             continue
         theirs = raw.get_data(picks=[label])[0] * 1e6  # volts
-        np.testing.assert_allclose(read_physical(header, [header.find(label)])[0], theirs, atol=1e-6)
+        np.testing.assert_allclose(
+            read_physical(header, [header.find(label)])[0], theirs, atol=1e-6
+        )
     gsr = raw.get_data(picks=["GSR1"])[0]
     np.testing.assert_allclose(read_physical(header, [header.find("GSR1")])[0], gsr, rtol=1e-12)
-    events = mne.find_events(raw, stim_channel="Status", mask=0xFFFF, mask_type="and", verbose="error")
+    events = mne.find_events(
+        raw, stim_channel="Status", mask=0xFFFF, mask_type="and", verbose="error"
+    )
     assert events[:, 0].tolist() == [REST_S * RATE, END * RATE]
 
 
@@ -501,7 +537,11 @@ def test_the_clip_is_filtered_and_cut_between_the_triggers(tmp_path: Path, rate:
     signals = recording(1, rate=rate)
     for k, label in enumerate(EEG_32):
         sign = 1 if k % 2 else -1  # the average of all 32 is what they share
-        eeg = 1000 * (k - 15.5) + 30 * sine(12) + sign * (20 * sine(10) + 50 * sine(1) + 50 * sine(55))
+        eeg = (
+            1000 * (k - 15.5)
+            + 30 * sine(12)
+            + sign * (20 * sine(10) + 50 * sine(1) + 50 * sine(55))
+        )
         (own,) = [name for name in signals if plain_name(name) == label.upper()]
         signals[own] = to_digital(eeg, EEG_RANGE)
     first = REST_S * rate + 1  # the first sample of 128 Hz that is not before it
@@ -551,7 +591,8 @@ def test_what_the_files_hold_can_be_learnt_and_swapped_labels_cannot(pristine: P
 
     def right(windows: PhysioWindows) -> float:
         spectra = [
-            np.abs(np.fft.rfft(windows[k].eeg.numpy(), axis=1)).mean(axis=0) for k in range(len(windows))
+            np.abs(np.fft.rfft(windows[k].eeg.numpy(), axis=1)).mean(axis=0)
+            for k in range(len(windows))
         ]
         guess = np.array([spectrum[10] > spectrum[20] for spectrum in spectra])
         return float((guess == windows.valence).mean())

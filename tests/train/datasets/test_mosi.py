@@ -21,7 +21,13 @@ from knarr.train.datasets.events.camera import Dvs
 from knarr.train.datasets.events.video import events_of_video
 from knarr.train.datasets.mosi import read as mosi
 from knarr.train.datasets.mosi.clips import MosiClips, MosiDataset
-from knarr.train.datasets.mosi.labels import STANDARD_FOLDS, Key, Segment, find_labels, read_segments
+from knarr.train.datasets.mosi.labels import (
+    STANDARD_FOLDS,
+    Key,
+    Segment,
+    find_labels,
+    read_segments,
+)
 from knarr.train.datasets.mosi.read import check, read_mosi
 from knarr.train.datasets.splits import assert_apart
 from knarr.train.errors import DataError
@@ -62,7 +68,13 @@ def rows() -> list[tuple[float, float, str, int, float]]:
     """start_s, end_s, video, k, score of every segment; spans lie between frames."""
     length = CLIP / FPS
     return [
-        (round(i * length - 0.05 * (i > 0), 2), round((i + 1) * length - 0.05, 2), video, i + 1, score)
+        (
+            round(i * length - 0.05 * (i > 0), 2),
+            round((i + 1) * length - 0.05, 2),
+            video,
+            i + 1,
+            score,
+        )
         for video in VIDEOS
         for i, score in enumerate(SCORES)
     ]
@@ -79,7 +91,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "mmsa" / video).mkdir(parents=True, exist_ok=True)
         shutil.copy(root / "segmented" / f"{video}_{k}.mp4", root / "mmsa" / video / f"{k}.mp4")
     for video in VIDEOS:
-        write(root / "full" / f"{video}.mp4", np.concatenate([films[video, k] for k in range(1, 6)]))
+        write(
+            root / "full" / f"{video}.mp4", np.concatenate([films[video, k] for k in range(1, 6)])
+        )
     lines = [f"{start},{end},{video},{k},{score}" for start, end, video, k, score in rows()]
     (root / "csv").write_bytes(("\n".join(lines) + "\n").encode())
     head = "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode\r\n"
@@ -122,7 +136,9 @@ def read(root: Path, **change: Any) -> MosiClips:
 @pytest.mark.parametrize(
     ("labels", "videos"), [("csv", "full"), ("csd", "full"), ("csd", "segmented"), ("mmsa", "mmsa")]
 )
-def test_every_layout_gives_the_same_clips(pristine: Path, tmp_path: Path, labels: str, videos: str) -> None:
+def test_every_layout_gives_the_same_clips(
+    pristine: Path, tmp_path: Path, labels: str, videos: str
+) -> None:
     one = read(build(pristine, tmp_path / "one"))
     other = read(build(pristine, tmp_path / "other", labels, videos))
     assert one.keys == other.keys == tuple(sorted(one.keys))
@@ -152,7 +168,11 @@ def test_labels_classes_and_folds(root: Path) -> None:
 
 
 def test_the_standard_folds_are_of_52_10_and_31_videos() -> None:
-    assert [list(STANDARD_FOLDS.values()).count(name) for name in ("train", "valid", "test")] == [52, 10, 31]
+    assert [list(STANDARD_FOLDS.values()).count(name) for name in ("train", "valid", "test")] == [
+        52,
+        10,
+        31,
+    ]
 
 
 def test_the_pure_spike_variant_and_the_torch_data_set(root: Path) -> None:
@@ -251,7 +271,11 @@ ROW = "{f[0]},{f[1]},{f[2]},{f[3]},{f[4]}"
 BAD: dict[str, tuple[Callable[[Path], object], str, int]] = {
     "video missing": (lambda root: clip(root).unlink(), "record _a-b_C_1: missing file", 1),
     "video empty": (lambda root: clip(root).write_bytes(b""), "record _a-b_C_1: empty file", 1),
-    "no video": (lambda root: clip(root).write_text("none\n" * 99), "record _a-b_C_1: undecodable video", 1),
+    "no video": (
+        lambda root: clip(root).write_text("none\n" * 99),
+        "record _a-b_C_1: undecodable video",
+        1,
+    ),
     "video truncated": (cut, "record _a-b_C_1: truncated video", 1),
     "video outside": (link_out, "record _a-b_C_1: outside root", 1),
     "score 3.5": (
@@ -274,13 +298,21 @@ BAD: dict[str, tuple[Callable[[Path], object], str, int]] = {
         "record _a-b_C_1: malformed number",
         1,
     ),
-    "time NaN": (label_line(15, "nan,{f[1]},{f[2]},{f[3]},{f[4]}"), "record _a-b_C_1: malformed times", 1),
+    "time NaN": (
+        label_line(15, "nan,{f[1]},{f[2]},{f[3]},{f[4]}"),
+        "record _a-b_C_1: malformed times",
+        1,
+    ),
     "end first": (
         label_line(15, "{f[1]},{f[0]},{f[2]},{f[3]},{f[4]}"),
         "record _a-b_C_1: malformed times",
         1,
     ),
-    "k = 0": (label_line(15, "{f[0]},{f[1]},{f[2]},0,{f[4]}"), "record line 16: segment number: '0'", 1),
+    "k = 0": (
+        label_line(15, "{f[0]},{f[1]},{f[2]},0,{f[4]}"),
+        "record line 16: segment number: '0'",
+        1,
+    ),
     "k = 1.0": (
         label_line(15, "{f[0]},{f[1]},{f[2]},1.0,{f[4]}"),
         "record line 16: segment number: '1.0'",
@@ -292,9 +324,21 @@ BAD: dict[str, tuple[Callable[[Path], object], str, int]] = {
         "record _a-b_C_1: duplicate id: 2 records",
         2,
     ),
-    "segment without a file": (label_line(15, f"{ROW}|6,7,_a-b_C,9,1"), "record _a-b_C_9: missing file", 1),
-    "id leads out": (label_line(15, "{f[0]},{f[1]},../x,{f[3]},{f[4]}"), "record line 16: malformed id", 1),
-    "line cut": (label_line(15, "{f[0]},{f[1]},{f[2]}"), "record line 16: malformed record: 3 fields", 1),
+    "segment without a file": (
+        label_line(15, f"{ROW}|6,7,_a-b_C,9,1"),
+        "record _a-b_C_9: missing file",
+        1,
+    ),
+    "id leads out": (
+        label_line(15, "{f[0]},{f[1]},../x,{f[3]},{f[4]}"),
+        "record line 16: malformed id",
+        1,
+    ),
+    "line cut": (
+        label_line(15, "{f[0]},{f[1]},{f[2]}"),
+        "record line 16: malformed record: 3 fields",
+        1,
+    ),
     "in no fold": (stranger, "record nobody_1: no fold", 1),
 }
 
@@ -345,9 +389,15 @@ def replace(name: str, values: npt.NDArray[Any]) -> Callable[[h5py.Group], None]
 
 CSD: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut": (csd_cut, "malformed csd: not HDF5"),
-    "fewer scores": (csd_edit(replace("features", np.zeros((4, 1)))), "record _a-b_C: malformed video"),
+    "fewer scores": (
+        csd_edit(replace("features", np.zeros((4, 1)))),
+        "record _a-b_C: malformed video",
+    ),
     "flat scores": (csd_edit(replace("features", np.zeros(5))), "record _a-b_C: malformed video"),
-    "text": (csd_edit(replace("features", np.full((5, 1), b"x"))), "record _a-b_C: malformed video"),
+    "text": (
+        csd_edit(replace("features", np.full((5, 1), b"x"))),
+        "record _a-b_C: malformed video",
+    ),
     "no times": (csd_edit(lambda group: group.pop("intervals")), "record _a-b_C: malformed video"),
     "NaN": (
         csd_edit(replace("features", np.full((5, 1), np.nan))),
@@ -372,7 +422,9 @@ def test_a_bad_csd_is_refused(name: str, pristine: Path, tmp_path: Path) -> None
 def test_a_video_that_ends_before_its_segment_is_bad(pristine: Path, tmp_path: Path) -> None:
     root = build(pristine, tmp_path / "mosi", "csv", "full")
     label_line(4, "{f[0]},9.5,{f[2]},{f[3]},{f[4]}")(root)
-    with pytest.raises(DataError, match=r"record 2iD-tVS8NPw_5: short video: its last frame is at 5\.900 s"):
+    with pytest.raises(
+        DataError, match=r"record 2iD-tVS8NPw_5: short video: its last frame is at 5\.900 s"
+    ):
         read(root, camera=Dvs(size=16, frames=90))
     label_line(4, "8.0,9.5,{f[2]},{f[3]},{f[4]}")(root)
     with pytest.raises(DataError, match="record 2iD-tVS8NPw_5: no frames"):
@@ -380,7 +432,9 @@ def test_a_video_that_ends_before_its_segment_is_bad(pristine: Path, tmp_path: P
 
 
 def test_a_wrong_rate_is_refused(root: Path) -> None:
-    with pytest.raises(DataError, match=r"record 2iD-tVS8NPw_1: wrong rate: 10\.000 frames/s, expected 30"):
+    with pytest.raises(
+        DataError, match=r"record 2iD-tVS8NPw_1: wrong rate: 10\.000 frames/s, expected 30"
+    ):
         read(root, fps=30)
     assert len(read(root, fps=10)) == 16
 
@@ -393,8 +447,14 @@ WHOLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two label files": (lambda root: (root / "label.csv").write_text("x"), "several label files"),
     "no videos": (lambda root: shutil.rmtree(root / "Video"), "missing videos"),
-    "empty labels": (lambda root: (root / "OpinionLevelSentiment.csv").write_text(""), "empty file"),
-    "blank labels": (lambda root: (root / "OpinionLevelSentiment.csv").write_text("\n\n"), "no records"),
+    "empty labels": (
+        lambda root: (root / "OpinionLevelSentiment.csv").write_text(""),
+        "empty file",
+    ),
+    "blank labels": (
+        lambda root: (root / "OpinionLevelSentiment.csv").write_text("\n\n"),
+        "no records",
+    ),
     "UTF-16": (
         lambda root: (root / "OpinionLevelSentiment.csv").write_text("1,2,a,1,1\n", "utf-16"),
         "not UTF-8",
@@ -427,7 +487,10 @@ def test_whole_videos_cannot_be_cut_without_times(pristine: Path, tmp_path: Path
 def test_no_segment_left_is_an_error(root: Path) -> None:
     shutil.rmtree(root / "Video" / "Segmented")
     (root / "Video" / "Segmented").mkdir()
-    with pytest.warns(UserWarning, match="missing file 16"), pytest.raises(DataError, match="no segments"):
+    with (
+        pytest.warns(UserWarning, match="missing file 16"),
+        pytest.raises(DataError, match="no segments"),
+    ):
         read(root, on_bad="skip")
 
 

@@ -12,7 +12,13 @@ import pytest
 
 from knarr.train.datasets.events.camera import Dvs
 from knarr.train.datasets.mosi.clips import MosiClips, read_grey
-from knarr.train.datasets.mosi.generate import FaceMotion, draw_speaker, film, folds_of, generate_clips
+from knarr.train.datasets.mosi.generate import (
+    FaceMotion,
+    draw_speaker,
+    film,
+    folds_of,
+    generate_clips,
+)
 from knarr.train.datasets.mosi.read import read_mosi
 from knarr.train.datasets.splits import assert_apart
 from knarr.train.errors import DataError
@@ -99,10 +105,16 @@ def test_classes_differ_in_where_it_moves_and_not_in_how_much(clips: MosiClips) 
 def test_a_shuffled_twin_has_the_same_pictures_and_other_labels(tmp_path: Path) -> None:
     for name in ("plain", "twin"):
         generate_clips(
-            tmp_path / name, videos=3, clips_per_video=6, frames=2, size=16, shuffle_labels=name == "twin"
+            tmp_path / name,
+            videos=3,
+            clips_per_video=6,
+            frames=2,
+            size=16,
+            shuffle_labels=name == "twin",
         )
     plain, twin = (
-        read_mosi(tmp_path / name, Dvs(size=8, frames=2), folds="mode") for name in ("plain", "twin")
+        read_mosi(tmp_path / name, Dvs(size=8, frames=2), folds="mode")
+        for name in ("plain", "twin")
     )
     np.testing.assert_array_equal(plain.packed, twin.packed)
     assert plain.keys == twin.keys
@@ -151,7 +163,9 @@ def test_grey_frames_from_memory_and_from_the_cache(clips: MosiClips, tmp_path: 
         ({"seed": -1}, "seed: -1 < 0"),
     ],
 )
-def test_what_cannot_be_generated_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_generated_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         generate_clips(tmp_path / "clips", **change)
     assert not list(tmp_path.iterdir())

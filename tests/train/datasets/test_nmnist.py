@@ -85,7 +85,18 @@ def test_labels_accept_bom_and_crlf(tmp_path: Path) -> None:
 
 def test_real_splits(nmnist_root: Path) -> None:
     test, train = read_nmnist(nmnist_root, "test"), read_nmnist(nmnist_root, "train")
-    assert np.bincount(test.labels).tolist() == [8, 14, 8, 11, 14, 7, 10, 15, 2, 11]  # DATA.md section 7
+    assert np.bincount(test.labels).tolist() == [
+        8,
+        14,
+        8,
+        11,
+        14,
+        7,
+        10,
+        15,
+        2,
+        11,
+    ]  # DATA.md section 7
     assert len(train) == 1000
     assert not set(train.names) & set(test.names)
     lengths = np.diff(np.concatenate([train.offsets, test.offsets[1:] + train.offsets[-1]]))
@@ -122,9 +133,9 @@ def test_jitter_moves_within_its_bounds_and_loses_what_leaves() -> None:
     places = {
         tuple(
             int(i)
-            for i in np.argwhere(bin_counts(one_event(10, 20), np.array([0]), 1, 10, jitter=jitter, rng=rng))[
-                0
-            ][3:]
+            for i in np.argwhere(
+                bin_counts(one_event(10, 20), np.array([0]), 1, 10, jitter=jitter, rng=rng)
+            )[0][3:]
         )
         for rng in map(np.random.default_rng, range(200))
     }
@@ -145,7 +156,12 @@ def test_quarter_turn_is_exact() -> None:
             return np.full(size, high)
 
     turned = bin_counts(
-        one_event(33, 0), np.array([0]), 1, 10, jitter=Jitter(rotation_deg=90), rng=Ninety(np.random.PCG64(0))
+        one_event(33, 0),
+        np.array([0]),
+        1,
+        10,
+        jitter=Jitter(rotation_deg=90),
+        rng=Ninety(np.random.PCG64(0)),
     )
     assert np.argwhere(turned).tolist() == [
         [0, 0, 1, 33, 33]

@@ -55,7 +55,9 @@ def first(root: Path, subset: str = "training") -> str:
     """The angry sequence of a subset: the one the cases below break."""
     database: dict[str, Any] = load_index(root)["database"]
     return next(
-        n for n, r in database.items() if r["subset"] == subset and r["annotations"]["label"] == "angry"
+        n
+        for n, r in database.items()
+        if r["subset"] == subset and r["annotations"]["label"] == "angry"
     )
 
 
@@ -126,9 +128,18 @@ def link_sequence_out(root: Path) -> None:
 
 GREY = Image.new("L", (16, 16), 127)
 BAD_RECORDS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "event image missing": (lambda root: picture(root, "event").unlink(), r"missing image: .*\[0, 3\)"),
-    "frame image missing": (lambda root: picture(root, "frame").unlink(), r"missing image: .*\[0, 3\)"),
-    "last image missing": (lambda root: picture(root, "frame", 2).unlink(), r"00002.jpg: .* missing image"),
+    "event image missing": (
+        lambda root: picture(root, "event").unlink(),
+        r"missing image: .*\[0, 3\)",
+    ),
+    "frame image missing": (
+        lambda root: picture(root, "frame").unlink(),
+        r"missing image: .*\[0, 3\)",
+    ),
+    "last image missing": (
+        lambda root: picture(root, "frame", 2).unlink(),
+        r"00002.jpg: .* missing image",
+    ),
     "segment beyond images": (edit(segment=[0, 4]), r"00003.jpg: .* missing image: .*\[0, 4\)"),
     "end 0": (edit(segment=[0, 0]), r"empty segment: \[0, 0\) holds no image"),
     "segment reversed": (edit(segment=[3, 1]), "empty segment"),
@@ -248,19 +259,40 @@ def link_folder_out(root: Path) -> None:
         (lambda root: (root / "emotion.json").write_text(""), "empty file"),
         (lambda root: os.truncate(root / "emotion.json", (64 << 20) + 1), "file too large"),
         (lambda root: os.truncate(root / "emotion.json", 200), "malformed index: not UTF-8 JSON"),
-        (lambda root: (root / "emotion.json").write_bytes(b'{"a": "\xff"}'), "malformed index: not UTF-8"),
-        (lambda root: (root / "emotion.json").write_text("[" * 100_000), "malformed index: not UTF-8 JSON"),
-        (lambda root: (root / "emotion.json").write_text('{"a": NaN}'), "malformed index: number NaN"),
-        (lambda root: (root / "emotion.json").write_text("[]"), "malformed index: no list 'labels'"),
+        (
+            lambda root: (root / "emotion.json").write_bytes(b'{"a": "\xff"}'),
+            "malformed index: not UTF-8",
+        ),
+        (
+            lambda root: (root / "emotion.json").write_text("[" * 100_000),
+            "malformed index: not UTF-8 JSON",
+        ),
+        (
+            lambda root: (root / "emotion.json").write_text('{"a": NaN}'),
+            "malformed index: number NaN",
+        ),
+        (
+            lambda root: (root / "emotion.json").write_text("[]"),
+            "malformed index: no list 'labels'",
+        ),
         (change_index(lambda index: index.pop("labels")), "malformed index: no list 'labels'"),
-        (change_index(lambda index: index.pop("database")), "malformed index: .* object 'database'"),
+        (
+            change_index(lambda index: index.pop("database")),
+            "malformed index: .* object 'database'",
+        ),
         (change_index(lambda index: index["labels"].append(7)), "labels .* are not words"),
         (change_index(lambda index: index["labels"].append("../x")), "labels .* are not words"),
         (change_index(lambda index: index["labels"].append("ANGRY")), "duplicate label"),
         (repeat_record, "record .*_angry_.*: duplicate id"),
         (lambda root: shutil.rmtree(root / "frame"), "frame: missing folder"),
-        (lambda root: (root / "event" / "joy").mkdir(), "joy: unknown label: folder is none of angry"),
-        (lambda root: (root / "event" / "ANGRY").mkdir(), "angry: duplicate folder: as well as 'ANGRY'"),
+        (
+            lambda root: (root / "event" / "joy").mkdir(),
+            "joy: unknown label: folder is none of angry",
+        ),
+        (
+            lambda root: (root / "event" / "ANGRY").mkdir(),
+            "angry: duplicate folder: as well as 'ANGRY'",
+        ),
         (link_folder_out, "frame: outside root: leads to"),
     ],
 )
@@ -290,7 +322,9 @@ def test_names_may_not_lead_out_of_the_root(root: Path) -> None:
         ({"timesteps": 0}, "timesteps: 0 < 1"),
     ],
 )
-def test_arguments_out_of_range_are_refused(pristine: Path, change: dict[str, Any], match: str) -> None:
+def test_arguments_out_of_range_are_refused(
+    pristine: Path, change: dict[str, Any], match: str
+) -> None:
     with pytest.raises(ValueError, match=match):
         read(pristine, **change)
 
@@ -383,7 +417,9 @@ def test_class_numbers_follow_the_index(root: Path) -> None:
     change_index(lambda index: index["labels"].reverse())(root)
     clips = read(root)
     assert clips.label_names == LABELS[::-1]
-    assert [clips.label_names[k] for k in clips.labels] == [name.split("_")[6] for name in clips.names]
+    assert [clips.label_names[k] for k in clips.labels] == [
+        name.split("_")[6] for name in clips.names
+    ]
     assert np.array_equal(clips.labels, 6 - read_labels(root))
 
 
@@ -446,7 +482,9 @@ def test_a_person_in_both_splits_is_refused(pristine: Path) -> None:
     assert set(train.subjects) != set(test.subjects)
     assert_disjoint(train, test)
     mixed = replace(test, subjects=(train.subjects[0], *test.subjects[1:]))
-    with pytest.raises(DataError, match=f"shared subjects: {train.subjects[0]} in both splits, none allowed"):
+    with pytest.raises(
+        DataError, match=f"shared subjects: {train.subjects[0]} in both splits, none allowed"
+    ):
         assert_disjoint(train, mixed)
 
 

@@ -129,7 +129,9 @@ def test_a_window_holds_one_label_and_its_own_samples(pristine: Path) -> None:
         np.testing.assert_array_equal(
             windows.eda[index], person.eda_us[4 * start : 4 * start + 240].astype(np.float32)
         )
-        np.testing.assert_array_equal(windows.hr[index], person.hr_bpm[start : start + 60].astype(np.float32))
+        np.testing.assert_array_equal(
+            windows.hr[index], person.hr_bpm[start : start + 60].astype(np.float32)
+        )
     np.testing.assert_array_equal(windows.eda_hr[:, 0], windows.eda)
     np.testing.assert_array_equal(windows.eda_hr[:, 1, ::4], windows.hr)
     np.testing.assert_array_equal(windows.eda_hr[:, 1, 3::4], windows.hr)
@@ -142,16 +144,18 @@ def test_lost_contact_and_missing_labels_are_counted(root: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
     rows = (root / LABEL_FILE).read_text().splitlines()
     gone = [
-        row for row in rows if not (row.startswith("4,") and int(row.split(",")[3]) >= START_S + 40_000 + 640)
+        row
+        for row in rows
+        if not (row.startswith("4,") and int(row.split(",")[3]) >= START_S + 40_000 + 640)
     ]
     (root / LABEL_FILE).write_text("\n".join(gone) + "\n")
     dropped = cut_windows(read_people(root).people, window_s=10, step_s=10).dropped
     assert dropped["lost contact"] == 1
     assert dropped["few labels"] == 2
     assert (
-        cut_windows(read_people(root).people, window_s=50, step_s=50, min_labelled=0.01).dropped.get(
-            "few labels"
-        )
+        cut_windows(
+            read_people(root).people, window_s=50, step_s=50, min_labelled=0.01
+        ).dropped.get("few labels")
         is None
     )
 
@@ -191,7 +195,9 @@ def guess(windows: StressWindows, labels: npt.NDArray[np.int64]) -> float:
     features = np.stack([windows.eda.mean(axis=1), windows.hr.mean(axis=1)], axis=1)
     hit = np.zeros(len(windows), bool)
     for fold in leave_one_subject_out(windows.subjects).values():
-        means = np.stack([features[fold.train][labels[fold.train] == c].mean(axis=0) for c in (0, 1)])
+        means = np.stack(
+            [features[fold.train][labels[fold.train] == c].mean(axis=0) for c in (0, 1)]
+        )
         distance = np.linalg.norm(features[fold.test][:, None] - means, axis=2)
         hit[fold.test] = distance.argmin(axis=1) == labels[fold.test]
     return float(np.mean([hit[labels == c].mean() for c in (0, 1)]))
@@ -291,7 +297,10 @@ BAD_PEOPLE: dict[str, tuple[Callable[[Path], object], str]] = {
         "files do not match: EDA, HR and labels start",
     ),
     "EDA cut at a line": (keep("EDA.csv", 0.5), "files do not match: EDA, HR and labels end"),
-    "EDA cut in a number": (keep("EDA.csv", 0.99, end=""), "truncated file: the last line has no end"),
+    "EDA cut in a number": (
+        keep("EDA.csv", 0.99, end=""),
+        "truncated file: the last line has no end",
+    ),
     "HR cut at a line": (keep("HR.csv", 0.5), "files do not match: EDA, HR and labels end"),
     "header only": (keep("HR.csv", 2 / 650), "truncated file: 2 lines"),
     "one HR sample gone": (line("HR.csv", 40, None), "labels of another recording"),
@@ -300,10 +309,16 @@ BAD_PEOPLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "label empty": (row(9, "{f[0]},{f[1]},{f[2]},{f[3]},"), "label out of range: ''"),
     "label of four fields": (row(9, "{f[0]},{f[1]},{f[2]},{f[3]}"), "malformed record"),
     "label time no number": (row(9, "{f[0]},{f[1]},{f[2]},noon,0"), "malformed record"),
-    "HR cell no number": (row(9, "{f[0]},x,{f[2]},{f[3]},{f[4]}"), "labels of another recording: HR x"),
+    "HR cell no number": (
+        row(9, "{f[0]},x,{f[2]},{f[3]},{f[4]}"),
+        "labels of another recording: HR x",
+    ),
     "second twice": (row(9, f"{GOOD_ROW}|{GOOD_ROW}"), "duplicate id"),
     "second missing": (row(9, None), "missing seconds"),
-    "not UTF-8": (lambda root: (root / "Raw_data/S03/HR.csv").write_bytes(b"\xff\xfe1\n"), "not UTF-8"),
+    "not UTF-8": (
+        lambda root: (root / "Raw_data/S03/HR.csv").write_bytes(b"\xff\xfe1\n"),
+        "not UTF-8",
+    ),
 }
 
 
@@ -342,7 +357,10 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: (root / LABEL_FILE).write_bytes((root / LABEL_FILE).read_bytes()[:-9]),
         "truncated file",
     ),
-    "labels of nobody": (lambda root: (root / LABEL_FILE).write_text(",".join(HEADER) + "\n"), "no records"),
+    "labels of nobody": (
+        lambda root: (root / LABEL_FILE).write_text(",".join(HEADER) + "\n"),
+        "no records",
+    ),
 }
 
 

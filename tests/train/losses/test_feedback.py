@@ -77,7 +77,9 @@ def linear(weight: Any) -> Learner[Any]:
     return Learner(Linear(weight))
 
 
-def lesson(seed: int, clips: int = 5, teacher_inputs: int = 4, student_inputs: int = 3) -> DistillationBatch:
+def lesson(
+    seed: int, clips: int = 5, teacher_inputs: int = 4, student_inputs: int = 3
+) -> DistillationBatch:
     draw = np.random.default_rng(seed)
     return DistillationBatch(
         (torch.tensor(draw.normal(size=(clips, teacher_inputs))),),
@@ -104,7 +106,9 @@ def entropy(logits: Array, labels: Array) -> float:
     return float(-np.log(chances[np.arange(len(labels)), labels]).mean())
 
 
-def by_optimiser(teacher: nn.Module, student: nn.Module, loss: EmotionLossSettings) -> tuple[float, float]:
+def by_optimiser(
+    teacher: nn.Module, student: nn.Module, loss: EmotionLossSettings
+) -> tuple[float, float]:
     """CE of teacher and of temporary student on the quiz: copies, backward(), torch's SGD; in no way differentiable."""
     teacher, pupil = copy.deepcopy(teacher), copy.deepcopy(student)
     taught = teacher(*LESSON.teacher_inputs)
@@ -156,7 +160,9 @@ def test_gradient_by_finite_differences(loss: EmotionLossSettings, training: boo
                 slopes[0], rel=1e-5, abs=1e-9
             )
             assert of_pupil == pytest.approx(slopes[1], rel=1e-4, abs=1e-9)
-            assert float(heard.gradient[name].view(-1)[at]) == pytest.approx(sum(slopes), rel=1e-4, abs=2e-9)
+            assert float(heard.gradient[name].view(-1)[at]) == pytest.approx(
+                sum(slopes), rel=1e-4, abs=2e-9
+            )
             seen += abs(of_pupil) > 1e-5
     assert seen > 12
     assert heard.gradient["unused"].tolist() == [0, 0]
@@ -173,7 +179,9 @@ def test_temporary_student_is_one_plain_step() -> None:
     for name, value in heard.temporary.items():
         assert torch.allclose(value, copied.get_parameter(name), rtol=0, atol=1e-15)
         assert not value.requires_grad
-    assert not torch.equal(heard.temporary["last.weight"], student.network.get_parameter("last.weight"))
+    assert not torch.equal(
+        heard.temporary["last.weight"], student.network.get_parameter("last.weight")
+    )
 
 
 @pytest.mark.parametrize("outer", [True, False])
@@ -181,8 +189,12 @@ def test_temporary_student_keeps_its_graph_where_asked(outer: bool) -> None:
     """Wherever it is called: as a function of S it is S - eta dL/dS, and of what the teacher gave."""
     teacher, student = tiny()
     start = leaves(student.network)
-    logits, features = (part.detach().requires_grad_() for part in teacher.network(*LESSON.teacher_inputs))
-    made = partial(temporary_student, student, start, Out(logits, features), LESSON, eta=ETA, loss=ALL)
+    logits, features = (
+        part.detach().requires_grad_() for part in teacher.network(*LESSON.teacher_inputs)
+    )
+    made = partial(
+        temporary_student, student, start, Out(logits, features), LESSON, eta=ETA, loss=ALL
+    )
     with torch.set_grad_enabled(outer):
         kept, plain = made(keep_graph=True), made(keep_graph=False)
     assert all(torch.equal(value, plain[key]) for key, value in kept.items())
@@ -219,7 +231,9 @@ def linear_by_hand(loss: EmotionLossSettings) -> tuple[Array, Array, Array]:
     v = (softmax(X_QUIZ @ moved.T) - HOT_QUIZ).T @ X_QUIZ / len(X_QUIZ)
     pupil = np.zeros_like(W_T)
     for x, u, p in zip(X, U, p_t, strict=True):
-        inner = loss.kl * (np.diag(p) - np.outer(p, p)) + loss.feature * 2 / classes * np.eye(classes)
+        inner = loss.kl * (np.diag(p) - np.outer(p, p)) + loss.feature * 2 / classes * np.eye(
+            classes
+        )
         pupil += ETA / clips * np.outer(inner @ v @ x, u)
     own = (softmax(U_QUIZ @ W_T.T) - HOT_QUIZ).T @ U_QUIZ / len(U_QUIZ)
     return moved, own, pupil
@@ -228,13 +242,17 @@ def linear_by_hand(loss: EmotionLossSettings) -> tuple[Array, Array, Array]:
 @pytest.mark.parametrize("divergence", ["clipped", "softened"])
 @pytest.mark.parametrize("weights", [(0, 0, 1), (0, 1, 0), (1, 0.1, 1), (0.7, 0.9, 0.8)])
 def test_closed_form_of_linear_networks(weights: tuple[float, ...], divergence: Any) -> None:
-    loss = EmotionLossSettings(ce=weights[0], kl=weights[1], feature=weights[2], divergence=divergence)
+    loss = EmotionLossSettings(
+        ce=weights[0], kl=weights[1], feature=weights[2], divergence=divergence
+    )
     moved, own, pupil = linear_by_hand(loss)
     assert np.abs(pupil).max() > 1e-3
     heard = feedback(linear(W_T), linear(W_S), LESSON, QUIZ, settings(loss))
     np.testing.assert_allclose(heard.temporary["weight"].numpy(), moved, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(heard.own_gradient["weight"].numpy(), own, rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(heard.pupil_gradient["weight"].numpy(), pupil, rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(
+        heard.pupil_gradient["weight"].numpy(), pupil, rtol=1e-11, atol=1e-14
+    )
 
 
 def test_first_order_has_the_losses_but_not_the_pupils_gradient() -> None:
@@ -298,8 +316,12 @@ def test_nothing_changes(first_order: bool) -> None:
     of_student = leaves(student.network)
     kept = {key: value.detach().clone() for key, value in of_student.items()}
     taught = run_with(teacher, {}, *LESSON.teacher_inputs)
-    temporary_student(student, of_student, taught, LESSON, eta=1, loss=ALL, keep_graph=not first_order)
-    assert all(torch.equal(value, kept[key]) and value.grad is None for key, value in of_student.items())
+    temporary_student(
+        student, of_student, taught, LESSON, eta=1, loss=ALL, keep_graph=not first_order
+    )
+    assert all(
+        torch.equal(value, kept[key]) and value.grad is None for key, value in of_student.items()
+    )
     assert_untouched(teacher.network, before[0])
     assert_untouched(student.network, before[1])
     # The plain call does move them, so the test above can fail.
@@ -324,7 +346,9 @@ def test_same_answer_where_gradients_are_off() -> None:
     with torch.no_grad():
         found = feedback(teacher, student, LESSON, QUIZ, settings()).gradient
         assert not torch.is_grad_enabled()
-    assert all(torch.equal(found[key], value) and not value.requires_grad for key, value in wanted.items())
+    assert all(
+        torch.equal(found[key], value) and not value.requires_grad for key, value in wanted.items()
+    )
 
 
 def test_a_network_without_parameters_that_learn() -> None:
@@ -343,8 +367,16 @@ def test_a_network_without_parameters_that_learn() -> None:
 def test_a_temporary_student_that_flies_off() -> None:
     teacher, student = linear(W_T), linear(W_S)
     for first_order in (True, False):
-        with pytest.raises(LossError, match=r"^temporary student's logits: \d+ of 12 values are NaN or inf"):
-            feedback(teacher, student, LESSON, QUIZ, settings(eta=float("1.7e308"), first_order=first_order))
+        with pytest.raises(
+            LossError, match=r"^temporary student's logits: \d+ of 12 values are NaN or inf"
+        ):
+            feedback(
+                teacher,
+                student,
+                LESSON,
+                QUIZ,
+                settings(eta=float("1.7e308"), first_order=first_order),
+            )
 
 
 SIZES = EmotionSettings(
@@ -363,7 +395,9 @@ def emotion_networks(spiking: bool) -> tuple[Learner[Any], Learner[Any]]:
     torch.manual_seed(4)
     teacher: Learner[Any] = Learner(EmotionTeacher(SIZES).double().eval())
     if spiking:
-        return teacher, Learner(build_gsr_student(GSR).double(), partial(run_gsr_student, settings=GSR))
+        return teacher, Learner(
+            build_gsr_student(GSR).double(), partial(run_gsr_student, settings=GSR)
+        )
     return teacher, Learner(EmotionStudent(SIZES).double().eval())
 
 
@@ -376,7 +410,9 @@ def test_emotion_networks_hear_their_students(spiking: bool) -> None:
     teacher, student = emotion_networks(spiking)
     before = [frozen_state(teacher.network), frozen_state(student.network)]
     taught_on, asked_on, far = windows(1), windows(2), 1e-6
-    heard = feedback(teacher, student, taught_on, asked_on, settings(EmotionLossSettings(), eta=0.05))
+    heard = feedback(
+        teacher, student, taught_on, asked_on, settings(EmotionLossSettings(), eta=0.05)
+    )
     assert max(float(slope.abs().max()) for slope in heard.pupil_gradient.values()) > 1e-6
     assert_untouched(teacher.network, before[0])
     assert_untouched(student.network, before[1])
@@ -399,7 +435,11 @@ def test_emotion_networks_hear_their_students(spiking: bool) -> None:
             for name, p in moved.network.named_parameters():
                 p.add_(sign * far * direction[name])
         there = feedback(
-            moved, student, taught_on, asked_on, settings(EmotionLossSettings(), 0.05, first_order=True)
+            moved,
+            student,
+            taught_on,
+            asked_on,
+            settings(EmotionLossSettings(), 0.05, first_order=True),
         )
         ends.append(sum(float((v[name] * value).sum()) for name, value in there.temporary.items()))
     found = sum(float((heard.pupil_gradient[name] * d).sum()) for name, d in direction.items())
@@ -424,7 +464,9 @@ def test_step_teaches_by_the_new_teacher(first_order: bool) -> None:
     z_t, z_s = U @ new.T, X @ W_S.T
     p_t, p_s = softmax(z_t), softmax(z_s)
     slope = ALL.ce * (p_s - HOT) + ALL.kl * (p_s - p_t) + ALL.feature * (z_s - z_t)  # 2 / C is 1
-    np.testing.assert_allclose(student.weight.detach(), W_S - 0.1 * slope.T @ X / len(X), rtol=1e-11)
+    np.testing.assert_allclose(
+        student.weight.detach(), W_S - 0.1 * slope.T @ X / len(X), rtol=1e-11
+    )
     assert float(seen.student.feature) == pytest.approx(float(((z_s - z_t) ** 2).mean()), rel=1e-12)
     assert isinstance(seen.feedback, FeedbackOutcome)
     assert not seen.student.total.requires_grad
@@ -454,7 +496,9 @@ def test_step_without_quiz_leaves_the_teacher() -> None:
 def test_loop_lowers_both_losses() -> None:
     teacher, student = tiny()
     optimisers = sgd(teacher.network, 0.1), sgd(student.network, 0.1)
-    seen = [adaptive_step(teacher, student, LESSON, QUIZ, *optimisers, settings()) for _ in range(80)]
+    seen = [
+        adaptive_step(teacher, student, LESSON, QUIZ, *optimisers, settings()) for _ in range(80)
+    ]
     first, last = seen[0].feedback, seen[-1].feedback
     assert first is not None
     assert last is not None
@@ -467,7 +511,9 @@ def test_quizzes() -> None:
     next_one = FeedbackSettings(quiz="next")
     assert [
         (x is p, y is q)
-        for (x, y), (p, q) in zip(quizzed(iter([a, b, c]), next_one), [(a, b), (b, c), (c, a)], strict=True)
+        for (x, y), (p, q) in zip(
+            quizzed(iter([a, b, c]), next_one), [(a, b), (b, c), (c, a)], strict=True
+        )
     ] == [(True, True)] * 3
     assert list(quizzed([], next_one)) == []
     with pytest.raises(
@@ -477,12 +523,14 @@ def test_quizzes() -> None:
     # The same batch twice is two lessons.
     assert len(list(quizzed([a, a], next_one))) == 2
     held = list(quizzed([a, b, c], FeedbackSettings(), [d, b]))
-    assert [(x is p, y is q) for (x, y), (p, q) in zip(held, [(a, d), (b, b), (c, d)], strict=True)] == [
-        (True, True)
-    ] * 3
+    assert [
+        (x is p, y is q) for (x, y), (p, q) in zip(held, [(a, d), (b, b), (c, d)], strict=True)
+    ] == [(True, True)] * 3
     nothing: list[list[DistillationBatch] | None] = [None, []]
     for heldout in nothing:
-        with pytest.raises(LossError, match=r"heldout: no lesson to quiz on; .* or take quiz 'next'"):
+        with pytest.raises(
+            LossError, match=r"heldout: no lesson to quiz on; .* or take quiz 'next'"
+        ):
             list(quizzed([a], FeedbackSettings(), heldout))
 
     def once() -> Iterator[DistillationBatch]:
@@ -495,8 +543,19 @@ def test_quizzes() -> None:
 def test_settings() -> None:
     made = FeedbackSettings(fb_every_epochs=3)
     assert [epoch for epoch in range(8) if made.due(epoch)] == [0, 3, 6]
-    assert (made.eta, made.teacher_fb_lr, made.quiz, made.first_order) == (1e-3, 1e-6, "heldout", False)
-    for wrong in ({"eta": 0}, {"eta": float("nan")}, {"fb_every_epochs": 0}, {"quiz": "test"}, {"lr": 1}):
+    assert (made.eta, made.teacher_fb_lr, made.quiz, made.first_order) == (
+        1e-3,
+        1e-6,
+        "heldout",
+        False,
+    )
+    for wrong in (
+        {"eta": 0},
+        {"eta": float("nan")},
+        {"fb_every_epochs": 0},
+        {"quiz": "test"},
+        {"lr": 1},
+    ):
         with pytest.raises(ValidationError):
             FeedbackSettings(**wrong)
     with pytest.raises(ValidationError, match="frozen"):

@@ -25,7 +25,12 @@ from knarr.train.losses.label import (
     voting_mse,
 )
 from knarr.train.losses.mskd import MskdLossSettings, mskd_loss
-from knarr.train.networks.emotion import EmotionOutput, EmotionSettings, EmotionStudent, EmotionTeacher
+from knarr.train.networks.emotion import (
+    EmotionOutput,
+    EmotionSettings,
+    EmotionStudent,
+    EmotionTeacher,
+)
 from knarr.train.networks.gsr import GsrStudentSettings, build_gsr_student, run_gsr_student
 from knarr.train.networks.heads import StepLogits, decide
 from knarr.train.networks.mskd import (
@@ -36,7 +41,11 @@ from knarr.train.networks.mskd import (
     freeze,
 )
 from knarr.train.networks.seen import SeenSettings
-from knarr.train.networks.spiking_emotions import SpikingEmotionsSettings, build_voting_network, votes
+from knarr.train.networks.spiking_emotions import (
+    SpikingEmotionsSettings,
+    build_voting_network,
+    votes,
+)
 
 B, T, C, F = 5, 3, 4, 6
 HIT_READINGS: tuple[HitReading, ...] = ("gated_kl", "hit_miss")
@@ -79,13 +88,19 @@ def entropy_by_hand(z: torch.Tensor, labels: torch.Tensor) -> float:
     return sum(-math.log(chances(row, 1.0)[y]) for row, y in rows) / len(labels)
 
 
-def gated_by_hand(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, tau: float) -> float:
-    right = [row.index(max(row)) == y for row, y in zip(teacher.tolist(), labels.tolist(), strict=True)]
+def gated_by_hand(
+    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, tau: float
+) -> float:
+    right = [
+        row.index(max(row)) == y for row, y in zip(teacher.tolist(), labels.tolist(), strict=True)
+    ]
     rows = kl_rows(student, teacher, tau)
     return tau**2 * sum(kl for kl, h in zip(rows, right, strict=True) if h) / max(1, sum(right))
 
 
-def hit_miss_by_hand(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, tau: float) -> float:
+def hit_miss_by_hand(
+    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, tau: float
+) -> float:
     total = 0.0
     for s, t, y in zip(student.tolist(), teacher.tolist(), labels.tolist(), strict=True):
         q_s, q_t = chances(s, tau)[y], chances(t, tau)[y]
@@ -103,7 +118,10 @@ def test_softened_divergence_by_hand(tau: float) -> None:
     wanted = tau**2 * sum(kl_rows(STUDENT, TEACHER, tau)) / B
     assert wanted > 0.1
     near(softened_kl(STUDENT, TEACHER, temperature=tau), wanted)
-    steps = [tau**2 * sum(kl_rows(STUDENT_STEPS[:, t], TEACHER_STEPS[:, t], tau)) / B / T for t in range(T)]
+    steps = [
+        tau**2 * sum(kl_rows(STUDENT_STEPS[:, t], TEACHER_STEPS[:, t], tau)) / B / T
+        for t in range(T)
+    ]
     near(softened_kl(STUDENT_STEPS, TEACHER_STEPS, temperature=tau), sum(steps))
 
 
@@ -121,7 +139,9 @@ def test_literal_numbers() -> None:
     # With two classes hit and miss are the classes, so both readings of HCKD are one number where the teacher is right.
     label = torch.tensor([0])
     for reading in HIT_READINGS:
-        near(hit_consistency(even, third, label, temperature=1, reading=reading), 0.13081203594113694)
+        near(
+            hit_consistency(even, third, label, temperature=1, reading=reading), 0.13081203594113694
+        )
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0, 4.0])
@@ -145,7 +165,9 @@ def test_a_wrong_teacher_teaches_hit_and_miss_alone() -> None:
     # One right clip is the mean over one, not over five.
     one = wrong.clone()
     one[3] = int(TEACHER[3].argmax())
-    near(hit_consistency(STUDENT, TEACHER, one, temperature=2), 4 * kl_rows(STUDENT, TEACHER, 2.0)[3])
+    near(
+        hit_consistency(STUDENT, TEACHER, one, temperature=2), 4 * kl_rows(STUDENT, TEACHER, 2.0)[3]
+    )
 
 
 def test_hit_and_miss_sees_the_label_alone() -> None:
@@ -164,7 +186,10 @@ def test_hit_and_miss_sees_the_label_alone() -> None:
 
 
 def test_temporal_consistency_by_hand() -> None:
-    wanted = sum(16 * sum(kl_rows(STUDENT_STEPS[:, t], TEACHER_STEPS[:, t], 4.0)) / B for t in range(T)) / T
+    wanted = (
+        sum(16 * sum(kl_rows(STUDENT_STEPS[:, t], TEACHER_STEPS[:, t], 4.0)) / B for t in range(T))
+        / T
+    )
     near(temporal_consistency(STUDENT_STEPS, TEACHER_STEPS, temperature=4), wanted)
     s, t = STUDENT_STEPS.tolist(), TEACHER_STEPS.tolist()
     total = 0.0
@@ -175,7 +200,9 @@ def test_temporal_consistency_by_hand() -> None:
     differences = total / (B * (T - 1) * C)
     assert abs(differences - wanted) > 0.01
     for tau in (1.0, 4.0):
-        value = temporal_consistency(STUDENT_STEPS, TEACHER_STEPS, temperature=tau, reading="diff_mse")
+        value = temporal_consistency(
+            STUDENT_STEPS, TEACHER_STEPS, temperature=tau, reading="diff_mse"
+        )
         near(value, differences)
 
 
@@ -192,12 +219,15 @@ def test_temporal_readings_see_other_things() -> None:
     turned = TEACHER_STEPS.roll(1, 1)
     assert torch.allclose(turned.mean(1), TEACHER_STEPS.mean(1))
     for reading in ("step_kl", "diff_mse"):
-        assert float(temporal_consistency(turned, TEACHER_STEPS, temperature=2, reading=reading)) > 0.1
+        assert (
+            float(temporal_consistency(turned, TEACHER_STEPS, temperature=2, reading=reading)) > 0.1
+        )
 
 
 def clipped_by_numpy(student: torch.Tensor, teacher: torch.Tensor, clip: float) -> float:
     p_s, p_t = (
-        np.clip(np.array([chances(row, 1.0) for row in z.tolist()]), clip, 1) for z in (student, teacher)
+        np.clip(np.array([chances(row, 1.0) for row in z.tolist()]), clip, 1)
+        for z in (student, teacher)
     )
     return float(np.mean(np.sum(p_t * np.log(p_t / p_s), axis=1)))
 
@@ -237,7 +267,8 @@ def test_label_losses_by_numpy() -> None:
     a, b = logits(B, F, seed=6), logits(B, F, seed=7)
     near(
         feature_mse(a, b),
-        sum((x - y) ** 2 for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)) / (B * F),
+        sum((x - y) ** 2 for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True))
+        / (B * F),
     )
 
 
@@ -250,7 +281,11 @@ GIVEN: dict[str, tuple[Callable[..., torch.Tensor], torch.Tensor, torch.Tensor]]
         STUDENT,
         TEACHER,
     ),
-    "step_kl": (lambda s, t: temporal_consistency(s, t, temperature=3.0), STUDENT_STEPS, TEACHER_STEPS),
+    "step_kl": (
+        lambda s, t: temporal_consistency(s, t, temperature=3.0),
+        STUDENT_STEPS,
+        TEACHER_STEPS,
+    ),
     "diff_mse": (
         lambda s, t: temporal_consistency(s, t, temperature=3.0, reading="diff_mse"),
         STUDENT_STEPS,
@@ -291,7 +326,9 @@ def test_zero_and_flat_where_student_equals_teacher(name: str) -> None:
 @pytest.mark.parametrize("name", GIVEN)
 def test_a_worse_student_costs_more(name: str) -> None:
     loss, student, teacher = GIVEN[name]
-    values = [float(loss(teacher + far * (student - teacher), teacher)) for far in (0, 0.25, 0.5, 1, 1.5)]
+    values = [
+        float(loss(teacher + far * (student - teacher), teacher)) for far in (0, 0.25, 0.5, 1, 1.5)
+    ]
     assert values == sorted(values)
     assert values[-1] > values[1] > 0
     # A step against the gradient brings the student nearer.
@@ -318,7 +355,9 @@ def test_order_of_clips_and_dtype_and_purity(name: str) -> None:
 def test_order_of_clips_with_labels() -> None:
     for reading in ("gated_kl", "hit_miss"):
         near(
-            hit_consistency(STUDENT.flip(0), TEACHER.flip(0), LABELS.flip(0), temperature=2, reading=reading),
+            hit_consistency(
+                STUDENT.flip(0), TEACHER.flip(0), LABELS.flip(0), temperature=2, reading=reading
+            ),
             float(hit_consistency(STUDENT, TEACHER, LABELS, temperature=2, reading=reading)),
         )
 
@@ -330,7 +369,10 @@ def test_extremes_of_temperature() -> None:
     assert float(softened_kl(STUDENT, TEACHER, temperature=100)) == pytest.approx(hot, rel=0.05)
     small = 0.01 * float(
         np.mean(
-            [max(s) - s[t.index(max(t))] for s, t in zip(STUDENT.tolist(), TEACHER.tolist(), strict=True)]
+            [
+                max(s) - s[t.index(max(t))]
+                for s, t in zip(STUDENT.tolist(), TEACHER.tolist(), strict=True)
+            ]
         )
     )
     assert small > 0
@@ -339,7 +381,9 @@ def test_extremes_of_temperature() -> None:
     for tau, relative in ((0.01, 1e-4), (100.0, 2e-2)):
         losses: list[Callable[..., torch.Tensor]] = [
             lambda s, t, tau=tau: softened_kl(s, t, temperature=tau),
-            lambda s, t, tau=tau: hit_consistency(s, t, LABELS, temperature=tau, reading="hit_miss"),
+            lambda s, t, tau=tau: hit_consistency(
+                s, t, LABELS, temperature=tau, reading="hit_miss"
+            ),
         ]
         for loss in losses:
             leaf = STUDENT.float().requires_grad_()
@@ -373,11 +417,15 @@ def test_values_that_are_not_finite_are_refused(name: str, bad: float) -> None:
     for row in range(B):
         broken = student.clone()
         broken[row].view(-1)[1] = bad
-        with pytest.raises(LossError, match=r"student.*: 1 of \d+ values are NaN or infinite, the first at"):
+        with pytest.raises(
+            LossError, match=r"student.*: 1 of \d+ values are NaN or infinite, the first at"
+        ):
             loss(broken, teacher)
         broken = teacher.clone()
         broken[row].view(-1)[1] = bad
-        with pytest.raises(LossError, match=rf"teacher.*NaN or infinite, the first at \[{row}, .*lower the"):
+        with pytest.raises(
+            LossError, match=rf"teacher.*NaN or infinite, the first at \[{row}, .*lower the"
+        ):
             loss(student, broken)
 
 
@@ -387,7 +435,9 @@ def test_values_of_label_losses_that_are_not_finite() -> None:
     for loss, name in ((label_loss, "logits"), (one_hot_mse, "outputs"), (voting_mse, "rates")):
         with pytest.raises(LossError, match=rf"^{name}: 1 of 20 values are NaN .* \[2, 1\]"):
             loss(broken, LABELS)
-        with pytest.raises(LossError, match=rf"^{name}: dtype torch.int64, needs a floating one; convert"):
+        with pytest.raises(
+            LossError, match=rf"^{name}: dtype torch.int64, needs a floating one; convert"
+        ):
             loss(torch.ones(B, C, dtype=torch.int64), LABELS)
 
 
@@ -397,7 +447,9 @@ def test_shapes_refused(name: str) -> None:
     loss, student, teacher = GIVEN[name]
     for wrong in (teacher[:1], teacher[..., :1], teacher[:, :2]):
         if wrong.shape != teacher.shape:
-            with pytest.raises(LossError, match=r"the student's have shape \(5, .* the teacher's \(.*; "):
+            with pytest.raises(
+                LossError, match=r"the student's have shape \(5, .* the teacher's \(.*; "
+            ):
                 loss(student, wrong)
     for wrong in (student[:0], student[0], student[..., 0].reshape(B, -1, 1, 1)):
         with pytest.raises(LossError, match=r"student.*: shape \(.*\), needs \(B, .*; "):
@@ -405,8 +457,12 @@ def test_shapes_refused(name: str) -> None:
 
 
 def test_single_steps_and_classes_refused() -> None:
-    with pytest.raises(LossError, match="step_logits: 1 step has no change over time; give two, or take"):
-        temporal_consistency(STUDENT_STEPS[:, :1], TEACHER_STEPS[:, :1], temperature=1, reading="diff_mse")
+    with pytest.raises(
+        LossError, match="step_logits: 1 step has no change over time; give two, or take"
+    ):
+        temporal_consistency(
+            STUDENT_STEPS[:, :1], TEACHER_STEPS[:, :1], temperature=1, reading="diff_mse"
+        )
     near(
         temporal_consistency(STUDENT_STEPS[:, :1], TEACHER_STEPS[:, :1], temperature=1),
         sum(kl_rows(STUDENT_STEPS[:, 0], TEACHER_STEPS[:, 0], 1.0)) / B,
@@ -416,9 +472,13 @@ def test_single_steps_and_classes_refused() -> None:
     with pytest.raises(LossError, match="with 2 classes or more"):
         softened_kl(STUDENT[:, :1], TEACHER[:, :1], temperature=1)
     reading: Any = "both"
-    with pytest.raises(LossError, match="hckd: reading 'both' is unknown; choose one of gated_kl, hit_miss"):
+    with pytest.raises(
+        LossError, match="hckd: reading 'both' is unknown; choose one of gated_kl, hit_miss"
+    ):
         hit_consistency(STUDENT, TEACHER, LABELS, temperature=1, reading=reading)
-    with pytest.raises(LossError, match="tckd: reading 'both' is unknown; choose one of step_kl, diff_mse"):
+    with pytest.raises(
+        LossError, match="tckd: reading 'both' is unknown; choose one of step_kl, diff_mse"
+    ):
         temporal_consistency(STUDENT_STEPS, TEACHER_STEPS, temperature=1, reading=reading)
 
 
@@ -433,7 +493,11 @@ def test_single_steps_and_classes_refused() -> None:
     ],
 )
 def test_labels_refused(labels: torch.Tensor, match: str) -> None:
-    for loss in (label_loss, one_hot_mse, lambda z, y: hit_consistency(z, TEACHER, y, temperature=1)):
+    for loss in (
+        label_loss,
+        one_hot_mse,
+        lambda z, y: hit_consistency(z, TEACHER, y, temperature=1),
+    ):
         with pytest.raises(LossError, match=match):
             loss(STUDENT, labels)
     with pytest.raises(LossError, match=match):
@@ -480,17 +544,29 @@ def test_mskd_with_a_teacher_that_is_always_right_is_plain_distillation() -> Non
     labels = TEACHER.argmax(1)
     for alpha in (0.2, 1.0):
         wanted = float(distillation_loss(STUDENT, TEACHER, labels, alpha=alpha, temperature=3))
-        near(mskd_loss(*MSKD, labels, MskdLossSettings(alpha=alpha, temperature=3, tckd="off")).total, wanted)
+        near(
+            mskd_loss(
+                *MSKD, labels, MskdLossSettings(alpha=alpha, temperature=3, tckd="off")
+            ).total,
+            wanted,
+        )
 
 
 def test_mskd_without_teacher() -> None:
     alone = MskdLossSettings(alpha=0, hckd="off", tckd="off")
     assert not alone.needs_teacher
     near(mskd_loss(MSKD[0], None, LABELS, alone).total, entropy_by_hand(STUDENT, LABELS))
-    near(mskd_loss(MSKD[0], None, LABELS, MskdLossSettings(alpha=0)).total, entropy_by_hand(STUDENT, LABELS))
-    with pytest.raises(LossError, match=r"teacher: missing, alpha is 0.5; give one, or set alpha to 0"):
+    near(
+        mskd_loss(MSKD[0], None, LABELS, MskdLossSettings(alpha=0)).total,
+        entropy_by_hand(STUDENT, LABELS),
+    )
+    with pytest.raises(
+        LossError, match=r"teacher: missing, alpha is 0.5; give one, or set alpha to 0"
+    ):
         mskd_loss(MSKD[0], None, LABELS, MskdLossSettings())
-    with pytest.raises(ValidationError, match=r"alpha: 0.5 of a teacher without terms only scales the loss"):
+    with pytest.raises(
+        ValidationError, match=r"alpha: 0.5 of a teacher without terms only scales the loss"
+    ):
         MskdLossSettings(hckd="off", tckd="off")
 
 
@@ -518,8 +594,12 @@ def test_emotion_sum_by_hand() -> None:
     near(only.total, ce)
     near(only.kl, 0)
     near(only.feature, 0)
-    with pytest.raises(LossError, match=r"features: .*\(5, 12\), the teacher's \(5, 6\); .*`matched`"):
-        emotion_loss(EmotionOutput(s.logits, s.features, s.matched), t, labels, EmotionLossSettings())
+    with pytest.raises(
+        LossError, match=r"features: .*\(5, 12\), the teacher's \(5, 6\); .*`matched`"
+    ):
+        emotion_loss(
+            EmotionOutput(s.logits, s.features, s.matched), t, labels, EmotionLossSettings()
+        )
     fed = teacher_loss(t.logits, s.logits, labels)
     near(fed.own, entropy_by_hand(t.logits, labels))
     near(fed.pupil, ce)
@@ -548,7 +628,9 @@ def test_settings_are_frozen_and_checked() -> None:
 
 
 def idle(network: torch.nn.Module) -> list[str]:
-    return [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    return [
+        name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())
+    ]
 
 
 def test_the_networks_themselves_learn_from_them() -> None:
@@ -569,7 +651,14 @@ def test_the_networks_themselves_learn_from_them() -> None:
         assert all(p.grad is None for p in teacher.parameters())
 
     sizes = EmotionSettings(
-        eeg_channels=3, samples=64, width=8, kernel=16, heads=2, head_width=4, positions=8, classifier=8
+        eeg_channels=3,
+        samples=64,
+        width=8,
+        kernel=16,
+        heads=2,
+        head_width=4,
+        positions=8,
+        classifier=8,
     )
     tutor, pupil = freeze(EmotionTeacher(sizes)), EmotionStudent(sizes)
     eeg, gsr = torch.randn(4, 3, 64), torch.randn(4, 1, 64)
@@ -577,7 +666,9 @@ def test_the_networks_themselves_learn_from_them() -> None:
     spiking = build_gsr_student(ours)
     taught = tutor(eeg, gsr)
     for output in (pupil(gsr), run_gsr_student(spiking, gsr, ours)):
-        torch.autograd.backward(emotion_loss(output, taught, labels % 2, EmotionLossSettings()).total)
+        torch.autograd.backward(
+            emotion_loss(output, taught, labels % 2, EmotionLossSettings()).total
+        )
     # The classifier's chain and every layer of the spiking student; a key's bias cannot matter to a softmax.
     assert not [name for name in idle(pupil) if "key.bias" not in name]
     assert idle(spiking) == []

@@ -116,7 +116,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_a_merged_student_fires_as_it_was_trained(variant: str) -> None:
     changes = VARIANTS[variant]
     x = torch.rand(
-        2, STEPS, changes.get("in_channels", 3), SIDE, SIDE, generator=torch.Generator().manual_seed(5)
+        2,
+        STEPS,
+        changes.get("in_channels", 3),
+        SIDE,
+        SIDE,
+        generator=torch.Generator().manual_seed(5),
     )
     trained, merged = runs(student(torch.float64, **changes), x.double())
     assert differing(trained, merged)[0] == 0

@@ -50,7 +50,14 @@ from knarr.train.networks.mskd import (
     build_mskd_teacher,
     freeze,
 )
-from knarr.train.networks.neurons import BoxCell, DecayCell, NeuronSettings, ReadoutCell, fire, slope
+from knarr.train.networks.neurons import (
+    BoxCell,
+    DecayCell,
+    NeuronSettings,
+    ReadoutCell,
+    fire,
+    slope,
+)
 from knarr.train.networks.seen import SEEN_NEURON, Seen, SeenSettings
 from knarr.train.networks.spiking_emotions import (
     TABLE_I,
@@ -69,7 +76,9 @@ def parameters(network: nn.Module) -> int:
 class OneIn(nn.Module):
     """One tensor in, one out, as ONNX files of `to_onnx` are."""
 
-    def __init__(self, network: nn.Module, run: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(
+        self, network: nn.Module, run: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    ) -> None:
         super().__init__()
         self.network, self.run = network, run
 
@@ -137,7 +146,9 @@ def test_mskd_students_have_the_computed_sizes(
     assert parameters(plain(student)) == merged_size
     rows = counted(student, lambda network, x: network(x)[0], (3, 90, 90), tmp_path, checked=False)
     assert f"{float(sum(rows.values())) / 1e6:.1f}" == apart
-    rows = counted(plain(student), lambda network, x: network(x)[0], (3, 90, 90), tmp_path, checked=False)
+    rows = counted(
+        plain(student), lambda network, x: network(x)[0], (3, 90, 90), tmp_path, checked=False
+    )
     assert f"{float(sum(rows.values())) / 1e6:.1f}" == merged
 
 
@@ -170,17 +181,23 @@ def test_spiking_emotions_have_the_published_operations(tmp_path: Path) -> None:
     rows = counted(ann, lambda network, x: network(x), (68, 128, 128), tmp_path, checked=False)
     ops = list(rows.values())
     assert [ops[0], sum(ops[1:-1]), ops[-1]] == [310_915_584, 47_940_608, 2_048]
-    rows = counted(spiking, lambda network, x: network(x)[0], (2, 128, 128), tmp_path, checked=False)
+    rows = counted(
+        spiking, lambda network, x: network(x)[0], (2, 128, 128), tmp_path, checked=False
+    )
     ops = list(rows.values())
     assert [ops[0], sum(ops[1:-1]), ops[-1]] == [9_144_576, 47_940_608, 20_480]
 
 
 def test_plif_fang_has_five_blocks_and_a_quarter() -> None:
     network = build_plif_fang(SpikingEmotionsSettings())
-    shapes = [tuple(layer.weight.shape) for layer in network if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    shapes = [
+        tuple(layer.weight.shape) for layer in network if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
     assert shapes == [(128, 2, 3, 3), *[(128, 128, 3, 3)] * 4, (512, 2048), (20, 512)]
     assert not any(
-        hasattr(layer, "bias") and layer.bias is not None for layer in network if "Batch" not in repr(layer)
+        hasattr(layer, "bias") and layer.bias is not None
+        for layer in network
+        if "Batch" not in repr(layer)
     )
 
 
@@ -203,7 +220,10 @@ def clip(*shape: int, seed: int = 0) -> torch.Tensor:
 
 EYES = (STEPS, 3, 18, 18)
 Case = tuple[
-    Callable[[], nn.Module], Callable[[Any, Any], torch.Tensor], tuple[tuple[int, ...], ...], tuple[int, ...]
+    Callable[[], nn.Module],
+    Callable[[Any, Any], torch.Tensor],
+    tuple[tuple[int, ...], ...],
+    tuple[int, ...],
 ]
 NETWORKS: dict[str, Case] = {
     "SEEN": (lambda: Seen(SMALL_SEEN), lambda n, x: n(*x).logits, (EYES, EYES), (7,)),
@@ -286,8 +306,14 @@ def test_nothing_stays_behind_on_another_device_or_dtype(name: str) -> None:
     out = run(network, [x.double() for x in inputs])
     assert out.dtype == torch.float64
     moved = run(network.float().to("meta"), [x.to("meta") for x in inputs])
-    assert (moved.device.type, moved.dtype, tuple(moved.shape)) == ("meta", torch.float32, (4, *shape))
-    tensors = [t for m in network.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)]
+    assert (moved.device.type, moved.dtype, tuple(moved.shape)) == (
+        "meta",
+        torch.float32,
+        (4, *shape),
+    )
+    tensors = [
+        t for m in network.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)
+    ]
     assert tensors == []  # parameters and buffers lie in torch's own tables
 
 
@@ -356,7 +382,9 @@ def test_cells_by_hand() -> None:
 
 def test_a_reset_lets_a_gradient_through_only_where_asked() -> None:
     for detach, expected in ((True, 0.0), (False, -0.5 * 2.0)):
-        cell = DecayCell(NeuronSettings(coefficient=0.5, surrogate="box", width=9.0, detach_reset=detach))
+        cell = DecayCell(
+            NeuronSettings(coefficient=0.5, surrogate="box", width=9.0, detach_reset=detach)
+        )
         x = torch.tensor([[2.0]], requires_grad=True)
         _, state = cell(x)
         out, after = cell(torch.zeros(1, 1), state)
@@ -371,7 +399,9 @@ def test_a_reset_lets_a_gradient_through_only_where_asked() -> None:
 def test_cells_equal_their_twins_of_norse_in_every_bit(learned: bool, snap: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     cell = BoxCell(
-        NeuronSettings(coefficient=0.3, learned=learned, v_th=0.3), 1 / 30, snap=snap and not learned
+        NeuronSettings(coefficient=0.3, learned=learned, v_th=0.3),
+        1 / 30,
+        snap=snap and not learned,
     )
     readout = ReadoutCell(0.3, 1 / 30, learned=learned, snap=snap and not learned)
     if learned:
@@ -410,8 +440,12 @@ def test_a_norse_cell_that_hears_a_times_less_is_seens_neuron() -> None:
     for coefficient in (1.0, 0.8):
         torch.manual_seed(0)
         neuron = SEEN_NEURON.model_copy(update={"coefficient": coefficient})
-        student = build_mskd_student(SMALL_MSKD.model_copy(update={"neuron": neuron, "snap": False}))
-        weights.append([one.detach() for name, one in student.named_parameters() if "branches" not in name])
+        student = build_mskd_student(
+            SMALL_MSKD.model_copy(update={"neuron": neuron, "snap": False})
+        )
+        weights.append(
+            [one.detach() for name, one in student.named_parameters() if "branches" not in name]
+        )
     assert len(weights[0]) == 8  # gates, join, two convolutions, two linear layers with biases
     for one, louder_one in list(zip(*weights, strict=True))[1:]:
         torch.testing.assert_close(one / 0.8, louder_one)
@@ -435,11 +469,15 @@ def test_seen_is_its_equations_step_by_step() -> None:
         got = network(events, frames)
         static = network.stem(torch.cat([frames[:, 0], frames[:, -1]], 1))
         maps = [scale(static) for scale in network.scales]
-        gates = torch.cat([gate(one).flatten(1) for gate, one in zip(network.gates, maps, strict=True)], 1)
+        gates = torch.cat(
+            [gate(one).flatten(1) for gate, one in zip(network.gates, maps, strict=True)], 1
+        )
         shares = torch.exp(gates) / torch.exp(gates).sum(1, keepdim=True)
 
         def trunk(parts: list[torch.Tensor]) -> torch.Tensor:
-            return torch.cat([shares[:, i, None, None, None] * part for i, part in enumerate(parts)], 1)
+            return torch.cat(
+                [shares[:, i, None, None, None] * part for i, part in enumerate(parts)], 1
+            )
 
         lent = (network.third(network.second(network.join(trunk(maps)))) > 0.3).float()
         v: dict[str, torch.Tensor] = {}
@@ -465,13 +503,17 @@ def test_seen_is_its_equations_step_by_step() -> None:
     torch.testing.assert_close(got.logits, got.step_logits.mean(1))
 
 
-def test_seens_convolutions_learn_through_the_lent_spikes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seens_convolutions_learn_through_the_lent_spikes_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     network = Seen(SMALL_SEEN)
     cell = network.static_cell
     monkeypatch.setattr(cell, "forward", lambda x, state=None: (torch.zeros_like(x), None))
     network(clip(*EYES, seed=1), clip(*EYES, seed=2)).logits.square().mean().backward()
-    learning = {name.split(".")[0] for name, one in network.named_parameters() if one.grad is not None}
+    learning = {
+        name.split(".")[0] for name, one in network.named_parameters() if one.grad is not None
+    }
     assert learning == {"hidden", "head"}
 
 
@@ -488,7 +530,8 @@ def test_a_frozen_teacher_gives_logits_of_every_step() -> None:
     teacher = freeze(build_mskd_teacher(MskdTeacherSettings(seen=SMALL_SEEN)))
     assert isinstance(teacher, Seen)
     assert isinstance(
-        build_mskd_teacher(MskdTeacherSettings(kind="frame_per_step", seen=SMALL_SEEN)), FramePerStep
+        build_mskd_teacher(MskdTeacherSettings(kind="frame_per_step", seen=SMALL_SEEN)),
+        FramePerStep,
     )
     out = teacher(clip(*EYES), clip(*EYES))
     assert not out.logits.requires_grad
@@ -525,7 +568,9 @@ def test_first_weights_are_kerass() -> None:
     kernel = student.head.over_time.weight
     assert float(kernel.abs().max()) == pytest.approx(math.sqrt(6 / (32 + 64 * 32)), rel=0.01)
     assert float(student.encoder.positions.abs().max()) == pytest.approx(0.05, rel=0.01)
-    assert not any(one.any() for name, one in student.named_parameters() if name.endswith("over_time.bias"))
+    assert not any(
+        one.any() for name, one in student.named_parameters() if name.endswith("over_time.bias")
+    )
     norms = [m for m in student.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
     assert len(norms) == 7
@@ -542,7 +587,9 @@ def test_a_fusion_reads_the_later_eeg_and_the_published_defect_is_an_option() ->
         results[defect] = fusion(*parts)
         ea, ga, eb, gb = parts
         later = torch.cat([ea if defect else eb, gb], 1)
-        assert torch.equal(results[defect], fusion.first(torch.cat([ea, ga], 1)) + fusion.second(later))
+        assert torch.equal(
+            results[defect], fusion.first(torch.cat([ea, ga], 1)) + fusion.second(later)
+        )
     assert results[False].shape == (4, 24, 8)
     assert not torch.equal(results[False][:, :12], results[True][:, :12])
     assert torch.equal(results[False][:, 12:], results[True][:, 12:])
@@ -643,15 +690,23 @@ def test_pure_spikes_leave_the_float_frame_out() -> None:
 
 def test_variants_of_table_i_differ_where_they_say() -> None:
     built = {
-        name: build_voting_network(one.model_copy(update={"hidden": 4})) for name, one in TABLE_I.items()
+        name: build_voting_network(one.model_copy(update={"hidden": 4}))
+        for name, one in TABLE_I.items()
     }
     learned = {
-        name: sum(key.endswith(".w") for key, _ in net.named_parameters()) for name, net in built.items()
+        name: sum(key.endswith(".w") for key, _ in net.named_parameters())
+        for name, net in built.items()
     }
     assert learned == {name: 0 if name == "LIF" else 5 for name in TABLE_I}
-    pools = {name: {type(m) for m in net if "Pool" in type(m).__name__} for name, net in built.items()}
-    assert [name for name, kind in pools.items() if kind == {nn.MaxPool2d}] == ["PLIF, V_th 0.4, max-pool"]
-    thresholds = [float(next(m for m in net if isinstance(m, BoxCell)).v_th) for net in built.values()]
+    pools = {
+        name: {type(m) for m in net if "Pool" in type(m).__name__} for name, net in built.items()
+    }
+    assert [name for name, kind in pools.items() if kind == {nn.MaxPool2d}] == [
+        "PLIF, V_th 0.4, max-pool"
+    ]
+    thresholds = [
+        float(next(m for m in net if isinstance(m, BoxCell)).v_th) for net in built.values()
+    ]
     assert thresholds == pytest.approx([1, 1, 0.8, 0.4, 0.4, 0.4])
     cell = next(m for m in built["PLIF"] if isinstance(m, BoxCell))
     assert float(cell.get_parameter("w")) == 0.0  # -ln(tau - 1) at tau = 2
@@ -668,7 +723,9 @@ def test_the_gsr_student_hears_windows_and_sums_its_depths() -> None:
     student = build_gsr_student(settings).eval()
     ran = over_time(student, frames / 16, record=True)
     for feature, kept in (("membrane", ran.membranes), ("spike", ran.spikes)):
-        out = run_gsr_student(student, window / 16, settings.model_copy(update={"feature": feature}))
+        out = run_gsr_student(
+            student, window / 16, settings.model_copy(update={"feature": feature})
+        )
         assert torch.equal(out.features, (kept[1] + kept[2] + kept[3]).reshape(1, 15))
         assert torch.equal(out.logits, ran.outputs.mean(1))
     with pytest.raises(ValueError, match="needs \\(B, 1, 48\\)"):
@@ -740,8 +797,13 @@ def test_students_are_certified_and_lowered(name: str, snap: bool) -> None:
     network = lower(graph, dt_s, **options)
     assert len(network.layers) == sum(isinstance(m, (BoxCell, ReadoutCell)) for m in student)
     trained = [m for m in student if isinstance(m, (BoxCell, ReadoutCell))]
-    shares = [float(torch.sigmoid(m.w)) if hasattr(m, "w") else float(m.tau_mem_inv) * m.dt for m in trained]
-    assert [layer.neuron.v_decay for layer in network.layers] == [round(4096 * share) for share in shares]
+    shares = [
+        float(torch.sigmoid(m.w)) if hasattr(m, "w") else float(m.tau_mem_inv) * m.dt
+        for m in trained
+    ]
+    assert [layer.neuron.v_decay for layer in network.layers] == [
+        round(4096 * share) for share in shares
+    ]
 
 
 def test_what_no_chip_runs_is_refused_by_name() -> None:
@@ -763,7 +825,9 @@ def test_what_no_chip_runs_is_refused_by_name() -> None:
     with pytest.raises(ExportError, match="GsrRepeat"):
         to_nir(GsrRepeat(GsrRepeatSettings(network=SMALL_EMOTION)).eval(), (1, 96), 0.001)
     with pytest.raises(ExportError, match="BoxCell cannot be exported"):
-        to_nir(build_gsr_student(SMALL_GSR.model_copy(update={"norm": "none"})).eval(), (32,), 0.0625)
+        to_nir(
+            build_gsr_student(SMALL_GSR.model_copy(update={"norm": "none"})).eval(), (32,), 0.0625
+        )
 
 
 def test_settings_are_frozen_and_checked() -> None:

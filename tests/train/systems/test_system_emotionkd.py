@@ -45,7 +45,14 @@ from knarr.train.train import TEACHER
 
 LAYOUT = Layout(trials=4, samples=384 + 3 * 128, baseline=384)
 PEOPLE = ("s01", "s02", "s03", "s04", "s05", "s06")
-EMOTION = {"samples": 128, "width": 8, "heads": 2, "head_width": 4, "positions": 16, "classifier": 8}
+EMOTION = {
+    "samples": 128,
+    "width": 8,
+    "heads": 2,
+    "head_width": 4,
+    "positions": 16,
+    "classifier": 8,
+}
 HEARD = {"samples": 128, "hidden": 8, "depth": 1}
 
 
@@ -57,7 +64,9 @@ def written(root: Path) -> Path:
         rng = np.random.default_rng(number)
         labels = np.array([[2.0, 8, 5, 5], [8, 2, 5, 5], [5, 5.5, 5, 5], [9, 1, 5, 5]])
         hertz = np.where(labels[:, 0] > 5, 6, 12)[:, None, None]
-        data = np.sin(2 * np.pi * hertz * time) + rng.normal(0, 0.3, (LAYOUT.trials, 40, LAYOUT.samples))
+        data = np.sin(2 * np.pi * hertz * time) + rng.normal(
+            0, 0.3, (LAYOUT.trials, 40, LAYOUT.samples)
+        )
         data[:, GSR_CHANNEL] += 1000
         with (root / FOLDER / f"{person}.dat").open("wb") as file:
             pickle.dump({"data": data, "labels": labels}, file, protocol=2)
@@ -106,7 +115,9 @@ def loaded(root: Path, **change: Any) -> tuple[EmotionKd, RunData]:
 
 def trials_of(data: RunData, side: str) -> set[tuple[str, str]]:
     clips: Any = getattr(data, side)
-    return set(zip(clips.windows.subjects[clips.chosen], clips.windows.trials[clips.chosen], strict=True))
+    return set(
+        zip(clips.windows.subjects[clips.chosen], clips.windows.trials[clips.chosen], strict=True)
+    )
 
 
 @pytest.mark.parametrize("split", ["loso", "kfold_subject", "kfold_trial"])
@@ -136,7 +147,9 @@ def test_folds_cover_everything_and_divide_nobody(deap: Path, split: str) -> Non
         assert ours | theirs == whole
         assert not ours & theirs
     assert len(set(names)) == len(names) == len(PEOPLE) * LAYOUT.trials * 3
-    with pytest.raises(RecipeError, match=rf"data\.fold: {count}, there are {count}; take one of 0"):
+    with pytest.raises(
+        RecipeError, match=rf"data\.fold: {count}, there are {count}; take one of 0"
+    ):
         loaded(deap, **change, **{"data.fold": count})
 
 
@@ -164,7 +177,9 @@ def test_what_is_far_from_the_mean_is_cut_off_not_wrapped(deap: Path) -> None:
     assert (inputs.min(), inputs.max()) == (0, 255)
 
 
-@pytest.mark.parametrize(("task", "of_trials"), [("valence", [0, 1, 0, 1]), ("arousal", [1, 0, 1, 0])])
+@pytest.mark.parametrize(
+    ("task", "of_trials"), [("valence", [0, 1, 0, 1]), ("arousal", [1, 0, 1, 0])]
+)
 def test_labels_are_the_tasks(deap: Path, task: str, of_trials: list[int]) -> None:
     _, data = loaded(deap, **{"data.task": task})
     assert data.test.labels.tolist() == np.repeat(of_trials, 3).tolist()
@@ -173,7 +188,9 @@ def test_labels_are_the_tasks(deap: Path, task: str, of_trials: list[int]) -> No
 
 def test_data_are_called_as_published_tables_call_them() -> None:
     tables = {table.data for table in published().tables if table.system == "emotionkd"}
-    shipped = [name for name in shipped_recipes() if name.startswith(("emotionkd_deap", "emotionkd_hci"))]
+    shipped = [
+        name for name in shipped_recipes() if name.startswith(("emotionkd_deap", "emotionkd_hci"))
+    ]
     whole = Recordings((), EEG_28)
     assert tables == {name_of(load_recipe(name).data, whole) for name in shipped}  # type: ignore[arg-type]
 
@@ -188,12 +205,19 @@ def test_data_are_called_as_published_tables_call_them() -> None:
         ({"kind": "mahnob", "on_bad": "skip"}, ""),
     ],
 )
-def test_other_people_or_labels_are_not_called_as_published(changes: dict[str, Any], differs: str) -> None:
+def test_other_people_or_labels_are_not_called_as_published(
+    changes: dict[str, Any], differs: str
+) -> None:
     left = changes.get("on_bad") == "skip"
     read = Recordings(
-        (), EEG_28, (DataError("s01.dat", "bad: trial"),) * left, ("s02.dat", "s03.dat") if left else ()
+        (),
+        EEG_28,
+        (DataError("s01.dat", "bad: trial"),) * left,
+        ("s02.dat", "s03.dat") if left else (),
     )
-    settings = PhysioData(**{"kind": "deap", "task": "valence", "validation_fraction": 0.2, **changes})
+    settings = PhysioData(
+        **{"kind": "deap", "task": "valence", "validation_fraction": 0.2, **changes}
+    )
     assert name_of(settings, read) == f"{physio_data.NAMES[settings.kind]} valence{differs}"
 
 
@@ -276,7 +300,9 @@ FEEDBACK = {"student.feedback": {"quiz": "next"}}
         ({"student.feedback": {"loss": {"kl": 1}}}, r"loss: is the student's; set student\.loss"),
     ],
 )  # fmt: skip
-def test_contradictions_are_refused_by_name(deap: Path, change: dict[str, Any], message: str) -> None:
+def test_contradictions_are_refused_by_name(
+    deap: Path, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message) as caught:
         loaded(deap, **change)
     assert "\n" not in str(caught.value)
@@ -328,12 +354,15 @@ def test_the_papers_student_learns_but_is_not_deployed(deap: Path, kind: str) ->
         batch.labels,
         system.recipe.student.loss,
     )
-    penalty = 1e-3 * sum(float(w.square().sum()) for n, w in student.named_parameters() if w.dim() == 4)
+    penalty = 1e-3 * sum(
+        float(w.square().sum()) for n, w in student.named_parameters() if w.dim() == 4
+    )
     assert float(loss.detach() - plain.total.detach()) == pytest.approx(
         penalty, rel=1e-4
     )  # a difference of float32 numbers
     with pytest.raises(
-        RecipeError, match=rf"student\.kind: {kind} has softmax attention.*train student\.kind 'frames'"
+        RecipeError,
+        match=rf"student\.kind: {kind} has softmax attention.*train student\.kind 'frames'",
     ):
         system.deployable(student)
 
@@ -386,7 +415,9 @@ def test_from_files_to_the_chip(deap: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("emotion_net", 29), ("gsr_net", 1)])
-def test_the_baseline_is_the_teacher_on_one_tensor(deap: Path, tmp_path: Path, kind: str, rows: int) -> None:
+def test_the_baseline_is_the_teacher_on_one_tensor(
+    deap: Path, tmp_path: Path, kind: str, rows: int
+) -> None:
     system, data = loaded(deap, **{"teacher.kind": kind})
     teacher, batch = system.teacher(data).eval(), data.test.batch(np.arange(4), None)
     packed, baseline = system.baseline_inputs(batch), system.baseline(teacher, data)
@@ -418,12 +449,17 @@ def test_feedback_leaves_the_teacher_and_writes_its_own(deap: Path, tmp_path: Pa
     sides = [set(data.groups[side]) for side in (lessons, make.keywords["school"].heldout, held)]  # type: ignore[attr-defined]
     assert [len(side) for side in sides] == [3, 1, 1]
     assert len(set.union(*sides)) == 5
-    with pytest.raises(RecipeError, match=r"student.feedback.quiz_fraction: .* leaves nobody to learn on"):
-        system.student_fitter(teacher, data, fitted[data.groups[fitted] == data.groups[fitted[0]]], tmp_path)
+    with pytest.raises(
+        RecipeError, match=r"student.feedback.quiz_fraction: .* leaves nobody to learn on"
+    ):
+        system.student_fitter(
+            teacher, data, fitted[data.groups[fitted] == data.groups[fitted[0]]], tmp_path
+        )
 
 
 @pytest.mark.parametrize(
-    "name", [f"emotionkd_{data}_{task}" for data in ("deap", "hci") for task in ("valence", "arousal")]
+    "name",
+    [f"emotionkd_{data}_{task}" for data in ("deap", "hci") for task in ("valence", "arousal")],
 )
 def test_shipped_recipes_have_the_published_weights(name: str) -> None:
     found = load_recipe(name)

@@ -43,7 +43,15 @@ PUBLISHED = Normalise()
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six people, two of whom test, seven sequences each."""
     root = tmp_path_factory.mktemp("mskd") / "eyes"
-    generate(root, subjects=PEOPLE, takes_per_emotion=1, test_fraction=0.34, frames=FRAMES, size=SIZE, seed=2)
+    generate(
+        root,
+        subjects=PEOPLE,
+        takes_per_emotion=1,
+        test_fraction=0.34,
+        frames=FRAMES,
+        size=SIZE,
+        seed=2,
+    )
     return root
 
 
@@ -61,7 +69,9 @@ def system(settings: Mapping[str, Any] = NONE) -> Mskd:
 
 
 def see(settings: Mapping[str, Any] = NONE) -> Mskd:
-    recipe = with_settings(load_recipe("mskd"), {"data.size": SIZE, "data.sampling": "E3-S1", **settings})
+    recipe = with_settings(
+        load_recipe("mskd"), {"data.size": SIZE, "data.sampling": "E3-S1", **settings}
+    )
     assert isinstance(recipe, MskdRecipe)
     return Mskd(recipe)
 
@@ -74,7 +84,17 @@ def sequences(lengths: list[int], side: int = 2) -> SeeSequences:
     labels = np.arange(len(lengths), dtype=np.int64)
     subsets = ("training",) * len(lengths)
     return SeeSequences(
-        np.invert(frames), frames, first, np.array(lengths), labels, names, names, names, names, subsets, {}
+        np.invert(frames),
+        frames,
+        first,
+        np.array(lengths),
+        labels,
+        names,
+        names,
+        names,
+        names,
+        subsets,
+        {},
     )
 
 
@@ -152,7 +172,9 @@ def test_inputs_are_the_integers_of_the_chip(pristine: Path, bits: int) -> None:
     assert 2**bits * 0.8 < integers.max() < 2**bits
     assert (data.coding.bits, data.coding.units, data.coding.kind) == (bits, 2**bits - 1, "graded")
     inputs = data.train.batch(everything, None).inputs
-    np.testing.assert_array_equal(inputs.numpy(), integers.astype(np.float32) / np.float32(data.coding.units))
+    np.testing.assert_array_equal(
+        inputs.numpy(), integers.astype(np.float32) / np.float32(data.coding.units)
+    )
     assert isinstance(data.train, SeeWindows)
     whole = replace(data.train, bits=8).chip_inputs(everything)
     np.testing.assert_array_equal(integers, whole // 2 ** (8 - bits))
@@ -165,7 +187,9 @@ def test_passes_show_other_windows_and_the_first_is_the_test_set(pristine: Path)
     assert passes[0] is data.test
     lengths = np.full(len(data.test.labels), FRAMES)
     wanted = evaluation_windows(lengths, sampling("E3-S1"), windows=4, seed=its.recipe.seed)
-    assert all(np.array_equal(clips.fixed, of_pass) for clips, of_pass in zip(passes, wanted, strict=True))  # type: ignore[attr-defined]
+    assert all(
+        np.array_equal(clips.fixed, of_pass) for clips, of_pass in zip(passes, wanted, strict=True)
+    )  # type: ignore[attr-defined]
     seen = [clips.chip_inputs(np.arange(14)).tobytes() for clips in passes]
     assert len(set(seen)) == 4
 
@@ -182,7 +206,9 @@ def test_sequences_hold_every_image_of_their_segments(root: Path) -> None:
     assert whole.lengths.tolist() == [6] + [FRAMES] * 41
     assert whole.first.tolist() == [0, *range(6, 6 + 41 * FRAMES, FRAMES)]
     assert whole.frames.shape == whole.events.shape == (6 + 41 * FRAMES, SIZE, SIZE)
-    assert (np.abs(whole.events.astype(int) - 127) < 10).mean() > 0.5  # nothing happened, but for JPEG
+    assert (
+        np.abs(whole.events.astype(int) - 127) < 10
+    ).mean() > 0.5  # nothing happened, but for JPEG
     assert (whole.events > 240).any()
     assert (whole.events < 15).any()
     assert cut.frames.shape[1:] == (12, 12)
@@ -278,7 +304,10 @@ def cut_off(root: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "image missing": (lambda root: next((root / "event").rglob("00003.jpg")).unlink(), "missing image"),
+    "image missing": (
+        lambda root: next((root / "event").rglob("00003.jpg")).unlink(),
+        "missing image",
+    ),
     "sequence missing": (absent, "missing sequence"),
     "not in the index": (unseen, "not in the index"),
     "too short for every offset": (short, "short segment"),
@@ -287,7 +316,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_tree_is_refused_or_its_records_are_counted(root: Path, tmp_path: Path, case: str) -> None:
+def test_a_damaged_tree_is_refused_or_its_records_are_counted(
+    root: Path, tmp_path: Path, case: str
+) -> None:
     spoil, reason = DAMAGE[case]
     spoil(root)
     strict, lenient = see(), see({"data.on_bad": "skip"})
@@ -299,7 +330,9 @@ def test_a_damaged_tree_is_refused_or_its_records_are_counted(root: Path, tmp_pa
         assert len(data.train.labels) + len(data.test.labels) == 41
     assert isinstance(data.train, SeeWindows)
     assert data.train.sequences.skipped == {reason: 1}
-    with pytest.raises(DataError, match=reason):  # what a skipping reader cached is as bad as before
+    with pytest.raises(
+        DataError, match=reason
+    ):  # what a skipping reader cached is as bad as before
         strict.load(root, cache=tmp_path / "cache")
     with pytest.raises(DataError, match=reason):
         system().load(root)
@@ -329,7 +362,12 @@ def test_see_is_trained_as_published() -> None:
     assert (recipe.seed, fit.epochs, fit.batch_size, fit.optimiser, fit.schedule) == (
         2022, 180, 32, "sgd", "exponential",
     )  # fmt: skip
-    assert (fit.learning_rate, fit.momentum, fit.weight_decay, fit.decay) == (0.015, 0.9, 1e-3, 0.94)
+    assert (fit.learning_rate, fit.momentum, fit.weight_decay, fit.decay) == (
+        0.015,
+        0.9,
+        1e-3,
+        0.94,
+    )
     assert (recipe.data.sampling, recipe.data.size, recipe.data.dt_s, recipe.data.shift_px) == (
         "E4-S3", 90, 4 / 30, 0,
     )  # fmt: skip
@@ -346,16 +384,27 @@ def test_see_is_trained_as_published() -> None:
             r"student\.network\.side_px: 48, but the data give 16; leave it out",
         ),
         ({"student.network.dt_s": 0.1}, r"student\.network\.dt_s: 0\.1, but the data give"),
-        ({"teacher.network.seen.side_px": 48}, r"teacher\.network\.seen\.side_px: 48, but the data give 16"),
-        ({"teacher.network.seen.steps": 4}, r"teacher\.network\.seen\.steps: 4, but the data give 3"),
-        ({"teacher.network.seen.channels": 1}, r"teacher\.network\.seen\.channels: 1, but the data give 3"),
+        (
+            {"teacher.network.seen.side_px": 48},
+            r"teacher\.network\.seen\.side_px: 48, but the data give 16",
+        ),
+        (
+            {"teacher.network.seen.steps": 4},
+            r"teacher\.network\.seen\.steps: 4, but the data give 3",
+        ),
+        (
+            {"teacher.network.seen.channels": 1},
+            r"teacher\.network\.seen\.channels: 1, but the data give 3",
+        ),
         ({"data.sampling": "four"}, "'four' is no name like 'E4-S3'"),
         ({"data.frames": 4}, "frames: 4 < 5 of E3-S1"),
         ({"data.fold": 1}, "fold: 1, but the official split is one; set split: subject"),
         ({"data.split": "subject", "data.fold": 3}, "fold: 3 of 3; they count from 0"),
     ],
 )
-def test_settings_that_contradict_the_data_are_refused(settings: dict[str, Any], match: str) -> None:
+def test_settings_that_contradict_the_data_are_refused(
+    settings: dict[str, Any], match: str
+) -> None:
     with pytest.raises(RecipeError, match=match):
         system(settings)
 
@@ -364,11 +413,16 @@ def test_classes_are_the_datas(pristine: Path) -> None:
     for path, build in (("student.network", Mskd.student), ("teacher.network.seen", Mskd.teacher)):
         its = system({f"{path}.classes": 5})
         data = its.load(pristine)
-        with pytest.raises(RecipeError, match=rf"{path}\.classes: 5, but generated eyes has 7; leave it out"):
+        with pytest.raises(
+            RecipeError, match=rf"{path}\.classes: 5, but generated eyes has 7; leave it out"
+        ):
             build(its, data)
     its = system()
     three = replace(its.load(pristine), class_names=("a", "b", "c"))
-    assert its.student_logits(its.student(three), three.train.batch(np.arange(2), None)).shape == (2, 3)
+    assert its.student_logits(its.student(three), three.train.batch(np.arange(2), None)).shape == (
+        2,
+        3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -409,7 +463,9 @@ def test_alpha_0_asks_no_teacher(pristine: Path) -> None:
     its = system({"student.loss.alpha": 0})
     data = its.load(pristine)
     student, batch = its.student(data), data.train.batch(np.arange(4), None)
-    value, logits = its.student_loss(torch.nn.Identity())(student, batch)  # an Identity gives no logits
+    value, logits = its.student_loss(torch.nn.Identity())(
+        student, batch
+    )  # an Identity gives no logits
     torch.testing.assert_close(value, torch.nn.functional.cross_entropy(logits, batch.labels))
     with pytest.raises(TypeError):
         system().student_loss(torch.nn.Identity())(student, batch)
@@ -436,7 +492,12 @@ def test_brightness_has_no_effect_on_a_centred_student(pristine: Path) -> None:
 def test_the_line_from_eyes_to_the_chip(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     # Enough steps for the batch-norms to know their inputs: a layer that stays silent proves nothing.
-    little = {"data.subjects": 4, "data.size": 24, "student.fit.epochs": 4, "student.fit.batch_size": 4}
+    little = {
+        "data.subjects": 4,
+        "data.size": 24,
+        "student.fit.epochs": 4,
+        "student.fit.batch_size": 4,
+    }
     path.write_text(yaml.safe_dump(system(little).recipe.model_dump(mode="json")))
     run = stages.start(str(path), None, tmp_path / "runs" / "small")
     assert isinstance(run.recipe.data, MskdEyesData)
@@ -462,7 +523,12 @@ def test_the_line_from_eyes_to_the_chip(tmp_path: Path) -> None:
     # Once more: from its files, and anew from the same seed.
     again = stages.start(str(path), None, run.folder)
     for kept, other in zip((teacher, student), again.networks(), strict=True):
-        assert all(torch.equal(value, other.state_dict()[name]) for name, value in kept.state_dict().items())
+        assert all(
+            torch.equal(value, other.state_dict()[name])
+            for name, value in kept.state_dict().items()
+        )
     fresh = train_teacher(run.recipe, run.data, tmp_path / "fresh")
     anew = train_student(run.recipe, run.data, fresh, tmp_path / "fresh")
-    assert all(torch.equal(value, anew.state_dict()[name]) for name, value in student.state_dict().items())
+    assert all(
+        torch.equal(value, anew.state_dict()[name]) for name, value in student.state_dict().items()
+    )

@@ -87,10 +87,15 @@ def data(root: Path) -> RunData:
 def test_inputs_are_the_chips_integers_over_their_units(data: RunData) -> None:
     some = np.array([2, 0, 5])
     for clips in (data.train, data.test):
-        integers, batch = clips.chip_inputs(some[:2]), clips.batch(some[:2], np.random.default_rng(0))
+        integers, batch = (
+            clips.chip_inputs(some[:2]),
+            clips.batch(some[:2], np.random.default_rng(0)),
+        )
         assert integers.dtype == np.uint8
         assert integers.shape == (2, 5, 2, 16, 16)
-        np.testing.assert_array_equal(batch.inputs.numpy(), integers.astype(np.float32) / np.float32(255))
+        np.testing.assert_array_equal(
+            batch.inputs.numpy(), integers.astype(np.float32) / np.float32(255)
+        )
         np.testing.assert_array_equal(integers[:, 0, 0], integers[:, 0, 1])
         assert len(np.unique(integers[:, 0])) > 20
         assert set(np.unique(integers[:, 1:])) == {0, 255}
@@ -103,7 +108,9 @@ def test_inputs_are_the_chips_integers_over_their_units(data: RunData) -> None:
 def test_pure_spikes_are_the_same_events_of_one_bit_and_the_ann_sees_as_much(
     root: Path, data: RunData
 ) -> None:
-    pure = load_data(tiny(student__network={**TINY["student"]["network"], "pure_spike": True}), root)
+    pure = load_data(
+        tiny(student__network={**TINY["student"]["network"], "pure_spike": True}), root
+    )
     every = np.arange(len(data.test.labels))
     events = pure.test.chip_inputs(every)
     assert events.shape[1:] == (4, 2, 16, 16)
@@ -137,7 +144,9 @@ def test_the_ann_sees_frames_or_differences(root: Path, data: RunData) -> None:
     some = np.arange(3)
     grey = data.test.batch(some, None).teacher_inputs[0]
     difference = (
-        load_data(tiny(teacher__ann_input="difference"), root).test.batch(some, None).teacher_inputs[0]
+        load_data(tiny(teacher__ann_input="difference"), root)
+        .test.batch(some, None)
+        .teacher_inputs[0]
     )
     assert grey.shape == difference.shape == (3, 5, 16, 16)
     spikes = data.test.batch(some, None).inputs
@@ -160,7 +169,9 @@ def test_folds_are_the_official_ones_and_share_no_speaker(root: Path, data: RunD
         np.testing.assert_array_equal(train.clips.fold(fold), side)
         assert len(side)
     assert data.subjects == tuple(test.videos)
-    assert data.names == tuple(f"{video}_{k}" for video, k in (test.clips.keys[at] for at in test.chosen))
+    assert data.names == tuple(
+        f"{video}_{k}" for video, k in (test.clips.keys[at] for at in test.chosen)
+    )
     assert data.protocol == "folds of the label file, speakers apart"
     assert (data.groups == train.videos).all()
 
@@ -248,7 +259,10 @@ def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"student__network": {"frames": 5}}, r"student.network.frames: follows data.frames"),
         ({"student__network": {"dt_s": 0.1}}, r"student.network.dt_s: follows data.frames_per_s"),
-        ({"data__grey_first": False}, r"data.grey_first: False, but student.network.pure_spike is False"),
+        (
+            {"data__grey_first": False},
+            r"data.grey_first: False, but student.network.pure_spike is False",
+        ),
         (
             {"data__grey_first": True, "student__network": {"pure_spike": True, "blocks": 1}},
             r"data.grey_first: True, but student.network.pure_spike is True",
@@ -264,7 +278,9 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: s
     assert tiny(data__grey_first=True).data.grey_first
 
 
-def test_recipes_survive_their_dump_and_overrides(root: Path, data: RunData, tmp_path: Path) -> None:
+def test_recipes_survive_their_dump_and_overrides(
+    root: Path, data: RunData, tmp_path: Path
+) -> None:
     recipe = tiny(student__network={**TINY["student"]["network"], "neuron": "lif"})
     assert with_settings(recipe, {}) == recipe
     changed = with_settings(
@@ -290,11 +306,18 @@ def test_the_shipped_recipe_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> No
     wanted = TABLE_I["PLIF"].model_copy(update={"dt_s": recipe.data.dt_s})
     assert recipe.network == wanted
     for fit in (recipe.teacher.fit, recipe.student.fit):
-        assert (fit.optimiser, fit.learning_rate, fit.momentum, fit.batch_size) == ("sgd", 0.01, 0.9, 8)
+        assert (fit.optimiser, fit.learning_rate, fit.momentum, fit.batch_size) == (
+            "sgd",
+            0.01,
+            0.9,
+            8,
+        )
     assert (recipe.data.sensitivity, recipe.data.size, recipe.data.frames) == (0.001, 128, 68)
     for row, settings in TABLE_I.items():
         own = settings.model_dump(exclude={"size_px", "frames", "dt_s", "classes"})
-        changed = with_settings(recipe, {f"student.network.{name}": value for name, value in own.items()})
+        changed = with_settings(
+            recipe, {f"student.network.{name}": value for name, value in own.items()}
+        )
         assert isinstance(changed, SpikingEmotionsRecipe)
         assert changed.network == settings.model_copy(update={"dt_s": recipe.data.dt_s}), row
 
@@ -382,7 +405,9 @@ def test_a_tiny_run_from_video_to_chip_that_is_killed_on_the_way(
         calibration=inputs,
     )
     recording = simulate(
-        network, data.test.chip_inputs(np.arange(len(data.test.labels))), record=("output", "spikes")
+        network,
+        data.test.chip_inputs(np.arange(len(data.test.labels))),
+        record=("output", "spikes"),
     )
     assert [layer.name for layer in network.layers] == list(recording.spikes)
     for name, spikes in recording.spikes.items():
@@ -400,7 +425,13 @@ def test_a_tiny_run_from_video_to_chip_that_is_killed_on_the_way(
         student_predictions(recipe, student, data.test), network.readout.decide(ran.outputs.numpy())
     )
     fitted(
-        tiny(student__kd_alpha=0.5), data, teacher, network, tmp_path / "chip", learning_rate=0.01, epochs=8
+        tiny(student__kd_alpha=0.5),
+        data,
+        teacher,
+        network,
+        tmp_path / "chip",
+        learning_rate=0.01,
+        epochs=8,
     )
 
 
@@ -414,7 +445,9 @@ def test_learned_time_constants_are_put_on_the_chips_grid(
         if hasattr(module, "w"):
             torch.nn.init.constant_(module.w, float(torch.logit(torch.tensor(snap))))
     form = system.deployable(student)
-    rates = [float(cell.p.tau_mem_inv) * cell.dt for cell in form if isinstance(cell, snn.LIFBoxCell)]
+    rates = [
+        float(cell.p.tau_mem_inv) * cell.dt for cell in form if isinstance(cell, snn.LIFBoxCell)
+    ]
     # The cell keeps 1/tau in float32; dt times that is a few of its last places from k/4096.
     assert rates == pytest.approx([make_near(snap)] * 4, rel=1e-6)
 
@@ -427,7 +460,12 @@ def make_near() -> Callable[[float], float]:
 def test_generated_clips_are_named_after_what_they_depend_on(tmp_path: Path) -> None:
     names = {
         SpikingEmotions(recipe).folder_name()
-        for recipe in (tiny(), tiny(data__seed=1), tiny(data__size=18), tiny(data__shuffle_labels=True))
+        for recipe in (
+            tiny(),
+            tiny(data__seed=1),
+            tiny(data__size=18),
+            tiny(data__shuffle_labels=True),
+        )
     }
     assert len(names) == 4
     assert "clips-32px-5f-4v-4c-0" in names

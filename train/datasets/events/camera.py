@@ -55,7 +55,9 @@ class Dvs:
         if self.frames is not None and self.frames < 2:
             raise ValueError(f"frames: {self.frames} < 2; an event is a difference of two frames")
         if self.resize not in ("before_diff", "after_diff"):
-            raise ValueError(f"resize: {self.resize!r} is neither 'before_diff' nor 'after_diff'; name one")
+            raise ValueError(
+                f"resize: {self.resize!r} is neither 'before_diff' nor 'after_diff'; name one"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +122,9 @@ def simulate(frames: Iterable[Frame], camera: Dvs, *, source: str = "frames") ->
             height, width = first.shape
             last_shape = frame.shape
         elif frame.shape != last_shape:
-            reason = f"changing size: {frame.shape} after {last_shape}; cut the video where it changes"
+            reason = (
+                f"changing size: {frame.shape} after {last_shape}; cut the video where it changes"
+            )
             raise DataError(source, reason, f"frame {number}")
         else:
             events = polarities(before, grey, camera.sensitivity)
@@ -195,11 +199,15 @@ def _take(frames: Iterable[Frame], count: int | None) -> Iterator[tuple[int, Fra
 
 def _check(frame: Frame, before: Frame | None, number: int, source: str) -> None:
     if frame.ndim != 2 or 0 in frame.shape:
-        raise ValueError(f"{source}: frame of shape {frame.shape}, not (H, W); give one grey channel")
+        raise ValueError(
+            f"{source}: frame of shape {frame.shape}, not (H, W); give one grey channel"
+        )
     if frame.dtype != np.uint8 and not np.issubdtype(frame.dtype, np.floating):
         raise ValueError(f"{source}: frames of {frame.dtype}; give uint8 luma or floats in [0, 1]")
     if before is not None and (before.dtype == np.uint8) != (frame.dtype == np.uint8):
         raise ValueError(f"{source}: frames of {before.dtype} and {frame.dtype}; give one type")
-    if frame.dtype != np.uint8 and not (np.isfinite(frame).all() and frame.min() >= 0 and frame.max() <= 1):
+    if frame.dtype != np.uint8 and not (
+        np.isfinite(frame).all() and frame.min() >= 0 and frame.max() <= 1
+    ):
         reason = f"grey out of range: {np.min(frame)} .. {np.max(frame)}, allowed 0 .. 1; scale the frames"
         raise DataError(source, reason, f"frame {number}")

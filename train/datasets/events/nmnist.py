@@ -96,9 +96,13 @@ def bin_counts(
             raise ValueError("jitter: needs a random generator; pass rng")
         x, y = _move(x, y, owner, len(indices), recordings, jitter, rng)
     step = recordings.t_us[events] // bin_us
-    keep = (step < timesteps) & (x >= 0) & (x < recordings.width) & (y >= 0) & (y < recordings.height)
+    keep = (
+        (step < timesteps) & (x >= 0) & (x < recordings.width) & (y >= 0) & (y < recordings.height)
+    )
     shape = (len(indices), timesteps, 2, recordings.height, recordings.width)
-    flat = np.ravel_multi_index(tuple(a[keep] for a in (owner, step, recordings.p[events], y, x)), shape)
+    flat = np.ravel_multi_index(
+        tuple(a[keep] for a in (owner, step, recordings.p[events], y, x)), shape
+    )
     return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape).astype(np.int32)
 
 

@@ -105,7 +105,9 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         self.path = path
         self.times_s: list[float] = []
         self._close = contextlib.ExitStack()
-        self._grey = VideoReformatter()  # kept, for a new one takes a hundred times as long as the conversion
+        self._grey = (
+            VideoReformatter()
+        )  # kept, for a new one takes a hundred times as long as the conversion
         self._open()
         self.width, self.height = self._stream.width, self._stream.height
         rate = self._stream.average_rate
@@ -126,7 +128,9 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
             self._stream.codec_context.options = {"err_detect": "explode"}
             width, height = self._stream.width, self._stream.height
             if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
-                reason = f"picture size: {width} x {height}, allowed 1 .. {MAX_SIDE_PX} pixels; scale it"
+                reason = (
+                    f"picture size: {width} x {height}, allowed 1 .. {MAX_SIDE_PX} pixels; scale it"
+                )
                 raise DataError(self.path, reason)
         except av.error.FFmpegError as error:
             self._close.close()
@@ -137,7 +141,10 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
             raise
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._close.close()
 
@@ -173,7 +180,9 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
             raise DataError(self.path, reason, f"after frame {len(self.times_s)}") from error
         if not self.times_s:
             until = "its end" if end_s is None else f"{end_s} s"
-            reason = f"no frames: not one from {start_s} s to {until}; check the video and the times"
+            reason = (
+                f"no frames: not one from {start_s} s to {until}; check the video and the times"
+            )
             raise DataError(self.path, reason)
 
     def _decode(
@@ -184,12 +193,18 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         for packet in packets:
             where = f"after frame {len(self.times_s)}"
             if packet.is_corrupt:
-                raise DataError(self.path, "truncated video: a frame is cut short; restore it", where)
+                raise DataError(
+                    self.path, "truncated video: a frame is cut short; restore it", where
+                )
             for frame in packet.decode():
                 if frame.is_corrupt:
-                    raise DataError(self.path, "undecodable video: a frame is damaged; restore it", where)
+                    raise DataError(
+                        self.path, "undecodable video: a frame is damaged; restore it", where
+                    )
                 if frame.pts is None:
-                    raise DataError(self.path, "no time stamps: a frame has none; wrap it as mp4", where)
+                    raise DataError(
+                        self.path, "no time stamps: a frame has none; wrap it as mp4", where
+                    )
                 if (frame.width, frame.height) != (self.width, self.height):
                     reason = (
                         f"changing size: {frame.width} x {frame.height} after {self.width} x {self.height} pixels; "
@@ -212,7 +227,9 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         """Seconds a time stamp counts, and the first one's time."""
         base = self._stream.time_base
         if base is None:
-            raise DataError(self.path, "no time stamps: its stream has no time base; wrap it as mp4")
+            raise DataError(
+                self.path, "no time stamps: its stream has no time base; wrap it as mp4"
+            )
         return base, float((self._stream.start_time or 0) * base)
 
     def _seek(self, start_s: float) -> Iterator[Packet]:
@@ -261,10 +278,15 @@ def events_of_video(
         found = video.fps
         if fps is not None and not _same_rate(found, fps):
             shown = "none" if found is None else f"{found:.3f}"
-            raise DataError(path, f"wrong rate: {shown} frames/s, expected {fps:g}; convert the video")
+            raise DataError(
+                path, f"wrong rate: {shown} frames/s, expected {fps:g}; convert the video"
+            )
         if not _same_rate(found, video.stated_fps):
             _log.warning(
-                "%s: its header states %s frames/s, its frames keep %s", path, video.stated_fps, found
+                "%s: its header states %s frames/s, its frames keep %s",
+                path,
+                video.stated_fps,
+                found,
             )
         steps_s = np.diff(video.times_s)
         if len(steps_s) and steps_s.max() > 1.5 * np.median(steps_s):
@@ -288,7 +310,9 @@ def _check_file(path: Path) -> None:
         raise DataError(path, "missing video: no such file; restore it")
     size = path.stat().st_size
     if not 0 < size <= MAX_VIDEO_BYTES:
-        raise DataError(path, f"file size: {size} bytes, allowed 1 .. {MAX_VIDEO_BYTES}; restore it")
+        raise DataError(
+            path, f"file size: {size} bytes, allowed 1 .. {MAX_VIDEO_BYTES}; restore it"
+        )
     with path.open("rb") as file:
         claimed = claimed_bytes(file, size)
     if claimed > size:

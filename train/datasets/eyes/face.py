@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-TEXTURE_SIDE = 512  # texels of the skin texture, which spans [-2, 2) so that moving skin never runs out of it
+TEXTURE_SIDE = (
+    512  # texels of the skin texture, which spans [-2, 2) so that moving skin never runs out of it
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,9 @@ def render(face: Face, motion: EyeMotion, size: int) -> Array:
     rows = slice(first, last + 1)
     _eyeball(image[:, rows], face, m, x, y[:, rows], upper, lower, bulge, pixel)
     _lashes(image[:, rows], face, m, x, y[:, rows], upper, bulge, across, pixel)
-    thickness = face.brow_thickness * np.sqrt(np.clip(1.0 - along * along, 0.0, 1.0)) * (1.0 - 0.35 * along)
+    thickness = (
+        face.brow_thickness * np.sqrt(np.clip(1.0 - along * along, 0.0, 1.0)) * (1.0 - 0.35 * along)
+    )
     slant, height = 24.0 * along - 14.0 * brow, 14.0 * y
     hair = 0.9 + 0.1 * (np.sin(slant) * np.cos(height) + np.cos(slant) * np.sin(height))
     cover = _inside(thickness - np.abs(y - brow), 1.5 * pixel) * (face.brow_darkness * hair)
@@ -173,7 +177,9 @@ def _skin(face: Face, m: dict[str, Array], x: Array, y: Array, lift: Array) -> A
     column = ((x + 2.0) * np.float32(texels)).astype(np.int32)
     np.clip(row, 0, TEXTURE_SIDE - 1, out=row)
     image: Array = face.texture.ravel()[row * TEXTURE_SIDE + np.clip(column, 0, TEXTURE_SIDE - 1)]
-    socket = 0.22 * _bump(x, face.eye_x - face.eye_half_width, 0.35) * _bump(y, face.eye_y - 0.25, 0.25)
+    socket = (
+        0.22 * _bump(x, face.eye_x - face.eye_half_width, 0.35) * _bump(y, face.eye_y - 0.25, 0.25)
+    )
     image += 1.0
     image *= np.float32(face.skin) * (1.0 - socket)
     return image
@@ -192,7 +198,9 @@ def _furrows(
 ) -> None:
     """Darken the lid crease, the furrow under the eye, and the wrinkles that muscles throw."""
     crease = upper - (face.crease - 0.6 * m["lid_up"]) * np.clip(bulge + 0.2, 0.0, 1.0)
-    depth = np.clip(1.0 - np.abs(y - crease) / 0.05, 0.0, None) * (0.3 * np.clip(bulge * 2.0, 0.0, 1.0))
+    depth = np.clip(1.0 - np.abs(y - crease) / 0.05, 0.0, None) * (
+        0.3 * np.clip(bulge * 2.0, 0.0, 1.0)
+    )
     under = lower + 0.13 - 0.5 * m["cheek"]
     bag = (face.bag + 2.2 * m["cheek"]) * _bump(across, 0.0, 0.8)
     depth += np.clip(1.0 - np.abs(y - under) / 0.06, 0.0, None) * bag
@@ -233,7 +241,10 @@ def _eyeball(
     shade = face.iris * (1.15 - 0.6 * (radius / face.iris_radius) ** 2)  # dark ring at the rim
     ball += (np.clip(shade, 0.02, 1.0) - ball) * _inside(face.iris_radius - radius, pixel)
     ball += (0.02 - ball) * _inside(face.pupil_radius + m["pupil"] - radius, pixel)
-    gx, gy = x - (face.eye_x + 0.6 * m["gaze_x"] - 0.08), y - (face.eye_y - 0.12 + 0.6 * m["gaze_y"])
+    gx, gy = (
+        x - (face.eye_x + 0.6 * m["gaze_x"] - 0.08),
+        y - (face.eye_y - 0.12 + 0.6 * m["gaze_y"]),
+    )
     ball += (0.95 - ball) * _inside(0.045 - np.sqrt(gx * gx + gy * gy), pixel)
     ball -= image
     ball *= opening
@@ -254,7 +265,9 @@ def _lashes(
     """Darken the rim of the upper lid and the hairs on it; they hang down when the lid is shut."""
     rim = np.clip(4.0 * bulge, 0.0, 1.0)
     swing = 1.0 - 2.0 * m["blink"]
-    reach = face.lash * np.where(np.abs(swing) < 0.2, 0.2, swing)  # seen end on, hairs are short but not gone
+    reach = face.lash * np.where(
+        np.abs(swing) < 0.2, 0.2, swing
+    )  # seen end on, hairs are short but not gone
     along = (upper - y) / reach
     comb = 0.5 + 0.5 * np.sin(30.0 * across + 4.0 * across * across)
     hairs = np.clip(1.0 - along, 0.0, 1.0) * (along > 0.0) * (0.55 * comb * rim)

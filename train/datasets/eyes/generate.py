@@ -72,7 +72,9 @@ def generate(
     if seed < 0:
         raise ValueError(f"seed: {seed} < 0; use a number that is not negative")
     if not 0.0 < test_fraction < 1.0:
-        raise ValueError(f"test_fraction: {test_fraction} outside (0, 1); some people must be on either side")
+        raise ValueError(
+            f"test_fraction: {test_fraction} outside (0, 1); some people must be on either side"
+        )
     if os.path.lexists(root):
         raise DataError(root, "exists: will not overwrite it; remove it or name a new folder")
 
@@ -109,7 +111,9 @@ def sense(intensity: Array, rng: np.random.Generator, *, light: str) -> NDArray[
     frames = (n - 1) // RATE
     gain = THRESHOLD * (1.0 + MISMATCH * rng.standard_normal((2, height, width), dtype=np.float32))
     on, off = np.clip(gain, 0.4 * THRESHOLD, None)
-    memory = level[0] + THRESHOLD * (rng.random((height, width), dtype=np.float32) - np.float32(0.5))
+    memory = level[0] + THRESHOLD * (
+        rng.random((height, width), dtype=np.float32) - np.float32(0.5)
+    )
     last = np.zeros((frames, height, width), np.int8)
     for k in range(1, n):
         change = level[k] - memory
@@ -181,18 +185,21 @@ def _write_all(
     for person in range(subjects):
         rng = np.random.default_rng([seed, _PERSON, person])
         face, style = draw_face(rng), draw_style(rng)
-        sex, degree = ("man", "woman")[int(rng.integers(2))], DEGREES[int(rng.integers(len(DEGREES)))]
+        sex, degree = (
+            ("man", "woman")[int(rng.integers(2))],
+            DEGREES[int(rng.integers(len(DEGREES)))],
+        )
         age = int(rng.integers(19, 60))
         # Lights are dealt to a round of takes like cards, so that no emotion is known by its light.
         deal = np.arange(len(LABELS)) + rng.integers(len(LIGHTS))
-        lights = [[LIGHTS[k % len(LIGHTS)] for k in rng.permutation(deal + take)] for take in range(takes)]
+        lights = [
+            [LIGHTS[k % len(LIGHTS)] for k in rng.permutation(deal + take)] for take in range(takes)
+        ]
         for kind, label in enumerate(LABELS):
             for take in range(takes):
                 number = len(database) + 1
                 light = lights[take][kind]
-                name = (
-                    f"{number}_{person + 1:03d}_{sex}_{age}_{degree}_{light}_{label}_{frames}_take{take:03d}"
-                )
+                name = f"{number}_{person + 1:03d}_{sex}_{age}_{degree}_{light}_{label}_{frames}_take{take:03d}"
                 stream = np.random.default_rng([seed, _TAKE, person, kind, take])
                 _write_take(root, name, face, style, label, light, frames, size, stream)
                 database[name] = {

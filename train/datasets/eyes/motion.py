@@ -78,7 +78,9 @@ def draw_style(rng: np.random.Generator) -> Style:
     return Style(gain.astype(np.float32), float(np.exp(rng.normal(0.0, 0.2))))
 
 
-def draw_motion(rng: np.random.Generator, style: Style, label: str, frames: int, rate: int) -> EyeMotion:
+def draw_motion(
+    rng: np.random.Generator, style: Style, label: str, frames: int, rate: int
+) -> EyeMotion:
     """Draw one take: an emotion's actions with this person's style, plus drift, saccades, blinks and pose.
 
     Args:
@@ -101,13 +103,17 @@ def draw_motion(rng: np.random.Generator, style: Style, label: str, frames: int,
     for k, name in enumerate(ACTIONS):
         start = onset + rng.normal(0.0, 0.6)  # muscles do not start together
         course = _smooth((t - start) / (expression.rise_s * scale))
-        eased = _smooth((t - start - (expression.rise_s + expression.hold_s) * scale) / (0.25 * scale))
+        eased = _smooth(
+            (t - start - (expression.rise_s + expression.hold_s) * scale) / (0.25 * scale)
+        )
         course = course * (1.0 - (1.0 - expression.ease) * eased)
         # The resting pose of the take and its drift are as large as what the emotion does to one frame.
         pose = rng.normal(0.0, 0.2) + 0.09 * _wander(rng, t, frames)
         if name in ("squeeze", "cheek", "wrinkle"):
             pose = np.clip(pose, 0.0, None)
-        actions[name] = (REACH[k] * (expression.share[k] * gain[k] * course + pose)).astype(np.float32)
+        actions[name] = (REACH[k] * (expression.share[k] * gain[k] * course + pose)).astype(
+            np.float32
+        )
     gaze_x = 0.12 * rng.normal() + _saccades(rng, t, frames)
     actions["gaze_y"] += (0.5 * _saccades(rng, t, frames)).astype(np.float32)
     actions["gaze_x"] = gaze_x.astype(np.float32)
@@ -129,7 +135,9 @@ def _wander(rng: np.random.Generator, t: Array, frames: int) -> Array:
     drift = np.zeros_like(t)
     for _ in range(2):
         period = rng.uniform(0.5, 2.0) * max(frames, 12)
-        drift += np.sin(2.0 * np.pi * (t / np.float32(period) + np.float32(rng.random()))).astype(np.float32)
+        drift += np.sin(2.0 * np.pi * (t / np.float32(period) + np.float32(rng.random()))).astype(
+            np.float32
+        )
     return drift
 
 
@@ -137,7 +145,9 @@ def _saccades(rng: np.random.Generator, t: Array, frames: int) -> Array:
     """Jumps of the gaze, about one a second, each done in about a frame."""
     gaze = np.zeros_like(t)
     for _ in range(rng.poisson(frames * FRAME_S * 1.0)):
-        gaze += np.float32(rng.normal(0.0, 0.1)) * _smooth((t - np.float32(rng.uniform(0.0, frames))) / 1.2)
+        gaze += np.float32(rng.normal(0.0, 0.1)) * _smooth(
+            (t - np.float32(rng.uniform(0.0, frames))) / 1.2
+        )
     return gaze
 
 

@@ -120,7 +120,9 @@ class MosiDataset(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, int]:
         index = int(self.indices[item])
-        return torch.from_numpy(self.clips.frames(np.array([index]))[0]), int(self.clips.labels[index])
+        return torch.from_numpy(self.clips.frames(np.array([index]))[0]), int(
+            self.clips.labels[index]
+        )
 
 
 VERSION: Final = 1  # of `grey_frames`
@@ -158,7 +160,9 @@ class GreyFrames:
             return kept
         assert self.cache is not None  # or there were no key
         make = partial(grey_frames, self.sources[index], self.size, self.frames)
-        return cached(self.cache, kept, lambda: {"grey": make()})["grey"].astype(np.uint8, copy=False)
+        return cached(self.cache, kept, lambda: {"grey": make()})["grey"].astype(
+            np.uint8, copy=False
+        )
 
 
 def read_grey(

@@ -83,7 +83,9 @@ def draw_speaker(rng: np.random.Generator) -> Speaker:
     )
 
 
-def draw_motion(rng: np.random.Generator, speaker: Speaker, score: float, frames: int) -> FaceMotion:
+def draw_motion(
+    rng: np.random.Generator, speaker: Speaker, score: float, frames: int
+) -> FaceMotion:
     """What a face does in a segment of this score.
 
     Args:
@@ -117,7 +119,9 @@ def draw_motion(rng: np.random.Generator, speaker: Speaker, score: float, frames
     )
 
 
-def film(speaker: Speaker, motion: FaceMotion, size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def film(
+    speaker: Speaker, motion: FaceMotion, size: int, rng: np.random.Generator
+) -> npt.NDArray[np.uint8]:
     """(frames, size, size) luma of a motion, with a camera's noise."""
     pixel = 2 / size
     grid = (np.arange(size) + 0.5) * pixel - 1
@@ -138,8 +142,12 @@ def film(speaker: Speaker, motion: FaceMotion, size: int, rng: np.random.Generat
 
     side = np.abs(x)  # faces are mirrored
     radius = np.sqrt((x / speaker.half_width) ** 2 + (y / speaker.half_height) ** 2)
-    picture = np.broadcast_to(speaker.wall * (1 + 0.1 * grid[None, :, None]), (len(lids), size, size))
-    picture = paint(picture, speaker.skin * (1.08 - 0.18 * radius), (1 - radius) * speaker.half_width)
+    picture = np.broadcast_to(
+        speaker.wall * (1 + 0.1 * grid[None, :, None]), (len(lids), size, size)
+    )
+    picture = paint(
+        picture, speaker.skin * (1.08 - 0.18 * radius), (1 - radius) * speaker.half_width
+    )
     brow = speaker.brow_y - brows + (speaker.brow_slope + 0.5 * brows) * (side - 0.28)
     reach = 0.17 - np.abs(side - 0.28)
     picture = paint(picture, speaker.ink, np.minimum(0.045 - np.abs(y - brow), reach))
@@ -161,7 +169,10 @@ def film(speaker: Speaker, motion: FaceMotion, size: int, rng: np.random.Generat
 FPS: Final = 30
 CODEC: Final = "mpeg4"  # in every build of FFmpeg
 QUALITY: Final = 2  # the quantiser of the codec, 1 (finest) .. 31
-SHARES: Final = (52 / 93, 10 / 93)  # of the videos that train and validate, as in the standard folds
+SHARES: Final = (
+    52 / 93,
+    10 / 93,
+)  # of the videos that train and validate, as in the standard folds
 SCORES: Final = (0.6, 1.2, 1.8, 2.4, 3.0)
 
 # What keeps the streams of random numbers of one seed apart.
@@ -243,12 +254,16 @@ def write_video(path: Path, frames: npt.NDArray[np.uint8]) -> None:
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # bytes must not depend on how many processors there are
+        stream.codec_context.thread_count = (
+            1  # bytes must not depend on how many processors there are
+        )
         stream.codec_context.qmin = stream.codec_context.qmax = QUALITY
         stream.codec_context.time_base = Fraction(1, FPS)
         for number, luma in enumerate(frames):
             planes = np.full((luma.shape[0] * 3 // 2, luma.shape[1]), 128, np.uint8)
-            planes[: len(luma)] = np.rint(16 + luma * (219 / 255))  # video's range; the rest is colour
+            planes[: len(luma)] = np.rint(
+                16 + luma * (219 / 255)
+            )  # video's range; the rest is colour
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             container.mux(stream.encode(frame))
@@ -277,7 +292,8 @@ def _write_all(
             motion = draw_motion(stream, speaker, float(scores[k]), frames)
             name = f"generated-{video:04d}"
             write_video(
-                root / "Video" / "Segmented" / f"{name}_{k + 1}.mp4", film(speaker, motion, size, stream)
+                root / "Video" / "Segmented" / f"{name}_{k + 1}.mp4",
+                film(speaker, motion, size, stream),
             )
             said = "Positive" if told[k] > 0 else "Negative"
             lines.append(f"{name},{k + 1},,{told[k]:g},,,,{said},{fold}\n")

@@ -37,7 +37,9 @@ SCORE_MAX: Final = 3.0
 MODES: Final = ("train", "valid", "test")
 MAX_LABEL_BYTES: Final = 64 << 20
 
-_VIDEO: Final = re.compile("[A-Za-z0-9_-]{1,64}")  # a YouTube id; nothing that could leave the folder
+_VIDEO: Final = re.compile(
+    "[A-Za-z0-9_-]{1,64}"
+)  # a YouTube id; nothing that could leave the folder
 _K: Final = re.compile("[0-9]{1,5}")
 _COLUMNS: Final = ("video_id", "clip_id", "label", "mode")
 
@@ -136,9 +138,11 @@ def read_segments(
         DataError: the file as a whole cannot be used: missing, of another format, cut off, without records.
     """
     checked_file(path, root, MAX_LABEL_BYTES)
-    reader: Callable[[Path], Iterator[Segment | DataError]] = {"csv": _csv, "csd": _csd, "mmsa": _mmsa}[
-        layout
-    ]
+    reader: Callable[[Path], Iterator[Segment | DataError]] = {
+        "csv": _csv,
+        "csd": _csd,
+        "mmsa": _mmsa,
+    }[layout]
     good: list[Segment] = []
     bad: list[DataError] = []
     for record in reader(path):
@@ -168,24 +172,36 @@ def _segment(
 ) -> Segment | DataError:
     """A checked record; the error is returned, so that a reader can go on."""
     if _VIDEO.fullmatch(video) is None:
-        return DataError(path, f"malformed id: {video[:80]!r} is no id of a video; correct it", where)
+        return DataError(
+            path, f"malformed id: {video[:80]!r} is no id of a video; correct it", where
+        )
     if _K.fullmatch(k) is None or int(k) < 1:
-        return DataError(path, f"segment number: {k[:80]!r}, not a whole number from 1; correct it", where)
+        return DataError(
+            path, f"segment number: {k[:80]!r}, not a whole number from 1; correct it", where
+        )
     key = Key(video, int(k))
     try:
         value = float(score)
         span = None if span_s is None else (float(span_s[0]), float(span_s[1]))
     except ValueError:
-        return DataError(path, "malformed number: score or times are no numbers; correct them", str(key))
+        return DataError(
+            path, "malformed number: score or times are no numbers; correct them", str(key)
+        )
     if not math.isfinite(value) or abs(value) > SCORE_MAX:
-        return DataError(path, f"score out of range: {value:g}, allowed -3 .. 3; correct it", str(key))
+        return DataError(
+            path, f"score out of range: {value:g}, allowed -3 .. 3; correct it", str(key)
+        )
     if span is not None and not (0 <= span[0] < span[1] < math.inf):
         return DataError(
-            path, f"malformed times: [{span[0]:g}, {span[1]:g}) s is no span; correct them", str(key)
+            path,
+            f"malformed times: [{span[0]:g}, {span[1]:g}) s is no span; correct them",
+            str(key),
         )
     if mode is not None and mode not in MODES:
         return DataError(
-            path, f"unknown split: {mode[:80]!r} is none of {', '.join(MODES)}; correct it", str(key)
+            path,
+            f"unknown split: {mode[:80]!r} is none of {', '.join(MODES)}; correct it",
+            str(key),
         )
     return Segment(key, value, span, mode)
 
@@ -195,14 +211,18 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(path, f"not UTF-8: {error.reason} at byte {error.start}; convert it") from error
+        raise DataError(
+            path, f"not UTF-8: {error.reason} at byte {error.start}; convert it"
+        ) from error
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in rows:
             if any(field.strip() for field in row):
                 yield f"line {rows.line_num}", [field.strip() for field in row]
     except csv.Error as error:
-        raise DataError(path, f"malformed CSV: {error}; restore it", f"line {rows.line_num}") from error
+        raise DataError(
+            path, f"malformed CSV: {error}; restore it", f"line {rows.line_num}"
+        ) from error
 
 
 def _csv(path: Path) -> Iterator[Segment | DataError]:
@@ -248,12 +268,19 @@ def _csd(path: Path) -> Iterator[Segment | DataError]:
                     else []
                 )
                 usable = all(
-                    isinstance(a, h5py.Dataset) and a.dtype.kind in "fiu" and a.size < 1 << 20 for a in arrays
+                    isinstance(a, h5py.Dataset) and a.dtype.kind in "fiu" and a.size < 1 << 20
+                    for a in arrays
                 )
                 videos[video] = (
-                    (np.asarray(arrays[0]), np.asarray(arrays[1])) if arrays and usable else (None, None)
+                    (np.asarray(arrays[0]), np.asarray(arrays[1]))
+                    if arrays and usable
+                    else (None, None)
                 )
-    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises for a file that is cut off
+    except (
+        OSError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # what h5py raises for a file that is cut off
         raise DataError(path, f"malformed csd: not HDF5 ({error}); restore it") from error
     for video, (scores, spans_s) in videos.items():
         if scores is None or scores.shape != (len(spans_s), 1) or spans_s.shape != (len(scores), 2):
@@ -261,5 +288,7 @@ def _csd(path: Path) -> Iterator[Segment | DataError]:
                 path, "malformed video: not features (n, 1) and intervals (n, 2); restore it", video
             )
             continue
-        for i, (score, span) in enumerate(zip(scores[:, 0].tolist(), spans_s.tolist(), strict=True)):
+        for i, (score, span) in enumerate(
+            zip(scores[:, 0].tolist(), spans_s.tolist(), strict=True)
+        ):
             yield _segment(path, f"{video} row {i}", video, str(i + 1), score, (span[0], span[1]))

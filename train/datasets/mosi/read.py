@@ -98,11 +98,15 @@ def read_mosi(
     items = [item for item in items if item[0].score != 0 or zeros == "positive"]
     if dropped:
         _log.info("%s: %d segments of score 0 dropped", root, len(dropped))
-    make = partial(_prepare, root=root, camera=camera, fps=fps, cache=cache, strict=on_bad == "raise")
+    make = partial(
+        _prepare, root=root, camera=camera, fps=fps, cache=cache, strict=on_bad == "raise"
+    )
     made = parallel(items, make, workers=workers, progress=progress)
     bad += [result for result in made if isinstance(result, DataError)]
     good = [
-        (item, found) for item, found in zip(items, made, strict=True) if not isinstance(found, DataError)
+        (item, found)
+        for item, found in zip(items, made, strict=True)
+        if not isinstance(found, DataError)
     ]
     _tell(root, bad)
     if not good:
@@ -140,7 +144,11 @@ def check(
     make = partial(_prepare, root=root, camera=Dvs(size=16), fps=None, cache=None, strict=False)
     made = parallel(items, make, workers=workers, progress=progress)
     bad += [result for result in made if isinstance(result, DataError)]
-    keys = [item[0].key for item, found in zip(items, made, strict=True) if not isinstance(found, DataError)]
+    keys = [
+        item[0].key
+        for item, found in zip(items, made, strict=True)
+        if not isinstance(found, DataError)
+    ]
     counts = Counter(fold_of[key.video] for key in keys)
     named = len(items) + len(bad)
     return DataReport(
@@ -161,7 +169,9 @@ def _scan(
 ) -> tuple[list[_Item], Mapping[str, str], list[DataError]]:
     """Segments with their files and cuts, the fold of each video, and what is wrong with the other segments."""
     if not root.is_dir():
-        raise DataError(root, "missing root: no such folder; check the path, or get the dataset first")
+        raise DataError(
+            root, "missing root: no such folder; check the path, or get the dataset first"
+        )
     layout, path = labels or find_labels(root)
     segments, errors = read_segments(root, path, layout)
     fold_of = _folds(path, segments, folds)
@@ -177,7 +187,11 @@ def _scan(
             reason = f"no times: {layout} labels have none to cut whole videos by; use the CSV or csd file"
             raise DataError(path, reason, str(segment.key))
         else:
-            name = {"segmented": f"{video}_{k}.mp4", "mmsa": f"{video}/{k}.mp4", "full": f"{video}.mp4"}[kind]
+            name = {
+                "segmented": f"{video}_{k}.mp4",
+                "mmsa": f"{video}/{k}.mp4",
+                "full": f"{video}.mp4",
+            }[kind]
             items.append((segment, folder / name, segment.span_s if kind == "full" else None))
     return items, fold_of, bad
 
@@ -186,19 +200,25 @@ def _folds(path: Path, segments: tuple[Segment, ...], folds: Folds) -> Mapping[s
     if isinstance(folds, Mapping):
         unknown = sorted(set(folds.values()) - set(MODES))
         if unknown:
-            raise ValueError(f"folds: {', '.join(unknown)} is none of {', '.join(MODES)}; name those")
+            raise ValueError(
+                f"folds: {', '.join(unknown)} is none of {', '.join(MODES)}; name those"
+            )
         return folds
     if folds == "standard":
         return STANDARD_FOLDS
     if folds != "mode":
-        raise ValueError(f"folds: {folds!r} is neither 'standard' nor 'mode'; name one or give a mapping")
+        raise ValueError(
+            f"folds: {folds!r} is neither 'standard' nor 'mode'; name one or give a mapping"
+        )
     found: dict[str, set[str]] = defaultdict(set)
     for segment in segments:
         if segment.mode is not None:
             found[segment.key.video].add(segment.mode)
     for video, modes in found.items():
         if len(modes) > 1:
-            raise DataError(path, f"shared video: in {', '.join(sorted(modes))}; one fold is allowed", video)
+            raise DataError(
+                path, f"shared video: in {', '.join(sorted(modes))}; one fold is allowed", video
+            )
     return {video: mode for video, (mode,) in found.items()}
 
 
@@ -209,7 +229,9 @@ def _video_folder(root: Path) -> tuple[Path, Literal["segmented", "full", "mmsa"
                 return folder, "segmented" if kind == "segmented" else "full"
     if (root / "Raw").is_dir():
         return root / "Raw", "mmsa"
-    raise DataError(root, "missing videos: no folder Video/Segmented, Video/Full or Raw; check the root")
+    raise DataError(
+        root, "missing videos: no folder Video/Segmented, Video/Full or Raw; check the root"
+    )
 
 
 def _prepare(
@@ -245,7 +267,11 @@ def _prepare(
         digest = _sha256_once(path, state.st_size, state.st_mtime_ns)
         return cached(cache, cache_key("mosi", VERSION, {name: digest}, settings), make)
     except DataError as error:
-        named = error if error.record == record else DataError(error.file, error.reason, _both(record, error))
+        named = (
+            error
+            if error.record == record
+            else DataError(error.file, error.reason, _both(record, error))
+        )
         if strict:
             raise named from error
         return named

@@ -73,7 +73,9 @@ class Header:
         """
         found = [signal for signal in self.signals if plain_name(signal.label) == plain_name(name)]
         if not found:
-            raise DataError(self.path, f"channel missing: no signal '{name}'; restore the file", name)
+            raise DataError(
+                self.path, f"channel missing: no signal '{name}'; restore the file", name
+            )
         if len(found) > 1:
             raise DataError(
                 self.path, f"channel twice: {len(found)} signals '{name}'; restore the file", name
@@ -100,16 +102,19 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         fixed = file.read(256)
         if len(fixed) < 256 or not fixed.startswith(_MAGIC):
-            raise DataError(path, "not BDF: the first bytes are not those of the format; restore the file")
-        n_bytes, count = _whole(path, "header bytes", fixed[184:192]), _whole(path, "signals", fixed[252:256])
+            raise DataError(
+                path, "not BDF: the first bytes are not those of the format; restore the file"
+            )
+        n_bytes, count = (
+            _whole(path, "header bytes", fixed[184:192]),
+            _whole(path, "signals", fixed[252:256]),
+        )
         records, record_s = (
             _whole(path, "records", fixed[236:244]),
             _number(path, "record duration", fixed[244:252]),
         )
         if not 1 <= count <= MAX_SIGNALS or n_bytes != 256 * (count + 1):
-            reason = (
-                f"malformed header: {count} signals in {n_bytes} bytes, not 256 for each and 256; restore it"
-            )
+            reason = f"malformed header: {count} signals in {n_bytes} bytes, not 256 for each and 256; restore it"
             raise DataError(path, reason)
         table = file.read(n_bytes - 256)
     if records == -1:
@@ -117,12 +122,19 @@ def read_header(path: Path) -> Header:
     if records < 1 or record_s <= 0:
         raise DataError(path, f"no samples: {records} records of {record_s} s; restore the file")
     if len(table) != n_bytes - 256:
-        raise DataError(path, f"truncated file: {256 + len(table)} < {n_bytes} bytes of header; restore it")
+        raise DataError(
+            path, f"truncated file: {256 + len(table)} < {n_bytes} bytes of header; restore it"
+        )
     signals = _signals(path, table, count)
-    size, whole = path.stat().st_size, n_bytes + records * 3 * sum(signal.samples for signal in signals)
+    size, whole = (
+        path.stat().st_size,
+        n_bytes + records * 3 * sum(signal.samples for signal in signals),
+    )
     if size != whole:
         what = "truncated file" if size < whole else "trailing bytes"
-        raise DataError(path, f"{what}: {size} bytes, not {whole} as its header says; restore the file")
+        raise DataError(
+            path, f"{what}: {size} bytes, not {whole} as its header says; restore the file"
+        )
     return Header(path, n_bytes, records, record_s, signals)
 
 
@@ -160,10 +172,20 @@ def _signals(path: Path, table: bytes, count: int) -> tuple[Signal, ...]:
     signals, offset = [], 0
     for k in range(count):
         label, unit = (columns[c][k].decode("latin1").strip() for c in (0, 2))
-        physical = _number(path, f"range of '{label}'", columns[3][k]), _number(path, label, columns[4][k])
-        digital = _whole(path, f"range of '{label}'", columns[5][k]), _whole(path, label, columns[6][k])
+        physical = (
+            _number(path, f"range of '{label}'", columns[3][k]),
+            _number(path, label, columns[4][k]),
+        )
+        digital = (
+            _whole(path, f"range of '{label}'", columns[5][k]),
+            _whole(path, label, columns[6][k]),
+        )
         samples = _whole(path, f"samples of '{label}'", columns[8][k])
-        if samples < 1 or not _INT24[0] <= digital[0] < digital[1] <= _INT24[1] or physical[0] == physical[1]:
+        if (
+            samples < 1
+            or not _INT24[0] <= digital[0] < digital[1] <= _INT24[1]
+            or physical[0] == physical[1]
+        ):
             reason = f"malformed header: {samples} samples, digital {digital}, physical {physical}; restore the file"
             raise DataError(path, reason, label)
         signals.append(Signal(label, unit, physical, digital, samples, offset))
@@ -174,7 +196,9 @@ def _signals(path: Path, table: bytes, count: int) -> tuple[Signal, ...]:
 def _whole(path: Path, what: str, field: bytes) -> int:
     value = _number(path, what, field)
     if not value.is_integer():
-        raise DataError(path, f"malformed header: {what} is {value}, not a whole number; restore the file")
+        raise DataError(
+            path, f"malformed header: {what} is {value}, not a whole number; restore the file"
+        )
     return int(value)
 
 

@@ -103,9 +103,12 @@ def read_dat(path: Path, layout: Layout) -> tuple[npt.NDArray[Any], npt.NDArray[
             OverflowError, MemoryError) as error:  # fmt: skip
         raise _damaged(path, error) from error
     if not isinstance(content, dict) or set(content) != {"data", "labels"}:
-        found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
+        found = (
+            sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
+        )
         raise DataError(
-            path, f"wrong content: {found}, not a dict of exactly 'data' and 'labels'; restore the file"
+            path,
+            f"wrong content: {found}, not a dict of exactly 'data' and 'labels'; restore the file",
         )
     signals = _array(path, "data", content["data"], (layout.trials, CHANNELS, layout.samples))
     ratings = _array(path, "labels", content["labels"], (layout.trials, RATINGS))
@@ -119,7 +122,8 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 def _refuse(path: Path, what: str) -> DataError:
     return DataError(
-        path, f"unsafe pickle: {what}, which no file of DEAP needs; nothing of it was run; get the file anew"
+        path,
+        f"unsafe pickle: {what}, which no file of DEAP needs; nothing of it was run; get the file anew",
     )
 
 
@@ -132,7 +136,11 @@ def _walk(path: Path, data: bytes) -> None:
             _look_through(path, data)
     except DataError:
         raise
-    except (ValueError, OverflowError, DeprecationWarning) as error:  # UnicodeDecodeError is a ValueError
+    except (
+        ValueError,
+        OverflowError,
+        DeprecationWarning,
+    ) as error:  # UnicodeDecodeError is a ValueError
         raise _damaged(path, error) from error
 
 
@@ -191,7 +199,9 @@ class _Encode:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, path: Path, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="latin1")  # Python 2's str: one character a byte
+        super().__init__(
+            io.BytesIO(data), encoding="latin1"
+        )  # Python 2's str: one character a byte
         self.path = path
         self.encode = _Encode()
 
@@ -203,26 +213,34 @@ class _Unpickler(pickle.Unpickler):
 
 def _array(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Build the array that a recorder stands for."""
-    if not isinstance(value, _Recorder) or value.name != "_reconstruct" or not isinstance(value.state, tuple):
+    if (
+        not isinstance(value, _Recorder)
+        or value.name != "_reconstruct"
+        or not isinstance(value.state, tuple)
+    ):
         raise DataError(path, f"wrong content: '{name}' is no array; restore the file", name)
     if len(value.state) != 5:
-        raise DataError(path, f"wrong content: '{name}' has a state of {len(value.state)} parts, not 5", name)
+        raise DataError(
+            path, f"wrong content: '{name}' has a state of {len(value.state)} parts, not 5", name
+        )
     _, found, dtype, fortran, raw = value.state
     kind = _float_type(dtype)
     if kind is None:
-        reason = (
-            f"wrong type: '{name}' is not of float32 or float64 (objects are never read); restore the file"
-        )
+        reason = f"wrong type: '{name}' is not of float32 or float64 (objects are never read); restore the file"
         raise DataError(path, reason, name)
     if found != shape:
-        raise DataError(path, f"wrong shape: '{name}' is {found!r:.100}, not {shape}; restore the file", name)
+        raise DataError(
+            path, f"wrong shape: '{name}' is {found!r:.100}, not {shape}; restore the file", name
+        )
     if isinstance(raw, str):
         raw = raw.encode("latin1")
     size = int(np.prod(shape)) * kind.itemsize
     if not isinstance(raw, bytes) or len(raw) != size:
         bytes_found = len(raw) if isinstance(raw, bytes) else type(raw).__name__
         raise DataError(
-            path, f"wrong shape: '{name}' has {bytes_found} bytes, not {size}; restore the file", name
+            path,
+            f"wrong shape: '{name}' has {bytes_found} bytes, not {size}; restore the file",
+            name,
         )
     return np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
 
@@ -286,7 +304,12 @@ def read_deap(
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad: {on_bad!r} is neither 'raise' nor 'skip'; name one of them")
     load = partial(
-        _load, root=root, channels=tuple(channels), cache=cache, layout=layout, strict=on_bad == "raise"
+        _load,
+        root=root,
+        channels=tuple(channels),
+        cache=cache,
+        layout=layout,
+        strict=on_bad == "raise",
     )
     parts = _all(root, subjects, channels, load, workers, progress)
     trials = tuple(trial for part in parts for trial in part.trials)
@@ -299,9 +322,7 @@ def read_deap(
         _log.warning("%s", error)
     if left_out or missing:
         counts = "".join(f", {kind} {count}" for kind, count in sorted(found.skipped.items()))
-        text = (
-            f"{root}: skipped {len(left_out)} bad trials{counts}; missing {', '.join(missing) or 'nothing'}"
-        )
+        text = f"{root}: skipped {len(left_out)} bad trials{counts}; missing {', '.join(missing) or 'nothing'}"
         warnings.warn(text, stacklevel=2)
     if not trials:
         raise DataError(root, "no trials: none can be used; check the dataset")
@@ -375,9 +396,7 @@ def _all(
     for position, part in enumerate(parts):
         others = [subject for subject in same.get(part.digest, []) if subject != part.subject]
         if others:
-            reason = (
-                f"duplicate recording: the same content as {others[0]}.dat, so whose is unknown; restore both"
-            )
+            reason = f"duplicate recording: the same content as {others[0]}.dat, so whose is unknown; restore both"
             path, count = root / FOLDER / f"{part.subject}.dat", part.good + len(part.left_out)
             errors = tuple(DataError(path, reason, f"trial {k:02d}") for k in range(1, count + 1))
             parts[position] = _PersonSignals(part.subject, part.digest, left_out=errors)
@@ -400,7 +419,13 @@ def _verdict(subject: str, *, root: Path, layout: Layout) -> _PersonSignals:
 
 
 def _load(
-    subject: str, *, root: Path, channels: tuple[str, ...], cache: Path | None, layout: Layout, strict: bool
+    subject: str,
+    *,
+    root: Path,
+    channels: tuple[str, ...],
+    cache: Path | None,
+    layout: Layout,
+    strict: bool,
 ) -> _PersonSignals:
     """Read one subject's file; with `strict`, raise its first fault."""
     path = root / FOLDER / f"{subject}.dat"
@@ -418,7 +443,9 @@ def _load(
                 "channels": list(channels),
                 "layout": [layout.trials, layout.samples, layout.baseline],
             }
-            arrays = cached(cache, cache_key("deap", VERSION, {path.name: digest}, settings), prepare)
+            arrays = cached(
+                cache, cache_key("deap", VERSION, {path.name: digest}, settings), prepare
+            )
     except DataError as error:
         if strict:
             raise
@@ -444,7 +471,9 @@ def _prepare(path: Path, channels: list[int], layout: Layout) -> Arrays:
     signals, ratings = read_dat(path, layout)
     largest = float(np.finfo(np.float32).max)
     finite = (np.abs(signals) <= largest).all(axis=(1, 2))  # NaN is not <= anything
-    used = np.where(finite[:, None, None], signals[:, [*channels, GSR_CHANNEL], layout.baseline :], 0.0)
+    used = np.where(
+        finite[:, None, None], signals[:, [*channels, GSR_CHANNEL], layout.baseline :], 0.0
+    )
     return {
         "eeg": used[:, :-1].astype(np.float32),
         "gsr": used[:, -1].astype(np.float32),
@@ -458,5 +487,7 @@ def _fault(arrays: Arrays, row: int) -> str | None:
         return "not finite: a signal is NaN, infinite or beyond float32; restore the file"
     ratings = arrays["labels"][row]
     if not ((ratings >= 1) & (ratings <= 9)).all():
-        return f"label out of range: ratings {ratings.tolist()} are not all 1 .. 9; restore the file"
+        return (
+            f"label out of range: ratings {ratings.tolist()} are not all 1 .. 9; restore the file"
+        )
     return None

@@ -61,16 +61,24 @@ def prepare(path: Path) -> Arrays:
     if len(rates) != 1 or not rates <= set(map(float, RATES_HZ)):
         found = ", ".join(f"{rate:g}" for rate in sorted(rates))
         allowed = " or ".join(map(str, RATES_HZ))
-        raise DataError(path, f"wrong rate: {found} Hz, not {allowed} for all channels; restore the file")
+        raise DataError(
+            path, f"wrong rate: {found} Hz, not {allowed} for all channels; restore the file"
+        )
     units = {one.unit for one in needed[:-2]}
     if units != {"uV"}:
-        raise DataError(path, f"wrong unit: EEG in {', '.join(sorted(units))}, not uV; restore the file")
+        raise DataError(
+            path, f"wrong unit: EEG in {', '.join(sorted(units))}, not uV; restore the file"
+        )
     rate = int(rates.pop())
     factor = rate // RATE_HZ
     first, last = triggers(read_digital(header, needed[-1:])[0], path)
-    clip = slice(-(-first // factor), -(-last // factor))  # sample k of the result is sample k * factor
+    clip = slice(
+        -(-first // factor), -(-last // factor)
+    )  # sample k of the result is sample k * factor
     if clip.stop - clip.start < 1:
-        raise DataError(path, f"empty clip: the triggers are {last - first} samples apart; restore the file")
+        raise DataError(
+            path, f"empty clip: the triggers are {last - first} samples apart; restore the file"
+        )
     raw = np.stack(read_physical(header, needed[:-1]))
     if raw.shape[1] < rate:
         raise DataError(
@@ -140,9 +148,13 @@ class Session:
         """
         text = self.attributes.get(name)
         if text is None:
-            raise DataError(self.path, f"label missing: no {name}; restore the file", self.session_id)
+            raise DataError(
+                self.path, f"label missing: no {name}; restore the file", self.session_id
+            )
         if not re.fullmatch("[1-9]", text):
-            reason = f"label out of range: {name} is '{text[:40]}', not one of 1 .. 9; restore the file"
+            reason = (
+                f"label out of range: {name} is '{text[:40]}', not one of 1 .. 9; restore the file"
+            )
             raise DataError(self.path, reason, self.session_id)
         return int(text)
 
@@ -160,7 +172,9 @@ def read_session(path: Path) -> Session:
     def start(name: str, attributes: dict[str, str]) -> None:
         nonlocal depth
         if depth >= MAX_DEPTH:
-            raise DataError(path, f"malformed XML: deeper than {MAX_DEPTH} elements; restore the file")
+            raise DataError(
+                path, f"malformed XML: deeper than {MAX_DEPTH} elements; restore the file"
+            )
         elements.append((depth, name, attributes))
         depth += 1
 
@@ -186,12 +200,14 @@ def read_session(path: Path) -> Session:
         raise DataError(path, f"malformed XML: {error}; restore the file") from error
     _, name, attributes = elements[0]
     if name != "session" or not attributes.get("sessionId"):
-        raise DataError(path, "malformed session: no element 'session' with a sessionId; restore the file")
-    people = [found.get("id", "") for level, child, found in elements if (level, child) == (1, "subject")]
-    if len(people) != 1 or not re.fullmatch("[0-9]{1,9}", people[0]) or int(people[0]) < 1:
-        reason = (
-            f"malformed session: subjects {str(people)[:100]}, not one with a number from 1; restore the file"
+        raise DataError(
+            path, "malformed session: no element 'session' with a sessionId; restore the file"
         )
+    people = [
+        found.get("id", "") for level, child, found in elements if (level, child) == (1, "subject")
+    ]
+    if len(people) != 1 or not re.fullmatch("[0-9]{1,9}", people[0]) or int(people[0]) < 1:
+        reason = f"malformed session: subjects {str(people)[:100]}, not one with a number from 1; restore the file"
         raise DataError(path, reason, attributes["sessionId"])
     return Session(path, attributes["sessionId"], int(people[0]), attributes)
 
@@ -200,7 +216,9 @@ FOLDER: Final = "Sessions"
 STIMULUS_RECORDINGS: Final = 527
 MAX_BDF_BYTES: Final = 256 << 20
 
-_STIMULUS: Final = re.compile(r"Part_(?P<person>[0-9]{1,4})_S_Trial(?P<trial>[0-9]{1,4})_emotion\.bdf")
+_STIMULUS: Final = re.compile(
+    r"Part_(?P<person>[0-9]{1,4})_S_Trial(?P<trial>[0-9]{1,4})_emotion\.bdf"
+)
 _OTHER: Final = re.compile(r"Part_.*_(N_Trial[0-9]+_emotion|taggingImages[12]|taggingVideos)\.bdf")
 _log = logging.getLogger(__name__)
 
@@ -239,7 +257,9 @@ def read_mahnob(
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad: {on_bad!r} is neither 'raise' nor 'skip'; name one of them")
     pick(channels)
-    load = partial(_load, root=root, channels=tuple(channels), cache=cache, strict=on_bad == "raise")
+    load = partial(
+        _load, root=root, channels=tuple(channels), cache=cache, strict=on_bad == "raise"
+    )
     parts = _all(root, load, workers, progress)
     bad = [part.left_out for part in parts if part.left_out is not None]
     trials = sorted(
@@ -348,7 +368,9 @@ def _is_other(folder: Path) -> bool:
 def _verdict(folder: Path, *, root: Path) -> _SessionSignals:
     """`_load` without the signals."""
     part = _load(folder, root=root, channels=EEG_32, cache=None, strict=False)
-    return _SessionSignals(part.folder, part.session_id, part.subject, part.name, left_out=part.left_out)
+    return _SessionSignals(
+        part.folder, part.session_id, part.subject, part.name, left_out=part.left_out
+    )
 
 
 def _load(
@@ -357,10 +379,14 @@ def _load(
     """Read one session; with `strict`, raise its fault."""
     session_id = subject = name = ""
     try:
-        session = read_session(checked_file(folder / "session.xml", root, MAX_XML_BYTES, folder.name))
+        session = read_session(
+            checked_file(folder / "session.xml", root, MAX_XML_BYTES, folder.name)
+        )
         session_id = session.session_id
         if not session.rated:
-            raise DataError(session.path, f"{_UNRATED}: no feltArsl; nothing to learn from it", folder.name)
+            raise DataError(
+                session.path, f"{_UNRATED}: no feltArsl; nothing to learn from it", folder.name
+            )
         path, person, number = _recording(folder, root)
         if session.subject != person:
             reason = f"subject clash: person {session.subject}, but the recording is {path.name}; correct one"
@@ -387,13 +413,13 @@ def _recording(folder: Path, root: Path) -> tuple[Path, int, int]:
     """The one stimulus recording of a session, with the numbers of its person and trial."""
     inside(folder, root)
     found = [
-        (path, match) for path in sorted(folder.glob("*.bdf")) if (match := _STIMULUS.fullmatch(path.name))
+        (path, match)
+        for path in sorted(folder.glob("*.bdf"))
+        if (match := _STIMULUS.fullmatch(path.name))
     ]
     if len(found) != 1:
         what = "missing recording" if not found else "two recordings"
-        reason = (
-            f"{what}: {len(found)} files Part_<person>_S_Trial<n>_emotion.bdf, not 1; restore the session"
-        )
+        reason = f"{what}: {len(found)} files Part_<person>_S_Trial<n>_emotion.bdf, not 1; restore the session"
         raise DataError(folder, reason)
     path, match = found[0]
     return path, int(match["person"]), int(match["trial"])

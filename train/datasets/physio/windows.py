@@ -106,9 +106,13 @@ class Windowing:
                     f"{name}: {getattr(self, name)} s is {samples} samples at {RATE_HZ} Hz; choose whole ones"
                 )
         if not 1 <= self.threshold <= 9:
-            raise ValueError(f"threshold: {self.threshold} outside the ratings 1 .. 9; choose one inside")
+            raise ValueError(
+                f"threshold: {self.threshold} outside the ratings 1 .. 9; choose one inside"
+            )
         if self.gsr_unit not in ("ohm", "siemens"):
-            raise ValueError(f"gsr_unit: {self.gsr_unit!r} is neither 'ohm' nor 'siemens'; name one of them")
+            raise ValueError(
+                f"gsr_unit: {self.gsr_unit!r} is neither 'ohm' nor 'siemens'; name one of them"
+            )
         if self.normalise not in ("window", "none"):
             raise ValueError(
                 f"normalise: {self.normalise!r} is neither 'window' nor 'none'; name one of them"
@@ -163,24 +167,24 @@ class PhysioWindows(Dataset[SignalWindow]):
             where = (f"subject {trial.subject}", f"trial {trial.trial}")
             n = trial.eeg.shape[1]
             if trial.eeg.shape != (len(recordings.channels), n) or trial.gsr.shape != (n,):
-                reason = (
-                    f"wrong shape: EEG {trial.eeg.shape} and skin conductance {trial.gsr.shape} do not agree"
-                )
+                reason = f"wrong shape: EEG {trial.eeg.shape} and skin conductance {trial.gsr.shape} do not agree"
                 raise DataError(where[0], reason, where[1])
             if n < self.length:
-                reason = f"short trial: {n} < {self.length} samples, no window; choose a shorter window"
+                reason = (
+                    f"short trial: {n} < {self.length} samples, no window; choose a shorter window"
+                )
                 raise DataError(where[0], reason, where[1])
             if settings.gsr_unit == "siemens" and not (trial.gsr > 0).all():
-                reason = (
-                    f"no conductance: resistance {trial.gsr.min()} ohm is not above 0; use gsr_unit='ohm'"
-                )
+                reason = f"no conductance: resistance {trial.gsr.min()} ohm is not above 0; use gsr_unit='ohm'"
                 raise DataError(where[0], reason, where[1])
             starts = range(0, n - self.length + 1, stride)
             self._starts += [(number, start) for start in starts]
             covered = min(stride, self.length) * (len(starts) - 1) + self.length
             self.unused += n - covered
         if len({(t.subject, t.trial) for t in recordings.trials}) != len(recordings.trials):
-            raise ValueError("recordings: two trials of a person have the same name; name each once")
+            raise ValueError(
+                "recordings: two trials of a person have the same name; name each once"
+            )
         owner = [recordings.trials[number] for number, _ in self._starts]
         self.subjects = np.array([trial.subject for trial in owner])
         self.trials = np.array([trial.trial for trial in owner])
@@ -205,11 +209,15 @@ class PhysioWindows(Dataset[SignalWindow]):
             trial.trial,
         )
 
-    def _scaled(self, signals: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    def _scaled(
+        self, signals: npt.NDArray[np.float32] | npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float32]:
         """Mean 0 and variance 1 of each row; a row that never changes has no variance and becomes exact zeros."""
         if self.settings.normalise == "none":
             return signals.astype(np.float32)
-        wide = signals.astype(np.float64)  # a resistance of 1e6 ohm changes in its last float32 digits
+        wide = signals.astype(
+            np.float64
+        )  # a resistance of 1e6 ohm changes in its last float32 digits
         flat = np.ptp(wide, axis=1) == 0
         centred = wide - wide.mean(axis=1, keepdims=True)
         centred[flat] = 0

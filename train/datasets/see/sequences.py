@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from knarr.train.datasets.cache import Arrays, cache_key, cached
-from knarr.train.datasets.see.tree import MAX_SIDE, SUBSETS, SeeRecord, SeeTree, decoded, warn_of_skipped
+from knarr.train.datasets.see.tree import (
+    MAX_SIDE,
+    SUBSETS,
+    SeeRecord,
+    SeeTree,
+    decoded,
+    warn_of_skipped,
+)
 from knarr.train.errors import DataError
 
 VERSION: Final = 1
@@ -96,7 +103,9 @@ def read_sequences(
             record is left.
     """
     if not 1 <= size <= MAX_SIDE or least < 1:
-        raise ValueError(f"size, least: {size}, {least} outside 1 .. {MAX_SIDE} and 1 ..; choose others")
+        raise ValueError(
+            f"size, least: {size}, {least} outside 1 .. {MAX_SIDE} and 1 ..; choose others"
+        )
     tree = SeeTree(root, event_dir=event_dir, frame_dir=frame_dir, index=index)
     records, faults = _records(tree, least)
     if faults and on_bad == "raise":
@@ -159,7 +168,9 @@ def _images(
 
     def decode() -> Arrays:
         begin = 0 if cache is None else count
-        return _decode(root, records, size, strict, lambda done: _say(progress, begin + done, begin + count))
+        return _decode(
+            root, records, size, strict, lambda done: _say(progress, begin + done, begin + count)
+        )
 
     if cache is None:
         return decode()
@@ -277,7 +288,9 @@ def read_see(
             or no record is left.
     """
     if subset not in SUBSETS:
-        raise ValueError(f"subset: {subset!r} is neither 'training' nor 'testing'; name one of them")
+        raise ValueError(
+            f"subset: {subset!r} is neither 'training' nor 'testing'; name one of them"
+        )
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad: {on_bad!r} is neither 'raise' nor 'skip'; name one of them")
     if not 1 <= size <= MAX_SIDE:
@@ -298,7 +311,9 @@ def read_see(
             skipped[error.kind] += 1
     warn_of_skipped(root, skipped)
     if not clips:
-        raise DataError(tree.index, f"no records: none of subset '{subset}' can be used; check the dataset")
+        raise DataError(
+            tree.index, f"no records: none of subset '{subset}' can be used; check the dataset"
+        )
     records = [clip[0] for clip in clips]
     return SeeClips(
         frames=np.stack([clip[2] for clip in clips]),
@@ -324,15 +339,19 @@ def assert_disjoint(a: SeeClips, b: SeeClips) -> None:
     """
     shared = sorted(set(a.subjects) & set(b.subjects))
     if shared:
-        names = [n for n, s in zip(a.names + b.names, a.subjects + b.subjects, strict=True) if s == shared[0]]
+        names = [
+            n
+            for n, s in zip(a.names + b.names, a.subjects + b.subjects, strict=True)
+            if s == shared[0]
+        ]
         more = " ..." if len(shared) > 5 else ""
-        reason = (
-            f"shared subjects: {', '.join(shared[:5])}{more} in both splits, none allowed; split by person"
-        )
+        reason = f"shared subjects: {', '.join(shared[:5])}{more} in both splits, none allowed; split by person"
         raise DataError("emotion.json", reason, f"{names[0]} and {names[-1]}")
 
 
-def _read_clip(record: SeeRecord, timesteps: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _read_clip(
+    record: SeeRecord, timesteps: int, size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return events (T, 2, size, size) and frames (T, size, size) of a record's first images."""
     events = np.empty((timesteps, 2, size, size), np.uint8)
     frames = np.empty((timesteps, size, size), np.uint8)

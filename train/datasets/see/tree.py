@@ -70,7 +70,9 @@ class SeeTree:
 
     def __init__(self, root: Path, *, event_dir: str, frame_dir: str, index: str) -> None:
         if not root.is_dir():
-            raise DataError(root, "missing root: no such folder; check the path, or get the dataset first")
+            raise DataError(
+                root, "missing root: no such folder; check the path, or get the dataset first"
+            )
         self.root, self.index = root, root / index
         self.labels, self._database = _read_index(inside(self.index, root))
         self._folders = tuple(
@@ -91,9 +93,13 @@ class SeeTree:
             DataError: A bad record.
         """
         if name not in self._database:
-            reason = "not in the index: the folder has no record there; add one or remove the folder"
+            reason = (
+                "not in the index: the folder has no record there; add one or remove the folder"
+            )
             raise DataError(self.index, reason, name)
-        found, label, (start, end) = _check_record(self.index, name, self._database[name], self.labels)
+        found, label, (start, end) = _check_record(
+            self.index, name, self._database[name], self.labels
+        )
         if subset not in (None, found):
             return None
         fields = _check_name(self.index, name, label)
@@ -102,10 +108,14 @@ class SeeTree:
             raise DataError(self.index, reason, name)
         events, frames = (folder.images(name, label, start, end) for folder in self._folders)
         images = tuple(zip(events, frames, strict=True))
-        return SeeRecord(name, found, self.labels.index(label), fields["volunteer"], fields["light"], images)
+        return SeeRecord(
+            name, found, self.labels.index(label), fields["volunteer"], fields["light"], images
+        )
 
 
-def decoded(record: SeeRecord, count: int | None = None) -> Iterator[tuple[Image.Image, Image.Image]]:
+def decoded(
+    record: SeeRecord, count: int | None = None
+) -> Iterator[tuple[Image.Image, Image.Image]]:
     """Event and frame image of each instant in grey, all square and of one size.
 
     Args:
@@ -132,7 +142,9 @@ def warn_of_skipped(root: Path, skipped: Mapping[str, int]) -> None:
     """One warning with the number of bad records that were left out, by reason; none where there are none."""
     if skipped:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(skipped.items()))
-        warnings.warn(f"{root}: skipped {sum(skipped.values())} bad records: {counts}", stacklevel=3)
+        warnings.warn(
+            f"{root}: skipped {sum(skipped.values())} bad records: {counts}", stacklevel=3
+        )
 
 
 class _Folder:
@@ -151,10 +163,14 @@ class _Folder:
                 continue
             label = known.get(folder.name.casefold())
             if label is None:
-                reason = f"unknown label: folder is none of {', '.join(labels)}; rename or remove it"
+                reason = (
+                    f"unknown label: folder is none of {', '.join(labels)}; rename or remove it"
+                )
                 raise DataError(folder, reason)
             if label in self.emotions:
-                reason = f"duplicate folder: as well as '{self.emotions[label].name}'; merge the two"
+                reason = (
+                    f"duplicate folder: as well as '{self.emotions[label].name}'; merge the two"
+                )
                 raise DataError(folder, reason)
             self.emotions[label] = folder
             for entry in sorted(inside(folder, root).iterdir()):
@@ -165,9 +181,7 @@ class _Folder:
         """Paths of a sequence's images start .. end - 1, each checked to be there and inside the root."""
         found = self.sequences.get(name, [])
         if not found:
-            reason = (
-                f"missing sequence: no folder of that name; restore it or leave the record out ('{label}')"
-            )
+            reason = f"missing sequence: no folder of that name; restore it or leave the record out ('{label}')"
             raise DataError(self.path, reason, name)
         if found != [label]:
             reason = f"label clash: labelled '{label}' but lies in {', '.join(found)}; correct the index or move it"
@@ -179,7 +193,9 @@ class _Folder:
         for k in range(start, end):
             entry = present.get(f"{k:05d}.jpg")
             if entry is None:
-                reason = f"missing image: not there, but the segment is [{start}, {end}); restore it"
+                reason = (
+                    f"missing image: not there, but the segment is [{start}, {end}); restore it"
+                )
                 raise DataError(place / f"{k:05d}.jpg", reason, name)
             path = Path(entry.path)
             if entry.is_symlink():
@@ -243,12 +259,22 @@ def _check_record(
         raise DataError(path, "malformed record: no object 'annotations'; restore it", name)
     subset, label, segment = record.get("subset"), notes.get("label"), notes.get("segment")
     if subset not in SUBSETS:
-        raise DataError(path, f"unknown subset: {subset!r} is none of {', '.join(SUBSETS)}; correct it", name)
+        raise DataError(
+            path, f"unknown subset: {subset!r} is none of {', '.join(SUBSETS)}; correct it", name
+        )
     if label not in labels:
-        raise DataError(path, f"unknown label: {label!r} is none of {', '.join(labels)}; correct it", name)
+        raise DataError(
+            path, f"unknown label: {label!r} is none of {', '.join(labels)}; correct it", name
+        )
     # type() and not isinstance(): True is an int, and 1.0 is not an index.
-    if not isinstance(segment, list) or len(segment) != 2 or any(type(end) is not int for end in segment):
-        raise DataError(path, f"malformed segment: {segment!r} is not [start, end]; correct it", name)
+    if (
+        not isinstance(segment, list)
+        or len(segment) != 2
+        or any(type(end) is not int for end in segment)
+    ):
+        raise DataError(
+            path, f"malformed segment: {segment!r} is not [start, end]; correct it", name
+        )
     start, end = segment
     if not 0 <= start < end:
         raise DataError(path, f"empty segment: [{start}, {end}) holds no image; correct it", name)
@@ -259,10 +285,14 @@ def _check_name(path: Path, name: str, label: str) -> re.Match[str]:
     """Split a sequence name into its fields and check its emotion against the label."""
     fields = _NAME.fullmatch(name)
     if fields is None:
-        raise DataError(path, "malformed name: not the nine fields of a SEE sequence; correct it", name)
+        raise DataError(
+            path, "malformed name: not the nine fields of a SEE sequence; correct it", name
+        )
     if fields["emotion"].casefold() != label.casefold():
         raise DataError(
-            path, f"label clash: labelled '{label}' but named '{fields['emotion']}'; correct one", name
+            path,
+            f"label clash: labelled '{label}' but named '{fields['emotion']}'; correct one",
+            name,
         )
     return fields
 
@@ -277,12 +307,18 @@ def _read_jpeg(path: Path, name: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             if image.width != image.height:
-                reason = f"not square: {image.width} x {image.height} pixels; crop the images to squares"
+                reason = (
+                    f"not square: {image.width} x {image.height} pixels; crop the images to squares"
+                )
                 raise DataError(path, reason, name)
             if image.width > MAX_SIDE:
-                raise DataError(path, f"image too large: {image.width} > {MAX_SIDE} pixels a side", name)
+                raise DataError(
+                    path, f"image too large: {image.width} > {MAX_SIDE} pixels a side", name
+                )
             if image.mode not in ("L", "RGB"):
-                raise DataError(path, f"wrong channels: mode {image.mode}, not grey or RGB; convert it", name)
+                raise DataError(
+                    path, f"wrong channels: mode {image.mode}, not grey or RGB; convert it", name
+                )
             grey: Image.Image = image.convert("L")
             return grey
     except DataError:
@@ -294,4 +330,6 @@ def _read_jpeg(path: Path, name: str) -> Image.Image:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise DataError(path, f"truncated image: cannot decode it ({error}); restore it", name) from error
+        raise DataError(
+            path, f"truncated image: cannot decode it ({error}); restore it", name
+        ) from error

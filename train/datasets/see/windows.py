@@ -70,7 +70,9 @@ def sampling(name: str) -> Sampling:
     """
     match = re.fullmatch(r"E([0-9]{1,4})-S([0-9]{1,4})", name)
     if match is None:
-        raise ValueError(f"sampling: {name!r} is no name like 'E4-S3'; write frames and skipped frames so")
+        raise ValueError(
+            f"sampling: {name!r} is no name like 'E4-S3'; write frames and skipped frames so"
+        )
     return Sampling(int(match[1]), int(match[2]))
 
 
@@ -131,7 +133,9 @@ def draw_window(length: int, how: Sampling, rng: np.random.Generator) -> Indices
         ValueError: the segment is shorter than `how.least_frames`.
     """
     offset = int(rng.integers(LAST_OFFSET, endpoint=True)) if how.skipped else 0
-    return window(length, how, offset, int(rng.choice(starts(len(remaining(length, how, offset)), how))))
+    return window(
+        length, how, offset, int(rng.choice(starts(len(remaining(length, how, offset)), how)))
+    )
 
 
 def evaluation_windows(
@@ -152,7 +156,9 @@ def evaluation_windows(
         ValueError: no clip, no window, or a segment that is too short; names the clip.
     """
     if windows < 1 or len(lengths) == 0:
-        raise ValueError(f"windows: {windows} of each of {len(lengths)} clips; draw one of one clip at least")
+        raise ValueError(
+            f"windows: {windows} of each of {len(lengths)} clips; draw one of one clip at least"
+        )
     drawn = np.empty((windows, len(lengths), how.frames), np.int64)
     for clip, length in enumerate(lengths):
         rng = np.random.default_rng([seed, clip])

@@ -97,7 +97,9 @@ def read_people(root: Path, *, on_bad: Literal["raise", "skip"] = "raise") -> Pe
         _log.info("%s: %s has no labels and is left out", root, subject)
     if found.left_out:
         counts = ", ".join(f"{kind} {count}" for kind, count in sorted(found.skipped.items()))
-        warnings.warn(f"{root}: skipped {len(found.left_out)} bad recordings: {counts}", stacklevel=2)
+        warnings.warn(
+            f"{root}: skipped {len(found.left_out)} bad recordings: {counts}", stacklevel=2
+        )
     if not found.people:
         raise DataError(root, "no recordings: none can be used; check the dataset")
     return found
@@ -118,10 +120,13 @@ def check(root: Path) -> DataReport:
         f"loso/{person.subject}": 1 + np.count_nonzero(np.diff(person.labels[person.labels >= 0]))
         for person in found.people
     }
-    known = {person.subject for person in found.people} | {str(error.record) for error in found.left_out}
+    known = {person.subject for person in found.people} | {
+        str(error.record) for error in found.left_out
+    }
     absent = sorted(set(PEOPLE) - known - set(found.unlabelled))
     unlabelled = [
-        str(DataError(root / LABEL_FILE, "no labels: not one row", subject)) for subject in found.unlabelled
+        str(DataError(root / LABEL_FILE, "no labels: not one row", subject))
+        for subject in found.unlabelled
     ]
     return DataReport(
         name="stress_predict",
@@ -136,7 +141,9 @@ def check(root: Path) -> DataReport:
 
 def _scan(root: Path) -> People:
     if not root.is_dir():
-        raise DataError(root, "missing root: no such folder; check the path, or get the dataset first")
+        raise DataError(
+            root, "missing root: no such folder; check the path, or get the dataset first"
+        )
     folder = inside(root / "Raw_data", root)
     if not folder.is_dir():
         raise DataError(folder, "missing folder: not there; check the root")
@@ -150,7 +157,9 @@ def _scan(root: Path) -> People:
         try:
             if subject not in rows:
                 raise DataError(
-                    folder / subject, "unknown folder: not S and two digits; rename or remove it", subject
+                    folder / subject,
+                    "unknown folder: not S and two digits; rename or remove it",
+                    subject,
                 )
             people.append(_person(root, subject, rows[subject]))
         except DataError as error:
@@ -202,15 +211,23 @@ def _signal(
         raise DataError(path, f"malformed number: {error}; restore it", subject) from error
     if len(values) < 3:
         raise DataError(
-            path, f"truncated file: {len(values)} lines, no start, rate and values; restore it", subject
+            path,
+            f"truncated file: {len(values)} lines, no start, rate and values; restore it",
+            subject,
         )
     if not np.isfinite(values).all():
         line = int(np.argmin(np.isfinite(values))) + 1
-        raise DataError(path, f"not finite: '{lines[line - 1]}' in line {line}; restore it", subject)
+        raise DataError(
+            path, f"not finite: '{lines[line - 1]}' in line {line}; restore it", subject
+        )
     if values[1] != rate_hz:
-        raise DataError(path, f"wrong rate: {values[1]:g} Hz, not {rate_hz}; take the original file", subject)
+        raise DataError(
+            path, f"wrong rate: {values[1]:g} Hz, not {rate_hz}; take the original file", subject
+        )
     if values[0] != int(values[0]) or values[0] < 0:
-        raise DataError(path, f"malformed start: {lines[0]} is no whole unix second; restore it", subject)
+        raise DataError(
+            path, f"malformed start: {lines[0]} is no whole unix second; restore it", subject
+        )
     signal: npt.NDArray[np.float64] = values[2:]
     outside = (signal < allowed[0]) | (signal > allowed[1])
     if outside.any():
@@ -242,16 +259,21 @@ def _label_rows(path: Path) -> dict[str, list[list[str]]]:
         header = next(reader, [])
         if tuple(header) != HEADER:
             raise DataError(
-                path, f"malformed header: {','.join(header)[:80]}, not {','.join(HEADER)}; restore it"
+                path,
+                f"malformed header: {','.join(header)[:80]}, not {','.join(HEADER)}; restore it",
             )
         for row in reader:
             if not row or _WHOLE.fullmatch(row[0]) is None or not 1 <= int(row[0]) <= 99:
                 raise DataError(
-                    path, "malformed record: no participant 1 .. 99; restore it", f"line {reader.line_num}"
+                    path,
+                    "malformed record: no participant 1 .. 99; restore it",
+                    f"line {reader.line_num}",
                 )
             rows.setdefault(f"S{int(row[0]):02d}", []).append(row)
     except csv.Error as error:
-        raise DataError(path, f"malformed CSV: {error}; restore it", f"line {reader.line_num}") from error
+        raise DataError(
+            path, f"malformed CSV: {error}; restore it", f"line {reader.line_num}"
+        ) from error
     if not rows:
         raise DataError(path, "no records: it labels nobody; restore it")
     return rows
@@ -263,9 +285,7 @@ def _labels(
     """(first unix second, label of it and of each one after), checked to be of the recording `hr`."""
     for row in rows:
         if len(row) != len(HEADER) or _WHOLE.fullmatch(row[3]) is None:
-            reason = (
-                f"malformed record: '{','.join(row)[:80]}' has no five fields with a whole second; restore it"
-            )
+            reason = f"malformed record: '{','.join(row)[:80]}' has no five fields with a whole second; restore it"
             raise DataError(path, reason, subject)
         if row[4] not in ("0", "1"):
             reason = f"label out of range: '{row[4][:20]}' at {row[3]} s, allowed 0, 1; correct it"
@@ -276,7 +296,9 @@ def _labels(
         at = int(np.argmax(steps != 1))
         kind = "duplicate id" if steps[at] == 0 else "missing seconds"
         raise DataError(
-            path, f"{kind}: {times[at + 1]} s follows {times[at]} s, each one once; restore it", subject
+            path,
+            f"{kind}: {times[at + 1]} s follows {times[at]} s, each one once; restore it",
+            subject,
         )
     for number, (row, beat) in enumerate(zip(rows, hr.tolist(), strict=False)):
         if row[1] and not _same(row[1], beat):  # some cells at the ends are empty

@@ -149,7 +149,9 @@ def cut_windows(
             f"windows: {window_s} s by {step_s} s, {min_labelled} labelled; give 1 s or more, and a share in (0, 1]"
         )
     if normalise not in ("person", "window", "none"):
-        raise ValueError(f"normalise: {normalise!r} is none of 'person', 'window', 'none'; name one")
+        raise ValueError(
+            f"normalise: {normalise!r} is none of 'person', 'window', 'none'; name one"
+        )
     found: list[tuple[str, int, int, FloatSignal, FloatSignal]] = []
     dropped: Counter[str] = Counter()
     for person in people:
@@ -172,7 +174,8 @@ def cut_windows(
                 found.append((person.subject, start, int(label[0]), eda[samples], hr[here]))
     if not found:
         counts = (
-            ", ".join(f"{kind} {count}" for kind, count in sorted(dropped.items())) or "recordings too short"
+            ", ".join(f"{kind} {count}" for kind, count in sorted(dropped.items()))
+            or "recordings too short"
         )
         raise DataError(
             "windows", f"no windows: none of {window_s} s can be used ({counts}); take shorter ones"
