@@ -1,0 +1,50 @@
+"""Progress of a fit: a Lightning callback that emits an event for each batch and each epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from knarr.pipeline.progress import OnProgress, Progress
+
+
+class FitProgress(Callback):
+    """Emits events with the unit "epoch".
+
+    Args:
+        on_progress: Called with each event.
+        stage: "teacher", "student" or "chip".
+        on_test: Whether the epochs are scored on the test data, which the note of each epoch says.
+    """
+
+    def __init__(self, on_progress: OnProgress, stage: str, *, on_test: bool = False) -> None:
+        self.on_progress, self.stage, self.on_test = on_progress, stage, on_test
+        self.note = ""
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Emit how far the epoch is."""
+        done = batch_idx + 1
+        # After the last batch comes the validation; the epoch counts once that is over.
+        if done < trainer.num_training_batches:
+            self._emit(trainer, trainer.current_epoch, done / trainer.num_training_batches)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Emit the finished epoch with its loss and accuracy."""
+        loss = float(trainer.callback_metrics["train_loss"])
+        accuracy = float(trainer.callback_metrics["validation_accuracy"])
+        split = "TEST" if self.on_test else "validation"
+        self.note = f"loss {loss:.3f}, {split} accuracy {accuracy:.1%}"
+        self._emit(trainer, trainer.current_epoch + 1)
+
+    def _emit(self, trainer: lightning.Trainer, done: int, part: float = 0.0) -> None:
+        epochs = trainer.max_epochs
+        self.on_progress(Progress(self.stage, done, epochs, "epoch", part, self.note))
