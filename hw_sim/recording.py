@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from knarr.files import replacing
 from knarr.hw_sim.errors import ChipError
 
 FORMAT = 1
@@ -117,13 +117,9 @@ def save_recording(recording: Recording, path: Path) -> None:
     arrays |= {f"peak_sum/{name}": np.array(peak) for name, peak in recording.peak_sum.items()}
     arrays["engine"] = np.array(recording.engine)
     arrays["format"] = np.array(FORMAT)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Into an open file: given a path, numpy would add .npz to its name.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def load_recording(path: Path) -> Recording:

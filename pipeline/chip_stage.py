@@ -12,10 +12,10 @@ from knarr.cli import output as progress
 from knarr.cli.output import json_text
 from knarr.deploy import lower, read_net, unrounded_weights, write_net
 from knarr.export import read
+from knarr.files import write_atomic
 from knarr.hw_sim import ChipNetwork, simulate
 from knarr.train import Recipe
 from knarr.train.clips import Clips, Indices
-from knarr.train.fitting.files import write_atomic
 from knarr.train.train import STUDENT, TEACHER, train_validation_split
 from knarr.train.train_chip import CHIP, ChipFit, train_chip
 

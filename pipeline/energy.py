@@ -19,6 +19,7 @@ from knarr.deploy import DeployError, check, read_net
 from knarr.deploy.violation import fatal
 from knarr.export import ExportError, read
 from knarr.export.graph.step import Stepper
+from knarr.files import write_atomic
 from knarr.hw_sim import (
     ChipError,
     ChipNetwork,
@@ -43,7 +44,6 @@ from knarr.hw_sim.energy import (
     what_if,
 )
 from knarr.hw_sim.energy import baseline as measure_baseline
-from knarr.train.fitting.files import write_atomic
 
 DIGITAL, NEUROMORPHIC = "horowitz_fp32", ("loihi1_table", "loihi1_cal")
 REUSE = 16.0

@@ -11,6 +11,7 @@ from knarr.cli import output as progress
 from knarr.cli.output import json_text, make_console
 from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
 from knarr.deploy import read_net
+from knarr.files import write_atomic
 from knarr.pipeline import stages
 from knarr.pipeline.chip_stage import decided
 from knarr.pipeline.evaluation import check_size
@@ -21,7 +22,6 @@ from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
 from knarr.pipeline.stages import NET, Run
 from knarr.train.clips import Indices
 from knarr.train.datasets.see.windows import WINDOWS
-from knarr.train.fitting.files import write_atomic
 from knarr.train.settings import Recipe, RecipeError
 from knarr.train.systems.emotionkd import fold_count
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from knarr.files import write_atomic
 from knarr.pipeline.evaluation import (
     NETWORKS,
     SHARED,
@@ -26,7 +27,6 @@ from knarr.pipeline.evaluation import (
     pool,
 )
 from knarr.pipeline.measures import RATES, Estimate, Measures
-from knarr.train.fitting.files import write_atomic
 
 __all__ = [
     "EVALUATION",

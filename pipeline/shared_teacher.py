@@ -9,7 +9,8 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from knarr.train.fitting.files import load_weights, write_atomic
+from knarr.files import write_atomic
+from knarr.train.fitting.files import load_weights
 from knarr.train.settings import Recipe, RecipeError
 from knarr.train.systems.base import RunData
 from knarr.train.systems.registry import system_of

@@ -17,6 +17,7 @@ from knarr.cli.output import json_text
 from knarr.deploy import read_net
 from knarr.deploy import verify as verify_network
 from knarr.export import read, to_nir, to_onnx, write
+from knarr.files import write_atomic
 from knarr.hw_sim import count_events, count_onnx, load_recording, save_recording
 from knarr.hw_sim import simulate as simulate_network
 from knarr.hw_sim.energy import baseline, what_if
@@ -39,7 +40,6 @@ from knarr.train import (
     train_teacher,
 )
 from knarr.train.clips import Clips, truncate_timesteps
-from knarr.train.fitting.files import write_atomic
 from knarr.train.recipe import parse_setting, with_settings
 from knarr.train.systems.base import System
 from knarr.train.systems.registry import check_networks

@@ -86,7 +86,10 @@ def test_stages_import_only_downwards(stage: str) -> None:
         if line.strip().startswith(("from knarr.", "import knarr."))
     }
     assert imported
-    assert imported <= allowed[stage]
+    ground = {
+        path.stem for path in (ROOT / "knarr").glob("*.py")
+    }  # errors, files: below every stage
+    assert imported <= allowed[stage] | ground
 
 
 def test_only_running_graphs_needs_the_stepper() -> None:

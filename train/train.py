@@ -13,8 +13,9 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from knarr.files import write_atomic
 from knarr.train.clips import Batch, Clips, Epoch, Indices, split_validation
-from knarr.train.fitting.files import load_weights, save_weights, write_atomic
+from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.fitting.fit import Fitter, fit
 from knarr.train.recipe import check_recipe
 from knarr.train.settings import (

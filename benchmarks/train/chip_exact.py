@@ -24,11 +24,11 @@ from chip_exact_table import document
 from distillation import arguments, prepared
 
 from knarr.deploy import read_net
+from knarr.files import write_atomic
 from knarr.hw_sim import count_events, simulate
 from knarr.pipeline import chip_stage, stages
 from knarr.train import load_recipe, open_run, student_predictions, train_student, train_teacher
 from knarr.train.clips import Clips
-from knarr.train.fitting.files import write_atomic
 from knarr.train.recipe import with_settings
 from knarr.train.settings import ChipSettings, Recipe
 

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 from distillation_table import document
 
+from knarr.files import write_atomic
 from knarr.train import (
     Recipe,
     RunData,
@@ -41,7 +42,6 @@ from knarr.train import (
     train_teacher,
 )
 from knarr.train.clips import Batch, Clips, Indices
-from knarr.train.fitting.files import write_atomic
 from knarr.train.recipe import with_settings
 from knarr.train.train import TEACHER
 

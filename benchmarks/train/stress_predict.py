@@ -35,10 +35,10 @@ from stress_student import KdSetting, StudentSetting, fit_student, float_classes
 from stress_table import document
 from stress_tune import KD, LEAVES, STUDENTS, tune
 
+from knarr.files import write_atomic
 from knarr.train.datasets.splits import Fold, assert_apart
 from knarr.train.datasets.stress.read import read_people
 from knarr.train.datasets.stress.windows import StressWindows, cut_windows, encode_windows
-from knarr.train.fitting.files import write_atomic
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDS: Final = 5

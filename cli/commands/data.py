@@ -14,13 +14,13 @@ from rich.table import Table
 
 from knarr.cli import output as progress
 from knarr.cli.output import json_text, keep_apart, make_console
+from knarr.files import write_atomic
 from knarr.hw_sim import ChipError
 from knarr.train.datasets.check import CHECKS, check
 from knarr.train.datasets.events.camera import PUBLISHED_DENSITY, Dvs
 from knarr.train.datasets.events.video import events_of_video
 from knarr.train.datasets.eyes.generate import generate
 from knarr.train.datasets.mosi.generate import generate_clips
-from knarr.train.fitting.files import write_atomic
 
 SHOWN = 20
 

@@ -14,11 +14,11 @@ from knarr.cli import output as progress
 from knarr.cli.output import keep_apart, read_inputs
 from knarr.deploy import DeployError, check, read_net, run_on_lava
 from knarr.deploy.violation import fatal
+from knarr.files import write_atomic
 from knarr.hw_sim import ChipError, ChipNetwork, Recording, encode, save_recording, simulate
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.recording import RECORDABLE
 from knarr.hw_sim.simulate import ENGINES, choose, plans
-from knarr.train.fitting.files import write_atomic
 
 SHOWN_DECISIONS = 20
 

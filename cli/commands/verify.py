@@ -11,8 +11,8 @@ from knarr.cli.output import keep_apart, read_inputs
 from knarr.cli.text.report import say_verification
 from knarr.deploy import DeployError, read_net, verify, verify_network
 from knarr.export import read
+from knarr.files import write_atomic
 from knarr.hw_sim import encode
-from knarr.train.fitting.files import write_atomic
 
 
 def verify_files(

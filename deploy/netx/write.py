@@ -7,8 +7,6 @@ neuron/{type, iDecay, vDecay, vThMant}; integers everywhere, since a float raise
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from knarr.deploy.errors import DeployError
 from knarr.deploy.netx.read import MANIFEST, MANIFEST_FORMAT, read_net
 from knarr.deploy.rules import check
 from knarr.deploy.violation import Violation, fatal
+from knarr.files import replacing, write_atomic
 from knarr.hw_sim import ChipNetwork, Conv, Dense, InputCoding, Neuron, Recurrent
 from knarr.hw_sim.network import Layer
 
@@ -38,8 +37,7 @@ def write_net(network: ChipNetwork, path: Path) -> None:
             + (f" and {len(broken) - 1} more" if broken[1:] else "")
         )
     manifest = _manifest(network, violations)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
+    with replacing(path) as temporary:
         with h5py.File(temporary, "w") as file:
             file.attrs[MANIFEST] = json.dumps(manifest, sort_keys=True)
             layers = file.create_group("layer")
@@ -56,10 +54,8 @@ def write_net(network: ChipNetwork, path: Path) -> None:
             raise DeployError(
                 f"{path}: does not read back as the network that was written; this is a fault in knarr, report it"
             )
-        sidecar = Path(folder) / f"{path.name}.json"
-        sidecar.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(sidecar, path.with_name(sidecar.name))
-        os.replace(temporary, path)
+        text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+        write_atomic(path.with_name(f"{path.name}.json"), text.encode())
 
 
 def _manifest(network: ChipNetwork, violations: list[Violation]) -> dict[str, Any]:

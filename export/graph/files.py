@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from knarr.export.errors import ExportError
 from knarr.export.graph.complete import build, complete
 from knarr.export.graph.hdf5_guard import load
 from knarr.export.graph.nir_compat import graph_hash
+from knarr.files import replacing, write_atomic
 
 FILLED = "knarr_filled"
 """Metadata key: what the file left out and the NIR standard defines, one line each."""
@@ -39,8 +38,7 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
             raise ExportError(
                 f"{path}: node '{name}' has a slash in its name, which HDF5 takes for a group; rename it"
             )
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
+    with replacing(path) as temporary:
         try:
             nir.write(temporary, graph)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
@@ -48,6 +46,7 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
                 f"{path}: nir cannot write this graph ({error}); complete its fields"
             ) from error
         again = _read(temporary, path)
+        sidecar = path.with_name(f"{path.name}.json")
         certificate = graph.metadata.get("certificate")
         if certificate is not None:
             proof = Certificate.from_json(_text(certificate))
@@ -56,14 +55,10 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
                     f"{path}: the graph was changed after it was certified; remove its certificate or export again"
                 )
             require_metadata(again, proof.dt_s)
-            sidecar = Path(folder) / f"{path.name}.json"
-            sidecar.write_text(_text(certificate) + "\n", encoding="utf-8")
-            os.replace(sidecar, path.with_name(sidecar.name))
+            write_atomic(sidecar, (_text(certificate) + "\n").encode())
         else:
-            path.with_name(f"{path.name}.json").unlink(
-                missing_ok=True
-            )  # of a graph that is being replaced
-        os.replace(temporary, path)
+            # It would be the certificate of the graph that is being replaced.
+            sidecar.unlink(missing_ok=True)
 
 
 def read(path: Path) -> nir.NIRGraph:

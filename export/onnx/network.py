@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 
 from knarr.export.arguments import as_shape
 from knarr.export.errors import ExportError
+from knarr.files import write_atomic
 
 OPSET = 17
 TRACER_WARNING = torch.jit.TracerWarning  # type: ignore[attr-defined]  # public, but missing from torch's __all__
@@ -48,17 +48,7 @@ def to_onnx(module: torch.nn.Module, input_shape: tuple[int, ...], path: Path) -
     _check_module(module, input_shape)
     exported = _export(module, input_shape)
     _compare(module, input_shape, exported)
-    write_whole(path, exported)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name and rename, so that a killed run leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, exported)
 
 
 def open_session(

@@ -28,8 +28,8 @@ from knarr.export.onnx.network import (
     OPSET,
     RELATIVE_TOLERANCE,
     open_session,
-    write_whole,
 )
+from knarr.files import write_atomic
 
 NEXT = ".next"
 CHECKED_STEPS = 16
@@ -64,7 +64,7 @@ def student_step_to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: 
     step = _Step(graph, input_shape).eval()
     exported = _export(step, input_shape)
     _check(step, input_shape, exported)
-    write_whole(path, exported)
+    write_atomic(path, exported)
 
 
 class _Step(nn.Module):

@@ -16,6 +16,7 @@ from rich.table import Table
 from knarr.cli import output as progress
 from knarr.cli.output import json_text, make_console, read_json
 from knarr.deploy import DeployError, read_net
+from knarr.files import write_atomic
 from knarr.hw_sim import ChipError, count_events, price, simulate
 from knarr.pipeline import chip_stage, stages
 from knarr.pipeline import run as locks
@@ -25,7 +26,6 @@ from knarr.pipeline.many.sweep_file import Sweep, SweepSettings
 from knarr.pipeline.many.sweep_space import Choices, Space
 from knarr.pipeline.many.sweep_worker import Report
 from knarr.train import Recipe, RecipeError, open_run, read_run, student_predictions
-from knarr.train.fitting.files import write_atomic
 from knarr.train.recipe import load_recipe, parse_setting, with_settings
 from knarr.train.settings import ChipSettings, SettingsError
 from knarr.train.systems.registry import check_networks

@@ -15,10 +15,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from knarr.files import write_atomic
 from knarr.pipeline.many.sweep_alive import OWNER, LostError, TakenError, Watch, working_on
 from knarr.pipeline.many.sweep_file import Sweep
 from knarr.pipeline.many.sweep_space import SweepError
-from knarr.train.fitting.files import write_atomic
 from knarr.train.recipe import with_settings
 from knarr.train.settings import Recipe, RecipeError, SettingsError
 

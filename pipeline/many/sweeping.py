@@ -13,6 +13,7 @@ from rich.table import Table
 
 from knarr.cli import output as progress
 from knarr.cli.output import json_text, make_console
+from knarr.files import write_atomic
 from knarr.pipeline.many.sweep import Result, SweepTrial, run_sweep
 from knarr.pipeline.many.sweep_file import load_sweep
 from knarr.pipeline.many.sweep_worker import Report
@@ -20,7 +21,7 @@ from knarr.pipeline.many.validation import ValidationSet, validation_set_of
 from knarr.pipeline.run import made
 from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
 from knarr.train import Recipe, RunData, load_data, open_run, train_student
-from knarr.train.fitting.files import METRICS, read_rows, write_atomic
+from knarr.train.fitting.files import METRICS, read_rows
 from knarr.train.settings import SettingsError
 from knarr.train.systems.registry import check_networks
 

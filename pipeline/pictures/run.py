@@ -9,12 +9,12 @@ import matplotlib as mpl
 import numpy as np
 
 from knarr.cli.output import expecting, read_json
+from knarr.files import write_atomic
 from knarr.hw_sim import load_recording
 from knarr.pipeline.pictures import energy as energy_picture
 from knarr.pipeline.pictures import raster as raster_picture
 from knarr.pipeline.pictures import samples as sample_picture
 from knarr.pipeline.pictures import verification as verification_picture
-from knarr.train.fitting.files import write_atomic
 
 mpl.use("Agg")
 

@@ -11,9 +11,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +23,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from knarr.files import replacing
 from knarr.train.errors import DataError
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -219,7 +218,5 @@ def _read(path: Path, key: str) -> Arrays | None:
 
 def _write(path: Path, key: str, arrays: Arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{key[:8]}.") as folder:
-        temporary = Path(folder) / path.name
+    with replacing(path) as temporary:
         save_file(arrays, temporary, metadata={"sha256": _digest(key, arrays)})
-        os.replace(temporary, path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from knarr.files import write_atomic
 from knarr.train.settings import RecipeError
 
 METRICS = "metrics.csv"
@@ -154,22 +154,6 @@ class Best(Callback):
                 name: value.detach().cpu().clone()
                 for name, value in self.network.state_dict().items()
             }
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file to a temporary name beside it, flush it to disk and rename: all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        # A full disk names no file by itself.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
