@@ -66,38 +66,3 @@ def test_lock_pins_hashes_and_names_no_registry() -> None:
     packages = [line for line in lock.splitlines() if "==" in line]
     assert len(packages) > 80
     assert lock.count("--hash=sha256:") >= len(packages)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_stages_import_only_downwards(stage: str) -> None:
-    """The import column of the architecture; export is the ground floor, and hw_sim runs its stepper to count graphs."""
-    allowed = {
-        "hw_sim": {"hw_sim", "export"},
-        "export": {"export"},
-        "deploy": {"deploy", "hw_sim", "export"},
-        "train": {"train", "hw_sim", "export", "deploy"},
-        "pipeline": set(STAGES),
-        "cli": set(STAGES),
-    }
-    imported = {
-        line.split("knarr.")[1].split(".")[0].split()[0]
-        for path in (ROOT / stage).rglob("*.py")
-        for line in path.read_text().splitlines()
-        if line.strip().startswith(("from knarr.", "import knarr."))
-    }
-    assert imported
-    ground = {
-        path.stem for path in (ROOT / "knarr").glob("*.py")
-    }  # errors, files: below every stage
-    assert imported <= allowed[stage] | ground
-
-
-def test_only_running_graphs_needs_the_stepper() -> None:
-    files = {
-        path.name
-        for path in (ROOT / "hw_sim").rglob("*.py")
-        if any(
-            line.strip().startswith("from knarr.export") for line in path.read_text().splitlines()
-        )
-    }
-    assert files == {"counter.py", "event_paths.py", "what_if.py"}

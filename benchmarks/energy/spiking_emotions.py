@@ -14,7 +14,7 @@ import textwrap
 from pathlib import Path
 
 import torch
-from published import LEFT_OUT
+from published_model import LEFT_OUT
 from rich.console import Console
 from spiking_emotions_measured import Measured, measure
 from spiking_emotions_networks import HEAD

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import published
+import published_model as published
 import torch
 from spiking_emotions_networks import (
     DT_S,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import published
+import published_model as published
 from rich.table import Table as RichTable
 from spiking_emotions_measured import ANN, SPIKING, Measured
 from spiking_emotions_networks import FRAMES, HEAD, LAYERS, Operands, synapses

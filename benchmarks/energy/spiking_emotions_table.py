@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import published as model
+import published_model as model
 from spiking_emotions_networks import FRAMES, Operands
 from spiking_emotions_video import PUBLISHED_DENSITY
 

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks" / "energy"))
 
-import published
+import published_model as published
 import spiking_emotions_networks as networks
 import spiking_emotions_table as tables
 import spiking_emotions_video as video
