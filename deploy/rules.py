@@ -31,7 +31,8 @@ from knarr.deploy.violation import (
     threshold_violation,
 )
 from knarr.hw_sim import ChipNetwork, Conv, Dense, Neuron, Recurrent
-from knarr.hw_sim.network import DECAY_UNITY, IntArray, Layer
+from knarr.hw_sim.arrays import IntArray
+from knarr.hw_sim.network import DECAY_UNITY, Layer
 
 ACCUMULATOR = 2**15
 """Loihi's dendritic accumulator: 21 bits and sign after the shift by 6 (nengo-loihi e564f66, builder/discretize.py)."""

@@ -27,7 +27,7 @@ from knarr.hw_sim.network import (
     Recurrent,
 )
 from knarr.hw_sim.recording import Divergence, Recording, compare, load_recording, save_recording
-from knarr.hw_sim.simulate import simulate
+from knarr.hw_sim.simulation import simulate
 
 __all__ = [
     "NON_SPIKING_VTH",

@@ -8,9 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from knarr.hw_sim.arrays import Int64
 from knarr.hw_sim.network import DECAY_UNITY, Neuron
-
-Int64 = npt.NDArray[np.int64]
 
 STATE_MAX = 2**23
 """u and v are 23 bits and sign."""

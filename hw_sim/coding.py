@@ -10,16 +10,15 @@ Inputs of a chip network, checked: what does not fit is refused, never truncated
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import InputCoding
 
 
-def with_height(shape: tuple[int, ...], array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def with_height(shape: tuple[int, ...], array: Array) -> Array:
     """Signals (..., channels, length) as images one pixel high, where that is what `shape` asks for."""
     short = len(shape) == 3 and shape[1] == 1 and array.ndim in (3, 4)
     if (
@@ -33,7 +32,7 @@ def with_height(shape: tuple[int, ...], array: npt.NDArray[Any]) -> npt.NDArray[
 
 def encode(
     coding: InputCoding, values: npt.ArrayLike, *, timesteps: int | None = None, seed: int = 0
-) -> npt.NDArray[np.integer[Any]]:
+) -> IntArray:
     """Inputs of `simulate` from data.
 
     Args:
@@ -95,15 +94,13 @@ def encode(
     )
 
 
-Integers = npt.NDArray[np.integer[Any]]
-
 MAX_BIAS = 2**15 - 1
 """Lava holds a bias mantissa in int16 and wraps what is larger."""
 
 
 def check_inputs(
     coding: InputCoding, inputs: npt.ArrayLike, timesteps: int | None = None
-) -> Integers:
+) -> IntArray:
     """Inputs as integers with a time axis, or an error that says what does not fit.
 
     Args:

@@ -15,11 +15,9 @@ from math import isfinite, prod
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from knarr.hw_sim.arrays import Array, Int32, Int64
 from knarr.hw_sim.errors import ChipError
-
-IntArray = npt.NDArray[np.integer[Any]]
 
 DECAY_UNITY = 4096
 """A decay register of 4096 forgets everything in one step; 0 forgets nothing."""
@@ -29,7 +27,7 @@ MAX_DELAY = 62
 """netx clamps synaptic delays above; hardware has 6 bits."""
 
 
-def _frozen(name: str, field: str, array: object, ndim: int) -> npt.NDArray[np.int32]:
+def _frozen(name: str, field: str, array: object, ndim: int) -> Int32:
     values = np.asarray(array)
     if not np.issubdtype(values.dtype, np.integer):
         raise ChipError(
@@ -103,11 +101,11 @@ class Dense:
     """
 
     name: str
-    weight_int: npt.NDArray[np.int32]
+    weight_int: Int32
     neuron: Neuron
-    bias_int: npt.NDArray[np.int32] | None = None
+    bias_int: Int32 | None = None
     scale: float | None = None
-    delay_int: npt.NDArray[np.int32] | None = None
+    delay_int: Int32 | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight_int", _frozen(self.name, "weight_int", self.weight_int, 2))
@@ -152,10 +150,10 @@ class Recurrent:
     """
 
     name: str
-    weight_int: npt.NDArray[np.int32]
-    recurrent_int: npt.NDArray[np.int32]
+    weight_int: Int32
+    recurrent_int: Int32
     neuron: Neuron
-    bias_int: npt.NDArray[np.int32] | None = None
+    bias_int: Int32 | None = None
     scale: float | None = None
 
     def __post_init__(self) -> None:
@@ -203,14 +201,14 @@ class Conv:
     """
 
     name: str
-    weight_int: npt.NDArray[np.int32]
+    weight_int: Int32
     neuron: Neuron
     input_shape: tuple[int, int, int]
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    bias_int: npt.NDArray[np.int32] | None = None
+    bias_int: Int32 | None = None
     scale: float | None = None
 
     def __post_init__(self) -> None:
@@ -368,7 +366,7 @@ class Readout:
                 "last, and at least 1 vote"
             )
 
-    def scores(self, output: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def scores(self, output: Array) -> Array:
         """(samples, timesteps, outputs) -> (samples, classes); a mean is left as the sum, which orders alike.
 
         Of the chip's integers or of the float graph's values.
@@ -376,7 +374,7 @@ class Readout:
         reduced = output[:, -1] if self.over_time == "last" else output.sum(axis=1)
         return np.asarray(reduced.reshape(len(reduced), -1, self.votes).sum(axis=2))
 
-    def decide(self, output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    def decide(self, output: Array) -> Int64:
         """(samples,) class with the highest score; the lowest index wins a tie."""
         return np.asarray(self.scores(output).argmax(axis=1), dtype=np.int64)
 

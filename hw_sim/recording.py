@@ -6,13 +6,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from knarr.files import replacing
+from knarr.hw_sim.arrays import Int64, IntArray, UInt8
 from knarr.hw_sim.errors import ChipError
 
 FORMAT = 1
@@ -38,11 +38,11 @@ class Recording:
         engine: which engine ran.
     """
 
-    output: npt.NDArray[np.int64]
-    spikes: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
-    v: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    u: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    event_counts: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    output: Int64
+    spikes: Mapping[str, UInt8] = field(default_factory=dict)
+    v: Mapping[str, Int64] = field(default_factory=dict)
+    u: Mapping[str, Int64] = field(default_factory=dict)
+    event_counts: Mapping[str, Int64] = field(default_factory=dict)
     peak_sum: Mapping[str, int] = field(default_factory=dict)
     engine: str = ""
 
@@ -74,9 +74,7 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
         ChipError: the two hold different layers or shapes, so that equality would not mean anything.
     """
     found = []
-    pairs: list[tuple[str, npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]]] = [
-        ("output", a.output, b.output)
-    ]
+    pairs: list[tuple[str, IntArray, IntArray]] = [("output", a.output, b.output)]
     for kind in ("spikes", "v", "u"):
         left, right = getattr(a, kind), getattr(b, kind)
         if set(left) != set(right):

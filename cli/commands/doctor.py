@@ -29,7 +29,7 @@ from knarr.hw_sim import (
 from knarr.hw_sim.engines.base import cores
 from knarr.hw_sim.engines.native import LEVELS, FastEngine
 from knarr.hw_sim.engines.torch import TorchEngine
-from knarr.hw_sim.simulate import choose
+from knarr.hw_sim.simulation import choose
 
 LAVA_LIMIT_S = 120.0
 

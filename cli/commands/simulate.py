@@ -18,7 +18,7 @@ from knarr.files import write_atomic
 from knarr.hw_sim import ChipError, ChipNetwork, Recording, encode, save_recording, simulate
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.recording import RECORDABLE
-from knarr.hw_sim.simulate import ENGINES, choose, plans
+from knarr.hw_sim.simulation import ENGINES, choose, plans
 
 SHOWN_DECISIONS = 20
 

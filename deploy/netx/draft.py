@@ -29,7 +29,8 @@ from knarr.hw_sim import (
     Readout,
     Recurrent,
 )
-from knarr.hw_sim.network import DECAY_UNITY, MAX_DELAY, IntArray, Layer
+from knarr.hw_sim.arrays import IntArray
+from knarr.hw_sim.network import DECAY_UNITY, MAX_DELAY, Layer
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 SYNAPSES = ("conv", "dense", "dense_rec")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from knarr.hw_sim.network import IntArray
+from knarr.hw_sim.arrays import IntArray
 
 
 def netx_dense_weights(weight_int: IntArray) -> npt.NDArray[np.int64] | None:

@@ -14,7 +14,7 @@ from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.network import ChipNetwork
 from knarr.hw_sim.recording import Recording
-from knarr.hw_sim.simulate import simulate
+from knarr.hw_sim.simulation import simulate
 
 POOLING = ("folded", "float")
 BLOCK_BYTES = 128 * 2**20

@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.counting.onnx.count import count_onnx
 from knarr.hw_sim.energy.measure.cpu import CpuMeasurement, measure_cpu
 from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
 from knarr.hw_sim.energy.measure.protocol import MeasureError, MeasurementPlan
-from knarr.hw_sim.energy.measure.workload import Array, batches, check_inputs, read_source
+from knarr.hw_sim.energy.measure.workload import batches, check_inputs, read_source
 from knarr.hw_sim.energy.prices import Grade, PriceError, PriceRecord, load_profile
 from knarr.hw_sim.errors import CountError
 

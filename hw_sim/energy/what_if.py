@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.counting.count import count, count_events
 from knarr.hw_sim.counting.counts import LayerCounts, OperationCounts
@@ -26,11 +27,10 @@ from knarr.hw_sim.energy.estimate import price
 from knarr.hw_sim.energy.models import Options
 from knarr.hw_sim.energy.prices import PriceError, Profile
 from knarr.hw_sim.network import NON_SPIKING_VTH, ChipNetwork, Readout
-from knarr.hw_sim.simulate import simulate
+from knarr.hw_sim.simulation import simulate
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
 FACTORS = (0.8, 1.25, 1.5, 2.0)
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,10 @@ from math import prod
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from knarr.hw_sim.arithmetic import Int64
+from knarr.hw_sim.arrays import Int64, IntArray, UInt8
 from knarr.hw_sim.engines.reference import LayerState, Spikes, at_rest, run_layer
 from knarr.hw_sim.network import Layer
-
-Events = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,11 @@ class LayerResult:
         u, v: (samples, timesteps, *features) chip integers, None where not wanted.
     """
 
-    counts: npt.NDArray[np.integer[Any]]
+    counts: IntArray
     peak: int
-    spikes: npt.NDArray[np.uint8] | None = None
-    u: npt.NDArray[np.integer[Any]] | None = None
-    v: npt.NDArray[np.integer[Any]] | None = None
+    spikes: UInt8 | None = None
+    u: IntArray | None = None
+    v: IntArray | None = None
 
 
 class Engine(Protocol):
@@ -57,7 +54,7 @@ class Engine(Protocol):
     def run(
         self,
         chain: list[Any],
-        events: Events,
+        events: IntArray,
         bits: int,
         wanted: list[Wanted],
         states: list[Any],
@@ -97,7 +94,7 @@ class ReferenceEngine:
     def run(
         self,
         chain: list[Any],
-        events: Events,
+        events: IntArray,
         bits: int,
         wanted: list[Wanted],
         states: list[Any],

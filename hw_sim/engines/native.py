@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.hw_sim.arithmetic import STATE_MAX
-from knarr.hw_sim.engines.base import Events, LayerResult, Wanted
-from knarr.hw_sim.engines.synapse_view import Int32, SynapseView, synapse_view
+from knarr.hw_sim.arrays import Array, Int32, IntArray, UInt8
+from knarr.hw_sim.engines.base import LayerResult, Wanted
+from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import DECAY_UNITY, Conv, Dense, Layer
 
@@ -154,7 +155,7 @@ class FastLayer:
 
     view: SynapseView
     mode: int
-    weight: npt.NDArray[np.integer[Any]]
+    weight: IntArray
     bias: npt.NDArray[np.float32]
     flush: int
     may_wrap: bool
@@ -235,7 +236,7 @@ def fast_layer(layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer 
     )
 
 
-def _paired(weight: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _paired(weight: Array) -> UInt8:
     """Rows of 32 weights as 16 pairs of bytes: weight i plus 128, and weight 16 + i."""
     low, high = weight[..., : LANES // 2] + 128, weight[..., LANES // 2 :] & 255
     return np.ascontiguousarray(
@@ -278,7 +279,7 @@ def _dots(small: Int32, payload: int, above: int) -> Dots | None:
     return Dots(np.ascontiguousarray(weight), flush, above)
 
 
-def _laid_out(view: SynapseView) -> tuple[int, npt.NDArray[Any]]:
+def _laid_out(view: SynapseView) -> tuple[int, Array]:
     """Mode, and weights as (blocks, taps, rows, lanes) of it."""
     small, planes, bound = view.weight, view.planes, view.bound
     outputs, channels, high, wide = small.shape
@@ -338,7 +339,7 @@ class FastEngine:
     def run(
         self,
         chain: list[Any],
-        events: Events,
+        events: IntArray,
         bits: int,
         wanted: list[Wanted],
         states: list[Any],
@@ -421,8 +422,8 @@ class _Record:
     def __init__(self, layer: FastLayer, samples: int, steps: int, want: Wanted) -> None:
         _, height, width = layer.out
         self.counts = np.zeros((samples, steps), dtype=np.int32)
-        self.spikes: npt.NDArray[np.uint8] | None = None
-        self.states: list[npt.NDArray[np.int32]] = []
+        self.spikes: UInt8 | None = None
+        self.states: list[Int32] = []
         if want.spikes:
             self.spikes = np.empty((samples, steps, *layer.layer.output_shape), dtype=np.uint8)
         if want.states:
@@ -434,7 +435,7 @@ class _Record:
         stage: StageStruct,
         layer: FastLayer,
         steps: int,
-        peak: npt.NDArray[np.int32],
+        peak: Int32,
         state: npt.NDArray[np.float32] | None,
     ) -> None:
         """The kernel's view of a layer."""
@@ -474,5 +475,5 @@ class _Record:
         return LayerResult(self.counts, peak, self.spikes, u, v)
 
 
-def _at(array: npt.NDArray[Any]) -> int:
+def _at(array: Array) -> int:
     return int(array.ctypes.data)

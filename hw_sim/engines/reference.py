@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from knarr.hw_sim.arithmetic import Int64, step, wrap_synapse
+from knarr.hw_sim.arithmetic import step, wrap_synapse
+from knarr.hw_sim.arrays import Array, Int64, IntArray
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import Conv, Dense, Layer, Neuron, Recurrent
 
@@ -23,7 +23,7 @@ WINDOW_BYTES = 2**26
 """Of a convolution's windows, which are laid out at once."""
 
 
-def synaptic_sum(layer: Layer, events: npt.NDArray[np.integer[Any]]) -> Int64:
+def synaptic_sum(layer: Layer, events: IntArray) -> Int64:
     """What a layer's synapses deliver for frames of events.
 
     Args:
@@ -42,12 +42,12 @@ def synaptic_sum(layer: Layer, events: npt.NDArray[np.integer[Any]]) -> Int64:
     return _exact_matmul(events.reshape(frames, -1), layer.weight_int.T, layer.name)
 
 
-def _convolve(layer: Conv, events: npt.NDArray[np.integer[Any]]) -> Int64:
+def _convolve(layer: Conv, events: IntArray) -> Int64:
     (pad_y, pad_x), (kernel_y, kernel_x) = layer.padding, layer.weight_int.shape[2:]
     padded = np.pad(events, ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x)))
     reach = (layer.dilation[0] * (kernel_y - 1) + 1, layer.dilation[1] * (kernel_x - 1) + 1)
     # numpy 1.26's stub forgets that several axes may be named.
-    windows: npt.NDArray[Any] = sliding_window_view(  # type: ignore[call-overload]
+    windows: Array = sliding_window_view(  # type: ignore[call-overload]
         padded, reach, axis=(2, 3)
     )  # (frames, C, H_out*stride, W_out*stride, reach, reach)
     windows = windows[
@@ -67,9 +67,7 @@ def _convolve(layer: Conv, events: npt.NDArray[np.integer[Any]]) -> Int64:
     return sums
 
 
-def _exact_matmul(
-    x: npt.NDArray[np.integer[Any]], weight: npt.NDArray[np.integer[Any]], name: str
-) -> Int64:
+def _exact_matmul(x: IntArray, weight: IntArray, name: str) -> Int64:
     """x @ weight in float64, where integers are exact below 2**53; numpy's int64 product is thirty times slower."""
     largest = int(np.abs(x).max(initial=0)) * int(
         np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0)
@@ -81,7 +79,7 @@ def _exact_matmul(
     return np.asarray(x.astype(np.float64) @ weight.astype(np.float64)).astype(np.int64)
 
 
-def delayed_sums(layer: Dense, events: npt.NDArray[np.integer[Any]]) -> Int64:
+def delayed_sums(layer: Dense, events: IntArray) -> Int64:
     """What a Dense layer with delays receives: a[t] = sum over synapses of W * s[t - delay], silence before the first step.
 
     Args:
@@ -115,7 +113,7 @@ class LayerState:
     u: Int64
     v: Int64
     back: Int64
-    sent: npt.NDArray[np.integer[Any]]
+    sent: IntArray
 
 
 def at_rest(layer: Layer, samples: int) -> LayerState:
@@ -165,7 +163,7 @@ def run_neurons(
 
 
 def run_layer(
-    layer: Layer, events: npt.NDArray[np.integer[Any]], state: LayerState
+    layer: Layer, events: IntArray, state: LayerState
 ) -> tuple[Spikes, Int64, Int64, int]:
     """All time steps of one layer; `state` is moved on.
 

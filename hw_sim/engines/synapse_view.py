@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from knarr.hw_sim.arrays import Int32
 from knarr.hw_sim.network import Conv, Dense, Layer
 
-Int32 = npt.NDArray[np.int32]
 Pair = tuple[int, int]
 
 

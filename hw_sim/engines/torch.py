@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from knarr.hw_sim.arithmetic import STATE_MAX
+from knarr.hw_sim.arrays import Array, Float64, Int64, IntArray
 from knarr.hw_sim.network import DECAY_UNITY, Neuron
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
-from knarr.hw_sim.engines.base import Events, LayerResult, Wanted
+from knarr.hw_sim.engines.base import LayerResult, Wanted
 from knarr.hw_sim.engines.native import MAX_SUM
 from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
 from knarr.hw_sim.network import Layer
@@ -48,12 +48,12 @@ class State:
 def neurons_on_cpu(
     neuron: Neuron,
     unit: int,
-    bias: npt.NDArray[np.float64],
+    bias: Float64,
     sums: torch.Tensor,
     state: State,
     into: list[torch.Tensor],
     threads: int,
-) -> npt.NDArray[np.int64]:
+) -> Int64:
     """All steps of a block, features divided among threads.
 
     Args:
@@ -74,7 +74,7 @@ def neurons_on_cpu(
     u, v = (array.numpy() for array in into[1:]) if len(into) > 1 else (none, none)
     arrays, features = sums.contiguous().numpy(), sums.shape[2]
 
-    def part(first: int, last: int) -> npt.NDArray[np.int64]:
+    def part(first: int, last: int) -> Int64:
         counts = np.zeros(arrays.shape[:2], dtype=np.int64)
         integrate(
             arrays, 64.0 * unit, bias, 1 - neuron.i_decay / DECAY_UNITY, 1 - neuron.v_decay / DECAY_UNITY,
@@ -85,7 +85,7 @@ def neurons_on_cpu(
     return np.sum(_shared(part, features, threads), axis=0)
 
 
-def sums_of_rows(rows: npt.NDArray[Any], frames: torch.Tensor, threads: int) -> torch.Tensor:
+def sums_of_rows(rows: Array, frames: torch.Tensor, threads: int) -> torch.Tensor:
     """(frames, features) counts times (features, outputs) weights, event by event; (frames, outputs)."""
     import torch
 
@@ -110,12 +110,12 @@ def _shared(part: Callable[[int, int], Any], n: int, threads: int) -> list[Any]:
 def neurons_on_device(
     neuron: Neuron,
     unit: int,
-    bias: npt.NDArray[np.float64],
+    bias: Float64,
     sums: torch.Tensor,
     state: State,
     into: list[torch.Tensor],
     threads: int,
-) -> npt.NDArray[np.int64]:
+) -> Int64:
     """`arithmetic.step` in int32; decays in two parts, since 23 bits times 13 do not fit."""
     import torch
 
@@ -155,8 +155,8 @@ class TorchLayer:
 
     view: SynapseView
     weight: torch.Tensor
-    bias: npt.NDArray[np.float64]
-    rows: npt.NDArray[Any] | None
+    bias: Float64
+    rows: Array | None
 
 
 class TorchEngine:
@@ -203,7 +203,7 @@ class TorchEngine:
     def run(
         self,
         chain: list[Any],
-        events: Events,
+        events: IntArray,
         bits: int,
         wanted: list[Wanted],
         states: list[Any],
@@ -275,7 +275,7 @@ class TorchEngine:
                 layer.view.layer.neuron, layer.view.unit, layer.bias, sums, state, into, threads
             )
 
-        def in_order(array: torch.Tensor) -> npt.NDArray[Any]:
+        def in_order(array: torch.Tensor) -> Array:
             image = (
                 array.reshape(samples, steps, high, wide, outputs)
                 .permute(0, 1, 4, 2, 3)

@@ -23,17 +23,15 @@ from knarr.hw_sim import (
     Recurrent,
     compare,
     simulate,
+    simulation,
 )
-from knarr.hw_sim import simulate as blocks
-from knarr.hw_sim import simulate as engines
 from knarr.hw_sim.engines import native as fast
-from knarr.hw_sim.engines import native as fast_layer
 from knarr.hw_sim.engines.base import ReferenceEngine, Wanted
 from knarr.hw_sim.engines.native import LISTS, TABLE, WORDS, FastEngine, FastLayer, Kernel, load
 from knarr.hw_sim.engines.self_test import differs
 from knarr.hw_sim.engines.torch import TorchEngine, TorchLayer
 from knarr.hw_sim.network import Layer
-from knarr.hw_sim.simulate import plans
+from knarr.hw_sim.simulation import plans
 
 NETWORKS = 2000 if "KNARR_CONFORMANCE" in os.environ else 600
 ALL = ("output", "spikes", "u", "v")
@@ -182,8 +180,8 @@ def test_every_integer_of_random_networks(
     part: int, dots_above: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if dots_above is not None:  # dot products wherever they can, or nowhere
-        monkeypatch.setattr(fast_layer, "CONV_DOTS_ABOVE", dots_above)
-        monkeypatch.setattr(fast_layer, "DENSE_DOTS_ABOVE", dots_above)
+        monkeypatch.setattr(fast, "CONV_DOTS_ABOVE", dots_above)
+        monkeypatch.setattr(fast, "DENSE_DOTS_ABOVE", dots_above)
     fired = taken = left = dots = 0
     seen = dict.fromkeys(
         ("wrap", "clip", "tie", "silent input", "all on", "one step", "decay 0", "decay 4096"), 0
@@ -196,7 +194,7 @@ def test_every_integer_of_random_networks(
             wanted = simulate(network, inputs, record=ALL, engine="reference", reset=reset)
         except ChipError:  # sums beyond 2**53
             continue
-        monkeypatch.setattr(blocks, "BLOCK_BYTES", (2**28, 3000)[seed % 3 == 0])
+        monkeypatch.setattr(simulation, "BLOCK_BYTES", (2**28, 3000)[seed % 3 == 0])
         got = simulate(
             network, inputs, record=ALL, engine="fast", threads=1 + seed % 5, reset=reset
         )
@@ -204,7 +202,7 @@ def test_every_integer_of_random_networks(
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
         for name, met in cases(network, inputs, wanted).items():
             seen[name] += met
-        for found in plans(network, engines.choose("fast")):
+        for found in plans(network, simulation.choose("fast")):
             if isinstance(found, FastLayer):
                 modes.add((type(found.layer).__name__, found.mode, found.view.pooled))
                 taken += 1
@@ -227,12 +225,12 @@ def test_the_torch_engine_on_random_networks(monkeypatch: pytest.MonkeyPatch) ->
             wanted = simulate(network, inputs, record=ALL, engine="reference", reset=reset)
         except ChipError:  # sums beyond 2**53
             continue
-        monkeypatch.setattr(blocks, "BLOCK_BYTES", (2**28, 3000)[seed % 3 == 0])
+        monkeypatch.setattr(simulation, "BLOCK_BYTES", (2**28, 3000)[seed % 3 == 0])
         assert (
             same(wanted, simulate(network, inputs, record=ALL, engine="torch", reset=reset)) == []
         ), seed
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
-        for found in plans(network, engines.choose("torch")):
+        for found in plans(network, simulation.choose("torch")):
             taken, left = taken + isinstance(found, TorchLayer), left + isinstance(found, str)
             pooled += isinstance(found, TorchLayer) and found.view.pooled
     assert fired > 10_000
@@ -275,7 +273,7 @@ def test_every_instruction_set_gives_the_same(level: int, monkeypatch: pytest.Mo
         pytest.skip("this processor has no such instructions")
     engine = FastEngine(kernel, level)
     assert differs(engine) == ""
-    monkeypatch.setattr(blocks, "_PLANS", {})
+    monkeypatch.setattr(simulation, "_PLANS", {})
     compared = 0
     for seed in range(120):
         network, inputs = draw(seed)
@@ -325,15 +323,15 @@ def test_an_engine_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
 
     for limit, level in ((kernel.level, kernel.level), (0, 0), (-1, None)):
         monkeypatch.setattr(FastEngine, "run", wrong_above(limit))
-        engines._fast.cache_clear()
-        found = engines._fast()
+        simulation._fast.cache_clear()
+        found = simulation._fast()
         assert getattr(found, "level", None) == level
     assert (
-        engines._fast()
+        simulation._fast()
         == "it differs from the reference here: u of layer 'dense' at activity 0.05; report it"
     )
-    assert engines.choose("auto").name == "torch"
-    engines._fast.cache_clear()
+    assert simulation.choose("auto").name == "torch"
+    simulation._fast.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -359,13 +357,13 @@ def test_options_that_do_not_exist(options: dict[str, Any], message: str) -> Non
 
 def test_without_a_kernel_auto_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        engines, "_fast", lambda: "not built; a C compiler (cc) at install makes it"
+        simulation, "_fast", lambda: "not built; a C compiler (cc) at install makes it"
     )
     network, inputs = draw(3)
     assert simulate(network, inputs).engine == "torch"
     with pytest.raises(ChipError, match="engine: no compiled kernel, not built; a C compiler"):
         simulate(network, inputs, engine="fast")
-    monkeypatch.setattr(engines, "torch_engine", lambda: "numba not installed")
+    monkeypatch.setattr(simulation, "torch_engine", lambda: "numba not installed")
     assert simulate(network, inputs).engine == "reference"
     with pytest.raises(ChipError, match="engine: torch does not run here, numba not installed"):
         simulate(network, inputs, engine="torch")
@@ -388,7 +386,7 @@ def test_a_run_that_falls_back_is_cut_anew(monkeypatch: pytest.MonkeyPatch) -> N
         return right(self, chain, events, *more, **options)
 
     monkeypatch.setattr(ReferenceEngine, "run", run)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(simulation, "BLOCK_BYTES", 200_000)
     got = simulate(
         network, inputs, record=ALL, engine="torch", progress=lambda done, _: shown.append(done)
     )
@@ -404,7 +402,7 @@ def test_settings_of_torch_do_not_reach_the_torch_engine() -> None:
     network, inputs = next(
         drawn
         for drawn in map(draw, range(100))
-        if all(isinstance(plan, TorchLayer) for plan in plans(drawn[0], engines.choose("torch")))
+        if all(isinstance(plan, TorchLayer) for plan in plans(drawn[0], simulation.choose("torch")))
         and simulate(*drawn).output.sum() > 50
     )
     wanted = simulate(network, inputs, record=ALL, engine="reference")

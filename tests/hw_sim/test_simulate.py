@@ -31,8 +31,8 @@ from knarr.hw_sim import (
     compare,
     load_recording,
     simulate,
+    simulation,
 )
-from knarr.hw_sim import simulate as blocks
 
 Call = Callable[..., tuple[int, str, str]]
 ENGINES = ("auto", "torch", "reference")
@@ -172,7 +172,7 @@ def test_blocks_of_time_change_nothing(
     wanted = simulate(long_network(), inputs, record=BOTH, engine="reference", reset=reset)
     assert min(counts.sum() for name, counts in wanted.event_counts.items() if name != "sum") > 100
     for size in (1, 40_000, 300_000):
-        monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
+        monkeypatch.setattr(simulation, "BLOCK_BYTES", size)
         calls: list[tuple[int, int]] = []
         got = simulate(
             long_network(),
@@ -193,8 +193,8 @@ def test_blocks_of_time_change_nothing(
 MEMORY = """
 import resource, sys
 import numpy as np
-from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout, blocks, simulate
-blocks.BLOCK_BYTES = 2**24
+from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout, simulate, simulation
+simulation.BLOCK_BYTES = 2**24
 rng = np.random.default_rng(0)
 first = Dense("a", rng.integers(-60, 64, (500, 400)), Neuron(1024, 128, 500))
 last = Dense("b", rng.integers(-60, 64, (4, 500)), Neuron(1024, 128, 500))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy.measure.protocol import (
     BatchMeasurement,
@@ -27,7 +28,6 @@ from knarr.hw_sim.energy.measure.protocol import (
     measurement_json,
 )
 from knarr.hw_sim.energy.measure.workload import (
-    Array,
     OnnxSource,
     OnnxWorkload,
     batches,

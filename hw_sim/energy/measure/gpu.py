@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy.measure.protocol import (
     BatchMeasurement,
@@ -31,7 +32,6 @@ from knarr.hw_sim.energy.measure.protocol import (
     measurement_json,
 )
 from knarr.hw_sim.energy.measure.workload import (
-    Array,
     OnnxSource,
     OnnxWorkload,
     batches,

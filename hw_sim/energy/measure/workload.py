@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.energy.measure.protocol import MeasureError
 
-Array = npt.NDArray[Any]
 MAX_BATCHES = 64
 """Batches that lie ready on the device; they are run in turn, so that energy is no property of one input."""
 QUANTISED = (

@@ -31,7 +31,7 @@ from knarr.hw_sim.network import (
     Readout,
 )
 from knarr.hw_sim.recording import Recording
-from knarr.hw_sim.simulate import simulate
+from knarr.hw_sim.simulation import simulate
 
 Array = npt.NDArray[Any]
 SHAPE = (2, 6, 5)

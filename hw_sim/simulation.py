@@ -19,16 +19,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from knarr.hw_sim.arrays import Array, Int64, IntArray
 from knarr.hw_sim.coding import check_inputs
-from knarr.hw_sim.engines.base import (
-    Engine,
-    Events,
-    LayerResult,
-    ReferenceEngine,
-    Wanted,
-    cores,
-    ran_of,
-)
+from knarr.hw_sim.engines.base import Engine, LayerResult, ReferenceEngine, Wanted, cores, ran_of
 from knarr.hw_sim.engines.native import FastEngine, load
 from knarr.hw_sim.engines.reference import LayerState, run_neurons
 from knarr.hw_sim.engines.self_test import differs
@@ -51,10 +44,8 @@ class RecordingBuffer:
         self, network: ChipNetwork, record: tuple[str, ...], shape: tuple[int, int]
     ) -> None:
         self.network, self.record, self.shape = network, record, shape
-        self.arrays: dict[str, dict[str, npt.NDArray[Any]]] = {
-            name: {} for name in ("spikes", "u", "v")
-        }
-        self.counts: dict[str, npt.NDArray[np.int64]] = {}
+        self.arrays: dict[str, dict[str, Array]] = {name: {} for name in ("spikes", "u", "v")}
+        self.counts: dict[str, Int64] = {}
         self.peaks: dict[str, int] = {}
         outputs = int(np.prod(network.output_shape))
         self.output = np.zeros((*shape, outputs), dtype=np.int64)
@@ -83,7 +74,7 @@ class RecordingBuffer:
     def recording(self, shape: tuple[int, int], engine: str) -> Recording:
         """All of it, as (samples, timesteps) of `shape`: a run without reset laid its samples end to end."""
 
-        def of(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        def of(arrays: dict[str, Array]) -> dict[str, Array]:
             return {name: array.reshape(*shape, *array.shape[2:]) for name, array in arrays.items()}
 
         return Recording(
@@ -153,7 +144,7 @@ class BlockScheduler:
         """Samples times steps; what is run again counts once."""
         self.segments = self._segments()
 
-    def all(self, flow: Events, progress: Callable[[int, int], Any] | None) -> None:
+    def all(self, flow: IntArray, progress: Callable[[int, int], Any] | None) -> None:
         """Every sample and step of (samples, timesteps, *features)."""
         samples, steps = flow.shape[:2]
         start = 0
@@ -166,7 +157,7 @@ class BlockScheduler:
                 self.segments = self._segments()  # other engines need other sizes
 
     def _samples(
-        self, flow: Events, rows: slice, block: int, progress: Callable[[int, int], Any] | None
+        self, flow: IntArray, rows: slice, block: int, progress: Callable[[int, int], Any] | None
     ) -> bool:
         """All steps of some samples; False where they have to be run again with other segments."""
         samples, steps = flow.shape[:2]
@@ -177,7 +168,7 @@ class BlockScheduler:
         )
         for start in range(0, steps, block):
             now = slice(start, min(start + block, steps))
-            events: Events = flow[rows, now].astype(self.network.input.dtype, copy=False)
+            events: IntArray = flow[rows, now].astype(self.network.input.dtype, copy=False)
             if drive is not None:
                 ran = drive.run(events)
                 self.keep.put(INPUT_LAYER, rows, now, ran, peak=False)
@@ -260,7 +251,7 @@ class _Drive:
             LayerState(zeros, zeros, zeros, np.zeros(0, dtype=np.uint8)),
         )
 
-    def run(self, bias: npt.NDArray[np.integer[Any]]) -> LayerResult:
+    def run(self, bias: IntArray) -> LayerResult:
         wide = bias.astype(np.int64)
         return ran_of(*run_neurons(self.neuron, np.zeros_like(wide), wide, self.state))
 
