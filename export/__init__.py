@@ -3,10 +3,10 @@
 from knarr.export.certificate import Certificate, certify
 from knarr.export.errors import CertificateError, ExportError
 from knarr.export.export import to_nir
-from knarr.export.graph.files import read, write
-from knarr.export.graph.fold import FoldDifference, fold, fold_difference
-from knarr.export.graph.nir_compat import graph_hash, scale_currents
+from knarr.export.files import read, write
+from knarr.export.graph.fold import FoldDifference, fold, fold_difference, scale_currents
 from knarr.export.graph.step import Trace, step_nir
+from knarr.export.graph.topology import graph_hash
 from knarr.export.norse.modules import PLIFBoxCell, StepGraph, SumPool2d
 from knarr.export.norse.trace_module import trace_module
 from knarr.export.onnx.network import to_onnx

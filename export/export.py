@@ -12,7 +12,7 @@ from torch import nn
 from knarr.export.arguments import as_dt, as_inputs, as_shape
 from knarr.export.certificate import certify, replay_inputs
 from knarr.export.errors import ExportError
-from knarr.export.graph.files import read, write
+from knarr.export.files import read, write
 from knarr.export.norse.convert import convert
 from knarr.export.norse.layers import take_apart
 from knarr.export.norse.rewrite import rewrite

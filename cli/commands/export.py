@@ -28,7 +28,7 @@ from knarr.export import (
 )
 from knarr.export.arguments import as_inputs
 from knarr.export.certificate import replay_inputs, replay_sha256
-from knarr.export.graph.files import FILLED
+from knarr.export.files import FILLED
 from knarr.export.graph.shapes import graph_input_shape
 from knarr.export.graph.step import execution_order
 from knarr.train.fitting.files import load_weights

@@ -23,14 +23,14 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from knarr.export.arguments import as_dt
 from knarr.export.errors import ExportError
 from knarr.export.graph.complete import complete
-from knarr.export.graph.nir_compat import as_trained, graph_hash
+from knarr.export.graph.convolutions import dense_kernel, restore_groups, same_padding
 from knarr.export.graph.shapes import Shape, infer
 from knarr.export.graph.step import step_nir
 from knarr.export.graph.step_synapses import ints
-from knarr.export.graph.topology import NEURONS, Edge, inline, topology
-from knarr.export.norse.rewrite import dense_kernel, same_padding
+from knarr.export.graph.topology import NEURONS, Edge, graph_hash, inline, topology
 
 Float64 = npt.NDArray[np.float64]
 Sides = tuple[int, ...]
@@ -214,7 +214,7 @@ def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
     Args:
         graph: any graph that `step_nir` runs.
         keep_groups: leave groups of a convolution as they are, where no scale before it makes them dense, and find those that
-            were written as zeros (`structure.py`).
+            were written as zeros (`convolutions.py`).
 
     Returns:
         A new graph, spike-exact in float64 (`fold_difference` measures it); it carries no certificate, and
@@ -226,7 +226,7 @@ def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
     nodes, edges = inline(graph)
     work = _Fold({name: copy.copy(node) for name, node in nodes.items()}, list(edges))
     if keep_groups:
-        work.nodes = {name: as_trained(node) for name, node in work.nodes.items()}
+        work.nodes = {name: restore_groups(node) for name, node in work.nodes.items()}
     work.bridge_inner_ends()
     work.shapes()
     for name in [n for n in work.order if isinstance(work.nodes[n], nir.Scale)]:
@@ -461,4 +461,35 @@ def _scaled(synapse: Any, factors: npt.NDArray[np.float64] | None, *, out: bool)
     )
     if out and hasattr(synapse, "bias"):
         scaled.bias = np.asarray(synapse.bias, dtype=np.float64) * factors
+    return scaled
+
+
+def scale_currents(graph: nir.NIRGraph, dt_s: float) -> nir.NIRGraph:
+    """A copy whose CubaLIF nodes have r = tau_mem/dt and thresholds to match; spikes are the same, voltages scaled.
+
+    Args:
+        graph: as `to_nir` gives it.
+        dt_s: time step, seconds.
+
+    Returns:
+        A graph without certificate (its voltages are not the module's); `metadata["scaled_from"]` is the original's hash.
+
+    Raises:
+        ExportError: dt is not above 0, or an r is 0.
+    """
+    dt_s = as_dt(dt_s)
+    scaled = copy.deepcopy(graph)
+    for name, node in inline(scaled)[0].items():
+        if not isinstance(node, nir.CubaLIF):
+            continue
+        r = np.asarray(node.r, dtype=np.float64)
+        if (r <= 0).any():
+            raise ExportError(
+                f"node '{name}': r is not above 0, and no factor turns a threshold round; rewrite its weights"
+            )
+        factor = np.asarray(node.tau_mem, dtype=np.float64) / dt_s / r
+        for field in ("r", "v_threshold", "v_reset", "v_leak"):
+            setattr(node, field, np.asarray(getattr(node, field), dtype=np.float64) * factor)
+    scaled.metadata = {key: value for key, value in graph.metadata.items() if key != "certificate"}
+    scaled.metadata["scaled_from"] = graph_hash(graph)
     return scaled

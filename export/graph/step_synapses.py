@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from knarr.export.errors import ExportError
-from knarr.export.norse.modules import sum_pool2d
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 STEPS_TOLERANCE = 1e-6
@@ -33,6 +32,14 @@ def ints(value: object, n: int = 2) -> tuple[int, ...]:
     if not whole or array.size not in (1, n) or array.ndim > 1:
         raise ExportError(f"a size or stride of {value!r} is no integer or {n} of them; rewrite it")
     return tuple(int(v) for v in np.broadcast_to(array.reshape(-1), (n,)))
+
+
+def sum_pool2d(
+    x: torch.Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> torch.Tensor:
+    """(B, C, H, W) -> sums over windows of `size`, zeros around."""
+    channels = x.shape[1]
+    return F.conv2d(x, x.new_ones(channels, 1, *size), None, stride, padding, 1, channels)
 
 
 def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:

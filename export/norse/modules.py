@@ -8,7 +8,6 @@ from typing import Any
 
 import norse.torch as snn
 import torch
-import torch.nn.functional as F
 from norse.torch.functional.lif_box import (
     LIFBoxFeedForwardState,
     LIFBoxParameters,
@@ -17,6 +16,7 @@ from norse.torch.functional.lif_box import (
 from torch import nn
 
 from knarr.export.errors import ExportError
+from knarr.export.graph.step_synapses import sum_pool2d
 from knarr.export.graph.topology import Edge, bare_delays
 
 INPUT, OUTPUT = "input", "output"
@@ -105,14 +105,6 @@ class SumPool2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}"
-
-
-def sum_pool2d(
-    x: torch.Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> torch.Tensor:
-    """(B, C, H, W) -> sums over windows of `size`, zeros around."""
-    channels = x.shape[1]
-    return F.conv2d(x, x.new_ones(channels, 1, *size), None, stride, padding, 1, channels)
 
 
 class StepGraph(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.nir_compat import note
+from knarr.export.graph.convolutions import dense_kernel, groups_metadata, same_padding
 from knarr.export.norse.layers import Layer, Layers
 from knarr.export.norse.modules import OUTPUT, StepGraph, SumPool2d
 
@@ -164,21 +164,8 @@ def _plain_conv(leaf: Layer) -> tuple[nn.Module, str]:
         return conv, ""
     bias = None if conv.bias is None else conv.bias.detach()
     plain = _like(conv, weight, bias, padding=padding, groups=1)
-    setattr(plain, WRITTEN_FROM, note(conv.groups, conv.kernel_size))
+    setattr(plain, WRITTEN_FROM, groups_metadata(conv.groups, conv.kernel_size))
     return plain, ", ".join(why)
-
-
-def dense_kernel(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """(O, I/groups, ...) of a grouped convolution -> (O, I, ...) with zeros between the groups."""
-    per_group_out, per_group_in = weight.shape[0] // groups, weight.shape[1]
-    dense = weight.new_zeros(weight.shape[0], per_group_in * groups, *weight.shape[2:])
-    for g in range(groups):
-        rows, columns = (
-            slice(g * per_group_out, (g + 1) * per_group_out),
-            slice(g * per_group_in, (g + 1) * per_group_in),
-        )
-        dense[rows, columns] = weight[rows]
-    return dense
 
 
 def _padding(leaf: Layer, conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
@@ -193,12 +180,6 @@ def _padding(leaf: Layer, conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
             "NIR cannot hold; use an odd kernel"
         )
     return same
-
-
-def same_padding(dilation: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Padding 'same' per axis as numbers; None where it would differ on the two sides."""
-    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
 
 
 def _square(

@@ -14,7 +14,7 @@ from torch import nn
 
 from knarr.deploy import lower
 from knarr.export import read, to_nir, write
-from knarr.export.graph.nir_compat import GROUPS, KERNEL, as_trained
+from knarr.export.graph.convolutions import GROUPS, KERNEL, restore_groups
 from knarr.hw_sim import Conv, count
 
 SHAPE = (4, 6, 6)
@@ -60,10 +60,10 @@ def test_chip_networks_store_no_zeros_for_groups(student: snn.SequentialState) -
 
 def test_what_the_metadata_cannot_mean_is_left_as_it_is(student: snn.SequentialState) -> None:
     node = to_nir(student, SHAPE, DT_S).nodes["conv_0"]
-    assert as_trained(node).groups == 4
+    assert restore_groups(node).groups == 4
     edited = copy.copy(node)
     edited.weight = np.ones_like(node.weight)
-    assert as_trained(edited) is edited
+    assert restore_groups(edited) is edited
     for key, value in (
         (GROUPS, 3),
         (GROUPS, 0),
@@ -73,5 +73,5 @@ def test_what_the_metadata_cannot_mean_is_left_as_it_is(student: snn.SequentialS
     ):
         odd = copy.copy(node)
         odd.metadata = {**node.metadata, key: value}
-        found = as_trained(odd)
+        found = restore_groups(odd)
         assert found is odd or np.count_nonzero(found.weight) == np.count_nonzero(node.weight)

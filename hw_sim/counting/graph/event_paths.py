@@ -11,7 +11,7 @@ from math import prod
 import nir
 import numpy as np
 
-from knarr.export.graph.nir_compat import as_trained
+from knarr.export.graph.convolutions import restore_groups
 from knarr.export.graph.step import Stepper
 from knarr.export.graph.step_synapses import ints
 from knarr.export.graph.topology import NEURONS
@@ -34,7 +34,7 @@ class EventPaths:
 
     def __init__(self, run: Stepper, pooling: str) -> None:
         self.run, self.order = run, run.order
-        self.nodes = {name: as_trained(node) for name, node in run.nodes.items()}
+        self.nodes = {name: restore_groups(node) for name, node in run.nodes.items()}
         self.folded = pooling == "folded"
         self.targets: dict[str, list[tuple[str, int]]] = {name: [] for name in self.nodes}
         for name in self.order.order:

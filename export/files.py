@@ -11,7 +11,7 @@ from knarr.export.certificate import Certificate, require_metadata
 from knarr.export.errors import ExportError
 from knarr.export.graph.complete import build, complete
 from knarr.export.graph.hdf5_guard import load
-from knarr.export.graph.nir_compat import graph_hash
+from knarr.export.graph.topology import graph_hash
 from knarr.files import replacing, write_atomic
 
 FILLED = "knarr_filled"
