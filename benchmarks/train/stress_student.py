@@ -15,7 +15,7 @@ from knarr.deploy import lower
 from knarr.export import to_nir
 from knarr.hw_sim import simulate
 from knarr.train.datasets.stress.windows import DT_S, Codes, Coding
-from knarr.train.losses.label import distillation_loss
+from knarr.train.losses.terms import distillation_loss
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.gsr import GsrStudentSettings, build_gsr_student
 from knarr.train.networks.heads import decide

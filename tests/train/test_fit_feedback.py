@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,6 @@ from knarr.train.losses.feedback import (
     FeedbackSettings,
     Learner,
     adaptive_step,
-    quizzed,
 )
 from knarr.train.settings import Fit, RecipeError
 
@@ -147,8 +147,10 @@ def by_hand(how: Fit, loop: FeedbackSettings) -> tuple[nn.Module, nn.Module]:
         held = Epoch(clips, HELDOUT, how.batch_size, seed=SEED, epoch=epoch)
         asked = [lesson(held[number]) for number in range(len(held))]
         student.train()
-        taken = (lesson(lessons[number]) for number in range(len(lessons)))
-        for here, quiz in quizzed(taken, loop, asked):
+        taken = [lesson(lessons[number]) for number in range(len(lessons))]
+        # The held-out batches over and over, or each lesson's next one, and after the last the first.
+        quizzes = itertools.cycle(asked) if loop.quiz == "heldout" else [*taken[1:], taken[0]]
+        for here, quiz in zip(taken, quizzes, strict=False):
             due = quiz if loop.due(epoch) else None
             adaptive_step(
                 Learner(teacher, run),

@@ -31,7 +31,7 @@ from knarr.train import (
 from knarr.train.clips import Epoch, EyeClips, split_validation
 from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.fitting.files import load_weights, save_weights
-from knarr.train.losses.label import distillation_loss, soft_label_loss
+from knarr.train.losses.terms import distillation_loss, softened_kl
 from knarr.train.networks.cnn import StudentShape, build_student, snap_inverse
 from knarr.train.recipe import check_recipe, parse_recipe, with_settings
 from knarr.train.settings import SettingsError
@@ -102,7 +102,7 @@ def test_distillation_loss_by_hand() -> None:
     s = 1 / (1 + np.exp(-1.0))  # tau = 2
     soft = 4 * (0.5 * np.log(0.5 / s) + 0.5 * np.log(0.5 / (1 - s)))
     # float32 against float64: a few units in the last place
-    assert float(soft_label_loss(student, teacher, 2.0)) == pytest.approx(soft, rel=1e-6)
+    assert float(softened_kl(student, teacher, temperature=2.0)) == pytest.approx(soft, rel=1e-6)
     hard = float(F.cross_entropy(student, torch.tensor([1])))
     mixed = float(
         distillation_loss(student, teacher, torch.tensor([1]), alpha=0.25, temperature=2.0)

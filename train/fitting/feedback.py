@@ -107,7 +107,7 @@ class FeedbackFitter(Fitter):
             self.lr_schedulers().step()
         values = {"train_loss": stepped.student.total}
         if stepped.feedback is not None:
-            values |= {"quiz_teacher": stepped.feedback.own, "quiz_pupil": stepped.feedback.pupil}
+            values |= {"quiz_teacher": stepped.feedback.own, "quiz_pupil": stepped.feedback.student}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.labels))
         return stepped.student.total
 
@@ -134,7 +134,7 @@ class FeedbackFitter(Fitter):
     def _quiz(self, number: int) -> Batch:
         """Batch `number` of the held-out clips, over and over, or the one after the lesson, after the last the first.
 
-        The same as `loop.quizzed`, but by number: a resumed epoch asks what an unbroken one does.
+        It goes by number, so that a resumed epoch asks what an unbroken one does.
         """
         lessons = self._lessons
         if self.school.feedback.quiz == "next":

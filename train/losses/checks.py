@@ -1,8 +1,6 @@
-"""What no loss takes: tensors of the wrong shape, labels that are no class, values that are not finite."""
+"""Checks that refuse tensors of the wrong shape, labels that are no class, and values that are not finite."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -14,14 +12,14 @@ LAYOUTS = {2: "(B, classes)", 3: "(B, T, classes)"}
 
 
 class LossError(KnarrError, ValueError):
-    """A loss cannot be taken of what it was given: ``object: observed vs allowed; cure``."""
+    """A loss cannot be taken of its inputs: ``object: observed vs allowed; cure``."""
 
 
 def check_logits(name: str, logits: torch.Tensor, dims: int = 2) -> None:
-    """Floating, (B, classes) or (B, T, classes), none of them empty, two classes at least, all finite.
+    """Check that logits are finite floats of two classes or more, (B, classes) or (B, T, classes).
 
     Raises:
-        LossError: otherwise.
+        LossError: otherwise, also where an axis is empty.
     """
     shape = tuple(logits.shape)
     if len(shape) != dims:
@@ -35,25 +33,36 @@ def check_logits(name: str, logits: torch.Tensor, dims: int = 2) -> None:
     check_finite(name, logits)
 
 
-def check_pair(
-    name: str,
+def check_distilled(
     student: torch.Tensor,
     teacher: torch.Tensor,
+    prefix: str = "",
+    dims: int = 2,
     cure: str = "build both for the same classes",
 ) -> None:
-    """Student's and teacher's tensor are of one shape: torch would broadcast others without a word.
+    """Check a student's and a teacher's logits, and that both have one shape.
+
+    Args:
+        student, teacher: (B, classes), or (B, T, classes) for `dims` 3.
+        prefix: what stands before "logits" in the error.
+        dims: number of axes.
+        cure: advice in the error for shapes that differ.
 
     Raises:
-        LossError: otherwise.
+        LossError: one of them is refused by `check_logits`, or their shapes differ.
     """
+    check_logits(f"student_{prefix}logits", student, dims)
+    # torch would broadcast other shapes against each other without a word.
     if student.shape != teacher.shape:
         raise LossError(
-            f"{name}: the student's have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; {cure}"
+            f"{prefix}logits: the student's have shape {tuple(student.shape)}, "
+            f"the teacher's {tuple(teacher.shape)}; {cure}"
         )
+    check_logits(f"teacher_{prefix}logits", teacher, dims)
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
-    """Floating and finite. A NaN of a row that a loss leaves out would otherwise go unseen.
+    """Check that values are floating and finite, those of rows that a loss leaves out too.
 
     Raises:
         LossError: otherwise.
@@ -70,11 +79,12 @@ def check_finite(name: str, values: torch.Tensor) -> None:
 
 
 def check_labels(labels: torch.Tensor, logits: torch.Tensor) -> None:
-    """int64, one class per clip. torch skips -100 in silence, and on a GPU other wrong labels end the process.
+    """Check that labels are int64 and name one class per clip.
 
     Raises:
         LossError: otherwise.
     """
+    # torch skips a label of -100 in silence, and other wrong labels end the process on a GPU.
     clips, classes = logits.shape[0], logits.shape[-1]
     if labels.dtype != torch.int64 or tuple(labels.shape) != (clips,):
         raise LossError(
@@ -89,12 +99,13 @@ def check_labels(labels: torch.Tensor, logits: torch.Tensor) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Within LEAST_TEMPERATURE..MOST_TEMPERATURE.
+    """Check that a temperature lies within LEAST_TEMPERATURE..MOST_TEMPERATURE.
 
     Raises:
         LossError: otherwise.
     """
-    if math.isnan(temperature) or not LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE:
+    # Written so that NaN, which compares as False, is refused too.
+    if not LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE:
         raise LossError(
             f"temperature: {temperature}, needs {LEAST_TEMPERATURE}..{MOST_TEMPERATURE:g}; 1 leaves the softmax as it is"
         )

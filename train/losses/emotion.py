@@ -1,4 +1,4 @@
-"""EmotionKD's losses: what its student minimises, and what its teacher minimises while a temporary student answers."""
+"""EmotionKD's loss of a student: labels, the teacher's probabilities, the teacher's features."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ import torch
 from pydantic import Field, model_validator
 
 from knarr.train.losses.checks import LEAST_TEMPERATURE, MOST_TEMPERATURE
-from knarr.train.losses.label import clipped_kl, feature_mse, label_loss, softened_kl
+from knarr.train.losses.terms import clipped_kl, feature_mse, label_loss, softened_kl
 from knarr.train.settings import Frozen
 
 
 class StudentOutput(Protocol):
-    """What a loss reads of a student: logits (B, classes), F_S (B, features). EmotionOutput and GsrOutput have them."""
+    """Parts of a student's output that a loss reads; EmotionOutput and GsrOutput have them."""
 
     @property
-    def logits(self) -> torch.Tensor: ...
+    def logits(self) -> torch.Tensor:
+        """Give (B, classes), before any softmax."""
 
     @property
-    def features(self) -> torch.Tensor: ...
+    def features(self) -> torch.Tensor:
+        """Give F_S, (B, features)."""
 
 
 class TeacherOutput(Protocol):
-    """What a loss reads of a teacher: logits (B, classes), F_T in the student's size (B, features)."""
+    """Parts of a teacher's output that a loss reads."""
 
     @property
-    def logits(self) -> torch.Tensor: ...
+    def logits(self) -> torch.Tensor:
+        """Give (B, classes), before any softmax."""
 
     @property
-    def matched(self) -> torch.Tensor: ...
+    def matched(self) -> torch.Tensor:
+        """Give F_T in the student's size, (B, features)."""
 
 
 class EmotionLossSettings(Frozen):
@@ -37,8 +41,9 @@ class EmotionLossSettings(Frozen):
 
     Args:
         ce, kl, feature: weights, 0 or more; a term of weight 0 is not computed.
-        divergence: "clipped", of probabilities, as the code's, which has no temperature; "softened" is Hinton's.
-        temperature: of "softened".
+        divergence: "clipped", of probabilities, as the code's, which has no temperature; "softened"
+            is Hinton's.
+        temperature: tau of "softened".
     """
 
     ce: float = Field(default=1.0, ge=0, allow_inf_nan=False)
@@ -76,9 +81,10 @@ def emotion_loss(
     labels: torch.Tensor,
     settings: EmotionLossSettings,
 ) -> EmotionLoss:
-    """ce * CE(y, p_S) + kl * KL(p_T || p_S) + feature * MSE(F_T, F_S), the student's [code].
+    """Return the student's loss, ce * CE(y, p_S) + kl * KL(p_T || p_S) + feature * MSE(F_T, F_S) [code].
 
-    The code's penalty on convolution kernels (`emotion_net.conv_l2`) is not in it; add it.
+    The code's penalty on convolution kernels (`knarr.train.networks.emotion.conv_l2`) is not in it;
+    add it.
 
     Args:
         student, teacher: outputs for the same windows.
@@ -88,8 +94,7 @@ def emotion_loss(
     Raises:
         LossError: wrong shapes or labels, values not finite.
     """
-    zero = student.logits.new_zeros(())
-    ce = kl = feature = zero
+    ce = kl = feature = student.logits.new_zeros(())
     if settings.ce:
         ce = label_loss(student.logits, labels, name="student_logits")
     if settings.kl and settings.divergence == "clipped":
@@ -98,38 +103,5 @@ def emotion_loss(
         kl = softened_kl(student.logits, teacher.logits, temperature=settings.temperature)
     if settings.feature:
         feature = feature_mse(student.features, teacher.matched)
-    return EmotionLoss(
-        settings.ce * ce + settings.kl * kl + settings.feature * feature, ce, kl, feature
-    )
-
-
-class TeacherLoss(NamedTuple):
-    """The sum and its terms, 0-d each.
-
-    Args:
-        total: own + pupil.
-        own: CE(y, p_T).
-        pupil: CE(y, p_S'), of the temporary student.
-    """
-
-    total: torch.Tensor
-    own: torch.Tensor
-    pupil: torch.Tensor
-
-
-def teacher_loss(
-    teacher_logits: torch.Tensor, pupil_logits: torch.Tensor, labels: torch.Tensor
-) -> TeacherLoss:
-    """CE(y, p_T) + CE(y, p_S'), the teacher's while it is fed back to [code]; equal weights.
-
-    Args:
-        teacher_logits: (B, classes).
-        pupil_logits: of the temporary student, (B, classes).
-        labels: (B,) int64.
-
-    Raises:
-        LossError: wrong shapes or labels, values not finite.
-    """
-    own = label_loss(teacher_logits, labels, name="teacher_logits")
-    pupil = label_loss(pupil_logits, labels, name="temporary student's logits")
-    return TeacherLoss(own + pupil, own, pupil)
+    total = settings.ce * ce + settings.kl * kl + settings.feature * feature
+    return EmotionLoss(total, ce, kl, feature)

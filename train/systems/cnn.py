@@ -21,7 +21,7 @@ from knarr.train.datasets.events.nmnist import CLASSES, Jitter, read_nmnist
 from knarr.train.datasets.eyes.generate import generate
 from knarr.train.datasets.see.sequences import assert_disjoint, read_see
 from knarr.train.errors import DataError
-from knarr.train.losses.label import distillation_loss
+from knarr.train.losses.terms import distillation_loss
 from knarr.train.networks.cnn import (
     StudentShape,
     Teacher,

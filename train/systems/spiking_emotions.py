@@ -29,7 +29,7 @@ from knarr.train.datasets.mosi.generate import generate_clips
 from knarr.train.datasets.mosi.read import Folds, read_mosi
 from knarr.train.datasets.splits import assert_apart
 from knarr.train.errors import DataError
-from knarr.train.losses.label import one_hot_mse, softened_kl, voting_mse
+from knarr.train.losses.terms import one_hot_mse, softened_kl, voting_mse
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.spiking_emotions import (
     build_ann,

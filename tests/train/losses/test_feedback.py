@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +23,6 @@ from knarr.train.losses.feedback import (
     adaptive_step,
     feedback,
     leaves,
-    quizzed,
     run_with,
     temporary_student,
 )
@@ -139,7 +137,7 @@ def test_gradient_by_finite_differences(loss: EmotionLossSettings, training: boo
     heard = feedback(teacher, student, LESSON, QUIZ, settings(loss))
     own, pupil = by_optimiser(teacher.network, student.network, loss)
     assert float(heard.own) == pytest.approx(own, rel=1e-12)
-    assert float(heard.pupil) == pytest.approx(pupil, rel=1e-12)
+    assert float(heard.student) == pytest.approx(pupil, rel=1e-12)
     assert float(heard.loss) == pytest.approx(own + pupil, rel=1e-12)
 
     step, seen = 1e-5, 0
@@ -155,7 +153,7 @@ def test_gradient_by_finite_differences(loss: EmotionLossSettings, training: boo
                     moved.get_parameter(name).view(-1)[at] += sign * step
                 pair.append(by_optimiser(moved, student.network, loss))
             slopes = [(up - down) / (2 * step) for up, down in zip(*pair, strict=True)]
-            of_pupil = float(heard.pupil_gradient[name].view(-1)[at])
+            of_pupil = float(heard.student_gradient[name].view(-1)[at])
             assert float(heard.own_gradient[name].view(-1)[at]) == pytest.approx(
                 slopes[0], rel=1e-5, abs=1e-9
             )
@@ -251,7 +249,7 @@ def test_closed_form_of_linear_networks(weights: tuple[float, ...], divergence: 
     np.testing.assert_allclose(heard.temporary["weight"].numpy(), moved, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(heard.own_gradient["weight"].numpy(), own, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(
-        heard.pupil_gradient["weight"].numpy(), pupil, rtol=1e-11, atol=1e-14
+        heard.student_gradient["weight"].numpy(), pupil, rtol=1e-11, atol=1e-14
     )
 
 
@@ -260,27 +258,29 @@ def test_first_order_has_the_losses_but_not_the_pupils_gradient() -> None:
     exact = feedback(teacher, student, LESSON, QUIZ, settings())
     first = feedback(teacher, student, LESSON, QUIZ, settings(first_order=True))
     assert float(first.own) == float(exact.own)
-    assert float(first.pupil) == pytest.approx(float(exact.pupil), rel=1e-14)
+    assert float(first.student) == pytest.approx(float(exact.student), rel=1e-14)
     np.testing.assert_allclose(first.temporary["weight"], exact.temporary["weight"], rtol=1e-14)
     _, own, pupil = linear_by_hand(ALL)
-    assert first.pupil_gradient["weight"].tolist() == [[0.0] * 4] * 2
+    assert first.student_gradient["weight"].tolist() == [[0.0] * 4] * 2
     np.testing.assert_allclose(first.gradient["weight"], own, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(exact.gradient["weight"], own + pupil, rtol=1e-11, atol=1e-14)
     # A student taught by labels alone carries nothing of its teacher.
     alone = feedback(teacher, student, LESSON, QUIZ, settings(EmotionLossSettings(kl=0, feature=0)))
-    assert not alone.pupil_gradient["weight"].any()
+    assert not alone.student_gradient["weight"].any()
 
 
 def test_feedback_moves_the_teacher_to_where_the_student_answers_better() -> None:
     """A step against the pupil's gradient alone lowers the pupil's loss by what the gradient promises."""
     heard = feedback(linear(W_T), linear(W_S), LESSON, QUIZ, settings())
-    slope = heard.pupil_gradient["weight"].numpy()
+    slope = heard.student_gradient["weight"].numpy()
     far = 1e-3 / np.abs(slope).max()
     better = feedback(linear(W_T - far * slope), linear(W_S), LESSON, QUIZ, settings())
-    assert float(heard.pupil - better.pupil) == pytest.approx(far * (slope**2).sum(), rel=1e-2)
+    assert float(heard.student - better.student) == pytest.approx(far * (slope**2).sum(), rel=1e-2)
     # Half the step of the student, about half of its say: the pupil's gradient is eta times a smooth function of eta.
     tenth, hundredth = (
-        feedback(linear(W_T), linear(W_S), LESSON, QUIZ, settings(eta=eta)).pupil_gradient["weight"]
+        feedback(linear(W_T), linear(W_S), LESSON, QUIZ, settings(eta=eta)).student_gradient[
+            "weight"
+        ]
         for eta in (1e-5, 1e-6)
     )
     assert torch.allclose(tenth, 10 * hundredth, rtol=1e-4)
@@ -413,7 +413,7 @@ def test_emotion_networks_hear_their_students(spiking: bool) -> None:
     heard = feedback(
         teacher, student, taught_on, asked_on, settings(EmotionLossSettings(), eta=0.05)
     )
-    assert max(float(slope.abs().max()) for slope in heard.pupil_gradient.values()) > 1e-6
+    assert max(float(slope.abs().max()) for slope in heard.student_gradient.values()) > 1e-6
     assert_untouched(teacher.network, before[0])
     assert_untouched(student.network, before[1])
 
@@ -442,7 +442,7 @@ def test_emotion_networks_hear_their_students(spiking: bool) -> None:
             settings(EmotionLossSettings(), 0.05, first_order=True),
         )
         ends.append(sum(float((v[name] * value).sum()) for name, value in there.temporary.items()))
-    found = sum(float((heard.pupil_gradient[name] * d).sum()) for name, d in direction.items())
+    found = sum(float((heard.student_gradient[name] * d).sum()) for name, d in direction.items())
     assert found == pytest.approx((ends[0] - ends[1]) / (2 * far), rel=1e-5, abs=1e-12)
     assert abs(found) > 1e-7
 
@@ -504,40 +504,6 @@ def test_loop_lowers_both_losses() -> None:
     assert last is not None
     assert float(last.loss) < 0.8 * float(first.loss)
     assert float(seen[-1].student.total) < 0.9 * float(seen[0].student.total)
-
-
-def test_quizzes() -> None:
-    a, b, c, d = (lesson(seed) for seed in range(4))
-    next_one = FeedbackSettings(quiz="next")
-    assert [
-        (x is p, y is q)
-        for (x, y), (p, q) in zip(
-            quizzed(iter([a, b, c]), next_one), [(a, b), (b, c), (c, a)], strict=True
-        )
-    ] == [(True, True)] * 3
-    assert list(quizzed([], next_one)) == []
-    with pytest.raises(
-        LossError, match="quiz: 'next' of 1 lesson is itself; give two, or take quiz 'heldout'"
-    ):
-        list(quizzed([a], next_one))
-    # The same batch twice is two lessons.
-    assert len(list(quizzed([a, a], next_one))) == 2
-    held = list(quizzed([a, b, c], FeedbackSettings(), [d, b]))
-    assert [
-        (x is p, y is q) for (x, y), (p, q) in zip(held, [(a, d), (b, b), (c, d)], strict=True)
-    ] == [(True, True)] * 3
-    nothing: list[list[DistillationBatch] | None] = [None, []]
-    for heldout in nothing:
-        with pytest.raises(
-            LossError, match=r"heldout: no lesson to quiz on; .* or take quiz 'next'"
-        ):
-            list(quizzed([a], FeedbackSettings(), heldout))
-
-    def once() -> Iterator[DistillationBatch]:
-        yield d
-
-    with pytest.raises(LossError, match="that can be read again"):
-        list(quizzed([a, b], FeedbackSettings(), once()))
 
 
 def test_settings() -> None:
