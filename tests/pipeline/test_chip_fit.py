@@ -71,7 +71,7 @@ def beside(run: stages.Run, folder: Path, **chip: Any) -> stages.Run:
     shutil.copytree(
         run.folder, folder, ignore=shutil.ignore_patterns("checkpoints", "metrics.csv", ".lock")
     )
-    settings = ChipSettings(**{"epochs": 3, "learning_rate": 0.01, **chip})
+    settings = ChipSettings(**{"epochs": 6, "learning_rate": 0.01, **chip})
     return replace(run, folder=folder, recipe=run.recipe.model_copy(update={"chip": settings}))
 
 
@@ -105,9 +105,8 @@ def test_the_log_is_the_file_the_simulator_and_lava(run: stages.Run, tmp_path: P
     )
 
     counts = count_events(network, inputs, recording)
-    assert kept["accumulates"] * len(labels) == sum(
-        layer.acc for layer in counts.layers.values()
-    ) * len(labels)
+    # The log holds the float nearest to the exact mean over clips.
+    assert kept["accumulates"] == float(sum(layer.acc for layer in counts.layers.values()))
     assert row[ACCUMULATES] == f"{kept['accumulates']:.1f}"
 
     lava = run_on_lava(
