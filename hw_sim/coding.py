@@ -1,11 +1,13 @@
-"""Data into the integers that a chip network's input takes, as its `InputCoding` says.
+"""Data and events as the integers that a chip network's input takes; what does not fit is refused, never clipped.
 
-events  integers already, step by step
-graded  round(units * x) at every step
-rate    a spike with probability x at every step, seeded
-direct  round(units * x), the same frame at every step
+`encode` makes integers from data as the network's `InputCoding` says:
 
-Inputs of a chip network, checked: what does not fit is refused, never truncated or clipped.
+    events  integers already, step by step
+    graded  round(units * x) at every step
+    rate    a spike with probability x at every step, seeded
+    direct  round(units * x), the same frame at every step
+
+`check_inputs` is what every engine and counter looks at its inputs with.
 """
 
 from __future__ import annotations
@@ -15,32 +17,23 @@ import numpy.typing as npt
 
 from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.errors import ChipError
-from knarr.hw_sim.network import InputCoding
+from knarr.hw_sim.network import InputCoding, is_integer
 
-
-def with_height(shape: tuple[int, ...], array: Array) -> Array:
-    """Signals (..., channels, length) as images one pixel high, where that is what `shape` asks for."""
-    short = len(shape) == 3 and shape[1] == 1 and array.ndim in (3, 4)
-    if (
-        short
-        and array.shape[-3:] != shape
-        and array.shape[array.ndim - 2 :] == (shape[0], shape[2])
-    ):
-        return array[..., None, :]
-    return array
+MAX_BIAS = 2**15 - 1
+"""Lava holds a bias mantissa in int16 and wraps what is larger."""
 
 
 def encode(
     coding: InputCoding, values: npt.ArrayLike, *, timesteps: int | None = None, seed: int = 0
 ) -> IntArray:
-    """Inputs of `simulate` from data.
+    """Turn data into inputs of `simulate`.
 
     Args:
-        coding: of the network.
+        coding: input coding of the network.
         values: "events": returned as they are. "graded": (samples, timesteps, *shape) floats. "rate": (samples, *shape) of 0..1.
             "direct": (samples, *shape) floats. Integers with a time axis are taken as encoded before, whatever the kind.
-        timesteps: how many, for "rate" and "direct".
-        seed: of the random spikes of "rate".
+        timesteps: number of time steps, for "rate" and "direct".
+        seed: seed of the random spikes of "rate".
 
     Returns:
         (samples, timesteps, *shape) integers, of the smallest type that holds them; read them only.
@@ -48,67 +41,80 @@ def encode(
     Raises:
         ChipError: shape, dtype or range do not fit the coding; nothing is clipped.
     """
-    array = with_height(coding.shape, np.asarray(values))
+    array = _with_height(coding.shape, np.asarray(values))
     encoded = array.dtype.kind in "iub" and array.ndim == len(coding.shape) + 2
     if coding.kind == "events" or encoded:
         if encoded and timesteps is not None and array.shape[1] != timesteps:
             raise ChipError(f"timesteps: {timesteps} asked for, the inputs have {array.shape[1]}")
         return array
     timed = coding.kind == "graded"
-    if array.ndim != len(coding.shape) + 1 + timed or array.shape[1 + timed :] != coding.shape:
+    first = 2 if timed else 1  # axes before the features
+    if array.ndim != first + len(coding.shape) or array.shape[first:] != coding.shape:
         sizes = ", ".join(map(str, coding.shape))
         raise ChipError(
             f"inputs: shape {array.shape}, {coding.kind} coding takes (samples, {'timesteps, ' if timed else ''}{sizes})"
         )
     if array.dtype.kind not in "fiub" or not np.isfinite(array).all():
         raise ChipError("inputs: they hold something else than finite numbers; repair them")
-    if not timed and (timesteps is None or timesteps < 1):
+    if timed:
+        return _graded(coding, array)
+    if timesteps is None or timesteps < 1:
         raise ChipError(
             f"inputs: {coding.kind} coding of frames without a time axis; say how many timesteps"
         )
     if coding.kind == "rate":
-        if array.size and not 0 <= array.min() <= array.max() <= 1:
-            raise ChipError(
-                f"inputs: values {array.min():g}..{array.max():g}, a rate lies in 0..1; scale them"
-            )
-        assert timesteps is not None
-        rng = np.random.default_rng(seed)
-        spikes = np.empty((len(array), timesteps, *coding.shape), dtype=np.uint8)
-        # One at a time: what is drawn takes eight times as much as the spikes.
-        for sample, rates in zip(spikes, array, strict=True):
-            sample[...] = rng.random(sample.shape) < rates
-        return spikes
+        return _rate(array, timesteps, seed)
+    frames = _graded(coding, array)
+    # A view: the same frame at every step is in memory once.
+    return np.broadcast_to(frames[:, None], (len(frames), timesteps, *coding.shape))
+
+
+def _rate(array: Array, timesteps: int, seed: int) -> IntArray:
+    if array.size and not 0 <= array.min() <= array.max() <= 1:
+        raise ChipError(
+            f"inputs: values {array.min():g}..{array.max():g}, a rate lies in 0..1; scale them"
+        )
+    rng = np.random.default_rng(seed)
+    spikes = np.empty((len(array), timesteps, *array.shape[1:]), dtype=np.uint8)
+    # One at a time: what is drawn takes eight times as much as the spikes.
+    for sample, rates in zip(spikes, array, strict=True):
+        sample[...] = rng.random(sample.shape) < rates
+    return spikes
+
+
+def _graded(coding: InputCoding, array: Array) -> IntArray:
     integers = np.rint(coding.units * array).astype(np.int64)
     highest = 2**coding.bits - 1
+    # Before the cast to the small type, which would wrap.
     if array.size and not 0 <= integers.min() <= integers.max() <= highest:
         raise ChipError(
             f"inputs: values {array.min():g}..{array.max():g} times {coding.units:g} units pass 0..{highest}; scale them or lower "
             "the graph with other units"
         )
-    small = integers.astype(coding.dtype)
-    # The same frame at every step is there once.
-    return (
-        small
-        if timed
-        else np.broadcast_to(small[:, None], (len(small), timesteps or 1, *small.shape[1:]))
-    )
+    return integers.astype(coding.dtype)
 
 
-MAX_BIAS = 2**15 - 1
-"""Lava holds a bias mantissa in int16 and wraps what is larger."""
+def check_count(name: str, value: object) -> None:
+    """Refuse an option that is neither None nor a whole number from 1.
+
+    Raises:
+        ChipError: it is not; names the option.
+    """
+    if value is not None and not (is_integer(value) and value >= 1):
+        raise ChipError(f"{name}: {value!r}, needs a whole number from 1")
 
 
 def check_inputs(
     coding: InputCoding, inputs: npt.ArrayLike, timesteps: int | None = None
 ) -> IntArray:
-    """Inputs as integers with a time axis, or an error that says what does not fit.
+    """Return inputs as integers with a time axis, or refuse what does not fit.
 
     Args:
-        coding: of the network's input.
+        coding: input coding of the network.
         inputs: (samples, timesteps, *coding.shape) integers or booleans within the input coding's range; (channels,
             length) signals may leave out the height of 1. Where the input layer has neurons: their bias mantissas, and
             without a time axis the same ones at every step.
-        timesteps: how many steps; needed without a time axis, and must equal it otherwise.
+        timesteps: number of time steps; needed without a time axis, and must equal it otherwise.
 
     Returns:
         (samples, timesteps, *coding.shape) of the same dtype, booleans as uint8; not a copy, read it only.
@@ -128,14 +134,12 @@ def check_inputs(
         raise ChipError(
             f"inputs: dtype {array.dtype}, the chip takes integers; encode floats as spikes or integers first"
         )
-    if timesteps is not None and (
-        isinstance(timesteps, bool) or not isinstance(timesteps, (int, np.integer)) or timesteps < 1
-    ):
-        raise ChipError(f"timesteps: {timesteps!r}, needs a whole number from 1")
+    check_count("timesteps", timesteps)
     shape = coding.shape
     driven = coding.neuron is not None
+    # Driven inputs of four axes may be images without time: no height is made up for them.
     if not driven and array.ndim == 4:
-        array = with_height(shape, array)
+        array = _with_height(shape, array)
     if driven and array.ndim == 1 + len(shape) and array.shape[1:] == shape:
         if timesteps is None:
             raise ChipError("inputs: bias without a time axis; say how many timesteps")
@@ -163,4 +167,13 @@ def check_inputs(
             f"inputs: values {low}..{high}, {coding.bits}-bit input takes 0..{2**coding.bits - 1}; "
             "clip counts to spikes or lower the graph with more input_bits"
         )
+    return array
+
+
+def _with_height(shape: tuple[int, ...], array: Array) -> Array:
+    """Return signals (..., channels, length) as images one pixel high, where that is what `shape` asks for."""
+    signal = len(shape) == 3 and shape[1] == 1 and array.ndim in (3, 4)
+    # An image of one pixel's height has the same three axes at the end: it stays.
+    if signal and array.shape[-3:] != shape and array.shape[-2:] == (shape[0], shape[2]):
+        return array[..., None, :]
     return array

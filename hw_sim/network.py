@@ -1,10 +1,8 @@
-"""Layers of a chip network: registers of its CUBA neurons, and the integer synapses that feed them.
-
-The integer chip network: frozen layers of integers, nothing else.
+"""The integer chip network: layers of synapses and CUBA neurons, its input coding and its readout.
 
 A layer is a synapse (Dense, Recurrent or Conv) and the CUBA neurons it feeds. Layers follow each other in order; between a Conv
-and a Dense layer the features are flattened in (C, H, W) order, as torch does. A `ChipNetwork` says nothing about
-whether hardware takes it: that is `knarr.deploy.check`.
+and a Dense layer the features are flattened in (C, H, W) order, as torch does. Everything is frozen and an integer. A
+`ChipNetwork` says nothing about whether hardware takes it: that is `knarr.deploy.check`.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import isfinite, prod
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -27,21 +25,9 @@ MAX_DELAY = 62
 """netx clamps synaptic delays above; hardware has 6 bits."""
 
 
-def _frozen(name: str, field: str, array: object, ndim: int) -> Int32:
-    values = np.asarray(array)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise ChipError(
-            f"layer '{name}': {field} has dtype {values.dtype}, chip networks hold integers; quantise it first"
-        )
-    if values.ndim != ndim or 0 in values.shape:
-        raise ChipError(
-            f"layer '{name}': {field} has shape {values.shape}, needs {ndim} non-empty dimensions"
-        )
-    if values.min() < -(2**31) or values.max() >= 2**31:
-        raise ChipError(f"layer '{name}': {field} does not fit 32 bits")
-    copy = np.array(values, dtype=np.int32)
-    copy.flags.writeable = False
-    return copy
+def is_integer(value: object) -> TypeGuard[int]:
+    """Tell whether a value is a whole number of Python or numpy; a bool is none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -64,18 +50,16 @@ class Neuron:
     name: str = ""
 
     def __post_init__(self) -> None:
-        for register, high in (
-            ("i_decay", DECAY_UNITY),
-            ("v_decay", DECAY_UNITY),
-            ("vth_int", NON_SPIKING_VTH),
-        ):
+        limits = {"i_decay": DECAY_UNITY, "v_decay": DECAY_UNITY, "vth_int": NON_SPIKING_VTH}
+        for register, high in limits.items():
             value = getattr(self, register)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            if not is_integer(value):
                 raise ChipError(
                     f"neuron '{self.name}': {register} = {value!r} is not an integer; round it first"
                 )
             if not 0 <= value <= high:
                 raise ChipError(f"neuron '{self.name}': {register} = {value}, allowed 0..{high}")
+            # numpy's integers would wrap at their own width in later arithmetic.
             object.__setattr__(self, register, int(value))
 
     @property
@@ -84,8 +68,69 @@ class Neuron:
         return self.vth_int < NON_SPIKING_VTH
 
 
+class _Synapses:
+    """Equality by value and frozen copies of arrays, shared by all layers."""
+
+    name: str
+    weight_int: Int32
+    bias_int: Int32 | None
+
+    # Defining this takes the hash away, rightly: arrays inside have none.
+    def __eq__(self, other: object) -> bool:
+        """Compare every field, arrays by value."""
+        if type(self) is not type(other):
+            return False
+        names = [each.name for each in fields(self)]  # type: ignore[arg-type]  # layers are dataclasses
+        # array_equal takes what is no array too, and a bias of None differs from any array.
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+    def _freeze(self, field: str, ndim: int) -> Int32:
+        """Replace a field by a read-only copy of 32 bits, or refuse what is not integers of `ndim` dimensions."""
+        values = np.asarray(getattr(self, field))
+        if not np.issubdtype(values.dtype, np.integer):
+            raise ChipError(
+                f"layer '{self.name}': {field} has dtype {values.dtype}, chip networks hold integers; quantise it first"
+            )
+        if values.ndim != ndim or 0 in values.shape:
+            raise ChipError(
+                f"layer '{self.name}': {field} has shape {values.shape}, needs {ndim} non-empty dimensions"
+            )
+        # Before the cast, which would wrap what is wider.
+        if values.min() < -(2**31) or values.max() >= 2**31:
+            raise ChipError(f"layer '{self.name}': {field} does not fit 32 bits")
+        # A copy even of int32: the caller may go on writing in its own array.
+        copy = np.array(values, dtype=np.int32)
+        copy.flags.writeable = False
+        object.__setattr__(self, field, copy)
+        return copy
+
+    def _freeze_weight_and_bias(self, ndim: int) -> None:
+        outputs = len(self._freeze("weight_int", ndim))
+        if self.bias_int is None:
+            return
+        bias = self._freeze("bias_int", 1)
+        if bias.shape != (outputs,):
+            raise ChipError(
+                f"layer '{self.name}': bias_int has shape {bias.shape}, needs ({outputs},)"
+            )
+
+
+class _FullyConnected(_Synapses):
+    """Sizes of layers whose weights are one matrix."""
+
+    @property
+    def in_features(self) -> int:
+        """Number of values that arrive."""
+        return int(self.weight_int.shape[1])
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what the layer sends: (neurons,)."""
+        return (int(self.weight_int.shape[0]),)
+
+
 @dataclass(frozen=True, eq=False)
-class Dense:
+class Dense(_FullyConnected):
     """Fully connected layer.
 
     Args:
@@ -108,33 +153,19 @@ class Dense:
     delay_int: Int32 | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight_int", _frozen(self.name, "weight_int", self.weight_int, 2))
-        _freeze_bias(self, self.weight_int.shape[0])
-        if self.delay_int is not None:
-            delay = _frozen(self.name, "delay_int", self.delay_int, 2)
-            if delay.shape != self.weight_int.shape or delay.min() < 0 or delay.max() > MAX_DELAY:
-                raise ChipError(
-                    f"layer '{self.name}': delay_int of shape {delay.shape} spans {delay.min()}..{delay.max()}, needs "
-                    f"{self.weight_int.shape} and 0..{MAX_DELAY}"
-                )
-            object.__setattr__(self, "delay_int", delay)
-
-    def __eq__(self, other: object) -> bool:
-        return _same(self, other)
-
-    __hash__ = None  # type: ignore[assignment]  # arrays inside
-
-    @property
-    def in_features(self) -> int:
-        return int(self.weight_int.shape[1])
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        return (int(self.weight_int.shape[0]),)
+        self._freeze_weight_and_bias(2)
+        if self.delay_int is None:
+            return
+        delay, shape = self._freeze("delay_int", 2), self.weight_int.shape
+        if delay.shape != shape or delay.min() < 0 or delay.max() > MAX_DELAY:
+            raise ChipError(
+                f"layer '{self.name}': delay_int of shape {delay.shape} spans {delay.min()}..{delay.max()}, needs "
+                f"{shape} and 0..{MAX_DELAY}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
-class Recurrent:
+class Recurrent(_FullyConnected):
     """Fully connected layer whose spikes come back to it one step later.
 
     Args:
@@ -157,33 +188,16 @@ class Recurrent:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight_int", _frozen(self.name, "weight_int", self.weight_int, 2))
-        object.__setattr__(
-            self, "recurrent_int", _frozen(self.name, "recurrent_int", self.recurrent_int, 2)
-        )
-        outputs = self.weight_int.shape[0]
-        _freeze_bias(self, outputs)
-        if self.recurrent_int.shape != (outputs, outputs):
+        self._freeze_weight_and_bias(2)
+        shape, outputs = self._freeze("recurrent_int", 2).shape, len(self.weight_int)
+        if shape != (outputs, outputs):
             raise ChipError(
-                f"layer '{self.name}': recurrent_int has shape {self.recurrent_int.shape}, needs ({outputs}, {outputs})"
+                f"layer '{self.name}': recurrent_int has shape {shape}, needs ({outputs}, {outputs})"
             )
-
-    @property
-    def in_features(self) -> int:
-        return int(self.weight_int.shape[1])
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        return (int(self.weight_int.shape[0]),)
-
-    def __eq__(self, other: object) -> bool:
-        return _same(self, other)
-
-    __hash__ = None  # type: ignore[assignment]  # arrays inside
 
 
 @dataclass(frozen=True, eq=False)
-class Conv:
+class Conv(_Synapses):
     """2-d convolution layer: a cross-correlation, as in torch.
 
     Args:
@@ -212,16 +226,14 @@ class Conv:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight_int", _frozen(self.name, "weight_int", self.weight_int, 4))
+        self._freeze_weight_and_bias(4)
         channels_out, channels_in_group = self.weight_int.shape[:2]
-        _freeze_bias(self, channels_out)
-        if (
-            self.groups < 1
-            or channels_out % self.groups
-            or self.input_shape[0] != channels_in_group * self.groups
-        ):
+        channels_in = self.input_shape[0]
+        # Groups first: a remainder by 0 groups would raise an error of Python's own.
+        divides = self.groups >= 1 and channels_out % self.groups == 0
+        if not divides or channels_in != channels_in_group * self.groups:
             raise ChipError(
-                f"layer '{self.name}': {self.input_shape[0]} input channels and {channels_out} output channels do not "
+                f"layer '{self.name}': {channels_in} input channels and {channels_out} output channels do not "
                 f"fit a kernel of {channels_in_group} input channels in {self.groups} groups"
             )
         if min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
@@ -233,59 +245,24 @@ class Conv:
 
     @property
     def output_shape(self) -> tuple[int, int, int]:
-        height, width = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                self.input_shape[1:],
-                self.padding,
-                self.dilation,
-                self.weight_int.shape[2:],
-                self.stride,
-                strict=True,
-            )
-        )
-        return (int(self.weight_int.shape[0]), height, width)
+        """Shape of what the layer sends: (channels, height, width)."""
+        return (len(self.weight_int), self._length(0), self._length(1))
 
-    def __eq__(self, other: object) -> bool:
-        return _same(self, other)
-
-    __hash__ = None  # type: ignore[assignment]  # arrays inside
-
-
-def _same(one: object, other: object) -> bool:
-    """Field by field, arrays by value."""
-    if type(one) is not type(other):
-        return False
-    for each in fields(one):  # type: ignore[arg-type]  # both are layers
-        ours, theirs = getattr(one, each.name), getattr(other, each.name)
-        if isinstance(ours, np.ndarray) or isinstance(theirs, np.ndarray):
-            if ours is None or theirs is None or not np.array_equal(ours, theirs):
-                return False
-        elif ours != theirs:
-            return False
-    return True
-
-
-def _freeze_bias(layer: Dense | Conv | Recurrent, outputs: int) -> None:
-    if layer.bias_int is None:
-        return
-    bias = _frozen(layer.name, "bias_int", layer.bias_int, 1)
-    if bias.shape != (outputs,):
-        raise ChipError(
-            f"layer '{layer.name}': bias_int has shape {bias.shape}, needs ({outputs},)"
-        )
-    object.__setattr__(layer, "bias_int", bias)
+    def _length(self, axis: int) -> int:
+        """Count the positions of the kernel along an axis, 0 for height and 1 for width."""
+        reach = self.dilation[axis] * (self.weight_int.shape[2 + axis] - 1) + 1
+        padded = self.input_shape[1 + axis] + 2 * self.padding[axis]
+        return (padded - reach) // self.stride[axis] + 1
 
 
 Layer = Dense | Conv | Recurrent
-
 
 MAX_INPUT_BITS = 16
 
 
 @dataclass(frozen=True)
 class InputCoding:
-    """What the first layer is fed.
+    """Format of what the first layer is fed.
 
     Args:
         shape: (features,) or (C, H, W).
@@ -309,16 +286,13 @@ class InputCoding:
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:
             raise ChipError(f"input: shape {self.shape} is neither (features,) nor (C, H, W)")
-        if (
-            isinstance(self.bits, bool)
-            or not isinstance(self.bits, int)
-            or not 1 <= self.bits <= MAX_INPUT_BITS
-        ):
+        if type(self.bits) is not int or not 1 <= self.bits <= MAX_INPUT_BITS:
             raise ChipError(f"input: {self.bits} bits, allowed 1..{MAX_INPUT_BITS}")
         if self.neuron is not None and (self.bits != 1 or not self.neuron.spikes):
             raise ChipError(
                 "input: neurons driven by bias send spikes; give them a threshold and leave bits at 1"
             )
+        # isfinite first: NaN passes every comparison by failing it.
         if not (isfinite(self.units) and self.units > 0):
             raise ChipError(f"input: {self.units} units, needs a positive number")
         if self.kind not in ("events", "graded", "rate", "direct"):
@@ -334,13 +308,14 @@ class InputCoding:
     def dtype(self) -> type[np.integer[Any]]:
         """Smallest type that holds every input."""
         if self.neuron is not None:
+            # Bias mantissas have a sign, and Lava holds them in 16 bits.
             return np.int16
         return np.uint8 if self.bits <= 8 else np.uint16
 
 
 @dataclass(frozen=True)
 class Readout:
-    """What the last layer gives away each step, and how a decision is read from it.
+    """The last layer's output at each step, and how a decision is read from it.
 
     Args:
         kind: its spikes, or the voltage of neurons that never fire.
@@ -356,31 +331,28 @@ class Readout:
     votes: int = 1
 
     def __post_init__(self) -> None:
-        if (
-            self.kind not in ("spikes", "voltage")
-            or self.over_time not in ("sum", "mean", "last")
-            or self.votes < 1
-        ):
+        known = self.kind in ("spikes", "voltage") and self.over_time in ("sum", "mean", "last")
+        if not known or self.votes < 1:
             raise ChipError(
                 f"readout: {self.kind!r}, {self.over_time!r}, {self.votes} votes; choose spikes or voltage, sum, mean or "
                 "last, and at least 1 vote"
             )
 
     def scores(self, output: Array) -> Array:
-        """(samples, timesteps, outputs) -> (samples, classes); a mean is left as the sum, which orders alike.
+        """Reduce (samples, timesteps, outputs), integers or floats, to (samples, classes).
 
-        Of the chip's integers or of the float graph's values.
+        A mean is left as the sum: it orders the classes alike, and integers stay exact.
         """
         reduced = output[:, -1] if self.over_time == "last" else output.sum(axis=1)
         return np.asarray(reduced.reshape(len(reduced), -1, self.votes).sum(axis=2))
 
     def decide(self, output: Array) -> Int64:
-        """(samples,) class with the highest score; the lowest index wins a tie."""
+        """Return the (samples,) class with the highest score; the lowest index wins a tie."""
         return np.asarray(self.scores(output).argmax(axis=1), dtype=np.int64)
 
 
 TRAINED = "trained"
-"""In `ChipNetwork.lowering` of networks that were fitted on after they were lowered."""
+"""Key in `ChipNetwork.lowering` of networks that were fitted on after they were lowered."""
 
 
 @dataclass(frozen=True)
@@ -408,16 +380,20 @@ class ChipNetwork:
 
     @property
     def lowered_from(self) -> str | None:
-        """Hash of the graph that it was lowered from, or began at where it was fitted on since; None when it came from elsewhere."""
+        """Hash of the graph that it was lowered from, or began at where it was fitted on since.
+
+        None when it came from elsewhere.
+        """
+        # Fitting changes the integers, so that they no longer are what the graph lowers to: it clears graph_hash.
         found: str | None = self.graph_hash or self.lowering.get(TRAINED, {}).get("lowered_from")
         return found
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise ChipError("network: no layers; a chip network has at least one")
-        names = [layer.name for layer in self.layers] + (
-            ["input"] if self.input.neuron is not None else []
-        )
+        names = [layer.name for layer in self.layers]
+        # Input neurons are recorded under this name, beside the layers.
+        names += ["input"] if self.input.neuron is not None else []
         if len(set(names)) != len(names):
             raise ChipError(f"network: layer names repeat: {names}")
         shape = self.input.shape
@@ -436,13 +412,15 @@ class ChipNetwork:
             raise ChipError(
                 f"readout: {self.readout.votes} votes per class do not divide {prod(shape)} outputs"
             )
-        silent = not self.layers[-1].neuron.spikes
-        if silent != (self.readout.kind == "voltage"):
+        last = self.layers[-1]
+        # Neurons that fire lose their voltage at every spike: it says nothing about the inputs then.
+        if last.neuron.spikes != (self.readout.kind == "spikes"):
             raise ChipError(
-                f"layer '{self.layers[-1].name}': threshold {self.layers[-1].neuron.vth_int} does not go with a "
+                f"layer '{last.name}': threshold {last.neuron.vth_int} does not go with a "
                 f"{self.readout.kind} readout; a voltage readout has {NON_SPIKING_VTH}, a spike readout less"
             )
 
     @property
     def output_shape(self) -> tuple[int, ...]:
+        """Shape of what the last layer sends in one step of one sample."""
         return self.layers[-1].output_shape

@@ -1,4 +1,4 @@
-"""What a run of a chip network left behind, from whichever engine, and the exact comparison of two of them."""
+"""Recordings: the integers that a run of a chip network leaves behind, whichever engine ran, and their exact comparison."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 
 from knarr.files import replacing
-from knarr.hw_sim.arrays import Int64, IntArray, UInt8
+from knarr.hw_sim.arrays import Array, Int64, IntArray, UInt8
 from knarr.hw_sim.errors import ChipError
 
 FORMAT = 1
@@ -49,7 +49,14 @@ class Recording:
 
 @dataclass(frozen=True)
 class Divergence:
-    """First place where two recordings differ in one recorded array."""
+    """First place where two recordings differ in one recorded array.
+
+    Args:
+        what: the array, such as "spikes of 'fc'".
+        mismatches, compared: integers that differ, and all of the array.
+        sample, timestep, index: place of the first difference in time; `index` is within one step.
+        a, b: the two integers there.
+    """
 
     what: str
     mismatches: int
@@ -68,12 +75,11 @@ class Divergence:
 
 
 def compare(a: Recording, b: Recording) -> list[Divergence]:
-    """First divergence of each array that both recordings hold; empty when every integer is equal.
+    """Return the first divergence of each array that both recordings hold; empty when every integer is equal.
 
     Raises:
         ChipError: the two hold different layers or shapes, so that equality would not mean anything.
     """
-    found = []
     pairs: list[tuple[str, IntArray, IntArray]] = [("output", a.output, b.output)]
     for kind in ("spikes", "v", "u"):
         left, right = getattr(a, kind), getattr(b, kind)
@@ -82,37 +88,38 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
                 f"recordings: {kind} of layers {sorted(left)} vs {sorted(right)}; record the same layers"
             )
         pairs += [(f"{kind} of '{name}'", left[name], right[name]) for name in left]
-    for what, left_array, right_array in pairs:
-        if left_array.shape != right_array.shape:
-            raise ChipError(
-                f"recordings: {what} has shape {left_array.shape} vs {right_array.shape}"
+    found = []
+    for what, one, other in pairs:
+        # numpy would broadcast shapes that differ, and call them equal.
+        if one.shape != other.shape:
+            raise ChipError(f"recordings: {what} has shape {one.shape} vs {other.shape}")
+        differs = np.argwhere(one != other)
+        if not len(differs):
+            continue
+        # Earliest in time first, then by sample: what comes later may only follow from it.
+        first = differs[np.lexsort((differs[:, 0], differs[:, 1]))[0]]
+        sample, step, *index = at = tuple(map(int, first))
+        found.append(
+            Divergence(
+                what,
+                len(differs),
+                int(one.size),
+                sample,
+                step,
+                tuple(index),
+                int(one[at]),
+                int(other[at]),
             )
-        differs = np.argwhere(left_array != right_array)
-        if len(differs):
-            # Earliest in time first: what comes later may only follow from it.
-            where = differs[np.lexsort((differs[:, 0], differs[:, 1]))[0]]
-            at = tuple(int(i) for i in where)
-            found.append(
-                Divergence(
-                    what,
-                    len(differs),
-                    int(left_array.size),
-                    at[0],
-                    at[1],
-                    at[2:],
-                    int(left_array[at]),
-                    int(right_array[at]),
-                )
-            )
+        )
     return found
 
 
 def save_recording(recording: Recording, path: Path) -> None:
     """Write a recording as .npz, to a temporary name first; a killed run leaves the old file or the new one."""
-    arrays: dict[str, npt.NDArray[np.generic]] = {"output": recording.output}
-    for kind in ("spikes", "v", "u", "event_counts"):
-        arrays |= {f"{kind}/{name}": array for name, array in getattr(recording, kind).items()}
-    arrays |= {f"peak_sum/{name}": np.array(peak) for name, peak in recording.peak_sum.items()}
+    arrays: dict[str, Array] = {"output": recording.output}
+    for kind in ("spikes", "v", "u", "event_counts", "peak_sum"):
+        for name, values in getattr(recording, kind).items():
+            arrays[f"{kind}/{name}"] = np.asarray(values)
     arrays["engine"] = np.array(recording.engine)
     arrays["format"] = np.array(FORMAT)
     # Into an open file: given a path, numpy would add .npz to its name.
@@ -132,24 +139,16 @@ def load_recording(path: Path) -> Recording:
                 raise ChipError(
                     f"{path}: recording format {arrays['format']}, this version reads {FORMAT}"
                 )
-            kinds: dict[str, dict[str, npt.NDArray[np.generic]]] = {
-                "spikes": {},
-                "v": {},
-                "u": {},
-                "event_counts": {},
-                "peak_sum": {},
+            kinds: dict[str, dict[str, Any]] = {
+                kind: {} for kind in ("spikes", "v", "u", "event_counts", "peak_sum")
             }
             for key in arrays.files:
+                # A layer's name may hold slashes of its own: only the first ends the kind.
                 kind, _, name = key.partition("/")
                 if name:
                     kinds[kind][name] = arrays[key]
-            peaks = {name: int(peak) for name, peak in kinds.pop("peak_sum").items()}
-            return Recording(
-                output=arrays["output"],
-                engine=str(arrays["engine"]),
-                peak_sum=peaks,
-                **kinds,  # type: ignore[arg-type]  # mypy knows one type for the arrays of all kinds
-            )
+            kinds["peak_sum"] = {name: int(peak) for name, peak in kinds["peak_sum"].items()}
+            return Recording(output=arrays["output"], engine=str(arrays["engine"]), **kinds)
     except (ChipError, FileNotFoundError):
         raise
     # What numpy, zipfile and zlib raise between them on damaged or foreign files.
