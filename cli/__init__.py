@@ -1,10 +1,18 @@
-"""The `knarr` command: turns files into calls, and results into tables, pictures and reports."""
+"""The `knarr` command: reads options, calls the faces of the stages, prints what they return.
+
+- `app`: the root of the command, options that several verbs share, exit codes.
+- `verbs`: one file for each family of verbs.
+- `text`: results as tables and sentences.
+- `output`: the console, JSON, and progress on standard error.
+- `files`: arrays that a user names.
+"""
 
 import os
 
 # Idle torch threads must not spin: on a busy two-core machine that costs ten times the run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from knarr.cli import verbs as verbs
 from knarr.cli.app import main
 
 __all__ = ["main"]

@@ -1,19 +1,20 @@
-"""The command's root, and what several verbs share: options, refusals, exit codes.
-
-The `knarr` command. Verbs register themselves with the root in the order of this file, which is the order of the help.
-"""
+"""The root of the `knarr` command, and what several verbs share: options, refusals, exit codes."""
 
 from __future__ import annotations
 
 import sys
 from enum import Enum
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from knarr.cli.errors import UsageError
+from knarr.cli.output import show_progress
 from knarr.errors import KnarrError
+
+DOES_NOT_HOLD, BAD_INPUT = 1, 2
+"""Exit codes: the thing that was checked does not hold; the input cannot be used."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,54 +25,8 @@ app = typer.Typer(
 )
 
 
-RunArgument = Annotated[
-    Path, typer.Argument(help="Run folder, such as runs/nmnist.", metavar="RUN")
-]
-RecipeArgument = Annotated[
-    str,
-    typer.Argument(
-        help="Shipped recipe, such as nmnist or eyes, or a YAML file.", metavar="RECIPE"
-    ),
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", help="Folder of the recipe's data; left out where knarr generates them."
-    ),
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Run folder; default runs/<recipe name>.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Change a setting, such as student.fit.epochs=3; several times.",
-        metavar="PATH=VALUE",
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on standard output.")
-]
-
-DOES_NOT_HOLD, BAD_INPUT = 1, 2
-
-ModuleOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--checkpoint", help="safetensors with the module's weights (with MODULE:FACTORY)."
-    ),
-]
-SamplesOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--inputs", help=".npy of (samples, timesteps, *features); random spikes otherwise."
-    ),
-]
-
-
-class Kind(str, Enum):
-    """How data become the integers of the input."""
+class InputKind(str, Enum):
+    """Codings of data as the integers of a chip network's input."""
 
     events = "events"
     graded = "graded"
@@ -80,7 +35,7 @@ class Kind(str, Enum):
 
 
 class OverTime(str, Enum):
-    """How the outputs of all steps become one score."""
+    """Ways in which the outputs of all time steps become one score."""
 
     sum = "sum"
     mean = "mean"
@@ -94,42 +49,79 @@ class ChipName(str, Enum):
     loihi2 = "loihi2"
 
 
+RunArgument = Annotated[
+    Path, typer.Argument(help="Folder of the run, such as runs/nmnist.", metavar="RUN")
+]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a shipped recipe, such as nmnist or eyes, or a YAML file.", metavar="RECIPE"
+    ),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Folder of the recipe's data; leave it out where knarr generates them."
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of the run; runs/<recipe name> when left out."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change of a setting, such as student.fit.epochs=3; may be given several times.",
+        metavar="PATH=VALUE",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output.")
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", help="safetensors file with the module's weights (with MODULE:FACTORY)."
+    ),
+]
 ChipOption = Annotated[
-    ChipName, typer.Option("--chip", help="Whose cores the network is placed on.")
+    ChipName, typer.Option("--chip", help="Chip whose cores the network is placed on.")
 ]
 TimestepsOption = Annotated[
-    int | None, typer.Option("--timesteps", help="How many, where inputs have no time axis.", min=1)
+    int | None,
+    typer.Option(
+        "--timesteps", help="Number of time steps, where the inputs have no time axis.", min=1
+    ),
 ]
 LabelsOption = Annotated[
-    Path | None, typer.Option("--labels", help=".npy of one class per sample.")
+    Path | None, typer.Option("--labels", help=".npy file with the class of each sample.")
 ]
 
 
 def refuse_unrelated_options(context: typer.Context, what: str, allowed: set[str]) -> None:
-    """Refuse options that do not go with what was named, instead of leaving them out in silence."""
+    """Refuse options that do not go with the source that was named, instead of leaving them out in silence.
+
+    Args:
+        context: Of the verb.
+        what: The kind of source, for the message.
+        allowed: Names of the parameters that go with it.
+
+    Raises:
+        UsageError: Another one was given.
+    """
     for parameter in context.command.params:
-        given = context.get_parameter_source(str(parameter.name))
-        if (
-            given is not None
-            and given.name == "COMMANDLINE"
-            and parameter.name not in {"source", "json", *allowed}
-        ):
+        source = context.get_parameter_source(str(parameter.name))
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and parameter.name not in {"source", "json", *allowed}:
             cure = "its recipe holds it" if what == "a run" else "see --help"
-            fail(f"{parameter.opts[-1]}: does not go with {what}; {cure}", BAD_INPUT)
+            raise UsageError(f"{parameter.opts[-1]}: does not go with {what}; {cure}")
 
 
 def finish(holds: bool) -> None:
+    """End a verb that checked something: with exit code 1 if it does not hold."""
     if not holds:
         raise typer.Exit(DOES_NOT_HOLD)
-
-
-def fail(message: str, status: int) -> NoReturn:
-    print(f"knarr: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(status)
-
-
-for _verbs in ("run", "train", "graph", "chip", "energy", "data"):
-    import_module(f"knarr.cli.options.{_verbs}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -138,6 +130,14 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=arguments, prog_name="knarr")
     except KnarrError as error:
         # A RuntimeError says that the thing itself failed; anything else that its input cannot be used.
-        fail(str(error), DOES_NOT_HOLD if isinstance(error, RuntimeError) else BAD_INPUT)
+        _fail(str(error), DOES_NOT_HOLD if isinstance(error, RuntimeError) else BAD_INPUT)
     except OSError as error:
-        fail(f"{error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)
+    finally:
+        show_progress.close()
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    show_progress.close()  # or the terminal's cursor stays hidden behind a bar
+    print(f"knarr: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,177 +1,100 @@
-"""How results reach a person or a machine: a console of 100 columns, JSON that stays short, files that may be damaged.
-
-What verbs that take files share: arrays read without trust, and outputs kept apart from inputs.
-
-Progress on standard error: bars on a terminal, a line now and then in a log.
-"""
+"""How the command talks to a person: a console of 100 columns, and progress on standard error."""
 
 from __future__ import annotations
 
-import json
-import logging
-import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import lightning
-import numpy as np
-from lightning.pytorch.callbacks import Callback, RichProgressBar
 from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
-from knarr.hw_sim import ChipError
+if TYPE_CHECKING:
+    from knarr.pipeline import Progress
 
 WIDTH = 100
-_NUMBERS = re.compile(r"\[\n[-+.\deE,\s]*\]")
-"""A list of numbers as `json.dumps` indents it; inside a string a line break is escaped."""
+LINE_EVERY_S = 15.0
+"""Seconds between two lines about the same work in a log."""
+REDRAW_EVERY_S = 0.1
 
 
 def make_console() -> Console:
-    """A terminal's own width where it is narrow, 100 columns otherwise."""
+    """Return a console of a terminal's own width where it is narrow, of 100 columns otherwise."""
     console = Console(highlight=False, markup=False)
-    return (
-        console
-        if console.is_terminal and console.width <= WIDTH
-        else Console(highlight=False, markup=False, width=WIDTH)
-    )
+    if console.is_terminal and console.width <= WIDTH:
+        return console
+    return Console(highlight=False, markup=False, width=WIDTH)
 
 
-def json_text(value: object) -> str:
-    """Indented JSON with each list of numbers in one line."""
-    text = json.dumps(value, indent=2, allow_nan=False)
-    return _NUMBERS.sub(
-        lambda found: " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]"), text
-    )
+class ProgressPrinter:
+    """Shows progress on standard error: bars on a terminal, a line now and then in a log."""
 
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bar: ProgressBar | None = None
+        self.text, self.done, self.shown_s = "", 0, 0.0
 
-@contextmanager
-def expecting(what: Path) -> Iterator[None]:
-    """A file that parses but holds something else is the user's to mend, not a traceback."""
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ChipError(
-            f"{what}: does not hold what this version writes ({type(error).__name__} {error}); "
-            "remove it and run `knarr pipeline` again"
-        ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that one of the stages wrote.
-
-    Raises:
-        ChipError: it is not there or no JSON.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ChipError(f"{path}: not there yet; run `knarr pipeline` to make it") from None
-    except (ValueError, IsADirectoryError) as error:
-        raise ChipError(
-            f"{path}: not JSON ({error}); remove it and run `knarr pipeline` again"
-        ) from error
-    return content
-
-
-MAPPED_BYTES = 2**26
-
-
-def keep_apart(out: Path | None, *inputs: Path | None) -> None:
-    """Refuse to write over what is read, or over the file of facts beside it.
-
-    Raises:
-        ChipError: `out` is one of the inputs.
-    """
-    if out is None:
-        return
-    mine = {path.resolve() for path in (out, out.with_name(f"{out.name}.json"))}
-    for path in inputs:
-        if path is not None and mine & {
-            path.resolve(),
-            path.with_name(f"{path.name}.json").resolve(),
-        }:
-            raise ChipError(f"{out}: is read as {path}; give another name to write to")
-
-
-def read_inputs(path: Path) -> np.ndarray[Any, Any]:
-    """An array of numbers from a .npy file; nothing is unpickled."""
-    if not path.is_file():
-        raise ChipError(f"{path}: no such file; save integers with numpy.save")
-    try:
-        # Of large files only what is looked at comes into memory.
-        array = np.load(
-            path, mmap_mode="r" if path.stat().st_size > MAPPED_BYTES else None, allow_pickle=False
-        )
-    except (ValueError, EOFError, OSError) as error:
-        raise ChipError(
-            f"{path}: not a .npy array of numbers ({error}); save one with numpy.save"
-        ) from error
-    if not isinstance(array, np.ndarray):
-        raise ChipError(f"{path}: holds several arrays; save one with numpy.save")
-    return array
-
-
-LINE_EVERY_S = 15.0
-
-console = Console(stderr=True)
-# Lightning's own chatter (devices found, cloud loggers) is not ours to say.
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-
-def say(message: str) -> None:
-    console.print(message, highlight=False, markup=False, soft_wrap=True)
-
-
-class _EpochLines(Callback):
-    def __init__(self, stage: str, of: str) -> None:
-        self.stage, self.of, self.last = stage, of, 0.0
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        done = trainer.current_epoch + 1
-        if time.monotonic() - self.last < LINE_EVERY_S and done != trainer.max_epochs:
+    def __call__(self, event: Progress) -> None:
+        """Show an event, unless one like it was shown a moment ago."""
+        if event.done is None or event.total is None:
+            self.close()
+            self.console.print(event.text, highlight=False, markup=False, soft_wrap=True)
             return
-        self.last = time.monotonic()
-        loss = float(trainer.callback_metrics["train_loss"])
-        accuracy = float(trainer.callback_metrics["validation_accuracy"])
-        say(
-            f"  {self.stage}: epoch {done}/{trainer.max_epochs}, loss {loss:.3f}, {self.of} accuracy {accuracy:.1%}"
-        )
+        if event.text != self.text or event.done < self.done:
+            self.shown_s = 0.0  # the first of a new count is shown at once
+        self.text, self.done = event.text, event.done
+        if self.console.is_terminal and event.unit:
+            self._draw_bar(event, event.done, event.total)
+        elif self.console.is_terminal:
+            self._draw_count(event.text, event.done, event.total)
+        elif not event.part:
+            self._print_line(event)
 
+    def close(self) -> None:
+        """Leave a bar that is being drawn as it is, and write below it."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
-def training(stage: str, chosen_on_test: Collection[str] = ()) -> tuple[Callback, ...]:
-    """Callbacks that show how far a fit is.
-
-    Args:
-        stage: "teacher", "student".
-        chosen_on_test: stages whose epochs are scored on the test data, which is said.
-    """
-    on_test = stage in chosen_on_test
-    if console.is_terminal:
-        if on_test:
-            say(
-                f"  {stage}: its validation accuracy is of the TEST data, and chooses the weights that are kept"
-            )
-        return (RichProgressBar(console_kwargs={"stderr": True}),)
-    return (_EpochLines(stage, "TEST" if on_test else "validation"),)
-
-
-def counter(what: str) -> Callable[[int, int], None]:
-    """A function to call with (done, in all)."""
-    last = 0.0
-
-    def show(done: int, of: int) -> None:
-        nonlocal last
+    def _is_due(self, every_s: float) -> bool:
         now = time.monotonic()
-        if console.is_terminal and (now - last > 0.1 or done == of):
-            sys.stderr.write(f"\r  {what}: {done}/{of}" + ("\n" if done == of else ""))
-            sys.stderr.flush()
-        elif not console.is_terminal and now - last > LINE_EVERY_S:
-            say(f"  {what}: {done}/{of}")
-        else:
-            return
-        last = now
+        if now - self.shown_s < every_s:
+            return False
+        self.shown_s = now
+        return True
 
-    return show
+    def _print_line(self, event: Progress) -> None:
+        # The last epoch's line says how the fit ended, so it is never left out.
+        ended = bool(event.note) and event.done == event.total
+        if self._is_due(LINE_EVERY_S) or ended:
+            unit = f"{event.unit} " if event.unit else ""
+            note = f", {event.note}" if event.note else ""
+            line = f"  {event.text}: {unit}{event.done}/{event.total}{note}"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _draw_count(self, text: str, done: int, total: int) -> None:
+        if self._is_due(REDRAW_EVERY_S) or done == total:
+            # Over the line before it; the last one stays.
+            sys.stderr.write(f"\r  {text}: {done}/{total}" + ("\n" if done == total else ""))
+            sys.stderr.flush()
+
+    def _draw_bar(self, event: Progress, done: int, total: int) -> None:
+        if self.bar is None:
+            columns = (BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            text, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            self.bar = ProgressBar(text, *columns, note, console=self.console)
+            self.bar.add_task("", note="")
+            self.bar.start()
+        self.bar.update(
+            self.bar.task_ids[0],
+            description=f"  {event.text}: {event.unit} {done}/{total}",
+            completed=done + event.part,
+            total=total,
+            note=event.note,
+        )
+        if done == total:
+            self.close()
+
+
+show_progress = ProgressPrinter()

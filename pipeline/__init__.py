@@ -1,1 +1,64 @@
-"""Runs and their stages, evaluation, and what many runs say."""
+"""The main flow: runs and their folders, the stages of a run, evaluation, pictures, reports, many runs.
+
+    from knarr.pipeline import run
+    result = run("eyes", "runs/eyes")
+
+Nothing here prints. Long work reports its progress to a function that the caller gives, see
+`Progress`. Names are imported when they are first asked for, since most need torch.
+
+- `stages`: `run`, and each stage by itself. `run_folder`: a run, its files, its settings, its lock.
+- `evaluating`, `evaluation`, `evaluation_file`, `measures`: how right the networks of a run are.
+- `energy_facts`: what an inference costs. `run_report`: what the files of a run say.
+- `published`: results of papers. `pictures`: figures. `progress`: events of long work.
+- `many`: studies of many runs.
+"""
+
+from typing import TYPE_CHECKING
+
+from knarr.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from knarr.pipeline.energy_facts import Pricing, REUSE, energy_of, outputs_of
+    from knarr.pipeline.errors import RunError
+    from knarr.pipeline.evaluating import evaluate
+    from knarr.pipeline.evaluation import EvaluationError, Network, RunEvaluation, SHARED
+    from knarr.pipeline.evaluation_file import measures_json
+    from knarr.pipeline.files import expecting, json_text, read_json, write_json, write_png
+    from knarr.pipeline.measures import ConfidenceInterval, Estimate, RATES
+    from knarr.pipeline.pictures.energy import draw_energy
+    from knarr.pipeline.pictures.raster import draw_raster
+    from knarr.pipeline.pictures.verification import draw_verification
+    from knarr.pipeline.progress import OnProgress, Progress, counter
+    from knarr.pipeline.published import OTHER_DATA, PublishedCell
+    from knarr.pipeline.run_folder import BASELINE, ENERGY, GRAPH, NET, RECORDING, Run, STUDENT, TEACHER, VERIFICATION, open_run, reopen
+    from knarr.pipeline.run_report import ON_TEST, divergence_text, report
+    from knarr.pipeline.stages import chip_samples, deploy, draw_pictures, energy, export, fork_run, price_run, read_deployable, run, simulate, train, verify
+else:
+    __getattr__ = lazy_face(
+        __name__,
+        {
+            "energy_facts": "Pricing REUSE energy_of outputs_of",
+            "errors": "RunError",
+            "evaluating": "evaluate",
+            "evaluation": "EvaluationError Network RunEvaluation SHARED",
+            "evaluation_file": "measures_json",
+            "files": "expecting json_text read_json write_json write_png",
+            "measures": "ConfidenceInterval Estimate RATES",
+            "pictures.energy": "draw_energy",
+            "pictures.raster": "draw_raster",
+            "pictures.verification": "draw_verification",
+            "progress": "OnProgress Progress counter",
+            "published": "OTHER_DATA PublishedCell",
+            "run_folder": (
+                "BASELINE ENERGY GRAPH NET RECORDING Run STUDENT TEACHER "
+                "VERIFICATION open_run reopen"
+            ),
+            "run_report": "ON_TEST divergence_text report",
+            "stages": (
+                "chip_samples deploy draw_pictures energy export fork_run "
+                "price_run read_deployable run simulate train verify"
+            ),
+        },
+    )
+
+__all__ = ["BASELINE", "ConfidenceInterval", "ENERGY", "Estimate", "EvaluationError", "GRAPH", "NET", "Network", "ON_TEST", "OTHER_DATA", "OnProgress", "Pricing", "Progress", "PublishedCell", "RATES", "RECORDING", "REUSE", "Run", "RunError", "RunEvaluation", "SHARED", "STUDENT", "TEACHER", "VERIFICATION", "chip_samples", "counter", "deploy", "divergence_text", "draw_energy", "draw_pictures", "draw_raster", "draw_verification", "energy", "energy_of", "evaluate", "expecting", "export", "fork_run", "json_text", "measures_json", "open_run", "outputs_of", "price_run", "read_deployable", "read_json", "reopen", "report", "run", "simulate", "train", "verify", "write_json", "write_png"]

@@ -7,19 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from knarr.cli import output as progress
-from knarr.cli.output import json_text, make_console
-from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
 from knarr.deploy import read_net
 from knarr.files import write_atomic
 from knarr.pipeline import stages
-from knarr.pipeline.chip_stage import decided
 from knarr.pipeline.evaluation import check_size
 from knarr.pipeline.evaluation_file import EVALUATION, RunEvaluation, write
 from knarr.pipeline.many.tabling import NOT_DEPLOYED
-from knarr.pipeline.run import release
+from knarr.pipeline.fit_progress import FitProgress
+from knarr.pipeline.progress import OnProgress, ignore
+from knarr.pipeline.run_folder import NET, Run, open_run, release
 from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
-from knarr.pipeline.stages import NET, Run
+from knarr.pipeline.stages import decided
 from knarr.train.clips import Indices
 from knarr.train.datasets.see.windows import WINDOWS
 from knarr.train.settings import Recipe, RecipeError
@@ -56,7 +54,7 @@ def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluatio
         )
     teacher, student = run.networks()
     passes = run.system.passes(run.data, windows, seed)
-    show = progress.counter("passes over the test set")
+    show = run.counter("passes over the test set")
     predicted: dict[str, list[Indices]] = {"teacher": [], "student": []}
     if run.has(NET):
         predicted["chip"] = []
@@ -96,16 +94,27 @@ def _protocol(run: Run) -> str:
     return f"{run.data.protocol}; {chosen}" if run.data.protocol else chosen
 
 
-def fit_and_evaluate(recipe: Recipe, data: Path | None, folder: Path, *, grids: Path) -> None:
+def fit_and_evaluate(
+    recipe: Recipe,
+    data: Path | None,
+    folder: Path,
+    *,
+    grids: Path,
+    on_progress: OnProgress = ignore,
+) -> None:
     """A run of a grid, or the rest of it: trained, on the chip where it can be, evaluated.
 
     Args:
         recipe: of the run. data: folder of its data; None where knarr generates them.
         folder: of the run.
         grids: folder of all grids, where generated data and shared teachers lie.
+        on_progress: called with the progress.
     """
     try:
-        _fit_and_evaluate(stages.begin(recipe, data, folder, grids / "data"), grids)
+        opened = open_run(
+            recipe, folder, data=data, cache=grids / "data", on_progress=on_progress
+        )
+        _fit_and_evaluate(opened, grids)
     finally:
         release(folder)
 
@@ -117,7 +126,7 @@ def _fit_and_evaluate(run: Run, grids: Path) -> None:
         run.data,
         folder,
         grids / TEACHERS,
-        progress.training("teacher", recipe.chosen_on_test),
+        (FitProgress(run.on_progress, "teacher", on_test="teacher" in recipe.chosen_on_test),),
     )
     stages.train(run)
     failure = run.path(NOT_DEPLOYED)
@@ -130,7 +139,7 @@ def _fit_and_evaluate(run: Run, grids: Path) -> None:
             # One student that does not come onto the chip must not keep the others of a grid from being measured.
             if not type(error).__module__.startswith("knarr."):
                 raise
-            progress.say(f"  NOT DEPLOYED: {error}")
+            run.say(f"  NOT DEPLOYED: {error}")
             write_atomic(failure, (" ".join(str(error).split()) + "\n").encode())
     evaluate(run)
 
@@ -140,7 +149,7 @@ def _deployable(run: Run) -> bool:
     try:
         run.system.deployable(run.networks()[1])
     except RecipeError as error:
-        progress.say(f"  not for the chip: {error}")
+        run.say(f"  not for the chip: {error}")
         return False
     return True
 
@@ -157,11 +166,3 @@ def count_people(recipe: Recipe, data: Path) -> int:
         )
     return fold_count(recipe, data)
 
-
-def show(run: Run, *, windows: int, seed: int, json: bool) -> None:
-    """Evaluate, and print it."""
-    found = evaluate(run, windows=windows, seed=seed)
-    if json:
-        print(json_text(evaluation_facts(found)))
-    else:
-        print_evaluation(found, make_console())

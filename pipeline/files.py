@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knarr.pipeline.errors import RunError
-from knarr.train.fitting.files import write_atomic
+from knarr.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,7 +20,7 @@ from torch import nn
 from knarr.pipeline.errors import RunError
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
 from knarr.train.clips import Clips, truncate_timesteps
-from knarr.train.fitting.files import write_atomic
+from knarr.files import write_atomic
 from knarr.train.recipe import check_recipe, load_recipe, parse_setting, with_settings
 from knarr.train.settings import Recipe, RecipeError, YamlError, read_yaml, short
 from knarr.train.systems.base import RunData, System

@@ -11,13 +11,43 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from knarr.deploy import Placement, Violation, table
-from knarr.deploy.violation import fatal
-from knarr.hw_sim import ChipNetwork
-from knarr.hw_sim.network import TRAINED
+from knarr.cli.output import make_console
+from knarr.deploy import Placement, Violation, check, fatal, place, read_net, table
+from knarr.hw_sim import TRAINED, ChipNetwork
+from knarr.pipeline import json_text
 
 
-def print_lowering(network: ChipNetwork, console: Console) -> None:
+def print_net(path: Path, chip: str, *, json: bool) -> bool:
+    """Print what lowering measured, the rules and the placement of a .net file.
+
+    Returns:
+        Whether the rules hold and the network fits.
+
+    Raises:
+        DeployError: No netx file at all, or an unknown chip.
+    """
+    violations = check(path)
+    facts: dict[str, Any] = {"file": str(path), "rules": [str(each) for each in violations]}
+    console = make_console()
+    if fatal(violations):
+        if json:
+            print(json_text({**facts, "holds": False}))
+        else:
+            _print_rules(path, violations, console)
+        return False
+    network = read_net(path)
+    placement = place(network, chip)
+    if json:
+        facts |= {"placement": placement.to_json(), "holds": placement.fits}
+        print(json_text({"file": facts.pop("file"), "lowering": network.lowering, **facts}))
+        return placement.fits
+    _print_lowering(network, console)
+    _print_placement(placement, console)
+    _print_rules(path, violations, console)
+    return placement.fits
+
+
+def _print_lowering(network: ChipNetwork, console: Console) -> None:
     """Table per layer of what lowering measured; nothing for a file that was not lowered here, a line for one that was fitted on."""
     notes = network.lowering
     if not notes:
@@ -98,7 +128,7 @@ def _print_classes(measured: dict[str, Any], console: Console) -> None:
     )
 
 
-def print_placement(placement: Placement, console: Console) -> None:
+def _print_placement(placement: Placement, console: Console) -> None:
     """One page: cores, axons and synapse memory per layer, and whether it fits."""
     header, rows = table(placement)
     page = Table(
@@ -124,7 +154,7 @@ def print_placement(placement: Placement, console: Console) -> None:
     console.print("It fits." if placement.fits else "It does NOT fit.")
 
 
-def print_rules(path: Path, violations: list[Violation], console: Console) -> None:
+def _print_rules(path: Path, violations: list[Violation], console: Console) -> None:
     """Every broken rule, a line each."""
     errors = len(fatal(violations))
     for violation in violations:

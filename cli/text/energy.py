@@ -7,14 +7,24 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from knarr.cli.output import make_console
+from knarr.pipeline import json_text
+
 NOT_INCLUDED = "The paper model prices synaptic events alone: memory, updates, bias, static power and I/O are NOT in it."
 OTHER = ("pool_adds", "merge_adds", "comparisons", "elementwise")
 """Columns that stand in one: additions of pools and merges, comparisons, scales and activations."""
 SHOWN_FLOORS = ("v100", "h100_sxm_h200", "agx_orin")
 
 
-def print_energy(facts: dict[str, Any], console: Console) -> None:
-    """Everything a person would look at."""
+def print_energy(facts: dict[str, Any], *, json: bool) -> None:
+    """Print what `energy_facts` gives."""
+    if json:
+        print(json_text(facts))
+    else:
+        _print_tables(facts, make_console())
+
+
+def _print_tables(facts: dict[str, Any], console: Console) -> None:
     console.print(_operations(facts))
     refused = [
         row

@@ -10,9 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from knarr.cli.text.table import percent, title_of
-from knarr.pipeline.evaluation import SHARED, Network, RunEvaluation
-from knarr.pipeline.evaluation_file import measures_json
-from knarr.pipeline.measures import RATES, Estimate
+from knarr.pipeline import RATES, SHARED, Estimate, Network, RunEvaluation, measures_json
 
 ABOUT: dict[Network, str] = {
     "teacher": "teacher",

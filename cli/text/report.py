@@ -1,4 +1,4 @@
-"""Results as tables a person can read in 100 columns, or as one JSON document."""
+"""A run's results, and any other facts, as tables a person can read in 100 columns or as one JSON document."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
-from knarr.cli.output import expecting, json_text, make_console, read_json
-from knarr.cli.text.energy import NOT_INCLUDED, print_energy
-from knarr.cli.text.verification import print_verification
-from knarr.pipeline import stages
-
-ON_TEST = "chosen_on_test"
-"""Networks whose epoch was the best ON THE TEST DATA."""
+from knarr.cli.output import make_console
+from knarr.cli.text.energy import NOT_INCLUDED
+from knarr.pipeline import ON_TEST, expecting, read_json, report
 
 
-def say(facts: dict[str, Any], *, json: bool) -> None:
-    """Name and value, a line each."""
+def print_facts(facts: dict[str, Any], *, json: bool) -> None:
+    """Print name and value, a line each."""
     if json:
         print(json_module.dumps(facts, indent=2))
         return
@@ -36,77 +32,16 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def show_file(path: Path, what: str, *, json: bool) -> None:
-    """A JSON file one of the stages wrote."""
+def print_file(path: Path, *, json: bool) -> None:
+    """Print a JSON file that one of the stages wrote."""
     facts = read_json(path)
-    say(facts if json else {"file": str(path), what: "", **facts}, json=json)
+    print_facts(facts if json else {"file": str(path), "what": "", **facts}, json=json)
 
 
-def show_verification(path: Path, *, json: bool) -> bool:
-    """Print a verification; returns whether it holds."""
-    with expecting(path):
-        return say_verification(read_json(path), json=json)
-
-
-def say_verification(result: dict[str, Any], *, json: bool) -> bool:
-    """Print what `Verification.to_json` gives; returns whether it holds."""
-    if json:
-        print(json_text(result))
-    else:
-        print_verification(result, make_console())
-    return bool(result["holds"])
-
-
-def show_energy(path: Path, *, json: bool) -> None:
-    """Print counts and prices per layer."""
-    with expecting(path):
-        say_energy(read_json(path), json=json)
-
-
-def say_energy(facts: dict[str, Any], *, json: bool) -> None:
-    """Print what `energy_facts` gives."""
-    if json:
-        print(json_text(facts))
-    else:
-        print_energy(facts, make_console())
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    """Everything the final table says, as plain data."""
-    accuracy, energy, verification = (
-        read_json(folder / name) for name in (stages.ACCURACY, stages.ENERGY, stages.VERIFICATION)
-    )
-    mismatches: dict[str, dict[str, int]] = {}
-    for row in verification["rows"]:
-        pair = mismatches.setdefault(row["pair"], {"compared": 0, "mismatches": 0})
-        pair["compared"] += row["compared"]
-        pair["mismatches"] += row["mismatches"]
-    return {
-        "run": str(folder),
-        "test_samples": accuracy["samples"],
-        "correct": accuracy["correct"],
-        **({ON_TEST: accuracy[ON_TEST]} if accuracy.get(ON_TEST) else {}),
-        "chip": {
-            **energy["student"]["counts"]["total"],
-            "energy_pj": energy["student"]["energy"]["nominal_pj"],
-        },
-        "teacher": {
-            **energy["baseline"]["counts"]["total"],
-            "energy_pj": energy["baseline"]["energy"]["nominal_pj"],
-        },
-        "energy_ratio": energy["ratio"],
-        "provenance": energy["student"]["energy"]["provenance"],
-        "lava_samples": verification["samples"],
-        "mismatches": mismatches,
-        "holds": verification["holds"],
-        "pictures": [str(path) for path in sorted((folder / stages.PICTURES).glob("*.png"))],
-    }
-
-
-def show(folder: Path, *, json: bool) -> bool:
+def print_run(folder: Path, *, json: bool) -> bool:
     """Print a finished run; returns whether its verification holds."""
     with expecting(folder):
-        facts = summary(folder)
+        facts = report(folder)
     if json:
         print(json_module.dumps(facts, indent=2))
         return bool(facts["holds"])

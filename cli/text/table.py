@@ -10,10 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from knarr.pipeline import OTHER_DATA, ConfidenceInterval, PublishedCell
 from knarr.pipeline.many.grid_summary import GridTable, Rate, RowSummary
 from knarr.pipeline.many.table_costs import Costs
-from knarr.pipeline.measures import ConfidenceInterval
-from knarr.pipeline.published import OTHER_DATA, PublishedCell
 
 OTHER_PROTOCOL: Final = "**"
 PARTIAL: Final = "~"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -10,11 +11,28 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from knarr.cli.output import make_console
+from knarr.pipeline import divergence_text, expecting, json_text, read_json
+
 MEANING = {"=": "must be equal", "~": "measured: the chip rounds where floats do not"}
 
 
-def print_verification(result: dict[str, Any], console: Console) -> None:
-    """Print what `Verification.to_json` gives, read back from JSON or not."""
+def print_verification_file(path: Path, *, json: bool) -> bool:
+    """Print a run's verification.json; returns whether it holds."""
+    with expecting(path):
+        return print_verification(read_json(path), json=json)
+
+
+def print_verification(result: dict[str, Any], *, json: bool) -> bool:
+    """Print what `Verification.to_json` gives, read back from JSON or not; returns whether it holds."""
+    if json:
+        print(json_text(result))
+    else:
+        _print_tables(result, make_console())
+    return bool(result["holds"])
+
+
+def _print_tables(result: dict[str, Any], console: Console) -> None:
     console.print(
         f"{result['samples']} samples, {result['timesteps']} time steps; spikes also as a share of neurons and steps"
     )
@@ -103,40 +121,6 @@ def _decision_table(result: dict[str, Any]) -> Table:
     )
     table.add_row(f"unlike {next(iter(result['decisions']))}", *(str(n) for n in differing))
     return table
-
-
-def divergence_text(row: dict[str, Any]) -> str:
-    """Where a row's stages part first, and what each had there."""
-    first = row["first"]
-    names = row["pair"].split()[0], row["pair"].split()[2]
-    index = (
-        "(" + ", ".join(str(i) for i in first["index"]) + ")"
-        if len(first["index"]) > 1
-        else first["index"][0]
-    )
-    sides = (
-        _side(name, row["what"], first[key])
-        for name, key in zip(names, ("left", "right"), strict=True)
-    )
-    return (
-        f"{row['layer']} {row['what']}: sample {first['sample']}, step {first['timestep']}, neuron {index}: "
-        + "; ".join(sides)
-    )
-
-
-def _side(stage: str, what: str, side: dict[str, Any]) -> str:
-    if what != "spikes":
-        return f"{stage} {what} {_number(side['value'])}"
-    text = f"{stage} {'fires' if side['value'] else 'is silent'}"
-    if side["v_reached"] is not None:
-        text += f" at v {_number(side['v_reached'])}"
-    if side["threshold"] is not None:
-        text += f", threshold {_number(side['threshold'])}"
-    return text + ("" if side["u"] is None else f", u {_number(side['u'])}")
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
 def fault_texts(result: dict[str, Any]) -> list[str]:

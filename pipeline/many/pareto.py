@@ -13,19 +13,20 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from rich.table import Table
 
-from knarr.cli import output as progress
-from knarr.cli.output import json_text, make_console, read_json
+from knarr.cli.output import make_console, show_progress
 from knarr.deploy import DeployError, read_net
 from knarr.files import write_atomic
 from knarr.hw_sim import ChipError, count_events, price, simulate
-from knarr.pipeline import chip_stage, stages
-from knarr.pipeline import run as locks
-from knarr.pipeline.energy import Pricing
+from knarr.pipeline import stages
+from knarr.pipeline.energy_facts import Pricing
+from knarr.pipeline.files import json_text, read_json
 from knarr.pipeline.many.sweep import run_sweep
 from knarr.pipeline.many.sweep_file import Sweep, SweepSettings
 from knarr.pipeline.many.sweep_space import Choices, Space
 from knarr.pipeline.many.sweep_worker import Report
-from knarr.train import Recipe, RecipeError, open_run, read_run, student_predictions
+from knarr.pipeline.progress import Progress
+from knarr.pipeline.run_folder import FITTED, LOWERED, NET, Run, claim_folder, open_run, read_run, release
+from knarr.train import Recipe, RecipeError, student_predictions
 from knarr.train.recipe import load_recipe, parse_setting, with_settings
 from knarr.train.settings import ChipSettings, SettingsError
 from knarr.train.systems.registry import check_networks
@@ -64,15 +65,15 @@ class Point:
 class Trials:
     """The objective of the study: a trial is a run that shares the float run's teacher, student and graph."""
 
-    def __init__(self, base: stages.Run, root: Path) -> None:
+    def __init__(self, base: Run, root: Path) -> None:
         self.base, self.root = base, root
 
     def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
         base = self.base
-        open_run(recipe, base.data, self.root, folder)
-        run = chip_stage.fork_run(base, recipe, folder)
-        if run.has(stages.LOWERED):
-            read_net(run.path(stages.LOWERED))  # a damaged file can be cured and is no result
+        claim_folder(recipe, base.data, self.root, folder)
+        run = stages.fork_run(base, recipe, folder)
+        if run.has(LOWERED):
+            read_net(run.path(LOWERED))  # a damaged file can be cured and is no result
         try:
             stages.deploy(run)
         except (DeployError, ChipError) as error:
@@ -117,13 +118,17 @@ def pareto(
             "nothing can be chosen; set fit.select to last or val"
         )
     folder = out if out is not None else Path("runs") / f"pareto-{recipe.name}"
-    base = stages.begin(
-        recipe.model_copy(update={"chip": None}), data, folder / FLOAT, folder.parent / "data"
+    base = open_run(
+        recipe.model_copy(update={"chip": None}),
+        folder / FLOAT,
+        data=data,
+        cache=folder.parent / "data",
+        on_progress=show_progress,
     )
     check_networks(recipe.model_copy(update={"chip": recipe.chip or ChipSettings()}), base.data)
     stages.train(base)
     stages.export(base)
-    locks.release(base.folder)
+    release(base.folder)
     length = base.data.test.chip_inputs(np.arange(1)).shape[1]
     wanted = steps or sorted({length, max(1, length // 2)}, reverse=True)
     # All steps are no setting: some losses take nothing else.
@@ -137,7 +142,7 @@ def pareto(
         folder,
         data_sha256=base.data.fingerprint,
         same_data=base.data.is_of,
-        progress=progress.say,
+        progress=lambda text: show_progress(Progress(text)),
     )
     points = fronted(
         [
@@ -227,22 +232,22 @@ def _sweep(
     return Sweep(settings, made, math.prod(map(len, (bits, steps, goals))))
 
 
-def _of_float(base: stages.Run) -> dict[str, int]:
+def _of_float(base: Run) -> dict[str, int]:
     """How many of the validation clips the float student decides rightly."""
     train, (_, chosen) = base.data.train, train_validation_split(base.recipe, base.data)
     seen = student_predictions(base.recipe, base.networks()[1], train, chosen)
     return {"clips": len(chosen), "correct": int((seen == train.labels[chosen]).sum())}
 
 
-def _measured(run: stages.Run) -> dict[str, Any]:
+def _measured(run: Run) -> dict[str, Any]:
     """Accuracy on validation and test clips, and what an inference on the former costs."""
-    fitted = read_json(run.path(chip_stage.FITTED))
-    network = read_net(run.path(stages.NET))
+    fitted = read_json(run.path(FITTED))
+    network = read_net(run.path(NET))
     _, chosen = train_validation_split(run.recipe, run.data)
     inputs = run.on_chip(run.data.train).chip_inputs(chosen)
     counts = count_events(network, inputs, simulate(network, inputs, record=("output", "spikes")))
     test = run.data.test
-    right = int((chip_stage.decided(run, network, test) == test.labels).sum())
+    right = int((stages.decided(run, network, test) == test.labels).sum())
     energy = {}
     for model, profile in _pairs():
         priced = price(counts, profile, model=model, options=Pricing().options)

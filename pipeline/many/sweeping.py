@@ -11,16 +11,18 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from rich.table import Table
 
-from knarr.cli import output as progress
-from knarr.cli.output import json_text, make_console
+from knarr.cli.output import make_console, show_progress
 from knarr.files import write_atomic
 from knarr.pipeline.many.sweep import Result, SweepTrial, run_sweep
 from knarr.pipeline.many.sweep_file import load_sweep
 from knarr.pipeline.many.sweep_worker import Report
 from knarr.pipeline.many.validation import ValidationSet, validation_set_of
-from knarr.pipeline.run import made
+from knarr.pipeline.files import json_text
+from knarr.pipeline.fit_progress import FitProgress
+from knarr.pipeline.progress import Progress, counter
+from knarr.pipeline.run_folder import claim_folder, generated_data
 from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
-from knarr.train import Recipe, RunData, load_data, open_run, train_student
+from knarr.train import Recipe, RunData, load_data, train_student
 from knarr.train.fitting.files import METRICS, read_rows
 from knarr.train.settings import SettingsError
 from knarr.train.systems.registry import check_networks
@@ -47,7 +49,9 @@ def sweep(
     fitting = Fitting(data, folder, loaded.settings.metric)
     _, found = fitting.data_of(loaded.recipe)
     fitting.judged = validation_set_of(loaded.recipe, found)
-    progress.say(f"Data: {len(found.train.labels)} clips to train and validate on")
+    show_progress(
+        Progress(f"Data: {len(found.train.labels)} clips to train and validate on")
+    )
     result = run_sweep(
         loaded,
         fitting,
@@ -55,7 +59,7 @@ def sweep(
         storage=storage,
         data_sha256=found.fingerprint,
         same_data=found.is_of,
-        progress=progress.say,
+        progress=lambda text: show_progress(Progress(text)),
     )
     files = _write(result, folder)
     if json:
@@ -93,8 +97,8 @@ class Fitting:
     def data_of(self, recipe: Recipe) -> tuple[Path, RunData]:
         """A recipe's data and their folder; generated when they are not there."""
         cache = self.out.parent / "data"
-        root = made(recipe, cache) if self.data is None else self.data
-        return root, load_data(recipe, root, cache=cache, progress=progress.counter("samples read"))
+        root = generated_data(recipe, cache, show_progress) if self.data is None else self.data
+        return root, load_data(recipe, root, cache=cache, progress=counter(show_progress, "samples read"))
 
 
 def fit_and_score(
@@ -120,11 +124,11 @@ def fit_and_score(
         teachers: folder of finished teachers.
     """
     check_networks(recipe, data)
-    open_run(recipe, data, root, folder)
-    teacher = shared_teacher(recipe, data, folder, teachers, progress.training("teacher"))
+    claim_folder(recipe, data, root, folder)
+    teacher = shared_teacher(recipe, data, folder, teachers, (FitProgress(show_progress, "teacher"),))
     # Of several processes the first is a fork; it must not write to the study in its parent's name.
     reports = (_Reports(report, metric),) if recipe.student.fit.processes == 1 else ()
-    train_student(recipe, data, teacher, folder, (*progress.training("student"), *reports))
+    train_student(recipe, data, teacher, folder, (FitProgress(show_progress, "student"), *reports))
     rows = [row for row in read_rows(folder / METRICS) if row["stage"] == "student"]
     return score(rows, metric, recipe.student.fit.select)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knarr.cli.output import expecting, read_json
 from knarr.pipeline.evaluation import Network
+from knarr.pipeline.files import expecting, read_json
 
 
 @dataclass(frozen=True)

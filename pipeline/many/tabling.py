@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from knarr.cli import output as progress
-from knarr.cli.output import json_text, make_console
+from knarr.cli.output import make_console, show_progress
 from knarr.cli.text.table import print_table, table_json
 from knarr.pipeline.evaluation_file import EVALUATION, RunEvaluation, read
 from knarr.pipeline.many.grid import GridCell, GridError, RunGrid, expand, load_grid, row_folder
 from knarr.pipeline.many.grid_rows import Planned
 from knarr.pipeline.many.grid_summary import summarise
+from knarr.pipeline.files import json_text
 from knarr.pipeline.many.table_costs import Costs, mean_costs, read_costs
+from knarr.pipeline.progress import Progress
+from knarr.pipeline.run_folder import read_run
 from knarr.train.settings import Recipe
-from knarr.train.train import read_run
 
 ENERGY = "energy.json"
 
@@ -70,8 +71,8 @@ def table(
     for row in grid.planned() if fit else ():
         if row.runs_of is None and all(cell.row != row.name for cell in cells):
             own = _data(data, row.data)
-            progress.say(
-                f"Row '{row.name}': no data at {own or '--data'} say how many folds it has; left out"
+            show_progress(
+                Progress(f"Row '{row.name}': no data at {own or '--data'} say how many folds it has; left out")
             )
     results: list[tuple[GridCell, RunEvaluation | None]] = []
     for number, cell in enumerate(cells, start=1):
@@ -79,11 +80,11 @@ def table(
         if fit and not (folder / EVALUATION).is_file():
             own = _data(data, cell.data)
             if cell.data is not None and (own is None or not own.is_dir()):
-                progress.say(
-                    f"Run {number} of {len(cells)}: {cell.folder}: no data at {own or '--data'}; left out"
+                show_progress(
+                    Progress(f"Run {number} of {len(cells)}: {cell.folder}: no data at {own or '--data'}; left out")
                 )
             else:
-                progress.say(f"Run {number} of {len(cells)}: {cell.folder}")
+                show_progress(Progress(f"Run {number} of {len(cells)}: {cell.folder}"))
                 fit_and_evaluate(cell.recipe, own, folder)
         results.append((cell, _finished(cell, folder)))
     summary = summarise(grid, results)

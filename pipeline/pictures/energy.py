@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 STUDENT, BASELINE = "tab:red", "tab:gray"
 
 
-def draw(facts: dict[str, Any]) -> Figure:
+def draw_energy(facts: dict[str, Any]) -> Figure:
     """Layers of both networks above, models below; of what `energy_facts` gives."""
     both = (("baseline", BASELINE), ("student", STUDENT))
     # Under a chip's prices the baseline has no energy of its own.
@@ -37,14 +36,6 @@ def draw(facts: dict[str, Any]) -> Figure:
         )
     _models(figure.add_subplot(grid[1, :]), facts["models"])
     return figure
-
-
-def png(facts: dict[str, Any]) -> bytes:
-    """The picture as a PNG file."""
-    figure, buffer = draw(facts), io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
 
 
 def _layers(axes: Axes, energy: dict[str, Any], side: str, colour: str, largest: float) -> None:

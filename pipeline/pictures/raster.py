@@ -14,7 +14,7 @@ ROWS, COLUMNS = 250, 1000
 """Of a layer's image; where there are more neurons or steps, a pixel is the share of them that fired."""
 
 
-def draw(
+def draw_raster(
     spikes: Mapping[str, npt.NDArray[Any]],
     readout: npt.NDArray[np.int64] | None,
     dt_s: float | None,

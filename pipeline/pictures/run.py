@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 
-from knarr.cli.output import expecting, read_json
-from knarr.files import write_atomic
 from knarr.hw_sim import load_recording
-from knarr.pipeline.pictures import energy as energy_picture
-from knarr.pipeline.pictures import raster as raster_picture
-from knarr.pipeline.pictures import samples as sample_picture
-from knarr.pipeline.pictures import verification as verification_picture
+from knarr.pipeline.files import expecting, read_json, write_png
+from knarr.pipeline.pictures.energy import draw_energy
+from knarr.pipeline.pictures.raster import draw_raster
+from knarr.pipeline.pictures.samples import draw_samples
+from knarr.pipeline.pictures.verification import draw_verification
 
 mpl.use("Agg")
 
@@ -23,7 +21,7 @@ from matplotlib import pyplot as plt
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from knarr.pipeline.stages import Run
+    from knarr.pipeline.run_folder import Run
 
 SHOWN_SAMPLES = 4
 
@@ -40,17 +38,15 @@ def draw_all(run: Run) -> None:
             _save(run, name, draw(run))
 
 
-def draw_verification(run: Run) -> None:
+def redraw_verification(run: Run) -> None:
     """verification.png anew."""
     _save(run, "verification", _verification(run))
 
 
 def _save(run: Run, name: str, figure: Figure) -> None:
     run.path("pictures").mkdir(exist_ok=True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    write_png(run.path("pictures") / f"{name}.png", figure)
     plt.close(figure)
-    write_atomic(run.path("pictures") / f"{name}.png", buffer.getvalue())
 
 
 def _samples(run: Run) -> Figure:
@@ -59,7 +55,7 @@ def _samples(run: Run) -> Figure:
     classes = np.unique(labels)[:SHOWN_SAMPLES]
     chosen = np.array([int(np.argmax(labels == label)) for label in classes])
     batch = run.data.test.batch(chosen, None)
-    return sample_picture.draw(
+    return draw_samples(
         [part.numpy() for part in batch.teacher_inputs],
         run.on_chip(run.data.test).chip_inputs(chosen),
         [run.data.class_names[label] for label in classes],
@@ -74,7 +70,7 @@ def _raster(run: Run) -> Figure:
     recording = load_recording(run.path("recording.npz"))
     layers = {name: spikes[0] for name, spikes in recording.spikes.items() if spikes.any()}
     label = run.data.class_names[int(run.data.test.labels[0])]
-    return raster_picture.draw(
+    return draw_raster(
         {"input": run.on_chip(run.data.test).chip_inputs(np.array([0]))[0], **layers},
         recording.output[0],
         run.recipe.data.dt_s,
@@ -87,11 +83,11 @@ def _energy(run: Run) -> Figure:
     """Energy of each layer of both networks, and the models beside each other."""
     path = run.path("energy.json")
     with expecting(path):
-        return energy_picture.draw(read_json(path))
+        return draw_energy(read_json(path))
 
 
 def _verification(run: Run) -> Figure:
     """Where float and chip part."""
     path = run.path("verification.json")
     with expecting(path):
-        return verification_picture.draw(read_json(path))
+        return draw_verification(read_json(path))

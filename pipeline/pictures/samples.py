@@ -14,7 +14,7 @@ ON_COLOUR, OFF_COLOUR = np.array([0.85, 0.2, 0.1]), np.array([0.1, 0.35, 0.85])
 Array = npt.NDArray[Any]
 
 
-def draw(
+def draw_samples(
     teacher: Sequence[Array],
     student: Array,
     names: Sequence[str],

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from knarr.cli.text.verification import divergence_text
+from knarr.pipeline.run_report import divergence_text
 
 LEFT_COLOUR, RIGHT_COLOUR, CIRCLE_COLOUR = "tab:blue", "tab:orange", "black"
 SHOWN_STEPS, SHOWN_BARS = 120, 60
 
 
-def draw(result: dict[str, Any]) -> Figure:
+def draw_verification(result: dict[str, Any]) -> Figure:
     """Draw what `Verification.to_json` gives.
 
     Top: the share of spikes that differ, per layer and over time, between floats and the chip (between simulator and Lava

@@ -7,12 +7,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from knarr.pipeline.pictures.samples import OFF_COLOUR, ON_COLOUR, draw
+from knarr.pipeline.pictures.samples import OFF_COLOUR, ON_COLOUR, draw_samples
 
 
 def pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    canvas.draw_samples()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
@@ -25,12 +25,12 @@ def test_events_are_red_and_blue() -> None:
     student[:, :, 0, :5] = 1
     student[:, :, 1, 5:7] = 1
     teacher = [np.zeros((1, 3, 10, 10), np.float32)]
-    shown = draw(teacher, student, ["a"], 0.01)
+    shown = draw_samples(teacher, student, ["a"], 0.01)
     # half of the picture ON, a fifth of it OFF
     assert share(shown, ON_COLOUR) == pytest.approx(
         2.5 * share(shown, OFF_COLOUR), rel=0.1
     )  # edges are blended
-    swapped = draw(teacher, student, ["a"], 0.01, on_channel=1)
+    swapped = draw_samples(teacher, student, ["a"], 0.01, on_channel=1)
     assert share(swapped, ON_COLOUR) < share(swapped, OFF_COLOUR)
 
 
@@ -46,7 +46,7 @@ def test_events_are_red_and_blue() -> None:
 )
 def test_every_kind_of_input(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
-    shown = draw(
+    shown = draw_samples(
         [rng.random(teacher)],
         rng.integers(0, 256, student, dtype=np.uint8),
         ["calm", "stress"],

@@ -12,24 +12,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from knarr.cli.output import make_console
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
 from knarr.hw_sim import (
+    LEVELS,
     ChipError,
     ChipNetwork,
     Dense,
+    FastEngine,
     InputCoding,
     Neuron,
     Readout,
+    TorchEngine,
+    choose,
     compare,
+    cores,
     simulate,
 )
-from knarr.hw_sim.engines.base import cores
-from knarr.hw_sim.engines.native import LEVELS, FastEngine
-from knarr.hw_sim.engines.torch import TorchEngine
-from knarr.hw_sim.simulation import choose
 
 LAVA_LIMIT_S = 120.0
 
@@ -57,7 +58,7 @@ def examine() -> list[Finding]:
     ]
 
 
-def show(*, json: bool) -> bool:
+def print_findings(*, json: bool) -> bool:
     """Print the findings; returns whether everything that is needed works."""
     findings = examine()
     if json:
@@ -70,7 +71,7 @@ def show(*, json: bool) -> bool:
         for finding in findings:
             works = "yes" if finding.works else ("NO" if finding.needed else "no")
             table.add_row(finding.backend, works, finding.note)
-        Console(highlight=False, width=100).print(table)
+        make_console().print(table)
     return all(finding.works for finding in findings if finding.needed)
 
 

@@ -1,0 +1,127 @@
+"""Things that a user names: arrays read without trust, modules, and outputs kept apart from inputs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from knarr.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MAPPED_BYTES = 2**26
+"""Larger files are mapped, so that only what is looked at comes into memory."""
+
+
+def keep_apart(out: Path | None, *inputs: Path | None) -> None:
+    """Refuse to write over what is read, or over the file of facts beside it.
+
+    Raises:
+        UsageError: `out` is one of the inputs.
+    """
+    if out is None:
+        return
+    mine = {path.resolve() for path in (out, out.with_name(f"{out.name}.json"))}
+    for path in inputs:
+        if path is None:
+            continue
+        theirs = {path.resolve(), path.with_name(f"{path.name}.json").resolve()}
+        if mine & theirs:
+            raise UsageError(f"{out}: is read as {path}; give another name to write to")
+
+
+def read_array(path: Path) -> np.ndarray[Any, Any]:
+    """Read an array of numbers from a .npy file; nothing is unpickled.
+
+    Raises:
+        UsageError: No such file, or something else in it.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; save integers with numpy.save")
+    mode = "r" if path.stat().st_size > MAPPED_BYTES else None
+    try:
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UsageError(
+            f"{path}: not a .npy array of numbers ({error}); save one with numpy.save"
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise UsageError(f"{path}: holds several arrays; save one with numpy.save")
+    return array
+
+
+def read_labels(path: Path | None) -> np.ndarray[Any, Any] | None:
+    """Read the class of each sample; None where no file is named.
+
+    Raises:
+        UsageError: No (samples,) integers.
+    """
+    if path is None:
+        return None
+    labels = read_array(path)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UsageError(
+            f"{path}: labels are (samples,) integers, these are {labels.dtype} {labels.shape}"
+        )
+    return labels
+
+
+def time_step(named: object, given: float | None, path: Path) -> float:
+    """Return the time step of a graph, seconds.
+
+    Args:
+        named: What the graph's own file says; anything but a float says nothing.
+        given: What the user says, which goes first; None for nothing.
+        path: The file, for the error.
+
+    Raises:
+        UsageError: Neither says it.
+    """
+    step = named if given is None else given
+    if not isinstance(step, (float, np.floating)):
+        raise UsageError(f"{path}: names no time step; give --dt in seconds")
+    return float(step)
+
+
+def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
+    """Make a user's own module.
+
+    Args:
+        factory: "package.module:function" of a function without arguments; the current folder is
+            looked in first.
+        checkpoint: safetensors file of exactly the module's state; None keeps what the factory made.
+
+    Raises:
+        UsageError: It cannot be imported or called, or gives something else than a torch module.
+        RecipeError: The checkpoint does not fit.
+    """
+    from torch import nn
+
+    from knarr.train import load_weights
+
+    where, _, name = factory.partition(":")
+    if not where or not name:
+        raise UsageError(f"'{factory}': write package.module:factory, such as mystudent:build")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = getattr(importlib.import_module(where), name)()
+    except Exception as error:  # the user's own code may raise anything
+        raise UsageError(
+            f"'{factory}': cannot be made ({type(error).__name__}: {error}); see that it imports"
+        ) from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"'{factory}': gives {type(module).__name__}, needs a torch module; return the network"
+        )
+    module.eval()
+    if checkpoint is not None:
+        load_weights(module, checkpoint)
+    return module

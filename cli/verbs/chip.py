@@ -1,0 +1,508 @@
+"""Verbs that run a chip network: simulate, verify."""
+
+from __future__ import annotations
+
+import math
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from knarr.cli.app import (
+    CheckpointOption,
+    ChipName,
+    ChipOption,
+    JsonOption,
+    LabelsOption,
+    TimestepsOption,
+    app,
+    finish,
+    refuse_unrelated_options,
+)
+from knarr.cli.errors import UsageError
+from knarr.cli.files import keep_apart, make_module, read_array, read_labels, time_step
+from knarr.cli.output import show_progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from knarr.hw_sim import ChipNetwork, Recording
+
+SHOWN_DECISIONS = 20
+
+
+class SplitName(str, Enum):
+    """Parts of a run's clips."""
+
+    test = "test"
+    validation = "validation"
+
+
+@app.command(
+    epilog="Example: knarr simulate student.net --data spikes.npy --out recording.npz --record output,spikes,v --picture raster.png"
+)
+def simulate(
+    net: Annotated[Path, typer.Argument(help="netx file, ours or not.", metavar="NET")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            "--inputs",
+            help=".npy file of integers, (samples, timesteps, *features), or of data as the file's "
+            "coding says; or the folder of a run, for its test set.",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Recording to write (.npz).")] = None,
+    record: Annotated[
+        str | None,
+        typer.Option(
+            "--record",
+            help="Contents of the recording: any of output,spikes,u,v. Default: output,spikes.",
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="PNG to draw of one sample's spikes through all layers."),
+    ] = None,
+    sample: Annotated[
+        int, typer.Option("--sample", help="Number of the sample that --picture draws.", min=0)
+    ] = 0,
+    labels: LabelsOption = None,
+    split: Annotated[
+        SplitName,
+        typer.Option(
+            "--split", help="Clips of a run's folder: its test set, or those it validates on."
+        ),
+    ] = SplitName.test,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            help="Engine: auto, fast (compiled), torch (CUDA or CPU), reference or lava.",
+        ),
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", help="Largest number of threads; all cores by default.", min=1
+        ),
+    ] = None,
+    timesteps: TimestepsOption = None,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout", help="Limit of a Lava run, seconds.", min=0.001)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a .net file on the chip simulator, or on Lava itself."""
+    from knarr.cli.text.report import print_facts
+    from knarr.deploy import run_on_lava
+    from knarr.hw_sim import check_inputs, encode, save_recording
+    from knarr.hw_sim import simulate as simulate_network
+    from knarr.pipeline import counter, read_deployable
+
+    wanted = _recorded(record, out)
+    _check_engine(engine, threads, timeout_s)
+    if sample and picture is None:
+        raise UsageError("--sample: names what --picture draws; give that too")
+    keep_apart(out, net, data, labels)
+    keep_apart(picture, net, data, labels, out)
+    if record is not None and out is None:
+        raise UsageError("--record: names what is written; say where with --out")
+    network = read_deployable(net, "simulated")
+    values, classes = _samples(data, labels, split)
+    encoded = encode(network.input, values, timesteps=timesteps)
+    events = check_inputs(network.input, encoded, timesteps)
+    if not 0 <= sample < len(events):
+        raise UsageError(f"--sample: {sample}, there are 0..{len(events) - 1}")
+    if classes is not None and len(classes) != len(events):
+        raise UsageError(f"labels: {len(classes)} for {len(events)} samples; give one each")
+    started = time.perf_counter()
+    if engine == "lava":
+        recording = run_on_lava(
+            net,
+            events,
+            # Lava counts nothing, so that spikes are recorded to be counted.
+            record=tuple(dict.fromkeys((*wanted, "spikes"))),
+            timesteps=timesteps,
+            timeout_s=timeout_s,
+            progress=counter(show_progress, "Lava steps"),
+        )
+    else:
+        recording = simulate_network(
+            network,
+            events,
+            timesteps=timesteps,
+            engine=engine,  # type: ignore[arg-type]
+            record=wanted,
+            threads=threads,
+            progress=counter(show_progress, "samples x steps"),
+        )
+    seconds = time.perf_counter() - started
+    if out is not None:
+        save_recording(recording, out)
+    if picture is not None:
+        _draw(network, events, recording, sample, picture, timesteps)
+    decided = network.readout.decide(recording.output)
+    samples, steps = recording.output.shape[:2]
+    activity = _activity(network, recording)
+    right = None if classes is None else int((decided == classes).sum())
+    facts = {
+        "engine": recording.engine,
+        "samples": samples,
+        "timesteps": steps,
+        "readout": f"{network.readout.kind}, {network.readout.over_time} over time",
+        "spikes": {name: int(counts.sum()) for name, counts in recording.event_counts.items()},
+        "on_the_reference": _slow_layers(network, engine),
+        "activity": activity,
+        "decisions": decided.tolist(),
+        "recording": None if out is None else str(out),
+        "picture": None if picture is None else str(picture),
+        "seconds": round(seconds, 4),
+        "samples_per_second": round(samples / seconds, 2),
+    }
+    if right is not None:
+        facts["right"] = right
+    if not json:
+        # A person reads percent and a few digits, and nothing of what was not asked for.
+        facts |= {
+            "activity": {name: f"{rate:.2%}" for name, rate in activity.items()},
+            "decisions": _shortened(decided),
+            "seconds": f"{seconds:.3g}",
+            "samples_per_second": f"{samples / seconds:,.4g}",
+        }
+        if right is not None:
+            facts["right"] = f"{right} of {samples}"
+        facts = {name: value for name, value in facts.items() if value not in (None, {})}
+    print_facts(facts, json=json)
+
+
+def _recorded(record: str | None, out: Path | None) -> tuple[str, ...]:
+    from knarr.hw_sim import RECORDABLE
+
+    if record is None:
+        return ("output", "spikes") if out is not None else ("output",)
+    names = tuple(name.strip() for name in record.split(","))
+    unknown = [name for name in names if name not in RECORDABLE]
+    if unknown:
+        raise UsageError(f"--record: unknown {unknown}, choose from {', '.join(RECORDABLE)}")
+    return names
+
+
+def _check_engine(engine: str, threads: int | None, timeout_s: float | None) -> None:
+    from knarr.hw_sim import ENGINES
+
+    if engine not in (*ENGINES, "lava"):
+        raise UsageError(
+            f"--engine: '{engine}' does not exist, choose {', '.join(ENGINES)} or lava"
+        )
+    if engine == "lava" and threads is not None:
+        raise UsageError(
+            "--threads: goes with the simulator's engines, Lava starts processes of its own"
+        )
+    if engine != "lava" and timeout_s is not None:
+        raise UsageError("--timeout: goes with --engine lava, the simulator stops at Ctrl-C")
+
+
+def _samples(
+    data: Path, labels: Path | None, split: SplitName
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """Return the inputs, and the class of each where one is known."""
+    classes = read_labels(labels)
+    if not data.is_dir():
+        if split is not SplitName.test:
+            raise UsageError(
+                f"--split: {split.value} of a run; {data} is a file, give a run folder as --data"
+            )
+        return read_array(data), classes
+    from knarr.pipeline import chip_samples, reopen
+
+    inputs, its_labels = chip_samples(reopen(data, on_progress=show_progress), split.value)
+    return inputs, its_labels if classes is None else classes
+
+
+def _slow_layers(network: ChipNetwork, engine: str) -> dict[str, str]:
+    """Return the layers that a fast engine leaves to the reference, and why: they take a thousand times as long."""
+    from knarr.hw_sim import choose, plans
+
+    if engine in ("lava", "reference"):
+        return {}
+    found = zip(network.layers, plans(network, choose(engine)), strict=True)
+    return {layer.name: plan for layer, plan in found if isinstance(plan, str)}
+
+
+def _activity(network: ChipNetwork, recording: Recording) -> dict[str, float]:
+    """Return the spikes per neuron and step of every layer."""
+    neurons = {layer.name: math.prod(layer.output_shape) for layer in network.layers}
+    return {
+        name: round(float(counts.mean()) / neurons[name], 6)
+        for name, counts in recording.event_counts.items()
+        if name in neurons
+    }
+
+
+def _shortened(decided: npt.NDArray[np.int64]) -> str:
+    shown = ", ".join(str(int(decision)) for decision in decided[:SHOWN_DECISIONS])
+    if len(decided) <= SHOWN_DECISIONS:
+        return shown
+    return f"{shown}, ... ({len(decided):,} in all: --json)"
+
+
+def _draw(
+    network: ChipNetwork,
+    events: npt.NDArray[Any],
+    recording: Recording,
+    sample: int,
+    picture: Path,
+    timesteps: int | None,
+) -> None:
+    from knarr.hw_sim import simulate as simulate_network
+    from knarr.pipeline import draw_raster, write_png
+
+    one = events[sample : sample + 1]
+    if recording.spikes:
+        spikes = {name: array[sample] for name, array in recording.spikes.items()}
+    else:  # of this sample alone, whatever the others would need
+        again = simulate_network(network, one, timesteps=timesteps, record=("spikes",))
+        spikes = {name: array[0] for name, array in again.spikes.items()}
+    silent = {layer.name for layer in network.layers if not layer.neuron.spikes}
+    spikes = {name: values for name, values in spikes.items() if name not in silent}
+    if network.input.neuron is None:
+        spikes = {"input": one[0], **spikes}
+    readout = recording.output[sample] if network.readout.kind == "voltage" else None
+    title = f"Sample {sample} on the chip"
+    write_png(picture, draw_raster(spikes, readout, network.dt_s, title))
+
+
+@app.command(
+    epilog="Example: knarr verify runs/nmnist --samples 20; knarr verify student.nir --module mystudent:build; "
+    "knarr verify student.net --graph student.nir --inputs spikes.npy"
+)
+def verify(
+    context: typer.Context,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a run, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net"
+        ),
+    ],
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", help="Number of test samples to run on Lava (RUN).", min=1),
+    ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option(
+            "--module",
+            help="package.module:factory of a module to compare with (FILE.nir; FILE.net with --graph).",
+        ),
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option("--graph", help=".nir file that the network was lowered from (FILE.net)."),
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--inputs", help=".npy file of samples; with FILE.net they run on Lava as well."
+        ),
+    ] = None,
+    labels: LabelsOption = None,
+    timesteps: TimestepsOption = None,
+    dt_s: Annotated[
+        float | None,
+        typer.Option(
+            "--dt", help="Time step, seconds; the certificate's when left out (FILE.nir)."
+        ),
+    ] = None,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option("--timeout", help="Limit of a Lava run, seconds (FILE.net).", min=0.001),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture", help="PNG to draw of where the stages part (FILE.net with --inputs)."
+        ),
+    ] = None,
+    chip: ChipOption = ChipName.loihi2,
+    json: JsonOption = False,
+) -> None:
+    """Compare Norse, NIR, the chip simulator and Lava, layer by layer; or check one file. Exit 1 when it fails.
+
+    A FILE.net without --inputs is checked against the chip's rules and placed on its cores.
+    """
+    from knarr import pipeline
+    from knarr.cli.text.deployment import print_net
+    from knarr.cli.text.verification import print_verification, print_verification_file
+
+    if source.suffix == ".nir" and not source.is_dir():
+        refuse_unrelated_options(context, "a .nir file", {"module", "checkpoint", "inputs", "dt_s"})
+        finish(_verify_graph(source, module, checkpoint, inputs, dt_s, json=json))
+    elif source.suffix != ".net" or source.is_dir():
+        refuse_unrelated_options(context, "a run", {"samples"})
+        run = pipeline.reopen(source, on_progress=show_progress)
+        pipeline.verify(run, samples=samples, again=True)
+        finish(print_verification_file(source / pipeline.VERIFICATION, json=json))
+    elif inputs is None:
+        refuse_unrelated_options(context, "a .net file", {*_OF_NET, "chip"})
+        refuse_unrelated_options(context, "a .net file without --inputs", {"chip"})
+        finish(print_net(source, chip.value, json=json))
+    else:
+        refuse_unrelated_options(context, "a .net file", {*_OF_NET, "chip"})
+        result = _verify_net(
+            source, inputs, graph, module, checkpoint, labels, dt_s, timesteps, timeout_s, picture
+        )
+        finish(print_verification(result, json=json))
+
+
+_OF_NET = (
+    "module",
+    "checkpoint",
+    "graph",
+    "inputs",
+    "labels",
+    "timesteps",
+    "dt_s",
+    "timeout_s",
+    "picture",
+)
+
+
+def _verify_net(
+    net: Path,
+    inputs: Path,
+    graph: Path | None,
+    factory: str | None,
+    checkpoint: Path | None,
+    labels: Path | None,
+    dt_s: float | None,
+    timesteps: int | None,
+    timeout_s: float | None,
+    picture: Path | None,
+) -> dict[str, Any]:
+    """Compare the simulator with Lava, and with a graph also NIR and Norse."""
+    from knarr.deploy import read_net, verify_network
+    from knarr.deploy import verify as verify_stages
+    from knarr.export import read
+    from knarr.hw_sim import encode
+    from knarr.pipeline import counter, draw_verification, write_png
+
+    if graph is None and any(option is not None for option in (factory, checkpoint, labels, dt_s)):
+        raise UsageError(
+            f"{net}: --module, --checkpoint, --labels and --dt go with --graph, the .nir file it was lowered from"
+        )
+    if factory is None and checkpoint is not None:
+        raise UsageError(f"{checkpoint}: a checkpoint goes with --module package.module:factory")
+    keep_apart(picture, net, inputs, graph, labels, checkpoint)
+    network = read_net(net)
+    events = encode(network.input, read_array(inputs), timesteps=timesteps)
+    show = counter(show_progress, "Lava steps")
+    if graph is None:
+        result = verify_network(
+            net, events, timesteps=timesteps, timeout_s=timeout_s, progress=show
+        )
+    else:
+        step_s = time_step(network.dt_s, dt_s, net)
+        result = verify_stages(
+            read(graph),
+            net,
+            events,
+            step_s,
+            module=None if factory is None else make_module(factory, checkpoint),
+            labels=None if labels is None else read_array(labels),
+            timeout_s=timeout_s,
+            progress=show,
+        )
+    facts = result.to_json()
+    if picture is not None:
+        write_png(picture, draw_verification(facts))
+    return facts
+
+
+def _verify_graph(
+    path: Path,
+    factory: str | None,
+    checkpoint: Path | None,
+    samples: Path | None,
+    dt_s: float | None,
+    *,
+    json: bool,
+) -> bool:
+    """Print what a .nir file holds, and return whether it is proved to be what was certified.
+
+    Without a module the spikes that the certificate promises on its replay inputs are stepped
+    again. With one, the graph is compared with the live module, spike for spike.
+    """
+    from knarr.cli.text.graph import describe_nodes
+    from knarr.cli.text.report import print_facts
+    from knarr.export import (
+        FILLED,
+        Certificate,
+        CertificateError,
+        certify,
+        graph_hash,
+        graph_input_shape,
+        read,
+        replay_inputs,
+        replay_sha256,
+        step_nir,
+    )
+
+    if factory is None and (checkpoint is not None or samples is not None or dt_s is not None):
+        raise UsageError(
+            "--checkpoint, --inputs and --dt go with --module; without it the certificate is replayed"
+        )
+    graph = read(path)
+    facts: dict[str, Any] = {
+        "file": str(path),
+        "nodes": describe_nodes(graph),
+        "graph_hash": graph_hash(graph),
+    }
+    filled = str(graph.metadata.get(FILLED, ""))
+    if filled:
+        facts["filled_in"] = filled.splitlines()
+    certificate, sidecar = None, path.with_name(f"{path.name}.json")
+    if sidecar.is_file():
+        certificate = Certificate.from_json(sidecar.read_bytes().decode("utf-8", "replace"))
+    holds = False
+    if factory is not None:
+        named = graph.metadata.get("dt_s") if certificate is None else certificate.dt_s
+        step_s = time_step(named, dt_s, path)
+        live = make_module(factory, checkpoint)
+        shape = graph_input_shape(graph)
+        inputs = replay_inputs(shape) if samples is None else read_array(samples)
+        facts["compared_with"] = factory
+        try:
+            proof = certify(live, graph, inputs, step_s)
+        except CertificateError as error:
+            facts["first_difference"] = str(error)
+        else:
+            facts |= {"decisions": proof.decisions, "differing": 0, "spikes": proof.spikes}
+            facts["margin_v"], holds = proof.margin_v, True
+    elif certificate is None:
+        facts["certificate"] = (
+            f"none beside it ({sidecar.name}); give --module to compare it with the network it came from"
+        )
+    elif certificate.graph_hash != graph_hash(graph):
+        facts["certificate"] = "of another graph: its hash differs; export the module again"
+    else:
+        trace = step_nir(graph, replay_inputs(graph_input_shape(graph)), certificate.dt_s)
+        holds = replay_sha256(trace) == certificate.replay_sha256
+        verdict = "as certified"
+        if not holds:
+            verdict = "not those that were certified: this machine steps the graph otherwise"
+        spikes = sum(int(fired.sum()) for fired in trace.spikes.values())
+        facts |= {
+            "certificate": "of this graph",
+            "certified_decisions": certificate.decisions,
+            "margin_v": certificate.margin_v,
+            "rewrites": certificate.rewrites,
+            "replay": f"{spikes:,} spikes, {verdict}",
+        }
+    facts["holds"] = holds
+    print_facts(facts, json=json)
+    return holds

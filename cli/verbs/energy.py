@@ -1,0 +1,321 @@
+"""The verb that says what an inference costs."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from knarr.cli.app import JsonOption, LabelsOption, OverTime, app
+from knarr.cli.errors import UsageError
+from knarr.cli.files import keep_apart, read_array, time_step
+from knarr.cli.output import show_progress
+
+if TYPE_CHECKING:
+    import nir
+    import numpy.typing as npt
+
+    from knarr.hw_sim import ChipNetwork
+
+
+class Pooling(str, Enum):
+    """Ways of counting pools: folded into synapses, or as they are."""
+
+    folded = "folded"
+    float = "float"
+
+
+class EnergyModel(str, Enum):
+    """Models that turn counts into joules."""
+
+    paper = "paper"
+    memory = "memory"
+    chip = "chip"
+
+
+@app.command(
+    epilog="Example: knarr energy student.nir --data spikes.npy --baseline teacher.onnx --picture energy.png; "
+    "knarr energy runs/nmnist; knarr energy runs/nmnist --profile horowitz_int8"
+)
+def energy(
+    context: typer.Context,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a run, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net"
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help=".npy file of (samples, timesteps, *features), or the folder of a run (files).",
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="ONNX file to compare with (files).")
+    ] = None,
+    baseline_data: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline-data",
+            help=".npy file of the baseline's inputs, whose zeros skipped are counted too (files).",
+        ),
+    ] = None,
+    labels: LabelsOption = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            help="Prices: the name of a profile, or a .toml file; 45 nm and Loihi 1 when left out.",
+        ),
+    ] = None,
+    model: Annotated[
+        EnergyModel | None,
+        typer.Option("--model", help="Model of energy; all that have prices when left out."),
+    ] = None,
+    dt_s: Annotated[
+        float | None,
+        typer.Option("--dt", help="Time step of a .nir file, seconds; its own when left out."),
+    ] = None,
+    over_time: Annotated[
+        OverTime,
+        typer.Option(
+            "--over-time", help="Way in which the outputs of all steps of a .nir file become a score."
+        ),
+    ] = OverTime.sum,
+    votes: Annotated[
+        int, typer.Option("--votes", help="Number of outputs per class of a .nir file.", min=1)
+    ] = 1,
+    pooling: Annotated[
+        Pooling,
+        typer.Option(
+            "--pooling", help="Pools of a .nir file: folded into synapses, or as they are."
+        ),
+    ] = Pooling.folded,
+    word_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--word-bits",
+            help="Bits of a word in memory; the precision's when left out (memory).",
+            min=1,
+            max=64,
+        ),
+    ] = None,
+    reuse: Annotated[
+        float | None,
+        typer.Option(
+            "--reuse",
+            help="Times that a fetched word of the baseline is used, beside 1 (memory).",
+            min=1,
+        ),
+    ] = None,
+    on_chip_bytes: Annotated[
+        float | None,
+        typer.Option(
+            "--on-chip-bytes", help="Bytes above which a buffer lies in DRAM (memory).", min=0
+        ),
+    ] = None,
+    hops: Annotated[
+        float | None,
+        typer.Option("--hops", help="Mean number of hops of a spike between cores (chip).", min=0),
+    ] = None,
+    latency_s: Annotated[
+        float | None,
+        typer.Option(
+            "--latency", help="Seconds that an inference takes, for static power (chip).", min=0
+        ),
+    ] = None,
+    mix_technologies: Annotated[
+        bool,
+        typer.Option(
+            "--mix-tech",
+            help="Print ratios across technologies too, labelled; they rank nothing.",
+        ),
+    ] = False,
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial", help="Print a lower bound where something cannot be counted."
+        ),
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Measure the baseline on this machine's GPU and CPU; takes minutes."
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="energy.json file to write (files).")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture", help="PNG to draw of energy per layer against the baseline (files)."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Count an inference and price it by three models, against an ONNX baseline.
+
+    A RUN has everything in it and keeps energy.json and its picture; with options of pricing its counts are priced anew.
+    """
+    from knarr import pipeline
+    from knarr.cli.text.energy import print_energy
+    from knarr.hw_sim import Options
+
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name).name != "DEFAULT"  # type: ignore[union-attr]
+    }
+    is_run = source.is_dir()
+    if is_run and given <= {"source", "json"}:
+        pipeline.energy(pipeline.reopen(source, on_progress=show_progress))
+        path = source / pipeline.ENERGY
+        with pipeline.expecting(path):
+            print_energy(pipeline.read_json(path), json=json)
+        return
+    if not source.exists():
+        raise UsageError(f"{source}: no such run folder, .nir or .net file")
+    if is_run or source.suffix == ".net":
+        of_graph = {
+            "--dt": dt_s is not None,
+            "--votes": votes != 1,
+            "--pooling": pooling is not Pooling.folded,
+            "--over-time": over_time is not OverTime.sum,
+        }
+        for option in (name for name, used in of_graph.items() if used):
+            raise UsageError(f"{option}: goes with a .nir file; a chip network has its own")
+    if is_run:
+        of_files = {"--data": data, "--baseline": baseline, "--labels": labels}
+        for option in (name for name, path in of_files.items() if path is not None):
+            raise UsageError(f"{option}: {source} is a run and has its own; leave it out")
+    elif data is None:
+        raise UsageError("--data: needed with a file: .npy of (samples, timesteps, *features)")
+    times = pipeline.REUSE if reuse is None else reuse
+    pricing = pipeline.Pricing(
+        profile,
+        None if model is None else model.value,
+        Options(
+            word_bits=word_bits,
+            reuse_weights=times,
+            reuse_inputs=times,
+            hops=hops,
+            on_chip_bytes=on_chip_bytes,
+            latency_s=latency_s,
+        ),
+        mix_technologies,
+        allow_partial,
+    )
+    read_from = [source, data, labels, baseline, baseline_data]
+    run = None
+    if is_run:
+        run = pipeline.reopen(source, on_progress=show_progress)
+        read_from += [run.need(pipeline.NET, "deploy"), run.need(pipeline.BASELINE, "export")]
+    _check_outputs(out, picture, [path for path in read_from if path is not None])
+    if run is not None:
+        pricing.pairs()  # refuses what cannot be priced before anything is run
+        facts = pipeline.price_run(
+            run, pricing, baseline_inputs=_baseline_inputs(baseline_data), measure=measure
+        )
+    else:
+        if baseline is None and (baseline_data is not None or measure or mix_technologies):
+            raise UsageError("--baseline-data, --measure, --mix-tech: go with --baseline")
+        if measure and baseline_data is None:
+            raise UsageError(
+                "--measure: runs the baseline on its inputs; give them with --baseline-data"
+            )
+        pricing.pairs()
+        assert data is not None  # refused above
+        network, inputs, classes = _read_student(source, data, labels)
+        step_s = None
+        if source.suffix == ".nir":
+            step_s = time_step(network.metadata.get("dt_s"), dt_s, source)  # type: ignore[union-attr]
+            outputs = pipeline.outputs_of(network, step_s)  # type: ignore[arg-type]
+            if outputs % votes:
+                raise UsageError(f"--votes: {votes} per class do not divide {outputs} outputs")
+        facts = pipeline.energy_of(
+            network,
+            inputs,
+            pricing,
+            labels=classes,
+            baseline=baseline,
+            baseline_inputs=_baseline_inputs(baseline_data),
+            dt_s=step_s,
+            over_time=over_time.value,
+            votes=votes,
+            pooling=pooling.value,
+            measure=measure,
+            on_progress=show_progress,
+        )
+    if out is not None:
+        pipeline.write_json(out, facts)
+    if picture is not None:
+        pipeline.write_png(picture, pipeline.draw_energy(facts))
+    print_energy(facts, json=json)
+
+
+def _check_outputs(out: Path | None, picture: Path | None, read_from: list[Path]) -> None:
+    """Refuse to write over what is read, over a run's files, or where nothing can be written."""
+    outputs = {"--out": out, "--picture": picture}
+    given = {option: path.resolve() for option, path in outputs.items() if path is not None}
+    for option, path in given.items():
+        if path.is_dir() or not path.parent.is_dir():
+            raise UsageError(
+                f"{option}: {outputs[option]} is a folder, or lies in none; give a file in a folder that exists"
+            )
+    keep_apart(out, *read_from)
+    keep_apart(picture, *read_from, out)
+    runs = [path.resolve() for path in read_from if path.is_dir()]
+    for option, path in given.items():
+        inside = any(run in path.parents for run in runs)
+        # A run's own energy.json and pictures may be made anew; its other files hold results.
+        ours = path.name == "energy.json" or path.parent.name == "pictures"
+        if inside and path.exists() and not ours:
+            raise UsageError(f"{option}: {outputs[option]} belongs to the run; give another name")
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise UsageError(f"--picture: {picture} is drawn as PNG; give a name that ends in .png")
+
+
+def _read_student(
+    source: Path, data: Path, labels: Path | None
+) -> tuple[nir.NIRGraph | ChipNetwork, npt.NDArray[Any], npt.NDArray[Any] | None]:
+    """Read a network, its inputs and the class of each where one is known."""
+    from knarr.export import read
+    from knarr.hw_sim import check_inputs, encode
+    from knarr.pipeline import chip_samples, read_deployable, reopen
+
+    classes = None if labels is None else read_array(labels)
+    if data.is_dir():
+        inputs, its_labels = chip_samples(reopen(data, on_progress=show_progress))
+        classes = its_labels if classes is None else classes
+    else:
+        inputs = read_array(data)
+    network: nir.NIRGraph | ChipNetwork
+    if source.suffix == ".nir":
+        network = read(source)
+    else:
+        network = read_deployable(source, "counted")
+        inputs = check_inputs(network.input, encode(network.input, inputs))
+    if inputs.ndim < 2 or 0 in inputs.shape:
+        raise UsageError(
+            f"{data}: shape {inputs.shape}, needs (samples, timesteps, ...) with at least one of each"
+        )
+    if classes is not None and (
+        classes.shape != inputs.shape[:1] or classes.dtype.kind not in "iu"
+    ):
+        raise UsageError(
+            f"labels: {classes.dtype} {classes.shape} for {len(inputs)} samples; give one integer each"
+        )
+    return network, inputs, classes
+
+
+def _baseline_inputs(path: Path | None) -> npt.NDArray[Any] | None:
+    if path is None:
+        return None
+    inputs = read_array(path)
+    # Other kinds are left to the baseline's reader, which names what it takes.
+    return inputs.astype("float32") if inputs.dtype.kind in "biuf" else inputs

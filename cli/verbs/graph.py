@@ -1,0 +1,198 @@
+"""Verbs from a module to a chip network: export, deploy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from knarr.cli.app import (
+    CheckpointOption,
+    ChipName,
+    ChipOption,
+    InputKind,
+    JsonOption,
+    LabelsOption,
+    OverTime,
+    TimestepsOption,
+    app,
+    finish,
+    refuse_unrelated_options,
+)
+from knarr.cli.errors import UsageError
+from knarr.cli.files import keep_apart, make_module, read_array, time_step
+from knarr.cli.output import show_progress
+
+
+@app.command(
+    epilog="Example: knarr export runs/nmnist; knarr export mystudent:build --checkpoint s.safetensors "
+    "--input-shape 2,34,34 --dt 0.001 --out student.nir"
+)
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a run, or package.module:factory.", metavar="RUN|MODULE:FACTORY"
+        ),
+    ],
+    checkpoint: CheckpointOption = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            "--input-shape", help="Sizes of one time step, such as 2,34,34 (MODULE:FACTORY)."
+        ),
+    ] = None,
+    dt_s: Annotated[
+        float, typer.Option("--dt", help="Time step, seconds (MODULE:FACTORY).")
+    ] = 0.001,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--inputs",
+            help=".npy file of (samples, timesteps, *features); random spikes when left out.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Graph file to write (MODULE:FACTORY).")
+    ] = Path("student.nir"),
+    json: JsonOption = False,
+) -> None:
+    """Export a run's student, or any one-step Norse module, to a certified NIR graph; a run's teacher to ONNX."""
+    from knarr import pipeline
+    from knarr.cli.text.report import print_file
+
+    run = Path(source)
+    if ":" in source and not run.is_dir():
+        if input_shape is None:
+            raise UsageError("--input-shape: needed with MODULE:FACTORY, such as 2,34,34")
+        _export_module(source, checkpoint, input_shape, dt_s, inputs, out)
+    else:
+        pipeline.export(pipeline.reopen(run, on_progress=show_progress))
+        out = run / pipeline.GRAPH
+    print_file(out.with_name(f"{out.name}.json"), json=json)
+
+
+def _export_module(
+    factory: str,
+    checkpoint: Path | None,
+    input_shape: str,
+    dt_s: float,
+    samples: Path | None,
+    out: Path,
+) -> None:
+    from knarr.export import as_inputs, to_nir, write
+
+    try:
+        shape = tuple(int(part) for part in input_shape.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"--input-shape '{input_shape}': write sizes with commas, such as 2,34,34"
+        ) from error
+    module = make_module(factory, checkpoint)
+    inputs = None if samples is None else as_inputs(read_array(samples), str(samples))
+    if inputs is not None and inputs.shape[2:] != shape:
+        raise UsageError(
+            f"{samples}: shape {inputs.shape}, needs (samples, timesteps, {input_shape})"
+        )
+    write(to_nir(module, shape, dt_s, samples=inputs), out)
+
+
+@app.command(
+    epilog="Example: knarr deploy runs/nmnist; knarr deploy student.nir --calibration spikes.npy --out student.net"
+)
+def deploy(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(help="Folder of a run, or a .nir file.", metavar="RUN|FILE.nir")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="netx file to write (FILE.nir).")] = Path(
+        "student.net"
+    ),
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help=".npy file of samples to choose scales by and to measure on, never test data.",
+        ),
+    ] = None,
+    labels: LabelsOption = None,
+    allow_approximate: Annotated[
+        bool,
+        typer.Option(
+            "--allow-approximate",
+            help="Map what has no exact form to a near one, and measure the difference.",
+        ),
+    ] = False,
+    weight_bits: Annotated[
+        int, typer.Option("--weight-bits", help="Signed bits of a weight.", min=2, max=8)
+    ] = 8,
+    input_bits: Annotated[
+        int,
+        typer.Option(
+            "--input-bits", help="Bits of an input: 1 for spikes, more for graded.", min=1, max=16
+        ),
+    ] = 1,
+    input_units: Annotated[
+        float, typer.Option("--input-units", help="Integers per unit of float input, such as 255.")
+    ] = 1.0,
+    input_kind: Annotated[
+        InputKind, typer.Option("--input-kind", help="Coding of data as the input's integers.")
+    ] = InputKind.events,
+    over_time: Annotated[
+        OverTime,
+        typer.Option("--over-time", help="Way in which the outputs of all steps become a score."),
+    ] = OverTime.sum,
+    votes: Annotated[
+        int, typer.Option("--votes", help="Number of neighbouring outputs per class.", min=1)
+    ] = 1,
+    timesteps: TimestepsOption = None,
+    dt_s: Annotated[
+        float | None,
+        typer.Option("--dt", help="Time step, seconds; the file's when left out."),
+    ] = None,
+    chip: ChipOption = ChipName.loihi2,
+    json: JsonOption = False,
+) -> None:
+    """Lower a graph to integers, write the netx .net file, and show what that cost and where it will lie.
+
+    A run has all options but --chip and --json in its recipe.
+    """
+    from knarr import pipeline
+    from knarr.cli.text.deployment import print_net
+
+    if source.suffix != ".nir" or source.is_dir():
+        refuse_unrelated_options(context, "a run", {"chip"})
+        pipeline.deploy(pipeline.reopen(source, on_progress=show_progress))
+        finish(print_net(source / pipeline.NET, chip.value, json=json))
+        return
+    from knarr.deploy import chip_shape, lower, write_net
+    from knarr.export import graph_input_shape, read
+    from knarr.hw_sim import InputCoding, encode
+
+    keep_apart(out, source, calibration, labels)
+    graph = read(source)
+    samples = None
+    step_s = time_step(graph.metadata.get("dt_s"), dt_s, source)
+    if calibration is not None:
+        samples = read_array(calibration)
+        if input_kind is not InputKind.events:
+            shape = chip_shape(graph_input_shape(graph))
+            coding = InputCoding(shape, input_bits, None, input_units, input_kind.value)
+            samples = encode(coding, samples, timesteps=timesteps)
+    network = lower(
+        graph,
+        step_s,
+        weight_bits=weight_bits,
+        input_bits=input_bits,
+        input_units=input_units,
+        input_kind=input_kind.value,
+        over_time=over_time.value,
+        votes=votes,
+        calibration=samples,
+        labels=None if labels is None else read_array(labels),
+        allow_approximate=allow_approximate,
+        progress=pipeline.counter(show_progress, "layers"),
+    )
+    write_net(network, out)
+    finish(print_net(out, chip.value, json=json))

@@ -1,0 +1,49 @@
+"""Verbs of whole runs: pipeline, report, doctor."""
+
+from __future__ import annotations
+
+from knarr.cli.app import (
+    DataOption,
+    JsonOption,
+    OutOption,
+    RecipeArgument,
+    RunArgument,
+    SetOption,
+    app,
+    finish,
+)
+from knarr.cli.output import show_progress
+
+
+@app.command(epilog="Example: knarr pipeline nmnist --data nmnist_small")
+def pipeline(
+    recipe: RecipeArgument,
+    data: DataOption = None,
+    out: OutOption = None,
+    changes: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run all stages from data to energy; run again, it goes on after the last finished one."""
+    from knarr.cli.text.report import print_run
+    from knarr.pipeline import run
+
+    finished = run(recipe, out, data=data, settings=changes or (), on_progress=show_progress)
+    finish(print_run(finished.folder, json=json))
+
+
+@app.command(epilog="Example: knarr report runs/nmnist")
+def report(run: RunArgument, json: JsonOption = False) -> None:
+    """Print a finished run's table and the paths of its pictures; exit 1 when its verification does not hold."""
+    from knarr.cli.text.report import print_run
+    from knarr.pipeline import draw_pictures, reopen
+
+    draw_pictures(reopen(run, on_progress=show_progress))
+    finish(print_run(run, json=json))
+
+
+@app.command(epilog="Example: knarr doctor")
+def doctor(json: JsonOption = False) -> None:
+    """Say which backends work on this machine and why others do not; exit 1 when a needed one fails."""
+    from knarr.cli.verbs.doctor import print_findings
+
+    finish(print_findings(json=json))

@@ -1,0 +1,78 @@
+"""Verbs that fit and measure one run: train, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from knarr.cli.app import (
+    DataOption,
+    JsonOption,
+    OutOption,
+    RecipeArgument,
+    RunArgument,
+    SetOption,
+    app,
+)
+from knarr.cli.output import make_console, show_progress
+
+
+@app.command(epilog="Example: knarr train nmnist --data nmnist_small --out runs/nmnist")
+def train(
+    recipe: RecipeArgument,
+    data: DataOption = None,
+    out: OutOption = None,
+    changes: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train the teacher and distil the student, with `chip:` to the chip's integers; a killed run goes on after its last epoch."""
+    from knarr import pipeline
+    from knarr.cli.text.report import ON_TEST, print_facts
+
+    run = pipeline.open_run(
+        recipe, out, data=data, settings=changes or (), on_progress=show_progress
+    )
+    pipeline.train(run)
+    facts: dict[str, object] = {"run": str(run.folder)}
+    facts |= {"teacher": pipeline.TEACHER, "student": pipeline.STUDENT}
+    if run.recipe.chip is not None:
+        pipeline.export(run)
+        pipeline.deploy(run)
+        facts["chip"] = pipeline.NET
+    if run.recipe.chosen_on_test:
+        facts[ON_TEST] = list(run.recipe.chosen_on_test)
+    print_facts(facts, json=json)
+
+
+@app.command(epilog="Example: knarr evaluate runs/mskd_eyes --windows 20")
+def evaluate(
+    run: RunArgument,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder where the run's data lie now, if they were moved."),
+    ] = None,
+    windows: Annotated[
+        int,
+        typer.Option(
+            "--windows",
+            help="Number of passes over the test set, where clips are seen through random windows.",
+            min=1,
+        ),
+    ] = 20,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of the windows and of the intervals.", min=0)
+    ] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Measure a run on its test set: accuracy, recall, F1, each with its interval; writes evaluation.json."""
+    from knarr import pipeline
+    from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
+
+    opened = pipeline.reopen(run, data, on_progress=show_progress)
+    found = pipeline.evaluate(opened, windows=windows, seed=seed)
+    if json:
+        print(pipeline.json_text(evaluation_facts(found)))
+    else:
+        print_evaluation(found, make_console())
