@@ -16,7 +16,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from knarr.train import read_run
+from knarr.pipeline.run_folder import read_run
 from knarr.train.datasets.see.sequences import read_see
 from knarr.train.systems.cnn import CnnEyesData
 

@@ -44,9 +44,9 @@ def read_array(path: Path) -> np.ndarray[Any, Any]:
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; save integers with numpy.save")
-    mode = "r" if path.stat().st_size > MAPPED_BYTES else None
+    large = path.stat().st_size > MAPPED_BYTES
     try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UsageError(
             f"{path}: not a .npy array of numbers ({error}); save one with numpy.save"

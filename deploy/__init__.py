@@ -4,6 +4,7 @@ from knarr.deploy.errors import DeployError, LavaError
 from knarr.deploy.lava.run import lava_python, run_on_lava
 from knarr.deploy.lowering.lower import lower
 from knarr.deploy.lowering.quantise import unrounded_weights
+from knarr.deploy.lowering.synapse import chip_shape
 from knarr.deploy.netx.read import read_net
 from knarr.deploy.netx.write import write_net
 from knarr.deploy.placement.place import place
@@ -11,7 +12,7 @@ from knarr.deploy.placement.result import LayerPlacement, Placement, table
 from knarr.deploy.rules import check
 from knarr.deploy.verification.result import Comparison, FirstDivergence, Raster, Side, Verification
 from knarr.deploy.verification.verify import verify, verify_network
-from knarr.deploy.violation import Violation
+from knarr.deploy.violation import Violation, fatal
 
 __all__ = [
     "Comparison",
@@ -25,6 +26,8 @@ __all__ = [
     "Verification",
     "Violation",
     "check",
+    "chip_shape",
+    "fatal",
     "lava_python",
     "lower",
     "place",

@@ -1,11 +1,13 @@
 """Norse to NIR that certifies itself, and ONNX for the rest of the world."""
 
-from knarr.export.certificate import Certificate, certify
+from knarr.export.arguments import as_inputs
+from knarr.export.certificate import Certificate, certify, replay_inputs, replay_sha256
 from knarr.export.errors import CertificateError, ExportError
 from knarr.export.export import to_nir
-from knarr.export.files import read, write
+from knarr.export.files import FILLED, read, write
 from knarr.export.graph.fold import FoldDifference, fold, fold_difference, scale_currents
-from knarr.export.graph.step import Trace, step_nir
+from knarr.export.graph.shapes import graph_input_shape
+from knarr.export.graph.step import Trace, execution_order, step_nir
 from knarr.export.graph.topology import graph_hash
 from knarr.export.norse.modules import PLIFBoxCell, StepGraph, SumPool2d
 from knarr.export.norse.trace_module import trace_module
@@ -13,6 +15,7 @@ from knarr.export.onnx.network import to_onnx
 from knarr.export.onnx.student_step import student_step_to_onnx
 
 __all__ = [
+    "FILLED",
     "Certificate",
     "CertificateError",
     "ExportError",
@@ -21,11 +24,16 @@ __all__ = [
     "StepGraph",
     "SumPool2d",
     "Trace",
+    "as_inputs",
     "certify",
+    "execution_order",
     "fold",
     "fold_difference",
     "graph_hash",
+    "graph_input_shape",
     "read",
+    "replay_inputs",
+    "replay_sha256",
     "scale_currents",
     "step_nir",
     "student_step_to_onnx",

@@ -1,6 +1,6 @@
 """The chip: its network type, its integer arithmetic, its simulator, and what an inference costs on it."""
 
-from knarr.hw_sim.coding import encode
+from knarr.hw_sim.coding import check_inputs, encode
 from knarr.hw_sim.counting.count import count, count_events
 from knarr.hw_sim.counting.counts import LayerCounts, LedgerRow, OperationCounts
 from knarr.hw_sim.counting.onnx.count import count_onnx
@@ -8,6 +8,7 @@ from knarr.hw_sim.energy import (
     EnergyEstimate,
     GpuMeasurement,
     MeasureError,
+    Options,
     PriceError,
     load_profile,
     measure_gpu,
@@ -15,9 +16,13 @@ from knarr.hw_sim.energy import (
     profiles,
     ratio,
 )
+from knarr.hw_sim.engines.base import cores
+from knarr.hw_sim.engines.native import LEVELS, FastEngine
+from knarr.hw_sim.engines.torch import TorchEngine
 from knarr.hw_sim.errors import ChipError, CountError
 from knarr.hw_sim.network import (
     NON_SPIKING_VTH,
+    TRAINED,
     ChipNetwork,
     Conv,
     Dense,
@@ -26,11 +31,22 @@ from knarr.hw_sim.network import (
     Readout,
     Recurrent,
 )
-from knarr.hw_sim.recording import Divergence, Recording, compare, load_recording, save_recording
-from knarr.hw_sim.simulation import simulate
+from knarr.hw_sim.recording import (
+    RECORDABLE,
+    Divergence,
+    Recording,
+    compare,
+    load_recording,
+    save_recording,
+)
+from knarr.hw_sim.simulation import ENGINES, choose, plans, simulate
 
 __all__ = [
+    "ENGINES",
+    "LEVELS",
     "NON_SPIKING_VTH",
+    "RECORDABLE",
+    "TRAINED",
     "ChipError",
     "ChipNetwork",
     "Conv",
@@ -38,6 +54,7 @@ __all__ = [
     "Dense",
     "Divergence",
     "EnergyEstimate",
+    "FastEngine",
     "GpuMeasurement",
     "InputCoding",
     "LayerCounts",
@@ -45,11 +62,16 @@ __all__ = [
     "MeasureError",
     "Neuron",
     "OperationCounts",
+    "Options",
     "PriceError",
     "Readout",
     "Recording",
     "Recurrent",
+    "TorchEngine",
+    "check_inputs",
+    "choose",
     "compare",
+    "cores",
     "count",
     "count_events",
     "count_onnx",
@@ -57,6 +79,7 @@ __all__ = [
     "load_profile",
     "load_recording",
     "measure_gpu",
+    "plans",
     "price",
     "profiles",
     "ratio",

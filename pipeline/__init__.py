@@ -18,21 +18,44 @@ from typing import TYPE_CHECKING
 from knarr.lazy import lazy_face
 
 if TYPE_CHECKING:
-    from knarr.pipeline.energy_facts import Pricing, REUSE, energy_of, outputs_of
+    from knarr.pipeline.energy_facts import REUSE, Pricing, energy_of, outputs_of
     from knarr.pipeline.errors import RunError
     from knarr.pipeline.evaluating import evaluate
-    from knarr.pipeline.evaluation import EvaluationError, Network, RunEvaluation, SHARED
+    from knarr.pipeline.evaluation import SHARED, EvaluationError, Network, RunEvaluation
     from knarr.pipeline.evaluation_file import measures_json
     from knarr.pipeline.files import expecting, json_text, read_json, write_json, write_png
-    from knarr.pipeline.measures import ConfidenceInterval, Estimate, RATES
+    from knarr.pipeline.measures import RATES, ConfidenceInterval, Estimate
     from knarr.pipeline.pictures.energy import draw_energy
     from knarr.pipeline.pictures.raster import draw_raster
     from knarr.pipeline.pictures.verification import draw_verification
     from knarr.pipeline.progress import OnProgress, Progress, counter
     from knarr.pipeline.published import OTHER_DATA, PublishedCell
-    from knarr.pipeline.run_folder import BASELINE, ENERGY, GRAPH, NET, RECORDING, Run, STUDENT, TEACHER, VERIFICATION, open_run, reopen
+    from knarr.pipeline.run_folder import (
+        BASELINE,
+        ENERGY,
+        GRAPH,
+        NET,
+        RECORDING,
+        VERIFICATION,
+        Run,
+        open_run,
+        reopen,
+    )
     from knarr.pipeline.run_report import ON_TEST, divergence_text, report
-    from knarr.pipeline.stages import chip_samples, deploy, draw_pictures, energy, export, fork_run, price_run, read_deployable, run, simulate, train, verify
+    from knarr.pipeline.stages import (
+        chip_samples,
+        deploy,
+        draw_pictures,
+        energy,
+        export,
+        fork_run,
+        price_run,
+        read_deployable,
+        run,
+        simulate,
+        train,
+        verify,
+    )
 else:
     __getattr__ = lazy_face(
         __name__,
@@ -49,10 +72,7 @@ else:
             "pictures.verification": "draw_verification",
             "progress": "OnProgress Progress counter",
             "published": "OTHER_DATA PublishedCell",
-            "run_folder": (
-                "BASELINE ENERGY GRAPH NET RECORDING Run STUDENT TEACHER "
-                "VERIFICATION open_run reopen"
-            ),
+            "run_folder": ("BASELINE ENERGY GRAPH NET RECORDING Run VERIFICATION open_run reopen"),
             "run_report": "ON_TEST divergence_text report",
             "stages": (
                 "chip_samples deploy draw_pictures energy export fork_run "
@@ -61,4 +81,56 @@ else:
         },
     )
 
-__all__ = ["BASELINE", "ConfidenceInterval", "ENERGY", "Estimate", "EvaluationError", "GRAPH", "NET", "Network", "ON_TEST", "OTHER_DATA", "OnProgress", "Pricing", "Progress", "PublishedCell", "RATES", "RECORDING", "REUSE", "Run", "RunError", "RunEvaluation", "SHARED", "STUDENT", "TEACHER", "VERIFICATION", "chip_samples", "counter", "deploy", "divergence_text", "draw_energy", "draw_pictures", "draw_raster", "draw_verification", "energy", "energy_of", "evaluate", "expecting", "export", "fork_run", "json_text", "measures_json", "open_run", "outputs_of", "price_run", "read_deployable", "read_json", "reopen", "report", "run", "simulate", "train", "verify", "write_json", "write_png"]
+__all__ = [
+    "BASELINE",
+    "ENERGY",
+    "GRAPH",
+    "NET",
+    "ON_TEST",
+    "OTHER_DATA",
+    "RATES",
+    "RECORDING",
+    "REUSE",
+    "SHARED",
+    "VERIFICATION",
+    "ConfidenceInterval",
+    "Estimate",
+    "EvaluationError",
+    "Network",
+    "OnProgress",
+    "Pricing",
+    "Progress",
+    "PublishedCell",
+    "Run",
+    "RunError",
+    "RunEvaluation",
+    "chip_samples",
+    "counter",
+    "deploy",
+    "divergence_text",
+    "draw_energy",
+    "draw_pictures",
+    "draw_raster",
+    "draw_verification",
+    "energy",
+    "energy_of",
+    "evaluate",
+    "expecting",
+    "export",
+    "fork_run",
+    "json_text",
+    "measures_json",
+    "open_run",
+    "outputs_of",
+    "price_run",
+    "read_deployable",
+    "read_json",
+    "reopen",
+    "report",
+    "run",
+    "simulate",
+    "train",
+    "verify",
+    "write_json",
+    "write_png",
+]

@@ -12,8 +12,8 @@ from knarr.files import write_atomic
 from knarr.pipeline import stages
 from knarr.pipeline.evaluation import check_size
 from knarr.pipeline.evaluation_file import EVALUATION, RunEvaluation, write
-from knarr.pipeline.many.tabling import NOT_DEPLOYED
 from knarr.pipeline.fit_progress import FitProgress
+from knarr.pipeline.many.tabling import NOT_DEPLOYED
 from knarr.pipeline.progress import OnProgress, ignore
 from knarr.pipeline.run_folder import NET, Run, open_run, release
 from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
@@ -111,9 +111,7 @@ def fit_and_evaluate(
         on_progress: called with the progress.
     """
     try:
-        opened = open_run(
-            recipe, folder, data=data, cache=grids / "data", on_progress=on_progress
-        )
+        opened = open_run(recipe, folder, data=data, cache=grids / "data", on_progress=on_progress)
         _fit_and_evaluate(opened, grids)
     finally:
         release(folder)
@@ -165,4 +163,3 @@ def count_people(recipe: Recipe, data: Path) -> int:
             f"recipe '{recipe.name}': system {recipe.system} has no folds that depend on data"
         )
     return fold_count(recipe, data)
-

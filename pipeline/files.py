@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knarr.pipeline.errors import RunError
 from knarr.files import write_atomic
+from knarr.pipeline.errors import RunError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

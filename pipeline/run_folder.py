@@ -17,10 +17,10 @@ from typing import Any, Final
 import yaml
 from torch import nn
 
+from knarr.files import write_atomic
 from knarr.pipeline.errors import RunError
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
 from knarr.train.clips import Clips, truncate_timesteps
-from knarr.files import write_atomic
 from knarr.train.recipe import check_recipe, load_recipe, parse_setting, with_settings
 from knarr.train.settings import Recipe, RecipeError, YamlError, read_yaml, short
 from knarr.train.systems.base import RunData, System
@@ -230,9 +230,7 @@ def claim_folder(
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Settings that nothing was fitted with hold nobody to them.
-    if not (folder / CONFIG).is_file() or (
-        not _begun(folder) and not _is_of(folder, recipe, data)
-    ):
+    if not (folder / CONFIG).is_file() or (not _begun(folder) and not _is_of(folder, recipe, data)):
         config = {
             "format": FORMAT,
             "recipe": recipe.model_dump(mode="json"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from knarr.pipeline.files import expecting, read_json
+from knarr.pipeline.files import read_json
 from knarr.pipeline.run_folder import ACCURACY, ENERGY, PICTURES, VERIFICATION
 
 ON_TEST = "chosen_on_test"

@@ -178,7 +178,9 @@ def lowered(run: Run) -> ChipNetwork:
 def decided(run: Run, network: ChipNetwork, clips: Clips, chosen: Indices | None = None) -> Indices:
     """(N,) class that a chip network of a run sees in each clip, or in each of the chosen ones."""
     indices = np.arange(len(clips.labels)) if chosen is None else chosen
-    return network.readout.decide(simulate_network(network, run.on_chip(clips).chip_inputs(indices)).output)
+    return network.readout.decide(
+        simulate_network(network, run.on_chip(clips).chip_inputs(indices)).output
+    )
 
 
 def fork_run(run: Run, recipe: Recipe, folder: Path) -> Run:

@@ -1,40 +1,82 @@
-"""Data, teachers, spiking students and the distillation that joins them."""
+"""Data, teachers, spiking students and the distillation that joins them.
 
-from knarr.train.datasets.eyes.generate import generate
-from knarr.train.errors import DataError
-from knarr.train.networks.cnn import fold_batch_norm, run_student
-from knarr.train.recipe import load_recipe, shipped_recipes
-from knarr.train.settings import Recipe, RecipeError
-from knarr.train.systems.base import RunData
-from knarr.train.systems.registry import load_data, system_of
-from knarr.train.train import (
-    open_run,
-    read_run,
-    student_predictions,
-    teacher_predictions,
-    train_student,
-    train_teacher,
-)
-from knarr.train.train_chip import ChipFit, train_chip
+Names are imported when they are first asked for: reading a data set needs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from knarr.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from knarr.train.datasets.check import CHECKS, check_dataset
+    from knarr.train.datasets.events.camera import PUBLISHED_DENSITY, Dvs
+    from knarr.train.datasets.events.video import events_of_video
+    from knarr.train.datasets.eyes.generate import generate
+    from knarr.train.datasets.files import DataReport
+    from knarr.train.datasets.mosi.generate import generate_clips
+    from knarr.train.errors import DataError
+    from knarr.train.fitting.files import load_weights
+    from knarr.train.networks.cnn import fold_batch_norm, run_student
+    from knarr.train.recipe import load_recipe, shipped_recipes
+    from knarr.train.settings import Recipe, RecipeError
+    from knarr.train.systems.base import RunData
+    from knarr.train.systems.registry import load_data, system_of
+    from knarr.train.train import (
+        STUDENT,
+        TEACHER,
+        student_predictions,
+        teacher_predictions,
+        train_student,
+        train_teacher,
+    )
+    from knarr.train.train_chip import ChipFit
+else:
+    __getattr__ = lazy_face(
+        __name__,
+        {
+            "datasets.check": "CHECKS check_dataset",
+            "datasets.events.camera": "Dvs PUBLISHED_DENSITY",
+            "datasets.events.video": "events_of_video",
+            "datasets.eyes.generate": "generate",
+            "datasets.files": "DataReport",
+            "datasets.mosi.generate": "generate_clips",
+            "errors": "DataError",
+            "fitting.files": "load_weights",
+            "networks.cnn": "fold_batch_norm run_student",
+            "recipe": "load_recipe shipped_recipes",
+            "settings": "Recipe RecipeError",
+            "systems.base": "RunData",
+            "systems.registry": "load_data system_of",
+            "train": "STUDENT TEACHER student_predictions teacher_predictions train_student train_teacher",
+            "train_chip": "ChipFit",
+        },
+    )
 
 __all__ = [
+    "CHECKS",
+    "PUBLISHED_DENSITY",
+    "STUDENT",
+    "TEACHER",
     "ChipFit",
     "DataError",
+    "DataReport",
+    "Dvs",
     "Recipe",
     "RecipeError",
     "RunData",
+    "check_dataset",
+    "events_of_video",
     "fold_batch_norm",
     "generate",
+    "generate_clips",
     "load_data",
     "load_recipe",
-    "open_run",
-    "read_run",
+    "load_weights",
     "run_student",
     "shipped_recipes",
     "student_predictions",
     "system_of",
     "teacher_predictions",
-    "train_chip",
     "train_student",
     "train_teacher",
 ]

@@ -4,164 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from knarr.files import write_atomic
 from knarr.train.clips import Batch, Clips, Epoch, Indices, split_validation
 from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.fitting.fit import Fitter, fit
-from knarr.train.recipe import check_recipe
 from knarr.train.settings import (
     Fit,
     Recipe,
-    RecipeError,
     SettingsError,
-    YamlError,
-    read_yaml,
-    short,
 )
 from knarr.train.systems.base import Loss, RunData
 from knarr.train.systems.registry import system_of
 
-CONFIG, TEACHER, STUDENT = "config.yaml", "teacher.safetensors", "student.safetensors"
-LATER_FILES = (
-    "student.nir",
-    "teacher.onnx",
-    "recording.npz",
-    "accuracy.json",
-    "evaluation.json",
-    "metrics.csv",
-)
-CHIP_FILES = ("student.net", "lowered.net", "checkpoints/chip.ckpt")
+TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 EVALUATION_BATCH = 50
 Logits = Callable[[nn.Module, Batch], torch.Tensor]
-
-
-def open_run(
-    recipe: Recipe, data: RunData, data_root: Path, run_folder: Path, *, cache: Path | None = None
-) -> None:
-    """Make the run's folder, or make sure that what lies in it was made with these settings and data.
-
-    Args:
-        recipe, data, run_folder: of the run.
-        data_root: where the data came from. cache: where they were prepared; both are remembered, neither is compared.
-
-    Raises:
-        RecipeError: the folder holds a run with other settings or other data. Settings of `chip` may change until something lies
-            there that depends on them.
-    """
-    run_folder.mkdir(parents=True, exist_ok=True)
-    path = run_folder / CONFIG
-    # Settings that nothing was fitted with hold nobody to them.
-    if not path.is_file() or (not _begun(run_folder) and not _is_of(path, recipe, data)):
-        config = {
-            "recipe": recipe.model_dump(mode="json"),
-            "data_sha256": data.fingerprint,
-            "data_root": str(data_root.resolve()),
-        }
-        if cache is not None:
-            config["cache"] = str(cache.resolve())
-        write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
-        return
-    found, _ = read_run(run_folder)
-    config = _read_config(path)
-    same_data = data.is_of(config.get("data_sha256"))
-    if (
-        same_data
-        and found.model_copy(update={"chip": recipe.chip}) == recipe
-        and not _on_chip(run_folder)
-    ):
-        if found != recipe:
-            # Teacher and student are the same; nothing was lowered yet that could be another.
-            config["recipe"] = recipe.model_dump(mode="json")
-            write_atomic(path, yaml.safe_dump(config, sort_keys=False).encode())
-        return
-    if found != recipe or not same_data:
-        raise RecipeError(
-            f"{run_folder}: holds a run with other settings or data than recipe '{recipe.name}'; "
-            "give another --out"
-        )
-
-
-def _is_of(path: Path, recipe: Recipe, data: RunData) -> bool:
-    """Whether a config is of these settings and data already."""
-    try:
-        return read_run(path.parent)[0] == recipe and data.is_of(
-            _read_config(path).get("data_sha256")
-        )
-    except RecipeError:
-        return False
-
-
-def _begun(run_folder: Path) -> bool:
-    """Whether a fit, or a stage after it, has left anything."""
-    left = (run_folder / name for name in (TEACHER, STUDENT, *CHIP_FILES, *LATER_FILES))
-    return any(path.is_file() for path in (*left, *run_folder.glob("checkpoints/*.ckpt")))
-
-
-def _on_chip(run_folder: Path) -> bool:
-    """Whether a student has been lowered, or its integers fitted."""
-    return any((run_folder / name).is_file() for name in CHIP_FILES)
-
-
-def read_run(run_folder: Path) -> tuple[Recipe, Path]:
-    """The recipe a run was made with, and the folder its data came from.
-
-    Raises:
-        RecipeError: the folder holds no run.
-    """
-    path = run_folder / CONFIG
-    if not path.is_file():
-        raise RecipeError(
-            f"{run_folder}: no {CONFIG}, so not a run; make one with `knarr train` or `knarr pipeline`"
-        )
-    config = _read_config(path)
-    try:
-        return check_recipe(_of_today(config["recipe"]), str(path)), Path(config["data_root"])
-    except RecipeError as error:
-        raise RecipeError(
-            f"{error}; use the version of knarr that made the run, or correct the setting there"
-        ) from error
-    except (TypeError, KeyError) as error:
-        raise RecipeError(
-            f"{path}: {error} is not there, so not the settings of a run; correct it"
-        ) from error
-
-
-def _of_today(plain: Any) -> Any:
-    """A recipe as an earlier version wrote it: generated data were drawn by the recipe's seed before they had one of their own."""
-    if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict):
-        return plain
-    drawn = (plain.get("system"), plain["data"].get("kind")) in (
-        ("cnn", "eyes"),
-        ("spiking_emotions", "clips"),
-    )
-    if not drawn or "seed" in plain["data"]:
-        return plain
-    return {**plain, "data": {**plain["data"], "seed": plain.get("seed", 0)}}
-
-
-def read_cache(run_folder: Path) -> Path:
-    """Where a run's data were prepared; beside it for runs that do not say."""
-    cache = _read_config(run_folder / CONFIG).get("cache")
-    return Path(cache) if isinstance(cache, str) else run_folder.parent / "data"
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = read_yaml(path.read_text("utf-8"))
-    except (YamlError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML ({error}); correct it") from error
-    if not isinstance(config, dict):
-        raise RecipeError(f"{path}: {short(config)} is not the settings of a run; correct it")
-    return config
 
 
 def train_teacher(

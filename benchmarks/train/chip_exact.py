@@ -26,8 +26,9 @@ from distillation import arguments, prepared
 from knarr.deploy import read_net
 from knarr.files import write_atomic
 from knarr.hw_sim import count_events, simulate
-from knarr.pipeline import chip_stage, stages
-from knarr.train import load_recipe, open_run, student_predictions, train_student, train_teacher
+from knarr.pipeline import run_folder, stages
+from knarr.pipeline.run_folder import claim_folder
+from knarr.train import load_recipe, student_predictions, train_student, train_teacher
 from knarr.train.clips import Clips
 from knarr.train.recipe import with_settings
 from knarr.train.settings import ChipSettings, Recipe
@@ -56,8 +57,8 @@ def fit_seed(
     people = {"data.seed": seed} if task == "mskd_eyes" else {}
     recipe = with_settings(load_recipe(task), {"seed": seed, "threads": 1, "chip": None, **people})
     data, root, tests = prepared(task, recipe, asked)
-    base = stages.Run(asked.work / task / f"seed-{seed}" / "taught", recipe, data)
-    open_run(recipe, data, root, base.folder)
+    base = run_folder.Run(asked.work / task / f"seed-{seed}" / "taught", recipe, data)
+    claim_folder(recipe, data, root, base.folder)
     teacher = train_teacher(recipe, data, base.folder)
     student = train_student(recipe, data, teacher, base.folder)
     stages.export(base)
@@ -78,24 +79,24 @@ def fit_seed(
         if name in found:
             continue
         made = recipe.model_copy(update={"chip": chip})
-        run = chip_stage.fork_run(base, made, base.folder.parent / _slug(name))
+        run = stages.fork_run(base, made, base.folder.parent / _slug(name))
         stages.deploy(run)
-        facts = json.loads(run.path(chip_stage.FITTED).read_text("utf-8"))
+        facts = json.loads(run.path(run_folder.FITTED).read_text("utf-8"))
         found[name] = {
-            "lowered": _tested(run, run.path(stages.LOWERED), tests),
-            "chip": _tested(run, run.path(stages.NET), tests),
+            "lowered": _tested(run, run.path(run_folder.LOWERED), tests),
+            "chip": _tested(run, run.path(run_folder.NET), tests),
             **{key: facts[key] for key in ("epoch", "validation", "acc_goal")},
             "settings": chip.model_dump(mode="json"),
         }
         yield name
 
 
-def _tested(run: stages.Run, path: Path, tests: dict[str, list[Clips]]) -> dict[str, Any]:
+def _tested(run: run_folder.Run, path: Path, tests: dict[str, list[Clips]]) -> dict[str, Any]:
     """How often a network is right in each pass over each test set, and its ACC in the first pass over the first."""
     network, right = read_net(path), {}
     for name, passes in tests.items():
         right[name] = [
-            int((chip_stage.decided(run, network, clips) == clips.labels).sum()) for clips in passes
+            int((stages.decided(run, network, clips) == clips.labels).sum()) for clips in passes
         ]
     first = run.on_chip(next(iter(tests.values()))[0])
     inputs = first.chip_inputs(np.arange(len(first.labels)))

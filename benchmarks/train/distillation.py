@@ -29,12 +29,12 @@ import torch
 from distillation_table import document
 
 from knarr.files import write_atomic
+from knarr.pipeline.run_folder import claim_folder
 from knarr.train import (
     Recipe,
     RunData,
     load_data,
     load_recipe,
-    open_run,
     student_predictions,
     system_of,
     teacher_predictions,
@@ -128,7 +128,7 @@ def fit_seed(task: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for arm, recipe in (("taught", taught), ("untaught", untaught)):
         run = folder / arm
-        open_run(recipe, data, root, run)
+        claim_folder(recipe, data, root, run)
         if arm == "untaught" and not (run / TEACHER).is_file():
             write_atomic(run / TEACHER, (folder / "taught" / TEACHER).read_bytes())
         teacher = train_teacher(recipe, data, run)

@@ -86,9 +86,7 @@ def simulate(
     ] = "auto",
     threads: Annotated[
         int | None,
-        typer.Option(
-            "--threads", help="Largest number of threads; all cores by default.", min=1
-        ),
+        typer.Option("--threads", help="Largest number of threads; all cores by default.", min=1),
     ] = None,
     timesteps: TimestepsOption = None,
     timeout_s: Annotated[

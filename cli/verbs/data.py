@@ -13,7 +13,7 @@ from knarr.cli.files import keep_apart
 from knarr.cli.output import make_console, show_progress
 
 if TYPE_CHECKING:
-    from knarr.train import DatasetReport
+    from knarr.train import DataReport
 
 SHOWN = 20
 """Lines of each kind that are printed; all of them stand in the JSON document."""
@@ -57,7 +57,7 @@ def check(
     finish(report.complete)
 
 
-def _print_dataset(report: DatasetReport) -> None:
+def _print_dataset(report: DataReport) -> None:
     from rich.table import Table
 
     table = Table(title=report.name)
@@ -127,7 +127,9 @@ def events(
     out: Annotated[Path, typer.Option("--out", help=".npz file to write.")] = Path("events.npz"),
     sensitivity: Annotated[
         float,
-        typer.Option("--sensitivity", help="Change of grey (0..1) at which a pixel fires.", min=0, max=1),
+        typer.Option(
+            "--sensitivity", help="Change of grey (0..1) at which a pixel fires.", min=0, max=1
+        ),
     ] = 0.001,
     size: Annotated[
         int, typer.Option("--size", help="Height and width of the frames, pixels.", min=1)

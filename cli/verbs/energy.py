@@ -83,7 +83,8 @@ def energy(
     over_time: Annotated[
         OverTime,
         typer.Option(
-            "--over-time", help="Way in which the outputs of all steps of a .nir file become a score."
+            "--over-time",
+            help="Way in which the outputs of all steps of a .nir file become a score.",
         ),
     ] = OverTime.sum,
     votes: Annotated[
@@ -234,7 +235,7 @@ def energy(
         step_s = None
         if source.suffix == ".nir":
             step_s = time_step(network.metadata.get("dt_s"), dt_s, source)  # type: ignore[union-attr]
-            outputs = pipeline.outputs_of(network, step_s)  # type: ignore[arg-type]
+            outputs = pipeline.outputs_of(network, step_s)
             if outputs % votes:
                 raise UsageError(f"--votes: {votes} per class do not divide {outputs} outputs")
         facts = pipeline.energy_of(

@@ -39,9 +39,7 @@ def table(
         out,
         fit=fit,
         json=json,
-        fit_and_evaluate=partial(
-            evaluating.fit_and_evaluate, grids=out, on_progress=show_progress
-        ),
+        fit_and_evaluate=partial(evaluating.fit_and_evaluate, grids=out, on_progress=show_progress),
         count_people=evaluating.count_people,
     )
     if failed and fit:

@@ -29,20 +29,21 @@ def train(
 ) -> None:
     """Train the teacher and distil the student, with `chip:` to the chip's integers; a killed run goes on after its last epoch."""
     from knarr import pipeline
-    from knarr.cli.text.report import ON_TEST, print_facts
+    from knarr.cli.text.report import print_facts
+    from knarr.train import STUDENT, TEACHER
 
     run = pipeline.open_run(
         recipe, out, data=data, settings=changes or (), on_progress=show_progress
     )
     pipeline.train(run)
     facts: dict[str, object] = {"run": str(run.folder)}
-    facts |= {"teacher": pipeline.TEACHER, "student": pipeline.STUDENT}
+    facts |= {"teacher": TEACHER, "student": STUDENT}
     if run.recipe.chip is not None:
         pipeline.export(run)
         pipeline.deploy(run)
         facts["chip"] = pipeline.NET
     if run.recipe.chosen_on_test:
-        facts[ON_TEST] = list(run.recipe.chosen_on_test)
+        facts[pipeline.ON_TEST] = list(run.recipe.chosen_on_test)
     print_facts(facts, json=json)
 
 

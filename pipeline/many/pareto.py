@@ -25,7 +25,16 @@ from knarr.pipeline.many.sweep_file import Sweep, SweepSettings
 from knarr.pipeline.many.sweep_space import Choices, Space
 from knarr.pipeline.many.sweep_worker import Report
 from knarr.pipeline.progress import Progress
-from knarr.pipeline.run_folder import FITTED, LOWERED, NET, Run, claim_folder, open_run, read_run, release
+from knarr.pipeline.run_folder import (
+    FITTED,
+    LOWERED,
+    NET,
+    Run,
+    claim_folder,
+    open_run,
+    read_run,
+    release,
+)
 from knarr.train import Recipe, RecipeError, student_predictions
 from knarr.train.recipe import load_recipe, parse_setting, with_settings
 from knarr.train.settings import ChipSettings, SettingsError

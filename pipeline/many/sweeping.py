@@ -13,12 +13,12 @@ from rich.table import Table
 
 from knarr.cli.output import make_console, show_progress
 from knarr.files import write_atomic
+from knarr.pipeline.files import json_text
+from knarr.pipeline.fit_progress import FitProgress
 from knarr.pipeline.many.sweep import Result, SweepTrial, run_sweep
 from knarr.pipeline.many.sweep_file import load_sweep
 from knarr.pipeline.many.sweep_worker import Report
 from knarr.pipeline.many.validation import ValidationSet, validation_set_of
-from knarr.pipeline.files import json_text
-from knarr.pipeline.fit_progress import FitProgress
 from knarr.pipeline.progress import Progress, counter
 from knarr.pipeline.run_folder import claim_folder, generated_data
 from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
@@ -49,9 +49,7 @@ def sweep(
     fitting = Fitting(data, folder, loaded.settings.metric)
     _, found = fitting.data_of(loaded.recipe)
     fitting.judged = validation_set_of(loaded.recipe, found)
-    show_progress(
-        Progress(f"Data: {len(found.train.labels)} clips to train and validate on")
-    )
+    show_progress(Progress(f"Data: {len(found.train.labels)} clips to train and validate on"))
     result = run_sweep(
         loaded,
         fitting,
@@ -98,7 +96,9 @@ class Fitting:
         """A recipe's data and their folder; generated when they are not there."""
         cache = self.out.parent / "data"
         root = generated_data(recipe, cache, show_progress) if self.data is None else self.data
-        return root, load_data(recipe, root, cache=cache, progress=counter(show_progress, "samples read"))
+        return root, load_data(
+            recipe, root, cache=cache, progress=counter(show_progress, "samples read")
+        )
 
 
 def fit_and_score(
@@ -125,7 +125,9 @@ def fit_and_score(
     """
     check_networks(recipe, data)
     claim_folder(recipe, data, root, folder)
-    teacher = shared_teacher(recipe, data, folder, teachers, (FitProgress(show_progress, "teacher"),))
+    teacher = shared_teacher(
+        recipe, data, folder, teachers, (FitProgress(show_progress, "teacher"),)
+    )
     # Of several processes the first is a fork; it must not write to the study in its parent's name.
     reports = (_Reports(report, metric),) if recipe.student.fit.processes == 1 else ()
     train_student(recipe, data, teacher, folder, (FitProgress(show_progress, "student"), *reports))

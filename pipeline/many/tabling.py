@@ -8,10 +8,10 @@ from pathlib import Path
 from knarr.cli.output import make_console, show_progress
 from knarr.cli.text.table import print_table, table_json
 from knarr.pipeline.evaluation_file import EVALUATION, RunEvaluation, read
+from knarr.pipeline.files import json_text
 from knarr.pipeline.many.grid import GridCell, GridError, RunGrid, expand, load_grid, row_folder
 from knarr.pipeline.many.grid_rows import Planned
 from knarr.pipeline.many.grid_summary import summarise
-from knarr.pipeline.files import json_text
 from knarr.pipeline.many.table_costs import Costs, mean_costs, read_costs
 from knarr.pipeline.progress import Progress
 from knarr.pipeline.run_folder import read_run
@@ -72,7 +72,9 @@ def table(
         if row.runs_of is None and all(cell.row != row.name for cell in cells):
             own = _data(data, row.data)
             show_progress(
-                Progress(f"Row '{row.name}': no data at {own or '--data'} say how many folds it has; left out")
+                Progress(
+                    f"Row '{row.name}': no data at {own or '--data'} say how many folds it has; left out"
+                )
             )
     results: list[tuple[GridCell, RunEvaluation | None]] = []
     for number, cell in enumerate(cells, start=1):
@@ -81,7 +83,9 @@ def table(
             own = _data(data, cell.data)
             if cell.data is not None and (own is None or not own.is_dir()):
                 show_progress(
-                    Progress(f"Run {number} of {len(cells)}: {cell.folder}: no data at {own or '--data'}; left out")
+                    Progress(
+                        f"Run {number} of {len(cells)}: {cell.folder}: no data at {own or '--data'}; left out"
+                    )
                 )
             else:
                 show_progress(Progress(f"Run {number} of {len(cells)}: {cell.folder}"))

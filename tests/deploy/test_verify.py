@@ -19,7 +19,7 @@ from graphs import DT_S, chain, conv1d, integrate, on_grid, spikes
 from torch import nn
 
 from knarr.cli import main
-from knarr.cli.text import report
+from knarr.cli.text import verification as verification_text
 from knarr.deploy import (
     DeployError,
     FirstDivergence,
@@ -42,7 +42,7 @@ from knarr.hw_sim import (
     compare,
     simulate,
 )
-from knarr.pipeline import stages
+from knarr.pipeline import run_folder, stages
 
 STEPS = 20
 LABELS = np.array([0, 1, 2, 3])
@@ -386,7 +386,7 @@ def test_a_batch_that_fails_names_its_samples(
 def test_the_table_fits_a_hundred_columns(
     true: Verification, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert report.say_verification(true.to_json(), json=False)
+    assert verification_text.print_verification(true.to_json(), json=False)
     table = capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= 100
     text = " ".join(table.split())
@@ -400,7 +400,7 @@ def test_the_table_fits_a_hundred_columns(
         "The verification holds.",
     ):
         assert words in text
-    assert report.say_verification(true.to_json(), json=True)
+    assert verification_text.print_verification(true.to_json(), json=True)
     text = capsys.readouterr().out
     assert json.loads(text)["samples"] == 4
     assert '"by_step": [0' in text  # lists of numbers in one line
@@ -417,11 +417,11 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
         recording.spikes["conv_3"][(1, 3, 2, 1, 1)] ^= 1
 
     fake_lava(spoil)
-    write(crossing.graph, tmp_path / stages.GRAPH)
+    write(crossing.graph, tmp_path / run_folder.GRAPH)
     for name in ("student.net", "student.net.json"):
         (tmp_path / name).write_bytes((crossing.path.parent / name).read_bytes())
     test_split = SimpleNamespace(labels=LABELS, chip_inputs=lambda chosen: crossing.events[chosen])
-    opened = stages.Run(tmp_path, SimpleNamespace(), SimpleNamespace(test=test_split))  # type: ignore[arg-type]
+    opened = run_folder.Run(tmp_path, SimpleNamespace(), SimpleNamespace(test=test_split))  # type: ignore[arg-type]
     object.__setattr__(
         opened,
         "recipe",
@@ -431,8 +431,8 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
             chip=None,
         ),
     )
-    monkeypatch.setattr(stages.Run, "networks", lambda self: (None, crossing.module))
-    monkeypatch.setattr(stages.Run, "system", SimpleNamespace(deployable=lambda kept: kept))
+    monkeypatch.setattr(run_folder.Run, "networks", lambda self: (None, crossing.module))
+    monkeypatch.setattr(run_folder.Run, "system", SimpleNamespace(deployable=lambda kept: kept))
     monkeypatch.setattr(stages, "reopen", lambda folder: opened)
     with pytest.raises(SystemExit) as exit_:
         main(["verify", str(tmp_path)])
@@ -441,7 +441,7 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
     assert "hw_sim = Lava: conv_3: 1 of " in table
     assert "sample 1, step 3, neuron (2, 1, 1)" in table
     assert "does NOT hold" in table
-    facts = json.loads((tmp_path / stages.VERIFICATION).read_text())
+    facts = json.loads((tmp_path / run_folder.VERIFICATION).read_text())
     assert not facts["holds"]
     assert facts["labels"] == [0, 1, 2]
     assert facts["raster"]["first"] == [3, int(np.ravel_multi_index((2, 1, 1), (6, 4, 4)))]
@@ -489,7 +489,7 @@ def test_an_old_file_is_one_line(tmp_path: Path) -> None:
         '{"rows": [{"pair": "a = b", "first": [0, 1]}], "samples": 1, "timesteps": 2, "holds": true}'
     )
     with pytest.raises(ValueError, match="does not hold what this version writes"):
-        report.show_verification(path, json=False)
+        verification_text.print_verification_file(path, json=False)
 
 
 def test_row_is_required_by_its_sign(true: Verification) -> None:

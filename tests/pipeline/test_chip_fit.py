@@ -29,8 +29,9 @@ from knarr.deploy import (
 from knarr.deploy.violation import fatal
 from knarr.export import read
 from knarr.hw_sim import ChipNetwork, count_events, simulate
-from knarr.pipeline import chip_stage, stages
-from knarr.train import RecipeError, load_recipe, open_run, read_run
+from knarr.pipeline import run_folder, stages
+from knarr.pipeline.run_folder import claim_folder, read_run
+from knarr.train import RecipeError, load_recipe
 from knarr.train.fitting.files import ACCUMULATES
 from knarr.train.recipe import with_settings
 from knarr.train.settings import ChipSettings
@@ -52,21 +53,20 @@ TASKS: dict[str, dict[str, Any]] = {
 @pytest.fixture(
     scope="module", params=list(TASKS) if "KNARR_CONFORMANCE" in os.environ else ["mskd_eyes"]
 )
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> run_folder.Run:
     """A float run, exported."""
     folder = tmp_path_factory.mktemp(request.param)
-    made = stages.begin(
+    made = run_folder.open_run(
         with_settings(load_recipe(request.param), TASKS[request.param]),
-        None,
         folder / "run",
-        folder / "data",
+        cache=folder / "data",
     )
     stages.train(made)
     stages.export(made)
     return made
 
 
-def beside(run: stages.Run, folder: Path, **chip: Any) -> stages.Run:
+def beside(run: run_folder.Run, folder: Path, **chip: Any) -> run_folder.Run:
     """The run with a chip block, in a folder of its own."""
     shutil.copytree(
         run.folder, folder, ignore=shutil.ignore_patterns("checkpoints", "metrics.csv", ".lock")
@@ -75,22 +75,22 @@ def beside(run: stages.Run, folder: Path, **chip: Any) -> stages.Run:
     return replace(run, folder=folder, recipe=run.recipe.model_copy(update={"chip": settings}))
 
 
-def rows(run: stages.Run) -> list[dict[str, str]]:
+def rows(run: run_folder.Run) -> list[dict[str, str]]:
     with run.path("metrics.csv").open(newline="") as file:
         return [row for row in csv.DictReader(file) if row["stage"] == "chip"]
 
 
-def validation(run: stages.Run) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def validation(run: run_folder.Run) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     _, chosen = train_validation_split(run.recipe, run.data)
     return run.on_chip(run.data.train).chip_inputs(chosen), run.data.train.labels[chosen]
 
 
-def test_the_log_is_the_file_the_simulator_and_lava(run: stages.Run, tmp_path: Path) -> None:
+def test_the_log_is_the_file_the_simulator_and_lava(run: run_folder.Run, tmp_path: Path) -> None:
     made = beside(run, tmp_path / "run")
     stages.deploy(made)
-    facts = json.loads(made.path(chip_stage.FITTED).read_text())
+    facts = json.loads(made.path(run_folder.FITTED).read_text())
     assert facts["epoch"] is not None, "no epoch was kept, so nothing here was fitted"
-    network, start = read_net(made.path(stages.NET)), read_net(made.path(stages.LOWERED))
+    network, start = read_net(made.path(run_folder.NET)), read_net(made.path(run_folder.LOWERED))
     assert network.layers != start.layers
     assert not fatal(check(network))
     inputs, labels = validation(made)
@@ -110,7 +110,7 @@ def test_the_log_is_the_file_the_simulator_and_lava(run: stages.Run, tmp_path: P
     assert row[ACCUMULATES] == f"{kept['accumulates']:.1f}"
 
     lava = run_on_lava(
-        made.path(stages.NET), inputs[:6], record=("output", "spikes"), timeout_s=300
+        made.path(run_folder.NET), inputs[:6], record=("output", "spikes"), timeout_s=300
     )
     assert np.array_equal(lava.output, recording.output[:6])
     assert all(np.array_equal(lava.spikes[name], z[:6]) for name, z in recording.spikes.items())
@@ -120,16 +120,16 @@ def test_the_log_is_the_file_the_simulator_and_lava(run: stages.Run, tmp_path: P
 
 
 def test_the_run_goes_on_with_it(
-    run: stages.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: run_folder.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = beside(run, tmp_path / "run", epochs=1, weight_bits=4)
     for stage in (stages.deploy, stages.simulate):
         stage(made)
-    correct = json.loads(made.path(stages.ACCURACY).read_text())["correct"]
+    correct = json.loads(made.path(run_folder.ACCURACY).read_text())["correct"]
     assert set(correct) == {"teacher", "student", "lowered", "chip"}
     for stage in (stages.verify, stages.energy):
         stage(made)
-    assert report.show(made.folder, json=False)
+    assert report.print_run(made.folder, json=False)
     said = capsys.readouterr().out
     samples = len(made.data.test.labels)
     assert (
@@ -137,17 +137,17 @@ def test_the_run_goes_on_with_it(
         in said.split("before its integers were fitted")[1].splitlines()[0]
     )
     assert f"{correct['chip']}/{samples}" in said.split("accuracy")[1].splitlines()[0]
-    network = read_net(made.path(stages.NET))
+    network = read_net(made.path(run_folder.NET))
     assert np.abs(network.layers[0].weight_int).max() <= 8
     assert network.lowering["weight_bits"] == 4
     # A graph of other weights is refused, the one it began from is compared with.
     events = made.data.test.chip_inputs(np.arange(2))
     dt_s = made.recipe.data.dt_s
-    other = read(made.path(stages.GRAPH))
+    other = read(made.path(run_folder.GRAPH))
     name = next(name for name, node in other.nodes.items() if hasattr(node, "weight"))
     other.nodes[name].weight[0] += 0.5
     with pytest.raises(DeployError, match="another graph"):
-        verify(other, made.path(stages.NET), events, dt_s)
+        verify(other, made.path(run_folder.NET), events, dt_s)
 
 
 class _KilledError(Exception):
@@ -163,13 +163,15 @@ class _Kill(Callback):
             raise _KilledError
 
 
-def test_a_killed_fit_goes_on_and_gives_the_same_integers(run: stages.Run, tmp_path: Path) -> None:
+def test_a_killed_fit_goes_on_and_gives_the_same_integers(
+    run: run_folder.Run, tmp_path: Path
+) -> None:
     whole, cut = (beside(run, tmp_path / name) for name in ("whole", "cut"))
-    graph = read(run.path(stages.GRAPH))
+    graph = read(run.path(run_folder.GRAPH))
     found = []
     for made in (whole, cut):
         stages.deploy(replace(made, folder=whole.folder)) if made is whole else None
-        start = read_net(whole.path(stages.LOWERED))
+        start = read_net(whole.path(run_folder.LOWERED))
         teacher, _ = made.networks()
         fit = (made.recipe, made.data, teacher, start, made.folder)
         fine = unrounded_weights(graph, start)
@@ -180,43 +182,43 @@ def test_a_killed_fit_goes_on_and_gives_the_same_integers(run: stages.Run, tmp_p
         found.append(train_chip(*fit, unrounded=fine))
     assert found[0].network.layers == found[1].network.layers != start.layers
     assert rows(whole) == rows(cut)
-    assert found[0].network.layers == read_net(whole.path(stages.NET)).layers
+    assert found[0].network.layers == read_net(whole.path(run_folder.NET)).layers
 
 
-def test_fewer_steps_and_a_goal_cost_less(run: stages.Run, tmp_path: Path) -> None:
+def test_fewer_steps_and_a_goal_cost_less(run: run_folder.Run, tmp_path: Path) -> None:
     steps = run.data.test.chip_inputs(np.arange(1)).shape[1]
     made = beside(run, tmp_path / "steps", timesteps=steps - 1, epochs=1)
     stages.deploy(made)
     stages.simulate(made)
-    with np.load(made.path(stages.RECORDING)) as kept:
+    with np.load(made.path(run_folder.RECORDING)) as kept:
         assert {
             kept[name].shape[1] for name in kept.files if kept[name].ndim == 3 and "output" in name
         } == {steps - 1}
-    start = json.loads(made.path(chip_stage.FITTED).read_text())["validation"]["lowered"][
+    start = json.loads(made.path(run_folder.FITTED).read_text())["validation"]["lowered"][
         "accumulates"
     ]
 
     free = beside(run, tmp_path / "free", epochs=6)
     stages.deploy(free)
-    whole = json.loads(free.path(chip_stage.FITTED).read_text())["validation"]
+    whole = json.loads(free.path(run_folder.FITTED).read_text())["validation"]
     cost = whole["kept"]["accumulates"]
     assert 0 < start < whole["lowered"]["accumulates"]
     goal = 0.8 * cost
     bound = beside(run, tmp_path / "bound", epochs=6, acc_per_inference=goal, acc_weight=5.0)
     stages.deploy(bound)
-    found = json.loads(bound.path(chip_stage.FITTED).read_text())["validation"]["kept"][
+    found = json.loads(bound.path(run_folder.FITTED).read_text())["validation"]["kept"][
         "accumulates"
     ]
     assert 0 < found <= goal
 
 
 def test_what_cannot_be_met_is_refused_before_anything_is_fitted(
-    run: stages.Run, tmp_path: Path
+    run: run_folder.Run, tmp_path: Path
 ) -> None:
     steps = run.data.test.chip_inputs(np.arange(1)).shape[1]
     late = run.recipe.model_copy(update={"chip": ChipSettings(timesteps=steps + 1)})
     with pytest.raises(RecipeError, match=f"chip.timesteps: {steps + 1}, clips have {steps}"):
-        stages.begin(late, None, tmp_path / "late", run.folder.parent / "data")
+        run_folder.open_run(late, tmp_path / "late", cache=run.folder.parent / "data")
     assert not (tmp_path / "late").exists()
     if run.data.coding.bits == 1:
         for goal, name in (
@@ -240,41 +242,41 @@ def test_goals() -> None:
 
 
 def test_a_goal_that_is_missed_is_said(
-    run: stages.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: run_folder.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = beside(run, tmp_path / "run", epochs=1, acc_share=0.6, acc_weight=1e-6)
     stages.deploy(made)
     assert "was NOT met" in capsys.readouterr().err
-    facts = json.loads(made.path(chip_stage.FITTED).read_text())
+    facts = json.loads(made.path(run_folder.FITTED).read_text())
     assert facts["validation"]["kept"]["accumulates"] > facts["acc_goal"]
 
 
 def test_the_block_may_change_until_something_depends_on_it(
-    run: stages.Run, tmp_path: Path
+    run: run_folder.Run, tmp_path: Path
 ) -> None:
     made = beside(run, tmp_path / "run")
     _, root = read_run(run.folder)
-    open_run(made.recipe, made.data, root, made.folder)
+    claim_folder(made.recipe, made.data, root, made.folder)
     assert read_run(made.folder)[0] == made.recipe
     again = made.recipe.model_copy(update={"chip": ChipSettings(epochs=1, learn=("biases",))})
-    open_run(again, made.data, root, made.folder)
+    claim_folder(again, made.data, root, made.folder)
     made = replace(made, recipe=again)
     if not any(layer.bias_int is not None for layer in lowered(made).layers):
         with pytest.raises(RecipeError, match=r"chip.learn: the student has none of biases"):
             stages.deploy(made)
-    assert made.has(stages.LOWERED)
+    assert made.has(run_folder.LOWERED)
     with pytest.raises(RecipeError, match="holds a run with other settings"):
-        open_run(run.recipe, made.data, root, made.folder)
+        claim_folder(run.recipe, made.data, root, made.folder)
 
 
-def lowered(run: stages.Run) -> ChipNetwork:
-    if not run.has(stages.LOWERED):
-        write_net(chip_stage.lowered(run), run.path(stages.LOWERED))
-    return read_net(run.path(stages.LOWERED))
+def lowered(run: run_folder.Run) -> ChipNetwork:
+    if not run.has(run_folder.LOWERED):
+        write_net(stages.lowered(run), run.path(run_folder.LOWERED))
+    return read_net(run.path(run_folder.LOWERED))
 
 
-def test_what_was_rounded_away(run: stages.Run) -> None:
-    graph = read(run.path(stages.GRAPH))
+def test_what_was_rounded_away(run: run_folder.Run) -> None:
+    graph = read(run.path(run_folder.GRAPH))
     coding = run.data.coding
     options: dict[str, Any] = {
         "input_bits": coding.bits, "input_units": coding.units, "input_kind": coding.kind, "weight_bits": 3,
@@ -295,19 +297,19 @@ def test_what_was_rounded_away(run: stages.Run) -> None:
 
 
 def test_a_file_that_is_not_what_was_trained_is_not_kept(
-    run: stages.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: run_folder.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = beside(run, tmp_path / "run", epochs=1)
-    real = chip_stage.train_chip
+    real = stages.train_chip
 
     def wrong(*args: Any, **options: Any) -> Any:
         found = real(*args, **options)
         return replace(found, kept=replace(found.kept, correct=found.kept.correct + 1))
 
-    monkeypatch.setattr(chip_stage, "train_chip", wrong)
+    monkeypatch.setattr(stages, "train_chip", wrong)
     with pytest.raises(RuntimeError, match="this is a fault in knarr"):
         stages.deploy(made)
-    assert not made.path(stages.NET).exists()
+    assert not made.path(run_folder.NET).exists()
 
 
 @pytest.mark.parametrize(
@@ -325,11 +327,11 @@ def test_settings_that_are_refused(changes: dict[str, Any], message: str) -> Non
         with_settings(load_recipe("eyes"), changes)
 
 
-def test_a_recipe_without_the_block_is_lowered_as_ever(run: stages.Run, tmp_path: Path) -> None:
+def test_a_recipe_without_the_block_is_lowered_as_ever(run: run_folder.Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
     made = replace(run, folder=folder)
     stages.deploy(made)
-    assert not made.has(stages.LOWERED)
-    network = read_net(made.path(stages.NET))
+    assert not made.has(run_folder.LOWERED)
+    network = read_net(made.path(run_folder.NET))
     assert network.graph_hash is not None

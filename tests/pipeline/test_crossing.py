@@ -17,7 +17,7 @@ from knarr.cli.text import report
 from knarr.deploy import check, lower, read_net, run_on_lava
 from knarr.export import read, step_nir, trace_module
 from knarr.hw_sim import compare, count_events, load_recording, simulate
-from knarr.pipeline import stages
+from knarr.pipeline import run_folder, stages
 from knarr.train import load_recipe
 
 LAVA_RECORDINGS = 20
@@ -25,7 +25,7 @@ VERIFIED = 2
 
 
 @pytest.fixture(scope="module")
-def run(nmnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.Run:
+def run(nmnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> run_folder.Run:
     """The shipped N-MNIST recipe, with fewer epochs."""
     recipe = load_recipe("nmnist").model_dump(mode="json")
     recipe["teacher"]["fit"]["epochs"] = 3
@@ -36,18 +36,18 @@ def run(nmnist_root: Path, tmp_path_factory: pytest.TempPathFactory) -> stages.R
     folder = tmp_path_factory.mktemp("crossing")
     path = folder / "short.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    opened = stages.start(str(path), nmnist_root, folder / "run")
-    for stage in stages.ALL:
+    opened = run_folder.open_run(str(path), folder / "run", data=nmnist_root)
+    for stage in stages.STAGES:
         stage(opened)
     return opened
 
 
 @pytest.fixture(scope="module")
-def events(run: stages.Run) -> np.ndarray:
+def events(run: run_folder.Run) -> np.ndarray:
     return run.data.test.chip_inputs(np.arange(LAVA_RECORDINGS))
 
 
-def test_norse_equals_the_graph_read_back(run: stages.Run, events: np.ndarray) -> None:
+def test_norse_equals_the_graph_read_back(run: run_folder.Run, events: np.ndarray) -> None:
     _, student = run.networks()
     live, stepped = (
         trace_module(student, events),
@@ -62,7 +62,9 @@ def test_norse_equals_the_graph_read_back(run: stages.Run, events: np.ndarray) -
     assert np.array_equal(live.output, stepped.output)
 
 
-def test_simulator_equals_lava_on_twenty_recordings(run: stages.Run, events: np.ndarray) -> None:
+def test_simulator_equals_lava_on_twenty_recordings(
+    run: run_folder.Run, events: np.ndarray
+) -> None:
     path = run.path("student.net")
     ours = simulate(read_net(path), events, record=("output", "spikes"))
     lava = run_on_lava(path, events, record=("output", "spikes"))
@@ -76,7 +78,7 @@ def test_simulator_equals_lava_on_twenty_recordings(run: stages.Run, events: np.
     assert compare(ours, lava) == []
 
 
-def test_verification_holds_and_says_so(run: stages.Run) -> None:
+def test_verification_holds_and_says_so(run: run_folder.Run) -> None:
     result = json.loads(run.path("verification.json").read_text())
     assert result["holds"]
     assert result["samples"] == VERIFIED
@@ -92,7 +94,7 @@ def test_verification_holds_and_says_so(run: stages.Run) -> None:
     )  # the chip rounds, and no more than that
 
 
-def test_every_stage_learned_something_and_the_chip_keeps_it(run: stages.Run) -> None:
+def test_every_stage_learned_something_and_the_chip_keeps_it(run: run_folder.Run) -> None:
     accuracy = json.loads(run.path("accuracy.json").read_text())
     correct = accuracy["correct"]
     assert accuracy["samples"] == 100
@@ -101,7 +103,7 @@ def test_every_stage_learned_something_and_the_chip_keeps_it(run: stages.Run) ->
     assert abs(correct["chip"] - correct["student"]) <= 3
 
 
-def test_counts_belong_to_the_recording(run: stages.Run) -> None:
+def test_counts_belong_to_the_recording(run: run_folder.Run) -> None:
     network, recording = (
         read_net(run.path("student.net")),
         load_recording(run.path("recording.npz")),
@@ -124,7 +126,7 @@ def test_counts_belong_to_the_recording(run: stages.Run) -> None:
     assert 0 < stored["ratio"] < 1
 
 
-def test_sums_stay_inside_the_accumulator(run: stages.Run) -> None:
+def test_sums_stay_inside_the_accumulator(run: run_folder.Run) -> None:
     recording = load_recording(run.path("recording.npz"))
     assert [
         violation
@@ -135,7 +137,7 @@ def test_sums_stay_inside_the_accumulator(run: stages.Run) -> None:
     assert all(0 < peak < 2**15 for peak in recording.peak_sum.values())
 
 
-def test_net_holds_eight_bit_weights_that_use_their_range(run: stages.Run) -> None:
+def test_net_holds_eight_bit_weights_that_use_their_range(run: run_folder.Run) -> None:
     with h5py.File(run.path("student.net")) as file:
         weights = [group["weight"][()] for group in file["layer"].values() if "weight" in group]
     assert len(weights) == 3
@@ -143,12 +145,12 @@ def test_net_holds_eight_bit_weights_that_use_their_range(run: stages.Run) -> No
     assert all(64 <= np.abs(weight).max() <= 128 for weight in weights)
 
 
-def test_fewer_weight_bits_reach_the_file(run: stages.Run) -> None:
+def test_fewer_weight_bits_reach_the_file(run: run_folder.Run) -> None:
     network = lower(read(run.path("student.nir")), run.recipe.data.dt_s, weight_bits=4)
     assert [int(np.abs(layer.weight_int).max()) for layer in network.layers] == [7, 7, 7]
 
 
-def test_exported_student_has_the_recipe_s_time_constants(run: stages.Run) -> None:
+def test_exported_student_has_the_recipe_s_time_constants(run: run_folder.Run) -> None:
     graph = read(run.path("student.nir"))
     register = round(4096 * run.recipe.data.dt_s / run.recipe.student.tau_mem_s)
     network = read_net(run.path("student.net"))
@@ -158,14 +160,16 @@ def test_exported_student_has_the_recipe_s_time_constants(run: stages.Run) -> No
     assert np.allclose(tau_s, run.recipe.data.dt_s * 4096 / register, rtol=1e-7, atol=0)
 
 
-def test_a_second_run_changes_nothing(run: stages.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_changes_nothing(
+    run: run_folder.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()}
-    for stage in stages.ALL:
+    for stage in stages.STAGES:
         stage(run)
     assert {
         path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()
     } == before
-    assert report.show(run.folder, json=False)
+    assert report.print_run(run.folder, json=False)
     table = capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= 100 + len(str(run.folder))
     for word in (
@@ -182,7 +186,7 @@ def test_a_second_run_changes_nothing(run: stages.Run, capsys: pytest.CaptureFix
         assert word in table
 
 
-def test_student_is_a_plain_norse_module(run: stages.Run) -> None:
+def test_student_is_a_plain_norse_module(run: run_folder.Run) -> None:
     _, student = run.networks()
     assert isinstance(student, snn.SequentialState)
     assert [type(module).__name__ for module in student] == [
@@ -206,7 +210,7 @@ def test_student_is_a_plain_norse_module(run: stages.Run) -> None:
     ],
 )
 def test_damaged_files_of_a_run_are_one_line(
-    run: stages.Run,
+    run: run_folder.Run,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     nmnist_root: Path,

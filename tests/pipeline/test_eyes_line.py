@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from knarr.pipeline import stages
+from knarr.pipeline import run_folder, stages
 from knarr.train import RecipeError, load_recipe
 
 
@@ -33,7 +33,7 @@ def recipe_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_line_on_generated_eyes(recipe_path: Path) -> None:
     folder = recipe_path.parent / "runs" / "small"
-    run = stages.start(str(recipe_path), None, folder)
+    run = run_folder.open_run(str(recipe_path), folder)
     for stage in (stages.train, stages.export, stages.deploy, stages.simulate, stages.energy):
         stage(run)
     energy = json.loads((folder / "energy.json").read_text())
@@ -54,7 +54,7 @@ def test_line_on_generated_eyes(recipe_path: Path) -> None:
 
     data = {path: path.stat().st_mtime_ns for path in (folder.parent / "data").rglob("*.jpg")}
     assert len(data) == 2 * 4 * 7 * 8  # event and frame images
-    again = stages.start(str(recipe_path), None, folder)
+    again = run_folder.open_run(str(recipe_path), folder)
     assert again.data.fingerprint == run.data.fingerprint
     assert {
         path: path.stat().st_mtime_ns for path in (folder.parent / "data").rglob("*.jpg")
@@ -63,7 +63,7 @@ def test_line_on_generated_eyes(recipe_path: Path) -> None:
 
 def test_a_run_folder_refuses_another_recipe(recipe_path: Path) -> None:
     folder = recipe_path.parent / "runs" / "small"
-    stages.start(str(recipe_path), None, folder)
+    run_folder.open_run(str(recipe_path), folder)
     other = yaml.safe_load(recipe_path.read_text())
     other["student"]["kd_alpha"] = 0.9
     path = recipe_path.with_name("other.yaml")
@@ -71,4 +71,4 @@ def test_a_run_folder_refuses_another_recipe(recipe_path: Path) -> None:
     with pytest.raises(
         RecipeError, match="other settings or data than recipe 'eyes'; give another --out"
     ):
-        stages.start(str(path), None, folder)
+        run_folder.open_run(str(path), folder)

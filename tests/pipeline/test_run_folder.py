@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import yaml
 
+from knarr.cli.output import show_progress
 from knarr.cli.text import report
 from knarr.export import ExportError
-from knarr.pipeline import evaluating, stages
+from knarr.pipeline import evaluating, run_folder, stages
 from knarr.pipeline.evaluation_file import EVALUATION, EvaluationError, read
 from knarr.pipeline.many.tabling import NOT_DEPLOYED
-from knarr.pipeline.run import hold, made, release
+from knarr.pipeline.run_folder import generated_data, hold, release
 from knarr.train import Recipe, RecipeError, load_recipe
 from knarr.train.recipe import with_settings
 from knarr.train.settings import SettingsError
 from knarr.train.systems.cnn import Cnn
-from knarr.train.train import TEACHER, read_run
+from knarr.train.train import TEACHER
 
 FORK = multiprocessing.get_context("fork")
 LIMIT_S = 60.0
@@ -44,7 +45,7 @@ def test_first_runs_at_once_make_the_data_once(tmp_path: Path) -> None:
 
     def work() -> None:
         ready.wait(LIMIT_S)
-        made(recipe(), tmp_path / "data")
+        generated_data(recipe(), tmp_path / "data")
 
     workers = [FORK.Process(target=work) for _ in range(3)]
     for worker in workers:
@@ -68,18 +69,18 @@ def test_what_makes_no_run_leaves_nothing_that_refuses_the_cure(
 ) -> None:
     folder = tmp_path / "run"
     with pytest.raises(SettingsError, match=message):
-        stages.begin(recipe(**changes), None, folder, tmp_path / "data")
+        run_folder.open_run(recipe(**changes), folder, cache=tmp_path / "data")
     assert not folder.exists()
     good = recipe(**{"data.validation_fraction": 0.34})
-    stages.begin(good, None, folder, tmp_path / "data")
+    run_folder.open_run(good, folder, cache=tmp_path / "data")
     # Nothing was fitted: the folder is still nobody's.
     other = with_settings(good, {"seed": 1})
-    stages.begin(other, None, folder, tmp_path / "data")
+    run_folder.open_run(other, folder, cache=tmp_path / "data")
     assert yaml.safe_load((folder / "config.yaml").read_text())["recipe"]["seed"] == 1
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "teacher.ckpt").touch()
     with pytest.raises(RecipeError, match="other settings or data"):
-        stages.begin(good, None, folder, tmp_path / "data")
+        run_folder.open_run(good, folder, cache=tmp_path / "data")
     release(folder)
 
 
@@ -105,7 +106,12 @@ def test_a_released_folder_is_free_for_others(tmp_path: Path) -> None:
 
 def test_a_config_that_does_not_fit_says_why_and_never_to_remove_the_run(tmp_path: Path) -> None:
     plain = recipe().model_dump(mode="json")
-    config = {"recipe": {**plain, "sead": 1}, "data_sha256": "", "data_root": str(tmp_path)}
+    config = {
+        "format": 1,
+        "recipe": {**plain, "sead": 1},
+        "data_sha256": "",
+        "data_root": str(tmp_path),
+    }
     for text, message in (
         (
             yaml.safe_dump(config),
@@ -114,11 +120,11 @@ def test_a_config_that_does_not_fit_says_why_and_never_to_remove_the_run(tmp_pat
         ("recipe: 2020-99-99", r"config.yaml: not YAML \(day is out of range|month must be"),
         ("[" * 500, "config.yaml: not YAML"),
         ("3", "config.yaml: 3 is not the settings of a run; correct it"),
-        (yaml.safe_dump({"recipe": plain}), "config.yaml: 'data_root' is not there"),
+        (yaml.safe_dump({"format": 1, "recipe": plain}), "config.yaml: 'data_root' is not there"),
     ):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(RecipeError, match=message) as caught:
-            stages.reopen(tmp_path)
+            run_folder.reopen(tmp_path)
         assert "remove the folder" not in str(caught.value)
 
 
@@ -128,19 +134,21 @@ def test_moved_data_are_found_where_they_are_named(tmp_path: Path) -> None:
         tmp_path / "data",
         recipe(**{"data.validation_fraction": 0.34}),
     )
-    root = stages.begin(its, None, folder, data).folder.parent / "data" / "eyes-24px-6f-4p-1t-0"
+    root = (
+        run_folder.open_run(its, folder, cache=data).folder.parent / "data" / "eyes-24px-6f-4p-1t-0"
+    )
     (folder / TEACHER).touch()
     moved = root.rename(tmp_path / "moved")
     with pytest.raises(
         RecipeError, match=r"are not there; give their folder, `knarr evaluate .*run --data"
     ):
-        stages.reopen(folder)
-    assert stages.reopen(folder, moved).data.is_of(
+        run_folder.reopen(folder)
+    assert run_folder.reopen(folder, moved).data.is_of(
         yaml.safe_load((folder / "config.yaml").read_text())["data_sha256"]
     )
-    other = made(with_settings(its, {"data.seed": 1}), data)
+    other = generated_data(with_settings(its, {"data.seed": 1}), data)
     with pytest.raises(RecipeError, match="other settings or data"):
-        stages.reopen(folder, other)
+        run_folder.reopen(folder, other)
     release(folder)
 
 
@@ -208,7 +216,9 @@ def test_what_the_test_data_chose_is_said(
         **small, **{"data.validation_fraction": 0.34, "student.fit.select": "best_on_test"}
     )
     assert (its.chosen_on_test, recipe().chosen_on_test) == (("student",), ())
-    run = stages.begin(its, None, tmp_path / "run", tmp_path / "data")
+    run = run_folder.open_run(
+        its, tmp_path / "run", cache=tmp_path / "data", on_progress=show_progress
+    )
     stages.train(run)
     release(run.folder)
     said = capsys.readouterr().err
@@ -222,22 +232,22 @@ def test_what_the_test_data_chose_is_said(
     }
     for name, facts in (
         (
-            stages.ACCURACY,
+            run_folder.ACCURACY,
             {"samples": 4, "correct": dict.fromkeys(("teacher", "student", "chip"), 2)},
         ),
-        (stages.ENERGY, {"student": counts, "baseline": counts, "ratio": 1.0}),
-        (stages.VERIFICATION, {"rows": [], "samples": 1, "holds": True}),
+        (run_folder.ENERGY, {"student": counts, "baseline": counts, "ratio": 1.0}),
+        (run_folder.VERIFICATION, {"rows": [], "samples": 1, "holds": True}),
     ):
         (run.folder / name).write_text(json.dumps(facts))
-    assert report.show(run.folder, json=False)
+    assert report.print_run(run.folder, json=False)
     assert "TEST" not in capsys.readouterr().out
     accuracy = {"samples": 4, "correct": dict.fromkeys(("teacher", "student", "chip"), 2)}
-    (run.folder / stages.ACCURACY).write_text(
+    (run.folder / run_folder.ACCURACY).write_text(
         json.dumps({**accuracy, "chosen_on_test": ["student"]})
     )
-    report.show(run.folder, json=False)
+    report.print_run(run.folder, json=False)
     assert "student: the best epoch ON THE TEST DATA" in capsys.readouterr().out
-    report.show(run.folder, json=True)
+    report.print_run(run.folder, json=True)
     assert json.loads(capsys.readouterr().out)["chosen_on_test"] == ["student"]
 
 
@@ -246,37 +256,21 @@ def dead_by_recipe(*_: Any) -> None:
 
 
 def _without_the_parents(work: Any) -> None:
-    from knarr.pipeline import run as locks
+    from knarr.pipeline import run_folder as locks
 
     locks._HELD.clear()  # a fork inherits what is written there, and not the lock
     work()
 
 
-def test_a_run_of_an_earlier_version_is_read_with_the_data_it_was_made_with(tmp_path: Path) -> None:
-    its = with_settings(load_recipe("eyes"), {"seed": 3, "data.seed": 3})
-    plain = its.model_dump(mode="json")
-    del plain["data"]["seed"]
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"recipe": plain, "data_root": "somewhere"})
-    )
-    assert read_run(tmp_path)[0] == its
-    plain["data"]["seed"] = 1
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"recipe": plain, "data_root": "somewhere"})
-    )
-    found = read_run(tmp_path)[0]
-    assert found.model_dump()["data"]["seed"] == 1
-
-
 def test_what_later_stages_left_holds_to_the_settings(tmp_path: Path) -> None:
     for name in ("student.nir", "student.net", "accuracy.json", "evaluation.json"):
         folder = tmp_path / name
-        run = stages.begin(recipe(), None, folder, tmp_path / "data")
+        run = run_folder.open_run(recipe(), folder, cache=tmp_path / "data")
         before = (folder / "config.yaml").stat().st_mtime_ns
-        stages.reopen(folder)
+        run_folder.reopen(folder)
         assert (folder / "config.yaml").stat().st_mtime_ns == before, "reading a run wrote to it"
         release(folder)
         run.path(name).touch()
         with pytest.raises(RecipeError, match="other settings"):
-            stages.begin(recipe(seed=1), None, folder, tmp_path / "data")
+            run_folder.open_run(recipe(seed=1), folder, cache=tmp_path / "data")
         release(folder)

@@ -12,8 +12,9 @@ import torch
 import yaml
 from torch import nn
 
+from knarr.pipeline.run_folder import claim_folder
 from knarr.pipeline.shared_teacher import _key, shared_teacher
-from knarr.train import RecipeError, RunData, load_recipe, open_run
+from knarr.train import RecipeError, RunData, load_recipe
 from knarr.train.clips import Batch, Indices
 from knarr.train.recipe import with_settings
 from knarr.train.settings import Recipe
@@ -56,7 +57,7 @@ def recipe(**changes: Any) -> Recipe:
 def test_the_second_run_takes_what_the_first_left(tmp_path: Path) -> None:
     teachers = []
     for name, its in (("one", recipe()), ("two", recipe(**{"student.kd_alpha": 0.1}))):
-        open_run(its, data(), tmp_path, tmp_path / name)
+        claim_folder(its, data(), tmp_path, tmp_path / name)
         teachers.append(shared_teacher(its, data(), tmp_path / name, tmp_path / "teachers"))
     assert (tmp_path / "two" / TEACHER).read_bytes() == (tmp_path / "one" / TEACHER).read_bytes()
     assert not (tmp_path / "two" / "metrics.csv").exists()  # nothing was fitted
@@ -121,12 +122,12 @@ def test_data_that_only_the_teacher_or_the_split_sees_are_other_data(
 ) -> None:
     other = replace(data(), **changes)
     assert _key(recipe(), other) != _key(recipe(), data())
-    open_run(recipe(), data(), tmp_path, tmp_path / "run")
-    open_run(recipe(), data(), tmp_path, tmp_path / "run")
+    claim_folder(recipe(), data(), tmp_path, tmp_path / "run")
+    claim_folder(recipe(), data(), tmp_path, tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "checkpoints" / "teacher.ckpt").touch()
     with pytest.raises(RecipeError, match="other settings or data"):
-        open_run(recipe(), other, tmp_path, tmp_path / "run")
+        claim_folder(recipe(), other, tmp_path, tmp_path / "run")
 
 
 def test_the_last_bits_of_floats_are_no_other_data() -> None:
@@ -144,16 +145,16 @@ def test_the_last_bits_of_floats_are_no_other_data() -> None:
 
 
 def test_a_run_of_an_earlier_version_opens_with_the_number_it_holds(tmp_path: Path) -> None:
-    open_run(recipe(), data(), tmp_path, tmp_path / "run")
+    claim_folder(recipe(), data(), tmp_path, tmp_path / "run")
     (tmp_path / "run" / "student.safetensors").touch()
     path = tmp_path / "run" / "config.yaml"
     config = yaml.safe_load(path.read_text())
     config["data_sha256"] = OLD
     path.write_text(yaml.safe_dump(config))
-    open_run(recipe(), data(), tmp_path, tmp_path / "run")
+    claim_folder(recipe(), data(), tmp_path, tmp_path / "run")
     assert yaml.safe_load(path.read_text())["data_sha256"] == OLD
     with pytest.raises(RecipeError, match="other settings or data"):
-        open_run(recipe(), data(1), tmp_path, tmp_path / "run")
+        claim_folder(recipe(), data(1), tmp_path, tmp_path / "run")
 
 
 def _text(network: nn.Module) -> str:

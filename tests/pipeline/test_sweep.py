@@ -707,7 +707,7 @@ def test_a_folder_that_another_command_works_in_is_named(
     ready, over = FORK.Event(), FORK.Event()
 
     def hold() -> None:
-        from knarr.pipeline.run import hold as hold_folder
+        from knarr.pipeline.run_folder import hold as hold_folder
 
         (tmp_path / "trial-00000").mkdir()
         hold_folder(tmp_path / "trial-00000")

@@ -18,12 +18,12 @@ from rich.console import Console
 from test_evaluation_file import evaluation
 from test_grid import FOLDED, FoldRecipe, folded  # noqa: F401  (folded is a fixture)
 
-from knarr.cli.output import json_text
 from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
 from knarr.cli.text.table import print_table, table_json
 from knarr.hw_sim import ChipError, count
-from knarr.pipeline.energy import Pricing, energy_facts
+from knarr.pipeline.energy_facts import Pricing, energy_facts
 from knarr.pipeline.evaluation_file import RunEvaluation, pool, read, write
+from knarr.pipeline.files import json_text
 from knarr.pipeline.many import tabling
 from knarr.pipeline.many.grid import GridError, expand, parse_grid
 from knarr.pipeline.many.grid_summary import GridTable, summarise

@@ -22,7 +22,8 @@ import yaml
 from shared_pieces import until
 from torch import nn
 
-from knarr.train import RecipeError, RunData, load_recipe, open_run, train_student, train_teacher
+from knarr.pipeline.run_folder import claim_folder
+from knarr.train import RecipeError, RunData, load_recipe, train_student, train_teacher
 from knarr.train.clips import Batch, EyeClips, Indices
 from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.fitting import processes
@@ -215,7 +216,7 @@ def test_teacher_and_student_of_a_recipe(tmp_path: Path) -> None:
     networks = []
     for number in (1, 2):
         recipe, folder = small_recipe(number, 8 // number), tmp_path / f"{number}"
-        open_run(recipe, data, tmp_path, folder)
+        claim_folder(recipe, data, tmp_path, folder)
         teacher = train_teacher(recipe, data, folder)
         networks.append(
             (teacher.state_dict(), train_student(recipe, data, teacher, folder).state_dict())
@@ -447,7 +448,7 @@ def test_too_few_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_runs_from_before_newer_settings_go_on(tmp_path: Path) -> None:
     recipe, clips = small_recipe(1, 8), eye_clips()
     data = RunData(clips, clips, np.arange(31), clips.clips.label_names)
-    open_run(recipe, data, tmp_path, tmp_path)
+    claim_folder(recipe, data, tmp_path, tmp_path)
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     old = config["recipe"]
     del old["system"]
@@ -456,10 +457,10 @@ def test_runs_from_before_newer_settings_go_on(tmp_path: Path) -> None:
         old[stage]["fit"] = {name: old[stage]["fit"][name] for name in kept}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "teacher.safetensors").touch()
-    open_run(recipe, data, tmp_path, tmp_path)
+    claim_folder(recipe, data, tmp_path, tmp_path)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
     with pytest.raises(RecipeError, match="holds a run with other settings"):
-        open_run(small_recipe(2, 8), data, tmp_path, tmp_path)
+        claim_folder(small_recipe(2, 8), data, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("number", [0, 65])

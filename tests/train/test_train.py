@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from knarr.pipeline import stages
+from knarr.pipeline import run_folder, stages
 from knarr.train import (
     RecipeError,
     fold_batch_norm,
@@ -265,7 +265,7 @@ def test_killed_training_resumes_to_the_same_weights(
 ) -> None:
     recipe, data = small_recipe(tmp_path, epochs=8)
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    stages.train(stages.start(str(recipe), data, unbroken))
+    stages.train(run_folder.open_run(str(recipe), unbroken, data=data))
 
     worker = subprocess.Popen(
         train_command(recipe, data, killed), stderr=subprocess.DEVNULL, start_new_session=True
@@ -278,7 +278,7 @@ def test_killed_training_resumes_to_the_same_weights(
         time.sleep(0.01)
     os.kill(worker.pid, signal.SIGSTOP)  # so that it is still at it when a second one comes
     with pytest.raises(RecipeError, match="another knarr process works in it"):
-        stages.start(str(recipe), data, killed)
+        run_folder.open_run(str(recipe), killed, data=data)
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     assert not (killed / "student.safetensors").exists()
@@ -287,7 +287,7 @@ def test_killed_training_resumes_to_the_same_weights(
     )  # whole, not half written
 
     capsys.readouterr()
-    stages.train(stages.start(str(recipe), data, killed))
+    stages.train(run_folder.open_run(str(recipe), killed, data=data))
     assert "Training the teacher" not in capsys.readouterr().err
     for name in ("teacher", "student"):
         ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (killed, unbroken))

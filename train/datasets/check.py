@@ -76,7 +76,7 @@ CHECKS: dict[str, Callable[[Path], DataReport]] = {
 """Dataset -> what says how many samples a folder has and what is wrong with the others."""
 
 
-def check(name: str, root: Path) -> DataReport:
+def check_dataset(name: str, root: Path) -> DataReport:
     """Check one dataset.
 
     Args:

@@ -18,12 +18,12 @@ from knarr.deploy import lower
 from knarr.export import to_nir, to_onnx
 from knarr.hw_sim import count_onnx, simulate
 from knarr.pipeline.published import published
+from knarr.pipeline.run_folder import claim_folder
 from knarr.train import (
     DataError,
     RecipeError,
     RunData,
     load_recipe,
-    open_run,
     shipped_recipes,
     student_predictions,
     train_student,
@@ -380,7 +380,7 @@ def test_from_files_to_the_chip(deap: Path, tmp_path: Path) -> None:
     )
     system = EmotionKd(made)
     data = system.load(deap)
-    open_run(made, data, deap, tmp_path)
+    claim_folder(made, data, deap, tmp_path)
     teacher = train_teacher(made, data, tmp_path)
     kept = train_student(made, data, teacher, tmp_path)
     every = np.arange(len(data.test.labels))
@@ -433,7 +433,7 @@ def test_feedback_leaves_the_teacher_and_writes_its_own(deap: Path, tmp_path: Pa
     made = recipe(**{"student.feedback": {"eta": 0.1, "teacher_fb_lr": 0.01, "quiz_fraction": 0.3}})
     system = EmotionKd(made)
     data = system.load(deap)
-    open_run(made, data, deap, tmp_path)
+    claim_folder(made, data, deap, tmp_path)
     teacher = train_teacher(made, data, tmp_path)
     before = (tmp_path / TEACHER).read_bytes()
     train_student(made, data, teacher, tmp_path)

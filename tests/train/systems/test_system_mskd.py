@@ -17,7 +17,7 @@ import yaml
 from knarr.deploy import read_net
 from knarr.export import Certificate, read
 from knarr.hw_sim import count_onnx, load_recording
-from knarr.pipeline import stages
+from knarr.pipeline import run_folder, stages
 from knarr.train import DataError, RecipeError, generate, load_recipe, train_student, train_teacher
 from knarr.train.datasets.see import sequences as see_sequences
 from knarr.train.datasets.see.sequences import SeeSequences, read_sequences
@@ -499,16 +499,16 @@ def test_the_line_from_eyes_to_the_chip(tmp_path: Path) -> None:
         "student.fit.batch_size": 4,
     }
     path.write_text(yaml.safe_dump(system(little).recipe.model_dump(mode="json")))
-    run = stages.start(str(path), None, tmp_path / "runs" / "small")
+    run = run_folder.open_run(str(path), tmp_path / "runs" / "small")
     assert isinstance(run.recipe.data, MskdEyesData)
     for stage in (stages.train, stages.export, stages.deploy, stages.simulate):
         stage(run)
-    certificate = Certificate.from_json(read(run.path(stages.GRAPH)).metadata["certificate"])
+    certificate = Certificate.from_json(read(run.path(run_folder.GRAPH)).metadata["certificate"])
     assert len(certificate.spikes) == 4
     assert all(count > 0 for count in certificate.spikes.values())
-    network = read_net(run.path(stages.NET))
+    network = read_net(run.path(run_folder.NET))
     assert len(network.layers) == 5
-    spikes = load_recording(run.path(stages.RECORDING)).spikes
+    spikes = load_recording(run.path(run_folder.RECORDING)).spikes
     assert [bool(of_layer.any()) for of_layer in spikes.values()] == [True] * 4 + [
         False
     ]  # the last is read out
@@ -518,10 +518,10 @@ def test_the_line_from_eyes_to_the_chip(tmp_path: Path) -> None:
     with torch.no_grad():
         baseline = run.system.baseline(teacher, run.data)(run.system.baseline_inputs(batch))
         torch.testing.assert_close(baseline, run.system.teacher_logits(teacher, batch))
-    assert count_onnx(run.path(stages.BASELINE)).total.mac > 0
+    assert count_onnx(run.path(run_folder.BASELINE)).total.mac > 0
 
     # Once more: from its files, and anew from the same seed.
-    again = stages.start(str(path), None, run.folder)
+    again = run_folder.open_run(str(path), run.folder)
     for kept, other in zip((teacher, student), again.networks(), strict=True):
         assert all(
             torch.equal(value, other.state_dict()[name])

@@ -21,13 +21,12 @@ from knarr.deploy import lower
 from knarr.export import to_nir
 from knarr.hw_sim import simulate
 from knarr.pipeline.published import published
+from knarr.pipeline.run_folder import claim_folder, read_run
 from knarr.train import (
     DataError,
     RecipeError,
     load_data,
     load_recipe,
-    open_run,
-    read_run,
     student_predictions,
     system_of,
     train_student,
@@ -296,7 +295,7 @@ def test_recipes_survive_their_dump_and_overrides(
     network = changed.network
     assert (network.size_px, network.frames, network.pool, network.v_th) == (20, 5, "max", 0.8)
     assert network.dt_s == changed.data.dt_s == 1 / 30
-    open_run(recipe, data, root, tmp_path / "run")
+    claim_folder(recipe, data, root, tmp_path / "run")
     assert read_run(tmp_path / "run") == (recipe, root.resolve())
 
 
@@ -376,7 +375,7 @@ def test_a_tiny_run_from_video_to_chip_that_is_killed_on_the_way(
 ) -> None:
     recipe = tiny()
     run, killed = tmp_path / "run", tmp_path / "killed"
-    open_run(recipe, data, root, run)
+    claim_folder(recipe, data, root, run)
     teacher = train_teacher(recipe, data, run)
     student = train_student(recipe, data, teacher, run)
     shutil.copytree(run, killed)
