@@ -12,7 +12,7 @@ from knarr.pipeline.pictures.samples import OFF_COLOUR, ON_COLOUR, draw_samples
 
 def pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw_samples()
+    canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
