@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from knarr.train.datasets.mosi.generate import generate_clips
     from knarr.train.errors import DataError
     from knarr.train.fitting.files import load_weights
-    from knarr.train.networks.cnn import fold_batch_norm, run_student
+    from knarr.train.networks.cnn import run_student
     from knarr.train.recipe import load_recipe, shipped_recipes
     from knarr.train.settings import Recipe, RecipeError
     from knarr.train.systems.base import RunData
@@ -42,7 +42,7 @@ else:
             "datasets.mosi.generate": "generate_clips",
             "errors": "DataError",
             "fitting.files": "load_weights",
-            "networks.cnn": "fold_batch_norm run_student",
+            "networks.cnn": "run_student",
             "recipe": "load_recipe shipped_recipes",
             "settings": "Recipe RecipeError",
             "systems.base": "RunData",
@@ -66,7 +66,6 @@ __all__ = [
     "RunData",
     "check_dataset",
     "events_of_video",
-    "fold_batch_norm",
     "generate",
     "generate_clips",
     "load_data",

@@ -22,7 +22,6 @@ from torch import nn
 from knarr.pipeline import run_folder, stages
 from knarr.train import (
     RecipeError,
-    fold_batch_norm,
     load_recipe,
     run_student,
     shipped_recipes,
@@ -32,7 +31,9 @@ from knarr.train.clips import Epoch, EyeClips, split_validation
 from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.losses.terms import distillation_loss, softened_kl
-from knarr.train.networks.cnn import StudentShape, build_student, snap_inverse
+from knarr.train.networks.chip_form import plain
+from knarr.train.networks.cnn import StudentShape, build_student
+from knarr.train.networks.neurons import snap_inverse
 from knarr.train.recipe import check_recipe, parse_recipe, with_settings
 from knarr.train.settings import SettingsError
 
@@ -56,7 +57,7 @@ def random_spikes(*shape: int) -> torch.Tensor:
 
 
 def test_layer_by_layer_equals_step_by_step() -> None:
-    student, x = fold_batch_norm(trained_looking_student()), random_spikes(3, 12, 2, 18, 18)
+    student, x = plain(trained_looking_student()), random_spikes(3, 12, 2, 18, 18)
     with torch.no_grad():
         outputs, rates = run_student(student, x)
         state, stepped = None, []
@@ -69,7 +70,7 @@ def test_layer_by_layer_equals_step_by_step() -> None:
 
 def test_folded_student_has_no_batch_norm_and_fires_the_same_spikes() -> None:
     student, x = trained_looking_student(), random_spikes(8, 16, 2, 18, 18)
-    folded = fold_batch_norm(student)
+    folded = plain(student)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded)
     with torch.no_grad():
         (before, rates), (after, folded_rates) = run_student(student, x), run_student(folded, x)
@@ -80,8 +81,8 @@ def test_folded_student_has_no_batch_norm_and_fires_the_same_spikes() -> None:
 
 
 def test_fold_refuses_a_stray_batch_norm() -> None:
-    with pytest.raises(ValueError, match="must follow a Conv2d directly"):
-        fold_batch_norm(snn.SequentialState(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)))
+    with pytest.raises(ValueError, match="BatchNorm2d: follows NoneType; move it behind a synapse"):
+        plain(snn.SequentialState(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)))
 
 
 def test_time_constants_snap_to_registers() -> None:

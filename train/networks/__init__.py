@@ -1,13 +1,17 @@
 """Networks of three published systems, written anew from their facts, and the students that go to the chip.
 
-seen, mskd_teacher         events and frames of eyes: SEEN, and the MSKD teachers
-mskd_student               frames alone, spiking; branch_merge joins its scales to one convolution
-emotion_net                EEG and skin conductance: EmotionKD's teacher and student, of emotion_layers
-gsr_student, gsr_repeat    spiking students of skin conductance, one for the chip, one not
-spiking_emotions           simulated events of faces: voting networks and the ANN beside them
-neurons, heads             cells to train with, runs over time, votes
-chip_form                  a trained network as plain Norse cells and synapses, which `knarr.export.to_nir` takes
+cnn                an ANN teacher and a spiking student, for the small demonstration
+seen               SEEN on events and frames of eyes
+mskd               MSKD's teachers and student
+branch_merge       convolutions of several sizes that become one
+emotion            EmotionKD's teacher and student on EEG and skin conductance
+stress             a smaller teacher of skin conductance and heart rate
+gsr                spiking students of skin conductance, one for the chip, one not
+spiking_emotions   voting networks on simulated events of faces, and the ANN that they are compared with
+neurons, heads     cells to train with, runs over time, votes
+chip_form          a trained network as plain Norse cells and synapses, which `knarr.export.to_nir` takes
 
-Docstrings tag what a paper states [paper], what its published code does [code], and what we chose where both are silent
-[reconstruction].
+Import the module of the network that is wanted: importing one does not import the others' data.
+Docstrings tag what a paper states [paper], what its published code does [code], and what we chose
+where both are silent [reconstruction].
 """

@@ -1,17 +1,20 @@
 """Parallel convolutions of several sizes that train apart and become one convolution for the chip.
 
-y = M [g_1 N_1(W_1 * x); g_2 N_2(W_2 * x); ...] is linear while the gates g do not depend on x, so it is one convolution:
+y = M [g_1 N_1(W_1 * x); g_2 N_2(W_2 * x); ...] is linear while the gates g do not depend on x, so it
+is one convolution:
 
-    W[o, i] = sum_b g_b sum_c M[o, b, c] n_b[c] pad(W_b)[c, i]        b[o] = sum_b g_b sum_c M[o, b, c] b_b[c] + b_M[o]
+    W[o, i] = sum_b g_b sum_c M[o, b, c] n_b[c] pad(W_b)[c, i]
+    b[o] = sum_b g_b sum_c M[o, b, c] b_b[c] + b_M[o]
 
-pad puts zeros around a smaller kernel, n_b and b_b are what the batch-norm leaves of scale and bias. Borders are exact too: the
-1x1 matrix M has no padding, and every branch pads as many zeros as its kernel lacks.
+pad puts zeros around a smaller kernel, n_b and b_b are the scale and bias that remain of the
+batch-norm. Borders are exact too: the 1x1 matrix M has no padding, and every branch pads as many
+zeros as its kernel lacks.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +28,7 @@ class ScaleGate(nn.Module):
     """One number per map and image [SEEN, code]: global mean, 1x1 to 8, batch-norm, ReLU, 1x1 to 1; 545 parameters at 64.
 
     Args:
-        channels: of the map.
+        channels: channels of the map.
         hidden: channels inside.
     """
 
@@ -40,21 +43,23 @@ class ScaleGate(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, 1, 1, 1), a logit of the softmax over maps."""
-        logit: torch.Tensor = self.layers(x)
-        return logit
+        """Map (B, C, H, W) to (B, 1, 1, 1), a logit of the softmax over maps."""
+        return self.layers(x)
 
 
 class MultiScale(nn.Module):
     """Convolutions of several odd sizes side by side, a gate for each, and a 1x1 convolution that joins them.
 
     Args:
-        in_channels, channels, out_channels: of the input, of each branch, of the result.
+        in_channels, channels, out_channels: channels of the input, of each branch, of the result.
         kernels: sizes, odd; padded so that all give the same positions.
-        stride: of the branches.
-        bias: of branches and join.
+        stride: stride of the branches.
+        bias: whether branches and join have one.
         gate: "static" learns a logit per branch, "dynamic" is SEEN's ScaleGate per image, "none" is 1.
-        norm: a batch-norm behind each branch and behind the join.
+        norm: whether a batch-norm follows each branch and the join.
+
+    Raises:
+        ValueError: a kernel of an even size.
     """
 
     def __init__(
@@ -78,41 +83,41 @@ class MultiScale(nn.Module):
             nn.Conv2d(in_channels, channels, k, stride=stride, padding=k // 2, bias=bias)
             for k in kernels
         )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(channels) if norm else nn.Identity() for _ in kernels
-        )
+        make = nn.BatchNorm2d if norm else nn.Identity
+        self.norms = nn.ModuleList(make(channels) for _ in kernels)
         self.join = nn.Conv2d(len(kernels) * channels, out_channels, 1, bias=bias)
-        self.join_norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
+        self.join_norm = make(out_channels)
         self.gate: Gate = gate
         if gate == "static":
+            # Zeros: every branch starts with the same share.
             self.gate_logits = nn.Parameter(torch.zeros(len(kernels)))
         elif gate == "dynamic":
             self.gates = nn.ModuleList(ScaleGate(channels) for _ in kernels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H', W')."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H', W')."""
         maps = [norm(conv(x)) for conv, norm in zip(self.branches, self.norms, strict=True)]
         if self.gate == "static":
             shares = self.gate_logits.softmax(0)
             maps = [shares[at] * one for at, one in enumerate(maps)]
         elif self.gate == "dynamic":
             maps = gated(maps, gate_shares(self.gates, maps))
-        joined: torch.Tensor = self.join_norm(self.join(torch.cat(maps, 1)))
-        return joined
+        return self.join_norm(self.join(torch.cat(maps, 1)))
 
 
 def gate_shares(gates: nn.ModuleList, maps: list[torch.Tensor]) -> torch.Tensor:
-    """(B, maps, 1, 1): softmax over the maps of what their gates say."""
-    return torch.cat([gate(one) for gate, one in zip(gates, maps, strict=True)], 1).softmax(1)
+    """Return each map's share, (B, maps, 1, 1): the softmax over the logits of their gates."""
+    logits = [gate(one) for gate, one in zip(gates, maps, strict=True)]
+    return torch.cat(logits, 1).softmax(1)
 
 
 def gated(maps: list[torch.Tensor], shares: torch.Tensor) -> list[torch.Tensor]:
-    """Each map times its share."""
+    """Return each map times its share."""
     return [shares[:, at : at + 1] * one for at, one in enumerate(maps)]
 
 
 def merge(front: MultiScale) -> nn.Conv2d:
-    """The one convolution that a front is, computed in float64 and returned in the front's dtype, in eval mode.
+    """Return the one convolution that equals a front, computed in float64, in the front's dtype, in eval mode.
 
     Raises:
         ValueError: its gates depend on the image, so it is no convolution.
@@ -121,21 +126,17 @@ def merge(front: MultiScale) -> nn.Conv2d:
         raise ValueError(
             "gate: 'dynamic' depends on the image, no single convolution equals it; train with 'static'"
         )
-    convs = [branch for branch in front.branches if isinstance(branch, nn.Conv2d)]
+    convs: list[Any] = list(front.branches)
     first, side = convs[0], max(conv.kernel_size[0] for conv in convs)
     matrix, offset = _folded(front.join, front.join_norm)
     shares = torch.ones(len(convs))
     if front.gate == "static":
         shares = front.gate_logits.detach().double().softmax(0)
-    merged = nn.Conv2d(
-        first.in_channels,
-        len(offset),
-        side,
-        stride=(first.stride[0], first.stride[1]),
-        padding=side // 2,
-        bias=front.join.bias is not None or not isinstance(front.join_norm, nn.Identity),
-    ).to(first.weight)
+    has_bias = front.join.bias is not None or not isinstance(front.join_norm, nn.Identity)
+    merged = nn.Conv2d(first.in_channels, len(offset), side, first.stride, side // 2, bias=has_bias)
+    merged.to(first.weight)
     weight = torch.zeros_like(merged.weight, dtype=torch.float64)
+    # The join's input channels are the branches' one after the other.
     columns = matrix[:, :, 0, 0].chunk(len(convs), 1)
     for share, conv, norm, part in zip(shares, convs, front.norms, columns, strict=True):
         kernel, branch_offset = _folded(conv, norm)
@@ -150,7 +151,7 @@ def merge(front: MultiScale) -> nn.Conv2d:
 
 
 def fold_norm(synapse: Synapse, norm: nn.Module) -> Synapse:
-    """A copy of a synapse with the batch-norm behind it, computed in float64, in the synapse's own dtype.
+    """Return a copy of a synapse with the batch-norm behind it, computed in float64, in the synapse's own dtype.
 
     w' = w * gamma / sqrt(var + eps);  b' = beta + (b - mean) * gamma / sqrt(var + eps)
 
@@ -166,7 +167,7 @@ def fold_norm(synapse: Synapse, norm: nn.Module) -> Synapse:
 
 
 def _folded(synapse: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias in float64, with a batch-norm or an Identity behind them."""
+    """Return weight and bias in float64, with a batch-norm or an Identity behind them."""
     weight = synapse.weight.detach().double()
     bias = weight.new_zeros(len(weight)) if synapse.bias is None else synapse.bias.detach().double()
     if isinstance(norm, nn.Identity):
@@ -178,4 +179,5 @@ def _folded(synapse: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[torch.Tens
     assert norm.running_mean is not None  # torch tracks both or none
     gain = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
     shifted = norm.bias.detach().double() + (bias - norm.running_mean.double()) * gain
+    # One gain per output channel, the first axis of kernels and of matrices.
     return weight * gain.reshape(-1, *[1] * (weight.dim() - 1)), shifted

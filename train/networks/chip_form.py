@@ -14,9 +14,10 @@ from knarr.train.networks.neurons import BoxCell, ReadoutCell
 
 
 def plain(network: snn.SequentialState) -> snn.SequentialState:
-    """A copy in eval mode of the same dtype and cells: one convolution for each MultiScale, no batch-norm, no dropout.
+    """Return a copy in eval mode of the same dtype and cells: one convolution for each MultiScale, no batch-norm, no dropout.
 
-    Equal in real numbers; in floating point it rounds otherwise, and a neuron at its threshold may decide otherwise.
+    Equal in real numbers; in floating point it rounds otherwise, and a neuron at its threshold may
+    decide otherwise.
 
     Raises:
         ValueError: gates that depend on the image, or a batch-norm that does not follow a synapse directly.
@@ -30,6 +31,7 @@ def plain(network: snn.SequentialState) -> snn.SequentialState:
             if isinstance(before, (nn.Conv2d, nn.Linear)):
                 layers[-1] = fold_norm(before, module)
                 continue
+            # Behind a cell or a pooling there is no weight to take its scale up.
             raise ValueError(
                 f"{type(module).__name__}: follows {type(before).__name__}; move it behind a synapse to fold it"
             )
@@ -39,18 +41,17 @@ def plain(network: snn.SequentialState) -> snn.SequentialState:
 
 
 def chip_form(network: snn.SequentialState, *, snap: bool = False) -> snn.SequentialState:
-    """The network in float32 on the CPU as `to_nir` takes it, every cell equal in every bit to the one it was trained as.
+    """Return the network in float32 on the CPU as `to_nir` takes it, every cell equal in every bit to the trained one.
 
     Args:
         network: flat one-step network of this package.
         snap: put every dt/tau on k/4096, as the chip's registers hold it; learned ones become constants.
 
     Raises:
-        ValueError: what `plain` refuses, or a cell that fires at its threshold or gives its membrane.
+        ValueError: a network that `plain` refuses, or a cell that fires at its threshold or gives its membrane.
     """
     layers = [
         layer.norse(snap=snap) if isinstance(layer, (BoxCell, ReadoutCell)) else layer
         for layer in plain(network)
     ]
-    form: snn.SequentialState = snn.SequentialState(*layers).to("cpu", torch.float32).eval()
-    return form
+    return snn.SequentialState(*layers).to("cpu", torch.float32).eval()

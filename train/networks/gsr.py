@@ -1,13 +1,12 @@
-"""Our spiking student of skin conductance, one that a chip can run; nothing of it is published [reconstruction].
+"""Two spiking students of skin conductance: one that a chip can run, one with the paper's layers [reconstruction].
 
-Step t hears samples [8t, 8t + 32) of a window: Linear, LIF, three times (Linear, LIF), Linear, leaky integrator; no attention, no
-score gates. The first Linear is the published head's convolution over time; 14,722 weights and biases, 882,304 multiplications in
-61 steps.
+Step t of the first gets samples [8t, 8t + 32) of a window: Linear, LIF, three times (Linear, LIF),
+Linear, leaky integrator; no attention, no score gates. Its first Linear is the published head's
+convolution over time; 14,722 weights and biases, 882,304 multiplications in 61 steps.
 
-The paper's skin-conductance student with spiking cells for its rectifiers, the window shown several times [reconstruction].
-
-It keeps softmax attention, layer-norms and score gates, so it CANNOT be exported: `to_nir` refuses it, no chip runs it. It shows
-what spikes alone cost in accuracy; `gsr_student` is the one to deploy.
+The second, GsrRepeat, is the paper's student with spiking cells for its rectifiers, the window shown
+several times. It keeps softmax attention, layer-norms and score gates, so it CANNOT be exported:
+`to_nir` refuses it, no chip runs it. It shows the accuracy that spikes alone cost.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ PLIF = NeuronSettings(coefficient=0.5, learned=True, v_th=1.0, surrogate="atan",
 
 
 class GsrStudentSettings(Frozen):
-    """What decides the student's layers.
+    """Sizes and options that decide the layers of the student for the chip.
 
     Args:
-        samples, kernel, stride: of a window, of what a step hears, between steps; 128 samples a second.
+        samples, kernel, stride: samples of a window, of a step's input, and between steps; 128 a second.
         hidden: features of every layer, the student's tokens.
         depth: spiking layers behind the first.
         classes: 2 per task.
-        neuron: of the spiking layers; PLIF of tau 2 at the start.
+        neuron: neurons of the spiking layers; PLIF of tau 2 at the start.
         readout_coefficient: a = dt/tau of the leaky integrator.
-        norm: batch-norms behind "all" Linears but the last, or the "head" alone, as published, which leaves the layers behind it
-            silent at the start; they fold at export.
-        feature: what F_S sums over the three depths, membranes before the reset or spikes.
+        norm: batch-norms behind "all" Linears but the last, or the "head" alone, as published, which
+            leaves the layers behind it silent at the start; they fold at export.
+        feature: values that F_S sums over the three depths, membranes before the reset or spikes.
         dt_s: time step, seconds: 8 samples of 128 a second.
     """
 
@@ -66,12 +65,12 @@ class GsrStudentSettings(Frozen):
 
     @property
     def steps(self) -> int:
-        """Of a window."""
+        """Count the steps of a window."""
         return (self.samples - self.kernel) // self.stride + 1
 
 
 class GsrOutput(NamedTuple):
-    """What distillation and reports read.
+    """Output of a student, as distillation and reports read it.
 
     Args:
         logits: (B, classes), mean over time.
@@ -87,22 +86,22 @@ class GsrOutput(NamedTuple):
 
 
 def build_gsr_student(settings: GsrStudentSettings) -> snn.SequentialState:
-    """One time step as it trains: (B, kernel) samples -> (B, classes) volts. `chip_form.chip_form` makes it exportable."""
+    """Build one time step as it trains: (B, kernel) samples to (B, classes) volts. `chip_form` makes it exportable."""
+    hidden, dt_s = settings.hidden, settings.dt_s
     layers: list[nn.Module] = []
     inputs = settings.kernel
     for at in range(settings.depth + 1):
-        layers.append(nn.Linear(inputs, settings.hidden))
+        layers.append(nn.Linear(inputs, hidden))
         if settings.norm == "all" or (settings.norm == "head" and at == 0):
-            layers.append(nn.BatchNorm1d(settings.hidden))
-        layers.append(BoxCell(settings.neuron, settings.dt_s))
-        inputs = settings.hidden
-    layers.append(nn.Linear(settings.hidden, settings.classes))
-    layers.append(ReadoutCell(settings.readout_coefficient, settings.dt_s))
-    return snn.SequentialState(*layers)
+            layers.append(nn.BatchNorm1d(hidden))
+        layers.append(BoxCell(settings.neuron, dt_s))
+        inputs = hidden
+    readout = ReadoutCell(settings.readout_coefficient, dt_s)
+    return snn.SequentialState(*layers, nn.Linear(hidden, settings.classes), readout)
 
 
 def frames_of(gsr: torch.Tensor, settings: GsrStudentSettings) -> torch.Tensor:
-    """Windows (B, 1, samples) -> what each step hears, (B, steps, kernel).
+    """Cut windows (B, 1, samples) into the input of each step, (B, steps, kernel).
 
     Raises:
         ValueError: a window of another length.
@@ -117,27 +116,29 @@ def frames_of(gsr: torch.Tensor, settings: GsrStudentSettings) -> torch.Tensor:
 def run_gsr_student(
     student: snn.SequentialState, gsr: torch.Tensor, settings: GsrStudentSettings
 ) -> GsrOutput:
-    """All steps of windows.
+    """Run all steps of windows.
 
     Args:
-        student: of `build_gsr_student`.
+        student: network of `build_gsr_student`.
         gsr: (B, 1, samples).
         settings: those it was built with.
+
+    Raises:
+        ValueError: a window of another length.
     """
     ran = over_time(student, frames_of(gsr, settings), record=True)
-    kept = ran.membranes if settings.feature == "membrane" else ran.spikes
-    features = (
-        torch.stack(kept[1:]).sum(0).flatten(1)
-    )  # the first layer is the head, the others are the depths
+    layers = ran.membranes if settings.feature == "membrane" else ran.spikes
+    # The first layer is the head, the others are the depths.
+    features = torch.stack(layers[1:]).sum(0).flatten(1)
     return GsrOutput(ran.outputs.mean(1), features, ran.outputs, ran.rates)
 
 
 class GsrRepeatSettings(Frozen):
-    """What decides the student's layers.
+    """Sizes and options that decide the layers of GsrRepeat.
 
     Args:
-        network: of the paper's student.
-        neuron: in place of each rectifier of head and feed-forward layers.
+        network: sizes of the paper's student.
+        neuron: neurons in place of each rectifier of head and feed-forward layers.
         steps: how often a window is shown.
         dt_s: time step, seconds; only names a scale, nothing here is exported.
     """
@@ -149,24 +150,22 @@ class GsrRepeatSettings(Frozen):
 
 
 class GsrRepeat(nn.Module):
-    """See above.
+    """The paper's student with spiking cells, shown the same window several times.
 
     Args:
-        settings: see GsrRepeatSettings.
+        settings: sizes, neurons and the number of times.
     """
 
     def __init__(self, settings: GsrRepeatSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.student = EmotionStudent(
-            settings.network, partial(BoxCell, settings.neuron, settings.dt_s)
-        )
+        cell = partial(BoxCell, settings.neuron, settings.dt_s)
+        self.student = EmotionStudent(settings.network, cell)
 
     def forward(self, gsr: torch.Tensor) -> EmotionOutput:
-        """(B, 1, samples) -> logits and features, means over the steps."""
+        """Map (B, 1, samples) to logits and features, means over the steps."""
         state, shown = None, []
         for _ in range(self.settings.steps):
             output, state = self.student.step(gsr, state)
             shown.append(output)
-        logits, features, matched = (torch.stack(part).mean(0) for part in zip(*shown, strict=True))
-        return EmotionOutput(logits, features, matched)
+        return EmotionOutput(*(torch.stack(part).mean(0) for part in zip(*shown, strict=True)))

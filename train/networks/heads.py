@@ -14,7 +14,7 @@ from knarr.train.networks.neurons import SpikingCell
 
 
 class StepLogits(NamedTuple):
-    """What distillation reads of a network that decides at every step.
+    """Output of a network that decides at every step, as distillation reads it.
 
     Args:
         logits: (B, classes), from which the class is taken.
@@ -29,12 +29,13 @@ class StepLogits(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """A network's run over clips.
+    """Output of a network for clips.
 
     Args:
         outputs: (B, T, *) of the last layer.
         rates: mean spikes per neuron and step of each spiking layer, detached 0-d tensors.
-        spikes, membranes: (B, T, *) of each spiking layer, membranes before the reset in volts; empty unless recorded.
+        spikes, membranes: (B, T, *) of each spiking layer, membranes before the reset in volts;
+            empty unless recorded.
     """
 
     outputs: torch.Tensor
@@ -57,17 +58,20 @@ class ClipDropout(nn.Module):
     def forward(
         self, x: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run one step on (B, *features); the state is the clip's mask."""
         if not self.training or not self.p:
             return x, None
+        # Dropout of ones gives the mask with its scale 1 / (1 - p).
         mask = F.dropout(torch.ones_like(x), self.p) if state is None else state
         return x * mask, mask
 
     def extra_repr(self) -> str:
+        """Show the share in print(network)."""
         return f"p={self.p}"
 
 
 def through_time(cell: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A stateful layer over (B, T, *): its outputs, and a spiking cell's membranes before the reset."""
+    """Run a stateful layer over (B, T, *): its outputs, and a spiking cell's membranes before the reset."""
     state, outputs, peaks = None, [], []
     for frame in x.unbind(1):
         out, state = cell(frame, state)
@@ -78,16 +82,15 @@ def through_time(cell: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 def each_step(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """A stateless layer over (B, T, *), all steps as one batch: batch-norms take their statistics over time too."""
-    steps = x.shape[1]
+    """Run a stateless layer over (B, T, *), all steps as one batch: batch-norms take their statistics over time too."""
     out: torch.Tensor = layer(x.flatten(0, 1))
-    return out.reshape(-1, steps, *out.shape[1:])
+    return out.reshape(-1, x.shape[1], *out.shape[1:])
 
 
 def over_time(
     network: snn.SequentialState, clips: torch.Tensor, *, record: bool = False
 ) -> NetworkOutput:
-    """All steps of a flat network, layer by layer: the numbers of a run step by step, but for batch-norms in training.
+    """Run all steps of a flat network, layer by layer: the numbers of a run step by step, but for batch-norms in training.
 
     Args:
         network: one-step SequentialState of stateless layers and cells.
@@ -101,6 +104,7 @@ def over_time(
             continue
         x, peaks = through_time(layer, x)
         if isinstance(layer, SpikingCell) and peaks is not None:
+            # A readout cell gives its membrane; its spikes are found again for the rates.
             fired = x if layer.reads == "spikes" else (peaks > layer.v_th).to(x.dtype)
             rates.append(fired.detach().mean())
             if record:
@@ -110,7 +114,7 @@ def over_time(
 
 
 def decide(network: snn.SequentialState, clips: torch.Tensor) -> StepLogits:
-    """Logits of every step and their mean over time, of a network whose last layer gives voltages.
+    """Return logits of every step and their mean over time, of a network whose last layer gives voltages.
 
     Args:
         network: as `over_time` takes it.
@@ -121,5 +125,5 @@ def decide(network: snn.SequentialState, clips: torch.Tensor) -> StepLogits:
 
 
 def vote(spikes: torch.Tensor, classes: int) -> torch.Tensor:
-    """Mean rate of each class's neurons: (B, T, classes * voters), the first class's voters first, -> (B, classes)."""
+    """Return each class's mean rate, (B, classes), of (B, T, classes * voters), the first class's voters first."""
     return spikes.mean(1).reshape(len(spikes), classes, -1).mean(2)

@@ -1,17 +1,19 @@
-"""The teachers of MSKD, an ANN-SNN hybrid on events and frames [paper]; its layers are not public, so both are [reconstruction].
+"""MSKD's teachers and student; the paper does not give their layers, so all are [reconstruction].
 
-seen            SEEN as it is: already such a hybrid
-frame_per_step  a small residual ANN on each frame and spiking convolutions on each event image, features added
+The teacher is an ANN-SNN hybrid on events and frames [paper]:
 
-The MSKD student: SEEN's spiking half on frames alone, its convolutions trained directly [reconstruction].
+    seen            SEEN as it is: already such a hybrid
+    frame_per_step  a small residual ANN on each frame and spiking convolutions on each event image, features added
 
-MSKD says of its student that it is spiking, light and sees frames [paper]; layers are not public.
+The student is spiking, light and sees frames [paper]: SEEN's spiking half on frames alone, its
+convolutions trained directly.
 
     scales 3/5/7 stride 2 -> join 1x1 -> LIF -> 3x3 stride 2 -> LIF -> 3x3 stride 4 -> LIF -> FC -> LIF -> FC -> readout
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import norse.torch as snn
@@ -27,10 +29,10 @@ from knarr.train.settings import Count, Frozen, Positive, UnitFraction
 
 
 class MskdTeacherSettings(Frozen):
-    """Which teacher.
+    """Kind and sizes of the teacher.
 
     Args:
-        kind: see above.
+        kind: "seen" or "frame_per_step", see the module.
         seen: sizes of either; "frame_per_step" reads side_px, channels, classes, widths and neuron of them.
     """
 
@@ -39,17 +41,12 @@ class MskdTeacherSettings(Frozen):
 
 
 def build_mskd_teacher(settings: MskdTeacherSettings) -> Seen | FramePerStep:
-    """A teacher: (events, frames), (B, T, 3, H, W) each -> StepLogits, with the last membrane of every step as its logits."""
+    """Build a teacher: (events, frames), (B, T, 3, H, W) each, to StepLogits of the last membranes."""
     return Seen(settings.seen) if settings.kind == "seen" else FramePerStep(settings.seen)
 
 
-def freeze(teacher: nn.Module) -> nn.Module:
-    """The teacher in eval mode, its parameters without gradients, as a student's training takes it."""
-    return teacher.eval().requires_grad_(False)
-
-
 class Residual(nn.Module):
-    """Two 3x3 convolutions with batch-norms beside a strided 1x1 one: (B, C, H, W) -> (B, out, H/2, W/2), rounded up."""
+    """Two 3x3 convolutions with batch-norms, added to a strided 1x1 one."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -65,12 +62,12 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        added: torch.Tensor = torch.relu(self.long(x) + self.short(x))
-        return added
+        """Map (B, C, H, W) to (B, out, H/2, W/2), rounded up."""
+        return torch.relu(self.long(x) + self.short(x))
 
 
 class FramePerStep(nn.Module):
-    """Features of frame t (ANN) plus spikes of event image t (SNN) into two spiking layers.
+    """A teacher that adds features of frame t (ANN) to spikes of event image t (SNN), before two spiking layers.
 
     Args:
         settings: sizes; widths are those of the event branch, and the frame branch ends in as many channels.
@@ -103,7 +100,7 @@ class FramePerStep(nn.Module):
         self.cells = nn.ModuleList(DecayCell(settings.neuron) for _ in range(5))
 
     def forward(self, events: torch.Tensor, frames: torch.Tensor) -> StepLogits:
-        """Event and frame clips, (B, T, C, H, W) each -> membranes before their reset; rates of the five spiking layers.
+        """Map event and frame clips, (B, T, C, H, W) each, to membranes before their reset, and rates of the five spiking layers.
 
         Raises:
             ValueError: clips of different shapes.
@@ -113,34 +110,37 @@ class FramePerStep(nn.Module):
                 f"frames: shape {tuple(frames.shape)}, events {tuple(events.shape)}; give one frame per event image"
             )
         x, fired = events, []
+        # Three of the five cells have a convolution before them, the last two a linear layer.
         for synapse, cell in zip(self.synapses, self.cells, strict=False):
             x, _ = through_time(cell, each_step(synapse, x))
             fired.append(x)
-        heard = (x + each_step(self.frame_branch, frames)).flatten(2)
-        spikes, _ = through_time(self.cells[3], self.hidden(heard))
+        joined = (x + each_step(self.frame_branch, frames)).flatten(2)
+        spikes, _ = through_time(self.cells[3], self.hidden(joined))
         last, membranes = through_time(self.cells[4], self.head(spikes))
-        assert membranes is not None  # a spiking cell's
+        assert membranes is not None  # a spiking cell has them
         rates = tuple(z.detach().mean() for z in (*fired, spikes, last))
         return StepLogits(membranes.mean(1), membranes, rates)
 
 
 WIDTHS = (64, 256, 512, 256)
-"""At width 1: channels of a scale, of the second and third convolution; neurons of the hidden layer."""
+"""Widths at share 1: channels of a scale, of the second and third convolution; neurons of the hidden layer."""
 
 
 class MskdStudentSettings(Frozen):
-    """What decides the student's layers.
+    """Sizes and options that decide the student's layers.
 
     Args:
         side_px: height and width of a frame.
         in_channels: 3, or 1 for grey.
-        classes: emotions.
+        classes: number of emotions.
         width: share of `WIDTHS`, 1, 1/2 or 1/4; others where they give whole numbers.
-        gate: "static" learns one logit per scale; "dynamic" (SEEN's, per image) cannot be exported; "none" weighs all 1.
-        conv_bias: of every convolution.
+        gate: "static" learns one logit per scale; "dynamic" (SEEN's, per image) cannot be exported;
+            "none" weighs all 1.
+        conv_bias: whether convolutions have one.
         norm: batch-norms behind the scales, the join and the other convolutions; they fold at export.
-        readout: "membrane" is SEEN's, a neuron read before its reset; "li" a leaky integrator, which alone can be exported.
-        neuron: in the form v += a (x - v); 0.8 is SEEN's decay of 0.2.
+        readout: "membrane" is SEEN's, a neuron read before its reset; "li" a leaky integrator, which
+            alone can be exported.
+        neuron: neurons in the form v += a (x - v); 0.8 is SEEN's decay of 0.2.
         readout_coefficient: a of "li".
         dt_s: time step, seconds; clips E4-S3 keep every fourth of 30 frames a second.
         snap: put a on k/4096, which the chip's registers hold.
@@ -169,27 +169,22 @@ class MskdStudentSettings(Frozen):
 
     @property
     def widths(self) -> tuple[int, int, int, int]:
-        """Channels of a scale, of the second and third convolution; neurons of the hidden layer."""
+        """Give `WIDTHS` at this share."""
         scale, second, third, hidden = (int(self.width * full) for full in WIDTHS)
         return scale, second, third, hidden
 
 
 def build_mskd_student(settings: MskdStudentSettings) -> snn.SequentialState:
-    """One time step as it trains: (B, in_channels, H, W) -> (B, classes) volts of the readout.
+    """Build one time step as it trains: (B, in_channels, H, W) to (B, classes) volts of the readout.
 
-    SEEN adds X where Norse adds a X, so initial weights are torch's divided by a. `heads.decide` runs a clip of frames;
-    `chip_form.plain` merges the scales, `chip_form.chip_form` makes it exportable (static gate or none, readout "li").
+    `heads.decide` runs a clip of frames; `chip_form.plain` merges the scales, `chip_form.chip_form`
+    makes it exportable (static gate or none, readout "li").
     """
     scale, second, third, hidden = settings.widths
-    bias = settings.conv_bias
-
-    def cell(reads: Literal["spikes", "membrane"] = "spikes") -> nn.Module:
-        return BoxCell(
-            settings.neuron,
-            settings.dt_s,
-            reads,
-            snap=settings.snap and not settings.neuron.learned,
-        )
+    bias, dt_s = settings.conv_bias, settings.dt_s
+    # A learned coefficient moves while it trains; it goes to the grid at export.
+    snap = settings.snap and not settings.neuron.learned
+    cell = partial(BoxCell, settings.neuron, dt_s, snap=snap)
 
     def norm(channels: int) -> list[nn.Module]:
         return [nn.BatchNorm2d(channels)] if settings.norm else []
@@ -197,7 +192,7 @@ def build_mskd_student(settings: MskdStudentSettings) -> snn.SequentialState:
     readout = (
         cell("membrane")
         if settings.readout == "membrane"
-        else ReadoutCell(settings.readout_coefficient, settings.dt_s, snap=settings.snap)
+        else ReadoutCell(settings.readout_coefficient, dt_s, snap=settings.snap)
     )
     student = snn.SequentialState(
         MultiScale(
@@ -221,7 +216,8 @@ def build_mskd_student(settings: MskdStudentSettings) -> snn.SequentialState:
 
 
 def _as_seen(student: snn.SequentialState, settings: MskdStudentSettings) -> None:
-    """Divide what feeds each cell by its coefficient at the start."""
+    """Divide the weights before each cell by its coefficient: SEEN adds X where Norse adds a X."""
+    # Of the scales only the join is divided: it alone feeds the cell.
     synapses = [layer.join if isinstance(layer, MultiScale) else layer for layer in student]
     synapses = [layer for layer in synapses if isinstance(layer, (nn.Conv2d, nn.Linear))]
     shares = [settings.neuron.coefficient] * len(synapses)

@@ -1,6 +1,7 @@
 """Cells to train with: own surrogate gradients, learnable decays, the membrane before its reset; each with a twin in Norse.
 
-Norse's parameters are tuples that `.to()` does not move and optimisers do not see; all tensors here are buffers or parameters.
+Norse's parameters are tuples that `.to()` does not move and optimisers do not see; all tensors here
+are buffers or parameters.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ import torch
 from pydantic import model_validator
 from torch import nn
 
-from knarr.train.networks.cnn import snap_inverse
-from knarr.train.settings import Frozen, Positive, UnitFraction
+from knarr.hw_sim.network import DECAY_UNITY
+from knarr.train.settings import Frozen, Positive, RecipeError, UnitFraction
 
 Reads = Literal["spikes", "membrane"]
 
 
 class NeuronSettings(Frozen):
-    """A layer of neurons.
+    """Settings of a layer of neurons.
 
     Args:
         coefficient: a = dt / tau_mem; of a learned one the value at the start, below 1.
         learned: one a per layer is trained, a = sigmoid(w).
         v_th: volts.
-        surrogate: gradient of the spike, see `fire`; width: its width in volts (box) or its sharpness (atan).
-        fires: "gt" above the threshold, as Norse, NIR and the chip; "ge" at it too. They differ on exact ties alone.
+        surrogate: gradient of the spike, see `fire`.
+        width: the surrogate's width in volts (box) or its sharpness (atan).
+        fires: "gt" above the threshold, as Norse, NIR and the chip; "ge" at it too. They differ on
+            exact ties alone.
         detach_reset: no gradient flows through the reset.
     """
 
@@ -61,7 +64,8 @@ class _Fire(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(over)
         ctx.surrogate, ctx.width = surrogate, width
-        return (over >= 0 if fires == "ge" else over > 0).to(over.dtype)
+        fired = over >= 0 if fires == "ge" else over > 0
+        return fired.to(over.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
@@ -70,10 +74,12 @@ class _Fire(torch.autograd.Function):
 
 
 def slope(over: torch.Tensor, surrogate: str, width: float) -> torch.Tensor:
-    """The gradient that stands for a spike's.
+    """Return the gradient that stands for a spike's.
 
     box   1 where |over| < width, else 0
-    atan  (width / 2) / (1 + (pi * width * over / 2)^2)         PLIF's code uses width 2 [reconstruction: library default]
+    atan  (width / 2) / (1 + (pi * width * over / 2)^2)
+
+    PLIF's code uses atan of width 2 [reconstruction: library default].
     """
     if surrogate == "box":
         return (over.abs() < width).to(over.dtype)
@@ -81,17 +87,17 @@ def slope(over: torch.Tensor, surrogate: str, width: float) -> torch.Tensor:
 
 
 def fire(over: torch.Tensor, neuron: NeuronSettings) -> torch.Tensor:
-    """Spikes, 0 or 1 in the dtype of `over`, which is v - v_th in volts."""
-    spikes: torch.Tensor = _Fire.apply(over, neuron.surrogate, neuron.width, neuron.fires)  # type: ignore[no-untyped-call]
-    return spikes
+    """Return spikes, 0 or 1 in the dtype of `over`, which is v - v_th in volts."""
+    return _Fire.apply(over, neuron.surrogate, neuron.width, neuron.fires)  # type: ignore[no-untyped-call]
 
 
 class SpikingCell(nn.Module):
-    """Fires above a threshold, resets to 0; how it charges is the subclass's.
+    """A layer that fires above a threshold and resets to 0; a subclass says how it charges.
 
     Args:
-        neuron: see there.
-        reads: what a step gives: spikes, or the membrane before its reset (a readout that still resets) [SEEN, code].
+        neuron: settings of the layer.
+        reads: what a step gives: spikes, or the membrane before its reset (a readout that still
+            resets) [SEEN, code].
     """
 
     def __init__(self, neuron: NeuronSettings, reads: Reads = "spikes") -> None:
@@ -101,12 +107,13 @@ class SpikingCell(nn.Module):
         self.register_buffer("v_th", torch.tensor(neuron.v_th))
 
     def charge(self, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Membrane of this step before its reset, from the one after the last reset and the input."""
+        """Return the membrane of this step before its reset, from the one after the last reset and the input."""
         raise NotImplementedError
 
     def forward(
         self, x: torch.Tensor, state: CellState | None = None
     ) -> tuple[torch.Tensor, CellState]:
+        """Run one step on (B, *features); None is the state at rest."""
         peak = self.charge(torch.zeros_like(x) if state is None else state.v, x)
         spikes = fire(peak - self.v_th, self.neuron)
         gone = spikes.detach() if self.neuron.detach_reset else spikes
@@ -114,6 +121,7 @@ class SpikingCell(nn.Module):
         return (peak if self.reads == "membrane" else spikes), after
 
     def extra_repr(self) -> str:
+        """Show the settings in print(network)."""
         return f"{self.neuron!r}, reads={self.reads!r}"
 
 
@@ -126,6 +134,7 @@ class DecayCell(SpikingCell):
         self.register_buffer("keeps", torch.tensor(1 - neuron.coefficient))
 
     def charge(self, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Decay the membrane and add the whole input."""
         return self.keeps * v + x
 
 
@@ -133,7 +142,7 @@ class BoxCell(SpikingCell):
     """v- = v + a (x - v);  z = [v- > v_th];  v = 0 where z. Norse's LIFBoxCell; learned, PLIF (Fang et al., ICCV 2021).
 
     Args:
-        neuron: see there.
+        neuron: settings of the layer.
         dt_s: time step, seconds; matters where the network is exported.
         reads: see SpikingCell.
         snap: a fixed coefficient moves to the nearest k/4096, which the chip's register holds.
@@ -144,13 +153,14 @@ class BoxCell(SpikingCell):
     ) -> None:
         super().__init__(neuron, reads)
         self.dt = dt_s
-        hold_rate(self, neuron.coefficient, dt_s, learned=neuron.learned, snap=snap)
+        _hold_rate(self, neuron.coefficient, learned=neuron.learned, snap=snap)
 
     def charge(self, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return v + self.dt * rate(self) * (x - v)
+        """Move the membrane towards the input by the share a."""
+        return v + self.dt * _rate(self) * (x - v)
 
     def norse(self, *, snap: bool = False) -> nn.Module:
-        """Norse's LIFBoxCell, equal in every bit of float32; a is constant in it, and on k/4096 with `snap`.
+        """Return Norse's LIFBoxCell, equal in every bit of float32; a is constant in it, and on k/4096 with `snap`.
 
         Raises:
             ValueError: it fires at its threshold or gives its membrane, which no exported cell does.
@@ -160,11 +170,10 @@ class BoxCell(SpikingCell):
                 f"BoxCell: fires '{self.neuron.fires}' and gives its {self.reads}; a graph has 'gt' and spikes, end "
                 "with a leaky integrator"
             )
-        parameters = snn.LIFBoxParameters(
-            tau_mem_inv=fixed_rate(self, snap), v_th=self.v_th.float().cpu().clone()
-        )
-        plain: nn.Module = snn.LIFBoxCell(parameters, dt=self.dt)
-        return plain.eval()
+        # A copy: Norse's tuple would share memory with the buffer of a cell that may train on.
+        v_th = self.v_th.float().cpu().clone()
+        parameters = snn.LIFBoxParameters(tau_mem_inv=_fixed_rate(self, snap), v_th=v_th)
+        return snn.LIFBoxCell(parameters, dt=self.dt).eval()
 
 
 class ReadoutCell(nn.Module):
@@ -172,7 +181,9 @@ class ReadoutCell(nn.Module):
 
     Args:
         coefficient: a, at the start where `learned`.
-        dt_s, snap: as of BoxCell.
+        dt_s: time step, seconds.
+        learned: whether a is trained.
+        snap: a fixed coefficient moves to the nearest k/4096.
     """
 
     def __init__(
@@ -180,43 +191,54 @@ class ReadoutCell(nn.Module):
     ) -> None:
         super().__init__()
         self.dt = dt_s
-        hold_rate(self, coefficient, dt_s, learned=learned, snap=snap)
+        _hold_rate(self, coefficient, learned=learned, snap=snap)
 
     def forward(
         self, x: torch.Tensor, state: CellState | None = None
     ) -> tuple[torch.Tensor, CellState]:
+        """Run one step on (B, *features); None is the state at rest."""
         before = torch.zeros_like(x) if state is None else state.v
-        v = before + self.dt * rate(self) * (x - before)
+        v = before + self.dt * _rate(self) * (x - before)
         return v, CellState(v, v)
 
     def norse(self, *, snap: bool = False) -> nn.Module:
-        """The same cell of Norse, equal in every bit of float32; `snap` puts a on k/4096."""
-        plain: nn.Module = snn.LIBoxCell(
-            p=snn.LIBoxParameters(tau_mem_inv=fixed_rate(self, snap)), dt=self.dt
+        """Return the same cell of Norse, equal in every bit of float32; `snap` puts a on k/4096."""
+        parameters = snn.LIBoxParameters(tau_mem_inv=_fixed_rate(self, snap))
+        return snn.LIBoxCell(p=parameters, dt=self.dt).eval()
+
+
+def snap_inverse(tau_s: float, dt_s: float) -> torch.Tensor:
+    """Return 1 / tau, per second, with dt/tau moved to the nearest k/4096 (k = 1..4095), which a chip's register holds.
+
+    Raises:
+        RecipeError: tau is so short or long that no register comes near.
+    """
+    register = round(DECAY_UNITY * dt_s / tau_s)
+    if not 1 <= register < DECAY_UNITY:
+        raise RecipeError(
+            f"tau {tau_s:g} s at dt {dt_s:g} s needs decay register {register}, allowed 1..{DECAY_UNITY - 1}"
         )
-        return plain.eval()
+    return torch.tensor(register / (DECAY_UNITY * dt_s))
 
 
-def hold_rate(
-    cell: nn.Module, coefficient: float, dt_s: float, *, learned: bool, snap: bool
-) -> None:
+def _hold_rate(cell: Any, coefficient: float, *, learned: bool, snap: bool) -> None:
     """Give a cell its a: parameter `w` with a = sigmoid(w), or buffer `tau_mem_inv` = a / dt, per second."""
     if learned:
-        cell.register_parameter("w", nn.Parameter(torch.logit(torch.tensor(coefficient))))
+        cell.w = nn.Parameter(torch.logit(torch.tensor(coefficient)))
         return
-    inverse = snap_inverse(dt_s / coefficient, dt_s) if snap else torch.tensor(coefficient / dt_s)
+    inverse = torch.tensor(coefficient / cell.dt)
+    if snap:
+        inverse = snap_inverse(cell.dt / coefficient, cell.dt)
     cell.register_buffer("tau_mem_inv", inverse)
 
 
-def rate(cell: Any) -> torch.Tensor:
-    """1 / tau_mem, per second, in the brackets of Norse and of PLIFBoxCell."""
-    inverse: torch.Tensor = (
-        torch.sigmoid(cell.w) / cell.dt if hasattr(cell, "w") else cell.tau_mem_inv
-    )
-    return inverse
+def _rate(cell: Any) -> torch.Tensor:
+    """Return 1 / tau_mem, per second."""
+    # dt cancels in the cells, but Norse divides and multiplies by it: so every bit is the same.
+    return torch.sigmoid(cell.w) / cell.dt if hasattr(cell, "w") else cell.tau_mem_inv
 
 
-def fixed_rate(cell: Any, snap: bool) -> torch.Tensor:
-    """1 / tau_mem as float32 that no cell shares, on the chip's grid where `snap`."""
-    inverse = rate(cell).detach().float().cpu().clone()
+def _fixed_rate(cell: Any, snap: bool) -> torch.Tensor:
+    """Return 1 / tau_mem as float32 that no cell shares, on the chip's grid where `snap`."""
+    inverse = _rate(cell).detach().float().cpu().clone()
     return snap_inverse(1 / float(inverse), cell.dt) if snap else inverse

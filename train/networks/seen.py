@@ -1,11 +1,12 @@
 """SEEN (single-eye emotion recognition from events and frames): an ANN on frames lends its weights to an SNN on events.
 
-Layers and constants are those of its published code [code]; parameters 6,078,655, multiplications 177.8 M once and 182.3 M a step.
+Layers and constants are those of its published code [code]; 6,078,655 parameters, multiplications
+177.8 M once and 182.3 M a step.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +27,17 @@ SEEN_NEURON = NeuronSettings(
 
 
 class SeenSettings(Frozen):
-    """What decides SEEN's layers.
+    """Sizes and options that decide SEEN's layers.
 
     Args:
         side_px: height and width of the images.
-        channels: of an image, of an event image too.
-        classes: emotions.
+        channels: channels of an image, of an event image too.
+        classes: number of emotions.
         widths: channels of a scale, of the second and third convolution; neurons of the hidden layer.
         frames: which frames the ANN sees; other than "first_last" are the paper's ablations.
-        steps: of a clip; matters for frames="all" alone.
+        steps: steps of a clip; matters for frames="all" alone.
         readout: where logits come from; other than "mean_membrane" are the paper's ablations.
-        neuron: of every layer.
+        neuron: neurons of every layer.
     """
 
     side_px: Count = 90
@@ -50,22 +51,28 @@ class SeenSettings(Frozen):
 
     @property
     def features(self) -> int:
-        """Of the last map, flattened: three convolutions of stride 2, 2 and 4."""
+        """Count the features of the last map, flattened."""
         return self.widths[2] * side_after(self.side_px) ** 2
 
 
 def side_after(side_px: int) -> int:
-    """Side of the last map: every convolution pads half its kernel, so strides 2, 2, 4 round up."""
+    """Return the side of the last map, pixels."""
     for stride in (2, 2, 4):
+        # Every convolution pads half its kernel, so sides round up.
         side_px = -(-side_px // stride)
     return side_px
 
 
 class Seen(nn.Module):
-    """SEEN. The spiking half uses the ANN's convolutions without bias and without gradient; they learn through J alone.
+    """SEEN, whose spiking half uses the ANN's convolutions without bias and without gradient; they learn through J alone.
+
+    J are the spikes of the ANN's last map, which are lent to every step of the spiking half.
 
     Args:
-        settings: see SeenSettings.
+        settings: sizes and options.
+
+    Raises:
+        ValueError: event images with other channels than the scales take.
     """
 
     def __init__(self, settings: SeenSettings) -> None:
@@ -92,15 +99,16 @@ class Seen(nn.Module):
             )
 
     def forward(self, events: torch.Tensor, frames: torch.Tensor) -> StepLogits:
-        """Event and frame clips, (B, T, 3, H, W) each, of the same T -> membranes of the last layer before their reset.
+        """Map event and frame clips, (B, T, 3, H, W) each, of the same T, to membranes of the last layer before their reset.
 
-        `step_logits` are those membranes whatever the readout; rates are of J, the four spiking layers and the head.
+        `step_logits` are those membranes whatever the readout; rates are of J, the four spiking
+        layers and the head.
 
         Raises:
             ValueError: clips of another length or size.
         """
-        # In a trace sizes are no plain numbers.
-        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # public, but without types
+        # In a trace sizes are no plain numbers; torch has no types for the question.
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self._check(events, frames)
         maps = [scale(self.stem(self._chosen(frames))) for scale in self.scales]
         shares = gate_shares(self.gates, maps)
@@ -109,40 +117,40 @@ class Seen(nn.Module):
 
         with torch.no_grad():
             first, second, third = self._event_spikes(events, shares.detach())
-        heard = (third + lent.unsqueeze(1)).flatten(2)  # 0, 1 or 2: not binary
-        fourth, _ = through_time(self.cells[3], self.hidden(heard))
+        joined = (third + lent.unsqueeze(1)).flatten(2)  # 0, 1 or 2: not binary
+        fourth, _ = through_time(self.cells[3], self.hidden(joined))
         spikes, membranes = through_time(self.head_cell, self.head(fourth))
-        assert membranes is not None  # a spiking cell's
+        assert membranes is not None  # a spiking cell has them
         rates = tuple(z.detach().mean() for z in (lent, first, second, third, fourth, spikes))
         return StepLogits(self._read(spikes, membranes), membranes, rates)
 
     def _event_spikes(
         self, events: torch.Tensor, shares: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Spikes of the three convolutional layers, (B, T, C, H, W) each."""
+        """Return the spikes of the three convolutional layers, (B, T, C, H, W) each."""
         steps = events.shape[1]
         images = events.flatten(0, 1)
         maps = [_no_bias(scale, images) for scale in self.scales]
+        # The frames' shares weigh every event image of the clip.
         every = shares.unsqueeze(1).expand(-1, steps, -1, -1, -1).flatten(0, 1)
         x = _no_bias(self.join, torch.cat(gated(maps, every), 1))
-        found = []
-        for cell, conv in zip(self.cells, (self.second, self.third, None), strict=False):
-            z, _ = through_time(cell, x.reshape(-1, steps, *x.shape[1:]))
-            found.append(z)
-            if conv is not None:
-                x = _no_bias(conv, z.flatten(0, 1))
-        return found[0], found[1], found[2]
+
+        def fire(number: int, x: torch.Tensor) -> torch.Tensor:
+            return through_time(self.cells[number], x.reshape(-1, steps, *x.shape[1:]))[0]
+
+        first = fire(0, x)
+        second = fire(1, _no_bias(self.second, first.flatten(0, 1)))
+        return first, second, fire(2, _no_bias(self.third, second.flatten(0, 1)))
 
     def _chosen(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B, n * 3, H, W): the frames that the ANN sees, as channels."""
+        """Return the frames that the ANN sees, as channels, (B, n * 3, H, W)."""
         which = self.settings.frames
         if which == "all":
             return frames.flatten(1, 2)
         if which == "first":
             return frames[:, 0]
-        return torch.cat(
-            [frames[:, 0], frames[:, -1] if which == "first_last" else frames[:, 1]], 1
-        )
+        other = frames[:, -1 if which == "first_last" else 1]
+        return torch.cat([frames[:, 0], other], 1)
 
     def _read(self, spikes: torch.Tensor, membranes: torch.Tensor) -> torch.Tensor:
         when, what = self.settings.readout.split("_")
@@ -164,7 +172,6 @@ class Seen(nn.Module):
             )
 
 
-def _no_bias(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a convolution gives without its bias."""
-    assert isinstance(layer, nn.Conv2d)  # Seen made it
+def _no_bias(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """Apply a convolution without its bias."""
     return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)

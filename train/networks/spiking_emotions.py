@@ -1,8 +1,9 @@
 """The networks of "Spiking Emotions" (CEUR-WS 3331 paper 8): spiking voters on simulated events, and the ANN beside them.
 
-3x3 convolutions, batch-norm, PLIF, average pools, 20 voters in two groups, and an ANN on 68 frames as channels [paper]. The paper
-prints operations in tenths of a million, not its layers: widths, depth, the hidden layer, dropout are [reconstruction], the fit of
-all its counts (6,462,213 parameters; 9,144,576 and 47,940,608 operations a step).
+3x3 convolutions, batch-norm, PLIF, average pools, 20 voters in two groups, and an ANN on 68 frames as
+channels [paper]. The paper prints operations in tenths of a million, not its layers: widths, depth,
+the hidden layer, dropout are [reconstruction], the fit of all its counts (6,462,213 parameters;
+9,144,576 and 47,940,608 operations a step).
 """
 
 from __future__ import annotations
@@ -22,26 +23,27 @@ from knarr.train.settings import Count, Frozen, Positive
 
 POLARITIES = 2
 TAU_STEPS = 2.0
-"""Of LIF, and where PLIF starts [code]: a = 1/2."""
+"""Time constant of LIF, and where PLIF starts [code]: a = 1/2."""
 FANG_CHANNELS, FANG_BLOCKS = 128, 5
 Pool = Literal["avg", "max"]
 
 
 class SpikingEmotionsSettings(Frozen):
-    """What decides the layers of a voting network, and of the ANN.
+    """Sizes and options that decide the layers of a voting network, and of the ANN.
 
     Args:
         size_px: height and width of a frame.
-        blocks, width: convolutions and their channels; hidden: neurons of the hidden layer.
+        blocks, width: number of convolutions and their channels.
+        hidden: neurons of the hidden layer.
         neuron: "plif" learns a time constant per layer, "lif" keeps tau = 2 steps.
         v_th: threshold, volts.
         pool: "avg", which can be exported, or "max".
         pure_spike: leave out the first frame of a clip, the float one, so that only spikes arrive.
         fires: "gt" as Norse, NIR and the chip; "ge" as the paper writes; exact ties alone differ.
-        fc_bias: of the linear layers; the PLIF code has none.
-        dropout: before each linear layer, one mask for all steps of a clip.
+        fc_bias: whether linear layers have one; the PLIF code has none.
+        dropout: share that is dropped before each linear layer, one mask for all steps of a clip.
         classes, voters: classes and neurons that vote for each, the first class's first: 0-9 negative, 10-19 positive.
-        frames: that the ANN takes as channels.
+        frames: number of frames that the ANN takes as channels.
         dt_s: time step, seconds; matters where the network is exported.
     """
 
@@ -71,14 +73,15 @@ class SpikingEmotionsSettings(Frozen):
 
     @property
     def side(self) -> int:
-        """Of the last map, pixels: every block takes two and halves."""
+        """Give the side of the last map, pixels."""
         side = self.size_px
         for _ in range(self.blocks):
+            # A 3x3 convolution without padding takes two, a pooling halves and rounds down.
             side = (side - 2) // 2
         return side
 
     def cell(self) -> BoxCell:
-        """A layer of its neurons: surrogate ATan of sharpness 2, reset without gradient [code, library default]."""
+        """Make a layer of its neurons: surrogate ATan of sharpness 2, reset without gradient [code, library default]."""
         neuron = NeuronSettings(
             coefficient=1 / TAU_STEPS,
             learned=self.neuron == "plif",
@@ -102,7 +105,7 @@ TABLE_I: Mapping[str, SpikingEmotionsSettings] = MappingProxyType(
 
 
 def build_voting_network(settings: SpikingEmotionsSettings) -> snn.SequentialState:
-    """One time step: (B, 2, size, size) -> (B, classes * voters) spikes. `votes` runs a clip."""
+    """Build one time step: (B, 2, size, size) to (B, classes * voters) spikes. `votes` runs a clip."""
     layers = _features(settings, POLARITIES, settings.cell)
     return snn.SequentialState(
         *layers,
@@ -116,9 +119,9 @@ def build_voting_network(settings: SpikingEmotionsSettings) -> snn.SequentialSta
 
 
 def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
-    """PLIF-Fang, one time step: five times {3x3, 128 channels, padded; BN; PLIF; max pool}, a quarter, voters; no biases [code].
+    """Build one time step of PLIF-Fang: five times {3x3, 128 channels, padded; BN; PLIF; max pool}, a quarter, voters; no biases [code].
 
-    Of the settings, `blocks`, `width`, `hidden`, `pool` and `fc_bias` are not read: they are what makes it another network.
+    The settings `blocks`, `width`, `hidden`, `pool` and `fc_bias` are not read: here they are fixed.
 
     Raises:
         ValueError: frames too small for five pools.
@@ -145,7 +148,7 @@ def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
 
 
 def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
-    """The ANN: (B, frames, size, size), grey or differences, -> (B, classes); ReLU for PLIF, no vote."""
+    """Build the ANN: (B, frames, size, size), grey or differences, to (B, classes); ReLU for PLIF, no vote."""
     layers = _features(settings, settings.frames, nn.ReLU)
     return nn.Sequential(
         *layers,
@@ -160,10 +163,10 @@ def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
 def votes(
     network: snn.SequentialState, clips: torch.Tensor, settings: SpikingEmotionsSettings
 ) -> StepLogits:
-    """Mean rates of the voters, 0..1, in place of logits; those of every step beside them.
+    """Run clips and give mean rates of the voters, 0..1, in place of logits, for the clip and for every step.
 
     Args:
-        network: of `build_voting_network` or `build_plif_fang`.
+        network: network of `build_voting_network` or `build_plif_fang`.
         clips: (B, T, 2, size, size), the first frame a float one.
         settings: those it was built with; `pure_spike` drops the first frame here.
 
@@ -177,22 +180,23 @@ def votes(
             "clips: no steps left; give at least two frames of which the first is dropped"
         )
     ran = over_time(network, clips)
-    per_step = ran.outputs.reshape(*ran.outputs.shape[:2], settings.classes, settings.voters).mean(
-        3
-    )
-    return StepLogits(vote(ran.outputs, settings.classes), per_step, ran.rates)
+    classes = settings.classes
+    voters = ran.outputs.reshape(*ran.outputs.shape[:2], classes, settings.voters)
+    return StepLogits(vote(ran.outputs, classes), voters.mean(3), ran.rates)
 
 
 def _features(
     settings: SpikingEmotionsSettings, channels: int, activation: Callable[[], nn.Module]
 ) -> list[nn.Module]:
-    """Blocks of convolution, batch-norm, activation and pool; flattened."""
+    """Build blocks of convolution, batch-norm, activation and pool; flattened."""
+    width = settings.width
     layers: list[nn.Module] = []
     for _ in range(settings.blocks):
-        conv = nn.Conv2d(channels, settings.width, 3, bias=False)
+        # Batch-norm has its own offset, so the convolution needs none.
+        conv = nn.Conv2d(channels, width, 3, bias=False)
         pool = nn.AvgPool2d(2) if settings.pool == "avg" else nn.MaxPool2d(2)
-        layers += [conv, nn.BatchNorm2d(settings.width), activation(), pool]
-        channels = settings.width
+        layers += [conv, nn.BatchNorm2d(width), activation(), pool]
+        channels = width
     return [*layers, nn.Flatten()]
 
 

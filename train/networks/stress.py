@@ -1,6 +1,7 @@
 """A small teacher of skin conductance and heart rate, for Stress-Predict, where EmotionKD's is too large [reconstruction].
 
-Two convolutions over time leave one token for each step of the student, so that its features can be matched like EmotionKD's.
+Two convolutions over time leave one token for each step of the student, so that its features can be
+matched like EmotionKD's.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from knarr.train.settings import Count, Frozen
 
 
 class StressTeacherSettings(Frozen):
-    """What decides the layers.
+    """Sizes and options that decide the layers.
 
     Args:
         signals: both, or skin conductance alone.
-        samples: of a window at 4 Hz, whole steps of 12.
+        samples: samples of a window at 4 Hz, whole steps of 12.
         inner, width: features of the two convolutions; a student with as many can be taught by features.
-        dropout: before the logits.
+        dropout: share that is dropped before the logits.
         classes: rest and stress.
     """
 
@@ -44,7 +45,7 @@ class StressTeacherSettings(Frozen):
 
     @property
     def steps(self) -> int:
-        """Tokens, one for each step of the student."""
+        """Count the tokens, one for each step of the student."""
         return self.samples // STEP
 
 
@@ -52,7 +53,7 @@ class StressTeacher(nn.Module):
     """Convolution, batch-norm, ReLU twice, dropout, linear.
 
     Args:
-        settings: see there.
+        settings: sizes and options.
     """
 
     def __init__(self, settings: StressTeacherSettings) -> None:
@@ -73,9 +74,8 @@ class StressTeacher(nn.Module):
         self.classifier = nn.Linear(settings.steps * settings.width, settings.classes)
 
     def forward(self, signals: torch.Tensor) -> EmotionOutput:
-        """(B, 2, samples), skin conductance first -> logits and features (B, steps * width), before their ReLU."""
+        """Map (B, 2, samples), skin conductance first, to logits and features (B, steps * width), before their ReLU."""
         tokens = self.late(self.early(signals[:, : self.channels]))
         features = tokens.transpose(1, 2).flatten(1)
-        return EmotionOutput(
-            self.classifier(self.dropout(torch.relu(features))), features, features
-        )
+        logits = self.classifier(self.dropout(torch.relu(features)))
+        return EmotionOutput(logits, features, features)

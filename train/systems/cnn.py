@@ -22,11 +22,11 @@ from knarr.train.datasets.eyes.generate import generate
 from knarr.train.datasets.see.sequences import assert_disjoint, read_see
 from knarr.train.errors import DataError
 from knarr.train.losses.terms import distillation_loss
+from knarr.train.networks.chip_form import plain
 from knarr.train.networks.cnn import (
     StudentShape,
     Teacher,
     build_student,
-    fold_batch_norm,
     run_student,
 )
 from knarr.train.settings import (
@@ -211,7 +211,7 @@ class Cnn(System[CnnRecipe]):
         return value, logits
 
     def keep(self, student: nn.Module) -> nn.Module:
-        return fold_batch_norm(cast(snn.SequentialState, student))
+        return plain(cast(snn.SequentialState, student))
 
     def kept(self, data: RunData) -> nn.Module:
         return build_student(self.shape(data), batch_norm=False)

@@ -44,7 +44,6 @@ from knarr.train.networks.mskd import (
     MskdTeacherSettings,
     build_mskd_student,
     build_mskd_teacher,
-    freeze,
 )
 from knarr.train.networks.seen import SeenSettings
 from knarr.train.networks.spiking_emotions import (
@@ -638,7 +637,11 @@ def test_the_networks_themselves_learn_from_them() -> None:
     torch.manual_seed(3)
     labels = torch.tensor([0, 1, 2, 1])
     seen = SeenSettings(side_px=16, classes=3, widths=(4, 4, 4, 8))
-    teacher = freeze(build_mskd_teacher(MskdTeacherSettings(kind="frame_per_step", seen=seen)))
+    teacher = (
+        build_mskd_teacher(MskdTeacherSettings(kind="frame_per_step", seen=seen))
+        .eval()
+        .requires_grad_(False)
+    )
     student = build_mskd_student(
         MskdStudentSettings(side_px=16, classes=3, width=0.25, readout="li", norm=True)
     )
@@ -660,7 +663,7 @@ def test_the_networks_themselves_learn_from_them() -> None:
         positions=8,
         classifier=8,
     )
-    tutor, pupil = freeze(EmotionTeacher(sizes)), EmotionStudent(sizes)
+    tutor, pupil = EmotionTeacher(sizes).eval().requires_grad_(False), EmotionStudent(sizes)
     eeg, gsr = torch.randn(4, 3, 64), torch.randn(4, 1, 64)
     ours = GsrStudentSettings(samples=64, kernel=16, hidden=8)
     spiking = build_gsr_student(ours)
