@@ -1,4 +1,12 @@
-"""Norse to NIR that certifies itself, and ONNX for the rest of the world."""
+"""Export Norse modules as NIR graphs that certify themselves, and other networks as ONNX files.
+
+graph/         NIR graphs: shapes, order, meaning step by step, folding; knows nothing of modules
+norse/         Norse modules: taken apart, made plain, converted to nodes and edges, traced
+onnx/          ONNX files, checked with onnxruntime
+certificate    the comparison of a module with its graph, and what it proves
+export         `to_nir`, which does all of it in order
+files          NIR files, read and written with checks
+"""
 
 from knarr.export.arguments import as_inputs
 from knarr.export.certificate import Certificate, certify, replay_inputs, replay_sha256

@@ -1,4 +1,4 @@
-"""What callers hand in, checked once: inputs, shapes, time steps, graphs."""
+"""Check what callers hand in: inputs, shapes, time steps, graphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from knarr.export.errors import ExportError
 
 
 def as_inputs(value: object, what: str = "inputs") -> npt.NDArray[Any]:
-    """Inputs as a finite, contiguous array of (samples, timesteps, *features).
+    """Return inputs as a finite, contiguous array of (samples, timesteps, *features).
 
     Args:
         value: array, nested lists or tensor of real numbers; a tensor's gradient is left behind.
@@ -22,6 +22,7 @@ def as_inputs(value: object, what: str = "inputs") -> npt.NDArray[Any]:
     Raises:
         ExportError: something else, NaN or infinity, or an empty or missing axis.
     """
+    # numpy and torch differ in what they raise for ragged lists, texts and tensors on other devices.
     try:
         array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -39,13 +40,14 @@ def as_inputs(value: object, what: str = "inputs") -> npt.NDArray[Any]:
             raise ExportError(
                 f"{what}: hold NaN or infinity, on which nothing can be compared; find where they come from"
             )
+        # Half precision and long doubles have no counterpart in the stepper.
         array = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
     # Native byte order and no negative strides, which torch does not take.
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
 def as_shape(value: object, what: str = "input_shape") -> tuple[int, ...]:
-    """Positive sizes of one time step without batch.
+    """Return the positive sizes of one time step, without batch.
 
     Raises:
         ExportError: no sequence of positive integers.
@@ -63,7 +65,7 @@ def as_shape(value: object, what: str = "input_shape") -> tuple[int, ...]:
 
 
 def as_dt(value: object) -> float:
-    """A time step in seconds.
+    """Return a time step in seconds as a float.
 
     Raises:
         ExportError: no positive number.
@@ -76,7 +78,7 @@ def as_dt(value: object) -> float:
 
 
 def as_graph(value: object) -> nir.NIRGraph:
-    """A NIR graph.
+    """Return a NIR graph as it is.
 
     Raises:
         ExportError: something else.

@@ -1,4 +1,4 @@
-"""The certificate: a graph, stepped by our own reference stepper, did exactly what the live Norse module did."""
+"""Certify that a graph, stepped by our own reference stepper, did exactly what the live Norse module did."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from knarr.export.norse.trace_module import trace_module
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was compared when a graph was exported, and that it was equal.
+    """The record of what was compared when a graph was exported, and found equal.
 
     Args:
         dt_s: time step, seconds.
-        samples, timesteps: of the inputs that were compared.
+        samples, timesteps: size of the inputs that were compared.
         decisions: neuron decisions compared, each equal.
         spikes: threshold node -> spikes that occurred; each more than 0, since equal silence proves nothing.
         margin_v: threshold node -> smallest |v - v_threshold| met, volts.
@@ -41,7 +41,8 @@ class Certificate:
             rewrites the voltages are those of the rewritten module, and spikes are equal with the original as well.
         v_difference: largest |difference| of a voltage between the original and the rewritten module, volts.
         neurons_fired: threshold node -> neurons that fired at least once; what never fired was not seen to reset.
-        replay_sha256: of every spike on `replay_inputs`, so that the file can be checked where the module is not.
+        replay_sha256: SHA-256 of every spike on `replay_inputs`, so that the file can be checked where the module is
+            not at hand.
     """
 
     dt_s: float
@@ -59,6 +60,7 @@ class Certificate:
     replay_sha256: str = ""
 
     def to_json(self) -> str:
+        """Return the certificate as JSON with sorted keys."""
         return json.dumps(asdict(self), indent=2, sort_keys=True)
 
     @staticmethod
@@ -82,7 +84,10 @@ REPLAY_DENSITIES = (0.05, 0.2, 0.5, 0.9)
 
 
 def replay_inputs(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """(8, 32, *shape), the same for everyone: random 0 and 1 of four densities, two samples of counts, two of -2..2."""
+    """Return (8, 32, *shape) inputs that are the same for everyone.
+
+    Random 0 and 1 of four densities; two of the samples hold counts up to 5, two hold real numbers in -2..2.
+    """
     rng = np.random.default_rng(0)
     density = np.resize(REPLAY_DENSITIES, REPLAY_SAMPLES).reshape(-1, 1, *[1] * len(shape))
     inputs = (rng.random((REPLAY_SAMPLES, REPLAY_TIMESTEPS, *shape)) < density).astype(np.float32)
@@ -92,12 +97,13 @@ def replay_inputs(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
 
 
 def require_metadata(graph: nir.NIRGraph, dt_s: float) -> None:
-    """What a graph says of itself agrees with what is compared.
+    """Check that what a graph says of itself agrees with what is compared.
 
     Raises:
         ExportError: another dt, integration, reset or unit.
     """
     for key, value in {**METADATA, "dt_s": dt_s}.items():
+        # A graph that says nothing is taken to mean what is compared; HDF5 gives texts back as bytes.
         found = graph.metadata.get(key, value)
         found = found.decode() if isinstance(found, bytes) else found
         if found != value:
@@ -107,7 +113,7 @@ def require_metadata(graph: nir.NIRGraph, dt_s: float) -> None:
 
 
 def replay_sha256(trace: Trace) -> str:
-    """SHA-256 of all spikes of a trace."""
+    """Return the SHA-256 of all spikes of a trace, independent of the order of its nodes."""
     digest = hashlib.sha256()
     for name in sorted(trace.spikes):
         digest.update(
@@ -134,7 +140,7 @@ def certify(
     dt_s = as_dt(dt_s)
     as_graph(graph)
     live, stepped, rewrites = _compared(module, graph, inputs, dt_s)
-    # Inputs of the user's may leave much of the graph untouched; random ones leave less.
+    # A user's inputs may leave much of the graph untouched; random ones leave less.
     replay = replay_inputs(graph_input_shape(graph))
     compare_with_module(module, graph, replay, dt_s)
     require_metadata(graph, dt_s)
@@ -167,13 +173,18 @@ def certify(
 def compare_with_module(
     module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
 ) -> tuple[Trace, Trace]:
-    """Traces of module and graph on inputs, or an ExportError at the first difference; equal silence passes here."""
+    """Return the traces of module and graph on inputs; equal silence passes here.
+
+    Raises:
+        ExportError: at the first difference.
+    """
     return _compared(module, graph, inputs, dt_s)[:2]
 
 
 def _compared(
     module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
 ) -> tuple[Trace, Trace, dict[str, str]]:
+    # Both sides run on the same inputs; an unstable module must be shown to be unstable in the graph as well.
     live, stepped = trace_module(module, inputs), run_graph(graph, inputs, dt_s, unstable=True)
     if not live.spikes:
         raise ExportError(
@@ -182,6 +193,7 @@ def _compared(
     order = {name: i for i, name in enumerate([*execution_order(graph), "output"])}
     plain, rewrites = rewrite(take_apart(module))
     if rewrites:
+        # A rewrite moves voltages by roundings: the original must agree in every spike, the rewritten module in every bit.
         listed = "; ".join(f"'{path}': {what}" for path, what in rewrites.items())
         require_equal(
             live, stepped, order, ("spikes",), f"module and graph, which has rewritten {listed}"
@@ -201,7 +213,7 @@ def _compared(
 def require_equal(
     expected: Trace, actual: Trace, order: dict[str, int], kinds: tuple[str, ...], between: str
 ) -> None:
-    """Every array of two traces is equal; what differs first in time, then in order, is named.
+    """Check that every array of two traces is equal; the message names what differs first in time, then in order.
 
     Args:
         expected, actual: traces of the same neurons.
@@ -245,6 +257,7 @@ def _difference(
             f"certificate: node '{name}': {kind} are {expected.dtype}{expected.shape} in the module, "
             f"{actual.dtype}{actual.shape} in the graph"
         )
+    # NaN differs from itself, so a voltage that overflowed is never taken for equal.
     differs = np.argwhere(expected != actual)
     if not len(differs):
         return []
@@ -253,4 +266,5 @@ def _difference(
         f"certificate: node '{name}': {len(differs)} of {expected.size} {kind} differ between {between}, first at "
         f"sample {sample}, time step {step}, index {tuple(where)}; the graph does not mean what the module does"
     )
+    # The caller sorts by step, then by place in the graph: later differences follow from the first.
     return [(step, place, message)]

@@ -1,4 +1,4 @@
-"""What can go wrong on the way out of torch. Every message says: object: observed vs allowed; cure."""
+"""Errors of the export stage; every message says: object: observed vs allowed; cure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`to_nir`: convert, write, read back, compare with the live module; only a graph that passed is handed out."""
+"""Export a module: convert, write, read back, compare with the live module; only a graph that passed is returned."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def to_nir(
     given = None if samples is None else as_inputs(samples, "samples")
     plain, _ = rewrite(take_apart(module))
     graph = convert(plain, input_shape, dt_s)
+    # What is certified is what a file holds: nir rounds and reshapes some fields when it writes.
     with tempfile.TemporaryDirectory(prefix="knarr-export-") as folder:
         path = Path(folder) / "student.nir"
         write(graph, path)

@@ -1,4 +1,4 @@
-"""NIR files: type-checked both ways, written whole or not at all."""
+"""Read and write NIR files, type-checked both ways, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from knarr.export.graph.topology import graph_hash
 from knarr.files import replacing, write_atomic
 
 FILLED = "knarr_filled"
-"""Metadata key: what the file left out and the NIR standard defines, one line each."""
+"""Metadata key under which stands, line by line, what the file left out and the NIR standard defines."""
 
 
 def write(graph: nir.NIRGraph, path: Path) -> None:
@@ -45,6 +45,7 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
             raise ExportError(
                 f"{path}: nir cannot write this graph ({error}); complete its fields"
             ) from error
+        # Reading back proves the file, and gives the graph as others will see it, whose hash the certificate holds.
         again = _read(temporary, path)
         sidecar = path.with_name(f"{path.name}.json")
         certificate = graph.metadata.get("certificate")
@@ -57,7 +58,7 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
             require_metadata(again, proof.dt_s)
             write_atomic(sidecar, (_text(certificate) + "\n").encode())
         else:
-            # It would be the certificate of the graph that is being replaced.
+            # A certificate that lies there is of the graph that is being replaced.
             sidecar.unlink(missing_ok=True)
 
 
@@ -88,6 +89,7 @@ def _read(path: Path, shown: Path) -> nir.NIRGraph:
         filled: list[str] = []
         graph = complete(build(node, filled), filled)
     except ExportError as error:
+        # A file is read under a temporary name before it is moved; the user knows the other one.
         text = str(error).replace(str(path), str(shown))
         prefix = "" if text.startswith(str(shown)) else f"{shown}: not a valid NIR graph: "
         raise ExportError(" ".join(f"{prefix}{text}".split())) from error

@@ -1,4 +1,4 @@
-"""What other exporters leave out and the NIR standard defines is filled in; what it leaves open is refused.
+"""Fill in what other exporters leave out and the NIR standard defines; refuse what the standard leaves open.
 
 Filled: v_reset (0), w_in (1), a scalar or channel-shaped parameter spread over its neurons, Conv input_shape, Flatten's and
 Output's shape. Every filling is listed. Left open, so refused: Input without shape, a Conv without bias, r or tau missing.
@@ -30,7 +30,7 @@ MAX_SPREAD_BYTES = 1_000_000_000
 
 
 def build(tree: dict[str, Any], filled: list[str], path: str = "", depth: int = 0) -> nir.NIRGraph:
-    """A graph from the tree of its file; unchecked until `complete`.
+    """Build a graph from the tree of its file; it is unchecked until `complete`.
 
     Args:
         tree: {"type": "NIRGraph", "nodes": {...}, "edges": [[source, target], ...], "metadata": {...}}.
@@ -44,6 +44,7 @@ def build(tree: dict[str, Any], filled: list[str], path: str = "", depth: int = 
     nodes, edges = tree.get("nodes", {}), tree.get("edges", [])
     if not isinstance(nodes, dict) or not nodes:
         raise ExportError(f"graph '{path}': holds no nodes; it is no NIR graph")
+    # HDF5 has no empty list of texts, so a graph without edges comes back as an empty array of numbers.
     if isinstance(edges, np.ndarray) and edges.size == 0:
         edges = []
     pairs = [tuple(edge) for edge in edges] if isinstance(edges, list) else None
@@ -60,11 +61,10 @@ def build(tree: dict[str, Any], filled: list[str], path: str = "", depth: int = 
                 f"node '{where}': type {kind!r} is unknown; supported are {', '.join(sorted(KINDS))}"
             )
         kind = node["type"]
-        built[name] = (
-            build(node, filled, where, depth + 1)
-            if kind == "NIRGraph"
-            else _node(where, kind, node, filled)
-        )
+        if kind == "NIRGraph":
+            built[name] = build(node, filled, where, depth + 1)
+        else:
+            built[name] = _node(where, kind, node, filled)
     metadata = tree.get("metadata", {})
     if not isinstance(metadata, dict):
         raise ExportError(f"graph '{path}': its metadata are no group; it is no NIR graph")
@@ -79,15 +79,8 @@ def _node(where: str, kind: str, tree: dict[str, Any], filled: list[str]) -> Any
         side = "input_type" if cls is nir.Input else "output_type"
         shape = given.pop("shape", None)
         _no_others(where, kind, given)
-        node = cls(
-            **{
-                side: {
-                    side.removesuffix("_type"): None
-                    if shape is None
-                    else _array(where, "shape", shape)
-                }
-            }
-        )
+        declared = None if shape is None else _array(where, "shape", shape)
+        node = cls(**{side: {side.removesuffix("_type"): declared}})
         node.metadata = metadata
         return node
     allowed = {
@@ -99,11 +92,9 @@ def _node(where: str, kind: str, tree: dict[str, Any], filled: list[str]) -> Any
     _no_others(where, kind, {k: v for k, v in given.items() if k not in allowed})
     for field, spec in allowed.items():
         if field in given:
-            values[field] = (
-                given[field]
-                if isinstance(given[field], str)
-                else _array(where, field, given[field])
-            )
+            value = given[field]
+            # The only text that NIR knows in a field is a padding, which nir itself checks.
+            values[field] = value if isinstance(value, str) else _array(where, field, value)
         elif field in DEFAULTS:
             values[field] = np.full((), DEFAULTS[field][0])
             filled.append(f"node '{where}': {field} missing, {DEFAULTS[field][1]}")
@@ -192,6 +183,7 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
     """
     nodes, edges = inline(graph)
     entering, leaving = infer(nodes, topology(nodes, edges))
+    # A file of a few bytes may declare scalars over millions of neurons: count before anything is spread.
     total = sum(
         8 * prod(entering[name]) * len(PER_NEURON.get(type(node), ()))
         for name, node in nodes.items()

@@ -21,15 +21,15 @@ GROUPS, KERNEL = "knarr_groups", "knarr_kernel"
 
 
 def groups_metadata(groups: int, kernel: Sequence[int]) -> dict[str, Any]:
-    """Metadata of a convolution that was written dense and square."""
+    """Return the metadata of a convolution that was written dense and square."""
     return {GROUPS: int(groups), KERNEL: np.array(kernel)}
 
 
 def restore_groups(node: Any) -> Any:
-    """A convolution with the groups and kernel it was written from.
+    """Return a convolution with the groups and kernel it was written from.
 
     Args:
-        node: any NIR node; one without our metadata, or with something else than zeros where they belong, stays as it is.
+        node: any NIR node; one without this metadata, or with something else than zeros where zeros belong, stays as it is.
 
     Returns:
         A copy of the same function with fewer stored weights, or the node itself.
@@ -41,6 +41,7 @@ def restore_groups(node: Any) -> Any:
     if int(node.groups) != 1 or (groups == 1 and kernel == weight.shape[2:]):
         return node
     axes = len(kernel)
+    # The exporter puts as many zeros before a short side as behind it.
     around = [(side - k) // 2 for side, k in zip(weight.shape[2:], kernel, strict=True)]
     sides = [slice(cut, cut + k) for cut, k in zip(around, kernel, strict=True)]
     inner = (slice(None), slice(None), *sides)
@@ -65,7 +66,7 @@ def restore_groups(node: Any) -> Any:
 
 
 def _said(node: Any, weight: np.ndarray[Any, Any]) -> tuple[int, tuple[int, ...]]:
-    """Groups and kernel from the metadata, checked; those of the node where they make no sense."""
+    """Read groups and kernel from the metadata; those of the node itself where the metadata make no sense."""
     none = 1, weight.shape[2:]
     try:
         groups = int(np.asarray(node.metadata.get(GROUPS, 1)))
@@ -80,7 +81,7 @@ def _said(node: Any, weight: np.ndarray[Any, Any]) -> tuple[int, tuple[int, ...]
 
 
 def dense_kernel(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """(O, I/groups, ...) of a grouped convolution -> (O, I, ...) with zeros between the groups."""
+    """Turn the (O, I/groups, ...) weight of a grouped convolution into (O, I, ...), with zeros between the groups."""
     per_group_out, per_group_in = weight.shape[0] // groups, weight.shape[1]
     dense = weight.new_zeros(weight.shape[0], per_group_in * groups, *weight.shape[2:])
     for g in range(groups):
@@ -93,6 +94,6 @@ def dense_kernel(weight: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def same_padding(dilation: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Padding 'same' per axis as numbers; None where it would differ on the two sides."""
+    """Return padding 'same' per axis as numbers; None where it would differ on the two sides."""
     total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)

@@ -1,4 +1,7 @@
-"""HDF5 into plain dictionaries, within limits: a file that declares gigabytes, loops or links elsewhere is refused."""
+"""Read HDF5 into plain dictionaries within limits.
+
+A file that declares gigabytes, nests without end or links elsewhere is refused before any memory is spent on it.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,14 @@ def load(
     cure: str = "write one with `knarr export`",
     max_values: int | None = None,
 ) -> dict[str, Any]:
-    """The file's tree: groups as dictionaries, numbers as arrays, text as str, arrays of text as nested lists.
+    """Return the file's tree: groups as dictionaries, numbers as arrays, text as str, arrays of text as nested lists.
 
     Args:
-        path: the HDF5 file.
+        path: HDF5 file.
         noun: what the file should be, for messages.
         cure: how to get a good one, for messages.
-        max_values: numbers in the whole file, where they are few bytes each and grow when they are used; None: no limit.
+        max_values: most numbers that the whole file may hold, where they are few bytes each and grow when they are used;
+            None for no limit.
 
     Raises:
         ExportError: missing, too large, not HDF5, damaged, or beyond a limit; always in bounded time and memory.
@@ -52,11 +56,14 @@ def load(
 
 
 class _FileWalk:
+    """A walk over one file that keeps count of what it met."""
+
     def __init__(self, path: Path, noun: str, max_values: int | None) -> None:
         self.path, self.noun, self.max_values = path, noun, max_values
         self.items, self.values, self.declared, self.text = 0, 0, 0, 0
 
     def group(self, group: Any, depth: int) -> dict[str, Any]:
+        """Read a group with all that is in it."""
         if depth > MAX_DEPTH:
             raise ExportError(
                 f"{self.path}: groups nested more than {MAX_DEPTH} deep; it is no {self.noun}"
@@ -66,6 +73,7 @@ class _FileWalk:
             self.items += 1
             if self.items > MAX_ITEMS:
                 raise ExportError(f"{self.path}: more than {MAX_ITEMS} items; it is no {self.noun}")
+            # Soft and external links could lead round in circles or to other files of the machine.
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise ExportError(
                     f"{self.path}: {name!r} is a link elsewhere; a {self.noun} holds its own data"
@@ -77,6 +85,7 @@ class _FileWalk:
         return found
 
     def dataset(self, item: Any) -> Any:
+        """Read an array or a text."""
         if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
             raise ExportError(
                 f"{self.path}: {item.name!r} is no plain dataset; a {self.noun} holds its own data"

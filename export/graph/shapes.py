@@ -1,4 +1,7 @@
-"""Feature shapes along a NIR graph, without the batch: our own type check, since nir 1.0.8 refuses scalars and groups."""
+"""Infer feature shapes along a NIR graph, without the batch.
+
+This is a type check of its own, since that of nir 1.0.8 refuses scalars and groups.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from knarr.export.graph.topology import Topology
 
 Shape = tuple[int, ...]
 MAX_FEATURES = 2**22
-"""Neurons of one layer; Loihi 2 has 2**20 on a chip. A file that declares more asks for memory, not for an answer."""
+"""Most neurons of one layer; Loihi 2 has 2**20 on a chip. A file that declares more asks for memory, not for an answer."""
 PER_NEURON = {
     nir.LIF: ("tau", "r", "v_leak", "v_threshold", "v_reset"),
     nir.CubaLIF: ("tau_syn", "tau_mem", "r", "v_leak", "v_threshold", "v_reset", "w_in"),
@@ -27,11 +30,11 @@ PER_NEURON = {
     nir.Threshold: ("threshold",),
     nir.Delay: ("delay",),
 }
-"""Fields that hold one value per feature."""
+"""The fields of each neuron that hold one value per feature."""
 
 
 def input_shape(name: str, node: nir.Input) -> Shape:
-    """The declared shape of an Input.
+    """Return the declared shape of an Input.
 
     Raises:
         ExportError: none is declared, or it is not made of positive sizes.
@@ -49,13 +52,13 @@ def input_shape(name: str, node: nir.Input) -> Shape:
 
 
 def _declared(side: object) -> np.ndarray[Any, Any]:
-    """The shape an Input or Output declares; empty where it declares none."""
+    """Return the shape that an Input or Output declares; empty where it declares none."""
     shape = next(iter(side.values()), None) if isinstance(side, dict) else None
     return np.asarray([] if shape is None else shape)
 
 
 def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """Shape that enters and shape that leaves every node.
+    """Infer the shape that enters and the shape that leaves every node.
 
     Raises:
         ExportError: the node where shapes part, or whose parameters do not fit.
@@ -68,6 +71,7 @@ def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], 
     while waiting:
         known = [n for n in waiting if any(s in leaving for s in topology.sources[n])]
         # A loop through a Delay gives its shape only round the loop, so one known source is enough to go on.
+        # A node all of whose sources are known goes first, so that its shapes are compared, not taken from one of them.
         ready = [n for n in known if all(s in leaving for s in topology.sources[n])] or known
         if not ready:
             raise ExportError(
@@ -88,11 +92,12 @@ def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], 
 
 
 def node_shape(name: str, node: Any, shape: Shape) -> Shape:
-    """Shape that leaves a node which `shape` enters; checks its parameters against it."""
+    """Return the shape that leaves a node which `shape` enters; checks the node's parameters against it."""
     finite(name, node)
     try:
         return _node_shape(name, node, shape)
     except ExportError as error:
+        # Sizes are read without knowing whose they are; the name is added where it is missing.
         raise error if "'" in str(error) else ExportError(f"node '{name}': {error}") from error
 
 
@@ -135,7 +140,7 @@ def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
 
 
 def finite(name: str, node: Any) -> None:
-    """Every number of a node is a real, finite one.
+    """Check that every number of a node is a real, finite one.
 
     Raises:
         ExportError: names node and field.
@@ -145,7 +150,7 @@ def finite(name: str, node: Any) -> None:
             continue
         value = getattr(node, field, None)
         if value is None:
-            if field == "input_shape":
+            if field == "input_shape":  # what arrives says it as well
                 continue
             raise ExportError(
                 f"node '{name}': {type(node).__name__} without {field}, which NIR leaves open; write it"
@@ -181,6 +186,7 @@ def _conv_shape(name: str, node: Any, shape: Shape) -> Shape:
         )
     stride, dilation = ints(node.stride, axes), ints(node.dilation, axes)
     if isinstance(node.padding, str):
+        # torch defines 'same' for stride 1 alone; elsewhere the readers of NIR differ.
         if node.padding == "same" and any(s != 1 for s in stride):
             raise ExportError(
                 f"node '{name}': padding 'same' with stride {stride} is not defined; write numbers"
@@ -224,6 +230,7 @@ def _windows(
 
 
 def _fits(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> None:
+    # A size of 1 along an axis stands for all neurons of the axis, as numpy would spread it.
     scalar = value.size == 1 and value.ndim <= max(len(shape), 1)
     same_axes = value.ndim == len(shape) and all(
         v in (1, n) for v, n in zip(value.shape, shape, strict=True)
@@ -251,6 +258,6 @@ def _bounded(name: str, shape: Shape) -> Shape:
 
 
 def graph_input_shape(graph: nir.NIRGraph) -> Shape:
-    """Sizes of one time step of a whole graph's input."""
+    """Return the sizes of one time step of a whole graph's input."""
     node = next(node for node in graph.nodes.values() if isinstance(node, nir.Input))
     return tuple(int(n) for n in node.input_type["input"])

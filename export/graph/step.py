@@ -1,6 +1,6 @@
-"""One step of each NIR neuron, in the brackets that reproduce Norse 1.1.0 bit for bit; `step.py` holds the equations.
+"""Step a NIR graph: its executable meaning.
 
-The executable meaning of a NIR graph: forward Euler, synapse before membrane, strict >, hard reset, zero delay.
+Forward Euler, synapse before membrane, strict >, hard reset, zero delay:
 
     LIF      v- = v + a_m*((r*x + v_leak) - v)
     CubaLIF  I  = (I - a_s*I) + g*x ;  g = w_in*dt/tau_syn
@@ -38,13 +38,13 @@ from knarr.export.graph.topology import NEURONS, Topology, inline, topology
 
 
 class NeuronStepper:
-    """State and coefficients of one node.
+    """One neuron node between two time steps: its state and its coefficients.
 
     Args:
         name: for messages.
         node: LIF, CubaLIF, LI, CubaLI, IF, I or Threshold.
         dt_s: time step, seconds.
-        dtype: of states and coefficients.
+        dtype: arithmetic of states and coefficients.
         unstable: step coefficients above 1 too, as forward Euler would.
         keep: remember spikes, voltages and currents of every step.
 
@@ -62,13 +62,9 @@ class NeuronStepper:
         unstable: bool = False,
         keep: bool = True,
     ) -> None:
-        self.name, self.node, self.dtype, self.unstable, self.keep = (
-            name,
-            node,
-            dtype,
-            unstable,
-            keep,
-        )
+        self.name, self.node, self.dtype = name, node, dtype
+        self.unstable, self.keep = unstable, keep
+        # Norse multiplies dt by an inverse in float32, so the product is rounded here as it is there.
         dt = torch.tensor(dt_s, dtype=dtype)
         self.threshold = self._tensor(node.v_threshold) if hasattr(node, "v_threshold") else None
         if self.threshold is not None:
@@ -77,10 +73,8 @@ class NeuronStepper:
             self.gain = self._tensor(dt_s * np.asarray(node.r, dtype=np.float64))
             self.v_init = self.v_reset if isinstance(node, nir.IF) else torch.zeros((), dtype=dtype)
         else:
-            tau = node.tau_mem if isinstance(node, (nir.CubaLIF, nir.CubaLI)) else node.tau
-            self.a_mem = dt * self._inverse(
-                "tau_mem" if hasattr(node, "tau_mem") else "tau", tau, dt_s
-            )
+            tau_name = "tau_mem" if isinstance(node, (nir.CubaLIF, nir.CubaLI)) else "tau"
+            self.a_mem = dt * self._inverse(tau_name, getattr(node, tau_name), dt_s)
             self.v_leak, self.r = self._tensor(node.v_leak), self._tensor(node.r)
             self.v_init = self.v_leak
         if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
@@ -99,7 +93,7 @@ class NeuronStepper:
 
     def _inverse(self, field: str, tau_s: object, dt_s: float) -> torch.Tensor:
         tau = np.asarray(tau_s, dtype=np.float64)
-        # float32 rounds dt/tau = 1 up at times; a whole step too much is another thing.
+        # float32 rounds dt/tau = 1 up at times, which the tolerance lets pass; a whole step too much is refused.
         if not ((tau > 0) & (self.unstable | (dt_s < tau * (1 + 1e-6)))).all():
             raise ExportError(
                 f"node '{self.name}': {field} spans {tau.min():g}..{tau.max():g} s, and forward Euler with dt {dt_s:g} s needs "
@@ -108,10 +102,16 @@ class NeuronStepper:
         return self._tensor(1.0 / tau)
 
     def __call__(self, x: torch.Tensor, looping: torch.Tensor | None = None) -> torch.Tensor:
-        """What the node gives at this step; `looping` is what came round a loop, added to a current last."""
+        """Return what the node gives at this step.
+
+        Args:
+            x: (samples, *features) sum of what arrives at this step.
+            looping: what came round a loop, added to a current last.
+        """
         v = self.v_init.expand_as(x) if self.v is None else self.v
         if isinstance(self.node, (nir.CubaLIF, nir.CubaLI)):
             i = torch.zeros_like(x) if self.i is None else self.i
+            # The brackets are those of Norse: another order of these sums rounds otherwise.
             i = (i - self.a_syn * i) + self.gain * x
             self.i = i if looping is None else i + self.gain * looping
             v = v + self.a_mem * ((self.v_leak - v) + self.r * self.i)
@@ -129,6 +129,7 @@ class NeuronStepper:
             self._note(self.voltages, v)
             return v
         z = v > self.threshold
+        # How near a voltage came to the threshold says how much rounding would have changed a spike.
         self.margin = min(self.margin, float((v - self.threshold).abs().min()))
         self.v = torch.where(z, self.v_reset.expand_as(v), v)
         self._note(self.spikes, z)
@@ -142,15 +143,15 @@ class NeuronStepper:
 
 Array = npt.NDArray[np.floating[Any]]
 METADATA = {"integration": "forward Euler, synapse first", "reset": "hard reset", "time_unit": "s"}
-"""What `step_nir` does, as it is written into every graph."""
+"""The arithmetic of `step_nir`, as it is written into every graph."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What every neuron of a graph did.
+    """The record of what every neuron of a graph did.
 
     Args:
-        output: (samples, timesteps, *features) what reached the output node.
+        output: (samples, timesteps, *features) values that reached the output node.
         spikes: node -> (samples, timesteps, *features) uint8, threshold neurons only.
         v: node -> the same shape, voltage after reset, volts, all neurons.
         i: node -> the same shape, synaptic current after this step's input, CubaLIF and CubaLI only.
@@ -165,7 +166,7 @@ class Trace:
 
 
 def execution_order(graph: nir.NIRGraph) -> list[str]:
-    """Nodes with every source before its targets, but for edges that close a loop; nested graphs opened.
+    """List the nodes with every source before its targets, but for edges that close a loop; nested graphs are opened.
 
     Raises:
         ExportError: an edge names a missing node, or a loop has no meaning.
@@ -202,42 +203,43 @@ def run_graph(
     *,
     unstable: bool = False,
 ) -> Trace:
-    """`step_nir`, and with `unstable` also where forward Euler diverges: a certificate has to say what happens there."""
+    """Run a graph as `step_nir` does, and with `unstable` also where forward Euler diverges.
+
+    A certificate needs that: it has to say what module and graph do there.
+    """
     x = torch.as_tensor(as_inputs(inputs))
     run = Stepper(graph, dt_s, len(x), dtype, unstable=unstable)
     x = run.check(x)
     with plain_arithmetic():
         outputs = [run.step(x[:, t])[run.order.output] for t in range(x.shape[1])]
     firing = {name: s for name, s in run.neurons.items() if s.threshold is not None}
+    cuba = {name: s for name, s in run.neurons.items() if s.currents}
     spikes = {name: torch.stack(s.spikes, 1).numpy().astype(np.uint8) for name, s in firing.items()}
+    # A Threshold node spikes without a voltage of its own.
     spikes |= {name: torch.stack(z, 1).numpy().astype(np.uint8) for name, z in run.crossed.items()}
     return Trace(
         output=torch.stack(outputs, 1).numpy(),
         spikes=spikes,
         v={name: torch.stack(s.voltages, 1).numpy() for name, s in run.neurons.items()},
-        i={
-            name: torch.stack(s.currents, 1).numpy()
-            for name, s in run.neurons.items()
-            if s.currents
-        },
+        i={name: torch.stack(s.currents, 1).numpy() for name, s in cuba.items()},
         margin={name: s.margin for name, s in firing.items()},
     )
 
 
 @contextmanager
 def plain_arithmetic() -> Iterator[None]:
-    """No gradients, and no autocast of the caller's: what a graph means does not depend on where it is asked."""
+    """Switch off gradients and a caller's autocast: what a graph means does not depend on where it is asked."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         yield
 
 
 class Stepper:
-    """A graph between two time steps.
+    """A graph between two time steps: the states of its neurons, its delays, and what its loops carry.
 
     Args:
         graph: as for `step_nir`.
         dt_s: time step, seconds.
-        samples: that run side by side.
+        samples: number of samples that run side by side.
         dtype: arithmetic of states and synapses.
         unstable: as for `run_graph`.
         keep: remember what neurons do, for a `Trace`; without it memory does not grow with time.
@@ -288,7 +290,7 @@ class Stepper:
         self.before = {source: self.rest[source] for source in looping}
 
     def check(self, x: torch.Tensor) -> torch.Tensor:
-        """Inputs (samples, timesteps, *features) in the graph's arithmetic.
+        """Return the inputs (samples, timesteps, *features) in the graph's arithmetic.
 
         Raises:
             ExportError: they do not fit the graph.
@@ -304,22 +306,22 @@ class Stepper:
         return torch.zeros((self.samples, *shape), dtype=self.dtype)
 
     def _at_rest(self) -> dict[str, torch.Tensor]:
-        """What every node gives while every neuron is silent: a synapse its bias; empty without loops."""
+        """Compute what every node gives while every neuron is silent: a synapse gives its bias; empty without loops."""
         rest: dict[str, torch.Tensor] = {}
         if not any(self.order.looping.values()):
             return rest
         for name in self.order.order:
-            parts = [rest[source] for source in self.order.sources[name] if source in rest]
-            silent = name not in self.stateless or len(parts) < max(
-                len(self.order.sources[name]), 1
-            )
-            rest[name] = (
-                self._silence(self.leaving[name]) if silent else self.stateless[name](_sum(parts))
-            )
+            sources = self.order.sources[name]
+            parts = [rest[source] for source in sources if source in rest]
+            # Neurons and delays are silent, and so is what only a loop feeds: before the first step nothing came round.
+            if name in self.stateless and parts and len(parts) == len(sources):
+                rest[name] = self.stateless[name](_sum(parts))
+            else:
+                rest[name] = self._silence(self.leaving[name])
         return rest
 
     def step(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What every node gives for the input (samples, *features) of one step."""
+        """Return what every node gives for the input (samples, *features) of one step."""
         value: dict[str, torch.Tensor] = {self.order.input: x}
         late: list[str] = []  # delays whose input of this step is not there yet
         for name in self.order.order:
@@ -336,11 +338,11 @@ class Stepper:
                 value[name] = self.neurons[name](total, _sum(back) if back else None)
                 continue
             if back:
+                # What arrives is summed before what came round, as for a current.
                 parts = [*([_sum(parts)] if parts else []), _sum(back)]
             total = _sum(parts)
-            value[name] = (
-                self.delays[name](total) if name in self.delays else self.stateless[name](total)
-            )
+            apply = self.delays[name] if name in self.delays else self.stateless[name]
+            value[name] = apply(total)
             if name in self.crossed and self.keep:
                 self.crossed[name].append(value[name])
         for name in late:

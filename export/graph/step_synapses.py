@@ -1,4 +1,4 @@
-"""What each stateless NIR node, and Delay, does with one time step."""
+"""Step the NIR nodes without neurons: synapses, pooling, Flatten, Threshold, and Delay, which remembers inputs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from knarr.export.errors import ExportError
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 STEPS_TOLERANCE = 1e-6
-"""A delay in seconds is a float64 quotient of dt: 0.003 / 0.001 is 3 but for a rounding."""
+"""Relative rounding allowed in delay / dt, a float64 quotient: 0.003 / 0.001 is 3 but for a rounding."""
 MAX_DELAY_STEPS = 100_000
 
 
 def ints(value: object, n: int = 2) -> tuple[int, ...]:
-    """A size per axis from one integer or one per axis.
+    """Return a size per axis from one integer or one per axis.
 
     Raises:
         ExportError: anything else, such as 1.5 or a text.
     """
     array = np.asarray(value)
+    # Some exporters write sizes as floats, 2.0 for 2.
     whole = array.dtype.kind in "iu" or (
         array.dtype.kind == "f" and np.array_equal(array, np.rint(array))
     )
@@ -37,13 +38,14 @@ def ints(value: object, n: int = 2) -> tuple[int, ...]:
 def sum_pool2d(
     x: torch.Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> torch.Tensor:
-    """(B, C, H, W) -> sums over windows of `size`, zeros around."""
+    """Sum (B, C, H, W) over windows of `size`, with zeros around."""
+    # A convolution with one kernel of ones per channel: exact for spikes, where torch's mean times the size rounds twice.
     channels = x.shape[1]
     return F.conv2d(x, x.new_ones(channels, 1, *size), None, stride, padding, 1, channels)
 
 
 def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
-    """The function of a stateless node on (B, *features).
+    """Return the function of a stateless node on (B, *features).
 
     Raises:
         ExportError: a node type without a meaning here.
@@ -90,13 +92,14 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
 
 
 def delay_steps(name: str, node: Any, dt_s: float) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """A Delay in whole steps.
+    """Return a Delay in whole time steps, one per element.
 
     Raises:
         ExportError: a delay that is negative, too long, or no whole number of steps, which NIR leaves open.
     """
     exact = np.asarray(node.delay, dtype=np.float64) / dt_s
     steps = np.rint(exact)
+    # NaN compares false, so the negated comparison refuses it.
     bad = (
         ~(np.abs(exact - steps) <= STEPS_TOLERANCE * np.maximum(steps, 1))
         | (steps < 0)
@@ -111,15 +114,16 @@ def delay_steps(name: str, node: Any, dt_s: float) -> np.ndarray[Any, np.dtype[n
 
 
 class DelayLine:
-    """y[t] = x[t - steps], per element; zero before the first input."""
+    """A delay per element: y[t] = x[t - steps], zero before the first input."""
 
     def __init__(self, steps: np.ndarray[Any, np.dtype[np.int64]]) -> None:
         self.steps = torch.as_tensor(steps)
+        # Only delays that occur are looked up, newest input last.
         self.agos = [int(ago) for ago in np.unique(steps) if ago > 0]
         self.past: deque[torch.Tensor] = deque(maxlen=int(steps.max(initial=0)))
 
     def read(self, silence: torch.Tensor) -> torch.Tensor:
-        """The output of this step when every delay is at least one; call before `push`."""
+        """Return the output of this step when every delay is at least one; call before `push`."""
         out = silence.clone()
         steps = self.steps.expand(silence.shape[1:])
         for ago in self.agos:
@@ -128,12 +132,12 @@ class DelayLine:
         return out
 
     def push(self, x: torch.Tensor) -> None:
-        """Take in the input of this step."""
+        """Take in the input of this step; what is older than the longest delay is forgotten."""
         if self.past.maxlen:
             self.past.append(x)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Output for input, delays of zero allowed."""
+        """Return the output for the input of this step; delays of zero are allowed."""
         out = torch.where(self.steps.expand(x.shape[1:]) == 0, x, self.read(torch.zeros_like(x)))
         self.push(x)
         return out

@@ -1,4 +1,4 @@
-"""Order of a NIR graph: nested graphs opened, loops found, sources before targets.
+"""Put a NIR graph in order: nested graphs opened, loops found, sources before targets.
 
 NIR gives no order and no delay to a loop. Here an edge closes a loop when its target stands on every way from the input
 to its source (the target dominates the source); such an edge carries the value of one step before. A Delay node of at
@@ -30,7 +30,7 @@ _ROOT = ""
 
 @dataclass(frozen=True)
 class Topology:
-    """Flat nodes, sources before targets.
+    """The order of flat nodes, sources before targets.
 
     Args:
         order: node names; the input is first.
@@ -49,7 +49,7 @@ class Topology:
 def inline(
     graph: nir.NIRGraph, prefix: str = "", depth: int = 0
 ) -> tuple[dict[str, Any], list[Edge]]:
-    """Nodes and edges with every nested graph opened: its nodes become "outer.inner", its ends are bridged.
+    """Return nodes and edges with every nested graph opened: its nodes become "outer.inner", its ends are bridged.
 
     Raises:
         ExportError: an edge to a missing node, an edge twice, or a nested graph without exactly one Input and Output.
@@ -69,7 +69,7 @@ def inline(
     nodes: dict[str, Any] = {}
     ends: dict[str, tuple[str, str]] = {}  # nested graph -> names of its opened input and output
     edges: list[Edge] = []
-    for name in sorted(graph.nodes):
+    for name in sorted(graph.nodes):  # the order of a dictionary must not change what a graph means
         node, path = graph.nodes[name], prefix + name
         if isinstance(node, nir.Input | nir.Output) and not prefix and "." in name:
             raise ExportError(
@@ -196,7 +196,7 @@ def loop_edges(
     stateful: Collection[str],
     delays: Collection[str] = (),
 ) -> set[Edge]:
-    """Edges that close a loop: their target is on every way from `start` (or a delay) to their source.
+    """Find the edges that close a loop: their target is on every way from `start` (or a delay) to their source.
 
     Raises:
         ExportError: a loop without a neuron, or one that is entered at more than one place.
@@ -208,6 +208,7 @@ def loop_edges(
         return set()
     graph.add_edges_from((_ROOT, name) for name in (start, *delays))
     above: dict[str, str] = nx.immediate_dominators(graph, _ROOT)
+    # Climb from the source through its dominators; meeting the target means that the edge leads back.
     closing = set()
     for source, target in edges:
         node = source if target not in delays else _ROOT
@@ -241,7 +242,7 @@ def bare_delays(
     stateful: Collection[str],
     end: str,
 ) -> frozenset[Edge] | None:
-    """The edges at which a reader of bare edges would wait, if those are just where `delayed` says; None if they are not.
+    """Return the edges at which a reader of bare edges would wait, or None where `delayed` says otherwise.
 
     Args:
         names, edges: the network without the delayed edges.
@@ -270,7 +271,7 @@ def bare_delays(
 
 
 def graph_hash(graph: nir.NIRGraph) -> str:
-    """SHA-256 over node names, types, parameters and edges; independent of their order and of metadata."""
+    """Return the SHA-256 of node names, types, parameters and edges; independent of their order and of metadata."""
     nodes, edges = inline(graph)
     digest = hashlib.sha256()
     for name in sorted(nodes):
@@ -289,6 +290,7 @@ def graph_hash(graph: nir.NIRGraph) -> str:
             elif value is None or isinstance(value, str):
                 digest.update(f"{field}={value!r}".encode())
             else:
+                # float64 holds every integer and float32 that a file may have, so dtypes do not matter.
                 array = np.asarray(value)
                 digest.update(
                     f"{field}:{array.shape}".encode()

@@ -1,8 +1,7 @@
-"""Norse cells -> NIR neurons: seconds, float64 copies, one value per neuron, `w_in = tau_syn/dt`, IF `r = 1/dt`.
+"""Convert the layers of a Norse module to NIR nodes, and what they receive to edges.
 
-Stateless torch layers -> NIR nodes, with the shape that leaves them.
-
-Norse -> NIR: layers to nodes, what they receive to edges. Nothing is proved here; `to_nir` does that.
+Neurons are written in seconds, as float64 copies, one value per neuron, with `w_in = tau_syn/dt` and IF's `r = 1/dt`.
+Nothing is proved here; `to_nir` does that.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ Float64 = npt.NDArray[np.float64]
 
 
 def array(tensor: torch.Tensor) -> Float64:
-    """A float64 copy: NIR must never alias live parameters."""
+    """Return a float64 copy: NIR must never alias live parameters."""
     return np.array(tensor.detach().cpu().numpy(), dtype=np.float64)
 
 
 def neuron(layer: Layer, shape: Shape, dt_s: float) -> Any:
-    """The NIR node of a cell.
+    """Return the NIR node of a cell.
 
     Args:
-        layer: with a Norse cell or a PLIFBoxCell.
-        shape: of its neurons.
+        layer: layer with a Norse cell or a PLIFBoxCell.
+        shape: feature shape of its neurons.
         dt_s: time step, seconds; must be the cell's own.
 
     Raises:
@@ -80,15 +79,14 @@ def neuron(layer: Layer, shape: Shape, dt_s: float) -> Any:
 
 
 class _Reader:
+    """The parameters of one cell, read with checks."""
+
     def __init__(self, layer: Layer, parameters: Any, shape: Shape, dt_s: float) -> None:
-        self.where, self.p, self.shape, self.dt_s = (
-            f"module '{layer.path}'",
-            parameters,
-            shape,
-            dt_s,
-        )
+        self.where = f"module '{layer.path}'"
+        self.p, self.shape, self.dt_s = parameters, shape, dt_s
 
     def voltage(self, field: str) -> Float64:
+        """Return a parameter of the cell, one value per neuron."""
         value = getattr(self.p, field)
         if not isinstance(value, torch.Tensor):
             raise ExportError(
@@ -106,7 +104,9 @@ class _Reader:
             ) from error
 
     def time_constant(self, field: str) -> Float64:
+        """Return the time constant, seconds, of which the cell holds the inverse."""
         inverse = self.voltage(field)
+        # Judged in float32, the arithmetic in which Norse multiplies.
         step = np.float32(self.dt_s) * inverse.astype(np.float32)
         if (step <= 0).any() or (step > 1).any():
             raise ExportError(
@@ -214,7 +214,7 @@ CONVERTERS: dict[type[nn.Module], Callable[[Layer, Shape], Any]] = {
 
 
 def synapse(layer: Layer, shape: Shape) -> tuple[Any, Shape]:
-    """The NIR node of a stateless layer and the shape it gives.
+    """Return the NIR node of a stateless layer and the shape that leaves it.
 
     Raises:
         ExportError: the layer does not fit what it receives, holds NaN or infinity, or does what NIR cannot say.
@@ -225,6 +225,7 @@ def synapse(layer: Layer, shape: Shape) -> tuple[Any, Shape]:
                 f"module '{layer.path}': {name} holds NaN or infinity; retrain or reload it"
             )
     node = CONVERTERS[type(layer.module)](layer, shape)
+    # Asking torch is safer than computing the shape again beside it.
     try:
         with torch.no_grad():
             device = next((p.device for p in layer.module.parameters()), torch.device("cpu"))
@@ -237,10 +238,10 @@ def synapse(layer: Layer, shape: Shape) -> tuple[Any, Shape]:
 
 
 def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
-    """Build the graph of plain layers (`rewrite` makes them plain).
+    """Build the graph of plain layers; `rewrite` makes them plain.
 
     Args:
-        layers: of a one-step module in eval mode.
+        layers: the layers of a one-step module in eval mode.
         input_shape: feature shape of one time step, without batch: (features,), (C, L) or (C, H, W).
         dt_s: time step, seconds; must equal every neuron's own dt.
 
@@ -277,11 +278,14 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
 
 
 class _Build:
+    """A graph that grows layer by layer, with the shape that leaves each node."""
+
     def __init__(self, nodes: dict[str, Any], edges: list[Edge], shapes: dict[str, Shape]) -> None:
         self.nodes, self.edges, self.shapes = nodes, edges, shapes
         self.arrives_at: dict[str, Shape] = {}
 
     def arriving(self, path: str, sources: tuple[str, ...]) -> Shape:
+        """Return the one shape in which all sources arrive."""
         shapes = {self.shapes[source] for source in sources}
         if len(shapes) != 1:
             raise ExportError(
@@ -290,6 +294,7 @@ class _Build:
         return shapes.pop()
 
     def add(self, layer: Layer, dt_s: float) -> None:
+        """Add the node of a layer and the edges of this step that lead to it."""
         name, module = layer.name, layer.module
         if isinstance(module, snn.LIFRecurrentCell):
             self._recurrent(layer, dt_s)
@@ -306,7 +311,7 @@ class _Build:
         self.edges += [(source, name) for source in layer.sources]
 
     def _recurrent(self, layer: Layer, dt_s: float) -> None:
-        """LIFRecurrentCell: Linear(W_in) -> CubaLIF, and CubaLIF -> Linear(W_rec) -> CubaLIF."""
+        """Add a LIFRecurrentCell as Linear(W_in) -> CubaLIF, and CubaLIF -> Linear(W_rec) -> CubaLIF."""
         cell: Any = layer.module
         name, shape = layer.name, self.arriving(layer.path, layer.sources)
         w_in, w_rec = array(cell.input_weights), array(cell.recurrent_weights)

@@ -1,4 +1,4 @@
-"""A one-step Norse module taken apart: its leaves, and which leaf's output each of them receives."""
+"""Take a one-step Norse module apart: its leaves, and which leaf's output each of them receives."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ KINDS: dict[type[nn.Module], str] = {
     snn.LIBoxCell: "readout",
     snn.LICell: "readout",
 }
-"""What can be exported, by exact type, and the first part of its node's name."""
+"""The modules that can be exported, by exact type, and the first part of their nodes' names.
+
+A subclass may do something else than its base, so it is not taken for it.
+"""
 NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 NEURON_CELLS = (
     snn.LIFBoxCell, snn.LIFCell, snn.LIFRecurrentCell, PLIFBoxCell, snn.IAFCell, snn.LIBoxCell, snn.LICell
@@ -48,8 +51,8 @@ class Layer:
     """One leaf of a module.
 
     Args:
-        name: of its NIR node.
-        path: of the module, as torch's `get_submodule` takes it.
+        name: name of its NIR node.
+        path: path of the module, as torch's `get_submodule` takes it.
         module: the leaf.
         sources: layers (or "input") whose output of this step it receives, summed.
         delayed: layers whose output of the step before it receives too.
@@ -66,7 +69,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """All leaves, sources before targets but for delayed ones, and what reaches the output."""
+    """All leaves of a module, sources before targets but for delayed ones, and the names that reach the output."""
 
     leaves: tuple[Layer, ...]
     output: tuple[str, ...]
@@ -74,7 +77,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class _Value:
-    """What stands on an edge: outputs of layers, of this step and of the step before."""
+    """The value on an edge: a sum of outputs of layers, of this step and of the step before."""
 
     now: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
@@ -85,6 +88,8 @@ class _Value:
 
 @dataclass
 class _ModuleWalk:
+    """A walk through a module that collects its leaves."""
+
     leaves: list[Layer] = field(default_factory=list)
     promised: dict[str, _Value] = field(default_factory=dict)  # what recurrent edges will carry
 
@@ -97,7 +102,7 @@ class _ModuleWalk:
         number: count[int],
         name: str | None = None,
     ) -> _Value:
-        """Take a module apart that receives `value`; returns what it gives. A leaf is called `name` or by number."""
+        """Take a module apart that receives `value`; return what it gives. A leaf is called `name` or by number."""
         if type(module) in (snn.SequentialState, nn.Sequential):
             if getattr(module, "return_hidden", False):
                 raise ExportError(
@@ -106,16 +111,15 @@ class _ModuleWalk:
             inner, numbers = (prefix, number) if name is None else (f"{prefix}{name}_", count())
             if type(module) is nn.Sequential and path:
                 _no_state(module, path)
-            for (
-                child_name,
-                child,
-            ) in module._modules.items():  # named_children leaves out what comes twice
+            # named_children would leave out a module that stands in two places.
+            for child_name, child in module._modules.items():
                 if child is not None:
                     value = self.visit(child, _join(path, child_name), value, inner, numbers)
             return value
         if type(module) is StepGraph:
             inner = prefix if not path else f"{prefix}{name or f'graph_{next(number)}'}_"
             return self._graph(module, path, value, inner)
+        # A layer that is left out uses up a number too, so that names do not change when a Dropout goes.
         own_number = next(number)
         if type(module) in NO_OPS:
             return value
@@ -135,6 +139,7 @@ class _ModuleWalk:
             for source, target in graph.edges:
                 if target == name:
                     arriving += values[source]
+            # A recurrent source may come later in the order: what it gives is filled in by `finish`.
             for source, target in graph.recurrent:
                 if target == name:
                     arriving += _Value(before=(f"{path}>{source}",))
@@ -148,6 +153,7 @@ class _ModuleWalk:
         return values[OUTPUT]
 
     def finish(self, output: _Value) -> Layers:
+        """Fill in what recurrent edges carry, and check what NIR cannot hold."""
         leaves = []
         for leaf in self.leaves:
             delayed: tuple[str, ...] = ()
@@ -180,7 +186,7 @@ class _ModuleWalk:
 
 
 def take_apart(module: nn.Module) -> Layers:
-    """The leaves of a one-step module: SequentialState, nn.Sequential, StepGraph, nested in any way.
+    """Return the leaves of a one-step module: SequentialState, nn.Sequential, StepGraph, nested in any way.
 
     Raises:
         ExportError: names the module that cannot be exported, the reason and the cure.
@@ -211,6 +217,7 @@ def take_apart(module: nn.Module) -> Layers:
     walk = _ModuleWalk()
     output = walk.visit(module, "", _Value((INPUT,)), "", count())
     layers = walk.finish(output)
+    # A cell in two places would keep two states, and its parameters could not tell which.
     seen: dict[int, str] = {}
     for leaf in layers.leaves:
         first = seen.setdefault(id(leaf.module), leaf.path)

@@ -1,4 +1,4 @@
-"""One-step modules that Norse lacks: a neuron with a learnable time constant, exact sum pooling, and a declared graph."""
+"""The one-step modules that Norse lacks: a neuron with a learnable time constant, exact sum pooling, a declared graph."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PLIFBoxCell(nn.Module):
     Args:
         tau_mem_s: time constant at the start, seconds, above dt.
         dt: time step, seconds.
-        shape: of `w`: () is one time constant for the layer, the feature shape one per neuron.
+        shape: shape of `w`: () is one time constant for the layer, the feature shape one per neuron.
         v_th, v_leak, v_reset: volts.
         method, alpha: Norse's surrogate gradient and its sharpness.
 
@@ -57,6 +57,7 @@ class PLIFBoxCell(nn.Module):
             raise ExportError(
                 f"PLIFBoxCell: tau_mem_s {tau_mem_s} s must be above dt {dt} s, which is above 0"
             )
+        # w is the logit of the coefficient, so that no step of an optimiser can leave 0..1.
         a = torch.full(shape, dt / tau_mem_s)
         self.w = nn.Parameter(torch.logit(a))
         for name, value in (("v_th", v_th), ("v_leak", v_leak), ("v_reset", v_reset)):
@@ -65,7 +66,7 @@ class PLIFBoxCell(nn.Module):
 
     @property
     def p(self) -> LIFBoxParameters:
-        """Norse's parameters of this moment."""
+        """Norse's parameters as they are now; they change while `w` is learned."""
         return LIFBoxParameters(
             tau_mem_inv=torch.sigmoid(self.w) / self.dt,
             v_th=self.v_th,
@@ -76,17 +77,19 @@ class PLIFBoxCell(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        """Step once; `x` is (B, *features) input, the state Norse's own."""
         p = self.p
         if state is None:
             state = LIFBoxFeedForwardState(v=p.v_leak)
         return lif_box_feed_forward_step(x, state, p, self.dt)
 
     def extra_repr(self) -> str:
+        """Show time constant and step."""
         return f"tau_mem_s={(self.dt / torch.sigmoid(self.w.detach())).tolist()}, dt={self.dt}"
 
 
 class SumPool2d(nn.Module):
-    """Sum over windows: y = sum x; exact for spikes, where LPPool2d averages and multiplies again.
+    """Sum pooling: y = sum of x over windows; exact for spikes, where LPPool2d averages and multiplies again.
 
     Args:
         kernel_size: (height, width) or one number.
@@ -101,9 +104,11 @@ class SumPool2d(nn.Module):
         self.stride = self.kernel_size if stride is None else _pair(stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pool (B, C, H, W)."""
         return sum_pool2d(x, self.kernel_size, self.stride, (0, 0))
 
     def extra_repr(self) -> str:
+        """Show kernel and stride."""
         return f"kernel_size={self.kernel_size}, stride={self.stride}"
 
 
@@ -132,12 +137,9 @@ class StepGraph(nn.Module):
     ) -> None:
         super().__init__()
         for name, node in nodes.items():
-            if (
-                not isinstance(name, str)
-                or name in (INPUT, OUTPUT)
-                or not name
-                or set(name) & set("./")
-            ):
+            # Dots separate the parts of a module's path, slashes those of a path in HDF5.
+            bad = not isinstance(name, str) or name in ("", INPUT, OUTPUT) or set(name) & set("./")
+            if bad:
                 raise ExportError(
                     f"StepGraph: {name!r} cannot name a node; choose a text without dot and slash"
                 )
@@ -158,37 +160,36 @@ class StepGraph(nn.Module):
             raise ExportError(
                 f"StepGraph: edges are pairs of names, source and target ({error})"
             ) from error
+        self._check_edges()
+        self.order = self._order()
+        self.looping = self._looping()
+
+    def _check_edges(self) -> None:
         every = (*self.edges, *self.recurrent)
-        names = {INPUT, OUTPUT, *nodes}
+        names = {INPUT, OUTPUT, *self.nodes}
         for edge in every:
-            if (
-                not set(edge) <= names
-                or edge[0] == OUTPUT
-                or edge[1] == INPUT
-                or every.count(edge) > 1
-            ):
+            backwards = edge[0] == OUTPUT or edge[1] == INPUT
+            if not set(edge) <= names or backwards or every.count(edge) > 1:
                 raise ExportError(
                     f"StepGraph: edge {edge[0]} -> {edge[1]} is unknown, backwards or there twice"
                 )
-        for name in (*nodes, OUTPUT):
+        for name in (*self.nodes, OUTPUT):
             if not any(target == name for _, target in every):
                 raise ExportError(f"StepGraph: nothing feeds '{name}'; connect or remove it")
         for source, target in self.recurrent:
-            if not is_stateful(self._module(source)) or not (
-                is_stateful(self._module(target)) or isinstance(self._module(target), nn.Linear)
-            ):
+            into = self._module(target)
+            takes = is_stateful(into) or isinstance(into, nn.Linear)
+            if not is_stateful(self._module(source)) or not takes:
                 raise ExportError(
                     f"StepGraph: recurrent edge {source} -> {target} must lead from a neuron to a neuron or Linear"
                 )
         for name, node in self.nodes.items():
-            if not any(target == name for _, target in self.edges) and not isinstance(
-                node, nn.Linear
-            ):
+            # A Linear knows the width of the zeros it gets at the first step; other modules do not.
+            fed = any(target == name for _, target in self.edges)
+            if not fed and not isinstance(node, nn.Linear):
                 raise ExportError(
                     f"StepGraph: only recurrent edges feed '{name}'; only a Linear may start so"
                 )
-        self.order = self._order()
-        self.looping = self._looping()
 
     def _module(self, name: str) -> nn.Module | None:
         return self.nodes[name] if name in self.nodes else None  # noqa: SIM401 - a ModuleDict has no get
@@ -208,19 +209,25 @@ class StepGraph(nn.Module):
         return tuple(order)
 
     def _looping(self) -> frozenset[Edge]:
-        """Edges a NIR graph reads as closing a loop; what they bring is added to a synaptic current last."""
+        """Return the edges that a NIR graph reads as closing a loop; what they bring is added to a synaptic current last."""
         stateful = {name for name, node in self.nodes.items() if is_stateful(node)}
         # Where a reader would place the delays otherwise, the export writes each of them as a node, an ordinary source.
-        return (
-            bare_delays(
-                (INPUT, OUTPUT, *self.nodes), self.edges, self.recurrent, INPUT, stateful, OUTPUT
-            )
-            or frozenset()
-        )
+        names = (INPUT, OUTPUT, *self.nodes)
+        found = bare_delays(names, self.edges, self.recurrent, INPUT, stateful, OUTPUT)
+        return found or frozenset()
 
     def forward(
         self, x: torch.Tensor, state: dict[str, Any] | None = None
     ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Step once.
+
+        Args:
+            x: (B, *features) input.
+            state: what the step before returned; None before the first step.
+
+        Returns:
+            The output, and node -> its state, with "<node>.before" for what recurrent edges carry.
+        """
         before = state or {}
         after: dict[str, Any] = {}
         value = {INPUT: x}
@@ -230,9 +237,8 @@ class StepGraph(nn.Module):
             if module is None:
                 value[name] = _both(forward, looping)
             elif not is_stateful(module):
-                if (
-                    not forward and not looping
-                ):  # the first step of a Linear that hears only what comes back
+                if not forward and not looping:
+                    # The first step of a Linear that receives recurrent edges alone.
                     forward = [x.new_zeros(x.shape[0], module.in_features)]
                 value[name] = module(_both(forward, looping))
             else:
@@ -253,6 +259,7 @@ class StepGraph(nn.Module):
     def _arriving(
         self, name: str, value: dict[str, torch.Tensor], before: dict[str, Any]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Collect what arrives at a node forward, and what comes round a loop."""
         forward: list[torch.Tensor] = []
         looping: list[torch.Tensor] = []
         for source, target in self.edges:
@@ -266,7 +273,7 @@ class StepGraph(nn.Module):
 
 
 def is_stateful(module: nn.Module | None) -> bool:
-    """Whether a module takes and returns a state beside its input."""
+    """Tell whether a module takes and returns a state beside its input."""
     return module is not None and "state" in inspect.signature(module.forward).parameters
 
 
@@ -275,7 +282,7 @@ def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _both(forward: list[torch.Tensor], looping: list[torch.Tensor]) -> torch.Tensor:
-    """What arrives forward, and then what loops back: the brackets of `step_nir`."""
+    """Sum what arrives forward, and then what loops back: the brackets of `step_nir`."""
     if not forward or not looping:
         return _sum(forward or looping)
     return _sum(forward) + _sum(looping)

@@ -1,4 +1,4 @@
-"""Layers that NIR has no word for, as plain ones: batch-norm folded, groups and odd kernels made dense and square.
+"""Rewrite layers that NIR has no word for as plain ones: batch-norm folded, groups and odd kernels dense and square.
 
 Each rewrite is exact in real numbers and moves float32 by a rounding, so the certificate compares the spikes of the module
 as it is, and every bit with the rewritten one.
@@ -19,11 +19,11 @@ from knarr.export.norse.modules import OUTPUT, StepGraph, SumPool2d
 
 Synapse = nn.Linear | nn.Conv1d | nn.Conv2d
 WRITTEN_FROM = "knarr_written_from"
-"""Attribute of a convolution that was made dense and square: metadata that say what it was."""
+"""Name of the attribute that says, on a convolution that was made dense and square, what it was."""
 
 
 def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
-    """Plain layers, and module path -> what was rewritten.
+    """Return plain layers, and module path -> what was rewritten.
 
     Raises:
         ExportError: a batch-norm that follows no synapse, or a kernel that no square one equals.
@@ -31,23 +31,19 @@ def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
     done: dict[str, str] = {}
     leaves = list(layers.leaves)
     output = layers.output
-    names = [
-        leaf.name for leaf in leaves if isinstance(leaf.module, (nn.BatchNorm1d, nn.BatchNorm2d))
-    ]
-    for name in names:
-        norm = next(leaf for leaf in leaves if leaf.name == name)
+    for norm in layers.leaves:
+        if not isinstance(norm.module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            continue
+        # What fed a norm may have been replaced by an earlier fold, so it is looked for among the leaves of now.
+        norm = next(leaf for leaf in leaves if leaf.name == norm.name)
         before = _synapse_before(norm, leaves, output)
-        folded = replace(before, module=_fold(before, norm))
-        leaves = [
-            folded if leaf.name == before.name else leaf
-            for leaf in leaves
-            if leaf.name != norm.name
-        ]
-        leaves = [
-            replace(leaf, sources=tuple(before.name if s == norm.name else s for s in leaf.sources))
-            for leaf in leaves
-        ]
-        output = tuple(before.name if s == norm.name else s for s in output)
+        rest = []
+        for leaf in leaves:
+            if leaf.name == before.name:
+                leaf = replace(before, module=_fold(before, norm))
+            if leaf.name != norm.name:
+                rest.append(replace(leaf, sources=_renamed(leaf.sources, norm, before)))
+        leaves, output = rest, _renamed(output, norm, before)
         done[norm.path] = f"batch-norm folded into '{before.path}'"
     for index, leaf in enumerate(leaves):
         if isinstance(leaf.module, (nn.Conv1d, nn.Conv2d)):
@@ -62,8 +58,12 @@ def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
     return Layers(tuple(leaves), output), done
 
 
+def _renamed(names: tuple[str, ...], old: Layer, new: Layer) -> tuple[str, ...]:
+    return tuple(new.name if name == old.name else name for name in names)
+
+
 def as_module(layers: Layers) -> StepGraph:
-    """The layers as one module that runs."""
+    """Return the layers as one module that runs."""
     edges = [(source, leaf.name) for leaf in layers.leaves for source in leaf.sources]
     edges += [(source, OUTPUT) for source in layers.output]
     delayed = [(source, leaf.name) for leaf in layers.leaves for source in leaf.delayed]
@@ -94,7 +94,10 @@ def _synapse_before(norm: Layer, leaves: list[Layer], output: tuple[str, ...]) -
 
 
 def _fold(before: Layer, norm: Layer) -> Synapse:
-    """w' = w * gamma / sqrt(var + eps);  b' = beta + (b - mean) * gamma / sqrt(var + eps), in float64."""
+    """Fold a batch-norm, in float64.
+
+    w' = w * gamma / sqrt(var + eps);  b' = beta + (b - mean) * gamma / sqrt(var + eps)
+    """
     layer, bn = before.module, norm.module
     assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))  # _synapse_before chose it
     assert isinstance(bn, (nn.BatchNorm1d, nn.BatchNorm2d))
@@ -119,7 +122,7 @@ def _fold(before: Layer, norm: Layer) -> Synapse:
 def _like(
     layer: Synapse, weight: torch.Tensor, bias: torch.Tensor | None, **changes: object
 ) -> Synapse:
-    """A copy of a layer with other weights; `changes` are arguments of the convolution."""
+    """Return a copy of a layer with other weights; `changes` are arguments of the convolution."""
     if isinstance(layer, nn.Linear):
         fresh: Synapse = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
     else:
@@ -185,7 +188,7 @@ def _padding(leaf: Layer, conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
 def _square(
     leaf: Layer, weight: torch.Tensor, padding: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Zeros on both sides of the shorter axis and as much padding more: the same taps in a square kernel."""
+    """Put the same taps into a square kernel: zeros on both sides of the shorter axis, and as much more padding."""
     side = max(weight.shape[2:])
     missing = [side - k for k in weight.shape[2:]]
     if any(m % 2 for m in missing):

@@ -1,4 +1,4 @@
-"""The live module, step by step, with every neuron recorded under the name its NIR node has."""
+"""Run the live module step by step, and record every neuron under the name that its NIR node has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from knarr.export.norse.layers import NEURON_CELLS, take_apart
 
 
 def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
-    """Run the module and record.
+    """Run the module and record what its neurons do.
 
     Args:
         module: SequentialState, nn.Sequential or StepGraph in eval mode. An nn.Sequential is run as the SequentialState
@@ -25,13 +25,14 @@ def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
         inputs: (samples, timesteps, *features).
 
     Returns:
-        Output, spikes and voltages; no currents, which Norse keeps as they are after their decay.
+        Output, spikes and voltages. Currents are left out: Norse keeps them as they are after their decay.
 
     Raises:
         ExportError: a layer that cannot be exported, or one neuron cell in two places.
     """
     x = torch.as_tensor(as_inputs(inputs)).to(torch.float32)
     leaves = [leaf for leaf in take_apart(module).leaves if isinstance(leaf.module, NEURON_CELLS)]
+    # Hooks get the module alone; a cell stands in one place, so its identity gives its name.
     names = {id(leaf.module): leaf.name for leaf in leaves}
     spikes: dict[str, list[torch.Tensor]] = {}
     voltages: dict[str, list[torch.Tensor]] = {}

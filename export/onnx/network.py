@@ -1,4 +1,4 @@
-"""A torch network as an ONNX file that provably computes the same: the exchange form of every non-spiking baseline."""
+"""Write a torch network as an ONNX file that provably computes the same: the form of every non-spiking baseline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from knarr.files import write_atomic
 OPSET = 17
 TRACER_WARNING = torch.jit.TracerWarning  # type: ignore[attr-defined]  # public, but missing from torch's __all__
 CHECKED_BATCHES = (1, 3)
-"""Batch 1 is what is counted; a larger one shows that the batch was not baked into the file."""
+"""Batch sizes that are compared: 1 is what is counted, a larger one shows that the batch was not baked into the file."""
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference from torch, relative to the largest output. torch and onnxruntime sum float32 products in another
 order: a sum of n terms differs by about sqrt(n) * 6e-8, 5e-6 for n = 6272, and layers add up. A wrong weight, pad or
@@ -54,7 +54,7 @@ def to_onnx(module: torch.nn.Module, input_shape: tuple[int, ...], path: Path) -
 def open_session(
     exported: bytes, options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
-    """A file on one thread of the CPU.
+    """Open a file on one thread of the CPU.
 
     Raises:
         ExportError: onnxruntime does not take it.

@@ -1,4 +1,4 @@
-"""One time step of a spiking student as an ordinary ONNX graph: states go in and come out, and a caller loops."""
+"""Write one time step of a spiking student as an ordinary ONNX graph: states go in and come out, and a caller loops."""
 
 from __future__ import annotations
 
@@ -74,14 +74,10 @@ class _Step(nn.Module):
         super().__init__()
         self.graph = copy.deepcopy(graph)
         for cell in self.graph.nodes.values():
-            if isinstance(
-                cell, (SNNCell, SNNRecurrentCell)
-            ):  # Norse leaves gradients on parameters it starts from
-                free = {
-                    k: v.detach()
-                    for k, v in cell.p._asdict().items()
-                    if isinstance(v, torch.Tensor)
-                }
+            if isinstance(cell, (SNNCell, SNNRecurrentCell)):
+                # Norse leaves gradients on parameters it starts from, which tracing refuses.
+                values = cell.p._asdict().items()
+                free = {key: v.detach() for key, v in values if isinstance(v, torch.Tensor)}
                 cell.p = cell.p._replace(**free)
         try:
             with torch.no_grad():
@@ -110,6 +106,7 @@ class _Step(nn.Module):
         return start.detach().expand_as(value).clone()
 
     def forward(self, x: torch.Tensor, *state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the output and the states after the step, in the order of `names`."""
         # A default state is of one sample: every sample of the batch starts so.
         parts = iter([value.expand(x.shape[0], *value.shape[1:]) for value in state])
         before: dict[str, Any] = {}
@@ -152,19 +149,16 @@ def _export(step: _Step, input_shape: tuple[int, ...]) -> bytes:
         if name in kept:  # an initializer under an input's name is its default value
             model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
     entry = model.metadata_props.add()
-    entry.key, entry.value = (
-        "knarr_states",
-        json.dumps({n: n + NEXT for n in step.names if n in kept}),
-    )
+    pairs = {name: name + NEXT for name in step.names if name in kept}
+    entry.key, entry.value = "knarr_states", json.dumps(pairs)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
 
 
 def _check(step: _Step, input_shape: tuple[int, ...], exported: bytes) -> None:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = (
-        3  # it warns that defaults are not constants, which is their purpose
-    )
+    # It warns that default states are no constants, which is their purpose.
+    options.log_severity_level = 3
     session = open_session(exported, options)
     taken = {value.name for value in session.get_inputs()} | {
         v.name for v in session.get_overridable_initializers()
@@ -221,7 +215,7 @@ def _compare(step: _Step, expected: list[Float32], got: list[Float32], where: st
 
 
 def _on_threshold(step: _Step, name: str, ours: Float32, theirs: Float32, tolerance: float) -> Any:
-    """Where a neuron may fire on one side alone, because its voltage is at the threshold but for rounding."""
+    """Mark where a neuron may fire on one side alone, because its voltage is at the threshold but for rounding."""
     key, _, field = name.rpartition(".")
     cell = step.graph.nodes[key] if key in step.graph.nodes else None  # noqa: SIM401 - a ModuleDict has no get
     if field not in ("v", "z") or not isinstance(cell, NEURON_CELLS) or not hasattr(cell.p, "v_th"):
