@@ -39,7 +39,7 @@ SYNAPSES = (nir.Linear, nir.Affine, *CONVS)
 
 @dataclass(frozen=True)
 class FoldDifference:
-    """How far a folded graph is from the one it came from, on given inputs.
+    """The difference between a folded graph and the one it came from, on given inputs.
 
     Args:
         decisions: neuron decisions that were compared.
