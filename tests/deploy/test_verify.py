@@ -18,6 +18,7 @@ import pytest
 from graphs import DT_S, chain, conv1d, integrate, on_grid, spikes
 from torch import nn
 
+from knarr import pipeline
 from knarr.cli import main
 from knarr.cli.text import verification as verification_text
 from knarr.deploy import (
@@ -42,7 +43,7 @@ from knarr.hw_sim import (
     compare,
     simulate,
 )
-from knarr.pipeline import run_folder, stages
+from knarr.pipeline import run_folder
 
 STEPS = 20
 LABELS = np.array([0, 1, 2, 3])
@@ -433,7 +434,7 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
     )
     monkeypatch.setattr(run_folder.Run, "networks", lambda self: (None, crossing.module))
     monkeypatch.setattr(run_folder.Run, "system", SimpleNamespace(deployable=lambda kept: kept))
-    monkeypatch.setattr(stages, "reopen", lambda folder: opened)
+    monkeypatch.setattr(pipeline, "reopen", lambda folder, **_: opened)
     with pytest.raises(SystemExit) as exit_:
         main(["verify", str(tmp_path)])
     assert exit_.value.code == 1
@@ -450,14 +451,14 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
 
 def test_pictures_of_every_kind_of_result(true: Verification) -> None:
     """With equal spikes, without a raster, without floats; matplotlib's warnings are errors here."""
-    from knarr.pipeline.pictures.verification import draw
+    from knarr.pipeline.pictures.verification import draw_verification
 
     facts = json.loads(json.dumps(true.to_json()))
     chip = [row for row in facts["rows"] if row["pair"] == "hw_sim = Lava"]
     assert true.raster is not None
     equal = {**facts["raster"], "pair": "hw_sim = Lava", "first": None}
     for result in (facts, {**facts, "raster": None}, {**facts, "rows": chip, "raster": equal}):
-        figure = draw(result)
+        figure = draw_verification(result)
         figure.savefig(io.BytesIO(), format="png")
         assert len(figure.axes) == (2 if result["raster"] is None else 3)
 
@@ -465,22 +466,25 @@ def test_pictures_of_every_kind_of_result(true: Verification) -> None:
 def test_files_without_a_run(
     crossing: SimpleNamespace, tmp_path: Path, fake_lava: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from knarr.cli.commands.verify import verify_files
+    def status(*arguments: object) -> object:
+        with pytest.raises(SystemExit) as exit_:
+            main(["verify", str(crossing.path), *map(str, arguments)])
+        return exit_.value.code
 
     fake_lava(lambda recording: None)
     inputs, graph, labels = tmp_path / "in.npy", tmp_path / "a.nir", tmp_path / "labels.npy"
     np.save(inputs, crossing.events)
     np.save(labels, LABELS)
     write(crossing.graph, graph)
-    assert verify_files(crossing.path, inputs, picture=tmp_path / "a.png", json=True)
+    assert status("--inputs", inputs, "--picture", tmp_path / "a.png", "--json") == 0
     assert {row["pair"] for row in json.loads(capsys.readouterr().out)["rows"]} == {"hw_sim = Lava"}
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert verify_files(crossing.path, inputs, graph=graph, labels=labels, json=True)
+    assert status("--inputs", inputs, "--graph", graph, "--labels", labels, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert {row["pair"] for row in facts["rows"]} == {"NIR ~ hw_sim", "hw_sim = Lava"}
     assert set(facts["correct"]) == {"NIR", "hw_sim", "Lava"}
-    with pytest.raises(DeployError, match="go with --graph"):
-        verify_files(crossing.path, inputs, labels=labels, json=True)
+    assert status("--inputs", inputs, "--labels", labels, "--json") == 2
+    assert "go with --graph" in capsys.readouterr().err
 
 
 def test_an_old_file_is_one_line(tmp_path: Path) -> None:

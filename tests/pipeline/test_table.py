@@ -20,7 +20,8 @@ from test_grid import FOLDED, FoldRecipe, folded  # noqa: F401  (folded is a fix
 
 from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
 from knarr.cli.text.table import print_table, table_json
-from knarr.hw_sim import ChipError, count
+from knarr.hw_sim import count
+from knarr.pipeline import RunError
 from knarr.pipeline.energy_facts import Pricing, energy_facts
 from knarr.pipeline.evaluation_file import RunEvaluation, pool, read, write
 from knarr.pipeline.files import json_text
@@ -209,6 +210,7 @@ class Fitting:
             raise KeyboardInterrupt
         folder.mkdir(parents=True, exist_ok=True)
         config = {
+            "format": 1,
             "recipe": recipe.model_dump(mode="json"),
             "data_sha256": "",
             "data_root": str(data),
@@ -396,7 +398,7 @@ def test_costs_are_those_of_the_run(
 
 def test_costs_of_another_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "energy.json").write_text('{"student": 3, "baseline": null}')
-    with pytest.raises(ChipError, match="does not hold what this version writes"):
+    with pytest.raises(RunError, match="does not hold what this version writes"):
         read_costs(tmp_path / "energy.json", "student")
 
 
