@@ -12,6 +12,7 @@ import typer
 from knarr.cli.errors import UsageError
 from knarr.cli.output import show_progress
 from knarr.errors import KnarrError
+from knarr.ranks import world_size
 
 DOES_NOT_HOLD, BAD_INPUT = 1, 2
 """Exit codes: the thing that was checked does not hold; the input cannot be used."""
@@ -23,6 +24,20 @@ app = typer.Typer(
     help="Carries a spiking student network from Norse to Loihi, and proves that what arrives is what left.",
     epilog="Example: knarr pipeline eyes --out runs/eyes",
 )
+
+
+@app.callback()
+def refuse_torchrun(context: typer.Context) -> None:
+    """Refuse several processes for every verb but `train`, whose fits alone they can share.
+
+    Raises:
+        UsageError: Another verb was started by torchrun.
+    """
+    verb, processes = context.invoked_subcommand, world_size()
+    if processes > 1 and verb != "train":
+        raise UsageError(
+            f"{verb}: {processes} processes, but torchrun shares the work of `knarr train` alone; run it without torchrun"
+        )
 
 
 class InputKind(str, Enum):

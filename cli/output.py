@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
+from knarr.ranks import rank
+
 if TYPE_CHECKING:
     from knarr.pipeline import Progress
 
@@ -37,6 +39,8 @@ class ProgressPrinter:
 
     def __call__(self, event: Progress) -> None:
         """Show an event, unless one like it was shown a moment ago."""
+        if rank() > 0:
+            return  # rank 0 speaks for all processes that torchrun has started
         if event.done is None or event.total is None:
             self.close()
             self.console.print(event.text, highlight=False, markup=False, soft_wrap=True)

@@ -20,6 +20,7 @@ from torch import nn
 from knarr.files import write_atomic
 from knarr.pipeline.errors import RunError
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
+from knarr.ranks import rank, world_size
 from knarr.train.clips import Clips, truncate_timesteps
 from knarr.train.recipe import check_recipe, load_recipe, parse_setting, with_settings
 from knarr.train.settings import Recipe, RecipeError, YamlError, read_yaml, short
@@ -168,9 +169,15 @@ def open_run(
     check_networks(recipe, loaded)
     if len(recipe.chosen_on_test) < 2 or recipe.chip is not None:
         train_validation_split(recipe, loaded)
+    if recipe.chip is not None and world_size() > 1:
+        raise RecipeError(
+            f"chip: {world_size()} processes, but one fits a student to the chip's integers; fit teacher and student with "
+            "torchrun and --set chip=null, then go on without both"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     hold(folder)
-    claim_folder(recipe, loaded, root, folder, cache=cache)
+    if rank() == 0:
+        claim_folder(recipe, loaded, root, folder, cache=cache)
     return Run(folder, recipe, loaded, show)
 
 
@@ -349,7 +356,7 @@ def hold(folder: Path) -> None:
         RecipeError: Another process works in the folder.
     """
     key = folder.resolve()
-    if key in _HELD or os.environ.get("RANK", "0") != "0":
+    if key in _HELD or rank() > 0:
         return
     lock = os.open(key / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:

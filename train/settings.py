@@ -15,7 +15,6 @@ from pydantic_core import ErrorDetails
 
 from knarr.errors import KnarrError
 
-MAX_PROCESSES = 64  # of one machine
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 UnitFraction = Annotated[float, Field(gt=0, le=1)]
@@ -44,10 +43,9 @@ class Fit(Frozen):
 
     Args:
         epochs: at most.
-        batch_size: of each process: the optimiser sees `processes` times as many clips in a step.
+        batch_size: of each process; of several, which torchrun starts, the optimiser sees so many times more clips in a step.
         learning_rate: the highest one of its schedule.
         weight_decay: decoupled of "adamw"; an L2 gradient of "adam" and "sgd".
-        processes: that share every batch. They compute with one thread each, and draw dropout each for itself.
         optimiser: "adamw", "adam" or "sgd". momentum: of "sgd". amsgrad: of the other two.
         schedule: "one_cycle" over all steps (Smith 2018, arXiv 1708.07120), "exponential", times `decay` every epoch, or "constant".
         patience: epochs without a better validation accuracy after which the fit ends; None for none.
@@ -62,7 +60,6 @@ class Fit(Frozen):
     batch_size: Count
     learning_rate: Rate
     weight_decay: float = Field(default=1e-3, ge=0, le=1000)
-    processes: int = Field(default=1, ge=1, le=MAX_PROCESSES)
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     momentum: float = Field(default=0.9, ge=0, lt=1)
     amsgrad: bool = False
@@ -138,7 +135,7 @@ class ChipSettings(Frozen):
         """Settings of the fit, of a student that was fitted so before."""
         return Fit(
             epochs=self.epochs,
-            batch_size=self.batch_size or student.batch_size * student.processes,
+            batch_size=self.batch_size or student.batch_size,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             select="val",

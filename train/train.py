@@ -11,15 +11,16 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
+from knarr.ranks import rank
 from knarr.train.clips import Batch, Clips, Epoch, Indices, split_validation
 from knarr.train.fitting.files import load_weights, save_weights
-from knarr.train.fitting.fit import Fitter, fit
+from knarr.train.fitting.fit import Fitter, Loss, fit
 from knarr.train.settings import (
     Fit,
     Recipe,
     SettingsError,
 )
-from knarr.train.systems.base import Loss, RunData
+from knarr.train.systems.base import RunData
 from knarr.train.systems.registry import system_of
 
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
@@ -39,7 +40,8 @@ def train_teacher(
         load_weights(teacher, path)
         return teacher
     _fit(teacher, system.teacher_loss(), recipe, data, run_folder, "teacher", callbacks)
-    save_weights(teacher, path)
+    if rank() == 0:
+        save_weights(teacher, path)
     return teacher
 
 
@@ -68,7 +70,8 @@ def train_student(
     _fit(student, loss, recipe, data, run_folder, "student", callbacks, teacher)
     teacher.cpu()
     kept = system.keep(student).eval()
-    save_weights(kept, path)
+    if rank() == 0:
+        save_weights(kept, path)
     return kept
 
 
@@ -94,22 +97,22 @@ def _fit(
     recipe: Recipe,
     data: RunData,
     run_folder: Path,
-    stage: str,
+    network_name: str,
     callbacks: tuple[Callback, ...],
     teacher: nn.Module | None = None,
 ) -> None:
     torch.set_num_threads(recipe.threads)
-    settings: Fit = recipe.teacher.fit if stage == "teacher" else recipe.student.fit
-    held: Clips = data.train
+    settings: Fit = getattr(recipe, network_name).fit
+    validation_clips: Clips = data.train
     if settings.select == "best_on_test":
         train, validation = np.arange(len(data.train.labels)), np.arange(len(data.test.labels))
-        held = data.test
+        validation_clips = data.test
     else:
         train, validation = train_validation_split(recipe, data)
-    make: Callable[..., Fitter] = Fitter
+    module_class: Callable[..., Fitter] = Fitter
     if teacher is not None:
         chosen = system_of(recipe).student_fitter(teacher, data, train, run_folder)
-        train, make = (train, make) if chosen is None else chosen
+        train, module_class = (train, module_class) if chosen is None else chosen
     fit(
         network,
         loss,
@@ -117,12 +120,12 @@ def _fit(
         train,
         validation,
         settings,
-        held=held,
-        stage=stage,
+        validation_clips=validation_clips,
+        network_name=network_name,
         classes=len(data.class_names),
-        seed=recipe.seed + (0 if stage == "teacher" else 1_000_000),
+        seed=recipe.seed + (0 if network_name == "teacher" else 1_000_000),
         run_folder=run_folder,
-        make=make,
+        module_class=module_class,
         callbacks=callbacks,
     )
 

@@ -12,7 +12,7 @@ The lowered network takes part in the choice of what is kept: where no epoch bea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,9 @@ from knarr.hw_sim import ChipNetwork
 from knarr.train.chip import ChipStudent, ChipStudentOutput, Limits, Surrogate
 from knarr.train.clips import Batch, Clips, Indices, truncate_timesteps
 from knarr.train.fitting.files import ACCUMULATES, METRICS, read_rows
-from knarr.train.fitting.fit import Fitter, fit
+from knarr.train.fitting.fit import Fitter, Loss, fit
 from knarr.train.settings import ChipSettings, Fit, Recipe, SettingsError
-from knarr.train.systems.base import ChipLoss, Loss, RunData
+from knarr.train.systems.base import ChipLoss, RunData
 from knarr.train.systems.registry import system_of
 from knarr.train.train import evaluation_batches, train_validation_split
 
@@ -229,7 +229,7 @@ def train_chip(
         return loss(ran, batch)
 
     goal = goal_of(chip, before)
-    make: Callable[..., Fitter] = partial(ChipFitter, chip_loss=beside, chip=chip, goal=goal)
+    module_class = partial(ChipFitter, chip_loss=beside, chip=chip, goal=goal)
     epoch = fit(
         student,
         _no_loss,
@@ -237,11 +237,11 @@ def train_chip(
         train,
         validation,
         chip.fit(recipe.student.fit),
-        stage=CHIP,
+        network_name=CHIP,
         classes=len(data.class_names),
         seed=recipe.seed + FIT_SEED,
         run_folder=run_folder,
-        make=make,
+        module_class=module_class,
         callbacks=callbacks,
     )
     teacher.cpu()

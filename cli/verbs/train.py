@@ -17,6 +17,7 @@ from knarr.cli.app import (
     app,
 )
 from knarr.cli.output import make_console, show_progress
+from knarr.ranks import rank
 
 
 @app.command(epilog="Example: knarr train nmnist --data nmnist_small --out runs/nmnist")
@@ -36,6 +37,8 @@ def train(
         recipe, out, data=data, settings=changes or (), on_progress=show_progress
     )
     pipeline.train(run)
+    if rank() > 0:
+        return  # rank 0 speaks for all processes that torchrun has started
     facts: dict[str, object] = {"run": str(run.folder)}
     facts |= {"teacher": TEACHER, "student": STUDENT}
     if run.recipe.chip is not None:

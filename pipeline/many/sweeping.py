@@ -120,7 +120,7 @@ def fit_and_score(
         recipe, data, root: of the run; `root` is the data's folder.
         folder: of the run.
         metric: column of metrics.csv.
-        report: called with epoch and metric after every epoch of the student, if one process fits it.
+        report: called with epoch and metric after every epoch of the student.
         teachers: folder of finished teachers.
     """
     check_networks(recipe, data)
@@ -128,9 +128,8 @@ def fit_and_score(
     teacher = shared_teacher(
         recipe, data, folder, teachers, (FitProgress(show_progress, "teacher"),)
     )
-    # Of several processes the first is a fork; it must not write to the study in its parent's name.
-    reports = (_Reports(report, metric),) if recipe.student.fit.processes == 1 else ()
-    train_student(recipe, data, teacher, folder, (FitProgress(show_progress, "student"), *reports))
+    callbacks = (FitProgress(show_progress, "student"), _Reports(report, metric))
+    train_student(recipe, data, teacher, folder, callbacks)
     rows = [row for row in read_rows(folder / METRICS) if row["stage"] == "student"]
     return score(rows, metric, recipe.student.fit.select)
 

@@ -233,7 +233,6 @@ def test_part_of_a_grid_is_spread_by_the_seed(tmp_path: Path) -> None:
         ),
         ({"search": {"data": {"values": [1]}}}, r"changes the data"),
         ({"search": {"deploy.weight_bits": {"values": [4, 8]}}}, r"does not change the student"),
-        ({"search": {"student.fit.processes": {"values": [1, 2]}}}, r"does not change the student"),
         ({"search": {"name": {"values": ["a"]}}}, r"does not change the student"),
         (
             {"search": {"student.fit.select": {"values": ["last", "best_on_test"]}}},
@@ -292,10 +291,6 @@ def test_part_of_a_grid_is_spread_by_the_seed(tmp_path: Path) -> None:
                 },
             },
             r"a grid of 10010 points, at most 10000",
-        ),
-        (
-            {"pruner": "median", "set": {"student.fit.processes": 2}},
-            r"pruner: needs student.fit.processes 1",
         ),
         ({"recipe": "nope"}, r"its recipe 'nope' is neither shipped \(.*eyes"),
         ({"name": "../up"}, r"name: "),

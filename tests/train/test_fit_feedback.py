@@ -123,11 +123,11 @@ def fitted(
         TRAIN,
         VALIDATION,
         how,
-        stage="student",
+        network_name="student",
         classes=2,
         seed=SEED,
         run_folder=folder,
-        make=partial(FeedbackFitter, school=of),
+        module_class=partial(FeedbackFitter, school=of),
         callbacks=callbacks,
     )
     assert same(before, of.teacher.state_dict())  # a copy learns
@@ -240,15 +240,29 @@ def test_rates_fall_with_the_schedule(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "loop", "message"),
+    ("processes", "how", "loop", "message"),
     [
-        ({"processes": 2}, {}, r"fit\.processes: 2 with feedback"),
-        ({"batch_size": 40}, {"quiz": "next"}, "'next' of 1 batch is itself"),
+        (
+            2,
+            {},
+            {},
+            r"student\.feedback: steps two networks in turn, which 2 processes cannot share",
+        ),
+        (1, {"batch_size": 40}, {"quiz": "next"}, "'next' of 1 batch is itself"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(
-    tmp_path: Path, how: dict[str, Any], loop: dict[str, Any], message: str
+    tmp_path: Path,
+    processes: int,
+    how: dict[str, Any],
+    loop: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if processes > 1:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        monkeypatch.setenv("RANK", "0")
     make = partial(FeedbackFitter, school=school(feedback(**loop), tmp_path))
     with pytest.raises(RecipeError, match=message):
         make(Net(3, 2), loss_beside(Net(5, 1)), settings(**how), 2, len(TRAIN), len(VALIDATION))

@@ -83,7 +83,7 @@ class Watch(Callback):
 
 
 def run(
-    folder: Path, *callbacks: Callback, held: Points | None = None, **settings: Any
+    folder: Path, *callbacks: Callback, validation_clips: Points | None = None, **settings: Any
 ) -> nn.Module:
     torch.manual_seed(3)
     network = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 2))
@@ -95,8 +95,8 @@ def run(
         TRAIN,
         VALIDATION,
         Fit.model_validate(options),
-        held=held,
-        stage="student",
+        validation_clips=validation_clips,
+        network_name="student",
         classes=2,
         seed=0,
         run_folder=folder,
@@ -157,7 +157,7 @@ def test_a_fit_that_lost_its_patience_is_at_its_end(select: str, tmp_path: Path)
 
 def test_best_on_test_looks_at_the_data_it_is_given(tmp_path: Path) -> None:
     ours, theirs = Points(), Points(seed=9)
-    network = run(tmp_path, held=theirs, epochs=3, select="best_on_test")
+    network = run(tmp_path, validation_clips=theirs, epochs=3, select="best_on_test")
     # The table says so in every row, and others have no such column.
     assert [row["validated_on"] for row in rows(tmp_path)] == ["test"] * 3
     run(tmp_path / "val", epochs=1, select="val")
@@ -275,8 +275,8 @@ def test_another_fitter(tmp_path: Path) -> None:
         TRAIN,
         VALIDATION,
         settings,
-        make=Counting,
-        stage="student",
+        module_class=Counting,
+        network_name="student",
         classes=2,
         seed=0,
         run_folder=tmp_path,

@@ -38,7 +38,7 @@ def test_only_what_is_named_changes(recipe: Recipe) -> None:
 
 
 def test_settings_that_are_not_written_out_can_be_set(recipe: Recipe) -> None:
-    assert with_settings(recipe, {"student.fit.processes": 2}).student.fit.processes == 2
+    assert with_settings(recipe, {"student.fit.patience": 2}).student.fit.patience == 2
 
 
 def test_a_mapping_is_replaced_as_a_whole_and_then_changed(recipe: Recipe) -> None:

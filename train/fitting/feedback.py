@@ -11,13 +11,13 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from knarr.ranks import world_size
 from knarr.train.clips import Batch, Epoch, Indices
 from knarr.train.fitting.files import save_weights
-from knarr.train.fitting.fit import Fitter, new_optimiser
+from knarr.train.fitting.fit import Fitter, Loss, new_optimiser
 from knarr.train.losses.emotion import StudentOutput, TeacherOutput
 from knarr.train.losses.feedback import DistillationBatch, FeedbackSettings, Learner, adaptive_step
 from knarr.train.settings import Fit, RecipeError, SettingsError
-from knarr.train.systems.base import Loss
 
 FED_BACK: Final = "teacher_fed_back.safetensors"
 """Beside teacher.safetensors, which feedback does not change."""
@@ -71,9 +71,10 @@ class FeedbackFitter(Fitter):
         school: FeedbackSetup,
     ) -> None:
         super().__init__(network, loss, settings, classes, clips, validation_clips)
-        if settings.processes > 1:
+        if world_size() > 1:
             raise RecipeError(
-                f"fit.processes: {settings.processes} with feedback, which steps two networks in turn; take 1"
+                f"student.feedback: steps two networks in turn, which {world_size()} processes cannot share; train without torchrun, "
+                "or set it to null"
             )
         if school.feedback.quiz == "next" and self.steps_per_epoch < 2:
             raise SettingsError(

@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from knarr.files import write_atomic
+from knarr.ranks import world_size
 from knarr.train.settings import RecipeError
 
 METRICS = "metrics.csv"
@@ -36,10 +37,6 @@ FIELDS = (*ALWAYS, ACCUMULATES, VALIDATED_ON)
 class AtomicCheckpoints(TorchCheckpointIO):
     """Lightning's own moves a file across file systems, which a kill can cut in half; and nothing is unpickled here."""
 
-    def __init__(self, processes: int) -> None:
-        super().__init__()
-        self.processes = processes
-
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
@@ -49,8 +46,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
             for state in checkpoint["lr_schedulers"]
         ]
         checkpoint = {**checkpoint, "lr_schedulers": schedulers}
-        if self.processes > 1:
-            checkpoint["processes"] = self.processes
+        if world_size() > 1:
+            checkpoint["processes"] = world_size()
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomic(Path(path), buffer.getvalue())
@@ -71,11 +68,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
         if not {"epoch", "loops", "state_dict", "optimizer_states"} <= set(checkpoint):
             raise RecipeError(f"{path}: not a checkpoint of this fit; remove it to train again")
         processes = checkpoint.pop("processes", 1)
-        if processes != self.processes:
-            # Dropout and the order of sums would change in mid-run.
+        if processes != world_size():
+            # Batches, dropout and the order of sums would change in mid-run.
+            cure = (
+                f"with torchrun and {processes} processes" if processes > 1 else "without torchrun"
+            )
             raise RecipeError(
-                f"{path}: of a fit with processes {processes}, not {self.processes}; set processes to {processes}, or "
-                "remove it to train again"
+                f"{path}: checkpoint of a fit by {processes} process(es), not {world_size()}; go on {cure}, or remove it to train "
+                "again"
             )
         return checkpoint
 

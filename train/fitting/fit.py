@@ -1,12 +1,12 @@
-"""One step of a fit: the loss of a batch that several processes may share, optimiser and schedule.
+"""Fit a network with Lightning, alone or with the other processes of `torchrun`.
 
-Fitting with Lightning, so that a killed run goes on where its last epoch ended and gives the same numbers.
+A fit that was killed goes on where its last epoch ended and gives the same numbers as an unbroken one.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,29 +17,62 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
+from knarr.ranks import local_world_size, rank, world_size
 from knarr.train.clips import Batch, Clips, Epoch, Indices
 from knarr.train.fitting.files import METRICS, AtomicCheckpoints, Best, CsvLog
-from knarr.train.fitting.processes import in_processes
-from knarr.train.fitting.share import Share, join_batch_norms
-from knarr.train.settings import Fit
-from knarr.train.systems.base import Loss
+from knarr.train.settings import Fit, RecipeError
+
+Loss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
+"""(network, batch) -> (loss, (B, classes) logits). The loss is a mean over clips, or several processes cannot share a batch."""
+
+
+def rank_slice(clips: int, rank: int, processes: int) -> slice:
+    """Return which clips of a batch a process takes: in order, as equal as can be, none where there are too few."""
+    # Ceiling division: the first ranks take what is left over.
+    first, end = (-(-clips * edge // processes) for edge in (rank, rank + 1))
+    return slice(first, end)
+
+
+class RankDataset(Dataset[Batch]):
+    """A process's share of each batch of an epoch.
+
+    Each process makes the whole batch and takes its share, so that augmentation, drawn for a whole batch, is the same however many
+    they are; making batches costs little next to learning from them.
+    """
+
+    def __init__(self, epoch: Epoch) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.epoch)
+
+    def __getitem__(self, number: int) -> Batch:
+        whole = self.epoch[number]
+        own = rank_slice(len(whole.labels), rank(), world_size())
+        if own.start == own.stop:
+            # A loss needs a clip, and the other processes wait for this one's gradients; `Fitter` gives it the weight 0.
+            own = slice(0, 1)
+        teacher_inputs = tuple(tensor[own] for tensor in whole.teacher_inputs)
+        return Batch(whole.inputs[own], teacher_inputs, whole.labels[own])
 
 
 class Fitter(lightning.LightningModule):
-    """A network and its loss.
+    """A network, its loss, and how Lightning takes a step with them.
 
     Args:
-        network: what is fitted.
-        loss: see `Loss`.
-        settings: of the optimiser, and how many processes share a batch.
-        classes: number of classes.
-        clips, validation_clips: of the two sets, over all processes.
+        network: The network that is fitted.
+        loss: See `Loss`.
+        settings: Optimiser, schedule and the batch size of each process.
+        classes: Number of classes.
+        train_count: How many clips are fitted on, over all processes.
+        validation_count: How many clips are validated on, over all processes.
     """
 
     def __init__(
@@ -48,22 +81,21 @@ class Fitter(lightning.LightningModule):
         loss: Loss,
         settings: Fit,
         classes: int,
-        clips: int,
-        validation_clips: int,
+        train_count: int,
+        validation_count: int,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.settings = network, loss, settings
-        self.clips, self.validation_clips = clips, validation_clips
-        self.batch_size = settings.processes * settings.batch_size
-        self.steps_per_epoch = math.ceil(clips / self.batch_size)
-        if settings.processes > 1:
-            # Looking for parameters without use (see _together), torch warns where it finds none.
-            self.without_use = nn.Parameter(torch.zeros(1))
+        self.train_count, self.validation_count = train_count, validation_count
+        self.batch_size = world_size() * settings.batch_size
+        self.steps_per_epoch = math.ceil(train_count / self.batch_size)
         self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
 
     def training_step(self, batch: Batch, number: int) -> torch.Tensor:
-        loss, logits = self.loss(self.network, batch)
-        loss, clips = self._joined(loss, logits, batch, self.clips, number)
+        """Return this process's term of the loss, and log it."""
+        loss, _ = self.loss(self.network, batch)
+        clips, own = self._shares(self.train_count, number)
+        loss = self._weighted(loss, clips, own)
         self.log(
             "train_loss",
             loss,
@@ -71,36 +103,38 @@ class Fitter(lightning.LightningModule):
             on_epoch=True,
             prog_bar=True,
             batch_size=clips,
-            sync_dist=self.settings.processes > 1,
+            sync_dist=world_size() > 1,
         )
         return loss
 
     def validation_step(self, batch: Batch, number: int) -> None:
+        """Log loss and accuracy on a batch that is not augmented."""
         loss, logits = self.loss(self.network, batch)
-        if len(batch.labels):
+        clips, own = self._shares(self.validation_count, number)
+        if own:
             self.accuracy(logits, batch.labels)
-        loss, clips = self._joined(loss, logits, batch, self.validation_clips, number)
-        self.log("validation_loss", loss, batch_size=clips, sync_dist=self.settings.processes > 1)
+        loss = self._weighted(loss, clips, own)
+        self.log("validation_loss", loss, batch_size=clips, sync_dist=world_size() > 1)
         self.log("validation_accuracy", self.accuracy, prog_bar=True, batch_size=clips)
 
     def score(self, measured: Mapping[str, torch.Tensor]) -> tuple[float, ...]:
-        """What the best epoch has most of: validation accuracy, then the lowest loss."""
+        """Return what the best epoch has most of: validation accuracy, then the lowest loss."""
         return float(measured["validation_accuracy"]), -float(measured["validation_loss"])
 
-    def _joined(
-        self, loss: torch.Tensor, logits: torch.Tensor, batch: Batch, of: int, number: int
-    ) -> tuple[torch.Tensor, int]:
-        """The term of a process whose plain mean over processes is the loss of the whole batch, and that batch's clips."""
-        own, processes = len(batch.labels), self.settings.processes
-        if processes == 1:
-            return loss, own
-        if not own:
-            # A mean over no clips is not a number; this 0 has gradients, which the other processes wait for.
-            loss = logits.sum()
-        clips = min(self.batch_size, of - number * self.batch_size)
-        return loss * (processes * own / clips), clips
+    def _shares(self, count: int, number: int) -> tuple[int, int]:
+        """Return how many clips batch `number` has over all processes, and how many of them are this process's."""
+        clips = min(self.batch_size, count - number * self.batch_size)
+        own = rank_slice(clips, rank(), world_size())
+        return clips, own.stop - own.start
+
+    def _weighted(self, loss: torch.Tensor, clips: int, own: int) -> torch.Tensor:
+        """Weight a process's loss so that the plain mean over processes, which DDP takes, is that of the whole batch."""
+        if world_size() == 1:
+            return loss
+        return loss * (world_size() * own / clips)
 
     def configure_optimizers(self) -> Any:
+        """Return the optimiser, with its schedule where there is one, as Lightning takes them."""
         optimiser = self._optimiser()
         schedule = self._schedule(optimiser)
         return optimiser if schedule is None else {"optimizer": optimiser, "lr_scheduler": schedule}
@@ -115,15 +149,16 @@ class Fitter(lightning.LightningModule):
         if settings.schedule == "exponential":
             by_epoch = torch.optim.lr_scheduler.ExponentialLR(optimiser, settings.decay)
             return {"scheduler": by_epoch, "interval": "epoch"}
-        steps = settings.epochs * self.steps_per_epoch
         by_step = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, settings.learning_rate, total_steps=steps
+            optimiser,
+            settings.learning_rate,
+            total_steps=settings.epochs * self.steps_per_epoch,
         )
         return {"scheduler": by_step, "interval": "step"}
 
 
 def new_optimiser(network: nn.Module, settings: Fit) -> torch.optim.Optimizer:
-    """What changes a network's parameters."""
+    """Return a new optimiser of all parameters of a network."""
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimiser == "sgd":
         return torch.optim.SGD(
@@ -138,34 +173,34 @@ class _Data(lightning.LightningDataModule):
         self,
         clips: Clips,
         train: Indices,
-        held: Clips,
+        validation_clips: Clips,
         validation: Indices,
-        settings: Fit,
+        batch_size: int,
         seed: int,
-        rank: int,
     ) -> None:
         super().__init__()
-        self.clips, self.train, self.seed = clips, train, seed
-        self.held, self.validation = held, validation
-        self.rank, self.processes = rank, settings.processes
-        self.batch_size = settings.processes * settings.batch_size
+        self.clips, self.train = clips, train
+        self.validation_clips, self.validation = validation_clips, validation
+        self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader[Batch]:
         epoch = self.trainer.current_epoch
         # Dropout draws from the global generator: seeded per epoch, a resumed run draws what an unbroken one does.
-        torch.manual_seed(self.seed + epoch if self.processes == 1 else self._own_seed(epoch))
+        torch.manual_seed(self._dropout_seed(epoch))
         return self._batches(self.clips, self.train, epoch)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._batches(self.held, self.validation, None)
+        return self._batches(self.validation_clips, self.validation, None)
 
-    def _own_seed(self, epoch: int) -> int:
-        """Processes that drew the same would drop the same places in different clips."""
-        return int(np.random.SeedSequence([self.seed, epoch, self.rank]).generate_state(1)[0])
+    def _dropout_seed(self, epoch: int) -> int:
+        if world_size() == 1:
+            return self.seed + epoch
+        # Processes that drew the same would drop the same places in different clips.
+        return int(np.random.SeedSequence([self.seed, epoch, rank()]).generate_state(1)[0])
 
     def _batches(self, clips: Clips, indices: Indices, epoch: int | None) -> DataLoader[Batch]:
         batches = Epoch(clips, indices, self.batch_size, seed=self.seed, epoch=epoch)
-        own = batches if self.processes == 1 else Share(batches, self.rank, self.processes)
+        own = batches if world_size() == 1 else RankDataset(batches)
         # Without one of its own, a loader draws from the global generator, and Lightning makes more iterators in later epochs than in
         # a resumed one: dropout would differ.
         return DataLoader(own, batch_size=None, generator=torch.Generator())
@@ -179,109 +214,125 @@ def fit(
     validation: Indices,
     settings: Fit,
     *,
-    stage: str,
+    network_name: str,
     classes: int,
     seed: int,
     run_folder: Path,
-    held: Clips | None = None,
-    make: type[Fitter] | Callable[..., Fitter] = Fitter,
+    validation_clips: Clips | None = None,
+    module_class: Callable[..., Fitter] = Fitter,
     callbacks: tuple[Callback, ...] = (),
 ) -> int | None:
     """Fit a network in place; a run that was killed goes on after its last finished epoch.
 
-    Several processes see what one process with `processes` times the batch size sees, and learn the same up to the order of float
-    sums: each has a part of every batch, batch-norms take their statistics over all of it, gradients are weighted by clips. Dropout
-    is the exception: each process draws its own, so that two runs with it agree in distribution only.
+    Under `torchrun` all processes call this alike. Together they see what one process with the batch size of them all sees, and learn
+    the same up to the order of float sums: each has a share of every batch, and gradients are weighted by clips. Dropout is the
+    exception: each process draws its own, so that two runs with it agree in distribution only.
 
     Args:
-        network: what is fitted.
-        loss: (network, batch) -> (loss, logits).
-        clips: the data.
-        train, validation: indices, into `clips` and into `held`.
-        settings: epochs, batch size, optimiser, processes.
-        stage: "teacher", "student" or "chip": names the checkpoint and the rows of metrics.csv.
-        classes: number of classes.
-        seed: of batches, augmentation and dropout.
-        run_folder: gets checkpoints/<stage>.ckpt and metrics.csv, each replaced in one move after every epoch.
-        held: what is validated on; None for `clips`.
-        make: what takes a step, for losses that change more than the network.
-        callbacks: more Lightning callbacks, a progress bar for one. Of several processes the first has them, and keeps what they keep.
+        network: The network that is fitted.
+        loss: See `Loss`.
+        clips: The clips that `train` chooses from.
+        train: Indices of the clips to fit on.
+        validation: Indices of the clips to validate on.
+        settings: Epochs, optimiser and the batch size of each process.
+        network_name: "teacher", "student" or "chip": names the checkpoint and the rows of metrics.csv.
+        classes: Number of classes.
+        seed: Seed of batches, augmentation and dropout.
+        run_folder: Gets checkpoints/<network_name>.ckpt and metrics.csv, each replaced in one move after every epoch, by rank 0.
+        validation_clips: The clips that `validation` chooses from; None for `clips`.
+        module_class: Makes the Lightning module, for losses that change more than the network.
+        callbacks: More Lightning callbacks, such as a progress bar; rank 0 alone has them.
 
     Returns:
-        The epoch whose weights were chosen; None where those of the last are kept, or several processes fitted.
+        The epoch whose weights were chosen; None where those of the last are kept.
 
     Raises:
-        RecipeError: a checkpoint of another fit, or settings.processes that this machine, process or network does not allow.
-        FitError: one of several processes was killed or hung; the others have ended too.
+        RecipeError: A checkpoint of another fit, or a network that several processes cannot share on this machine.
     """
+    _assert_shareable(network)
     folder = run_folder / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f".{stage}.ckpt.*.tmp"):
-        leftover.unlink()  # of a run that was killed while it wrote
-
-    def work(rank: int) -> int | None:
-        data = _Data(
-            clips, train, clips if held is None else held, validation, settings, seed, rank
-        )
-        fitter = make(network, loss, settings, classes, len(train), len(validation))
-        return _fit(fitter, data, stage, run_folder, callbacks if rank == 0 else ())
-
-    chosen = None
-    if settings.processes == 1:
-        chosen = work(0)
-    else:
-        with tempfile.TemporaryDirectory(
-            prefix="knarr-fit-", ignore_cleanup_errors=True
-        ) as scratch:
-            fitted = Path(scratch) / "fitted.pt"
-
-            def work_and_keep(rank: int) -> None:
-                join_batch_norms(network)
-                work(rank)
-                if rank == 0:
-                    torch.save(network.cpu().state_dict(), fitted)
-
-            in_processes(work_and_keep, settings.processes, Path(scratch))
-            network.load_state_dict(torch.load(fitted, weights_only=True))
+    if rank() == 0:
+        for leftover in folder.glob(f".{network_name}.ckpt.*.tmp"):
+            leftover.unlink()  # of a run that was killed while it wrote
+    # For several processes Lightning replaces batch-norms by those that torch synchronises, and does not give back what was there.
+    fitted = network if world_size() == 1 else copy.deepcopy(network)
+    fitter = module_class(fitted, loss, settings, classes, len(train), len(validation))
+    data = _Data(
+        clips,
+        train,
+        clips if validation_clips is None else validation_clips,
+        validation,
+        fitter.batch_size,
+        seed,
+    )
+    chosen = _fit(fitter, data, network_name, run_folder, callbacks if rank() == 0 else ())
+    if fitted is not network:
+        network.load_state_dict(fitted.state_dict())
     network.cpu().eval()
     return chosen
 
 
+def _assert_shareable(network: nn.Module) -> None:
+    processes, gpus = local_world_size(), torch.cuda.device_count()
+    if world_size() == 1:
+        return
+    if 0 < gpus < processes:
+        raise RecipeError(
+            f"fit: {processes} processes > {gpus} GPUs; start {gpus} of them (torchrun --nproc_per_node {gpus}), or hide the "
+            "GPUs with CUDA_VISIBLE_DEVICES='' to train on the processor"
+        )
+    for name, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and not gpus:
+            raise RecipeError(
+                f"layer '{name}': {type(module).__name__} takes its statistics over the batch, which {world_size()} processes "
+                "divide, and torch joins them on GPUs alone; train without torchrun, or on GPUs"
+            )
+
+
 def _fit(
-    fitter: Fitter, data: _Data, stage: str, run_folder: Path, callbacks: tuple[Callback, ...]
+    fitter: Fitter,
+    data: _Data,
+    network_name: str,
+    run_folder: Path,
+    callbacks: tuple[Callback, ...],
 ) -> int | None:
     settings, folder = fitter.settings, run_folder / "checkpoints"
-    checkpoint = folder / f"{stage}.ckpt"
+    checkpoint = folder / f"{network_name}.ckpt"
     keeper = ModelCheckpoint(
         dirpath=folder,
-        filename=stage,
+        filename=network_name,
         save_top_k=1,
         every_n_epochs=1,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    files = AtomicCheckpoints(settings.processes)
+    files = AtomicCheckpoints()
     best = Best(fitter.network, fitter.score)
     own: list[Callback] = [
-        CsvLog(run_folder / METRICS, stage, on_test=settings.select == "best_on_test")
+        CsvLog(run_folder / METRICS, network_name, on_test=settings.select == "best_on_test")
     ]
-    own += [best] if settings.select != "last" else []
+    if settings.select != "last":
+        own.append(best)
     if settings.patience is not None:
         patience = EarlyStopping("validation_accuracy", mode="max", patience=settings.patience)
-        if checkpoint.is_file() and _at_its_end(
-            files.load_checkpoint(checkpoint), patience, fitter, best
-        ):
-            return best.epoch if best.weights else None
+        if checkpoint.is_file():
+            found = files.load_checkpoint(checkpoint)
+            if _load_finished(found, patience, fitter, best):
+                return best.epoch if best.weights else None
         own.append(patience)
     mixed = settings.precision == "mixed" and torch.cuda.is_available()
+    logger: TensorBoardLogger | bool = False
+    if settings.tensorboard:
+        # Events of a resumed fit lie beside those of the killed one.
+        logger = TensorBoardLogger(run_folder, name="tensorboard", version=network_name)
     trainer = lightning.Trainer(
         max_epochs=settings.epochs,
         accelerator="auto",
-        devices=settings.processes,
-        strategy="auto" if settings.processes == 1 else _together(data.rank),
+        **_processes(),
         use_distributed_sampler=False,
         deterministic=True,
-        logger=_tensorboard(run_folder, stage) if settings.tensorboard else False,
+        logger=logger,
         precision="bf16-mixed" if mixed else "32-true",
         log_every_n_steps=1,  # epochs are all that is logged; Lightning warns of fits of fewer steps
         enable_model_summary=False,
@@ -292,7 +343,7 @@ def _fit(
         plugins=[files],
     )
     with warnings.catch_warnings():
-        # The other stage's checkpoint lies there too, and our own when a run resumes.
+        # The other network's checkpoint lies there too, and our own when a run resumes.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         # Workers would not help two cores; batches are made faster than they are used.
         warnings.filterwarnings(
@@ -302,6 +353,8 @@ def _fit(
         warnings.filterwarnings(
             "ignore", message="The ``compute`` method of metric MulticlassAccuracy was called"
         )
+        # Unused parameters are looked for on purpose, see `_processes`.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         trainer.fit(fitter, datamodule=data, ckpt_path=checkpoint if checkpoint.is_file() else None)
     if not best.weights:
         return None
@@ -309,52 +362,39 @@ def _fit(
     return best.epoch
 
 
-def _at_its_end(kept: dict[str, Any], patience: EarlyStopping, fitter: Fitter, best: Best) -> bool:
-    """Whether a fit that was killed had lost its patience already; its weights are then in place.
+def _processes() -> dict[str, Any]:
+    """Return the Trainer's settings for one process, or for all that torchrun has started."""
+    if world_size() == 1:
+        return {"devices": 1}
+    # Without the search for unused parameters DDP adds gradients up in another order from its second step on, thus in another order
+    # where a run resumes; the search also lets a network have parameters that its loss does not use, as one process does.
+    strategy = DDPStrategy(
+        cluster_environment=TorchElasticEnvironment(), find_unused_parameters=True
+    )
+    return {
+        "devices": local_world_size(),
+        "num_nodes": world_size() // local_world_size(),
+        "strategy": strategy,
+        "sync_batchnorm": torch.cuda.is_available(),
+    }
+
+
+def _load_finished(
+    checkpoint: dict[str, Any], patience: EarlyStopping, fitter: Fitter, best: Best
+) -> bool:
+    """Put the weights of a killed fit in place if it had lost its patience already, and return whether it had.
 
     Lightning keeps the count of a stop, not the stop, and would fit one more epoch at every start.
     """
-    states = kept["callbacks"]
+    states = checkpoint["callbacks"]
     if states.get(patience.state_key, {}).get("wait_count", 0) < patience.patience:
         return False
     weights = {
         name.removeprefix("network."): value
-        for name, value in kept["state_dict"].items()
+        for name, value in checkpoint["state_dict"].items()
         if name.startswith("network.")
     }
     if best.state_key in states:
         best.load_state_dict(states[best.state_key])
     fitter.network.load_state_dict(best.weights or weights)
     return True
-
-
-def _tensorboard(run_folder: Path, stage: str) -> TensorBoardLogger:
-    """Events of a resumed fit lie beside those of the killed one."""
-    return TensorBoardLogger(run_folder, name="tensorboard", version=stage)
-
-
-class _Place(LightningEnvironment):
-    """Lightning in a process that was started and joined to the others already, see `knarr.train.processes`."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = rank
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    def local_rank(self) -> int:
-        return self.rank
-
-    def node_rank(self) -> int:
-        return 0
-
-    def teardown(self) -> None:
-        pass
-
-
-def _together(rank: int) -> DDPStrategy:
-    # Without it, gradients are added up in another order from the second step on, thus in another order where a run resumes; it also
-    # lets a network have parameters that its loss does not use, as one process does.
-    return DDPStrategy(cluster_environment=_Place(rank), find_unused_parameters=True)

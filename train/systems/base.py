@@ -22,6 +22,7 @@ from torch import nn
 
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Clips, Indices
+from knarr.train.fitting.fit import Loss
 from knarr.train.settings import Recipe, RecipeError
 
 FINGERPRINT_VERSION: Final = "2:"
@@ -64,8 +65,6 @@ def old_fingerprint(*splits: Clips) -> str:
     return digest.hexdigest()
 
 
-Loss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
-"""(network, batch) -> (loss, (B, classes) logits). The loss is a mean over clips, or several processes cannot share a batch."""
 ChipLoss = Callable[[ChipStudentOutput, Batch], tuple[torch.Tensor, torch.Tensor]]
 """(what a chip student gave, batch) -> (loss, (B, classes) logits), a mean over clips."""
 Progress = Callable[[int, int], None]

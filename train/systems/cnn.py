@@ -21,6 +21,7 @@ from knarr.train.datasets.events.nmnist import CLASSES, Jitter, read_nmnist
 from knarr.train.datasets.eyes.generate import generate
 from knarr.train.datasets.see.sequences import assert_disjoint, read_see
 from knarr.train.errors import DataError
+from knarr.train.fitting.fit import Loss
 from knarr.train.losses.terms import distillation_loss
 from knarr.train.networks.chip_form import plain
 from knarr.train.networks.cnn import (
@@ -39,7 +40,7 @@ from knarr.train.settings import (
     Seed,
     shift_within,
 )
-from knarr.train.systems.base import ChipLoss, Loss, Progress, RunData, System
+from knarr.train.systems.base import ChipLoss, Progress, RunData, System
 
 SENSOR_PX = 34
 

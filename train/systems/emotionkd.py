@@ -20,6 +20,7 @@ from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Indices, split_validation
 from knarr.train.datasets.physio.windows import PhysioWindows
 from knarr.train.fitting.feedback import FED_BACK, FeedbackFitter, FeedbackSetup
+from knarr.train.fitting.fit import Loss
 from knarr.train.losses.emotion import StudentOutput, TeacherOutput, emotion_loss
 from knarr.train.losses.feedback import DistillationBatch
 from knarr.train.networks.chip_form import chip_form
@@ -33,7 +34,7 @@ from knarr.train.networks.gsr import (
 )
 from knarr.train.networks.stress import StressTeacher
 from knarr.train.settings import RecipeError, SettingsError
-from knarr.train.systems.base import ChipLoss, Loss, Progress, RunData, System
+from knarr.train.systems.base import ChipLoss, Progress, RunData, System
 from knarr.train.systems.emotionkd_recipe import (
     AnnStudent,
     EmotionRecipe,

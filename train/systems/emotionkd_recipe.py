@@ -205,11 +205,7 @@ class StudentRecipe(Fitted):
         return feedback and (feedback.model_copy(update={"loss": loss}) if loss else feedback)
 
     @model_validator(mode="after")
-    def _in_one_process(self) -> StudentRecipe:
-        if self.feedback is not None and self.fit.processes > 1:
-            raise ValueError(
-                f"fit.processes: {self.fit.processes} with feedback, which steps two networks in turn; take 1"
-            )
+    def _in_full_precision(self) -> StudentRecipe:
         if self.feedback is not None and self.fit.precision != "full":
             raise ValueError(
                 "fit.precision: 'mixed' with feedback, whose second derivatives need 'full'"

@@ -20,6 +20,7 @@ from knarr.train.datasets.see.sequences import SeeSequences, read_sequences
 from knarr.train.datasets.see.windows import evaluation_windows
 from knarr.train.datasets.splits import assert_apart, subject_folds
 from knarr.train.errors import DataError
+from knarr.train.fitting.fit import Loss
 from knarr.train.losses.mskd import mskd_loss
 from knarr.train.networks.branch_merge import MultiScale
 from knarr.train.networks.chip_form import chip_form
@@ -27,7 +28,7 @@ from knarr.train.networks.heads import StepLogits, decide
 from knarr.train.networks.mskd import MskdStudentSettings, build_mskd_student, build_mskd_teacher
 from knarr.train.networks.seen import SeenSettings
 from knarr.train.settings import RecipeError
-from knarr.train.systems.base import ChipLoss, Coding, Loss, Progress, RunData, System
+from knarr.train.systems.base import ChipLoss, Coding, Progress, RunData, System
 from knarr.train.systems.mskd_recipe import MskdEyesData, MskdRecipe, SeeData
 from knarr.train.systems.see_windows import SeeWindows
 

@@ -29,6 +29,7 @@ from knarr.train.datasets.mosi.generate import generate_clips
 from knarr.train.datasets.mosi.read import Folds, read_mosi
 from knarr.train.datasets.splits import assert_apart
 from knarr.train.errors import DataError
+from knarr.train.fitting.fit import Loss
 from knarr.train.losses.terms import one_hot_mse, softened_kl, voting_mse
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.spiking_emotions import (
@@ -38,7 +39,7 @@ from knarr.train.networks.spiking_emotions import (
     votes,
 )
 from knarr.train.settings import RecipeError
-from knarr.train.systems.base import ChipLoss, Coding, Loss, RunData, System
+from knarr.train.systems.base import ChipLoss, Coding, RunData, System
 from knarr.train.systems.spiking_emotions_recipe import ClipsData, MosiData, SpikingEmotionsRecipe
 
 GREY_LEVELS: Final = 255

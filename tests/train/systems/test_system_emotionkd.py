@@ -295,7 +295,6 @@ FEEDBACK = {"student.feedback": {"quiz": "next"}}
         ({"teacher.network.eeg_channels": 32}, r"teacher\.network\.eeg_channels: 32, the data give 28"),
         ({"student.network.hidden": 4}, r"student\.loss\.feature: 1, but the student has 52 features and the teacher 104"),
         ({"teacher.kind": "stress_net", "teacher.network": {}}, r"teacher\.kind: stress_net does not hear deap"),
-        ({**FEEDBACK, "student.fit.processes": 2}, r"fit\.processes: 2 with feedback"),
         ({**FEEDBACK, "student.fit.precision": "mixed"}, r"fit\.precision: 'mixed' with feedback"),
         ({"student.feedback": {"loss": {"kl": 1}}}, r"loss: is the student's; set student\.loss"),
     ],

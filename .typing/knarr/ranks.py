@@ -1,0 +1,1 @@
+../../knarr/ranks.py
