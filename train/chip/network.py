@@ -1,4 +1,16 @@
-"""A chip network that learns in its own arithmetic, and goes back to a chip network without being quantised again."""
+"""A chip network that learns in its own arithmetic, and goes back to a chip network without being quantised again.
+
+A layer has float weights, bias and threshold, and one step by which all of them become integers, in
+the scale of `knarr.deploy.lowering.quantise`, where the threshold is 1 and S = 1 / step:
+
+    weight = round(w / step)     threshold, bias, recurrent = round(units x / step)     chip voltage = 64 units / step * v
+
+Spikes depend on the ratios of these integers alone, so a layer has one free factor. Floats hold the
+ratios, and start where the float student had them: threshold 1, weights as trained. The step is the
+free factor, and decides only how finely weights are rounded and how many are clipped: that is what it
+learns. Step and decays are learned relative to their start: an optimiser's rate then means the same
+in every layer, and no exponential has to agree to the last bit between devices.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +18,296 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from knarr.hw_sim import ChipError, ChipNetwork, InputCoding, Readout, Recording
+from knarr.hw_sim import (
+    NON_SPIKING_VTH,
+    ChipError,
+    ChipNetwork,
+    InputCoding,
+    Readout,
+    Recording,
+    Recurrent,
+)
+from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.coding import MAX_BIAS
-from knarr.hw_sim.network import DECAY_UNITY, TRAINED
+from knarr.hw_sim.network import DECAY_UNITY, TRAINED, Layer
 from knarr.hw_sim.recording import INPUT_LAYER
-from knarr.train.chip.layer import ChipLayer, ChipLayerOutput, Learned
-from knarr.train.chip.limits import Limits
-from knarr.train.chip.neurons import cuba
-from knarr.train.chip.registers import Surrogate
+from knarr.train.chip.limits import UNIT, Limits, excess, series
+from knarr.train.chip.neurons import Surrogate, cuba
+from knarr.train.chip.quantiser import QuantisationGrid, damped, rounded
+from knarr.train.chip.synapse import Accumulates, Synapse, one_side, returned
 
+Learned = Literal["weights", "steps", "thresholds", "biases", "decays"]
 LEARNED: tuple[Learned, ...] = ("weights", "steps", "thresholds", "biases")
+LEAST_STEP = 1 / 64
+"""Least step, relative to its start; steps are positive."""
+
+
+@dataclass(frozen=True)
+class ChipLayerOutput:
+    """Output of a layer for clips.
+
+    Args:
+        spikes: (B, T, *features) 0 or 1, float32, for the next layer.
+        peaks: the same shape of v before its reset.
+        currents: the same of u in float64, or without elements.
+        arrived: the same of sums.
+        penalty: 0-d, `excess` of sums and states that no bound keeps inside their registers.
+        acc: (B,) float64, see `Accumulates`.
+        acc_in: the part of it that arriving events cost, without the layer's own spikes.
+    """
+
+    spikes: torch.Tensor
+    peaks: torch.Tensor
+    currents: torch.Tensor
+    arrived: torch.Tensor
+    penalty: torch.Tensor
+    acc: torch.Tensor
+    acc_in: torch.Tensor
+
+
+class ChipLayer(nn.Module):
+    """One chip layer that learns; the module says how its floats become integers.
+
+    Args:
+        layer: where it starts.
+        entering: shape of what arrives.
+        payload: largest integer that arrives.
+        units: integers per unit that arrives.
+        limits: grids of legal integers.
+        surrogate: gradient of its spikes.
+        learn: names of what has gradients.
+        unrounded: float weights in units of the layer's integers, which they round to; None starts at
+            the integers.
+
+    Raises:
+        ChipError: integers outside the limits, or unrounded weights that round to others.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        entering: tuple[int, ...],
+        payload: int,
+        units: float,
+        limits: Limits,
+        surrogate: Surrogate,
+        learn: Collection[Learned],
+        unrounded: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        super().__init__()
+        self.chip_layer, self.payload, self.units = layer, payload, units
+        self.limits, self.surrogate = limits, surrogate
+        self.compiled: bool | None = None
+        """Whether numba runs its neurons; None: on the CPU."""
+        grid = limits.grid_of(layer)
+        first = _first_step(layer, units)
+        self.first_step: torch.Tensor
+        self.register_buffer("first_step", torch.tensor(first, dtype=torch.float64))
+        self.step = _parameter(1.0, "steps" in learn)
+        weight = layer.weight_int.astype(np.float64)
+        if unrounded is not None:
+            weight = _checked(layer, unrounded, grid)
+        self.synapse = Synapse(layer, entering, first * weight, grid)
+        self.synapse.weight.requires_grad_("weights" in learn)
+        self.accumulates = Accumulates(layer)
+        neuron = layer.neuron
+        self.threshold: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        self.recurrent: nn.Parameter | None = None
+        if neuron.spikes:
+            self.threshold = _parameter(neuron.vth_int * first / units, "thresholds" in learn)
+        if layer.bias_int is not None:
+            self.bias = _parameter(layer.bias_int * (first / units), "biases" in learn)
+        if isinstance(layer, Recurrent):
+            # A spike comes back as 1, where an arriving 1.0 is `units` integers.
+            back = torch.from_numpy(layer.recurrent_int * (first / units)).float()
+            self.recurrent = nn.Parameter(back, "weights" in learn)
+        # A register that forgets nothing, or everything, has nothing to learn.
+        self.i_decay, self.v_decay = (
+            _parameter(1.0, "decays" in learn and 0 < register < DECAY_UNITY)
+            for register in (neuron.i_decay, neuron.v_decay)
+        )
+
+    def integers(self) -> dict[str, torch.Tensor]:
+        """Return all integers of the layer, as floats that hold them and pass gradients; weights without copies."""
+        limits, neuron, step = self.limits, self.chip_layer.neuron, self.current_step()
+        step = damped(step, self.synapse.weight.numel(), self.synapse.grid)
+        over_units, whole = step / self.units, torch.ones_like(step)
+        found = {
+            "weight": self.synapse.integers(step),
+            "threshold": step.new_tensor(float(NON_SPIKING_VTH)),
+        }
+        if self.threshold is not None:
+            grid = QuantisationGrid(0, limits.vth_max)
+            found["threshold"] = rounded(self.threshold, over_units, grid)
+        if self.bias is not None:
+            grid = QuantisationGrid(-limits.bias_max, limits.bias_max)
+            found["bias"] = rounded(self.bias, over_units, grid)
+        if self.recurrent is not None:
+            found["recurrent"] = rounded(self.recurrent, over_units, self.synapse.grid)
+        i_decay, v_decay = neuron.i_decay * self.i_decay, neuron.v_decay * self.v_decay
+        found["i_decay"] = rounded(i_decay, whole, QuantisationGrid(*limits.i_decays))
+        found["v_decay"] = rounded(v_decay, whole, QuantisationGrid(*limits.v_decays))
+        return found
+
+    def current_step(self) -> torch.Tensor:
+        """Return the float value of one integer of a weight, 0-d."""
+        return self.first_step * self.step.clamp(min=LEAST_STEP)
+
+    def forward(
+        self, x: torch.Tensor, *, penalise: bool = False, keep_currents: bool = False
+    ) -> ChipLayerOutput:
+        """Run all steps.
+
+        Args:
+            x: (B, T, *entering) integers as floats.
+            penalise: compute the penalty.
+            keep_currents: keep u.
+
+        Raises:
+            ChipError: sums that no float holds.
+        """
+        found = self.integers()
+        weight, bias, back = found["weight"], found.get("bias"), found.get("recurrent")
+        bound = self.synapse.bound(weight, self.payload)
+        if back is not None:
+            bound += one_side(back)
+        sums = self.synapse(x, weight, bound)
+        shape = self.chip_layer.output_shape
+        if bias is None:
+            spread = torch.zeros(prod(shape), dtype=torch.float64, device=x.device)
+        else:
+            # A convolution has a bias for each channel, all others one for each neuron.
+            spread = bias[:, None].expand(-1, prod(shape[1:])).reshape(-1)
+        # States cost something only where their worst case leaves the registers; elsewhere u is not kept.
+        worst_u, worst_v = self._worst(bound, bias, found)
+        reach = UNIT * self.limits.accumulator
+        check_u = penalise and worst_u + reach >= STATE_MAX
+        check_v = penalise and worst_v >= STATE_MAX
+        ran = cuba(
+            sums.flatten(2),
+            spread,
+            found["threshold"],
+            (found["i_decay"], found["v_decay"]),
+            self.surrogate,
+            back=back,
+            keep_currents=keep_currents or self.i_decay.requires_grad or check_u,
+            compiled=self.compiled,
+        )
+        penalty = ran.spikes.new_zeros((), dtype=torch.float32)
+        if penalise and bound >= self.limits.accumulator:
+            penalty = penalty + excess(ran.arrived, self.limits.accumulator)
+        if check_u:
+            # u must keep room for one more sum, or that sum wraps it.
+            penalty = penalty + excess(ran.currents, STATE_MAX - reach)
+        if check_v:
+            penalty = penalty + excess(ran.peaks, STATE_MAX)
+
+        def shaped(values: torch.Tensor) -> torch.Tensor:
+            return values.reshape(*values.shape[:2], *shape) if values.numel() else values
+
+        spikes = shaped(ran.spikes).float()
+        acc = acc_in = self.accumulates(x)
+        if back is not None:
+            acc = acc_in + returned(spikes, back)
+        return ChipLayerOutput(
+            spikes,
+            shaped(ran.peaks),
+            shaped(ran.currents),
+            shaped(ran.arrived),
+            penalty.float(),
+            acc,
+            acc_in,
+        )
+
+    def _worst(
+        self, bound: int, bias: torch.Tensor | None, found: dict[str, torch.Tensor]
+    ) -> tuple[float, float]:
+        """Return bounds of |u| and |v| whatever arrives."""
+        most_bias = 0.0 if bias is None else UNIT * float(bias.detach().abs().max())
+        u = series(float(UNIT * bound), int(found["i_decay"]))
+        return u, series(u + most_bias, int(found["v_decay"]))
+
+    def volts(self, ran: ChipLayerOutput) -> torch.Tensor:
+        """Return peaks, (B, T, *features), in volts of the float student (where lowering left a scale) or thresholds."""
+        # The step's share in them is in the weights: volts are sums of step * integer.
+        per_unit = self.current_step().detach() / (UNIT * self.units)
+        return ran.peaks * per_unit.to(ran.peaks.dtype)
+
+    def to_layer(self) -> Layer:
+        """Return the integers as a layer of a chip network, on the CPU."""
+        start = self.chip_layer
+        with torch.no_grad():
+            found = self.integers()
+            neuron = replace(
+                start.neuron,
+                i_decay=int(found["i_decay"]),
+                v_decay=int(found["v_decay"]),
+                vth_int=int(found["threshold"]),
+            )
+            change: dict[str, Any] = {
+                "weight_int": self.synapse.copied(found["weight"]),
+                "neuron": neuron,
+            }
+            if start.scale is not None:
+                # A larger step makes smaller integers of the same voltage.
+                change["scale"] = start.scale / float(self.step.clamp(min=LEAST_STEP))
+            for name in ("bias", "recurrent"):
+                if name in found:
+                    change[f"{name}_int"] = found[name].cpu().numpy().astype(np.int32)
+        return replace(start, **change)
+
+    def extra_repr(self) -> str:
+        """Show the layer in print(student)."""
+        return f"{type(self.chip_layer).__name__} '{self.chip_layer.name}', weights {self.synapse.grid}"
+
+
+def _parameter(value: float | npt.NDArray[np.float64], learns: bool) -> nn.Parameter:
+    return nn.Parameter(torch.as_tensor(value, dtype=torch.float64).clone(), requires_grad=learns)
+
+
+def _first_step(layer: Layer, units: float) -> float:
+    """Return the step at which the threshold is 1; for a readout the one of its volts, or at which the largest weight is 1."""
+    if layer.neuron.spikes and layer.neuron.vth_int:
+        return units / layer.neuron.vth_int
+    if layer.scale is not None:
+        return UNIT * units / layer.scale
+    return 1 / max(1, int(np.abs(layer.weight_int).max()))
+
+
+def _checked(
+    layer: Layer, unrounded: npt.NDArray[np.float64], grid: QuantisationGrid
+) -> npt.NDArray[np.float64]:
+    """Return unrounded weights, off the ties.
+
+    Raises:
+        ChipError: they do not round to the layer's.
+    """
+    weight, integers = np.asarray(unrounded, dtype=np.float64), layer.weight_int
+    if weight.shape != integers.shape:
+        raise ChipError(
+            f"layer '{layer.name}': unrounded weights have shape {weight.shape}, needs {integers.shape}"
+        )
+    rounds_to = np.clip(np.rint(weight), grid.low, grid.high)
+    if grid.multiple != 1 or not np.array_equal(rounds_to, integers):
+        raise ChipError(
+            f"layer '{layer.name}': its unrounded weights round to others than its own; give those it was rounded from"
+        )
+    # Moved off the ties that float32 would decide anew; a weight that is clipped stays where it is.
+    inside = np.clip(weight, integers - 0.499, integers + 0.499)
+    return np.where(np.abs(weight - integers) <= 0.5, inside, weight)
 
 
 @dataclass(frozen=True)
 class ChipStudentOutput:
-    """A run over clips; logits, step_logits and rates are what `knarr.train.networks.heads.StepLogits` has.
+    """Output of a student for clips; logits, step_logits and rates are those of `knarr.train.networks.heads.StepLogits`.
 
     Args:
         outputs: (B, T, outputs) spikes, or volts of a voltage readout; float32 with gradients.
@@ -36,10 +316,10 @@ class ChipStudentOutput:
         penalty: 0-d, what left its registers; add a multiple of it to the loss.
         readout: how a decision is read.
         fired: (B, T, *) spikes of each layer that fires, with gradients.
-        peaks: call one for v before the reset of the same shape, in volts of the float student where lowering left a scale, else in
-            thresholds, with gradients.
-        acc: (B,) synaptic accumulates of each layer per clip, float64, `LayerCounts.acc` of the same run; with gradients through the
-            spikes that cause them. 0 where graded inputs multiply.
+        peaks: call one for v before the reset of the same shape, in volts of the float student where
+            lowering left a scale, else in thresholds, with gradients.
+        acc: (B,) synaptic accumulates of each layer per clip, float64, `LayerCounts.acc` of the same
+            run; with gradients through the spikes that cause them. 0 where graded inputs multiply.
         input_acc: (B,) the part that the input's own events cause, detached.
     """
 
@@ -55,12 +335,12 @@ class ChipStudentOutput:
 
     @property
     def step_logits(self) -> torch.Tensor:
-        """(B, T, classes): every class's outputs summed."""
+        """Give (B, T, classes): every class's outputs summed."""
         return self.outputs.reshape(*self.outputs.shape[:2], -1, self.readout.votes).sum(3)
 
     @property
     def logits(self) -> torch.Tensor:
-        """(B, classes): sum, mean or last over time, as the readout says."""
+        """Give (B, classes): sum, mean or last over time, as the readout says."""
         steps = self.step_logits
         if self.readout.over_time == "last":
             return steps[:, -1]
@@ -68,7 +348,8 @@ class ChipStudentOutput:
 
     @property
     def classes(self) -> torch.Tensor:
-        """(B,) int64: the chip's decision, `Readout.decide` of its integers; logits in float32 may tie where it does not."""
+        """Give (B,) int64: the chip's decision, `Readout.decide` of its integers."""
+        # Of integers: logits in float32 may tie where these do not. A mean decides as the sum does.
         reduced = self.integers[:, -1] if self.readout.over_time == "last" else self.integers.sum(1)
         return reduced.reshape(len(reduced), -1, self.readout.votes).sum(2).argmax(1)
 
@@ -76,7 +357,12 @@ class ChipStudentOutput:
 class ChipStudent(nn.Module):
     """Layers that learn; build it with `from_network`.
 
-    `forward` gives, on any device, the integers that `knarr.hw_sim.simulate` gives for `to_network()`: every spike, u and v.
+    `forward` gives, on any device, the integers that `knarr.hw_sim.simulate` gives for
+    `to_network()`: every spike, u and v.
+
+    Args:
+        layers: the layers in their order.
+        network: the network that they start from.
     """
 
     def __init__(self, layers: Collection[ChipLayer], network: ChipNetwork) -> None:
@@ -94,33 +380,38 @@ class ChipStudent(nn.Module):
         learn: Collection[Learned] = LEARNED,
         unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None,
     ) -> ChipStudent:
-        """A student that starts as this network, integer by integer.
+        """Make a student that starts as this network, integer by integer.
 
         Args:
             network: as `knarr.deploy.lower` calibrated it.
-            limits: grids that its integers stay on; by default Loihi 2's with the bits that lowering noted, or 8.
+            limits: grids that its integers stay on; by default Loihi 2's with the bits that lowering
+                noted, or 8.
             surrogate: gradient of spikes.
-            learn: what has gradients: "weights", "steps", "thresholds", "biases", "decays".
-            unrounded: by layer name, the float weights that its integers were rounded from, in units of those integers: what
-                rounding took away is then not lost to training.
+            learn: names of what has gradients: "weights", "steps", "thresholds", "biases", "decays".
+            unrounded: by layer name, the float weights that its integers were rounded from, in units
+                of those integers: training then starts with the digits that rounding took away.
 
         Raises:
             ChipError: integers outside the limits, or unrounded weights that round to others.
         """
         if limits is None:
             limits = Limits.of_bits(int(network.lowering.get("weight_bits", 8)))
-        given = dict(unrounded or {})
+        given = unrounded or {}
         unknown = set(given) - {layer.name for layer in network.layers}
         if unknown:
             raise ChipError(
                 f"unrounded: no layers {sorted(unknown)} in the network; leave them out"
             )
-        coding = network.input
-        entering, payload, units = coding.shape, 2**coding.bits - 1, coding.units
-        chosen, layers = surrogate or Surrogate(), []
+        surrogate = surrogate or Surrogate()
+        entering, units = network.input.shape, network.input.units
+        payload = 2**network.input.bits - 1
+        layers = []
         for layer in network.layers:
             exact = given.get(layer.name)
-            layers.append(ChipLayer(layer, entering, payload, units, limits, chosen, learn, exact))
+            layers.append(
+                ChipLayer(layer, entering, payload, units, limits, surrogate, learn, exact)
+            )
+            # All layers but the first get spikes.
             entering, payload, units = layer.output_shape, 1, 1.0
         return cls(layers, network)
 
@@ -128,24 +419,22 @@ class ChipStudent(nn.Module):
         """Run clips.
 
         Args:
-            inputs: (B, T, *input shape): integers as the chip gets them, or floats in units of the input coding, such as
-                k / 255, which become the nearest integers.
+            inputs: (B, T, *input shape): integers as the chip gets them, or floats in units of the
+                input coding, such as k / 255, which become the nearest integers.
 
         Returns:
-            What the chip gives; the penalty is 0 unless in training mode.
+            The chip's output; the penalty is 0 unless in training mode.
 
         Raises:
             ChipError: shape or range do not fit the input coding, or sums that no float holds.
         """
         ran = self._run(inputs, keep_currents=False)
-        last = self._last_layer
-        outputs = last.volts(ran[-1]) if self.start.readout.kind == "voltage" else ran[-1].spikes
-        integers = ran[-1].peaks if self.start.readout.kind == "voltage" else ran[-1].spikes
-        firing: list[tuple[Any, ChipLayerOutput]] = [
-            (layer, one)
-            for layer, one in zip(self.layers, ran, strict=True)
-            if layer.chip_layer.neuron.spikes
-        ]
+        layers: list[Any] = list(self.layers)
+        outputs = integers = ran[-1].spikes
+        if self.start.readout.kind == "voltage":
+            outputs, integers = layers[-1].volts(ran[-1]), ran[-1].peaks
+        pairs = zip(layers, ran, strict=True)
+        firing = [(layer, one) for layer, one in pairs if layer.chip_layer.neuron.spikes]
         return ChipStudentOutput(
             outputs.flatten(2),
             integers.detach().flatten(2).long(),
@@ -153,15 +442,11 @@ class ChipStudent(nn.Module):
             torch.stack([one.penalty for one in ran]).sum(),
             self.start.readout,
             tuple(one.spikes for _, one in firing),
+            # Computed when called: most losses do not read them.
             tuple(partial(layer.volts, one) for layer, one in firing),
             tuple(one.acc for one in ran),
             ran[0].acc_in.detach(),
         )
-
-    @property
-    def _last_layer(self) -> ChipLayer:
-        last: Any = self.layers[-1]
-        return last
 
     def _run(self, inputs: torch.Tensor, *, keep_currents: bool) -> list[ChipLayerOutput]:
         x = integers_of(self.start.input, inputs)
@@ -169,117 +454,94 @@ class ChipStudent(nn.Module):
             x = self._driven(x).spikes
         found = []
         for layer in self.layers:
-            ran: ChipLayerOutput = layer(x, penalise=self.training, keep_currents=keep_currents)
-            found.append(ran)
-            x = ran.spikes
+            found.append(layer(x, penalise=self.training, keep_currents=keep_currents))
+            x = found[-1].spikes
         return found
 
     def _driven(self, mantissas: torch.Tensor) -> ChipLayerOutput:
-        """Input neurons: a current without memory does to v what a bias of every step does."""
-        neuron, compiled = self.start.input.neuron, self._last_layer.compiled
+        """Run input neurons: a current without memory does to v what a bias of every step does."""
+        neuron = self.start.input.neuron
         assert neuron is not None  # the caller looked
         flat = mantissas.flatten(2)
-        none, *registers = (
-            torch.tensor(float(value), dtype=torch.float64)
-            for value in (0, neuron.vth_int, DECAY_UNITY, neuron.v_decay)
+        threshold, no_memory, v_decay = torch.tensor(
+            [neuron.vth_int, DECAY_UNITY, neuron.v_decay], dtype=torch.float64
         )
+        last: Any = self.layers[-1]
         with torch.no_grad():
-            bias = none.expand(flat.shape[2]).to(flat.device)
             ran = cuba(
                 flat,
-                bias,
-                registers[0],
-                (registers[1], registers[2]),
+                flat.new_zeros(flat.shape[2], dtype=torch.float64),
+                threshold,
+                (no_memory, v_decay),
                 Surrogate(),
-                compiled=compiled,
+                compiled=last.compiled,
             )
-        spikes, peaks = (array.view(mantissas.shape) for array in (ran.spikes, ran.peaks))
-        nothing = peaks.new_zeros(len(peaks), dtype=torch.float64)
-        return ChipLayerOutput(
-            spikes, peaks, torch.zeros_like(peaks), mantissas, peaks.new_zeros(()), nothing, nothing
-        )
+        spikes, peaks = ran.spikes.view(mantissas.shape), ran.peaks.view(mantissas.shape)
+        free = peaks.new_zeros(len(peaks), dtype=torch.float64)
+        penalty, no_currents = peaks.new_zeros(()), torch.zeros_like(peaks)
+        return ChipLayerOutput(spikes, peaks, no_currents, mantissas, penalty, free, free)
 
     def recording(self, inputs: torch.Tensor) -> Recording:
-        """Every spike, u, v and sum as `knarr.hw_sim.simulate` records them, for `knarr.hw_sim.compare`."""
+        """Return every spike, u, v and sum as `knarr.hw_sim.simulate` records them, for `knarr.hw_sim.compare`."""
+        network = self.start
+        names = [layer.name for layer in network.layers]
         with torch.no_grad():
-            ran = dict(
-                zip(
-                    (layer.name for layer in self.start.layers),
-                    self._run(inputs, keep_currents=True),
-                    strict=True,
-                )
-            )
+            ran = dict(zip(names, self._run(inputs, keep_currents=True), strict=True))
             peaks = {name: int(one.arrived.abs().max()) for name, one in ran.items()}
-            if self.start.input.neuron is not None:
-                ran = {INPUT_LAYER: self._driven(integers_of(self.start.input, inputs)), **ran}
-        spikes = {name: one.spikes.cpu().numpy().astype(np.uint8) for name, one in ran.items()}
-        v = {
-            name: np.where(spikes[name], 0, one.peaks.cpu().numpy()).astype(np.int64)
-            for name, one in ran.items()
-        }
-        last = self.start.layers[-1].name
-        output = v[last] if self.start.readout.kind == "voltage" else spikes[last].astype(np.int64)
-        return Recording(
-            output.reshape(*output.shape[:2], -1),
-            spikes,
-            v,
-            {name: one.currents.cpu().numpy().astype(np.int64) for name, one in ran.items()},
-            {
-                name: z.reshape(*z.shape[:2], -1).sum(2, dtype=np.int64)
-                for name, z in spikes.items()
-            },
-            peaks,
-            "chip student",
-        )
+            if network.input.neuron is not None:
+                ran = {INPUT_LAYER: self._driven(integers_of(network.input, inputs)), **ran}
+        spikes, u, v, events = {}, {}, {}, {}
+        for name, one in ran.items():
+            z = spikes[name] = one.spikes.cpu().numpy().astype(np.uint8)
+            u[name] = one.currents.cpu().numpy().astype(np.int64)
+            v[name] = np.where(z, 0, one.peaks.cpu().numpy()).astype(np.int64)
+            events[name] = z.reshape(*z.shape[:2], -1).sum(2, dtype=np.int64)
+        last = names[-1]
+        output = v[last] if network.readout.kind == "voltage" else spikes[last].astype(np.int64)
+        output = output.reshape(*output.shape[:2], -1)
+        return Recording(output, spikes, v, u, events, peaks, "chip student")
 
     def to_network(self) -> ChipNetwork:
-        """What is trained, as the chip holds it.
+        """Return the trained network as the chip holds it.
 
         Returns:
-            The network it started from where no integer has changed. Otherwise its layers without what lowering measured, which
-            speaks of other integers; the hash of the graph that it was lowered from moves to `lowering["trained"]`.
+            The network it started from where no integer has changed. Otherwise its layers without
+            lowering's measurements, which were of other integers; the hash of the graph that it was
+            lowered from moves to `lowering["trained"]`.
         """
-        layers = tuple(self._of(layer) for layer in self.layers)
+        layers: Any = tuple(layer.to_layer() for layer in self.layers)
         if layers == self.start.layers:
             return self.start
-        kept = {
-            key: self.start.lowering[key] for key in ("weight_bits",) if key in self.start.lowering
-        }
-        notes = {**kept, TRAINED: {"lowered_from": self.start.graph_hash}}
+        notes: dict[str, Any] = {TRAINED: {"lowered_from": self.start.graph_hash}}
+        if "weight_bits" in self.start.lowering:
+            notes = {"weight_bits": self.start.lowering["weight_bits"], **notes}
         return replace(self.start, layers=layers, graph_hash=None, lowering=notes)
 
-    @staticmethod
-    def _of(layer: Any) -> Any:
-        return layer.to_layer()
-
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameters for an optimiser: weights decay, what their scale is measured by does not."""
-        weights = {
-            id(p)
+        """Group parameters for an optimiser: weights decay, the thresholds and steps that scale them do not."""
+        synaptic = {
+            id(parameter)
             for layer in self.layers
-            for p in (layer.synapse.weight, layer.recurrent)
-            if p is not None
+            for parameter in (layer.synapse.weight, layer.recurrent)
         }
         learned = [p for p in self.parameters() if p.requires_grad]
+        weights = [p for p in learned if id(p) in synaptic]
+        others = [p for p in learned if id(p) not in synaptic]
         return [
-            {"params": [p for p in learned if id(p) in weights], "weight_decay": weight_decay},
-            {"params": [p for p in learned if id(p) not in weights], "weight_decay": 0.0},
+            {"params": weights, "weight_decay": weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
 
 
 def integers_of(coding: InputCoding, inputs: torch.Tensor) -> torch.Tensor:
-    """(B, T, *shape) float32 integers as the first layer gets them.
+    """Return (B, T, *shape) float32 integers as the first layer gets them.
 
     Raises:
         ChipError: shape or range do not fit; nothing is clipped.
     """
     shape = coding.shape
-    if (
-        len(shape) == 3
-        and shape[1] == 1
-        and inputs.ndim == 4
-        and inputs.shape[2:] == (shape[0], shape[2])
-    ):
+    if len(shape) == 3 and shape[1] == 1 and inputs.shape[2:] == (shape[0], shape[2]):
+        # A graph over one axis is lowered to images of height 1.
         inputs = inputs.unsqueeze(3)
     if inputs.ndim != 2 + len(shape) or inputs.shape[2:] != shape or not prod(inputs.shape):
         raise ChipError(

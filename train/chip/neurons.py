@@ -1,9 +1,13 @@
-"""All time steps of a layer's neurons, forward and back: compiled on the CPU, torch elsewhere; recurrent layers step by step.
+"""CUBA neurons of a layer through all time steps and back: compiled on the CPU, torch elsewhere.
 
-The gradients are those of v = keep_v v + u + b, u = keep_u u + 64 a, z = [v / threshold - 1 > 0], v = 0 where z: rounding, wraps
-and saturation let them pass as they are, so that a state outside its registers can come back.
+The gradients are those of v = keep_v v + u + b, u = keep_u u + 64 a, z = [v / threshold - 1 > 0],
+v = 0 where z: rounding, wraps and saturation let them pass as they are, so that a state outside its
+registers can come back.
 
-A layer's neurons as one function of autograd, and the integers of their registers.
+Each direction stands here twice: in torch, for devices and to be read, and in numba, where all steps
+of a block of neurons run while their states stay in the first cache. Forward is
+`knarr.hw_sim.arithmetic.step` in float64, which holds every product: states are below 2**41 and a
+decay has 12 bits, so truncating is the chip's rounding toward zero.
 """
 
 from __future__ import annotations
@@ -11,27 +15,77 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
+from knarr.hw_sim.arithmetic import STATE_MAX
+from knarr.hw_sim.engines.numba_cuba import compiled
 from knarr.hw_sim.network import DECAY_UNITY
-from knarr.train.chip import kernels, steps
 from knarr.train.chip.limits import UNIT
-from knarr.train.chip.registers import Registers, Surrogate
-from knarr.train.chip.steps import StepGradients
 from knarr.train.chip.synapse import exact_floats
+from knarr.train.networks.neurons import slope
+from knarr.train.settings import Frozen, Positive
+
+U_MAX, V_MAX, TURN = float(STATE_MAX), float(STATE_MAX - 1), float(2 * STATE_MAX)
+AT_ONCE = 512
+"""Neurons of a block of compiled code."""
+
+
+class Surrogate(Frozen):
+    """The gradient of a spike (`knarr.train.networks.neurons.slope`) over v / threshold - 1.
+
+    Args:
+        kind: shape of the gradient.
+        width: its width (box) or sharpness (atan), in thresholds.
+        detach_reset: no gradient flows through the reset.
+    """
+
+    kind: Literal["box", "atan"] = "atan"
+    width: Positive = 2.0
+    detach_reset: bool = True
+
+
+@dataclass(frozen=True)
+class Registers:
+    """Registers of a layer: decays 0..4096, threshold mantissa, and how spikes pass gradients."""
+
+    i_decay: int
+    v_decay: int
+    vth_int: int
+    surrogate: Surrogate
+
+    @property
+    def keep_u(self) -> float:
+        """Give the share of u that a step keeps; exact in binary."""
+        return 1 - self.i_decay / DECAY_UNITY
+
+    @property
+    def keep_v(self) -> float:
+        """Give the share of v that a step keeps; exact in binary."""
+        return 1 - self.v_decay / DECAY_UNITY
+
+    @property
+    def threshold(self) -> float:
+        """Give the threshold in units of v."""
+        return float(UNIT * self.vth_int)
+
+    @property
+    def height(self) -> float:
+        """Give the divisor of distances from the threshold: itself, or one unit where it is 0."""
+        return max(self.threshold, float(UNIT))
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What a layer's neurons did, each (B, T, features).
+    """Steps of a layer's neurons, each (B, T, features).
 
     Args:
         spikes: 0 or 1, like the sums.
         peaks: v before its reset, float32, which holds it.
         currents: u in float64, or without elements.
-        arrived: sums with what came back; the sums themselves without recurrence.
+        arrived: sums with the spikes that came back; the sums themselves without recurrence.
     """
 
     spikes: torch.Tensor
@@ -40,185 +94,37 @@ class Steps:
     arrived: torch.Tensor
 
 
-def run(
-    registers: Registers,
+def cuba(
     sums: torch.Tensor,
     bias: torch.Tensor,
-    back: torch.Tensor | None,
+    threshold: torch.Tensor,
+    decays: tuple[torch.Tensor, torch.Tensor],
+    surrogate: Surrogate,
     *,
-    keep_currents: bool,
-    compiled: bool,
+    back: torch.Tensor | None = None,
+    keep_currents: bool = False,
+    compiled: bool | None = None,
 ) -> Steps:
-    """Forward, exact.
+    """Run CUBA neurons from rest through all steps: the chip's integers forward, surrogate gradients back.
+
+    Gradients flow from spikes, peaks, currents and arrived sums to all tensors that came in.
 
     Args:
-        registers: of the layer.
-        sums: (B, T, features) contiguous integers as floats.
-        bias: (features,) float64 in units of v.
-        back: (features, features) integer weights, in the type of the sums, of spikes that come back a step later, or None.
-        keep_currents: whether u is wanted.
-        compiled: by `kernels`, on the CPU alone; else by `steps`.
+        sums: (B, T, features) integers as floats, of which a sum with the spikes that come back is
+            exact too.
+        bias: (features,) mantissas.
+        threshold: 0-d mantissa.
+        decays: 0-d registers of current and voltage, 0..4096.
+        surrogate: the gradient of spikes.
+        back: (features, features) integer weights of spikes that come back a step later, or None.
+        keep_currents: whether u is wanted; a decay of the current learns from it.
+        compiled: whether numba runs it, where the sums are on the CPU; there by default.
     """
-    samples, timesteps, features = sums.shape
-    u, v = (sums.new_zeros((samples, features), dtype=torch.float64) for _ in range(2))
-    spikes = torch.empty_like(sums)
-    peaks = sums.new_empty(sums.shape, dtype=torch.float32)
-    currents = sums.new_empty(sums.shape if keep_currents else (0, 0, 0), dtype=torch.float64)
-    if back is None:
-        _advance(
-            registers, sums, bias, (u, v), (spikes, peaks, currents), range(timesteps), compiled
-        )
-        return Steps(spikes, peaks, currents, sums)
-    arrived = sums.clone()
-    for t in range(timesteps):
-        if t:
-            arrived[:, t] += spikes[:, t - 1] @ back.T
-        _advance(
-            registers, arrived, bias, (u, v), (spikes, peaks, currents), range(t, t + 1), compiled
-        )
-    return Steps(spikes, peaks, currents, arrived)
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Of sums (B, T, features), back (features, features) or None, bias (features,) in units of v, threshold in units of v, keeps: 0-d."""
-
-    sums: torch.Tensor
-    back: torch.Tensor | None
-    bias: torch.Tensor
-    threshold: torch.Tensor
-    keep_u: torch.Tensor
-    keep_v: torch.Tensor
-
-
-def run_back(
-    registers: Registers,
-    ran: Steps,
-    given: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    back: torch.Tensor | None,
-    *,
-    decays: bool,
-    compiled: bool,
-) -> Gradients:
-    """Backward through time.
-
-    Args:
-        registers, back, compiled: as of the run.
-        ran: what it gave.
-        given: gradients of its spikes, and of peaks, currents and what arrived, which may be without elements.
-        decays: whether gradients of the kept shares are wanted; that of u needs currents.
-    """
-    of_spikes, of_peaks, of_currents, of_arrived = given
-    samples, timesteps, features = ran.spikes.shape
-    parts = _threads(samples) if compiled else 1
-    shared = [
-        torch.zeros(
-            (parts, features if wanted else 0), dtype=torch.float64, device=of_spikes.device
-        )
-        for wanted in (True, True, decays and ran.currents.numel() > 0, decays)
-    ]
-    carried = (of_spikes.new_zeros((samples, features)) for _ in range(2))
-    pulls = StepGradients(*carried, *shared)
-    of_sums = torch.empty_like(of_spikes)
-    met = (ran.peaks, ran.currents)
-    if back is None:
-        spans = [range(timesteps)]
-    else:
-        spans = [range(t, t + 1) for t in reversed(range(timesteps))]
-        of_spikes = of_spikes.clone()
-    for span in spans:
-        _retrace(registers, (of_spikes, of_peaks, of_currents), met, pulls, of_sums, span, compiled)
-        if back is not None:
-            t = span.start
-            if of_arrived.numel():
-                of_sums[:, t] += of_arrived[:, t]
-            if t:
-                of_spikes[:, t - 1] += of_sums[:, t] @ back
-    of_back = None
-    if back is not None:
-        late, early = of_sums[:, 1:].flatten(0, 1), ran.spikes[:, :-1].flatten(0, 1)
-        of_back = late.T @ early.to(late.dtype)
-    return Gradients(
-        of_sums,
-        of_back,
-        pulls.bias.sum(0),
-        -pulls.threshold.sum() / registers.height,
-        pulls.keep_u.sum(),
-        pulls.keep_v.sum(),
-    )
-
-
-def _threads(samples: int) -> int:
-    return max(1, min(torch.get_num_threads(), samples))
-
-
-def _shared(part: Callable[[int, int, int], None], samples: int, threads: int) -> None:
-    """`part` of first..last and its number, all samples."""
-    if threads == 1:
-        part(0, samples, 0)
-        return
-    cuts = [samples * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, cuts[:-1], cuts[1:], range(threads)))
-
-
-def _advance(
-    registers: Registers,
-    sums: torch.Tensor,
-    bias: torch.Tensor,
-    state: tuple[torch.Tensor, torch.Tensor],
-    into: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    span: range,
-    compiled: bool,
-) -> None:
-    if not compiled:
-        steps.advance(registers, sums, bias, state, into, span)
-        return
-    arrays = [tensor.numpy() for tensor in (sums, bias)]
-    moved = [tensor.numpy() for tensor in (*state, *into)]
-
-    def part(first: int, last: int, number: int) -> None:
-        kernels.advance(
-            *arrays, registers.keep_u, registers.keep_v, registers.threshold, *moved, span.start, span.stop, first, last
-        )  # fmt: skip
-
-    _shared(part, len(sums), _threads(len(sums)) if len(span) > 1 else 1)
-
-
-def _retrace(
-    registers: Registers,
-    given: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    met: tuple[torch.Tensor, torch.Tensor],
-    pulls: StepGradients,
-    of_sums: torch.Tensor,
-    span: range,
-    compiled: bool,
-) -> None:
-    if not compiled:
-        steps.retrace(registers, given, met, pulls, of_sums, span)
-        return
-    arrays = [tensor.numpy() for tensor in (*given, *met)]
-    moved = [
-        tensor.numpy()
-        for tensor in (
-            pulls.u,
-            pulls.v,
-            of_sums,
-            pulls.bias,
-            pulls.threshold,
-            pulls.keep_u,
-            pulls.keep_v,
-        )
-    ]
-    surrogate = registers.surrogate
-
-    def part(first: int, last: int, number: int) -> None:
-        kernels.retrace(
-            *arrays, registers.keep_u, registers.keep_v, registers.threshold, registers.height, surrogate.width, surrogate.kind == "box",
-            0.0 if surrogate.detach_reset else 1.0, *moved, span.start, span.stop, first, last, number,
-        )  # fmt: skip
-
-    _shared(part, len(of_sums), _threads(len(of_sums)) if len(span) > 1 else 1)
+    on_cpu = sums.device.type == "cpu"
+    use_numba = on_cpu if compiled is None else compiled and on_cpu
+    options = surrogate, keep_currents, use_numba
+    spikes, peaks, currents, arrived = _Cuba.apply(sums, bias, threshold, *decays, back, options)  # type: ignore[no-untyped-call]
+    return Steps(spikes, peaks, currents, sums if back is None else arrived)
 
 
 class _Cuba(torch.autograd.Function):
@@ -233,95 +139,305 @@ class _Cuba(torch.autograd.Function):
         back: torch.Tensor | None,
         options: tuple[Surrogate, bool, bool],
     ) -> tuple[torch.Tensor, ...]:
-        surrogate, keep_currents, compiled = options
+        surrogate, keep_currents, use_numba = options
         registers = Registers(int(i_decay), int(v_decay), int(threshold), surrogate)
-        weight = None if back is None else back.to(sums.dtype)
+        sums, bias = sums.contiguous(), UNIT * bias.double()
+        samples, timesteps, features = sums.shape
+        u, v = (sums.new_zeros((samples, features), dtype=torch.float64) for _ in range(2))
+        spikes = torch.empty_like(sums)
+        peaks = sums.new_empty(sums.shape, dtype=torch.float32)
+        currents = sums.new_empty(sums.shape if keep_currents else (0, 0, 0), dtype=torch.float64)
+        advance = _advance_compiled if use_numba else _advance
         with exact_floats(sums.device):
-            ran = run(
-                registers,
-                sums.contiguous(),
-                UNIT * bias.double(),
-                weight,
-                keep_currents=keep_currents,
-                compiled=compiled,
-            )
-        ctx.registers, ctx.compiled = registers, compiled
-        ctx.types = (
-            bias.dtype,
-            threshold.dtype,
-            i_decay.dtype,
-            v_decay.dtype,
-            None if back is None else back.dtype,
-        )
+            if back is not None:
+                # Not the caller's: what comes back is added to it, step by step.
+                sums, back = sums.clone(), back.to(sums.dtype)
+            for steps in _spans(timesteps, back):
+                if back is not None and steps.start:
+                    sums[:, steps.start] += spikes[:, steps.start - 1] @ back.T
+                advance(registers, (sums, bias, u, v, spikes, peaks, currents), steps)
+        ctx.registers, ctx.use_numba = registers, use_numba
         # Sums are needed no more, and without recurrence neither are spikes: peaks tell.
-        ctx.save_for_backward(ran.spikes, ran.peaks, ran.currents, weight)
+        ctx.save_for_backward(spikes, peaks, currents, back)
         ctx.set_materialize_grads(False)
-        return (
-            ran.spikes,
-            ran.peaks,
-            ran.currents,
-            sums.new_zeros(0) if back is None else ran.arrived,
-        )
+        # An output that is an input, untouched, would confuse autograd; `cuba` has the sums itself.
+        return spikes, peaks, currents, sums.new_zeros(0) if back is None else sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        spikes, peaks, currents, weight = ctx.saved_tensors
-        none = spikes.new_zeros((0, 0, 0))
-        of_spikes, of_peaks, of_currents, of_arrived = (
-            none
-            if gradient is None or not gradient.numel()
-            else gradient.to(spikes.dtype).contiguous()
-            for gradient in gradients
+        spikes, peaks, currents, back = ctx.saved_tensors
+        samples, timesteps, features = spikes.shape
+        absent = spikes.new_zeros((0, 0, 0))
+        grad_spikes, grad_peaks, grad_currents, grad_arrived = (
+            absent if grad is None or not grad.numel() else grad.to(spikes.dtype).contiguous()
+            for grad in gradients
         )
-        if not of_spikes.numel():
-            of_spikes = torch.zeros_like(spikes)
-        found = run_back(
-            ctx.registers,
-            Steps(spikes, peaks, currents, none),
-            (of_spikes, of_peaks, of_currents, of_arrived),
-            weight,
-            decays=ctx.needs_input_grad[3] or ctx.needs_input_grad[4],
-            compiled=ctx.compiled,
+        if not grad_spikes.numel():
+            grad_spikes = torch.zeros_like(spikes)
+        elif back is not None:
+            # Not autograd's own: gradients of later steps are added to it.
+            grad_spikes = grad_spikes.clone()
+        decays = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        parts = _threads(samples) if ctx.use_numba else 1
+        into = StepGradients(
+            torch.empty_like(spikes),
+            *(spikes.new_zeros((samples, features)) for _ in range(2)),
+            *(
+                spikes.new_zeros((parts, features if wanted else 0), dtype=torch.float64)
+                for wanted in (True, True, decays and currents.numel() > 0, decays)
+            ),
         )
-        bias, threshold, i_decay, v_decay, back = ctx.types
+        given = grad_spikes, grad_peaks, grad_currents, peaks, currents
+        retrace = _retrace_compiled if ctx.use_numba else _retrace
+        for steps in reversed(_spans(timesteps, back)):
+            retrace(ctx.registers, given, into, steps)
+            if back is not None:
+                t = steps.start
+                if grad_arrived.numel():
+                    into.sums[:, t] += grad_arrived[:, t]
+                if t:
+                    grad_spikes[:, t - 1] += into.sums[:, t] @ back
+        grad_back = None
+        if back is not None:
+            late, early = into.sums[:, 1:].flatten(0, 1), spikes[:, :-1].flatten(0, 1)
+            grad_back = late.T @ early
+        # Shares kept are 1 - decay / 4096. Autograd casts each gradient to its input's type.
         return (
-            found.sums,
-            (UNIT * found.bias).to(bias),
-            (UNIT * found.threshold).to(threshold),
-            (-found.keep_u / DECAY_UNITY).to(i_decay),
-            (-found.keep_v / DECAY_UNITY).to(v_decay),
-            None if found.back is None else found.back.to(back),
+            into.sums,
+            UNIT * into.bias.sum(0),
+            UNIT * (-into.threshold.sum() / ctx.registers.height),
+            -into.keep_u.sum() / DECAY_UNITY,
+            -into.keep_v.sum() / DECAY_UNITY,
+            grad_back,
             None,
         )
 
 
-def cuba(
-    sums: torch.Tensor,
-    bias: torch.Tensor,
-    threshold: torch.Tensor,
-    decays: tuple[torch.Tensor, torch.Tensor],
-    surrogate: Surrogate,
-    *,
-    back: torch.Tensor | None = None,
-    keep_currents: bool = False,
-    compiled: bool | None = None,
-) -> Steps:
-    """CUBA neurons from rest through all steps: the chip's integers forward, surrogate gradients back.
+@dataclass(frozen=True)
+class StepGradients:
+    """Gradients on their way back through time; their order is that of the compiled code's arguments.
 
     Args:
-        sums: (B, T, features) integers as floats, of which a sum with what comes back is exact too.
-        bias: (features,) mantissas.
-        threshold: 0-d mantissa.
-        decays: 0-d registers of current and voltage, 0..4096.
-        surrogate: the gradient of spikes.
-        back: (features, features) integer weights of spikes that come back a step later, or None.
-        keep_currents: whether u is wanted; a decay of the current learns from it.
-        compiled: whether numba runs it, where the sums are on the CPU; there by default.
-
-    Returns:
-        Gradients flow from spikes, peaks, currents and what arrived to everything that came in.
+        sums: (samples, timesteps, features), written.
+        u, v: (samples, features), of the states after a step, moved back.
+        bias: (parts, features) float64, added to; each thread has a part.
+        threshold: the same, times -height.
+        keep_u, keep_v: the same of the shares that states keep, or without elements.
     """
-    on_cpu = sums.device.type == "cpu"
-    options = (surrogate, keep_currents, on_cpu if compiled is None else compiled and on_cpu)
-    spikes, peaks, currents, arrived = _Cuba.apply(sums, bias, threshold, *decays, back, options)  # type: ignore[no-untyped-call]
-    return Steps(spikes, peaks, currents, sums if back is None else arrived)
+
+    sums: torch.Tensor
+    u: torch.Tensor
+    v: torch.Tensor
+    bias: torch.Tensor
+    threshold: torch.Tensor
+    keep_u: torch.Tensor
+    keep_v: torch.Tensor
+
+
+def _spans(timesteps: int, back: torch.Tensor | None) -> list[range]:
+    """Cut a run into steps that need nothing from each other's spikes: one span without recurrence."""
+    if back is None:
+        return [range(timesteps)]
+    return [range(t, t + 1) for t in range(timesteps)]
+
+
+def _advance(registers: Registers, tensors: tuple[torch.Tensor, ...], steps: range) -> None:
+    """Run steps forward: u and v move on, spikes, peaks and currents are written; the bias is in units of v."""
+    sums, bias, u, v, spikes, peaks, currents = tensors
+    for t in steps:
+        new = torch.trunc(u * registers.keep_u) + sums[:, t].double() * UNIT
+        new = torch.where(new > U_MAX, new - TURN, new)
+        new = torch.where(new <= -U_MAX, new + TURN, new)
+        peak = torch.trunc(v * registers.keep_v) + new + bias
+        peak = peak.clamp(-V_MAX, V_MAX)
+        fired = peak > registers.threshold
+        u.copy_(new)
+        v.copy_(peak.masked_fill(fired, 0))
+        spikes[:, t], peaks[:, t] = fired, peak
+        if currents.numel():
+            currents[:, t] = new
+
+
+def _retrace(
+    registers: Registers, given: tuple[torch.Tensor, ...], into: StepGradients, steps: range
+) -> None:
+    """Run steps backward; given are gradients of spikes, peaks and currents, then peaks and currents."""
+    grad_spikes, grad_peaks, grad_currents, peaks, currents = given
+    surrogate = registers.surrogate
+    for t in reversed(steps):
+        p = peaks[:, t].to(into.sums.dtype)
+        over = (p - registers.threshold) / registers.height
+        grad_fired = grad_spikes[:, t]
+        if not surrogate.detach_reset:
+            # v after the step is (1 - z) p, so a spike also takes p away.
+            grad_fired = grad_fired - into.v * p
+        pull = grad_fired * slope(over, surrogate.kind, surrogate.width) / registers.height
+        into_v = pull + into.v.masked_fill(p > registers.threshold, 0)
+        if grad_peaks.numel():
+            into_v = into_v + grad_peaks[:, t]
+        into_u = into.u + into_v
+        if grad_currents.numel():
+            into_u = into_u + grad_currents[:, t]
+        into.bias[0] += into_v.double().sum(0)
+        into.threshold[0] += (pull * p).double().sum(0)
+        if t and into.keep_v.numel():
+            before = peaks[:, t - 1]
+            reset = before.masked_fill(before > registers.threshold, 0)
+            into.keep_v[0] += (into_v * reset).double().sum(0)
+        if t and into.keep_u.numel():
+            into.keep_u[0] += (into_u * currents[:, t - 1]).double().sum(0)
+        into.sums[:, t] = UNIT * into_u
+        into.u.copy_(registers.keep_u * into_u)
+        into.v.copy_(registers.keep_v * into_v)
+
+
+def _threads(samples: int) -> int:
+    return max(1, min(torch.get_num_threads(), samples))
+
+
+def _shared(part: Callable[[int, int, int], None], samples: int, steps: range) -> None:
+    """Call `part` with first, last and its number until all samples are done, several at once."""
+    # A single step is over before a thread has started.
+    threads = _threads(samples) if len(steps) > 1 else 1
+    if threads == 1:
+        part(0, samples, 0)
+        return
+    cuts = [samples * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, cuts[:-1], cuts[1:], range(threads)))
+
+
+def _advance_compiled(
+    registers: Registers, tensors: tuple[torch.Tensor, ...], steps: range
+) -> None:
+    arrays = [tensor.numpy() for tensor in tensors]
+    numbers = registers.keep_u, registers.keep_v, registers.threshold, steps.start, steps.stop
+
+    def part(first: int, last: int, number: int) -> None:
+        advance_block(*arrays, *numbers, first, last)
+
+    _shared(part, len(arrays[0]), steps)
+
+
+def _retrace_compiled(
+    registers: Registers, given: tuple[torch.Tensor, ...], into: StepGradients, steps: range
+) -> None:
+    arrays = [tensor.numpy() for tensor in (*given, *vars(into).values())]
+    surrogate = registers.surrogate
+    # Numbers of the gradients' own type: a float64 among float32 would widen every product.
+    kind = into.sums.numpy().dtype.type
+    numbers = [
+        kind(number)
+        for number in (
+            0,
+            1,
+            UNIT,
+            registers.keep_u,
+            registers.keep_v,
+            registers.threshold,
+            1.0 / registers.height,
+            surrogate.width,
+            surrogate.width / 2,
+            np.pi * surrogate.width / 2,
+            not surrogate.detach_reset,
+        )
+    ]
+
+    def part(first: int, last: int, number: int) -> None:
+        span = steps.start, steps.stop, first, last, number
+        retrace_block(*arrays, *numbers, surrogate.kind == "box", *span)
+
+    _shared(part, len(into.sums), steps)
+
+
+@compiled
+def advance_block(
+    sums: Any, bias: Any, u: Any, v: Any, spikes: Any, peaks: Any, currents: Any, keep_u: float, keep_v: float, threshold: float, begin: int,
+    end: int, first: int, last: int,
+) -> None:  # fmt: skip
+    """Run steps begin..end of samples first..last as `_advance` does."""
+    features = sums.shape[2]
+    for s in range(first, last):
+        for start in range(0, features, AT_ONCE):
+            stop = min(start + AT_ONCE, features)
+            b, uu, vv = bias[start:stop], u[s, start:stop], v[s, start:stop]
+            for t in range(begin, end):
+                a = sums[s, t, start:stop]
+                z = spikes[s, t, start:stop]
+                p = peaks[s, t, start:stop]
+                for i in range(stop - start):
+                    x = np.trunc(uu[i] * keep_u) + a[i] * UNIT
+                    x = x - TURN if x > U_MAX else x
+                    x = x + TURN if x <= -U_MAX else x
+                    y = np.trunc(vv[i] * keep_v) + x + b[i]
+                    y = min(max(y, -V_MAX), V_MAX)
+                    fired = y > threshold
+                    uu[i] = x
+                    vv[i] = 0.0 if fired else y
+                    z[i] = fired
+                    p[i] = y
+                if currents.size:
+                    for i in range(stop - start):
+                        currents[s, t, start + i] = uu[i]
+
+
+@compiled
+def retrace_block(
+    grad_spikes: Any, grad_peaks: Any, grad_currents: Any, peaks: Any, currents: Any, grad_sums: Any, gu: Any, gv: Any, grad_bias: Any,
+    grad_threshold: Any, grad_keep_u: Any, grad_keep_v: Any, zero: Any, one: Any, unit: Any, keep_u: Any, keep_v: Any, threshold: Any,
+    inverse: Any, width: Any, half: Any, sharp: Any, reset: Any, box: bool, begin: int, end: int, first: int, last: int, part: int,
+) -> None:  # fmt: skip
+    """Run steps end..begin of samples first..last backward as `_retrace` does.
+
+    Many short loops, each of one kind of work: numba makes vectors of these, not of one long loop.
+    """
+    features = grad_spikes.shape[2]
+    slopes = np.empty(AT_ONCE, dtype=grad_sums.dtype)
+    into_v = np.empty(AT_ONCE, dtype=grad_sums.dtype)
+    into_u = np.empty(AT_ONCE, dtype=grad_sums.dtype)
+    for s in range(first, last):
+        for start in range(0, features, AT_ONCE):
+            stop = min(start + AT_ONCE, features)
+            n = stop - start
+            uu, vv = gu[s, start:stop], gv[s, start:stop]
+            bb, mm = grad_bias[part, start:stop], grad_threshold[part, start:stop]
+            for t in range(end - 1, begin - 1, -1):
+                p = peaks[s, t, start:stop]
+                gz = grad_spikes[s, t, start:stop]
+                out = grad_sums[s, t, start:stop]
+                if box:
+                    for i in range(n):
+                        slopes[i] = one if abs((p[i] - threshold) * inverse) < width else zero
+                else:
+                    for i in range(n):
+                        x = (p[i] - threshold) * inverse * sharp
+                        slopes[i] = half / (one + x * x)
+                if grad_peaks.size:
+                    for i in range(n):
+                        into_v[i] = grad_peaks[s, t, start + i]
+                else:
+                    for i in range(n):
+                        into_v[i] = zero
+                for i in range(n):
+                    after = vv[i]
+                    pull = (gz[i] - reset * after * p[i]) * slopes[i] * inverse
+                    into_v[i] += pull + (zero if p[i] > threshold else after)
+                    mm[i] += pull * p[i]
+                if grad_currents.size:
+                    for i in range(n):
+                        uu[i] += grad_currents[s, t, start + i]
+                for i in range(n):
+                    into_u[i] = uu[i] + into_v[i]
+                    bb[i] += into_v[i]
+                # The state before step 0 is 0, so what it keeps of it has no gradient.
+                if grad_keep_v.size and t > 0:
+                    q, kk = peaks[s, t - 1, start:stop], grad_keep_v[part, start:stop]
+                    for i in range(n):
+                        kk[i] += into_v[i] * (zero if q[i] > threshold else q[i])
+                if grad_keep_u.size and t > 0:
+                    for i in range(n):
+                        grad_keep_u[part, start + i] += into_u[i] * currents[s, t - 1, start + i]
+                for i in range(n):
+                    out[i] = unit * into_u[i]
+                    uu[i] = keep_u * into_u[i]
+                    vv[i] = keep_v * into_v[i]

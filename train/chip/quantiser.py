@@ -4,12 +4,13 @@
     dL/dx     =       dL/dq / step          where x is rounded, 0 where it is clipped
     dL/dstep  =  sum  dL/dq / step  e       e = q - x / step where it is rounded, q where it is clipped
 
-Clipped is what lies more than half a step beyond the last level; LSQ's published form stops at the level itself, and would hold
-fast the largest weights of a network that starts on its integers.
+An x is clipped where it lies more than half a step beyond the last level; LSQ's published form clips
+at the level itself, and would freeze the largest weights of a network that starts on its integers.
 
-LSQ's layers compute with step * q, so dL/d(step q) = dL/dq / step. The chip computes with q itself, and dq/dstep has one more
-term, -q / step. It is left out: weights, bias and threshold share the step, multiplying all three changes no spike, and over a
-layer these terms add up to nothing. What is left is the part that rounding and clipping make.
+LSQ's layers compute with step * q, so dL/d(step q) = dL/dq / step. The chip computes with q itself,
+and dq/dstep has one more term, -q / step. It is left out: weights, bias and threshold share the
+step, multiplying all three changes no spike, and over a layer these terms add up to nothing. What is
+left is the part that rounding and clipping make.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 FLOAT32_EXACT = 2**24
@@ -32,14 +34,14 @@ class QuantisationGrid:
     high: int
     multiple: int = 1
 
-    def holds(self, low: int, high: int, *, odd: bool) -> bool:
-        """Whether integers from low to high lie on it; `odd`: some are."""
-        return self.low <= low and high <= self.high and not (odd and self.multiple % 2 == 0)
+    def holds(self, integers: npt.NDArray[Any]) -> bool:
+        """Tell whether all integers lie on it."""
+        inside = self.low <= integers.min() and integers.max() <= self.high
+        return bool(inside and not (integers % self.multiple).any())
 
     def __str__(self) -> str:
-        return f"{self.low}..{self.high}" + (
-            f" in steps of {self.multiple}" if self.multiple > 1 else ""
-        )
+        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"{self.low}..{self.high}{steps}"
 
 
 class _Rounded(torch.autograd.Function):
@@ -52,35 +54,35 @@ class _Rounded(torch.autograd.Function):
         low, high = grid.low / grid.multiple, grid.high / grid.multiple
         q = ratio.round().clamp(low, high)
         ctx.save_for_backward(ratio, q, step)
-        ctx.low, ctx.high, ctx.multiple, ctx.dtype = low, high, grid.multiple, x.dtype
-        exact = torch.float32 if max(-grid.low, grid.high) < FLOAT32_EXACT else torch.float64
-        return (q * grid.multiple).to(exact if x.dtype == torch.float32 else torch.float64)
+        ctx.low, ctx.high, ctx.multiple = low, high, grid.multiple
+        narrow = x.dtype == torch.float32 and max(-grid.low, grid.high) < FLOAT32_EXACT
+        return (q * grid.multiple).to(torch.float32 if narrow else torch.float64)
 
     @staticmethod
     def backward(
         ctx: Any, *gradients: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         ratio, q, step = ctx.saved_tensors
-        of_value = gradients[0].double() / step.double()
+        grad_value = gradients[0].double() / step.double()
         inside = (ratio >= ctx.low - 0.5) & (ratio <= ctx.high + 0.5)
         error = torch.where(inside, q - ratio, q) * ctx.multiple
-        of_step = (of_value * error).sum().to(step.dtype) if ctx.needs_input_grad[1] else None
-        return (of_value * inside).to(ctx.dtype), of_step, None
+        # Autograd casts to the types of x and step.
+        grad_step = (grad_value * error).sum() if ctx.needs_input_grad[1] else None
+        return grad_value * inside, grad_step, None
 
 
 def rounded(x: torch.Tensor, step: torch.Tensor, grid: QuantisationGrid) -> torch.Tensor:
-    """Integers of x on a grid, as floats that hold them.
+    """Round x to integers of a grid, as floats that hold them.
 
     Args:
         x: any shape, float32 or float64.
-        step: 0-d, positive: what one integer is worth.
-        grid: which integers there are.
+        step: 0-d, positive: the value of one integer.
+        grid: the integers that there are.
 
     Returns:
         Like x; float64 where x is or the grid passes 2**24.
     """
-    integers: torch.Tensor = _Rounded.apply(x, step, grid)  # type: ignore[no-untyped-call]
-    return integers
+    return _Rounded.apply(x, step, grid)  # type: ignore[no-untyped-call]
 
 
 class _Damped(torch.autograd.Function):
@@ -95,7 +97,6 @@ class _Damped(torch.autograd.Function):
 
 
 def damped(step: torch.Tensor, count: int, grid: QuantisationGrid) -> torch.Tensor:
-    """The step itself; its gradient is divided by sqrt(count * largest level), LSQ's, so that it moves no faster than a weight."""
+    """Return the step itself, its gradient divided by sqrt(count * largest level) as LSQ's, so that it moves no faster than a weight."""
     gain = 1 / sqrt(count * max(1, grid.high // grid.multiple))
-    same: torch.Tensor = _Damped.apply(step, gain)  # type: ignore[no-untyped-call]
-    return same
+    return _Damped.apply(step, gain)  # type: ignore[no-untyped-call]

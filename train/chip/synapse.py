@@ -1,18 +1,18 @@
-"""Pooling that lowering folded into weights, found again: train the weights behind it, not their copies.
+"""Synapses that learn: float weights, the integers they become, exact sums of all time steps at once, and their cost.
 
-`knarr.deploy.lower` turns a p x p pooling and the synapse behind it into one synapse whose every weight stands p x p times. Summing
-the spikes first gives the same integers with p * p times fewer products, and keeps one trained weight where the student had one.
+Pooling that lowering folded into weights is found again. `knarr.deploy.lower` turns a p x p pooling
+and the synapse behind it into one synapse whose every weight stands p x p times. Summing the spikes
+first gives the same integers with p * p times fewer products, and keeps one trained weight where the
+student had one.
 
-Synapses: float weights, the integers they become, and sums of all time steps at once that are exact.
+A product of integers in floats is exact in whatever order it is summed as long as no partial sum
+passes 2**24 (float32) or 2**53 (float64); the largest payload and the weights bound it. Whatever
+would round on the way is switched off: TF32, autocast to 16 bits, NNPACK's transforms, and on a
+device cuDNN's choice of algorithms: there a convolution is an unfolded product.
 
-A product of integers in floats is exact in whatever order it is summed as long as no partial sum passes 2**24 (float32) or 2**53
-(float64); the largest payload and the weights bound it. What would round on the way is switched off: TF32, autocast to 16
-bits, NNPACK's transforms, and on a device cuDNN's choice of algorithms: there a convolution is an unfolded product.
-
-Synaptic accumulates that a layer costs, as a sum over spikes: a goal of training, and the count that reports give.
-
-An event of an input costs as many accumulates as outputs hear it, which no training changes: weights of 0 are stored and counted
-(`LayerCounts.acc`). So ACC is linear in the spikes, and its gradient by a spike is that spike's fan-out.
+An event of an input costs one accumulate for each output in its fan-out, which no training changes:
+weights of 0 are stored and counted (`LayerCounts.acc`). So the synaptic accumulates (ACC) are linear
+in the spikes, and their gradient by a spike is that spike's fan-out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import gcd, prod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,72 +35,66 @@ from knarr.train.chip.quantiser import QuantisationGrid, rounded
 
 Int32 = npt.NDArray[np.int32]
 Pair = tuple[int, int]
-
-
-def conv_pool(layer: Conv) -> Pair:
-    """(height, width) of the largest pooling that a kernel, its stride and its padding hold."""
-    found = []
-    for axis in (0, 1):
-        size = gcd(layer.weight_int.shape[2 + axis], layer.stride[axis], layer.padding[axis])
-        fits = [
-            p
-            for p in range(size, 1, -1)
-            if size % p == 0 and _repeats(layer.weight_int, 2 + axis, p)
-        ]
-        found.append(fits[0] if fits and layer.dilation[axis] == 1 else 1)
-    return found[0], found[1]
-
-
-def dense_pool(weight: Int32, entering: tuple[int, ...]) -> Pair:
-    """The same of a dense layer's (outputs, C * H * W) weights; rows or columns that no window fills weigh nothing."""
-    if len(entering) != 3:
-        return 1, 1
-    whole = weight.reshape(len(weight), *entering)
-    found = []
-    for axis in (2, 3):
-        side = whole.shape[axis]
-        fits = (p for p in range(side, 1, -1) if _pools(whole, axis, p))
-        found.append(next(fits, 1))
-    return found[0], found[1]
-
-
-def _pools(whole: Int32, axis: int, p: int) -> bool:
-    full = whole.shape[axis] // p * p
-    first = np.take(whole, range(full), axis)
-    rest = np.take(whole, range(full, whole.shape[axis]), axis)
-    return not rest.any() and _repeats(first, axis, p)
-
-
-def _repeats(weight: Int32, axis: int, p: int) -> bool:
-    """Whether every p neighbours along an axis are equal."""
-    cut = np.moveaxis(weight, axis, -1)
-    cut = cut.reshape(*cut.shape[:-1], -1, p)
-    return bool((cut == cut[..., :1]).all())
-
-
-def pooled(whole: npt.NDArray[Any], pool: Pair) -> npt.NDArray[Any]:
-    """One of every p x p copies, of (..., H, W); sides are cut to multiples."""
-    high, wide = (side // p * p for side, p in zip(whole.shape[-2:], pool, strict=True))
-    return np.ascontiguousarray(whole[..., : high : pool[0], : wide : pool[1]])
-
-
-def unpooled(weight: Int32, pool: Pair, side: Pair) -> Int32:
-    """Every weight p x p times; zeros fill up to `side`."""
-    copies = weight.repeat(pool[0], axis=-2).repeat(pool[1], axis=-1)
-    whole = np.zeros((*copies.shape[:-2], *side), dtype=np.int32)
-    whole[..., : copies.shape[-2], : copies.shape[-1]] = copies
-    return whole
-
-
 FLOAT32_SUMS = 2**23
 """Below it float32 holds every sum, and no convolution wraps to its 24 bits."""
 LARGEST_SUM = 2**40
 """Beyond it 64 times the sum, kept with 12 more bits, is no float64."""
 
 
+def conv_pool(layer: Conv) -> Pair:
+    """Return (height, width) of the largest pooling that a kernel, its stride and its padding hold."""
+    found = []
+    for axis in (0, 1):
+        # Windows that the convolution moves by whole ones, and pads by whole ones.
+        size = gcd(layer.weight_int.shape[2 + axis], layer.stride[axis], layer.padding[axis])
+        if layer.dilation[axis] != 1:
+            size = 1
+        fits = (
+            p
+            for p in range(size, 0, -1)
+            if size % p == 0 and _repeats(layer.weight_int, 2 + axis, p)
+        )
+        found.append(next(fits))
+    return found[0], found[1]
+
+
+def dense_pool(weight: Int32, entering: tuple[int, ...]) -> Pair:
+    """Return (height, width) of the largest pooling in a dense layer's (outputs, C * H * W) weights."""
+    if len(entering) != 3:
+        return 1, 1
+    image = weight.reshape(len(weight), *entering)
+    found = []
+    for axis in (2, 3):
+        fits = (p for p in range(image.shape[axis], 0, -1) if _pools(image, axis, p))
+        found.append(next(fits))
+    return found[0], found[1]
+
+
+def _pools(image: Int32, axis: int, p: int) -> bool:
+    # Rows or columns that no window fills weigh nothing.
+    full = image.shape[axis] // p * p
+    windows, rest = np.split(image, [full], axis)
+    return not rest.any() and _repeats(windows, axis, p)
+
+
+def _repeats(weight: Int32, axis: int, p: int) -> bool:
+    """Tell whether every p neighbours along an axis are equal."""
+    cut = np.moveaxis(weight, axis, -1)
+    cut = cut.reshape(*cut.shape[:-1], -1, p)
+    return bool((cut == cut[..., :1]).all())
+
+
+def unpooled(weight: Int32, pool: Pair, side: Pair) -> Int32:
+    """Repeat every weight p x p times; zeros fill up to `side`."""
+    copies = weight.repeat(pool[0], axis=-2).repeat(pool[1], axis=-1)
+    whole = np.zeros((*copies.shape[:-2], *side), dtype=np.int32)
+    whole[..., : copies.shape[-2], : copies.shape[-1]] = copies
+    return whole
+
+
 @contextmanager
 def exact_floats(device: torch.device) -> Iterator[None]:
-    """Nothing that rounds where integers are summed."""
+    """Switch off whatever rounds where integers are summed."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -112,13 +105,13 @@ def exact_floats(device: torch.device) -> Iterator[None]:
 
 
 class Synapse(nn.Module):
-    """A layer's weights and what they make of what arrives.
+    """A layer's weights and the sums they make of what arrives.
 
     Args:
-        layer: whose.
+        layer: the layer they belong to.
         entering: shape of what arrives.
         start: float weights, as the layer has them; of pooled ones one of every copy is kept.
-        grid: of its integers.
+        grid: legal integers of the weights.
     """
 
     def __init__(
@@ -134,40 +127,46 @@ class Synapse(nn.Module):
         """Whether convolutions are unfolded on the CPU too, as on a device."""
         self.entering = entering
         self.conv = layer if isinstance(layer, Conv) else None
+        delay = layer.delay_int if isinstance(layer, Dense) else None
         self.delay: torch.Tensor | None
-        self.register_buffer("delay", None)
+        self.register_buffer(
+            "delay", None if delay is None else torch.from_numpy(delay.astype(np.int64))
+        )
+        self.whole: tuple[int, ...]
+        """Shape of the weights with every copy; of a dense layer (outputs, C, H, W)."""
         if isinstance(layer, Conv):
-            self.pool = conv_pool(layer)
-            self.whole: tuple[int, ...] = layer.weight_int.shape
+            self.pool, self.whole = conv_pool(layer), layer.weight_int.shape
             start = start[..., :: self.pool[0], :: self.pool[1]]
         else:
-            delayed = isinstance(layer, Dense) and layer.delay_int is not None
-            self.pool = (1, 1) if delayed else dense_pool(layer.weight_int, entering)
+            # A delay belongs to one synapse: copies that arrive at different times cannot be summed first.
+            self.pool = (1, 1) if delay is not None else dense_pool(layer.weight_int, entering)
             image = entering if len(entering) == 3 else (*entering, 1, 1)
             self.whole = (len(start), *image)
-            start = pooled(start.reshape(self.whole), self.pool)
+            high, wide = (side // p * p for side, p in zip(image[1:], self.pool, strict=True))
+            start = start.reshape(self.whole)
+            start = start[..., : high : self.pool[0], : wide : self.pool[1]]
             start = start.reshape(len(start), -1)
-            if delayed:
-                self.register_buffer("delay", torch.from_numpy(layer.delay_int.astype(np.int64)))  # type: ignore[union-attr]
         self.weight = nn.Parameter(torch.from_numpy(np.ascontiguousarray(start)).float())
 
     def integers(self, step: torch.Tensor) -> torch.Tensor:
-        """Weights as integers, one of every pooled copy."""
+        """Return the weights as integers, one of every pooled copy."""
         return rounded(self.weight, step, self.grid)
 
     def bound(self, integers: torch.Tensor, payload: int) -> int:
-        """No |sum|, whole or part of one, is larger, whatever arrives up to the payload."""
+        """Return a bound of every |sum|, whole or part of one, whatever arrives up to the payload."""
         return one_side(integers) * prod(self.pool) * payload
 
     def forward(self, x: torch.Tensor, integers: torch.Tensor, bound: int) -> torch.Tensor:
-        """Sums of all steps.
+        """Sum what arrives in all steps.
 
         Args:
             x: (B, T, *entering) integers as floats.
-            integers, bound: of this module's functions of these names; bound of all that is added to the sums too.
+            integers: weights, from this module's `integers`.
+            bound: from this module's `bound`, and the bound of all that is added to the sums later.
 
         Returns:
-            (B, T, *output shape) integers: float32 where the bound allows it, else float64; a convolution's wrapped to 24 bits.
+            (B, T, *output shape) integers: float32 where the bound allows it, else float64; a
+            convolution's wrapped to 24 bits.
 
         Raises:
             ChipError: sums that no float holds.
@@ -176,35 +175,34 @@ class Synapse(nn.Module):
             raise ChipError(
                 f"layer '{self.name}': sums up to {bound} are not exact; the chip's accumulator ends at 2**15"
             )
-        dtype = (
-            torch.float32
-            if bound < FLOAT32_SUMS and integers.dtype == torch.float32
-            else torch.float64
-        )
+        narrow = bound < FLOAT32_SUMS and integers.dtype == torch.float32
+        dtype = torch.float32 if narrow else torch.float64
         x, weight = x.to(dtype), integers.to(dtype)
         with exact_floats(x.device):
-            if self.conv is not None:
-                sums = self._convolved(x.flatten(0, 1), weight, self.conv)
-            elif self.delay is not None:
+            if self.delay is not None:
                 return self._delayed(x.flatten(2), weight, self.delay)
+            frames = x.flatten(0, 1)
+            if self.conv is not None:
+                sums = self._convolved(frames, weight, self.conv)
             else:
-                sums = F.linear(self._pooled(x.flatten(0, 1), edges=False).flatten(1), weight)
+                sums = F.linear(self._pooled(frames, edges=False).flatten(1), weight)
         sums = sums.reshape(*x.shape[:2], *sums.shape[1:])
+        # Lava wraps the sums of convolutions, and of no other layer.
         return sums if self.conv is None or bound < FLOAT32_SUMS else wrapped(sums)
 
     def _pooled(self, frames: torch.Tensor, *, edges: bool) -> torch.Tensor:
-        """Sums over the pooling's windows; `edges`: also of those that are cut."""
+        """Sum over the pooling's windows; `edges`: also over those that are cut."""
         if self.pool == (1, 1):
             return frames
         image = frames.reshape(-1, *self.entering)
+        # A divisor of 1 makes the average a sum.
         return F.avg_pool2d(image, self.pool, self.pool, ceil_mode=edges, divisor_override=1)
 
     def _convolved(self, frames: torch.Tensor, weight: torch.Tensor, layer: Conv) -> torch.Tensor:
         image = self._pooled(frames, edges=True)
-        stride, padding = (
-            (pair[0] // self.pool[0], pair[1] // self.pool[1])
-            for pair in (layer.stride, layer.padding)
-        )
+        high_p, wide_p = self.pool
+        stride = layer.stride[0] // high_p, layer.stride[1] // wide_p
+        padding = layer.padding[0] // high_p, layer.padding[1] // wide_p
         if not (image.is_cuda or self.unfolds):
             sums = F.conv2d(image, weight, None, stride, padding, layer.dilation, layer.groups)
         else:
@@ -212,6 +210,7 @@ class Synapse(nn.Module):
             columns = F.unfold(image, kernel, layer.dilation, padding, stride)
             columns = columns.reshape(len(columns), groups, -1, columns.shape[-1])
             sums = torch.matmul(weight.reshape(groups, len(weight) // groups, -1), columns)
+            # unfold gives places in a row; their width is that of a convolution's output.
             reach = layer.dilation[1] * (kernel[1] - 1) + 1
             across = (image.shape[3] + 2 * padding[1] - reach) // stride[1] + 1
             sums = sums.reshape(len(image), len(weight), -1, across)
@@ -220,7 +219,7 @@ class Synapse(nn.Module):
         return sums if sums.shape[2:] == (high, wide) else sums[:, :, :high, :wide]
 
     def _delayed(self, x: torch.Tensor, weight: torch.Tensor, delay: torch.Tensor) -> torch.Tensor:
-        """a[t] = sum over synapses of W x[t - delay], silence before the first step."""
+        """Sum a[t] = sum over synapses of W x[t - delay], silence before the first step."""
         steps = x.shape[1]
         sums = x.new_zeros((*x.shape[:2], len(weight)))
         for late in torch.unique(delay).tolist():
@@ -230,48 +229,47 @@ class Synapse(nn.Module):
         return sums
 
     def copied(self, integers: torch.Tensor) -> Int32:
-        """Integers as the chip network holds them: int32, pooled ones as often as they stand there."""
+        """Return integers as the chip network holds them: int32, pooled ones as often as they stand there."""
         weight = integers.detach().cpu().numpy().astype(np.int32)
+        side = self.whole[2], self.whole[3]
         if self.conv is not None:
-            return unpooled(weight, self.pool, (self.whole[2], self.whole[3]))
-        if self.pool == (1, 1):
-            return weight
-        channels, high, wide = self.whole[1:]
-        small = weight.reshape(len(weight), channels, high // self.pool[0], wide // self.pool[1])
-        return unpooled(small, self.pool, (high, wide)).reshape(len(weight), -1)
+            return unpooled(weight, self.pool, side)
+        high, wide = side[0] // self.pool[0], side[1] // self.pool[1]
+        small = weight.reshape(len(weight), self.whole[1], high, wide)
+        return unpooled(small, self.pool, side).reshape(len(weight), -1)
 
 
 def wrapped(sums: torch.Tensor) -> torch.Tensor:
-    """Sums wrapped to 24 signed bits; a wrap is a shift, so gradients pass."""
+    """Wrap sums to 24 signed bits; a wrap is a shift, so gradients pass."""
     half = float(1 << (SYNAPSE_BITS - 1))
     turns = torch.floor((sums.detach() + half) / (2 * half))
     return sums - turns * (2 * half)
 
 
 def one_side(weight: torch.Tensor) -> int:
-    """Largest sum of an output's weights of one sign."""
+    """Return the largest sum of an output's weights of one sign."""
     rows = weight.detach().double().flatten(1)
     return int(max(rows.clamp(min=0).sum(1).max(), (-rows).clamp(min=0).sum(1).max()))
 
 
 class Accumulates(nn.Module):
-    """Fan-out of a layer's inputs.
+    """Fan-out of a layer's inputs, and the synaptic accumulates that it makes them cost.
 
     Args:
-        layer: whose.
+        layer: the layer whose inputs they are.
     """
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         reaches = delayed_reach(layer) if isinstance(layer, Dense) else {0: layer_reach(layer)}
         self.delays = tuple(reaches)
-        for number, reach in enumerate(reaches.values()):
-            stored = torch.from_numpy(reach.stored.reshape(-1)).double()
-            # It follows from the network, so checkpoints need not hold it.
-            self.register_buffer(f"reach_{number}", stored, persistent=False)
+        stored = np.stack([reach.stored.reshape(-1) for reach in reaches.values()])
+        self.reach: torch.Tensor
+        # It follows from the network, so checkpoints need not hold it.
+        self.register_buffer("reach", torch.from_numpy(stored).double(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Accumulates of each clip, (B,) float64.
+        """Return the accumulates of each clip, (B,) float64.
 
         Args:
             x: (B, T, *entering) what arrives. Frames that hold more than 0 and 1 multiply and cost no accumulates.
@@ -282,20 +280,19 @@ class Accumulates(nn.Module):
         if bool(graded.any()):
             flat = flat * ~graded
         total = flat.new_zeros(len(flat), dtype=torch.float64)
-        for number, ago in enumerate(self.delays):
-            # What would act after the inference is not paid.
-            total = total + flat[:, : max(0, steps - ago)].sum(1).double() @ getattr(
-                self, f"reach_{number}"
-            )
+        for ago, reach in zip(self.delays, self.reach, strict=True):
+            # An event that would act after the inference is not paid.
+            total = total + flat[:, : max(0, steps - ago)].sum(1).double() @ reach
         return total
 
 
 def returned(spikes: torch.Tensor, recurrent: torch.Tensor) -> torch.Tensor:
-    """Accumulates of a layer's own spikes in each clip, (B,) float64; those of the last step come back too late.
+    """Return the accumulates of a layer's own spikes in each clip, (B,) float64.
 
     Args:
-        spikes: (B, T, neurons).
-        recurrent: (neurons, neurons) integers; where no neuron hears itself there are no such synapses.
+        spikes: (B, T, neurons); those of the last step come back too late.
+        recurrent: (neurons, neurons) integers.
     """
+    # Where no neuron feeds itself the diagonal is no synapses at all.
     autapses = bool(torch.diagonal(recurrent).any())
     return (len(recurrent) - (not autapses)) * spikes[:, :-1].flatten(1).sum(1).double()
