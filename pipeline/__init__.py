@@ -10,7 +10,7 @@ Nothing here prints. Long work reports its progress to a function that the calle
 - `evaluating`, `evaluation`, `evaluation_file`, `measures`: how right the networks of a run are.
 - `energy_facts`: what an inference costs. `run_report`: what the files of a run say.
 - `published`: results of papers. `pictures`: figures. `progress`: events of long work.
-- `many`: studies of many runs.
+- `studies`: what many runs say, shared by processes and machines.
 """
 
 from typing import TYPE_CHECKING
@@ -56,6 +56,23 @@ if TYPE_CHECKING:
         train,
         verify,
     )
+    from knarr.pipeline.studies.engine import StudyError
+    from knarr.pipeline.studies.pareto_front import pareto
+    from knarr.pipeline.studies.results import (
+        ParetoPoint,
+        ParetoResult,
+        SweepResult,
+        SweepTrial,
+    )
+    from knarr.pipeline.studies.sweeps import sweep
+    from knarr.pipeline.studies.tables import (
+        Costs,
+        GridTable,
+        Rate,
+        RowSummary,
+        TableResult,
+        table,
+    )
 else:
     __getattr__ = lazy_face(
         __name__,
@@ -78,6 +95,11 @@ else:
                 "chip_samples deploy draw_pictures energy export fork_run "
                 "price_run read_deployable run simulate train verify"
             ),
+            "studies.engine": "StudyError",
+            "studies.pareto_front": "pareto",
+            "studies.results": "ParetoPoint ParetoResult SweepResult SweepTrial",
+            "studies.sweeps": "sweep",
+            "studies.tables": "Costs GridTable Rate RowSummary TableResult table",
         },
     )
 
@@ -94,16 +116,26 @@ __all__ = [
     "SHARED",
     "VERIFICATION",
     "ConfidenceInterval",
+    "Costs",
     "Estimate",
     "EvaluationError",
+    "GridTable",
     "Network",
     "OnProgress",
+    "ParetoPoint",
+    "ParetoResult",
     "Pricing",
     "Progress",
     "PublishedCell",
+    "Rate",
+    "RowSummary",
     "Run",
     "RunError",
     "RunEvaluation",
+    "StudyError",
+    "SweepResult",
+    "SweepTrial",
+    "TableResult",
     "chip_samples",
     "counter",
     "deploy",
@@ -122,6 +154,7 @@ __all__ = [
     "measures_json",
     "open_run",
     "outputs_of",
+    "pareto",
     "price_run",
     "read_deployable",
     "read_json",
@@ -129,6 +162,8 @@ __all__ = [
     "report",
     "run",
     "simulate",
+    "sweep",
+    "table",
     "train",
     "verify",
     "write_json",

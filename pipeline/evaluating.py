@@ -13,7 +13,6 @@ from knarr.pipeline import stages
 from knarr.pipeline.evaluation import check_size
 from knarr.pipeline.evaluation_file import EVALUATION, RunEvaluation, write
 from knarr.pipeline.fit_progress import FitProgress
-from knarr.pipeline.many.tabling import NOT_DEPLOYED
 from knarr.pipeline.progress import OnProgress, ignore
 from knarr.pipeline.run_folder import NET, Run, open_run, release
 from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
@@ -25,6 +24,8 @@ from knarr.train.systems.emotionkd import fold_count
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe
 from knarr.train.train import student_predictions, teacher_predictions
 
+NOT_DEPLOYED = "not_deployed.txt"
+"""In the folder of a run whose student should have come onto the chip and did not: why."""
 HOW = {
     "last": "weights of the last epoch",
     "val": "weights of the best validation epoch",

@@ -377,7 +377,7 @@ def release(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Wait until no other process of this machine is here; `path` is a file for it."""
     lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
@@ -402,7 +402,7 @@ def generated_data(recipe: Recipe, cache: Path, on_progress: OnProgress = ignore
     root = cache / system.folder_name()
     cache.mkdir(parents=True, exist_ok=True)
     # Another's half-made folder looks like one of a killed process, which the generator removes.
-    with _alone(cache / f".{root.name}.lock"):
+    with alone(cache / f".{root.name}.lock"):
         if not root.is_dir():
             on_progress(Progress(f"Generating {recipe.data.kind} into {root}"))
             system.generate(root, counter(on_progress, "clips"))

@@ -10,9 +10,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from knarr.pipeline import OTHER_DATA, ConfidenceInterval, PublishedCell
-from knarr.pipeline.many.grid_summary import GridTable, Rate, RowSummary
-from knarr.pipeline.many.table_costs import Costs
+from knarr.pipeline import (
+    OTHER_DATA,
+    ConfidenceInterval,
+    Costs,
+    GridTable,
+    PublishedCell,
+    Rate,
+    RowSummary,
+)
 
 OTHER_PROTOCOL: Final = "**"
 PARTIAL: Final = "~"

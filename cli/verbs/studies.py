@@ -1,16 +1,57 @@
-"""Verbs of many runs: table, sweep, pareto."""
+"""Verbs of many runs: table, sweep, pareto. Each works on its study beside any other workers, and prints what it says."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from knarr.cli.app import DataOption, JsonOption, RecipeArgument, SetOption, app, finish
 from knarr.cli.errors import UsageError
-from knarr.cli.output import show_progress
+from knarr.cli.output import make_console, show_progress
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        help="Database URL by which several machines share the study, such as postgresql://...; "
+        "default a SQLite file beside its runs, for the processes of one machine.",
+    ),
+]
+Number = TypeVar("Number", int, float)
+
+
+def numbers(
+    option: str, text: str, kind: type[Number], most: float, *, none: bool = False
+) -> list[Number]:
+    """Read the numbers that an option lists.
+
+    Args:
+        option: Name of the option.
+        text: Its value.
+        kind: Kind of the numbers.
+        most: Highest allowed number.
+        none: Whether there may be no number.
+
+    Raises:
+        UsageError: Something else than different numbers above 0.
+    """
+    try:
+        found = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise UsageError(
+            f"{option}: '{text[:60]}'; give numbers with commas between, such as 8,4"
+        ) from error
+    if (
+        len(set(found)) < len(found)
+        or not all(0 < number <= most for number in found)
+        or not (found or none)
+    ):
+        raise UsageError(
+            f"{option}: '{text[:60]}'; give different numbers above 0, at most {most:g}"
+        )
+    return found
 
 
 @app.command(
@@ -27,21 +68,22 @@ def table(
     fit: Annotated[
         bool, typer.Option("--fit", help="Make the runs that are missing first.")
     ] = False,
+    storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
     """Print a grid of runs beside published numbers, with a source for each and a mark where data differ."""
-    from knarr.pipeline import evaluating
-    from knarr.pipeline.many import tabling
+    from knarr import pipeline
+    from knarr.cli.text.table import print_table, table_json
 
-    failed = tabling.table(
-        grid,
-        data,
-        out,
-        fit=fit,
-        json=json,
-        fit_and_evaluate=partial(evaluating.fit_and_evaluate, grids=out, on_progress=show_progress),
-        count_people=evaluating.count_people,
+    result = pipeline.table(
+        grid, data=data, out=out, fit=fit, storage=storage, on_progress=show_progress
     )
+    failed = result.not_deployed
+    if json:
+        facts = table_json(result.summary, result.costs)
+        print(pipeline.json_text({**facts, "not_deployed": failed}))
+    else:
+        print_table(result.summary, result.costs, make_console())
     if failed and fit:
         raise UsageError(
             f"{len(failed)} run(s) measured without a chip: {'; '.join(failed)}; remove a run's evaluation.json to try it again"
@@ -57,18 +99,19 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the trials; runs/<name> when left out.")
     ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            "--storage", help="Database URL of the study, for machines without a shared folder."
-        ),
-    ] = None,
+    storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
     """Search settings by the validation split; several machines may share one study, and killed trials go on."""
-    from knarr.pipeline.many import sweeping
+    from knarr import pipeline
+    from knarr.cli.text.studies import print_sweep, sweep_facts
 
-    finish(sweeping.sweep(file, data, out, storage, json=json))
+    result = pipeline.sweep(file, data=data, out=out, storage=storage, on_progress=show_progress)
+    if json:
+        print(pipeline.json_text(sweep_facts(result)))
+    else:
+        print_sweep(result, make_console())
+    finish(result.best is not None)
 
 
 @app.command(epilog="Example: knarr pareto nmnist --data nmnist_small --bits 8,4 --shares 1,0.5")
@@ -102,22 +145,28 @@ def pareto(
             "--model", help="Energy that the front is found by: paper, memory, chip:PROFILE."
         ),
     ] = "paper",
+    storage: StorageOption = None,
     changes: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Fit one student in the chip's arithmetic at each of several costs; table and picture; a killed search goes on."""
-    from knarr.pipeline.many import pareto as costs
+    from knarr import pipeline
+    from knarr.cli.text.studies import print_pareto
 
-    finish(
-        costs.pareto(
-            recipe,
-            data,
-            out,
-            changes or [],
-            bits=costs.numbers("--bits", bits, int, 8),
-            steps=costs.numbers("--steps", steps, int, 10**6, none=True),
-            shares=costs.numbers("--shares", shares, float, 1),
-            model=model,
-            json=json,
-        )
+    result = pipeline.pareto(
+        recipe,
+        bits=numbers("--bits", bits, int, 8),
+        steps=numbers("--steps", steps, int, 10**6, none=True),
+        shares=numbers("--shares", shares, float, 1),
+        model=model,
+        data=data,
+        out=out,
+        changes=changes or (),
+        storage=storage,
+        on_progress=show_progress,
     )
+    if json:
+        print(pipeline.json_text(result.to_json()))
+    else:
+        print_pareto(result, make_console())
+    finish(bool(result.points))

@@ -5,36 +5,26 @@ Accuracy against energy, one panel per energy model, each with its intervals.
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from knarr.pipeline.many.sweep import Result
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from knarr.pipeline.studies.results import ParetoPoint, SweepResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from knarr.pipeline.many.pareto import Point
-
-
-mpl.use("Agg")
-
+mpl.use("Agg")  # a machine without a screen draws too
 
 FINISHED, BEST, OTHER = "tab:blue", "tab:red", "tab:gray"
 
 
-def draw_sweep(result: Result) -> Figure:
+def draw_sweep(result: SweepResult) -> Figure:
     """Values by trial, and importance beside them where there are trials enough for it."""
     settings = result.sweep.settings
     rows = max(3.6, 0.3 * len(result.importance) + 1.2)
@@ -50,15 +40,7 @@ def draw_sweep(result: Result) -> Figure:
     return figure
 
 
-def png(result: Result) -> bytes:
-    """The picture as a PNG file."""
-    figure, buffer = draw_sweep(result), io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-def _history(axes: Axes, result: Result) -> None:
+def _history(axes: Axes, result: SweepResult) -> None:
     """Every trial with a value as a point; the best one up to each trial as a line."""
     for state, marker, colour in (("finished", "o", FINISHED), ("pruned", "x", OTHER)):
         shown = [
@@ -66,14 +48,14 @@ def _history(axes: Axes, result: Result) -> None:
         ]
         if shown:
             values = np.array([trial.value for trial in shown], dtype=float)
-            places = np.array([trial.slot + 1 for trial in shown])
+            places = np.array([trial.number + 1 for trial in shown])
             axes.scatter(places, values, s=18, marker=marker, c=colour, label=state)
     finished = [trial for trial in result.trials if trial.state == "finished"]
     if finished:
         values = np.array([trial.value for trial in finished], dtype=float)
         best = (np.maximum if result.sweep.maximise else np.minimum).accumulate(values)
         axes.step(
-            [trial.slot + 1 for trial in finished],
+            [trial.number + 1 for trial in finished],
             best,
             where="post",
             color=BEST,
@@ -99,16 +81,13 @@ def _importance(axes: Axes, importance: dict[str, float]) -> None:
     axes.set_xlabel("importance (PED-ANOVA)", fontsize=8)
 
 
-mpl.use("Agg")
-
-
 MARKERS = "os^Dv<>p"
 COLUMNS = 2
 DECADE = 10
 """Costs that differ by more lie on a logarithmic axis."""
 
 
-def draw_pareto(points: Sequence[Point], facts: dict[str, Any]) -> Figure:
+def draw_pareto(points: Sequence[ParetoPoint], facts: dict[str, Any]) -> Figure:
     """Points of all models; the front is drawn where it was found."""
     models = list(points[0].facts["energy"])
     rows = -(-len(models) // COLUMNS)
@@ -134,7 +113,7 @@ def draw_pareto(points: Sequence[Point], facts: dict[str, Any]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, points: Sequence[Point], model: str, facts: dict[str, Any]) -> None:
+def _panel(axes: Axes, points: Sequence[ParetoPoint], model: str, facts: dict[str, Any]) -> None:
     steps = sorted({point.parameters["chip.timesteps"] for point in points}, reverse=True)
     bits = sorted({point.parameters["chip.weight_bits"] for point in points}, reverse=True)
     unknown = False

@@ -1,1 +1,0 @@
-"""Many runs: grids, sweeps and Pareto searches."""

@@ -1,0 +1,376 @@
+"""Work on the points of a study in any number of processes, which share them through a database.
+
+A point is one run: a folder below the study's, and parameters that are fixed or drawn when its turn comes. Sweeps,
+tables and Pareto searches are lists of points. Optuna keeps a trial for each attempt at a point, in a SQLite file for
+the processes of one machine or on a database server for several machines, and every worker decides what to do next by
+these trials alone:
+
+- A worker takes the first point that nobody has finished and nobody works on.
+- A worker shows with a heartbeat that it lives. A trial whose heartbeat stops (its worker was killed, its machine
+  switched off) is failed by whoever looks next, and queued again for the same folder and with the same parameters, so
+  that its run goes on there after the last epoch that was saved.
+- Of two trials for one folder the earlier one counts, and the later one is dropped before it begins.
+
+Nothing is unpickled: a database of somebody else's can name wrong parameters, which the recipe checks, but runs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.samplers import RandomSampler
+from optuna.storages import RDBStorage
+from optuna.storages._heartbeat import get_heartbeat_thread
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from knarr.errors import KnarrError
+from knarr.pipeline.progress import OnProgress, Progress, ignore
+
+STUDY_FILE = "study.db"
+HEARTBEAT_S = 10
+GRACE_S = 90
+"""Seconds without a heartbeat after which a trial counts as left behind. A worker that stands still for longer, such
+as a suspended laptop, loses its trial; it is told so when it goes on."""
+DATABASES: Final = ("sqlite", "postgresql", "mysql")
+BUSY_S = 60
+TABLE_TRIES = 5
+FOLDER, BEGUN, REFUSED = "folder", "begun", "refused"
+"""Attributes of a trial: its point, whether all its parameters are known, and why they make no run."""
+DONE: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+
+Report: TypeAlias = Callable[[int, float], None]
+"""A function to call with (epoch, value) after every epoch. What it raises ends the run, which has to let it pass."""
+Trials: TypeAlias = Mapping[str | None, Sequence[FrozenTrial]]
+"""Trials by their point's folder, each list in the order in which they were made."""
+
+
+class StudyError(KnarrError, ValueError):
+    """A study's file or storage is unreadable or holds something else, or two of its settings contradict each other."""
+
+
+class RefusedError(Exception):
+    """The parameters of a point make no run, which is a result; any other exception ends the worker."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a study.
+
+    Attributes:
+        folder: Its folder below the study's, by which the storage knows the point.
+        parameters: Its parameters where they are fixed, as Optuna keeps them.
+    """
+
+    folder: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Study(ABC):
+    """A list of points and its storage.
+
+    Args:
+        name: Name of the study in its storage.
+        points: All points, in the order in which they are begun.
+        folder: Folder of the study, made when it is not there.
+        storage: Address of a database, see `open_storage`; None for a SQLite file in `folder`.
+        maximise: Whether high values are good ones.
+        pruner: Decides after each report whether a run is worth going on with; None for always.
+        on_progress: Called with what happens.
+        heartbeat_s, grace_s: Seconds between two heartbeats, and without any; the same for all workers.
+
+    Raises:
+        StudyError: The storage does not answer, or is none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        points: Sequence[Point],
+        folder: Path,
+        storage: str | None = None,
+        *,
+        maximise: bool = True,
+        pruner: optuna.pruners.BasePruner | None = None,
+        on_progress: OnProgress = ignore,
+        heartbeat_s: int = HEARTBEAT_S,
+        grace_s: int = GRACE_S,
+    ) -> None:
+        self.name, self.folder, self.on_progress = name, folder, on_progress
+        self.points = {point.folder: point for point in points}
+        self.numbers = {point.folder: number for number, point in enumerate(points)}
+        self._seen: set[int] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+        url = storage or f"sqlite:///{folder / STUDY_FILE}"
+        self._storage = open_storage(url, heartbeat_s, grace_s, self._queue_again)
+        with self._storage_errors():
+            self.optuna = optuna.create_study(
+                storage=self._storage,
+                study_name=name,
+                direction="maximize" if maximise else "minimize",
+                sampler=RandomSampler(),  # `draw` sets another one for each point
+                pruner=pruner or optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+
+    @abstractmethod
+    def run(self, number: int, parameters: dict[str, Any], report: Report) -> float:
+        """Make the run of a point, or go on with one that was cut short, and return its value.
+
+        Args:
+            number: Number of the point, from 0.
+            parameters: What `draw` gave.
+            report: To be called after every epoch, if there are any.
+
+        Raises:
+            RefusedError: The parameters make no run.
+        """
+
+    def draw(self, trial: optuna.Trial, number: int) -> dict[str, Any]:
+        """Return the parameters of a point, asking `trial` for those that it should keep."""
+        return {}
+
+    def is_done(self, folder: str, trials: Trials) -> bool:
+        """Return whether a point is finished."""
+        return first(trials[folder], DONE) is not None
+
+    def say(self, text: str) -> None:
+        """Report a sentence as progress."""
+        self.on_progress(Progress(text))
+
+    def work(self, poll_s: float = 1.0) -> Trials:
+        """Work until all points are done, beside any other workers, and return all trials.
+
+        Args:
+            poll_s: Seconds between two looks while others work on the last points.
+
+        Raises:
+            StudyError: The storage fails.
+            Exception: Whatever `run` raises but RefusedError; its point goes on at the next start.
+        """
+        said = ""
+        with self._storage_errors():
+            while (waits_for := self._step()) is not None:
+                if waits_for and waits_for != said:
+                    self.say(waits_for)
+                if waits_for:
+                    time.sleep(poll_s)
+                said = waits_for
+            return self._trials()
+
+    def _step(self) -> str | None:
+        """Make one run, or look around.
+
+        Returns:
+            None when all is done, a text that says what is waited for, or an empty one when there is more to do.
+        """
+        with _quiet():
+            optuna.storages.fail_stale_trials(self.optuna)
+        trials = self._trials()
+        left = [folder for folder in self.points if not self.is_done(folder, trials)]
+        if not left:
+            return None
+        states = Counter(trial.state for own in trials.values() for trial in own)
+        # What is queued goes first: mostly runs that were cut short, whose checkpoints are there.
+        if not states[TrialState.WAITING]:
+            free = (name for name in left if first(trials[name], [TrialState.RUNNING]) is None)
+            folder = next(free, None)
+            if folder is None:
+                self._watch(trials)
+                running = states[TrialState.RUNNING]
+                return (
+                    f"Waiting for other workers: {running} of {len(self.points)} trials are running"
+                )
+            self._queue(self.points[folder], trials[folder])
+        with _quiet():
+            trial = self.optuna.ask()
+        with get_heartbeat_thread(trial._trial_id, self._storage):
+            self._attempt(trial)
+        return ""
+
+    def _trials(self) -> Trials:
+        found: dict[str | None, list[FrozenTrial]] = defaultdict(list)
+        for trial in self.optuna.get_trials(deepcopy=False):
+            found[trial.user_attrs.get(FOLDER)].append(trial)
+        return found
+
+    def _watch(self, trials: Trials) -> None:
+        """Give each running trial that is seen for the first time a heartbeat.
+
+        A worker that is killed between taking a trial and its own first heartbeat leaves one that never becomes stale.
+        """
+        for own in trials.values():
+            for trial in own:
+                if trial.state == TrialState.RUNNING and trial.number not in self._seen:
+                    self._seen.add(trial.number)
+                    self._storage.record_heartbeat(trial._trial_id)
+
+    def _queue(self, point: Point, failed: Sequence[FrozenTrial]) -> None:
+        """Queue a trial for a point that is free, with the parameters of an earlier one that had begun."""
+        begun = [trial for trial in failed if trial.user_attrs.get(BEGUN)]
+        if begun:
+            self._queue_again(self.optuna, begun[-1])
+        else:
+            self.optuna.enqueue_trial(dict(point.parameters), user_attrs={FOLDER: point.folder})
+
+    def _queue_again(self, study: optuna.Study, failed: FrozenTrial) -> None:
+        """Queue another trial for the folder and with the parameters of one that was cut short."""
+        # Before all its parameters are known nothing is in its folder; drawn from anew, the generator repeats them all.
+        if not failed.user_attrs.get(BEGUN):
+            return
+        self.say(f"{failed.user_attrs[FOLDER]} was cut short; it goes on")
+        study.add_trial(
+            create_trial(
+                state=TrialState.WAITING,
+                params=failed.params,
+                distributions=failed.distributions,
+                user_attrs=failed.user_attrs,
+                intermediate_values=failed.intermediate_values,
+            )
+        )
+
+    def _attempt(self, trial: optuna.Trial) -> None:
+        """Make the run that a trial is for, unless it turns out that nobody needs it."""
+        folder, trials = trial.user_attrs.get(FOLDER), self._trials()
+        other = first(trials[folder], [TrialState.RUNNING])
+        taken = other is not None and other.number < trial.number
+        # A trial without a folder is what Optuna makes when another worker took the one that was queued.
+        if folder not in self.points or taken or self.is_done(folder, trials):
+            self._tell(trial, TrialState.FAIL)
+            return
+        reported = set(trials[folder][-1].intermediate_values)
+
+        def report(epoch: int, value: float) -> None:
+            # A run that goes on repeats the epoch it was in, which may have been reported.
+            if epoch not in reported:
+                trial.report(value, epoch)
+                reported.add(epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            parameters = self.draw(trial, self.numbers[folder])
+            trial.set_user_attr(BEGUN, True)
+            value = self.run(self.numbers[folder], parameters, report)
+            self._tell(trial, TrialState.COMPLETE, value)
+        except RefusedError as error:
+            # Not failed but pruned: from those samplers learn to stay away, of failed ones they know nothing.
+            trial.set_user_attr(REFUSED, str(error)[:1000])
+            self._tell(trial, TrialState.PRUNED)
+            self.say(f"  {folder} refused: {error}")
+        except optuna.TrialPruned:
+            self._tell(trial, TrialState.PRUNED)
+            self.say(f"  {folder} pruned after epoch {max(reported, default=-1) + 1}")
+        except UpdateFinishedTrialError:
+            self.say(f"{folder}: another worker has taken it over")
+        except BaseException:
+            self._tell(trial, TrialState.FAIL)
+            raise
+
+    def _tell(self, trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
+        """Finish a trial.
+
+        Raises:
+            UpdateFinishedTrialError: Another worker has failed it in the meantime.
+        """
+        told = self.optuna.tell(trial, value, state, skip_if_finished=True)
+        if told.state != state:
+            raise UpdateFinishedTrialError
+
+    @contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageInternalError as error:
+            # Optuna's own text says nothing; the database's stands in its cause.
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
+            raise StudyError(
+                f"study '{self.name}': its storage failed ({reason}); run the same command again"
+            ) from error
+
+
+def first(trials: Sequence[FrozenTrial], states: Sequence[TrialState]) -> FrozenTrial | None:
+    """Return the earliest trial in one of these states."""
+    return next((trial for trial in trials if trial.state in states), None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Optuna says of heartbeats: that they are experimental, and made for Study.optimize."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
+        yield
+
+
+def open_storage(
+    url: str,
+    heartbeat_s: int,
+    grace_s: int,
+    on_stale: Callable[[optuna.Study, FrozenTrial], None],
+) -> RDBStorage:
+    """Open the database of a study, making its tables when they are not there.
+
+    Args:
+        url: "sqlite:///file" for the processes of one machine, "postgresql://..." or "mysql://..." with their drivers
+            installed for several.
+        heartbeat_s, grace_s: Seconds between two heartbeats, and without any.
+        on_stale: Called by the worker that failed a trial whose heartbeat has stopped.
+
+    Raises:
+        StudyError: The address is none, or the database does not answer.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise StudyError(
+            f"storage '{url}': no address of a database; such as sqlite:///study.db"
+        ) from error
+    shown = parsed.render_as_string(hide_password=True)
+    kind = parsed.get_backend_name()
+    if kind not in DATABASES:
+        raise StudyError(f"storage '{shown}': {kind} is none of {', '.join(DATABASES)}")
+    # Of SQLite's own, the driver's transactions are off: they begin with the first change, after what it depends on was read.
+    arguments = {"timeout": BUSY_S, "isolation_level": None} if kind == "sqlite" else {}
+    for attempt in range(1, TABLE_TRIES + 1):
+        try:
+            with _quiet():
+                storage = RDBStorage(
+                    url,
+                    engine_kwargs={"connect_args": arguments},
+                    heartbeat_interval=heartbeat_s,
+                    grace_period=grace_s,
+                    heartbeat_stale_trial_callback=on_stale,
+                )
+            break
+        except ImportError as error:
+            raise StudyError(
+                f"storage '{shown}': its driver is not installed ({error.__cause__})"
+            ) from error
+        except (sqlalchemy.exc.SQLAlchemyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(getattr(error, "orig", error)).splitlines()[:1])
+            # Two workers that begin at once both make the tables, and one of them is refused.
+            raced = ("already exists", "locked", "UNIQUE constraint", "duplicate key")
+            if attempt == TABLE_TRIES or not any(words in reason for words in raced):
+                raise StudyError(f"storage '{shown}': {reason}; see that it is there") from error
+            time.sleep(0.1 * 2**attempt)
+    if kind == "sqlite":
+        # Optuna keeps two workers from taking one trial by SELECT .. FOR UPDATE, which SQLite has not: here each
+        # transaction locks the file from its beginning.
+        sqlalchemy.event.listen(storage.engine, "begin", _lock_file)
+    return storage
+
+
+def _lock_file(connection: sqlalchemy.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,553 @@
+"""Tables: the runs of a grid, those that are missing made where asked, as rows beside the published numbers.
+
+Two intervals stand beside each other and are never mixed. That over seeds says what another run of the same recipe
+would give; that over people says what other people would give. The second is drawn with all seeds of a row at once
+(each is one more pass over the same samples), so it belongs to the mean that is printed; where seeds were tested on
+different samples there is none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knarr.pipeline.evaluating import NOT_DEPLOYED, count_people, fit_and_evaluate
+from knarr.pipeline.evaluation import EvaluationError, Indices, Network, RunEvaluation, pool
+from knarr.pipeline.evaluation_file import EVALUATION, read
+from knarr.pipeline.files import expecting, read_json
+from knarr.pipeline.measures import ConfidenceInterval, Estimate, t_interval
+from knarr.pipeline.progress import OnProgress, Progress, ignore
+from knarr.pipeline.published import Beside, compare_with_published
+from knarr.pipeline.run_folder import ENERGY, read_run
+from knarr.pipeline.studies.engine import Point, Report, Study, Trials
+from knarr.pipeline.studies.grid import (
+    GridCell,
+    GridError,
+    PlannedRow,
+    RunGrid,
+    expand,
+    load_grid,
+    row_folder,
+)
+from knarr.train.datasets.eyes.generate import LIGHTS
+from knarr.train.settings import Recipe
+
+Results = Sequence[tuple[GridCell, RunEvaluation | None]]
+"""All runs of a grid, with their evaluation where they are finished."""
+
+
+@dataclass(frozen=True)
+class OverFolds:
+    """A rate in each fold by itself, mean over seeds.
+
+    Attributes:
+        mean: Mean over folds, each counted once, whatever its size.
+        spread: Standard deviation (n - 1) over folds; None with one.
+        folds: How many folds the rate has a value in.
+    """
+
+    mean: float
+    spread: float | None
+    folds: int
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One rate of a row, 0 .. 1.
+
+    Attributes:
+        value: Mean over seeds of the rate of all folds pooled.
+        over_seeds: Student's interval; None with one seed.
+        over_people: Bootstrap of that mean; None where nobody's samples, one person's, or other ones for each seed.
+        over_folds: None where there is one fold.
+    """
+
+    value: float
+    over_seeds: ConfidenceInterval | None
+    over_people: ConfidenceInterval | None
+    over_folds: OverFolds | None
+
+
+@dataclass(frozen=True, eq=False)
+class RowSummary:
+    """A row of the table.
+
+    Attributes:
+        name: Its name as printed.
+        network: The network whose predictions are measured.
+        finished: How many of its runs are evaluated.
+        wanted: How many runs it has; None where nobody knows how many folds there are.
+        seeds: Seeds that the rates are means over.
+        folds, fold_count: How many folds are pooled, and how many there are.
+        data, protocol: Those of our runs, in words; None with nothing finished.
+        samples: How many test samples there are.
+        subjects: How many people; None where the samples are nobody's.
+        rates: Rates by column; None where a run lacks it, all None with nothing finished.
+        beside: The published row; None where there is none. With nothing finished it is there without ours.
+    """
+
+    name: str
+    network: Network
+    finished: int
+    wanted: int | None
+    seeds: tuple[int, ...]
+    folds: int
+    fold_count: int
+    data: str | None
+    protocol: str | None
+    samples: int
+    subjects: int | None
+    rates: Mapping[str, Rate | None]
+    beside: Beside | None
+
+    @property
+    def partial(self) -> bool:
+        """Whether something is there, and runs or folds are missing behind it."""
+        whole = self.finished == self.wanted and self.folds == self.fold_count
+        return self.finished > 0 and not whole
+
+
+@dataclass(frozen=True, eq=False)
+class GridTable:
+    """All rows of a grid; `level` belongs to all intervals and is None with nothing finished."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    level: float | None
+    rows: tuple[RowSummary, ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one inference costs, mean over runs.
+
+    Attributes:
+        runs: How many runs the others are means over.
+        parameters: Weights and biases that are stored; None where sizes were not counted.
+        dense_macs: Multiplications if every input were active at every step.
+        mac, acc: Operations that happened.
+        spike_rate: Spikes of a neuron in a step, 0 .. 1, a last layer that never fires left out; None for an ANN.
+        layer_rates: The same of each layer.
+        energy_pj: Energy by the paper model; None where it was not priced.
+    """
+
+    runs: int
+    parameters: float | None
+    dense_macs: float
+    mac: float
+    acc: float
+    spike_rate: float | None
+    layer_rates: Mapping[str, float]
+    energy_pj: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class TableResult:
+    """A grid's table.
+
+    Attributes:
+        summary: Its rows.
+        costs: What an inference of each row costs, by the row's name; empty where the grid does not ask for it.
+        not_deployed: Runs that are measured without a chip, though they should have one, and why.
+    """
+
+    summary: GridTable
+    costs: dict[str, Costs | None]
+    not_deployed: list[str]
+
+
+def table(
+    name: str,
+    *,
+    data: Path | None = None,
+    out: Path = Path("runs/grids"),
+    fit: bool = False,
+    storage: str | None = None,
+    on_progress: OnProgress = ignore,
+) -> TableResult:
+    """Return a grid's table; with `fit`, make its missing runs first, beside any other workers.
+
+    A run that is there is never made again; remove its evaluation.json to measure it again.
+
+    Args:
+        name: A shipped grid, or a YAML file.
+        data: Folder of the data; None where they are generated, or for runs that are there.
+        out: Folder of all grids.
+        fit: Whether to make missing runs.
+        storage: Address of a database by which workers share them; None for a SQLite file in the grid's folder.
+        on_progress: Called with the progress of the runs.
+
+    Raises:
+        GridError: The grid is none, or has runs that do not belong together.
+        RecipeError: A recipe or a setting is not there, or a run has other settings than the grid says.
+        EvaluationError: An evaluation.json is damaged.
+        StudyError: The storage does not answer.
+    """
+    grid = load_grid(name)
+    if data is not None and not data.is_dir():
+        raise GridError(f"--data: {data} is no folder; check the path")
+
+    def count_folds(recipe: Recipe, row: PlannedRow) -> int | None:
+        own = _data_folder(data, row.data)
+        if own is not None and own.is_dir():
+            return count_people(recipe, own)
+        # Without data, a finished run says how many folds there are.
+        done = sorted((out / row_folder(grid, row)).glob(f"seed-*/fold-*/{EVALUATION}"))
+        return read(done[0]).fold_count if done else None
+
+    cells = expand(grid, count_folds=count_folds)
+    # Before any fit: a folder with another grid's run would be found out after days.
+    found = {cell.folder: _finished(cell, out) for cell in cells}
+    if fit:
+        missing = _missing(grid, cells, found, data, on_progress)
+        if missing:
+            _TableStudy(grid, missing, data, out, storage, on_progress).work()
+        found |= {cell.folder: _finished(cell, out) for cell in missing.values()}
+    results = [(cell, found[cell.folder]) for cell in cells]
+    notes = ((cell.folder, out / cell.folder / NOT_DEPLOYED) for cell in cells)
+    failed = [f"{run}: {path.read_text('utf-8').strip()}" for run, path in notes if path.is_file()]
+    costs = _costs(grid, results, out) if grid.costs else {}
+    return TableResult(summarise(grid, results), costs, failed)
+
+
+def _missing(
+    grid: RunGrid,
+    cells: Sequence[GridCell],
+    found: Mapping[str, RunEvaluation | None],
+    data: Path | None,
+    on_progress: OnProgress,
+) -> dict[str, GridCell]:
+    """Return the runs to be made by their title, and say which cannot be made for want of their data."""
+    rows = {cell.row for cell in cells}
+    for row in grid.planned():
+        if row.runs_of is None and row.name not in rows:
+            own = _data_folder(data, row.data)
+            on_progress(
+                Progress(
+                    f"Row '{row.name}': no data at {own or '--data'} say how many folds it has; left out"
+                )
+            )
+    missing = {}
+    for number, cell in enumerate(cells, start=1):
+        title = f"Run {number} of {len(cells)}: {cell.folder}"
+        own = _data_folder(data, cell.data)
+        if found[cell.folder] is not None:
+            continue
+        # Data that lie nowhere below are generated, or missed by the recipe with its own words.
+        if cell.data is not None and (own is None or not own.is_dir()):
+            on_progress(Progress(f"{title}: no data at {own or '--data'}; left out"))
+        else:
+            missing[title] = cell
+    return missing
+
+
+class _TableStudy(Study):
+    """The missing runs of a grid. A run is done when its evaluation.json is there, whatever the storage says."""
+
+    def __init__(
+        self,
+        grid: RunGrid,
+        cells: Mapping[str, GridCell],
+        data: Path | None,
+        out: Path,
+        storage: str | None,
+        on_progress: OnProgress,
+    ) -> None:
+        self.titles, self.cells = list(cells), list(cells.values())
+        self.data, self.out = data, out
+        points = [Point(cell.folder) for cell in self.cells]
+        name = f"table-{grid.name}"
+        super().__init__(name, points, out / grid.name, storage, on_progress=on_progress)
+
+    def is_done(self, folder: str, trials: Trials) -> bool:
+        """Return whether a run was measured."""
+        return (self.out / folder / EVALUATION).is_file()
+
+    def run(self, number: int, parameters: dict[str, Any], report: Report) -> float:
+        """Make one run."""
+        cell = self.cells[number]
+        self.say(self.titles[number])
+        own = _data_folder(self.data, cell.data)
+        folder = self.out / cell.folder
+        fit_and_evaluate(cell.recipe, own, folder, grids=self.out, on_progress=self.on_progress)
+        return 0.0  # what the run is worth stands in its evaluation.json
+
+
+def _data_folder(data: Path | None, below: str | None) -> Path | None:
+    return None if data is None else data / (below or "")
+
+
+def _finished(cell: GridCell, out: Path) -> RunEvaluation | None:
+    """Read the evaluation of a run; None where there is none yet.
+
+    Raises:
+        GridError: The run or its evaluation is another one than the grid's.
+    """
+    folder = out / cell.folder
+    if not (folder / EVALUATION).is_file():
+        return None
+    recipe, _ = read_run(folder)
+    if recipe != cell.recipe:
+        raise GridError(
+            f"{folder}: holds a run with other settings than row '{cell.row}'; remove it or give another --out"
+        )
+    found = read(folder / EVALUATION)
+    if cell.fold is not None and found.fold_numbers != (cell.fold,):
+        raise GridError(
+            f"{folder / EVALUATION}: of folds {list(found.fold_numbers)}, not {cell.fold}; remove it and evaluate again"
+        )
+    return found
+
+
+# --- rows
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Rates by name, as `compare_with_published` takes them."""
+
+    rates: Mapping[str, Rate | None]
+
+    def of(self, key: str) -> Estimate | None:
+        rate = self.rates.get(key)
+        return None if rate is None else Estimate(rate.value, None, rate.over_people, None)
+
+
+def summarise(grid: RunGrid, results: Results) -> GridTable:
+    """Return the rows of a grid, in its order.
+
+    Args:
+        grid: The grid as it was expanded.
+        results: All its runs.
+
+    Raises:
+        GridError: Runs of one row belong to other data, or folds were tested on the same samples.
+    """
+    levels = {found.level for _, found in results if found is not None}
+    if len(levels) > 1:
+        raise GridError(
+            f"grid '{grid.name}': intervals of {sorted(levels)}; evaluate all runs alike"
+        )
+    _assert_columns(grid, results)
+    rows = []
+    for row in grid.planned():
+        own = [(cell, found) for cell, found in results if cell.row == (row.runs_of or row.name)]
+        try:
+            rows.append(_row(grid, row, own))
+        except EvaluationError as error:
+            raise GridError(f"grid '{grid.name}': row '{row.name}': {error}") from None
+    return GridTable(grid.name, grid.title, grid.columns, next(iter(levels), None), tuple(rows))
+
+
+def _assert_columns(grid: RunGrid, results: Results) -> None:
+    """Refuse columns of a class or a lighting that no run has; a dash would look like one that is not defined."""
+    runs = [found for _, found in results if found is not None]
+    if len(runs) < len(results):  # a class or a lighting may yet come with another run
+        return
+    there = {"recall": {name for run in runs for name in run.classes}}
+    lights = {name for run in runs for name in run.lights or ()}
+    if lights:
+        # SEE has them all, some people of it may not.
+        there["group"] = lights | set(LIGHTS)
+    for column in grid.columns:
+        kind, _, name = column.partition("/")
+        if there.get(kind) and name not in there[kind]:
+            raise GridError(
+                f"grid '{grid.name}': column '{column}': no run has it; there are {', '.join(sorted(there[kind]))}"
+            )
+
+
+def _row(grid: RunGrid, row: PlannedRow, results: Results) -> RowSummary:
+    finished: dict[int, list[RunEvaluation]] = {}
+    for cell, found in results:
+        if found is not None and row.network in found.predicted:
+            finished.setdefault(cell.seed, []).append(found.only(row.network))
+    wanted = Counter(cell.seed for cell, _ in results)
+    # A seed that lacks folds would be a mean over other people: it counts only where no seed is whole.
+    whole = [seed for seed, found in finished.items() if len(found) == wanted[seed]]
+    pooled = {seed: pool(finished[seed]) for seed in sorted(whole or finished)}
+    runs = list(pooled.values())
+    _assert_alike(runs, row.network)
+    joined = _as_passes(runs, row.network)
+    rates = {key: _rate(runs, joined, row.network, key) for key in grid.columns}
+    first = runs[0] if runs else None
+    folds = min((len(run.fold_numbers) for run in runs), default=0)
+    beside = None
+    if row.beside is not None:
+        data = row.beside.table.data if first is None else first.on
+        beside = compare_with_published(_Rates(rates), row.beside, data=data, name=row.name)
+        cells = [cell for cell in beside.cells if cell.measure in grid.columns]
+        if first is not None and folds < first.fold_count:  # a part of the data is other data
+            cells = [replace(cell, difference=None) for cell in cells]
+        beside = replace(beside, cells=tuple(cells))
+    return RowSummary(
+        name=row.name,
+        network=row.network,
+        finished=sum(map(len, finished.values())),
+        wanted=len(results) or None,
+        seeds=tuple(pooled),
+        folds=folds,
+        fold_count=1 if first is None else first.fold_count,
+        data=None if first is None else first.on,
+        protocol=None if first is None else first.protocol,
+        samples=0 if first is None else len(first.names),
+        subjects=None if first is None or first.subjects is None else len(set(first.subjects)),
+        rates=rates,
+        beside=beside,
+    )
+
+
+def _assert_alike(runs: Sequence[RunEvaluation], network: Network) -> None:
+    """Refuse seeds of a row that were measured on other data or otherwise."""
+    for other in runs[1:]:
+        passes = [len(run.predicted[network]) for run in (runs[0], other)]
+        if passes[0] != passes[1]:
+            raise EvaluationError(
+                f"passes: {passes[0]} of one seed, {passes[1]} of another; evaluate them with the same --windows"
+            )
+        for field in ("on", "classes", "protocol", "sampling", "fold_count"):
+            mine, theirs = getattr(runs[0], field), getattr(other, field)
+            if mine != theirs:
+                raise EvaluationError(
+                    f"{field}: {mine!r} of one seed, {theirs!r} of another; evaluate them alike"
+                )
+
+
+def _rate(
+    runs: Sequence[RunEvaluation], joined: RunEvaluation | None, network: Network, key: str
+) -> Rate | None:
+    found = [run.measures[network].of(key) for run in runs]
+    values = [estimate.value for estimate in found if estimate is not None]
+    # A class that one seed's samples lack has no mean over seeds.
+    if not runs or len(values) < len(runs):
+        return None
+    whole = None if joined is None else joined.measures[network].of(key)
+    return Rate(
+        float(np.mean(values)),
+        t_interval(values, runs[0].level) if len(values) > 1 else None,
+        None if whole is None else whole.bootstrap,
+        _over_folds(runs, network, key),
+    )
+
+
+def _as_passes(runs: Sequence[RunEvaluation], network: Network) -> RunEvaluation | None:
+    """Return all seeds as passes over the same samples; None where they are not the same."""
+    if len(runs) < 2:
+        return runs[0] if runs else None
+    orders = [np.argsort(np.array(run.names), kind="stable") for run in runs]
+    first = _samples(runs[0], orders[0])
+    if any(_samples(run, order) != first for run, order in zip(runs, orders, strict=True)):
+        return None
+    # In the first seed's order: the bootstrap draws by position, so another order gives another interval.
+    back = np.argsort(orders[0], kind="stable")
+    rows = [
+        run.predicted[network][:, order][:, back] for run, order in zip(runs, orders, strict=True)
+    ]
+    return replace(runs[0], predicted={network: np.concatenate(rows)})
+
+
+def _samples(run: RunEvaluation, order: Indices) -> list[tuple[object, ...]]:
+    """Return name, class and person of each sample, in this order."""
+    people = run.subjects or (None,) * len(run.names)
+    return [(run.names[n], int(run.labels[n]), people[n]) for n in order]
+
+
+def _over_folds(runs: Sequence[RunEvaluation], network: Network, key: str) -> OverFolds | None:
+    if runs[0].fold_count == 1:
+        return None
+    by_fold: dict[int, list[float]] = {}
+    for run in runs:
+        for fold, value in run.of_folds(network, key).items():
+            by_fold.setdefault(fold, []).append(value)
+    if not by_fold:
+        return None
+    means = [float(np.mean(values)) for values in by_fold.values()]
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
+    return OverFolds(float(np.mean(means)), spread, len(means))
+
+
+# --- costs
+
+
+def _costs(grid: RunGrid, results: Results, out: Path) -> dict[str, Costs | None]:
+    """Return the costs of each row by its name, means over its finished runs that were priced."""
+    found: dict[str, Costs | None] = {}
+    for row in grid.planned():
+        own = []
+        for cell, evaluation in results:
+            path = out / cell.folder / ENERGY
+            of_row = cell.row == (row.runs_of or row.name)
+            if of_row and evaluation is not None and path.is_file():
+                own.append(read_costs(path, row.network))
+        found[row.name] = mean_costs([one for one in own if one is not None])
+    return found
+
+
+def read_costs(path: Path, network: Network) -> Costs | None:
+    """Read what an inference of a run costs from its energy.json: of the student on the chip, or of the teacher's baseline.
+
+    Returns:
+        None where it was not counted whole.
+
+    Raises:
+        ChipError: It is no such file.
+    """
+    side = "baseline" if network == "teacher" else "student"
+    with expecting(path):
+        facts = read_json(path)
+        if facts[side] is None or facts[side]["counts"]["total"] is None:
+            return None
+        counts = facts[side]["counts"]
+        total, sizes = counts["total"], counts["sizes"]
+        priced = [row[side] for row in facts["models"] if row["model"] == "paper" and row[side]]
+        fires = _firing(counts["layers"])
+        updates = sum(layer["neuron_updates"] for layer in fires.values())
+        parameters = None
+        if sizes is not None:
+            parameters = float(sum(one["weights"] + one["biases"] for one in sizes.values()))
+        return Costs(
+            1,
+            parameters,
+            total["dense_valid"],
+            total["mac"],
+            total["acc"],
+            sum(layer["spikes"] for layer in fires.values()) / updates if updates else None,
+            {name: layer["spikes"] / layer["neuron_updates"] for name, layer in fires.items()},
+            priced[0]["nominal_pj"] if priced else None,
+        )
+
+
+def _firing(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return layers of neurons without a last one that never fires: a leaky integrator is read, and has no rate."""
+    found = {name: layer for name, layer in layers.items() if layer["neuron_updates"] > 0}
+    if found and found[last := list(found)[-1]]["spikes"] == 0:
+        del found[last]
+    return found
+
+
+def mean_costs(found: Sequence[Costs]) -> Costs | None:
+    """Return the mean over runs; None of none. What only some of them have is left out."""
+    if not found:
+        return None
+
+    def mean(name: str) -> float | None:
+        values = [getattr(one, name) for one in found]
+        return None if None in values else sum(values) / len(values)
+
+    names = [name for name in found[0].layer_rates if all(name in one.layer_rates for one in found)]
+    return Costs(
+        len(found),
+        mean("parameters"),
+        mean("dense_macs") or 0.0,
+        mean("mac") or 0.0,
+        mean("acc") or 0.0,
+        mean("spike_rate"),
+        {name: sum(one.layer_rates[name] for one in found) / len(found) for name in names},
+        mean("energy_pj"),
+    )
