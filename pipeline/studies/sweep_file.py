@@ -360,8 +360,8 @@ def _faults(settings: SweepSettings, recipe: Recipe) -> Iterator[str]:
             yield f"search.{path}: {error}"
             continue
         section, *_, last = path.split(".") if "." in path else (path, "")
-        # What is deployed comes after the student, and so do the number of threads and processes but for rounding.
-        if section in ("name", "system", "threads", "deploy", "chip") or last == "processes":
+        # What is deployed comes after the student; the number of threads changes no more than rounding.
+        if section in ("name", "system", "threads", "deploy", "chip"):
             yield f"search.{path}: does not change the student that is trained; set it instead"
         # A recipe's own seed draws who validates.
         if path in ("seed", "data") or (section == "data" and last in VALIDATION.split()):
@@ -375,5 +375,3 @@ def _faults(settings: SweepSettings, recipe: Recipe) -> Iterator[str]:
     for stage in ("teacher", "student"):
         if getattr(recipe, stage).fit.select == "best_on_test":
             yield f"recipe '{recipe.name}': {stage}.fit.select best_on_test looks at the test data; set it to last or val"
-    if settings.pruner is not None and recipe.student.fit.processes > 1:
-        yield "pruner: needs student.fit.processes 1, several processes report no epochs; leave it out"

@@ -330,11 +330,8 @@ class Fitting:
         # Trials that differ in their students alone share the teacher of the first to finish it.
         show = FitProgress(self.on_progress, "teacher")
         teacher = shared_teacher(recipe, data, folder, self.out / TEACHERS, (show,))
-        callbacks: list[Callback] = [FitProgress(self.on_progress, "student")]
-        # Of several processes the first is a fork; it must not write to the study in its parent's name.
-        if recipe.student.fit.processes == 1:
-            callbacks.append(_Reports(report, self.metric))
-        train_student(recipe, data, teacher, folder, tuple(callbacks))
+        callbacks = (FitProgress(self.on_progress, "student"), _Reports(report, self.metric))
+        train_student(recipe, data, teacher, folder, callbacks)
         rows = [row for row in read_rows(folder / METRICS) if row["stage"] == "student"]
         return score(rows, self.metric, recipe.student.fit.select)
 

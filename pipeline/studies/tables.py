@@ -496,7 +496,7 @@ def read_costs(path: Path, network: Network) -> Costs | None:
         None where it was not counted whole.
 
     Raises:
-        ChipError: It is no such file.
+        RunError: It is no such file.
     """
     side = "baseline" if network == "teacher" else "student"
     with expecting(path):

@@ -11,7 +11,8 @@ from scipy import stats
 from test_evaluation_file import evaluation
 
 from knarr.pipeline.evaluation_file import RunEvaluation, pool
-from knarr.pipeline.many.grid import (
+from knarr.pipeline.measures import measure, t_interval
+from knarr.pipeline.studies.grid import (
     MAX_RUNS,
     GridError,
     RunGrid,
@@ -20,8 +21,7 @@ from knarr.pipeline.many.grid import (
     parse_grid,
     shipped_grids,
 )
-from knarr.pipeline.many.grid_summary import GridTable, RowSummary, summarise
-from knarr.pipeline.measures import measure, t_interval
+from knarr.pipeline.studies.tables import GridTable, RowSummary, summarise
 from knarr.train import recipe as recipe_module
 from knarr.train.recipe import load_recipe, shipped_recipes
 from knarr.train.settings import DataSettings, Fit, Fitted, Recipe, RecipeError
@@ -155,7 +155,7 @@ def test_folds_come_from_the_recipe_or_from_the_data(folded: Callable[[str], Rec
         ("runs_of: as it is", "runs_of: its teacher", "'its teacher', which is no row with runs"),
         ("runs_of: as it is", "runs_of: as it is, data: x", "leave out recipe, set and data"),
         ("method: E4-S3", "method: E5-S5", "method: 'E5-S5' is none of"),
-        ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: one there twice"),
+        ("seeds: [0, 1]", "seeds: [0, 0]", "seeds: a value stands twice; keep one"),
         ("seeds: [0, 1]", "seeds: []", "seeds: Tuple should have at least 1"),
         ("seeds: [0, 1]", "seeds: [true]", "seeds.0"),
         ("seeds: [0, 1]", f"seeds: {list(range(600))}", f"more than {MAX_RUNS} runs"),

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from knarr.cli.errors import UsageError
+from knarr.cli.text.studies import interval_text
+from knarr.cli.verbs import studies
+from knarr.cli.verbs.studies import numbers
 from knarr.deploy import DeployError
-from knarr.pipeline.many import pareto as costs
-from knarr.pipeline.many.pareto import Point, fronted, interval_text, numbers
-from knarr.pipeline.pictures.sweep import draw_pareto
+from knarr.pipeline.studies import pareto_front
+from knarr.pipeline.studies.pictures import draw_pareto
+from knarr.pipeline.studies.results import ParetoPoint, fronted
 from knarr.train import RecipeError
 
 LITTLE = [
@@ -21,10 +25,10 @@ LITTLE = [
 ]  # fmt: skip
 
 
-def point(correct: int, nominal: float, **more: Any) -> Point:
+def point(correct: int, nominal: float, **more: Any) -> ParetoPoint:
     energy = {"paper": {"nominal_pj": nominal, "lo_pj": None, "hi_pj": None, "provenance": ""}}
     parameters = {"chip.weight_bits": 8, "chip.timesteps": 4, "chip.acc_share": None}
-    return Point(
+    return ParetoPoint(
         parameters | more, {"validation": {"clips": 10, "correct": correct}, "energy": energy}
     )
 
@@ -66,7 +70,7 @@ def test_intervals_are_drawn() -> None:
 
 @pytest.mark.parametrize("text", ["8,x", "8,8", "0", "-1", "nan", "1.5", ","])
 def test_lists_that_are_refused(text: str) -> None:
-    with pytest.raises(RecipeError, match=r"--shares: .*give"):
+    with pytest.raises(UsageError, match=r"--shares: .*give"):
         numbers("--shares", text, float, 1)
 
 
@@ -74,8 +78,9 @@ def test_a_search_and_its_second_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def search(*bits: int, changes: list[str] = LITTLE) -> dict[str, Any]:
-        options: dict[str, Any] = {"bits": bits, "steps": [6], "shares": [1.0], "model": "memory"}
-        costs.pareto("eyes", None, tmp_path / "search", changes, json=True, **options)
+        shown = ",".join(map(str, bits))
+        options = {"bits": shown, "steps": "6", "shares": "1", "model": "memory"}
+        studies.pareto("eyes", out=tmp_path / "search", changes=changes, json=True, **options)
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
         return found
 
@@ -92,52 +97,32 @@ def test_a_search_and_its_second_start(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr(costs.stages, "deploy", refuse)
+    monkeypatch.setattr(pareto_front.stages, "deploy", refuse)
     assert search(8, 3) == found
     with pytest.raises(Exception, match="another"):
         search(8, 4)
     with pytest.raises(RecipeError, match="--model"):
-        costs.pareto(
-            "eyes",
-            None,
-            tmp_path / "x",
-            [],
-            bits=[8],
-            steps=[],
-            shares=[1.0],
-            model="nope",
-            json=True,
-        )
+        pareto_front.pareto("eyes", out=tmp_path / "x", bits=[8], model="nope")
     assert not (tmp_path / "x").exists()
     on_test = [*LITTLE, "student.fit.select=best_on_test"]
     with pytest.raises(RecipeError, match="looks at the test data"):
-        costs.pareto(
-            "eyes",
-            None,
-            tmp_path / "x",
-            on_test,
-            bits=[8],
-            steps=[],
-            shares=[1.0],
-            model="paper",
-            json=True,
-        )
+        pareto_front.pareto("eyes", out=tmp_path / "x", bits=[8], changes=on_test)
 
 
 def test_a_student_that_goes_onto_no_chip_is_a_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = costs.stages.deploy
+    real = pareto_front.stages.deploy
 
     def lower(run: Any) -> None:
         if run.recipe.chip.weight_bits == 2:
             raise DeployError("node 'x': one scale leaves nothing of the smaller")
         real(run)
 
-    monkeypatch.setattr(costs.stages, "deploy", lower)
+    monkeypatch.setattr(pareto_front.stages, "deploy", lower)
     goal = [*LITTLE, "chip.acc_per_inference=1000000000"]  # of the recipe; the search has its own
-    options: dict[str, Any] = {"bits": [2, 8], "steps": [12], "shares": [0.9], "model": "paper"}
-    assert costs.pareto("eyes", None, tmp_path / "search", goal, json=True, **options)
+    options = {"bits": "2,8", "steps": "12", "shares": "0.9", "model": "paper"}
+    studies.pareto("eyes", out=tmp_path / "search", changes=goal, json=True, **options)
     found = json.loads(capsys.readouterr().out)
     assert [(p["weight_bits"], p["timesteps"]) for p in found["points"]] == [(8, 12)]
     trial = next((tmp_path / "search").glob("trial-*/chip.json"))

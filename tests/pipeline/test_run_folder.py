@@ -16,8 +16,8 @@ from knarr.cli.output import show_progress
 from knarr.cli.text import report
 from knarr.export import ExportError
 from knarr.pipeline import evaluating, run_folder, stages
+from knarr.pipeline.evaluating import NOT_DEPLOYED
 from knarr.pipeline.evaluation_file import EVALUATION, EvaluationError, read
-from knarr.pipeline.many.tabling import NOT_DEPLOYED
 from knarr.pipeline.run_folder import generated_data, hold, release
 from knarr.train import Recipe, RecipeError, load_recipe
 from knarr.train.recipe import with_settings

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -19,13 +20,13 @@ import yaml
 from optuna.trial import TrialState
 from shared_pieces import until
 
-from knarr.pipeline.many import sweep_alive, sweep_storage, sweeping
-from knarr.pipeline.many.sweep import Result, run_sweep
-from knarr.pipeline.many.sweep_file import Sweep, load_sweep
-from knarr.pipeline.many.sweep_space import SweepError
-from knarr.pipeline.many.sweep_storage import JOURNAL, open_storage
-from knarr.pipeline.many.sweep_worker import Report, slots_of
-from knarr.pipeline.many.validation import validation_set_of
+from knarr.cli.verbs import studies
+from knarr.pipeline.progress import Progress
+from knarr.pipeline.studies import engine, sweeps
+from knarr.pipeline.studies.engine import STUDY_FILE, Report, StudyError, open_storage
+from knarr.pipeline.studies.results import SweepResult
+from knarr.pipeline.studies.sweep_file import Sweep, load_sweep
+from knarr.pipeline.studies.sweeps import run_sweep, validation_set_of
 from knarr.train import Recipe, RecipeError, load_recipe
 from knarr.train.recipe import with_settings
 from knarr.train.settings import SettingsError
@@ -56,6 +57,16 @@ def alpha_of(recipe: Recipe) -> float:
     return found
 
 
+SQLITE_S = 2.1
+"""Seconds after which a heartbeat is older than FAST's grace: SQLite's clock counts whole seconds."""
+FAST: dict[str, Any] = {"heartbeat_s": 1, "grace_s": 1}
+
+
+def into(said: list[str]) -> Callable[[Progress], None]:
+    """Keep the sentences of a study's progress."""
+    return lambda event: said.append(event.text)
+
+
 class Objective:
     """Stands in for a fit: three epochs of which each leaves a line in the folder, as a checkpoint does."""
 
@@ -79,8 +90,8 @@ class Objective:
         return alpha_of(recipe)
 
 
-def table(result: Result) -> list[tuple[int, str, float | None, dict[str, Any]]]:
-    return [(trial.slot, trial.state, trial.value, trial.parameters) for trial in result.trials]
+def table(result: SweepResult) -> list[tuple[int, str, float | None, dict[str, Any]]]:
+    return [(trial.number, trial.state, trial.value, trial.parameters) for trial in result.trials]
 
 
 def test_every_trial_once_and_a_second_start_repeats_none(tmp_path: Path) -> None:
@@ -299,7 +310,7 @@ def test_part_of_a_grid_is_spread_by_the_seed(tmp_path: Path) -> None:
 def test_what_cannot_be_compared_or_tried_is_refused_beforehand(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises((SweepError, RecipeError), match=message) as caught:
+    with pytest.raises((StudyError, RecipeError), match=message) as caught:
         load_sweep(written(tmp_path, **changes))
     assert "\n" not in str(caught.value)
 
@@ -329,9 +340,9 @@ BOMB = "a: &a [x]\n" + "".join(
 )
 def test_files_that_are_no_sweep_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "sweep.yaml").write_bytes(content)
-    with pytest.raises(SweepError, match=message):
+    with pytest.raises(StudyError, match=message):
         load_sweep(tmp_path / "sweep.yaml")
-    with pytest.raises(SweepError, match="no such YAML file"):
+    with pytest.raises(StudyError, match="no such YAML file"):
         load_sweep(tmp_path / "nope.yaml")
 
 
@@ -363,7 +374,7 @@ def test_what_the_recipe_refuses_is_a_result(tmp_path: Path) -> None:
         "validation_accuracy is nan",
     ]
     assert result.trials[1].value is None
-    assert [trial.slot for trial in sweeping.ranked(result)[4:]] == [1, 3]
+    assert [trial.number for trial in result.ranked()[4:]] == [1, 3]
     run_sweep(load_sweep(written(tmp_path)), objective, tmp_path)
     assert len(objective.calls) == 6
 
@@ -387,7 +398,7 @@ def test_any_other_exception_stops_and_its_trial_goes_on(tmp_path: Path, fault: 
     sweep = load_sweep(written(tmp_path))
     with pytest.raises(type(fault), match="No space left"):
         run_sweep(sweep, objective, tmp_path / "out")
-    result = run_sweep(sweep, objective, tmp_path / "out", progress=said.append)
+    result = run_sweep(sweep, objective, tmp_path / "out", on_progress=into(said))
     assert objective.calls == [f"trial-{slot:05d}" for slot in (0, 1, 2, 2, 3, 4, 5)]
     assert (tmp_path / "out" / "trial-00002" / "epochs").read_text() == "012"
     assert said[0] == "trial-00002 was cut short; it goes on"
@@ -399,7 +410,7 @@ def test_the_median_pruner_ends_what_is_behind(tmp_path: Path) -> None:
     result = run_sweep(sweep, Objective(), tmp_path)
     pruned = [trial for trial in result.trials if trial.state == "pruned"]
     assert pruned
-    assert min(trial.slot for trial in pruned) >= 5
+    assert min(trial.number for trial in pruned) >= 5
     assert all(trial.value is not None for trial in pruned)
     # Told to end when they report the second epoch, which is then not saved any more.
     assert {(tmp_path / trial.folder / "epochs").read_text() for trial in pruned} <= {"0", "01"}
@@ -410,7 +421,7 @@ def test_the_median_pruner_ends_what_is_behind(tmp_path: Path) -> None:
 def killed_in_mid_trial(sweep: Sweep, out: Path, trial: str, epochs: str, **options: Any) -> None:
     """A worker of its own, killed when a trial has saved some epochs."""
     worker = FORK.Process(
-        target=run_sweep, args=(sweep, Objective(epoch_s=0.1), out), kwargs=options
+        target=run_sweep, args=(sweep, Objective(epoch_s=0.1), out), kwargs=options | FAST
     )
     worker.start()
     path = out / trial / "epochs"
@@ -419,6 +430,7 @@ def killed_in_mid_trial(sweep: Sweep, out: Path, trial: str, epochs: str, **opti
     os.kill(worker.pid, signal.SIGKILL)
     worker.join(LIMIT_S)
     assert worker.exitcode == -signal.SIGKILL
+    time.sleep(SQLITE_S)
 
 
 @pytest.mark.parametrize(
@@ -436,14 +448,13 @@ def test_kill_9_loses_nothing_but_the_current_epoch(
     if not database:  # which is slow
         killed_in_mid_trial(sweep, out, "trial-00001", "01")  # the one that went on is killed too
     objective, said = Objective(), []
-    result = run_sweep(sweep, objective, out, progress=said.append, **options)
+    result = run_sweep(sweep, objective, out, on_progress=into(said), **options, **FAST)
     assert objective.calls == ["trial-00001", "trial-00002"]
     assert said[0] == "trial-00001 was cut short; it goes on"
     assert [(out / trial.folder / "epochs").read_text() for trial in result.trials] == ["012"] * 3
     assert table(result) == table(run_sweep(sweep, Objective(), tmp_path / "unbroken"))
-    study = optuna.load_study(
-        study_name="tiny", storage=open_storage(options.get("storage"), out)[0]
-    )
+    url = options.get("storage", f"sqlite:///{out / STUDY_FILE}")
+    study = optuna.load_study(study_name="tiny", storage=url)
     values = [
         trial.intermediate_values for trial in study.trials if trial.state == TrialState.COMPLETE
     ]
@@ -482,64 +493,6 @@ def test_two_processes_share_a_study_and_no_trial_is_run_twice(tmp_path: Path) -
         assert table(result) == table(alone)  # neither sampler depends on who ended first
 
 
-@pytest.mark.parametrize("cut", [1, 2, 30, 200])
-def test_a_journal_that_ends_in_mid_line_is_mended(tmp_path: Path, cut: int) -> None:
-    sweep, out = load_sweep(written(tmp_path)), tmp_path / "out"
-    wanted = table(run_sweep(sweep, Objective(), out))
-    journal = out / JOURNAL
-    content = journal.read_bytes()
-    journal.write_bytes(content[:-cut])
-    whole = (content[:-cut].rfind(b"\n") + 1) if cut else 0
-    objective, said = Objective(), []
-    # Without an owner's lock and boot on record, a trial whose line was cut would only be taken by its pulse.
-    result = run_sweep(sweep, objective, out, progress=said.append, stale_s=0.1, poll_s=0.05)
-    assert table(result) == wanted
-    assert set(objective.calls) <= {"trial-00005"}
-    assert f"its half-written line of {len(content) - cut - whole} bytes is cut off" in said[0]
-    assert all(isinstance(json.loads(line), dict) for line in journal.read_bytes().splitlines())
-    assert table(run_sweep(sweep, Objective(), out)) == wanted
-
-
-def test_a_line_that_is_cut_while_others_run_is_mended_by_the_next_writer(tmp_path: Path) -> None:
-    class Cutting(Objective):
-        def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
-            with (folder.parent / JOURNAL).open("ab") as file:
-                file.write(b'{"op_code":5,"wor')
-            return super().__call__(recipe, folder, report)
-
-    sweep, out = load_sweep(written(tmp_path)), tmp_path / "out"
-    result = run_sweep(sweep, Cutting(), out)
-    assert len(result.trials) == 6
-    assert table(run_sweep(sweep, Objective(), out)) == table(result)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda lines: [*lines[:3], b"\0" * 50 + b"\n", *lines[3:]], r"line 4 is damaged"),
-        (lambda lines: [b"3\n", *lines], r"line 1 is damaged"),
-        (lambda lines: [b"[" * 5000 + b"\n", *lines], r"line 1 is damaged"),
-        (lambda lines: [b"{}\n", *lines], r"not the journal of a study"),
-        (lambda lines: [b'{"op_code": 99}\n', *lines], r"not the journal of a study"),
-        (lambda lines: [b'{"op_code": 4, "study_id": 0}\n', *lines], r"not the journal of a study"),
-        (
-            lambda lines: [b'{"op_code": 0, "study_name": [], "directions": 3}\n', *lines],
-            r"not the journal",
-        ),
-    ],
-)
-def test_other_damage_is_named(
-    tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]], message: str
-) -> None:
-    sweep = load_sweep(written(tmp_path, trials=1))
-    run_sweep(sweep, Objective(), tmp_path)
-    journal = tmp_path / JOURNAL
-    journal.write_bytes(b"".join(damage(journal.read_bytes().splitlines(keepends=True))))
-    with pytest.raises(SweepError, match=message) as caught:
-        run_sweep(sweep, Objective(), tmp_path)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_writer_killed_with_the_lock_holds_nobody_up(tmp_path: Path) -> None:
     out = tmp_path / "out"
     sweep = load_sweep(written(tmp_path, trials=2))
@@ -547,9 +500,11 @@ def test_a_writer_killed_with_the_lock_holds_nobody_up(tmp_path: Path) -> None:
     locked = FORK.Event()
 
     def hold() -> None:
-        with sweep_storage.Journal(out / JOURNAL)._alone():
-            locked.set()
-            time.sleep(LIMIT_S)
+        connection = sqlite3.connect(out / STUDY_FILE, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM trials")  # never committed
+        locked.set()
+        time.sleep(LIMIT_S)
 
     holder = FORK.Process(target=hold)
     holder.start()
@@ -560,19 +515,9 @@ def test_a_writer_killed_with_the_lock_holds_nobody_up(tmp_path: Path) -> None:
     assert waiting.is_alive()  # the lock of a living writer is respected
     holder.kill()
     holder.join(LIMIT_S)
-    waiting.join(sweep_storage.LOCK_GRACE_S - 5)
+    waiting.join(LIMIT_S / 2)
     assert waiting.exitcode == 0
     assert (out / "trial-00001").is_dir()
-
-
-@pytest.mark.filterwarnings("ignore:The value of `grace_period` might be too small")
-def test_a_lock_of_another_machine_is_broken_after_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep_storage, "LOCK_GRACE_S", 1)
-    (tmp_path / f"{JOURNAL}.lock").write_text("far away")
-    result = run_sweep(load_sweep(written(tmp_path, trials=1)), Objective(), tmp_path)
-    assert len(result.trials) == 1
 
 
 @pytest.mark.parametrize(
@@ -599,105 +544,120 @@ def test_another_sweep_in_the_storage_is_refused_by_name(
     run_sweep(load_sweep(written(tmp_path, trials=1)), Objective(), tmp_path, data_sha256="d")
     other = load_sweep(written(tmp_path, trials=1, **changes))
     with pytest.raises(
-        SweepError, match=f"sweep 'tiny': .*{message}.*; give the sweep another name"
+        StudyError, match=f"sweep 'tiny': .*{message}.*; give the sweep another name"
     ):
         run_sweep(other, Objective(), tmp_path, data_sha256="d")
     renamed = load_sweep(written(tmp_path, trials=1, name="other", **changes))
     if changes.get("recipe") != "nmnist" and "search" not in changes and "seed" not in changes:
         run_sweep(renamed, Objective(), tmp_path / "elsewhere", data_sha256="d")
-    with pytest.raises(SweepError, match=r"another data_sha256: \"d\" there, \"e\" here"):
+    with pytest.raises(StudyError, match=r"another data_sha256: \"d\" there, \"e\" here"):
         run_sweep(load_sweep(written(tmp_path, trials=1)), Objective(), tmp_path, data_sha256="e")
-    # A study of an earlier version keeps another number of the same data.
-    same = {"data_sha256": "e", "same_data": lambda kept: kept == "d"}
-    run_sweep(load_sweep(written(tmp_path, trials=1)), Objective(), tmp_path, **same)
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     run_sweep(load_sweep(written(tmp_path, trials=1)), Objective(), tmp_path)
-    (tmp_path / JOURNAL).unlink()
+    (tmp_path / STUDY_FILE).unlink()
     other = load_sweep(written(tmp_path, trials=1, seed=3))
-    with pytest.raises(SweepError, match=r"trial-00000/parameters.json: of another study"):
+    with pytest.raises(StudyError, match=r"trial-00000/parameters.json: of another study"):
         run_sweep(other, Objective(), tmp_path)
 
 
-def by_another_machine(sweep: Sweep, out: Path) -> tuple[optuna.Study, optuna.Trial]:
-    """A trial that a worker far away began."""
+def by_another_machine(out: Path) -> tuple[optuna.Study, optuna.Trial, Callable[[], None]]:
+    """A trial that a worker far away began, and what shows that it lives."""
     run_sweep(load_sweep(written(out, trials=1)), Objective(), out)
-    study = optuna.load_study(study_name="tiny", storage=open_storage(None, out)[0])
-    trial = study.ask(sweep.distributions())
-    trial.set_user_attr("owner", {"boot": "far away", "file": [1, 2]})
-    return study, trial
-
-
-def test_a_trial_of_another_machine_is_taken_over_once_its_pulse_stops(tmp_path: Path) -> None:
-    sweep, objective = load_sweep(written(tmp_path, trials=2)), Objective()
-    study, trial = by_another_machine(sweep, tmp_path)
-    written(tmp_path, trials=2)
-    pulses = 0
+    storage = open_storage(f"sqlite:///{out / STUDY_FILE}", 1, 1, lambda *_: None)
+    study = optuna.load_study(study_name="tiny", storage=storage)
+    study.enqueue_trial({}, user_attrs={"folder": "trial-00001"})
+    with engine._quiet():
+        trial = study.ask()
+    trial.suggest_float(ALPHA, 0, 1)
+    trial.suggest_float(RATE, 1e-4, 1e-1, log=True)
+    trial.set_user_attr("begun", True)
 
     def beat() -> None:
-        nonlocal pulses
-        for pulses in range(1, 7):
-            trial.set_user_attr("pulse", pulses)
-            time.sleep(0.05)
+        storage.record_heartbeat(trial._trial_id)
 
-    heart = threading.Thread(target=beat)
+    return study, trial, beat
+
+
+def test_a_trial_of_another_machine_is_taken_over_once_its_heartbeat_stops(tmp_path: Path) -> None:
+    study, trial, beat = by_another_machine(tmp_path)
+    sweep = load_sweep(written(tmp_path, trials=2))
+    beats = 0
+
+    def live() -> None:
+        nonlocal beats
+        for _ in range(6):
+            beats += 1
+            beat()
+            time.sleep(0.3)
+
+    heart = threading.Thread(target=live)
     heart.start()
     seen: list[int] = []
 
     class Noting(Objective):
         def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
-            seen.append(pulses)
+            seen.append(beats)
             return super().__call__(recipe, folder, report)
 
     objective = Noting()
     said: list[str] = []
-    result = run_sweep(sweep, objective, tmp_path, stale_s=1.5, poll_s=0.05, progress=said.append)
+    result = run_sweep(sweep, objective, tmp_path, poll_s=0.05, on_progress=into(said), **FAST)
     heart.join()
-    assert seen == [6]  # not before the last pulse
+    assert seen == [6]  # not before the last heartbeat
     assert objective.calls == ["trial-00001"]
     assert said[0] == "Waiting for other workers: 1 of 2 trials are running"
     assert result.trials[1].parameters[ALPHA] == trial.params[ALPHA]
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
-        trial.set_user_attr("pulse", 99)
-    assert slots_of(study.get_trials()) == [0, 1, 1]
+        trial.report(0.5, 99)
+    folders = [each.user_attrs["folder"] for each in study.get_trials()]
+    assert folders == ["trial-00000", "trial-00001", "trial-00001"]
+
+
+def test_a_trial_taken_by_a_worker_that_never_showed_a_heartbeat_is_taken_over(
+    tmp_path: Path,
+) -> None:
+    _, trial, _ = by_another_machine(tmp_path)
+    objective = Objective()
+    sweep = load_sweep(written(tmp_path, trials=2))
+    result = run_sweep(sweep, objective, tmp_path, poll_s=0.05, **FAST)
+    assert objective.calls == ["trial-00001"]
+    assert result.trials[1].parameters[ALPHA] == trial.params[ALPHA]
 
 
 def test_a_trial_of_another_machine_that_lives_is_waited_for(tmp_path: Path) -> None:
-    sweep, objective = load_sweep(written(tmp_path, trials=2)), Objective()
-    study, trial = by_another_machine(sweep, tmp_path)
+    objective = Objective()
+    study, trial, beat = by_another_machine(tmp_path)
+    sweep = load_sweep(written(tmp_path, trials=2))
+    beat()
     threading.Timer(0.3, lambda: study.tell(trial, 0.25)).start()
     result = run_sweep(sweep, objective, tmp_path, poll_s=0.05)
     assert objective.calls == []
     assert result.trials[1].value == 0.25
 
 
-def test_a_worker_that_lost_its_trial_lets_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_worker_that_lost_its_trial_lets_go(tmp_path: Path, reports: bool) -> None:
     sweep = load_sweep(written(tmp_path, trials=2))
 
     class Losing(Objective):
         def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
             if not self.calls:
-                other = optuna.load_study(
-                    study_name="tiny", storage=open_storage(None, tmp_path)[0]
-                )
+                url = f"sqlite:///{tmp_path / STUDY_FILE}"
+                other = optuna.load_study(study_name="tiny", storage=url)
                 other.tell(0, state=TrialState.FAIL)
-                time.sleep(0.2)  # several pulses
-            return super().__call__(recipe, folder, report)
+            return super().__call__(recipe, folder, report if reports else lambda *_: None)
 
-    for pulse_s in (0.02, 60.0):  # the pulse is told, or the report
-        (tmp_path / JOURNAL).unlink(missing_ok=True)
-        objective, said = Losing(), []
-        result = run_sweep(sweep, objective, tmp_path, pulse_s=pulse_s, progress=said.append)
-        assert "trial-00000: another worker has taken it over" in said
-        assert objective.calls == ["trial-00000", "trial-00000", "trial-00001"]
-        assert [trial.state for trial in result.trials] == ["finished"] * 2
+    # It is told when it reports, or when it ends.
+    objective, said = Losing(), []
+    result = run_sweep(sweep, objective, tmp_path, on_progress=into(said))
+    assert "trial-00000: another worker has taken it over" in said
+    assert objective.calls == ["trial-00000", "trial-00000", "trial-00001"]
+    assert [trial.state for trial in result.trials] == ["finished"] * 2
 
 
-def test_a_folder_that_another_command_works_in_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweep_alive, "LOCK_WAIT_S", 0.1)
+def test_a_folder_that_another_command_works_in_is_named(tmp_path: Path) -> None:
     sweep = load_sweep(written(tmp_path, trials=1))
     ready, over = FORK.Event(), FORK.Event()
 
@@ -713,7 +673,7 @@ def test_a_folder_that_another_command_works_in_is_named(
     other.start()
     assert ready.wait(LIMIT_S)
     with pytest.raises(
-        SweepError, match=r"trial-00000: another knarr process works in it; wait for it"
+        RecipeError, match=r"trial-00000: another knarr process works in it; wait for it"
     ):
         run_sweep(sweep, Objective(), tmp_path)
     over.set()
@@ -727,8 +687,8 @@ def test_a_folder_that_another_command_works_in_is_named(
         ("nonsense", r"storage 'nonsense': no address of a database"),
         ("oracle://u:secret@h/d", r"oracle is none of sqlite, postgresql, mysql"),
         (
-            "postgresql://u:secret@h/d",
-            r"storage 'postgresql://u:\*\*\*@h/d': its driver is not installed",
+            "mysql://u:secret@h/d",
+            r"storage 'mysql://u:\*\*\*@h/d': its driver is not installed",
         ),
         ("sqlite:////no/such/folder/x.db", r"unable to open database file; see that it is there"),
     ],
@@ -736,14 +696,14 @@ def test_a_folder_that_another_command_works_in_is_named(
 def test_databases_that_do_not_answer_are_named_without_passwords(
     tmp_path: Path, url: str, message: str
 ) -> None:
-    with pytest.raises(SweepError, match=message) as caught:
+    with pytest.raises(StudyError, match=message) as caught:
         run_sweep(load_sweep(written(tmp_path)), Objective(), tmp_path, storage=url)
     assert "secret" not in str(caught.value)
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"not a database" * 100)
-    with pytest.raises(SweepError, match="file is not a database"):
+    with pytest.raises(StudyError, match="file is not a database"):
         run_sweep(
             load_sweep(written(tmp_path)),
             Objective(),
@@ -779,7 +739,7 @@ def test_a_real_sweep_from_generated_eyes_to_the_best_recipe(
         tmp_path, sampler="grid", trials=None, metric="validation_loss", search=search, **TINY
     )
     out = tmp_path / "runs" / "sweep"
-    assert sweeping.sweep(path, None, out, None, json=True)
+    studies.sweep(path, out=out, json=True)  # a sweep without a finished trial would raise
     facts = json.loads(capsys.readouterr().out)
     # 20 pixels are not divided by the pools, which only the network finds out.
     assert facts["trials"] == {"finished": 2, "pruned": 0, "refused": 2}
@@ -805,7 +765,7 @@ def test_a_real_sweep_from_generated_eyes_to_the_best_recipe(
     assert recipe.name == "tiny-best"
     assert recipe.student.fit.learning_rate == best["parameters"][RATE]
     assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert sweeping.sweep(path, None, out, None, json=False)  # finds all done
+    studies.sweep(path, out=out, json=False)  # finds all done
     printed = capsys.readouterr().out
     assert "tiny: all trials, validation loss of the student" in printed
     assert all(len(line) <= 100 for line in printed.splitlines() if str(out) not in line)
@@ -814,14 +774,14 @@ def test_a_real_sweep_from_generated_eyes_to_the_best_recipe(
 def test_a_trial_that_is_validated_on_others_is_refused(tmp_path: Path) -> None:
     """Not by the setting's name, which a list may lack."""
     base = with_settings(load_sweep(written(tmp_path, **TINY)).recipe, {"data.size": 24})
-    fitting = sweeping.Fitting(None, tmp_path / "out", "validation_accuracy")
-    fitting.judged = validation_set_of(base, fitting.data_of(base)[1])
+    fitting = sweeps.Fitting(None, tmp_path / "out", "validation_accuracy")
+    fitting.validation_set = validation_set_of(base, fitting.data_of(base)[1])
     for change in ({"data.validation_fraction": 0.67}, {"seed": 1}, {"data.takes_per_emotion": 2}):
         with pytest.raises(SettingsError, match="validated on other clips, labels or people"):
             fitting(with_settings(base, change), tmp_path / "out" / "trial-00000", lambda *_: None)
     assert not (tmp_path / "out" / "trial-00000").exists()
     alike = with_settings(base, {"data.shift_px": 0, "data.timesteps": 5})
-    assert validation_set_of(alike, fitting.data_of(alike)[1]) == fitting.judged
+    assert validation_set_of(alike, fitting.data_of(alike)[1]) == fitting.validation_set
 
 
 def test_a_real_fit_ends_where_it_is_pruned(tmp_path: Path) -> None:
@@ -835,7 +795,7 @@ def test_a_real_fit_ends_where_it_is_pruned(tmp_path: Path) -> None:
         if epoch == 1:
             raise optuna.TrialPruned
 
-    fitting = sweeping.Fitting(None, tmp_path / "out", "validation_accuracy")
+    fitting = sweeps.Fitting(None, tmp_path / "out", "validation_accuracy")
     with pytest.raises(optuna.TrialPruned):
         fitting(recipe, tmp_path / "out" / "trial-00000", report)
     rows = (tmp_path / "out" / "trial-00000" / "metrics.csv").read_text().splitlines()
@@ -852,6 +812,6 @@ def test_the_metric_is_that_of_the_epoch_whose_weights_are_kept() -> None:
         dict(zip(columns, row, strict=True))
         for row in (("0.5", "1"), ("0.7", "2"), ("0.7", "1.5"), ("0.6", "1"))
     ]
-    assert sweeping.score(rows, "validation_accuracy", "last") == 0.6
-    assert sweeping.score(rows, "validation_accuracy", "val") == 0.7
-    assert sweeping.score(rows, "validation_loss", "val") == 1.5
+    assert sweeps.score(rows, "validation_accuracy", "last") == 0.6
+    assert sweeps.score(rows, "validation_accuracy", "val") == 0.7
+    assert sweeps.score(rows, "validation_loss", "val") == 1.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -18,18 +19,20 @@ from rich.console import Console
 from test_evaluation_file import evaluation
 from test_grid import FOLDED, FoldRecipe, folded  # noqa: F401  (folded is a fixture)
 
+from knarr.cli.output import show_progress
 from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
 from knarr.cli.text.table import print_table, table_json
+from knarr.cli.verbs import studies
 from knarr.hw_sim import count
 from knarr.pipeline import RunError
 from knarr.pipeline.energy_facts import Pricing, energy_facts
 from knarr.pipeline.evaluation_file import RunEvaluation, pool, read, write
 from knarr.pipeline.files import json_text
-from knarr.pipeline.many import tabling
-from knarr.pipeline.many.grid import GridError, expand, parse_grid
-from knarr.pipeline.many.grid_summary import GridTable, summarise
-from knarr.pipeline.many.table_costs import mean_costs, read_costs
 from knarr.pipeline.published import published
+from knarr.pipeline.run_folder import FORMAT
+from knarr.pipeline.studies import tables
+from knarr.pipeline.studies.grid import GridError, expand, parse_grid
+from knarr.pipeline.studies.tables import GridTable, mean_costs, read_costs, summarise
 from knarr.train.settings import Recipe
 
 GRID = """
@@ -210,7 +213,7 @@ class Fitting:
             raise KeyboardInterrupt
         folder.mkdir(parents=True, exist_ok=True)
         config = {
-            "format": 1,
+            "format": FORMAT,
             "recipe": recipe.model_dump(mode="json"),
             "data_sha256": "",
             "data_root": str(data),
@@ -225,15 +228,14 @@ class Fitting:
     def table(
         self, name: Path, data: Path | None = None, *, fit: bool = True, people: int = 3
     ) -> list[str]:
-        return tabling.table(
-            str(name),
-            data,
-            name.parent / "grids",
-            fit=fit,
-            json=True,
-            fit_and_evaluate=self,
-            count_people=lambda *_: people,
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tables, "fit_and_evaluate", lambda *run, **_: self(*run))
+            patch.setattr(tables, "count_people", lambda *_: people)
+            out = name.parent / "grids"
+            result = tables.table(str(name), data=data, out=out, fit=fit, on_progress=show_progress)
+        facts = table_json(result.summary, result.costs)
+        sys.stdout.write(json_text({**facts, "not_deployed": result.not_deployed}))
+        return result.not_deployed
 
 
 @pytest.fixture
@@ -288,7 +290,7 @@ def test_runs_that_did_not_come_onto_the_chip_are_listed_at_every_start(
         def __call__(self, recipe: Recipe, data: Path | None, folder: Path) -> None:
             super().__call__(recipe, data, folder)
             if len(self.made) == 2:
-                (folder / tabling.NOT_DEPLOYED).write_text("node 'lif_1' never fired\n")
+                (folder / tables.NOT_DEPLOYED).write_text("node 'lif_1' never fired\n")
 
     fitting = Failing()
     for _ in range(2):
@@ -316,7 +318,7 @@ def test_folds_that_nobody_counted_are_those_a_run_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        tabling,
+        tables,
         "expand",
         lambda grid, **more: expand(grid, load=lambda name: FoldRecipe(name=name), **more),
     )
@@ -377,15 +379,7 @@ def test_costs_are_those_of_the_run(
     Fitting().table(small)
     capsys.readouterr()
     energy_file(tmp_path / "grids/small/as-it-is/seed-1/energy.json")
-    tabling.table(
-        str(small),
-        None,
-        tmp_path / "grids",
-        fit=False,
-        json=False,
-        fit_and_evaluate=Fitting(),
-        count_people=lambda *_: 3,
-    )
+    studies.table(str(small), out=tmp_path / "grids", json=False)
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
     line = next(line for line in text.splitlines() if line.startswith("as it is  "))

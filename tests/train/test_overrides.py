@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from knarr.pipeline.many.grid import GridError, parse_grid
+from knarr.pipeline.studies.grid import GridError, parse_grid
 from knarr.train import Recipe, RecipeError, load_recipe
 from knarr.train.recipe import assert_path, fault_of, parse_recipe, parse_setting, with_settings
 
