@@ -22,19 +22,11 @@ from knarr.train.settings import (
     read_yaml,
     short,
 )
-from knarr.train.systems.cnn import CnnRecipe
-from knarr.train.systems.emotionkd_recipe import EmotionRecipe
-from knarr.train.systems.mskd_recipe import MskdRecipe
-from knarr.train.systems.spiking_emotions_recipe import SpikingEmotionsRecipe
+from knarr.train.systems.registry import SYSTEMS
 
 MAX_RECIPE_BYTES = 100_000
-RECIPES: Final[Mapping[str, type[Recipe]]] = {
-    "cnn": CnnRecipe,
-    "mskd": MskdRecipe,
-    "emotionkd": EmotionRecipe,
-    "spiking_emotions": SpikingEmotionsRecipe,
-}
-"""System -> its recipe; "cnn" where a recipe names none."""
+RECIPES: Final = {name: system.recipe_class for name, system in SYSTEMS.items()}
+"""Recipe class of each system; "cnn" where a recipe names none."""
 _SHIPPED: Final = resources.files("knarr.train").joinpath("recipes")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 import norse.torch as snn
 import numpy as np
@@ -142,6 +142,9 @@ class System(ABC, Generic[Settings]):
     Args:
         recipe: settings of this system.
     """
+
+    recipe_class: ClassVar[type[Recipe]]
+    """Class that checks and holds the settings of a recipe of this system."""
 
     def __init__(self, recipe: Settings) -> None:
         self.recipe = recipe

@@ -124,6 +124,8 @@ class CnnRecipe(Recipe):
 class Cnn(System[CnnRecipe]):
     """See above."""
 
+    recipe_class = CnnRecipe
+
     def load(
         self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
     ) -> RunData:

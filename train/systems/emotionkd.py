@@ -35,6 +35,14 @@ from knarr.train.networks.gsr import (
 from knarr.train.networks.stress import StressTeacher
 from knarr.train.settings import RecipeError, SettingsError
 from knarr.train.systems.base import ChipLoss, Progress, RunData, System
+from knarr.train.systems.emotionkd_data import (
+    load_physio,
+    load_stress,
+    physio_folds,
+    read_physio,
+    read_stress,
+    stress_folds,
+)
 from knarr.train.systems.emotionkd_recipe import (
     AnnStudent,
     EmotionRecipe,
@@ -42,8 +50,6 @@ from knarr.train.systems.emotionkd_recipe import (
     PhysioData,
     StressTeacherRecipe,
 )
-from knarr.train.systems.physio_data import load_physio, physio_folds, read_physio
-from knarr.train.systems.stress_data import load_stress, read_stress, stress_folds
 
 QUIZ_SEED: Final = 500_000
 """Added to the run's: who is set aside for the quiz is no second draw of who validates."""
@@ -58,6 +64,8 @@ class _NoTeacherOutput(NamedTuple):
 
 class EmotionKd(System[EmotionRecipe]):
     """See above."""
+
+    recipe_class = EmotionRecipe
 
     def load(
         self, root: Path, *, cache: Path | None = None, progress: Progress | None = None

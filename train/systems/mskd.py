@@ -1,42 +1,372 @@
-"""MSKD on SEE and on generated eyes: SEEN or a hybrid teaches a spiking student of frames [reconstruction, but for the data and SEEN]."""
+"""MSKD on SEE and on generated eyes: SEEN or a hybrid teaches a spiking student of frames [reconstruction, but for the data and SEEN].
+
+Teacher and student see sequences through windows, one draw for both: the teacher events and frames, the student frames.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Annotated, Any, Literal, cast
 
 import norse.torch as snn
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic import Field, field_serializer, field_validator, model_validator
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Clips, Indices
 from knarr.train.datasets.eyes.generate import generate
-from knarr.train.datasets.see.sequences import SeeSequences, read_sequences
-from knarr.train.datasets.see.windows import evaluation_windows
+from knarr.train.datasets.see.sequences import Images, SeeSequences, read_sequences
+from knarr.train.datasets.see.tree import MAX_SIDE
+from knarr.train.datasets.see.windows import (
+    FRAMES_PER_S,
+    Sampling,
+    draw_window,
+    evaluation_windows,
+    sampling,
+)
 from knarr.train.datasets.splits import assert_apart, subject_folds
 from knarr.train.errors import DataError
 from knarr.train.fitting.fit import Loss
-from knarr.train.losses.mskd import mskd_loss
+from knarr.train.losses.mskd import MskdLossSettings, mskd_loss
 from knarr.train.networks.branch_merge import MultiScale
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.heads import StepLogits, decide
 from knarr.train.networks.mskd import MskdStudentSettings, build_mskd_student, build_mskd_teacher
+from knarr.train.networks.mskd import MskdTeacherSettings as Network
 from knarr.train.networks.seen import SeenSettings
-from knarr.train.settings import RecipeError
+from knarr.train.settings import (
+    DataSettings,
+    Fitted,
+    Frozen,
+    Positive,
+    Recipe,
+    RecipeError,
+    Seed,
+    shift_within,
+)
 from knarr.train.systems.base import ChipLoss, Coding, Progress, RunData, System
-from knarr.train.systems.mskd_recipe import MskdEyesData, MskdRecipe, SeeData
-from knarr.train.systems.see_windows import SeeWindows
+
+TEACHER_CHANNELS = 3
+"""Published code opens the grey images as RGB, and SEEN has weights for each copy."""
+
+
+class Normalise(Frozen):
+    """(x / 255 - mean) / std of what the teacher sees; SEE's published values by default."""
+
+    event_mean: float = 0.504413
+    event_std: Positive = 0.06928615
+    frame_mean: float = 0.22616537
+    frame_std: Positive = 0.118931554
+
+
+class SequencesData(DataSettings):
+    """Sequences in the SEE layout, seen through windows.
+
+    Args:
+        sampling: E<frames>-S<skipped>, see `knarr.train.windows`.
+        size: height and width of the images in pixels; others are resized.
+        split: "official" is the index's; in SEE it parts sequences, and people may be in both. "subject" draws folds of people.
+        folds, fold: of "subject": how many, and which one is tested on.
+        seed: of the folds, and of generated data. The recipe's own seed leaves both as they are.
+        normalise: of the teacher's images.
+        pixel_bits: of the student's grey values, the upper ones. The fewer they are, the more of a neuron's accumulator is left for
+            weights: 255 times the 49 weights of the first layer can fill it before these have used their own 8 bits.
+        shift_px: training clips are moved by up to so many pixels, teacher's and student's alike; published: none.
+    """
+
+    sampling: str = "E4-S3"
+    size: int = Field(default=90, ge=1, le=MAX_SIDE)
+    split: Literal["official", "subject"] = "official"
+    folds: int = Field(default=3, ge=2)
+    fold: int = Field(default=0, ge=0)
+    seed: Seed = 0
+    normalise: Normalise = Normalise()
+    pixel_bits: int = Field(default=8, ge=1, le=8)
+    shift_px: int = Field(default=0, ge=0)
+
+    @field_validator("sampling")
+    @classmethod
+    def _a_sampling(cls, name: str) -> str:
+        sampling(name)
+        return name
+
+    @model_validator(mode="after")
+    def _within(self) -> SequencesData:
+        shift_within(self.shift_px, self.size)
+        return self
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> SequencesData:
+        if self.split == "official" and self.fold > 0:
+            raise ValueError(
+                f"fold: {self.fold}, but the official split is one; set split: subject"
+            )
+        if self.fold >= self.folds:
+            raise ValueError(f"fold: {self.fold} of {self.folds}; they count from 0")
+        return self
+
+    @property
+    def window(self) -> Sampling:
+        """How clips are cut."""
+        return sampling(self.sampling)
+
+    @property
+    def dt_s(self) -> float:
+        return (self.window.skipped + 1) / FRAMES_PER_S
+
+
+class SeeData(SequencesData):
+    """SEE, or any tree of its layout.
+
+    Args:
+        event_dir, frame_dir, index: names in the folder of the data.
+        on_bad: refuse a tree with a bad record, or "skip" and count it.
+    """
+
+    kind: Literal["see"]
+    event_dir: str = "event"
+    frame_dir: str = "frame"
+    index: str = "emotion.json"
+    on_bad: Literal["raise", "skip"] = "raise"
+
+
+class MskdEyesData(SequencesData):
+    """Generated single-eye sequences in the same layout; people who train and people who test differ.
+
+    Args:
+        frames: of each sequence.
+        subjects: people. takes_per_emotion: sequences of each person and emotion.
+    """
+
+    kind: Literal["eyes"]
+    size: int = Field(default=48, ge=8, le=512)
+    frames: int = Field(default=24, ge=1, le=500)
+    subjects: int = Field(default=40, ge=4, le=999)
+    takes_per_emotion: int = Field(default=2, ge=1, le=999)
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> MskdEyesData:
+        if self.frames < self.window.least_frames:
+            raise ValueError(
+                f"frames: {self.frames} < {self.window.least_frames} of {self.sampling}; make more"
+            )
+        return self
+
+    @property
+    def generated(self) -> bool:
+        return True
+
+
+class MskdTeacherRecipe(Fitted):
+    """The teacher; sizes that the data decide need not be said.
+
+    Args:
+        network: which, and its sizes.
+        label_smoothing: of its cross entropy; published: none.
+    """
+
+    network: Network = Network()
+    label_smoothing: float = Field(default=0, ge=0, lt=1)
+
+    @field_serializer("network")
+    def _without_derived(self, network: Network) -> dict[str, Any]:
+        plain = network.model_dump(mode="json")
+        return plain | {"seen": _said(plain["seen"], network.seen, OF_SEEN)}
+
+
+class MskdStudentRecipe(Fitted):
+    """The student and what it learns from; sizes that the data decide need not be said.
+
+    Args:
+        network: its layers.
+        centred: each kernel of its first layer has a mean of 0, so that a clip's brightness, which says nothing of an emotion, has no
+            effect but at the borders. Frames come without their mean subtracted: other kernels answer to brightness most of all, and
+            the bias that a batch-norm sets against it leaves no room in the chip's registers for weights of a finer scale.
+        loss: weights and readings of the teacher's terms.
+    """
+
+    network: MskdStudentSettings = MskdStudentSettings()
+    centred: bool = True
+    loss: MskdLossSettings = MskdLossSettings()
+
+    @field_serializer("network")
+    def _without_derived(self, network: MskdStudentSettings) -> dict[str, Any]:
+        return _said(network.model_dump(mode="json"), network, OF_STUDENT)
+
+
+OF_SEEN = ("side_px", "channels", "steps")
+OF_STUDENT = ("side_px", "dt_s")
+"""What a recipe's data decide of the networks. Left out where a recipe is written, or another size or sampling could not replace the
+one in a recipe without naming these too. Classes are known when data are read, see `Mskd`."""
+
+
+def _said(plain: dict[str, Any], settings: Frozen, derived: tuple[str, ...]) -> dict[str, Any]:
+    unsaid = set(derived) | ({"classes"} - settings.model_fields_set)
+    return {name: value for name, value in plain.items() if name not in unsaid}
+
+
+class MskdRecipe(Recipe):
+    """See above."""
+
+    system: Literal["mskd"]
+    data: Annotated[SeeData | MskdEyesData, Field(discriminator="kind")]
+    teacher: MskdTeacherRecipe
+    student: MskdStudentRecipe
+
+    @model_validator(mode="after")
+    def _as_the_data(self) -> MskdRecipe:
+        data = self.data
+        seen, student = self.teacher.network.seen, self.student.network
+        of_seen = {"side_px": data.size, "channels": TEACHER_CHANNELS, "steps": data.window.frames}
+        of_student = {"side_px": data.size, "dt_s": data.dt_s}
+        _agree("teacher.network.seen", seen, of_seen)
+        _agree("student.network", student, of_student)
+        network = self.teacher.network.model_copy(update={"seen": seen.model_copy(update=of_seen)})
+        # Frozen for everybody else: what is derived here is as if it had been said.
+        object.__setattr__(self, "teacher", self.teacher.model_copy(update={"network": network}))
+        network_of_student = student.model_copy(update=of_student)
+        object.__setattr__(
+            self, "student", self.student.model_copy(update={"network": network_of_student})
+        )
+        return self
+
+
+def _agree(path: str, settings: Frozen, derived: Mapping[str, Any]) -> None:
+    """Refuse what a recipe says and its data contradict."""
+    for name, value in derived.items():
+        said = getattr(settings, name)
+        if name in settings.model_fields_set and said != value:
+            raise ValueError(f"{path}.{name}: {said}, but the data give {value}; leave it out")
+
+
+GREY_BITS = 8
+"""Of the images. A pixel k goes to the student as k / 255 (of fewer bits, its upper ones), not less a mean: convolutions pad with
+zeros, before and after an offset not the same, so a mean could not be moved from the input into the first layer's bias; batch-norms can
+be folded and do its work."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeeWindows:
+    """Some sequences, each seen through one window; a fresh one is drawn where an `rng` is given.
+
+    Args:
+        sequences: all that were read.
+        own: (N,) those of this split.
+        sampling: how windows are cut.
+        fixed: (N, x) the window of each clip where none is drawn.
+        channels: of the student's images, all of them the same grey.
+        bits: of the student's pixels, at most `GREY_BITS`.
+        normalise: of the teacher's images.
+        shift_px: how far drawn clips are moved at most.
+    """
+
+    sequences: SeeSequences
+    own: Indices
+    sampling: Sampling
+    fixed: Indices
+    channels: int
+    bits: int
+    normalise: Normalise
+    shift_px: int = 0
+
+    @property
+    def labels(self) -> Indices:
+        return self.sequences.labels[self.own]
+
+    @property
+    def lengths(self) -> Indices:
+        """(N,) images of each sequence."""
+        return self.sequences.lengths[self.own]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(N,) of the sequences."""
+        return tuple(self.sequences.names[n] for n in self.own)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """(N,) whose each is."""
+        return tuple(self.sequences.subjects[n] for n in self.own)
+
+    @property
+    def lights(self) -> tuple[str, ...]:
+        """(N,) lighting of each."""
+        return tuple(self.sequences.lights[n] for n in self.own)
+
+    @property
+    def units(self) -> int:
+        """Of the chip per unit of the student's input."""
+        return (1 << self.bits) - 1
+
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        windows = self.fixed[indices] if rng is None else self._drawn(indices, rng)
+        rows = self.sequences.rows(self.own[indices], windows)
+        events, frames = self.sequences.events[rows], self.sequences.frames[rows]
+        if rng is not None and self.shift_px:
+            events, frames = shifted(self.shift_px, events, frames, rng)
+        how = self.normalise
+        return Batch(
+            torch.from_numpy(self._integers(frames).astype(np.float32) / np.float32(self.units)),
+            (
+                _normalised(events, how.event_mean, how.event_std),
+                _normalised(frames, how.frame_mean, how.frame_std),
+            ),
+            torch.from_numpy(self.labels[indices]),
+        )
+
+    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        rows = self.sequences.rows(self.own[indices], self.fixed[indices])
+        return np.ascontiguousarray(self._integers(self.sequences.frames[rows]))
+
+    def passes(self, windows: int, seed: int) -> list[SeeWindows]:
+        """The same clips through several windows each, the first time through those they have."""
+        drawn = evaluation_windows(self.lengths, self.sampling, windows=windows, seed=seed)
+        return [self, *(replace(self, fixed=of_pass) for of_pass in drawn[1:])]
+
+    def _drawn(self, indices: Indices, rng: np.random.Generator) -> Indices:
+        lengths = self.lengths[indices].tolist()
+        return np.stack([draw_window(length, self.sampling, rng) for length in lengths])
+
+    def _integers(self, frames: Images) -> Images:
+        """(B, x, H, W) -> (B, x, channels, H, W), what the student's chip is given."""
+        shape = (*frames.shape[:2], self.channels, *frames.shape[2:])
+        return np.broadcast_to((frames >> (GREY_BITS - self.bits))[:, :, None], shape)
+
+
+def _normalised(images: Images, mean: float, std: float) -> torch.Tensor:
+    """(B, x, H, W) -> (B, x, 3, H, W) float32."""
+    grey = (images.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
+    return torch.from_numpy(grey)[:, :, None].expand(-1, -1, TEACHER_CHANNELS, -1, -1)
+
+
+def shifted(
+    margin: int, events: Images, frames: Images, rng: np.random.Generator
+) -> tuple[Images, Images]:
+    """Each clip (x, H, W) moved by up to `margin` pixels both ways, events and frames alike; edges are repeated."""
+    height, width = frames.shape[-2:]
+    around = (*[(0, 0)] * 2, (margin, margin), (margin, margin))
+    wide = [np.pad(images, around, mode="edge") for images in (events, frames)]
+    moved = np.empty_like(events), np.empty_like(frames)
+    for clip, (y, x) in enumerate(rng.integers(0, 2 * margin, (len(events), 2), endpoint=True)):
+        for source, target in zip(wide, moved, strict=True):
+            target[clip] = source[clip, :, y : y + height, x : x + width]
+    return moved
+
 
 SEE_SEQUENCES, SEE_TESTED = 2405, 767
 
 
 class Mskd(System[MskdRecipe]):
     """See above."""
+
+    recipe_class = MskdRecipe
 
     # --- data
 

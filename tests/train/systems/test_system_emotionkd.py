@@ -36,11 +36,10 @@ from knarr.train.datasets.stress.windows import StressWindows
 from knarr.train.fitting.feedback import FED_BACK
 from knarr.train.losses.emotion import EmotionLossSettings, emotion_loss
 from knarr.train.recipe import check_recipe, with_settings
-from knarr.train.systems import physio_data
+from knarr.train.systems import emotionkd_data
 from knarr.train.systems.emotionkd import EmotionKd, fold_count
+from knarr.train.systems.emotionkd_data import balanced, fit_scaler, load_stress, name_of
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe, PhysioData, StressData
-from knarr.train.systems.physio_data import fit_scaler, name_of
-from knarr.train.systems.stress_data import balanced, load_stress
 from knarr.train.train import TEACHER
 
 LAYOUT = Layout(trials=4, samples=384 + 3 * 128, baseline=384)
@@ -81,7 +80,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def deap(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Read as DEAP is, but for the size of its files."""
-    monkeypatch.setattr(physio_data, "read_deap", partial(read_deap, layout=LAYOUT))
+    monkeypatch.setattr(emotionkd_data, "read_deap", partial(read_deap, layout=LAYOUT))
     return root
 
 
@@ -218,7 +217,7 @@ def test_other_people_or_labels_are_not_called_as_published(
     settings = PhysioData(
         **{"kind": "deap", "task": "valence", "validation_fraction": 0.2, **changes}
     )
-    assert name_of(settings, read) == f"{physio_data.NAMES[settings.kind]} valence{differs}"
+    assert name_of(settings, read) == f"{emotionkd_data.NAMES[settings.kind]} valence{differs}"
 
 
 def made_up(person: str, scale: float) -> tuple[Trial, ...]:
@@ -242,7 +241,7 @@ def test_no_scaler_sees_who_validates_or_is_tested(monkeypatch: pytest.MonkeyPat
     def data_of(**scales: float) -> Any:
         people = [made_up(person, scales.get(person, 1.0)) for person in "abcdef"]
         read = Recordings(tuple(trial for trials in people for trial in trials), EEG_28)
-        monkeypatch.setattr(physio_data, "read_mahnob", lambda *_, **__: read)
+        monkeypatch.setattr(emotionkd_data, "read_mahnob", lambda *_, **__: read)
         return EmotionKd(recipe(**change)).load(Path())
 
     plain: Any = data_of()
@@ -267,7 +266,7 @@ def test_a_channel_that_never_changes_has_no_scale() -> None:
     windows = PhysioWindows(Recordings((flat,), EEG_28), Windowing(1.0, 1.0, normalise="none"))
     scaler = fit_scaler(windows, np.array([0]))
     assert (scaler.spread == 1).all()
-    assert not scaler(physio_data.both(windows, 0)).any()
+    assert not scaler(emotionkd_data.both(windows, 0)).any()
 
 
 def test_nobody_is_asked_where_no_loss_wants_to_know(deap: Path) -> None:

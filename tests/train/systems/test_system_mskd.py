@@ -23,9 +23,7 @@ from knarr.train.datasets.see import sequences as see_sequences
 from knarr.train.datasets.see.sequences import SeeSequences, read_sequences
 from knarr.train.datasets.see.windows import draw_window, evaluation_windows, sampling
 from knarr.train.recipe import check_recipe, with_settings
-from knarr.train.systems.mskd import Mskd
-from knarr.train.systems.mskd_recipe import MskdEyesData, MskdRecipe, Normalise
-from knarr.train.systems.see_windows import SeeWindows, shifted
+from knarr.train.systems.mskd import Mskd, MskdEyesData, MskdRecipe, Normalise, SeeWindows, shifted
 
 PEOPLE, FRAMES, SIZE = 6, 7, 16
 SMALL: dict[str, Any] = {

@@ -41,8 +41,13 @@ from knarr.train.networks.heads import over_time
 from knarr.train.networks.spiking_emotions import TABLE_I, votes
 from knarr.train.recipe import parse_recipe, with_settings
 from knarr.train.systems.base import RunData
-from knarr.train.systems.spiking_emotions import CameraClips, SpikingEmotions, _name_of
-from knarr.train.systems.spiking_emotions_recipe import MosiData, SpikingEmotionsRecipe
+from knarr.train.systems.spiking_emotions import (
+    CameraClips,
+    MosiData,
+    SpikingEmotions,
+    SpikingEmotionsRecipe,
+    _name_of,
+)
 
 TINY: dict[str, Any] = {
     "name": "tiny",
