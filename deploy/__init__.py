@@ -5,14 +5,12 @@ from knarr.deploy.lava.run import lava_python, run_on_lava
 from knarr.deploy.lowering.lower import lower
 from knarr.deploy.lowering.quantise import unrounded_weights
 from knarr.deploy.lowering.synapse import chip_shape
-from knarr.deploy.netx.read import read_net
-from knarr.deploy.netx.write import write_net
+from knarr.deploy.netx.files import check, read_net, write_net
 from knarr.deploy.placement.place import place
 from knarr.deploy.placement.result import LayerPlacement, Placement, table
-from knarr.deploy.rules import check
+from knarr.deploy.rules import Violation, fatal
 from knarr.deploy.verification.result import Comparison, FirstDivergence, Raster, Side, Verification
 from knarr.deploy.verification.verify import verify, verify_network
-from knarr.deploy.violation import Violation, fatal
 
 __all__ = [
     "Comparison",

@@ -10,9 +10,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from knarr.deploy import DeployError, check, lower, read_net, unrounded_weights, write_net
+from knarr.deploy import DeployError, check, fatal, lower, read_net, unrounded_weights, write_net
 from knarr.deploy import verify as verify_network
-from knarr.deploy.violation import fatal
 from knarr.export import read, to_nir, to_onnx, write
 from knarr.files import write_atomic
 from knarr.hw_sim import ChipNetwork, count_events, count_onnx, load_recording, save_recording

@@ -23,9 +23,8 @@ import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError, LavaError
 from knarr.deploy.lava.process_group import kill_group
-from knarr.deploy.netx.read import read_net
-from knarr.deploy.rules import check
-from knarr.deploy.violation import fatal
+from knarr.deploy.netx.files import read_net
+from knarr.deploy.rules import check_network, fatal
 from knarr.hw_sim import ChipNetwork, Conv, Dense, Recording, Recurrent
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.network import Layer
@@ -180,7 +179,7 @@ def run_on_lava(
             of it is left running.
     """
     network = read_net(path)
-    broken = fatal(check(network))
+    broken = fatal(check_network(network))
     if broken:
         raise DeployError(f"{path}: not run, {broken[0]}")
     unknown = [name for name in record if name not in RECORDABLE]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from knarr.deploy.errors import DeployError
 from knarr.deploy.lowering.chain import read_chain
 from knarr.deploy.lowering.float_layers import Float, FloatLayer
-from knarr.deploy.violation import BIAS_MAX, VTH_MAX
+from knarr.deploy.rules import BIAS_MAX, VTH_MAX
 from knarr.export import ExportError, fold, graph_hash
 from knarr.hw_sim import NON_SPIKING_VTH, ChipNetwork, Conv, Dense, Neuron, Recurrent
 from knarr.hw_sim.network import Layer

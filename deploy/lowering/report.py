@@ -12,10 +12,11 @@ import numpy.typing as npt
 from knarr.deploy.lowering.float_layers import FloatLayer
 from knarr.deploy.lowering.quantise import bias_error, lost, weight_error
 from knarr.deploy.lowering.scales import Chosen, alone, shaped
-from knarr.deploy.rules import ACCUMULATOR, STATE, worst_sums
+from knarr.deploy.rules import ACCUMULATOR, worst_sums
 from knarr.export import Trace, step_nir
 from knarr.export.graph.topology import Edge
 from knarr.hw_sim import Readout, simulate
+from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.network import DECAY_UNITY, Layer
 
 COARSE_ERROR = 0.1
@@ -69,7 +70,7 @@ def describe(
         "largest_weight": int(np.abs(chosen.layer.weight_int).max()),
         "sum_bound": max(int(up.max()), int(down.max())),
         "sum_limit": ACCUMULATOR - 1,
-        "state_limit": STATE - 1,
+        "state_limit": STATE_MAX - 1,
         "scale": chosen.scale,
         "scales_tried": chosen.tried,
     }

@@ -11,15 +11,15 @@ import numpy.typing as npt
 from knarr.deploy.errors import DeployError
 from knarr.deploy.lowering.float_layers import FloatLayer
 from knarr.deploy.lowering.quantise import is_exact, largest_weight, quantise, roof, widest_scale
-from knarr.deploy.rules import ACCUMULATOR, STATE, check
-from knarr.deploy.violation import fatal
+from knarr.deploy.rules import ACCUMULATOR, check_network, fatal
 from knarr.hw_sim import ChipNetwork, Conv, InputCoding, Readout, simulate
+from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.network import Layer
 
 COARSE = np.geomspace(0.5, 4.0, 16)
 """Of the widest scale: above 1 the largest weights are clipped and the others finer."""
 FINE = np.geomspace(0.92, 1.08, 13)
-UNWRAPPED = STATE - 64 * ACCUMULATOR
+UNWRAPPED = STATE_MAX - 64 * ACCUMULATOR
 """A wrap leaves |u| above it as long as sums fit their accumulator, so below it there was none."""
 STEP_DOWN = 1.2
 """Between scales below the coarse ones, where only they keep the sums inside the accumulator."""
@@ -45,7 +45,7 @@ def from_weights(layer: FloatLayer, weight_bits: int, units: float) -> Chosen:
         scales.insert(0, dyadic(widest))
     for tried, scale in enumerate(scales, start=1):
         made = quantise(layer, scale, weight_bits, units)
-        if not fatal(check(alone(made, 1))):
+        if not fatal(check_network(alone(made, 1))):
             return Chosen(made, scale, float("nan"), tried)
     raise DeployError(
         f"node '{layer.name}': netx would run other weights than its own at any scale; give the matrix both signs"
@@ -85,7 +85,7 @@ def from_spikes(
             return
         made = quantise(layer, scale, weight_bits, units, vth_offset=offset)
         network = alone(made, bits)
-        violations = check(network)
+        violations = check_network(network)
         if fatal(violations):
             return
         tried += 1
@@ -143,7 +143,7 @@ def _run(
     fits = recording.peak_sum[layer.name] < ACCUMULATOR
     if may_leave:
         u, v = (int(np.abs(state[layer.name]).max()) for state in (recording.u, recording.v))
-        fits = fits and u < UNWRAPPED and v < STATE - 1
+        fits = fits and u < UNWRAPPED and v < STATE_MAX - 1
     return recording.output.reshape(*events.shape[:2], *layer.output_shape), fits
 
 

@@ -1,45 +1,173 @@
-"""A raw `.net` file turned into layers as far as that goes: every rule can then look at what there is.
+"""A `.net` file as it lies on the disk, and the layers that can be built from it.
 
-Where a number cannot be held, a stand-in takes its place (what netx would make of it, or the nearest legal value) and is
-noted in `mended`. A draft with stand-ins serves to find further faults; it never becomes a network.
+`load_raw` reads plain arrays within limits and judges nothing but their size. `draft_of` builds
+every layer that can be built, so that the network's rules can look at it even where others cannot
+be; the file rules say why those cannot.
 
-As much of a network as a faulty file gives, for rules that look at one layer at a time.
+Layout (lava-dl 0.6.0 `netx/hdf5.py`): /layer/<i>/ with type, shape, weight, stride, padding,
+dilation, groups, bias and neuron/{type, iDecay, vDecay, vThMant}; what else may lie there netx does
+not read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
-from knarr.deploy.netx.raw import RawLayer, RawNet, text
-from knarr.deploy.violation import I_DECAY_MAX, V_DECAY_MAX, VTH_MAX
-from knarr.hw_sim import (
-    NON_SPIKING_VTH,
-    ChipError,
-    ChipNetwork,
-    Conv,
-    Dense,
-    InputCoding,
-    Neuron,
-    Readout,
-    Recurrent,
-)
-from knarr.hw_sim.arrays import IntArray
-from knarr.hw_sim.network import DECAY_UNITY, MAX_DELAY, Layer
+from knarr.deploy.errors import DeployError
+from knarr.deploy.rules import PartialNetwork
+from knarr.export import ExportError
+from knarr.export.graph.hdf5_guard import load
+from knarr.hw_sim import ChipError, Conv, Dense, InputCoding, Neuron, Readout, Recurrent
+from knarr.hw_sim.arrays import Array, Int32, Int64
+from knarr.hw_sim.network import Layer
 
+MAX_VALUES = 2**25
+"""Numbers in one file. Each becomes 8 bytes here; netx and Lava keep several copies of each."""
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 SYNAPSES = ("conv", "dense", "dense_rec")
-REGISTERS = {"iDecay": DECAY_UNITY, "vDecay": DECAY_UNITY, "vThMant": NON_SPIKING_VTH}
-"""What `Neuron` can hold, from 0; hardware takes less, which is the network rules' business."""
-LEGAL = {"iDecay": I_DECAY_MAX, "vDecay": V_DECAY_MAX, "vThMant": VTH_MAX}
+"""Kinds of layers that hold weights."""
+NEURON_TYPES = ("CUBA", "LOIHI")
+"""Names that netx has for the one neuron of the chip."""
+REGISTERS = ("iDecay", "vDecay", "vThMant")
+"""Registers of a neuron, in the order of `Neuron`."""
 
 Shape = tuple[int, ...]
-Words = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class RawLayer:
+    """A group /layer/<index> as it lies in the file.
+
+    Args:
+        index: its number.
+        group: its items by name: arrays, text, or dictionaries for groups; empty when it is no
+            group.
+        kind: what `type` says, "" when that is missing or no text.
+    """
+
+    index: int
+    group: Mapping[str, Any]
+    kind: str
+    _whole: dict[str, Int64 | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def where(self) -> str:
+        """Path of the group in the file."""
+        return f"/layer/{self.index}"
+
+    @property
+    def neuron(self) -> Mapping[str, Any] | None:
+        """Items of the neuron group, None when there is no such group."""
+        found = self.group.get("neuron")
+        return found if isinstance(found, dict) else None
+
+    def whole(self, key: str) -> Int64 | None:
+        """Return the numbers of an item, None when it is missing or not made of whole numbers."""
+        # Several rules ask for the same weights, which can be large.
+        if key not in self._whole:
+            self._whole[key] = whole_numbers(self.group.get(key))
+        return self._whole[key]
+
+    def integers(self, key: str) -> tuple[int, ...] | None:
+        """Return one to eight numbers that netx wants stored as integers.
+
+        Returns:
+            None when they are missing, none, more than eight, or stored otherwise.
+        """
+        value = self.group.get(key)
+        if not is_array(value, "iu") or not 1 <= value.size <= 8:
+            return None
+        return tuple(int(number) for number in value.reshape(-1))
+
+
+@dataclass(frozen=True)
+class RawNet:
+    """A file as it lies on the disk.
+
+    Args:
+        names: names under /layer; None when there is no such group.
+        layers: those that netx reads, in its order.
+    """
+
+    names: tuple[str, ...] | None
+    layers: tuple[RawLayer, ...]
+
+
+def load_raw(path: Path) -> RawNet:
+    """Read a `.net` file as it is, in bounded time and memory.
+
+    Raises:
+        DeployError: the file is missing, not HDF5, damaged, or beyond a limit.
+    """
+    try:
+        tree = load(path, "netx .net file", "write one with `knarr deploy`", MAX_VALUES)
+    except ExportError as error:
+        raise DeployError(str(error)) from error
+    found = tree.get("layer")
+    if not isinstance(found, dict):
+        return RawNet(None, ())
+    # The length is bounded because int() refuses thousands of digits.
+    digits = [name for name in found if name.isascii() and name.isdigit() and len(name) < 9]
+    layers = []
+    for index in sorted(int(name) for name in digits):
+        # netx asks for "1" and never sees a group "01".
+        if str(index) in found:
+            item = found[str(index)]
+            group = item if isinstance(item, dict) else {}
+            layers.append(RawLayer(index, group, text(group.get("type"))))
+    return RawNet(tuple(found), tuple(layers))
+
+
+def is_array(value: Any, kinds: str = "iuf") -> TypeGuard[Array]:
+    """Tell whether an item is an array (of any rank, 0 too) of one of numpy's kinds of numbers."""
+    return isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in kinds
+
+
+def text(value: Any) -> str:
+    """Return one text, alone or first in an array, as netx takes it; "" for anything else."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, str) else ""
+
+
+def whole_numbers(value: Any) -> Int64 | None:
+    """Return integers, or floats without a fraction, which is how slayer writes them.
+
+    Returns:
+        None for anything else.
+    """
+    if not is_array(value):
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind == "f":
+        # Written so that a nan is refused too: it is not below anything.
+        if np.any(~(np.abs(array) < 2.0**53)) or not np.array_equal(array, np.rint(array)):
+            return None
+    elif array.dtype == np.uint64:
+        # Larger ones would turn negative; at this size every rule refuses them all the same.
+        array = np.minimum(array, np.uint64(2**63 - 1))
+    return array.astype(np.int64)
+
+
+def fits_32_bits(whole: Int64) -> bool:
+    """Tell whether there are numbers and a chip network can hold all of them."""
+    return bool(whole.size) and INT32_MIN <= int(whole.min()) <= int(whole.max()) <= INT32_MAX
+
+
+def one_integer(value: Any) -> int | None:
+    """Return a register: one number stored as an integer, else None.
+
+    A float, whole or not, hangs Lava.
+    """
+    if not is_array(value, "iu") or value.size != 1:
+        return None
+    return int(value.reshape(()))
 
 
 @dataclass(frozen=True)
@@ -47,66 +175,80 @@ class DraftLayer:
     """One layer of the file and what could be made of it.
 
     Args:
-        raw: as it lies in the file.
+        raw: the layer as it lies in the file.
         name: what people call it: the manifest's name, or its kind and number.
         incoming: shape of what arrives, None when unknown.
         outgoing: shape of what it sends, None when unknown.
+        sender: the nearest layer before it that is no flatten, None when there is none.
+        neuron: None when it has no neurons, or none that can be built.
         layer: None when it is no synapse or cannot be built.
-        neuron: None when there is no neuron group.
     """
 
     raw: RawLayer
     name: str
     incoming: Shape | None
     outgoing: Shape | None
-    layer: Layer | None = None
+    sender: DraftLayer | None = field(default=None, repr=False)
     neuron: Neuron | None = None
+    layer: Layer | None = None
+
+    @property
+    def kind(self) -> str:
+        """Kind of the layer, as the file says it."""
+        return self.raw.kind
 
 
 @dataclass(frozen=True)
 class Draft:
-    """All layers in order; `mended` names what stand-ins took the place of."""
+    """All layers of a file, in order."""
 
     raw: RawNet
     layers: tuple[DraftLayer, ...]
-    mended: tuple[str, ...]
 
     @property
     def synapses(self) -> tuple[DraftLayer, ...]:
-        return tuple(found for found in self.layers if found.raw.kind in SYNAPSES)
+        """Layers that hold weights, built or not."""
+        return tuple(found for found in self.layers if found.kind in SYNAPSES)
 
 
 def draft_of(raw: RawNet, named: Mapping[int, Mapping[str, Any]]) -> Draft:
-    """Build what can be built.
+    """Build every layer of a file that can be built.
 
     Args:
         raw: the file.
-        named: the manifest's entries, by position among the layers with synapses; -1 is the input.
+        named: entries of the manifest, by position among the layers with synapses; -1 is the input.
     """
     layers: list[DraftLayer] = []
-    mended: list[str] = []
+    synapses = 0
     shape: Shape | None = None
-    for index, found in enumerate(raw.layers):
-        entry = named.get(sum(before.raw.kind in SYNAPSES for before in layers), {})
+    sender: DraftLayer | None = None
+    for position, found in enumerate(raw.layers):
+        neuron, layer = None, None
         if found.kind == "input":
-            name = "input" if not index else f"input_{found.index}"
-            neuron = _neuron(found, str(named.get(-1, {}).get("neuron") or ""), mended)
-            after = _input_shape(found, raw.layers[index + 1 :])
-            layers.append(DraftLayer(found, name, None, after, None, neuron))
+            name = "input" if position == 0 else f"input_{found.index}"
+            neuron = _neuron(found, str(named.get(-1, {}).get("neuron") or ""))
+            outgoing = _input_shape(found, raw.layers[position + 1 :])
         elif found.kind in SYNAPSES:
+            entry = named.get(synapses, {})
+            synapses += 1
             name = str(entry.get("name", f"{found.kind}_{found.index}"))
-            neuron = _neuron(found, str(entry.get("neuron", f"neuron_{found.index}")), mended)
-            layer = _synapse(found, name, neuron, shape, entry.get("units_per_volt"), mended)
-            after = _declared(found) if layer is None else layer.output_shape
-            layers.append(DraftLayer(found, name, shape, after, layer, neuron))
+            neuron = _neuron(found, str(entry.get("neuron", f"neuron_{found.index}")))
+            layer = _synapse(found, name, neuron, shape, entry.get("units_per_volt"))
+            # What a layer says of itself lets the layers behind a broken one be checked.
+            outgoing = _declared(found) if layer is None else layer.output_shape
         else:
-            after = (prod(shape),) if shape is not None and found.kind == "flatten" else None
-            layers.append(DraftLayer(found, f"{_plain(found.kind)}_{found.index}", shape, after))
-        shape = after
-    return Draft(raw, tuple(layers), tuple(mended))
+            name = f"{_printable(found.kind)}_{found.index}"
+            outgoing = None
+            if shape is not None and found.kind == "flatten":
+                outgoing = (prod(shape),)
+        layers.append(DraftLayer(found, name, shape, outgoing, sender, neuron, layer))
+        if found.kind != "flatten":
+            sender = layers[-1]
+        shape = outgoing
+    return Draft(raw, tuple(layers))
 
 
-def _plain(kind: str) -> str:
+def _printable(kind: str) -> str:
     return kind if kind.isidentifier() and len(kind) < 40 else "layer"
 
 
@@ -119,179 +261,147 @@ def _input_shape(found: RawLayer, after: tuple[RawLayer, ...]) -> Shape | None:
 
 
 def _declared(found: RawLayer) -> Shape | None:
-    shape = found.integers("shape")
-    if shape is None or min(shape, default=0) < 1:
+    """Return what a layer that is not built would send, as far as the file says it."""
+    weight, shape = found.whole("weight"), found.integers("shape")
+    if found.kind != "conv" and weight is not None and weight.ndim == 2 and weight.size:
+        return (weight.shape[0],)
+    if shape is None or min(shape) < 1:
         return None
     return shape if found.kind == "conv" else (prod(shape),)
 
 
-def _neuron(found: RawLayer, name: str, mended: list[str]) -> Neuron | None:
+def _neuron(found: RawLayer, name: str) -> Neuron | None:
     group = found.neuron
-    if group is None:
+    if group is None or text(group.get("type")) not in NEURON_TYPES:
         return None
-    values = {}
-    for key, legal in LEGAL.items():
-        value = one_integer(group.get(key))
-        if value is None or not 0 <= value <= REGISTERS[key]:
-            mended.append(f"{found.where}/neuron/{key}")
-            value = legal if value is None or value > 0 else 1
-        values[key] = value
-    if text(group.get("type")) not in ("CUBA", "LOIHI"):
-        mended.append(f"{found.where}/neuron/type")
-    return Neuron(values["iDecay"], values["vDecay"], values["vThMant"], name)
-
-
-def one_integer(value: Any) -> int | None:
-    """A register: one number stored as an integer, else None. A float, whole or not, hangs Lava."""
-    if (
-        not isinstance(value, (np.ndarray, np.generic))
-        or value.dtype.kind not in "iu"
-        or value.size != 1
-    ):
+    i_decay, v_decay, vth_int = (one_integer(group.get(register)) for register in REGISTERS)
+    if i_decay is None or v_decay is None or vth_int is None:
         return None
-    return int(value.reshape(()))
+    try:
+        return Neuron(i_decay, v_decay, vth_int, name)
+    except ChipError:
+        return None
 
 
 def _synapse(
-    found: RawLayer,
-    name: str,
-    neuron: Neuron | None,
-    incoming: Shape | None,
-    scale: float | None,
-    mended: list[str],
+    found: RawLayer, name: str, neuron: Neuron | None, incoming: Shape | None, scale: float | None
 ) -> Layer | None:
-    weight = _array(found, "weight", mended)
-    if weight is None:
-        return None
     if neuron is None:
-        mended.append(f"{found.where}/neuron")
-        neuron = Neuron(I_DECAY_MAX, V_DECAY_MAX, 1, name)
+        return None
     try:
+        weight = _stored(found, "weight")
         if found.kind == "conv":
-            return _conv(found, name, neuron, weight, incoming, scale, mended)
+            return _conv(found, name, neuron, weight, incoming, scale)
+        # netx cuts a vector of weights into as many rows as `shape` says.
         rows = prod(found.integers("shape") or ()) if weight.ndim == 1 else weight.shape[0]
         matrix = weight.reshape(rows, -1)
-        bias = _bias(found, rows, mended)
+        bias = _bias(found, rows)
         if found.kind == "dense":
-            return Dense(name, matrix, neuron, bias, scale, _delay(found, matrix.shape, mended))
-        feedback = _array(found, "weight_rec", mended)
-        if feedback is None:
-            return None
-        feedback = feedback.reshape(rows, -1) if weight.ndim == 1 else feedback
-        return Recurrent(name, matrix, feedback, neuron, bias, scale)
+            return Dense(name, matrix, neuron, bias, scale, _delay(found, matrix.shape))
+        recurrent = _stored(found, "weight_rec")
+        if weight.ndim == 1:
+            recurrent = recurrent.reshape(rows, -1)
+        return Recurrent(name, matrix, recurrent, neuron, bias, scale)
     except (ChipError, ValueError, IndexError, ZeroDivisionError, OverflowError):
-        return None  # why not, the file rules say
+        return None  # the file rules say why not
 
 
 def _conv(
     found: RawLayer,
     name: str,
     neuron: Neuron,
-    weight: Words,
+    weight: Int32,
     incoming: Shape | None,
     scale: float | None,
-    mended: list[str],
 ) -> Conv | None:
-    steps = [pair(found, key) for key in ("stride", "padding", "dilation")]
+    stride, padding, dilation = (pair(found, key) for key in ("stride", "padding", "dilation"))
     groups = found.integers("groups")
-    if incoming is None or len(incoming) != 3 or groups is None or weight.ndim < 4 or None in steps:
+    if stride is None or padding is None or dilation is None or groups is None:
         return None
-    stride, padding, dilation = (step for step in steps if step is not None)
+    if incoming is None or len(incoming) != 3:
+        return None
+    # slayer writes kernels with a last axis of time, of length 1; any other is refused below.
     kernel = weight.reshape(weight.shape[:4])
-    bias = _bias(found, len(kernel), mended)
-    shape = (incoming[0], incoming[1], incoming[2])
-    return Conv(name, kernel, neuron, shape, stride, padding, dilation, groups[0], bias, scale)
+    channels, height, width = incoming
+    return Conv(
+        name,
+        kernel,
+        neuron,
+        (channels, height, width),
+        stride,
+        padding,
+        dilation,
+        groups[0],
+        _bias(found, kernel.shape[0]),
+        scale,
+    )
 
 
 def pair(found: RawLayer, key: str) -> tuple[int, int] | None:
-    """(height, width) of a convolution's step, from two integers or one without a dimension, as netx takes them."""
-    value, numbers = found.group.get(key), found.integers(key)
-    if (
-        numbers is None
-        or not isinstance(value, (np.ndarray, np.generic))
-        or value.shape not in ((), (2,))
-    ):
+    """Return (height, width) of a convolution's step, None when there are none.
+
+    netx takes two integers, or one without a dimension.
+    """
+    numbers = found.integers(key)
+    if numbers is None or found.group[key].shape not in ((), (2,)):
         return None
     return numbers[0], numbers[-1]
 
 
-def _array(found: RawLayer, key: str, mended: list[str]) -> Words | None:
-    """An array's integers; those netx would make of it where it holds others, None when it is no array."""
-    if key not in found.group:
-        return None
+def _stored(found: RawLayer, key: str) -> Int32:
     whole = found.whole(key)
-    if whole is not None and whole.size and whole.min() >= INT32_MIN and whole.max() <= INT32_MAX:
-        return whole.astype(np.int32)
-    mended.append(f"{found.where}/{key}")
-    if whole is not None and whole.size:
-        return np.clip(whole, -128, 127).astype(np.int32)
-    value = found.group[key]
-    if (
-        not isinstance(value, (np.ndarray, np.generic))
-        or value.dtype.kind not in "iuf"
-        or not value.size
-    ):
-        return None
-    return (
-        np.clip(np.nan_to_num(value), INT32_MIN, INT32_MAX).astype(np.int64).astype(np.int32)
-    )  # truncates, as netx does
+    if whole is None or not fits_32_bits(whole):
+        raise ValueError(f"{found.where}/{key} is not made of whole numbers of 32 bits")
+    return whole.astype(np.int32)
 
 
-def _bias(found: RawLayer, outputs: int, mended: list[str]) -> Words | None:
-    bias = _array(found, "bias", mended)
-    if bias is None:
+def _bias(found: RawLayer, outputs: int) -> Int32 | None:
+    if "bias" not in found.group:
         return None
-    if found.kind != "conv" and bias.size == 1 and bias.ndim < 2:
-        return np.repeat(bias.reshape(1), outputs)  # netx spreads one bias over a dense layer
-    if bias.shape != (outputs,):
-        mended.append(f"{found.where}/bias")
-        return None
+    bias = _stored(found, "bias")
+    if found.kind != "conv" and bias.shape in ((), (1,)):
+        return np.repeat(bias, outputs)  # netx spreads one bias over a dense layer
     return bias
 
 
-def _delay(found: RawLayer, shape: tuple[int, ...], mended: list[str]) -> Words | None:
-    delay = _array(found, "delay", mended)
+def _delay(found: RawLayer, shape: Shape) -> Int32 | None:
+    if "delay" not in found.group:
+        return None
+    delay = spread_delay(_stored(found, "delay"), shape)
     if delay is None:
-        return None
-    full = spread_delay(delay, shape)
-    if full is None or full.min() < 0 or full.max() > MAX_DELAY:
-        mended.append(f"{found.where}/delay")
-        return None if full is None else np.clip(full, 0, MAX_DELAY)
-    return full
+        raise ValueError(f"{found.where}/delay does not fit its weights")
+    return delay
 
 
-def spread_delay(delay: IntArray, shape: tuple[int, ...]) -> Words | None:
-    """One delay for all, per output, per input or per synapse, as netx tells them apart: outputs come first."""
-    if delay.ndim == 0 or delay.shape == shape:
-        turned = delay
-    elif delay.ndim == 1 and delay.size == shape[0]:
-        turned = delay.reshape(-1, 1)
+def spread_delay(delay: Array, shape: Shape) -> Array | None:
+    """Spread delays over the (out, in) synapses of a layer, None where they do not fit.
+
+    One may hold for all, or there is one per output, per input or per synapse. netx tells them
+    apart by their number, and where that fits both it takes outputs.
+    """
+    if delay.ndim == 1 and delay.size == shape[0]:
+        delay = delay.reshape(-1, 1)
     elif delay.ndim == 1 and delay.size == shape[1]:
-        turned = delay.reshape(1, -1)
-    else:
+        delay = delay.reshape(1, -1)
+    elif delay.ndim and delay.shape != shape:
         return None
-    return np.broadcast_to(turned, shape).astype(np.int32)
+    return np.broadcast_to(delay, shape)
 
 
-@dataclass(frozen=True)
-class PartialNetwork:
-    """Layers that need not fit each other, and stand-ins for what is said about the whole."""
-
-    layers: tuple[Layer, ...]
-    input: InputCoding
-    readout: Readout
-
-
-Network = ChipNetwork | PartialNetwork
-"""What a network rule looks at."""
-
-
-def parts_of(draft: Draft) -> PartialNetwork | None:
-    """The layers that could be built, None when there are none."""
-    layers = tuple(found.layer for found in draft.layers if found.layer is not None)
-    if not layers:
-        return None
-    neuron = next((found.neuron for found in draft.layers if found.raw.kind == "input"), None)
-    driven = neuron if neuron is not None and neuron.spikes else None
-    readout = Readout("spikes" if layers[-1].neuron.spikes else "voltage")
-    return PartialNetwork(layers, InputCoding((1,), neuron=driven), readout)
+def partial_network(draft: Draft) -> PartialNetwork:
+    """Return what could be built, for the rules of a network to look at."""
+    synapses = draft.synapses
+    neuron = next((found.neuron for found in draft.layers if found.kind == "input"), None)
+    if neuron is not None and not neuron.spikes:
+        neuron = None  # `InputCoding` refuses one that never fires
+    # Only the last layer may be a voltage readout. Where its neuron is not built, none is.
+    last = synapses[-1].neuron if synapses else None
+    silent = last is not None and not last.spikes
+    biases = ((found.name, found.raw.whole("bias")) for found in synapses)
+    return PartialNetwork(
+        tuple(found.layer for found in synapses if found.layer is not None),
+        tuple((found.name, found.neuron) for found in synapses if found.neuron is not None),
+        tuple((name, bias) for name, bias in biases if bias is not None and fits_32_bits(bias)),
+        InputCoding((1,), neuron=neuron),
+        Readout("voltage" if silent else "spikes"),
+    )

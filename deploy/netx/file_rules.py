@@ -1,181 +1,590 @@
-"""What a `.net` file can get wrong before it is a network: numbering, types, neurons. And the list of all file rules.
+"""Rules on what a `.net` file can get wrong before it is a network.
 
-Nearly all of it netx accepts in silence, or lets hang in a child process. What any network can get wrong, whether it came
-from a file or not, is in `knarr.deploy.rules`.
+Nearly all of it netx accepts in silence, or lets hang in a child process. What any network can get
+wrong, whether it came from a file or not, is in `knarr.deploy.rules`; a rule that stands in both
+finds here the numbers that a `Neuron` or a layer cannot even hold.
+
+To add a rule, write one function with the rule's name that takes a `DraftLayer` and yields a
+message for everything in it that breaks the rule, and append it to `LAYER_RULES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any
 
 import numpy as np
 
-from knarr.deploy.netx import file_rules_shapes as shapes
-from knarr.deploy.netx import file_rules_synapses as synapses
-from knarr.deploy.netx.draft import REGISTERS, SYNAPSES, Draft, one_integer
-from knarr.deploy.netx.raw import text, whole_numbers
-from knarr.deploy.violation import Violation, decay_violation, shown, threshold_violation
+from knarr.deploy.netx.draft import (
+    NEURON_TYPES,
+    REGISTERS,
+    SYNAPSES,
+    Draft,
+    DraftLayer,
+    Shape,
+    fits_32_bits,
+    is_array,
+    one_integer,
+    pair,
+    spread_delay,
+    text,
+    whole_numbers,
+)
+from knarr.deploy.rules import Violation, bias_message, decay_message, threshold_message
+from knarr.hw_sim import NON_SPIKING_VTH
+from knarr.hw_sim.network import DECAY_UNITY, MAX_DELAY
 
+MAX_NEURONS = 2**24
+"""Values a layer may send, 16 times the neurons of a Loihi 2: more states would fill the memory."""
+MAX_STEP = 4096
+"""Stride, padding and dilation; what is larger is an accident."""
 UNSUPPORTED = ("pool", "convT", "unpool", "average", "concat", "dense_comp")
+"""Kinds of layers that netx knows and knarr does not."""
+UNREAD_NEURON_ITEMS = (
+    ("refDelay", (0, 1), "write 1, Lava has no refractory time"),
+    ("gradedSpike", (0,), "write 0, netx sends spikes of 1"),
+    ("wgtExp", (0,), "write 0 and scale the weights"),
+    ("weight_exp", (0,), "write 0 and scale the weights: a batch norm's power of two is lost"),
+)
+"""Items that netx does not read, the values at which that changes nothing, and the cure."""
+
+
+def file_violations(draft: Draft) -> list[Violation]:
+    """Apply every rule to a file.
+
+    Returns:
+        Every broken rule, rule by rule and then layer by layer; empty when all hold.
+    """
+    found = [violation for rule in FILE_RULES for violation in rule(draft)]
+    for rule in LAYER_RULES:
+        for layer in draft.layers:
+            found += [Violation(rule.__name__, layer.name, message) for message in rule(layer)]
+    return found
+
+
+def shorten(value: object) -> str:
+    """Show a value out of a file in one short line."""
+    # repr escapes line ends, so nothing in a file can break a message in two.
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+# --- rules on the file as a whole
 
 
 def file_holds_layers(draft: Draft) -> Iterator[Violation]:
+    """Demand at least one layer that holds weights."""
     if draft.raw.names is None:
         message = "has no /layer group, so it is not a netx file; write one with `knarr deploy`"
-        yield Violation("file_holds_layers", "file", message)
-    elif not draft.synapses:
-        message = f"/layer has {len(draft.raw.names)} groups and none is conv, dense or dense_rec; add a layer"
-        yield Violation("file_holds_layers", "file", message)
+    elif draft.synapses:
+        return
+    else:
+        message = (
+            f"/layer has {len(draft.raw.names)} groups and none is conv, dense or dense_rec; "
+            "add a layer"
+        )
+    yield Violation("file_holds_layers", "file", message)
 
 
 def layers_are_numbered(draft: Draft) -> Iterator[Violation]:
-    names = draft.raw.names or ()
-    wanted = {str(i) for i in range(len(names))}
-    if set(names) != wanted:
+    """Demand groups 0, 1, 2, ...: netx counts the groups and asks for these names."""
+    names = set(draft.raw.names or ())
+    wanted = {str(number) for number in range(len(names))}
+    if names != wanted:
         yield Violation(
             "layers_are_numbered",
             "file",
-            f"/layer has {len(names)} groups, without {shown(sorted(wanted - set(names), key=int))} but with "
-            f"{shown(sorted(set(names) - wanted))}; netx needs 0..{len(names) - 1} without gaps, renumber them",
+            f"/layer has {len(names)} groups, without {shorten(sorted(wanted - names, key=int))} "
+            f"but with {shorten(sorted(names - wanted))}; netx needs 0..{len(names) - 1} without "
+            "gaps, renumber them",
         )
 
 
-def types_are_known(draft: Draft) -> Iterator[Violation]:
+def one_input_comes_first(draft: Draft) -> Iterator[Violation]:
+    """Demand that an input, if there is one, is the first layer."""
+    inputs = [found for found in draft.layers if found.kind == "input"]
+    for found in inputs:
+        if found is draft.layers[0]:
+            continue
+        message = f"{found.raw.where} is an input after other layers; move it to /layer/0"
+        if found is not inputs[0]:
+            message = f"{found.raw.where} is a second input; a network has one, remove it"
+        yield Violation("one_input_comes_first", found.name, message)
+
+
+def inputs_are_not_changed(draft: Draft) -> Iterator[Violation]:
+    """Warn of weights and biases that slayer learns for the input and netx never applies."""
     for found in draft.layers:
-        raw, kind = found.raw, found.raw.kind
-        if not kind:
-            message = (
-                f"{raw.where} has no type as text; write input, conv, flatten, dense or dense_rec"
+        unread = [key for key in ("weight", "bias") if key in found.raw.group]
+        if found.kind == "input" and found.raw.neuron and unread:
+            yield Violation(
+                "nothing_is_unread",
+                found.name,
+                f"{found.raw.where} has {' and '.join(unread)}, which netx applies to nothing; "
+                f"apply {'them' if len(unread) > 1 else 'it'} to the inputs",
+                "warning",
             )
-        elif kind in UNSUPPORTED:
-            message = f"{raw.where} is of type {shown(kind)}, which is not supported; fold it into conv or dense"
-        elif kind not in ("input", "flatten", *SYNAPSES):
+
+
+# --- rules on kinds and neurons
+
+
+def types_are_known(found: DraftLayer) -> Iterator[str]:
+    """Demand a kind of layer that is supported."""
+    kind, where = found.kind, found.raw.where
+    if not kind:
+        yield f"{where} has no type as text; write input, conv, flatten, dense or dense_rec"
+    elif kind in UNSUPPORTED:
+        yield (
+            f"{where} is of type {shorten(kind)}, which is not supported; "
+            "fold it into conv or dense"
+        )
+    elif kind not in ("input", "flatten", *SYNAPSES):
+        yield (
+            f"{where} is of type {shorten(kind)}, which is unknown, and netx would skip it in "
+            "silence; write input, conv, flatten, dense or dense_rec"
+        )
+
+
+def neurons_are_there(found: DraftLayer) -> Iterator[str]:
+    """Demand neurons behind every synapse, of the one type that the chip has."""
+    group, where = found.raw.neuron, found.raw.where
+    if group is None:
+        if "neuron" in found.raw.group:
+            yield f"{where}/neuron is no group; write one with type, iDecay, vDecay and vThMant"
+        elif found.kind in SYNAPSES:
+            yield f"{where} has no neuron group, so netx gives it neurons that never fire; add one"
+        return
+    kind = text(group.get("type"))
+    if found.kind in ("input", *SYNAPSES) and kind not in NEURON_TYPES:
+        yield f"{where} has neuron type {shorten(kind)}, supported are CUBA and LOIHI; use one"
+
+
+def registers_are_integers(found: DraftLayer) -> Iterator[str]:
+    """Demand one stored integer for every register of a neuron."""
+    group, where = found.raw.neuron, f"{found.raw.where}/neuron"
+    if group is None or found.kind not in ("input", *SYNAPSES):
+        return
+    for register in REGISTERS:
+        value = group.get(register)
+        if one_integer(value) is not None:
+            continue
+        if value is None:
+            yield f"{where} has no {register}; write one integer"
+            continue
+        if not isinstance(value, (np.ndarray, np.generic)):
+            fault = "no number; write one"
+        elif value.size != 1:
+            fault = f"{value.dtype}{value.shape}; share one in a layer"
+        else:
+            fault = f"{value.dtype} {value.reshape(())}; a float hangs Lava, round it"
+        yield f"{where}/{register} must be one integer, is {fault}"
+
+
+def decays_fit_registers(found: DraftLayer) -> Iterator[str]:
+    """Demand decays that a `Neuron` can hold; the network's rule knows what hardware has."""
+    group = found.raw.neuron or {}
+    for register in ("iDecay", "vDecay"):
+        value = one_integer(group.get(register))
+        if value is not None and not 0 <= value <= DECAY_UNITY:
+            yield decay_message(register, value)
+
+
+def thresholds_fit_registers(found: DraftLayer) -> Iterator[str]:
+    """Demand thresholds that a `Neuron` can hold; the network's rule knows what hardware has."""
+    value = one_integer((found.raw.neuron or {}).get("vThMant"))
+    if value is not None and not 0 <= value <= NON_SPIKING_VTH:
+        yield threshold_message(value)
+
+
+def nothing_is_unread(found: DraftLayer) -> Iterator[str]:
+    """Refuse what a neuron asks for and netx leaves out."""
+    group = found.raw.neuron or {}
+    for key, allowed, cure in UNREAD_NEURON_ITEMS:
+        if key not in group:
+            continue
+        value = group[key]
+        if is_array(value, "b"):
+            value = value.astype(np.int64)
+        whole = whole_numbers(value)
+        if whole is None or not np.isin(whole, allowed).all():
+            first = shorten(np.asarray(group[key]).reshape(-1)[:3].tolist())
+            yield (
+                f"{found.raw.where}/neuron/{key} is {first}, allowed {allowed[-1]}, "
+                f"netx does not read it; {cure}"
+            )
+    if "messageBits" in group:
+        yield (
+            f"{found.raw.where}/neuron/messageBits stops netx 0.6.0, which reads no number there; "
+            "remove it"
+        )
+
+
+# --- rules on arrays: whole numbers of the right shape, which netx keeps
+
+
+def weights_are_integers(found: DraftLayer) -> Iterator[str]:
+    """Demand weights that are whole numbers of 32 bits."""
+    if found.kind not in SYNAPSES:
+        return
+    for key in ("weight", "weight_rec") if found.kind == "dense_rec" else ("weight",):
+        where, whole = f"{found.raw.where}/{key}", found.raw.whole(key)
+        if key not in found.raw.group:
+            message: str | None = f"{found.raw.where} has no {key}; write an array of integers"
+        elif whole is not None and whole.size and not fits_32_bits(whole):
             message = (
-                f"{raw.where} is of type {shown(kind)}, which is unknown, and netx would skip it in silence; "
-                "write input, conv, flatten, dense or dense_rec"
+                f"{where} spans {whole.min()}..{whole.max()}, allowed -256..254; "
+                "quantise it to 8 bits"
             )
         else:
-            continue
-        yield Violation("types_are_known", found.name, message)
+            message = _array_fault(where, found.raw.group[key])
+        if message is not None:
+            yield message
 
 
-def one_input_comes_first(draft: Draft) -> Iterator[Violation]:
-    for position, found in enumerate(draft.layers):
-        if found.raw.kind != "input":
-            continue
-        if position and any(before.raw.kind == "input" for before in draft.layers[:position]):
-            message = f"{found.raw.where} is a second input; a network has one, remove it"
-            yield Violation("one_input_comes_first", found.name, message)
-        elif position:
-            message = f"{found.raw.where} is an input after other layers; move it to /layer/0"
-            yield Violation("one_input_comes_first", found.name, message)
+def _array_fault(where: str, value: Any) -> str | None:
+    """Return why an item is no array of integers, or None."""
+    if isinstance(value, dict):
+        # h5py, and slayer with it, writes a complex number as a group of two.
+        if {"real", "imag"} & set(value):
+            return f"{where} is a group; only real weights are supported, write one array"
+        return f"{where} is a group; write an array of integers"
+    if not is_array(value):
+        return f"{where} holds no numbers; write an array of integers"
+    if not value.size:
+        return f"{where} is empty, of shape {value.shape}; write an array of integers"
+    if whole_numbers(value) is not None:
+        return None
+    flat = value.reshape(-1)
+    shape = value.shape or (1,)
+    infinite = np.flatnonzero(~np.isfinite(flat))
+    if len(infinite):
+        first = infinite[0]
+        return f"{where} holds {flat[first]} at {_place(first, shape)}; write an array of integers"
+    # From 2**53 on floats have no fraction, but do not hold every integer either.
+    broken = np.flatnonzero((flat != np.rint(flat)) | (np.abs(flat) >= 2.0**53))
+    first = broken[0]
+    return (
+        f"{where} is not made of integers: {len(broken)} of {flat.size} have a fraction or are "
+        f"too large, first {flat[first]} at {_place(first, shape)}, and netx truncates them; "
+        "quantise it"
+    )
 
 
-def neurons_are_there(draft: Draft) -> Iterator[Violation]:
-    for found in draft.layers:
-        group = found.raw.neuron
-        if "neuron" in found.raw.group and group is None:
-            message = f"{found.raw.where}/neuron is no group; write one with type, iDecay, vDecay and vThMant"
-            yield Violation("neurons_are_there", found.name, message)
-        elif found.raw.kind in SYNAPSES and group is None:
-            message = f"{found.raw.where} has no neuron group, so netx gives it neurons that never fire; add one"
-            yield Violation("neurons_are_there", found.name, message)
-        elif group is not None and found.raw.kind in ("input", *SYNAPSES):
-            kind = text(group.get("type"))
-            if kind not in ("CUBA", "LOIHI"):
-                message = f"{found.raw.where} has neuron type {shown(kind)}, supported are CUBA and LOIHI; use one"
-                yield Violation("neurons_are_there", found.name, message)
+def _place(index: Any, shape: Shape) -> Shape:
+    return tuple(int(i) for i in np.unravel_index(index, shape))
 
 
-def registers_are_integers(draft: Draft) -> Iterator[Violation]:
-    for found in draft.layers:
-        if found.raw.neuron is None or found.neuron is None:
-            continue
-        for key in REGISTERS:
-            value = found.raw.neuron.get(key)
-            where = f"{found.raw.where}/neuron"
-            if value is None:
-                message = f"{where} has no {key}; write one integer"
-            elif one_integer(value) is not None:
-                continue
-            elif not isinstance(value, (np.ndarray, np.generic)):
-                message = f"{where}/{key} must be one integer, is no number; write one"
-            elif value.size != 1:
-                message = f"{where}/{key} must be one integer, is {value.dtype}{value.shape}; share one in a layer"
-            else:
-                message = f"{where}/{key} must be one integer, is {value.dtype} {value.reshape(())}; a float hangs Lava, round it"
-            yield Violation("registers_are_integers", found.name, message)
+def biases_are_integers(found: DraftLayer) -> Iterator[str]:
+    """Demand biases that are whole numbers, one per output."""
+    if found.kind not in SYNAPSES or "bias" not in found.raw.group:
+        return
+    where, value = f"{found.raw.where}/bias", found.raw.group["bias"]
+    message = _array_fault(where, value)
+    if message is not None:
+        yield message
+        return
+    outputs = _outputs(found)
+    # netx spreads one bias over a dense layer.
+    spread = found.kind != "conv" and value.shape in ((), (1,))
+    if outputs is not None and value.shape != (outputs,) and not spread:
+        channel = " channel" if found.kind == "conv" else ""
+        yield (
+            f"{where} is of shape {value.shape}, allowed ({outputs},); "
+            f"write one per output{channel}"
+        )
 
 
-def decays_fit_registers(draft: Draft) -> Iterator[Violation]:
-    """Those no `Neuron` can hold; the few more that hardware does not have are the network rule's."""
-    for found in draft.layers:
-        for key in ("iDecay", "vDecay"):
-            value = one_integer((found.raw.neuron or {}).get(key))
-            if value is not None and not 0 <= value <= REGISTERS[key]:
-                yield decay_violation(found.name, key, value)
+def biases_fit_registers(found: DraftLayer) -> Iterator[str]:
+    """Demand biases that a layer can hold; the network's rule knows what hardware has."""
+    bias = found.raw.whole("bias")
+    if found.kind in SYNAPSES and bias is not None and bias.size and not fits_32_bits(bias):
+        yield bias_message(bias)
 
 
-def thresholds_fit_registers(draft: Draft) -> Iterator[Violation]:
-    for found in draft.layers:
-        value = one_integer((found.raw.neuron or {}).get("vThMant"))
-        if value is not None and not 0 <= value <= REGISTERS["vThMant"]:
-            yield threshold_violation(found.name, value)
+def delays_are_kept(found: DraftLayer) -> Iterator[str]:
+    """Demand delays that netx applies as they are written."""
+    if found.kind not in SYNAPSES or "delay" not in found.raw.group:
+        return
+    where = f"{found.raw.where}/delay"
+    if found.kind == "conv":
+        message: str | None = f"{where} is a conv delay, which netx ignores; remove it"
+    elif found.kind == "dense_rec":
+        message = f"{where} in dense_rec makes netx drop the weight exponent; remove the delay"
+    else:
+        message = _array_fault(where, found.raw.group["delay"]) or _delay_fault(found, where)
+    if message is not None:
+        yield message
 
 
-def nothing_is_unread(draft: Draft) -> Iterator[Violation]:
-    """What a file asks for and netx leaves out."""
-    for found in draft.layers:
-        group = found.raw.neuron or {}
-        for key, allowed, cure in (
-            ("refDelay", (0, 1), "write 1, Lava has no refractory time"),
-            ("gradedSpike", (0,), "write 0, netx sends spikes of 1"),
-            ("wgtExp", (0,), "write 0 and scale the weights"),
-            (
-                "weight_exp",
-                (0,),
-                "write 0 and scale the weights: a batch norm's power of two is lost",
-            ),
-        ):
-            value = group.get(key)
-            if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind == "b":
-                value = value.astype(np.int64)
-            whole = whole_numbers(value)
-            if key in group and (whole is None or not np.isin(whole, allowed).all()):
-                is_now = shown(np.asarray(group[key]).reshape(-1)[:3].tolist())
-                message = f"{found.raw.where}/neuron/{key} is {is_now}, allowed {allowed[-1]}, netx does not read it; {cure}"
-                yield Violation("nothing_is_unread", found.name, message)
-        if "messageBits" in group:
-            message = f"{found.raw.where}/neuron/messageBits stops netx 0.6.0, which reads no number there; remove it"
-            yield Violation("nothing_is_unread", found.name, message)
-        if found.raw.kind == "input":
-            unread = [key for key in ("weight", "bias") if key in found.raw.group]
-            if unread and group:
-                message = (
-                    f"{found.raw.where} has {' and '.join(unread)}, which netx applies to nothing; apply "
-                    f"{'them' if len(unread) > 1 else 'it'} to the inputs"
-                )
-                yield Violation("nothing_is_unread", found.name, message, "warning")
+def _delay_fault(found: DraftLayer, where: str) -> str | None:
+    delay, weight = found.raw.whole("delay"), found.raw.whole("weight")
+    if delay is None:
+        return None
+    if delay.min() < 0 or delay.max() > MAX_DELAY:
+        return (
+            f"{where} spans {delay.min()}..{delay.max()}, allowed 0..{MAX_DELAY}, netx clamps "
+            "longer ones and stops at negative ones; train with delays in that range"
+        )
+    outputs = _outputs(found)
+    if weight is None or not outputs or weight.size % outputs:
+        return None
+    shape = (outputs, weight.size // outputs)
+    if spread_delay(delay, shape) is None:
+        return (
+            f"{where} is of shape {delay.shape} for weights of {shape}; "
+            "give one per output, input or synapse"
+        )
+    return None
+
+
+def _outputs(found: DraftLayer) -> int | None:
+    """Return the number of outputs, or of output channels; None where the file does not say."""
+    weight = found.raw.whole("weight")
+    if weight is not None and weight.ndim > 1:
+        return len(weight)
+    return None if found.kind == "conv" else _declared_rows(found)
+
+
+def _declared_rows(found: DraftLayer) -> int | None:
+    shape = found.raw.integers("shape")
+    return None if shape is None else prod(shape)
+
+
+# --- rules on shapes: what one layer sends is what the next was made for
+
+
+def inputs_have_shapes(found: DraftLayer) -> Iterator[str]:
+    """Demand the shape of the input, which no array of the file tells."""
+    if found.kind != "input":
+        return
+    where, shape = found.raw.where, found.raw.integers("shape")
+    if "shape" not in found.raw.group:
+        yield f"{where} has no shape; write (features,) or (C, H, W)"
+    elif shape is None:
+        yield (
+            f"{where}/shape is not made of a few stored integers; write (features,) or (C, H, W)"
+        )
+    elif len(shape) not in (1, 3) or min(shape) < 1:
+        yield (
+            f"{where}/shape is {shape}, needs 1 or 3 positive sizes; write (features,) or (C, H, W)"
+        )
+
+
+def kernels_fit(found: DraftLayer) -> Iterator[str]:
+    """Demand weights of the right rank, whatever arrives."""
+    weight, where = found.raw.whole("weight"), f"{found.raw.where}/weight"
+    if found.kind not in SYNAPSES or weight is None or not weight.size:
+        return
+    if found.kind == "conv":
+        if weight.ndim < 4 or prod(weight.shape[4:]) != 1:
+            yield (
+                f"{where} is of shape {weight.shape}, needs (out, in / groups, height, width); "
+                "reshape it"
+            )
+        return
+    if weight.ndim not in (1, 2):
+        yield f"{where} is of shape {weight.shape}, needs (out, in); reshape it"
+        return
+    rows = _rows(found, weight)
+    if weight.ndim == 1 and (rows < 1 or weight.size % rows):
+        yield (
+            f"{where} of {weight.size} values does not divide into {rows} rows of /shape; "
+            "write (out, in)"
+        )
+        return
+    recurrent = found.raw.whole("weight_rec")
+    if found.kind == "dense_rec" and recurrent is not None and recurrent.size:
+        # Next to a flat matrix netx takes the other one flat as well.
+        flat = weight.ndim == 1 and recurrent.shape == (rows * rows,)
+        if recurrent.shape != (rows, rows) and not flat:
+            yield f"{where}_rec is of shape {recurrent.shape}, needs ({rows}, {rows}); reshape it"
+
+
+def _rows(found: DraftLayer, weight: Any) -> int:
+    """Return the outputs of a matrix; of a flat one the file's `shape` says them, else 0."""
+    return (_declared_rows(found) or 0) if weight.ndim == 1 else len(weight)
+
+
+def steps_are_integers(found: DraftLayer) -> Iterator[str]:
+    """Demand strides, paddings, dilations and groups as netx reads them."""
+    if found.kind != "conv":
+        return
+    for key, low in (("stride", 1), ("padding", 0), ("dilation", 1)):
+        step, where = pair(found.raw, key), f"{found.raw.where}/{key}"
+        if step is None:
+            yield f"{where} is {_item(found, key)}; netx needs one integer or two (height, width)"
+        elif min(step) < low or max(step) > MAX_STEP:
+            yield f"{where} is {step}, allowed {low}..{MAX_STEP}; write the one that was trained"
+    groups = found.raw.integers("groups")
+    if groups is None or np.shape(found.raw.group["groups"]) != () or groups[0] < 1:
+        yield (
+            f"{found.raw.where}/groups is {_item(found, 'groups')}; netx needs one integer above 0 "
+            "without a dimension, an array stops it"
+        )
+
+
+def _item(found: DraftLayer, key: str) -> str:
+    """Describe an item that should hold integers."""
+    if key not in found.raw.group:
+        return "missing"
+    value = found.raw.group[key]
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return "no number"
+    return f"{value.dtype}{value.shape} {shorten(value.reshape(-1)[:3].tolist())}"
+
+
+def descriptions_agree(found: DraftLayer) -> Iterator[str]:
+    """Demand that what is said twice is the same: netx reads one of the two, or stops."""
+    for key, said, holds in _descriptions(found):
+        cure = "write what it is"
+        # slayer counts the axes of an image from the other end.
+        if isinstance(holds, tuple) and len(holds) == 3 and said == holds[::-1]:
+            cure = "it looks like (W, H, C), write (C, H, W)"
+        yield f"{found.raw.where}/{key} says {said}, the layer gives {holds}; {cure}"
+
+
+def _descriptions(found: DraftLayer) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (item, what it says, what the layer holds) of every item that is wrong."""
+    raw, weight = found.raw, found.raw.whole("weight")
+    shape = raw.integers("shape")
+    if shape is None:
+        if raw.kind in SYNAPSES:
+            yield "shape", _item(found, "shape"), found.outgoing or "another"
+    elif raw.kind == "conv":
+        # The shape of a layer that is not built is what the file says itself.
+        if found.layer is not None and shape != found.outgoing:
+            yield "shape", shape, found.outgoing
+    elif raw.kind == "flatten" and found.outgoing and prod(shape) != prod(found.outgoing):
+        yield "shape", shape, found.outgoing
+    known: dict[str, Shape] = {}
+    if raw.kind == "conv" and weight is not None and weight.ndim >= 4:
+        groups = raw.integers("groups") or (1,)
+        known = {
+            "inChannels": (weight.shape[1] * groups[0],),
+            "outChannels": (len(weight),),
+            "kernelSize": weight.shape[2:4],
+        }
+    elif raw.kind in ("dense", "dense_rec") and weight is not None and weight.ndim == 2:
+        known = {"inFeatures": (weight.shape[1],), "outFeatures": (len(weight),)}
+        if shape is not None and prod(shape) != len(weight):
+            yield "shape", shape, (len(weight),)
+    for key, holds in known.items():
+        said = raw.integers(key)
+        if key in raw.group and said != holds:
+            yield key, _item(found, key) if said is None else said, holds
+
+
+def shapes_chain(found: DraftLayer) -> Iterator[str]:
+    """Demand that every layer receives what it was made for."""
+    message = None
+    if found.kind == "conv":
+        # Where a layer before it is broken, that one says so.
+        if found.incoming is not None or found.sender is None:
+            message = _conv_fault(found)
+    elif found.kind in ("dense", "dense_rec"):
+        message = _dense_fault(found)
+    elif found.kind == "flatten" and found.sender is not None:
+        # netx transposes the three axes of what comes before, unless that is an input without
+        # neurons.
+        bare = found.sender.kind == "input" and found.sender.raw.neuron is None
+        if not bare and found.incoming is not None and len(found.incoming) != 3:
+            message = (
+                f"{found.raw.where} flattens {found.incoming}, needs (C, H, W), which stops netx; "
+                "remove it"
+            )
+    if message is not None:
+        yield message
+
+
+def _dense_fault(found: DraftLayer) -> str | None:
+    weight, incoming, where = found.raw.whole("weight"), found.incoming, found.raw.where
+    if incoming is None:
+        return None
+    if len(incoming) == 3:
+        return f"{where}: dense receives {incoming}; netx needs a flatten layer before it, add one"
+    if weight is None or weight.ndim not in (1, 2) or not weight.size:
+        return None
+    rows = _rows(found, weight)
+    inputs = weight.size // rows if rows > 0 else 0
+    if inputs == prod(incoming):
+        return None
+    return (
+        f"{where} receives {prod(incoming)} values, has {inputs} inputs; fit the one to the other"
+    )
+
+
+def _conv_fault(found: DraftLayer) -> str | None:
+    where, incoming = found.raw.where, found.incoming
+    if incoming is None or len(incoming) != 3:
+        arrives = "an unknown shape" if incoming is None else str(incoming)
+        return (
+            f"{where}: a convolution receives {arrives}, needs (C, H, W); "
+            "add an input layer of that shape"
+        )
+    weight, groups = found.raw.whole("weight"), found.raw.integers("groups")
+    if weight is None or weight.ndim < 4 or not weight.size or groups is None or groups[0] < 1:
+        return None
+    outputs, inputs = weight.shape[0], weight.shape[1] * groups[0]
+    if inputs != incoming[0] or outputs % groups[0]:
+        cure = "fit the one to the other"
+        if inputs == incoming[2]:
+            cure = "it looks like (W, H, C), write (C, H, W)"
+        return (
+            f"{where} receives {incoming[0]} channels of {incoming}, its kernel has "
+            f"{weight.shape[1]} inputs in {groups[0]} groups and {outputs} outputs; {cure}"
+        )
+    stride, padding, dilation = (pair(found.raw, key) for key in ("stride", "padding", "dilation"))
+    if stride is None or padding is None or dilation is None:
+        return None
+    # Steps that are out of their range have a rule of their own.
+    if min(stride) < 1 or min(padding) < 0 or min(dilation) < 1:
+        return None
+    axes = zip(weight.shape[2:4], incoming[1:], padding, dilation, strict=True)
+    if all(step * (taps - 1) < size + 2 * pad for taps, size, pad, step in axes):
+        return None
+    return (
+        f"{where}: its kernel {weight.shape[2:4]} is larger than its padded input {incoming}; "
+        "pad more"
+    )
+
+
+def sizes_are_bounded(found: DraftLayer) -> Iterator[str]:
+    """Demand layers whose states a memory can hold."""
+    shape = found.outgoing
+    # A size below 1 has a rule of its own, and two of them would multiply to a positive number.
+    if shape is not None and min(shape, default=0) > 0 and prod(shape) > MAX_NEURONS:
+        yield (
+            f"{found.raw.where} sends {prod(shape):,} values of {shape}, allowed {MAX_NEURONS:,}; "
+            "make it smaller"
+        )
 
 
 FILE_RULES: list[Callable[[Draft], Iterator[Violation]]] = [
     file_holds_layers,
     layers_are_numbered,
-    types_are_known,
     one_input_comes_first,
+    inputs_are_not_changed,
+]
+"""Rules on the file as a whole, which name the layer themselves."""
+
+LAYER_RULES: list[Callable[[DraftLayer], Iterator[str]]] = [
+    types_are_known,
     neurons_are_there,
     registers_are_integers,
     decays_fit_registers,
     thresholds_fit_registers,
     nothing_is_unread,
-    synapses.weights_are_integers,
-    synapses.biases_are_integers,
-    synapses.biases_fit_registers,
-    synapses.delays_are_kept,
-    shapes.inputs_have_shapes,
-    shapes.kernels_fit,
-    shapes.steps_are_integers,
-    shapes.descriptions_agree,
-    shapes.shapes_chain,
-    shapes.sizes_are_bounded,
+    weights_are_integers,
+    biases_are_integers,
+    biases_fit_registers,
+    delays_are_kept,
+    inputs_have_shapes,
+    kernels_fit,
+    steps_are_integers,
+    descriptions_agree,
+    shapes_chain,
+    sizes_are_bounded,
 ]
+"""Rules on one layer; every message is an error."""

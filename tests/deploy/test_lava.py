@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+from netx_weights import netx_dense_weights
 
 from knarr.deploy import DeployError, check, lava_python, run_on_lava, write_net
 from knarr.deploy.lava.run import WORKER, supervise
-from knarr.deploy.netx.weights import netx_dense_weights
 from knarr.hw_sim import (
     NON_SPIKING_VTH,
     ChipError,

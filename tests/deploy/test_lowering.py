@@ -18,9 +18,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from graphs import DT_S, chain, cuba, li, lif
+from netx_weights import netx_dense_weights
 
 from knarr.deploy import DeployError, check, lower, read_net, write_net
-from knarr.deploy.netx.weights import netx_dense_weights, netx_runs_exactly
+from knarr.deploy.rules import netx_runs_exactly
 from knarr.export import graph_hash, step_nir, to_nir
 from knarr.hw_sim import (
     NON_SPIKING_VTH,

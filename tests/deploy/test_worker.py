@@ -271,7 +271,7 @@ def test_the_named_interpreter_is_used(net: Path, monkeypatch: pytest.MonkeyPatc
     other.chmod(0o755)
     monkeypatch.setenv("KNARR_LAVA_PYTHON", str(other))
     with pytest.raises(
-        LavaError, match=r"exit status 7 .*other python: -I .*lava_worker\.py .*knarr-lava-"
+        LavaError, match=r"exit status 7 .*other python: -I .*lava/worker\.py .*knarr-lava-"
     ):
         run_on_lava(net, [[[0, 1]]])
 

@@ -19,6 +19,7 @@ from knarr.cli.text import report
 from knarr.deploy import (
     DeployError,
     check,
+    fatal,
     lower,
     read_net,
     run_on_lava,
@@ -26,7 +27,6 @@ from knarr.deploy import (
     verify,
     write_net,
 )
-from knarr.deploy.violation import fatal
 from knarr.export import read
 from knarr.hw_sim import ChipNetwork, count_events, simulate
 from knarr.pipeline import run_folder, stages

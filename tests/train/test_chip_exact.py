@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from test_conformance import random_network
 from test_fast import cases, draw, same
 
-from knarr.deploy import check, lower, read_net, rules, run_on_lava, violation, write_net
-from knarr.deploy import rules as rules_bounds
+from knarr.deploy import check, lower, read_net, rules, run_on_lava, write_net
 from knarr.hw_sim import (
     NON_SPIKING_VTH,
     ChipError,
@@ -734,10 +733,10 @@ def test_sums_that_no_float_holds() -> None:
 
 
 def test_limits_are_those_of_the_rules() -> None:
-    registers = (violation.VTH_MAX, violation.BIAS_MAX, rules_bounds.ACCUMULATOR)
+    registers = (rules.VTH_MAX, rules.BIAS_MAX, rules.ACCUMULATOR)
     assert (LOIHI2.vth_max, LOIHI2.bias_max, LOIHI2.accumulator) == registers
-    assert LOIHI2.i_decays == (violation.I_DECAY_MIN, violation.I_DECAY_MAX)
-    assert LOIHI2.v_decays == (violation.V_DECAY_MIN, violation.V_DECAY_MAX)
+    assert LOIHI2.i_decays == (rules.I_DECAY_MIN, rules.I_DECAY_MAX)
+    assert LOIHI2.v_decays == (rules.V_DECAY_MIN, rules.V_DECAY_MAX)
     assert (LOIHI2.weights.low, LOIHI2.weights.high) == (rules.WEIGHT_MIN, rules.WEIGHT_MAX)
     assert Limits.of_bits(8) == LOIHI2
     assert Limits.of_bits(4).weights == QuantisationGrid(-8, 7)

@@ -1,0 +1,297 @@
+"""Read, check and write `.net` files: a network of integers, and our manifest beside it.
+
+A file is a network when no file rule finds an error in it. The manifest is an HDF5 attribute that
+netx does not look at; it adds names and units, so files without one are read as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from knarr.deploy.errors import DeployError
+from knarr.deploy.netx.draft import Draft, draft_of, load_raw, partial_network
+from knarr.deploy.netx.file_rules import file_violations, shorten
+from knarr.deploy.rules import Violation, check_network, fatal
+from knarr.files import replacing, write_atomic
+from knarr.hw_sim import (
+    ChipError,
+    ChipNetwork,
+    Conv,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recurrent,
+)
+from knarr.hw_sim.network import Layer
+
+MANIFEST = "knarr_manifest"
+MANIFEST_FORMAT = 3
+MAX_MANIFEST_BYTES = 16_000_000
+NETX_KINDS = {Conv: "conv", Dense: "dense", Recurrent: "dense_rec"}
+CURE = "write the file again with `knarr deploy`"
+"""Nobody repairs a manifest by hand."""
+
+
+def check(network_or_path: ChipNetwork | Path, chip: str = "loihi2") -> list[Violation]:
+    """Find every broken rule of a chip.
+
+    Args:
+        network_or_path: a network, or any `.net` file: first the rules of the file, then those of
+            the network in it. In a file with errors the network rules look at what can be built,
+            and only errors of theirs are given.
+        chip: name of the chip.
+
+    Returns:
+        The violations, empty when all rules hold.
+
+    Raises:
+        DeployError: the chip is unknown, or the file cannot be read at all: it is missing, not
+            HDF5, damaged, or too large.
+    """
+    if chip != "loihi2":
+        raise DeployError(f"chip: '{chip}' is not known; choose loihi2")
+    if isinstance(network_or_path, ChipNetwork):
+        return check_network(network_or_path)
+    examined = _examine(Path(network_or_path))
+    found = list(examined.violations)
+    if examined.network is not None:
+        return found + check_network(examined.network)
+    return found + fatal(check_network(partial_network(examined.draft)))
+
+
+def read_net(path: Path) -> ChipNetwork:
+    """Read a CUBA netx file, ours or not.
+
+    Raises:
+        DeployError: the file is missing, not HDF5, malformed, or holds what is not supported; the
+            error names the layer and the reason.
+    """
+    examined = _examine(path)
+    if examined.network is None:
+        raise DeployError(f"{path}: {_summary(fatal(examined.violations))}")
+    return examined.network
+
+
+def write_net(network: ChipNetwork, path: Path) -> None:
+    """Write a network, and `<path>.json` with its manifest for people to read.
+
+    Raises:
+        DeployError: the network breaks a rule of the chip, or the file does not read back as the
+            same integers.
+        OSError: a file cannot be written.
+    """
+    violations = check_network(network)
+    if broken := fatal(violations):
+        raise DeployError(f"{path.name}: not written, {_summary(broken)}")
+    manifest = _manifest(network, violations)
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file.attrs[MANIFEST] = json.dumps(manifest, sort_keys=True)
+            _write_layers(file.create_group("layer"), network)
+        if read_net(temporary) != network:
+            raise DeployError(
+                f"{path}: does not read back as the network that was written; this is a fault in "
+                "knarr, report it"
+            )
+        # Before the network takes its place: the file that people look at is never the older one.
+        text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+        write_atomic(path.with_name(f"{path.name}.json"), text.encode())
+
+
+def _summary(broken: list[Violation]) -> str:
+    more = len(broken) - 1
+    return f"{broken[0]} and {more} more" if more else str(broken[0])
+
+
+# --- reading
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """A file and what is wrong with it.
+
+    Args:
+        violations: what the file rules found, and whether the manifest fits.
+        draft: its layers as far as they can be built.
+        network: None when a violation is an error.
+    """
+
+    violations: tuple[Violation, ...]
+    draft: Draft
+    network: ChipNetwork | None
+
+
+def _examine(path: Path) -> _Examined:
+    raw = load_raw(path)
+    violations: list[Violation] = []
+    manifest: Mapping[str, Any] = {}
+    entries: Mapping[int, Mapping[str, Any]] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            manifest = _read_manifest(file)
+        entries = _entries(manifest)
+    except DeployError as error:
+        violations.append(Violation("manifest_fits", "file", str(error)))
+    except (ValueError, OSError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        # json, h5py and a manifest of another structure raise all of these.
+        message = f"its manifest cannot be read ({type(error).__name__}: {_reason(error)}); {CURE}"
+        violations.append(Violation("manifest_fits", "file", message))
+    draft = draft_of(raw, entries)
+    violations += file_violations(draft)
+    network = None
+    if not fatal(violations):
+        try:
+            network = _network(draft, manifest)
+        except ChipError as error:
+            message = " ".join(str(error).split())
+            violations.append(Violation("network_is_consistent", "file", message))
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            message = f"its manifest does not fit the file ({_reason(error)}); {CURE}"
+            violations.append(Violation("manifest_fits", "file", message))
+    return _Examined(tuple(violations), draft, network)
+
+
+def _reason(error: Exception) -> str:
+    """Return a foreign error's text, short and in one line."""
+    return shorten(" ".join(str(error).split()))
+
+
+def _network(draft: Draft, manifest: Mapping[str, Any]) -> ChipNetwork:
+    first = draft.layers[0]
+    layers = [found.layer for found in draft.synapses if found.layer is not None]
+    driven = first.kind == "input" and first.raw.neuron is not None
+    if len(layers) < len(draft.synapses) or (driven and first.neuron is None):
+        raise ChipError(
+            "no rule explains why a layer cannot be built; this is a fault in knarr, report it"
+        )
+    # Without an input layer a file begins with a matrix, whose width says what arrives.
+    shape = first.outgoing if first.kind == "input" else layers[0].weight_int.shape[1:]
+    coding = manifest.get("input", {})
+    readout = manifest.get("readout", {"kind": "spikes" if layers[-1].neuron.spikes else "voltage"})
+    return ChipNetwork(
+        tuple(layers),
+        InputCoding(
+            shape or (),
+            int(coding.get("bits", 1)),
+            first.neuron if first.kind == "input" else None,
+            float(coding.get("units", 1.0)),
+            coding.get("kind", "events"),
+        ),
+        Readout(**readout),
+        manifest.get("dt_s"),
+        manifest.get("graph_hash"),
+        manifest.get("lowering", {}),
+    )
+
+
+def _read_manifest(file: h5py.File) -> Mapping[str, Any]:
+    if MANIFEST not in file.attrs:
+        return {}
+    content = file.attrs[MANIFEST]
+    if not isinstance(content, str) or len(content) > MAX_MANIFEST_BYTES:
+        raise DeployError(
+            f"its manifest is no text of at most {MAX_MANIFEST_BYTES:,} bytes; {CURE}"
+        )
+    manifest = json.loads(content)
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        raise DeployError(f"its manifest has another format than {MANIFEST_FORMAT}; {CURE}")
+    return manifest
+
+
+def _entries(manifest: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Return the manifest's entries by position among the layers with synapses, -1 for the input."""
+    entries = {-1: manifest.get("input", {}), **dict(enumerate(manifest.get("layers", [])))}
+    for entry in entries.values():
+        for key in ("name", "neuron"):
+            name = entry.get(key)
+            # Names stand in messages, which have one line.
+            text = isinstance(name, str) and name.isprintable() and len(name) <= 200
+            if name is not None and not text:
+                raise DeployError(
+                    f"its manifest names a layer {shorten(name)}; names are short text, {CURE}"
+                )
+        scale = entry.get("units_per_volt")
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
+            raise DeployError(f"its manifest has {shorten(scale)} units per volt; {CURE}")
+    return entries
+
+
+# --- writing; integers everywhere, since a float raises in one of Lava's children and hangs it
+
+
+def _manifest(network: ChipNetwork, violations: list[Violation]) -> dict[str, Any]:
+    coding = network.input
+    return {
+        "format": MANIFEST_FORMAT,
+        "dt_s": network.dt_s,
+        "graph_hash": network.graph_hash,
+        "input": {
+            "shape": list(coding.shape),
+            "bits": coding.bits,
+            "units": coding.units,
+            "kind": coding.kind,
+            "neuron": None if coding.neuron is None else coding.neuron.name,
+        },
+        "readout": asdict(network.readout),
+        "lowering": network.lowering,
+        "layers": [
+            {"name": layer.name, "neuron": layer.neuron.name, "units_per_volt": layer.scale}
+            for layer in network.layers
+        ],
+        "rules": [str(violation) for violation in violations],
+    }
+
+
+def _write_layers(layers: h5py.Group, network: ChipNetwork) -> None:
+    def new_layer(kind: str) -> h5py.Group:
+        group = layers.create_group(str(len(layers)))
+        group.create_dataset("type", data=np.bytes_(kind))
+        return group
+
+    group = new_layer("input")
+    shape = network.input.shape
+    _write_integers(group, {"shape": shape})
+    if network.input.neuron is not None:
+        _write_neuron(group, network.input.neuron)
+    for layer in network.layers:
+        # An image has to be flattened, in netx's order of axes, before it meets a matrix.
+        if not isinstance(layer, Conv) and len(shape) == 3:
+            new_layer("flatten")
+        _write_layer(new_layer(NETX_KINDS[type(layer)]), layer)
+        shape = layer.output_shape
+
+
+def _write_layer(group: h5py.Group, layer: Layer) -> None:
+    _write_integers(group, {"shape": layer.output_shape})
+    group.create_dataset("weight", data=layer.weight_int, compression="gzip")
+    if layer.bias_int is not None:
+        group.create_dataset("bias", data=layer.bias_int)
+    if isinstance(layer, Conv):
+        fields = ("stride", "padding", "dilation", "groups")
+        _write_integers(group, {field: getattr(layer, field) for field in fields})
+    elif isinstance(layer, Recurrent):
+        group.create_dataset("weight_rec", data=layer.recurrent_int, compression="gzip")
+    elif layer.delay_int is not None:
+        group.create_dataset("delay", data=layer.delay_int, compression="gzip")
+    _write_neuron(group, layer.neuron)
+
+
+def _write_neuron(layer: h5py.Group, neuron: Neuron) -> None:
+    group = layer.create_group("neuron")
+    group.create_dataset("type", data=np.bytes_("CUBA"))
+    registers = {"iDecay": neuron.i_decay, "vDecay": neuron.v_decay, "vThMant": neuron.vth_int}
+    # 1 is what netx takes for no refractory time.
+    _write_integers(group, {**registers, "refDelay": 1})
+
+
+def _write_integers(group: h5py.Group, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        group.create_dataset(key, data=np.asarray(value, dtype=np.int64))
