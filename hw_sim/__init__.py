@@ -16,9 +16,7 @@ from knarr.hw_sim.energy import (
     profiles,
     ratio,
 )
-from knarr.hw_sim.engines.base import cores
-from knarr.hw_sim.engines.native import LEVELS, FastEngine
-from knarr.hw_sim.engines.torch import TorchEngine
+from knarr.hw_sim.engines.selection import ENGINES, choose_engine
 from knarr.hw_sim.errors import ChipError, CountError
 from knarr.hw_sim.network import (
     NON_SPIKING_VTH,
@@ -39,11 +37,10 @@ from knarr.hw_sim.recording import (
     load_recording,
     save_recording,
 )
-from knarr.hw_sim.simulation import ENGINES, choose, plans, simulate
+from knarr.hw_sim.simulation import laid_out_layers, simulate
 
 __all__ = [
     "ENGINES",
-    "LEVELS",
     "NON_SPIKING_VTH",
     "RECORDABLE",
     "TRAINED",
@@ -54,7 +51,6 @@ __all__ = [
     "Dense",
     "Divergence",
     "EnergyEstimate",
-    "FastEngine",
     "GpuMeasurement",
     "InputCoding",
     "LayerCounts",
@@ -67,19 +63,17 @@ __all__ = [
     "Readout",
     "Recording",
     "Recurrent",
-    "TorchEngine",
     "check_inputs",
-    "choose",
+    "choose_engine",
     "compare",
-    "cores",
     "count",
     "count_events",
     "count_onnx",
     "encode",
+    "laid_out_layers",
     "load_profile",
     "load_recording",
     "measure_gpu",
-    "plans",
     "price",
     "profiles",
     "ratio",

@@ -223,11 +223,11 @@ def _samples(
 
 def _slow_layers(network: ChipNetwork, engine: str) -> dict[str, str]:
     """Return the layers that a fast engine leaves to the reference, and why: they take a thousand times as long."""
-    from knarr.hw_sim import choose, plans
+    from knarr.hw_sim import choose_engine, laid_out_layers
 
     if engine in ("lava", "reference"):
         return {}
-    found = zip(network.layers, plans(network, choose(engine)), strict=True)
+    found = zip(network.layers, laid_out_layers(network, choose_engine(engine)), strict=True)
     return {layer.name: plan for layer, plan in found if isinstance(plan, str)}
 
 

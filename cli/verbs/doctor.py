@@ -17,18 +17,14 @@ from rich.table import Table
 from knarr.cli.output import make_console
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
 from knarr.hw_sim import (
-    LEVELS,
     ChipError,
     ChipNetwork,
     Dense,
-    FastEngine,
     InputCoding,
     Neuron,
     Readout,
-    TorchEngine,
-    choose,
+    choose_engine,
     compare,
-    cores,
     simulate,
 )
 
@@ -116,7 +112,7 @@ def _reference() -> Finding:
 def _engine(name: str, note: str) -> Finding:
     """One of the fast engines, proved against the reference on this machine."""
     try:
-        engine = choose(name)
+        engine = choose_engine(name)
     except ChipError as error:
         return Finding(f"{name} engine", False, False, str(error).removeprefix("engine: "))
     inputs = np.random.default_rng(1).integers(0, 2, (2, 16, 6))
@@ -129,11 +125,8 @@ def _engine(name: str, note: str) -> Finding:
         return Finding(
             f"{name} engine", False, False, "differs from the reference engine; report it"
         )
-    if isinstance(engine, FastEngine):
-        note += f" with {LEVELS[engine.level]} on {cores()} cores"
-    if isinstance(engine, TorchEngine):
-        note += f" on {engine.device}"
-    taken = "; engine auto takes it" if choose("auto").name == name else ""
+    note += f" {engine.description}"
+    taken = "; engine auto takes it" if choose_engine("auto").name == name else ""
     return Finding(f"{name} engine", True, False, f"{note}{taken}")
 
 

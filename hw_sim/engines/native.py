@@ -1,12 +1,11 @@
-"""The compiled kernel: where it is, whether it runs here, and its structures as ctypes sees them (hw_sim/engines/csrc/cuba.c).
+"""The fast engine: chains of layers through a compiled kernel (csrc/cuba.c), samples over threads.
 
-A layer as the compiled kernel takes it: weights laid out in blocks of 32 outputs, and the bounds that make 16 bits enough.
-
-The fast engine: chains of layers through the compiled kernel, samples over threads; what it does not take, the reference runs.
+`load` finds the kernel, `fast_layer` lays out a layer as the kernel takes it (weights in blocks of 32 outputs, and the bounds
+that make 16 bits enough), `FastEngine` runs chains of them. What it does not take, the reference runs.
 
 Sums are exact whatever the input: 16 bits are carried into 32 before they could overflow. States are exact while every
-|sum| stays within 2**17 (fast_layer.py); the kernel reports the largest it met, and a chain that passed it is run again by
-the reference engine.
+|sum| stays within `MAX_SUM`; the kernel reports the largest it met, and a chain that passed it is run again by the
+reference engine.
 """
 
 from __future__ import annotations
@@ -16,52 +15,61 @@ import importlib.machinery
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.arrays import Array, Int32, IntArray, UInt8
-from knarr.hw_sim.engines.base import LayerResult, Wanted
+from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, LayerResult, RunRequest, cores
 from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
 from knarr.hw_sim.errors import ChipError
-from knarr.hw_sim.network import DECAY_UNITY, Conv, Dense, Layer
+from knarr.hw_sim.network import DECAY_UNITY, Conv, Layer
 
-_P, _I, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 WORDS, LISTS, TABLE = 0, 1, 2
+"""Ways in which the kernel finds the rows of weights to add: bits of words, lists of what is set, a row per pattern of bits."""
 LANES = 32
+"""Outputs of a block, whose spikes are one word."""
 MAX_TAPS, MAX_LIST = 1024, 16384
-MAX_SUM = 2**17
-"""States are exact in float32 while 64 * |sum| stays within 2**23."""
+MAX_BIAS = 2**16
+INT16 = 2**15 - 1
+TABLE_BITS = 8
+MAX_PAIRED = 256
+"""Rows of bytes whose sums can be taken apart."""
+CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 120, 500
+"""Activity in per mille from which dot products pay, as measured on benchmark networks W2s (convolutions) and W1 (dense)."""
 LEVELS = ("portable vectors", "AVX2", "AVX-512")
 
+_P, _I, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
+
+def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+# Order and types are those of the structures in csrc; `Kernel` compares their sizes.
 class LayerStruct(ctypes.Structure):
-    """`layer_t`."""
+    """`layer_t` of csrc/cuba.c."""
 
     _fields_ = (
-        [(name, _P) for name in ("in_", "out", "weight", "dot", "bias", "state", "count", "u", "v", "peak", "windows", "bytes", "items", "begin", "events", "stop")]
-        + [
-            (name, _I)
-            for name in (
-                "mode", "steps", "channels", "groups", "planes", "blocks", "in_h", "in_w", "out_h", "out_w", "kh", "kw", "stride_y",
-                "stride_x", "pad_y", "pad_x", "dil_y", "dil_x", "flush", "quads", "dot_flush", "dot_above",
-                "narrow_weight", "may_wrap", "biased", "may_clip",
-            )
-        ]
-        + [(name, _F) for name in ("keep_u", "keep_v", "threshold", "unit")]
-    )  # fmt: skip
+        *_fields(_P, "in_ out weight dot bias state count u v peak"),
+        *_fields(_P, "windows bytes items begin events stop"),
+        *_fields(_I, "mode steps channels groups planes blocks in_h in_w out_h out_w kh kw"),
+        *_fields(_I, "stride_y stride_x pad_y pad_x dil_y dil_x flush quads dot_flush dot_above"),
+        *_fields(_I, "narrow_weight may_wrap biased may_clip"),
+        *_fields(_F, "keep_u keep_v threshold unit"),
+    )
 
 
 class StageStruct(ctypes.Structure):
-    """`stage_t`."""
+    """`stage_t` of csrc/cuba_run.h."""
 
     _fields_ = (
-        [("layer", LayerStruct)]
-        + [(name, _I) for name in ("dense", "pool", "map_h", "map_w", "outputs")]
-        + [(name, _P) for name in ("spikes", "counts", "u", "v", "peak")]
+        ("layer", LayerStruct),
+        *_fields(_I, "dense pool map_h map_w outputs"),
+        *_fields(_P, "spikes counts u v peak"),
     )
 
 
@@ -73,33 +81,30 @@ class Kernel:
 
     Attributes:
         level: index into `LEVELS` of the best instructions of this processor.
+        team, free_team, run: functions of the library. The interpreter is free for other threads while one runs.
+
+    Raises:
+        OSError: the library was built from other sources.
     """
 
     def __init__(self, library: Any) -> None:
         if library.knarr_sizes() != ctypes.sizeof(LayerStruct) << 16 | ctypes.sizeof(StageStruct):
             raise OSError("built from other sources than these")
         library.knarr_start()
-        library.knarr_team.argtypes = [ctypes.POINTER(StageStruct), _I, ctypes.c_size_t, _I, _I]
+        stages = ctypes.POINTER(StageStruct)
+        # Without these, ctypes would cut pointers to 32 bits.
+        library.knarr_team.argtypes = [stages, _I, ctypes.c_size_t, _I, _I]
         library.knarr_team.restype = _P
         library.knarr_team_free.argtypes = [_P]
-        library.knarr_run.argtypes = [
-            _P, _I, ctypes.POINTER(StageStruct), _I, _P, _I, _I, _I, _I, _I, _I, _I, _I, _P,
-        ]  # fmt: skip
-        self.team, self.free_team, self._run = (
-            library.knarr_team,
-            library.knarr_team_free,
-            library.knarr_run,
-        )
+        library.knarr_run.argtypes = [_P, _I, stages, _I, _P, *[_I] * 8, _P]
+        self.team, self.free_team = library.knarr_team, library.knarr_team_free
+        self.run = library.knarr_run
         self.level = int(library.knarr_level())
-
-    def run(self, *arguments: Any) -> int:
-        """`knarr_run`; the interpreter is free for other threads meanwhile."""
-        return int(self._run(*arguments))
 
 
 @cache
 def load() -> Kernel | str:
-    """The kernel, or why there is none."""
+    """Return the kernel, or say why there is none."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_cuba{suffix}")
         if path.is_file():
@@ -110,84 +115,30 @@ def load() -> Kernel | str:
     return "not built; a C compiler (cc) at install makes it"
 
 
-INT16 = 2**15 - 1
-MAX_BIAS = 2**16
-TABLE_BITS = 8
-MAX_PAIRED = 256
-"""Rows of bytes whose sums can be taken apart."""
-CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 120, 500
-"""Per mille of what arrives that is not 0: where W2s (convolutions) and W1 (dense) take as long with dot products as with events."""
-
-
-@dataclass(frozen=True, eq=False)
-class Dots:
-    """Weights for dot products of four channels at a time.
-
-    Args:
-        weight: (blocks, taps, quads, 32, 4) int8.
-        flush: quads whose products 16 bits hold, 0 when they hold all.
-        above: activity per mille from which they are faster than events.
-    """
-
-    weight: npt.NDArray[np.int8]
-    flush: int
-    above: int
-
-    @property
-    def quads(self) -> int:
-        return int(self.weight.shape[2])
-
-
 @dataclass(frozen=True, eq=False)
 class FastLayer:
-    """One layer.
+    """One layer as the kernel takes it.
 
     Args:
-        view: of its synapses.
-        mode: WORDS, LISTS or TABLE of native.py.
+        view: its synapses.
+        mode: WORDS, LISTS or TABLE.
         weight: int16 in the kernel's layout, or bytes in pairs.
         bias: (blocks * 32,) float32, times 64.
-        flush: rows after which 16 bits are carried.
-        may_wrap: u can pass 2**23.
-        may_clip: v can reach 2**23 from below.
-        dot: weights for dot products, None where 8 bits do not hold them.
+        dot: (blocks, taps, quads, 32, 4) int8 weights for dot products of four channels at a time, None where 8 bits do not
+            hold them.
+        struct: the kernel's view of it, with addresses in the arrays above; steps and arrays of a run are left out.
     """
 
     view: SynapseView
     mode: int
     weight: IntArray
-    bias: npt.NDArray[np.float32]
-    flush: int
-    may_wrap: bool
-    may_clip: bool
-    dot: Dots | None
-
-    @property
-    def layer(self) -> Dense | Conv:
-        return self.view.layer
-
-    @property
-    def unit(self) -> int:
-        return self.view.unit
-
-    @property
-    def planes(self) -> int:
-        return self.view.planes
-
-    @property
-    def entering(self) -> tuple[int, int, int]:
-        return self.view.entering
-
-    @property
-    def dense(self) -> bool:
-        return self.view.dense
-
-    @property
-    def out(self) -> tuple[int, int, int]:
-        return self.view.out
+    bias: Array
+    dot: Array | None
+    struct: LayerStruct
 
     @property
     def blocks(self) -> int:
+        """Blocks of 32 outputs, the last one filled up."""
         return len(self.bias) // LANES
 
 
@@ -195,56 +146,81 @@ def fast_layer(layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer 
     """Lay out a layer, or say why the kernel does not take it.
 
     Args:
-        layer: of a chip network.
+        layer: a layer of a chip network.
         entering: shape of what arrives, (features,) or (C, H, W).
-        bits: of what arrives.
+        bits: width of what arrives.
     """
     view = synapse_view(layer, entering, bits)
     if isinstance(view, str):
         return view
-    layer, small = view.layer, view.weight
+    layer, small, unit = view.layer, view.weight, view.unit
     bias = np.zeros(len(small), np.int32) if layer.bias_int is None else layer.bias_int
-    if _largest(bias) > MAX_BIAS:
+    largest, largest_bias = _largest(small), _largest(bias)
+    if largest_bias > MAX_BIAS:
         return "its bias passes 16 bits"
-    largest = _largest(small)
+    # At least 32 rows have to fit before 16 bits are carried into 32.
     if largest * 32 > INT16:
-        return f"weights up to {largest * view.unit} need more than 16 bits"
-    if view.bound * view.unit >= 2**31:
-        return f"sums up to {view.bound * view.unit} need more than 32 bits"
+        return f"weights up to {largest * unit} need more than 16 bits"
+    if view.bound * unit >= 2**31:
+        return f"sums up to {view.bound * unit} need more than 32 bits"
     if isinstance(layer, Conv) and small[0, 0].size > MAX_TAPS:
         return f"a window of {small.shape[2:]} has too many taps"
     mode, weight = _laid_out(view)
-    decay = layer.neuron.i_decay
-    worst_u = 64 * view.bound * view.unit * DECAY_UNITY / decay if decay else np.inf
-    keep_v = 1 - layer.neuron.v_decay / DECAY_UNITY
-    worst_v = 64 * layer.neuron.vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * _largest(bias)
+    narrow = view.dense and _fits_bytes(small)
+    flush = max(1, INT16 // max(largest, 1))
+    if narrow:
+        weight, flush = _paired(weight), min(MAX_PAIRED, flush)
+    else:
+        weight = np.ascontiguousarray(weight, dtype=np.int16)
     lanes = np.zeros(-(-len(small) // LANES) * LANES, dtype=np.float32)
     lanes[: len(bias)] = 64.0 * bias
-    narrow = view.dense and _fits_bytes(small)
-    most = max(1, INT16 // max(largest, 1))
-    return FastLayer(
-        view,
-        mode,
-        _paired(weight) if narrow else np.ascontiguousarray(weight, dtype=np.int16),
-        lanes,
-        min(MAX_PAIRED, most) if narrow else most,
-        bool(worst_u >= STATE_MAX),
-        bool(worst_v >= STATE_MAX - 1),
-        _dots(small, view.payload, DENSE_DOTS_ABOVE if view.dense else CONV_DOTS_ABOVE)
-        if mode != TABLE
-        else None,
+    neuron = layer.neuron
+    keep_u, keep_v = (1 - decay / DECAY_UNITY for decay in (neuron.i_decay, neuron.v_decay))
+    # A geometric series bounds u; v starts a step below the threshold. Where they stay inside, nothing has to be checked.
+    worst_u = 64 * view.bound * unit / (1 - keep_u) if keep_u < 1 else inf
+    worst_v = 64 * neuron.vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * largest_bias
+    channels, _, _ = view.entering
+    _, out_h, out_w = view.out
+    struct = LayerStruct(
+        weight=_address(weight),
+        bias=_address(lanes),
+        mode=mode,
+        channels=channels,
+        groups=-(-channels // 32),
+        planes=view.planes,
+        blocks=len(lanes) // LANES,
+        out_h=out_h,
+        out_w=out_w,
+        flush=flush,
+        narrow_weight=narrow,
+        may_wrap=worst_u >= STATE_MAX,
+        biased=bool(bias.any()),
+        may_clip=worst_v >= STATE_MAX - 1,
+        keep_u=keep_u,
+        keep_v=keep_v,
+        threshold=64.0 * neuron.vth_int,
+        unit=unit,
     )
+    struct.in_h, struct.in_w = view.seen
+    struct.kh, struct.kw = view.kernel
+    struct.stride_y, struct.stride_x = view.stride
+    struct.pad_y, struct.pad_x = view.padding
+    struct.dil_y, struct.dil_x = view.dilation
+    found = None if mode == TABLE else _dots(small, view.payload)
+    if found is None:
+        return FastLayer(view, mode, weight, lanes, None, struct)
+    dot, struct.dot_flush = found
+    struct.dot, struct.quads = _address(dot), dot.shape[2]
+    struct.dot_above = DENSE_DOTS_ABOVE if view.dense else CONV_DOTS_ABOVE
+    return FastLayer(view, mode, weight, lanes, dot, struct)
 
 
-def _paired(weight: Array) -> UInt8:
-    """Rows of 32 weights as 16 pairs of bytes: weight i plus 128, and weight 16 + i."""
-    low, high = weight[..., : LANES // 2] + 128, weight[..., LANES // 2 :] & 255
-    return np.ascontiguousarray(
-        np.stack([low, high], axis=-1).reshape(weight.shape).astype(np.uint8)
-    )
+def _address(array: Array) -> int:
+    return int(array.ctypes.data)
 
 
 def _largest(values: Int32) -> int:
+    # Not by abs, which leaves the lowest of 32 bits negative.
     return max(-int(values.min()), int(values.max()))
 
 
@@ -252,70 +228,74 @@ def _fits_bytes(values: Int32) -> bool:
     return int(values.min()) >= -128 and int(values.max()) <= 127
 
 
-def _dots(small: Int32, payload: int, above: int) -> Dots | None:
-    """Weights four channels by four, if every product of two channels fits 16 bits."""
+def _paired(weight: Array) -> UInt8:
+    """Turn rows of 32 weights into 16 pairs of bytes: weight i plus 128, and weight 16 + i."""
+    # One 16-bit addition then adds two weights; with the offset, low bytes need no sign.
+    low, high = weight[..., : LANES // 2] + 128, weight[..., LANES // 2 :] & 255
+    pairs = np.stack([low, high], axis=-1).reshape(weight.shape)
+    return np.ascontiguousarray(pairs.astype(np.uint8))
+
+
+def _dots(small: Int32, payload: int) -> tuple[Array, int] | None:
+    """Return weights four channels by four, if every product of two channels fits 16 bits.
+
+    Returns:
+        The weights, and how many quads of them 16 bits take, 0 for all.
+    """
     outputs, channels, high, wide = small.shape
-    if (
-        not (int(small.min()) >= -128 and int(small.max()) <= 127)
-        or payload > 255
-        or high * wide > MAX_TAPS
-    ):
+    taps = high * wide
+    if not _fits_bytes(small) or payload > 255 or taps > MAX_TAPS:
         return None
     quads, blocks = -(-channels // 4), -(-outputs // LANES)
-    padded = np.zeros((blocks * LANES, quads * 4, high * wide), dtype=np.int32)
+    padded = np.zeros((blocks * LANES, quads * 4, taps), dtype=np.int32)
     padded[:outputs, :channels] = small.reshape(outputs, channels, -1)
-    pairs = padded.reshape(blocks * LANES, quads, 2, 2, high * wide)
+    pairs = padded.reshape(blocks * LANES, quads, 2, 2, taps)
+    # The instructions add two products in 16 bits; weights of one sign are the worst that events can choose.
     sides = [payload * np.maximum(sign * pairs, 0).sum(axis=3) for sign in (1, -1)]
     most = max(int(side.max()) for side in sides)
     if most > INT16:
         return None
     in_all = max(int(side.sum(axis=(1, 3)).max()) for side in sides)
-    weight = (
-        padded.reshape(blocks, LANES, quads, 4, high * wide)
-        .transpose(0, 4, 2, 1, 3)
-        .astype(np.int8)
-    )
+    blocked = padded.reshape(blocks, LANES, quads, 4, taps).transpose(0, 4, 2, 1, 3)
     flush = 0 if in_all <= INT16 else INT16 // most
-    return Dots(np.ascontiguousarray(weight), flush, above)
+    return np.ascontiguousarray(blocked.astype(np.int8)), flush
 
 
 def _laid_out(view: SynapseView) -> tuple[int, Array]:
-    """Mode, and weights as (blocks, taps, rows, lanes) of it."""
-    small, planes, bound = view.weight, view.planes, view.bound
+    """Choose the mode, and return it with weights as (blocks, taps, rows, lanes)."""
+    small, planes = view.weight, view.planes
     outputs, channels, high, wide = small.shape
     groups, blocks = -(-channels // 32), -(-outputs // LANES)
     lanes = np.zeros((blocks * LANES, channels, high, wide), dtype=np.int32)
     lanes[:outputs] = small
-    if not view.dense and bound <= INT16 and planes == 1 and channels * wide <= TABLE_BITS:
-        bits = np.arange(1 << (channels * wide))
-        table = np.zeros((blocks, high, len(bits), LANES), dtype=np.int32)
+    # Tables and lists add in 16 bits without carrying.
+    short = not view.dense and view.bound <= INT16
+    if short and planes == 1 and channels * wide <= TABLE_BITS:
+        patterns = np.arange(1 << (channels * wide))
+        table = np.zeros((blocks, high, len(patterns), LANES), dtype=np.int32)
         for x in range(wide):
             for c in range(channels):
-                on = (bits >> (x * channels + c)) & 1
-                rows = lanes[:, c, :, x].reshape(blocks, LANES, high).transpose(0, 2, 1)
-                table += on[None, None, :, None] * rows[:, :, None, :]
+                on = (patterns >> (x * channels + c)) & 1
+                column = lanes[:, c, :, x].reshape(blocks, LANES, high).transpose(0, 2, 1)
+                table += on[:, None] * column[:, :, None, :]
         return TABLE, table
     rows = np.zeros((blocks, high * wide, groups * 32, LANES), dtype=np.int16)
-    rows[:, :, :channels] = lanes.reshape(blocks, LANES, channels, high * wide).transpose(
-        0, 3, 2, 1
-    )
-    lists = (
-        bound <= INT16
-        and planes * groups * 32 <= 256
-        and high * wide * planes * groups * 32 <= 2**16
-        and high * wide * channels * planes <= MAX_LIST
-    )
-    if not view.dense and lists:
+    taps = lanes.reshape(blocks, LANES, channels, high * wide)
+    rows[:, :, :channels] = taps.transpose(0, 3, 2, 1)
+    # A list names the rows of a pixel in 8 bits, and an offset into all rows has 16.
+    width = planes * groups * 32
+    listed = width <= 256 and high * wide * width <= 2**16
+    if short and listed and high * wide * channels * planes <= MAX_LIST:
         return LISTS, np.concatenate([rows << plane for plane in range(planes)], axis=2)
     return WORDS, rows
 
 
 class FastEngine:
-    """The compiled kernel.
+    """The engine on a compiled kernel.
 
     Args:
-        kernel: as `native.load` gives it.
-        level: instructions to use, the best by default.
+        kernel: the kernel that `load` gives.
+        level: index into `LEVELS` of the instructions to use, the best by default.
     """
 
     name = "fast"
@@ -323,53 +303,52 @@ class FastEngine:
     def __init__(self, kernel: Kernel, level: int | None = None) -> None:
         self.kernel, self.level = kernel, kernel.level if level is None else level
 
+    @property
+    def description(self) -> str:
+        """Text for people: instructions and cores."""
+        return f"with {LEVELS[self.level]} on {cores()} cores"
+
     def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer | str:
-        """See `Engine.lay_out`."""
+        """Lay out a layer, see `Engine.lay_out`."""
         return fast_layer(layer, entering, bits)
 
     def bytes_per_step(self, laid_out: FastLayer) -> int:
-        """Words in and out, and lists of what is set."""
-        channels, height, width = laid_out.entering
-        _, out_h, out_w = laid_out.out
-        lists = channels * laid_out.planes * (4 if laid_out.dense else 1)
+        """Estimate words in and out, and lists of what is set."""
+        view = laid_out.view
+        channels, height, width = view.entering
+        _, out_h, out_w = view.out
+        lists = channels * view.planes * (4 if view.dense else 1)
         arriving = height * width * (channels + lists + 16)
         # Words go out in blocks of 32 outputs, and a thread sums a block of one pixel at a time.
         return arriving + out_h * out_w * laid_out.blocks * 8 + 4 * LANES
 
-    def run(
-        self,
-        chain: list[Any],
-        events: IntArray,
-        bits: int,
-        wanted: list[Wanted],
-        states: list[Any],
-        threads: int,
-        *,
-        carry: bool,
-    ) -> list[LayerResult] | None:
-        """See `Engine.run`."""
-        layers: list[FastLayer] = chain
-        samples, steps = events.shape[:2]
-        inputs = np.ascontiguousarray(events, dtype=np.uint8 if bits <= 8 else np.uint16)
-        channels, height, width = layers[0].entering
+    def run(self, request: RunRequest) -> list[LayerResult] | None:
+        """Run consecutive layers on a block, see `Engine.run`."""
+        layers: list[FastLayer] = request.chain
+        bits, threads, states = request.bits, request.threads, request.states
+        samples, steps = request.events.shape[:2]
+        dtype = np.uint8 if bits <= 8 else np.uint16
+        inputs = np.ascontiguousarray(request.events, dtype=dtype)
+        channels, height, width = layers[0].view.entering
         records = [
-            _Record(layer, samples, steps, want) for layer, want in zip(layers, wanted, strict=True)
+            _Record(layer, samples, steps, want)
+            for layer, want in zip(layers, request.wanted, strict=True)
         ]
         for i, layer in enumerate(layers):
-            if carry and states[i] is None:
-                _, high, wide = layer.out
-                states[i] = np.zeros(
-                    (samples, high * wide, layer.blocks, 2, LANES), dtype=np.float32
-                )
+            if request.carry and states[i] is None:
+                _, high, wide = layer.view.out
+                shape = (samples, high * wide, layer.blocks, 2, LANES)
+                states[i] = np.zeros(shape, dtype=np.float32)
         # Every thread has samples of its own, or all share each sample where there are fewer of them.
         members = 1 if samples >= threads else threads
         bounds = np.linspace(0, samples, max(1, threads // members) + 1).astype(int)
         words = height * width * -(-channels // 32) * bits * steps
+        # Threads have structures of their own: the kernel fills in pointers, and peaks are not shared.
         peaks = np.zeros((threads, len(layers)), dtype=np.int32)
         chains = [(StageStruct * len(layers))() for _ in range(threads)]
-        for mine, found in zip(chains, peaks, strict=True):
-            for i, (layer, record) in enumerate(zip(layers, records, strict=True)):
-                record.fill(mine[i], layer, steps, found[i:], states[i])
+        for stages, found in zip(chains, peaks, strict=True):
+            for i, record in enumerate(records):
+                record.fill(stages[i], found[i:], states[i])
         teams = [
             self.kernel.team(chains[0], len(layers), words, steps, members) for _ in bounds[1:]
         ]
@@ -380,100 +359,83 @@ class FastEngine:
 
         def part(index: int) -> int:
             team, (inputs, chains, *_) = index // members, held
-            return self.kernel.run(
-                teams[team], index % members, chains[index], len(layers), _at(inputs), inputs.itemsize, channels, height * width,
-                bits, steps, int(bounds[team]), int(bounds[team + 1]), self.level, ctypes.addressof(stop),
+            failed: int = self.kernel.run(
+                teams[team], index % members, chains[index], len(layers), _address(inputs), inputs.itemsize, channels,
+                height * width, bits, steps, int(bounds[team]), int(bounds[team + 1]), self.level, ctypes.addressof(stop),
             )  # fmt: skip
+            return failed
 
         futures: list[Future[int]] = []
+        failed = not all(teams)
         try:
-            if not all(teams):
-                raise ChipError(
-                    "simulate: out of memory in the kernel; give fewer time steps at once"
-                )
-            # Even one thread is not the caller's own, which could not hear Ctrl-C inside the kernel.
-            with ThreadPoolExecutor(threads) as pool:
-                try:
-                    futures += [pool.submit(part, i) for i in range(threads)]
-                    failed = [future.result() for future in futures]
-                except BaseException:
-                    stop.value = 1  # the kernel looks at it in every row
-                    raise
+            if not failed:
+                # Even one thread is not the caller's own, which could not hear Ctrl-C inside the kernel.
+                with ThreadPoolExecutor(threads) as pool:
+                    try:
+                        futures += [pool.submit(part, i) for i in range(threads)]
+                        failed = any(future.result() for future in futures)
+                    except BaseException:
+                        stop.value = 1  # the kernel looks at it in every row
+                        raise
         finally:
             # After a second Ctrl-C some may still run, for a row: what they write in is left to them.
             if all(future.done() for future in futures):
                 for team in teams:
                     self.kernel.free_team(team)
-        if any(failed):
+        if failed:
             raise ChipError("simulate: out of memory in the kernel; give fewer time steps at once")
-        found_peaks = peaks.max(axis=0)
-        units = np.array([layer.unit for layer in layers], dtype=np.int64)
-        if (found_peaks * units > MAX_SUM).any():
-            return None
-        return [
-            record.finished(layer, int(peak) * layer.unit)
-            for layer, record, peak in zip(layers, records, found_peaks, strict=True)
+        found_peaks = [
+            int(peak) * layer.view.unit
+            for peak, layer in zip(peaks.max(axis=0), layers, strict=True)
         ]
+        if max(found_peaks) > MAX_SUM:
+            return None
+        return [record.result(peak) for record, peak in zip(records, found_peaks, strict=True)]
 
 
 class _Record:
-    """What the kernel writes of one layer."""
+    """Arrays that the kernel writes for one layer."""
 
-    def __init__(self, layer: FastLayer, samples: int, steps: int, want: Wanted) -> None:
-        _, height, width = layer.out
+    def __init__(self, layer: FastLayer, samples: int, steps: int, want: LayerRequest) -> None:
+        self.layer = layer
         self.counts = np.zeros((samples, steps), dtype=np.int32)
         self.spikes: UInt8 | None = None
         self.states: list[Int32] = []
+        _, height, width = layer.view.out
         if want.spikes:
-            self.spikes = np.empty((samples, steps, *layer.layer.output_shape), dtype=np.uint8)
+            shape = (samples, steps, *layer.view.layer.output_shape)
+            self.spikes = np.empty(shape, dtype=np.uint8)
         if want.states:
-            shape = (samples, height * width, steps, layer.blocks * LANES)
-            self.states = [np.empty(shape, dtype=np.int32) for _ in range(2)]
+            wide = (samples, height * width, steps, layer.blocks * LANES)
+            self.states = [np.empty(wide, dtype=np.int32) for _ in range(2)]
 
-    def fill(
-        self,
-        stage: StageStruct,
-        layer: FastLayer,
-        steps: int,
-        peak: Int32,
-        state: npt.NDArray[np.float32] | None,
-    ) -> None:
-        """The kernel's view of a layer."""
-        neuron, view, (seen_h, seen_w) = layer.layer.neuron, layer.view, layer.view.seen
-        outputs, out_h, out_w = layer.out
-        stage.layer = LayerStruct(
-            weight=_at(layer.weight), bias=_at(layer.bias), mode=layer.mode, steps=steps, channels=view.entering[0],
-            groups=-(-view.entering[0] // 32), planes=view.planes, blocks=layer.blocks, in_h=seen_h, in_w=seen_w, out_h=out_h,
-            out_w=out_w, kh=view.kernel[0], kw=view.kernel[1], stride_y=view.stride[0], stride_x=view.stride[1],
-            pad_y=view.padding[0], pad_x=view.padding[1], dil_y=view.dilation[0], dil_x=view.dilation[1], flush=layer.flush,
-            narrow_weight=layer.weight.dtype == np.uint8, may_wrap=layer.may_wrap, biased=bool(layer.bias.any()),
-            may_clip=layer.may_clip, keep_u=(4096 - neuron.i_decay) / 4096, keep_v=(4096 - neuron.v_decay) / 4096,
-            threshold=64.0 * neuron.vth_int, unit=layer.unit,
-        )  # fmt: skip
-        if layer.dot is not None:
-            stage.layer.dot, stage.layer.quads = _at(layer.dot.weight), layer.dot.quads
-            stage.layer.dot_flush, stage.layer.dot_above = layer.dot.flush, layer.dot.above
+    def fill(self, stage: StageStruct, peak: Int32, state: Array | None) -> None:
+        """Write the layer and the addresses of these arrays into the kernel's structure."""
+        view = self.layer.view
+        stage.layer = self.layer.struct  # a copy
+        stage.layer.steps = self.counts.shape[1]
         if state is not None:
-            stage.layer.state = _at(state)
-        stage.dense, stage.pool, stage.outputs = layer.dense, view.pooled, outputs
+            stage.layer.state = _address(state)
+        stage.dense, stage.pool, stage.outputs = view.dense, view.pooled, view.out[0]
         _, stage.map_h, stage.map_w = view.entering
-        stage.spikes = None if self.spikes is None else _at(self.spikes)
-        stage.counts, stage.peak = _at(self.counts), _at(peak)
+        stage.counts, stage.peak = _address(self.counts), _address(peak)
+        if self.spikes is not None:
+            stage.spikes = _address(self.spikes)
         if self.states:
-            stage.u, stage.v = (_at(array) for array in self.states)
+            stage.u, stage.v = map(_address, self.states)
 
-    def finished(self, layer: FastLayer, peak: int) -> LayerResult:
-        """In the order of features."""
-        outputs, height, width = layer.out
+    def result(self, peak: int) -> LayerResult:
+        """Return what was written, in the order of features."""
+        result = LayerResult(self.counts, peak, self.spikes)
+        if self.states:
+            result.u, result.v = map(self._in_order, self.states)
+        return result
+
+    def _in_order(self, array: Int32) -> Int32:
+        view = self.layer.view
+        outputs, height, width = view.out
         samples, steps = self.counts.shape
-        u, v = (
-            array.reshape(samples, height, width, steps, -1)[..., :outputs]
-            .transpose(0, 3, 4, 1, 2)
-            .reshape(samples, steps, *layer.layer.output_shape)
-            for array in self.states
-        ) if self.states else (None, None)  # fmt: skip
-        return LayerResult(self.counts, peak, self.spikes, u, v)
-
-
-def _at(array: Array) -> int:
-    return int(array.ctypes.data)
+        # The last block is filled up with outputs that do not exist.
+        images = array.reshape(samples, height, width, steps, -1)[..., :outputs]
+        ordered = images.transpose(0, 3, 4, 1, 2)
+        return ordered.reshape(samples, steps, *view.layer.output_shape)

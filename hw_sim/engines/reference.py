@@ -15,16 +15,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from knarr.hw_sim.arithmetic import step, wrap_synapse
 from knarr.hw_sim.arrays import Array, Int64, IntArray
+from knarr.hw_sim.engines.base import LayerResult, RunRequest
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import Conv, Dense, Layer, Neuron, Recurrent
 
 Spikes = npt.NDArray[np.bool_]
 WINDOW_BYTES = 2**26
-"""Of a convolution's windows, which are laid out at once."""
+"""Bytes of a convolution's windows that are laid out at once."""
 
 
 def synaptic_sum(layer: Layer, events: IntArray) -> Int64:
-    """What a layer's synapses deliver for frames of events.
+    """Compute what a layer's synapses deliver for frames of events.
 
     Args:
         layer: Dense (its delays aside), Recurrent (what arrives alone) or Conv.
@@ -44,34 +45,33 @@ def synaptic_sum(layer: Layer, events: IntArray) -> Int64:
 
 def _convolve(layer: Conv, events: IntArray) -> Int64:
     (pad_y, pad_x), (kernel_y, kernel_x) = layer.padding, layer.weight_int.shape[2:]
+    (stride_y, stride_x), (dilation_y, dilation_x) = layer.stride, layer.dilation
     padded = np.pad(events, ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x)))
-    reach = (layer.dilation[0] * (kernel_y - 1) + 1, layer.dilation[1] * (kernel_x - 1) + 1)
+    reach = (dilation_y * (kernel_y - 1) + 1, dilation_x * (kernel_x - 1) + 1)
     # numpy 1.26's stub forgets that several axes may be named.
-    windows: Array = sliding_window_view(  # type: ignore[call-overload]
-        padded, reach, axis=(2, 3)
-    )  # (frames, C, H_out*stride, W_out*stride, reach, reach)
-    windows = windows[
-        :, :, :: layer.stride[0], :: layer.stride[1], :: layer.dilation[0], :: layer.dilation[1]
-    ]
+    windows: Array = sliding_window_view(padded, reach, axis=(2, 3))  # type: ignore[call-overload]
+    # (frames, C, height, width, kernel height, kernel width) of every position and, in it, every tap.
+    windows = windows[:, :, ::stride_y, ::stride_x, ::dilation_y, ::dilation_x]
     frames, (outputs, height, width) = events.shape[0], layer.output_shape
     sums = np.empty((frames, outputs, height, width), dtype=np.int64)
     in_group, out_group = layer.input_shape[0] // layer.groups, outputs // layer.groups
     for group in range(layer.groups):
-        taps = windows[:, group * in_group : (group + 1) * in_group].transpose(0, 2, 3, 1, 4, 5)
-        kernel = layer.weight_int[group * out_group : (group + 1) * out_group].reshape(
-            out_group, -1
-        )
+        arriving = slice(group * in_group, (group + 1) * in_group)
+        leaving = slice(group * out_group, (group + 1) * out_group)
+        # Taps in the order of the kernel's axes, so that both flatten alike.
+        taps = windows[:, arriving].transpose(0, 2, 3, 1, 4, 5)
+        kernel = layer.weight_int[leaving].reshape(out_group, -1)
         product = _exact_matmul(taps.reshape(frames * height * width, -1), kernel.T, layer.name)
-        block = product.reshape(frames, height, width, out_group).transpose(0, 3, 1, 2)
-        sums[:, group * out_group : (group + 1) * out_group] = block
+        block = product.reshape(frames, height, width, out_group)
+        sums[:, leaving] = block.transpose(0, 3, 1, 2)
     return sums
 
 
 def _exact_matmul(x: IntArray, weight: IntArray, name: str) -> Int64:
-    """x @ weight in float64, where integers are exact below 2**53; numpy's int64 product is thirty times slower."""
-    largest = int(np.abs(x).max(initial=0)) * int(
-        np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0)
-    )
+    """Multiply in float64, where integers are exact below 2**53; numpy's int64 product is thirty times slower."""
+    # No partial sum passes the largest input times the heaviest column, whatever the order of summation.
+    heaviest = int(np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0))
+    largest = int(np.abs(x).max(initial=0)) * heaviest
     if largest >= 2**53:
         raise ChipError(
             f"layer '{name}': sums up to {largest} are not exact; the chip's accumulator ends at 2**15"
@@ -80,7 +80,9 @@ def _exact_matmul(x: IntArray, weight: IntArray, name: str) -> Int64:
 
 
 def delayed_sums(layer: Dense, events: IntArray) -> Int64:
-    """What a Dense layer with delays receives: a[t] = sum over synapses of W * s[t - delay], silence before the first step.
+    """Compute what a Dense layer with delays receives: a[t] = sum over synapses of W * s[t - delay].
+
+    Before the first step there was silence.
 
     Args:
         layer: with `delay_int`.
@@ -92,6 +94,7 @@ def delayed_sums(layer: Dense, events: IntArray) -> Int64:
     assert layer.delay_int is not None  # the caller looked
     samples, steps, features = events.shape
     sums = np.zeros((samples, steps, len(layer.weight_int)), dtype=np.int64)
+    # One product per delay that occurs; longer ones than the run deliver nothing within it.
     for delay in np.unique(layer.delay_int[layer.delay_int < steps]):
         weight = np.where(layer.delay_int == delay, layer.weight_int, 0)
         sent = events[:, : steps - delay]
@@ -102,7 +105,7 @@ def delayed_sums(layer: Dense, events: IntArray) -> Int64:
 
 @dataclass
 class LayerState:
-    """What a layer remembers between two time steps; zeros at rest.
+    """Memory of a layer between two time steps; zeros at rest.
 
     Args:
         u, v: (samples, *features) int64 registers.
@@ -117,11 +120,12 @@ class LayerState:
 
 
 def at_rest(layer: Layer, samples: int) -> LayerState:
-    """No current, no voltage, nothing under way."""
+    """Return a state without current or voltage, and with nothing under way."""
     zeros = np.zeros((samples, *layer.output_shape), dtype=np.int64)
     delayed = isinstance(layer, Dense) and layer.delay_int is not None
-    longest = int(layer.delay_int.max()) if delayed else 0  # type: ignore[union-attr]
-    sent = np.zeros((samples, longest, layer.in_features if delayed else 0), dtype=np.uint8)  # type: ignore[union-attr]
+    longest = int(layer.delay_int.max()) if delayed else 0  # type: ignore[union-attr]  # Dense then
+    features = layer.in_features if delayed else 0  # type: ignore[union-attr]  # Dense then
+    sent = np.zeros((samples, longest, features), dtype=np.uint8)
     return LayerState(zeros, zeros, np.zeros_like(zeros), sent)
 
 
@@ -132,7 +136,7 @@ def run_neurons(
     state: LayerState,
     recurrent: Recurrent | None = None,
 ) -> tuple[Spikes, Int64, Int64, int]:
-    """All steps of neurons; `state` is moved on.
+    """Run all steps of neurons; `state` is moved on.
 
     Args:
         neuron: the registers.
@@ -152,10 +156,11 @@ def run_neurons(
     for t in range(sums.shape[1]):
         arriving = sums[:, t] + state.back
         peak = max(peak, int(np.abs(arriving).max(initial=0)))
-        now = bias[:, t] if per_step else bias  # type: ignore[index]
+        now = bias[:, t] if per_step else bias  # type: ignore[index]  # an array where it has steps
         state.u, state.v, spike = step(state.u, state.v, arriving, now, neuron)
         spikes[:, t], currents[:, t], voltages[:, t] = spike, state.u, state.v
         if recurrent is not None:
+            # Delivered one step later: a spike does not reach its own step.
             state.back = _exact_matmul(
                 spike.astype(np.int64), recurrent.recurrent_int.T, recurrent.name
             )
@@ -165,7 +170,7 @@ def run_neurons(
 def run_layer(
     layer: Layer, events: IntArray, state: LayerState
 ) -> tuple[Spikes, Int64, Int64, int]:
-    """All time steps of one layer; `state` is moved on.
+    """Run all time steps of one layer; `state` is moved on.
 
     Args:
         layer: Dense, Recurrent or Conv.
@@ -180,8 +185,10 @@ def run_layer(
     shape = layer.output_shape
     bias: Int64 | int = 0
     if layer.bias_int is not None:
+        # One bias per channel, the same at every pixel.
         bias = layer.bias_int.astype(np.int64).reshape(-1, *[1] * (len(shape) - 1))
     if isinstance(layer, Dense) and layer.delay_int is not None:
+        # Events of the block before that are still under way come first, and leave with it.
         before = state.sent.shape[1]
         flow = np.concatenate([state.sent, events.reshape(samples, timesteps, -1)], axis=1)
         state.sent = flow[:, flow.shape[1] - before :]
@@ -192,3 +199,41 @@ def run_layer(
     return run_neurons(
         layer.neuron, sums.reshape(samples, timesteps, *shape), bias, state, recurrent
     )
+
+
+class ReferenceEngine:
+    """The oracle as an engine: every layer, no conditions."""
+
+    name = "reference"
+    description = "in numpy"
+
+    def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> Layer:
+        """Return the layer as it is."""
+        return layer
+
+    def bytes_per_step(self, laid_out: Layer) -> int:
+        """Estimate sums, u and v and what numpy makes on the way, at 8 bytes."""
+        return 64 * prod(laid_out.output_shape)
+
+    def run(self, request: RunRequest) -> list[LayerResult]:
+        """Run consecutive layers on a block, see `Engine.run`."""
+        results = []
+        events = request.events
+        for i, (layer, want) in enumerate(zip(request.chain, request.wanted, strict=True)):
+            if request.states[i] is None:
+                request.states[i] = at_rest(layer, len(events))
+            result = layer_result(*run_layer(layer, events, request.states[i]))
+            assert result.spikes is not None  # the reference always gives them
+            events = result.spikes
+            # A block is sized for what is wanted: the rest is let go at once.
+            if not want.states:
+                result.u = result.v = None
+            results.append(result)
+        return results
+
+
+def layer_result(fired: Spikes, u: Int64, v: Int64, peak: int) -> LayerResult:
+    """Return what the reference's neurons did, spikes counted."""
+    spikes = fired.view(np.uint8)
+    counts = spikes.sum(axis=tuple(range(2, spikes.ndim)), dtype=np.int64)
+    return LayerResult(counts, peak, spikes, u, v)

@@ -1,92 +1,328 @@
-"""Parts of the torch engine: neurons through time, on the CPU by numba and on a device by torch, and sums of few events.
-
-The torch engine: synapses as float matrix products that are exact, on the CPU without a compiler or on a CUDA device.
+"""The torch engine: synapses as float matrix products that are exact, on the CPU without a compiler or on a CUDA device.
 
 A product of integers in floats is exact in whatever order it is summed as long as no partial sum passes 2**24 (float32) or
 2**53 (float64), which the weights and the largest payload bound. That leaves out what rounds on the way: TF32 is switched
 off, and on a device convolutions are unfolded into matrix products, since cuDNN may take Winograd's algorithm, whose
 intermediate values are no integers. Channels come last in memory, which is several times faster where they are few.
-Neurons are integers: numba on the CPU (float64 that holds them), torch on a device.
+Neurons are integers in float64: compiled by numba on the CPU, torch on a device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from knarr.hw_sim.arithmetic import STATE_MAX
-from knarr.hw_sim.arrays import Array, Float64, Int64, IntArray
-from knarr.hw_sim.network import DECAY_UNITY, Neuron
+from knarr.hw_sim.arrays import Array, Float64, Int64
+from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, LayerResult, RunRequest
+from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
+from knarr.hw_sim.network import DECAY_UNITY, Layer
 
 if TYPE_CHECKING:
     import torch
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from importlib.util import find_spec
-from math import prod
-from pathlib import Path
 
-from knarr.hw_sim.engines.base import LayerResult, Wanted
-from knarr.hw_sim.engines.native import MAX_SUM
-from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
-from knarr.hw_sim.network import Layer
+FLOAT32_EXACT, FLOAT64_EXACT = 2**24, 2**53
+MAX_BIAS = 2**23
+SUM_BYTES = 2**23
+"""Bytes of sums at a time, per thread: they stay in the cache between product and neurons."""
+DEVICE_SUM_BYTES = 2**28
+ROWS_BELOW = 0.25
+"""Share of active inputs of a dense layer below which adding rows event by event is faster than a product."""
 
 
-@dataclass
-class State:
-    """u and v of (samples, features), float64 on the CPU, int32 on a device."""
-
-    u: Any
-    v: Any
-
-
-def neurons_on_cpu(
-    neuron: Neuron,
-    unit: int,
-    bias: Float64,
-    sums: torch.Tensor,
-    state: State,
-    into: list[torch.Tensor],
-    threads: int,
-) -> Int64:
-    """All steps of a block, features divided among threads.
+@dataclass(frozen=True, eq=False)
+class TorchLayer:
+    """A layer as the torch engine takes it.
 
     Args:
-        neuron: the registers.
-        unit: what sums were divided by.
-        bias: (features,) in units of v.
+        view: its synapses.
+        weight: on the device: (outputs, inputs) of a dense layer, a kernel of a convolution.
+        bias: (features,) in units of v, channels last.
+        rows: (inputs, outputs) weights of a dense layer on the CPU, else None.
+        keep_u, keep_v: shares that states keep in a step.
+        threshold: in units of v.
+    """
+
+    view: SynapseView
+    weight: torch.Tensor
+    bias: Float64
+    rows: Array | None
+    keep_u: float
+    keep_v: float
+    threshold: float
+
+
+class TorchEngine:
+    """The engine on one device.
+
+    Args:
+        device: torch's name of it; "cpu" takes the paths that are made for the CPU.
+    """
+
+    name = "torch"
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    @property
+    def description(self) -> str:
+        """Text for people: the device it runs on."""
+        return f"on {self.device}"
+
+    def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> TorchLayer | str:
+        """Lay out a layer, see `Engine.lay_out`."""
+        import torch
+
+        view = synapse_view(layer, entering, bits)
+        if isinstance(view, str):
+            return view
+        bias = np.zeros(len(view.weight)) if layer.bias_int is None else layer.bias_int
+        largest = view.bound * view.unit
+        # In float64, where |-2**31| is a positive number.
+        if largest >= FLOAT64_EXACT or np.abs(bias.astype(np.float64)).max() >= MAX_BIAS:
+            return f"sums up to {largest} or its biases need more bits"
+        exact = torch.float32 if view.bound < FLOAT32_EXACT else torch.float64
+        weight, rows = torch.tensor(view.weight, dtype=exact, device=self.device), None
+        if view.dense:
+            # Features of an image arrive with channels last.
+            weight = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+            rows = weight.T.contiguous().numpy() if self.device == "cpu" else None
+        elif self.device == "cpu":
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        _, high, wide = view.out
+        neuron = layer.neuron
+        return TorchLayer(
+            view,
+            weight,
+            np.tile(64.0 * bias, high * wide),
+            rows,
+            1 - neuron.i_decay / DECAY_UNITY,
+            1 - neuron.v_decay / DECAY_UNITY,
+            64.0 * neuron.vth_int,
+        )
+
+    def bytes_per_step(self, laid_out: TorchLayer) -> int:
+        """Count events as floats of 8 bytes."""
+        return 8 * prod(laid_out.view.entering)
+
+    def run(self, request: RunRequest) -> list[LayerResult] | None:
+        """Run consecutive layers on a block, see `Engine.run`."""
+        import torch
+
+        chain, threads = request.chain, request.threads
+        before = torch.get_num_threads()
+        # It takes milliseconds, and rows are added by threads of ours.
+        other = threads != before and any(not layer.view.dense for layer in chain)
+        if other:
+            torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode(), _exact_floats(self.device):
+                dtype = np.uint8 if request.bits <= 8 else np.int32
+                block = np.ascontiguousarray(request.events, dtype=dtype)
+                # torch warns of arrays that it could not write to.
+                flow = torch.from_numpy(block if block.flags.writeable else block.copy())
+                arriving = flow.to(self.device).reshape(*flow.shape[:2], *chain[0].view.entering)
+                arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()
+                results = []
+                for i, (layer, want) in enumerate(zip(chain, request.wanted, strict=True)):
+                    if request.states[i] is None:
+                        request.states[i] = self._at_rest(layer, len(arriving))
+                    state = request.states[i]
+                    result, arriving = self._layer(layer, arriving, want, state, threads)
+                    # One wrap may not bring u back, nor 24 bits hold the sum of a convolution.
+                    if result.peak > MAX_SUM:
+                        return None
+                    results.append(result)
+                return results
+        finally:
+            if other:
+                torch.set_num_threads(before)
+
+    def _at_rest(self, layer: TorchLayer, samples: int) -> list[torch.Tensor]:
+        """Return [u, v] of (samples, features)."""
+        import torch
+
+        shape = (samples, len(layer.bias))
+        return [torch.zeros(shape, dtype=torch.float64, device=self.device) for _ in range(2)]
+
+    def _layer(
+        self,
+        layer: TorchLayer,
+        arriving: torch.Tensor,
+        want: LayerRequest,
+        state: list[torch.Tensor],
+        threads: int,
+    ) -> tuple[LayerResult, torch.Tensor]:
+        """Return what a layer did, and its spikes as (samples, timesteps, H, W, C) for the next one."""
+        import torch
+
+        samples, steps = arriving.shape[:2]
+        view, features = layer.view, len(layer.bias)
+        channels, high, wide = view.out
+        shape = (samples, steps, features)
+        spikes = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        state_shape = shape if want.states else (0, 0, 0)
+        u, v = (torch.empty(state_shape, dtype=torch.int32, device=self.device) for _ in range(2))
+        counts = np.zeros((samples, steps), dtype=np.int64)
+        peak = 0
+        on_cpu = self.device == "cpu"
+        per_step = samples * features * layer.weight.element_size()
+        block = max(1, (SUM_BYTES * threads if on_cpu else DEVICE_SUM_BYTES) // per_step)
+        for start in range(0, steps, block):
+            now = slice(start, min(start + block, steps))
+            sums = self._sums(layer, arriving[:, now], threads).reshape(samples, -1, features)
+            low, top = torch.aminmax(sums)
+            peak = max(peak, -int(low), int(top))
+            into = (spikes[:, now], u[:, now], v[:, now])
+            if on_cpu:
+                counts[:, now] = _neurons_on_cpu(layer, sums, state, into, threads)
+            else:
+                counts[:, now] = _neurons_on_device(layer, sums, state, into)
+
+        def in_order(array: torch.Tensor) -> Array:
+            images = array.reshape(samples, steps, high, wide, channels).permute(0, 1, 4, 2, 3)
+            return images.cpu().numpy().reshape(samples, steps, *view.layer.output_shape)
+
+        result = LayerResult(counts, peak * view.unit)
+        if want.spikes:
+            result.spikes = in_order(spikes)
+        if want.states:
+            result.u, result.v = in_order(u), in_order(v)
+        return result, spikes.reshape(samples, steps, high, wide, channels)
+
+    def _sums(self, layer: TorchLayer, arriving: torch.Tensor, threads: int) -> torch.Tensor:
+        """Turn (samples, timesteps, H, W, C) into (frames, H, W, C) sums, divided by the unit."""
+        import torch.nn.functional as F
+
+        view = layer.view
+        frames = arriving.reshape(-1, *arriving.shape[2:])
+        if view.pooled:
+            # Counts of 2x2 pixels; an odd last row or column is filled up with silence.
+            frames = F.pad(frames, (0, 0, 0, frames.shape[2] % 2, 0, frames.shape[1] % 2))
+            rows = frames[:, ::2] + frames[:, 1::2]
+            frames = rows[:, :, ::2] + rows[:, :, 1::2]
+        if view.dense:
+            flat = frames.reshape(len(frames), -1)
+            if layer.rows is not None and np.count_nonzero(flat) < ROWS_BELOW * flat.numel():
+                return _sums_of_rows(layer.rows, flat, threads)
+            return flat.to(layer.weight.dtype) @ layer.weight.T
+        image = frames.to(layer.weight.dtype).permute(0, 3, 1, 2)
+        channels, high, wide = view.out
+        if self.device == "cpu":
+            sums = F.conv2d(image, layer.weight, None, view.stride, view.padding, view.dilation)
+        else:
+            columns = F.unfold(image, view.kernel, view.dilation, view.padding, view.stride)
+            product = layer.weight.reshape(channels, -1) @ columns
+            reach = view.dilation[1] * (view.kernel[1] - 1) + 1
+            across = (image.shape[3] + 2 * view.padding[1] - reach) // view.stride[1] + 1
+            sums = product.reshape(len(image), channels, -1, across)
+        # An odd last row or column, filled up for pooling, may give outputs that the layer does not have.
+        return sums[:, :, :high, :wide].permute(0, 2, 3, 1)
+
+
+def _neurons_on_cpu(
+    layer: TorchLayer,
+    sums: torch.Tensor,
+    state: list[torch.Tensor],
+    into: tuple[torch.Tensor, ...],
+    threads: int,
+) -> Int64:
+    """Run all steps of a block, features divided among threads.
+
+    Args:
+        layer: whose neurons run.
         sums: (samples, timesteps, features) floats that hold integers.
-        state: moved on.
-        into: spikes, and u and v where they are wanted, all (samples, timesteps, features); written.
+        state: u and v, moved on.
+        into: spikes, and u and v or arrays without elements, all (samples, timesteps, features); written.
         threads: at most so many.
 
     Returns:
         (samples, timesteps) spikes.
     """
-    from knarr.hw_sim.engines.numba_cuba import integrate
+    from knarr.hw_sim.engines.numba_cuba import advance
 
-    none = np.zeros((0, 0, 0), dtype=np.int32)
-    u, v = (array.numpy() for array in into[1:]) if len(into) > 1 else (none, none)
-    arrays, features = sums.contiguous().numpy(), sums.shape[2]
+    arriving = sums.contiguous().numpy()
+    samples, steps, features = arriving.shape
+    u, v, spikes, currents, voltages = (tensor.numpy() for tensor in (*state, *into))
+    no_peaks = np.zeros((0, 0, 0), dtype=np.float32)
 
     def part(first: int, last: int) -> Int64:
-        counts = np.zeros(arrays.shape[:2], dtype=np.int64)
-        integrate(
-            arrays, 64.0 * unit, bias, 1 - neuron.i_decay / DECAY_UNITY, 1 - neuron.v_decay / DECAY_UNITY,
-            64.0 * neuron.vth_int, state.u, state.v, into[0].numpy(), counts, u, v, first, last,
+        # Each thread counts for itself: they share samples and steps.
+        counts = np.zeros((samples, steps), dtype=np.int64)
+        advance(
+            arriving, 64.0 * layer.view.unit, layer.bias, layer.keep_u, layer.keep_v, layer.threshold,
+            u, v, spikes, counts, no_peaks, currents, voltages, 0, steps, first, last,
         )  # fmt: skip
         return counts
 
     return np.sum(_shared(part, features, threads), axis=0)
 
 
-def sums_of_rows(rows: Array, frames: torch.Tensor, threads: int) -> torch.Tensor:
-    """(frames, features) counts times (features, outputs) weights, event by event; (frames, outputs)."""
+def _neurons_on_device(
+    layer: TorchLayer,
+    sums: torch.Tensor,
+    state: list[torch.Tensor],
+    into: tuple[torch.Tensor, ...],
+) -> Int64:
+    """Do the same as `_neurons_on_cpu` with `torch_step`."""
+    import torch
+
+    bias = torch.tensor(layer.bias, device=sums.device)
+    spikes, currents, voltages = into
+    u, v = state
+    for t in range(sums.shape[1]):
+        arriving = sums[:, t].double() * (64 * layer.view.unit)
+        u, peak, fired = torch_step(
+            u, v, arriving, bias, layer.keep_u, layer.keep_v, layer.threshold
+        )
+        v = peak.masked_fill(fired, 0)
+        spikes[:, t] = fired
+        if currents.numel():
+            currents[:, t], voltages[:, t] = u, v
+    state[:] = u, v
+    return spikes.sum(dim=2, dtype=torch.int64).cpu().numpy()
+
+
+def torch_step(
+    u: torch.Tensor,
+    v: torch.Tensor,
+    arriving: torch.Tensor,
+    bias: torch.Tensor,
+    keep_u: float,
+    keep_v: float,
+    threshold: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Do one step of `arithmetic.step` in float64, which holds every product of a state and a decay.
+
+    Args:
+        u, v: float64 of one shape.
+        arriving: sums in units of u, float64.
+        bias: in units of v, broadcast against v.
+        keep_u, keep_v: 1 - decay / 4096.
+        threshold: in units of v.
+
+    Returns:
+        (u, peak, fired): u after the step, v before its reset, and where it passed the threshold.
+    """
+    import torch
+
+    u = torch.trunc(u * keep_u) + arriving
+    u = torch.where(u > STATE_MAX, u - 2 * STATE_MAX, u)
+    u = torch.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u)
+    peak = (torch.trunc(v * keep_v) + u + bias).clamp(-(STATE_MAX - 1), STATE_MAX - 1)
+    return u, peak, peak > threshold
+
+
+def _sums_of_rows(rows: Array, frames: torch.Tensor, threads: int) -> torch.Tensor:
+    """Multiply (frames, inputs) counts by (inputs, outputs) weights, event by event."""
     import torch
 
     from knarr.hw_sim.engines.numba_cuba import add_rows
@@ -98,243 +334,19 @@ def sums_of_rows(rows: Array, frames: torch.Tensor, threads: int) -> torch.Tenso
 
 
 def _shared(part: Callable[[int, int], Any], n: int, threads: int) -> list[Any]:
-    """`part` of first..last, by several threads where that pays."""
+    """Call `part` on ranges first..last that cover n, by several threads where that pays."""
+    # Below 32 items a thread costs more than it does.
     threads = min(threads, max(1, n // 32))
     if threads == 1:
         return [part(0, n)]
-    bounds = np.linspace(0, n, threads + 1).astype(int)
+    bounds = np.linspace(0, n, threads + 1).astype(int).tolist()
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(part, bounds[:-1].tolist(), bounds[1:].tolist()))
-
-
-def neurons_on_device(
-    neuron: Neuron,
-    unit: int,
-    bias: Float64,
-    sums: torch.Tensor,
-    state: State,
-    into: list[torch.Tensor],
-    threads: int,
-) -> Int64:
-    """`arithmetic.step` in int32; decays in two parts, since 23 bits times 13 do not fit."""
-    import torch
-
-    driven = torch.tensor(bias, dtype=torch.int32, device=sums.device)
-    threshold = 64 * neuron.vth_int
-
-    def decay(x: torch.Tensor, register: int) -> torch.Tensor:
-        keep, m = DECAY_UNITY - register, x.abs()
-        return x.sign() * ((m >> 12) * keep + (((m & 4095) * keep) >> 12))
-
-    for t in range(sums.shape[1]):
-        u = decay(state.u, neuron.i_decay) + sums[:, t].to(torch.int32) * (64 * unit)
-        u = torch.where(
-            u > STATE_MAX, u - 2 * STATE_MAX, torch.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u)
-        )
-        v = (decay(state.v, neuron.v_decay) + u + driven).clamp(-(STATE_MAX - 1), STATE_MAX - 1)
-        fired = v > threshold
-        state.u, state.v = u, v.masked_fill(fired, 0)
-        into[0][:, t] = fired
-        for array, values in zip(into[1:], (state.u, state.v), strict=False):
-            array[:, t] = values
-    return into[0].sum(dim=2, dtype=torch.int64).cpu().numpy()
-
-
-FLOAT32_EXACT, FLOAT64_EXACT = 2**24, 2**53
-MAX_BIAS = 2**23
-SUM_BYTES = 2**23
-"""Of the sums at hand, for every thread: they stay in the cache between product and neurons."""
-DEVICE_SUM_BYTES = 2**28
-FEW = 0.25
-"""Share of inputs of a dense layer below which adding rows event by event is faster than a product."""
-
-
-@dataclass(frozen=True, eq=False)
-class TorchLayer:
-    """A layer: its view, weights on the device, bias of every neuron in units of v, and of a dense layer on the CPU (features, outputs) weights."""
-
-    view: SynapseView
-    weight: torch.Tensor
-    bias: Float64
-    rows: Array | None
-
-
-class TorchEngine:
-    """See the module.
-
-    Args:
-        device: where.
-    """
-
-    name = "torch"
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-    def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> TorchLayer | str:
-        """See `Engine.lay_out`."""
-        import torch
-
-        view = synapse_view(layer, entering, bits)
-        if isinstance(view, str):
-            return view
-        bias = (
-            np.zeros(len(view.weight), np.int64)
-            if layer.bias_int is None
-            else layer.bias_int.astype(np.int64)
-        )
-        largest = view.bound * view.unit
-        if largest >= FLOAT64_EXACT or int(np.abs(bias).max()) >= MAX_BIAS:
-            return f"sums up to {largest} or its biases need more bits"
-        exact = torch.float32 if view.bound < FLOAT32_EXACT else torch.float64
-        weight, rows = torch.tensor(view.weight, dtype=exact, device=self.device), None
-        if view.dense:
-            weight = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-            rows = weight.T.contiguous().numpy() if self.device == "cpu" else None
-        elif self.device == "cpu":
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        _, high, wide = view.out
-        return TorchLayer(view, weight, np.tile(64.0 * bias, high * wide), rows)
-
-    def bytes_per_step(self, laid_out: TorchLayer) -> int:
-        """Events as floats."""
-        return 8 * prod(laid_out.view.entering)
-
-    def run(
-        self,
-        chain: list[Any],
-        events: IntArray,
-        bits: int,
-        wanted: list[Wanted],
-        states: list[Any],
-        threads: int,
-        *,
-        carry: bool,
-    ) -> list[LayerResult] | None:
-        """See `Engine.run`."""
-        import torch
-
-        before = torch.get_num_threads()
-        # It takes milliseconds, and rows are added by threads of ours.
-        other = threads != before and any(not layer.view.dense for layer in chain)
-        if other:
-            torch.set_num_threads(threads)
-        try:
-            with torch.inference_mode(), _exact_floats(self.device):
-                block = np.ascontiguousarray(events, dtype=np.uint8 if bits <= 8 else np.int32)
-                flow = torch.from_numpy(block if block.flags.writeable else block.copy())
-                found = []
-                arriving = flow.to(self.device).reshape(*flow.shape[:2], *chain[0].view.entering)
-                arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()
-                for i, (layer, want) in enumerate(zip(chain, wanted, strict=True)):
-                    ran, arriving, states[i] = self._layer(
-                        layer, arriving, want, states[i], threads
-                    )
-                    # One wrap may not bring u back, nor 24 bits hold the sum of a convolution.
-                    if ran.peak > MAX_SUM:
-                        return None
-                    found.append(ran)
-                return found
-        finally:
-            if other:
-                torch.set_num_threads(before)
-
-    def _layer(
-        self,
-        layer: TorchLayer,
-        arriving: torch.Tensor,
-        want: Wanted,
-        state: State | None,
-        threads: int,
-    ) -> tuple[LayerResult, torch.Tensor, State]:
-        import torch
-
-        samples, steps = arriving.shape[:2]
-        outputs, high, wide = layer.view.out
-        features = outputs * high * wide
-        shape = (samples, steps, features)
-        on_cpu = self.device == "cpu"
-        state = state or self._at_rest(samples, features)
-        spikes = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        kept = [
-            torch.empty(shape, dtype=torch.int32, device=self.device)
-            for _ in range(2 * want.states)
-        ]
-        counts = np.zeros((samples, steps), dtype=np.int64)
-        peak = 0
-        per_step = samples * features * layer.weight.element_size()
-        block = max(1, (SUM_BYTES * threads if on_cpu else DEVICE_SUM_BYTES) // per_step)
-        neurons = neurons_on_cpu if on_cpu else neurons_on_device
-        for start in range(0, steps, block):
-            now = slice(start, min(start + block, steps))
-            sums = self._sums(layer, arriving[:, now], threads).reshape(samples, -1, features)
-            low, top = torch.aminmax(sums)
-            peak = max(peak, -int(low), int(top))
-            into = [spikes[:, now], *(array[:, now] for array in kept)]
-            counts[:, now] = neurons(
-                layer.view.layer.neuron, layer.view.unit, layer.bias, sums, state, into, threads
-            )
-
-        def in_order(array: torch.Tensor) -> Array:
-            image = (
-                array.reshape(samples, steps, high, wide, outputs)
-                .permute(0, 1, 4, 2, 3)
-                .cpu()
-                .numpy()
-            )
-            return image.reshape(samples, steps, *layer.view.layer.output_shape)
-
-        u, v = (in_order(array) for array in kept) if kept else (None, None)
-        whole = in_order(spikes) if want.spikes else None
-        ran = LayerResult(counts, peak * layer.view.unit, whole, u, v)
-        return ran, spikes.reshape(samples, steps, high, wide, outputs), state
-
-    def _sums(self, layer: TorchLayer, arriving: torch.Tensor, threads: int) -> torch.Tensor:
-        """(samples, steps, H, W, C) to (frames, H, W, C) sums, divided by the unit."""
-        import torch
-        import torch.nn.functional as F
-
-        view = layer.view
-        frames = arriving.reshape(-1, *arriving.shape[2:])
-        if view.pooled:
-            frames = F.pad(frames, (0, 0, 0, frames.shape[2] % 2, 0, frames.shape[1] % 2))
-            rows = frames[:, ::2] + frames[:, 1::2]
-            frames = rows[:, :, ::2] + rows[:, :, 1::2]
-        if view.dense:
-            flat = frames.reshape(len(frames), -1)
-            if layer.rows is not None and np.count_nonzero(flat.numpy()) < FEW * flat.numel():
-                return sums_of_rows(layer.rows, flat, threads)
-            return flat.to(layer.weight.dtype) @ layer.weight.T
-        x = frames.to(layer.weight.dtype)
-        image = x.permute(0, 3, 1, 2)
-        outputs, high, wide = view.out
-        if self.device == "cpu":
-            sums = F.conv2d(image, layer.weight, None, view.stride, view.padding, view.dilation)
-        else:
-            columns = F.unfold(image, view.kernel, view.dilation, view.padding, view.stride)
-            product = torch.matmul(layer.weight.reshape(outputs, -1), columns)
-            reach = view.dilation[1] * (view.kernel[1] - 1) + 1
-            across = (image.shape[3] + 2 * view.padding[1] - reach) // view.stride[1] + 1
-            sums = product.reshape(len(x), outputs, -1, across)
-        # An odd last row or column, filled up for pooling, may give outputs that the layer does not have.
-        return sums[:, :, :high, :wide].permute(0, 2, 3, 1)
-
-    def _at_rest(self, samples: int, features: int) -> State:
-        import torch
-
-        if self.device == "cpu":
-            return State(np.zeros((samples, features)), np.zeros((samples, features)))
-        return State(
-            *(
-                torch.zeros((samples, features), dtype=torch.int32, device=self.device)
-                for _ in range(2)
-            )
-        )
+        return list(pool.map(part, bounds[:-1], bounds[1:]))
 
 
 @contextmanager
 def _exact_floats(device: str) -> Iterator[None]:
-    """Nothing that rounds: no TF32, no autocast to 16 bits, and none of NNPACK's transforms in convolutions."""
+    """Switch off what rounds: TF32, autocast to 16 bits, and NNPACK's transforms in convolutions."""
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -351,7 +363,8 @@ def _exact_floats(device: str) -> Iterator[None]:
 
 @cache
 def cuda_device() -> str | None:
-    """The CUDA device torch would use; torch, slow to import, is not asked on machines without NVIDIA's driver."""
+    """Return the CUDA device that torch would use, or None."""
+    # torch is slow to import: it is not asked on machines without NVIDIA's driver (dxg: under Windows).
     if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
         return None
     try:
@@ -359,23 +372,3 @@ def cuda_device() -> str | None:
     except ImportError:
         return None
     return "cuda" if torch.cuda.is_available() else None
-
-
-@cache
-def torch_engine() -> TorchEngine | str:
-    """The engine, proved on this device against the reference, or why there is none."""
-    from knarr.hw_sim.engines.self_test import differs
-
-    missing = [name for name in ("torch", "numba") if find_spec(name) is None]
-    if missing:
-        return f"{' and '.join(missing)} not installed"
-    device = cuda_device() or "cpu"
-    try:
-        wrong = differs(TorchEngine(device))
-    except RuntimeError as error:  # torch's own, among them those of CUDA
-        return f"it fails on {device} ({error})"
-    return (
-        f"it differs from the reference on {device}: {wrong}; report it"
-        if wrong
-        else TorchEngine(device)
-    )

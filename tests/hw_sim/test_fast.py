@@ -26,12 +26,14 @@ from knarr.hw_sim import (
     simulation,
 )
 from knarr.hw_sim.engines import native as fast
-from knarr.hw_sim.engines.base import ReferenceEngine, Wanted
+from knarr.hw_sim.engines import selection
+from knarr.hw_sim.engines.base import LayerRequest, RunRequest
 from knarr.hw_sim.engines.native import LISTS, TABLE, WORDS, FastEngine, FastLayer, Kernel, load
-from knarr.hw_sim.engines.self_test import differs
+from knarr.hw_sim.engines.reference import ReferenceEngine
+from knarr.hw_sim.engines.selection import differs
 from knarr.hw_sim.engines.torch import TorchEngine, TorchLayer
 from knarr.hw_sim.network import Layer
-from knarr.hw_sim.simulation import plans
+from knarr.hw_sim.simulation import laid_out_layers
 
 NETWORKS = 2000 if "KNARR_CONFORMANCE" in os.environ else 600
 ALL = ("output", "spikes", "u", "v")
@@ -139,6 +141,12 @@ def draw(seed: int) -> tuple[ChipNetwork, np.ndarray[Any, Any]]:
         return network, active * rng.integers(1, 2**bits, size)
 
 
+def everything(chain: list[Any], inputs: np.ndarray[Any, Any], bits: int) -> RunRequest:
+    """Ask one thread for all arrays of every layer."""
+    wanted = [LayerRequest(spikes=True, states=True)] * len(chain)
+    return RunRequest(chain, inputs, bits, wanted, [None] * len(chain), threads=1, carry=False)
+
+
 def same(one: Recording, other: Recording) -> list[str]:
     found = [str(divergence) for divergence in compare(one, other)]
     for name, counts in one.event_counts.items():
@@ -202,9 +210,9 @@ def test_every_integer_of_random_networks(
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
         for name, met in cases(network, inputs, wanted).items():
             seen[name] += met
-        for found in plans(network, simulation.choose("fast")):
+        for found in laid_out_layers(network, selection.choose_engine("fast")):
             if isinstance(found, FastLayer):
-                modes.add((type(found.layer).__name__, found.mode, found.view.pooled))
+                modes.add((type(found.view.layer).__name__, found.mode, found.view.pooled))
                 taken += 1
                 dots += found.dot is not None
             else:
@@ -230,7 +238,7 @@ def test_the_torch_engine_on_random_networks(monkeypatch: pytest.MonkeyPatch) ->
             same(wanted, simulate(network, inputs, record=ALL, engine="torch", reset=reset)) == []
         ), seed
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
-        for found in plans(network, simulation.choose("torch")):
+        for found in laid_out_layers(network, selection.choose_engine("torch")):
             taken, left = taken + isinstance(found, TorchLayer), left + isinstance(found, str)
             pooled += isinstance(found, TorchLayer) and found.view.pooled
     assert fired > 10_000
@@ -246,11 +254,11 @@ def test_the_path_of_devices_on_the_cpu() -> None:
     fired = 0
     for seed in range(60):
         network, inputs = draw(seed)
-        chain = plans(network, engine)
+        chain = laid_out_layers(network, engine)
         if any(isinstance(found, str) for found in chain):
             continue
         wanted = simulate(network, inputs, record=ALL, engine="reference")
-        ran = engine.run(chain, inputs, network.input.bits, [Wanted(True, True)] * len(chain), [None] * len(chain), 1, carry=False)  # fmt: skip
+        ran = engine.run(everything(chain, inputs, network.input.bits))
         if ran is None:
             continue
         for one, got in zip(network.layers, ran, strict=True):
@@ -273,14 +281,14 @@ def test_every_instruction_set_gives_the_same(level: int, monkeypatch: pytest.Mo
         pytest.skip("this processor has no such instructions")
     engine = FastEngine(kernel, level)
     assert differs(engine) == ""
-    monkeypatch.setattr(simulation, "_PLANS", {})
+    monkeypatch.setattr(simulation, "_LAID_OUT", {})
     compared = 0
     for seed in range(120):
         network, inputs = draw(seed)
-        chain = plans(network, engine)
+        chain = laid_out_layers(network, engine)
         if any(isinstance(found, str) for found in chain):
             continue
-        ran = engine.run(chain, inputs, network.input.bits, [Wanted(True, True)] * len(chain), [None] * len(chain), 1, carry=False)  # fmt: skip
+        ran = engine.run(everything(chain, inputs, network.input.bits))
         if ran is None:
             continue
         wanted = simulate(network, inputs, record=ALL, engine="reference")
@@ -313,8 +321,8 @@ def test_an_engine_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
     right = FastEngine.run
 
     def wrong_above(limit: int) -> Any:
-        def run(self: FastEngine, *arguments: Any, **options: Any) -> Any:
-            ran = right(self, *arguments, **options)
+        def run(self: FastEngine, request: RunRequest) -> Any:
+            ran = right(self, request)
             if self.level > limit and ran is not None and ran[0].u is not None:
                 ran[0].u = ran[0].u + 1
             return ran
@@ -323,15 +331,15 @@ def test_an_engine_that_errs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
 
     for limit, level in ((kernel.level, kernel.level), (0, 0), (-1, None)):
         monkeypatch.setattr(FastEngine, "run", wrong_above(limit))
-        simulation._fast.cache_clear()
-        found = simulation._fast()
+        selection.fast_engine.cache_clear()
+        found = selection.fast_engine()
         assert getattr(found, "level", None) == level
     assert (
-        simulation._fast()
+        selection.fast_engine()
         == "it differs from the reference here: u of layer 'dense' at activity 0.05; report it"
     )
-    assert simulation.choose("auto").name == "torch"
-    simulation._fast.cache_clear()
+    assert selection.choose_engine("auto").name == "torch"
+    selection.fast_engine.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -357,13 +365,13 @@ def test_options_that_do_not_exist(options: dict[str, Any], message: str) -> Non
 
 def test_without_a_kernel_auto_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        simulation, "_fast", lambda: "not built; a C compiler (cc) at install makes it"
+        selection, "fast_engine", lambda: "not built; a C compiler (cc) at install makes it"
     )
     network, inputs = draw(3)
     assert simulate(network, inputs).engine == "torch"
     with pytest.raises(ChipError, match="engine: no compiled kernel, not built; a C compiler"):
         simulate(network, inputs, engine="fast")
-    monkeypatch.setattr(simulation, "torch_engine", lambda: "numba not installed")
+    monkeypatch.setattr(selection, "torch_engine", lambda: "numba not installed")
     assert simulate(network, inputs).engine == "reference"
     with pytest.raises(ChipError, match="engine: torch does not run here, numba not installed"):
         simulate(network, inputs, engine="torch")
@@ -381,9 +389,10 @@ def test_a_run_that_falls_back_is_cut_anew(monkeypatch: pytest.MonkeyPatch) -> N
     shown: list[int] = []
     right = ReferenceEngine.run
 
-    def run(self: ReferenceEngine, chain: Any, events: Any, *more: Any, **options: Any) -> Any:
-        sizes.append(len(events) * events.shape[1] * self.bytes_per_step(chain[0]))
-        return right(self, chain, events, *more, **options)
+    def run(self: ReferenceEngine, request: RunRequest) -> Any:
+        samples, steps = request.events.shape[:2]
+        sizes.append(samples * steps * self.bytes_per_step(request.chain[0]))
+        return right(self, request)
 
     monkeypatch.setattr(ReferenceEngine, "run", run)
     monkeypatch.setattr(simulation, "BLOCK_BYTES", 200_000)
@@ -402,7 +411,10 @@ def test_settings_of_torch_do_not_reach_the_torch_engine() -> None:
     network, inputs = next(
         drawn
         for drawn in map(draw, range(100))
-        if all(isinstance(plan, TorchLayer) for plan in plans(drawn[0], simulation.choose("torch")))
+        if all(
+            isinstance(plan, TorchLayer)
+            for plan in laid_out_layers(drawn[0], selection.choose_engine("torch"))
+        )
         and simulate(*drawn).output.sum() > 50
     )
     wanted = simulate(network, inputs, record=ALL, engine="reference")

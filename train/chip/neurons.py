@@ -20,17 +20,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from knarr.hw_sim.arithmetic import STATE_MAX
-from knarr.hw_sim.engines.numba_cuba import compiled
+from knarr.hw_sim.engines import numba_cuba
+from knarr.hw_sim.engines.numba_cuba import AT_ONCE, compiled
+from knarr.hw_sim.engines.torch import torch_step
 from knarr.hw_sim.network import DECAY_UNITY
 from knarr.train.chip.limits import UNIT
 from knarr.train.chip.synapse import exact_floats
 from knarr.train.networks.neurons import slope
 from knarr.train.settings import Frozen, Positive
-
-U_MAX, V_MAX, TURN = float(STATE_MAX), float(STATE_MAX - 1), float(2 * STATE_MAX)
-AT_ONCE = 512
-"""Neurons of a block of compiled code."""
 
 
 class Surrogate(Frozen):
@@ -244,13 +241,10 @@ def _spans(timesteps: int, back: torch.Tensor | None) -> list[range]:
 def _advance(registers: Registers, tensors: tuple[torch.Tensor, ...], steps: range) -> None:
     """Run steps forward: u and v move on, spikes, peaks and currents are written; the bias is in units of v."""
     sums, bias, u, v, spikes, peaks, currents = tensors
+    keeps = registers.keep_u, registers.keep_v
     for t in steps:
-        new = torch.trunc(u * registers.keep_u) + sums[:, t].double() * UNIT
-        new = torch.where(new > U_MAX, new - TURN, new)
-        new = torch.where(new <= -U_MAX, new + TURN, new)
-        peak = torch.trunc(v * registers.keep_v) + new + bias
-        peak = peak.clamp(-V_MAX, V_MAX)
-        fired = peak > registers.threshold
+        arriving = sums[:, t].double() * UNIT
+        new, peak, fired = torch_step(u, v, arriving, bias, *keeps, registers.threshold)
         u.copy_(new)
         v.copy_(peak.masked_fill(fired, 0))
         spikes[:, t], peaks[:, t] = fired, peak
@@ -310,13 +304,19 @@ def _shared(part: Callable[[int, int, int], None], samples: int, steps: range) -
 def _advance_compiled(
     registers: Registers, tensors: tuple[torch.Tensor, ...], steps: range
 ) -> None:
-    arrays = [tensor.numpy() for tensor in tensors]
-    numbers = registers.keep_u, registers.keep_v, registers.threshold, steps.start, steps.stop
+    sums, bias, u, v, spikes, peaks, currents = (tensor.numpy() for tensor in tensors)
+    numbers = registers.keep_u, registers.keep_v, registers.threshold
+    # What the simulator wants beside these.
+    no_counts, no_voltages = np.zeros((0, 0), np.int64), np.zeros((0, 0, 0), np.int32)
 
     def part(first: int, last: int, number: int) -> None:
-        advance_block(*arrays, *numbers, first, last)
+        mine = slice(first, last)
+        numba_cuba.advance(
+            sums[mine], float(UNIT), bias, *numbers, u[mine], v[mine], spikes[mine], no_counts, peaks[mine], currents[mine],
+            no_voltages, steps.start, steps.stop, 0, sums.shape[2],
+        )  # fmt: skip
 
-    _shared(part, len(arrays[0]), steps)
+    _shared(part, len(sums), steps)
 
 
 def _retrace_compiled(
@@ -348,37 +348,6 @@ def _retrace_compiled(
         retrace_block(*arrays, *numbers, surrogate.kind == "box", *span)
 
     _shared(part, len(into.sums), steps)
-
-
-@compiled
-def advance_block(
-    sums: Any, bias: Any, u: Any, v: Any, spikes: Any, peaks: Any, currents: Any, keep_u: float, keep_v: float, threshold: float, begin: int,
-    end: int, first: int, last: int,
-) -> None:  # fmt: skip
-    """Run steps begin..end of samples first..last as `_advance` does."""
-    features = sums.shape[2]
-    for s in range(first, last):
-        for start in range(0, features, AT_ONCE):
-            stop = min(start + AT_ONCE, features)
-            b, uu, vv = bias[start:stop], u[s, start:stop], v[s, start:stop]
-            for t in range(begin, end):
-                a = sums[s, t, start:stop]
-                z = spikes[s, t, start:stop]
-                p = peaks[s, t, start:stop]
-                for i in range(stop - start):
-                    x = np.trunc(uu[i] * keep_u) + a[i] * UNIT
-                    x = x - TURN if x > U_MAX else x
-                    x = x + TURN if x <= -U_MAX else x
-                    y = np.trunc(vv[i] * keep_v) + x + b[i]
-                    y = min(max(y, -V_MAX), V_MAX)
-                    fired = y > threshold
-                    uu[i] = x
-                    vv[i] = 0.0 if fired else y
-                    z[i] = fired
-                    p[i] = y
-                if currents.size:
-                    for i in range(stop - start):
-                        currents[s, t, start + i] = uu[i]
 
 
 @compiled

@@ -1,0 +1,126 @@
+"""The engines that this machine has, each proved against the reference before it is used for the first time."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+
+from knarr.hw_sim.arrays import Int32
+from knarr.hw_sim.engines.base import Engine, LayerRequest, RunRequest
+from knarr.hw_sim.engines.native import FastEngine, load
+from knarr.hw_sim.engines.reference import ReferenceEngine, at_rest, run_layer
+from knarr.hw_sim.engines.torch import TorchEngine, cuda_device
+from knarr.hw_sim.errors import ChipError
+from knarr.hw_sim.network import NON_SPIKING_VTH, Conv, Dense, Layer, Neuron
+
+ENGINES = ("auto", "fast", "torch", "reference")
+
+
+def choose_engine(name: str) -> Engine:
+    """Return the engine of a name.
+
+    Args:
+        name: one of `ENGINES`; "auto" is CUDA where there is a device, else the compiled kernel, else torch, else the
+            reference.
+
+    Raises:
+        ChipError: it does not work on this machine.
+    """
+    if name == "reference":
+        return ReferenceEngine()
+    if name == "torch" or (name == "auto" and cuda_device() is not None):
+        portable = torch_engine()
+        if isinstance(portable, TorchEngine):
+            return portable
+        if name == "torch":
+            raise ChipError(f"engine: torch does not run here, {portable}; use auto or reference")
+    compiled = fast_engine()
+    if isinstance(compiled, FastEngine):
+        return compiled
+    if name == "fast":
+        raise ChipError(f"engine: no compiled kernel, {compiled}; use auto, torch or reference")
+    portable = torch_engine()
+    return portable if isinstance(portable, TorchEngine) else ReferenceEngine()
+
+
+@cache
+def fast_engine() -> FastEngine | str:
+    """Return the compiled kernel with the best instructions that give the reference's integers here, or why there is none."""
+    kernel = load()
+    if isinstance(kernel, str):
+        return kernel
+    wrong = ""
+    for level in range(kernel.level, -1, -1):
+        engine = FastEngine(kernel, level)
+        wrong = differs(engine)
+        if not wrong:
+            return engine
+    return f"it differs from the reference here: {wrong}; report it"
+
+
+@cache
+def torch_engine() -> TorchEngine | str:
+    """Return the torch engine on the best device, or why there is none."""
+    missing = [name for name in ("torch", "numba") if find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    engine = TorchEngine(cuda_device() or "cpu")
+    try:
+        wrong = differs(engine)
+    except RuntimeError as error:  # torch's own, among them those of CUDA
+        return f"it fails on {engine.device} ({error})"
+    if wrong:
+        return f"it differs from the reference on {engine.device}: {wrong}; report it"
+    return engine
+
+
+def differs(engine: Engine) -> str:
+    """Say where an engine and the reference disagree on small layers of every kind and activity; empty where nowhere.
+
+    The layers meet what can go wrong: every way of summing, wraps, and payloads of 16 bits, which arithmetic of reduced precision
+    (TF32, bfloat16, Winograd) does not keep. Sums stay below what engines hand back to the reference, so that all are compared.
+    """
+    rng = np.random.default_rng(0)
+    for layer, bits in _layers(rng):
+        shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
+        laid_out = engine.lay_out(layer, shape, bits)
+        if isinstance(laid_out, str):
+            return f"layer '{layer.name}' is not taken, {laid_out}"
+        for rate in (0.05, 0.6):
+            size = (2, 13, *shape)
+            events = (rng.random(size) < rate) * rng.integers(1, 2**bits, size)
+            wanted = [LayerRequest(spikes=True, states=True)]
+            request = RunRequest([laid_out], events, bits, wanted, [None], threads=1, carry=False)
+            results = engine.run(request)
+            if results is None:
+                return f"layer '{layer.name}' is handed back at activity {rate}"
+            spikes, u, v, _ = run_layer(layer, events, at_rest(layer, 2))
+            for name, right in (("spikes", spikes), ("u", u), ("v", v)):
+                if not np.array_equal(getattr(results[0], name), right):
+                    return f"{name} of layer '{layer.name}' at activity {rate}"
+    return ""
+
+
+def _layers(rng: np.random.Generator) -> list[tuple[Layer, int]]:
+    """Draw layers, each with the bits of its input."""
+
+    def weight(*shape: int, limit: int = 60) -> Int32:
+        return rng.integers(-limit, limit + 1, shape, dtype=np.int32)
+
+    pooled = weight(34, 5, 3, 3).repeat(2, axis=2).repeat(2, axis=3)
+    keeps_current = Neuron(0, 4096, 60_000)  # u wraps
+    pairs = np.array([[1, 1], [-1, 1], [1, 0]])
+    pair_of_pixels = np.array([[[[1, -1]]], [[[1, 1]]]])
+    return [
+        (Dense("dense", weight(40, 70), Neuron(1024, 128, 300), weight(40)), 1),
+        (Dense("graded", weight(5, 9, limit=50), Neuron(700, 300, 60_000)), 8),
+        (Dense("wide", pairs, keeps_current), 16),
+        (Conv("wide images", pair_of_pixels, keeps_current, (1, 5, 6)), 16),
+        (Dense("voltage", weight(3, 33), Neuron(4096, 0, NON_SPIKING_VTH)), 1),
+        (Conv("table", weight(8, 2, 3, 3), Neuron(2000, 100, 150), (2, 7, 9), (1, 2), (1, 1)), 1),
+        (Conv("window", weight(33, 12, 3, 3), Neuron(1024, 128, 900), (12, 6, 6)), 1),
+        (Conv("pooled", pooled, Neuron(1024, 128, 900), (5, 9, 8), (2, 2), (2, 2)), 1),
+        (Conv("images", weight(6, 3, 2, 2, limit=127), Neuron(4096, 300, 9_000), (3, 5, 5)), 8),
+    ]
