@@ -1,9 +1,14 @@
 """The chip: its network type, its integer arithmetic, its simulator, and what an inference costs on it."""
 
 from knarr.hw_sim.coding import check_inputs, encode
-from knarr.hw_sim.counting.count import count, count_events
-from knarr.hw_sim.counting.counts import LayerCounts, LedgerRow, OperationCounts
-from knarr.hw_sim.counting.onnx.count import count_onnx
+from knarr.hw_sim.counting import (
+    LayerCounts,
+    LedgerRow,
+    OperationCounts,
+    count,
+    count_events,
+    count_onnx,
+)
 from knarr.hw_sim.energy import (
     EnergyEstimate,
     GpuMeasurement,

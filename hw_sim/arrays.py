@@ -15,3 +15,4 @@ Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
 """Recorded spikes, 0 or 1."""
 Float64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]

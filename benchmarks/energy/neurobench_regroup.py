@@ -1,7 +1,7 @@
 """Our operations frame by frame, so that they can be put together by our rule and by NeuroBench's.
 
 Ours: whether an event is an ACC or a MAC is decided for each frame, one (sample, time step) of a layer's input. NeuroBench: for
-each call of a layer, so for all the samples of a batch at one time step. Fan-out maps are the counter's own (`fanout.py`);
+each call of a layer, so for all the samples of a batch at one time step. Fan-out maps are the counter's own (`fan_out.py`);
 what arrives comes from `step_nir`. Sums by our rule must be what `knarr.hw_sim.count` says, else nothing here explains it.
 """
 
@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from knarr.export import Trace
 from knarr.export.graph.topology import inline, topology
-from knarr.hw_sim.counting.fan_out import Int64, kernel_fanout, kernel_targets
+from knarr.hw_sim.arrays import Int64
+from knarr.hw_sim.counting.fan_out import AxisWindow, FanOut, compose_axis
 
 Array = npt.NDArray[Any]
 
@@ -90,26 +91,24 @@ def frames(graph: nir.NIRGraph, inputs: Array, trace: Trace, dt_s: float) -> dic
 
 
 def _frames(node: Any, arriving: Array) -> Frames:
-    stored, nonzero = (_fanout(node, arriving.shape[2:], nz=nz) for nz in (False, True))
+    fan_out = _fan_out(node, arriving.shape[2:])
     axes = tuple(range(2, arriving.ndim))
     return Frames(
-        operations=((arriving != 0) * nonzero).sum(axis=axes, dtype=np.int64),
+        operations=((arriving != 0) * fan_out.nonzero).sum(axis=axes, dtype=np.int64),
         graded=(~np.isin(arriving, (-1, 0, 1))).any(axis=axes),
-        dense=int(stored.sum()),
+        dense=fan_out.dense_valid,
     )
 
 
-def _fanout(node: Any, shape: tuple[int, ...], *, nz: bool) -> Int64:
+def _fan_out(node: Any, shape: tuple[int, ...]) -> FanOut:
     if not isinstance(node, nir.Conv2d):
-        return kernel_targets(node.weight, 1, nz=nz)
+        return FanOut(node.weight)
     stride, padding = (tuple(int(n) for n in np.ravel(of)) for of in (node.stride, node.padding))
-    kernel = node.weight.shape[2:]
-    out = [
-        (n + 2 * p - k) // s + 1
-        for n, p, k, s in zip(shape[1:], padding, kernel, stride, strict=True)
-    ]
-    more: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": (1, 1)}
-    return kernel_fanout(node.weight, shape[1:], out, **more, groups=int(node.groups), nz=nz)
+    sides = zip(shape[1:], node.weight.shape[2:], stride, padding, strict=True)
+    axes = tuple(
+        compose_axis(AxisWindow(n, (n + 2 * p - k) // s + 1, k, s, p)) for n, k, s, p in sides
+    )
+    return FanOut(node.weight, axes, int(node.groups))
 
 
 def _pooled(events: Array, size: int) -> Array:

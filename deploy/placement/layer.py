@@ -18,7 +18,7 @@ import numpy as np
 
 from knarr.deploy.placement.chips import Int64, Resource, SynapseMemory
 from knarr.hw_sim import Conv, Dense, Recurrent
-from knarr.hw_sim.counting.fan_out import axis_taps
+from knarr.hw_sim.counting.fan_out import AxisWindow
 
 Split = tuple[int, int, int]
 COUNTED: tuple[Resource, ...] = ("neurons", "input_axons", "synapse_words", "output_axons")
@@ -129,12 +129,8 @@ class ConvCounter:
         layer, outputs = self.layer, self.shape[axis + 1]
         inputs, kernel = layer.input_shape[axis + 1], layer.weight_int.shape[axis + 2]
         stride, padding, dilation = layer.stride[axis], layer.padding[axis], layer.dilation[axis]
-        source, tap = np.nonzero(
-            axis_taps(inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation)
-        )
-        joined = np.zeros((outputs, inputs), dtype=np.int64)
-        joined[(source + padding - dilation * tap) // stride, source] = 1
-        return joined
+        window = AxisWindow(inputs, outputs, kernel, stride, padding, dilation)
+        return np.asarray(window.joined().T.toarray())
 
     def _sizes(self, axis: int, parts: int) -> Int64:
         return np.diff(edges(self.shape[axis], parts))

@@ -1,1 +1,32 @@
-"""Count the operations of an inference."""
+"""Count the operations of an inference, exactly and without knowing what one costs.
+
+- `count`: the entry for networks that spike, from arrays or data loaders.
+- `chip`: chip networks of integers, simulated here or recorded elsewhere.
+- `graph`: NIR graphs, counted while their stepper runs them; imported only for a graph, since it needs torch.
+- `onnx`: ONNX files, the baseline of a network that does not spike.
+- `fan_out`: how many outputs an event reaches, through kernels and the pools folded into them.
+- `tally`: sums over frames of events, per layer, step and sample.
+- `counts`: what an inference did, and the ledger of what the numbers cover.
+"""
+
+from knarr.hw_sim.counting.chip import count_events
+from knarr.hw_sim.counting.count import count
+from knarr.hw_sim.counting.counts import (
+    LayerCounts,
+    LayerSizes,
+    LedgerRow,
+    OperationCounts,
+    Spread,
+)
+from knarr.hw_sim.counting.onnx.count import count_onnx
+
+__all__ = [
+    "LayerCounts",
+    "LayerSizes",
+    "LedgerRow",
+    "OperationCounts",
+    "Spread",
+    "count",
+    "count_events",
+    "count_onnx",
+]

@@ -1,49 +1,89 @@
-"""Counting a chip network: what its layers heard and sent, from inputs and a recording of the same run."""
+"""Count a chip network: what its layers heard and sent, simulated here or recorded elsewhere."""
 
 from __future__ import annotations
 
-from fractions import Fraction
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
+from knarr.hw_sim.arrays import Array, Int64, Mask
+from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts
-from knarr.hw_sim.counting.fan_out import delayed_reach, layer_reach, loop_reach
-from knarr.hw_sim.counting.tally import LayerTally, spread
+from knarr.hw_sim.counting.fan_out import layer_fan_outs, loop_fan_out
+from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, LayerTally, assemble, blocks
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.network import DECAY_UNITY, ChipNetwork, Conv, Dense, Layer, Neuron, Recurrent
 from knarr.hw_sim.recording import INPUT_LAYER, Recording
+from knarr.hw_sim.simulation import simulate
 
-Lengths = npt.NDArray[np.int64]
+
+def count_events(
+    network: ChipNetwork, inputs: npt.ArrayLike, recording: Recording
+) -> OperationCounts:
+    """Count the operations of a chip network that already ran.
+
+    Args:
+        network: the network that ran.
+        inputs: (samples, timesteps, *network.input.shape), what it was fed.
+        recording: what came out, with the spikes of every layer (`record=("spikes",)`).
+
+    Returns:
+        Counts per inference, as those of `count`.
+
+    Raises:
+        CountError: inputs or recorded spikes are missing or do not fit the network.
+    """
+    events: Array = np.asarray(inputs)
+    shape = network.input.shape
+    if events.shape[2:] != shape or events.ndim != 2 + len(shape) or 0 in events.shape:
+        sizes = ", ".join(map(str, shape))
+        raise CountError(
+            f"inputs: shape {events.shape}, needs (samples, timesteps, {sizes}) with at least one of each"
+        )
+    for name, spikes in recording.spikes.items():
+        if len(spikes) != len(events):
+            raise CountError(
+                f"layer '{name}': recorded spikes have shape {spikes.shape}, inputs {events.shape}; not of one run"
+            )
+    counter = ChipCounter(network)
+    for block in blocks(len(events), counter.bytes_per_sample(events), SAMPLE_BLOCK_BYTES):
+        part = {name: spikes[block] for name, spikes in recording.spikes.items()}
+        steps = np.full(len(events[block]), events.shape[1])
+        counter.add(events[block], Recording(recording.output[block], part), steps)
+    return counter.finish()
 
 
 class ChipCounter:
     """Adds up batch after batch of one network.
 
     Args:
-        network: what runs; one that is driven by bias has a row for its input neurons.
+        network: the network; one that is driven by bias has a row for its input neurons.
     """
 
     def __init__(self, network: ChipNetwork) -> None:
         self.network = network
-        self.reach = {
-            layer.name: delayed_reach(layer)
-            if isinstance(layer, Dense)
-            else {0: layer_reach(layer)}
-            for layer in network.layers
-        }
+        self.fan_outs = {layer.name: layer_fan_outs(layer) for layer in network.layers}
         self.loops = {
-            layer.name: loop_reach(layer)
+            layer.name: loop_fan_out(layer)
             for layer in network.layers
             if isinstance(layer, Recurrent)
         }
         driven = [INPUT_LAYER] if network.input.neuron is not None else []
-        self.tallies = {name: LayerTally(name) for name in (*driven, *self.reach)}
+        self.tallies = {name: LayerTally(name) for name in (*driven, *self.fan_outs)}
         self.samples = self.steps = 0
 
-    def add(self, inputs: npt.NDArray[np.generic], recording: Recording, lengths: Lengths) -> None:
-        """One batch.
+    def feed(self, inputs: Array, lengths: Int64) -> None:
+        """Simulate and count one batch; arguments as those of `add`.
+
+        Raises:
+            ChipError: inputs that do not fit the network.
+        """
+        events = check_inputs(self.network.input, inputs)
+        self.add(events, simulate(self.network, events, record=("spikes",)), lengths)
+
+    def add(self, inputs: Array, recording: Recording, lengths: Int64) -> None:
+        """Count one batch that ran.
 
         Args:
             inputs: (samples, timesteps, *network.input.shape), what the network was fed.
@@ -54,104 +94,77 @@ class ChipCounter:
             CountError: inputs or recorded spikes are missing or do not fit the network.
         """
         samples, steps = inputs.shape[:2]
-        alive = np.arange(steps) < lengths[:, None]
+
+        def acting(delay: int) -> Mask:
+            """(samples, steps): whether what is sent in a step acts before the inference ends."""
+            return np.arange(delay, steps + delay) < lengths[:, None]
+
+        alive = acting(0)
         paid = int(alive.sum())
-        self.samples, self.steps = self.samples + samples, self.steps + paid
+        self.samples += samples
+        self.steps += paid
         for tally in self.tallies.values():
             tally.begin(samples)
-        events = inputs
+        events, active = inputs, _as_mask(inputs)
         source = self.network.input.neuron
         if source is not None:
-            events = _recorded(
-                INPUT_LAYER, source, self.network.input.shape, recording, samples, steps
-            )
-            neurons = prod(self.network.input.shape)
-            self._neurons(self.tallies[INPUT_LAYER], events, alive, neurons)
-            self.tallies[INPUT_LAYER].add("bias_adds", paid * neurons)
-            self.tallies[INPUT_LAYER].add("touched_updates", paid * neurons)
+            shape = self.network.input.shape
+            tally = self.tallies[INPUT_LAYER]
+            events = active = _recorded(INPUT_LAYER, source, recording, (samples, steps, *shape))
+            _count_neurons(tally, active, alive)
+            # The bias that drives the input reaches every neuron in every step.
+            tally.add("bias_adds", paid * prod(shape))
+            tally.add("touched_updates", paid * prod(shape))
         for layer in self.network.layers:
             tally = self.tallies[layer.name]
-            reaches = self.reach[layer.name]
-            for ago, reach in reaches.items():
-                # What would act after the inference is not paid.
-                acts = np.arange(ago, steps + ago) < lengths[:, None]
-                tally.deliver(reach, events, acts, 0, again=len(reaches) > 1)
-                tally.dense(reach, paid)
-            if isinstance(layer, Dense) and len(reaches) > 1:
-                tally.add("events", _heard(events, layer, lengths))
-                tally.sort(events, alive)
-            spikes = _recorded(
-                layer.name, layer.neuron, layer.output_shape, recording, samples, steps
-            )
-            neurons = prod(layer.output_shape)
+            fan_outs = self.fan_outs[layer.name]
+            delayed = len(fan_outs) > 1
+            for delay, fan_out in fan_outs.items():
+                tally.deliver(fan_out, events, acting(delay), 0, repeated=delayed)
+                tally.dense(fan_out, paid)
+            if isinstance(layer, Dense) and delayed:
+                # An event that several synapses hear at different steps is one event.
+                tally.add("events", _count_acting(active, layer, lengths))
+                tally.note_classes(events, alive)
+            shape = (samples, steps, *layer.output_shape)
+            spikes = _recorded(layer.name, layer.neuron, recording, shape)
             if layer.name in self.loops:
                 # A spike of the last step would come back after the inference.
-                back = np.arange(1, steps + 1) < lengths[:, None]
-                tally.deliver(self.loops[layer.name], spikes, back, 0, returning=True)
-                tally.dense(self.loops[layer.name], paid)
-            self._neurons(tally, spikes, alive, neurons)
-            bias = layer.bias_int is not None
-            tally.add("bias_adds", paid * neurons if bias else 0)
-            tally.add(
-                "touched_updates",
-                paid * neurons if bias else self._touched(layer, events, spikes, alive),
-            )
-            events = spikes
+                loop = self.loops[layer.name]
+                tally.deliver(loop, spikes, acting(1), 0, own_spikes=True)
+                tally.dense(loop, paid)
+            _count_neurons(tally, spikes, alive)
+            if layer.bias_int is not None:
+                updates = paid * prod(layer.output_shape)
+                tally.add("bias_adds", updates)
+                tally.add("touched_updates", updates)
+            else:
+                tally.add("touched_updates", self._touched(layer, active, spikes, alive))
+            events = active = spikes
 
-    def _touched(
-        self,
-        layer: Layer,
-        events: npt.NDArray[np.generic],
-        spikes: npt.NDArray[np.generic],
-        alive: npt.NDArray[np.bool_],
-    ) -> int:
-        """(neuron, step) pairs that an event reaches, those of earlier steps through delays and loops."""
-        reaches = self.reach[layer.name]
-        whole = bool(alive.all())
-        flat = events.reshape(*alive.shape, -1)
-        arrived = (
-            flat.view(np.bool_)
-            if flat.dtype == np.uint8 and flat.max(initial=0) <= 1
-            else flat != 0
-        )
-        if layer.name not in self.loops and list(reaches) == [0]:
-            rows = arrived.reshape(-1, arrived.shape[2]) if whole else arrived[alive]
-            return int(reaches[0].touched_count(rows).sum())
-        parts = [reach.touched(_later(arrived, ago)[alive]) for ago, reach in reaches.items()]
+    def _touched(self, layer: Layer, active: Mask, spikes: Mask, alive: Mask) -> int:
+        """Count (neuron, step) pairs that an event reaches, also one of an earlier step through a delay or loop."""
+        fan_outs = self.fan_outs[layer.name]
+        active = active.reshape(*alive.shape, -1)
+        if layer.name not in self.loops and list(fan_outs) == [0]:
+            return int(fan_outs[0].touched_count(_paid_frames(active, alive)).sum())
+        reached = [
+            fan_out.touched(_later(active, delay)[alive]) for delay, fan_out in fan_outs.items()
+        ]
         if layer.name in self.loops:
-            parts.append(self.loops[layer.name].touched(_later(spikes != 0, 1)[alive]))
-        return int(np.logical_or.reduce(parts).sum())
+            reached.append(self.loops[layer.name].touched(_later(spikes, 1)[alive]))
+        return int(np.count_nonzero(np.logical_or.reduce(reached)))
 
-    @staticmethod
-    def _neurons(
-        tally: LayerTally,
-        spikes: npt.NDArray[np.generic],
-        alive: npt.NDArray[np.bool_],
-        neurons: int,
-    ) -> None:
-        tally.add("neuron_updates", int(alive.sum()) * neurons)
-        fired = spikes if alive.all() else spikes[alive]
-        tally.add(
-            "spikes", np.count_nonzero(fired.view(np.bool_) if fired.dtype == np.uint8 else fired)
-        )
-
-    def bytes_per_sample(self, inputs: npt.NDArray[np.generic]) -> int:
-        """That a sample and its recording take, about."""
-        features = prod(inputs.shape[2:]) + sum(
-            prod(layer.output_shape) for layer in self.network.layers
-        )
+    def bytes_per_sample(self, inputs: Array) -> int:
+        """Return about how much a sample and its recording take."""
+        features = prod(inputs.shape[2:])
+        features += sum(prod(layer.output_shape) for layer in self.network.layers)
         return features * inputs.shape[1]
 
     def finish(self) -> OperationCounts:
-        """Means over everything that was added."""
-        return assemble(
-            self.tallies,
-            tuple(self._ledger()),
-            self._sizes(),
-            self.samples,
-            self.steps,
-            pooling="folded",
-        )
+        """Return the means over everything that was added."""
+        sizes = self._sizes()
+        return assemble(self.tallies, self._ledger(), sizes, self.samples, self.steps, "folded")
 
     def _ledger(self) -> list[LedgerRow]:
         rows: list[LedgerRow] = []
@@ -164,14 +177,16 @@ class ChipCounter:
                 rows.append(LedgerRow(f"{layer.name}.flatten", "Flatten", "free", "moves no data"))
             note = self.tallies[layer.name].note
             if layer.name in self.loops:
-                what = "no autapses" if self.loops[layer.name].loop else "autapses included"
+                what = "no autapses" if self.loops[layer.name].no_autapses else "autapses included"
                 note += f"; its own spikes come back a step later, those of the last step never ({what})"
             rows.append(LedgerRow(layer.name, type(layer).__name__, "counted", note))
             if layer.bias_int is not None:
                 note = "bias_adds: every step, silent ones too"
                 rows.append(LedgerRow(f"{layer.name}.bias", "Bias", "counted", note))
-            named = layer.neuron.name not in ("", *self.tallies)
-            neuron = layer.neuron.name if named else f"{layer.name}.neuron"
+            # Rows have names of their own, so a neuron called like a layer gets another one.
+            neuron = layer.neuron.name
+            if neuron in ("", *self.tallies):
+                neuron = f"{layer.name}.neuron"
             note = "neuron_updates (clocked), touched_updates and spikes"
             rows.append(LedgerRow(neuron, "CUBA", "counted", note))
             arriving = layer.output_shape
@@ -181,112 +196,94 @@ class ChipCounter:
         return rows
 
     def _sizes(self) -> dict[str, LayerSizes]:
-        sizes, arriving = {}, self.network.input.shape
+        sizes = {}
+        arriving = prod(self.network.input.shape)
         if self.network.input.neuron is not None:
-            neurons = prod(arriving)
             sizes[INPUT_LAYER] = LayerSizes(
-                0, neurons, 0, neurons, 2 * neurons, neurons, False, True
+                outputs=arriving,
+                biases=arriving,
+                # Each has a current and a voltage.
+                states=2 * arriving,
+                kernel=arriving,
+                leaky=True,
             )
         for layer in self.network.layers:
-            sizes[layer.name] = _layer_sizes(layer, prod(arriving))
-            arriving = layer.output_shape
+            sizes[layer.name] = _layer_sizes(layer, arriving)
+            arriving = prod(layer.output_shape)
         return sizes
 
 
-def _heard(events: npt.NDArray[np.generic], layer: Dense, lengths: Lengths) -> int:
-    """Events that act through one synapse at least before the inference ends, each once."""
-    samples, steps = events.shape[:2]
+def _as_mask(values: Array) -> Mask:
+    """Return where values are not 0, without a copy where they are bytes of 0 and 1."""
+    if values.dtype == np.uint8 and values.max(initial=0) <= 1:
+        return values.view(np.bool_)
+    return np.asarray(values != 0)
+
+
+def _paid_frames(values: Mask, alive: Mask) -> Mask:
+    """Return the frames that are alive, (frames, *features), without a copy where all of them are."""
+    return values.reshape(-1, *values.shape[2:]) if alive.all() else values[alive]
+
+
+def _count_neurons(tally: LayerTally, spikes: Mask, alive: Mask) -> None:
+    tally.add("neuron_updates", int(alive.sum()) * prod(spikes.shape[2:]))
+    tally.add("spikes", np.count_nonzero(_paid_frames(spikes, alive)))
+
+
+def _count_acting(active: Mask, layer: Dense, lengths: Int64) -> int:
+    """Count events that act through at least one synapse before the inference ends, each once."""
+    samples, steps = active.shape[:2]
     assert layer.delay_int is not None  # the caller saw several delays
-    first = np.arange(steps)[:, None] + layer.delay_int.min(
-        axis=0
-    )  # (steps, inputs): when the first synapse acts
-    acts = first[None] < lengths[:, None, None]
-    return int(np.count_nonzero((events.reshape(samples, steps, -1) != 0) & acts))
+    first_acts = np.arange(steps)[:, None] + layer.delay_int.min(axis=0)
+    acts = first_acts < lengths[:, None, None]
+    return int(np.count_nonzero(active.reshape(samples, steps, -1) & acts))
 
 
-def _later(active: npt.NDArray[np.bool_], steps: int) -> npt.NDArray[np.bool_]:
-    """(samples, steps, features) so many steps later."""
+def _later(active: Mask, steps: int) -> Mask:
+    """Shift (samples, steps, features) to so many steps later."""
     moved = np.zeros_like(active)
     moved[:, steps:] = active[:, : max(0, active.shape[1] - steps)]
     return moved
 
 
-def assemble(
-    tallies: dict[str, LayerTally],
-    ledger: tuple[LedgerRow, ...],
-    sizes: dict[str, LayerSizes],
-    samples: int,
-    steps: int,
-    pooling: str,
-) -> OperationCounts:
-    """Counts from tallies; `steps` of all samples together."""
-    if not samples:
-        raise CountError("inputs: no sample; give at least one")
-    mean = Fraction(steps, samples)
-    whole = [
-        np.sum([tally.per_sample[at] for tally in tallies.values()], axis=0)
-        for at in _batches(tallies)
-    ]
-    return OperationCounts(
-        layers={name: tally.counts(samples) for name, tally in tallies.items()},
-        ledger=ledger,
-        samples=samples,
-        timesteps=int(mean) if mean.denominator == 1 else mean,
-        kind="snn",
-        sizes=sizes,
-        pooling="float" if pooling == "float" else "folded",
-        per_step={name: tally.steps(samples) for name, tally in tallies.items()},
-        later_macs=any(tally.later_macs for tally in tallies.values()),
-        spread={name: spread(tally.per_sample) for name, tally in tallies.items()},
-        total_spread=spread(whole) if whole else None,
-    )
-
-
-def _batches(tallies: dict[str, LayerTally]) -> range:
-    return range(len(next(iter(tallies.values())).per_sample)) if tallies else range(0)
-
-
 def _layer_sizes(layer: Layer, inputs: int) -> LayerSizes:
-    outputs, registers = prod(layer.output_shape), (layer.neuron.i_decay, layer.neuron.v_decay)
-    back = layer.recurrent_int.size if isinstance(layer, Recurrent) else 0
-    current = layer.neuron.i_decay < DECAY_UNITY
+    outputs = prod(layer.output_shape)
+    registers = (layer.neuron.i_decay, layer.neuron.v_decay)
+    weights = layer.weight_int.size
+    if isinstance(layer, Recurrent):
+        weights += layer.recurrent_int.size
+    # A current that decays completely in each step is no state.
+    words = 2 if layer.neuron.i_decay < DECAY_UNITY else 1
     return LayerSizes(
         inputs=inputs,
         outputs=outputs,
-        weights=layer.weight_int.size + back,
+        weights=weights,
         biases=0 if layer.bias_int is None else layer.bias_int.size,
-        states=outputs * (2 if current else 1),
+        states=words * outputs,
         kernel=layer.weight_int.shape[0] * prod(layer.weight_int.shape[2:]),
         convolution=isinstance(layer, Conv),
+        # A register of 0 keeps the state, one of 4096 drops it: neither multiplies.
         leaky=any(0 < register < DECAY_UNITY for register in registers),
     )
 
 
-def _recorded(
-    name: str,
-    neuron: Neuron,
-    shape: tuple[int, ...],
-    recording: Recording,
-    samples: int,
-    steps: int,
-) -> npt.NDArray[np.generic]:
+def _recorded(name: str, neuron: Neuron, recording: Recording, shape: tuple[int, ...]) -> Mask:
+    """Return a layer's recorded spikes after checking that they are spikes of this network."""
     if name not in recording.spikes:
         raise CountError(
             f"layer '{name}': its spikes were not recorded; simulate with record=('spikes',)"
         )
-    spikes = np.asarray(recording.spikes[name])
-    expected = (samples, steps, *shape)
-    if spikes.shape != expected:
+    spikes: Array = np.asarray(recording.spikes[name])
+    if spikes.shape != shape:
         raise CountError(
-            f"layer '{name}': recorded spikes have shape {spikes.shape}, the network makes {expected}"
+            f"layer '{name}': recorded spikes have shape {spikes.shape}, the network makes {shape}"
         )
-    known = (
-        spikes.dtype == np.uint8 and spikes.max(initial=0) <= 1
-    )  # much faster than the two comparisons
-    if not known and not ((spikes == 0) | (spikes == 1)).all():
+    mask = _as_mask(spikes)
+    # A view of the recording is made of bytes of 0 and 1 alone; comparing these would take as long as counting them.
+    if not np.may_share_memory(mask, spikes) and not np.array_equal(spikes, mask):
         raise CountError(f"layer '{name}': recorded spikes hold values other than 0 and 1")
-    if not neuron.spikes and spikes.any():
+    if not neuron.spikes and mask.any():
         raise CountError(
             f"layer '{name}': never fires, yet the recording holds its spikes; it is of another network"
         )
-    return spikes
+    return mask

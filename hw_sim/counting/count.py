@@ -1,4 +1,4 @@
-"""`count`: exact synaptic operations of a network on inputs, in one array or streamed from a data loader."""
+"""Count exact synaptic operations of a network on inputs, in one array or streamed from a data loader."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from knarr.hw_sim.coding import check_inputs
-from knarr.hw_sim.counting.chip import ChipCounter, Lengths
+from knarr.hw_sim.arrays import Array, Int64
+from knarr.hw_sim.counting.chip import ChipCounter
 from knarr.hw_sim.counting.counts import OperationCounts
+from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, blocks
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.network import ChipNetwork
-from knarr.hw_sim.recording import Recording
-from knarr.hw_sim.simulation import simulate
 
 POOLING = ("folded", "float")
-BLOCK_BYTES = 128 * 2**20
-"""Of recorded spikes at one time; larger batches are cut into blocks of samples."""
-Array = npt.NDArray[np.generic]
 
 
 class _Counter(Protocol):
-    def feed(self, inputs: Array, lengths: Lengths) -> None: ...
+    def feed(self, inputs: Array, lengths: Int64) -> None: ...
 
     def bytes_per_sample(self, inputs: Array) -> int: ...
 
@@ -64,62 +60,17 @@ def count(
     if pooling not in POOLING:
         raise CountError(f"pooling: {pooling!r}; choose folded or float")
     counter = _counter(model, dt_s, pooling)
-    seen = 0
+    counted = 0
     for batch, steps in _batches(inputs, lengths):
-        for at in blocks(batch, counter.bytes_per_sample(batch)):
-            counter.feed(batch[at, : int(steps[at].max())], steps[at])
-            seen += len(batch[at])
+        for block in blocks(len(batch), counter.bytes_per_sample(batch), SAMPLE_BLOCK_BYTES):
+            # Steps in which no sample of the block is alive need not run.
+            counter.feed(batch[block, : int(steps[block].max())], steps[block])
+            counted += len(batch[block])
             if progress is not None:
-                progress(seen)
-    if not seen:
+                progress(counted)
+    if not counted:
         raise CountError("inputs: no batch; give at least one sample")
     return counter.finish()
-
-
-def count_events(
-    network: ChipNetwork, inputs: npt.ArrayLike, recording: Recording
-) -> OperationCounts:
-    """Operations of a chip network that already ran.
-
-    Args:
-        network: what ran.
-        inputs: (samples, timesteps, *network.input.shape), what it was fed.
-        recording: what came out, with the spikes of every layer (`record=("spikes",)`).
-
-    Returns:
-        Counts per inference, as of `count`.
-
-    Raises:
-        CountError: inputs or recorded spikes are missing or do not fit the network.
-    """
-    events: Array = np.asarray(inputs)
-    if (
-        events.ndim != 2 + len(network.input.shape)
-        or events.shape[2:] != network.input.shape
-        or 0 in events.shape
-    ):
-        shape = ", ".join(map(str, network.input.shape))
-        raise CountError(
-            f"inputs: shape {events.shape}, needs (samples, timesteps, {shape}) with at least one of each"
-        )
-    for name, spikes in recording.spikes.items():
-        if len(spikes) != len(events):
-            raise CountError(
-                f"layer '{name}': recorded spikes have shape {spikes.shape}, inputs {events.shape}; not of one run"
-            )
-    counter = ChipCounter(network)
-    for at in blocks(events, counter.bytes_per_sample(events)):
-        part = Recording(
-            recording.output[at], {name: array[at] for name, array in recording.spikes.items()}
-        )
-        counter.add(events[at], part, np.full(len(events[at]), events.shape[1], dtype=np.int64))
-    return counter.finish()
-
-
-class _Chip(ChipCounter):
-    def feed(self, inputs: Array, lengths: Lengths) -> None:
-        events = check_inputs(self.network.input, inputs, None)
-        self.add(events, simulate(self.network, events, record=("spikes",)), lengths)
 
 
 def _counter(model: object, dt_s: float | None, pooling: str) -> _Counter:
@@ -132,7 +83,8 @@ def _counter(model: object, dt_s: float | None, pooling: str) -> _Counter:
             raise CountError(
                 f"dt_s: {dt_s} s asked for, the network steps {model.dt_s} s; leave dt_s out"
             )
-        return _Chip(model)
+        return ChipCounter(model)
+    # Asked by name: whoever has a graph has nir and torch, and nobody else needs to import them.
     if any(kind.__name__ == "NIRGraph" for kind in type(model).__mro__):
         from knarr.hw_sim.counting.graph.counter import GraphCounter
 
@@ -145,24 +97,32 @@ def _counter(model: object, dt_s: float | None, pooling: str) -> _Counter:
     )
 
 
-def _batches(inputs: Any, lengths: npt.ArrayLike | None) -> Iterator[tuple[Array, Lengths]]:
-    whole = hasattr(inputs, "shape") or isinstance(inputs, (list, tuple))
-    if not whole and not isinstance(inputs, Iterable):
+def _batches(inputs: Any, lengths: npt.ArrayLike | None) -> Iterator[tuple[Array, Int64]]:
+    """Yield each batch with the lengths of its samples."""
+    # A list or tuple is an array written out; batches come from any other iterable.
+    if hasattr(inputs, "shape") or isinstance(inputs, (list, tuple)):
+        array = _array(inputs)
+        yield array, _lengths(lengths, array)
+        return
+    if not isinstance(inputs, Iterable):
         raise CountError(
             f"inputs: {type(inputs).__name__} is neither an array nor batches; give (samples, timesteps, ...)"
         )
-    if lengths is not None and not whole:
+    if lengths is not None:
         raise CountError("lengths: go with one array; let a loader give batches of equal length")
-    for batch in [inputs] if whole else inputs:
-        if not whole and isinstance(batch, (list, tuple)) and not batch:
-            raise CountError("inputs: an empty batch; give (samples, timesteps, ...) in each")
-        first = batch[0] if not whole and isinstance(batch, (list, tuple)) else batch
-        array = _array(first)
-        yield array, _lengths(lengths, array)
+    for batch in inputs:
+        if isinstance(batch, (list, tuple)):
+            if not batch:
+                raise CountError("inputs: an empty batch; give (samples, timesteps, ...) in each")
+            # The labels that a data loader puts behind are of no use here.
+            batch = batch[0]
+        array = _array(batch)
+        yield array, _lengths(None, array)
 
 
 def _array(batch: Any) -> Array:
     try:
+        # A tensor that requires gradients or lies on a GPU does not become an array by itself.
         found: Array = np.asarray(batch.detach().cpu() if hasattr(batch, "detach") else batch)
     except (ValueError, TypeError, RuntimeError) as error:
         raise CountError(
@@ -181,7 +141,7 @@ def _array(batch: Any) -> Array:
     return found
 
 
-def _lengths(lengths: npt.ArrayLike | None, array: Array) -> Lengths:
+def _lengths(lengths: npt.ArrayLike | None, array: Array) -> Int64:
     samples, steps = array.shape[:2]
     if lengths is None:
         return np.full(samples, steps, dtype=np.int64)
@@ -189,18 +149,7 @@ def _lengths(lengths: npt.ArrayLike | None, array: Array) -> Lengths:
         given = np.asarray(lengths)
     except (ValueError, TypeError) as error:
         raise CountError(f"lengths: no array of numbers ({error}); give one per sample") from error
-    if (
-        given.shape != (samples,)
-        or given.dtype.kind not in "iu"
-        or given.min() < 1
-        or given.max() > steps
-    ):
+    whole = given.dtype.kind in "iu"
+    if given.shape != (samples,) or not whole or given.min() < 1 or given.max() > steps:
         raise CountError(f"lengths: needs {samples} whole numbers in 1..{steps}, one per sample")
     return given.astype(np.int64)
-
-
-def blocks(batch: Array, bytes_per_sample: int) -> Iterator[slice]:
-    """Slices of samples that stay below `BLOCK_BYTES`."""
-    size = max(1, BLOCK_BYTES // max(1, bytes_per_sample))
-    for first in range(0, len(batch), size):
-        yield slice(first, first + size)

@@ -111,14 +111,14 @@ class LayerSizes:
         leaky: whether a state is multiplied at every update.
     """
 
-    inputs: int
-    outputs: int
-    weights: int
-    biases: int
-    states: int
-    kernel: int
-    convolution: bool
-    leaky: bool
+    inputs: int = 0
+    outputs: int = 0
+    weights: int = 0
+    biases: int = 0
+    states: int = 0
+    kernel: int = 0
+    convolution: bool = False
+    leaky: bool = False
 
 
 @dataclass(frozen=True)

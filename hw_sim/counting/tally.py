@@ -1,254 +1,102 @@
-"""Sums over spikes in one pass over their bytes: what makes counting cheap beside a fast simulator.
+"""Add up what a layer did, block by block of frames: exact integers per layer, per time step and per sample.
 
-Adding up what a layer did, block by block of frames: exact integers per layer, per time step and per sample.
-
-Class of an event: that of its frame, the whole layer input at one (sample, time step). All values in {0, 1}: binary,
-an addition (ACC). All in {-1, 0, 1}: ternary, an addition too. Anything else: graded, every non-zero element is a
-multiply-accumulate (MAC). Never per batch, layer or run, so counts do not depend on batch size or sample order.
+An event's class is that of its frame, the whole layer input at one (sample, time step). A frame of values in {0, 1} is
+binary, each event an addition (ACC). A frame in {-1, 0, 1} is signed, additions too. Any other frame is graded, and every
+non-zero element is a multiply-accumulate (MAC). Classes are never taken per batch, layer or run, so counts do not depend on
+batch size or sample order.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from knarr.hw_sim.counting.counts import LayerCounts, Spread
-from knarr.hw_sim.counting.fan_out import FanOut, Int64
+from knarr.hw_sim.arrays import Array, Int64, Mask
+from knarr.hw_sim.counting.counts import (
+    LayerCounts,
+    LayerSizes,
+    LedgerRow,
+    OperationCounts,
+    Spread,
+)
+from knarr.hw_sim.counting.fan_out import FanOut
 from knarr.hw_sim.engines.numba_cuba import compiled
 from knarr.hw_sim.errors import CountError
 
+Int8 = npt.NDArray[np.int8]
+
 AT_ONCE = 8192
 """Elements whose partial sums stay in 32 bits: 8192 times a fan-out below 2**18."""
+FRAME_BLOCK_BYTES = 32 * 2**20
+"""Size of the frames, as floats, that are summed at one time: it bounds memory, whatever the batch."""
+SAMPLE_BLOCK_BYTES = 128 * 2**20
+"""Size of what is recorded at one time; larger batches are cut into blocks of samples."""
+CLASSES = ("binary", "signed", "graded", "silent")
+"""Names of the frame classes; a class number is an index into them."""
+BINARY, SIGNED, GRADED, SILENT = range(4)
+NOT_FINITE = 4
+"""Class of a frame that holds NaN or infinity; it is never counted."""
+UNPAID = -1
+"""Class of a frame that is never delivered."""
 
 
 @compiled
-def add_up(rows: Any, stored: Any, nonzero: Any, table: Any) -> None:
-    """table[r] = sums of stored, nonzero and 1 over the spikes of row r.
+def classify_and_sum(rows: Any, stored: Any, nonzero: Any, table: Any, frame_class: Any) -> None:
+    """Find the class of each frame, and the sums of `stored`, `nonzero` and 1 over its events.
 
     Args:
-        rows: (frames, features) uint8 of 0 and 1, in one piece.
-        stored, nonzero: (features,) int32 below `MAX_FANOUT`.
+        rows: (frames, features) uint8, float32 or float64, in one piece.
+        stored, nonzero: (features,) int32 below `MAX_KERNEL_FAN_OUT`.
         table: (frames, 3) int64, written.
+        frame_class: (frames,) int8, written; `NOT_FINITE` where no other class applies.
     """
     frames, features = rows.shape
     for r in range(frames):
-        a, b, n = np.int64(0), np.int64(0), np.int64(0)
+        stored_sum, nonzero_sum, events = np.int64(0), np.int64(0), np.int64(0)
+        ones, minus_ones, finite = np.int64(0), np.int64(0), True
+        # Sums of a stretch in 32 bits become vector instructions twice as wide as 64 bits allow.
         for start in range(0, features, AT_ONCE):
             stop = min(start + AT_ONCE, features)
             x, f, g = rows[r, start:stop], stored[start:stop], nonzero[start:stop]
-            some, others, many = np.int32(0), np.int32(0), np.int32(0)
-            for i in range(stop - start):
-                spike = np.int32(x[i])
-                some += spike * f[i]
-                others += spike * g[i]
-                many += spike
-            a, b, n = a + some, b + others, n + many
-        table[r, 0], table[r, 1], table[r, 2] = a, b, n
-
-
-@compiled
-def sort_and_add(rows: Any, stored: Any, nonzero: Any, table: Any, sort: Any) -> None:
-    """`add_up` over what is not 0, and the class of each frame: 0 binary, 1 signed, 2 graded, 3 silent, 4 no number.
-
-    Args:
-        rows: (frames, features) float32 or float64, in one piece.
-        stored, nonzero, table: as for `add_up`.
-        sort: (frames,) int8, written.
-    """
-    frames, features = rows.shape
-    for r in range(frames):
-        a, b, n = np.int64(0), np.int64(0), np.int64(0)
-        ones, minus, finite = np.int64(0), np.int64(0), True
-        for start in range(0, features, AT_ONCE):
-            stop = min(start + AT_ONCE, features)
-            x, f, g = rows[r, start:stop], stored[start:stop], nonzero[start:stop]
-            some, others, many = np.int32(0), np.int32(0), np.int32(0)
+            f_sum, g_sum, n = np.int32(0), np.int32(0), np.int32(0)
             up, down, odd = np.int32(0), np.int32(0), np.int32(0)
+            # No branch in here: branches would keep the loop from becoming vectors.
             for i in range(stop - start):
                 event = np.int32(x[i] != 0)
-                some += event * f[i]
-                others += event * g[i]
-                many += event
+                f_sum += event * f[i]
+                g_sum += event * g[i]
+                n += event
                 up += np.int32(x[i] == 1)
                 down += np.int32(x[i] == -1)
+                # NaN compares as false with everything, so this catches it with the infinities.
                 odd += np.int32(not abs(x[i]) < np.inf)
-            a, b, n = a + some, b + others, n + many
-            ones, minus, finite = ones + up, minus + down, finite and odd == 0
-        table[r, 0], table[r, 1], table[r, 2] = a, b, n
-        sort[r] = 3 if n == 0 else 0 if ones == n else 1 if ones + minus == n else 2
+            stored_sum += f_sum
+            nonzero_sum += g_sum
+            events += n
+            ones += up
+            minus_ones += down
+            finite = finite and odd == 0
+        table[r, 0], table[r, 1], table[r, 2] = stored_sum, nonzero_sum, events
         if not finite:
-            sort[r] = 4
+            frame_class[r] = NOT_FINITE
+        elif events == 0:
+            frame_class[r] = SILENT
+        elif ones == events:
+            frame_class[r] = BINARY
+        elif ones + minus_ones == events:
+            frame_class[r] = SIGNED
+        else:
+            frame_class[r] = GRADED
 
 
-def sums(
-    rows: npt.NDArray[np.uint8], stored: npt.NDArray[np.int32], nonzero: npt.NDArray[np.int32]
-) -> npt.NDArray[np.int64]:
-    """(frames, 3) of `add_up`."""
-    table = np.empty((len(rows), 3), dtype=np.int64)
-    add_up(np.ascontiguousarray(rows), stored, nonzero, table)
-    return table
-
-
-def sorted_sums(
-    rows: npt.NDArray[np.floating[Any]],
-    stored: npt.NDArray[np.int32],
-    nonzero: npt.NDArray[np.int32],
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
-    """(frames,) classes and (frames, 3) sums of `sort_and_add`."""
-    table, sort = np.empty((len(rows), 3), dtype=np.int64), np.empty(len(rows), dtype=np.int8)
-    sort_and_add(np.ascontiguousarray(rows), stored, nonzero, table, sort)
-    return sort, table
-
-
-BLOCK_BYTES = 32 * 2**20
-"""Of frames as floats at one time: bounds memory, whatever the batch."""
-CLASSES = ("binary", "signed", "graded", "silent")
-
-
-@dataclass
-class LayerTally:
-    """One layer's counts so far; columns are the fields of `LayerCounts`."""
-
-    name: str
-    columns: Counter[str] = field(default_factory=Counter)
-    frames: Counter[str] = field(default_factory=Counter)
-    later_macs: bool = False
-    per_step: list[int] = field(default_factory=list)
-    per_sample: list[Int64] = field(default_factory=list)
-
-    def begin(self, samples: int) -> None:
-        """A batch of so many samples starts."""
-        self.per_sample.append(np.zeros(samples, dtype=np.int64))
-
-    def add(self, column: str, amount: int) -> None:
-        """So much of something else than synaptic events."""
-        self.columns[column] += int(amount)
-
-    def deliver(
-        self,
-        reach: FanOut,
-        frames: npt.NDArray[np.generic],
-        alive: npt.NDArray[np.bool_],
-        step: int,
-        *,
-        returning: bool = False,
-        again: bool = False,
-    ) -> None:
-        """Frames arrive at synapses.
-
-        Args:
-            reach: of these synapses.
-            frames: (samples of the batch, steps, features).
-            alive: (samples, steps) whether the frame is ever delivered; the others are not paid.
-            step: time step of the first frame.
-            returning: they are the layer's own spikes.
-            again: the same events were delivered to other synapses of this layer; they are counted once.
-
-        Raises:
-            CountError: NaN, infinity, or no numbers.
-        """
-        samples, steps = alive.shape
-        rows = frames.reshape(samples * steps, -1)
-        table = np.zeros((samples * steps, 3), dtype=np.int64)
-        sort = np.zeros(samples * steps, dtype=np.int8)
-        size = max(1, BLOCK_BYTES // (8 * rows.shape[1]))
-        for first in range(0, len(rows), size):
-            block = slice(first, first + size)
-            sort[block], table[block] = _sums(rows[block], reach, self.name)
-        sort[~alive.reshape(-1)] = -1
-        operations = np.where(sort >= 0, table[:, 0], 0).reshape(samples, steps)
-        for column, amount in (("", table[:, 0]), ("_nonzero", table[:, 1])):
-            self.columns["acc" + column] += int(amount[(sort == 0) | (sort == 1)].sum())
-            self.columns["mac" + column] += int(amount[sort == 2].sum())
-        self.columns["signed"] += int(table[sort == 1, 0].sum())
-        events = int(table[sort >= 0, 2].sum())
-        if not again:
-            self.columns["events"] += events
-            self.columns["graded"] += int(table[sort == 2, 2].sum())
-        later = (sort == 2).reshape(samples, steps)[:, 1 if step == 0 else 0 :]
-        self.later_macs = self.later_macs or bool(later.any())
-        if returning:
-            neurons = reach.outputs[0]
-            self.columns["recurrent_all_pairs"] += events * neurons
-            self.columns["recurrent_no_autapse"] += events * (neurons - 1)
-        elif not again:
-            self._note(sort)
-        self.per_step.extend([0] * (step + steps - len(self.per_step)))
-        for at, amount in enumerate(operations.sum(axis=0).tolist(), start=step):
-            self.per_step[at] += amount
-        self.per_sample[-1] += operations.sum(axis=1)
-
-    def sort(self, frames: npt.NDArray[np.generic], alive: npt.NDArray[np.bool_]) -> None:
-        """Note the classes of frames (samples, steps, features) that were delivered `again` and again."""
-        found, _ = sort_frames(frames.reshape(alive.size, -1)[alive.reshape(-1)], self.name)
-        self._note(found)
-
-    def _note(self, sort: npt.NDArray[np.int8]) -> None:
-        """Classes of frames that were delivered; -1 of those that were not."""
-        many = np.bincount(sort + 1, minlength=len(CLASSES) + 1)[1:].tolist()
-        self.frames.update(dict(zip(CLASSES, many, strict=True)))
-
-    def dense(self, reach: FanOut, frames: int) -> None:
-        """So many frames could have been delivered."""
-        self.add("dense_valid", frames * reach.dense_valid)
-        self.add("dense_padded", frames * reach.dense_padded)
-
-    @property
-    def note(self) -> str:
-        """One line for the ledger: what kinds of frames arrived."""
-        return (
-            f"{sum(self.frames.values())} frames: {self.frames['binary']} binary, {self.frames['signed']} signed "
-            f"(counted as ACC), {self.frames['graded']} graded (MAC), {self.frames['silent']} silent"
-        )
-
-    def counts(self, samples: int) -> LayerCounts:
-        """Means over the samples."""
-        names = LayerCounts.__dataclass_fields__
-        return LayerCounts(**{name: Fraction(self.columns[name], samples) for name in names})
-
-    def steps(self, samples: int) -> tuple[Fraction, ...]:
-        """Synaptic events in each step, means over the samples."""
-        return tuple(Fraction(amount, samples) for amount in self.per_step)
-
-
-def spread(per_sample: list[Int64]) -> Spread:
-    """Of operations per sample, nearest ranks."""
-    ordered = np.sort(np.concatenate(per_sample))
-
-    def rank(share: Fraction) -> int:
-        return int(ordered[max(0, -(-len(ordered) * share.numerator // share.denominator) - 1)])
-
-    return Spread(int(ordered[0]), rank(Fraction(1, 2)), rank(Fraction(95, 100)), int(ordered[-1]))
-
-
-def _sums(
-    rows: npt.NDArray[np.generic], reach: FanOut, layer: str
-) -> tuple[npt.NDArray[np.int8], Int64]:
-    """Class of each frame, and sums of fan-out, of fan-out through weights that are not 0, and of 1 over its events."""
-    if rows.dtype in (np.uint8, np.bool_) and reach.small is not None:
-        spikes: npt.NDArray[np.uint8] = rows.view(np.uint8)
-        if spikes.max(initial=0) <= 1:  # by far the most common
-            table = sums(spikes, *reach.small)
-            return np.where(table[:, 2] > 0, 0, 3).astype(np.int8), table
-    if rows.dtype in (np.float32, np.float64) and reach.small is not None:
-        floats: npt.NDArray[Any] = rows
-        sort, table = sorted_sums(floats, *reach.small)
-        if sort.max(initial=0) <= 3:
-            return sort, table
-    sort, active = sort_frames(rows, layer)
-    # Integers in floats that hold the sum of any frame exactly.
-    return sort, (active.astype(reach.matrix.dtype) @ reach.matrix).astype(np.int64)
-
-
-def sort_frames(
-    rows: npt.NDArray[np.generic], layer: str
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.bool_]]:
-    """Class of each frame (index into `CLASSES`), and which elements are events.
+def classify_frames(rows: Array, layer: str) -> tuple[Int8, Mask]:
+    """Return the class of each frame, and which elements are events.
 
     Args:
         rows: (frames, features), boolean, integer or float.
@@ -266,8 +114,202 @@ def sort_frames(
             f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"
         )
     active = rows != 0
-    unit = active & (rows == 1)
-    binary = (active == unit).all(axis=1)
-    ternary = (active == (unit | (rows == -1))).all(axis=1)
-    sort = np.select([~active.any(axis=1), binary, ternary], [3, 0, 1], default=2)
-    return sort.astype(np.int8), active
+    ones = rows == 1
+    silent = ~active.any(axis=1)
+    binary = (active == ones).all(axis=1)
+    signed = (active == (ones | (rows == -1))).all(axis=1)
+    # The first condition that holds decides: a silent frame is binary and signed too.
+    frame_class = np.select([silent, binary, signed], [SILENT, BINARY, SIGNED], default=GRADED)
+    return frame_class.astype(np.int8), active
+
+
+def _class_and_sums(rows: Array, fan_out: FanOut, layer: str) -> tuple[Int8, Int64]:
+    """Return each frame's class, (frames,), and its sums of `stored`, `nonzero` and 1, (frames, 3)."""
+    if rows.dtype == np.bool_:
+        # The kernel is compiled once less for bytes than for bytes and booleans.
+        rows = rows.view(np.uint8)
+    if rows.dtype in (np.uint8, np.float32, np.float64) and fan_out.small is not None:
+        table = np.empty((len(rows), 3), dtype=np.int64)
+        frame_class = np.empty(len(rows), dtype=np.int8)
+        classify_and_sum(np.ascontiguousarray(rows), *fan_out.small, table, frame_class)
+        if frame_class.max(initial=BINARY) < NOT_FINITE:
+            return frame_class, table
+    frame_class, active = classify_frames(rows, layer)
+    # These are integers in floats that hold the sum of any frame exactly.
+    return frame_class, (active.astype(np.float64) @ fan_out.matrix).astype(np.int64)
+
+
+@dataclass
+class LayerTally:
+    """One layer's counts so far.
+
+    Args:
+        name: of the layer, for messages.
+        columns: field of `LayerCounts` -> total over all samples.
+        frames: frame class -> frames that were delivered.
+        later_macs: whether a graded frame arrived in another step than the first.
+        per_step: synaptic operations in each time step, all samples together.
+        per_sample: one array per batch, (samples,), of synaptic operations.
+    """
+
+    name: str
+    columns: Counter[str] = field(default_factory=Counter)
+    frames: Counter[str] = field(default_factory=Counter)
+    later_macs: bool = False
+    per_step: list[int] = field(default_factory=list)
+    per_sample: list[Int64] = field(default_factory=list)
+
+    def begin(self, samples: int) -> None:
+        """Start a batch of so many samples."""
+        self.per_sample.append(np.zeros(samples, dtype=np.int64))
+
+    def add(self, column: str, amount: int) -> None:
+        """Add so many operations other than synaptic ones."""
+        self.columns[column] += int(amount)
+
+    def deliver(
+        self,
+        fan_out: FanOut,
+        frames: Array,
+        alive: Mask,
+        step: int,
+        *,
+        own_spikes: bool = False,
+        repeated: bool = False,
+    ) -> None:
+        """Count frames that arrive at synapses.
+
+        Args:
+            fan_out: the synapses.
+            frames: (samples of the batch, steps, features).
+            alive: (samples, steps) whether the frame is ever delivered; the others are not paid.
+            step: time step of the first frame.
+            own_spikes: the frames are the layer's own spikes, which come back to it.
+            repeated: the same events are delivered to other synapses of this layer too, and are counted there.
+
+        Raises:
+            CountError: NaN, infinity, or no numbers.
+        """
+        samples, steps = alive.shape
+        rows = frames.reshape(samples * steps, -1)
+        table = np.zeros((samples * steps, 3), dtype=np.int64)
+        frame_class = np.zeros(samples * steps, dtype=np.int8)
+        for block in blocks(len(rows), 8 * rows.shape[1], FRAME_BLOCK_BYTES):
+            frame_class[block], table[block] = _class_and_sums(rows[block], fan_out, self.name)
+        frame_class[~alive.reshape(-1)] = UNPAID
+        table[frame_class == UNPAID] = 0
+        stored, nonzero, events = table.T
+        graded = frame_class == GRADED
+        self.add("acc", stored[~graded].sum())
+        self.add("mac", stored[graded].sum())
+        self.add("acc_nonzero", nonzero[~graded].sum())
+        self.add("mac_nonzero", nonzero[graded].sum())
+        self.add("signed", stored[frame_class == SIGNED].sum())
+        if not repeated:
+            self.add("events", events.sum())
+            self.add("graded", events[graded].sum())
+        first_later = 1 if step == 0 else 0
+        later = graded.reshape(samples, steps)[:, first_later:]
+        self.later_macs |= bool(later.any())
+        if own_spikes:
+            neurons = fan_out.outputs[0]
+            self.add("recurrent_all_pairs", events.sum() * neurons)
+            self.add("recurrent_no_autapse", events.sum() * (neurons - 1))
+        elif not repeated:
+            self._note_classes(frame_class)
+        operations = stored.reshape(samples, steps)
+        # Steps arrive in any number of calls, the same step more than once where several synapses hear it.
+        self.per_step.extend([0] * (step + steps - len(self.per_step)))
+        for at, amount in enumerate(operations.sum(axis=0).tolist(), start=step):
+            self.per_step[at] += amount
+        self.per_sample[-1] += operations.sum(axis=1)
+
+    def note_classes(self, frames: Array, alive: Mask) -> None:
+        """Note the classes of frames (samples, steps, features) that were delivered as `repeated` ones."""
+        rows = frames.reshape(alive.size, -1)[alive.reshape(-1)]
+        self._note_classes(classify_frames(rows, self.name)[0])
+
+    def _note_classes(self, frame_class: Int8) -> None:
+        for number, name in enumerate(CLASSES):
+            self.frames[name] += int(np.count_nonzero(frame_class == number))
+
+    def dense(self, fan_out: FanOut, frames: int) -> None:
+        """Add the operations of so many frames in which every input had an event."""
+        self.add("dense_valid", frames * fan_out.dense_valid)
+        self.add("dense_padded", frames * fan_out.dense_padded)
+
+    @property
+    def note(self) -> str:
+        """One line for the ledger that says what kinds of frames arrived."""
+        return (
+            f"{sum(self.frames.values())} frames: {self.frames['binary']} binary, {self.frames['signed']} signed "
+            f"(counted as ACC), {self.frames['graded']} graded (MAC), {self.frames['silent']} silent"
+        )
+
+    def counts(self, samples: int) -> LayerCounts:
+        """Return the means over the samples."""
+        names = [column.name for column in fields(LayerCounts)]
+        return LayerCounts(**{name: Fraction(self.columns[name], samples) for name in names})
+
+    def mean_per_step(self, samples: int) -> tuple[Fraction, ...]:
+        """Return the synaptic operations in each step, means over the samples."""
+        return tuple(Fraction(amount, samples) for amount in self.per_step)
+
+
+def blocks(length: int, bytes_each: int, most_bytes: int) -> Iterator[slice]:
+    """Cut so many items into slices that stay below a size, of one item at least."""
+    size = max(1, most_bytes // max(1, bytes_each))
+    for first in range(0, length, size):
+        yield slice(first, first + size)
+
+
+def _spread(per_sample: list[Int64]) -> Spread:
+    """Return the nearest ranks of the operations per sample."""
+    ordered = np.sort(np.concatenate(per_sample)).tolist()
+
+    def rank(percent: int) -> int:
+        # The nearest rank is rounded up, and counted from 1.
+        return int(ordered[max(0, -(-len(ordered) * percent // 100) - 1)])
+
+    return Spread(ordered[0], rank(50), rank(95), ordered[-1])
+
+
+def assemble(
+    tallies: dict[str, LayerTally],
+    ledger: list[LedgerRow],
+    sizes: dict[str, LayerSizes],
+    samples: int,
+    steps: int,
+    pooling: str,
+) -> OperationCounts:
+    """Make the counts of an inference from tallies.
+
+    Args:
+        tallies: layer -> its tally; all have seen the same batches.
+        ledger: one row for everything the model holds.
+        sizes: layer -> its words.
+        samples: number of samples.
+        steps: time steps of all samples together.
+        pooling: "folded" or "float".
+
+    Raises:
+        CountError: there was no sample.
+    """
+    if not samples:
+        raise CountError("inputs: no sample; give at least one")
+    mean = Fraction(steps, samples)
+    batches = zip(*(tally.per_sample for tally in tallies.values()), strict=True)
+    whole = [np.sum(layers, axis=0) for layers in batches]
+    return OperationCounts(
+        layers={name: tally.counts(samples) for name, tally in tallies.items()},
+        ledger=tuple(ledger),
+        samples=samples,
+        timesteps=int(mean) if mean.denominator == 1 else mean,
+        kind="snn",
+        sizes=sizes,
+        pooling="float" if pooling == "float" else "folded",
+        per_step={name: tally.mean_per_step(samples) for name, tally in tallies.items()},
+        later_macs=any(tally.later_macs for tally in tallies.values()),
+        spread={name: _spread(tally.per_sample) for name, tally in tallies.items()},
+        total_spread=_spread(whole) if whole else None,
+    )

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.coding import check_inputs
-from knarr.hw_sim.counting.count import count, count_events
+from knarr.hw_sim.counting.chip import count_events
+from knarr.hw_sim.counting.count import count
 from knarr.hw_sim.counting.counts import LayerCounts, OperationCounts
 from knarr.hw_sim.energy.estimate import price
 from knarr.hw_sim.energy.models import Options

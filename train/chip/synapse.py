@@ -29,7 +29,7 @@ from torch import nn
 
 from knarr.hw_sim import ChipError, Conv, Dense
 from knarr.hw_sim.arithmetic import SYNAPSE_BITS
-from knarr.hw_sim.counting.fan_out import delayed_reach, layer_reach
+from knarr.hw_sim.counting.fan_out import layer_fan_outs
 from knarr.hw_sim.network import Layer
 from knarr.train.chip.quantiser import QuantisationGrid, rounded
 
@@ -261,9 +261,9 @@ class Accumulates(nn.Module):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
-        reaches = delayed_reach(layer) if isinstance(layer, Dense) else {0: layer_reach(layer)}
-        self.delays = tuple(reaches)
-        stored = np.stack([reach.stored.reshape(-1) for reach in reaches.values()])
+        fan_outs = layer_fan_outs(layer)
+        self.delays = tuple(fan_outs)
+        stored = np.stack([fan_out.stored.reshape(-1) for fan_out in fan_outs.values()])
         self.reach: torch.Tensor
         # It follows from the network, so checkpoints need not hold it.
         self.register_buffer("reach", torch.from_numpy(stored).double(), persistent=False)

@@ -1,124 +1,35 @@
-"""Which neurons of a graph an event or a bias reaches in a step: what event-driven hardware would update.
-
-Counting a NIR graph while `step_nir`'s stepper runs it: one time step in memory, whatever the length.
-"""
+"""Count a NIR graph while `step_nir`'s stepper runs it: one time step in memory, whatever the length."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import nir
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from knarr.export.arguments import as_inputs
 from knarr.export.graph.step import Stepper, plain_arithmetic
 from knarr.export.graph.step_synapses import DelayLine
 from knarr.export.graph.topology import NEURONS
-from knarr.hw_sim.counting.chip import Lengths, assemble
+from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts
-from knarr.hw_sim.counting.graph.event_paths import POOLS, EventPaths, pool_reach
-from knarr.hw_sim.counting.graph.plan import CountingPlan, Site, plan
-from knarr.hw_sim.counting.tally import LayerTally
+from knarr.hw_sim.counting.graph.plan import (
+    CONVS,
+    CountingPlan,
+    EventPaths,
+    Route,
+    Site,
+    pool_fan_out,
+)
+from knarr.hw_sim.counting.tally import LayerTally, assemble
 
-Mask = npt.NDArray[np.bool_]
-
-
-class Touched:
-    """Masks of one batch, step after step.
-
-    Args:
-        plan, ways: of the graph.
-        run: of the batch.
-    """
-
-    def __init__(self, plan: CountingPlan, ways: EventPaths, run: Stepper) -> None:
-        self.ways = ways
-        sites = {site.name: site for site in plan.sites}
-        self.feeders = {
-            name: [
-                (sites[one], lag, passed) for one, lag, passed in ways.feeders(name) if one in sites
-            ]
-            + [(site, 0, ()) for site in plan.sites if site.node == name != site.name]
-            for name in plan.owner
-        }
-        self.always = {
-            name
-            for name, feeders in self.feeders.items()
-            if any(site.bias for site, _, _ in feeders)
-        }
-        self.simple = {
-            name: feeders[0][0]
-            for name, feeders in self.feeders.items()
-            if len(feeders) == 1 and feeders[0][1:] == (0, ()) and len(feeders[0][0].routes) == 1
-        }
-        needed = {
-            site.name
-            for name, feeders in self.feeders.items()
-            if name not in self.always and name not in self.simple
-            for site, _, _ in feeders
-        }
-        self.full = needed
-        self.lines = {
-            (name, at): [
-                DelayLine(run.delays[node].steps.numpy()) for node in passed if node in run.delays
-            ]
-            for name, feeders in self.feeders.items()
-            for at, (_, _, passed) in enumerate(feeders)
-        }
-        self.active: dict[str, list[Mask]] = {}
-        self.now: dict[str, Mask] = {}
-        self.before: dict[str, Mask] = {}
-
-    def sites(self, site: Site, active: Sequence[Mask]) -> None:
-        """Events (samples, features) of each route of a site in this step."""
-        self.active[site.name] = list(active)
-        if site.name in self.full:
-            masks = [
-                route.reach.touched(one) for route, one in zip(site.routes, active, strict=True)
-            ]
-            self.now[site.name] = np.logical_or.reduce(masks)
-
-    def count(self, name: str, alive: Mask) -> int:
-        """Neurons of a node reached in this step, in the samples that are alive."""
-        features = int(np.prod(self.ways.leaving(name)))
-        if name in self.always:
-            return int(alive.sum()) * features
-        if name in self.simple:
-            site = self.simple[name]
-            return int(site.routes[0].reach.touched_count(self.active[site.name][0][alive]).sum())
-        found = np.zeros((len(alive), features), dtype=np.bool_)
-        for at, (site, lag, passed) in enumerate(self.feeders[name]):
-            mask = (self.before if lag else self.now).get(site.name)
-            if mask is None:
-                mask = np.zeros(
-                    (len(alive), int(np.prod(site.routes[0].reach.outputs))), dtype=np.bool_
-                )
-            found |= self._onward(mask, passed, self.lines[name, at])
-        return int(found[alive].sum())
-
-    def _onward(self, mask: Mask, passed: Sequence[str], lines: Sequence[DelayLine]) -> Mask:
-        """Through pools that are not folded, and delays."""
-        waiting = list(lines)
-        for node in passed:
-            if isinstance(self.ways.nodes[node], POOLS) and node not in self.ways.folded_behind:
-                mask = pool_reach(self.ways, node).touched(mask)
-            elif isinstance(self.ways.nodes[node], nir.Delay):
-                shape = self.ways.leaving(node)
-                moved = torch.from_numpy(mask.reshape(len(mask), *shape).astype(np.float32))
-                mask = waiting.pop(0)(moved).numpy().reshape(len(mask), -1) > 0
-        return mask
-
-    def step_done(self) -> None:
-        """What was reached in this step arrives over loops in the next."""
-        self.before, self.now = self.now, {}
-
-
-Array = npt.NDArray[np.generic]
+Values = dict[str, torch.Tensor]
+"""Node -> (samples, *features) what it gives in a step."""
 
 
 class GraphCounter:
@@ -135,13 +46,13 @@ class GraphCounter:
 
     def __init__(self, graph: Any, dt_s: float, pooling: str) -> None:
         self.graph, self.dt_s, self.pooling = graph, dt_s, pooling
-        self.ways = EventPaths(Stepper(graph, dt_s, 1, keep=False), pooling)
-        self.plan: CountingPlan = plan(self.ways)
+        self.paths = EventPaths(Stepper(graph, dt_s, 1, keep=False), pooling)
+        self.plan = CountingPlan(self.paths)
         self.tallies = {name: LayerTally(name) for name in self.plan.rows}
         self.samples = self.steps = 0
 
-    def feed(self, inputs: Array, lengths: Lengths) -> None:
-        """One batch.
+    def feed(self, inputs: Array, lengths: Int64) -> None:
+        """Run and count one batch.
 
         Args:
             inputs: (samples, timesteps, *features).
@@ -150,193 +61,302 @@ class GraphCounter:
         run = Stepper(self.graph, self.dt_s, len(inputs), keep=False)
         x = run.check(torch.as_tensor(as_inputs(inputs)))
         batch = _Batch(self, run, lengths)
-        self.samples, self.steps = self.samples + len(inputs), self.steps + int(lengths.sum())
+        self.samples += len(inputs)
+        self.steps += int(lengths.sum())
         with plain_arithmetic():
             for t in range(x.shape[1]):
                 batch.step(t, x[:, t])
 
     def bytes_per_sample(self, inputs: Array) -> int:
-        """That a sample takes while it is counted."""
-        values = sum(prod(self.ways.leaving(name)) for name in self.ways.order.order)
+        """Return about how much a sample takes while it is counted."""
+        values = sum(prod(self.paths.leaving[name]) for name in self.paths.order.order)
         return 4 * values + inputs[:1].nbytes
 
     def finish(self) -> OperationCounts:
-        """Means over everything that was fed."""
-        whole = {
+        """Return the means over everything that was fed."""
+        counted = {
             name: tally for name, tally in self.tallies.items() if name not in self.plan.refused
         }
-        sizes = {name: size for name, size in self._sizes().items() if name in whole}
-        return assemble(whole, tuple(self._ledger()), sizes, self.samples, self.steps, self.pooling)
+        sizes = {name: self._sizes(name) for name in counted}
+        return assemble(counted, self._ledger(), sizes, self.samples, self.steps, self.pooling)
 
     def _ledger(self) -> list[LedgerRow]:
-        rows, by_name = [], {row.name: row for row in self.plan.passing}
-        sites = {site.name: site for site in self.plan.sites}
-        for name in self.ways.order.order:
-            operation = type(self.ways.nodes[name]).__name__
-            if name in by_name:
-                rows.append(by_name[name])
+        rows: list[LedgerRow] = []
+        for name in self.paths.order.order:
+            if name in self.plan.passing:
+                rows.append(self.plan.passing[name])
                 continue
-            bare = [site for site in self.plan.sites if site.node == name != site.name]
-            rows += [
-                LedgerRow(one.name, "Identity", "counted", self.tallies[one.row].note)
-                for one in bare
-            ]
+            operation = type(self.paths.nodes[name]).__name__
+            sites = [site for site in self.plan.sites if site.node == name]
+            bare = [site for site in sites if site.is_bare]
+            for site in bare:
+                note = self.tallies[site.row].note
+                rows.append(LedgerRow(site.name, "Identity", "counted", note))
             if name in self.plan.refused:
                 rows.append(LedgerRow(name, operation, "unsupported", self.plan.refused[name]))
-            elif name in sites:
-                rows += self._synapse_rows(sites[name], operation)
+            elif self.paths.is_synapse(name):
+                rows += self._synapse_rows(sites[0], operation)
             else:
                 what = "neuron_updates (clocked), touched_updates and spikes"
-                what = "comparisons and spikes" if operation == "Threshold" else what
+                if operation == "Threshold":
+                    what = "comparisons and spikes"
                 note = f"{what}, in layer '{self.plan.owner[name]}'"
                 rows.append(LedgerRow(name, operation, "counted", note))
         return rows
 
     def _synapse_rows(self, site: Site, operation: str) -> list[LedgerRow]:
-        if site.returning:
-            what = "no autapses" if site.routes[0].reach.loop else "autapses included"
+        note = self.tallies[site.row].note
+        if site.own_spikes:
+            what = "no autapses" if site.routes[0].fan_out.no_autapses else "autapses included"
             note = f"in layer '{site.row}'; its spikes come back a step later, those of the last step never ({what})"
-        else:
-            note = self.tallies[site.row].note
         rows = [LedgerRow(site.name, operation, "counted", note)]
+        # Rows have names of their own, whatever the graph calls its nodes.
         bias = f"{site.name}.bias"
-        while bias in self.ways.nodes:
+        while bias in self.paths.nodes:
             bias += " of it"
         if site.bias:
-            rows.append(
-                LedgerRow(bias, "Bias", "counted", "bias_adds: every step, silent ones too")
-            )
-        elif hasattr(self.ways.nodes[site.name], "bias"):
+            note = "bias_adds: every step, silent ones too"
+            rows.append(LedgerRow(bias, "Bias", "counted", note))
+        elif hasattr(self.paths.nodes[site.name], "bias"):
             rows.append(LedgerRow(bias, "Bias", "free", "all zeros: there is no bias"))
         return rows
 
-    def _sizes(self) -> dict[str, LayerSizes]:
-        found = {}
-        for row in self.tallies:
-            sites = [site for site in self.plan.sites if site.row == row]
-            neurons = [name for name, owner in self.plan.owner.items() if owner == row]
-            nodes = [self.ways.nodes[name] for name in neurons]
-            words = [prod(self.ways.leaving(name)) for name in neurons]
-            reaches = [route.reach for site in sites for route in site.routes]
-            forward = [route.reach for site in sites if not site.returning for route in site.routes]
-            kernel = sum(one.kernel_words for one in forward)
-            held = [_states(node, size) for node, size in zip(nodes, words, strict=True)]
-            alone = prod(self.ways.entering(row)) if row in self.ways.nodes else 0
-            found[row] = LayerSizes(
-                inputs=sum(one.inputs for one in forward) or alone,
-                outputs=sum(words) or max((prod(one.outputs) for one in forward), default=alone),
-                weights=sum(one.weight_words for one in reaches),
-                biases=sum(self._biases(site) for site in sites),
-                states=sum(held),
-                kernel=kernel,
-                convolution=any(
-                    isinstance(self.ways.nodes.get(row), kind) for kind in (nir.Conv1d, nir.Conv2d)
-                ),
-                leaky=any(
-                    isinstance(node, NEURONS) and not isinstance(node, (nir.IF, nir.I))
-                    for node in nodes
-                ),
-            )
-        return found
-
-    def _biases(self, site: Site) -> int:
-        return np.size(self.ways.nodes[site.name].bias) if site.bias else 0
+    def _sizes(self, row: str) -> LayerSizes:
+        nodes = self.paths.nodes
+        sites = [site for site in self.plan.sites if site.row == row]
+        forward = [route.fan_out for site in sites if not site.own_spikes for route in site.routes]
+        every = [route.fan_out for site in sites for route in site.routes]
+        neurons = [name for name, owner in self.plan.owner.items() if owner == row]
+        outputs = [prod(self.paths.leaving[name]) for name in neurons]
+        # A layer without synapses or neurons, such as a pool, is as large as what arrives.
+        alone = prod(self.paths.entering[row]) if row in nodes else 0
+        largest = max((prod(fan_out.outputs) for fan_out in forward), default=alone)
+        return LayerSizes(
+            inputs=sum(fan_out.inputs for fan_out in forward) or alone,
+            outputs=sum(outputs) or largest,
+            weights=sum(fan_out.weight_words for fan_out in every),
+            biases=sum(np.size(nodes[site.name].bias) for site in sites if site.bias),
+            states=sum(
+                _states_per_neuron(nodes[name]) * size
+                for name, size in zip(neurons, outputs, strict=True)
+            ),
+            kernel=sum(fan_out.kernel_words for fan_out in forward),
+            convolution=isinstance(nodes.get(row), CONVS),
+            leaky=any(_is_leaky(nodes[name]) for name in neurons),
+        )
 
 
-def _states(node: Any, neurons: int) -> int:
+def _states_per_neuron(node: Any) -> int:
     if isinstance(node, nir.Threshold):
         return 0
-    return neurons * (2 if isinstance(node, (nir.CubaLIF, nir.CubaLI)) else 1)
+    # These hold a current besides the voltage.
+    return 2 if isinstance(node, (nir.CubaLIF, nir.CubaLI)) else 1
+
+
+def _is_leaky(node: Any) -> bool:
+    return isinstance(node, NEURONS) and not isinstance(node, (nir.IF, nir.I))
 
 
 class _Batch:
     """One batch on its way through time."""
 
-    def __init__(self, counter: GraphCounter, run: Stepper, lengths: Lengths) -> None:
-        self.counter, self.run, self.lengths = counter, run, lengths
-        self.plan, self.ways, self.tallies = counter.plan, counter.ways, counter.tallies
+    def __init__(self, counter: GraphCounter, run: Stepper, lengths: Int64) -> None:
+        self.run, self.lengths = run, lengths
+        self.plan, self.paths, self.tallies = counter.plan, counter.paths, counter.tallies
         for tally in self.tallies.values():
             tally.begin(run.samples)
         longest = max((route.lag for site in self.plan.sites for route in site.routes), default=0)
-        self.past: deque[dict[str, torch.Tensor]] = deque(maxlen=longest + 1)
-        self.touched = Touched(self.plan, self.ways, self.run)
+        # What nodes gave in this step and those before it, the latest first.
+        self.past: deque[Values] = deque(maxlen=longest + 1)
+        self.before: Values = {}
+        self.touched = _Touched(self.plan, run)
+        self.pool_windows = {
+            name: pool_fan_out(self.paths, name).stored for name in self.plan.pools
+        }
 
     def step(self, t: int, x: torch.Tensor) -> None:
         """Run one step and count it."""
-        before = dict(self.run.before)
+        self.before = self.run.before
         value = self.run.step(x)
         self.past.appendleft(value)
-        paid = int((t < self.lengths).sum())
+        alive = t < self.lengths
+        paid = int(alive.sum())
         for site in self.plan.sites:
             tally = self.tallies[site.row]
             active = []
             for route in site.routes:
-                frames = self._frames(site, route.source, route.lag, value, before)
-                flat = frames.reshape(len(frames), 1, -1)
-                alive = (t + route.wait < self.lengths)[:, None]
+                frames = self._frames(site, route)
+                frames = frames.reshape(len(frames), 1, -1)
+                # What would act after the inference is not paid.
+                delivered = (t + route.wait < self.lengths)[:, None]
                 tally.deliver(
-                    route.reach, flat, alive, t, returning=site.returning, again=route.again
+                    route.fan_out,
+                    frames,
+                    delivered,
+                    t,
+                    own_spikes=site.own_spikes,
+                    repeated=route.repeated,
                 )
-                tally.dense(route.reach, paid)
-                active.append(flat[:, 0] != 0)
+                tally.dense(route.fan_out, paid)
+                active.append(frames[:, 0] != 0)
             tally.add("bias_adds", paid * site.bias)
-            self.touched.sites(site, active)
+            self.touched.arrive(site, active)
         for name, row in self.plan.owner.items():
-            self._neuron(name, self.tallies[row], value[name].numpy(), t < self.lengths, paid)
-        self._others(value, before, t < self.lengths)
+            self._count_neuron(name, self.tallies[row], value[name].numpy(), alive)
+        self._count_passing(alive)
         self.touched.step_done()
 
-    def _neuron(
-        self, name: str, tally: LayerTally, out: Array, alive: npt.NDArray[np.bool_], paid: int
-    ) -> None:
-        node = self.ways.nodes[name]
-        if isinstance(node, nir.Threshold) or hasattr(node, "v_threshold"):
-            tally.add("spikes", np.count_nonzero(out if alive.all() else out[alive]))
-        if isinstance(node, nir.Threshold):  # no state: it compares what arrives
-            tally.add("comparisons", paid * prod(self.ways.leaving(name)))
+    def _count_neuron(self, name: str, tally: LayerTally, out: Array, alive: Mask) -> None:
+        node = self.paths.nodes[name]
+        updates = int(alive.sum()) * prod(self.paths.leaving[name])
+        stateless = isinstance(node, nir.Threshold)
+        if stateless or hasattr(node, "v_threshold"):
+            tally.add("spikes", np.count_nonzero(out[alive]))
+        if stateless:
+            # It compares what arrives and updates nothing.
+            tally.add("comparisons", updates)
             return
-        tally.add("neuron_updates", paid * prod(self.ways.leaving(name)))
+        tally.add("neuron_updates", updates)
         tally.add("touched_updates", self.touched.count(name, alive))
 
-    def _others(
-        self,
-        value: dict[str, torch.Tensor],
-        before: dict[str, torch.Tensor],
-        alive: npt.NDArray[np.bool_],
-    ) -> None:
-        """Pools, scales and merges that are not folded."""
+    def _count_passing(self, alive: Mask) -> None:
+        """Count pools, scales and merges that are not folded."""
         for name in self.plan.merges:
-            active = torch.stack([part != 0 for part in self._parts(name, value, before)])
-            extra = (active.sum(dim=0) - 1).clamp(min=0)
-            self.tallies[name].add("merge_adds", int(extra[torch.from_numpy(alive)].sum()))
-        for names, column in ((self.plan.pools, "pool_adds"), (self.plan.scales, "elementwise")):
-            for name in names:
-                arriving = _sum(self._parts(name, value, before))
-                events = arriving.numpy()[alive].reshape(int(alive.sum()), -1) != 0
-                windows = (
-                    pool_reach(self.ways, name).stored.reshape(-1) if column == "pool_adds" else 1
-                )
-                self.tallies[name].add(column, (events * windows).sum(dtype=np.int64))
+            active = [part.numpy() != 0 for part in self._parts(name)]
+            # The first of the branches that meet at a position costs nothing.
+            adds = np.maximum(np.sum(active, axis=0) - 1, 0)
+            self.tallies[name].add("merge_adds", adds[alive].sum())
+        for name in self.plan.scales:
+            scaled = np.count_nonzero(self._arriving(name)[alive])
+            self.tallies[name].add("elementwise", scaled)
+        for name, windows in self.pool_windows.items():
+            events = self._arriving(name)[alive] != 0
+            self.tallies[name].add("pool_adds", (events * windows).sum())
 
-    def _parts(
-        self, name: str, value: dict[str, torch.Tensor], before: dict[str, torch.Tensor]
-    ) -> list[torch.Tensor]:
-        return [(before if lag else value)[source] for source, lag in self.ways.sources(name)]
+    def _parts(self, name: str) -> list[torch.Tensor]:
+        """Return what each source of a node gives it in this step."""
+        now = self.past[0]
+        sources = self.paths.sources(name)
+        return [(self.before if lag else now)[source] for source, lag in sources]
 
-    def _frames(
-        self,
-        site: Site,
-        source: str | None,
-        lag: int,
-        value: dict[str, torch.Tensor],
-        before: dict[str, torch.Tensor],
-    ) -> Array:
-        if source is None:
-            return np.asarray(_sum(self._parts(site.node, value, before)).numpy())
-        if lag < len(self.past):
-            return np.asarray(self.past[lag][source].numpy())
-        return np.asarray(self.run.rest[source].numpy())  # before the first step
+    def _arriving(self, name: str) -> Array:
+        # One after another, as the stepper adds them: floats depend on the order.
+        first, *others = self._parts(name)
+        return sum(others, start=first).numpy()
+
+    def _frames(self, site: Site, route: Route) -> Array:
+        if route.source is None:
+            return self._arriving(site.node)
+        if route.lag < len(self.past):
+            return self.past[route.lag][route.source].numpy()
+        # Before the first step every neuron was silent.
+        return self.run.rest[route.source].numpy()
 
 
-def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
-    return sum(parts[1:], start=parts[0])
+@dataclass
+class _Feed:
+    """One path of currents from a site to a neuron.
+
+    Args:
+        site: where the currents come from.
+        lag: steps that they wait in loops, 0 or 1.
+        changes: what pools that are not folded and Delays make of a mask, in order.
+    """
+
+    site: Site
+    lag: int
+    changes: list[Callable[[Mask], Mask]]
+
+
+class _Touched:
+    """Which neurons an event or a bias reaches in a step: what event-driven hardware would update.
+
+    Args:
+        plan: what is counted in the graph.
+        run: of the batch.
+    """
+
+    def __init__(self, plan: CountingPlan, run: Stepper) -> None:
+        self.paths, self.run = plan.paths, run
+        synapses = {site.name: site for site in plan.sites}
+        self.feeds: dict[str, list[_Feed]] = {}
+        for name in plan.owner:
+            feeds = [
+                _Feed(synapses[path.source], path.lag, self._changes(path.passed))
+                for path in self.paths.current_paths(name)
+                if path.source in synapses
+            ]
+            bare = [site for site in plan.sites if site.is_bare and site.node == name]
+            self.feeds[name] = feeds + [_Feed(site, 0, []) for site in bare]
+        # A bias reaches its neurons in every step.
+        self.always = {
+            name for name, feeds in self.feeds.items() if any(feed.site.bias for feed in feeds)
+        }
+        # Where events take one path alone, its outputs can be counted without making their masks.
+        self.direct: dict[str, Site] = {}
+        for name, feeds in self.feeds.items():
+            alone = len(feeds) == 1 and len(feeds[0].site.routes) == 1
+            if alone and feeds[0].lag == 0 and not feeds[0].changes:
+                self.direct[name] = feeds[0].site
+        self.masked = {
+            feed.site.name
+            for name in self.feeds.keys() - self.always - self.direct.keys()
+            for feed in self.feeds[name]
+        }
+        self.active: dict[str, list[Mask]] = {}
+        self.now: dict[str, Mask] = {}
+        self.before: dict[str, Mask] = {}
+
+    def _changes(self, passed: tuple[str, ...]) -> list[Callable[[Mask], Mask]]:
+        found: list[Callable[[Mask], Mask]] = []
+        for node in passed:
+            if self.paths.is_pool(node) and node not in self.paths.folded_behind:
+                found.append(pool_fan_out(self.paths, node).touched)
+            elif self.paths.is_delay(node):
+                found.append(self._delay_mask(node))
+        return found
+
+    def _delay_mask(self, node: str) -> Callable[[Mask], Mask]:
+        # Each path needs a line of its own: the stepper's carries values.
+        line = DelayLine(self.run.delays[node].steps.numpy())
+        shape = self.paths.leaving[node]
+
+        def delayed(mask: Mask) -> Mask:
+            frames = torch.from_numpy(mask.reshape(len(mask), *shape).astype(np.float32))
+            return line(frames).numpy().reshape(len(mask), -1) > 0
+
+        return delayed
+
+    def arrive(self, site: Site, active: list[Mask]) -> None:
+        """Take in the events (samples, features) of each route of a site in this step."""
+        self.active[site.name] = active
+        if site.name in self.masked:
+            routes = zip(site.routes, active, strict=True)
+            masks = [route.fan_out.touched(events) for route, events in routes]
+            self.now[site.name] = np.logical_or.reduce(masks)
+
+    def count(self, name: str, alive: Mask) -> int:
+        """Count the neurons of a node that are reached in this step, in the samples that are alive."""
+        features = prod(self.paths.leaving[name])
+        if name in self.always:
+            return int(alive.sum()) * features
+        if name in self.direct:
+            site = self.direct[name]
+            events = self.active[site.name][0][alive]
+            return int(site.routes[0].fan_out.touched_count(events).sum())
+        found = np.zeros((len(alive), features), dtype=np.bool_)
+        for feed in self.feeds[name]:
+            masks = self.before if feed.lag else self.now
+            mask = masks.get(feed.site.name)
+            if mask is None:
+                # Before the first step nothing came round a loop; a Delay has to take that in too.
+                outputs = prod(feed.site.routes[0].fan_out.outputs)
+                mask = np.zeros((len(alive), outputs), dtype=np.bool_)
+            for change in feed.changes:
+                mask = change(mask)
+            found |= mask
+        return int(np.count_nonzero(found[alive]))
+
+    def step_done(self) -> None:
+        """Keep what was reached in this step: it arrives over loops in the next."""
+        self.before, self.now = self.now, {}

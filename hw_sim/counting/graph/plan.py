@@ -1,52 +1,420 @@
-"""What has to be counted in a NIR graph: sites where events meet synapses, and what becomes of every other node.
+"""Plan what has to be counted in a NIR graph: the paths of its events, the synapses they meet, the cost of every other node.
 
-A site is a synapse node, or a bare edge into a neuron (an identity synapse of fan-out 1). Under the folded policy each way
+A site is a synapse node, or a bare edge into a neuron (an identity synapse of fan-out 1). Under the folded policy each path
 from an event source (input, neuron, Threshold, Delay, or a synapse whose currents go on) to a site is a route of its own,
 with the pools on it folded into the synapse. Under the float policy a site hears the sum of all that arrives, as it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from math import prod
+from typing import NamedTuple
 
 import nir
 import numpy as np
 
+from knarr.export.graph.convolutions import restore_groups
+from knarr.export.graph.step import Stepper
+from knarr.export.graph.step_synapses import ints
+from knarr.export.graph.topology import NEURONS
+from knarr.hw_sim.arrays import Int64
 from knarr.hw_sim.counting.counts import LedgerRow, Status
-from knarr.hw_sim.counting.fan_out import FanOut, returning
-from knarr.hw_sim.counting.graph.event_paths import CONVS, POOLS, EventPaths, bias, reach_of
+from knarr.hw_sim.counting.fan_out import Axis, AxisWindow, FanOut, compose_axis, own_fan_out
+from knarr.hw_sim.errors import CountError
+
+CONVS = (nir.Conv1d, nir.Conv2d)
+MATRICES = (nir.Linear, nir.Affine)
+POOLS = (nir.AvgPool2d, nir.SumPool2d)
+MAX_PATHS = 10_000
+
+Neighbour = tuple[str, int]
+"""A node next to another one, and the steps that what passes between them waits: 1 where the edge closes a loop."""
+
+
+class Path(NamedTuple):
+    """A path to a node.
+
+    Args:
+        source: node at which it starts.
+        lag: steps that what takes it waits on edges that close loops.
+        passed: nodes on the way, source first.
+    """
+
+    source: str
+    lag: int
+    passed: tuple[str, ...] = ()
+
+
+class EventPaths:
+    """A graph's structure as its events see it.
+
+    Args:
+        run: a stepper of the graph.
+        pooling: "folded" or "float".
+    """
+
+    def __init__(self, run: Stepper, pooling: str) -> None:
+        self.run, self.order = run, run.order
+        self.entering, self.leaving = run.entering, run.leaving
+        self.nodes = {name: restore_groups(node) for name, node in run.nodes.items()}
+        self.folded = pooling == "folded"
+        self.targets: dict[str, list[Neighbour]] = {name: [] for name in self.nodes}
+        for name in self.order.order:
+            for source, lag in self.sources(name):
+                self.targets[source].append((name, lag))
+        self.behind = {
+            name: self._folded_behind(name) for name in self.order.order if self.is_synapse(name)
+        }
+        self.folded_behind = {node for passed in self.behind.values() for node in passed}
+
+    def sources(self, name: str) -> list[Neighbour]:
+        """Return everything that arrives at a node."""
+        direct = [(source, 0) for source in self.order.sources[name]]
+        return direct + [(source, 1) for source in self.order.looping[name]]
+
+    def is_synapse(self, name: str) -> bool:
+        """Tell whether a node holds weights that events are multiplied with."""
+        return isinstance(self.nodes[name], (*MATRICES, *CONVS))
+
+    def is_neuron(self, name: str) -> bool:
+        """Tell whether a node has neurons; a Threshold is one without a state."""
+        return isinstance(self.nodes[name], (*NEURONS, nir.Threshold))
+
+    def is_pool(self, name: str) -> bool:
+        """Tell whether a node is a pool."""
+        return isinstance(self.nodes[name], POOLS)
+
+    def is_delay(self, name: str) -> bool:
+        """Tell whether a node is a Delay."""
+        return name in self.run.delays
+
+    def gives_events(self, name: str) -> bool:
+        """Tell whether a node is a source of events."""
+        return name == self.order.input or self.is_neuron(name)
+
+    def hears(self, name: str) -> bool:
+        """Tell whether what arrives at a node goes no further."""
+        return self.is_synapse(name) or self.is_neuron(name) or name == self.order.output
+
+    def stops(self, name: str) -> bool:
+        """Tell whether what arrives at a node goes no further in the same step."""
+        return self.hears(name) or self.is_delay(name)
+
+    def holds_zeros(self, name: str) -> bool:
+        """Tell whether a node is a Scale that cuts some of what passes it."""
+        node = self.nodes[name]
+        return isinstance(node, nir.Scale) and not np.all(np.asarray(node.scale))
+
+    def delay(self, name: str) -> int:
+        """Return the shortest delay of a node in steps, 0 where it is no Delay."""
+        return int(self.run.delays[name].steps.min()) if self.is_delay(name) else 0
+
+    def carries(self, name: str) -> set[str]:
+        """Return which of "events" and "currents" a node passes on, seen through everything without synapses."""
+        origins = {name}
+        if not self._converts(name):
+            origins = self._reach(name, self.sources, self._converts)
+        kinds = {"currents" for origin in origins if self.is_synapse(origin)}
+        return kinds | {"events" for origin in origins if self.gives_events(origin)}
+
+    def fed_neurons(self, name: str) -> list[str]:
+        """Return the neurons that a synapse feeds in the same step."""
+
+        def this_step(node: str) -> list[Neighbour]:
+            return [(target, lag) for target, lag in self.targets[node] if lag == 0]
+
+        reached = self._reach(name, this_step, self._converts)
+        return [target for target in self.order.order if target in reached & set(self.neurons)]
+
+    def stops_ahead(self, name: str) -> list[str]:
+        """Return the nodes at which what a node gives stops."""
+        reached = self._reach(name, self.targets.__getitem__, self.stops)
+        return [target for target in reached if self.stops(target)]
+
+    @property
+    def neurons(self) -> list[str]:
+        """Names of the neurons, sources first."""
+        return [name for name in self.order.order if self.is_neuron(name)]
+
+    def _converts(self, name: str) -> bool:
+        """Tell whether a node gives something else than what arrives: events become currents, or currents events."""
+        return self.is_synapse(name) or self.gives_events(name)
+
+    def _reach(
+        self,
+        name: str,
+        neighbours: Callable[[str], list[Neighbour]],
+        opaque: Callable[[str], bool],
+    ) -> set[str]:
+        """Return all nodes in one direction, opaque ones included, but nothing that lies behind them alone."""
+        reached: set[str] = set()
+        waiting = [name]
+        while waiting:
+            for node, _ in neighbours(waiting.pop()):
+                if node not in reached:
+                    reached.add(node)
+                    if not opaque(node):
+                        waiting.append(node)
+        return reached
+
+    def event_paths(self, name: str) -> Iterator[Path]:
+        """Yield every path from an event source, a synapse or a Delay to a node.
+
+        Raises:
+            CountError: there are more than `MAX_PATHS`.
+        """
+        return self._paths(name, lambda node: self._converts(node) or self.is_delay(node))
+
+    def current_paths(self, name: str) -> list[Path]:
+        """Return every path of currents from a synapse to a neuron, through Delays too.
+
+        Raises:
+            CountError: there are more than `MAX_PATHS`.
+        """
+        found = self._paths(name, self._converts)
+        return [path for path in found if self.is_synapse(path.source)]
+
+    def _paths(self, name: str, starts: Callable[[str], bool]) -> Iterator[Path]:
+        waiting = [Path(source, lag) for source, lag in self.sources(name)]
+        for _ in range(MAX_PATHS):
+            if not waiting:
+                return
+            path = waiting.pop(0)
+            if starts(path.source):
+                yield path
+            elif path.source not in path.passed:  # a loop through a Delay is taken once
+                passed = (path.source, *path.passed)
+                for source, lag in self.sources(path.source):
+                    waiting.append(Path(source, path.lag + lag, passed))
+        raise CountError(
+            f"node '{name}': more than {MAX_PATHS} ways of events lead here; put neurons between"
+        )
+
+    def arrivals(self, name: str) -> list[Path]:
+        """Return the paths that this policy tells apart: with pools folded all of them, else the edges."""
+        if self.folded:
+            return list(self.event_paths(name))
+        return [Path(source, lag) for source, lag in self.sources(name)]
+
+    def bare_events(self, name: str) -> list[Path]:
+        """Return the arrivals of events that no synapse turns into currents."""
+        return [path for path in self.arrivals(name) if "currents" not in self.carries(path.source)]
+
+    def _chain(
+        self, name: str, neighbours: Callable[[str], list[Neighbour]]
+    ) -> Iterator[Neighbour]:
+        """Walk in one direction as long as there is one neighbour alone; lags are those of each edge."""
+        # More steps than there are nodes would go round a loop.
+        for _ in self.nodes:
+            found = neighbours(name)
+            if len(found) != 1:
+                return
+            yield found[0]
+            name = found[0][0]
+
+    def _folded_behind(self, name: str) -> list[str]:
+        """Return pools and scales between a synapse and its neurons that no other node feeds or hears."""
+        if not self.folded:
+            return []
+        passed = []
+        for target, lag in self._chain(name, self.targets.__getitem__):
+            shared = len(self.sources(target)) != 1
+            if lag or shared or self.stops(target) or self.holds_zeros(target):
+                break
+            passed.append(target)
+        ends = self.targets[passed[-1] if passed else name]
+        if any(self.is_synapse(end) for end, _ in ends):
+            return []  # what lies before a synapse folds into that one
+        found = [node for node in passed if isinstance(self.nodes[node], (*POOLS, nir.Scale))]
+        pooled = any(self.is_pool(node) for node in found)
+        return [] if pooled and not isinstance(self.nodes[name], nir.Conv2d) else found
+
+    def wait(self, name: str) -> int:
+        """Return the fewest steps, in loops and Delays, between a synapse and what hears it.
+
+        What acts later than the inference lasts is not paid.
+        """
+        heard: list[int] = []
+        waiting = [(0, name)]
+        met: set[str] = set()
+        while waiting:
+            steps, here = heappop(waiting)
+            for target, lag in self.targets[here]:
+                after = steps + lag + self.delay(target)
+                if self.hears(target):
+                    heard.append(after)
+                elif target not in met:
+                    met.add(target)
+                    heappush(waiting, (after, target))
+        return min(heard, default=0)
+
+    def waits(self, name: str) -> Int64 | None:
+        """Return (outputs,) steps until what each output of a synapse gives is heard; None where all wait alike."""
+        steps = np.zeros(prod(self.leaving[name]), dtype=np.int64)
+        for node, lag in self._chain(name, self.targets.__getitem__):
+            steps += lag
+            if self.is_delay(node):
+                each = self.run.delays[node].steps.expand(self.leaving[node])
+                steps += each.reshape(-1).numpy()
+            elif self.hears(node) or self.is_pool(node):
+                break
+        return None if (steps == steps[0]).all() else steps
+
+    def own_loop(self, name: str) -> str | None:
+        """Return the neuron that a synapse joins with itself alone, one step later or more."""
+        node = self.nodes[name]
+        if not isinstance(node, MATRICES) or len(set(np.shape(node.weight))) != 1:
+            return None
+        before = self._end_of_chain(name, self.sources)
+        behind = self._end_of_chain(name, self.targets.__getitem__)
+        if before is None or behind is None:
+            return None
+        sender, lag, delay = before
+        closed = sender == behind[0] and self.is_neuron(sender)
+        # The edge that closes the loop must lie behind the synapse, where its wait counts it.
+        later = lag == 0 and self.wait(name) + delay > 0
+        return sender if closed and later else None
+
+    def _end_of_chain(
+        self, name: str, neighbours: Callable[[str], list[Neighbour]]
+    ) -> tuple[str, int, int] | None:
+        """Return the end of a path without forks, the loop edges on it, and the steps of its Delays."""
+        lags = delays = 0
+        for node, lag in self._chain(name, neighbours):
+            lags += lag
+            if self._converts(node) or node == self.order.output:
+                return node, lags, delays
+            delays += self.delay(node)
+            scale = isinstance(self.nodes[node], nir.Scale)
+            folded = scale and self.folded and not self.holds_zeros(node)
+            passive = (nir.Input, nir.Output, nir.Flatten, nir.Delay)
+            if not folded and not isinstance(self.nodes[node], passive):
+                return None
+        return None
+
+
+def site_fan_out(paths: EventPaths, name: str, passed: Sequence[str]) -> FanOut | str:
+    """Return the synapses of a site for events that pass these nodes, or why they cannot be folded.
+
+    Args:
+        paths: the graph.
+        name: synapse, or neuron that a bare edge enters.
+        passed: nodes on the way, source first; empty under the float policy.
+    """
+    node = paths.nodes[name]
+    pools = [passing for passing in passed if paths.is_pool(passing)]
+    flattened = False
+    partial = False
+    for passing in passed:
+        if paths.holds_zeros(passing):
+            return f"scale '{passing}' holds zeros; multiply it into the weights, or use pooling='float'"
+        flattened |= isinstance(paths.nodes[passing], nir.Flatten)
+        # A pool or a kernel behind a Flatten slides over axes that are no longer those of the pools before.
+        partial |= flattened and passing in pools
+    if pools and (partial or (flattened and isinstance(node, CONVS))):
+        return (
+            f"pooling '{pools[0]}' beside a partial flatten cannot be folded; use pooling='float'"
+        )
+    before = [pool_windows(paths, pool) for pool in pools]
+    if isinstance(node, CONVS):
+        folded = [pool for pool in paths.behind[name] if paths.is_pool(pool)]
+        behind = [pool_windows(paths, pool) for pool in folded]
+        axes = _axes(conv_windows(paths, name), before, behind)
+        return FanOut(np.asarray(node.weight), axes, int(node.groups))
+    shape = paths.leaving[pools[-1]] if pools else (prod(paths.entering[name]),)
+    if not isinstance(node, MATRICES):
+        return _identity(shape, before)
+    # Each output of a matrix reads every position that the pools give: a kernel as large as they are.
+    weight = np.asarray(node.weight)
+    whole = [AxisWindow(size, 1, size) for size in shape[1:]]
+    return FanOut(weight.reshape(len(weight), *shape), _axes(whole, before))
+
+
+def conv_windows(paths: EventPaths, name: str) -> list[AxisWindow]:
+    """Return the window of a convolution along each axis."""
+    node = paths.nodes[name]
+    kernel = np.shape(node.weight)[2:]
+    stride = ints(node.stride, len(kernel))
+    dilation = ints(node.dilation, len(kernel))
+    padding = (0,) * len(kernel)
+    if not isinstance(node.padding, str):
+        padding = ints(node.padding, len(kernel))
+    elif node.padding == "same":
+        # torch puts the odd zero behind.
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+    shapes = paths.entering[name][1:], paths.leaving[name][1:]
+    axes = zip(*shapes, kernel, stride, padding, dilation, strict=True)
+    return [AxisWindow(*(int(value) for value in geometry)) for geometry in axes]
+
+
+def pool_windows(paths: EventPaths, name: str) -> list[AxisWindow]:
+    """Return the window of a pool along each axis."""
+    node = paths.nodes[name]
+    shapes = paths.entering[name][1:], paths.leaving[name][1:]
+    geometry = ints(node.kernel_size), ints(node.stride), ints(node.padding)
+    return [AxisWindow(*axis) for axis in zip(*shapes, *geometry, strict=True)]
+
+
+def pool_fan_out(paths: EventPaths, name: str) -> FanOut:
+    """Return the windows of a pool that is no part of a synapse."""
+    return _identity(paths.leaving[name], [pool_windows(paths, name)])
+
+
+def _identity(shape: Sequence[int], before: Sequence[Sequence[AxisWindow]]) -> FanOut:
+    """Join each channel and position with itself, behind pools."""
+    channels, *sizes = shape
+    ones = np.ones((channels, 1, *(1 for _ in sizes)))
+    windows = [AxisWindow(size, size, 1) for size in sizes]
+    return FanOut(ones, _axes(windows, before), channels)
+
+
+def _axes(
+    synapse: Sequence[AxisWindow],
+    before: Sequence[Sequence[AxisWindow]],
+    behind: Sequence[Sequence[AxisWindow]] = (),
+) -> tuple[Axis, ...]:
+    """Compose axis by axis; pools come as one window for each axis."""
+    found = []
+    for at, window in enumerate(synapse):
+        pools_before = [pool[at] for pool in before]
+        found.append(compose_axis(window, pools_before, [pool[at] for pool in behind]))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
 class Route:
-    """One way of events to a site.
+    """One path of events to a site.
 
     Args:
         source: node whose value they are; None: the sum of everything that arrives.
         lag: steps they wait in loops.
-        reach: the synapses they take.
+        fan_out: the synapses they take.
         wait: steps until what they do is heard, in loops and Delays: what would act after the inference is not paid.
-        again: the same events take other synapses too, with a shorter wait, and are counted there.
+        repeated: the same events take other synapses too, with a shorter wait, and are counted there.
     """
 
     source: str | None
     lag: int
-    reach: FanOut
+    fan_out: FanOut
     wait: int = 0
-    again: bool = False
+    repeated: bool = False
 
 
 @dataclass(frozen=True)
 class Site:
-    """Events meet synapses here.
+    """A place where events meet synapses.
 
     Args:
-        name: of the synapse's node, or "source->neuron" of a bare edge.
-        node: whose arriving value it is under the float policy.
+        name: name of the synapse's node, or "source->neuron" of a bare edge.
+        node: node whose arriving value it is under the float policy.
         row: layer it is counted in.
         routes: one or more.
         bias: neurons that get a bias from it.
-        returning: the synapse of a neuron with itself.
+        own_spikes: it is the synapse of a neuron with itself.
     """
 
     name: str
@@ -54,221 +422,200 @@ class Site:
     row: str
     routes: tuple[Route, ...]
     bias: int = 0
-    returning: bool = False
+    own_spikes: bool = False
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is an edge into a neuron, without a synapse of its own."""
+        return self.name != self.node
 
 
-@dataclass
 class CountingPlan:
-    """What to count.
+    """What has to be counted in a graph.
 
-    Args:
+    Attributes:
         sites: where events meet synapses, in the order of the graph.
         rows: names of layers.
         owner: neuron -> layer that its updates and spikes are counted in: that of the first synapse that feeds it.
         pools, scales, merges: nodes that cost additions or multiplications of their own under this policy.
-        passing: ledger rows of nodes that are neither synapse nor neuron.
+        passing: node that is neither synapse nor neuron -> its ledger row.
         refused: synapse or neuron -> why it cannot be counted under this policy.
-        absorbed: pool or scale -> synapses it is folded into.
     """
 
-    sites: list[Site] = field(default_factory=list)
-    rows: list[str] = field(default_factory=list)
-    owner: dict[str, str] = field(default_factory=dict)
-    pools: list[str] = field(default_factory=list)
-    scales: list[str] = field(default_factory=list)
-    merges: list[str] = field(default_factory=list)
-    passing: list[LedgerRow] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    absorbed: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self, paths: EventPaths) -> None:
+        self.paths = paths
+        self.sites: list[Site] = []
+        self.rows: list[str] = []
+        self.owner: dict[str, str] = {}
+        self.pools: list[str] = []
+        self.scales: list[str] = []
+        self.merges: list[str] = []
+        self.passing: dict[str, LedgerRow] = {}
+        self.refused: dict[str, str] = {}
+        # Pool or scale -> the synapses it is folded into.
+        self._absorbed: dict[str, list[str]] = defaultdict(list)
+        order = paths.order.order
+        for name in order:
+            if paths.is_synapse(name):
+                self._add_synapse(name)
+            elif paths.is_neuron(name):
+                self._add_neuron(name)
+        # What a pool costs depends on all the synapses that could take it in.
+        for name in order:
+            if not paths.is_synapse(name) and not paths.is_neuron(name):
+                self._add_passing(name)
+        place = {name: at for at, name in enumerate(order)}
+        bare = {site.row: place[site.node] for site in self.sites}
+        # A row named like a node stands where the node does, whatever other sites count in it.
+        self.rows.sort(key=(bare | place).__getitem__)
+        self.sites = [site for site in self.sites if site.name not in self.refused]
 
-
-def plan(graph: EventPaths) -> CountingPlan:
-    """Everything that has to be counted in a graph."""
-    made = CountingPlan()
-    for name in graph.order.order:
-        if graph.is_synapse(name):
-            _synapse(graph, made, name)
-        elif graph.is_neuron(name):
-            _neuron(graph, made, name)
-    for name in graph.order.order:
-        if not graph.is_synapse(name) and not graph.is_neuron(name):
-            _passing(graph, made, name)
-    place = {name: at for at, name in enumerate(graph.order.order)}
-    heard = {site.row: site.node for site in made.sites}
-    made.rows.sort(key=lambda row: place[row] if row in place else place[heard[row]])
-    made.sites = [site for site in made.sites if site.name not in made.refused]
-    return made
-
-
-def _synapse(graph: EventPaths, made: CountingPlan, name: str) -> None:
-    neuron = graph.own_loop(name)
-    row = made.owner.get(neuron, name) if neuron is not None else name
-    if row not in made.rows:
-        made.rows.append(row)
-    routes = _routes(graph, made, name)
-    if graph.delays_behind(name) is not None and (
-        neuron is not None or isinstance(graph.nodes[name], CONVS)
-    ):
-        what = "in a neuron's own loop" if neuron is not None else "behind a convolution"
-        made.refused[name] = (
-            f"delays that differ between outputs {what} have no rule; give all the same delay"
+    def _add_synapse(self, name: str) -> None:
+        paths = self.paths
+        neuron = paths.own_loop(name)
+        row = name if neuron is None else self.owner.get(neuron, name)
+        self._add_row(row)
+        routes = self._routes(name)
+        waits = paths.waits(name)
+        if waits is not None and (neuron is not None or isinstance(paths.nodes[name], CONVS)):
+            what = "behind a convolution" if neuron is None else "in a neuron's own loop"
+            self.refused[name] = (
+                f"delays that differ between outputs {what} have no rule; give all the same delay"
+            )
+            routes = []
+        if neuron is not None:
+            itself = own_fan_out(np.asarray(paths.nodes[name].weight))
+            routes = [replace(route, fan_out=itself) for route in routes]
+        routes = [delayed for route in routes for delayed in _by_wait(paths, name, route)]
+        self.sites.append(
+            Site(name, name, row, tuple(routes), self._biased(name), neuron is not None)
         )
-        routes = []
-    if neuron is not None:
-        itself = returning(np.asarray(graph.nodes[name].weight))
-        routes = [replace(route, reach=itself) for route in routes]
-    routes = [late for route in routes for late in _by_wait(graph, name, route)]
-    made.sites.append(Site(name, name, row, tuple(routes), bias(graph, name), neuron is not None))
-    if not graph.folded and len(graph.sources(name)) > 1:
-        made.merges.append(name)
-    for target in _heard_by(graph, name):
-        made.owner.setdefault(target, row)
+        if not paths.folded and len(paths.sources(name)) > 1:
+            self.merges.append(name)
+        for target in paths.fed_neurons(name):
+            self.owner.setdefault(target, row)
 
+    def _routes(self, name: str) -> list[Route]:
+        """Return the routes to a synapse, none for a path that cannot be folded."""
+        paths = self.paths
+        if not paths.folded:
+            fan_out = site_fan_out(paths, name, ())
+            assert isinstance(fan_out, FanOut)  # only what is passed can be refused
+            return [Route(None, 0, fan_out)]
+        found = (self._route(name, path) for path in paths.event_paths(name))
+        routes = [route for route in found if route is not None]
+        for node in paths.behind[name]:
+            self._absorbed[node].append(name)
+        return routes
 
-def _by_wait(graph: EventPaths, name: str, route: Route) -> list[Route]:
-    """One route for each number of steps that outputs of a dense synapse wait."""
-    steps = graph.delays_behind(name)
-    if steps is None or route.reach.axes or route.reach.loop:
-        return [replace(route, wait=graph.wait(name))]
-    weight = route.reach.weight
-    return [
-        replace(
-            route,
-            reach=FanOut(
-                weight, present=np.repeat((steps == ago)[:, None], weight.shape[1], axis=1)
-            ),
-            wait=int(ago),
-            again=bool(ago > steps.min()),
-        )
-        for ago in np.unique(steps)
-    ]
+    def _route(self, name: str, path: Path) -> Route | None:
+        fan_out = site_fan_out(self.paths, name, path.passed)
+        if isinstance(fan_out, str):
+            # The first reason is the one that the ledger shows.
+            self.refused.setdefault(name, fan_out)
+            return None
+        for node in path.passed:
+            self._absorbed[node].append(name)
+        return Route(path.source, path.lag, fan_out)
 
-
-def _routes(graph: EventPaths, made: CountingPlan, name: str) -> list[Route]:
-    """Of a synapse; of none where some way to it cannot be folded."""
-    if not graph.folded:
-        found = reach_of(graph, name, ())
-        assert isinstance(found, FanOut)
-        return [Route(None, 0, found)]
-    routes = []
-    for source, lag, passed in graph.ways(name):
-        reach = reach_of(graph, name, passed)
-        if isinstance(reach, str):
-            made.refused.setdefault(name, reach)
-            continue
-        for one in passed:
-            made.absorbed.setdefault(one, []).append(name)
-        routes.append(Route(source, lag, reach))
-    for one in graph.behind[name]:
-        made.absorbed.setdefault(one, []).append(name)
-    return routes
-
-
-def _neuron(graph: EventPaths, made: CountingPlan, name: str) -> None:
-    """Bare edges into it are synapses of their own."""
-    if graph.folded:
-        ways = [way for way in graph.ways(name) if "currents" not in graph.carries(way[0])]
-        mixed = [way[0] for way in graph.ways(name) if len(graph.carries(way[0])) > 1]
-    else:
-        into = [(source, lag, ()) for source, lag in graph.sources(name)]
-        ways = [way for way in into if "currents" not in graph.carries(way[0])]
-        mixed = [way[0] for way in into if len(graph.carries(way[0])) > 1]
-    if mixed:
-        made.refused[name] = (
-            f"'{mixed[0]}' mixes currents of synapses and bare events; put a synapse between"
-        )
-    for source, lag, passed in ways:
-        label = "->".join([source, *passed, name])
-        reach = reach_of(graph, name, passed)
-        if isinstance(reach, str):
-            made.refused.setdefault(name, reach)
-            continue
-        for one in passed:
-            made.absorbed.setdefault(one, []).append(name)
-        if label not in made.rows:
-            made.rows.append(label)
-        made.sites.append(Site(label, name, label, (Route(source, lag, reach),)))
-        made.owner.setdefault(name, label)
-    if name not in made.owner:  # only a loop of later synapses feeds it
-        made.owner[name] = name
-        made.rows.append(name)
-
-
-def _heard_by(graph: EventPaths, name: str) -> list[str]:
-    """Neurons that a synapse feeds in the same step."""
-    found, waiting, met = [], [name], set()
-    while waiting:
-        for target, lag in graph.targets[waiting.pop(0)]:
-            if lag or target in met:
-                continue
-            met.add(target)
-            if graph.is_neuron(target):
-                found.append(target)
-            elif not graph.is_synapse(target):
-                waiting.append(target)
-    return found
-
-
-def _passing(graph: EventPaths, made: CountingPlan, name: str) -> None:
-    """A node without synapses: what it costs under this policy."""
-    node = graph.nodes[name]
-    operation = type(node).__name__
-    merged = (
-        len(graph.sources(name)) > 1
-        and graph.carries(name) == {"events"}
-        and name != graph.order.output
-    )
-    if merged and not graph.folded:
-        made.merges.append(name)
-        made.rows.append(name)
-    if isinstance(node, (*POOLS, nir.Scale)):
-        into = ", ".join(dict.fromkeys(made.absorbed.get(name, ())))
-        if into and not _heard_as_it_is(graph, made, name):
-            made.passing.append(LedgerRow(name, operation, "folded", f"into {into}"))
-            return
-        pool = isinstance(node, POOLS)
-        (made.pools if pool else made.scales).append(name)
-        if name not in made.rows:
-            made.rows.append(name)
-        note = (
-            "pool_adds: one per event inside a window"
-            if pool
-            else "elementwise: one multiplication per element that is not 0"
-        )
-        note += f"; folded into {into}, yet others hear it as it is" if into else ""
-        made.passing.append(LedgerRow(name, operation, "counted", note))
-        return
-    if isinstance(node, nir.Delay) and graph.folded:
-        pools = [one for one in graph.passed_by(name) if isinstance(graph.nodes[one], POOLS)]
-        if pools:
-            reason = f"pooling '{pools[0]}' before a Delay cannot be folded; delay first, or use pooling='float'"
-            made.passing.append(LedgerRow(name, operation, "unsupported", reason))
-            return
-    notes = {
-        nir.Input: "what arrives",
-        nir.Output: "readout: what is done with it over time costs nothing here",
-        nir.Flatten: "moves no data",
-        nir.Delay: "keeps what passes for some steps; no operation",
-    }
-    status: Status = "counted" if name in made.merges else "free"
-    made.passing.append(
-        LedgerRow(name, operation, status, notes.get(type(node), "passes on what it gets"))
-    )
-
-
-def _heard_as_it_is(graph: EventPaths, made: CountingPlan, name: str) -> bool:
-    """Whether something hears a pool or scale that it is not folded into."""
-    waiting, met = [name], set()
-    while waiting:
-        here = waiting.pop()
-        for target, _ in graph.targets[here]:
-            if graph.stops(target):
-                behind = any(
-                    name in graph.behind[one] for one in made.absorbed[name] if one in graph.behind
+    def _add_neuron(self, name: str) -> None:
+        """Add the bare edges into a neuron, which are synapses of their own."""
+        for path in self.paths.arrivals(name):
+            if len(self.paths.carries(path.source)) > 1:
+                self.refused[name] = (
+                    f"'{path.source}' mixes currents of synapses and bare events; put a synapse between"
                 )
-                if target not in made.absorbed[name] and not behind:
-                    return True
-            elif target not in met:
-                met.add(target)
-                waiting.append(target)
-    return False
+                break
+        for path in self.paths.bare_events(name):
+            label = "->".join([path.source, *path.passed, name])
+            route = self._route(name, path)
+            if route is not None:
+                self._add_row(label)
+                self.sites.append(Site(label, name, label, (route,)))
+                self.owner.setdefault(name, label)
+        if name not in self.owner:  # only a loop of later synapses feeds it
+            self.owner[name] = name
+            self.rows.append(name)
+
+    def _add_row(self, row: str) -> None:
+        if row not in self.rows:
+            self.rows.append(row)
+
+    def _biased(self, name: str) -> int:
+        """Count the neurons that get a bias from a synapse; NIR stores zeros where there is none."""
+        bias = getattr(self.paths.nodes[name], "bias", None)
+        if bias is None or not np.asarray(bias).any():
+            return 0
+        last = [name, *self.paths.behind[name]][-1]
+        return prod(self.paths.leaving[last])
+
+    def _add_passing(self, name: str) -> None:
+        """Decide what a node that is neither synapse nor neuron costs under this policy."""
+        paths = self.paths
+        node = paths.nodes[name]
+        merging = len(paths.sources(name)) > 1 and paths.carries(name) == {"events"}
+        if merging and not paths.folded and name != paths.order.output:
+            self.merges.append(name)
+            self.rows.append(name)
+        if isinstance(node, (*POOLS, nir.Scale)):
+            self._add_pool_or_scale(name)
+            return
+        status: Status = "counted" if name in self.merges else "free"
+        notes = {
+            nir.Input: "what arrives",
+            nir.Output: "readout: what is done with it over time costs nothing here",
+            nir.Flatten: "moves no data",
+            nir.Delay: "keeps what passes for some steps; no operation",
+        }
+        note = notes.get(type(node), "passes on what it gets")
+        if paths.is_delay(name) and paths.folded:
+            # A Delay is a source of events for what comes after it, so nothing before it can be folded.
+            passed = [node for path in paths.bare_events(name) for node in path.passed]
+            pools = [node for node in passed if paths.is_pool(node)]
+            if pools:
+                status = "unsupported"
+                note = f"pooling '{pools[0]}' before a Delay cannot be folded; delay first, or use pooling='float'"
+        self._pass(name, status, note)
+
+    def _add_pool_or_scale(self, name: str) -> None:
+        into = ", ".join(dict.fromkeys(self._absorbed[name]))
+        if into and not self._heard_unfolded(name):
+            self._pass(name, "folded", f"into {into}")
+            return
+        if self.paths.is_pool(name):
+            self.pools.append(name)
+            note = "pool_adds: one per event inside a window"
+        else:
+            self.scales.append(name)
+            note = "elementwise: one multiplication per element that is not 0"
+        self._add_row(name)
+        if into:
+            note += f"; folded into {into}, yet others hear it as it is"
+        self._pass(name, "counted", note)
+
+    def _pass(self, name: str, status: Status, note: str) -> None:
+        operation = type(self.paths.nodes[name]).__name__
+        self.passing[name] = LedgerRow(name, operation, status, note)
+
+    def _heard_unfolded(self, name: str) -> bool:
+        """Tell whether something hears a pool or scale that it is not folded into."""
+        # Behind the synapse it is folded into, neurons hear it, as they should.
+        if name in self.paths.folded_behind:
+            return False
+        return any(stop not in self._absorbed[name] for stop in self.paths.stops_ahead(name))
+
+
+def _by_wait(paths: EventPaths, name: str, route: Route) -> list[Route]:
+    """Return one route for each number of steps that outputs of a dense synapse wait."""
+    steps = paths.waits(name)
+    fan_out = route.fan_out
+    if steps is None or fan_out.axes or fan_out.no_autapses:
+        return [replace(route, wait=paths.wait(name))]
+    weight = fan_out.weight
+    found = []
+    for delay in np.unique(steps).tolist():
+        present = np.broadcast_to((steps == delay)[:, None], weight.shape)
+        part = FanOut(weight, present=present)
+        repeated = delay > steps.min()
+        found.append(replace(route, fan_out=part, wait=delay, repeated=bool(repeated)))
+    return found

@@ -1,328 +1,222 @@
-"""Where the window of a convolution, transposed convolution or pool lies, axis by axis.
+"""Count convolutions of ONNX over any number of axes, forward and transposed, float and quantised.
 
-Convolutions of ONNX over any number of axes, forward and transposed, float and quantised.
+A transposed convolution walks the taps of a forward one from its outputs to its inputs, so both have the same windows, with
+the two ends exchanged. Zeros that pad a forward convolution are, transposed, elements cropped from the output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import replace
+from functools import partial
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from knarr.hw_sim.counting.fan_out import Int64, axis_taps, kernel_targets
+from knarr.hw_sim.arrays import Int64, Mask
+from knarr.hw_sim.counting.fan_out import AxisWindow, targets_per_tap
 from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError, attributes_of, operand
-from knarr.hw_sim.counting.onnx.products import Mask, NodeCounts, Product, factor, product_row
+from knarr.hw_sim.counting.onnx.products import NodeCounts, Product, factor, operands, product_row
 
 LONGEST_AXIS = 2**24
 """Positions of an axis times taps; beyond it the table of taps would fill the memory."""
+Sizes = Sequence[int]
 
 
-@dataclass(frozen=True)
-class KernelWindow:
-    """Kernel, stride, dilation and zeros before the first element, per axis."""
+def axis_windows(node: Any, kernel: Sizes, inputs: Sizes, outputs: Sizes) -> list[AxisWindow]:
+    """Return the window along each axis of Conv, of ConvTranspose or of a pool.
 
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    begins: tuple[int, ...]
-
-    def extent(self, axis: int) -> int:
-        """Elements from the first tap to the last."""
-        return (self.kernel[axis] - 1) * self.dilations[axis] + 1
-
-
-def window_of(node: Any, kernel: Sequence[int], inputs: Sequence[int]) -> KernelWindow:
-    """Window of Conv and of pools; `auto_pad` is resolved as the operator's definition says.
-
-    Args:
-        node: onnx.NodeProto.
-        kernel, inputs: sizes along the spatial axes.
-
-    Raises:
-        UnsupportedError: attributes that do not fit the axes.
-    """
-    attributes = attributes_of(node)
-    strides, dilations = (
-        _per_axis(attributes, "strides", kernel),
-        _per_axis(attributes, "dilations", kernel),
-    )
-    bare = KernelWindow(tuple(kernel), strides, dilations, (0,) * len(kernel))
-    auto = _auto_pad(attributes)
-    if auto == "NOTSET":
-        return KernelWindow(
-            tuple(kernel), strides, dilations, _pads(attributes, kernel)[: len(kernel)]
-        )
-    if auto == "VALID":
-        return bare
-    begins = []
-    for axis, size in enumerate(inputs):
-        outputs = -(-size // strides[axis])
-        missing = max((outputs - 1) * strides[axis] + bare.extent(axis) - size, 0)
-        begins.append(missing // 2 if auto == "SAME_UPPER" else missing - missing // 2)
-    return KernelWindow(tuple(kernel), strides, dilations, tuple(begins))
-
-
-def transposed_window_of(
-    node: Any, kernel: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]
-) -> KernelWindow:
-    """Window of ConvTranspose; `begins` are the elements cropped before the first output.
+    `auto_pad` is resolved as the operator's definition says.
 
     Args:
         node: onnx.NodeProto.
         kernel, inputs, outputs: sizes along the spatial axes.
 
+    Returns:
+        One window for each axis. That of ConvTranspose has the node's outputs as its inputs and the other way round.
+
     Raises:
         UnsupportedError: attributes that do not fit the axes.
     """
     attributes = attributes_of(node)
-    strides, dilations = (
-        _per_axis(attributes, "strides", kernel),
-        _per_axis(attributes, "dilations", kernel),
-    )
-    bare = KernelWindow(tuple(kernel), strides, dilations, (0,) * len(kernel))
-    auto = _auto_pad(attributes)
-    asked = "output_shape" in attributes
-    if not asked and auto == "NOTSET":
-        return KernelWindow(
-            tuple(kernel), strides, dilations, _pads(attributes, kernel)[: len(kernel)]
-        )
-    if not asked and auto == "VALID":
-        return bare
+    transposed = node.op_type == "ConvTranspose"
+    strides = _per_axis(attributes, "strides", kernel)
+    dilations = _per_axis(attributes, "dilations", kernel)
+    if transposed:
+        inputs, outputs = outputs, inputs
+    axes = zip(inputs, outputs, kernel, strides, dilations, strict=True)
+    windows = [
+        AxisWindow(size, places, taps, stride, dilation=dilation)
+        for size, places, taps, stride, dilation in axes
+    ]
+    auto_pad = attributes.get("auto_pad", b"NOTSET").decode(errors="replace")
+    if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise UnsupportedError(f"auto_pad {auto_pad} does not exist")
+    # Whoever names the output's shape leaves the padding to follow from it, whatever auto_pad says.
+    if "output_shape" not in attributes:
+        if auto_pad == "VALID":
+            return windows
+        if auto_pad == "NOTSET":
+            pads = _pads(attributes, kernel)
+            return [
+                replace(window, padding=pad) for window, pad in zip(windows, pads, strict=False)
+            ]
     extra = attributes.get("output_padding", [0] * len(kernel))
-    begins = []
-    for axis, (size, wanted) in enumerate(zip(inputs, outputs, strict=True)):
-        cropped = strides[axis] * (size - 1) + extra[axis] + bare.extent(axis) - wanted
-        if cropped < 0:
+    found = []
+    for axis, window in enumerate(windows):
+        places = window.outputs if transposed else ceil(window.inputs / window.stride)
+        extent = (window.kernel - 1) * window.dilation + 1
+        missing = (places - 1) * window.stride + extent + extra[axis] - window.inputs
+        if transposed and missing < 0:
             raise UnsupportedError(
-                f"output of {wanted} on axis {axis} is larger than the kernel reaches"
+                f"output of {window.inputs} on axis {axis} is larger than the kernel reaches"
             )
-        begins.append(cropped // 2 if auto == "SAME_UPPER" else cropped - cropped // 2)
-    return KernelWindow(tuple(kernel), strides, dilations, tuple(begins))
+        half = max(missing, 0) // 2
+        # SAME_UPPER puts an odd zero at the end, everything else at the beginning.
+        begin = half if auto_pad == "SAME_UPPER" else max(missing, 0) - half
+        found.append(replace(window, padding=begin))
+    return found
 
 
-def spread_taps(
-    positions: int, targets: int, kernel: int, *, stride: int, padding: int, dilation: int
-) -> npt.NDArray[np.bool_]:
-    """(positions, kernel): whether stride * position + dilation * tap - padding lies in 0..targets-1.
-
-    For a transposed convolution positions are inputs and targets outputs, for a pool the other way round.
-    """
-    at = stride * np.arange(positions)[:, None] + dilation * np.arange(kernel)[None, :] - padding
-    return np.asarray((at >= 0) & (at < targets))
-
-
-def _auto_pad(attributes: dict[str, Any]) -> str:
-    value: str = attributes.get("auto_pad", b"NOTSET").decode(errors="replace")
-    if value not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
-        raise UnsupportedError(f"auto_pad {value} does not exist")
-    return value
-
-
-def _per_axis(attributes: dict[str, Any], name: str, kernel: Sequence[int]) -> tuple[int, ...]:
+def _per_axis(attributes: dict[str, Any], name: str, kernel: Sizes) -> tuple[int, ...]:
     values = tuple(attributes.get(name, [1] * len(kernel)))
     if len(values) != len(kernel) or min(values, default=1) < 1:
         raise UnsupportedError(f"{name} {list(values)} do not fit {len(kernel)} axes")
     return values
 
 
-def _pads(attributes: dict[str, Any], kernel: Sequence[int]) -> tuple[int, ...]:
+def _pads(attributes: dict[str, Any], kernel: Sizes) -> tuple[int, ...]:
+    """Return the zeros before each axis, followed by those behind each."""
     values = tuple(attributes.get("pads", [0] * 2 * len(kernel)))
     if len(values) != 2 * len(kernel) or min(values, default=0) < 0:
         raise UnsupportedError(f"pads {list(values)} do not fit {len(kernel)} axes")
     return values
 
 
-def check_axes(kernel: Sequence[int], sizes: Sequence[int]) -> None:
-    """Raise UnsupportedError where a table of taps would be too large, or has no taps."""
+def check_axes(kernel: Sizes, sizes: Sizes) -> None:
+    """Refuse axes on which a table of taps would be too large, or has no taps.
+
+    Raises:
+        UnsupportedError: an axis is refused.
+    """
     for taps, size in zip(kernel, sizes, strict=True):
         if taps < 1 or size < 1 or taps * size > LONGEST_AXIS:
             raise UnsupportedError(f"a kernel of {taps} on {size} elements cannot be counted")
 
 
-def _conv(node: Any, graph: OnnxGraph) -> NodeCounts:
-    return _convolution(node, graph, node.input[0], node.input[1], operand(node, 2))
-
-
-def _conv_integer(node: Any, graph: OnnxGraph) -> NodeCounts:
-    return _convolution(
-        node,
-        graph,
-        node.input[0],
-        node.input[1],
-        "",
-        (operand(node, 2), operand(node, 3)),
-        quantised=True,
-    )
-
-
-def _qlinear_conv(node: Any, graph: OnnxGraph) -> NodeCounts:
-    zeros = (operand(node, 2), operand(node, 5))
-    return _convolution(
-        node,
-        graph,
-        node.input[0],
-        node.input[3],
-        operand(node, 8),
-        zeros,
-        quantised=True,
-        rescaled=True,
-    )
-
-
-def _convolution(
-    node: Any,
-    graph: OnnxGraph,
-    source: str,
-    weight: str,
-    bias: str,
-    zeros: tuple[str, str] = ("", ""),
-    *,
-    quantised: bool = False,
-    rescaled: bool = False,
-) -> NodeCounts:
-    inputs, outputs, kernel = graph.shape(source), graph.shape(node.output[0]), graph.shape(weight)
-    groups = _groups(node, inputs, kernel, kernel[1])
-    if kernel[0] % groups or outputs[:2] != (inputs[0], kernel[0]):
-        raise UnsupportedError(
-            f"weight {kernel} does not make {outputs} of {inputs} in {groups} groups"
-        )
-    window = window_of(node, kernel[2:], inputs[2:])
-    sizes, begins = inputs[2:], window.begins
-    before = None if quantised else _explicit_padding(source, graph)
-    if before is not None:  # these zeros exist no more than those that the convolution pads with
-        source, pads = before
-        sizes = graph.shape(source)[2:]
-        begins = tuple(begin + pad for begin, pad in zip(begins, pads, strict=True))
-    check_axes(kernel[2:], sizes)
-    taps = [
-        axis_taps(
-            size,
-            outputs[2 + axis],
-            window.kernel[axis],
-            stride=window.strides[axis],
-            padding=begins[axis],
-            dilation=window.dilations[axis],
-        )
-        for axis, size in enumerate(sizes)
-    ]
-    product = Product(
-        factor(graph, source, lambda mask: _events_per_tap(mask, taps), zero=zeros[0]),
-        factor(
-            graph,
-            weight,
-            lambda mask: kernel_targets(mask, groups, nz=True),
-            zero=zeros[1],
-        ),
-    )
-    return product_row(
-        node,
-        graph,
-        source,
-        weight,
-        product,
-        padded=prod(outputs) * prod(kernel[1:]),
-        bias=bias,
-        kernel=kernel[0] * prod(kernel[2:]),
-        convolution=True,
-        elementwise=prod(outputs) if rescaled else 0,
-    )
-
-
-def _conv_transpose(node: Any, graph: OnnxGraph) -> NodeCounts:
-    source, weight = node.input[0], node.input[1]
-    inputs, outputs, kernel = graph.shape(source), graph.shape(node.output[0]), graph.shape(weight)
-    groups = _groups(node, inputs, kernel, inputs[1])
-    if kernel[0] != inputs[1] or outputs[:2] != (inputs[0], kernel[1] * groups):
-        raise UnsupportedError(
-            f"weight {kernel} does not make {outputs} of {inputs} in {groups} groups"
-        )
-    window = transposed_window_of(node, kernel[2:], inputs[2:], outputs[2:])
-    check_axes(kernel[2:], inputs[2:])
-    taps = [
-        spread_taps(
-            size,
-            outputs[2 + axis],
-            window.kernel[axis],
-            stride=window.strides[axis],
-            padding=window.begins[axis],
-            dilation=window.dilations[axis],
-        )
-        for axis, size in enumerate(inputs[2:])
-    ]
-    product = Product(
-        factor(graph, source, lambda mask: _events_per_tap(mask, taps)),
-        factor(graph, weight, lambda mask: np.asarray(mask.sum(axis=1, dtype=np.int64))),
-    )
-    return product_row(
-        node,
-        graph,
-        source,
-        weight,
-        product,
-        padded=prod(inputs)
-        * prod(kernel[1:]),  # every tap of every input, cropped outputs included
-        bias=operand(node, 2),
-        kernel=outputs[1] * prod(kernel[2:]),
-        convolution=True,
-    )
-
-
-def _groups(node: Any, inputs: Sequence[int], kernel: Sequence[int], channels: int) -> int:
-    """`group` of a convolution over (batch, channels, *axes), checked; `channels` are those a group must divide."""
-    groups = attributes_of(node).get("group", 1)
-    if len(kernel) < 3 or len(inputs) != len(kernel):
-        raise UnsupportedError(
-            f"weight {tuple(kernel)} on an input {tuple(inputs)}: needs the same axes"
-        )
-    stated = attributes_of(node).get("kernel_shape", list(kernel[2:]))
-    if list(stated) != list(kernel[2:]):
-        raise UnsupportedError(f"kernel_shape {list(stated)}, the weight has {list(kernel[2:])}")
+def _convolution(node: Any, graph: OnnxGraph) -> NodeCounts:
+    source, weight, _, zeros = operands(node)
+    inputs, outputs = graph.shape(source), graph.shape(node.output[0])
+    shape = graph.shape(weight)
     transposed = node.op_type == "ConvTranspose"
-    if groups < 1 or (channels % groups if transposed else channels * groups != inputs[1]):
+    groups = _groups(node, inputs, shape)
+    # Weights are stored as (outputs, inputs per group, *kernel), transposed as (inputs, outputs per group, *kernel).
+    if transposed:
+        channels = shape[1] * groups
+        fits = shape[0] == inputs[1]
+    else:
+        channels = shape[0]
+        fits = channels % groups == 0
+    if not fits or outputs[:2] != (inputs[0], channels):
         raise UnsupportedError(
-            f"weight {tuple(kernel)} in {groups} groups on an input {tuple(inputs)}"
+            f"weight {shape} does not make {outputs} of {inputs} in {groups} groups"
+        )
+    kernel = shape[2:]
+    windows = axis_windows(node, kernel, inputs[2:], outputs[2:])
+    padded_by = _explicit_padding(source, graph) if node.op_type == "Conv" else None
+    if padded_by is not None:
+        # These zeros exist no more than those that the convolution pads with.
+        source, pads = padded_by
+        axes = zip(windows, graph.shape(source)[2:], pads, strict=True)
+        windows = [
+            replace(window, inputs=size, padding=window.padding + pad) for window, size, pad in axes
+        ]
+    check_axes(kernel, graph.shape(source)[2:])
+    if transposed:
+        taps = [window.output_taps() for window in windows]
+        targets = partial(np.sum, axis=1, dtype=np.int64)
+    else:
+        taps = [window.input_taps() for window in windows]
+        targets = partial(targets_per_tap, groups=groups)
+    product = Product(
+        factor(graph, source, partial(_events_per_tap, taps=taps), zero=zeros[0]),
+        factor(graph, weight, targets, zero=zeros[1]),
+    )
+    # Dense hardware walks every tap of every place, those beyond a border or cropped from the output too.
+    places = inputs if transposed else outputs
+    return product_row(
+        node,
+        graph,
+        product,
+        padded=prod(places) * prod(shape[1:]),
+        kernel=channels * prod(kernel),
+        convolution=True,
+    )
+
+
+def _groups(node: Any, inputs: Sizes, shape: Sizes) -> int:
+    """Return `group` of a convolution over (batch, channels, *axes), checked against its weight's shape."""
+    attributes = attributes_of(node)
+    groups = attributes.get("group", 1)
+    if len(shape) < 3 or len(inputs) != len(shape):
+        raise UnsupportedError(
+            f"weight {tuple(shape)} on an input {tuple(inputs)}: needs the same axes"
+        )
+    stated = attributes.get("kernel_shape", list(shape[2:]))
+    if list(stated) != list(shape[2:]):
+        raise UnsupportedError(f"kernel_shape {list(stated)}, the weight has {list(shape[2:])}")
+    if node.op_type == "ConvTranspose":
+        fits = groups > 0 and inputs[1] % groups == 0
+    else:
+        fits = groups > 0 and inputs[1] == shape[1] * groups
+    if not fits:
+        raise UnsupportedError(
+            f"weight {tuple(shape)} in {groups} groups on an input {tuple(inputs)}"
         )
     return int(groups)
 
 
-def _explicit_padding(source: str, graph: OnnxGraph) -> tuple[str, tuple[int, ...]] | None:
-    """Of a Pad node that puts zeros around the spatial axes: its input, and the zeros before each axis."""
+def _explicit_padding(source: str, graph: OnnxGraph) -> tuple[str, list[int]] | None:
+    """Look for a Pad node that puts zeros around the spatial axes.
+
+    Returns:
+        Its input and the zeros before each axis; None where `source` comes from anything else.
+    """
     node = graph.producers.get(source)
     if node is None or node.op_type != "Pad" or node.domain not in ("", "ai.onnx"):
         return None
     attributes = attributes_of(node)
+    # Before opset 11 the pads were an attribute.
     if attributes.get("mode", b"constant") != b"constant" or "pads" in attributes:
         return None
-    pads, filled = graph.constants.get(node.input[1]), operand(node, 2)
-    if pads is None or (filled and np.any(graph.constants.get(filled, np.asarray(1)) != 0)):
+    pads = graph.constants.get(node.input[1])
+    filling = operand(node, 2)
+    unknown = np.asarray(1)
+    if pads is None or (filling and np.any(graph.constants.get(filling, unknown) != 0)):
         return None
     rank = len(graph.shape(node.input[0]))
-    listed = graph.constants.get(operand(node, 3), np.arange(rank))
-    begins, ends = [0] * rank, [0] * rank
-    for index, axis in enumerate(listed.reshape(-1)):
-        begins[int(axis)], ends[int(axis)] = int(pads[index]), int(pads[len(listed) + index])
-    if any((*begins[:2], *ends[:2])) or min((*begins, *ends)) < 0:
+    axes = graph.constants.get(operand(node, 3), np.arange(rank)).reshape(-1)
+    zeros = np.zeros((rank, 2), dtype=np.int64)
+    # All beginnings are listed first, then all ends. An axis below 0 counts from the last.
+    zeros[axes] = pads.reshape(2, -1).T
+    # Other axes than spatial ones change the layer; below 0 the node crops.
+    if zeros[:2].any() or zeros.min() < 0:
         return None
-    return node.input[0], tuple(begins[2:])
+    return node.input[0], zeros[2:, 0].tolist()
 
 
-def _events_per_tap(mask: Mask, taps: Sequence[npt.NDArray[np.bool_]]) -> Int64:
-    """(batch, C, *axes) -> (C, *kernel): present elements that tap j joins to an output that exists."""
-    events = np.asarray(mask.sum(axis=0, dtype=np.float64))  # exact below 2^53
+def _events_per_tap(mask: Mask, taps: Sequence[Mask]) -> Int64:
+    """Count the present elements that each tap joins to an output that exists: (batch, C, *axes) -> (C, *kernel)."""
+    # Floats are multiplied many times as fast as integers, and are exact below 2^53.
+    events = np.asarray(mask.sum(axis=0, dtype=np.float64))
     for joined in taps:
         # Each turn sums one spatial axis away and puts the kernel axis it meets last.
         events = np.tensordot(events, joined.astype(np.float64), axes=(1, 0))
-    return np.asarray(events).astype(np.int64)
+    return events.astype(np.int64)
 
 
-CONVOLUTIONS: dict[str, Callable[[Any, OnnxGraph], NodeCounts]] = {
-    "Conv": _conv,
-    "ConvInteger": _conv_integer,
-    "ConvTranspose": _conv_transpose,
-    "QLinearConv": _qlinear_conv,
-}
+CONVOLUTIONS: dict[str, Callable[[Any, OnnxGraph], NodeCounts]] = dict.fromkeys(
+    ("Conv", "ConvInteger", "ConvTranspose", "QLinearConv"), _convolution
+)
 """Convolutions that are counted."""

@@ -1,32 +1,42 @@
-"""Operations of an ONNX file: the baseline that a spiking network is compared with.
+"""Count the operations of an ONNX file: the baseline that a spiking network is compared with.
 
 Products are counted from shapes, one pass at batch 1; pools, normalisations and activations stand apart from them. What
 only moves data is free by policy and listed; everything else is listed as unsupported, and then there is no total.
+
+Effective products need inputs: samples are run one by one, and multiplications with an exact 0 are skipped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import onnx
 
-from knarr.hw_sim.counting.counts import LayerCounts, LayerSizes, LedgerRow, OperationCounts
+from knarr.hw_sim.arrays import Array
+from knarr.hw_sim.counting.counts import LayerCounts, LedgerRow, OperationCounts, Status
 from knarr.hw_sim.counting.onnx.convolutions import CONVOLUTIONS
-from knarr.hw_sim.counting.onnx.effective import effective_counts
 from knarr.hw_sim.counting.onnx.elementwise import ELEMENTWISE, Rule
 from knarr.hw_sim.counting.onnx.matrices import MATRICES
-from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError, holds_subgraph, read_onnx
-from knarr.hw_sim.counting.onnx.products import NodeCounts
-from knarr.hw_sim.counting.onnx.recurrent import RECURRENT
+from knarr.hw_sim.counting.onnx.model import (
+    OnnxGraph,
+    UnsupportedError,
+    holds_subgraph,
+    read_onnx,
+    session_of,
+)
+from knarr.hw_sim.counting.onnx.products import NodeCounts, Product
+from knarr.hw_sim.errors import CountError
 
-RULES: dict[str, Rule] = {**ELEMENTWISE, **CONVOLUTIONS, **MATRICES, **RECURRENT}
-"""Operation -> its counts, or why it is free."""
+RULES: dict[str, Rule] = {**ELEMENTWISE, **CONVOLUTIONS, **MATRICES}
+"""Operation -> the function that returns its counts, or why it is free."""
+Means = dict[str, Fraction]
 
 
-def count_onnx(path: str | Path, inputs: npt.NDArray[np.generic] | None = None) -> OperationCounts:
+def count_onnx(path: str | Path, inputs: Array | None = None) -> OperationCounts:
     """Count one inference of an ONNX file.
 
     Args:
@@ -53,42 +63,48 @@ def count_onnx(path: str | Path, inputs: npt.NDArray[np.generic] | None = None) 
     for node in graph.model.graph.node:
         name = _unique(node, names)
         names.add(name)
+        status: Status = "counted"
         try:
             outcome = _outcome(node, graph)
-            if isinstance(outcome, LedgerRow):
-                ledger.append(LedgerRow(name, node.op_type, outcome.status, outcome.note))
-                continue
-            layers[name], counted[name] = _layer_counts(outcome), outcome
-            ledger.append(LedgerRow(name, node.op_type, "counted", _what(layers[name], outcome)))
+            if isinstance(outcome, NodeCounts):
+                layers[name], counted[name] = _layer_counts(outcome), outcome
+                note = _describe(layers[name], outcome)
+            else:
+                status, note = outcome
         except UnsupportedError as reason:
-            ledger.append(LedgerRow(name, node.op_type, "unsupported", str(reason)))
+            status, note = "unsupported", str(reason)
+        ledger.append(LedgerRow(name, node.op_type, status, note))
     effective = effective_nonzero = None
     if inputs is not None:
         products = {name: row.products for name, row in counted.items() if row.products}
-        effective, effective_nonzero = effective_counts(graph, products, inputs)
-    samples = 0 if inputs is None else len(inputs)
-    sizes: dict[str, LayerSizes] = {name: row.sizes for name, row in counted.items()}
+        effective, effective_nonzero = _effective_counts(graph, products, inputs)
     return OperationCounts(
-        layers, tuple(ledger), samples, 1, "ann", effective, effective_nonzero, sizes
+        layers,
+        tuple(ledger),
+        samples=0 if inputs is None else len(inputs),
+        timesteps=1,
+        kind="ann",
+        effective=effective,
+        effective_nonzero=effective_nonzero,
+        sizes={name: row.sizes for name, row in counted.items()},
     )
 
 
 def _initializer_rows(graph: OnnxGraph) -> list[LedgerRow]:
-    rows = [
-        LedgerRow(name, "Initializer", "folded", f"into {', '.join(nodes)}")
-        if nodes
-        else LedgerRow(name, "Initializer", "free", "no node reads it")
-        for name, nodes in graph.readers.items()
-    ]
-    sparse = [tensor.values.name for tensor in graph.model.graph.sparse_initializer]
-    return rows + [
-        LedgerRow(name, "Initializer", "unsupported", "stored sparsely; export it dense")
-        for name in sparse
-    ]
+    rows = []
+    for name, nodes in graph.readers.items():
+        if nodes:
+            rows.append(LedgerRow(name, "Initializer", "folded", f"into {', '.join(nodes)}"))
+        else:
+            rows.append(LedgerRow(name, "Initializer", "free", "no node reads it"))
+    note = "stored sparsely; export it dense"
+    for tensor in graph.model.graph.sparse_initializer:
+        rows.append(LedgerRow(tensor.values.name, "Initializer", "unsupported", note))
+    return rows
 
 
 def _unique(node: Any, names: set[str]) -> str:
-    """Name of a node's rows: its own, or its operation and output where that is missing or taken."""
+    """Return the name of a node's rows: its own, or its operation and output where that is missing or taken."""
     output = node.output[0] if node.output else ""
     name: str = node.name or f"{node.op_type}:{output}"
     if name in names:
@@ -98,19 +114,24 @@ def _unique(node: Any, names: set[str]) -> str:
     return name
 
 
-def _outcome(node: Any, graph: OnnxGraph) -> NodeCounts | LedgerRow:
-    """Counts of a node, or a ledger row that has no counts."""
+def _outcome(node: Any, graph: OnnxGraph) -> NodeCounts | tuple[Status, str]:
+    """Return the counts of a node, or status and note of one that has none.
 
-    def row(status: Any, note: str) -> LedgerRow:
-        return LedgerRow("", node.op_type, status, note)
-
+    Raises:
+        UnsupportedError: it cannot be counted.
+    """
     if node.domain not in ("", "ai.onnx"):
         raise UnsupportedError(f"operation of domain '{node.domain}'")
-    outputs = [name for name in node.output if name]
-    if node.op_type != "Constant" and outputs and all(name in graph.constants for name in outputs):
-        return row("free", "computed from shapes and constants alone")
-    if node.op_type != "Constant" and graph.needed.isdisjoint(outputs):
-        return row("not executed", "no output of the model depends on it; remove it from the file")
+    outputs = {name for name in node.output if name}
+    # Constant has a rule of its own, with a note that says more.
+    if node.op_type != "Constant":
+        if outputs and outputs <= graph.constants.keys():
+            return "free", "computed from shapes and constants alone"
+        if graph.needed.isdisjoint(outputs):
+            return (
+                "not executed",
+                "no output of the model depends on it; remove it from the file",
+            )
     if holds_subgraph(node):
         raise UnsupportedError(
             "runs a graph of its own, how often depends on values; export it unrolled"
@@ -118,20 +139,20 @@ def _outcome(node: Any, graph: OnnxGraph) -> NodeCounts | LedgerRow:
     if node.op_type not in RULES:
         raise UnsupportedError("there is no rule to count it by")
     outcome = RULES[node.op_type](node, graph)
-    return row("free", outcome) if isinstance(outcome, str) else outcome
+    return ("free", outcome) if isinstance(outcome, str) else outcome
 
 
 def _layer_counts(row: NodeCounts) -> LayerCounts:
+    valid = Fraction(sum(product.count() for product in row.products))
+    nonzero = sum(product.count(skip_zero_weights=True) for product in row.products)
     none = Fraction(0)
-    valid = sum(product.count() for product in row.products)
-    nonzero = sum(product.count(nz=True) for product in row.products)
     return LayerCounts(
         acc=none,
-        mac=Fraction(valid),
+        mac=valid,
         acc_nonzero=none,
         mac_nonzero=Fraction(nonzero),
-        dense_valid=Fraction(valid),
-        dense_padded=Fraction(valid if row.padded is None else row.padded),
+        dense_valid=valid,
+        dense_padded=valid if row.padded is None else Fraction(row.padded),
         bias_adds=Fraction(row.bias_adds),
         neuron_updates=none,
         spikes=none,
@@ -140,15 +161,115 @@ def _layer_counts(row: NodeCounts) -> LayerCounts:
     )
 
 
-def _what(counts: LayerCounts, row: NodeCounts) -> str:
-    """What a counted row holds, for the ledger."""
+def _describe(counts: LayerCounts, row: NodeCounts) -> str:
+    """Say in a line of the ledger what a counted row holds."""
     parts = {
         "multiplications": counts.mac,
         "bias additions": counts.bias_adds,
         "comparisons": counts.comparisons,
         "elementwise operations": counts.elementwise,
     }
-    shown = (
-        ", ".join(f"{number} {what}" for what, number in parts.items() if number) or "0 operations"
-    )
+    shown = ", ".join(f"{number} {what}" for what, number in parts.items() if number)
+    shown = shown or "0 operations"
     return f"{shown}; {row.note}" if row.note else shown
+
+
+def _effective_counts(
+    graph: OnnxGraph, products: dict[str, tuple[Product, ...]], inputs: Array
+) -> tuple[Means, Means]:
+    """Count the multiplications that are left when activations that are 0 are skipped.
+
+    Args:
+        graph: the model.
+        products: layer -> its products.
+        inputs: (samples, *shape) of the graph's one input.
+
+    Returns:
+        Layer -> mean per sample, with zero weights multiplied and with zero weights skipped too.
+
+    Raises:
+        CountError: inputs that do not fit, a model that onnxruntime does not run, or NaN and infinity on the way.
+    """
+    name = _checked_input(graph, inputs)
+    # Tensor -> the layer that reads it; of several the first one, which is written last.
+    readers: dict[str, str] = {}
+    for layer, parts in reversed(products.items()):
+        for product in parts:
+            for tensor in product.a.watched() | product.b.watched():
+                readers[tensor] = layer
+    run = _runner(graph, sorted(readers.keys() - {name}))
+    counters = {
+        layer: [product.counter() for product in parts] for layer, parts in products.items()
+    }
+    stored, nonzero = dict.fromkeys(products, 0), dict.fromkeys(products, 0)
+    for sample in inputs:
+        feed = {name: sample[None]}
+        values = feed | run(feed)
+        for tensor, layer in readers.items():
+            value = values[tensor]
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise CountError(
+                    f"tensor '{tensor}': NaN or infinity before '{layer}'; check the inputs"
+                )
+        for layer, parts_counted in counters.items():
+            for count in parts_counted:
+                with_zeros, without = count(values)
+                stored[layer] += with_zeros
+                nonzero[layer] += without
+    samples = len(inputs)
+    return (
+        {layer: Fraction(total, samples) for layer, total in stored.items()},
+        {layer: Fraction(total, samples) for layer, total in nonzero.items()},
+    )
+
+
+def _checked_input(graph: OnnxGraph, inputs: Array) -> str:
+    """Return the name of the one input that these samples fit."""
+    if len(graph.inputs) != 1:
+        raise CountError(
+            f"inputs: the model has {len(graph.inputs)} inputs {list(graph.inputs)}, one can be run"
+        )
+    ((name, shape),) = graph.inputs.items()
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(graph.types[name].type.tensor_type.elem_type)
+    if not isinstance(inputs, np.ndarray) or inputs.dtype != wanted:
+        raise CountError(
+            f"inputs: {getattr(inputs, 'dtype', type(inputs).__name__)}, needs a {wanted} array"
+        )
+    if inputs.shape[1:] != shape[1:] or len(inputs) == 0:
+        needs = ", ".join(map(str, shape[1:]))
+        raise CountError(
+            f"inputs: shape {inputs.shape}, needs (samples, {needs}) with at least one sample"
+        )
+    return name
+
+
+def _runner(
+    graph: OnnxGraph, watched: Sequence[str]
+) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """Return a function that runs the model on a feed and returns the watched tensors."""
+
+    def refused(error: Exception) -> CountError:
+        first_line = str(error).strip().partition("\n")[0]
+        return CountError(f"model: onnxruntime cannot run it ({first_line}); leave inputs out")
+
+    try:
+        model = onnx.ModelProto()
+        model.CopyFrom(graph.model)
+        # A tensor can be seen only where it is an output of the model.
+        shown = {value.name for value in model.graph.output}
+        model.graph.output.extend(graph.types[name] for name in watched if name not in shown)
+        session = session_of(model)
+    except Exception as error:  # onnxruntime's errors share no other base
+        raise refused(error) from error
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        # An empty list would mean all outputs.
+        if not watched:
+            return {}
+        try:
+            values = session.run(list(watched), dict(feed))
+        except Exception as error:
+            raise refused(error) from error
+        return dict(zip(watched, values, strict=True))
+
+    return run

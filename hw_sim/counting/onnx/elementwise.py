@@ -1,4 +1,4 @@
-"""Pools, normalisations, activations and arithmetic between elements: what ONNX nodes do apart from products of weights.
+"""Count what ONNX nodes do apart from products of weights: pools, normalisations, activations, arithmetic between elements.
 
 One operation per element produced, whatever the formula inside an activation costs; reductions and windows one per element
 they read. A maximum over n elements is n - 1 comparisons. Normalisations cost what their written-out form costs, so that a
@@ -8,14 +8,14 @@ file counts the same before and after a converter took them apart. All of it sta
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from knarr.hw_sim.counting.counts import LayerSizes
-from knarr.hw_sim.counting.onnx.convolutions import check_axes, spread_taps, window_of
+from knarr.hw_sim.counting.fan_out import AxisWindow
+from knarr.hw_sim.counting.onnx.convolutions import axis_windows, check_axes
 from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError, attributes_of, operand
 from knarr.hw_sim.counting.onnx.products import NodeCounts
 
@@ -29,9 +29,9 @@ PER_OUTPUT = frozenset({
     "Sinh", "Softmax", "Softplus", "Softsign", "Sqrt", "Sub", "Swish", "Tan", "Tanh",
     "ThresholdedRelu", "Where", "Xor",
 })  # fmt: skip
-"""One operation per element produced."""
+"""Operations that count once per element produced."""
 VARIADIC = frozenset({"Max", "Mean", "Min", "Sum"})
-"""One operation per element produced and input after the first."""
+"""Operations that count once per element produced and input after the first."""
 PER_INPUT = {
     "GlobalAveragePool": (1, 0),
     "ReduceL1": (2, 0),  # absolute value, addition
@@ -45,17 +45,19 @@ PER_INPUT = {
 }
 """Operations per element read and per element produced; a mean of n is n - 1 additions and a division."""
 MAXIMA = frozenset({"ArgMax", "ArgMin", "GlobalMaxPool", "ReduceMax", "ReduceMin"})
+"""Operations that compare: once less than there are elements, for each element produced."""
 NEIGHBOURS = {b"linear": 2, b"cubic": 4}
 """Elements along one axis that an interpolated element is made of."""
 BIASED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Products whose bias may be written as an addition behind them."""
 
 
 def _row(
-    node: Any, graph: OnnxGraph, elementwise: int, *, comparisons: int = 0, note: str = ""
+    node: Any, graph: OnnxGraph, elementwise: int = 0, *, comparisons: int = 0, note: str = ""
 ) -> NodeCounts:
-    """A node that works in place: no words of its own but stored parameters."""
+    """Return the counts of a node that works in place: no words of its own but stored parameters."""
     weights = sum(graph.constants[name].size for name in node.input if name in graph.constants)
-    sizes = LayerSizes(0, 0, weights, 0, 0, 0, False, False)
+    sizes = LayerSizes(weights=weights)
     return NodeCounts(sizes, elementwise=elementwise, comparisons=comparisons, note=note)
 
 
@@ -72,42 +74,48 @@ def _per_output(node: Any, graph: OnnxGraph) -> NodeCounts:
 
 
 def _variadic(node: Any, graph: OnnxGraph) -> NodeCounts:
-    division = node.op_type == "Mean"
-    return _row(node, graph, _outputs(node, graph) * (len(node.input) - 1 + division))
+    operations = len(node.input) - 1
+    if node.op_type == "Mean":
+        operations += 1  # the division
+    return _row(node, graph, _outputs(node, graph) * operations)
 
 
 def _per_input(node: Any, graph: OnnxGraph) -> NodeCounts:
     read, produced = PER_INPUT[node.op_type]
     elementwise = read * _inputs(node, graph) + produced * _outputs(node, graph)
-    return _row(
-        node, graph, elementwise, note=f"{read} per element read, {produced} per element produced"
-    )
+    note = f"{read} per element read, {produced} per element produced"
+    return _row(node, graph, elementwise, note=note)
 
 
 def _maximum(node: Any, graph: OnnxGraph) -> NodeCounts:
-    found = _inputs(node, graph) - _outputs(node, graph)
-    if found < 0:
+    comparisons = _inputs(node, graph) - _outputs(node, graph)
+    if comparisons < 0:
         raise UnsupportedError("a maximum over no elements")
-    return _row(node, graph, 0, comparisons=found)
+    return _row(node, graph, comparisons=comparisons)
 
 
 def _add(node: Any, graph: OnnxGraph) -> NodeCounts:
-    """`Linear` on more than two axes is written as MatMul and Add, a folded batch-norm at times as Conv and Add."""
+    """Count an addition, which is a bias where it adds one stored number per channel of a product.
+
+    `Linear` on more than two axes is written as MatMul and Add, a folded batch-norm at times as Conv and Add.
+    """
     outputs = graph.shape(node.output[0])
+    size = prod(outputs)
     for constant, other in (tuple(node.input), tuple(reversed(node.input))):
         producer = graph.producers.get(other)
-        if constant in graph.constants and producer is not None and producer.op_type in BIASED:
-            value = graph.constants[constant]
-            channel = 1 if producer.op_type.startswith("Conv") else len(outputs) - 1
-            fitting = [1] * len(outputs)
-            fitting[channel] = outputs[channel]
-            padded = (1,) * (len(outputs) - value.ndim) + value.shape
-            if outputs == graph.shape(other) and list(padded) == fitting:
-                sizes = LayerSizes(prod(outputs), prod(outputs), 0, value.size, 0, 0, False, False)
-                return NodeCounts(
-                    sizes, bias_adds=prod(outputs), note=f"bias of the {producer.op_type} before it"
-                )
-    return _row(node, graph, prod(outputs))
+        if constant not in graph.constants or producer is None or producer.op_type not in BIASED:
+            continue
+        value = graph.constants[constant]
+        channel = 1 if producer.op_type.startswith("Conv") else len(outputs) - 1
+        per_channel = [1] * len(outputs)
+        per_channel[channel] = outputs[channel]
+        # Shapes broadcast from their ends, so missing axes are axes of 1 in front.
+        padded = [1] * (len(outputs) - value.ndim) + list(value.shape)
+        if outputs == graph.shape(other) and padded == per_channel:
+            sizes = LayerSizes(inputs=size, outputs=size, biases=value.size)
+            note = f"bias of the {producer.op_type} before it"
+            return NodeCounts(sizes, bias_adds=size, note=note)
+    return _row(node, graph, size)
 
 
 def _pool(node: Any, graph: OnnxGraph) -> NodeCounts:
@@ -115,25 +123,17 @@ def _pool(node: Any, graph: OnnxGraph) -> NodeCounts:
     kernel = attributes_of(node).get("kernel_shape", [])
     if not kernel or len(inputs) != len(kernel) + 2 or len(outputs) != len(inputs):
         raise UnsupportedError(f"kernel_shape {list(kernel)} on {len(inputs)} axes")
-    window = window_of(node, kernel, inputs[2:])
+    windows = axis_windows(node, kernel, inputs[2:], outputs[2:])
     check_axes(kernel, outputs[2:])
-    taps = [
-        spread_taps(
-            outputs[2 + axis],
-            inputs[2 + axis],
-            kernel[axis],
-            stride=window.strides[axis],
-            padding=window.begins[axis],
-            dilation=window.dilations[axis],
-        ).sum(axis=1)
-        for axis in range(len(kernel))
-    ]
+    # Elements of each window that are no padding, along each axis.
+    elements = [window.output_taps().sum(axis=1) for window in windows]
     planes = prod(inputs[:2])
-    read = planes * prod(int(axis.sum()) for axis in taps)
+    read = planes * prod(int(axis.sum()) for axis in elements)
     if node.op_type == "AveragePool":
         return _row(node, graph, read, note="one per element inside a window, padding left out")
-    filled = planes * prod(int(np.count_nonzero(axis)) for axis in taps)
-    return _row(node, graph, 0, comparisons=read - filled)
+    # A window that lies in the padding altogether compares nothing.
+    filled = planes * prod(int(np.count_nonzero(axis)) for axis in elements)
+    return _row(node, graph, comparisons=read - filled)
 
 
 def _batch_norm(node: Any, graph: OnnxGraph) -> NodeCounts:
@@ -146,50 +146,37 @@ def _batch_norm(node: Any, graph: OnnxGraph) -> NodeCounts:
     return _row(node, graph, 2 * _outputs(node, graph), note=note)
 
 
-def _normalisation(
-    node: Any, graph: OnnxGraph, groups: int, affine: int, centred: bool = True
-) -> NodeCounts:
-    """mean, difference, square, mean, + eps, root, quotient; then scale and bias."""
-    per_element = (5 if centred else 3) + affine
-    elementwise = per_element * _outputs(node, graph) + 2 * groups
-    return _row(
-        node, graph, elementwise, note=f"{per_element} per element and 2 per normalised group"
-    )
-
-
-def _rows_from_axis(node: Any, graph: OnnxGraph) -> int:
-    shape = graph.shape(node.input[0])
-    axis = attributes_of(node).get("axis", -1)
-    if not -len(shape) <= axis < len(shape):
-        raise UnsupportedError(f"axis {axis} of {len(shape)}")
-    return prod(shape[:axis])
-
-
-def _layer_norm(node: Any, graph: OnnxGraph) -> NodeCounts:
-    affine = sum(1 for name in node.input[1:] if name)
-    centred = node.op_type == "LayerNormalization"
-    return _normalisation(node, graph, _rows_from_axis(node, graph), affine, centred)
-
-
-def _instance_norm(node: Any, graph: OnnxGraph) -> NodeCounts:
-    return _normalisation(node, graph, prod(graph.shape(node.input[0])[:2]), 2)
-
-
-def _group_norm(node: Any, graph: OnnxGraph) -> NodeCounts:
-    groups = attributes_of(node).get("num_groups", 0)
-    return _normalisation(node, graph, graph.shape(node.input[0])[0] * groups, 2)
+def _normalisation(node: Any, graph: OnnxGraph) -> NodeCounts:
+    """Count a mean, difference, square, mean, + eps, root and quotient; then scale and bias."""
+    shape, attributes = graph.shape(node.input[0]), attributes_of(node)
+    per_element = 5
+    affine = 2
+    if node.op_type == "InstanceNormalization":
+        groups = prod(shape[:2])
+    elif node.op_type == "GroupNormalization":
+        groups = shape[0] * attributes.get("num_groups", 0)
+    else:
+        axis = attributes.get("axis", -1)
+        if not -len(shape) <= axis < len(shape):
+            raise UnsupportedError(f"axis {axis} of {len(shape)}")
+        groups = prod(shape[:axis])
+        affine = sum(1 for name in node.input[1:] if name)
+        if node.op_type == "RMSNormalization":
+            per_element = 3  # no mean is taken away
+    per_element += affine
+    note = f"{per_element} per element and 2 per normalised group"
+    return _row(node, graph, per_element * _outputs(node, graph) + 2 * groups, note=note)
 
 
 def _local_response(node: Any, graph: OnnxGraph) -> NodeCounts:
-    """Square; sum over neighbouring channels; times alpha, plus bias, power, quotient."""
-    shape, size = graph.shape(node.input[0]), attributes_of(node)["size"]
-    check_axes([size], shape[1:2])
-    window = spread_taps(shape[1], shape[1], size, stride=1, padding=(size - 1) // 2, dilation=1)
-    positions = _inputs(node, graph) // shape[1]
-    added = positions * int(window.sum())
-    return _row(
-        node, graph, 5 * _inputs(node, graph) + added, note="5 per element and one per neighbour"
-    )
+    """Count a square; the sum over neighbouring channels; times alpha, plus bias, power, quotient."""
+    channels, size = graph.shape(node.input[0])[1], attributes_of(node)["size"]
+    check_axes([size], [channels])
+    # The definition puts the smaller half of an even window before the channel.
+    window = AxisWindow(channels, channels, size, padding=(size - 1) // 2)
+    elements = _inputs(node, graph)
+    added = elements // channels * int(window.output_taps().sum())
+    return _row(node, graph, 5 * elements + added, note="5 per element and one per neighbour")
 
 
 def _resize(node: Any, graph: OnnxGraph) -> NodeCounts | str:
@@ -197,33 +184,29 @@ def _resize(node: Any, graph: OnnxGraph) -> NodeCounts | str:
     mode = attributes.get("mode", b"nearest")
     if mode == b"nearest":
         return "copies elements"
-    if mode not in NEIGHBOURS or attributes.get("antialias", 0):
-        raise UnsupportedError(
-            f"mode {mode.decode(errors='replace')}{' with antialias' * bool(attributes.get('antialias', 0))}"
-        )
+    antialias = attributes.get("antialias", 0)
+    if mode not in NEIGHBOURS or antialias:
+        suffix = " with antialias" if antialias else ""
+        raise UnsupportedError(f"mode {mode.decode(errors='replace')}{suffix}")
     shapes = graph.shape(node.input[0]), graph.shape(node.output[0])
     changed = sum(before != after for before, after in zip(*shapes, strict=True))
-    per_output = 2 * NEIGHBOURS[mode] ** changed - 1
     if changed == 0:
         return "nothing is resized"
-    return _row(
-        node, graph, per_output * _outputs(node, graph), note=f"{per_output} per element produced"
-    )
+    # Each neighbour is multiplied with its share, and the products are added up.
+    per_output = 2 * NEIGHBOURS[mode] ** changed - 1
+    note = f"{per_output} per element produced"
+    return _row(node, graph, per_output * _outputs(node, graph), note=note)
 
 
 def _dynamic_quantise(node: Any, graph: OnnxGraph) -> NodeCounts:
     inputs = _inputs(node, graph)
-    return _row(
-        node,
-        graph,
-        inputs,
-        comparisons=2 * (inputs - 1),
-        note="least and largest element, then scaled",
-    )
+    note = "least and largest element, then scaled"
+    return _row(node, graph, inputs, comparisons=2 * (inputs - 1), note=note)
 
 
 def _dropout(node: Any, graph: OnnxGraph) -> str:
     training = operand(node, 2)
+    # A flag that is not known might be set.
     if training and np.any(graph.constants.get(training, np.asarray(True))):
         raise UnsupportedError("training mode; export in eval mode")
     return "does nothing in eval mode"
@@ -238,8 +221,8 @@ def _scatter(node: Any, graph: OnnxGraph) -> str:
     return MOVES
 
 
-def _free(node: Any, graph: OnnxGraph, *, why: str) -> str:
-    return why
+def _free(node: Any, graph: OnnxGraph) -> str:
+    return FREE[node.op_type]
 
 
 MOVES = "moves data, computes nothing"
@@ -265,21 +248,21 @@ ELEMENTWISE: dict[str, Rule] = {
     **dict.fromkeys(VARIADIC, _variadic),
     **dict.fromkeys(PER_INPUT, _per_input),
     **dict.fromkeys(MAXIMA, _maximum),
-    **{name: partial(_free, why=why) for name, why in FREE.items()},
+    **dict.fromkeys(FREE, _free),
     "Add": _add,
     "AveragePool": _pool,
     "BatchNormalization": _batch_norm,
     "Dropout": _dropout,
     "DynamicQuantizeLinear": _dynamic_quantise,
-    "GroupNormalization": _group_norm,
-    "InstanceNormalization": _instance_norm,
-    "LayerNormalization": _layer_norm,
+    "GroupNormalization": _normalisation,
+    "InstanceNormalization": _normalisation,
+    "LayerNormalization": _normalisation,
     "LRN": _local_response,
     "MaxPool": _pool,
-    "RMSNormalization": _layer_norm,
+    "RMSNormalization": _normalisation,
     "Resize": _resize,
     "ScatterElements": _scatter,
     "ScatterND": _scatter,
     "Upsample": _resize,
 }
-"""Everything but products: counts, or why it is free."""
+"""Operation -> the function that returns its counts, or why it is free; everything but products."""

@@ -1,4 +1,10 @@
-"""Matrix products of ONNX, float and quantised, with a stored factor or between two activations."""
+"""Count matrix products of ONNX, float and quantised, and the recurrent layers that are made of them.
+
+LSTM, GRU and RNN multiply the input and the state before it at each step of each direction. With weights W, R and biases Wb, Rb
+of a direction, step t and batch element, their gates are
+    W x_t + R h_(t-1) + Wb + Rb, h_(-1) being the initial state, zeros where none is given.
+The hidden sequence Y shows h_(t-1) at every step but the first; a reverse direction walks it from its end.
+"""
 
 from __future__ import annotations
 
@@ -9,90 +15,68 @@ from typing import Any
 
 import numpy as np
 
-from knarr.hw_sim.counting.fan_out import Int64
+from knarr.hw_sim.arrays import Array, Int64, Mask
+from knarr.hw_sim.counting.counts import LayerSizes
 from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError, attributes_of, operand
-from knarr.hw_sim.counting.onnx.products import Mask, NodeCounts, Product, factor, product_row
+from knarr.hw_sim.counting.onnx.products import (
+    Factor,
+    NodeCounts,
+    Product,
+    factor,
+    operands,
+    product_row,
+)
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+PER_UNIT = {
+    "RNN": 1,  # the activation
+    "GRU": 3 + 1 + 4,  # z, r, n; the reset product; (1 - z) n + z h
+    "LSTM": 3 + 2 + 3 + 1,  # i, f, o; tanh of g and c; f c + i g; o tanh(c)
+}
+"""Elementwise operations of one unit at one step."""
+PEEPHOLES = 3
+"""Gates of an LSTM that may look at the cell: i, o and f."""
+REVERSED = {b"forward": (False,), b"reverse": (True,), b"bidirectional": (False, True)}
+"""Direction -> whether each of its walks runs backward through time."""
 
 
-def _gemm(node: Any, graph: OnnxGraph) -> NodeCounts:
+def _matrix_product(node: Any, graph: OnnxGraph) -> NodeCounts:
+    """Count a product whose axes before the last two broadcast, as those of numpy.matmul do."""
+    left, right, bias, zeros = operands(node)
     attributes = attributes_of(node)
-    bias = operand(node, 2)
-    rescaled = prod(graph.shape(node.output[0])) if attributes.get("alpha", 1.0) != 1.0 else 0
+    # Gemm alone has these attributes.
+    rescaled = 0
+    if attributes.get("alpha", 1.0) != 1.0:
+        rescaled += prod(graph.shape(node.output[0]))
     if bias and attributes.get("beta", 1.0) != 1.0:
         rescaled += prod(graph.shape(bias))
-    inner = (-2 if attributes.get("transA", 0) else -1, -1 if attributes.get("transB", 0) else -2)
-    return _matrix(
-        node, graph, node.input[0], node.input[1], inner, bias=bias, elementwise=rescaled
-    )
-
-
-def _matmul(node: Any, graph: OnnxGraph) -> NodeCounts:
-    return _matrix(node, graph, node.input[0], node.input[1])
-
-
-def _matmul_integer(node: Any, graph: OnnxGraph) -> NodeCounts:
-    return _matrix(
-        node, graph, node.input[0], node.input[1], zeros=(operand(node, 2), operand(node, 3))
-    )
-
-
-def _qlinear_matmul(node: Any, graph: OnnxGraph) -> NodeCounts:
-    rescaled = prod(graph.shape(node.output[0]))
-    zeros = (operand(node, 2), operand(node, 5))
-    return _matrix(node, graph, node.input[0], node.input[3], zeros=zeros, elementwise=rescaled)
-
-
-def _matrix(
-    node: Any,
-    graph: OnnxGraph,
-    left: str,
-    right: str,
-    inner: tuple[int, int] = (-1, -2),
-    *,
-    bias: str = "",
-    zeros: tuple[str, str] = ("", ""),
-    elementwise: int = 0,
-) -> NodeCounts:
-    """inner: axis of each side that is summed over; the axes before the last two broadcast, as numpy.matmul does."""
+    # Axis of each side that is summed over, of the last two.
+    inner = -2 if attributes.get("transA", 0) else -1, -1 if attributes.get("transB", 0) else -2
+    # Zero points are given per row of the left side and per column of the right one.
+    zero_axes = -2, -1
     factors, summed = [], []
-    for tensor, axis, zero, zero_axis in zip((left, right), inner, zeros, (-2, -1), strict=True):
+    for tensor, axis, zero, zero_axis in zip((left, right), inner, zeros, zero_axes, strict=True):
         shape = graph.shape(tensor)
         if not shape:
             raise UnsupportedError(f"'{tensor}' is a scalar")
+        # A vector has no axis but the one that is summed over.
         vector = len(shape) == 1
         summed.append(shape[-1 if vector else axis])
-        free = () if vector else (-3 - axis,)
-        factors.append(
-            factor(
-                graph,
-                tensor,
-                partial(_sum_over, axes=free),
-                zero=zero,
-                zero_axis=0 if vector else len(shape) + zero_axis,
-            )
-        )
+        partners = partial(np.sum, axis=() if vector else -3 - axis, dtype=np.int64)
+        zero_at = 0 if vector else len(shape) + zero_axis
+        factors.append(factor(graph, tensor, partners, zero=zero, zero_axis=zero_at))
     if summed[0] != summed[1]:
         raise UnsupportedError(f"sums over {summed[0]} and {summed[1]} elements")
     shape = graph.shape(right)
     kernel = 1 if len(shape) == 1 else shape[-3 - inner[1]]
-    return product_row(
-        node,
-        graph,
-        left,
-        right,
-        Product(*factors),
-        bias=bias,
-        kernel=kernel,
-        elementwise=elementwise,
-    )
-
-
-def _sum_over(mask: Mask, axes: tuple[int, ...]) -> Int64:
-    return np.asarray(mask.sum(axis=axes, dtype=np.int64) if axes else mask.astype(np.int64))
+    return product_row(node, graph, Product(*factors), kernel=kernel, elementwise=rescaled)
 
 
 def _einsum(node: Any, graph: OnnxGraph) -> NodeCounts:
-    """Two operands: an index of one alone, or of both, has no other partner, so every pair that meets is multiplied."""
+    """Count a product of two tensors.
+
+    An index of one of them alone, or of both, has no other partner, so every pair that meets is multiplied.
+    """
     equation = attributes_of(node)["equation"].decode(errors="replace").replace(" ", "")
     terms = equation.partition("->")[0].split(",")
     if len(terms) != 2 or len(node.input) != 2:
@@ -102,6 +86,7 @@ def _einsum(node: Any, graph: OnnxGraph) -> NodeCounts:
     sizes: dict[str, int] = {}
     for term, tensor in zip(terms, node.input, strict=True):
         shape = graph.shape(tensor)
+        # An ellipsis or an index twice in a term, which stands for a diagonal, has no rule.
         if not term.isalpha() or len(set(term)) != len(term) or len(term) != len(shape):
             raise UnsupportedError(
                 f"equation '{equation}': '{term}' on a shape of {len(shape)} axes"
@@ -112,28 +97,159 @@ def _einsum(node: Any, graph: OnnxGraph) -> NodeCounts:
                     f"equation '{equation}': index {label} is {sizes[label]} and {size}"
                 )
     shared = sorted(set(terms[0]) & set(terms[1]))
-    product = Product(
-        *(
-            factor(graph, tensor, partial(_sum_but, term=term, shared=shared))
-            for term, tensor in zip(terms, node.input, strict=True)
-        )
+    a, b = (
+        factor(graph, tensor, partial(_sum_unshared, term=term, shared=shared))
+        for term, tensor in zip(terms, node.input, strict=True)
     )
     kernel = prod(sizes[label] for label in set(terms[1]) - set(terms[0]))
-    return product_row(node, graph, node.input[0], node.input[1], product, kernel=kernel)
+    return product_row(node, graph, Product(a, b), kernel=kernel)
 
 
-def _sum_but(mask: Mask, term: str, shared: Sequence[str]) -> Int64:
+def _sum_unshared(mask: Mask, term: str, shared: Sequence[str]) -> Int64:
     """Sum over the indices of one term that are not shared, and put the shared ones in order."""
-    free = tuple(axis for axis, label in enumerate(term) if label not in shared)
+    unshared = tuple(axis for axis, label in enumerate(term) if label not in shared)
     left = [label for label in term if label in shared]
-    return np.transpose(_sum_over(mask, free), [left.index(label) for label in shared])
+    summed = mask.sum(axis=unshared, dtype=np.int64)
+    return np.transpose(summed, [left.index(label) for label in shared])
+
+
+def _recurrent(node: Any, graph: OnnxGraph) -> NodeCounts:
+    kind, attributes = node.op_type, attributes_of(node)
+    x, w, r = (graph.shape(name) for name in node.input[:3])
+    if attributes.get("layout", 0):
+        raise UnsupportedError("layout 1 (batch first); export with the steps first")
+    if attributes.get("input_forget", 0):
+        raise UnsupportedError("input_forget couples two gates; export without")
+    direction = attributes.get("direction", b"forward")
+    if direction not in REVERSED:
+        raise UnsupportedError(f"direction {direction.decode(errors='replace')} does not exist")
+    reverse = REVERSED[direction]
+    directions, hidden = len(reverse), r[-1] if r else 0
+    gates = GATES[kind] * hidden
+    if len(x) != 3 or w != (directions, gates, x[2]) or r != (directions, gates, hidden):
+        raise UnsupportedError(
+            f"weights {w} and {r} do not fit an input {x} and {directions} directions"
+        )
+    lengths = _lengths(operand(node, 4), graph, x)
+    read = partial(_inputs_read, lengths=lengths, directions=directions)
+    inputs = Factor(x, read, node.input[0], graph.constants.get(node.input[0]))
+    sequence = node.output[0]
+    states = Factor(
+        (x[0], directions, x[1], hidden),
+        partial(_states_read, lengths=lengths, reverse=reverse),
+        sequence,
+    )
+    if graph.shape(sequence) != states.shape:
+        raise UnsupportedError(f"hidden sequence {graph.shape(sequence)}, expected {states.shape}")
+    products = [Product(inputs, _weight(graph, node.input[1]))]
+    recurrent = _weight(graph, node.input[2])
+    initial = _initial_state(operand(node, 5), graph, lengths, states.shape[1:])
+    products += [Product(states, recurrent), Product(initial, recurrent)]
+    weights = prod(w) + prod(r)
+    note = (
+        "every step multiplies a state, the first one the initial state (zeros where none is given)"
+    )
+    units = int(lengths.sum()) * directions * hidden
+    peepholes = operand(node, 7) if kind == "LSTM" else ""
+    if peepholes:
+        shape = (directions, PEEPHOLES * hidden)
+        products.append(_peephole_product(peepholes, graph, int(lengths.sum()), shape))
+        weights += prod(shape)
+        note += "; peepholes look at the cell, which no output shows: taken as non-zero"
+    if kind == "GRU" and not attributes.get("linear_before_reset", 0):
+        note += "; the reset state is taken as zero only where the state is"
+    # Wb and Rb are stored one behind the other, and both are added.
+    bias, biases = operand(node, 3), (directions, 2 * gates)
+    if bias and graph.shape(bias) != biases:
+        raise UnsupportedError(f"biases {graph.shape(bias)}, expected {biases}")
+    bias_adds = 2 * GATES[kind] * units if bias else 0
+    stored = bias in graph.constants
+    per_unit = PER_UNIT[kind]
+    if "clip" in attributes:
+        per_unit += GATES[kind]
+    sizes = LayerSizes(
+        inputs=prod(x),
+        outputs=prod(states.shape),
+        weights=weights,
+        biases=prod(biases) if stored else 0,
+        kernel=directions * gates,
+    )
+    return NodeCounts(
+        sizes,
+        tuple(products),
+        bias_adds=bias_adds if stored else 0,
+        # A bias that is computed is added like any other tensor.
+        elementwise=units * per_unit + (0 if stored else bias_adds),
+        note=note,
+    )
+
+
+def _lengths(name: str, graph: OnnxGraph, x: tuple[int, ...]) -> Int64:
+    """Return the steps of each batch element, (batch,); all of them where the node does not say."""
+    steps, batch, _ = x
+    if not name:
+        return np.full(batch, steps, dtype=np.int64)
+    lengths = graph.constant(name, "sequence_lens").astype(np.int64)
+    if lengths.shape != (batch,) or lengths.min() < 0 or lengths.max() > steps:
+        raise UnsupportedError(f"sequence_lens {lengths.tolist()} of {steps} steps")
+    return lengths
+
+
+def _weight(graph: OnnxGraph, name: str) -> Factor:
+    """Make a factor of weights (directions, rows, columns), of which each column meets one input."""
+    partners = partial(np.sum, axis=1, dtype=np.int64)
+    return Factor(graph.shape(name), partners, name, graph.constant(name, "weight"), weight=True)
+
+
+def _inputs_read(mask: Mask, lengths: Int64, directions: int) -> Int64:
+    """Count the elements that each direction reads: (steps, batch, features) -> (directions, features)."""
+    steps = np.arange(len(mask))[:, None]
+    walked = steps < lengths
+    counts = (mask & walked[..., None]).sum(axis=(0, 1), dtype=np.int64)
+    return np.broadcast_to(counts, (directions, len(counts)))
+
+
+def _states_read(mask: Mask, lengths: Int64, reverse: Sequence[bool]) -> Int64:
+    """Count the states that come back: (steps, directions, batch, hidden) -> (directions, hidden)."""
+    step = np.arange(len(mask))[:, None]
+    counts = []
+    for direction, backward in enumerate(reverse):
+        # The last state of each walk does not come back, which is the first one in time where it runs backward.
+        last = 0 if backward else lengths - 1
+        back = (step < lengths) & (step != last)
+        counts.append((mask[:, direction] & back[..., None]).sum(axis=(0, 1), dtype=np.int64))
+    return np.asarray(counts)
+
+
+def _initial_state(name: str, graph: OnnxGraph, lengths: Int64, shape: tuple[int, ...]) -> Factor:
+    """Make a factor of the state before the first step, (directions, batch, hidden)."""
+    if name and graph.shape(name) != shape:
+        raise UnsupportedError(f"initial state {graph.shape(name)}, expected {shape}")
+    # Batch elements without a step never read it.
+    runs = (lengths > 0)[:, None]
+
+    def partners(mask: Mask) -> Int64:
+        return np.asarray((mask & runs).sum(axis=1, dtype=np.int64))
+
+    value: Array | None = np.zeros(shape, dtype=np.float32)
+    if name:
+        value = graph.constants.get(name)
+    return Factor(shape, partners, name, value)
+
+
+def _peephole_product(name: str, graph: OnnxGraph, steps: int, shape: tuple[int, int]) -> Product:
+    """Multiply one weight per gate and unit with the cell at every step of every batch element."""
+    if graph.shape(name) != shape:
+        raise UnsupportedError(f"peepholes {graph.shape(name)}, expected {shape}")
+    cell = Factor(shape, lambda mask: mask.astype(np.int64) * steps)
+    stored = graph.constant(name, "peepholes")
+    weight = Factor(shape, lambda mask: mask.astype(np.int64), name, stored, weight=True)
+    return Product(cell, weight)
 
 
 MATRICES: dict[str, Callable[[Any, OnnxGraph], NodeCounts]] = {
+    **dict.fromkeys(("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"), _matrix_product),
+    **dict.fromkeys(GATES, _recurrent),
     "Einsum": _einsum,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "MatMulInteger": _matmul_integer,
-    "QLinearMatMul": _qlinear_matmul,
 }
-"""Matrix products that are counted."""
+"""Matrix products and recurrent layers that are counted."""

@@ -1,10 +1,8 @@
-"""Shapes of all tensors of an ONNX graph, and values of those that no input reaches.
+"""Read an ONNX file as the counter sees it: shapes at batch 1, values of constants, and clear refusals.
 
 Shape inference alone gives up where a shape is computed (`x.view(x.size(0), -1)` leaves Shape, Gather and Concat in the
 file), and a quantised weight is a constant only behind its DequantizeLinear. So inference and evaluation of what has
 constant inputs take turns until neither finds more.
-
-An ONNX file as the counter sees it: shapes at batch 1, values of constants, and clear refusals.
 """
 
 from __future__ import annotations
@@ -16,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx.inliner
 import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.reference import ReferenceEvaluator
 
+from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.errors import CountError
 
-Array = npt.NDArray[np.generic]
+Shape = tuple[int, ...]
+
 MOST_ELEMENTS = 2**30
 """Elements of a tensor that is counted; a shape beyond it is a mistake in the file, and counting it would take hours."""
-Shape = tuple[int, ...]
 MOST_FOLDED = 2**27
 """Elements of a value that is worked out here; 512 MB of float32."""
 LIGHT = 4096
@@ -36,222 +34,20 @@ LIGHT = 4096
 MOST_MULTIPLIED = 2**22
 """Elements of each factor of a constant product; 2048 x 2048 takes a second or two."""
 PRODUCTS = frozenset({"Einsum", "Gemm", "MatMul"})
-NEVER_FOLDED = frozenset({
-    "Bernoulli", "Conv", "ConvInteger", "ConvTranspose", "Dropout", "GRU", "LSTM", "MatMulInteger", "Multinomial",
-    "QLinearConv", "QLinearMatMul", "RNN", "RandomNormal", "RandomNormalLike", "RandomUniform",
-    "RandomUniformLike",
-})  # fmt: skip
-"""Too slow to compute here, or another value each time."""
+"""Products that are worked out where their factors are constants."""
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+"""Operations whose hidden sequence is looked at."""
+NEVER_FOLDED = RECURRENT | {
+    "Bernoulli", "Conv", "ConvInteger", "ConvTranspose", "Dropout", "MatMulInteger", "Multinomial",
+    "QLinearConv", "QLinearMatMul", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+}  # fmt: skip
+"""Operations that are too slow to compute here, or give another value each time."""
 NOT_INFERRED = frozenset({"GroupNormalization"})
 """Operations whose output is shaped as their input, and which onnx cannot infer."""
 
 
-@dataclass(frozen=True)
-class Settled:
-    """What is known about tensors without running the model.
-
-    Args:
-        shapes: tensor -> static shape, where it has one.
-        types: tensor -> onnx.ValueInfoProto of its element type and shape, where inferred.
-        constants: tensor -> value, where it does not depend on an input.
-    """
-
-    shapes: Mapping[str, Shape]
-    types: Mapping[str, Any]
-    constants: Mapping[str, Array]
-
-
-def attributes_of(node: Any) -> dict[str, Any]:
-    """Attribute name -> value of an onnx.NodeProto; strings are bytes."""
-    return {
-        attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute
-    }
-
-
-def holds_subgraph(node: Any) -> bool:
-    """Whether a node runs a graph of its own, as If, Loop and Scan do."""
-    graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-    return any(attribute.type in graphs for attribute in node.attribute)
-
-
-def settle(model: Any) -> Settled:
-    """Infer shapes and fold constants of an onnx.ModelProto whose input shapes are static.
-
-    Raises:
-        onnx.shape_inference.InferenceError: the nodes do not fit each other.
-        ValueError: an initializer does not hold what it says it does.
-    """
-    constants = {tensor.name: _stored(tensor) for tensor in model.graph.initializer}
-    nodes = list(model.graph.node)
-    given: dict[str, Any] = {}
-    while True:
-        shapes, types = _infer(model, nodes, constants, given)
-        found = _same_as_input(nodes, shapes, types)
-        waiting = []
-        for node in nodes:
-            values = _value(node, model, constants, shapes)
-            if values is None:
-                waiting.append(node)
-            else:
-                constants |= values
-        given |= found
-        if len(waiting) == len(nodes) and not found:
-            shapes |= {name: value.shape for name, value in constants.items()}
-            return Settled(shapes, types, constants)
-        nodes = waiting
-
-
-def _stored(tensor: Any) -> Array:
-    try:
-        return np.asarray(onnx.numpy_helper.to_array(tensor))
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"initializer '{tensor.name}' does not hold its shape and type, {reason}"
-        ) from error
-
-
-def _same_as_input(
-    nodes: Sequence[Any], shapes: Mapping[str, Shape], types: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Types of outputs that onnx has no inference for: tensor -> onnx.ValueInfoProto of the node's first input."""
-    found = {}
-    for node in nodes:
-        if (
-            node.op_type in NOT_INFERRED
-            and node.domain in ("", "ai.onnx")
-            and node.output[0] not in shapes
-            and node.input[0] in shapes
-            and node.input[0] in types
-        ):
-            value = found[node.output[0]] = onnx.ValueInfoProto()
-            value.CopyFrom(types[node.input[0]])
-            value.name = node.output[0]
-    return found
-
-
-def _infer(
-    model: Any, nodes: Sequence[Any], constants: Mapping[str, Array], given: Mapping[str, Any]
-) -> tuple[dict[str, Shape], dict[str, Any]]:
-    """One turn of shape inference over the nodes that are left; heavy constants are inputs of known shape to it."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    light = onnx.ModelProto()
-    light.ir_version = max(model.ir_version, 4)  # before 4, initializers had to be inputs
-    light.opset_import.extend(model.opset_import)
-    graph = light.graph
-    graph.name = "shapes"
-    graph.node.extend(nodes)
-    graph.input.extend(value for value in model.graph.input if value.name not in constants)
-    graph.sparse_initializer.extend(model.graph.sparse_initializer)
-    for name, value in constants.items():
-        if value.size <= LIGHT:
-            tensor = stored[name] if name in stored else onnx.numpy_helper.from_array(value, name)
-            graph.initializer.append(tensor)
-        else:
-            kind = (
-                stored[name].data_type
-                if name in stored
-                else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-            )
-            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
-    made = {output for node in nodes for output in node.output}
-    for output in model.graph.output:
-        if output.name in made:
-            value = graph.output.add()
-            value.CopyFrom(given.get(output.name, output))
-            if output.name not in given:
-                value.type.tensor_type.ClearField("shape")  # may name the dynamic batch
-    shown = {output.name for output in graph.output}
-    graph.value_info.extend(value for name, value in given.items() if name in made - shown)
-    inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
-    types = {
-        value.name: value for value in (*inferred.input, *inferred.value_info, *inferred.output)
-    }
-    shapes = {}
-    for name, value in types.items():
-        tensor_type = value.type.tensor_type
-        dims = tensor_type.shape.dim
-        if tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
-            shapes[name] = tuple(int(dim.dim_value) for dim in dims)
-    return shapes, types
-
-
-def _value(
-    node: Any, model: Any, constants: Mapping[str, Array], shapes: Mapping[str, Shape]
-) -> dict[str, Array] | None:
-    """Outputs of a node that depends on no input, else None."""
-    if node.domain not in ("", "ai.onnx") or holds_subgraph(node) or node.op_type in NEVER_FOLDED:
-        return None
-    if node.op_type in ("Shape", "Size") and node.input[0] in {**shapes, **constants}:
-        held = node.input[0]
-        shape = constants[held].shape if held in constants else shapes[held]
-        attributes = attributes_of(node)
-        part = shape[attributes.get("start", 0) : attributes.get("end")]
-        value = np.array(part if node.op_type == "Shape" else prod(shape), dtype=np.int64)
-        return {node.output[0]: value}
-    outputs = [name for name in node.output if name]
-    if not all(name in constants for name in node.input if name):
-        return None
-    if node.op_type != "Constant" and not all(
-        name in shapes and prod(shapes[name]) <= MOST_FOLDED for name in outputs
-    ):
-        return None
-    if node.op_type in PRODUCTS and any(
-        constants[name].size > MOST_MULTIPLIED for name in node.input if name
-    ):
-        return None
-    names = sorted({name for name in node.input if name})
-    values = _evaluate(node, model, outputs, {name: constants[name] for name in names})
-    return None if values is None else dict(zip(outputs, values, strict=True))
-
-
-def _evaluate(
-    node: Any, model: Any, outputs: Sequence[str], feed: Mapping[str, Array]
-) -> list[Array] | None:
-    """One node run on constants: by onnx itself, which knows all types, or by onnxruntime, which knows old versions."""
-    graph = onnx.helper.make_graph(
-        [node],
-        "constant",
-        [
-            onnx.helper.make_tensor_value_info(
-                name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
-            )
-            for name, value in feed.items()
-        ],
-        [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
-    )
-    imports = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    alone = onnx.helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version)
-    for evaluate in (_by_onnx, _by_onnxruntime):
-        try:
-            with np.errstate(all="ignore"):
-                values = evaluate(alone, feed)
-        except Exception:  # noqa: BLE001, S112  # what cannot be evaluated is no constant, whatever stopped it
-            continue
-        if all(isinstance(value, (np.ndarray, np.generic)) for value in values):
-            return [np.asarray(value) for value in values]
-    return None
-
-
-def _by_onnx(model: Any, feed: Mapping[str, Array]) -> list[Any]:
-    return list(ReferenceEvaluator(model).run(None, dict(feed)))
-
-
-def _by_onnxruntime(model: Any, feed: Mapping[str, Array]) -> list[Any]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return list(session.run(None, dict(feed)))
-
-
-RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-
-
 class UnsupportedError(Exception):
-    """Why a node cannot be counted; becomes its row in the ledger."""
+    """A node cannot be counted; the reason becomes its row in the ledger."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +58,7 @@ class OnnxGraph:
         model: onnx.ModelProto with functions inlined.
         inputs: graph input -> shape, weights left out.
         shapes: tensor -> static shape, where it has one.
-        types: tensor -> onnx.ValueInfoProto of its element type, where inferred.
+        types: tensor -> onnx.ValueInfoProto of its element type and shape, where inferred.
         constants: tensor -> value, where it depends on no input.
         needed: tensors that some output of the graph depends on.
         readers: initializer -> names of the nodes that read it, also from within their subgraphs.
@@ -270,16 +66,20 @@ class OnnxGraph:
     """
 
     model: Any
-    inputs: Mapping[str, tuple[int, ...]]
-    shapes: Mapping[str, tuple[int, ...]]
+    inputs: Mapping[str, Shape]
+    shapes: Mapping[str, Shape]
     types: Mapping[str, Any]
-    constants: Mapping[str, npt.NDArray[np.generic]]
+    constants: Mapping[str, Array]
     needed: frozenset[str]
     readers: Mapping[str, Sequence[str]]
     producers: Mapping[str, Any]
 
-    def shape(self, tensor: str) -> tuple[int, ...]:
-        """Static shape of a tensor, or UnsupportedError."""
+    def shape(self, tensor: str) -> Shape:
+        """Return the static shape of a tensor.
+
+        Raises:
+            UnsupportedError: it has none, or one beyond `MOST_ELEMENTS`.
+        """
         if tensor not in self.shapes:
             raise UnsupportedError(
                 f"the shape of tensor '{tensor}' is not static; export with static shapes"
@@ -291,20 +91,46 @@ class OnnxGraph:
             )
         return shape
 
-    def constant(self, tensor: str, what: str) -> npt.NDArray[np.generic]:
-        """Value of a tensor that the file holds, or UnsupportedError that says what it should have been."""
+    def constant(self, tensor: str, what: str) -> Array:
+        """Return the value of a tensor that the file holds; `what` it should have been is for the message.
+
+        Raises:
+            UnsupportedError: the file does not hold it.
+        """
         if tensor not in self.constants:
             raise UnsupportedError(f"{what} '{tensor}' is not a constant of the file")
         return self.constants[tensor]
 
 
+def attributes_of(node: Any) -> dict[str, Any]:
+    """Return attribute name -> value of an onnx.NodeProto; strings are bytes."""
+    value_of = onnx.helper.get_attribute_value
+    return {attribute.name: value_of(attribute) for attribute in node.attribute}
+
+
 def operand(node: Any, index: int) -> str:
-    """Name of an optional input, "" where the node leaves it out."""
+    """Return the name of an optional input, "" where the node leaves it out."""
     return node.input[index] if index < len(node.input) else ""
 
 
+def holds_subgraph(node: Any) -> bool:
+    """Tell whether a node runs a graph of its own, as If, Loop and Scan do."""
+    graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return any(attribute.type in graphs for attribute in node.attribute)
+
+
+def session_of(model: Any) -> onnxruntime.InferenceSession:
+    """Load an onnx.ModelProto into onnxruntime, unoptimised so that no tensor is fused away."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+
+
 def read_onnx(path: Path) -> OnnxGraph:
-    """Load, check, inline functions, and infer all shapes at batch 1.
+    """Load a file, check it, inline its functions, and infer all shapes at batch 1.
 
     Raises:
         CountError: not an ONNX file, or an input whose shape is not static beyond the batch.
@@ -321,10 +147,10 @@ def read_onnx(path: Path) -> OnnxGraph:
         inputs = {value.name: value for value in model.graph.input}
         for initializer in model.graph.initializer:
             inputs.pop(initializer.name, None)  # old files list their weights as inputs too
-        shapes = {name: _input_shape(path, value) for name, value in inputs.items()}
+        input_shapes = {name: _input_shape(path, value) for name, value in inputs.items()}
         del model.graph.value_info[:]  # may name the dynamic batch
         _name_hidden_sequences(model)
-        settled = settle(model)
+        shapes, types, constants = _settle(model)
     except (
         OSError,
         TypeError,  # names
@@ -337,27 +163,189 @@ def read_onnx(path: Path) -> OnnxGraph:
         raise CountError(f"{path}: not a valid ONNX file ({first_line}); export it again") from None
     needed = {value.name for value in model.graph.output}
     readers: dict[str, list[str]] = {tensor.name: [] for tensor in model.graph.initializer}
+    # Nodes stand behind what they read, so backward each is met after all that need it.
     for node in reversed(model.graph.node):
         read = set(_read_by(node))
         if not needed.isdisjoint(node.output):
             needed |= read
-        for name in read & readers.keys():
-            readers[name].insert(0, node.name or (node.output[0] if node.output else node.op_type))
-    producers = {output: node for node in model.graph.node for output in node.output if output}
+        name = node.name or (node.output[0] if node.output else node.op_type)
+        for tensor in read & readers.keys():
+            readers[tensor].insert(0, name)
     return OnnxGraph(
         model,
+        input_shapes,
         shapes,
-        settled.shapes,
-        settled.types,
-        settled.constants,
+        types,
+        constants,
         frozenset(needed),
         readers,
-        producers,
+        producers={output: node for node in model.graph.node for output in node.output if output},
     )
 
 
+def _settle(model: Any) -> tuple[dict[str, Shape], dict[str, Any], dict[str, Array]]:
+    """Infer shapes and fold constants of an onnx.ModelProto whose input shapes are static.
+
+    Returns:
+        `shapes`, `types` and `constants` as those of `OnnxGraph`.
+
+    Raises:
+        onnx.shape_inference.InferenceError: the nodes do not fit each other.
+        ValueError: an initializer does not hold what it says it does.
+    """
+    constants = {tensor.name: _stored(tensor) for tensor in model.graph.initializer}
+    nodes = list(model.graph.node)
+    given: dict[str, Any] = {}
+    while True:
+        shapes, types = _infer(model, nodes, constants, given)
+        found = _same_as_input(nodes, shapes, types)
+        given |= found
+        waiting = []
+        for node in nodes:
+            values = _value(node, model, constants, shapes)
+            if values is None:
+                waiting.append(node)
+            else:
+                constants |= values
+        if len(waiting) == len(nodes) and not found:
+            shapes |= {name: value.shape for name, value in constants.items()}
+            return shapes, types, constants
+        # What has become a constant is no node any more, but an input to the inference of the others.
+        nodes = waiting
+
+
+def _stored(tensor: Any) -> Array:
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"initializer '{tensor.name}' does not hold its shape and type, {reason}"
+        ) from error
+
+
+def _same_as_input(
+    nodes: Sequence[Any], shapes: Mapping[str, Shape], types: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return types of outputs that onnx has no inference for: tensor -> onnx.ValueInfoProto of the node's first input."""
+    found = {}
+    for node in nodes:
+        if node.op_type not in NOT_INFERRED or node.domain not in ("", "ai.onnx"):
+            continue
+        source, output = node.input[0], node.output[0]
+        if output not in shapes and source in shapes and source in types:
+            found[output] = onnx.ValueInfoProto()
+            found[output].CopyFrom(types[source])
+            found[output].name = output
+    return found
+
+
+def _infer(
+    model: Any, nodes: Sequence[Any], constants: Mapping[str, Array], given: Mapping[str, Any]
+) -> tuple[dict[str, Shape], dict[str, Any]]:
+    """Infer shapes once over the nodes that are left; heavy constants are inputs of known shape to it."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    light = onnx.ModelProto()
+    light.ir_version = max(model.ir_version, 4)  # before 4, initializers had to be inputs
+    light.opset_import.extend(model.opset_import)
+    graph = light.graph
+    graph.name = "shapes"
+    graph.node.extend(nodes)
+    graph.input.extend(value for value in model.graph.input if value.name not in constants)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    for name, value in constants.items():
+        # A stored tensor may have a type that numpy has no name for.
+        tensor = stored.get(name)
+        if value.size <= LIGHT:
+            tensor = onnx.numpy_helper.from_array(value, name) if tensor is None else tensor
+            graph.initializer.append(tensor)
+        elif tensor is None:
+            graph.input.append(_value_info(name, value))
+        else:
+            info = onnx.helper.make_tensor_value_info(name, tensor.data_type, value.shape)
+            graph.input.append(info)
+    made = {output for node in nodes for output in node.output}
+    for output in model.graph.output:
+        if output.name in made:
+            value = graph.output.add()
+            value.CopyFrom(given.get(output.name, output))
+            if output.name not in given:
+                value.type.tensor_type.ClearField("shape")  # may name the dynamic batch
+    shown = {output.name for output in graph.output}
+    graph.value_info.extend(value for name, value in given.items() if name in made - shown)
+    inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
+    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    types = {value.name: value for value in values}
+    shapes = {}
+    for name, value in types.items():
+        tensor_type = value.type.tensor_type
+        dims = tensor_type.shape.dim
+        # A scalar has a shape without dimensions; an unknown shape has none either, but no field.
+        if tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            shapes[name] = tuple(int(dim.dim_value) for dim in dims)
+    return shapes, types
+
+
+def _value_info(name: str, value: Array) -> Any:
+    kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    return onnx.helper.make_tensor_value_info(name, kind, value.shape)
+
+
+def _value(
+    node: Any, model: Any, constants: Mapping[str, Array], shapes: Mapping[str, Shape]
+) -> dict[str, Array] | None:
+    """Return the outputs of a node that depends on no input, None where it does or is not worked out."""
+    if node.domain not in ("", "ai.onnx") or holds_subgraph(node) or node.op_type in NEVER_FOLDED:
+        return None
+    # A shape may be known where the value is not.
+    if node.op_type in ("Shape", "Size"):
+        source = node.input[0]
+        if source in constants or source in shapes:
+            shape = constants[source].shape if source in constants else shapes[source]
+            attributes = attributes_of(node)
+            part = shape[attributes.get("start", 0) : attributes.get("end")]
+            value = np.array(part if node.op_type == "Shape" else prod(shape), dtype=np.int64)
+            return {node.output[0]: value}
+    inputs = sorted({name for name in node.input if name})
+    outputs = [name for name in node.output if name]
+    if not all(name in constants for name in inputs):
+        return None
+    if node.op_type != "Constant":
+        for name in outputs:
+            if name not in shapes or prod(shapes[name]) > MOST_FOLDED:
+                return None
+    if node.op_type in PRODUCTS and any(constants[name].size > MOST_MULTIPLIED for name in inputs):
+        return None
+    values = _evaluate(node, model, outputs, {name: constants[name] for name in inputs})
+    return None if values is None else dict(zip(outputs, values, strict=True))
+
+
+def _evaluate(
+    node: Any, model: Any, outputs: Sequence[str], feed: Mapping[str, Array]
+) -> list[Array] | None:
+    """Run one node on constants: by onnx itself, which knows all types, or by onnxruntime, which knows old versions."""
+    graph = onnx.helper.make_graph(
+        [node],
+        "constant",
+        [_value_info(name, value) for name, value in feed.items()],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
+    )
+    imports = [entry for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    alone = onnx.helper.make_model(graph, opset_imports=imports, ir_version=model.ir_version)
+    for load in (ReferenceEvaluator, session_of):
+        try:
+            with np.errstate(all="ignore"):
+                values = load(alone).run(None, dict(feed))
+        except Exception:  # noqa: BLE001, S112  # what cannot be evaluated is no constant, whatever stopped it
+            continue
+        # Sequences and optional values are no tensors.
+        if all(isinstance(value, (np.ndarray, np.generic)) for value in values):
+            return [np.asarray(value) for value in values]
+    return None
+
+
 def _check_names(model: Any) -> None:
-    """Bytes that are no UTF-8 come out of protobuf as bytes."""
+    """Refuse names that are no text: those that are no UTF-8 come out of protobuf as bytes."""
     for node in model.graph.node:
         for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
             if not isinstance(name, str):
@@ -365,7 +353,7 @@ def _check_names(model: Any) -> None:
 
 
 def _read_by(node: Any) -> Iterator[str]:
-    """Tensors that a node reads, those that its subgraphs take from outside included."""
+    """Yield the tensors that a node reads, those that its subgraphs take from outside included."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
@@ -388,8 +376,8 @@ def _name_hidden_sequences(model: Any) -> None:
                 node.output[0] = name
 
 
-def _input_shape(path: Path, value: Any) -> tuple[int, ...]:
-    """Shape of a graph input with batch 1, which is also written into the model."""
+def _input_shape(path: Path, value: Any) -> Shape:
+    """Return the shape of a graph input with batch 1, which is also written into the model."""
     dims = value.type.tensor_type.shape.dim
     if not dims:
         raise CountError(f"{path}: input '{value.name}' has no shape; export with static shapes")

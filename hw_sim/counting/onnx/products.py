@@ -1,11 +1,9 @@
-"""What one ONNX node costs, and how its multiplications are counted with and without zeros.
+"""Count the multiplications of one ONNX node, with and without zeros.
 
 Every product counted here joins two tensors along indices that both share, such as the inner axis of a matrix product or
 (input channel, kernel tap) of a convolution. If factor a has m_a(i) non-zero partners at shared index i and factor b has
 m_b(i), the product multiplies sum_i m_a(i) m_b(i) pairs that are non-zero. Dense, pruned and effective counts are this one
 sum with other elements taken as present.
-
-A product of ONNX as two factors, and the row it makes: what convolutions and matrix products share.
 """
 
 from __future__ import annotations
@@ -13,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.counting.counts import LayerSizes
-from knarr.hw_sim.counting.fan_out import Int64
-from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError
+from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError, operand
 
-Array = npt.NDArray[np.generic]
-Mask = npt.NDArray[np.bool_]
+Values = Mapping[str, Array]
+"""Tensor -> value of one run of the model."""
 
 
 @dataclass(frozen=True)
@@ -49,37 +46,38 @@ class Factor:
     zero: Array | str | None = None
     zero_axis: int = 0
 
-    def watched(self) -> frozenset[str]:
-        """Tensors whose values `count` needs."""
-        names = {
-            self.tensor if self.value is None else "",
-            self.zero if isinstance(self.zero, str) else "",
-        }
-        return frozenset(names - {""})
+    def watched(self) -> set[str]:
+        """Return the tensors whose values `count` needs."""
+        names = {self.tensor} if self.value is None else set()
+        if isinstance(self.zero, str):
+            names.add(self.zero)
+        return names - {""}
 
-    def count(self, values: Mapping[str, Array] | None, *, nz: bool) -> Int64:
-        """Present elements per shared index.
+    def count(self, values: Values | None, *, skip_zero_weights: bool) -> Int64:
+        """Count the present elements per shared index.
 
         Args:
-            values: tensor -> value of one run, or None to take every activation as non-zero.
-            nz: skip stored weights that are 0.
+            values: of one run, or None to take every activation as non-zero.
+            skip_zero_weights: take stored weights that are 0 as missing.
         """
-        known = values is not None and (self.value is not None or self.tensor != "")
-        if not (nz if self.weight else known):
+        if self.weight:
+            seen = skip_zero_weights
+        else:
+            # Nobody ever sees a tensor without a name.
+            seen = values is not None and (self.value is not None or self.tensor != "")
+        if not seen:
             return self.occurrences(np.broadcast_to(np.True_, self.shape))
-        seen = values or {}
-        held = seen[self.tensor] if self.value is None else self.value
-        zero = seen[self.zero] if isinstance(self.zero, str) else self.zero
-        return self.occurrences(np.asarray(held != self._along_axis(zero)))
-
-    def _along_axis(self, zero: Array | None) -> Array:
+        run = values or {}
+        value = run[self.tensor] if self.value is None else self.value
+        zero = run[self.zero] if isinstance(self.zero, str) else self.zero
         if zero is None:
-            return np.asarray(0)
-        if zero.size == 1:
-            return zero.reshape(())
-        return zero.reshape(
-            [-1 if axis == self.zero_axis else 1 for axis in range(len(self.shape))]
-        )
+            zero = np.asarray(0)
+        elif zero.size == 1:
+            zero = zero.reshape(())
+        else:
+            behind = len(self.shape) - self.zero_axis - 1
+            zero = zero.reshape(-1, *[1] * behind)
+        return self.occurrences(np.asarray(value != zero))
 
 
 @dataclass(frozen=True)
@@ -89,19 +87,25 @@ class Product:
     a: Factor
     b: Factor
 
-    def count(self, values: Mapping[str, Array] | None = None, *, nz: bool = False) -> int:
-        """Multiplications left when zeros are skipped; arguments as of `Factor.count`."""
-        return _pairs(self.a.count(values, nz=nz), self.b.count(values, nz=nz))
+    def count(self, values: Values | None = None, *, skip_zero_weights: bool = False) -> int:
+        """Count the multiplications left when zeros are skipped; arguments as those of `Factor.count`."""
+        a = self.a.count(values, skip_zero_weights=skip_zero_weights)
+        b = self.b.count(values, skip_zero_weights=skip_zero_weights)
+        return _pairs(a, b)
 
-    def runs(self) -> Callable[[Mapping[str, Array]], tuple[int, int]]:
-        """values -> (`count(values)`, `count(values, nz=True)`), with stored weights looked at only once."""
-        a, b = _per_run(self.a), _per_run(self.b)
+    def counter(self) -> Callable[[Values], tuple[int, int]]:
+        """Return a function of a run's values that counts with zero weights and without.
 
-        def count(values: Mapping[str, Array]) -> tuple[int, int]:
+        Stored weights are looked at only once, whatever the number of runs.
+        """
+        a, b = _counter(self.a), _counter(self.b)
+
+        def count(values: Values) -> tuple[int, int]:
             (a_stored, a_nonzero), (b_stored, b_nonzero) = a(values), b(values)
             stored = _pairs(a_stored, b_stored)
-            same = a_stored is a_nonzero and b_stored is b_nonzero
-            return stored, stored if same else _pairs(a_nonzero, b_nonzero)
+            if a_stored is a_nonzero and b_stored is b_nonzero:
+                return stored, stored
+            return stored, _pairs(a_nonzero, b_nonzero)
 
         return count
 
@@ -110,14 +114,18 @@ def _pairs(a: Int64, b: Int64) -> int:
     return int((a * b).sum(dtype=np.int64))
 
 
-def _per_run(factor: Factor) -> Callable[[Mapping[str, Array]], tuple[Int64, Int64]]:
-    """Occurrences with zero weights and without: of a weight the same in all runs, of an activation the same number."""
-    if factor.weight:
-        fixed = factor.count(None, nz=False), factor.count(None, nz=True)
-        return lambda values: fixed
+def _counter(factor: Factor) -> Callable[[Values], tuple[Int64, Int64]]:
+    """Return a function that counts a factor with zero weights and without.
 
-    def count(values: Mapping[str, Array]) -> tuple[Int64, Int64]:
-        seen = factor.count(values, nz=False)
+    A weight's two counts are the same in all runs; an activation's are one and the same array.
+    """
+    if factor.weight:
+        stored = factor.count(None, skip_zero_weights=False)
+        nonzero = factor.count(None, skip_zero_weights=True)
+        return lambda values: (stored, nonzero)
+
+    def count(values: Values) -> tuple[Int64, Int64]:
+        seen = factor.count(values, skip_zero_weights=False)
         return seen, seen
 
     return count
@@ -132,7 +140,7 @@ class NodeCounts:
         products: its multiplications.
         padded: the same with taps into the zero padding; None where there is no padding.
         bias_adds: additions of a stored bias.
-        comparisons: of pools and other maxima.
+        comparisons: those of pools and other maxima.
         elementwise: other operations, one per element they produce unless the note says otherwise.
         note: what the numbers stand for.
     """
@@ -149,6 +157,28 @@ class NodeCounts:
 TWO_ACTIVATIONS = "product of two activations: effective where both are non-zero"
 
 
+class Operands(NamedTuple):
+    """Names of the tensors that a product reads, "" where there is none."""
+
+    left: str
+    right: str
+    bias: str
+    zeros: tuple[str, str]
+    """Zero points of both factors."""
+
+
+def operands(node: Any) -> Operands:
+    """Return what a convolution or matrix product reads; only the order of its inputs tells."""
+    if node.op_type.startswith("QLinear"):
+        # A factor is followed by its scale and its zero point, and the output has both too.
+        zeros = operand(node, 2), operand(node, 5)
+        return Operands(node.input[0], node.input[3], operand(node, 8), zeros)
+    if node.op_type.endswith("Integer"):
+        zeros = operand(node, 2), operand(node, 3)
+        return Operands(node.input[0], node.input[1], "", zeros)
+    return Operands(node.input[0], node.input[1], operand(node, 2), ("", ""))
+
+
 def factor(
     graph: OnnxGraph,
     tensor: str,
@@ -157,7 +187,16 @@ def factor(
     zero: str = "",
     zero_axis: int = 0,
 ) -> Factor:
-    """A factor from a tensor of the graph: a weight if the file holds its value, an activation otherwise."""
+    """Make a factor from a tensor of the graph: a weight if the file holds its value, an activation otherwise.
+
+    Args:
+        graph: the model.
+        tensor, occurrences, zero_axis: as those of `Factor`.
+        zero: tensor of its zero points, "" for none.
+
+    Raises:
+        UnsupportedError: zero points that do not fit the tensor, or are not known where its value is.
+    """
     value, shape = graph.constants.get(tensor), graph.shape(tensor)
     zero_point = graph.constants.get(zero, zero) if zero else None
     if value is not None and isinstance(zero_point, str):
@@ -174,54 +213,53 @@ def factor(
 def product_row(
     node: Any,
     graph: OnnxGraph,
-    left: str,
-    right: str,
     product: Product,
     *,
     kernel: int,
     padded: int | None = None,
-    bias: str = "",
     convolution: bool = False,
     elementwise: int = 0,
 ) -> NodeCounts:
-    """Counts of a node that is one product.
+    """Return the counts of a node that is one product.
 
     Args:
         node: onnx.NodeProto; its first output is the product's.
         graph: the model.
-        left, right: tensors of the two factors, of which at least one is an activation.
-        product: the factors.
-        kernel, convolution: as of `LayerSizes`.
+        product: the factors, of which at least one is an activation.
+        kernel, convolution: as those of `LayerSizes`.
         padded: multiplications with taps into the padding, None where there is none.
-        bias: tensor added to every output, "" for none; one that is not stored is an elementwise addition.
         elementwise: operations besides.
 
     Raises:
         UnsupportedError: both factors are constants, or a shape is not static.
     """
     outputs = prod(graph.shape(node.output[0]))
+    if node.op_type.startswith("QLinear"):
+        # Each sum is brought to the output's scale.
+        elementwise += outputs
+    bias = operands(node).bias
     stored = bias in graph.constants
     if bias and not stored:
+        # A bias that is computed is added like any other tensor.
         elementwise += outputs
-    both = product.a.weight + product.b.weight
-    if both == 2:
+    if product.a.weight and product.b.weight:
         raise UnsupportedError("both operands are constants; export with constant folding")
-    activation, weight = (right, left) if product.a.weight else (left, right)
+    activation, other = product.a, product.b
+    if activation.weight:
+        activation, other = other, activation
     sizes = LayerSizes(
-        inputs=prod(graph.shape(activation)),
+        inputs=prod(activation.shape),
         outputs=outputs,
-        weights=prod(graph.shape(weight)),
+        weights=prod(other.shape),
         biases=graph.constants[bias].size if stored else 0,
-        states=0,
         kernel=kernel,
         convolution=convolution,
-        leaky=False,
     )
     return NodeCounts(
         sizes,
         (product,),
         padded,
-        outputs if stored else 0,
+        bias_adds=outputs if stored else 0,
         elementwise=elementwise,
-        note="" if both else TWO_ACTIVATIONS,
+        note="" if other.weight else TWO_ACTIVATIONS,
     )

@@ -232,7 +232,7 @@ def test_long_kernels_on_long_signals() -> None:
 
 
 def test_blocks_fit_what_the_graph_makes_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["knarr.hw_sim.counting.count"], "BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(sys.modules["knarr.hw_sim.counting.count"], "SAMPLE_BLOCK_BYTES", 2**16)
     seen = [0]
     wide = chain((4,), (1000,), w=nir.Linear(np.ones((1000, 4))), n=relay(1000))
     total(wide, spikes(100, 1, 4), progress=seen.append)

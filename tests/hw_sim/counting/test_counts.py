@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knarr.hw_sim.counting.count import count, count_events
+from knarr.hw_sim.counting.chip import count_events
+from knarr.hw_sim.counting.count import count
 from knarr.hw_sim.counting.counts import LayerCounts, LedgerRow, OperationCounts
 from knarr.hw_sim.counting.fan_out import FanOut
 from knarr.hw_sim.counting.tally import LayerTally

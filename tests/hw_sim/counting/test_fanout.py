@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from knarr.hw_sim.counting.fan_out import axis_taps, kernel_fanout, layer_reach
+from knarr.hw_sim.counting.fan_out import AxisWindow, FanOut, compose_axis, layer_fan_outs
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import Conv, Dense, Neuron
 
@@ -73,14 +73,14 @@ def test_conv_fanout_is_the_tap_walk(layer: Conv) -> None:
         walk_taps(layer, skip_zero_weights=True),
     )
     for found, walked in (
-        (layer_reach(layer).stored, stored),
-        (layer_reach(layer).nonzero, nonzero),
+        (layer_fan_outs(layer)[0].stored, stored),
+        (layer_fan_outs(layer)[0].nonzero, nonzero),
     ):
         assert found.dtype == np.int64
         np.testing.assert_array_equal(found, walked)
-    assert layer_reach(layer).dense_valid == stored.sum()
-    assert layer_reach(layer).dense_valid <= layer_reach(layer).dense_padded
-    assert layer_reach(layer).dense_padded == prod(layer.output_shape) * prod(
+    assert layer_fan_outs(layer)[0].dense_valid == stored.sum()
+    assert layer_fan_outs(layer)[0].dense_valid <= layer_fan_outs(layer)[0].dense_padded
+    assert layer_fan_outs(layer)[0].dense_padded == prod(layer.output_shape) * prod(
         layer.weight_int.shape[1:]
     )
 
@@ -88,21 +88,24 @@ def test_conv_fanout_is_the_tap_walk(layer: Conv) -> None:
 def test_the_textbook_map() -> None:
     layer = conv(np.ones((1, 1, 3, 3), dtype=np.int32), (1, 4, 4), padding=(1, 1))
     np.testing.assert_array_equal(
-        layer_reach(layer).stored[0], [[4, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]
+        layer_fan_outs(layer)[0].stored[0], [[4, 6, 6, 4], [6, 9, 9, 6], [6, 9, 9, 6], [4, 6, 6, 4]]
     )
-    assert (layer_reach(layer).dense_valid, layer_reach(layer).dense_padded) == (100, 144)
+    assert (layer_fan_outs(layer)[0].dense_valid, layer_fan_outs(layer)[0].dense_padded) == (
+        100,
+        144,
+    )
 
 
 def test_fanout_scales_with_the_output_channels_of_a_group() -> None:
     weight = np.ones((6, 1, 3, 3), dtype=np.int32)
     layer = conv(weight, (2, 5, 5), padding=(1, 1), groups=2)
-    assert layer_reach(layer).stored[:, 2, 2].tolist() == [27, 27]
+    assert layer_fan_outs(layer)[0].stored[:, 2, 2].tolist() == [27, 27]
 
 
 def test_stride_leaves_inputs_without_any_output() -> None:
     layer = conv(np.ones((1, 1, 1, 2), dtype=np.int32), (1, 1, 6), stride=(1, 3))
-    assert layer_reach(layer).stored[0, 0].tolist() == [1, 1, 0, 1, 1, 0]
-    assert layer_reach(layer).dense_valid == layer_reach(layer).dense_padded == 4
+    assert layer_fan_outs(layer)[0].stored[0, 0].tolist() == [1, 1, 0, 1, 1, 0]
+    assert layer_fan_outs(layer)[0].dense_valid == layer_fan_outs(layer)[0].dense_padded == 4
 
 
 def test_zero_weights_are_skipped_per_tap_and_not_by_a_rate() -> None:
@@ -110,24 +113,24 @@ def test_zero_weights_are_skipped_per_tap_and_not_by_a_rate() -> None:
     weight = np.zeros((1, 1, 3, 3), dtype=np.int32)
     weight[0, 0, 0, 0] = 5  # reached from every input but the last row and column
     layer = conv(weight, (1, 3, 3), padding=(1, 1))
-    assert layer_reach(layer).nonzero[0].tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert layer_fan_outs(layer)[0].nonzero[0].tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
 
 
 def test_dense_fanout() -> None:
     layer = Dense("fc", np.array([[1, 0, 0], [2, -3, 0]], dtype=np.int32), NEURON)
-    assert layer_reach(layer).stored.tolist() == [2, 2, 2]
-    assert layer_reach(layer).nonzero.tolist() == [2, 1, 0]
-    assert (layer_reach(layer).dense_valid, layer_reach(layer).dense_padded) == (6, 6)
+    assert layer_fan_outs(layer)[0].stored.tolist() == [2, 2, 2]
+    assert layer_fan_outs(layer)[0].nonzero.tolist() == [2, 1, 0]
+    assert (layer_fan_outs(layer)[0].dense_valid, layer_fan_outs(layer)[0].dense_padded) == (6, 6)
 
 
 def test_axis_taps_end_at_the_last_output() -> None:
-    taps = axis_taps(4, 2, 3, stride=1, padding=0, dilation=1)
+    taps = AxisWindow(4, 2, 3).input_taps()
     np.testing.assert_array_equal(taps.sum(axis=1), [1, 2, 2, 1])
 
 
 def test_one_axis_works_too() -> None:
-    reach = kernel_fanout(np.ones((2, 1, 3)), (4,), (4,), stride=(1,), padding=(1,), dilation=(1,))
-    assert reach.tolist() == [[4, 6, 6, 4]]
+    fan_out = FanOut(np.ones((2, 1, 3)), (compose_axis(AxisWindow(4, 4, 3, padding=1)),))
+    assert fan_out.stored.tolist() == [[4, 6, 6, 4]]
 
 
 @pytest.mark.parametrize(
@@ -144,9 +147,13 @@ def test_layers_of_spiking_emotions(
 ) -> None:
     """Table II of CEUR-WS 3331 paper 8; no padding, so both conventions agree."""
     layer = conv(np.ones(weight_shape, dtype=np.int32), input_shape)
-    assert layer_reach(layer).dense_valid == layer_reach(layer).dense_padded == operations
+    assert (
+        layer_fan_outs(layer)[0].dense_valid == layer_fan_outs(layer)[0].dense_padded == operations
+    )
 
 
 def test_dense_layer_of_spiking_emotions() -> None:
     layer = Dense("fc", np.ones((1024, 6272), dtype=np.int32), NEURON)
-    assert layer_reach(layer).dense_valid == layer_reach(layer).dense_padded == 6_422_528
+    assert (
+        layer_fan_outs(layer)[0].dense_valid == layer_fan_outs(layer)[0].dense_padded == 6_422_528
+    )
