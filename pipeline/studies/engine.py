@@ -38,10 +38,6 @@ from knarr.errors import KnarrError
 from knarr.pipeline.progress import OnProgress, Progress, ignore
 
 STUDY_FILE = "study.db"
-HEARTBEAT_S = 10
-GRACE_S = 90
-"""Seconds without a heartbeat after which a trial counts as left behind. A worker that stands still for longer, such
-as a suspended laptop, loses its trial; it is told so when it goes on."""
 DATABASES: Final = ("sqlite", "postgresql", "mysql")
 BUSY_S = 60
 TABLE_TRIES = 5
@@ -87,11 +83,16 @@ class Study(ABC):
         maximise: Whether high values are good ones.
         pruner: Decides after each report whether a run is worth going on with; None for always.
         on_progress: Called with what happens.
-        heartbeat_s, grace_s: Seconds between two heartbeats, and without any; the same for all workers.
 
     Raises:
         StudyError: The storage does not answer, or is none.
     """
+
+    heartbeat_s = 10
+    """Seconds between two heartbeats of a worker."""
+    grace_s = 90
+    """Seconds without a heartbeat after which a trial counts as left behind. A worker that stands still for longer,
+    such as a suspended laptop, loses its trial; it is told so when it goes on."""
 
     def __init__(
         self,
@@ -103,8 +104,6 @@ class Study(ABC):
         maximise: bool = True,
         pruner: optuna.pruners.BasePruner | None = None,
         on_progress: OnProgress = ignore,
-        heartbeat_s: int = HEARTBEAT_S,
-        grace_s: int = GRACE_S,
     ) -> None:
         self.name, self.folder, self.on_progress = name, folder, on_progress
         self.points = {point.folder: point for point in points}
@@ -112,7 +111,7 @@ class Study(ABC):
         self._seen: set[int] = set()
         folder.mkdir(parents=True, exist_ok=True)
         url = storage or f"sqlite:///{folder / STUDY_FILE}"
-        self._storage = open_storage(url, heartbeat_s, grace_s, self._queue_again)
+        self._storage = open_storage(url, self.heartbeat_s, self.grace_s, self._queue_again)
         with self._storage_errors():
             self.optuna = optuna.create_study(
                 storage=self._storage,

@@ -33,8 +33,6 @@ from knarr.pipeline.run_folder import claim_folder, generated_data, hold, releas
 from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
 from knarr.pipeline.studies.engine import (
     DONE,
-    GRACE_S,
-    HEARTBEAT_S,
     REFUSED,
     Point,
     RefusedError,
@@ -120,8 +118,6 @@ def run_sweep(
     data_sha256: str = "",
     on_progress: OnProgress = ignore,
     poll_s: float = 1.0,
-    heartbeat_s: int = HEARTBEAT_S,
-    grace_s: int = GRACE_S,
 ) -> SweepResult:
     """Work on a sweep with any objective until all its trials are done.
 
@@ -133,29 +129,25 @@ def run_sweep(
         data_sha256: Fingerprint of the data; a study belongs to one data set.
         on_progress: Called with what happens.
         poll_s: Seconds between two looks while others work on the last trials.
-        heartbeat_s, grace_s: See `Study`.
 
     Raises:
         StudyError: The storage does not answer or holds another sweep, or a trial's folder holds another one's.
         RecipeError: Another process works in a trial's folder.
         Exception: Whatever the objective raises but SettingsError; its trial goes on at the next start.
     """
-    study = _SweepStudy(
-        sweep,
-        objective,
-        out,
-        storage,
-        on_progress=on_progress,
-        heartbeat_s=heartbeat_s,
-        grace_s=grace_s,
-    )
+    study = _SweepStudy(sweep, objective, out, storage, on_progress)
     study.claim(data_sha256)
     return study.result(study.work(poll_s))
 
 
 class _SweepStudy(Study):
     def __init__(
-        self, sweep: Sweep, objective: Objective, out: Path, storage: str | None, **options: Any
+        self,
+        sweep: Sweep,
+        objective: Objective,
+        out: Path,
+        storage: str | None,
+        on_progress: OnProgress,
     ) -> None:
         self.sweep, self.objective = sweep, objective
         settings = sweep.settings
@@ -173,7 +165,7 @@ class _SweepStudy(Study):
             storage,
             maximise=sweep.maximise,
             pruner=pruner,
-            **options,
+            on_progress=on_progress,
         )
 
     def claim(self, data_sha256: str) -> None:

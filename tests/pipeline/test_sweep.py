@@ -57,9 +57,15 @@ def alpha_of(recipe: Recipe) -> float:
     return found
 
 
-SQLITE_S = 2.1
-"""Seconds after which a heartbeat is older than FAST's grace: SQLite's clock counts whole seconds."""
-FAST: dict[str, Any] = {"heartbeat_s": 1, "grace_s": 1}
+STALE_S = 2.1
+"""Seconds after which a heartbeat is older than a grace of 1 s: SQLite's clock counts whole seconds."""
+
+
+@pytest.fixture
+def quickly_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this process, and forks of it, miss a heartbeat soon."""
+    monkeypatch.setattr(engine.Study, "heartbeat_s", 1)
+    monkeypatch.setattr(engine.Study, "grace_s", 1)
 
 
 def into(said: list[str]) -> Callable[[Progress], None]:
@@ -421,7 +427,7 @@ def test_the_median_pruner_ends_what_is_behind(tmp_path: Path) -> None:
 def killed_in_mid_trial(sweep: Sweep, out: Path, trial: str, epochs: str, **options: Any) -> None:
     """A worker of its own, killed when a trial has saved some epochs."""
     worker = FORK.Process(
-        target=run_sweep, args=(sweep, Objective(epoch_s=0.1), out), kwargs=options | FAST
+        target=run_sweep, args=(sweep, Objective(epoch_s=0.1), out), kwargs=options
     )
     worker.start()
     path = out / trial / "epochs"
@@ -430,9 +436,10 @@ def killed_in_mid_trial(sweep: Sweep, out: Path, trial: str, epochs: str, **opti
     os.kill(worker.pid, signal.SIGKILL)
     worker.join(LIMIT_S)
     assert worker.exitcode == -signal.SIGKILL
-    time.sleep(SQLITE_S)
+    time.sleep(STALE_S)
 
 
+@pytest.mark.usefixtures("quickly_stale")
 @pytest.mark.parametrize(
     ("sampler", "database"), [("random", False), ("grid", False), ("random", True)]
 )
@@ -448,7 +455,7 @@ def test_kill_9_loses_nothing_but_the_current_epoch(
     if not database:  # which is slow
         killed_in_mid_trial(sweep, out, "trial-00001", "01")  # the one that went on is killed too
     objective, said = Objective(), []
-    result = run_sweep(sweep, objective, out, on_progress=into(said), **options, **FAST)
+    result = run_sweep(sweep, objective, out, on_progress=into(said), **options)
     assert objective.calls == ["trial-00001", "trial-00002"]
     assert said[0] == "trial-00001 was cut short; it goes on"
     assert [(out / trial.folder / "epochs").read_text() for trial in result.trials] == ["012"] * 3
@@ -580,6 +587,7 @@ def by_another_machine(out: Path) -> tuple[optuna.Study, optuna.Trial, Callable[
     return study, trial, beat
 
 
+@pytest.mark.usefixtures("quickly_stale")
 def test_a_trial_of_another_machine_is_taken_over_once_its_heartbeat_stops(tmp_path: Path) -> None:
     study, trial, beat = by_another_machine(tmp_path)
     sweep = load_sweep(written(tmp_path, trials=2))
@@ -603,7 +611,7 @@ def test_a_trial_of_another_machine_is_taken_over_once_its_heartbeat_stops(tmp_p
 
     objective = Noting()
     said: list[str] = []
-    result = run_sweep(sweep, objective, tmp_path, poll_s=0.05, on_progress=into(said), **FAST)
+    result = run_sweep(sweep, objective, tmp_path, poll_s=0.05, on_progress=into(said))
     heart.join()
     assert seen == [6]  # not before the last heartbeat
     assert objective.calls == ["trial-00001"]
@@ -615,13 +623,14 @@ def test_a_trial_of_another_machine_is_taken_over_once_its_heartbeat_stops(tmp_p
     assert folders == ["trial-00000", "trial-00001", "trial-00001"]
 
 
+@pytest.mark.usefixtures("quickly_stale")
 def test_a_trial_taken_by_a_worker_that_never_showed_a_heartbeat_is_taken_over(
     tmp_path: Path,
 ) -> None:
     _, trial, _ = by_another_machine(tmp_path)
     objective = Objective()
     sweep = load_sweep(written(tmp_path, trials=2))
-    result = run_sweep(sweep, objective, tmp_path, poll_s=0.05, **FAST)
+    result = run_sweep(sweep, objective, tmp_path, poll_s=0.05)
     assert objective.calls == ["trial-00001"]
     assert result.trials[1].parameters[ALPHA] == trial.params[ALPHA]
 

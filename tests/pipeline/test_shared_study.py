@@ -1,0 +1,226 @@
+"""Studies that several worker processes share: one is killed and its run goes on, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import multiprocessing
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from shared_pieces import until
+from test_pareto import LITTLE
+from test_sweep import Objective, written
+from test_sweep import table as trials_of
+from test_table import SMALL, Fitting
+
+from knarr.pipeline.studies import tables
+from knarr.pipeline.studies.engine import STUDY_FILE, Study
+from knarr.pipeline.studies.sweep_file import load_sweep
+from knarr.pipeline.studies.sweeps import run_sweep
+from knarr.train import Recipe
+
+FORK = multiprocessing.get_context("fork")
+LIMIT_S = 90.0  # a bound on waiting for what takes seconds
+NOT_INSTALLED = "PostgreSQL is not installed: apt-get install postgresql"
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """The address of a PostgreSQL server of our own, on a socket in a folder of its own."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    on_path = shutil.which("initdb")
+    programs = found[-1].parent if found else Path(on_path).parent if on_path else None
+    if programs is None:
+        pytest.skip(NOT_INSTALLED)
+    # It refuses to run as root, and pytest's own folders are closed to other users.
+    user = "postgres" if os.getuid() == 0 else getpass.getuser()
+    account = pwd.getpwnam(user)
+    folder = Path(tempfile.mkdtemp(prefix="knarr-postgresql-"))
+    os.chown(folder, account.pw_uid, account.pw_gid)
+    who: dict[str, Any] = {"user": user, "group": account.pw_gid, "extra_groups": []}
+    run: dict[str, Any] = who if os.getuid() == 0 else {}
+    data = folder / "data"
+    options = ["--auth=trust", "--username=knarr", "--locale=C", "--no-sync"]
+    command = [programs / "initdb", *options, data]
+    made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **run)
+    assert made.returncode == 0, made.stderr
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-F"],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            **run,
+        )
+    try:
+        ready = [programs / "pg_isready", "-h", folder, "-q"]
+        assert until(lambda: subprocess.run(ready, check=False).returncode == 0, LIMIT_S), (
+            "not ready"
+        )
+        yield f"postgresql://knarr@/postgres?host={folder}"
+    finally:
+        server.send_signal(signal.SIGINT)  # at once, without waiting for clients
+        server.wait(LIMIT_S)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def soon_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are forks of this process miss a heartbeat soon, and never one of a living worker."""
+    monkeypatch.setattr(Study, "heartbeat_s", 1)
+    monkeypatch.setattr(Study, "grace_s", 3)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request: pytest.FixtureRequest) -> str | None:
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("postgresql")
+    return url
+
+
+def runs_in(log: Path) -> list[tuple[str, int]]:
+    """(run, process) in the order in which they were begun."""
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return [(run, int(pid)) for run, pid in (line.rsplit(" ", 1) for line in lines)]
+
+
+def kill(worker: BaseProcess) -> None:
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(LIMIT_S)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+def test_two_workers_share_a_sweep_and_the_trial_of_a_killed_one_goes_on(
+    tmp_path: Path, storage: str | None
+) -> None:
+    sweep, out, log = load_sweep(written(tmp_path, trials=5)), tmp_path / "out", tmp_path / "log"
+    options: dict[str, Any] = {"storage": storage, "poll_s": 0.05}
+    workers = [
+        FORK.Process(target=run_sweep, args=(sweep, Objective(log, 0.3), out), kwargs=options)
+        for _ in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    victim, other = workers
+
+    def in_mid_trial() -> str | None:
+        mine = [run for run, pid in runs_in(log) if pid == victim.pid]
+        epochs = out / mine[-1] / "epochs" if mine else out
+        return mine[-1] if epochs.is_file() and epochs.read_text() == "0" else None
+
+    assert until(lambda: in_mid_trial() is not None, LIMIT_S)
+    killed = in_mid_trial()
+    kill(victim)
+    assert killed is not None
+    parameters = (out / killed / "parameters.json").read_bytes()
+    other.join(LIMIT_S)
+    assert other.exitcode == 0
+
+    begun = runs_in(log)
+    assert [pid for run, pid in begun if run == killed] == [victim.pid, other.pid]
+    assert Counter(run for run, _ in begun) == {
+        f"trial-{number:05d}": 2 if f"trial-{number:05d}" == killed else 1 for number in range(5)
+    }
+    # From where it was, with the same parameters, and the same values as if nobody had been killed.
+    assert (out / killed / "epochs").read_text() == "012"
+    assert (out / killed / "parameters.json").read_bytes() == parameters
+    result = run_sweep(sweep, Objective(), out, storage=storage)
+    assert trials_of(result) == trials_of(run_sweep(sweep, Objective(), tmp_path / "alone"))
+    url = storage or f"sqlite:///{out / STUDY_FILE}"
+    states = Counter(t.state.name for t in optuna.load_study(study_name="tiny", storage=url).trials)
+    assert states == {"COMPLETE": 5, "FAIL": 1}
+
+
+class Slow(Fitting):
+    """A run that takes a moment, in two parts of which the first is kept."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__()
+        self.log = log
+
+    def __call__(self, recipe: Recipe, data: Path | None, folder: Path) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{folder.parent.name}/{folder.name} {os.getpid()}\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        until(lambda: False, 0.3)
+        (folder / "half").touch()
+        until(lambda: False, 0.3)
+        super().__call__(recipe, data, folder)
+
+
+def test_two_workers_share_a_table_and_the_run_of_a_killed_one_goes_on(
+    tmp_path: Path, storage: str | None
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "small.yaml").write_text(SMALL)
+    out, log = tmp_path / "grids", tmp_path / "log"
+
+    def work() -> None:
+        fitting = Slow(log)
+        tables.fit_and_evaluate = lambda *run, **_: fitting(*run)
+        tables.table(
+            str(tmp_path / "small.yaml"), data=tmp_path, out=out, fit=True, storage=storage
+        )
+
+    workers = [FORK.Process(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    victim, other = workers
+    running: list[str] = []
+
+    def in_mid_run() -> bool:
+        running[:] = [run for run, pid in runs_in(log) if pid == victim.pid]
+        folder = out / "small" / running[-1] if running else tmp_path
+        return (folder / "half").is_file() and not (folder / "evaluation.json").is_file()
+
+    assert until(in_mid_run, LIMIT_S)
+    kill(victim)
+    other.join(LIMIT_S)
+    assert other.exitcode == 0
+    begun = Counter(run for run, _ in runs_in(log))
+    assert len(begun) == 4
+    assert {run: times for run, times in begun.items() if times > 1} == {running[-1]: 2}
+    rows = tables.table(str(tmp_path / "small.yaml"), data=tmp_path, out=out).summary.rows
+    assert [(row.finished, row.wanted) for row in rows] == [(2, 2), (2, 2)]
+
+
+def test_two_workers_share_a_pareto_search(tmp_path: Path) -> None:
+    """Whole processes of the command: one makes the float student, and no point is fitted twice."""
+    out = tmp_path / "search"
+    command = [sys.executable, "-c", "from knarr.cli import main; main()", "pareto", "eyes"]
+    options = ["--out", out, "--bits", "8,3", "--steps", "6", "--shares", "1", "--json"]
+    changes = [part for change in LITTLE for part in ("--set", change)]
+    workers = [
+        subprocess.Popen(
+            [*command, *options, *changes],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]
+    said = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    first, second = (json.loads(shown) for shown, _ in said)
+    assert first == second
+    assert sorted(point["weight_bits"] for point in first["points"]) == [3, 8]
+    lines = [line for _, errors in said for line in errors.splitlines()]
+    assert lines.count("Training the teacher") == 1
+    begun = sorted(line.split(":")[0] for line in lines if line.startswith("Trial "))
+    assert begun == ["Trial 1 of 2 (trial-00000)", "Trial 2 of 2 (trial-00001)"]
