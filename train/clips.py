@@ -1,6 +1,7 @@
-"""What a recipe's data gives to training: batches of what student and teacher see, and labels, augmented or not.
+"""Give training what a recipe's data hold: batches of what student and teacher see, and labels, augmented or not.
 
-Clips that a chip student hears the beginning of: fewer steps cost less.
+`Clips` is what every dataset is made into; here are those of event recordings and of eyes. `FirstSteps` cuts any clips
+short, since fewer steps cost less on the chip. `Epoch` batches them; `split_validation` parts them by group.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from knarr.train.datasets.arrays import Float32, UInt8
 from knarr.train.datasets.events.nmnist import EventRecordings, Jitter, bin_counts
 from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.settings import Recipe, SettingsError
@@ -39,14 +41,16 @@ class Clips(Protocol):
     """A split of a data set."""
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]: ...
-
-    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
-        """Clips `indices`, augmented when `rng` is given."""
+    def labels(self) -> Indices:
+        """(N,) int64 class of each clip."""
         ...
 
-    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
-        """(B, T, *features) student inputs, not augmented, as integers for the chip."""
+    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        """Return the clips `indices`, augmented when `rng` is given."""
+        ...
+
+    def chip_inputs(self, indices: Indices) -> UInt8:
+        """Return the student's inputs (B, T, *features), not augmented, as integers for the chip."""
         ...
 
 
@@ -61,21 +65,25 @@ class EventClips:
     jitter: Jitter
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Indices:
+        """(N,) int64 class of each recording."""
         return self.recordings.labels
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
-        jitter = self.jitter if rng is not None else None
+        """Return the recordings `indices`, moved at random when `rng` is given."""
+        jitter = None if rng is None else self.jitter
         counts = bin_counts(
             self.recordings, indices, self.timesteps, self.bin_us, jitter=jitter, rng=rng
         )
+        teacher = _log_counts(counts, self.teacher_bins)
         return Batch(
             torch.from_numpy((counts > 0).astype(np.float32)),
-            (torch.from_numpy(_log_counts(counts, self.teacher_bins)),),
+            (torch.from_numpy(teacher),),
             torch.from_numpy(self.labels[indices]),
         )
 
-    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+    def chip_inputs(self, indices: Indices) -> UInt8:
+        """Return the binary time bins (B, T, 2, height, width)."""
         counts = bin_counts(self.recordings, indices, self.timesteps, self.bin_us)
         return (counts > 0).astype(np.uint8)
 
@@ -89,14 +97,17 @@ class EyeClips:
     shift_px: int
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Indices:
+        """(N,) int64 class of each clip."""
         return self.clips.labels
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        """Return the clips `indices`, shifted at random when `rng` is given."""
         events, frames = self.clips.events[indices], self.clips.frames[indices]
         if rng is not None and self.shift_px:
             events, frames = self._shift(events, frames, rng)
         steps = frames.shape[1]
+        # The teacher's instants lie in the middle of its bins, where the counts of a bin are centred too.
         instants = (np.arange(self.teacher_bins) * steps + steps // 2) // self.teacher_bins
         grey = frames[:, instants].astype(np.float32) / 255 - 0.5
         teacher = np.concatenate([grey, _log_counts(events, self.teacher_bins)], axis=1)
@@ -106,45 +117,50 @@ class EyeClips:
             torch.from_numpy(self.labels[indices]),
         )
 
-    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+    def chip_inputs(self, indices: Indices) -> UInt8:
+        """Return the event frames (B, T, 2, H, W)."""
         return self.clips.events[indices]
 
-    def _shift(
-        self, events: npt.NDArray[np.uint8], frames: npt.NDArray[np.uint8], rng: np.random.Generator
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    def _shift(self, events: UInt8, frames: UInt8, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
         """Move each clip by up to `shift_px` pixels: no events come in from outside, the frame's edge is repeated."""
-        margin = self.shift_px
         height, width = frames.shape[-2:]
-        wide_events = np.pad(events, (*[(0, 0)] * 3, (margin, margin), (margin, margin)))
-        wide_frames = np.pad(
-            frames, (*[(0, 0)] * 2, (margin, margin), (margin, margin)), mode="edge"
-        )
+        around = [(self.shift_px, self.shift_px)] * 2
+        wide_events = np.pad(events, [(0, 0)] * 3 + around)
+        wide_frames = np.pad(frames, [(0, 0)] * 2 + around, mode="edge")
         moved_events, moved_frames = np.empty_like(events), np.empty_like(frames)
-        for clip, (y, x) in enumerate(rng.integers(0, 2 * margin, (len(events), 2), endpoint=True)):
+        # Corners of the window in the padded images: `shift_px` is where it stood.
+        corners = rng.integers(0, 2 * self.shift_px, (len(events), 2), endpoint=True)
+        for clip, (y, x) in enumerate(corners):
             window = (..., slice(y, y + height), slice(x, x + width))
-            moved_events[clip], moved_frames[clip] = (
-                wide_events[clip][window],
-                wide_frames[clip][window],
-            )
+            moved_events[clip] = wide_events[clip][window]
+            moved_frames[clip] = wide_frames[clip][window]
         return moved_events, moved_frames
 
 
-def _log_counts(counts: npt.NDArray[np.integer[Any]], bins: int) -> npt.NDArray[np.float32]:
+def _log_counts(counts: npt.NDArray[np.integer[Any]], bins: int) -> Float32:
     """(B, T, 2, H, W) -> (B, bins * 2, H, W) log(1 + events) in consecutive groups of time steps."""
     groups = [part.sum(axis=1) for part in np.array_split(counts, bins, axis=1)]
     return np.log1p(np.concatenate(groups, axis=1)).astype(np.float32)
 
 
 class Epoch(Dataset[Batch]):
-    """The batches of one epoch. What they hold depends on seed and epoch alone, so a resumed run repeats them."""
+    """The batches of one epoch. What they hold depends on seed and epoch alone, so a resumed run repeats them.
+
+    Args:
+        clips: the split that is batched.
+        indices: (N,) clips of it to use.
+        batch_size: clips of a batch; the last one may have fewer.
+        seed: seed of the run.
+        epoch: number of the epoch, which shuffles and augments; None does neither.
+    """
 
     def __init__(
         self, clips: Clips, indices: Indices, batch_size: int, *, seed: int, epoch: int | None
     ) -> None:
         self.clips, self.batch_size, self.seed, self.epoch = clips, batch_size, seed, epoch
-        self.indices = (
-            indices if epoch is None else np.random.default_rng([seed, epoch]).permutation(indices)
-        )
+        self.indices = indices
+        if epoch is not None:
+            self.indices = np.random.default_rng([seed, epoch]).permutation(indices)
 
     def __len__(self) -> int:
         return math.ceil(len(self.indices) / self.batch_size)
@@ -152,11 +168,12 @@ class Epoch(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         if number >= len(self):
             raise IndexError(number)  # ends a plain for loop
-        chosen = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
-        augment = (
-            None if self.epoch is None else np.random.default_rng([self.seed, self.epoch, number])
-        )
-        return self.clips.batch(chosen, augment)
+        first = number * self.batch_size
+        rng = None
+        if self.epoch is not None:
+            # A generator for each batch: workers may make them in any order.
+            rng = np.random.default_rng([self.seed, self.epoch, number])
+        return self.clips.batch(self.indices[first : first + self.batch_size], rng)
 
 
 def split_validation(
@@ -170,19 +187,20 @@ def split_validation(
 
     Args:
         groups: (N,) group of each clip: a subject, or the clip itself where clips are independent.
-        fraction: of the groups that go to validation, 0 < fraction < 1.
-        seed: of the draw.
+        fraction: share of the groups that go to validation, 0 < fraction < 1.
+        seed: seed of the draw.
         setting: the recipe's name of the fraction, for the error.
 
     Raises:
         SettingsError: no group is left to train on.
     """
     names = np.unique(groups)
-    drawn = np.random.default_rng(seed).permutation(names)[: max(1, round(fraction * len(names)))]
-    if len(drawn) == len(names):
+    count = max(1, round(fraction * len(names)))
+    if count >= len(names):
         raise SettingsError(
             f"{setting}: {fraction:g} of {len(names)} groups takes them all and leaves nobody to learn on; take less"
         )
+    drawn = np.random.default_rng(seed).permutation(names)[:count]
     held_out = np.isin(groups, drawn)
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
@@ -195,19 +213,22 @@ class FirstSteps:
     timesteps: int
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Indices:
+        """(N,) int64 class of each clip."""
         return self.clips.labels
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        """Return the clips `indices`, the student's inputs cut short."""
         batch = self.clips.batch(indices, rng)
         return batch._replace(inputs=batch.inputs[:, : self.timesteps])
 
-    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+    def chip_inputs(self, indices: Indices) -> UInt8:
+        """Return the first steps (B, timesteps, *features)."""
         return self.clips.chip_inputs(indices)[:, : self.timesteps]
 
 
 def truncate_timesteps(recipe: Recipe, clips: Clips) -> Clips:
-    """A split as the chip runs it.
+    """Return a split as the chip runs it: all of its steps, or the first that the recipe asks for.
 
     Raises:
         SettingsError: `chip.timesteps` that the clips do not have.

@@ -12,26 +12,28 @@ import json
 import logging
 import multiprocessing
 import re
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from knarr.files import replacing
+from knarr.train.datasets.arrays import AnyArray
 from knarr.train.errors import DataError
 
-Arrays = dict[str, npt.NDArray[Any]]
+Arrays = dict[str, AnyArray]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 Progress = Callable[[int, int], Any]
 
 _KEY = re.compile("[0-9a-f]{64}")
+# The types that safetensors and numpy have in common: no complex numbers, no text, no objects.
 # fmt: off
 _DTYPES = frozenset((
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16",
@@ -44,11 +46,11 @@ _log = logging.getLogger(__name__)
 def cache_key(
     dataset: str, version: int, files: Mapping[str, str], settings: Mapping[str, object]
 ) -> str:
-    """The key of prepared data, 64 hexadecimal digits.
+    """Return the key of prepared data, 64 hexadecimal digits.
 
     Args:
         dataset: Name of the dataset.
-        version: Of the code that prepares it; raise it whenever that code computes something else.
+        version: Number of the code that prepares it; raise it whenever that code computes something else.
         files: SHA-256 of the content of each file it is made of, by the file's name inside the dataset.
         settings: Everything else the result depends on; plain values that `json.dumps` takes, finite numbers only.
 
@@ -61,26 +63,20 @@ def cache_key(
         "files": dict(files),
         "settings": dict(settings),
     }
+    # One spelling for one content: sorted and without spaces, so that equal settings give equal keys.
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def cached(
-    folder: Path,
-    key: str,
-    make: Callable[[], Mapping[str, npt.NDArray[Any]]],
-    *,
-    progress: Progress | None = None,
-) -> Arrays:
-    """The arrays under a key: read from the cache, or made and then kept.
+def cached(folder: Path, key: str, make: Callable[[], Mapping[str, AnyArray]]) -> Arrays:
+    """Return the arrays under a key: read from the cache, or made and then stored there.
 
     Safe with several processes: a file appears whole, by renaming. Two that make the same one write the same.
 
     Args:
-        folder: Of the cache; made where it is missing.
-        key: From `cache_key`.
+        folder: Folder of the cache; made where it is missing.
+        key: A key from `cache_key`.
         make: Called when there is no whole file of that key. Its arrays are of booleans or real numbers.
-        progress: Called with (0, 1) before making and (1, 1) when the arrays are there.
 
     Returns:
         C-ordered arrays of native byte order, the same whether read or made.
@@ -88,19 +84,18 @@ def cached(
     Raises:
         ValueError: `key` is not one of `cache_key`, or `make` gave an array of another kind of values.
         OSError: The folder cannot be written to.
-        Exception: Whatever `make` raises; nothing is kept then.
+        Exception: Whatever `make` raises; nothing is stored then.
     """
+    # The key becomes a file's name, so nothing with a slash or a dot may pass for one.
     if _KEY.fullmatch(key) is None:
         raise ValueError(f"key: {key!r} is not 64 hexadecimal digits; make it with cache_key")
     path = folder / f"{key}.safetensors"
     found = _read(path, key)
     if found is None:
-        if progress is not None:
-            progress(0, 1)
         found = {name: _plain(name, array) for name, array in make().items()}
-        _write(path, key, found)
-    if progress is not None:
-        progress(1, 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file(found, temporary, metadata={"sha256": _digest(key, found)})
     return found
 
 
@@ -111,14 +106,14 @@ def parallel(
     workers: int,
     progress: Progress | None = None,
 ) -> list[Made]:
-    """``[make(item) for item in items]``, in several processes.
+    """Call `make` with every item, in this process or in several.
 
     Args:
         items: What to work on; picklable when `workers` > 1.
         make: A pure function; of a module, or a partial of one, when `workers` > 1.
-        workers: Processes, at least 1; 1 works in this process. Each more imports what `make` needs, for knarr with torch
-            about ten seconds: worth it for minutes of work.
-        progress: Called here with (done, in all) whenever an item is done.
+        workers: Number of processes, at least 1; 1 works in this process. Each more imports what `make` needs, for knarr
+            with torch about ten seconds: worth it for minutes of work.
+        progress: Called here with (items done, items in all) after each item.
 
     Returns:
         The results, in the order of the items.
@@ -132,48 +127,42 @@ def parallel(
     if workers < 1:
         raise ValueError(f"workers: {workers} < 1; use at least one process")
     queue = list(items)
+    named = partial(_make_named, make)
     if workers == 1 or len(queue) < 2:
-        results = []
-        for done, item in enumerate(queue, start=1):
-            try:
-                results.append(make(item))
-            except DataError:
-                raise
-            except Exception as error:
-                raise _named(item, error) from error
-            if progress is not None:
-                progress(done, len(queue))
-        return results
+        return _collect(map(named, queue), queue, progress)
     # Not fork: a child of a process whose OpenMP threads have run waits for them for ever.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(queue)), mp_context=context) as pool:
-        futures: dict[Future[Made], Item] = {pool.submit(make, item): item for item in queue}
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                _result(future, futures[future])
-                if progress is not None:
-                    progress(done, len(queue))
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with ProcessPoolExecutor(min(workers, len(queue)), context) as pool:
+        return _collect(pool.map(named, queue), queue, progress)
 
 
-def _result(future: Future[Made], item: Item) -> Made:
+def _make_named(make: Callable[[Item], Made], item: Item) -> Made:
+    """Call `make`; anything it raises but a DataError becomes an error that names the item."""
     try:
-        return future.result()
+        return make(item)
     except DataError:
         raise
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"item {_short(item)}, or another under way: its process died; give it more memory or use fewer workers"
-        ) from error
     except Exception as error:
-        raise _named(item, error) from error
+        raise RuntimeError(f"item {_short(item)}: {type(error).__name__}: {error}") from error
 
 
-def _named(item: object, error: Exception) -> RuntimeError:
-    return RuntimeError(f"item {_short(item)}: {type(error).__name__}: {error}")
+def _collect(
+    results: Iterator[Made], queue: Sequence[Item], progress: Progress | None
+) -> list[Made]:
+    """List results as they come, in the order of the queue."""
+    made: list[Made] = []
+    try:
+        for result in results:
+            made.append(result)
+            if progress is not None:
+                progress(len(made), len(queue))
+    except BrokenProcessPool as error:
+        # The pool does not say whose process died; the first result that is missing is the best guess.
+        raise RuntimeError(
+            f"item {_short(queue[len(made)])}, or another under way: its process died; "
+            "give it more memory or use fewer workers"
+        ) from error
+    return made
 
 
 def _short(item: object) -> str:
@@ -181,7 +170,8 @@ def _short(item: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _plain(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _plain(name: str, array: AnyArray) -> AnyArray:
+    """Return an array as it would come back from a file: C-ordered, of native byte order."""
     array = np.asarray(array)
     if array.dtype.name not in _DTYPES:
         raise ValueError(
@@ -191,16 +181,17 @@ def _plain(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _digest(key: str, arrays: Arrays) -> str:
-    """SHA-256 over the key and every array's name, type, shape and values."""
+    """Return a SHA-256 over the key and every array's name, type, shape and values."""
     digest = hashlib.sha256(key.encode())
     for name, array in sorted(arrays.items()):
+        # Name, type and shape too: the same bytes are another array as (2, 3) than as (3, 2).
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _read(path: Path, key: str) -> Arrays | None:
-    """The arrays of a whole file; None where there is none."""
+    """Return the arrays of a whole file; None where there is none."""
     if not path.is_file():
         return None
     try:
@@ -210,13 +201,8 @@ def _read(path: Path, key: str) -> Arrays | None:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         _log.warning("%s: damaged cache file (%s); made again", path, error)
         return None
+    # The digest covers the key too: a whole file that was renamed to another key is not taken for it.
     if stored != _digest(key, arrays):
         _log.warning("%s: damaged cache file (its SHA-256 does not match); made again", path)
         return None
     return arrays
-
-
-def _write(path: Path, key: str, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        save_file(arrays, temporary, metadata={"sha256": _digest(key, arrays)})

@@ -1,15 +1,20 @@
-"""Files of a dataset: inside its folder, of a size that can be, and known by their content."""
+"""Files of a dataset: inside its folder, of a size that can be, known by their content; and what is said of the bad ones."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from knarr.train.errors import DataError
 
 _BLOCK_BYTES = 1 << 20
+
+OnBad = Literal["raise", "skip"]
+"""What a reader does with a bad record: raise its error, or leave it out and count it."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +46,48 @@ class DataReport:
         return not self.skipped and not self.missing
 
     def to_json(self) -> dict[str, object]:
-        """Plain values that `json.dump` takes, with the key "complete" beside the attributes."""
-        return {
-            "name": self.name,
-            "root": self.root,
-            "samples": self.samples,
-            "splits": dict(self.splits),
-            "subjects": self.subjects,
-            "skipped": list(self.skipped),
-            "missing": list(self.missing),
-            "complete": self.complete,
-        }
+        """Return plain values that `json.dump` takes, with the key "complete" after the attributes."""
+        return {**asdict(self), "complete": self.complete}
+
+
+def check_on_bad(on_bad: str) -> None:
+    """Refuse a value that is no `OnBad`.
+
+    Raises:
+        ValueError: `on_bad` is neither "raise" nor "skip".
+    """
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"on_bad: {on_bad!r} is neither 'raise' nor 'skip'; name one of them")
+
+
+def count_kinds(errors: Iterable[DataError]) -> Counter[str]:
+    """Count errors by kind."""
+    return Counter(error.kind for error in errors)
+
+
+def kinds_text(counts: Mapping[str, int]) -> str:
+    """Return counts by kind as a warning states them: "empty file 1, missing image 2"."""
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+
+
+def check_root(root: Path) -> None:
+    """Refuse a dataset's folder that is not there.
+
+    Raises:
+        DataError: "missing root".
+    """
+    if not root.is_dir():
+        reason = "missing root: no such folder; check the path, or get the dataset first"
+        raise DataError(root, reason)
 
 
 def inside(path: Path, root: Path, record: str | None = None) -> Path:
-    """`path` itself, unless it leads out of the root through ``..`` or a link.
+    """Return `path` itself, unless it leads out of the root through ``..`` or a link.
 
     Raises:
         DataError: It leads out; `record` is named in the message.
     """
+    # Both are resolved: the root may be a link itself, and then its files lie elsewhere too.
     if not path.resolve().is_relative_to(root.resolve()):
         reason = f"outside root: leads to {path.resolve()}; keep the dataset in one folder"
         raise DataError(path, reason, record)
@@ -67,7 +95,7 @@ def inside(path: Path, root: Path, record: str | None = None) -> Path:
 
 
 def checked_file(path: Path, root: Path, max_bytes: int, record: str | None = None) -> Path:
-    """`path` itself, when it is a file inside the root that holds 1 .. `max_bytes` bytes.
+    """Return `path` itself, when it is a file inside the root that holds 1 .. `max_bytes` bytes.
 
     Raises:
         DataError: "outside root", "missing file", "empty file" or "file too large".
@@ -75,17 +103,25 @@ def checked_file(path: Path, root: Path, max_bytes: int, record: str | None = No
     inside(path, root, record)
     if not path.is_file():
         raise DataError(path, "missing file: not there; restore it", record)
-    size = path.stat().st_size
-    if size == 0:
-        raise DataError(path, "empty file: 0 bytes; restore it", record)
-    if size > max_bytes:
-        reason = f"file too large: {size} > {max_bytes} bytes; this is no file of the dataset"
-        raise DataError(path, reason, record)
+    check_size(path, path.stat().st_size, max_bytes, record)
     return path
 
 
+def check_size(path: Path, n_bytes: int, max_bytes: int, record: str | None = None) -> None:
+    """Refuse a file by its size, before any of it is read.
+
+    Raises:
+        DataError: "empty file" or "file too large".
+    """
+    if n_bytes == 0:
+        raise DataError(path, "empty file: 0 bytes; restore it", record)
+    if n_bytes > max_bytes:
+        reason = f"file too large: {n_bytes} > {max_bytes} bytes; this is no file of the dataset"
+        raise DataError(path, reason, record)
+
+
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):

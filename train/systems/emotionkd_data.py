@@ -15,7 +15,7 @@ from knarr.train.clips import Batch, Indices, split_validation
 from knarr.train.datasets.physio.deap import SUBJECTS, read_deap
 from knarr.train.datasets.physio.mahnob import read_mahnob
 from knarr.train.datasets.physio.windows import PhysioWindows, Recordings
-from knarr.train.datasets.splits import Fold, leave_one_subject_out, subject_folds
+from knarr.train.datasets.splits import Fold, leave_one_subject_out, subject_folds, trial_folds
 from knarr.train.datasets.stress.read import read_people
 from knarr.train.datasets.stress.windows import (
     CLASS_NAMES,
@@ -156,11 +156,13 @@ def physio_folds(windows: PhysioWindows, settings: PhysioData) -> tuple[Fold, ..
     Raises:
         RecipeError: more than people or trials.
     """
+    subjects = windows.subjects
     try:
         if settings.split == "loso":
-            return tuple(windows.loso().values())
-        deal = windows.kfold_subject if settings.split == "kfold_subject" else windows.kfold_trial
-        return deal(settings.folds, seed=settings.split_seed)
+            return tuple(leave_one_subject_out(subjects).values())
+        if settings.split == "kfold_subject":
+            return subject_folds(subjects, settings.folds, seed=settings.split_seed)
+        return trial_folds(subjects, windows.trials, settings.folds, seed=settings.split_seed)
     except ValueError as error:
         raise RecipeError(f"data.split: {settings.split}: {error}") from error
 

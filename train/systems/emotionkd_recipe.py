@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from knarr.train.datasets.physio.windows import EEG_28, RATE_HZ, Windowing, pick
+from knarr.train.datasets.physio.windows import EEG_28, RATE_HZ, Windowing, channel_rows
 from knarr.train.datasets.stress.read import EDA_HZ
 from knarr.train.datasets.stress.windows import DT_S, STEP
 from knarr.train.losses.emotion import EmotionLossSettings
@@ -71,7 +71,7 @@ class PhysioData(Folded):
     @model_validator(mode="after")
     def _can_be_cut(self) -> PhysioData:
         _ = self.windowing
-        pick(self.channels)
+        channel_rows(self.channels)
         if self.frame > self.samples:
             raise ValueError(f"frame: {self.frame} of {self.samples} samples; choose a shorter one")
         return self

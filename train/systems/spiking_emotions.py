@@ -245,7 +245,7 @@ class CameraClips:
         """(B, frames, H, W) of the ANN: grey 0..1, or that and then -1, 0 or 1."""
         own = self.chosen[indices]
         if self.grey is not None:
-            return self.grey.of(own).astype(np.float32) / np.float32(GREY_LEVELS)
+            return self.grey.luma(own).astype(np.float32) / np.float32(GREY_LEVELS)
         first = self.clips.first[own].astype(np.float32) / np.float32(GREY_LEVELS)
         spikes = self.clips.spikes(own).astype(np.float32)
         return np.concatenate([first[:, None], spikes[:, :, 0] - spikes[:, :, 1]], axis=1)

@@ -22,10 +22,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from knarr.train.datasets.physio import deap
-from knarr.train.datasets.physio import deap as deap_pickle
 from knarr.train.datasets.physio.deap import FOLDER, GSR_CHANNEL, Layout, check, read_dat, read_deap
 from knarr.train.datasets.physio.windows import EEG_28, EEG_32, PhysioWindows, Recordings, Windowing
-from knarr.train.datasets.splits import assert_apart
+from knarr.train.datasets.splits import (
+    assert_apart,
+    leave_one_subject_out,
+    subject_folds,
+    trial_folds,
+)
 from knarr.train.errors import DataError
 
 TINY = Layout(trials=4, samples=384 + 8 * 128, baseline=384)
@@ -151,7 +155,6 @@ def test_a_file_of_the_real_size(tmp_path: Path) -> None:
     assert (last.gsr == 36 + 39 / 64).all()
     windows = PhysioWindows(found)
     assert len(windows) == 600  # 15 a trial, 19,200 of all people
-    assert windows.unused == 0
     assert windows[599].eeg.shape == (28, 512)
     assert windows[599].gsr.shape == (1, 512)
 
@@ -251,16 +254,16 @@ def attacks(target: Path) -> dict[str, tuple[bytes, str]]:
             r"posix\.mkdir",
         ),
         "protocol 0": (pickle.dumps(Bomb(target), 0), r"posix\.mkdir"),
-        "protocol 4": (pickle.dumps(Bomb(target), 4), "opcode FRAME"),
+        "protocol 4": (pickle.dumps(Bomb(target), 4), r"it names 'posix\.mkdir'"),
         "name from the stack": (
             b"\x80\x02\x8c\x05posix\x8c\x05mkdir\x93" + names + b"tR.",
-            "opcode SHORT_BINUNICODE",
+            r"it names 'posix\.mkdir'",
         ),
         "name from the stack 2": (
             b"\x80\x02U\x05posixU\x05mkdir\x93" + names + b"tR.",
-            "opcode STACK_GLOBAL",
+            r"it names 'posix\.mkdir'",
         ),
-        "old instance": (b"(" + names[1:] + b"iposix\nmkdir\n.", "opcode INST"),
+        "old instance": (b"(" + names[1:] + b"iposix\nmkdir\n.", r"it names 'posix\.mkdir'"),
         "numpy's own": (
             pickle.dumps(NumpyBomb(target), 2),
             r"it names 'numpy\.lib\.format\.open_memmap'",
@@ -271,8 +274,8 @@ def attacks(target: Path) -> dict[str, tuple[bytes, str]]:
             r"it names 'numpy\.dtype\.__init__'",
         ),
         "module with a space": (b"cnumpy dtype\nx\n.", "unsafe pickle|damaged pickle"),
-        "extension": (b"\x80\x02\x82\x01.", "opcode EXT1"),
-        "persistent": (b"Pposix\n.", "opcode PERSID"),
+        "extension": (b"\x80\x02\x82\x01.", "damaged pickle: ValueError: unregistered extension"),
+        "persistent": (b"Pposix\n.", "damaged pickle: UnpicklingError: A load persistent id"),
         "hidden behind the end": (
             py2_dict(labels=py2_array(ratings), data=py2_array(data))
             + b"cposix\nmkdir\n"
@@ -306,10 +309,7 @@ def test_the_attacks_would_work_on_a_bare_unpickler(tmp_path: Path) -> None:
         assert target.is_dir()
 
 
-def test_the_second_fence_holds_without_the_first(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(deap_pickle, "_walk", lambda path, data: None)
+def test_no_name_but_those_of_arrays_is_found(root: Path, tmp_path: Path) -> None:
     assert len(read(root).trials) == 12
     for case in (
         "in the dict",
@@ -348,7 +348,7 @@ def test_misused_names_are_refused(root: Path, file: bytes) -> None:
 
 def test_text_is_not_encoded_without_end(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One text, kept once and encoded again and again: small files that would fill the memory."""
-    monkeypatch.setattr(deap_pickle, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(deap, "MAX_ENCODED", 1 << 20)
     once = b"c_codecs\nencode\n(h\x01U\x06latin1tR"
     text = b"T" + struct.pack("<i", 60_000) + b"a" * 60_000 + b"q\x01"
     put(root, b"\x80\x02(" + text + once * 20 + b"l.")
@@ -393,7 +393,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "integers": (changed(data=lambda a: a.astype("<i8")), "wrong type: 'data' is not of float32 or float64"),
     "objects": (
         pickle.dumps({"data": signals(2)[0].astype(object), "labels": signals(2)[1]}, 2)[:300_000],
-        "unsafe pickle: it has the opcode BINFLOAT",
+        "unsafe pickle: it has more than 10000 opcodes",
     ),
     "few objects": (
         pickle.dumps({"data": np.array([1, None]), "labels": signals(2)[1]}, 2),
@@ -586,10 +586,8 @@ def test_labels(rating: float, inclusive: bool, label: int) -> None:
     assert Windowing(inclusive=inclusive).label(rating) == label
 
 
-def test_what_fills_no_window_is_counted_and_what_cannot_be_cut_is_refused(pristine: Path) -> None:
+def test_what_cannot_be_cut_is_refused(pristine: Path) -> None:
     found = read(pristine)
-    assert PhysioWindows(found, Windowing(window_s=3.0, stride_s=3.0)).unused == 12 * 256
-    assert PhysioWindows(found, Windowing(window_s=2.0, stride_s=4.0)).unused == 12 * 512
     with pytest.raises(
         DataError, match="subject s01: record trial 01: short trial: 1024 < 1280 samples"
     ):
@@ -627,28 +625,25 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any], match: str) -
 def test_splits_divide_no_person_and_no_trial(pristine: Path) -> None:
     windows = PhysioWindows(read(pristine))
     everything = list(range(24))
-    folds = windows.loso()
+    folds = leave_one_subject_out(windows.subjects)
     assert list(folds) == list(PEOPLE)
     assert sorted(np.concatenate([fold.test for fold in folds.values()]).tolist()) == everything
-    for fold in (*folds.values(), *windows.kfold_subject(3, seed=1)):
+    for fold in (*folds.values(), *subject_folds(windows.subjects, 3, seed=1)):
         assert_apart(windows.subjects, *fold)
     trials = np.char.add(windows.subjects, windows.trials)
-    by_trial = windows.kfold_trial(4, seed=1)
+    by_trial = trial_folds(windows.subjects, windows.trials, 4, seed=1)
     assert sorted(np.concatenate([fold.test for fold in by_trial]).tolist()) == everything
     for fold in by_trial:
         assert_apart(trials, *fold)
         assert len(fold.test) == 6
         assert set(windows.subjects[fold.test]) == set(PEOPLE)
-    parts = windows.split(validation=0.3, test=0.3, seed=1)
-    assert_apart(windows.subjects, *parts)
-    assert [len(part) for part in parts] == [8, 8, 8]
 
 
 def accuracy(windows: PhysioWindows, labels: Sequence[int]) -> float:
     """Leave one subject out: which class's mean spectrum is nearer."""
     spectra = np.stack([np.abs(np.fft.rfft(w.eeg.numpy(), axis=1)).mean(axis=0) for w in (windows[k] for k in range(len(windows)))])  # fmt: skip
     y, right = np.array(labels), 0
-    for fold in windows.loso().values():
+    for fold in leave_one_subject_out(windows.subjects).values():
         means = np.stack([spectra[fold.train][y[fold.train] == c].mean(axis=0) for c in (0, 1)])
         distance = ((spectra[fold.test][:, None] - means) ** 2).sum(axis=-1)
         right += int((distance.argmin(axis=1) == y[fold.test]).sum())

@@ -15,9 +15,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from knarr.train.datasets.eyes.face import draw_face, render
+from knarr.train.datasets.eyes.face import (
+    EXPRESSIONS,
+    LABELS,
+    draw_face,
+    draw_motion,
+    draw_style,
+    render,
+)
 from knarr.train.datasets.eyes.generate import (
-    LIGHTS,
     NOISE_PER_FRAME,
     RATE,
     expose,
@@ -25,8 +31,8 @@ from knarr.train.datasets.eyes.generate import (
     illuminate,
     sense,
 )
-from knarr.train.datasets.eyes.motion import EXPRESSIONS, LABELS, draw_motion, draw_style
 from knarr.train.datasets.see.sequences import SeeClips, assert_disjoint, read_see
+from knarr.train.datasets.see.tree import LIGHTS
 from knarr.train.errors import DataError
 
 TINY: dict[str, Any] = {"subjects": 4, "takes_per_emotion": 1, "frames": 6, "size": 24}

@@ -22,7 +22,7 @@ from knarr.train.datasets.physio import mahnob
 from knarr.train.datasets.physio.bdf import plain_name, read_digital, read_header, read_physical
 from knarr.train.datasets.physio.mahnob import check, prepare, read_mahnob, read_session
 from knarr.train.datasets.physio.windows import EEG_28, EEG_32, PhysioWindows, Recordings, Windowing
-from knarr.train.datasets.splits import assert_apart
+from knarr.train.datasets.splits import assert_apart, leave_one_subject_out
 from knarr.train.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -570,12 +570,11 @@ def test_triggers_are_what_is_not_usual(tmp_path: Path) -> None:
 def test_windows_and_splits_divide_no_person(pristine: Path) -> None:
     windows = PhysioWindows(read_mahnob(pristine), Windowing())
     assert len(windows) == 6
-    assert windows.unused == 6 * 256  # 6 s hold one window of 4 s
     assert windows[0].eeg.shape == (28, 512)
     assert windows[0].gsr.shape == (1, 512)
     assert windows.valence.tolist() == [0, 1] * 3
     assert windows.arousal.tolist() == [0] * 6
-    for person, fold in windows.loso().items():
+    for person, fold in leave_one_subject_out(windows.subjects).items():
         assert_apart(windows.subjects, *fold)
         assert set(windows.subjects[fold.test]) == {person}
     found = windows.recordings

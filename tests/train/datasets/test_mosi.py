@@ -20,7 +20,7 @@ import pytest
 from knarr.train.datasets.events.camera import Dvs
 from knarr.train.datasets.events.video import events_of_video
 from knarr.train.datasets.mosi import read as mosi
-from knarr.train.datasets.mosi.clips import MosiClips, MosiDataset
+from knarr.train.datasets.mosi.clips import MosiClips
 from knarr.train.datasets.mosi.labels import (
     STANDARD_FOLDS,
     Key,
@@ -175,16 +175,11 @@ def test_the_standard_folds_are_of_52_10_and_31_videos() -> None:
     ]
 
 
-def test_the_pure_spike_variant_and_the_torch_data_set(root: Path) -> None:
+def test_the_pure_spike_variant(root: Path) -> None:
     clips = read(root)
     pure = read(root, camera=Dvs(size=16, frames=12, grey_first=False))
     every = np.arange(len(clips))
     np.testing.assert_array_equal(pure.frames(every), clips.frames(every)[:, 1:])
-    data = MosiDataset(clips, clips.fold("test"))
-    shown, label = data[-1]
-    assert len(data) == 8
-    np.testing.assert_array_equal(shown.numpy(), clips.frames(clips.fold("test")[-1:])[0])
-    assert label == clips.labels[clips.fold("test")[-1]]
 
 
 def test_short_clips_are_padded_or_bad(root: Path) -> None:

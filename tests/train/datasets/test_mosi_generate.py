@@ -141,16 +141,16 @@ def test_grey_frames_from_memory_and_from_the_cache(clips: MosiClips, tmp_path: 
     some = np.array([3, 0])
     plain = read_grey(clips.sources[:4], size=16, frames=13)
     kept = read_grey(clips.sources[:4], size=16, frames=13, cache=tmp_path)
-    shown = plain.of(some)
+    shown = plain.luma(some)
     assert shown.shape == (2, 13, 16, 16)
     assert shown.dtype == np.uint8
     np.testing.assert_array_equal(shown[:, 0], clips.first[some])
     np.testing.assert_array_equal(shown[:, 10:], np.repeat(shown[:, 9:10], 3, axis=1))
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == 4
-    np.testing.assert_array_equal(kept.of(some), shown)
+    np.testing.assert_array_equal(kept.luma(some), shown)
     files[0].unlink()  # made again
-    np.testing.assert_array_equal(kept.of(np.arange(4)), plain.of(np.arange(4)))
+    np.testing.assert_array_equal(kept.luma(np.arange(4)), plain.luma(np.arange(4)))
 
 
 @pytest.mark.parametrize(

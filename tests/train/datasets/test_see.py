@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from knarr.train.datasets.eyes.generate import QUALITY, generate
-from knarr.train.datasets.see import sequences as see
+from knarr.train.datasets.see import tree as see
 from knarr.train.datasets.see.sequences import SeeClips, assert_disjoint, read_see
 from knarr.train.errors import DataError
 

@@ -13,14 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from shared_pieces import real_data
-from torch.utils.data import DataLoader
 
 from knarr.train.datasets.splits import leave_one_subject_out
 from knarr.train.datasets.stress.read import HEADER, LABEL_FILE, PEOPLE, check, read_people
 from knarr.train.datasets.stress.windows import (
-    StressDataset,
     StressWindows,
     cut_windows,
     frames,
@@ -172,22 +169,6 @@ def test_normalising_is_over_a_person_or_a_window(pristine: Path) -> None:
         np.testing.assert_allclose(person.eda[mine], expected, atol=1e-5)
     flat = np.full((2, 8), 3.0)
     np.testing.assert_array_equal(standardise(flat), np.zeros((2, 8)))
-
-
-def test_the_torch_data_set_gives_student_teacher_and_person(pristine: Path) -> None:
-    windows = cut_windows(read_people(pristine).people)
-    indices = np.array([3, 0, len(windows) - 1])
-    data = StressDataset(windows, indices)
-    batch = next(iter(DataLoader(data, batch_size=3)))
-    assert batch["eda"].shape == (3, 1, 240)
-    assert batch["eda_hr"].shape == (3, 2, 240)
-    assert batch["eda"].dtype == torch.float32
-    np.testing.assert_array_equal(batch["eda"][:, 0].numpy(), windows.eda[indices])
-    assert batch["label"].tolist() == windows.labels[indices].tolist()
-    assert [data.people[code] for code in batch["subject"]] == windows.subjects[indices].tolist()
-    assert len(data) == 3
-    with pytest.raises(IndexError):
-        data[3]
 
 
 def guess(windows: StressWindows, labels: npt.NDArray[np.int64]) -> float:
@@ -406,11 +387,11 @@ def test_check_counts_stretches_and_names_who_is_absent(pristine: Path) -> None:
 
 def test_frames_are_the_samples_of_each_step() -> None:
     signal = np.arange(512.0)
-    cut = frames(signal)
+    cut = frames(signal, 32, 8)
     assert cut.shape == (61, 32)
     for t in range(61):
         np.testing.assert_array_equal(cut[t], signal[8 * t : 8 * t + 32])
-    assert frames(np.zeros((5, 2, 240))).shape == (5, 2, 27, 32)
+    assert frames(np.zeros((5, 2, 240)), 32, 8).shape == (5, 2, 27, 32)
     for width, step in ((0, 1), (513, 1), (4, 0)):
         with pytest.raises(ValueError, match="frames:"):
             frames(signal, width, step)

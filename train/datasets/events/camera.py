@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from itertools import islice
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from knarr.train.datasets.arrays import AnyArray, Bools, Float32, UInt8
 from knarr.train.errors import DataError
 
-Frame = npt.NDArray[Any]
-Bits = npt.NDArray[np.bool_]
-
-PUBLISHED_DENSITY: Final = 0.1079
+PUBLISHED_DENSITY = 0.1079
 """Share of event elements the paper reports for its data: what `Events.density` is compared with."""
 
 
@@ -71,21 +69,21 @@ class Events:
         fps: frames a second, measured from the time stamps; None where the frames came without.
     """
 
-    first: Frame | None
-    spikes: npt.NDArray[np.uint8]
+    first: AnyArray | None
+    spikes: UInt8
     shown: int
     fps: float | None = None
 
     @property
-    def frames(self) -> npt.NDArray[np.float32]:
+    def frames(self) -> Float32:
         """(T, 2, H, W), or (T - 1, 2, H, W) in the pure-spike variant: what the network is fed."""
         spikes = self.spikes.astype(np.float32)
         if self.first is None:
             return spikes
-        grey = np.asarray(self.first, np.float32)
+        grey = self.first.astype(np.float32)
         if self.first.dtype == np.uint8:
             grey = grey / np.float32(255)
-        return np.concatenate([np.broadcast_to(grey, (1, 2, *grey.shape)), spikes])
+        return np.concatenate([np.stack([grey, grey])[None], spikes])
 
     @property
     def density(self) -> float:
@@ -93,7 +91,7 @@ class Events:
         return density(self.spikes[: self.shown])
 
 
-def simulate(frames: Iterable[Frame], camera: Dvs, *, source: str = "frames") -> Events:
+def simulate(frames: Iterable[AnyArray], camera: Dvs, *, source: str = "frames") -> Events:
     """Turn grey frames into polarity events, holding two frames at a time.
 
         x[0] = (g[0], g[0]);  x[t] = (g[t] - g[t-1] > sensitivity, g[t] - g[t-1] < -sensitivity)
@@ -108,27 +106,26 @@ def simulate(frames: Iterable[Frame], camera: Dvs, *, source: str = "frames") ->
         ValueError: a frame is neither uint8 nor float, or not (H, W).
         DataError: no frames; too few, with ``drop_short``; sizes differ; a grey value is not finite or outside [0, 1].
     """
-    first: Frame | None = None
-    steps: list[npt.NDArray[np.uint8]] = []
-    before: Frame | None = None
-    for number, frame in _take(frames, camera.frames):
+    first: AnyArray | None = None
+    before: AnyArray | None = None
+    steps: list[UInt8] = []
+    # Not one frame more is pulled than is looked at, for a video would decode it.
+    for number, frame in enumerate(islice(frames, camera.frames), start=1):
         _check(frame, before, number, source)
+        grey = frame
         if camera.resize == "before_diff" and camera.size is not None:
             grey = resize_grey(frame, camera.size)
-        else:
-            grey = frame
-        if before is None:
+        if first is None or before is None:
             first = grey if camera.size is None else resize_grey(grey, camera.size)
-            height, width = first.shape
-            last_shape = frame.shape
-        elif frame.shape != last_shape:
+            frame_shape = frame.shape
+        elif frame.shape != frame_shape:
             reason = (
-                f"changing size: {frame.shape} after {last_shape}; cut the video where it changes"
+                f"changing size: {frame.shape} after {frame_shape}; cut the video where it changes"
             )
             raise DataError(source, reason, f"frame {number}")
         else:
             events = polarities(before, grey, camera.sensitivity)
-            steps.append(np.asarray(shrink_any(events, (height, width)), np.uint8))
+            steps.append(shrink_any(events, first.shape).astype(np.uint8))
         before = grey
     if first is None:
         raise DataError(source, "no frames: not one; check the video and the times")
@@ -137,14 +134,15 @@ def simulate(frames: Iterable[Frame], camera: Dvs, *, source: str = "frames") ->
         if camera.drop_short:
             reason = f"short clip: {shown + 1} of {camera.frames} frames; pad it (drop_short=False) or ask for fewer"
             raise DataError(source, reason)
-        steps += [np.zeros((2, height, width), np.uint8)] * (camera.frames - 1 - shown)
-    spikes = np.stack(steps) if steps else np.zeros((0, 2, height, width), np.uint8)
-    grey_first = first if first.dtype == np.uint8 else first.astype(np.float32)
-    return Events(grey_first if camera.grey_first else None, spikes, shown)
+        steps += [np.zeros((2, *first.shape), np.uint8)] * (camera.frames - 1 - shown)
+    spikes = np.stack(steps) if steps else np.zeros((0, 2, *first.shape), np.uint8)
+    if not camera.grey_first:
+        return Events(None, spikes, shown)
+    return Events(first if first.dtype == np.uint8 else first.astype(np.float32), spikes, shown)
 
 
-def polarities(before: Frame, after: Frame, sensitivity: float) -> Bits:
-    """(2, H, W): where `after` is brighter than `before` by more than `sensitivity`, and where darker.
+def polarities(before: AnyArray, after: AnyArray, sensitivity: float) -> Bools:
+    """Return (2, H, W): where `after` is brighter than `before` by more than `sensitivity`, and where darker.
 
     For uint8 the test is ``difference / 255 > sensitivity`` in double precision, done on whole levels.
     """
@@ -157,12 +155,12 @@ def polarities(before: Frame, after: Frame, sensitivity: float) -> Bits:
 
 
 def threshold_levels(sensitivity: float) -> int:
-    """The smallest difference of 8-bit levels, 1 .. 255, that is an event: the first k with k / 255 > sensitivity."""
+    """Return the smallest difference of 8-bit levels, 1 .. 255, that is an event: the first k with k / 255 > sensitivity."""
     return next(level for level in range(1, 256) if level / 255 > sensitivity)
 
 
-def resize_grey(frame: Frame, size: int) -> Frame:
-    """(H, W) to (size, size) by antialiased linear interpolation, aspect ratio given up; the type stays.
+def resize_grey(frame: AnyArray, size: int) -> AnyArray:
+    """Resize (H, W) to (size, size) by antialiased linear interpolation, aspect ratio given up; the type stays.
 
     uint8 is rounded to whole levels, so that what follows is exact.
     """
@@ -172,42 +170,37 @@ def resize_grey(frame: Frame, size: int) -> Frame:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def shrink_any(events: Bits, shape: tuple[int, int]) -> Bits:
-    """(C, H, W) to (C, *shape): set where any pixel that it covers, in part or whole, is set."""
+def shrink_any(events: Bools, shape: tuple[int, ...]) -> Bools:
+    """Resize (C, H, W) to (C, *shape): set where any pixel that it covers, in part or whole, is set."""
     for axis, size in enumerate(shape, start=1):
         length = events.shape[axis]
-        if length != size:
+        if length == size:
+            continue
+        parts = []
+        for i in range(size):
             # Pixel i covers [i, i + 1) * length / size; in whole numbers, so that no edge is rounded away.
-            spans = [slice(i * length // size, -((i + 1) * length // -size)) for i in range(size)]
-            parts = [np.take(events, range(length)[span], axis).any(axis) for span in spans]
-            events = np.stack(parts, axis)
+            first, last = i * length // size, -((i + 1) * length // -size)
+            parts.append(np.take(events, range(first, last), axis).any(axis))
+        events = np.stack(parts, axis)
     return events
 
 
-def density(spikes: npt.NDArray[np.uint8]) -> float:
-    """Share of elements that are events, 0 .. 1; 0 where there is none. At most half at `before_diff`."""
-    return float(np.count_nonzero(spikes) / spikes.size) if spikes.size else 0.0
+def density(spikes: UInt8) -> float:
+    """Return the share of elements that are events, 0 .. 1; 0 where there is none. At most half at `before_diff`."""
+    return np.count_nonzero(spikes) / spikes.size if spikes.size else 0.0
 
 
-def _take(frames: Iterable[Frame], count: int | None) -> Iterator[tuple[int, Frame]]:
-    """At most `count` frames, numbered from 1; none more is pulled, for a video would decode it."""
-    for number, frame in enumerate(frames, start=1):
-        yield number, frame
-        if number == count:
-            return
-
-
-def _check(frame: Frame, before: Frame | None, number: int, source: str) -> None:
+def _check(frame: AnyArray, before: AnyArray | None, number: int, source: str) -> None:
     if frame.ndim != 2 or 0 in frame.shape:
         raise ValueError(
             f"{source}: frame of shape {frame.shape}, not (H, W); give one grey channel"
         )
-    if frame.dtype != np.uint8 and not np.issubdtype(frame.dtype, np.floating):
+    whole = frame.dtype == np.uint8
+    if not whole and not np.issubdtype(frame.dtype, np.floating):
         raise ValueError(f"{source}: frames of {frame.dtype}; give uint8 luma or floats in [0, 1]")
-    if before is not None and (before.dtype == np.uint8) != (frame.dtype == np.uint8):
+    if before is not None and (before.dtype == np.uint8) != whole:
         raise ValueError(f"{source}: frames of {before.dtype} and {frame.dtype}; give one type")
-    if frame.dtype != np.uint8 and not (
-        np.isfinite(frame).all() and frame.min() >= 0 and frame.max() <= 1
-    ):
+    # NaN fails both comparisons.
+    if not whole and not (frame.min() >= 0 and frame.max() <= 1):
         reason = f"grey out of range: {np.min(frame)} .. {np.max(frame)}, allowed 0 .. 1; scale the frames"
         raise DataError(source, reason, f"frame {number}")

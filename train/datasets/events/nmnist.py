@@ -1,9 +1,8 @@
-"""Event-camera recordings, and what a network is fed from them: binary time bins or count frames.
+"""Read N-MNIST: `.bs2` recordings of an event camera and their label lists; count their events in time bins.
 
-Reader of N-MNIST `.bs2` recordings and their label lists: strict, nothing dropped or repaired in silence.
-
-Format: 5 bytes an event: x, y, then bit 7 of byte 2 is the polarity and its low 7 bits with bytes 3 and 4 (big-endian)
-the time in microseconds (Orchard et al. 2015, https://doi.org/10.3389/fnins.2015.00437). Decoded by tonic.
+Strict: nothing is dropped or repaired in silence. Format: 5 bytes an event: x, y, then bit 7 of byte 2 is the polarity
+and its low 7 bits with bytes 3 and 4 (big-endian) the time in microseconds (Orchard et al. 2015,
+https://doi.org/10.3389/fnins.2015.00437). Decoded by tonic.
 """
 
 from __future__ import annotations
@@ -17,7 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import tonic.io
 
+from knarr.train.datasets.arrays import Float64, Int64, UInt8
+from knarr.train.datasets.files import DataReport
 from knarr.train.errors import DataError
+
+SENSOR = 34
+CLASSES = 10
+EVENT_BYTES = 5
+MAX_FILE_BYTES = 10_000_000
+LISTS = {"train": "train1K.txt", "test": "test100.txt"}
+_EVENT_DTYPE = np.dtype([("x", np.uint8), ("y", np.uint8), ("t", np.int32), ("p", np.uint8)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +39,15 @@ class EventRecordings:
         offsets: (recordings + 1,) where each recording begins and ends.
         labels: (recordings,) class.
         names: one per recording.
-        height, width: of the sensor.
+        height, width: size of the sensor in pixels.
     """
 
-    x: npt.NDArray[np.uint8]
-    y: npt.NDArray[np.uint8]
-    p: npt.NDArray[np.uint8]
+    x: UInt8
+    y: UInt8
+    p: UInt8
     t_us: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
+    offsets: Int64
+    labels: Int64
     names: tuple[str, ...]
     height: int
     width: int
@@ -63,9 +71,120 @@ class Jitter:
     shift_px: float = 0.0
 
 
+def read_nmnist(root: Path, split: Literal["train", "test"]) -> EventRecordings:
+    """Read all recordings of a split.
+
+    Args:
+        root: folder with the recordings and `train1K.txt`, `test100.txt`.
+        split: "train" or "test".
+
+    Raises:
+        DataError: anything missing or malformed; names the file, the record and the reason.
+    """
+    if not root.is_dir():
+        raise DataError(root, "data folder is missing; pass the N-MNIST folder with --data")
+    labels = read_labels(root / LISTS[split])
+    recordings = [read_bs2(root / f"{name}.bs2") for name in labels]
+    events = np.concatenate(recordings)
+    return EventRecordings(
+        x=events["x"],
+        y=events["y"],
+        p=events["p"],
+        t_us=events["t"],
+        offsets=np.cumsum([0, *map(len, recordings)]),
+        labels=np.array(list(labels.values()), dtype=np.int64),
+        names=tuple(labels),
+        height=SENSOR,
+        width=SENSOR,
+    )
+
+
+def check(root: Path) -> DataReport:
+    """Read every recording of both lists and say what can be used.
+
+    Raises:
+        DataError: no folder, or a list that cannot be used as a whole.
+    """
+    if not root.is_dir():
+        raise DataError(root, "data folder is missing; give the N-MNIST folder")
+    splits = dict.fromkeys(LISTS, 0)
+    skipped: list[str] = []
+    for split, file in LISTS.items():
+        for name in read_labels(root / file):
+            try:
+                read_bs2(root / f"{name}.bs2")
+                splits[split] += 1
+            except DataError as error:
+                skipped.append(str(error))
+    # The lists do not say who wrote a digit, so there are no subjects to count.
+    return DataReport("nmnist", str(root), sum(splits.values()), splits, 0, tuple(skipped))
+
+
+def read_bs2(path: Path) -> npt.NDArray[np.void]:
+    """Read the events of one recording, a structured array of x, y (0..33), t (microseconds, rising) and p (0 or 1).
+
+    Raises:
+        DataError: missing, empty, too large, truncated, off the sensor, or time runs backwards.
+    """
+    if not path.is_file():
+        raise DataError(path, "recording is missing; restore it or take it off the list")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_FILE_BYTES:
+        raise DataError(path, f"recording has {size} bytes, allowed 1..{MAX_FILE_BYTES}")
+    if size % EVENT_BYTES:
+        reason = f"recording has {size} bytes, not a multiple of {EVENT_BYTES}: it is truncated; copy it again"
+        raise DataError(path, reason)
+    # tonic takes y = 240 for a clock overflow of the full set; here it is off the sensor like any other, so check first.
+    raw = np.frombuffer(path.read_bytes(), dtype=np.uint8).reshape(-1, EVENT_BYTES)
+    off = (raw[:, :2] >= SENSOR).any(axis=1)
+    if off.any():
+        event = int(np.argmax(off))
+        x, y = raw[event, :2]
+        reason = f"x, y = {x}, {y} lie off the {SENSOR}x{SENSOR} sensor"
+        raise DataError(path, reason, f"event {event}")
+    events: npt.NDArray[np.void] = tonic.io.read_mnist_file(
+        io.BytesIO(raw.tobytes()), dtype=_EVENT_DTYPE, is_stream=True
+    )
+    falls = np.flatnonzero(np.diff(events["t"]) < 0)
+    if len(falls):
+        raise DataError(path, "time runs backwards", f"event {falls[0] + 1}")
+    return events
+
+
+def read_labels(path: Path) -> dict[str, int]:
+    """Read the class 0..9 of each sample by its name, in the file's order.
+
+    Raises:
+        DataError: missing, not text, a malformed row, a class out of range, a sample named twice, or no rows.
+    """
+    if not path.is_file():
+        raise DataError(path, "label list is missing; point --data at the folder that holds it")
+    try:
+        rows = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(path, "label list is not UTF-8 text") from error
+    labels: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if not row.strip() or row.startswith("#"):
+            continue
+        fields = row.split()
+        # A name becomes a path: digits alone cannot leave the folder.
+        if len(fields) != 2 or not all(map(str.isdecimal, fields)):
+            raise DataError(path, f"'{row[:60]}' is not 'sample<TAB>class'", f"line {number}")
+        name, label = fields[0], int(fields[1])
+        if label >= CLASSES:
+            raise DataError(path, f"class {label}, allowed 0..{CLASSES - 1}", f"line {number}")
+        if name in labels:
+            raise DataError(path, f"sample {name} is named twice", f"line {number}")
+        labels[name] = label
+    if not labels:
+        raise DataError(path, "label list names no sample")
+    return labels
+
+
 def bin_counts(
     recordings: EventRecordings,
-    indices: npt.NDArray[np.int64],
+    indices: Int64,
     timesteps: int,
     bin_us: int,
     *,
@@ -85,142 +204,34 @@ def bin_counts(
     Returns:
         (B, T, 2, height, width) counts.
     """
-    lengths = recordings.offsets[indices + 1] - recordings.offsets[indices]
+    firsts = recordings.offsets[indices]
+    lengths = recordings.offsets[indices + 1] - firsts
     owner = np.repeat(np.arange(len(indices)), lengths)
     # One flat index list over all chosen recordings: start of each, plus the position within it.
     position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    events = np.repeat(recordings.offsets[indices], lengths) + position
+    events = firsts[owner] + position
     x, y = recordings.x[events].astype(np.int64), recordings.y[events].astype(np.int64)
+    height, width = recordings.height, recordings.width
     if jitter is not None:
         if rng is None:
             raise ValueError("jitter: needs a random generator; pass rng")
-        x, y = _move(x, y, owner, len(indices), recordings, jitter, rng)
+        angle = np.deg2rad(_draw(rng, jitter.rotation_deg, len(indices)))
+        size = 1 + _draw(rng, jitter.scale, len(indices))
+        shift_x, shift_y = _draw(rng, jitter.shift_px, (2, len(indices)))
+        cosine, sine = (size * np.cos(angle))[owner], (size * np.sin(angle))[owner]
+        # Turned and scaled about the middle of the sensor, not its corner.
+        dx, dy = x - (width - 1) / 2, y - (height - 1) / 2
+        moved_x = cosine * dx - sine * dy + (width - 1) / 2 + shift_x[owner]
+        moved_y = sine * dx + cosine * dy + (height - 1) / 2 + shift_y[owner]
+        x, y = np.rint(moved_x).astype(np.int64), np.rint(moved_y).astype(np.int64)
     step = recordings.t_us[events] // bin_us
-    keep = (
-        (step < timesteps) & (x >= 0) & (x < recordings.width) & (y >= 0) & (y < recordings.height)
-    )
-    shape = (len(indices), timesteps, 2, recordings.height, recordings.width)
-    flat = np.ravel_multi_index(
-        tuple(a[keep] for a in (owner, step, recordings.p[events], y, x)), shape
-    )
+    keep = (step < timesteps) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    shape = (len(indices), timesteps, 2, height, width)
+    places = (owner, step, recordings.p[events], y, x)
+    flat = np.ravel_multi_index(tuple(place[keep] for place in places), shape)
     return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape).astype(np.int32)
 
 
-def _move(
-    x: npt.NDArray[np.int64],
-    y: npt.NDArray[np.int64],
-    owner: npt.NDArray[np.int64],
-    count: int,
-    recordings: EventRecordings,
-    jitter: Jitter,
-    rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    angle = np.deg2rad(rng.uniform(-jitter.rotation_deg, jitter.rotation_deg, count))
-    size = 1 + rng.uniform(-jitter.scale, jitter.scale, count)
-    shift_x, shift_y = rng.uniform(-jitter.shift_px, jitter.shift_px, (2, count))
-    cosine, sine = (size * np.cos(angle))[owner], (size * np.sin(angle))[owner]
-    centre_x, centre_y = (recordings.width - 1) / 2, (recordings.height - 1) / 2
-    dx, dy = x - centre_x, y - centre_y
-    moved_x = cosine * dx - sine * dy + centre_x + shift_x[owner]
-    moved_y = sine * dx + cosine * dy + centre_y + shift_y[owner]
-    return np.rint(moved_x).astype(np.int64), np.rint(moved_y).astype(np.int64)
-
-
-SENSOR = 34
-CLASSES = 10
-EVENT_BYTES = 5
-MAX_FILE_BYTES = 10_000_000
-LISTS = {"train": "train1K.txt", "test": "test100.txt"}
-_EVENT_DTYPE = np.dtype([("x", np.uint8), ("y", np.uint8), ("t", np.int32), ("p", np.uint8)])
-
-
-def read_bs2(path: Path) -> npt.NDArray[np.void]:
-    """Events of one recording, a structured array of x, y (0..33), t (microseconds, rising) and p (0 or 1).
-
-    Raises:
-        DataError: missing, empty, too large, truncated, off the sensor, or time runs backwards.
-    """
-    if not path.is_file():
-        raise DataError(path, "recording is missing; restore it or take it off the list")
-    size = path.stat().st_size
-    if not 0 < size <= MAX_FILE_BYTES:
-        raise DataError(path, f"recording has {size} bytes, allowed 1..{MAX_FILE_BYTES}")
-    if size % EVENT_BYTES:
-        raise DataError(
-            path,
-            f"recording has {size} bytes, not a multiple of {EVENT_BYTES}: it is truncated; copy it again",
-        )
-    # tonic takes y = 240 for a clock overflow of the full set; here it is off the sensor like any other, so check first.
-    raw = np.frombuffer(path.read_bytes(), dtype=np.uint8).reshape(-1, EVENT_BYTES)
-    if raw[:, :2].max() >= SENSOR:
-        event = int(np.argmax(raw[:, :2].max(axis=1) >= SENSOR))
-        raise DataError(
-            path,
-            f"x, y = {raw[event, 0]}, {raw[event, 1]} lie off the {SENSOR}x{SENSOR} sensor",
-            f"event {event}",
-        )
-    events: npt.NDArray[np.void] = tonic.io.read_mnist_file(
-        io.BytesIO(raw.tobytes()), dtype=_EVENT_DTYPE, is_stream=True
-    )
-    falls = np.flatnonzero(np.diff(events["t"]) < 0)
-    if len(falls):
-        raise DataError(path, "time runs backwards", f"event {falls[0] + 1}")
-    return events
-
-
-def read_labels(path: Path) -> dict[str, int]:
-    """Sample name -> class 0..9, in the file's order.
-
-    Raises:
-        DataError: missing, not text, a malformed row, a class out of range, a sample named twice, or no rows.
-    """
-    if not path.is_file():
-        raise DataError(path, "label list is missing; point --data at the folder that holds it")
-    try:
-        rows = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(path, "label list is not UTF-8 text") from error
-    labels: dict[str, int] = {}
-    for number, row in enumerate(rows, start=1):
-        if not row.strip() or row.startswith("#"):
-            continue
-        fields = row.split()
-        if len(fields) != 2 or not (fields[0].isdecimal() and fields[1].isdecimal()):
-            raise DataError(path, f"'{row[:60]}' is not 'sample<TAB>class'", f"line {number}")
-        name, label = fields[0], int(fields[1])
-        if label >= CLASSES:
-            raise DataError(path, f"class {label}, allowed 0..{CLASSES - 1}", f"line {number}")
-        if name in labels:
-            raise DataError(path, f"sample {name} is named twice", f"line {number}")
-        labels[name] = label
-    if not labels:
-        raise DataError(path, "label list names no sample")
-    return labels
-
-
-def read_nmnist(root: Path, split: Literal["train", "test"]) -> EventRecordings:
-    """All recordings of a split.
-
-    Args:
-        root: folder with the recordings and `train1K.txt`, `test100.txt`.
-        split: "train" or "test".
-
-    Raises:
-        DataError: anything missing or malformed; names the file, the record and the reason.
-    """
-    if not root.is_dir():
-        raise DataError(root, "data folder is missing; pass the N-MNIST folder with --data")
-    labels = read_labels(root / LISTS[split])
-    recordings = [read_bs2(root / f"{name}.bs2") for name in labels]
-    events = np.concatenate(recordings)
-    return EventRecordings(
-        x=events["x"],
-        y=events["y"],
-        p=events["p"],
-        t_us=events["t"],
-        offsets=np.cumsum([0, *(len(r) for r in recordings)]),
-        labels=np.array(list(labels.values()), dtype=np.int64),
-        names=tuple(labels),
-        height=SENSOR,
-        width=SENSOR,
-    )
+def _draw(rng: np.random.Generator, most: float, shape: int | tuple[int, int]) -> Float64:
+    """Draw evenly between -`most` and `most`."""
+    return rng.uniform(-most, most, shape)

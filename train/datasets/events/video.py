@@ -1,6 +1,6 @@
-"""How long a video file must be by the lengths that its container states: how a truncated one is told.
+"""Video files as grey frames, one at a time, decoded by PyAV; a damaged file is refused, never shortened in silence.
 
-Video files as grey frames, one at a time, decoded by PyAV; a damaged file is refused, never shortened in silence.
+Decoders end at the end of a file, so a truncated one is told by the lengths that its container states.
 """
 
 from __future__ import annotations
@@ -12,72 +12,30 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Final, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import av
 import av.container
 import av.error
 import av.logging
 import numpy as np
-import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
+from knarr.train.datasets.arrays import UInt8
 from knarr.train.datasets.events.camera import Dvs, Events, simulate
 from knarr.train.errors import DataError
 
-
-def claimed_bytes(file: BinaryIO, size: int) -> int:
-    """How long a file must be by its container's own lengths; `size` where they do not say.
-
-    Decoders end at the end of a file, and the counts of frames in headers are right only for files that were not cut
-    from others, so this is how a truncated file is told. ISO 14496-12 4.2 (mp4, mov), RIFF (avi), EBML (mkv, webm).
-    """
-    head = file.read(64)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        position = 0
-        while position < size:
-            file.seek(position)
-            box = file.read(16)
-            length = int.from_bytes(box[:4], "big")
-            if length == 1:
-                length = int.from_bytes(box[8:16], "big")
-            if length == 0 and len(box) >= 8:  # to the end of the file
-                return size
-            position += max(length, 8)
-        return position
-    if head[:4] == b"RIFF":
-        length = int.from_bytes(head[4:8], "little")
-        return size if length in (0, 0xFFFFFFFF) else 8 + length
-    if head[:4] == b"\x1aE\xdf\xa3":
-        header, used = _vint(head[4:])
-        segment = 4 + used + (header or 0)
-        if head[segment : segment + 4] == b"\x18S\x80g":
-            content, used = _vint(head[segment + 4 :])
-            return size if content is None else segment + 4 + used + content
-    return size
-
-
-def _vint(data: bytes) -> tuple[int | None, int]:
-    """(value, bytes used) of an EBML number; value None for one of all ones, "not known"."""
-    if not data or data[0] == 0:
-        return None, 0
-    used = 9 - data[0].bit_length()
-    value = int.from_bytes(data[:used], "big") & ((1 << 7 * used) - 1)
-    return (None if value == (1 << 7 * used) - 1 else value), used
-
-
-MAX_VIDEO_BYTES: Final = 16 << 30
-MAX_SIDE_PX: Final = 8192
-FPS_TOLERANCE: Final = 0.01
+MAX_VIDEO_BYTES = 16 << 30
+MAX_SIDE_PX = 8192
+FPS_TOLERANCE = 0.01
 """Relative difference of two frame rates that is still the same rate: 30 and 29.97 are."""
-END_SLACK_S: Final = 0.5
+END_SLACK_S = 0.5
 """How much of a span may lie past the last frame: times are annotated by the sound, which outlasts the pictures."""
-SEEK_MARGIN_S: Final = 2.0
+SEEK_MARGIN_S = 2.0
 """How far before a span decoding begins at least: a seek by storage order may end behind the time it is given."""
 
 # Containers of single files. FFmpeg also reads playlists and scripts, which name other files; those are not opened.
-_FORMATS: Final = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,flv,asf,ogg"
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,flv,asf,ogg"
 Packet: TypeAlias = "av.Packet[av.VideoStream]"
 _log = logging.getLogger(__name__)
 av.logging.set_level(None)  # what FFmpeg would print is in the error raised
@@ -104,54 +62,43 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         _check_file(path)
         self.path = path
         self.times_s: list[float] = []
-        self._close = contextlib.ExitStack()
-        self._grey = (
-            VideoReformatter()
-        )  # kept, for a new one takes a hundred times as long as the conversion
+        # One for all frames: a new one takes a hundred times as long as the conversion.
+        self._grey = VideoReformatter()
         self._open()
-        self.width, self.height = self._stream.width, self._stream.height
         rate = self._stream.average_rate
         self.stated_fps = float(rate) if rate else None
 
     def _open(self) -> None:
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         try:
-            self._container: av.container.InputContainer = self._close.enter_context(
-                av.open(
-                    str(self.path.resolve()),
-                    options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
-                )
-            )
+            self._container = av.open(str(self.path.resolve()), options=options)
+        except av.error.FFmpegError as error:
+            raise self._undecodable(error) from error
+        try:
             if not self._container.streams.video:
                 raise DataError(self.path, "no video: the file has no video stream; check it")
             self._stream = self._container.streams.video[0]
             # Damage is an error, not a picture patched up from its neighbours.
             self._stream.codec_context.options = {"err_detect": "explode"}
-            width, height = self._stream.width, self._stream.height
-            if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
-                reason = (
-                    f"picture size: {width} x {height}, allowed 1 .. {MAX_SIDE_PX} pixels; scale it"
-                )
+            self.width, self.height = self._stream.width, self._stream.height
+            if not (0 < self.width <= MAX_SIDE_PX and 0 < self.height <= MAX_SIDE_PX):
+                reason = f"picture size: {self.width} x {self.height}, allowed 1 .. {MAX_SIDE_PX} pixels; scale it"
                 raise DataError(self.path, reason)
-        except av.error.FFmpegError as error:
-            self._close.close()
-            reason = f"undecodable video: {error.strerror}; convert or restore it"
-            raise DataError(self.path, reason) from error
         except BaseException:
-            self._close.close()
+            self._container.close()
             raise
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close.close()
+    def _undecodable(self, error: av.error.FFmpegError, where: str | None = None) -> DataError:
+        reason = f"undecodable video: {error.strerror}; convert or restore it"
+        return DataError(self.path, reason, where)
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
 
     def frames(
         self, start_s: float = 0.0, end_s: float | None = None
-    ) -> Generator[npt.NDArray[np.uint8], None, None]:
-        """(height, width) luma, 0 .. 255, of the frames whose time is in [start_s, end_s), in order; once per video.
+    ) -> Generator[UInt8, None, None]:
+        """Yield (height, width) luma, 0 .. 255, of the frames whose time is in [start_s, end_s), in order; once per video.
 
         Args:
             start_s: seconds since the stream's start, at least 0. Decoding begins at a key frame before.
@@ -171,13 +118,12 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
                 yield from self._decode(self._seek(start_s), start_s, end_s)
                 if self.times_s:
                     return
-            self._close.close()
+            self._container.close()
             self._open()
         try:
             yield from self._decode(self._container.demux(self._stream), start_s, end_s)
         except av.error.FFmpegError as error:
-            reason = f"undecodable video: {error.strerror}; convert or restore it"
-            raise DataError(self.path, reason, f"after frame {len(self.times_s)}") from error
+            raise self._undecodable(error, f"after frame {len(self.times_s)}") from error
         if not self.times_s:
             until = "its end" if end_s is None else f"{end_s} s"
             reason = (
@@ -187,24 +133,22 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
 
     def _decode(
         self, packets: Iterator[Packet], start_s: float, end_s: float | None
-    ) -> Iterator[npt.NDArray[np.uint8]]:
+    ) -> Iterator[UInt8]:
         base, origin_s = self._clock()
+        # After a second start from the beginning, frames up to here have been given already.
         given_s = self.times_s[-1] if self.times_s else -math.inf
         for packet in packets:
             where = f"after frame {len(self.times_s)}"
             if packet.is_corrupt:
-                raise DataError(
-                    self.path, "truncated video: a frame is cut short; restore it", where
-                )
+                reason = "truncated video: a frame is cut short; restore it"
+                raise DataError(self.path, reason, where)
             for frame in packet.decode():
                 if frame.is_corrupt:
-                    raise DataError(
-                        self.path, "undecodable video: a frame is damaged; restore it", where
-                    )
+                    reason = "undecodable video: a frame is damaged; restore it"
+                    raise DataError(self.path, reason, where)
                 if frame.pts is None:
-                    raise DataError(
-                        self.path, "no time stamps: a frame has none; wrap it as mp4", where
-                    )
+                    reason = "no time stamps: a frame has none; wrap it as mp4"
+                    raise DataError(self.path, reason, where)
                 if (frame.width, frame.height) != (self.width, self.height):
                     reason = (
                         f"changing size: {frame.width} x {frame.height} after {self.width} x {self.height} pixels; "
@@ -219,12 +163,13 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
                     self.times_s.append(time_s)
                     grey = self._grey.reformat(frame, format="gray", threads=1)
                     yield grey.to_ndarray().astype(np.uint8, copy=False)
+        # The packets have ended before the span: some slack is left to the sound, which lasts longer.
         if end_s is not None and self.times_s and self.times_s[-1] < end_s - END_SLACK_S:
             reason = f"short video: its last frame is at {self.times_s[-1]:.3f} s, before {end_s:.3f} s; correct the times"
             raise DataError(self.path, reason)
 
     def _clock(self) -> tuple[Fraction, float]:
-        """Seconds a time stamp counts, and the first one's time."""
+        """Return the seconds that a time stamp counts, and the first one's time."""
         base = self._stream.time_base
         if base is None:
             raise DataError(
@@ -233,7 +178,7 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         return base, float((self._stream.start_time or 0) * base)
 
     def _seek(self, start_s: float) -> Iterator[Packet]:
-        """The stream's packets from a key frame before `start_s` on; none where the seek ended behind it."""
+        """Yield the stream's packets from a key frame before `start_s` on; none where the seek ended behind it."""
         base, origin_s = self._clock()
         self._container.seek(int((start_s - SEEK_MARGIN_S + origin_s) / base), stream=self._stream)
         packets = self._container.demux(self._stream)
@@ -259,12 +204,12 @@ def events_of_video(
     end_s: float | None = None,
     fps: float | None = None,
 ) -> Events:
-    """The events that a simulated camera sees in a video file.
+    """Return the events that a simulated camera sees in a video file.
 
     A rate that the header states and the frames do not keep is logged as a warning; `Events.fps` is that of the frames.
 
     Args:
-        path: of the video.
+        path: the video file.
         camera: settings of the simulation.
         start_s, end_s: the part to look at, as in `GreyVideo.frames`.
         fps: the rate that the frames must have, within a hundredth; None for any.
@@ -282,20 +227,12 @@ def events_of_video(
                 path, f"wrong rate: {shown} frames/s, expected {fps:g}; convert the video"
             )
         if not _same_rate(found, video.stated_fps):
-            _log.warning(
-                "%s: its header states %s frames/s, its frames keep %s",
-                path,
-                video.stated_fps,
-                found,
-            )
+            text = "%s: its header states %s frames/s, its frames keep %s"
+            _log.warning(text, path, video.stated_fps, found)
         steps_s = np.diff(video.times_s)
         if len(steps_s) and steps_s.max() > 1.5 * np.median(steps_s):
-            _log.warning(
-                "%s: uneven frames: steps of %.4f .. %.4f s; events are differences of neighbours all the same",
-                path,
-                steps_s.min(),
-                steps_s.max(),
-            )
+            text = "%s: uneven frames: steps of %.4f .. %.4f s; events are differences of neighbours all the same"
+            _log.warning(text, path, steps_s.min(), steps_s.max())
         return replace(events, fps=found)
 
 
@@ -317,3 +254,47 @@ def _check_file(path: Path) -> None:
         claimed = claimed_bytes(file, size)
     if claimed > size:
         raise DataError(path, f"truncated video: {size} of at least {claimed} bytes; restore it")
+
+
+def claimed_bytes(file: BinaryIO, size: int) -> int:
+    """Return how long a file must be by its container's own lengths; `size` where they do not say.
+
+    Decoders end at the end of a file, and the counts of frames in headers are right only for files that were not cut
+    from others, so this is how a truncated file is told. ISO 14496-12 4.2 (mp4, mov), RIFF (avi), EBML (mkv, webm).
+    """
+    head = file.read(64)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        position = 0
+        while position < size:
+            file.seek(position)
+            box = file.read(16)
+            length = int.from_bytes(box[:4], "big")
+            if length == 1:  # a long one: its length stands behind the type
+                length = int.from_bytes(box[8:16], "big")
+            if length == 0 and len(box) >= 8:  # to the end of the file
+                return size
+            # Every box has a header of 8 bytes, so damage that says less cannot keep the loop in place.
+            position += max(length, 8)
+        return position
+    if head[:4] == b"RIFF":
+        length = int.from_bytes(head[4:8], "little")
+        # What is streamed, or longer than 4 GB, does not say.
+        return size if length in (0, 0xFFFFFFFF) else 8 + length
+    if head[:4] == b"\x1aE\xdf\xa3":
+        header, used = _vint(head[4:])
+        segment = 4 + used + (header or 0)
+        if head[segment : segment + 4] == b"\x18S\x80g":
+            content, used = _vint(head[segment + 4 :])
+            return size if content is None else segment + 4 + used + content
+    return size
+
+
+def _vint(data: bytes) -> tuple[int | None, int]:
+    """Return (value, bytes used) of an EBML number; value None for one of all ones, "not known"."""
+    if not data or data[0] == 0:
+        return None, 0
+    # The first set bit of the first byte says how many bytes the number has, and is none of its own.
+    used = 9 - data[0].bit_length()
+    largest = (1 << 7 * used) - 1
+    value = int.from_bytes(data[:used], "big") & largest
+    return (None if value == largest else value), used

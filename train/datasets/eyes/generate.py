@@ -1,34 +1,28 @@
-"""Procedural single-eye emotion data in the SEE layout: people, takes, light, an event camera, JPEG files."""
+"""Generate single-eye emotion data in the SEE layout: people, takes, light, an event camera, JPEG files."""
 
 from __future__ import annotations
 
-import glob
-import io
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+import numpy.typing as npt
 from PIL import Image
 
-from knarr.train.datasets.eyes.face import Array, Face, draw_face, render
-from knarr.train.datasets.eyes.motion import LABELS, Style, draw_motion, draw_style
-from knarr.train.errors import DataError
+from knarr.train.datasets.arrays import Float32, UInt8
+from knarr.train.datasets.eyes.face import LABELS, draw_face, draw_motion, draw_style, render
+from knarr.train.datasets.generated import check_range, check_seed, new_folder
+from knarr.train.datasets.see.tree import LIGHTS
 
-LIGHTS: Final = ("normal", "Overexposed", "Low", "HDR")
-DEGREES: Final = ("undergraduate", "Master", "Doctor")
-RATE: Final = 4  # sub-frames per frame, at which the event camera samples
-QUALITY: Final = 95  # of the JPEGs: every event survives the thresholds of `knarr.train.see`
+DEGREES = ("undergraduate", "Master", "Doctor")
+RATE = 4  # sub-frames per frame, at which the event camera samples
+QUALITY = 95  # of the JPEGs: every event survives the thresholds of `see.sequences`
 
-THRESHOLD: Final = 0.22  # log-intensity step of one event, of the order of a DAVIS346's
-MISMATCH: Final = 0.12  # relative standard deviation of the threshold over pixels
-NOISE_PER_FRAME: Final = 0.002  # background events per pixel and frame in normal light
-DARK: Final = 0.02  # intensity below which the logarithm flattens, as photoreceptors do
+THRESHOLD = 0.22  # log-intensity step of one event, of the order of a DAVIS346's
+MISMATCH = 0.12  # relative standard deviation of the threshold over pixels
+NOISE_PER_FRAME = 0.002  # background events per pixel and frame in normal light
+DARK = 0.02  # intensity below which the logarithm flattens, as photoreceptors do
 
 # What keeps the streams of random numbers of one seed apart.
 _SPLIT, _PERSON, _TAKE = range(3)
@@ -65,34 +59,74 @@ def generate(
         ValueError: An argument is out of its range.
         DataError: `root` exists.
     """
-    _check("subjects", subjects, 2, 999)
-    _check("takes_per_emotion", takes_per_emotion, 1, 999)
-    _check("frames", frames, 1, 99_999)
-    _check("size", size, 8, 512)
-    if seed < 0:
-        raise ValueError(f"seed: {seed} < 0; use a number that is not negative")
+    check_range("subjects", subjects, 2, 999)
+    check_range("takes_per_emotion", takes_per_emotion, 1, 999)
+    check_range("frames", frames, 1, 99_999)
+    check_range("size", size, 8, 512)
+    check_seed(seed)
     if not 0.0 < test_fraction < 1.0:
         raise ValueError(
             f"test_fraction: {test_fraction} outside (0, 1); some people must be on either side"
         )
-    if os.path.lexists(root):
-        raise DataError(root, "exists: will not overwrite it; remove it or name a new folder")
+    n_test = min(max(round(subjects * test_fraction), 1), subjects - 1)
+    order = np.random.default_rng([seed, _SPLIT]).permutation(subjects)
+    testing = set(order[:n_test].tolist())
+    total = subjects * len(LABELS) * takes_per_emotion
+    database: dict[str, dict[str, object]] = {}
+    with new_folder(root) as folder:
+        for person in range(subjects):
+            rng = np.random.default_rng([seed, _PERSON, person])
+            face, style = draw_face(rng), draw_style(rng)
+            sex = ("man", "woman")[int(rng.integers(2))]
+            degree = DEGREES[int(rng.integers(len(DEGREES)))]
+            age = int(rng.integers(19, 60))
+            # Lights are dealt to a round of takes like cards, so that no emotion is known by its light.
+            deal = np.arange(len(LABELS)) + rng.integers(len(LIGHTS))
+            lights = [rng.permutation(deal + take) for take in range(takes_per_emotion)]
+            for kind, label in enumerate(LABELS):
+                for take in range(takes_per_emotion):
+                    number = len(database) + 1
+                    light = LIGHTS[lights[take][kind] % len(LIGHTS)]
+                    name = f"{number}_{person + 1:03d}_{sex}_{age}_{degree}_{light}_{label}_{frames}_take{take:03d}"
+                    # A stream of its own: more people or takes leave this one as it is.
+                    stream = np.random.default_rng([seed, _TAKE, person, kind, take])
+                    motion = draw_motion(stream, style, label, frames, RATE)
+                    intensity = render(face, motion, size) * illuminate(stream, light, size)
+                    events = sense(intensity, stream, light=light)
+                    # Mid-grey where nothing happened; index -1 is the last entry: OFF.
+                    grey = np.array([127, 255, 0], np.uint8)[events]
+                    _write_images(folder / "event" / label / name, grey)
+                    _write_images(folder / "frame" / label / name, expose(intensity, stream))
+                    database[name] = {
+                        "subset": "testing" if person in testing else "training",
+                        "annotations": {"label": label, "segment": [0, frames]},
+                    }
+                    if progress is not None:
+                        progress(number, total)
+        index = json.dumps({"labels": list(LABELS), "database": database}, indent=1)
+        (folder / "emotion.json").write_text(index + "\n", encoding="utf-8")
 
-    root.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{root.name}.partial-"
-    for leftover in root.parent.glob(f"{glob.escape(prefix)}*"):
-        shutil.rmtree(leftover)
-    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
-    try:
-        whole = partial / root.name
-        whole.mkdir()
-        _write_all(whole, subjects, takes_per_emotion, test_fraction, frames, size, seed, progress)
-        whole.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+def illuminate(rng: np.random.Generator, light: str, size: int) -> Float32:
+    """Draw the light on the scene: gain per pixel, float32 of shape (1, size, size); 1 is normal light."""
+    grid = ((np.arange(size, dtype=np.float32) + 0.5) * 2.0 / size - 1.0).astype(np.float32)
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    ramp = np.float32(np.cos(angle)) * grid[None, :] + np.float32(np.sin(angle)) * grid[:, None]
+    field = np.exp(np.float32(rng.uniform(0.05, 0.3)) * ramp)
+    if light == "Overexposed":
+        field *= np.float32(rng.uniform(1.6, 2.1))
+    elif light == "Low":
+        field *= np.float32(rng.uniform(0.15, 0.25))
+    elif light == "HDR":  # a hard shadow across the face
+        away = ramp - np.float32(rng.uniform(-0.4, 0.4))
+        edge = 1.0 / (1.0 + np.exp(-away / np.float32(0.12)))
+        field *= np.float32(0.3) + np.float32(rng.uniform(1.4, 2.0)) * edge
+    else:
+        field *= np.float32(rng.uniform(0.8, 1.2))
+    return field[None].astype(np.float32)
 
 
-def sense(intensity: Array, rng: np.random.Generator, *, light: str) -> NDArray[np.int8]:
+def sense(intensity: Float32, rng: np.random.Generator, *, light: str) -> npt.NDArray[np.int8]:
     """Turn intensity into events the way a dynamic vision sensor does.
 
     A pixel remembers the logarithm of the intensity at its last event and fires ON (OFF) when the present one is a
@@ -108,13 +142,12 @@ def sense(intensity: Array, rng: np.random.Generator, *, light: str) -> NDArray[
     """
     level = np.log(intensity + np.float32(DARK))
     n, height, width = level.shape
-    frames = (n - 1) // RATE
     gain = THRESHOLD * (1.0 + MISMATCH * rng.standard_normal((2, height, width), dtype=np.float32))
+    # A pixel far out in the noise would otherwise fire at every change, or at none.
     on, off = np.clip(gain, 0.4 * THRESHOLD, None)
-    memory = level[0] + THRESHOLD * (
-        rng.random((height, width), dtype=np.float32) - np.float32(0.5)
-    )
-    last = np.zeros((frames, height, width), np.int8)
+    start = rng.random((height, width), dtype=np.float32) - np.float32(0.5)
+    memory = level[0] + THRESHOLD * start
+    last = np.zeros(((n - 1) // RATE, height, width), np.int8)
     for k in range(1, n):
         change = level[k] - memory
         # Truncation toward zero is what makes "a whole threshold" of either sign.
@@ -126,31 +159,13 @@ def sense(intensity: Array, rng: np.random.Generator, *, light: str) -> NDArray[
         frame[down > 0] = -1
     rate = NOISE_PER_FRAME * (5.0 if light == "Low" else 1.0)
     noise = rng.random(last.shape, dtype=np.float32)
+    # One draw for both: the lowest numbers are ON, the highest OFF.
     last[noise < 0.5 * rate] = 1
     last[noise > 1.0 - 0.5 * rate] = -1
     return last
 
 
-def illuminate(rng: np.random.Generator, light: str, size: int) -> Array:
-    """Draw the light on the scene: gain per pixel, float32 of shape (1, size, size); 1 is normal light."""
-    grid = ((np.arange(size, dtype=np.float32) + 0.5) * 2.0 / size - 1.0).astype(np.float32)
-    angle = rng.uniform(0.0, 2.0 * np.pi)
-    ramp = np.float32(np.cos(angle)) * grid[None, :] + np.float32(np.sin(angle)) * grid[:, None]
-    field = np.exp(np.float32(rng.uniform(0.05, 0.3)) * ramp)
-    if light == "Overexposed":
-        field *= np.float32(rng.uniform(1.6, 2.1))
-    elif light == "Low":
-        field *= np.float32(rng.uniform(0.15, 0.25))
-    elif light == "HDR":  # a hard shadow across the face
-        edge = 1.0 / (1.0 + np.exp(-(ramp - np.float32(rng.uniform(-0.4, 0.4))) / np.float32(0.12)))
-        field *= np.float32(0.3) + np.float32(rng.uniform(1.4, 2.0)) * edge
-    else:
-        field *= np.float32(rng.uniform(0.8, 1.2))
-    result: Array = field[None].astype(np.float32)
-    return result
-
-
-def expose(intensity: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
+def expose(intensity: Float32, rng: np.random.Generator) -> UInt8:
     """Take the grey images of an ordinary camera: motion blur, shot and read noise, gamma, clipping.
 
     Args:
@@ -160,88 +175,14 @@ def expose(intensity: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     Returns:
         uint8 of shape (frames, H, W).
     """
+    # The state before the first frame is the event camera's alone.
     blurred = intensity[1:].reshape(-1, RATE, *intensity.shape[1:]).mean(axis=1)
     noise = rng.standard_normal(blurred.shape, dtype=np.float32)
     exposed = blurred + noise * np.sqrt(0.00012 + 0.0006 * blurred)
-    result: NDArray[np.uint8] = np.rint(255.0 * np.clip(exposed, 0.0, 1.0) ** 0.6).astype(np.uint8)
-    return result
+    return np.rint(255.0 * np.clip(exposed, 0.0, 1.0) ** 0.6).astype(np.uint8)
 
 
-def _write_all(
-    root: Path,
-    subjects: int,
-    takes: int,
-    test_fraction: float,
-    frames: int,
-    size: int,
-    seed: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Write every person's sequences and the index."""
-    n_test = min(max(round(subjects * test_fraction), 1), subjects - 1)
-    testing = set(np.random.default_rng([seed, _SPLIT]).permutation(subjects)[:n_test].tolist())
-    total = subjects * len(LABELS) * takes
-    database: dict[str, dict[str, object]] = {}
-    for person in range(subjects):
-        rng = np.random.default_rng([seed, _PERSON, person])
-        face, style = draw_face(rng), draw_style(rng)
-        sex, degree = (
-            ("man", "woman")[int(rng.integers(2))],
-            DEGREES[int(rng.integers(len(DEGREES)))],
-        )
-        age = int(rng.integers(19, 60))
-        # Lights are dealt to a round of takes like cards, so that no emotion is known by its light.
-        deal = np.arange(len(LABELS)) + rng.integers(len(LIGHTS))
-        lights = [
-            [LIGHTS[k % len(LIGHTS)] for k in rng.permutation(deal + take)] for take in range(takes)
-        ]
-        for kind, label in enumerate(LABELS):
-            for take in range(takes):
-                number = len(database) + 1
-                light = lights[take][kind]
-                name = f"{number}_{person + 1:03d}_{sex}_{age}_{degree}_{light}_{label}_{frames}_take{take:03d}"
-                stream = np.random.default_rng([seed, _TAKE, person, kind, take])
-                _write_take(root, name, face, style, label, light, frames, size, stream)
-                database[name] = {
-                    "subset": "testing" if person in testing else "training",
-                    "annotations": {"label": label, "segment": [0, frames]},
-                }
-                if progress is not None:
-                    progress(number, total)
-    index = json.dumps({"labels": list(LABELS), "database": database}, indent=1)
-    (root / "emotion.json").write_text(index + "\n", encoding="utf-8")
-
-
-def _write_take(
-    root: Path,
-    name: str,
-    face: Face,
-    style: Style,
-    label: str,
-    light: str,
-    frames: int,
-    size: int,
-    rng: np.random.Generator,
-) -> None:
-    """Render one take and write its event and frame images."""
-    motion = draw_motion(rng, style, label, frames, RATE)
-    intensity = render(face, motion, size)
-    intensity *= illuminate(rng, light, size)
-    events = sense(intensity, rng, light=light)
-    pictures = {
-        "event": np.array([127, 255, 0], np.uint8)[events],  # index -1 is the last entry: OFF
-        "frame": expose(intensity, rng),
-    }
-    for folder, images in pictures.items():
-        place = root / folder / label / name
-        place.mkdir(parents=True)
-        for k, image in enumerate(images):
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
-            (place / f"{k:05d}.jpg").write_bytes(buffer.getvalue())
-
-
-def _check(name: str, value: int, low: int, high: int) -> None:
-    """Refuse a count out of range."""
-    if not low <= value <= high:
-        raise ValueError(f"{name}: {value} outside {low} .. {high}; choose a value inside")
+def _write_images(folder: Path, images: UInt8) -> None:
+    folder.mkdir(parents=True)
+    for k, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{k:05d}.jpg", "JPEG", quality=QUALITY)

@@ -1,38 +1,35 @@
-"""Segments of CMU-MOSI as events in memory, and as a torch data set.
+"""Segments of CMU-MOSI in memory: as events, and as the grey frames behind them for networks that take pictures.
 
-The grey frames behind segments of CMU-MOSI, for networks that take pictures instead of events.
-
-The complete set is 2.4 GB of them at 128 pixels, so they stay in the cache and are read when they are asked for; without a cache they
-stay in memory.
+The grey frames of the complete set are 2.4 GB at 128 pixels, so they stay in the cache and are read when they are asked
+for; without a cache they stay in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as once
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final
 
 import av
 import numpy as np
 import numpy.typing as npt
 import PIL
-import torch
-from torch.utils.data import Dataset
 
+from knarr.train.datasets.arrays import Float32, Float64, Int64, UInt8
 from knarr.train.datasets.cache import Progress, cache_key, cached, parallel
 from knarr.train.datasets.events.camera import density, resize_grey
 from knarr.train.datasets.events.video import GreyVideo
-from knarr.train.datasets.files import sha256_of
+from knarr.train.datasets.files import count_kinds, sha256_of
 from knarr.train.datasets.mosi.labels import Key
 from knarr.train.errors import DataError
 
-CLASS_NAMES: Final = ("negative", "positive")
+CLASS_NAMES = ("negative", "positive")
+VERSION = 1
+"""Version of `grey_frames`: raise it whenever it computes something else."""
 Source = tuple[Path, tuple[float, float] | None]
 """A video file, and start and end of a segment in it, seconds; None where the segment is the whole file."""
 
@@ -43,7 +40,7 @@ class MosiClips:
 
     Attributes:
         first: (N, H, W) uint8 first frames, luma; (N, 0, 0) in the pure-spike variant.
-        packed: (N, T - 1, 2, H, ceil(W / 8)) uint8: eight pixels of a row to a byte; ON and OFF as in `dvs.Events`.
+        packed: (N, T - 1, 2, H, ceil(W / 8)) uint8: eight pixels of a row to a byte; ON and OFF as in `camera.Events`.
         width: W, pixels.
         shown: (N,) event steps before the padding.
         fps: (N,) frames a second.
@@ -56,13 +53,13 @@ class MosiClips:
         sources: where each segment was read, for other views of it.
     """
 
-    first: npt.NDArray[np.uint8]
-    packed: npt.NDArray[np.uint8]
+    first: UInt8
+    packed: UInt8
     width: int
-    shown: npt.NDArray[np.int64]
-    fps: npt.NDArray[np.float64]
-    labels: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float64]
+    shown: Int64
+    fps: Float64
+    labels: Int64
+    scores: Float64
     keys: tuple[Key, ...]
     folds: tuple[str, ...]
     left_out: tuple[DataError, ...]
@@ -75,23 +72,23 @@ class MosiClips:
     @property
     def skipped(self) -> Mapping[str, int]:
         """Number of segments left out, by reason."""
-        return Counter(error.kind for error in self.left_out)
+        return count_kinds(self.left_out)
 
     @property
     def videos(self) -> npt.NDArray[np.str_]:
         """(N,) video of each segment: one person, so the group that no split may divide."""
         return np.array([key.video for key in self.keys])
 
-    def fold(self, name: str) -> npt.NDArray[np.int64]:
-        """Indices of the segments of a fold."""
+    def fold(self, name: str) -> Int64:
+        """Return the indices of the segments of a fold."""
         return np.flatnonzero(np.array(self.folds) == name)
 
-    def spikes(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """(B, T - 1, 2, H, W), 0 or 1: the events without the grey first step."""
+    def spikes(self, indices: Int64) -> UInt8:
+        """Return the events (B, T - 1, 2, H, W), 0 or 1, without the grey first step."""
         return np.unpackbits(self.packed[indices], axis=-1, count=self.width)
 
-    def frames(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """(B, T, 2, H, W): what the network is fed; the first step is grey, unless in the pure-spike variant."""
+    def frames(self, indices: Int64) -> Float32:
+        """Return what the network is fed, (B, T, 2, H, W); the first step is grey, unless in the pure-spike variant."""
         spikes = self.spikes(indices).astype(np.float32)
         if self.first.size == 0:
             return spikes
@@ -102,31 +99,11 @@ class MosiClips:
     def density(self) -> float:
         """Share of event elements that are events, over all segments, padding left out; published: 10.79 %."""
         events = steps = 0.0
+        # One segment at a time: unpacked, the complete set takes eight times its memory.
         for index, shown in enumerate(self.shown.tolist()):
             events += shown * density(self.spikes(np.array([index]))[0, :shown])
             steps += shown
         return events / steps if steps else 0.0
-
-
-class MosiDataset(Dataset[tuple[torch.Tensor, int]]):
-    """Some of the clips, one at a time: ((T, 2, H, W) float32, class)."""
-
-    def __init__(self, clips: MosiClips, indices: npt.NDArray[np.int64]) -> None:
-        self.clips = clips
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> tuple[torch.Tensor, int]:
-        index = int(self.indices[item])
-        return torch.from_numpy(self.clips.frames(np.array([index]))[0]), int(
-            self.clips.labels[index]
-        )
-
-
-VERSION: Final = 1  # of `grey_frames`
-_Frames = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,35 +111,32 @@ class GreyFrames:
     """Grey frames of segments.
 
     Args:
-        sources: of the segments.
-        size, frames: of what is given, as of the events beside it.
-        kept: (frames, size, size) of each segment, or the key of its cache file.
+        sources: the segments.
+        size, frames: side in pixels and number of the frames given, as of the events that they go with.
+        parts: (frames, size, size) of each segment, or the key of its cache file.
         cache: folder of the files; None where nothing is a key.
     """
 
     sources: tuple[Source, ...]
     size: int
     frames: int
-    kept: tuple[_Frames | str, ...]
+    parts: tuple[UInt8 | str, ...]
     cache: Path | None
 
-    def of(self, indices: npt.NDArray[np.int64]) -> _Frames:
-        """(B, frames, size, size) luma; behind the end of a segment its last frame stays, as no event says otherwise.
+    def luma(self, indices: Int64) -> UInt8:
+        """Return (B, frames, size, size) luma; behind the end of a segment its last frame stays, as no event says otherwise.
 
         Raises:
             DataError: a file that is no longer in the cache, and no longer decodes.
         """
         return np.stack([self._one(int(index)) for index in indices])
 
-    def _one(self, index: int) -> _Frames:
-        kept = self.kept[index]
-        if not isinstance(kept, str):
-            return kept
+    def _one(self, index: int) -> UInt8:
+        part = self.parts[index]
+        if not isinstance(part, str):
+            return part
         assert self.cache is not None  # or there were no key
-        make = partial(grey_frames, self.sources[index], self.size, self.frames)
-        return cached(self.cache, kept, lambda: {"grey": make()})["grey"].astype(
-            np.uint8, copy=False
-        )
+        return _cached_grey(self.cache, part, self.sources[index], self.size, self.frames)
 
 
 def read_grey(
@@ -177,20 +151,20 @@ def read_grey(
     """Decode every segment once.
 
     Args:
-        sources: of segments that were read before, so that their files lie inside the data set.
+        sources: segments that were read before, so that their files lie inside the data set.
         size, frames: as of the events.
         cache, workers, progress: as of `read_mosi`.
 
     Raises:
         DataError: a video that does not decode.
     """
-    make = partial(_keep, size=size, frames=frames, cache=cache)
-    kept = parallel(sources, make, workers=workers, progress=progress)
-    return GreyFrames(tuple(sources), size, frames, tuple(kept), cache)
+    make = partial(_grey_part, size=size, frames=frames, cache=cache)
+    parts = parallel(sources, make, workers=workers, progress=progress)
+    return GreyFrames(tuple(sources), size, frames, tuple(parts), cache)
 
 
-def grey_frames(source: Source, size: int, frames: int) -> _Frames:
-    """(frames, size, size) luma of one segment, its last frame repeated where it is shorter.
+def grey_frames(source: Source, size: int, frames: int) -> UInt8:
+    """Decode (frames, size, size) luma of one segment, its last frame repeated where it is shorter.
 
     Raises:
         DataError: as `GreyVideo`.
@@ -202,24 +176,41 @@ def grey_frames(source: Source, size: int, frames: int) -> _Frames:
     return np.pad(found, ((0, frames - len(found)), (0, 0), (0, 0)), mode="edge")
 
 
-def _keep(source: Source, *, size: int, frames: int, cache: Path | None) -> _Frames | str:
-    if cache is None:
-        return grey_frames(source, size, frames)
+def source_key(
+    dataset: str, version: int, name: str, source: Source, settings: Mapping[str, object]
+) -> str:
+    """Return the cache's key of what is decoded from a segment.
+
+    Args:
+        dataset, version: as of `cache_key`.
+        name: what the key calls the video file.
+        source: the segment.
+        settings: what the result depends on beside the file, the span and the decoder.
+    """
     path, span_s = source
     state = path.stat()
-    settings = {
-        "size": size,
-        "frames": frames,
-        "span_s": span_s,
-        "decoder": f"av {av.__version__}, pillow {PIL.__version__}",
-    }
     digest = _sha256_once(path, state.st_size, state.st_mtime_ns)
-    key = cache_key("mosi_grey", VERSION, {path.name: digest}, settings)
-    cached(cache, key, lambda: {"grey": grey_frames(source, size, frames)})
+    # Other versions of the libraries may round a pixel otherwise.
+    decoder = f"av {av.__version__}, pillow {PIL.__version__}"
+    return cache_key(
+        dataset, version, {name: digest}, {**settings, "span_s": span_s, "decoder": decoder}
+    )
+
+
+def _grey_part(source: Source, *, size: int, frames: int, cache: Path | None) -> UInt8 | str:
+    if cache is None:
+        return grey_frames(source, size, frames)
+    settings = {"size": size, "frames": frames}
+    key = source_key("mosi_grey", VERSION, source[0].name, source, settings)
+    _cached_grey(cache, key, source, size, frames)
     return key
+
+
+def _cached_grey(cache: Path, key: str, source: Source, size: int, frames: int) -> UInt8:
+    return cached(cache, key, lambda: {"grey": grey_frames(source, size, frames)})["grey"]
 
 
 @once
 def _sha256_once(path: Path, size: int, mtime_ns: int) -> str:
-    """Of a file that many segments are cut from; its size and time tell when it is another."""
+    """Hash a file that many segments are cut from; its size and time tell when it is another."""
     return sha256_of(path)

@@ -1,39 +1,41 @@
-"""Faces that talk, smile and frown: one speaker's looks and a course of movements in, grey pictures out.
+"""Generate talking heads in the layout of CMU-MOSI: mp4 files per segment and a label file, to try everything without the real set.
 
-Lengths are in half image widths: x runs from -1 to 1, y from -1 (top) to 1.
+A video is one speaker. Every segment talks, nods, blinks and flickers; a positive one lifts the corners of the mouth and
+the brows, a negative one lowers them as far, so that classes differ in where and in which direction something moves, not
+in how much does.
 
-Generated talking heads in the layout of CMU-MOSI: mp4 files per segment and a label file, to try everything without the real set.
-
-A video is one speaker. Every segment talks, nods, blinks and flickers; a positive one lifts the corners of the mouth and the brows, a
-negative one lowers them as far, so that classes differ in where and in which direction something moves, not in how much does.
+Lengths are in half image widths: x runs from -1 to 1, y from -1 (top) to 1. All greys are reflectances 0..1.
 """
 
 from __future__ import annotations
 
-import glob
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
 
 import av
 import numpy as np
-import numpy.typing as npt
 
+from knarr.train.datasets.arrays import AnyArray, UInt8
+from knarr.train.datasets.generated import check_range, check_seed, new_folder
 from knarr.train.datasets.mosi.labels import FILES, MODES
-from knarr.train.errors import DataError
 
-NOISE: Final = 0.006  # standard deviation of a pixel's grey, 0..1
-Array = npt.NDArray[Any]
+NOISE = 0.006  # standard deviation of a pixel's grey
+FPS = 30
+CODEC = "mpeg4"  # in every build of FFmpeg
+QUALITY = 2  # the quantiser of the codec, 1 (finest) .. 31
+SHARES = (52 / 93, 10 / 93)  # of the videos that train and validate, as in the standard folds
+SCORES = (0.6, 1.2, 1.8, 2.4, 3.0)
+
+# What keeps the streams of random numbers of one seed apart.
+_FOLDS, _SPEAKER, _SEGMENT = range(3)
+_HEADER = "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode\n"
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """What is one person's own. Lengths in half image widths, reflectances 0..1."""
+    """What is one person's own."""
 
     skin: float
     ink: float  # of brows, eyes and lips
@@ -54,39 +56,44 @@ class Speaker:
 class FaceMotion:
     """What moves over time, each (frames,); 0 is rest, up is positive."""
 
-    corners: Array
-    brows: Array
-    jaw: Array  # opening of the mouth
-    lids: Array  # 0 open .. 1 shut
-    head_x: Array
-    head_y: Array
-    light: Array  # gain of the whole picture
+    corners: AnyArray
+    brows: AnyArray
+    jaw: AnyArray  # opening of the mouth
+    lids: AnyArray  # 0 open .. 1 shut
+    head_x: AnyArray
+    head_y: AnyArray
+    light: AnyArray  # gain of the whole picture
 
 
 def draw_speaker(rng: np.random.Generator) -> Speaker:
-    """One person; at rest people differ about as much as an expression changes them."""
-    skin = float(rng.uniform(0.45, 0.8))
+    """Draw one person; at rest people differ about as much as an expression changes them."""
+
+    def draw(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    # In the order of the fields: each takes the next random number, so their order decides who is drawn.
+    skin = draw(0.45, 0.8)
     return Speaker(
         skin=skin,
-        ink=float(rng.uniform(0.15, 0.55)) * skin,
-        wall=float(rng.uniform(0.1, 0.9)),
-        half_width=float(rng.uniform(0.58, 0.7)),
-        half_height=float(rng.uniform(0.76, 0.9)),
-        eye_y=float(rng.uniform(-0.22, -0.12)),
-        brow_y=float(rng.uniform(-0.52, -0.42)),
-        mouth_y=float(rng.uniform(0.36, 0.46)),
-        mouth_half_width=float(rng.uniform(0.28, 0.38)),
-        mouth_curve=float(rng.uniform(-0.06, 0.06)),
-        brow_slope=float(rng.uniform(-0.15, 0.15)),
-        strength=float(rng.uniform(0.8, 1.2)),
-        liveliness=float(rng.uniform(0.6, 1.2)),
+        ink=draw(0.15, 0.55) * skin,
+        wall=draw(0.1, 0.9),
+        half_width=draw(0.58, 0.7),
+        half_height=draw(0.76, 0.9),
+        eye_y=draw(-0.22, -0.12),
+        brow_y=draw(-0.52, -0.42),
+        mouth_y=draw(0.36, 0.46),
+        mouth_half_width=draw(0.28, 0.38),
+        mouth_curve=draw(-0.06, 0.06),
+        brow_slope=draw(-0.15, 0.15),
+        strength=draw(0.8, 1.2),
+        liveliness=draw(0.6, 1.2),
     )
 
 
 def draw_motion(
     rng: np.random.Generator, speaker: Speaker, score: float, frames: int
 ) -> FaceMotion:
-    """What a face does in a segment of this score.
+    """Draw what a face does in a segment of this score.
 
     Args:
         rng: source of randomness.
@@ -96,17 +103,19 @@ def draw_motion(
     """
     t = np.arange(frames) / max(1, frames - 1)
     begins, lasts = rng.uniform(0.05, 0.4), rng.uniform(0.2, 0.45)
-    shown = np.clip((t - begins) / lasts, 0, 1)
-    shown = shown * shown * (3 - 2 * shown) * np.sign(score) * speaker.strength
+    course = np.clip((t - begins) / lasts, 0, 1)
+    course = course * course * (3 - 2 * course)  # a smooth step
+    shown = course * np.sign(score) * speaker.strength
     strength = 0.7 + 0.1 * abs(score)
-    lively = speaker.liveliness
 
-    def waves(size: float, slowest: float, fastest: float) -> Array:
+    def waves(size: float, slowest: float, fastest: float) -> AnyArray:
         """A wobble about 0 that starts anywhere."""
-        turns, phases = rng.uniform(slowest, fastest, 2), rng.uniform(0, 2 * np.pi, 2)
-        found: Array = size * lively * np.sin(2 * np.pi * turns * t[:, None] + phases).mean(axis=1)
-        return found
+        turns = rng.uniform(slowest, fastest, 2)
+        phases = rng.uniform(0, 2 * np.pi, 2)
+        wobble = np.sin(2 * np.pi * turns * t[:, None] + phases).mean(axis=1)
+        return np.asarray(size * speaker.liveliness * wobble)
 
+    # Half of the blinks lie outside the segment: not everybody blinks in it.
     blink = np.exp(-(((t - rng.uniform(-0.3, 1.3)) / 0.06) ** 2))
     return FaceMotion(
         corners=0.1 * strength * shown + waves(0.04, 0.5, 3),
@@ -119,65 +128,48 @@ def draw_motion(
     )
 
 
-def film(
-    speaker: Speaker, motion: FaceMotion, size: int, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
-    """(frames, size, size) luma of a motion, with a camera's noise."""
+def film(speaker: Speaker, motion: FaceMotion, size: int, rng: np.random.Generator) -> UInt8:
+    """Render (frames, size, size) luma of a motion, with a camera's noise."""
     pixel = 2 / size
     grid = (np.arange(size) + 0.5) * pixel - 1
     x = grid[None, None, :] - motion.head_x[:, None, None]
     y = grid[None, :, None] - motion.head_y[:, None, None]
-    corners, brows, jaw, lids = (
-        part[:, None, None] for part in (motion.corners, motion.brows, motion.jaw, motion.lids)
-    )
+    moving = (motion.corners, motion.brows, motion.jaw, motion.lids)
+    corners, brows, jaw, lids = (part[:, None, None] for part in moving)
 
-    def cover(inside: Array) -> Array:
-        """Of a pixel by what lies `inside` its edge, a length."""
-        found: Array = np.clip(inside / (1.5 * pixel) + 0.5, 0, 1)
-        return found
-
-    def paint(under: Array, grey: Array | float, inside: Array) -> Array:
-        share = cover(inside)
+    def paint(under: AnyArray, grey: AnyArray | float, inside: AnyArray) -> AnyArray:
+        """Cover what lies `inside` an edge, a length, with grey; the edge is a pixel and a half wide."""
+        share = np.clip(inside / (1.5 * pixel) + 0.5, 0, 1)
         return under * (1 - share) + grey * share
 
     side = np.abs(x)  # faces are mirrored
     radius = np.sqrt((x / speaker.half_width) ** 2 + (y / speaker.half_height) ** 2)
-    picture = np.broadcast_to(
-        speaker.wall * (1 + 0.1 * grid[None, :, None]), (len(lids), size, size)
-    )
-    picture = paint(
-        picture, speaker.skin * (1.08 - 0.18 * radius), (1 - radius) * speaker.half_width
-    )
-    brow = speaker.brow_y - brows + (speaker.brow_slope + 0.5 * brows) * (side - 0.28)
+    # From the back to the front: each part is painted over the last.
+    wall = speaker.wall * (1 + 0.1 * grid[None, :, None])
+    picture = np.broadcast_to(wall, (len(lids), size, size))
+    skin = speaker.skin * (1.08 - 0.18 * radius)
+    picture = paint(picture, skin, (1 - radius) * speaker.half_width)
+
+    slope = speaker.brow_slope + 0.5 * brows
+    brow = speaker.brow_y - brows + slope * (side - 0.28)
     reach = 0.17 - np.abs(side - 0.28)
     picture = paint(picture, speaker.ink, np.minimum(0.045 - np.abs(y - brow), reach))
+
     opening = 0.075 * (1 - 0.9 * lids)
     eye = 1 - np.sqrt(((side - 0.28) / 0.13) ** 2 + ((y - speaker.eye_y) / opening) ** 2)
     picture = paint(picture, 0.6 * speaker.ink, eye * opening)
+
     along = side / speaker.mouth_half_width
     bow = speaker.mouth_y - (speaker.mouth_curve + corners) * (along**2 - 0.4)
     half = 0.03 + 0.5 * jaw * np.clip(1 - along**2, 0, 1)
-    lips = np.minimum(half + 0.025 - np.abs(y - bow - 0.3 * jaw), speaker.mouth_half_width - side)
+    lips = half + 0.025 - np.abs(y - bow - 0.3 * jaw)
+    lips = np.minimum(lips, speaker.mouth_half_width - side)
     picture = paint(picture, 1.3 * speaker.ink, lips)
     picture = paint(picture, 0.5 * speaker.ink, np.minimum(lips - 0.045, half))
+
     picture = picture * motion.light[:, None, None]
     picture = picture + NOISE * rng.standard_normal(picture.shape)
-    found: npt.NDArray[np.uint8] = np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
-    return found
-
-
-FPS: Final = 30
-CODEC: Final = "mpeg4"  # in every build of FFmpeg
-QUALITY: Final = 2  # the quantiser of the codec, 1 (finest) .. 31
-SHARES: Final = (
-    52 / 93,
-    10 / 93,
-)  # of the videos that train and validate, as in the standard folds
-SCORES: Final = (0.6, 1.2, 1.8, 2.4, 3.0)
-
-# What keeps the streams of random numbers of one seed apart.
-_FOLDS, _SPEAKER, _SEGMENT = range(3)
-_HEADER: Final = "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode\n"
+    return np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
 
 
 def generate_clips(
@@ -200,7 +192,7 @@ def generate_clips(
         root: folder to create; it must not exist. Missing parents are created.
         videos: speakers, 3 to 9999. Each is in one fold, in about the shares of the standard ones.
         clips_per_video: segments of each, 2 to 9999; half of them are positive, or one more.
-        frames: of a segment, 2 to 9999, at 30 a second.
+        frames: frames of a segment, 2 to 9999, at 30 a second.
         size: height and width of the pictures in pixels, even, 16 to 512.
         seed: not negative. The same seed and settings give the same bytes (with the same libraries and processor).
         shuffle_labels: deal each video's labels out at random: a twin in which there is nothing to be learned.
@@ -210,93 +202,63 @@ def generate_clips(
         ValueError: an argument is out of its range.
         DataError: `root` exists.
     """
-    for name, value, low, high in (
-        ("videos", videos, 3, 9999),
-        ("clips_per_video", clips_per_video, 2, 9999),
-        ("frames", frames, 2, 9999),
-        ("size", size, 16, 512),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{name}: {value} outside {low} .. {high}; choose a value inside")
+    check_range("videos", videos, 3, 9999)
+    check_range("clips_per_video", clips_per_video, 2, 9999)
+    check_range("frames", frames, 2, 9999)
+    check_range("size", size, 16, 512)
     if size % 2:
         raise ValueError(f"size: {size} is odd; the codec needs an even one")
-    if seed < 0:
-        raise ValueError(f"seed: {seed} < 0; use a number that is not negative")
-    if os.path.lexists(root):
-        raise DataError(root, "exists: will not overwrite it; remove it or name a new folder")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{root.name}.partial-"
-    for leftover in root.parent.glob(f"{glob.escape(prefix)}*"):
-        shutil.rmtree(leftover)
-    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
-    try:
-        whole = partial / root.name
-        (whole / "Video" / "Segmented").mkdir(parents=True)
-        _write_all(whole, videos, clips_per_video, frames, size, seed, shuffle_labels, progress)
-        whole.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    check_seed(seed)
+    with new_folder(root) as folder:
+        segments = folder / "Video" / "Segmented"
+        segments.mkdir(parents=True)
+        lines = [_HEADER]
+        for video, fold in enumerate(folds_of(videos, seed)):
+            name = f"generated-{video:04d}"
+            rng = np.random.default_rng([seed, _SPEAKER, video])
+            speaker = draw_speaker(rng)
+            signs = rng.permutation([1 if k % 2 else -1 for k in range(clips_per_video)])
+            scores = signs * rng.choice(SCORES, clips_per_video)
+            labels = rng.permutation(scores) if shuffle_labels else scores
+            for k, (score, label) in enumerate(zip(scores.tolist(), labels.tolist(), strict=True)):
+                # A stream of its own: more segments or videos leave the others as they are.
+                stream = np.random.default_rng([seed, _SEGMENT, video, k])
+                motion = draw_motion(stream, speaker, score, frames)
+                pictures = film(speaker, motion, size, stream)
+                write_video(segments / f"{name}_{k + 1}.mp4", pictures)
+                annotation = "Positive" if label > 0 else "Negative"
+                lines.append(f"{name},{k + 1},,{label:g},,,,{annotation},{fold}\n")
+                if progress is not None:
+                    progress(video * clips_per_video + k + 1, videos * clips_per_video)
+        (folder / FILES["mmsa"]).write_text("".join(lines), encoding="utf-8")
 
 
 def folds_of(videos: int, seed: int) -> list[str]:
-    """Fold of each video; every fold has one at least."""
+    """Draw the fold of each video; every fold has one at least."""
     train, valid = (max(1, round(share * videos)) for share in SHARES)
     train = min(train, videos - valid - 1)
-    names = [MODES[0]] * train + [MODES[1]] * valid + [MODES[2]] * (videos - train - valid)
+    names = np.repeat(MODES, (train, valid, videos - train - valid))
     order = np.random.default_rng([seed, _FOLDS]).permutation(videos)
-    return [names[at] for at in order]
+    return [str(name) for name in names[order]]
 
 
-def write_video(path: Path, frames: npt.NDArray[np.uint8]) -> None:
-    """An mp4 file of (frames, height, width) luma."""
+def write_video(path: Path, frames: UInt8) -> None:
+    """Write an mp4 file of (frames, height, width) luma."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODEC, rate=FPS)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = (
-            1  # bytes must not depend on how many processors there are
-        )
-        stream.codec_context.qmin = stream.codec_context.qmax = QUALITY
-        stream.codec_context.time_base = Fraction(1, FPS)
+        codec = stream.codec_context
+        codec.thread_count = 1  # bytes must not depend on how many processors there are
+        codec.qmin = codec.qmax = QUALITY
+        codec.time_base = Fraction(1, FPS)
+        height, width = frames.shape[1:]
         for number, luma in enumerate(frames):
-            planes = np.full((luma.shape[0] * 3 // 2, luma.shape[1]), 128, np.uint8)
-            planes[: len(luma)] = np.rint(
-                16 + luma * (219 / 255)
-            )  # video's range; the rest is colour
+            # Below the luma lie the two planes of colour, a quarter of its size each; 128 is none.
+            planes = np.full((height * 3 // 2, width), 128, np.uint8)
+            planes[:height] = np.rint(16 + luma * (219 / 255))  # video's range of luma
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-def _write_all(
-    root: Path,
-    videos: int,
-    clips: int,
-    frames: int,
-    size: int,
-    seed: int,
-    shuffle_labels: bool,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    lines = [_HEADER]
-    for video, fold in enumerate(folds_of(videos, seed)):
-        rng = np.random.default_rng([seed, _SPEAKER, video])
-        speaker = draw_speaker(rng)
-        signs = rng.permutation([1 if k % 2 else -1 for k in range(clips)])
-        scores = signs * rng.choice(SCORES, clips)
-        told = rng.permutation(scores) if shuffle_labels else scores
-        for k in range(clips):
-            stream = np.random.default_rng([seed, _SEGMENT, video, k])
-            motion = draw_motion(stream, speaker, float(scores[k]), frames)
-            name = f"generated-{video:04d}"
-            write_video(
-                root / "Video" / "Segmented" / f"{name}_{k + 1}.mp4",
-                film(speaker, motion, size, stream),
-            )
-            said = "Positive" if told[k] > 0 else "Negative"
-            lines.append(f"{name},{k + 1},,{told[k]:g},,,,{said},{fold}\n")
-            if progress is not None:
-                progress(video * clips + k + 1, videos * clips)
-    (root / FILES["mmsa"]).write_text("".join(lines), encoding="utf-8")

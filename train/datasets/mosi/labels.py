@@ -16,10 +16,10 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
@@ -28,23 +28,22 @@ from knarr.train.datasets.files import checked_file
 from knarr.train.errors import DataError
 
 Layout = Literal["csv", "csd", "mmsa"]
-FILES: Final[dict[Layout, str]] = {
+FILES: dict[Layout, str] = {
     "csv": "OpinionLevelSentiment.csv",
     "csd": "CMU_MOSI_Opinion_Labels.csd",
     "mmsa": "label.csv",
 }
-SCORE_MAX: Final = 3.0
-MODES: Final = ("train", "valid", "test")
-MAX_LABEL_BYTES: Final = 64 << 20
+SCORE_MAX = 3.0
+MODES = ("train", "valid", "test")
+MAX_LABEL_BYTES = 64 << 20
+MAX_VALUES = 1 << 20  # of one array of a csd file: a video has some dozens
 
-_VIDEO: Final = re.compile(
-    "[A-Za-z0-9_-]{1,64}"
-)  # a YouTube id; nothing that could leave the folder
-_K: Final = re.compile("[0-9]{1,5}")
-_COLUMNS: Final = ("video_id", "clip_id", "label", "mode")
+_VIDEO = re.compile("[A-Za-z0-9_-]{1,64}")  # a YouTube id; nothing that could leave the folder
+_K = re.compile("[0-9]{1,5}")
+_COLUMNS = ("video_id", "clip_id", "label", "mode")
 
 # The split of 52, 10 and 31 videos that CMU-MultimodalSDK calls standard (`cmu_mosi_std_folds`).
-_TRAIN: Final = """
+_TRAIN = """
 2iD-tVS8NPw 8d-gEyoeBzc Qr1Ca94K55A Ci-AH39fi3Y 8qrpnFRGt2A Bfr499ggo-0 QN9ZIUWUXsY 9T9Hf74oK10 7JsX8y1ysxY
 1iG0909rllw Oz06ZWiO20M BioHAh1qJAQ 9c67fiY0wGQ Iu2PFX3z_1s Nzq88NnDkEk Clx4VXItLTE 9J25DZhivz8 Af8D0E4ZXaw
 TvyZBvOMOTc W8NXH0Djyww 8OtFthrtaJM 0h-zjBukYpk Vj1wYRQjB-o GWuJjcEuzt8 BI97DNYfe5I PZ-lDQFboO8 1DmNV9C1hbY
@@ -52,17 +51,17 @@ OQvJTdtJ2H4 I5y0__X72p0 9qR7uwkblbs G6GlGvlkxAQ 6_0THN4chvY Njd1F0vZSm4 BvYR0L6f
 5W7Z1C_fDaE VbQk4H8hgr0 G-xst2euQUc MLal-t_vJPM BXuRRbG0Ugk LSi-o-IrDMs Jkswaaud0hk 2WGyTLYerpo 6Egk_28TtTM
 Sqr0AcuoNnk POKffnXeBds 73jzhE8R1TQ OtBXNcAL_lE HEsqda8_d0Q VCslbP0mgZI IumbAb8q2dM
 """
-_VALID: Final = """
+_VALID = """
 WKA5OygbEKI c5xsKMxpXnc atnd_PF-Lbs bvLlb-M3UXU bOL9jKpeJRs _dI--eQ6qVU ZAIRrfG22O0 X3j2zQgwYgE aiEXnCPZubE
 ZUXBRvtny7o
 """
-_TEST: Final = """
+_TEST = """
 tmZoasNr4rU zhpQhgha_KU lXPQBPVc5Cw iiK8YX8oH1E tStelxIAHjw nzpVDcQ0ywM etzxEpPuc6I cW1FSBF59ik d6hH302o4v8
 k5Y_838nuGo pLTX3ipuDJI jUzDDGyPkXU f_pcplsH_V0 yvsjCA6Y5Fc nbWiPyCm4g0 rnaNMUZpvvg wMbj6ajWbic cM3Yna7AavY
 yDtzw_Y-7RU vyB00TXsimI dq3Nf_lMPnE phBUpBr1hSo d3_k5Xpfmik v0zCBqDeKcE tIrG4oNLFzE fvVhgmXxadc ob23OKe5a9Q
 cXypl4FnoZo vvZ4IcEtiZc f9O3YtZ2VfI c7UH_rxdZv4
 """
-STANDARD_FOLDS: Final = {
+STANDARD_FOLDS = {
     video: mode
     for mode, videos in zip(MODES, (_TRAIN, _VALID, _TEST), strict=True)
     for video in videos.split()
@@ -71,7 +70,7 @@ STANDARD_FOLDS: Final = {
 
 
 class Key(NamedTuple):
-    """Names a segment: the video's id, and its number in the video, from 1."""
+    """Name of a segment: the video's id, and its number in the video, from 1."""
 
     video: str
     k: int
@@ -98,7 +97,7 @@ class Segment:
 
 
 def find_labels(root: Path) -> tuple[Layout, Path]:
-    """The label file of a folder, in it or in its ``Labels`` folder.
+    """Find the label file of a folder, in it or in its ``Labels`` folder.
 
     Raises:
         DataError: there is none, or more than one.
@@ -122,7 +121,7 @@ def find_labels(root: Path) -> tuple[Layout, Path]:
 def read_segments(
     root: Path, path: Path, layout: Layout
 ) -> tuple[tuple[Segment, ...], tuple[DataError, ...]]:
-    """All segments of a label file, sorted by video and number, and what is wrong with each of the others.
+    """Read all segments of a label file, sorted by video and number, and what is wrong with each of the others.
 
     A segment that is named twice is left out each time. UTF-8 with or without a byte-order mark; any line ends.
 
@@ -138,27 +137,21 @@ def read_segments(
         DataError: the file as a whole cannot be used: missing, of another format, cut off, without records.
     """
     checked_file(path, root, MAX_LABEL_BYTES)
-    reader: Callable[[Path], Iterator[Segment | DataError]] = {
-        "csv": _csv,
-        "csd": _csd,
-        "mmsa": _mmsa,
-    }[layout]
-    good: list[Segment] = []
-    bad: list[DataError] = []
-    for record in reader(path):
-        if isinstance(record, DataError):
-            bad.append(record)
-        else:
-            good.append(record)
-    if not good and not bad:
+    records = list({"csv": _csv, "csd": _csd, "mmsa": _mmsa}[layout](path))
+    if not records:
         raise DataError(path, "no records: the label file names no segment; restore it")
-    times = Counter(segment.key for segment in good)
-    bad += [
-        DataError(path, f"duplicate id: {times[s.key]} records of it; keep one", str(s.key))
-        for s in good
-        if times[s.key] > 1
-    ]
-    return tuple(sorted((s for s in good if times[s.key] == 1), key=lambda s: s.key)), tuple(bad)
+    bad = [record for record in records if isinstance(record, DataError)]
+    segments = [record for record in records if isinstance(record, Segment)]
+    times = Counter(segment.key for segment in segments)
+    good = []
+    for segment in segments:
+        key = segment.key
+        if times[key] == 1:
+            good.append(segment)
+        else:
+            reason = f"duplicate id: {times[key]} records of it; keep one"
+            bad.append(DataError(path, reason, str(key)))
+    return tuple(sorted(good, key=lambda segment: segment.key)), tuple(bad)
 
 
 def _segment(
@@ -170,67 +163,60 @@ def _segment(
     span_s: tuple[str | float, str | float] | None = None,
     mode: str | None = None,
 ) -> Segment | DataError:
-    """A checked record; the error is returned, so that a reader can go on."""
+    """Return a checked record; an error is returned too, so that a reader can go on."""
     if _VIDEO.fullmatch(video) is None:
-        return DataError(
-            path, f"malformed id: {video[:80]!r} is no id of a video; correct it", where
-        )
+        reason = f"malformed id: {video[:80]!r} is no id of a video; correct it"
+        return DataError(path, reason, where)
     if _K.fullmatch(k) is None or int(k) < 1:
-        return DataError(
-            path, f"segment number: {k[:80]!r}, not a whole number from 1; correct it", where
-        )
+        reason = f"segment number: {k[:80]!r}, not a whole number from 1; correct it"
+        return DataError(path, reason, where)
     key = Key(video, int(k))
+    # From here on the record has a name, which says more than its line.
+    name = str(key)
     try:
         value = float(score)
         span = None if span_s is None else (float(span_s[0]), float(span_s[1]))
     except ValueError:
-        return DataError(
-            path, "malformed number: score or times are no numbers; correct them", str(key)
-        )
-    if not math.isfinite(value) or abs(value) > SCORE_MAX:
-        return DataError(
-            path, f"score out of range: {value:g}, allowed -3 .. 3; correct it", str(key)
-        )
-    if span is not None and not (0 <= span[0] < span[1] < math.inf):
-        return DataError(
-            path,
-            f"malformed times: [{span[0]:g}, {span[1]:g}) s is no span; correct them",
-            str(key),
-        )
+        reason = "malformed number: score or times are no numbers; correct them"
+        return DataError(path, reason, name)
+    # NaN is not <= anything.
+    if not abs(value) <= SCORE_MAX:
+        reason = f"score out of range: {value:g}, allowed -3 .. 3; correct it"
+        return DataError(path, reason, name)
+    if span is not None and not 0 <= span[0] < span[1] < math.inf:
+        reason = f"malformed times: [{span[0]:g}, {span[1]:g}) s is no span; correct them"
+        return DataError(path, reason, name)
     if mode is not None and mode not in MODES:
-        return DataError(
-            path,
-            f"unknown split: {mode[:80]!r} is none of {', '.join(MODES)}; correct it",
-            str(key),
-        )
+        reason = f"unknown split: {mode[:80]!r} is none of {', '.join(MODES)}; correct it"
+        return DataError(path, reason, name)
     return Segment(key, value, span, mode)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(place, fields) of every row that is not empty."""
+    """Yield (place, fields) of every row that is not empty."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            path, f"not UTF-8: {error.reason} at byte {error.start}; convert it"
-        ) from error
+        reason = f"not UTF-8: {error.reason} at byte {error.start}; convert it"
+        raise DataError(path, reason) from error
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in rows:
-            if any(field.strip() for field in row):
-                yield f"line {rows.line_num}", [field.strip() for field in row]
+            fields = [field.strip() for field in row]
+            if any(fields):
+                yield f"line {rows.line_num}", fields
     except csv.Error as error:
-        raise DataError(
-            path, f"malformed CSV: {error}; restore it", f"line {rows.line_num}"
-        ) from error
+        reason = f"malformed CSV: {error}; restore it"
+        raise DataError(path, reason, f"line {rows.line_num}") from error
 
 
 def _csv(path: Path) -> Iterator[Segment | DataError]:
     for where, row in _rows(path):
-        if len(row) != 5:
-            yield DataError(path, f"malformed record: {len(row)} fields, not 5; restore it", where)
+        if len(row) == 5:
+            start_s, end_s, video, k, score = row
+            yield _segment(path, where, video, k, score, (start_s, end_s))
         else:
-            yield _segment(path, where, row[2], row[3], row[4], (row[0], row[1]))
+            yield DataError(path, f"malformed record: {len(row)} fields, not 5; restore it", where)
 
 
 def _mmsa(path: Path) -> Iterator[Segment | DataError]:
@@ -239,56 +225,54 @@ def _mmsa(path: Path) -> Iterator[Segment | DataError]:
     absent = [name for name in _COLUMNS if header.count(name) != 1]
     if absent:
         raise DataError(path, f"malformed header: no one column {', '.join(absent)}; restore it")
-    at = {name: header.index(name) for name in _COLUMNS}
     for where, row in rows:
-        if len(row) != len(header):
-            yield DataError(
-                path, f"malformed record: {len(row)} fields, not {len(header)}; restore it", where
-            )
-        else:
-            video, k, score, mode = (row[at[name]] for name in _COLUMNS)
+        if len(row) == len(header):
+            cells = dict(zip(header, row, strict=True))
+            video, k, score, mode = (cells[name] for name in _COLUMNS)
             yield _segment(path, where, video, k, score, mode=mode)
+        else:
+            reason = f"malformed record: {len(row)} fields, not {len(header)}; restore it"
+            yield DataError(path, reason, where)
 
 
 def _csd(path: Path) -> Iterator[Segment | DataError]:
     try:
         with h5py.File(path, "r") as file:
-            tops = [
-                file[name]["data"]
-                for name in file
-                if isinstance(file[name], h5py.Group) and "data" in file[name]
-            ]
-            if len(tops) != 1 or not isinstance(tops[0], h5py.Group):
+            # The name of the top group differs between releases, so it is found by what it holds.
+            tops = [top["data"] for top in file.values() if _is_group(top) and "data" in top]
+            if len(tops) != 1 or not _is_group(tops[0]):
                 raise DataError(path, "malformed csd: no one group '<root>/data'; restore it")
-            videos: dict[str, tuple[Any, Any]] = {}
-            for video, entry in tops[0].items():
-                arrays = (
-                    [entry.get(name) for name in ("features", "intervals")]
-                    if isinstance(entry, h5py.Group)
-                    else []
-                )
-                usable = all(
-                    isinstance(a, h5py.Dataset) and a.dtype.kind in "fiu" and a.size < 1 << 20
-                    for a in arrays
-                )
-                videos[video] = (
-                    (np.asarray(arrays[0]), np.asarray(arrays[1]))
-                    if arrays and usable
-                    else (None, None)
-                )
-    except (
-        OSError,
-        KeyError,
-        RuntimeError,
-    ) as error:  # what h5py raises for a file that is cut off
+            videos = {video: _csd_arrays(entry) for video, entry in tops[0].items()}
+    # What h5py raises for a file that is cut off.
+    except (OSError, KeyError, RuntimeError) as error:
         raise DataError(path, f"malformed csd: not HDF5 ({error}); restore it") from error
-    for video, (scores, spans_s) in videos.items():
-        if scores is None or scores.shape != (len(spans_s), 1) or spans_s.shape != (len(scores), 2):
-            yield DataError(
-                path, "malformed video: not features (n, 1) and intervals (n, 2); restore it", video
-            )
+    for video, arrays in videos.items():
+        if arrays is None:
+            reason = "malformed video: not features (n, 1) and intervals (n, 2); restore it"
+            yield DataError(path, reason, video)
             continue
-        for i, (score, span) in enumerate(
-            zip(scores[:, 0].tolist(), spans_s.tolist(), strict=True)
-        ):
-            yield _segment(path, f"{video} row {i}", video, str(i + 1), score, (span[0], span[1]))
+        scores, spans_s = (array.tolist() for array in arrays)
+        for i, ((score,), span_s) in enumerate(zip(scores, spans_s, strict=True)):
+            yield _segment(path, f"{video} row {i}", video, str(i + 1), score, tuple(span_s))
+
+
+def _is_group(item: Any) -> bool:
+    return isinstance(item, h5py.Group)
+
+
+def _csd_arrays(entry: Any) -> list[Any] | None:
+    """Return the scores (n, 1) and times (n, 2) of a video; None where it has no such arrays of numbers."""
+    if not _is_group(entry):
+        return None
+    arrays = [entry.get(name) for name in ("features", "intervals")]
+    # Size and type are known before anything is read: HDF5 can state terabytes in a small file.
+    for array in arrays:
+        if not isinstance(array, h5py.Dataset) or array.size >= MAX_VALUES:
+            return None
+        if array.dtype.kind not in "fiu":
+            return None
+    scores, spans_s = (np.asarray(array) for array in arrays)
+    n = len(scores) if scores.ndim else 0
+    if scores.shape != (n, 1) or spans_s.shape != (n, 2):
+        return None
+    return [scores, spans_s]

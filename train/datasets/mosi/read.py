@@ -1,6 +1,6 @@
 """CMU-MOSI: filmed opinions with a sentiment score, as the events of a simulated camera, in two classes.
 
-Labels come from any of the files that `mosi_labels` reads; pictures from the first of these folders that is there:
+Labels come from any of the files that `labels` reads; pictures from the first of these folders that is there:
 
 | folder | what it holds |
 |-|-|
@@ -18,20 +18,24 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache as once
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
-import av
 import numpy as np
-import PIL
 
-from knarr.train.datasets.cache import Arrays, Progress, cache_key, cached, parallel
+from knarr.train.datasets.cache import Arrays, Progress, cached, parallel
 from knarr.train.datasets.events.camera import Dvs
 from knarr.train.datasets.events.video import MAX_VIDEO_BYTES, events_of_video
-from knarr.train.datasets.files import DataReport, checked_file, sha256_of
-from knarr.train.datasets.mosi.clips import MosiClips
+from knarr.train.datasets.files import (
+    DataReport,
+    OnBad,
+    check_root,
+    checked_file,
+    count_kinds,
+    kinds_text,
+)
+from knarr.train.datasets.mosi.clips import MosiClips, Source, source_key
 from knarr.train.datasets.mosi.labels import (
     MODES,
     STANDARD_FOLDS,
@@ -42,12 +46,13 @@ from knarr.train.datasets.mosi.labels import (
 )
 from knarr.train.errors import DataError
 
-SEGMENTS: Final = 2199
-"""In the complete set, of 93 videos: 1,284 to train, 229 to validate, 686 to test."""
-VERSION: Final = 1  # of `_prepare`
+SEGMENTS = 2199
+"""Segments of the complete set, of 93 videos: 1,284 to train, 229 to validate, 686 to test."""
+VERSION = 1
+"""Version of `_prepare`: raise it whenever it computes something else."""
 
 Folds = Mapping[str, str] | Literal["standard", "mode"]
-_Item = tuple[Segment, Path, tuple[float, float] | None]
+_Item = tuple[Segment, Source]
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +64,7 @@ def read_mosi(
     zeros: Literal["drop", "positive"] = "drop",
     folds: Folds = "standard",
     fps: float | None = None,
-    on_bad: Literal["raise", "skip"] = "raise",
+    on_bad: OnBad = "raise",
     cache: Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
@@ -91,41 +96,46 @@ def read_mosi(
         )
     if camera.size is None or camera.frames is None:
         raise ValueError("camera: size and frames must be numbers, for the clips are stacked")
-    items, fold_of, bad = _scan(root, labels, folds)
-    if bad and on_bad == "raise":
+    strict = on_bad == "raise"
+    every, fold_of, bad = _scan(root, labels, folds)
+    if bad and strict:
         raise bad[0]
-    dropped = [item for item in items if item[0].score == 0 and zeros == "drop"]
-    items = [item for item in items if item[0].score != 0 or zeros == "positive"]
-    if dropped:
-        _log.info("%s: %d segments of score 0 dropped", root, len(dropped))
-    make = partial(
-        _prepare, root=root, camera=camera, fps=fps, cache=cache, strict=on_bad == "raise"
-    )
-    made = parallel(items, make, workers=workers, progress=progress)
-    bad += [result for result in made if isinstance(result, DataError)]
-    good = [
-        (item, found)
-        for item, found in zip(items, made, strict=True)
-        if not isinstance(found, DataError)
-    ]
-    _tell(root, bad)
+    items = [item for item in every if item[0].score != 0 or zeros == "positive"]
+    zeros_dropped = len(every) - len(items)
+    if zeros_dropped:
+        _log.info("%s: %d segments of score 0 dropped", root, zeros_dropped)
+    make = partial(_prepare, root=root, camera=camera, fps=fps, cache=cache, strict=strict)
+    made: list[Arrays] = []
+    good: list[_Item] = []
+    results = parallel(items, make, workers=workers, progress=progress)
+    for item, result in zip(items, results, strict=True):
+        if isinstance(result, DataError):
+            bad.append(result)
+        else:
+            made.append(result)
+            good.append(item)
+    for error in bad:
+        _log.warning("%s", error)
+    if bad:
+        text = f"{root}: skipped {len(bad)} bad segments: {kinds_text(count_kinds(bad))}"
+        warnings.warn(text, stacklevel=2)
     if not good:
         raise DataError(root, "no segments: none can be used; check the dataset")
-    keys = tuple(segment.key for (segment, _, _), _ in good)
-    scores = np.array([segment.score for (segment, _, _), _ in good])
+    keys = tuple(segment.key for segment, _ in good)
+    scores = np.array([segment.score for segment, _ in good])
     return MosiClips(
-        first=np.stack([arrays["first"] for _, arrays in good]),
-        packed=np.stack([arrays["packed"] for _, arrays in good]),
+        first=np.stack([arrays["first"] for arrays in made]),
+        packed=np.stack([arrays["packed"] for arrays in made]),
         width=camera.size,
-        shown=np.array([int(arrays["shown"]) for _, arrays in good]),
-        fps=np.array([float(arrays["fps"]) for _, arrays in good]),
+        shown=np.array([int(arrays["shown"]) for arrays in made]),
+        fps=np.array([float(arrays["fps"]) for arrays in made]),
         labels=(scores >= 0).astype(np.int64),
         scores=scores,
         keys=keys,
         folds=tuple(fold_of[key.video] for key in keys),
         left_out=tuple(bad),
-        zeros_dropped=len(dropped),
-        sources=tuple((path, span_s) for (_, path, span_s), _ in good),
+        zeros_dropped=zeros_dropped,
+        sources=tuple(source for _, source in good),
     )
 
 
@@ -142,36 +152,33 @@ def check(
     """
     items, fold_of, bad = _scan(root, None, folds)
     make = partial(_prepare, root=root, camera=Dvs(size=16), fps=None, cache=None, strict=False)
-    made = parallel(items, make, workers=workers, progress=progress)
-    bad += [result for result in made if isinstance(result, DataError)]
-    keys = [
-        item[0].key
-        for item, found in zip(items, made, strict=True)
-        if not isinstance(found, DataError)
-    ]
-    counts = Counter(fold_of[key.video] for key in keys)
     named = len(items) + len(bad)
+    videos = []
+    results = parallel(items, make, workers=workers, progress=progress)
+    for (segment, _), result in zip(items, results, strict=True):
+        if isinstance(result, DataError):
+            bad.append(result)
+        else:
+            videos.append(segment.key.video)
+    counts = Counter(fold_of[video] for video in videos)
+    absent = SEGMENTS - named
+    missing = (f"{absent} of {SEGMENTS} segments are not in the label file",)
     return DataReport(
         name="mosi",
         root=str(root),
-        samples=len(keys),
+        samples=len(videos),
         splits={mode: counts[mode] for mode in MODES},
-        subjects=len({key.video for key in keys}),
+        subjects=len(set(videos)),
         skipped=tuple(map(str, bad)),
-        missing=(f"{SEGMENTS - named} of {SEGMENTS} segments are not in the label file",)
-        if named < SEGMENTS
-        else (),
+        missing=missing if absent > 0 else (),
     )
 
 
 def _scan(
     root: Path, labels: tuple[Layout, Path] | None, folds: Folds
 ) -> tuple[list[_Item], Mapping[str, str], list[DataError]]:
-    """Segments with their files and cuts, the fold of each video, and what is wrong with the other segments."""
-    if not root.is_dir():
-        raise DataError(
-            root, "missing root: no such folder; check the path, or get the dataset first"
-        )
+    """Return segments with their sources, the fold of each video, and what is wrong with the other segments."""
+    check_root(root)
     layout, path = labels or find_labels(root)
     segments, errors = read_segments(root, path, layout)
     fold_of = _folds(path, segments, folds)
@@ -183,16 +190,18 @@ def _scan(
         if video not in fold_of:
             reason = "no fold: the video is in none of them; name its fold, or take the segment out"
             bad.append(DataError(path, reason, str(segment.key)))
-        elif kind == "full" and segment.span_s is None:
+            continue
+        if kind == "full" and segment.span_s is None:
             reason = f"no times: {layout} labels have none to cut whole videos by; use the CSV or csd file"
             raise DataError(path, reason, str(segment.key))
-        else:
-            name = {
-                "segmented": f"{video}_{k}.mp4",
-                "mmsa": f"{video}/{k}.mp4",
-                "full": f"{video}.mp4",
-            }[kind]
-            items.append((segment, folder / name, segment.span_s if kind == "full" else None))
+        names = {
+            "segmented": f"{video}_{k}.mp4",
+            "mmsa": f"{video}/{k}.mp4",
+            "full": f"{video}.mp4",
+        }
+        # A file per segment is cut already, whatever times the label file has.
+        span_s = segment.span_s if kind == "full" else None
+        items.append((segment, (folder / names[kind], span_s)))
     return items, fold_of, bad
 
 
@@ -210,23 +219,25 @@ def _folds(path: Path, segments: tuple[Segment, ...], folds: Folds) -> Mapping[s
         raise ValueError(
             f"folds: {folds!r} is neither 'standard' nor 'mode'; name one or give a mapping"
         )
-    found: dict[str, set[str]] = defaultdict(set)
+    found: defaultdict[str, set[str]] = defaultdict(set)
     for segment in segments:
         if segment.mode is not None:
             found[segment.key.video].add(segment.mode)
     for video, modes in found.items():
+        # A video is one person, who must not be on two sides.
         if len(modes) > 1:
-            raise DataError(
-                path, f"shared video: in {', '.join(sorted(modes))}; one fold is allowed", video
-            )
+            reason = f"shared video: in {', '.join(sorted(modes))}; one fold is allowed"
+            raise DataError(path, reason, video)
     return {video: mode for video, (mode,) in found.items()}
 
 
 def _video_folder(root: Path) -> tuple[Path, Literal["segmented", "full", "mmsa"]]:
-    for kind, name in (("segmented", "Video/Segmented"), ("full", "Video/Full")):
-        for folder in (root / name, root / "Raw" / name):
-            if folder.is_dir():
-                return folder, "segmented" if kind == "segmented" else "full"
+    for folder in (root / "Video/Segmented", root / "Raw/Video/Segmented"):
+        if folder.is_dir():
+            return folder, "segmented"
+    for folder in (root / "Video/Full", root / "Raw/Video/Full"):
+        if folder.is_dir():
+            return folder, "full"
     if (root / "Raw").is_dir():
         return root / "Raw", "mmsa"
     raise DataError(
@@ -237,60 +248,32 @@ def _video_folder(root: Path) -> tuple[Path, Literal["segmented", "full", "mmsa"
 def _prepare(
     item: _Item, *, root: Path, camera: Dvs, fps: float | None, cache: Path | None, strict: bool
 ) -> Arrays | DataError:
-    """Events of one segment, from the cache where it has them; what is wrong with it unless `strict`."""
-    segment, path, span_s = item
+    """Return the events of one segment, from the cache where it has them; what is wrong with it unless `strict`."""
+    segment, source = item
+    path, span_s = source
     record = str(segment.key)
+
+    def make() -> Arrays:
+        start_s, end_s = span_s or (0.0, None)
+        events = events_of_video(path, camera, start_s=start_s, end_s=end_s, fps=fps)
+        # A cache file holds arrays alone: no first frame is one without pixels, no rate is NaN.
+        return {
+            "first": np.zeros((0, 0), np.uint8) if events.first is None else events.first,
+            "packed": np.packbits(events.spikes, axis=-1),
+            "shown": np.array(events.shown),
+            "fps": np.array(np.nan if events.fps is None else events.fps),
+        }
+
     try:
         checked_file(path, root, MAX_VIDEO_BYTES, record)
-
-        def make() -> Arrays:
-            start_s, end_s = span_s or (0.0, None)
-            events = events_of_video(path, camera, start_s=start_s, end_s=end_s, fps=fps)
-            first = np.zeros((0, 0), np.uint8) if events.first is None else events.first
-            return {
-                "first": first,
-                "packed": np.packbits(events.spikes, axis=-1),
-                "shown": np.array(events.shown),
-                "fps": np.array(np.nan if events.fps is None else events.fps),
-            }
-
         if cache is None:
             return make()
-        settings = {
-            "camera": asdict(camera),
-            "span_s": span_s,
-            "fps": fps,
-            "decoder": f"av {av.__version__}, pillow {PIL.__version__}",
-        }
+        settings = {"camera": asdict(camera), "fps": fps}
         name = path.relative_to(root).as_posix()
-        state = path.stat()
-        digest = _sha256_once(path, state.st_size, state.st_mtime_ns)
-        return cached(cache, cache_key("mosi", VERSION, {name: digest}, settings), make)
+        return cached(cache, source_key("mosi", VERSION, name, source, settings), make)
     except DataError as error:
-        named = (
-            error
-            if error.record == record
-            else DataError(error.file, error.reason, _both(record, error))
-        )
+        place = record if error.record in (None, record) else f"{record}, {error.record}"
+        named = DataError(error.file, error.reason, place)
         if strict:
             raise named from error
         return named
-
-
-@once
-def _sha256_once(path: Path, size: int, mtime_ns: int) -> str:
-    """Of a file that many segments are cut from; its size and time tell when it is another."""
-    return sha256_of(path)
-
-
-def _both(record: str, error: DataError) -> str:
-    return record if error.record is None else f"{record}, {error.record}"
-
-
-def _tell(root: Path, bad: list[DataError]) -> None:
-    for error in bad:
-        _log.warning("%s", error)
-    if bad:
-        counts = Counter(error.kind for error in bad)
-        text = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
-        warnings.warn(f"{root}: skipped {len(bad)} bad segments: {text}", stacklevel=3)

@@ -1,15 +1,13 @@
-"""DEAP's own files are pickles of Python 2: read here without running anything they say.
-
-Two fences, each enough alone. Before unpickling, the opcodes are walked: only those that a dump of arrays needs, and
-only the names numpy writes. While unpickling, these names stand for inert recorders, so that not even numpy's code runs
-on what a file says; the arrays are then built from the recorded type, shape and bytes, every one of them checked.
-
-DEAP: EEG, skin conductance and ratings of 32 people who watched 40 music videos each.
+"""DEAP: EEG, skin conductance and ratings of 32 people who watched 40 music videos each.
 
 Reads the preprocessed release for Python, ``<root>/data_preprocessed_python/s01.dat`` .. ``s32.dat``: 128 Hz, EEG of
 4-45 Hz against the common average, 3 s before and 60 s of each video (Koelstra et al. 2012,
 https://doi.org/10.1109/T-AFFC.2011.15). The 3 s are dropped. The files do not name their channels: their order is that
 of the documentation and cannot be checked. DEAP defines no official split; the windows offer those by person and trial.
+
+The files are pickles of Python 2, which are read without running anything they say. The unpickler knows only the names
+that numpy writes for an array, and these stand for inert recorders, so that not even numpy's code runs on what a file
+says; the arrays are then built from the recorded type, shape and bytes, every one of them checked.
 """
 
 from __future__ import annotations
@@ -20,24 +18,42 @@ import pickle
 import pickletools
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from knarr.train.datasets.arrays import AnyArray
 from knarr.train.datasets.cache import Arrays, Progress, cache_key, cached, parallel
-from knarr.train.datasets.files import DataReport, checked_file, inside, sha256_of
-from knarr.train.datasets.physio.windows import EEG_28, EEG_32, Recordings, Trial, pick
+from knarr.train.datasets.files import (
+    DataReport,
+    OnBad,
+    check_on_bad,
+    checked_file,
+    inside,
+    kinds_text,
+    sha256_of,
+)
+from knarr.train.datasets.physio.windows import EEG_28, EEG_32, Recordings, Trial, channel_rows
 from knarr.train.errors import DataError
 
-MAX_BYTES: Final = 256 << 20  # `data` alone is 40 * 40 * 8064 * 8 = 103,219,200 bytes
-MAX_OPCODES: Final = 10_000  # a dump of two arrays has about 100
-
-ALLOWED: Final = frozenset(
+FOLDER = "data_preprocessed_python"
+SUBJECTS = tuple(f"s{number:02d}" for number in range(1, 33))
+CHANNELS = 40
+GSR_CHANNEL = 36  # ohm
+RATINGS = 4  # valence, arousal, dominance, liking
+VERSION = 1
+"""Version of `_prepare`: raise it whenever it computes something else."""
+MAX_BYTES = 256 << 20  # `data` alone is 40 * 40 * 8064 * 8 = 103,219,200 bytes
+MAX_ENCODED = MAX_BYTES
+"""Characters that one file may have encoded: a text kept once and encoded 10,000 times would fill the memory."""
+MAX_OPCODES = 10_000
+"""A dump of two arrays has about 100. Millions of small objects fill the memory, and the stack where they are nested."""
+ALLOWED = frozenset(
     {
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy._core.multiarray", "_reconstruct"),
@@ -47,17 +63,7 @@ ALLOWED: Final = frozenset(
     }
 )
 """The only names a file may mention: what numpy writes for an array, and what Python 3 writes for bytes."""
-
-# Protocols 0 to 2. Not among them: names taken from the stack, the extension registry, persistent ids, instances.
-# fmt: off
-_OPCODES: Final = frozenset((
-    "PROTO", "STOP", "MARK", "POP_MARK", "EMPTY_DICT", "DICT", "EMPTY_LIST", "LIST", "EMPTY_TUPLE",
-    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "NONE",
-    "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "STRING",
-    "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "GET", "BINGET", "LONG_BINGET", "PUT",
-    "BINPUT", "LONG_BINPUT", "GLOBAL", "REDUCE", "BUILD",
-))
-# fmt: on
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Layout:
 
     Args:
         trials: Recordings of one person.
-        samples: Of each recording.
+        samples: Samples of each recording.
         baseline: Samples at its beginning, before the video.
     """
 
@@ -75,198 +81,19 @@ class Layout:
     baseline: int = 384  # 3 s
 
 
-CHANNELS: Final = 40
-RATINGS: Final = 4
+OFFICIAL = Layout()
 
 
-def read_dat(path: Path, layout: Layout) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Read one subject's file.
+@dataclass(frozen=True, eq=False)
+class _PersonSignals:
+    """What one file gave: `good` trials (in `trials`, or only counted), and one error for each of the others."""
 
-    Args:
-        path: A file of a size that was checked (`MAX_BYTES`).
-        layout: What it should hold.
-
-    Returns:
-        Signals (trials, 40, samples) and ratings (trials, 4), float32 or float64 as stored; values as in the file.
-
-    Raises:
-        DataError: "unsafe pickle" when it names or does what arrays do not need, "damaged pickle" when it is truncated or
-            no pickle, "wrong content", "wrong type" or "wrong shape" when it holds something else.
-    """
-    data = path.read_bytes()
-    _walk(path, data)
-    try:
-        content = _Unpickler(path, data).load()
-    except DataError:
-        raise
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-            OverflowError, MemoryError) as error:  # fmt: skip
-        raise _damaged(path, error) from error
-    if not isinstance(content, dict) or set(content) != {"data", "labels"}:
-        found = (
-            sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
-        )
-        raise DataError(
-            path,
-            f"wrong content: {found}, not a dict of exactly 'data' and 'labels'; restore the file",
-        )
-    signals = _array(path, "data", content["data"], (layout.trials, CHANNELS, layout.samples))
-    ratings = _array(path, "labels", content["labels"], (layout.trials, RATINGS))
-    return signals, ratings
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    text = f"damaged pickle: {type(error).__name__}: {str(error)[:200]}; restore the file"
-    return DataError(path, text)
-
-
-def _refuse(path: Path, what: str) -> DataError:
-    return DataError(
-        path,
-        f"unsafe pickle: {what}, which no file of DEAP needs; nothing of it was run; get the file anew",
-    )
-
-
-def _walk(path: Path, data: bytes) -> None:
-    """Refuse a pickle that names or does more than arrays need, before any of it is unpickled."""
-    try:
-        # Escapes that no Python wrote are only warned of; here they are damage.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)
-            _look_through(path, data)
-    except DataError:
-        raise
-    except (
-        ValueError,
-        OverflowError,
-        DeprecationWarning,
-    ) as error:  # UnicodeDecodeError is a ValueError
-        raise _damaged(path, error) from error
-
-
-def _look_through(path: Path, data: bytes) -> None:
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if opcode.name == "GLOBAL":
-            module, _, name = str(argument).partition(" ")
-            if (module, name) not in ALLOWED:
-                raise _refuse(path, f"it names '{module}.{name}'"[:300])
-        elif opcode.name not in _OPCODES:
-            raise _refuse(path, f"it has the opcode {opcode.name}")
-        if count >= MAX_OPCODES:
-            raise _refuse(path, f"it has more than {MAX_OPCODES} opcodes")
-
-
-class _Recorder:
-    """Stands for a name of numpy: keeps what it is called with, does nothing."""
-
-    __slots__ = ("arguments", "name", "state")
-
-    def __init__(self, name: str, arguments: tuple[Any, ...] | None = None) -> None:
-        self.name, self.arguments, self.state = name, arguments, None
-
-    def __call__(self, *arguments: Any) -> _Recorder:
-        if self.arguments is not None:
-            raise TypeError(f"what {self.name} gave is called")
-        return _Recorder(self.name, arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        if self.arguments is None:
-            raise TypeError(f"the name {self.name} is given a state")
-        self.state = state
-
-
-class _Encode:
-    """Stands for `_codecs.encode`, with which Python 3 writes bytes into a pickle of protocol 2."""
-
-    __slots__ = ("left",)
-
-    def __init__(self) -> None:
-        self.left = MAX_BYTES  # or a text kept once and encoded 10,000 times would fill the memory
-
-    def __call__(self, text: Any, encoding: Any) -> bytes:
-        if type(text) is not str or encoding != "latin1":
-            raise TypeError(
-                f"_codecs.encode of {type(text).__name__} to {encoding!r:.40}, not of text to 'latin1'"
-            )
-        self.left -= len(text)
-        if self.left < 0:
-            raise ValueError(f"_codecs.encode of more than {MAX_BYTES} characters in all")
-        return text.encode("latin1")
-
-    def __setstate__(self, state: Any) -> None:
-        raise TypeError("the name encode is given a state")
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, path: Path, data: bytes) -> None:
-        super().__init__(
-            io.BytesIO(data), encoding="latin1"
-        )  # Python 2's str: one character a byte
-        self.path = path
-        self.encode = _Encode()
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise _refuse(self.path, f"it names '{module}.{name}'"[:300])
-        return self.encode if name == "encode" else _Recorder(name)
-
-
-def _array(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Build the array that a recorder stands for."""
-    if (
-        not isinstance(value, _Recorder)
-        or value.name != "_reconstruct"
-        or not isinstance(value.state, tuple)
-    ):
-        raise DataError(path, f"wrong content: '{name}' is no array; restore the file", name)
-    if len(value.state) != 5:
-        raise DataError(
-            path, f"wrong content: '{name}' has a state of {len(value.state)} parts, not 5", name
-        )
-    _, found, dtype, fortran, raw = value.state
-    kind = _float_type(dtype)
-    if kind is None:
-        reason = f"wrong type: '{name}' is not of float32 or float64 (objects are never read); restore the file"
-        raise DataError(path, reason, name)
-    if found != shape:
-        raise DataError(
-            path, f"wrong shape: '{name}' is {found!r:.100}, not {shape}; restore the file", name
-        )
-    if isinstance(raw, str):
-        raw = raw.encode("latin1")
-    size = int(np.prod(shape)) * kind.itemsize
-    if not isinstance(raw, bytes) or len(raw) != size:
-        bytes_found = len(raw) if isinstance(raw, bytes) else type(raw).__name__
-        raise DataError(
-            path,
-            f"wrong shape: '{name}' has {bytes_found} bytes, not {size}; restore the file",
-            name,
-        )
-    return np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
-
-
-def _float_type(recorded: Any) -> np.dtype[Any] | None:
-    """The numpy type of a recorded dtype, such as dtype('f8', 0, 1) with the state (3, '<', ...)."""
-    if not isinstance(recorded, _Recorder) or recorded.name != "dtype" or not recorded.arguments:
-        return None
-    code, state = recorded.arguments[0], recorded.state
-    if (
-        code not in ("f4", "f8")
-        or not isinstance(state, tuple)
-        or len(state) < 2
-        or state[1] not in ("<", ">")
-    ):
-        return None
-    return np.dtype(state[1] + code)
-
-
-FOLDER: Final = "data_preprocessed_python"
-SUBJECTS: Final = tuple(f"s{number:02d}" for number in range(1, 33))
-GSR_CHANNEL: Final = 36  # ohm
-VERSION: Final = 1  # of `_prepare`
-OFFICIAL: Final = Layout()
-
-_log = logging.getLogger(__name__)
+    subject: str
+    digest: str = ""
+    trials: tuple[Trial, ...] = ()
+    good: int = 0
+    left_out: tuple[DataError, ...] = ()
+    missing: str = ""
 
 
 def read_deap(
@@ -274,7 +101,7 @@ def read_deap(
     *,
     subjects: Sequence[str] = SUBJECTS,
     channels: Sequence[str] = EEG_28,
-    on_bad: Literal["raise", "skip"] = "raise",
+    on_bad: OnBad = "raise",
     cache: Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
@@ -285,7 +112,7 @@ def read_deap(
     Args:
         root: Folder that holds `data_preprocessed_python`.
         subjects: Whom to read, of "s01" .. "s32".
-        channels: Electrodes to keep, by name and in this order, of `physio.EEG_32`.
+        channels: Electrodes to keep, by name and in this order, of `windows.EEG_32`.
         on_bad: "raise" at the first missing file, bad file or bad trial, or "skip": leave bad trials out, all 40 of a bad
             file, log each, count them by reason and warn once at the end.
         cache: Folder for the prepared signals, 36 MB a person; without one every file is unpickled again.
@@ -301,27 +128,22 @@ def read_deap(
         DataError: The folder is missing or holds a file that DEAP does not have, a file or a trial is bad (with
             ``on_bad="raise"``), or no trial is left.
     """
-    if on_bad not in ("raise", "skip"):
-        raise ValueError(f"on_bad: {on_bad!r} is neither 'raise' nor 'skip'; name one of them")
+    check_on_bad(on_bad)
+    strict = on_bad == "raise"
     load = partial(
-        _load,
-        root=root,
-        channels=tuple(channels),
-        cache=cache,
-        layout=layout,
-        strict=on_bad == "raise",
+        _load, root=root, channels=tuple(channels), cache=cache, layout=layout, strict=strict
     )
-    parts = _all(root, subjects, channels, load, workers, progress)
-    trials = tuple(trial for part in parts for trial in part.trials)
-    left_out = tuple(error for part in parts for error in part.left_out)
-    missing = tuple(part.missing for part in parts if part.missing)
+    people = _load_people(root, subjects, channels, load, workers, progress)
+    trials = tuple(trial for person in people for trial in person.trials)
+    left_out = tuple(error for person in people for error in person.left_out)
+    missing = tuple(person.missing for person in people if person.missing)
     found = Recordings(trials, tuple(channels), left_out, missing)
     for error in left_out:
-        if on_bad == "raise":
+        if strict:
             raise error
         _log.warning("%s", error)
     if left_out or missing:
-        counts = "".join(f", {kind} {count}" for kind, count in sorted(found.skipped.items()))
+        counts = f", {kinds_text(found.skipped)}" if left_out else ""
         text = f"{root}: skipped {len(left_out)} bad trials{counts}; missing {', '.join(missing) or 'nothing'}"
         warnings.warn(text, stacklevel=2)
     if not trials:
@@ -347,75 +169,67 @@ def check(
     Raises:
         DataError: The folder is missing, or holds files that DEAP does not have.
     """
-    load = partial(_verdict, root=root, layout=layout)
-    parts = _all(root, SUBJECTS, EEG_32, load, workers, progress)
-    splits = {f"loso/{part.subject}": part.good for part in parts if part.good}
+    load = partial(_count, root=root, layout=layout)
+    people = _load_people(root, SUBJECTS, EEG_32, load, workers, progress)
+    splits = {f"loso/{person.subject}": person.good for person in people if person.good}
     return DataReport(
         name="deap",
         root=str(root),
         samples=sum(splits.values()),
         splits=splits,
         subjects=len(splits),
-        skipped=tuple(str(error) for part in parts for error in part.left_out),
-        missing=tuple(part.missing for part in parts if part.missing),
+        skipped=tuple(str(error) for person in people for error in person.left_out),
+        missing=tuple(person.missing for person in people if person.missing),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _PersonSignals:
-    """What one file gave: `good` trials (kept or only counted), and one error for each of the others."""
-
-    subject: str
-    digest: str = ""
-    trials: tuple[Trial, ...] = ()
-    good: int = 0
-    left_out: tuple[DataError, ...] = ()
-    missing: str = ""
-
-
-def _all(
+def _load_people(
     root: Path,
     subjects: Sequence[str],
     channels: Sequence[str],
-    load: partial[_PersonSignals],
+    load: Callable[[str], _PersonSignals],
     workers: int,
     progress: Progress | None,
 ) -> list[_PersonSignals]:
     """Read each subject's file; refuse those with the same content, for nobody knows whose it is."""
-    pick(channels)
+    channel_rows(channels)  # refuses a wrong name before minutes of reading
     if not subjects or len(set(subjects)) != len(subjects) or not set(subjects) <= set(SUBJECTS):
         raise ValueError(
             f"subjects: {list(subjects)} are not different ones of s01 .. s32; name some of them"
         )
-    _check_folder(root)
-    parts = parallel(sorted(subjects), load, workers=workers, progress=progress)
-    same: defaultdict[str, list[str]] = defaultdict(list)
-    for part in parts:
-        if part.digest:
-            same[part.digest].append(part.subject)
-    for position, part in enumerate(parts):
-        others = [subject for subject in same.get(part.digest, []) if subject != part.subject]
-        if others:
-            reason = f"duplicate recording: the same content as {others[0]}.dat, so whose is unknown; restore both"
-            path, count = root / FOLDER / f"{part.subject}.dat", part.good + len(part.left_out)
-            errors = tuple(DataError(path, reason, f"trial {k:02d}") for k in range(1, count + 1))
-            parts[position] = _PersonSignals(part.subject, part.digest, left_out=errors)
-    return parts
-
-
-def _check_folder(root: Path) -> None:
     folder = inside(root / FOLDER, root)
     if not folder.is_dir():
         raise DataError(folder, f"missing folder: not there; give the folder that holds {FOLDER}")
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() == ".dat" and path.stem not in SUBJECTS:
             raise DataError(path, "unknown file: none of s01.dat .. s32.dat; rename or remove it")
+    people = parallel(sorted(subjects), load, workers=workers, progress=progress)
+    owners: defaultdict[str, list[str]] = defaultdict(list)
+    for person in people:
+        owners[person.digest].append(person.subject)
+    for position, person in enumerate(people):
+        others = [subject for subject in owners[person.digest] if subject != person.subject]
+        # Files that are missing or damaged have no digest, and then nothing in common.
+        if person.digest and others:
+            reason = f"duplicate recording: the same content as {others[0]}.dat, so whose is unknown; restore both"
+            n_trials = person.good + len(person.left_out)
+            errors = _of_each_trial(folder / f"{person.subject}.dat", reason, n_trials)
+            people[position] = _PersonSignals(person.subject, person.digest, left_out=errors)
+    return people
 
 
-def _verdict(subject: str, *, root: Path, layout: Layout) -> _PersonSignals:
-    """`_load` without the signals."""
-    part = _load(subject, root=root, channels=EEG_32, cache=None, layout=layout, strict=False)
-    return _PersonSignals(part.subject, part.digest, (), part.good, part.left_out, part.missing)
+def _of_each_trial(
+    path: Path, reason: str, n_trials: int, record: str = ""
+) -> tuple[DataError, ...]:
+    """Return one error for each trial of a file that is bad as a whole."""
+    trials = (f"{record}trial {k:02d}" for k in range(1, n_trials + 1))
+    return tuple(DataError(path, reason, trial) for trial in trials)
+
+
+def _count(subject: str, *, root: Path, layout: Layout) -> _PersonSignals:
+    """Count what `_load` finds: processes send no signals to each other, and none stays in memory."""
+    person = _load(subject, root=root, channels=EEG_32, cache=None, layout=layout, strict=False)
+    return replace(person, trials=())
 
 
 def _load(
@@ -429,13 +243,13 @@ def _load(
 ) -> _PersonSignals:
     """Read one subject's file; with `strict`, raise its first fault."""
     path = root / FOLDER / f"{subject}.dat"
-    numbers = range(1, layout.trials + 1)
     try:
+        # A link that leads nowhere is not missing but bad: `checked_file` says so.
         if not strict and not path.exists() and not path.is_symlink():
             return _PersonSignals(subject, missing=f"{FOLDER}/{subject}.dat")
         checked_file(path, root, MAX_BYTES)
         digest = sha256_of(path)
-        prepare = partial(_prepare, path, pick(channels), layout)
+        prepare = partial(_prepare, path, channel_rows(channels), layout)
         if cache is None:
             arrays = prepare()
         else:
@@ -443,37 +257,38 @@ def _load(
                 "channels": list(channels),
                 "layout": [layout.trials, layout.samples, layout.baseline],
             }
-            arrays = cached(
-                cache, cache_key("deap", VERSION, {path.name: digest}, settings), prepare
-            )
+            key = cache_key("deap", VERSION, {path.name: digest}, settings)
+            arrays = cached(cache, key, prepare)
     except DataError as error:
         if strict:
             raise
         record = "" if error.record is None else f"{error.record}, "
-        errors = tuple(DataError(path, error.reason, f"{record}trial {k:02d}") for k in numbers)
+        errors = _of_each_trial(path, error.reason, layout.trials, record)
         return _PersonSignals(subject, left_out=errors)
     trials, left_out = [], []
-    for k in numbers:
-        fault = _fault(arrays, k - 1)
+    for row in range(layout.trials):
+        name = f"{row + 1:02d}"
+        fault = _fault(arrays, row)
         if fault is None:
-            valence, arousal = map(float, arrays["labels"][k - 1, :2])
-            eeg, gsr = arrays["eeg"][k - 1], arrays["gsr"][k - 1]
-            trials.append(Trial(subject, f"{k:02d}", eeg, gsr, valence, arousal))
+            valence, arousal = map(float, arrays["labels"][row, :2])
+            trials.append(
+                Trial(subject, name, arrays["eeg"][row], arrays["gsr"][row], valence, arousal)
+            )
         else:
-            left_out.append(DataError(path, fault, f"trial {k:02d}"))
+            left_out.append(DataError(path, fault, f"trial {name}"))
     if strict and left_out:
         raise left_out[0]
     return _PersonSignals(subject, digest, tuple(trials), len(trials), tuple(left_out))
 
 
 def _prepare(path: Path, channels: list[int], layout: Layout) -> Arrays:
-    """The part of a file that is used; all of it is looked at for numbers that are none."""
+    """Return the part of a file that is used; all of it is looked at for numbers that are none."""
     signals, ratings = read_dat(path, layout)
     largest = float(np.finfo(np.float32).max)
     finite = (np.abs(signals) <= largest).all(axis=(1, 2))  # NaN is not <= anything
-    used = np.where(
-        finite[:, None, None], signals[:, [*channels, GSR_CHANNEL], layout.baseline :], 0.0
-    )
+    used = signals[:, [*channels, GSR_CHANNEL], layout.baseline :]
+    # Trials that are not finite are zeroed, for a cast of theirs to float32 would warn.
+    used = np.where(finite[:, None, None], used, 0.0)
     return {
         "eeg": used[:, :-1].astype(np.float32),
         "gsr": used[:, -1].astype(np.float32),
@@ -491,3 +306,149 @@ def _fault(arrays: Arrays, row: int) -> str | None:
             f"label out of range: ratings {ratings.tolist()} are not all 1 .. 9; restore the file"
         )
     return None
+
+
+# --- the pickles
+
+
+def read_dat(path: Path, layout: Layout) -> tuple[AnyArray, AnyArray]:
+    """Read one subject's file.
+
+    Args:
+        path: A file of a size that was checked (`MAX_BYTES`).
+        layout: What it should hold.
+
+    Returns:
+        Signals (trials, 40, samples) and ratings (trials, 4), float32 or float64 as stored; values as in the file.
+
+    Raises:
+        DataError: "unsafe pickle" when it names or does what arrays do not need, "damaged pickle" when it is truncated or
+            no pickle, "wrong content", "wrong type" or "wrong shape" when it holds something else.
+    """
+    data = path.read_bytes()
+    try:
+        with warnings.catch_warnings():
+            # Python only warns of escapes that no Python wrote; here they are damage.
+            warnings.simplefilter("error", DeprecationWarning)
+            for _ in islice(pickletools.genops(data), MAX_OPCODES, None):
+                raise _refusal(path, f"it has more than {MAX_OPCODES} opcodes")
+            content = _Unpickler(path, data).load()
+    except DataError:
+        raise
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+            OverflowError, MemoryError, DeprecationWarning) as error:  # fmt: skip
+        text = f"damaged pickle: {type(error).__name__}: {str(error)[:200]}; restore the file"
+        raise DataError(path, text) from error
+    if not isinstance(content, dict) or set(content) != {"data", "labels"}:
+        found = type(content).__name__
+        if isinstance(content, dict):
+            found = str(sorted(map(str, content))[:5])
+        reason = (
+            f"wrong content: {found}, not a dict of exactly 'data' and 'labels'; restore the file"
+        )
+        raise DataError(path, reason)
+    signals = _array(path, "data", content["data"], (layout.trials, CHANNELS, layout.samples))
+    ratings = _array(path, "labels", content["labels"], (layout.trials, RATINGS))
+    return signals, ratings
+
+
+def _refusal(path: Path, what: str) -> DataError:
+    reason = f"unsafe pickle: {what}, which no file of DEAP needs; nothing of it was run; get the file anew"
+    return DataError(path, reason)
+
+
+class _Recorder:
+    """Stand for a name of numpy: keep what it is called with, do nothing."""
+
+    __slots__ = ("arguments", "name", "state")
+
+    def __init__(self, name: str, arguments: tuple[Any, ...] | None = None) -> None:
+        self.name, self.arguments, self.state = name, arguments, None
+
+    def __call__(self, *arguments: Any) -> _Recorder:
+        if self.arguments is not None:
+            raise TypeError(f"what {self.name} gave is called")
+        return _Recorder(self.name, arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        if self.arguments is None:
+            raise TypeError(f"the name {self.name} is given a state")
+        self.state = state
+
+
+class _Encode:
+    """Stand for `_codecs.encode`, with which Python 3 writes bytes into a pickle of protocol 2."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MAX_ENCODED
+
+    def __call__(self, text: Any, encoding: Any) -> bytes:
+        if type(text) is not str or encoding != "latin1":
+            raise TypeError(
+                f"_codecs.encode of {type(text).__name__} to {encoding!r:.40}, not of text to 'latin1'"
+            )
+        self.left -= len(text)
+        if self.left < 0:
+            raise ValueError(f"_codecs.encode of more than {MAX_ENCODED} characters in all")
+        return text.encode("latin1")
+
+    # Without it, the unpickler would set what a file says as attributes of this object.
+    def __setstate__(self, state: Any) -> None:
+        raise TypeError("the name encode is given a state")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Every way of a pickle to a name of Python, an instance's class included, leads through `find_class`."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        super().__init__(
+            io.BytesIO(data), encoding="latin1"
+        )  # Python 2's str: one character a byte
+        self.path = path
+        self.encode = _Encode()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise _refusal(self.path, f"it names '{module}.{name}'"[:300])
+        return self.encode if name == "encode" else _Recorder(name)
+
+
+def _array(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> AnyArray:
+    """Build the array that a recorder stands for."""
+    state = value.state if isinstance(value, _Recorder) else None
+    if not isinstance(state, tuple) or value.name != "_reconstruct":
+        raise DataError(path, f"wrong content: '{name}' is no array; restore the file", name)
+    if len(state) != 5:
+        raise DataError(
+            path, f"wrong content: '{name}' has a state of {len(state)} parts, not 5", name
+        )
+    # What ndarray.__setstate__ takes: version, shape, type, order, bytes.
+    _, found, dtype, fortran, raw = state
+    kind = _float_type(dtype)
+    if kind is None:
+        reason = f"wrong type: '{name}' is not of float32 or float64 (objects are never read); restore the file"
+        raise DataError(path, reason, name)
+    if found != shape:
+        reason = f"wrong shape: '{name}' is {found!r:.100}, not {shape}; restore the file"
+        raise DataError(path, reason, name)
+    if isinstance(raw, str):
+        raw = raw.encode("latin1")
+    size = int(np.prod(shape)) * kind.itemsize
+    if not isinstance(raw, bytes) or len(raw) != size:
+        n_bytes = len(raw) if isinstance(raw, bytes) else type(raw).__name__
+        reason = f"wrong shape: '{name}' has {n_bytes} bytes, not {size}; restore the file"
+        raise DataError(path, reason, name)
+    return np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
+
+
+def _float_type(recorded: Any) -> np.dtype[Any] | None:
+    """Return the numpy type of a recorded dtype, such as dtype('f8', 0, 1) with the state (3, '<', ...)."""
+    if not isinstance(recorded, _Recorder) or recorded.name != "dtype" or not recorded.arguments:
+        return None
+    code, state = recorded.arguments[0], recorded.state
+    if code not in ("f4", "f8") or not isinstance(state, tuple) or len(state) < 2:
+        return None
+    # Byte order is a part of the state, not of the code.
+    return np.dtype(state[1] + code) if state[1] in ("<", ">") else None

@@ -1,28 +1,27 @@
 """Recordings of EEG and skin conductance, cut into the windows that EmotionKD's networks see.
 
 What DEAP and MAHNOB-HCI share once they are read: 128 Hz, the same electrodes in the same order, windows of 4 s,
-valence and arousal as two classes each, and splits that never divide a trial.
+valence and arousal as two classes each. `splits` parts them by person, or by trial, through the windows' ids.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from knarr.train.datasets import splits
+from knarr.train.datasets.arrays import Float32, Float64
+from knarr.train.datasets.files import count_kinds
 from knarr.train.errors import DataError
 
-RATE_HZ: Final = 128
+RATE_HZ = 128
 
 # fmt: off
-EEG_32: Final = (
+EEG_32 = (
     "Fp1", "AF3", "F3", "F7", "FC5", "FC1", "C3", "T7", "CP5", "CP1", "P3", "P7", "PO3", "O1", "Oz",
     "Pz",
     "Fp2", "AF4", "Fz", "F4", "F8", "FC6", "FC2", "Cz", "C4", "T8", "CP6", "CP2", "P4", "P8", "PO4",
@@ -31,7 +30,7 @@ EEG_32: Final = (
 # fmt: on
 """The electrodes of both sets, in DEAP's order (its documentation, "Geneva")."""
 
-EEG_28: Final = tuple(name for name in EEG_32 if name not in ("Oz", "Pz", "Fz", "Cz"))
+EEG_28 = tuple(name for name in EEG_32 if name not in ("Oz", "Pz", "Fz", "Cz"))
 """Without the midline: left, then right. A same-shaped public pipeline's choice, so ours for EmotionKD."""
 
 
@@ -49,8 +48,8 @@ class Trial:
 
     subject: str
     trial: str
-    eeg: npt.NDArray[np.float32]
-    gsr: npt.NDArray[np.float32]
+    eeg: Float32
+    gsr: Float32
     valence: float
     arousal: float
 
@@ -74,7 +73,7 @@ class Recordings:
     @property
     def skipped(self) -> Mapping[str, int]:
         """Number of recordings left out by reason."""
-        return Counter(error.kind for error in self.left_out)
+        return count_kinds(self.left_out)
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,9 @@ class Windowing:
             fitted on the training part.
         threshold: A rating above it is class 1.
         inclusive: A rating equal to it is class 1 too.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     window_s: float = 4.0
@@ -99,11 +101,11 @@ class Windowing:
     inclusive: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("window_s", "stride_s"):
-            samples = getattr(self, name) * RATE_HZ
-            if not (samples >= 1 and float(samples).is_integer()):
+        for name, seconds in (("window_s", self.window_s), ("stride_s", self.stride_s)):
+            samples = float(seconds * RATE_HZ)
+            if samples < 1 or not samples.is_integer():
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} s is {samples} samples at {RATE_HZ} Hz; choose whole ones"
+                    f"{name}: {seconds} s is {seconds * RATE_HZ} samples at {RATE_HZ} Hz; choose whole ones"
                 )
         if not 1 <= self.threshold <= 9:
             raise ValueError(
@@ -119,8 +121,8 @@ class Windowing:
             )
 
     def label(self, rating: float) -> int:
-        """1 for a high rating, else 0."""
-        return int(rating >= self.threshold if self.inclusive else rating > self.threshold)
+        """Return 1 for a high rating, else 0."""
+        return int(rating > self.threshold or (self.inclusive and rating == self.threshold))
 
 
 class SignalWindow(NamedTuple):
@@ -130,7 +132,7 @@ class SignalWindow(NamedTuple):
         eeg: (channels, samples) float32.
         gsr: (1, samples) float32.
         valence, arousal: class 0 or 1, of the whole trial.
-        subject, trial: Whose, and of which recording.
+        subject, trial: Person and recording that it was cut from.
     """
 
     eeg: torch.Tensor
@@ -148,7 +150,6 @@ class PhysioWindows(Dataset[SignalWindow]):
         subjects: (N,) person of each window.
         trials: (N,) trial of each window, unique within its person.
         valence, arousal: (N,) int64 classes.
-        unused: Samples at the ends of trials that fill no window, over all trials; 0 for DEAP.
 
     Raises:
         DataError: No trial; one shorter than a window, of other channels, or a resistance that has no conductance.
@@ -159,49 +160,48 @@ class PhysioWindows(Dataset[SignalWindow]):
         self.recordings, self.settings = recordings, settings
         self.length = int(settings.window_s * RATE_HZ)
         stride = int(settings.stride_s * RATE_HZ)
-        self._starts: list[tuple[int, int]] = []  # trial, first sample
-        self.unused = 0
+        self._starts: list[tuple[Trial, int]] = []  # trial, first sample
         if not recordings.trials:
             raise DataError("recordings", "no trials: none is left to cut; check the dataset")
-        for number, trial in enumerate(recordings.trials):
-            where = (f"subject {trial.subject}", f"trial {trial.trial}")
-            n = trial.eeg.shape[1]
-            if trial.eeg.shape != (len(recordings.channels), n) or trial.gsr.shape != (n,):
-                reason = f"wrong shape: EEG {trial.eeg.shape} and skin conductance {trial.gsr.shape} do not agree"
-                raise DataError(where[0], reason, where[1])
-            if n < self.length:
-                reason = (
-                    f"short trial: {n} < {self.length} samples, no window; choose a shorter window"
-                )
-                raise DataError(where[0], reason, where[1])
-            if settings.gsr_unit == "siemens" and not (trial.gsr > 0).all():
-                reason = f"no conductance: resistance {trial.gsr.min()} ohm is not above 0; use gsr_unit='ohm'"
-                raise DataError(where[0], reason, where[1])
-            starts = range(0, n - self.length + 1, stride)
-            self._starts += [(number, start) for start in starts]
-            covered = min(stride, self.length) * (len(starts) - 1) + self.length
-            self.unused += n - covered
+        for trial in recordings.trials:
+            self._check(trial)
+            # What is left behind the last whole window is not used.
+            starts = range(0, len(trial.gsr) - self.length + 1, stride)
+            self._starts += [(trial, start) for start in starts]
         if len({(t.subject, t.trial) for t in recordings.trials}) != len(recordings.trials):
             raise ValueError(
                 "recordings: two trials of a person have the same name; name each once"
             )
-        owner = [recordings.trials[number] for number, _ in self._starts]
-        self.subjects = np.array([trial.subject for trial in owner])
-        self.trials = np.array([trial.trial for trial in owner])
-        self.valence = np.array([settings.label(trial.valence) for trial in owner], np.int64)
-        self.arousal = np.array([settings.label(trial.arousal) for trial in owner], np.int64)
+        owners = [trial for trial, _ in self._starts]
+        self.subjects = np.array([trial.subject for trial in owners])
+        self.trials = np.array([trial.trial for trial in owners])
+        self.valence = np.array([settings.label(trial.valence) for trial in owners], np.int64)
+        self.arousal = np.array([settings.label(trial.arousal) for trial in owners], np.int64)
+
+    def _check(self, trial: Trial) -> None:
+        where, record = f"subject {trial.subject}", f"trial {trial.trial}"
+        n = trial.eeg.shape[1]
+        if trial.eeg.shape != (len(self.recordings.channels), n) or trial.gsr.shape != (n,):
+            reason = f"wrong shape: EEG {trial.eeg.shape} and skin conductance {trial.gsr.shape} do not agree"
+            raise DataError(where, reason, record)
+        if n < self.length:
+            reason = f"short trial: {n} < {self.length} samples, no window; choose a shorter window"
+            raise DataError(where, reason, record)
+        if self.settings.gsr_unit == "siemens" and not (trial.gsr > 0).all():
+            reason = f"no conductance: resistance {trial.gsr.min()} ohm is not above 0; use gsr_unit='ohm'"
+            raise DataError(where, reason, record)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> SignalWindow:
-        number, start = self._starts[index]
-        trial, part = self.recordings.trials[number], slice(start, start + self.length)
-        gsr = trial.gsr[None, part]
+        trial, start = self._starts[index]
+        part = slice(start, start + self.length)
+        gsr = trial.gsr[None, part].astype(np.float64)
         if self.settings.gsr_unit == "siemens":
-            gsr = 1 / gsr.astype(np.float64)
+            gsr = 1 / gsr
         return SignalWindow(
-            torch.from_numpy(self._scaled(trial.eeg[:, part])),
+            torch.from_numpy(self._scaled(trial.eeg[:, part].astype(np.float64))),
             torch.from_numpy(self._scaled(gsr)),
             int(self.valence[index]),
             int(self.arousal[index]),
@@ -209,47 +209,30 @@ class PhysioWindows(Dataset[SignalWindow]):
             trial.trial,
         )
 
-    def _scaled(
-        self, signals: npt.NDArray[np.float32] | npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float32]:
-        """Mean 0 and variance 1 of each row; a row that never changes has no variance and becomes exact zeros."""
+    def _scaled(self, signals: Float64) -> Float32:
+        """Scale each row to mean 0 and variance 1; a row that never changes has no variance and becomes exact zeros.
+
+        The rows are float64 because a resistance of 1e6 ohm changes in its last float32 digits.
+        """
         if self.settings.normalise == "none":
             return signals.astype(np.float32)
-        wide = signals.astype(
-            np.float64
-        )  # a resistance of 1e6 ohm changes in its last float32 digits
-        flat = np.ptp(wide, axis=1) == 0
-        centred = wide - wide.mean(axis=1, keepdims=True)
+        flat = np.ptp(signals, axis=1) == 0
+        centred = signals - signals.mean(axis=1, keepdims=True)
+        # The mean of equal numbers is not always that number, so a flat row is not zero by itself.
         centred[flat] = 0
         spread = np.where(flat, 1.0, centred.std(axis=1))
         return (centred / spread[:, None]).astype(np.float32)
 
-    def loso(self) -> dict[str, splits.Fold]:
-        """One fold for each person; see `splits.leave_one_subject_out`."""
-        return splits.leave_one_subject_out(self.subjects)
 
-    def kfold_subject(self, k: int, *, seed: int) -> tuple[splits.Fold, ...]:
-        """Folds over people; see `splits.subject_folds`."""
-        return splits.subject_folds(self.subjects, k, seed=seed)
-
-    def kfold_trial(self, k: int, *, seed: int) -> tuple[splits.Fold, ...]:
-        """Folds over the trials of each person, so person-dependent; see `splits.trial_folds`."""
-        return splits.trial_folds(self.subjects, self.trials, k, seed=seed)
-
-    def split(self, *, validation: float, test: float, seed: int) -> splits.SplitIndices:
-        """Three parts that share no person; see `splits.subject_split`."""
-        return splits.subject_split(self.subjects, validation=validation, test=test, seed=seed)
-
-
-def pick(channels: Sequence[str], available: Sequence[str] = EEG_32) -> list[int]:
-    """Positions of channels by name.
+def channel_rows(channels: Sequence[str]) -> list[int]:
+    """Return the positions of channels in `EEG_32`, by name.
 
     Raises:
         ValueError: None asked for, one twice, or one that there is not.
     """
-    unknown = [name for name in channels if name not in available]
+    unknown = [name for name in channels if name not in EEG_32]
     if unknown or not channels or len(set(channels)) != len(channels):
         raise ValueError(
-            f"channels: {', '.join(unknown) or list(channels)}: ask for different ones of {', '.join(available)}"
+            f"channels: {', '.join(unknown) or list(channels)}: ask for different ones of {', '.join(EEG_32)}"
         )
-    return [list(available).index(name) for name in channels]
+    return [EEG_32.index(name) for name in channels]

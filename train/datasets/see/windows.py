@@ -1,4 +1,4 @@
-"""Ex-Sy: which frames of a clip a network sees. Positions only, the same for events and frames, teacher and student.
+"""Draw Ex-Sy windows, the frames of a clip that a network sees: positions only, the same for events and frames.
 
 A window has x frames, and between two of them y are skipped. From a segment of n frames it is drawn in three steps, as in
 SEEN's paper and code (Zhang et al. 2023, arXiv 2310.04043):
@@ -16,17 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Indices = npt.NDArray[np.int64]
+from knarr.train.datasets.arrays import Int64
 
-FRAMES_PER_S: Final = 30
-LAST_OFFSET: Final = 4  # inclusive, for every y >= 1
-WINDOWS: Final = 20
-"""How often the published evaluation sees the test set."""
+FRAMES_PER_S = 30
+LAST_OFFSET = 4  # inclusive, for every y >= 1
+WINDOWS = 20
+"""Number of times that the published evaluation sees the test set."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Sampling:
 
     @property
     def span_s(self) -> float:
-        """(x + (x - 1) y) / 30, seconds from a window's first frame to the end of its last: 13/30 s for E4-S3."""
+        """Seconds from a window's first frame to the end of its last, (x + (x - 1) y) / 30: 13/30 s for E4-S3."""
         return (self.frames + (self.frames - 1) * self.skipped) / FRAMES_PER_S
 
     @property
@@ -63,7 +61,7 @@ class Sampling:
 
 
 def sampling(name: str) -> Sampling:
-    """`E4-S3` -> Sampling(4, 3).
+    """Read a sampling's name: `E4-S3` is Sampling(4, 3).
 
     Raises:
         ValueError: not such a name.
@@ -76,16 +74,16 @@ def sampling(name: str) -> Sampling:
     return Sampling(int(match[1]), int(match[2]))
 
 
-PUBLISHED: Final = tuple(map(sampling, ("E4-S0", "E4-S1", "E4-S3", "E7-S0", "E7-S1", "E13-S0")))
-"""Those that SEEN's paper has numbers for."""
+PUBLISHED = tuple(map(sampling, ("E4-S0", "E4-S1", "E4-S3", "E7-S0", "E7-S1", "E13-S0")))
+"""The samplings that SEEN's paper has numbers for."""
 
 
-def remaining(length: int, how: Sampling, offset: int) -> Indices:
-    """Step 1: the positions o, o + y + 1, o + 2 (y + 1), ... below `length`.
+def remaining(length: int, how: Sampling, offset: int) -> Int64:
+    """Do step 1: return the positions o, o + y + 1, o + 2 (y + 1), ... below `length`.
 
     Args:
         length: n, frames of the segment, at least `how.least_frames`.
-        how: which sampling.
+        how: the sampling.
         offset: o, 0 .. 4; 0 where none is skipped.
 
     Raises:
@@ -96,6 +94,7 @@ def remaining(length: int, how: Sampling, offset: int) -> Indices:
         raise ValueError(
             f"segment: {length} frames < {how.least_frames}, of which {how} can leave none; take longer clips"
         )
+    # Offsets go to 4 even where fewer frames are skipped, so windows of E4-S1 may begin behind a whole stride.
     last = LAST_OFFSET if how.skipped else 0
     if not 0 <= offset <= last:
         raise ValueError(f"offset: {offset} outside 0 .. {last} of {how}; draw it from there")
@@ -103,18 +102,18 @@ def remaining(length: int, how: Sampling, offset: int) -> Indices:
 
 
 def starts(left: int, how: Sampling) -> range:
-    """Step 2: the starts that can be drawn among L frames, 0 .. max(0, L - x - 1)."""
+    """Do step 2: return the starts that can be drawn among L frames, 0 .. max(0, L - x - 1)."""
     return range(max(1, left - how.frames))
 
 
-def window(length: int, how: Sampling, offset: int, begin: int) -> Indices:
-    """(x,) positions in the segment of the window with this offset and start; rising, but where it is repeated.
+def window(length: int, how: Sampling, offset: int, begin: int) -> Int64:
+    """Return (x,) positions in the segment of the window with this offset and start; rising, but where it is repeated.
 
     Args:
         length: n, frames of the segment.
-        how: which sampling.
-        offset: o of step 1.
-        begin: of step 2, counted in the frames that step 1 keeps.
+        how: the sampling.
+        offset: offset o of step 1.
+        begin: start of step 2, counted in the frames that step 1 keeps.
 
     Raises:
         ValueError: any of them out of range.
@@ -123,34 +122,34 @@ def window(length: int, how: Sampling, offset: int, begin: int) -> Indices:
     allowed = starts(len(kept), how)
     if begin not in allowed:
         raise ValueError(f"begin: {begin} outside 0 .. {allowed[-1]}, {how} of {len(kept)} frames")
+    # np.resize repeats what there is from its start, which is step 3.
     return np.resize(kept[begin : begin + how.frames], how.frames)
 
 
-def draw_window(length: int, how: Sampling, rng: np.random.Generator) -> Indices:
-    """(x,) positions of one window, drawn: first the offset, where frames are skipped, then the start.
+def draw_window(length: int, how: Sampling, rng: np.random.Generator) -> Int64:
+    """Draw (x,) positions of one window: first the offset, where frames are skipped, then the start.
 
     Raises:
         ValueError: the segment is shorter than `how.least_frames`.
     """
     offset = int(rng.integers(LAST_OFFSET, endpoint=True)) if how.skipped else 0
-    return window(
-        length, how, offset, int(rng.choice(starts(len(remaining(length, how, offset)), how)))
-    )
+    allowed = starts(len(remaining(length, how, offset)), how)
+    return window(length, how, offset, int(rng.choice(allowed)))
 
 
 def evaluation_windows(
-    lengths: Sequence[int] | Indices, how: Sampling, *, windows: int = WINDOWS, seed: int = 0
-) -> Indices:
-    """(windows, N, x) positions: window k of every clip is what pass k over the test set sees.
+    lengths: Sequence[int] | Int64, how: Sampling, *, windows: int = WINDOWS, seed: int = 0
+) -> Int64:
+    """Draw (windows, N, x) positions: window k of every clip is what pass k over the test set sees.
 
     A clip's windows depend on the seed and its place in the test set alone: not on the other clips, and the first ones not on
     how many are drawn.
 
     Args:
         lengths: (N,) frames of each segment.
-        how: which sampling.
-        windows: of each clip, at least 1; the published evaluation has 20.
-        seed: of the draws, at least 0.
+        how: the sampling.
+        windows: number for each clip, at least 1; the published evaluation has 20.
+        seed: seed of the draws, at least 0.
 
     Raises:
         ValueError: no clip, no window, or a segment that is too short; names the clip.
@@ -161,6 +160,7 @@ def evaluation_windows(
         )
     drawn = np.empty((windows, len(lengths), how.frames), np.int64)
     for clip, length in enumerate(lengths):
+        # A generator for each clip keeps its windows as they are when other clips come or go.
         rng = np.random.default_rng([seed, clip])
         try:
             for number in range(windows):

@@ -13,31 +13,40 @@ import io
 import logging
 import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from knarr.train.datasets.files import DataReport, checked_file, inside
+from knarr.train.datasets.arrays import Float64
+from knarr.train.datasets.files import (
+    DataReport,
+    OnBad,
+    check_on_bad,
+    check_root,
+    checked_file,
+    count_kinds,
+    inside,
+    kinds_text,
+)
 from knarr.train.errors import DataError
 
-PEOPLE: Final = tuple(f"S{number:02d}" for number in range(1, 36))
-LABEL_FILE: Final = "Processed_data/Improved_All_Combined_hr_rsp_binary.csv"
-HEADER: Final = ("Participant", "HR", "respr", "Time(sec)", "Label")
-EDA_HZ: Final = 4
-HR_HZ: Final = 1
-EDA_MAX_US: Final = 100.0  # the sensor's range, microsiemens
-HR_RANGE_BPM: Final = (20.0, 300.0)
-END_SLACK_S: Final = 30
+PEOPLE = tuple(f"S{number:02d}" for number in range(1, 36))
+LABEL_FILE = "Processed_data/Improved_All_Combined_hr_rsp_binary.csv"
+HEADER = ("Participant", "HR", "respr", "Time(sec)", "Label")
+EDA_HZ = 4
+HR_HZ = 1
+EDA_RANGE_US = (0.0, 100.0)  # the sensor's range, microsiemens
+HR_RANGE_BPM = (20.0, 300.0)
+END_SLACK_S = 30
 """How far the ends of one person's files may lie apart; 5 s in the published set, so more is a file cut short."""
-MAX_BYTES: Final = 64 << 20
+MAX_BYTES = 64 << 20
 
-_FOLDER: Final = re.compile("S[0-9]{2}")
-_WHOLE: Final = re.compile("[0-9]{1,12}")
+_FOLDER = re.compile("S[0-9]{2}")
+_WHOLE = re.compile("[0-9]{1,12}")
 _log = logging.getLogger(__name__)
 
 
@@ -49,14 +58,14 @@ class Person:
         subject: "S01" and so on.
         start_s: unix time of the first second.
         eda_us: (4 n,) skin conductance, microsiemens, >= 0; 0 where the contact was lost.
-        hr_bpm: (n,) heart rate.
+        hr_bpm: (n,) heart rate, beats a minute.
         labels: (n,) 0 rest, 1 stress, -1 not labelled.
     """
 
     subject: str
     start_s: int
-    eda_us: npt.NDArray[np.float64]
-    hr_bpm: npt.NDArray[np.float64]
+    eda_us: Float64
+    hr_bpm: Float64
     labels: npt.NDArray[np.int8]
 
 
@@ -71,10 +80,10 @@ class People:
     @property
     def skipped(self) -> Mapping[str, int]:
         """Number of people left out, by reason."""
-        return Counter(error.kind for error in self.left_out)
+        return count_kinds(self.left_out)
 
 
-def read_people(root: Path, *, on_bad: Literal["raise", "skip"] = "raise") -> People:
+def read_people(root: Path, *, on_bad: OnBad = "raise") -> People:
     """Read everybody's skin conductance, heart rate and labels.
 
     Args:
@@ -86,8 +95,7 @@ def read_people(root: Path, *, on_bad: Literal["raise", "skip"] = "raise") -> Pe
         DataError: the root or the label file as a whole cannot be used; somebody is bad (with ``on_bad="raise"``); or
             nobody is left.
     """
-    if on_bad not in ("raise", "skip"):
-        raise ValueError(f"on_bad: {on_bad!r} is neither 'raise' nor 'skip'; name one of them")
+    check_on_bad(on_bad)
     found = _scan(root)
     if found.left_out and on_bad == "raise":
         raise found.left_out[0]
@@ -96,10 +104,8 @@ def read_people(root: Path, *, on_bad: Literal["raise", "skip"] = "raise") -> Pe
     for subject in found.unlabelled:
         _log.info("%s: %s has no labels and is left out", root, subject)
     if found.left_out:
-        counts = ", ".join(f"{kind} {count}" for kind, count in sorted(found.skipped.items()))
-        warnings.warn(
-            f"{root}: skipped {len(found.left_out)} bad recordings: {counts}", stacklevel=2
-        )
+        text = f"{root}: skipped {len(found.left_out)} bad recordings: {kinds_text(found.skipped)}"
+        warnings.warn(text, stacklevel=2)
     if not found.people:
         raise DataError(root, "no recordings: none can be used; check the dataset")
     return found
@@ -116,18 +122,17 @@ def check(root: Path) -> DataReport:
         DataError: the root or the label file as a whole cannot be used.
     """
     found = _scan(root)
-    stretches = {
-        f"loso/{person.subject}": 1 + np.count_nonzero(np.diff(person.labels[person.labels >= 0]))
-        for person in found.people
-    }
-    known = {person.subject for person in found.people} | {
-        str(error.record) for error in found.left_out
-    }
-    absent = sorted(set(PEOPLE) - known - set(found.unlabelled))
+    stretches = {}
+    for person in found.people:
+        labelled = person.labels[person.labels >= 0]
+        stretches[f"loso/{person.subject}"] = 1 + np.count_nonzero(np.diff(labelled))
     unlabelled = [
         str(DataError(root / LABEL_FILE, "no labels: not one row", subject))
         for subject in found.unlabelled
     ]
+    known = {person.subject for person in found.people}
+    known |= {str(error.record) for error in found.left_out}
+    absent = sorted(set(PEOPLE) - known - set(found.unlabelled))
     return DataReport(
         name="stress_predict",
         root=str(root),
@@ -140,10 +145,7 @@ def check(root: Path) -> DataReport:
 
 
 def _scan(root: Path) -> People:
-    if not root.is_dir():
-        raise DataError(
-            root, "missing root: no such folder; check the path, or get the dataset first"
-        )
+    check_root(root)
     folder = inside(root / "Raw_data", root)
     if not folder.is_dir():
         raise DataError(folder, "missing folder: not there; check the root")
@@ -151,26 +153,25 @@ def _scan(root: Path) -> People:
     present = {entry.name for entry in folder.iterdir() if entry.is_dir()}
     people: list[Person] = []
     left_out: list[DataError] = []
+    unlabelled: list[str] = []
+    # Who is labelled without a recording is a fault; who is recorded without a label is not, since S01 is published so.
     for subject in sorted(present | rows.keys()):
-        if subject not in rows and _FOLDER.fullmatch(subject):
-            continue
-        try:
-            if subject not in rows:
-                raise DataError(
-                    folder / subject,
-                    "unknown folder: not S and two digits; rename or remove it",
-                    subject,
-                )
-            people.append(_person(root, subject, rows[subject]))
-        except DataError as error:
-            left_out.append(error)
-    unlabelled = sorted(name for name in present - rows.keys() if _FOLDER.fullmatch(name))
+        if subject in rows:
+            try:
+                people.append(_person(root, subject, rows[subject]))
+            except DataError as error:
+                left_out.append(error)
+        elif _FOLDER.fullmatch(subject):
+            unlabelled.append(subject)
+        else:
+            reason = "unknown folder: not S and two digits; rename or remove it"
+            left_out.append(DataError(folder / subject, reason, subject))
     return People(tuple(people), tuple(left_out), tuple(unlabelled))
 
 
 def _person(root: Path, subject: str, rows: list[list[str]]) -> Person:
     folder = root / "Raw_data" / subject
-    eda_start_s, eda = _signal(folder / "EDA.csv", root, EDA_HZ, (0.0, EDA_MAX_US), subject)
+    eda_start_s, eda = _signal(folder / "EDA.csv", root, EDA_HZ, EDA_RANGE_US, subject)
     hr_start_s, hr = _signal(folder / "HR.csv", root, HR_HZ, HR_RANGE_BPM, subject)
     first_s, label = _labels(root / LABEL_FILE, subject, rows, hr)
     # The first value of EDA.csv is always 0 and none of the skin; where the signals overlap it has passed.
@@ -187,9 +188,11 @@ def _person(root: Path, subject: str, rows: list[list[str]]) -> Person:
     start_s, end_s = max(starts[:2]), min(ends[:2])
     if end_s <= start_s:
         raise DataError(folder, "too short: the signals do not overlap; restore them", subject)
+    # Labels may begin before the signals do, or after; seconds without one stay -1.
     labels = np.full(end_s - start_s, -1, np.int8)
-    shared = slice(max(start_s, first_s) - start_s, max(min(end_s, ends[2]) - start_s, 0))
-    labels[shared] = label[start_s + shared.start - first_s : start_s + shared.stop - first_s]
+    second = np.arange(start_s, end_s) - first_s
+    labelled = (second >= 0) & (second < len(label))
+    labels[labelled] = label[second[labelled]]
     return Person(
         subject=subject,
         start_s=start_s,
@@ -201,88 +204,80 @@ def _person(root: Path, subject: str, rows: list[list[str]]) -> Person:
 
 def _signal(
     path: Path, root: Path, rate_hz: int, allowed: tuple[float, float], subject: str
-) -> tuple[int, npt.NDArray[np.float64]]:
-    """(start in unix s, values) of an E4 file."""
+) -> tuple[int, Float64]:
+    """Return (start in unix s, values) of an E4 file."""
     checked_file(path, root, MAX_BYTES, subject)
     lines = _text(path, subject).splitlines()
     try:
-        values = np.array([float(line) for line in lines], np.float64)
+        values = np.array([float(line) for line in lines])
     except ValueError as error:
         raise DataError(path, f"malformed number: {error}; restore it", subject) from error
     if len(values) < 3:
-        raise DataError(
-            path,
-            f"truncated file: {len(values)} lines, no start, rate and values; restore it",
-            subject,
-        )
+        reason = f"truncated file: {len(values)} lines, no start, rate and values; restore it"
+        raise DataError(path, reason, subject)
+    # float() takes "nan" and "inf" too.
     if not np.isfinite(values).all():
-        line = int(np.argmin(np.isfinite(values))) + 1
+        at = int(np.argmin(np.isfinite(values)))
+        raise DataError(path, f"not finite: '{lines[at]}' in line {at + 1}; restore it", subject)
+    start_s, rate = values[:2]
+    if rate != rate_hz:
         raise DataError(
-            path, f"not finite: '{lines[line - 1]}' in line {line}; restore it", subject
+            path, f"wrong rate: {rate:g} Hz, not {rate_hz}; take the original file", subject
         )
-    if values[1] != rate_hz:
-        raise DataError(
-            path, f"wrong rate: {values[1]:g} Hz, not {rate_hz}; take the original file", subject
-        )
-    if values[0] != int(values[0]) or values[0] < 0:
+    if start_s != int(start_s) or start_s < 0:
         raise DataError(
             path, f"malformed start: {lines[0]} is no whole unix second; restore it", subject
         )
-    signal: npt.NDArray[np.float64] = values[2:]
-    outside = (signal < allowed[0]) | (signal > allowed[1])
+    low, high = allowed
+    signal = values[2:]
+    outside = (signal < low) | (signal > high)
     if outside.any():
         line = int(np.argmax(outside)) + 3
-        reason = f"value out of range: {lines[line - 1]} in line {line}, allowed {allowed[0]:g} .. {allowed[1]:g}; restore it"
+        reason = f"value out of range: {lines[line - 1]} in line {line}, allowed {low:g} .. {high:g}; restore it"
         raise DataError(path, reason, subject)
-    return int(values[0]), signal
+    return int(start_s), signal
 
 
 def _text(path: Path, subject: str | None = None) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            path, f"not UTF-8: {error.reason} at byte {error.start}; convert it", subject
-        ) from error
-    if not text.endswith(
-        "\n"
-    ):  # every published file's last line ends, so one that does not was cut inside a number
+        reason = f"not UTF-8: {error.reason} at byte {error.start}; convert it"
+        raise DataError(path, reason, subject) from error
+    # Every published file's last line ends, so one that does not was cut inside a number.
+    if not text.endswith("\n"):
         raise DataError(path, "truncated file: the last line has no end; restore it", subject)
     return text
 
 
 def _label_rows(path: Path) -> dict[str, list[list[str]]]:
-    """Rows of each subject, fields still text."""
+    """Return the rows of each subject, fields still text."""
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     rows: dict[str, list[list[str]]] = {}
     try:
         header = next(reader, [])
         if tuple(header) != HEADER:
-            raise DataError(
-                path,
-                f"malformed header: {','.join(header)[:80]}, not {','.join(HEADER)}; restore it",
+            reason = (
+                f"malformed header: {','.join(header)[:80]}, not {','.join(HEADER)}; restore it"
             )
+            raise DataError(path, reason)
         for row in reader:
             if not row or _WHOLE.fullmatch(row[0]) is None or not 1 <= int(row[0]) <= 99:
-                raise DataError(
-                    path,
-                    "malformed record: no participant 1 .. 99; restore it",
-                    f"line {reader.line_num}",
-                )
+                reason = "malformed record: no participant 1 .. 99; restore it"
+                raise DataError(path, reason, f"line {reader.line_num}")
             rows.setdefault(f"S{int(row[0]):02d}", []).append(row)
     except csv.Error as error:
-        raise DataError(
-            path, f"malformed CSV: {error}; restore it", f"line {reader.line_num}"
-        ) from error
+        reason = f"malformed CSV: {error}; restore it"
+        raise DataError(path, reason, f"line {reader.line_num}") from error
     if not rows:
         raise DataError(path, "no records: it labels nobody; restore it")
     return rows
 
 
 def _labels(
-    path: Path, subject: str, rows: list[list[str]], hr: npt.NDArray[np.float64]
+    path: Path, subject: str, rows: list[list[str]], hr: Float64
 ) -> tuple[int, npt.NDArray[np.int8]]:
-    """(first unix second, label of it and of each one after), checked to be of the recording `hr`."""
+    """Return (first unix second, label of it and of each one after), checked to be of the recording `hr`."""
     for row in rows:
         if len(row) != len(HEADER) or _WHOLE.fullmatch(row[3]) is None:
             reason = f"malformed record: '{','.join(row)[:80]}' has no five fields with a whole second; restore it"
@@ -290,25 +285,21 @@ def _labels(
         if row[4] not in ("0", "1"):
             reason = f"label out of range: '{row[4][:20]}' at {row[3]} s, allowed 0, 1; correct it"
             raise DataError(path, reason, subject)
-    times = np.array([int(row[3]) for row in rows])
-    steps = np.diff(times)
-    if (steps != 1).any():
-        at = int(np.argmax(steps != 1))
-        kind = "duplicate id" if steps[at] == 0 else "missing seconds"
-        raise DataError(
-            path,
-            f"{kind}: {times[at + 1]} s follows {times[at]} s, each one once; restore it",
-            subject,
-        )
+    times = [int(row[3]) for row in rows]
+    for before, after in pairwise(times):
+        if after != before + 1:
+            kind = "duplicate id" if after == before else "missing seconds"
+            reason = f"{kind}: {after} s follows {before} s, each one once; restore it"
+            raise DataError(path, reason, subject)
     for number, (row, beat) in enumerate(zip(rows, hr.tolist(), strict=False)):
         if row[1] and not _same(row[1], beat):  # some cells at the ends are empty
             reason = f"labels of another recording: HR {row[1][:20]} at row {number}, {beat:g} in HR.csv; restore them"
             raise DataError(path, reason, subject)
-    return int(times[0]), np.array([int(row[4]) for row in rows], np.int8)
+    return times[0], np.array([int(row[4]) for row in rows], np.int8)
 
 
 def _same(text: str, value: float) -> bool:
-    """Whether a cell is that number; both files have two decimals."""
+    """Say whether a cell is that number; both files have two decimals."""
     try:
         return abs(float(text) - value) < 0.005
     except ValueError:
