@@ -198,7 +198,7 @@ def split_validation(
     count = max(1, round(fraction * len(names)))
     if count >= len(names):
         raise SettingsError(
-            f"{setting}: {fraction:g} of {len(names)} groups takes them all and leaves nobody to learn on; take less"
+            f"{setting}: {fraction:g} of {len(names)} groups is all of them and leaves none to train on; take less"
         )
     drawn = np.random.default_rng(seed).permutation(names)[:count]
     held_out = np.isin(groups, drawn)

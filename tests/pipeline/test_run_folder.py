@@ -61,7 +61,7 @@ def test_first_runs_at_once_make_the_data_once(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"data.size": 20}, "two 2x2 pools do not divide"),
-        ({"data.validation_fraction": 0.9}, "leaves nobody to learn on"),
+        ({"data.validation_fraction": 0.9}, "leaves none to train on"),
     ],
 )
 def test_what_makes_no_run_leaves_nothing_that_refuses_the_cure(

@@ -448,7 +448,7 @@ def test_feedback_leaves_the_teacher_and_writes_its_own(deap: Path, tmp_path: Pa
     assert [len(side) for side in sides] == [3, 1, 1]
     assert len(set.union(*sides)) == 5
     with pytest.raises(
-        RecipeError, match=r"student.feedback.quiz_fraction: .* leaves nobody to learn on"
+        RecipeError, match=r"student.feedback.quiz_fraction: .* leaves none to train on"
     ):
         system.student_fitter(
             teacher, data, fitted[data.groups[fitted] == data.groups[fitted[0]]], tmp_path
