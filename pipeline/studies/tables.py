@@ -34,7 +34,7 @@ from knarr.pipeline.studies.grid import (
     load_grid,
     row_folder,
 )
-from knarr.train.datasets.eyes.generate import LIGHTS
+from knarr.train.datasets.see.tree import LIGHTS
 from knarr.train.settings import Recipe
 
 Results = Sequence[tuple[GridCell, RunEvaluation | None]]
