@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.hw_sim import ChipNetwork
 from knarr.train.chip import ChipStudent, ChipStudentOutput, Limits, Surrogate
@@ -102,10 +102,12 @@ class ChipFitter(Fitter):
         goal: float | None,
     ) -> None:
         super().__init__(network, loss, settings, classes, clips, validation_clips)
-        self.chip_loss, self.chip, self.goal = chip_loss, chip, goal
+        self.chip_loss = chip_loss
+        self.chip = chip
+        self.goal = goal
         self.spent: list[float] = []
-        self.judged: list[torch.Tensor] = []
-        self.aim: torch.Tensor
+        self.judged: list[Tensor] = []
+        self.aim: Tensor
         # A buffer, so that it travels in the checkpoint.
         self.register_buffer(
             "aim", torch.tensor(GOAL_MARGIN * (goal or torch.inf), dtype=torch.float64)
@@ -125,7 +127,7 @@ class ChipFitter(Fitter):
         if found > self.goal and np.mean(self.spent) <= REACHED_TOLERANCE * float(self.aim):
             self.aim *= self.goal / found / REACHED_TOLERANCE
 
-    def training_step(self, batch: Batch, number: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, number: int) -> Tensor:
         ran: ChipStudentOutput = self.network(batch.inputs)
         loss, _ = self.chip_loss(ran, batch)
         loss = loss + self.chip.register_weight * ran.penalty
@@ -154,7 +156,7 @@ class ChipFitter(Fitter):
         self.judged.append(cost)
         self.log(ACCUMULATES, cost.mean(), batch_size=clips)
 
-    def score(self, measured: Mapping[str, torch.Tensor]) -> tuple[float, ...]:
+    def score(self, measured: Mapping[str, Tensor]) -> tuple[float, ...]:
         """Within the goal first, and there the most often right; what costs too much by how little."""
         return *_cost(float(measured[ACCUMULATES]), self.goal), *super().score(measured)
 
@@ -224,7 +226,7 @@ def train_chip(
     before = validate(student, clips, validation)
     student.train()
 
-    def beside(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def beside(ran: ChipStudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         teacher.to(batch.inputs.device)
         return loss(ran, batch)
 
@@ -275,7 +277,9 @@ def goal_of(chip: ChipSettings, before: Validated) -> float | None:
 def validate(student: ChipStudent, clips: Clips, chosen: Indices) -> Validated:
     """The student as it is, on clips that are not augmented."""
     student.eval()
-    correct, accumulates, own = 0, 0.0, 0.0
+    correct = 0
+    accumulates = 0.0
+    own = 0.0
     with torch.no_grad():
         for batch in evaluation_batches(clips, chosen):
             ran: ChipStudentOutput = student(batch.inputs)
@@ -305,5 +309,5 @@ def _check_log(run_folder: Path, epoch: int, kept: Validated) -> None:
         )
 
 
-def _no_loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _no_loss(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     raise AssertionError("a chip student is fitted by its own loss")

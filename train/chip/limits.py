@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from knarr.hw_sim import ChipError, Recurrent
 from knarr.hw_sim.arithmetic import STATE_SHIFT
@@ -21,7 +22,8 @@ UNIT = 2**STATE_SHIFT
 """Units of u and v in one of a sum, a bias or a threshold."""
 HEADROOM = 15 / 16
 """Share of a register from which on states cost something: a gradient has to turn them back before they leave."""
-SIGNED_8, EVEN_9 = QuantisationGrid(-128, 127), QuantisationGrid(-256, 254, 2)
+SIGNED_8 = QuantisationGrid(-128, 127)
+EVEN_9 = QuantisationGrid(-256, 254, 2)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def series(inflow: float, decay: int) -> float:
     return inflow * (DECAY_UNITY / decay)
 
 
-def excess(values: torch.Tensor, register: float) -> torch.Tensor:
+def excess(values: Tensor, register: float) -> Tensor:
     """Return how far |values| pass HEADROOM of a register, in registers, summed over neurons, a mean over samples and steps.
 
     Args:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.hw_sim import (
     NON_SPIKING_VTH,
@@ -63,13 +63,13 @@ class ChipLayerOutput:
         acc_in: the part of it that arriving events cost, without the layer's own spikes.
     """
 
-    spikes: torch.Tensor
-    peaks: torch.Tensor
-    currents: torch.Tensor
-    arrived: torch.Tensor
-    penalty: torch.Tensor
-    acc: torch.Tensor
-    acc_in: torch.Tensor
+    spikes: Tensor
+    peaks: Tensor
+    currents: Tensor
+    arrived: Tensor
+    penalty: Tensor
+    acc: Tensor
+    acc_in: Tensor
 
 
 class ChipLayer(nn.Module):
@@ -102,13 +102,16 @@ class ChipLayer(nn.Module):
         unrounded: npt.NDArray[np.float64] | None = None,
     ) -> None:
         super().__init__()
-        self.chip_layer, self.payload, self.units = layer, payload, units
-        self.limits, self.surrogate = limits, surrogate
+        self.chip_layer = layer
+        self.payload = payload
+        self.units = units
+        self.limits = limits
+        self.surrogate = surrogate
         self.compiled: bool | None = None
         """Whether numba runs its neurons; None: on the CPU."""
         grid = limits.grid_of(layer)
         first = _first_step(layer, units)
-        self.first_step: torch.Tensor
+        self.first_step: Tensor
         self.register_buffer("first_step", torch.tensor(first, dtype=torch.float64))
         self.step = _parameter(1.0, "steps" in learn)
         weight = layer.weight_int.astype(np.float64)
@@ -135,11 +138,14 @@ class ChipLayer(nn.Module):
             for register in (neuron.i_decay, neuron.v_decay)
         )
 
-    def integers(self) -> dict[str, torch.Tensor]:
+    def integers(self) -> dict[str, Tensor]:
         """Return all integers of the layer, as floats that hold them and pass gradients; weights without copies."""
-        limits, neuron, step = self.limits, self.chip_layer.neuron, self.current_step()
+        limits = self.limits
+        neuron = self.chip_layer.neuron
+        step = self.current_step()
         step = damped(step, self.synapse.weight.numel(), self.synapse.grid)
-        over_units, whole = step / self.units, torch.ones_like(step)
+        over_units = step / self.units
+        whole = torch.ones_like(step)
         found = {
             "weight": self.synapse.integers(step),
             "threshold": step.new_tensor(float(NON_SPIKING_VTH)),
@@ -152,17 +158,18 @@ class ChipLayer(nn.Module):
             found["bias"] = rounded(self.bias, over_units, grid)
         if self.recurrent is not None:
             found["recurrent"] = rounded(self.recurrent, over_units, self.synapse.grid)
-        i_decay, v_decay = neuron.i_decay * self.i_decay, neuron.v_decay * self.v_decay
+        i_decay = neuron.i_decay * self.i_decay
+        v_decay = neuron.v_decay * self.v_decay
         found["i_decay"] = rounded(i_decay, whole, QuantisationGrid(*limits.i_decays))
         found["v_decay"] = rounded(v_decay, whole, QuantisationGrid(*limits.v_decays))
         return found
 
-    def current_step(self) -> torch.Tensor:
+    def current_step(self) -> Tensor:
         """Return the float value of one integer of a weight, 0-d."""
         return self.first_step * self.step.clamp(min=LEAST_STEP)
 
     def forward(
-        self, x: torch.Tensor, *, penalise: bool = False, keep_currents: bool = False
+        self, x: Tensor, *, penalise: bool = False, keep_currents: bool = False
     ) -> ChipLayerOutput:
         """Run all steps.
 
@@ -175,7 +182,9 @@ class ChipLayer(nn.Module):
             ChipError: sums that no float holds.
         """
         found = self.integers()
-        weight, bias, back = found["weight"], found.get("bias"), found.get("recurrent")
+        weight = found["weight"]
+        bias = found.get("bias")
+        back = found.get("recurrent")
         bound = self.synapse.bound(weight, self.payload)
         if back is not None:
             bound += one_side(back)
@@ -210,7 +219,7 @@ class ChipLayer(nn.Module):
         if check_v:
             penalty = penalty + excess(ran.peaks, STATE_MAX)
 
-        def shaped(values: torch.Tensor) -> torch.Tensor:
+        def shaped(values: Tensor) -> Tensor:
             return values.reshape(*values.shape[:2], *shape) if values.numel() else values
 
         spikes = shaped(ran.spikes).float()
@@ -228,14 +237,14 @@ class ChipLayer(nn.Module):
         )
 
     def _worst(
-        self, bound: int, bias: torch.Tensor | None, found: dict[str, torch.Tensor]
+        self, bound: int, bias: Tensor | None, found: dict[str, Tensor]
     ) -> tuple[float, float]:
         """Return bounds of |u| and |v| whatever arrives."""
         most_bias = 0.0 if bias is None else UNIT * float(bias.detach().abs().max())
         u = series(float(UNIT * bound), int(found["i_decay"]))
         return u, series(u + most_bias, int(found["v_decay"]))
 
-    def volts(self, ran: ChipLayerOutput) -> torch.Tensor:
+    def volts(self, ran: ChipLayerOutput) -> Tensor:
         """Return peaks, (B, T, *features), in volts of the float student (where lowering left a scale) or thresholds."""
         # The step's share in them is in the weights: volts are sums of step * integer.
         per_unit = self.current_step().detach() / (UNIT * self.units)
@@ -290,7 +299,8 @@ def _checked(
     Raises:
         ChipError: they do not round to the layer's.
     """
-    weight, integers = np.asarray(unrounded, dtype=np.float64), layer.weight_int
+    weight = np.asarray(unrounded, dtype=np.float64)
+    integers = layer.weight_int
     if weight.shape != integers.shape:
         raise ChipError(
             f"layer '{layer.name}': unrounded weights have shape {weight.shape}, needs {integers.shape}"
@@ -323,23 +333,23 @@ class ChipStudentOutput:
         input_acc: (B,) the part that the input's own events cause, detached.
     """
 
-    outputs: torch.Tensor
-    integers: torch.Tensor
-    rates: tuple[torch.Tensor, ...]
-    penalty: torch.Tensor
+    outputs: Tensor
+    integers: Tensor
+    rates: tuple[Tensor, ...]
+    penalty: Tensor
     readout: Readout
-    fired: tuple[torch.Tensor, ...]
-    peaks: tuple[Callable[[], torch.Tensor], ...]
-    acc: tuple[torch.Tensor, ...]
-    input_acc: torch.Tensor
+    fired: tuple[Tensor, ...]
+    peaks: tuple[Callable[[], Tensor], ...]
+    acc: tuple[Tensor, ...]
+    input_acc: Tensor
 
     @property
-    def step_logits(self) -> torch.Tensor:
+    def step_logits(self) -> Tensor:
         """Give (B, T, classes): every class's outputs summed."""
         return self.outputs.reshape(*self.outputs.shape[:2], -1, self.readout.votes).sum(3)
 
     @property
-    def logits(self) -> torch.Tensor:
+    def logits(self) -> Tensor:
         """Give (B, classes): sum, mean or last over time, as the readout says."""
         steps = self.step_logits
         if self.readout.over_time == "last":
@@ -347,7 +357,7 @@ class ChipStudentOutput:
         return steps.mean(1) if self.readout.over_time == "mean" else steps.sum(1)
 
     @property
-    def classes(self) -> torch.Tensor:
+    def classes(self) -> Tensor:
         """Give (B,) int64: the chip's decision, `Readout.decide` of its integers."""
         # Of integers: logits in float32 may tie where these do not. A mean decides as the sum does.
         reduced = self.integers[:, -1] if self.readout.over_time == "last" else self.integers.sum(1)
@@ -403,7 +413,8 @@ class ChipStudent(nn.Module):
                 f"unrounded: no layers {sorted(unknown)} in the network; leave them out"
             )
         surrogate = surrogate or Surrogate()
-        entering, units = network.input.shape, network.input.units
+        entering = network.input.shape
+        units = network.input.units
         payload = 2**network.input.bits - 1
         layers = []
         for layer in network.layers:
@@ -412,10 +423,12 @@ class ChipStudent(nn.Module):
                 ChipLayer(layer, entering, payload, units, limits, surrogate, learn, exact)
             )
             # All layers but the first get spikes.
-            entering, payload, units = layer.output_shape, 1, 1.0
+            entering = layer.output_shape
+            payload = 1
+            units = 1.0
         return cls(layers, network)
 
-    def forward(self, inputs: torch.Tensor) -> ChipStudentOutput:
+    def forward(self, inputs: Tensor) -> ChipStudentOutput:
         """Run clips.
 
         Args:
@@ -432,7 +445,8 @@ class ChipStudent(nn.Module):
         layers: list[Any] = list(self.layers)
         outputs = integers = ran[-1].spikes
         if self.start.readout.kind == "voltage":
-            outputs, integers = layers[-1].volts(ran[-1]), ran[-1].peaks
+            outputs = layers[-1].volts(ran[-1])
+            integers = ran[-1].peaks
         pairs = zip(layers, ran, strict=True)
         firing = [(layer, one) for layer, one in pairs if layer.chip_layer.neuron.spikes]
         return ChipStudentOutput(
@@ -448,7 +462,7 @@ class ChipStudent(nn.Module):
             ran[0].acc_in.detach(),
         )
 
-    def _run(self, inputs: torch.Tensor, *, keep_currents: bool) -> list[ChipLayerOutput]:
+    def _run(self, inputs: Tensor, *, keep_currents: bool) -> list[ChipLayerOutput]:
         x = integers_of(self.start.input, inputs)
         if self.start.input.neuron is not None:
             x = self._driven(x).spikes
@@ -458,7 +472,7 @@ class ChipStudent(nn.Module):
             x = found[-1].spikes
         return found
 
-    def _driven(self, mantissas: torch.Tensor) -> ChipLayerOutput:
+    def _driven(self, mantissas: Tensor) -> ChipLayerOutput:
         """Run input neurons: a current without memory does to v what a bias of every step does."""
         neuron = self.start.input.neuron
         assert neuron is not None  # the caller looked
@@ -476,12 +490,14 @@ class ChipStudent(nn.Module):
                 Surrogate(),
                 compiled=last.compiled,
             )
-        spikes, peaks = ran.spikes.view(mantissas.shape), ran.peaks.view(mantissas.shape)
+        spikes = ran.spikes.view(mantissas.shape)
+        peaks = ran.peaks.view(mantissas.shape)
         free = peaks.new_zeros(len(peaks), dtype=torch.float64)
-        penalty, no_currents = peaks.new_zeros(()), torch.zeros_like(peaks)
+        penalty = peaks.new_zeros(())
+        no_currents = torch.zeros_like(peaks)
         return ChipLayerOutput(spikes, peaks, no_currents, mantissas, penalty, free, free)
 
-    def recording(self, inputs: torch.Tensor) -> Recording:
+    def recording(self, inputs: Tensor) -> Recording:
         """Return every spike, u, v and sum as `knarr.hw_sim.simulate` records them, for `knarr.hw_sim.compare`."""
         network = self.start
         names = [layer.name for layer in network.layers]
@@ -490,7 +506,10 @@ class ChipStudent(nn.Module):
             peaks = {name: int(one.arrived.abs().max()) for name, one in ran.items()}
             if network.input.neuron is not None:
                 ran = {INPUT_LAYER: self._driven(integers_of(network.input, inputs)), **ran}
-        spikes, u, v, events = {}, {}, {}, {}
+        spikes = {}
+        u = {}
+        v = {}
+        events = {}
         for name, one in ran.items():
             z = spikes[name] = one.spikes.cpu().numpy().astype(np.uint8)
             u[name] = one.currents.cpu().numpy().astype(np.int64)
@@ -533,7 +552,7 @@ class ChipStudent(nn.Module):
         ]
 
 
-def integers_of(coding: InputCoding, inputs: torch.Tensor) -> torch.Tensor:
+def integers_of(coding: InputCoding, inputs: Tensor) -> Tensor:
     """Return (B, T, *shape) float32 integers as the first layer gets them.
 
     Raises:

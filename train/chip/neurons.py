@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from knarr.hw_sim.engines import numba_cuba
 from knarr.hw_sim.engines.numba_cuba import AT_ONCE, compiled
@@ -85,20 +86,20 @@ class Steps:
         arrived: sums with the spikes that came back; the sums themselves without recurrence.
     """
 
-    spikes: torch.Tensor
-    peaks: torch.Tensor
-    currents: torch.Tensor
-    arrived: torch.Tensor
+    spikes: Tensor
+    peaks: Tensor
+    currents: Tensor
+    arrived: Tensor
 
 
 def cuba(
-    sums: torch.Tensor,
-    bias: torch.Tensor,
-    threshold: torch.Tensor,
-    decays: tuple[torch.Tensor, torch.Tensor],
+    sums: Tensor,
+    bias: Tensor,
+    threshold: Tensor,
+    decays: tuple[Tensor, Tensor],
     surrogate: Surrogate,
     *,
-    back: torch.Tensor | None = None,
+    back: Tensor | None = None,
     keep_currents: bool = False,
     compiled: bool | None = None,
 ) -> Steps:
@@ -128,17 +129,18 @@ class _Cuba(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        sums: torch.Tensor,
-        bias: torch.Tensor,
-        threshold: torch.Tensor,
-        i_decay: torch.Tensor,
-        v_decay: torch.Tensor,
-        back: torch.Tensor | None,
+        sums: Tensor,
+        bias: Tensor,
+        threshold: Tensor,
+        i_decay: Tensor,
+        v_decay: Tensor,
+        back: Tensor | None,
         options: tuple[Surrogate, bool, bool],
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[Tensor, ...]:
         surrogate, keep_currents, use_numba = options
         registers = Registers(int(i_decay), int(v_decay), int(threshold), surrogate)
-        sums, bias = sums.contiguous(), UNIT * bias.double()
+        sums = sums.contiguous()
+        bias = UNIT * bias.double()
         samples, timesteps, features = sums.shape
         u, v = (sums.new_zeros((samples, features), dtype=torch.float64) for _ in range(2))
         spikes = torch.empty_like(sums)
@@ -153,7 +155,8 @@ class _Cuba(torch.autograd.Function):
                 if back is not None and steps.start:
                     sums[:, steps.start] += spikes[:, steps.start - 1] @ back.T
                 advance(registers, (sums, bias, u, v, spikes, peaks, currents), steps)
-        ctx.registers, ctx.use_numba = registers, use_numba
+        ctx.registers = registers
+        ctx.use_numba = use_numba
         # Sums are needed no more, and without recurrence neither are spikes: peaks tell.
         ctx.save_for_backward(spikes, peaks, currents, back)
         ctx.set_materialize_grads(False)
@@ -161,7 +164,7 @@ class _Cuba(torch.autograd.Function):
         return spikes, peaks, currents, sums.new_zeros(0) if back is None else sums
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         spikes, peaks, currents, back = ctx.saved_tensors
         samples, timesteps, features = spikes.shape
         absent = spikes.new_zeros((0, 0, 0))
@@ -196,7 +199,8 @@ class _Cuba(torch.autograd.Function):
                     grad_spikes[:, t - 1] += into.sums[:, t] @ back
         grad_back = None
         if back is not None:
-            late, early = into.sums[:, 1:].flatten(0, 1), spikes[:, :-1].flatten(0, 1)
+            late = into.sums[:, 1:].flatten(0, 1)
+            early = spikes[:, :-1].flatten(0, 1)
             grad_back = late.T @ early
         # Shares kept are 1 - decay / 4096. Autograd casts each gradient to its input's type.
         return (
@@ -222,23 +226,23 @@ class StepGradients:
         keep_u, keep_v: the same of the shares that states keep, or without elements.
     """
 
-    sums: torch.Tensor
-    u: torch.Tensor
-    v: torch.Tensor
-    bias: torch.Tensor
-    threshold: torch.Tensor
-    keep_u: torch.Tensor
-    keep_v: torch.Tensor
+    sums: Tensor
+    u: Tensor
+    v: Tensor
+    bias: Tensor
+    threshold: Tensor
+    keep_u: Tensor
+    keep_v: Tensor
 
 
-def _spans(timesteps: int, back: torch.Tensor | None) -> list[range]:
+def _spans(timesteps: int, back: Tensor | None) -> list[range]:
     """Cut a run into steps that need nothing from each other's spikes: one span without recurrence."""
     if back is None:
         return [range(timesteps)]
     return [range(t, t + 1) for t in range(timesteps)]
 
 
-def _advance(registers: Registers, tensors: tuple[torch.Tensor, ...], steps: range) -> None:
+def _advance(registers: Registers, tensors: tuple[Tensor, ...], steps: range) -> None:
     """Run steps forward: u and v move on, spikes, peaks and currents are written; the bias is in units of v."""
     sums, bias, u, v, spikes, peaks, currents = tensors
     keeps = registers.keep_u, registers.keep_v
@@ -247,13 +251,14 @@ def _advance(registers: Registers, tensors: tuple[torch.Tensor, ...], steps: ran
         new, peak, fired = torch_step(u, v, arriving, bias, *keeps, registers.threshold)
         u.copy_(new)
         v.copy_(peak.masked_fill(fired, 0))
-        spikes[:, t], peaks[:, t] = fired, peak
+        spikes[:, t] = fired
+        peaks[:, t] = peak
         if currents.numel():
             currents[:, t] = new
 
 
 def _retrace(
-    registers: Registers, given: tuple[torch.Tensor, ...], into: StepGradients, steps: range
+    registers: Registers, given: tuple[Tensor, ...], into: StepGradients, steps: range
 ) -> None:
     """Run steps backward; given are gradients of spikes, peaks and currents, then peaks and currents."""
     grad_spikes, grad_peaks, grad_currents, peaks, currents = given
@@ -301,32 +306,46 @@ def _shared(part: Callable[[int, int, int], None], samples: int, steps: range) -
         list(pool.map(part, cuts[:-1], cuts[1:], range(threads)))
 
 
-def _advance_compiled(
-    registers: Registers, tensors: tuple[torch.Tensor, ...], steps: range
-) -> None:
+def _advance_compiled(registers: Registers, tensors: tuple[Tensor, ...], steps: range) -> None:
     sums, bias, u, v, spikes, peaks, currents = (tensor.numpy() for tensor in tensors)
-    numbers = registers.keep_u, registers.keep_v, registers.threshold
-    # What the simulator wants beside these.
-    no_counts, no_voltages = np.zeros((0, 0), np.int64), np.zeros((0, 0, 0), np.int32)
+    # Only the simulator wants these.
+    no_counts = np.zeros((0, 0), np.int64)
+    no_voltages = np.zeros((0, 0, 0), np.int32)
 
     def part(first: int, last: int, number: int) -> None:
         mine = slice(first, last)
         numba_cuba.advance(
-            sums[mine], float(UNIT), bias, *numbers, u[mine], v[mine], spikes[mine], no_counts, peaks[mine], currents[mine],
-            no_voltages, steps.start, steps.stop, 0, sums.shape[2],
-        )  # fmt: skip
+            sums[mine],
+            float(UNIT),
+            bias,
+            registers.keep_u,
+            registers.keep_v,
+            registers.threshold,
+            u[mine],
+            v[mine],
+            spikes[mine],
+            no_counts,
+            peaks[mine],
+            currents[mine],
+            no_voltages,
+            steps.start,
+            steps.stop,
+            0,
+            sums.shape[2],
+        )
 
     _shared(part, len(sums), steps)
 
 
 def _retrace_compiled(
-    registers: Registers, given: tuple[torch.Tensor, ...], into: StepGradients, steps: range
+    registers: Registers, given: tuple[Tensor, ...], into: StepGradients, steps: range
 ) -> None:
-    arrays = [tensor.numpy() for tensor in (*given, *vars(into).values())]
+    givens = tuple(tensor.numpy() for tensor in given)
+    intos = tuple(tensor.numpy() for tensor in vars(into).values())
     surrogate = registers.surrogate
     # Numbers of the gradients' own type: a float64 among float32 would widen every product.
     kind = into.sums.numpy().dtype.type
-    numbers = [
+    numbers = tuple(
         kind(number)
         for number in (
             0,
@@ -341,25 +360,44 @@ def _retrace_compiled(
             np.pi * surrogate.width / 2,
             not surrogate.detach_reset,
         )
-    ]
+    )
+    box = surrogate.kind == "box"
 
     def part(first: int, last: int, number: int) -> None:
-        span = steps.start, steps.stop, first, last, number
-        retrace_block(*arrays, *numbers, surrogate.kind == "box", *span)
+        retrace_block(
+            givens,
+            intos,
+            numbers,
+            box,
+            steps.start,
+            steps.stop,
+            first,
+            last,
+            number,
+        )
 
     _shared(part, len(into.sums), steps)
 
 
 @compiled
 def retrace_block(
-    grad_spikes: Any, grad_peaks: Any, grad_currents: Any, peaks: Any, currents: Any, grad_sums: Any, gu: Any, gv: Any, grad_bias: Any,
-    grad_threshold: Any, grad_keep_u: Any, grad_keep_v: Any, zero: Any, one: Any, unit: Any, keep_u: Any, keep_v: Any, threshold: Any,
-    inverse: Any, width: Any, half: Any, sharp: Any, reset: Any, box: bool, begin: int, end: int, first: int, last: int, part: int,
-) -> None:  # fmt: skip
+    given: Any,
+    into: Any,
+    numbers: Any,
+    box: bool,
+    begin: int,
+    end: int,
+    first: int,
+    last: int,
+    part: int,
+) -> None:
     """Run steps end..begin of samples first..last backward as `_retrace` does.
 
     Many short loops, each of one kind of work: numba makes vectors of these, not of one long loop.
     """
+    grad_spikes, grad_peaks, grad_currents, peaks, currents = given
+    grad_sums, gu, gv, grad_bias, grad_threshold, grad_keep_u, grad_keep_v = into
+    zero, one, unit, keep_u, keep_v, threshold, inverse, width, half, sharp, reset = numbers
     features = grad_spikes.shape[2]
     slopes = np.empty(AT_ONCE, dtype=grad_sums.dtype)
     into_v = np.empty(AT_ONCE, dtype=grad_sums.dtype)
@@ -368,15 +406,18 @@ def retrace_block(
         for start in range(0, features, AT_ONCE):
             stop = min(start + AT_ONCE, features)
             n = stop - start
-            uu, vv = gu[s, start:stop], gv[s, start:stop]
-            bb, mm = grad_bias[part, start:stop], grad_threshold[part, start:stop]
+            uu = gu[s, start:stop]
+            vv = gv[s, start:stop]
+            bb = grad_bias[part, start:stop]
+            mm = grad_threshold[part, start:stop]
             for t in range(end - 1, begin - 1, -1):
                 p = peaks[s, t, start:stop]
                 gz = grad_spikes[s, t, start:stop]
                 out = grad_sums[s, t, start:stop]
                 if box:
                     for i in range(n):
-                        slopes[i] = one if abs((p[i] - threshold) * inverse) < width else zero
+                        x = (p[i] - threshold) * inverse
+                        slopes[i] = one if abs(x) < width else zero
                 else:
                     for i in range(n):
                         x = (p[i] - threshold) * inverse * sharp
@@ -398,14 +439,17 @@ def retrace_block(
                 for i in range(n):
                     into_u[i] = uu[i] + into_v[i]
                     bb[i] += into_v[i]
-                # The state before step 0 is 0, so what it keeps of it has no gradient.
+                # The state before step 0 is 0, so the share that is kept of it has no gradient.
                 if grad_keep_v.size and t > 0:
-                    q, kk = peaks[s, t - 1, start:stop], grad_keep_v[part, start:stop]
+                    q = peaks[s, t - 1, start:stop]
+                    kk = grad_keep_v[part, start:stop]
                     for i in range(n):
                         kk[i] += into_v[i] * (zero if q[i] > threshold else q[i])
                 if grad_keep_u.size and t > 0:
+                    c = currents[s, t - 1, start:stop]
+                    cc = grad_keep_u[part, start:stop]
                     for i in range(n):
-                        grad_keep_u[part, start + i] += into_u[i] * currents[s, t - 1, start + i]
+                        cc[i] += into_u[i] * c[i]
                 for i in range(n):
                     out[i] = unit * into_u[i]
                     uu[i] = keep_u * into_u[i]

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 FLOAT32_EXACT = 2**24
 """Every integer up to it is a float32."""
@@ -46,22 +47,21 @@ class QuantisationGrid:
 
 class _Rounded(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, step: torch.Tensor, grid: QuantisationGrid
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, grid: QuantisationGrid) -> Tensor:
         # float64: the same quotient, and so the same integer, on every device.
         ratio = x.double() / (step.double() * grid.multiple)
-        low, high = grid.low / grid.multiple, grid.high / grid.multiple
+        low = grid.low / grid.multiple
+        high = grid.high / grid.multiple
         q = ratio.round().clamp(low, high)
         ctx.save_for_backward(ratio, q, step)
-        ctx.low, ctx.high, ctx.multiple = low, high, grid.multiple
+        ctx.low = low
+        ctx.high = high
+        ctx.multiple = grid.multiple
         narrow = x.dtype == torch.float32 and max(-grid.low, grid.high) < FLOAT32_EXACT
         return (q * grid.multiple).to(torch.float32 if narrow else torch.float64)
 
     @staticmethod
-    def backward(
-        ctx: Any, *gradients: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         ratio, q, step = ctx.saved_tensors
         grad_value = gradients[0].double() / step.double()
         inside = (ratio >= ctx.low - 0.5) & (ratio <= ctx.high + 0.5)
@@ -71,7 +71,7 @@ class _Rounded(torch.autograd.Function):
         return grad_value * inside, grad_step, None
 
 
-def rounded(x: torch.Tensor, step: torch.Tensor, grid: QuantisationGrid) -> torch.Tensor:
+def rounded(x: Tensor, step: Tensor, grid: QuantisationGrid) -> Tensor:
     """Round x to integers of a grid, as floats that hold them.
 
     Args:
@@ -87,16 +87,16 @@ def rounded(x: torch.Tensor, step: torch.Tensor, grid: QuantisationGrid) -> torc
 
 class _Damped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gain: float) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, gain: float) -> Tensor:
         ctx.gain = gain
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] * ctx.gain, None
 
 
-def damped(step: torch.Tensor, count: int, grid: QuantisationGrid) -> torch.Tensor:
+def damped(step: Tensor, count: int, grid: QuantisationGrid) -> Tensor:
     """Return the step itself, its gradient divided by sqrt(count * largest level) as LSQ's, so that it moves no faster than a weight."""
     gain = 1 / sqrt(count * max(1, grid.high // grid.multiple))
     return _Damped.apply(step, gain)  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.hw_sim import ChipError, Conv, Dense
 from knarr.hw_sim.arithmetic import SYNAPSE_BITS
@@ -122,20 +122,23 @@ class Synapse(nn.Module):
         grid: QuantisationGrid,
     ) -> None:
         super().__init__()
-        self.name, self.grid, self.shape = layer.name, grid, layer.output_shape
+        self.name = layer.name
+        self.grid = grid
+        self.shape = layer.output_shape
         self.unfolds = False
         """Whether convolutions are unfolded on the CPU too, as on a device."""
         self.entering = entering
         self.conv = layer if isinstance(layer, Conv) else None
         delay = layer.delay_int if isinstance(layer, Dense) else None
-        self.delay: torch.Tensor | None
+        self.delay: Tensor | None
         self.register_buffer(
             "delay", None if delay is None else torch.from_numpy(delay.astype(np.int64))
         )
         self.whole: tuple[int, ...]
         """Shape of the weights with every copy; of a dense layer (outputs, C, H, W)."""
         if isinstance(layer, Conv):
-            self.pool, self.whole = conv_pool(layer), layer.weight_int.shape
+            self.pool = conv_pool(layer)
+            self.whole = layer.weight_int.shape
             start = start[..., :: self.pool[0], :: self.pool[1]]
         else:
             # A delay belongs to one synapse: copies that arrive at different times cannot be summed first.
@@ -148,15 +151,15 @@ class Synapse(nn.Module):
             start = start.reshape(len(start), -1)
         self.weight = nn.Parameter(torch.from_numpy(np.ascontiguousarray(start)).float())
 
-    def integers(self, step: torch.Tensor) -> torch.Tensor:
+    def integers(self, step: Tensor) -> Tensor:
         """Return the weights as integers, one of every pooled copy."""
         return rounded(self.weight, step, self.grid)
 
-    def bound(self, integers: torch.Tensor, payload: int) -> int:
+    def bound(self, integers: Tensor, payload: int) -> int:
         """Return a bound of every |sum|, whole or part of one, whatever arrives up to the payload."""
         return one_side(integers) * prod(self.pool) * payload
 
-    def forward(self, x: torch.Tensor, integers: torch.Tensor, bound: int) -> torch.Tensor:
+    def forward(self, x: Tensor, integers: Tensor, bound: int) -> Tensor:
         """Sum what arrives in all steps.
 
         Args:
@@ -177,7 +180,8 @@ class Synapse(nn.Module):
             )
         narrow = bound < FLOAT32_SUMS and integers.dtype == torch.float32
         dtype = torch.float32 if narrow else torch.float64
-        x, weight = x.to(dtype), integers.to(dtype)
+        x = x.to(dtype)
+        weight = integers.to(dtype)
         with exact_floats(x.device):
             if self.delay is not None:
                 return self._delayed(x.flatten(2), weight, self.delay)
@@ -190,7 +194,7 @@ class Synapse(nn.Module):
         # Lava wraps the sums of convolutions, and of no other layer.
         return sums if self.conv is None or bound < FLOAT32_SUMS else wrapped(sums)
 
-    def _pooled(self, frames: torch.Tensor, *, edges: bool) -> torch.Tensor:
+    def _pooled(self, frames: Tensor, *, edges: bool) -> Tensor:
         """Sum over the pooling's windows; `edges`: also over those that are cut."""
         if self.pool == (1, 1):
             return frames
@@ -198,7 +202,7 @@ class Synapse(nn.Module):
         # A divisor of 1 makes the average a sum.
         return F.avg_pool2d(image, self.pool, self.pool, ceil_mode=edges, divisor_override=1)
 
-    def _convolved(self, frames: torch.Tensor, weight: torch.Tensor, layer: Conv) -> torch.Tensor:
+    def _convolved(self, frames: Tensor, weight: Tensor, layer: Conv) -> Tensor:
         image = self._pooled(frames, edges=True)
         high_p, wide_p = self.pool
         stride = layer.stride[0] // high_p, layer.stride[1] // wide_p
@@ -206,7 +210,8 @@ class Synapse(nn.Module):
         if not (image.is_cuda or self.unfolds):
             sums = F.conv2d(image, weight, None, stride, padding, layer.dilation, layer.groups)
         else:
-            kernel, groups = (weight.shape[2], weight.shape[3]), layer.groups
+            kernel = (weight.shape[2], weight.shape[3])
+            groups = layer.groups
             columns = F.unfold(image, kernel, layer.dilation, padding, stride)
             columns = columns.reshape(len(columns), groups, -1, columns.shape[-1])
             sums = torch.matmul(weight.reshape(groups, len(weight) // groups, -1), columns)
@@ -218,7 +223,7 @@ class Synapse(nn.Module):
         _, high, wide = self.shape
         return sums if sums.shape[2:] == (high, wide) else sums[:, :, :high, :wide]
 
-    def _delayed(self, x: torch.Tensor, weight: torch.Tensor, delay: torch.Tensor) -> torch.Tensor:
+    def _delayed(self, x: Tensor, weight: Tensor, delay: Tensor) -> Tensor:
         """Sum a[t] = sum over synapses of W x[t - delay], silence before the first step."""
         steps = x.shape[1]
         sums = x.new_zeros((*x.shape[:2], len(weight)))
@@ -228,25 +233,26 @@ class Synapse(nn.Module):
                 sums = sums + F.pad(arriving, (0, 0, late, 0))
         return sums
 
-    def copied(self, integers: torch.Tensor) -> Int32:
+    def copied(self, integers: Tensor) -> Int32:
         """Return integers as the chip network holds them: int32, pooled ones as often as they stand there."""
         weight = integers.detach().cpu().numpy().astype(np.int32)
         side = self.whole[2], self.whole[3]
         if self.conv is not None:
             return unpooled(weight, self.pool, side)
-        high, wide = side[0] // self.pool[0], side[1] // self.pool[1]
+        high = side[0] // self.pool[0]
+        wide = side[1] // self.pool[1]
         small = weight.reshape(len(weight), self.whole[1], high, wide)
         return unpooled(small, self.pool, side).reshape(len(weight), -1)
 
 
-def wrapped(sums: torch.Tensor) -> torch.Tensor:
+def wrapped(sums: Tensor) -> Tensor:
     """Wrap sums to 24 signed bits; a wrap is a shift, so gradients pass."""
     half = float(1 << (SYNAPSE_BITS - 1))
     turns = torch.floor((sums.detach() + half) / (2 * half))
     return sums - turns * (2 * half)
 
 
-def one_side(weight: torch.Tensor) -> int:
+def one_side(weight: Tensor) -> int:
     """Return the largest sum of an output's weights of one sign."""
     rows = weight.detach().double().flatten(1)
     return int(max(rows.clamp(min=0).sum(1).max(), (-rows).clamp(min=0).sum(1).max()))
@@ -264,17 +270,18 @@ class Accumulates(nn.Module):
         fan_outs = layer_fan_outs(layer)
         self.delays = tuple(fan_outs)
         stored = np.stack([fan_out.stored.reshape(-1) for fan_out in fan_outs.values()])
-        self.reach: torch.Tensor
+        self.reach: Tensor
         # It follows from the network, so checkpoints need not hold it.
         self.register_buffer("reach", torch.from_numpy(stored).double(), persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the accumulates of each clip, (B,) float64.
 
         Args:
             x: (B, T, *entering) what arrives. Frames that hold more than 0 and 1 multiply and cost no accumulates.
         """
-        flat, steps = x.flatten(2), x.shape[1]
+        flat = x.flatten(2)
+        steps = x.shape[1]
         with torch.no_grad():
             graded = flat.amax(2, keepdim=True) > 1
         if bool(graded.any()):
@@ -286,7 +293,7 @@ class Accumulates(nn.Module):
         return total
 
 
-def returned(spikes: torch.Tensor, recurrent: torch.Tensor) -> torch.Tensor:
+def returned(spikes: Tensor, recurrent: Tensor) -> Tensor:
     """Return the accumulates of a layer's own spikes in each clip, (B,) float64.
 
     Args:

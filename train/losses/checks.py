@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from knarr.errors import KnarrError
 
@@ -15,7 +16,7 @@ class LossError(KnarrError, ValueError):
     """A loss cannot be taken of its inputs: ``object: observed vs allowed; cure``."""
 
 
-def check_logits(name: str, logits: torch.Tensor, dims: int = 2) -> None:
+def check_logits(name: str, logits: Tensor, dims: int = 2) -> None:
     """Check that logits are finite floats of two classes or more, (B, classes) or (B, T, classes).
 
     Raises:
@@ -34,8 +35,8 @@ def check_logits(name: str, logits: torch.Tensor, dims: int = 2) -> None:
 
 
 def check_distilled(
-    student: torch.Tensor,
-    teacher: torch.Tensor,
+    student: Tensor,
+    teacher: Tensor,
     prefix: str = "",
     dims: int = 2,
     cure: str = "build both for the same classes",
@@ -61,7 +62,7 @@ def check_distilled(
     check_logits(f"teacher_{prefix}logits", teacher, dims)
 
 
-def check_finite(name: str, values: torch.Tensor) -> None:
+def check_finite(name: str, values: Tensor) -> None:
     """Check that values are floating and finite, those of rows that a loss leaves out too.
 
     Raises:
@@ -78,20 +79,22 @@ def check_finite(name: str, values: torch.Tensor) -> None:
         )
 
 
-def check_labels(labels: torch.Tensor, logits: torch.Tensor) -> None:
+def check_labels(labels: Tensor, logits: Tensor) -> None:
     """Check that labels are int64 and name one class per clip.
 
     Raises:
         LossError: otherwise.
     """
     # torch skips a label of -100 in silence, and other wrong labels end the process on a GPU.
-    clips, classes = logits.shape[0], logits.shape[-1]
+    clips = logits.shape[0]
+    classes = logits.shape[-1]
     if labels.dtype != torch.int64 or tuple(labels.shape) != (clips,):
         raise LossError(
             f"labels: shape {tuple(labels.shape)} of {labels.dtype}, needs ({clips},) of torch.int64; "
             "give class numbers, not one-hot rows"
         )
-    low, high = int(labels.min()), int(labels.max())
+    low = int(labels.min())
+    high = int(labels.max())
     if low < 0 or high >= classes:
         raise LossError(
             f"labels: {low}..{high}, needs 0..{classes - 1}; drop clips without a class, or give the network more"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
-import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from knarr.train.losses.checks import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from knarr.train.losses.terms import clipped_kl, feature_mse, label_loss, softened_kl
@@ -16,11 +16,11 @@ class StudentOutput(Protocol):
     """Parts of a student's output that a loss reads; EmotionOutput and GsrOutput have them."""
 
     @property
-    def logits(self) -> torch.Tensor:
+    def logits(self) -> Tensor:
         """Give (B, classes), before any softmax."""
 
     @property
-    def features(self) -> torch.Tensor:
+    def features(self) -> Tensor:
         """Give F_S, (B, features)."""
 
 
@@ -28,11 +28,11 @@ class TeacherOutput(Protocol):
     """Parts of a teacher's output that a loss reads."""
 
     @property
-    def logits(self) -> torch.Tensor:
+    def logits(self) -> Tensor:
         """Give (B, classes), before any softmax."""
 
     @property
-    def matched(self) -> torch.Tensor:
+    def matched(self) -> Tensor:
         """Give F_T in the student's size, (B, features)."""
 
 
@@ -69,16 +69,16 @@ class EmotionLoss(NamedTuple):
         ce, kl, feature: terms.
     """
 
-    total: torch.Tensor
-    ce: torch.Tensor
-    kl: torch.Tensor
-    feature: torch.Tensor
+    total: Tensor
+    ce: Tensor
+    kl: Tensor
+    feature: Tensor
 
 
 def emotion_loss(
     student: StudentOutput,
     teacher: TeacherOutput,
-    labels: torch.Tensor,
+    labels: Tensor,
     settings: EmotionLossSettings,
 ) -> EmotionLoss:
     """Return the student's loss, ce * CE(y, p_S) + kl * KL(p_T || p_S) + feature * MSE(F_T, F_S) [code].

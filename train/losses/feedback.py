@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from knarr.train.losses.checks import LossError
@@ -31,11 +31,11 @@ from knarr.train.losses.terms import label_loss
 from knarr.train.settings import Count, Frozen, Positive, Rate
 
 Output = TypeVar("Output")
-Parameters = dict[str, torch.Tensor]
+Parameters = dict[str, Tensor]
 """Name in the network -> value."""
 
 
-def call(network: nn.Module, *inputs: torch.Tensor) -> Any:
+def call(network: nn.Module, *inputs: Tensor) -> Any:
     """Run a network by its own forward."""
     return network(*inputs)
 
@@ -59,9 +59,10 @@ class _Bound(nn.Module):
 
     def __init__(self, learner: Learner[Any]) -> None:
         super().__init__()
-        self.network, self.run = learner.network, learner.run
+        self.network = learner.network
+        self.run = learner.run
 
-    def forward(self, *inputs: torch.Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Any:
         return self.run(self.network, *inputs)
 
 
@@ -85,9 +86,7 @@ def leaves(network: nn.Module, name: str = "network") -> Parameters:
     return found
 
 
-def run_with(
-    learner: Learner[Output], parameters: Mapping[str, torch.Tensor], *inputs: torch.Tensor
-) -> Output:
+def run_with(learner: Learner[Output], parameters: Mapping[str, Tensor], *inputs: Tensor) -> Output:
     """Run a network with other parameters in place, differentiable in them; the network itself is not changed.
 
     Dropout draws from torch's global generator as always.
@@ -137,9 +136,9 @@ class DistillationBatch:
         labels: (B,) int64.
     """
 
-    teacher_inputs: tuple[torch.Tensor, ...]
-    student_inputs: tuple[torch.Tensor, ...]
-    labels: torch.Tensor
+    teacher_inputs: tuple[Tensor, ...]
+    student_inputs: tuple[Tensor, ...]
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -152,14 +151,14 @@ class FeedbackOutcome:
         temporary: the temporary student's parameters, by name.
     """
 
-    own: torch.Tensor
-    student: torch.Tensor
+    own: Tensor
+    student: Tensor
     own_gradient: Parameters
     student_gradient: Parameters
     temporary: Parameters
 
     @property
-    def loss(self) -> torch.Tensor:
+    def loss(self) -> Tensor:
         """Return L_T."""
         return self.own + self.student
 
@@ -255,9 +254,7 @@ def feedback(
     )
 
 
-def _gradient(
-    value: torch.Tensor, parameters: Parameters, *, keep_graph: bool = False
-) -> Parameters:
+def _gradient(value: Tensor, parameters: Parameters, *, keep_graph: bool = False) -> Parameters:
     """Return the gradient by name; 0 for a parameter that the value does not depend on."""
     slopes = torch.autograd.grad(
         value, list(parameters.values()), create_graph=keep_graph, allow_unused=True

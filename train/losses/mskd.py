@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from knarr.train.losses.checks import (
     LEAST_TEMPERATURE,
@@ -74,16 +75,16 @@ class MskdLoss(NamedTuple):
         label, hit, temporal: L_cls, L_HCKD, L_TCKD.
     """
 
-    total: torch.Tensor
-    label: torch.Tensor
-    hit: torch.Tensor
-    temporal: torch.Tensor
+    total: Tensor
+    label: Tensor
+    hit: Tensor
+    temporal: Tensor
 
 
 def mskd_loss(
     student: StepLogits,
     teacher: StepLogits | None,
-    labels: torch.Tensor,
+    labels: Tensor,
     settings: MskdLossSettings,
 ) -> MskdLoss:
     """Return MSKD's loss; with alpha 0 it is the cross entropy, and no term reads the teacher.
@@ -115,19 +116,19 @@ def mskd_loss(
     return MskdLoss(total, label, hit, temporal)
 
 
-def hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
     """Mark the clips whose largest logit is the label's, (B,) bool; of equal logits the first counts."""
     return logits.argmax(1) == labels
 
 
 def hit_consistency(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    labels: torch.Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
     *,
     temperature: float,
     reading: HitReading = "gated_kl",
-) -> torch.Tensor:
+) -> Tensor:
     """Return L_HCKD, 0-d. gated_kl is 0, with gradients of 0, where the teacher is never right.
 
     Args:
@@ -155,12 +156,12 @@ def hit_consistency(
 
 
 def temporal_consistency(
-    student_step_logits: torch.Tensor,
-    teacher_step_logits: torch.Tensor,
+    student_step_logits: Tensor,
+    teacher_step_logits: Tensor,
     *,
     temperature: float,
     reading: TemporalReading = "step_kl",
-) -> torch.Tensor:
+) -> Tensor:
     """Return L_TCKD, 0-d. Step t of the student pairs with step t of the teacher.
 
     Args:
@@ -185,7 +186,7 @@ def temporal_consistency(
     return (student_step_logits.diff(dim=1) - teacher_step_logits.diff(dim=1)).square().mean()
 
 
-def _hit_miss(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+def _hit_miss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Return (B, 2) logits whose softmax at tau is [q, 1 - q]."""
     scaled = logits / temperature
     label = labels.unsqueeze(1)

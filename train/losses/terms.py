@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from knarr.train.losses.checks import (
     LossError,
@@ -19,11 +19,11 @@ KERAS_CLIP = 1e-7
 
 
 def label_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
+    logits: Tensor,
+    labels: Tensor,
     *,
     name: str = "logits",
-) -> torch.Tensor:
+) -> Tensor:
     """Return the cross entropy with the labels, 0-d: -(1/B) sum_i log softmax(z_i)[y_i].
 
     SEEN trains with it on the mean membrane [code]; its paper divides by the 7 classes as well
@@ -43,9 +43,7 @@ def label_loss(
     return F.cross_entropy(logits, labels)
 
 
-def one_hot_mse(
-    outputs: torch.Tensor, labels: torch.Tensor, *, name: str = "outputs"
-) -> torch.Tensor:
+def one_hot_mse(outputs: Tensor, labels: Tensor, *, name: str = "outputs") -> Tensor:
     """Return the mean square error of one-hot labels, 0-d: (1 / (B C)) sum (o_ic - [c = y_i])^2.
 
     Args:
@@ -62,7 +60,7 @@ def one_hot_mse(
     return (outputs - wanted).square().mean()
 
 
-def voting_mse(rates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def voting_mse(rates: Tensor, labels: Tensor) -> Tensor:
     """Return `one_hot_mse` of the voters' mean rates: Spiking Emotions' loss [paper], 0-d.
 
     The paper does not say whether it sums or averages over classes; this averages, as PLIF's code
@@ -76,7 +74,8 @@ def voting_mse(rates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         LossError: wrong shapes or labels, or rates outside 0..1, which are counts or logits.
     """
     check_logits("rates", rates)
-    low, high = float(rates.detach().min()), float(rates.detach().max())
+    low = float(rates.detach().min())
+    high = float(rates.detach().max())
     if low < 0 or high > 1:
         raise LossError(
             f"rates: {low:g}..{high:g}, needs 0..1; give mean rates of voters, or use one_hot_mse for other outputs"
@@ -84,7 +83,7 @@ def voting_mse(rates: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return one_hot_mse(rates, labels, name="rates")
 
 
-def feature_mse(student_features: torch.Tensor, teacher_features: torch.Tensor) -> torch.Tensor:
+def feature_mse(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Return EmotionKD's feature loss, 0-d: (1 / (B F)) sum (F_S - F_T)^2 over clips and features [code].
 
     Args:
@@ -108,9 +107,7 @@ def feature_mse(student_features: torch.Tensor, teacher_features: torch.Tensor) 
     return (student_features - teacher_features).square().mean()
 
 
-def softened_kl(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, *, temperature: float
-) -> torch.Tensor:
+def softened_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
     """Return tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau)), a mean over clips and steps, 0-d.
 
     The factor tau^2 keeps the gradient's size independent of tau (Hinton et al. 2015, arXiv
@@ -135,7 +132,7 @@ def softened_kl(
     )
 
 
-def clipped_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+def clipped_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Return EmotionKD's divergence, 0-d: (1/B) sum p_T log(p_T / p_S), p = max(softmax(z), 1e-7) [code].
 
     Args:
@@ -155,13 +152,13 @@ def clipped_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> to
 
 
 def distillation_loss(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    labels: torch.Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
     *,
     alpha: float,
     temperature: float,
-) -> torch.Tensor:
+) -> Tensor:
     """Return (1 - alpha) * cross entropy with the labels + alpha * `softened_kl`, 0-d.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 Gate = Literal["static", "dynamic", "none"]
 Synapse = TypeVar("Synapse", bound=nn.Conv2d | nn.Linear)
@@ -42,7 +42,7 @@ class ScaleGate(nn.Module):
             nn.Conv2d(hidden, 1, 1),
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, 1, 1, 1), a logit of the softmax over maps."""
         return self.layers(x)
 
@@ -94,7 +94,7 @@ class MultiScale(nn.Module):
         elif gate == "dynamic":
             self.gates = nn.ModuleList(ScaleGate(channels) for _ in kernels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H', W')."""
         maps = [norm(conv(x)) for conv, norm in zip(self.branches, self.norms, strict=True)]
         if self.gate == "static":
@@ -105,13 +105,13 @@ class MultiScale(nn.Module):
         return self.join_norm(self.join(torch.cat(maps, 1)))
 
 
-def gate_shares(gates: nn.ModuleList, maps: list[torch.Tensor]) -> torch.Tensor:
+def gate_shares(gates: nn.ModuleList, maps: list[Tensor]) -> Tensor:
     """Return each map's share, (B, maps, 1, 1): the softmax over the logits of their gates."""
     logits = [gate(one) for gate, one in zip(gates, maps, strict=True)]
     return torch.cat(logits, 1).softmax(1)
 
 
-def gated(maps: list[torch.Tensor], shares: torch.Tensor) -> list[torch.Tensor]:
+def gated(maps: list[Tensor], shares: Tensor) -> list[Tensor]:
     """Return each map times its share."""
     return [shares[:, at : at + 1] * one for at, one in enumerate(maps)]
 
@@ -127,7 +127,8 @@ def merge(front: MultiScale) -> nn.Conv2d:
             "gate: 'dynamic' depends on the image, no single convolution equals it; train with 'static'"
         )
     convs: list[Any] = list(front.branches)
-    first, side = convs[0], max(conv.kernel_size[0] for conv in convs)
+    first = convs[0]
+    side = max(conv.kernel_size[0] for conv in convs)
     matrix, offset = _folded(front.join, front.join_norm)
     shares = torch.ones(len(convs))
     if front.gate == "static":
@@ -166,7 +167,7 @@ def fold_norm(synapse: Synapse, norm: nn.Module) -> Synapse:
     return folded
 
 
-def _folded(synapse: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def _folded(synapse: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return weight and bias in float64, with a batch-norm or an Identity behind them."""
     weight = synapse.weight.detach().double()
     bias = weight.new_zeros(len(weight)) if synapse.bias is None else synapse.bias.detach().double()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import norse.torch as snn
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.networks.neurons import snap_inverse
 from knarr.train.settings import RecipeError
@@ -73,9 +73,7 @@ def build_student(shape: StudentShape, *, batch_norm: bool) -> snn.SequentialSta
     )
 
 
-def run_student(
-    student: snn.SequentialState, spikes: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def run_student(student: snn.SequentialState, spikes: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Run all time steps, layer by layer: the same numbers as step by step, with convolutions batched over time.
 
     Args:
@@ -140,6 +138,6 @@ class Teacher(nn.Module):
             nn.Linear(128, classes),
         )
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+    def forward(self, frames: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, classes) logits."""
         return self.layers(frames)

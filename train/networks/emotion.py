@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.settings import Count, Frozen, Positive
 
@@ -88,7 +88,7 @@ class EmotionSettings(Frozen):
 class Rectifier(nn.Module):
     """ReLU in the form of a cell."""
 
-    def forward(self, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, None]:
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, None]:
         """Rectify x; there is no state."""
         return torch.relu(x), None
 
@@ -113,7 +113,7 @@ class Head(nn.Module):
         self.over_channels = nn.Conv2d(width, width, (channels, 1))
         self.dropout = nn.Dropout(settings.head_dropout)
 
-    def forward(self, window: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+    def forward(self, window: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map (B, channels, samples) to (B, tokens, width), and give the activation's state."""
         normed = self.norm(self.over_time(window.unsqueeze(1)))
         x, state = self.activation(normed, state)
@@ -128,7 +128,8 @@ class Attention(nn.Module):
         self, width: int, heads: int, head_width: int, init: Literal["fans", "tf25"]
     ) -> None:
         super().__init__()
-        self.heads, self.head_width = heads, head_width
+        self.heads = heads
+        self.head_width = head_width
         inner = heads * head_width
         self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
         self.out = nn.Linear(inner, width)
@@ -148,7 +149,7 @@ class Attention(nn.Module):
             nn.init.uniform_(layer.weight, -limit, limit)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (B, tokens, width) to the same shape."""
         # Each head's own part first: (B, heads, tokens, head_width).
         q, k, v = (
@@ -166,12 +167,14 @@ class Block(nn.Module):
         super().__init__()
         width = settings.width
         self.attention = Attention(width, settings.heads, settings.head_width, settings.mha_init)
-        self.norm1, self.norm2 = nn.LayerNorm(width, LN_EPS), nn.LayerNorm(width, LN_EPS)
-        self.wide, self.narrow = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width, LN_EPS)
+        self.norm2 = nn.LayerNorm(width, LN_EPS)
+        self.wide = nn.Linear(width, width)
+        self.narrow = nn.Linear(width, width)
         self.activation = activation()
         self.dropout = nn.Dropout(settings.encoder_dropout)
 
-    def forward(self, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Map (B, tokens, width) to the same shape, and give the activation's state."""
         x = self.norm1(x + self.dropout(self.attention(x)))
         inner, state = self.activation(self.wide(x), state)
@@ -186,9 +189,7 @@ class Encoder(nn.Module):
         self.positions = nn.Parameter(torch.empty(settings.positions, settings.width))
         self.blocks = nn.ModuleList(Block(settings, activation) for _ in range(settings.blocks))
 
-    def forward(
-        self, tokens: torch.Tensor, states: Any = None
-    ) -> tuple[list[torch.Tensor], list[Any]]:
+    def forward(self, tokens: Tensor, states: Any = None) -> tuple[list[Tensor], list[Any]]:
         """Map (B, tokens, width) to each block's output of that shape, and give the activations' states."""
         x = tokens + self.positions[: tokens.shape[1]]
         depths, after = [], []
@@ -205,10 +206,11 @@ class Score(nn.Module):
     def __init__(self, width: int, pool: bool) -> None:
         super().__init__()
         self.pool = pool
-        self.dense1, self.dense2 = nn.Linear(width, width), nn.Linear(width, width)
+        self.dense1 = nn.Linear(width, width)
+        self.dense2 = nn.Linear(width, width)
         self.norm1, self.norm2 = (nn.BatchNorm1d(width, BN_EPS, BN_MOMENTUM) for _ in range(2))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Scale (B, tokens, width) by the gate."""
         seen = x.mean(1, keepdim=True) if self.pool else x
         inner = torch.relu(_per_feature(self.norm1, self.dense1(seen)))
@@ -230,7 +232,7 @@ def as_keras(network: nn.Module) -> None:
             module.reset()
 
 
-def _per_feature(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _per_feature(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply a batch-norm over the last axis of (B, tokens, width); torch's own takes the second."""
     return norm(x.transpose(1, 2)).transpose(1, 2)
 
@@ -248,9 +250,9 @@ class EmotionOutput(NamedTuple):
         matched: the same in the student's size; a student's own features.
     """
 
-    logits: torch.Tensor
-    features: torch.Tensor
-    matched: torch.Tensor
+    logits: Tensor
+    features: Tensor
+    matched: Tensor
 
 
 class Classifier(nn.Module):
@@ -267,7 +269,7 @@ class Classifier(nn.Module):
             nn.Linear(inner, settings.classes),
         )
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Map (B, features) to (B, classes) logits."""
         return self.layers(self.dropout(features))
 
@@ -291,11 +293,11 @@ class EmotionStudent(nn.Module):
         self.classifier = Classifier(settings, settings.tokens * settings.width)
         as_keras(self)
 
-    def forward(self, gsr: torch.Tensor) -> EmotionOutput:
+    def forward(self, gsr: Tensor) -> EmotionOutput:
         """Map (B, 1, samples) to logits and F_S, (B, tokens * width)."""
         return self.step(gsr)[0]
 
-    def step(self, gsr: torch.Tensor, state: Any = None) -> tuple[EmotionOutput, Any]:
+    def step(self, gsr: Tensor, state: Any = None) -> tuple[EmotionOutput, Any]:
         """Show a window once; the state is that of the activations, for showing it again."""
         head_state, encoder_state = state or (None, None)
         tokens, head_state = self.head(gsr, head_state)
@@ -314,9 +316,7 @@ class Fusion(nn.Module):
         self.bug_compat = settings.bug_compat_imf
         self.first, self.second = (Score(settings.width, settings.score_pool) for _ in range(2))
 
-    def forward(
-        self, eeg_a: torch.Tensor, gsr_a: torch.Tensor, eeg_b: torch.Tensor, gsr_b: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, eeg_a: Tensor, gsr_a: Tensor, eeg_b: Tensor, gsr_b: Tensor) -> Tensor:
         """Fuse two depths of EEG and skin conductance, (B, tokens, width) each, into (B, 2 * tokens, width)."""
         earlier = torch.cat([eeg_a, gsr_a], 1)
         later = torch.cat([eeg_a if self.bug_compat else eeg_b, gsr_b], 1)
@@ -333,15 +333,18 @@ class EmotionTeacher(nn.Module):
     def __init__(self, settings: EmotionSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.eeg_head, self.gsr_head = Head(settings, settings.eeg_channels), Head(settings, 1)
-        self.eeg_encoder, self.gsr_encoder = Encoder(settings), Encoder(settings)
-        self.early, self.late = Fusion(settings), Fusion(settings)
+        self.eeg_head = Head(settings, settings.eeg_channels)
+        self.gsr_head = Head(settings, 1)
+        self.eeg_encoder = Encoder(settings)
+        self.gsr_encoder = Encoder(settings)
+        self.early = Fusion(settings)
+        self.late = Fusion(settings)
         self.classifier = Classifier(settings, 2 * settings.tokens * settings.width)
         if settings.feat_proj == "linear_tokens":
             self.projection = nn.Linear(2 * settings.tokens, settings.tokens)
         as_keras(self)
 
-    def forward(self, eeg: torch.Tensor, gsr: torch.Tensor) -> EmotionOutput:
+    def forward(self, eeg: Tensor, gsr: Tensor) -> EmotionOutput:
         """Map (B, eeg_channels, samples) and (B, 1, samples) to logits, F_T (B, 2 * tokens * width), and F_T in the student's size."""
         eegs, _ = self.eeg_encoder(self.eeg_head(eeg)[0])
         gsrs, _ = self.gsr_encoder(self.gsr_head(gsr)[0])
@@ -350,7 +353,7 @@ class EmotionTeacher(nn.Module):
         features = fused.flatten(1)
         return EmotionOutput(self.classifier(features), features, self._matched(fused))
 
-    def _matched(self, fused: torch.Tensor) -> torch.Tensor:
+    def _matched(self, fused: Tensor) -> Tensor:
         """Map (B, 2 * tokens, width) to (B, tokens * width)."""
         # The published code feeds F_T where half as much fits, which cannot run; so there are readings.
         of_eeg, of_gsr = fused.chunk(2, 1)
@@ -361,7 +364,7 @@ class EmotionTeacher(nn.Module):
         return self.projection(fused.transpose(1, 2)).transpose(1, 2).flatten(1)
 
 
-def conv_l2(network: EmotionTeacher | EmotionStudent) -> torch.Tensor:
+def conv_l2(network: EmotionTeacher | EmotionStudent) -> Tensor:
     """Return the published code's penalty: l2 times the sum of the squared kernels of the heads' convolutions, 0-d."""
     # An optimiser's weight_decay is not the same: Adam rescales it.
     squares = [

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import norse.torch as snn
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.networks.emotion import EmotionOutput, EmotionSettings, EmotionStudent
 from knarr.train.networks.heads import over_time
@@ -79,15 +79,16 @@ class GsrOutput(NamedTuple):
         rates: mean spikes per neuron and step of each spiking layer, detached 0-d tensors.
     """
 
-    logits: torch.Tensor
-    features: torch.Tensor
-    step_logits: torch.Tensor
-    rates: tuple[torch.Tensor, ...]
+    logits: Tensor
+    features: Tensor
+    step_logits: Tensor
+    rates: tuple[Tensor, ...]
 
 
 def build_gsr_student(settings: GsrStudentSettings) -> snn.SequentialState:
     """Build one time step as it trains: (B, kernel) samples to (B, classes) volts. `chip_form` makes it exportable."""
-    hidden, dt_s = settings.hidden, settings.dt_s
+    hidden = settings.hidden
+    dt_s = settings.dt_s
     layers: list[nn.Module] = []
     inputs = settings.kernel
     for at in range(settings.depth + 1):
@@ -100,7 +101,7 @@ def build_gsr_student(settings: GsrStudentSettings) -> snn.SequentialState:
     return snn.SequentialState(*layers, nn.Linear(hidden, settings.classes), readout)
 
 
-def frames_of(gsr: torch.Tensor, settings: GsrStudentSettings) -> torch.Tensor:
+def frames_of(gsr: Tensor, settings: GsrStudentSettings) -> Tensor:
     """Cut windows (B, 1, samples) into the input of each step, (B, steps, kernel).
 
     Raises:
@@ -114,7 +115,7 @@ def frames_of(gsr: torch.Tensor, settings: GsrStudentSettings) -> torch.Tensor:
 
 
 def run_gsr_student(
-    student: snn.SequentialState, gsr: torch.Tensor, settings: GsrStudentSettings
+    student: snn.SequentialState, gsr: Tensor, settings: GsrStudentSettings
 ) -> GsrOutput:
     """Run all steps of windows.
 
@@ -162,7 +163,7 @@ class GsrRepeat(nn.Module):
         cell = partial(BoxCell, settings.neuron, settings.dt_s)
         self.student = EmotionStudent(settings.network, cell)
 
-    def forward(self, gsr: torch.Tensor) -> EmotionOutput:
+    def forward(self, gsr: Tensor) -> EmotionOutput:
         """Map (B, 1, samples) to logits and features, means over the steps."""
         state, shown = None, []
         for _ in range(self.settings.steps):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import norse.torch as snn
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.networks.neurons import SpikingCell
 
@@ -22,9 +22,9 @@ class StepLogits(NamedTuple):
         rates: mean spikes per neuron and step of each spiking layer, detached 0-d tensors.
     """
 
-    logits: torch.Tensor
-    step_logits: torch.Tensor
-    rates: tuple[torch.Tensor, ...]
+    logits: Tensor
+    step_logits: Tensor
+    rates: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class NetworkOutput:
             empty unless recorded.
     """
 
-    outputs: torch.Tensor
-    rates: tuple[torch.Tensor, ...]
-    spikes: tuple[torch.Tensor, ...] = ()
-    membranes: tuple[torch.Tensor, ...] = ()
+    outputs: Tensor
+    rates: tuple[Tensor, ...]
+    spikes: tuple[Tensor, ...] = ()
+    membranes: tuple[Tensor, ...] = ()
 
 
 class ClipDropout(nn.Module):
@@ -55,9 +55,7 @@ class ClipDropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(
-        self, x: torch.Tensor, state: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Run one step on (B, *features); the state is the clip's mask."""
         if not self.training or not self.p:
             return x, None
@@ -70,9 +68,11 @@ class ClipDropout(nn.Module):
         return f"p={self.p}"
 
 
-def through_time(cell: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def through_time(cell: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Run a stateful layer over (B, T, *): its outputs, and a spiking cell's membranes before the reset."""
-    state, outputs, peaks = None, [], []
+    state = None
+    outputs = []
+    peaks = []
     for frame in x.unbind(1):
         out, state = cell(frame, state)
         outputs.append(out)
@@ -81,14 +81,14 @@ def through_time(cell: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.
     return torch.stack(outputs, 1), torch.stack(peaks, 1) if peaks else None
 
 
-def each_step(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def each_step(layer: nn.Module, x: Tensor) -> Tensor:
     """Run a stateless layer over (B, T, *), all steps as one batch: batch-norms take their statistics over time too."""
-    out: torch.Tensor = layer(x.flatten(0, 1))
+    out: Tensor = layer(x.flatten(0, 1))
     return out.reshape(-1, x.shape[1], *out.shape[1:])
 
 
 def over_time(
-    network: snn.SequentialState, clips: torch.Tensor, *, record: bool = False
+    network: snn.SequentialState, clips: Tensor, *, record: bool = False
 ) -> NetworkOutput:
     """Run all steps of a flat network, layer by layer: the numbers of a run step by step, but for batch-norms in training.
 
@@ -97,7 +97,10 @@ def over_time(
         clips: (B, T, *features).
         record: keep spikes and membranes.
     """
-    x, rates, spikes, membranes = clips, [], [], []
+    x = clips
+    rates = []
+    spikes = []
+    membranes = []
     for layer, stateful in zip(network, network.stateful_layers, strict=True):
         if not stateful:
             x = each_step(layer, x)
@@ -113,7 +116,7 @@ def over_time(
     return NetworkOutput(x, tuple(rates), tuple(spikes), tuple(membranes))
 
 
-def decide(network: snn.SequentialState, clips: torch.Tensor) -> StepLogits:
+def decide(network: snn.SequentialState, clips: Tensor) -> StepLogits:
     """Return logits of every step and their mean over time, of a network whose last layer gives voltages.
 
     Args:
@@ -124,6 +127,6 @@ def decide(network: snn.SequentialState, clips: torch.Tensor) -> StepLogits:
     return StepLogits(ran.outputs.mean(1), ran.outputs, ran.rates)
 
 
-def vote(spikes: torch.Tensor, classes: int) -> torch.Tensor:
+def vote(spikes: Tensor, classes: int) -> Tensor:
     """Return each class's mean rate, (B, classes), of (B, T, classes * voters), the first class's voters first."""
     return spikes.mean(1).reshape(len(spikes), classes, -1).mean(2)

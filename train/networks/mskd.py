@@ -19,7 +19,7 @@ from typing import Literal
 import norse.torch as snn
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.networks.branch_merge import Gate, MultiScale
 from knarr.train.networks.heads import StepLogits, each_step, through_time
@@ -61,7 +61,7 @@ class Residual(nn.Module):
             nn.Conv2d(channels, out, 1, stride=2, bias=False), nn.BatchNorm2d(out)
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, out, H/2, W/2), rounded up."""
         return torch.relu(self.long(x) + self.short(x))
 
@@ -77,7 +77,8 @@ class FramePerStep(nn.Module):
         super().__init__()
         self.settings = settings
         scale, second, third, hidden = settings.widths
-        half, quarter = max(scale // 2, 1), max(second // 2, 1)
+        half = max(scale // 2, 1)
+        quarter = max(second // 2, 1)
         self.frame_branch = nn.Sequential(
             nn.Conv2d(settings.channels, half, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(half),
@@ -99,7 +100,7 @@ class FramePerStep(nn.Module):
         self.head = nn.Linear(hidden, settings.classes)
         self.cells = nn.ModuleList(DecayCell(settings.neuron) for _ in range(5))
 
-    def forward(self, events: torch.Tensor, frames: torch.Tensor) -> StepLogits:
+    def forward(self, events: Tensor, frames: Tensor) -> StepLogits:
         """Map event and frame clips, (B, T, C, H, W) each, to membranes before their reset, and rates of the five spiking layers.
 
         Raises:
@@ -109,7 +110,8 @@ class FramePerStep(nn.Module):
             raise ValueError(
                 f"frames: shape {tuple(frames.shape)}, events {tuple(events.shape)}; give one frame per event image"
             )
-        x, fired = events, []
+        x = events
+        fired = []
         # Three of the five cells have a convolution before them, the last two a linear layer.
         for synapse, cell in zip(self.synapses, self.cells, strict=False):
             x, _ = through_time(cell, each_step(synapse, x))
@@ -181,7 +183,8 @@ def build_mskd_student(settings: MskdStudentSettings) -> snn.SequentialState:
     makes it exportable (static gate or none, readout "li").
     """
     scale, second, third, hidden = settings.widths
-    bias, dt_s = settings.conv_bias, settings.dt_s
+    bias = settings.conv_bias
+    dt_s = settings.dt_s
     # A learned coefficient moves while it trains; it goes to the grid at export.
     snap = settings.snap and not settings.neuron.learned
     cell = partial(BoxCell, settings.neuron, dt_s, snap=snap)

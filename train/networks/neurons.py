@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import norse.torch as snn
 import torch
 from pydantic import model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.hw_sim.network import DECAY_UNITY
 from knarr.train.settings import Frozen, Positive, RecipeError, UnitFraction
@@ -53,27 +53,26 @@ class NeuronSettings(Frozen):
 class CellState(NamedTuple):
     """Membranes (B, *features), volts: `v` after the reset, `peak` before it."""
 
-    v: torch.Tensor
-    peak: torch.Tensor
+    v: Tensor
+    peak: Tensor
 
 
 class _Fire(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, over: torch.Tensor, surrogate: str, width: float, fires: str
-    ) -> torch.Tensor:
+    def forward(ctx: Any, over: Tensor, surrogate: str, width: float, fires: str) -> Tensor:
         ctx.save_for_backward(over)
-        ctx.surrogate, ctx.width = surrogate, width
+        ctx.surrogate = surrogate
+        ctx.width = width
         fired = over >= 0 if fires == "ge" else over > 0
         return fired.to(over.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (over,) = ctx.saved_tensors
         return gradients[0] * slope(over, ctx.surrogate, ctx.width), None, None, None
 
 
-def slope(over: torch.Tensor, surrogate: str, width: float) -> torch.Tensor:
+def slope(over: Tensor, surrogate: str, width: float) -> Tensor:
     """Return the gradient that stands for a spike's.
 
     box   1 where |over| < width, else 0
@@ -86,7 +85,7 @@ def slope(over: torch.Tensor, surrogate: str, width: float) -> torch.Tensor:
     return (width / 2) / (1 + (torch.pi * width / 2 * over) ** 2)
 
 
-def fire(over: torch.Tensor, neuron: NeuronSettings) -> torch.Tensor:
+def fire(over: Tensor, neuron: NeuronSettings) -> Tensor:
     """Return spikes, 0 or 1 in the dtype of `over`, which is v - v_th in volts."""
     return _Fire.apply(over, neuron.surrogate, neuron.width, neuron.fires)  # type: ignore[no-untyped-call]
 
@@ -102,17 +101,16 @@ class SpikingCell(nn.Module):
 
     def __init__(self, neuron: NeuronSettings, reads: Reads = "spikes") -> None:
         super().__init__()
-        self.neuron, self.reads = neuron, reads
-        self.v_th: torch.Tensor
+        self.neuron = neuron
+        self.reads = reads
+        self.v_th: Tensor
         self.register_buffer("v_th", torch.tensor(neuron.v_th))
 
-    def charge(self, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
         """Return the membrane of this step before its reset, from the one after the last reset and the input."""
         raise NotImplementedError
 
-    def forward(
-        self, x: torch.Tensor, state: CellState | None = None
-    ) -> tuple[torch.Tensor, CellState]:
+    def forward(self, x: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
         """Run one step on (B, *features); None is the state at rest."""
         peak = self.charge(torch.zeros_like(x) if state is None else state.v, x)
         spikes = fire(peak - self.v_th, self.neuron)
@@ -130,10 +128,10 @@ class DecayCell(SpikingCell):
 
     def __init__(self, neuron: NeuronSettings, reads: Reads = "spikes") -> None:
         super().__init__(neuron, reads)
-        self.keeps: torch.Tensor
+        self.keeps: Tensor
         self.register_buffer("keeps", torch.tensor(1 - neuron.coefficient))
 
-    def charge(self, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
         """Decay the membrane and add the whole input."""
         return self.keeps * v + x
 
@@ -155,7 +153,7 @@ class BoxCell(SpikingCell):
         self.dt = dt_s
         _hold_rate(self, neuron.coefficient, learned=neuron.learned, snap=snap)
 
-    def charge(self, v: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def charge(self, v: Tensor, x: Tensor) -> Tensor:
         """Move the membrane towards the input by the share a."""
         return v + self.dt * _rate(self) * (x - v)
 
@@ -193,9 +191,7 @@ class ReadoutCell(nn.Module):
         self.dt = dt_s
         _hold_rate(self, coefficient, learned=learned, snap=snap)
 
-    def forward(
-        self, x: torch.Tensor, state: CellState | None = None
-    ) -> tuple[torch.Tensor, CellState]:
+    def forward(self, x: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
         """Run one step on (B, *features); None is the state at rest."""
         before = torch.zeros_like(x) if state is None else state.v
         v = before + self.dt * _rate(self) * (x - before)
@@ -207,7 +203,7 @@ class ReadoutCell(nn.Module):
         return snn.LIBoxCell(p=parameters, dt=self.dt).eval()
 
 
-def snap_inverse(tau_s: float, dt_s: float) -> torch.Tensor:
+def snap_inverse(tau_s: float, dt_s: float) -> Tensor:
     """Return 1 / tau, per second, with dt/tau moved to the nearest k/4096 (k = 1..4095), which a chip's register holds.
 
     Raises:
@@ -232,13 +228,13 @@ def _hold_rate(cell: Any, coefficient: float, *, learned: bool, snap: bool) -> N
     cell.register_buffer("tau_mem_inv", inverse)
 
 
-def _rate(cell: Any) -> torch.Tensor:
+def _rate(cell: Any) -> Tensor:
     """Return 1 / tau_mem, per second."""
     # dt cancels in the cells, but Norse divides and multiplies by it: so every bit is the same.
     return torch.sigmoid(cell.w) / cell.dt if hasattr(cell, "w") else cell.tau_mem_inv
 
 
-def _fixed_rate(cell: Any, snap: bool) -> torch.Tensor:
+def _fixed_rate(cell: Any, snap: bool) -> Tensor:
     """Return 1 / tau_mem as float32 that no cell shares, on the chip's grid where `snap`."""
     inverse = _rate(cell).detach().float().cpu().clone()
     return snap_inverse(1 / float(inverse), cell.dt) if snap else inverse

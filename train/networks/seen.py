@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.networks.branch_merge import ScaleGate, gate_shares, gated
 from knarr.train.networks.heads import StepLogits, through_time
@@ -98,7 +98,7 @@ class Seen(nn.Module):
                 f"channels: {settings.channels}, event images meet the scales without the stem, which has {STEM_CHANNELS}"
             )
 
-    def forward(self, events: torch.Tensor, frames: torch.Tensor) -> StepLogits:
+    def forward(self, events: Tensor, frames: Tensor) -> StepLogits:
         """Map event and frame clips, (B, T, 3, H, W) each, of the same T, to membranes of the last layer before their reset.
 
         `step_logits` are those membranes whatever the readout; rates are of J, the four spiking
@@ -124,9 +124,7 @@ class Seen(nn.Module):
         rates = tuple(z.detach().mean() for z in (lent, first, second, third, fourth, spikes))
         return StepLogits(self._read(spikes, membranes), membranes, rates)
 
-    def _event_spikes(
-        self, events: torch.Tensor, shares: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _event_spikes(self, events: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the spikes of the three convolutional layers, (B, T, C, H, W) each."""
         steps = events.shape[1]
         images = events.flatten(0, 1)
@@ -135,14 +133,14 @@ class Seen(nn.Module):
         every = shares.unsqueeze(1).expand(-1, steps, -1, -1, -1).flatten(0, 1)
         x = _no_bias(self.join, torch.cat(gated(maps, every), 1))
 
-        def fire(number: int, x: torch.Tensor) -> torch.Tensor:
+        def fire(number: int, x: Tensor) -> Tensor:
             return through_time(self.cells[number], x.reshape(-1, steps, *x.shape[1:]))[0]
 
         first = fire(0, x)
         second = fire(1, _no_bias(self.second, first.flatten(0, 1)))
         return first, second, fire(2, _no_bias(self.third, second.flatten(0, 1)))
 
-    def _chosen(self, frames: torch.Tensor) -> torch.Tensor:
+    def _chosen(self, frames: Tensor) -> Tensor:
         """Return the frames that the ANN sees, as channels, (B, n * 3, H, W)."""
         which = self.settings.frames
         if which == "all":
@@ -152,12 +150,12 @@ class Seen(nn.Module):
         other = frames[:, -1 if which == "first_last" else 1]
         return torch.cat([frames[:, 0], other], 1)
 
-    def _read(self, spikes: torch.Tensor, membranes: torch.Tensor) -> torch.Tensor:
+    def _read(self, spikes: Tensor, membranes: Tensor) -> Tensor:
         when, what = self.settings.readout.split("_")
         values = membranes if what == "membrane" else spikes
         return values.mean(1) if when == "mean" else values[:, -1]
 
-    def _check(self, events: torch.Tensor, frames: torch.Tensor) -> None:
+    def _check(self, events: Tensor, frames: Tensor) -> None:
         side = self.settings.side_px
         wanted = (events.shape[0], events.shape[1], self.settings.channels, side, side)
         for name, clip in (("events", events), ("frames", frames)):
@@ -172,6 +170,6 @@ class Seen(nn.Module):
             )
 
 
-def _no_bias(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def _no_bias(layer: Any, x: Tensor) -> Tensor:
     """Apply a convolution without its bias."""
     return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)

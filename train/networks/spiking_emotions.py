@@ -13,9 +13,8 @@ from types import MappingProxyType
 from typing import Literal
 
 import norse.torch as snn
-import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.networks.heads import ClipDropout, StepLogits, over_time, vote
 from knarr.train.networks.neurons import BoxCell, NeuronSettings
@@ -161,7 +160,7 @@ def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
 
 
 def votes(
-    network: snn.SequentialState, clips: torch.Tensor, settings: SpikingEmotionsSettings
+    network: snn.SequentialState, clips: Tensor, settings: SpikingEmotionsSettings
 ) -> StepLogits:
     """Run clips and give mean rates of the voters, 0..1, in place of logits, for the clip and for every step.
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.datasets.stress.windows import STEP
 from knarr.train.networks.emotion import EmotionOutput
@@ -73,7 +73,7 @@ class StressTeacher(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         self.classifier = nn.Linear(settings.steps * settings.width, settings.classes)
 
-    def forward(self, signals: torch.Tensor) -> EmotionOutput:
+    def forward(self, signals: Tensor) -> EmotionOutput:
         """Map (B, 2, samples), skin conductance first, to logits and features (B, steps * width), before their ReLU."""
         tokens = self.late(self.early(signals[:, : self.channels]))
         features = tokens.transpose(1, 2).flatten(1)
