@@ -2,9 +2,9 @@
 
 from knarr.deploy.errors import DeployError, LavaError
 from knarr.deploy.lava.run import lava_python, run_on_lava
+from knarr.deploy.lowering.chain import chip_shape
 from knarr.deploy.lowering.lower import lower
 from knarr.deploy.lowering.quantise import unrounded_weights
-from knarr.deploy.lowering.synapse import chip_shape
 from knarr.deploy.netx.files import check, read_net, write_net
 from knarr.deploy.placement.place import place
 from knarr.deploy.placement.result import LayerPlacement, Placement, table

@@ -1,32 +1,113 @@
-"""Pass: a folded graph into the row of float layers that a netx file can hold.
+"""Read a folded graph as a row of chip layers that still hold floats.
 
-Between two neurons stand, in this order, delays and flattening, one synapse, delays. A neuron without a synapse gets the
-identity. A neuron of a dense layer may hear itself, one step later, directly or through one Linear or Affine.
+Between two neurons stand, in this order, delays and flattening, one synapse, delays. A neuron
+without a synapse gets the identity. A neuron of a dense layer may hear itself, one step later,
+directly or through one Linear or Affine.
+
+All neurons are put into one normal form, in which they rest and reset at 0 and fire above 1 (a
+readout has no threshold and keeps its volts):
+
+    v[t] = (1 - v_decay/4096) v[t-1] + u[t] + bias
+    u[t] = (1 - i_decay/4096) u[t-1] + sum(weight * input)
+
+The change of v to (v - v_reset) / (v_threshold - v_reset) changes no spike. It scales the gain, and
+leaves a_mem * (v_leak - v_reset) as a bias, with a_mem = dt/tau_mem. The chip starts at 0 and NIR
+at v_leak (IF: at v_reset), so that leak is exact only where the two are equal. Gains are
+
+    LIF, LI  r*dt/tau     CubaLIF, CubaLI  r*w_in*(dt/tau_mem)*(dt/tau_syn)     IF, I  r*dt
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nir
 import numpy as np
 
 from knarr.deploy.errors import DeployError
-from knarr.deploy.lowering.float_layers import FloatLayer
-from knarr.deploy.lowering.normalise import CHIP_NEURONS, normalise
-from knarr.deploy.lowering.synapse import (
-    CONVS,
-    DENSE,
-    Steps,
-    delayed,
-    float_layer,
-    identity,
-    recurrent,
-)
 from knarr.export.graph.shapes import Shape, infer
-from knarr.export.graph.step_synapses import delay_steps
-from knarr.export.graph.topology import Topology, topology
+from knarr.export.graph.step_synapses import delay_steps, ints
+from knarr.export.graph.topology import Edge, Topology, topology
+from knarr.hw_sim.arrays import Float64, Int32
+from knarr.hw_sim.network import DECAY_UNITY, MAX_DELAY
+
+DENSE = (nir.Linear, nir.Affine)
+CONVS = (nir.Conv1d, nir.Conv2d)
+SPIKING = (nir.LIF, nir.CubaLIF, nir.IF)
+READOUTS = (nir.LI, nir.CubaLI, nir.I)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatNeuron:
+    """The neurons of a layer in the normal form.
+
+    Args:
+        name: name of the node.
+        gain: per feature (or one for all): v per unit of synaptic input.
+        i_decay, v_decay: registers, in 4096ths per step.
+        i_share, v_share: dt/tau_syn and dt/tau_mem, from which the registers were rounded; None
+            where there is no such state.
+        fires: False for a readout.
+        bias: per feature: added to v at every step.
+        filtered: input passes a synaptic current of more than one step, a bias on the chip does
+            not.
+        volts: volts of one unit of v, None where they differ between neurons.
+        rest: volts at which a readout rests, which the chip calls 0.
+        rewrites: what was changed exactly, a line each.
+        approximations: what was changed to something near, a line each.
+        rounded: what a register rounds, a line each.
+    """
+
+    name: str
+    gain: Float64
+    i_decay: int
+    v_decay: int
+    i_share: float | None
+    v_share: float | None
+    fires: bool
+    bias: Float64
+    filtered: bool
+    volts: float | None
+    rest: float = 0.0
+    rewrites: tuple[str, ...] = ()
+    approximations: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The geometry of a convolution: (height, width) each, and the (C, H, W) that it receives."""
+
+    input_shape: tuple[int, int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
+class FloatLayer:
+    """A synapse and its neurons.
+
+    Args:
+        name: name of the synapse's node.
+        neuron: the neurons that it feeds.
+        weight: (out, in), or (out, in / groups, height, width) of a convolution; the neurons' gain
+            is in it.
+        bias: (out,) per output or channel.
+        recurrent: (out, out) from the layer's own spikes of the step before, or None.
+        delay: (out, in) whole steps, or None.
+        geometry: geometry of a convolution, None for a dense layer.
+    """
+
+    name: str
+    neuron: FloatNeuron
+    weight: Float64
+    bias: Float64
+    recurrent: Float64 | None = None
+    delay: Int32 | None = None
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True)
@@ -37,8 +118,18 @@ class Chain:
     input_shape: Shape
 
 
+def chip_shape(shape: Shape) -> Shape:
+    """Return a shape as the chip has it: signals (channels, length) are images one pixel high."""
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+
+
 def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
-    """Layers of a folded graph.
+    """Read the layers of a folded graph.
+
+    Args:
+        graph: a graph whose pooling and scales are folded into its synapses.
+        dt_s: time step, seconds.
+        approximate: map what has no exact form as nearly as the chip can, and say so.
 
     Raises:
         ExportError: the graph has no meaning.
@@ -50,9 +141,10 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
     loops = _loops(nodes, edges, order)
     row = _row(nodes, edges, order, leaving, {source for source, _ in loops.values()})
     layers: list[FloatLayer] = []
-    before: Steps | None = None
+    # What was met since the last neuron: delays, a synapse, and delays behind it.
+    before: Int32 | None = None
     synapse: str | None = None
-    after: Steps | None = None
+    after: Int32 | None = None
     for name in row[1:-1]:
         node = nodes[name]
         if isinstance(node, nir.Flatten) and synapse is None:
@@ -69,83 +161,370 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
                 after = steps if after is None else after + steps
         elif isinstance(node, (*DENSE, *CONVS)) and synapse is None:
             synapse = name
-        elif isinstance(node, CHIP_NEURONS):
+        elif isinstance(node, (*SPIKING, *READOUTS)):
             if layers and not layers[-1].neuron.fires:
                 raise DeployError(
-                    f"node '{layers[-1].neuron.name}': never fires, so nothing after it would hear it; only the last may"
+                    f"node '{layers[-1].neuron.name}': never fires, so nothing after it would hear "
+                    "it; only the last may"
                 )
             neuron = normalise(name, node, dt_s, approximate=approximate)
-            source = nodes[synapse] if synapse is not None else identity(entering[name])
-            shape = entering[synapse] if synapse is not None else entering[name]
-            layer = float_layer(
+            shape = entering[synapse or name]
+            source = nodes[synapse] if synapse is not None else _identity(shape)
+            layer = _float_layer(
                 synapse or f"{name}_identity", source, shape, leaving[name], neuron, approximate
             )
-            layer = delayed(layer, before, after)
+            layer = _delayed(layer, before, after)
             if name in loops:
-                layer = recurrent(layer, *loops[name], approximate=approximate)
+                layer = _recurrent(layer, *loops[name], approximate)
             layers.append(layer)
             before = synapse = after = None
         else:
             raise DeployError(
-                f"node '{name}': {type(node).__name__} cannot stand here; a chip layer is Linear, Affine, Conv1d or Conv2d, then LIF, "
-                "CubaLIF, LI, CubaLI, IF or I; pooling, Scale, Flatten and Delay between layers"
+                f"node '{name}': {type(node).__name__} cannot stand here; a chip layer is Linear, "
+                "Affine, Conv1d or Conv2d, then LIF, CubaLIF, LI, CubaLI, IF or I; pooling, Scale, "
+                "Flatten and Delay between layers"
             )
     if synapse is not None:
         raise DeployError(
-            f"node '{synapse}': no neuron follows it; a chip layer is a synapse and its neurons, end with LI or a spiking neuron"
+            f"node '{synapse}': no neuron follows it; a chip layer is a synapse and its neurons, "
+            "end with LI or a spiking neuron"
         )
     if not layers or before is not None:
         raise DeployError(
-            "graph: ends without a neuron behind its last node, or holds none; end with a synapse and neurons"
+            "graph: ends without a neuron behind its last node, or holds none; end with a synapse "
+            "and neurons"
         )
     return Chain(tuple(layers), leaving[order.input])
 
 
 def _row(
     nodes: dict[str, Any],
-    edges: list[tuple[str, str]],
+    edges: list[Edge],
     order: Topology,
     leaving: dict[str, Shape],
     back: set[str],
 ) -> list[str]:
-    """Nodes from Input to Output, edge by edge, without those that close loops."""
-    after: dict[str, list[str]] = {name: [] for name in nodes if name not in back}
-    before = {name: 0 for name in after}
+    """Return the nodes from Input to Output, edge by edge, without those that close loops."""
+    targets: dict[str, list[str]] = {name: [] for name in nodes if name not in back}
+    sources = dict.fromkeys(targets, 0)
     for source, target in edges:
         if source not in back and target not in back and source != target:
-            after[source].append(target)
-            before[target] += 1
-    for name, targets in after.items():
-        ends = isinstance(nodes[name], nir.Input), isinstance(nodes[name], nir.Output)
-        if (before[name], len(targets)) != (not ends[0], not ends[1]):
+            targets[source].append(target)
+            sources[target] += 1
+    for name, following in targets.items():
+        node = nodes[name]
+        expected = (not isinstance(node, nir.Input), not isinstance(node, nir.Output))
+        if (sources[name], len(following)) != expected:
             raise DeployError(
-                f"node '{name}': {before[name]} edges in, {len(targets)} out; only plain chains are lowered, netx adds no branches"
+                f"node '{name}': {sources[name]} edges in, {len(following)} out; only plain chains "
+                "are lowered, netx adds no branches"
             )
         if len(leaving[name]) not in (1, 2, 3):
             raise DeployError(
-                f"node '{name}': shape {leaving[name]}; a chip layer has (features,), (channels, length) or (C, H, W), flatten it"
+                f"node '{name}': shape {leaving[name]}; a chip layer has (features,), (channels, "
+                "length) or (C, H, W), flatten it"
             )
     row = [order.input]
-    while after[row[-1]]:
-        row += after[row[-1]]
+    while targets[row[-1]]:
+        row += targets[row[-1]]
     return row
 
 
-def _loops(
-    nodes: dict[str, Any], edges: list[tuple[str, str]], order: Topology
-) -> dict[str, tuple[str, Any]]:
-    """Neuron -> name and node through which it hears itself; no name and None for a bare edge."""
+def _loops(nodes: dict[str, Any], edges: list[Edge], order: Topology) -> dict[str, tuple[str, Any]]:
+    """Map a neuron to the name and node through which it hears itself.
+
+    A bare edge has no name and None for a node.
+    """
     found: dict[str, tuple[str, Any]] = {}
     for target, sources in order.looping.items():
         for source in sources:
             bare = source == target
             plain = isinstance(nodes[source], DENSE) and order.sources[source] == (target,)
-            alone = [t for s, t in edges if s == source] == [target] or bare
-            spiking = isinstance(nodes[target], (nir.LIF, nir.CubaLIF, nir.IF))
-            if not ((bare or plain) and alone and spiking and len(sources) == 1):
+            # Whatever else hears the synapse of a loop would hear it in the same step.
+            alone = bare or [end for start, end in edges if start == source] == [target]
+            single = isinstance(nodes[target], SPIKING) and len(sources) == 1
+            if not ((bare or plain) and alone and single):
                 raise DeployError(
-                    f"node '{source}': closes a loop into '{target}' that a chip layer does not have; let one LIF, CubaLIF or IF "
-                    "hear itself through one Linear or Affine"
+                    f"node '{source}': closes a loop into '{target}' that a chip layer does not "
+                    "have; let one LIF, CubaLIF or IF hear itself through one Linear or Affine"
                 )
-            found[target] = ("" if bare else source, None if bare else nodes[source])
+            found[target] = ("", None) if bare else (source, nodes[source])
     return found
+
+
+# --- neurons
+
+
+def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatNeuron:
+    """Put a neuron node into the normal form.
+
+    Args:
+        name: name of the node, for messages.
+        node: LIF, CubaLIF, LI, CubaLI, IF or I.
+        dt_s: time step, seconds.
+        approximate: round what the chip has no exact form of, and say so, instead of refusing it.
+
+    Raises:
+        DeployError: a parameter that the chip cannot hold; names node, reason and cure.
+    """
+    rewrites: list[str] = []
+    rounded: list[str] = []
+    approximations: list[str] = []
+    near = approximations if approximate else None
+    integrates = isinstance(node, (nir.IF, nir.I))
+    filtered = isinstance(node, (nir.CubaLIF, nir.CubaLI))
+    v_share = None if integrates else dt_s / _field(name, node, "tau_mem" if filtered else "tau")
+    i_share = dt_s / _field(name, node, "tau_syn") if filtered else None
+    # Without a leak nothing is forgotten, without a synaptic current everything is.
+    v_decay, i_decay = 0, DECAY_UNITY
+    gain_per_r: Float64 | float = dt_s
+    if v_share is not None:
+        v_decay = _register(name, "voltage", v_share, 0, near)
+        gain_per_r = v_share
+    if i_share is not None:
+        i_decay = _register(name, "current", i_share, 1, near)
+    gain = _field(name, node, "r") * gain_per_r
+    if i_share is not None:
+        gain = gain * _field(name, node, "w_in") * i_share
+    leak = np.zeros(1) if integrates else _field(name, node, "v_leak")
+    if v_decay == DECAY_UNITY:
+        v_decay -= 1
+        rounded.append(
+            f"'{name}': forgets within a step; keeps 1/4096 of v, the shortest memory in hardware"
+        )
+    fires = hasattr(node, "v_threshold")
+    height, bias, rest = np.ones(1), np.zeros(1), 0.0
+    if fires:
+        reset = _field(name, node, "v_reset")
+        height = _field(name, node, "v_threshold") - reset
+        if (height <= 0).any():
+            raise DeployError(
+                f"node '{name}': v_threshold lies {height.min():g} above v_reset; a neuron needs "
+                "it above the voltage it resets to"
+            )
+        if reset.any():
+            rewrites.append(f"'{name}': voltages moved by v_reset, {_span(reset)} V")
+        if not integrates:
+            leak = leak - reset
+        if leak.any():
+            _start_at_reset(name, leak, near)
+        # An integrator has no leak, so its bias is 0 whatever it would be a share of.
+        bias = (0.0 if v_share is None else v_share) * leak / height
+    elif leak.any():
+        # A readout that starts at v_leak and rests there: the same voltages, moved by a constant.
+        if np.ptp(leak):
+            raise DeployError(
+                f"node '{name}': v_leak differs between readouts, {_span(leak)} V, and the chip's "
+                "all start at 0; use one v_leak"
+            )
+        rewrites.append(f"'{name}': voltages read {_span(leak)} V lower, all of them")
+        rest = float(leak.flat[0])
+    if np.ptp(height) or np.ptp(gain):
+        rewrites.append(
+            f"'{name}': its own thresholds and gains multiplied into the rows of weights"
+        )
+    return FloatNeuron(
+        name=name,
+        gain=gain / height,
+        i_decay=i_decay,
+        v_decay=v_decay,
+        i_share=None if i_share is None else float(np.mean(i_share)),
+        v_share=None if v_share is None else float(np.mean(v_share)),
+        fires=fires,
+        bias=bias,
+        filtered=i_decay < DECAY_UNITY,
+        volts=None if np.ptp(height) else float(height.flat[0]),
+        rest=rest,
+        rewrites=tuple(rewrites),
+        rounded=tuple(rounded),
+        approximations=tuple(approximations),
+    )
+
+
+def _field(name: str, node: Any, field: str) -> Float64:
+    array = np.atleast_1d(np.asarray(getattr(node, field), dtype=np.float64))
+    if not np.isfinite(array).all():
+        raise DeployError(
+            f"node '{name}': {field} holds something else than finite numbers; repair it"
+        )
+    if field.startswith("tau") and (array <= 0).any():
+        raise DeployError(
+            f"node '{name}': {field} is {array.min():g} s; a time constant is above 0"
+        )
+    return array
+
+
+def _register(name: str, which: str, share: Float64, low: int, near: list[str] | None) -> int:
+    """Return the decay register of all neurons.
+
+    Where they need several, it is the mean of them and noted in `near`, or refused without `near`.
+    """
+    registers = np.rint(DECAY_UNITY * share).astype(np.int64)
+    least, most = int(registers.min()), int(registers.max())
+    if least < low or most > DECAY_UNITY:
+        raise DeployError(
+            f"node '{name}': {which} decay register {least}..{most}, allowed {low}..{DECAY_UNITY}; "
+            f"time constants of {1 / share.max():.3g}..{1 / share.min():.3g} steps do not fit, "
+            "change tau or dt"
+        )
+    if least == most:
+        return least
+    needs = f"node '{name}': {which} decays differ between neurons, registers {least}..{most}"
+    if near is None:
+        raise DeployError(
+            f"{needs}; a layer of a .net file has one, use one tau or allow approximation"
+        )
+    middle = round(float(registers.mean()))
+    near.append(f"{needs}: all take {middle}")
+    return middle
+
+
+def _start_at_reset(name: str, leak: Float64, near: list[str] | None) -> None:
+    text = f"node '{name}': rests at v_leak, {_span(leak)} V above v_reset, and starts there"
+    if near is None:
+        raise DeployError(
+            f"{text}; the chip starts at v_reset, set both equal or allow approximation"
+        )
+    near.append(f"{text}: the chip starts at v_reset and climbs by a bias")
+
+
+def _span(values: Float64) -> str:
+    return f"{values.min():g}..{values.max():g}" if np.ptp(values) else f"{values.min():g}"
+
+
+# --- synapses
+
+
+def _identity(shape: Shape) -> Any:
+    """Return the synapse that hands every feature to the neuron of the same place."""
+    if len(shape) == 1:
+        return nir.Linear(np.eye(shape[0]))
+    # One kernel per channel, of a single weight of 1.
+    channels, axes = shape[0], len(shape) - 1
+    weight, bias = np.ones((channels, 1, *[1] * axes)), np.zeros(channels)
+    if axes == 1:
+        return nir.Conv1d(shape[1], weight, 1, 0, 1, channels, bias)
+    one = np.ones(2, dtype=np.int64)
+    return nir.Conv2d(shape[1:], weight, one, 0 * one, one, channels, bias)
+
+
+def _float_layer(
+    name: str, node: Any, shape: Shape, out: Shape, neuron: FloatNeuron, approximate: bool
+) -> FloatLayer:
+    weight, bias = _values(name, node)
+    gain = _rows(neuron.name, "gain or threshold", neuron.gain, out)
+    rest = _rows(neuron.name, "v_leak", neuron.bias, out)
+    bias, neuron = _unfiltered_bias(name, neuron, bias, approximate)
+    # Neurons with thresholds or gains of their own get them as a factor of their row of weights.
+    weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+    geometry = None
+    if isinstance(node, CONVS):
+        if isinstance(node, nir.Conv1d):
+            weight = weight[:, :, None, :]
+        channels, height, width = chip_shape(shape)
+        geometry = Geometry(
+            (channels, height, width),
+            _pair(node, "stride", 1),
+            _pair(node, "padding", 0),
+            _pair(node, "dilation", 1),
+            int(node.groups),
+        )
+    return FloatLayer(name, neuron, weight, gain * bias + rest, geometry=geometry)
+
+
+def _pair(node: Any, field: str, one_pixel: int) -> tuple[int, int]:
+    """Return (height, width) of a step; `one_pixel` along the height that a signal does not have."""
+    if isinstance(node, nir.Conv1d):
+        (width,) = ints(getattr(node, field), 1)
+        return one_pixel, width
+    height, width = ints(getattr(node, field))
+    return height, width
+
+
+def _values(name: str, node: Any) -> tuple[Float64, Float64]:
+    """Return weights and bias of a synapse's node, 0 where it has no bias."""
+    weight = np.asarray(node.weight, dtype=np.float64)
+    bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), dtype=np.float64).reshape(-1)
+    if not np.isfinite(weight).all() or not np.isfinite(bias).all():
+        raise DeployError(f"node '{name}': holds weights or a bias that are not finite; repair it")
+    return weight, bias
+
+
+def _rows(name: str, what: str, values: Float64, out: Shape) -> Float64:
+    """Return one value per output or channel of the values of all neurons."""
+    if values.size == 1:
+        values = values.reshape(-1)
+    rows = np.broadcast_to(values, out).reshape(out[0], -1)
+    if (rows != rows[:, :1]).any():
+        raise DeployError(
+            f"node '{name}': {what} differs inside a channel, whose neurons share one kernel; use "
+            "one value per channel"
+        )
+    return rows[:, 0].copy()
+
+
+def _unfiltered_bias(
+    name: str, neuron: FloatNeuron, bias: Float64, approximate: bool
+) -> tuple[Float64, FloatNeuron]:
+    """Return a synapse's bias as the chip adds it, to the voltage, and its neuron with a note.
+
+    Behind a synaptic current the bias of the graph climbs to its end value bias / i_share; the
+    chip's has that value from the first step.
+    """
+    if not neuron.filtered or not bias.any():
+        return bias, neuron
+    text = (
+        f"node '{name}': its bias passes the synaptic filter of '{neuron.name}', the chip's bias "
+        "does not"
+    )
+    if not approximate:
+        raise DeployError(f"{text}; train without bias, use LIF neurons, or allow approximation")
+    assert neuron.i_share is not None  # a filtered neuron has a synaptic current
+    near = (*neuron.approximations, f"{text}: it acts in full from the first step")
+    return bias / neuron.i_share, replace(neuron, approximations=near)
+
+
+def _delayed(layer: FloatLayer, before: Int32 | None, after: Int32 | None) -> FloatLayer:
+    """Return a layer whose synapses hold the delays before and behind it, in steps per feature."""
+    inputs = 0 if before is None else before.reshape(1, -1)
+    outputs = 0 if after is None else after.reshape(-1, 1)
+    if not np.any(inputs) and not np.any(outputs):
+        return layer
+    if layer.geometry is not None:
+        raise DeployError(
+            f"node '{layer.name}': netx ignores delays at a convolution; put them before or behind "
+            "a Linear"
+        )
+    if np.any(outputs) and layer.bias.any():
+        raise DeployError(
+            f"node '{layer.name}': its bias is delayed and the chip's is not; put the delay before "
+            "it"
+        )
+    steps = np.zeros(layer.weight.shape, dtype=np.int32) + inputs + outputs
+    if steps.max() > MAX_DELAY:
+        raise DeployError(
+            f"node '{layer.name}': delays up to {steps.max()} steps, netx has 0..{MAX_DELAY}; use "
+            "a longer dt or shorter delays"
+        )
+    return replace(layer, delay=steps)
+
+
+def _recurrent(layer: FloatLayer, source: str, node: Any, approximate: bool) -> FloatLayer:
+    """Return a layer that hears itself through a node, or directly where that is None."""
+    name = source or layer.neuron.name
+    if layer.geometry is not None:
+        raise DeployError(
+            f"node '{layer.neuron.name}': hears itself behind a convolution; netx has loops in "
+            "dense layers alone"
+        )
+    if layer.delay is not None:
+        raise DeployError(
+            f"node '{layer.name}': delays in a layer with a loop, which netx drops; remove them"
+        )
+    outputs = (len(layer.weight),)
+    weight, bias = _values(name, _identity(outputs) if node is None else node)
+    gain = _rows(layer.neuron.name, "gain", layer.neuron.gain, outputs)
+    bias, neuron = _unfiltered_bias(name, layer.neuron, bias, approximate)
+    return replace(
+        layer, neuron=neuron, recurrent=weight * gain.reshape(-1, 1), bias=layer.bias + gain * bias
+    )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
 from knarr.deploy.lava.run import run_on_lava
-from knarr.deploy.lowering.synapse import chip_shape
+from knarr.deploy.lowering.chain import chip_shape
 from knarr.deploy.netx.files import read_net
 from knarr.deploy.verification.compare import Array, ChipView, Comparisons, FloatView
 from knarr.deploy.verification.result import Verification
