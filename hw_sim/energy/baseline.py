@@ -1,15 +1,15 @@
-"""Datasheet floors: what a dense network cannot cost less than on a device, if every unit were busy all the time.
+"""`baseline`: what a non-spiking network costs here, measured where that can be done; floors and reasons where not.
+
+A floor is what a dense network cannot cost less than on a device, by its datasheet, if every unit were busy all the time:
 
     floor_j = MAC_dense_padded * 2 * TDP / peak        (1 MAC = 2 operations)
 
 It is a bound and never a consumption: small batches cost far more. `measure_gpu` gives the latter.
-
-`baseline`: what a non-spiking network costs here, measured where that can be done; floors and reasons where not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.counting.onnx.count import count_onnx
 from knarr.hw_sim.energy.measure.cpu import CpuMeasurement, measure_cpu
 from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
-from knarr.hw_sim.energy.measure.protocol import MeasureError, MeasurementPlan
+from knarr.hw_sim.energy.measure.protocol import MeasureError, Measurement, MeasurementPlan
 from knarr.hw_sim.energy.measure.workload import batches, check_inputs, read_source
 from knarr.hw_sim.energy.prices import Grade, PriceError, PriceRecord, load_profile
 from knarr.hw_sim.errors import CountError
@@ -52,75 +52,72 @@ class Floor:
     label: str = LABEL
 
     def to_json(self) -> dict[str, object]:
-        """Plain dict for json.dump, with the same names."""
+        """Return a plain dict for json.dump, with the same names."""
         return asdict(self)
 
 
-def gpu_floor_rows() -> tuple[tuple[str, str], ...]:
-    """Every (device, precision) that has a floor, as the profile lists them."""
-    return tuple((device, precision) for device, precision, _ in _records())
-
-
 def gpu_floor(counts: OperationCounts, device: str, precision: str) -> Floor:
-    """Floor of one inference: 2 TDP / peak times the dense padded multiplications.
+    """Compute the floor of one inference: 2 TDP / peak times the dense padded multiplications.
 
     Args:
         counts: of `count_onnx` (of `count` for a spiking network that is run densely, all its steps).
-        device: a device of `gpu_floor_rows()`, or a part of its name that only one has, such as "h200".
+        device: a device of the profile `gpu_floor`, or a part of its name that only one has, such as "h200".
         precision: one that the device has, such as "fp32"; TF32 has no row, fp32 does not bound it.
 
     Raises:
         PriceError: unknown device or precision; says which there are.
         CountError: the counts have no total.
     """
-    devices = dict.fromkeys(name for name, _, _ in _records())
-    found = [name for name in devices if name == device] or [
-        name for name in devices if f"_{device}_" in f"_{name}_"
-    ]
+    records = _records()
+    devices = dict.fromkeys(name for name, _ in records)
+    # A whole name wins over parts of others; parts end at underscores.
+    found = [device] if device in devices else [n for n in devices if f"_{device}_" in f"_{n}_"]
     if len(found) != 1:
         problem = "does not exist" if not found else f"may be any of {', '.join(found)}"
         raise PriceError(f"device: '{device}' {problem}; choose one of {', '.join(devices)}")
-    records = {of: record for name, of, record in _records() if name == found[0]}
-    if precision not in records:
+    record = records.get((found[0], precision))
+    if record is None:
+        known = [of for name, of in records if name == found[0]]
         raise PriceError(
-            f"precision: '{precision}' of device '{found[0]}' does not exist; choose one of {', '.join(records)}"
+            f"precision: '{precision}' of device '{found[0]}' does not exist; choose one of {', '.join(known)}"
         )
-    return _floor(counts, found[0], precision, records[precision])
+    return _floor(counts, found[0], precision, record)
 
 
 def gpu_floors(counts: OperationCounts) -> tuple[Floor, ...]:
-    """The floors of every device and precision of the profile.
+    """Compute the floors of every device and precision of the profile.
 
     Raises:
         CountError: the counts have no total.
     """
-    return tuple(
-        _floor(counts, device, precision, record) for device, precision, record in _records()
-    )
+    return tuple(_floor(counts, *names, record) for names, record in _records().items())
 
 
 def _floor(counts: OperationCounts, device: str, precision: str, record: PriceRecord) -> Floor:
     assert record.nominal is not None  # the test of the profile holds it to 2 TDP / peak
-    macs = counts.total.dense_padded
+    macs = float(counts.total.dense_padded)
     return Floor(
         device=device,
         precision=precision,
         pj_per_mac=record.nominal,
-        macs_dense_padded=float(macs),
-        floor_j=float(macs) * record.nominal * 1e-12,
+        macs_dense_padded=macs,
+        floor_j=macs * record.nominal * 1e-12,
         grade=record.grade,
         source=f"{record.source}: {record.note.partition(';')[0]}",
     )
 
 
-def _records() -> Iterator[tuple[str, str, PriceRecord]]:
-    """Device, precision and price; an id of the profile is `device_precision`."""
+def _records() -> dict[tuple[str, str], PriceRecord]:
+    """Return device and precision -> price; an id of the profile is `device_precision`."""
+    records = {}
     for record in load_profile(PROFILE).prices:
+        # Names of devices may have underscores of their own.
         device, _, precision = record.id.rpartition("_")
-        yield device, precision, record
+        records[device, precision] = record
+    return records
 
 
-Measurement = TypeVar("Measurement", GpuMeasurement, CpuMeasurement)
+Kind = TypeVar("Kind", bound=Measurement)
 NOTHING_TO_RUN = "no inputs were given, nothing was run"
 
 
@@ -129,7 +126,8 @@ class Baseline:
     """Floors and measurements of one ONNX file; what is None has a reason.
 
     Args:
-        file: its name; sha256: of it.
+        file: its name.
+        sha256: of the file.
         floors: of every device and precision in the profile `gpu_floor`: bounds, never consumption.
         gpu, cpu: measured here.
         floors_refused, gpu_refused, cpu_refused: why there is none, "" where there is one.
@@ -145,7 +143,7 @@ class Baseline:
     cpu_refused: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """Plain dict for json.dump, units in the names."""
+        """Return a plain dict for json.dump, units in the names."""
         return {
             **vars(self),
             "floors": [floor.to_json() for floor in self.floors],
@@ -167,12 +165,12 @@ def baseline(
     on_gpu: Callable[..., GpuMeasurement] = measure_gpu,
     on_cpu: Callable[..., CpuMeasurement] = measure_cpu,
 ) -> Baseline:
-    """Floors of a file, and its energy on this machine's GPU and CPU where they can be measured.
+    """Compute floors of a file, and measure its energy on this machine's GPU and CPU where they can be measured.
 
     Args:
         path: ONNX file, static shapes beyond the batch.
         inputs: (samples, *shape) of the file's type; None measures nothing.
-        device, window_s, repeats, large_batch, tf32: of `measure_gpu`; those that `measure_cpu` has go there too.
+        device, window_s, repeats, large_batch, tf32: as `measure_gpu` takes them; those that `measure_cpu` has go there too.
         counts: of `count_onnx`; counted here, with the inputs, where None.
         on_gpu, on_cpu: in place of those two.
 
@@ -185,6 +183,7 @@ def baseline(
         FileNotFoundError: no such file.
     """
     plan = MeasurementPlan(window_s=window_s, repeats=repeats)
+    # What no machine could measure is an error, before anything is counted or run.
     source = read_source(path)
     batches(source, large_batch)
     if inputs is not None:
@@ -213,7 +212,7 @@ def baseline(
     )
 
 
-def _tried(measure: Callable[[], Measurement]) -> tuple[Measurement | None, str]:
+def _tried(measure: Callable[[], Kind]) -> tuple[Kind | None, str]:
     try:
         return measure(), ""
     except MeasureError as error:

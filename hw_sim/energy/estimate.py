@@ -1,6 +1,6 @@
-"""`price`: energy of one inference, with interval, terms and one line of provenance.
+"""`price`: energy of one inference, with interval, terms and one line of provenance; and ratios of two such energies.
 
-Two energies beside each other: ratios that hold, and a flag where the ranking does not.
+`ratio` refuses what cannot be compared, `compare_models` flags where the ranking of two networks does not hold.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy import models
-from knarr.hw_sim.energy.models import MODELS, ZERO, Interval, Options, total
+from knarr.hw_sim.energy.models import MODELS, ZERO, Interval, Options
 from knarr.hw_sim.energy.prices import GRADES, PriceError, Profile, load_profile
 
 
@@ -57,14 +57,12 @@ class EnergyEstimate:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def to_json(self) -> dict[str, object]:
-        """Plain dict for json.dump, with the same names."""
-        terms = {name: interval.to_json() for name, interval in self.terms.items()}
-        layer_terms = {name: dict(parts) for name, parts in self.layer_terms.items()}
+        """Return a plain dict for json.dump, with the same names."""
         return {
             **vars(self),
             "layers_pj": dict(self.layers_pj),
-            "terms": terms,
-            "layer_terms": layer_terms,
+            "terms": {name: interval.to_json() for name, interval in self.terms.items()},
+            "layer_terms": {name: dict(parts) for name, parts in self.layer_terms.items()},
             "notes": list(self.notes),
             "options": dict(self.options),
         }
@@ -78,7 +76,7 @@ def price(
     options: Options | None = None,
     allow_partial: bool = False,
 ) -> EnergyEstimate:
-    """Energy of one inference.
+    """Price one inference.
 
     Args:
         counts: of `count` or `count_onnx`; an ANN is priced on `mac` = dense valid multiplications.
@@ -109,10 +107,13 @@ def price(
         for row in counts.refused
     ]
     if model == "chip":
-        static, note = _static(prices, told)
-        notes += [note] if static is None else []
-        if static is not None:
-            terms["static"] = static
+        if not models.has(prices, "static"):
+            notes.append(f"static power NOT included: profile '{prices.name}' has none")
+        elif told.latency_s is None:
+            notes.append("static power NOT included: no latency given")
+        else:
+            # Watts times seconds, in picojoules.
+            terms["static"] = models.price_of(prices, "static").times(told.latency_s * 1e12)
         if prices.scope == "all-in":
             notes.append(
                 f"profile '{prices.name}' is all-in: updates, spikes and hops are in its synapses"
@@ -122,19 +123,21 @@ def price(
         notes.append("I/O and messages between host and chip NOT included")
     if model == "memory":
         notes.append(f"memory in words of {told.bits(prices)} bits")
-    whole = total(list(terms.values()))
+    whole = sum(terms.values(), ZERO)
     looked_up = models.used_terms(model, terms)
     used = [prices.record(term) for term in looked_up if models.has(prices, term)]
     if told.on_chip_bytes is None:
+        # Nothing was off the chip.
         used = [record for record in used if record.term != "dram"]
     worst = max((record.grade for record in used), key=GRADES.index)
+    ids = ", ".join(record.id for record in used)
     sources = "; ".join(dict.fromkeys(record.source for record in used))
     return EnergyEstimate(
         lo_pj=whole.lo,
         nominal_pj=whole.nominal,
         hi_pj=None if counts.refused else whole.hi,  # nobody knows what the rest would add
-        layers_pj={name: total(list(parts.values())).nominal for name, parts in layers.items()},
-        provenance=f"prices {', '.join(record.id for record in used)} ({sources}); worst grade {worst}",
+        layers_pj={name: sum(parts.values(), ZERO).nominal for name, parts in layers.items()},
+        provenance=f"prices {ids} ({sources}); worst grade {worst}",
         model=model,
         profile=prices.name,
         kind=counts.kind,
@@ -182,18 +185,8 @@ def _layer(
     return models.memory(layer, counts.sizes[name], prices, options, counts.kind)
 
 
-def _static(prices: Profile, options: Options) -> tuple[Interval | None, str]:
-    if not models.has(prices, "static"):
-        return None, f"static power NOT included: profile '{prices.name}' has none"
-    if options.latency_s is None:
-        return None, "static power NOT included: no latency given"
-    record = prices.record("static")
-    watts: Any = Interval(record.lo, record.nominal or 0.0, record.hi)
-    return watts.times(options.latency_s * 1e12), ""
-
-
 def ratio(snn: EnergyEstimate, ann: EnergyEstimate, *, mix_technologies: bool = False) -> float:
-    """E_snn / E_ann, nominal; below 1 the spiking network is cheaper.
+    """Return E_snn / E_ann, nominal; below 1 the spiking network is cheaper.
 
     Args:
         snn, ann: one inference each.
@@ -206,6 +199,7 @@ def ratio(snn: EnergyEstimate, ann: EnergyEstimate, *, mix_technologies: bool = 
         raise PriceError(f"ratio: of '{snn.kind}' to '{ann.kind}', needs 'snn' to 'ann'")
     for name in ("model", "node_nm", "precision", "scope"):
         left, right = getattr(snn, name), getattr(ann, name)
+        # Two profiles of unknown node may be of different ones.
         unknown = name == "node_nm" and left is None and snn.profile != ann.profile
         if (left != right or unknown) and not mix_technologies:
             raise PriceError(
@@ -223,7 +217,7 @@ def ratio(snn: EnergyEstimate, ann: EnergyEstimate, *, mix_technologies: bool = 
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """What several models say about the same two networks.
+    """Ratios of the same two networks under several models.
 
     Args:
         ratios: model and profile -> (lo, nominal, hi) of E_snn / E_ann; a bound is None where one is unknown.
@@ -239,7 +233,7 @@ class ModelComparison:
 def compare_models(
     pairs: Sequence[tuple[EnergyEstimate, EnergyEstimate]], labels: Sequence[str] | None = None
 ) -> ModelComparison:
-    """Pairs of (SNN, ANN), each priced alike.
+    """Compare pairs of (SNN, ANN), each priced alike.
 
     Args:
         pairs: to compare.
@@ -258,14 +252,16 @@ def compare_models(
     ratios: dict[str, tuple[float | None, float, float | None]] = {}
     for name, (snn, ann) in zip(names, pairs, strict=True):
         nominal = ratio(snn, ann)
+        # The least against the most, and the other way round; an ANN that costs nothing bounds nothing.
         lo = None if snn.lo_pj is None or not ann.hi_pj else snn.lo_pj / ann.hi_pj
         hi = None if snn.hi_pj is None or not ann.lo_pj else snn.hi_pj / ann.lo_pj
         ratios[name] = (lo, nominal, hi)
+    # Models disagree when the intervals of all of them, taken together, lie on both sides of 1.
     known = [bound for corners in ratios.values() for bound in corners if bound is not None]
     flips = min(known) < 1 < max(known)
-    responsible = {
-        name: max(snn.terms, key=lambda term: snn.terms[term].nominal)
-        for name, (snn, _) in zip(names, pairs, strict=True)
-        if flips
-    }
+    responsible: dict[str, str] = {}
+    if flips:
+        for name, (snn, _) in zip(names, pairs, strict=True):
+            costs = {term: interval.nominal for term, interval in snn.terms.items()}
+            responsible[name] = max(costs, key=costs.__getitem__)
     return ModelComparison(ratios, flips, responsible)

@@ -6,6 +6,7 @@ out of the file and is None here, never a guess. Profiles of kind "reference" ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +25,9 @@ Term = Literal[
     "add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m", "dram", "synapse", "synapse_conv", "update_active", "update_inactive",
     "spike_tile", "axon_message", "hop", "static", "inference",
 ]  # fmt: skip
+
+
+ENDING = ".toml"
 
 
 class PriceError(ChipError):
@@ -94,15 +98,12 @@ class Profile(BaseModel):
     def _whole(self) -> Profile:
         ids, terms = [record.id for record in self.prices], [record.term for record in self.prices]
         if len(set(ids)) != len(ids):
-            raise ValueError(
-                f"price ids repeat: {sorted({name for name in ids if ids.count(name) > 1})}"
-            )
+            raise ValueError(f"price ids repeat: {_repeated(ids)}")
+        # Published figures are shown one by one: they need not add up.
         if self.kind == "reference":
             return self
         if len(set(terms)) != len(terms):
-            raise ValueError(
-                f"terms repeat: {sorted({name for name in terms if terms.count(name) > 1})}"
-            )
+            raise ValueError(f"terms repeat: {_repeated(terms)}")
         if self.scope == "mixed":
             raise ValueError(
                 "prices of mixed scope do not add up; split them, or make it a reference"
@@ -115,13 +116,14 @@ class Profile(BaseModel):
         unknown = [record.id for record in self.prices if record.nominal is None]
         if unknown:
             raise ValueError(f"{unknown}: a price that is used needs a nominal value")
+        # lo is the least of a record, and None where nobody published it.
         bounds = [bound for record in self.prices for bound in (record.lo, record.nominal)]
-        if any(bound is not None and not bound >= 0 for bound in bounds):
-            raise ValueError("a price below 0 would make work pay")
+        if any(bound is not None and bound < 0 for bound in bounds):
+            raise ValueError("prices below 0: no operation gives energy back; correct them")
         return self
 
     def record(self, term: str) -> PriceRecord:
-        """The price of a term.
+        """Return the price of a term.
 
         Raises:
             PriceError: the profile has none, or prices nothing.
@@ -138,32 +140,30 @@ class Profile(BaseModel):
         )
 
 
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
+
+
 @cache
 def profiles() -> tuple[str, ...]:
-    """Names of the package's profiles."""
-    folder = files("knarr.hw_sim.energy").joinpath("profiles")
-    return tuple(
-        sorted(
-            path.name.removesuffix(".toml")
-            for path in folder.iterdir()
-            if path.name.endswith(".toml")
-        )
-    )
+    """Name the package's profiles."""
+    names = [path.name for path in files("knarr.hw_sim.energy").joinpath("profiles").iterdir()]
+    return tuple(sorted(name[: -len(ENDING)] for name in names if name.endswith(ENDING)))
 
 
 @cache
 def usable() -> tuple[str, ...]:
-    """Those that price something."""
+    """Name those that price something."""
     return tuple(name for name in profiles() if load_profile(name).kind != "reference")
 
 
 def load_profile(name: str | Path) -> Profile:
-    """One of the package's profiles by its name, or a user's .toml file.
+    """Load one of the package's profiles by its name, or a user's .toml file.
 
     Raises:
         PriceError: neither exists, or the file does not hold a profile; says where and what.
     """
-    if isinstance(name, str) and not name.endswith(".toml"):
+    if isinstance(name, str) and not name.endswith(ENDING):
         if name not in profiles():
             raise PriceError(
                 f"profile: '{name}' does not exist; choose one of {', '.join(profiles())}, or a .toml file"
@@ -171,7 +171,7 @@ def load_profile(name: str | Path) -> Profile:
         return _packaged(name)
     path = Path(name)
     try:
-        # Its name with the ending: no name of ours stands on it.
+        # Named with its ending: no profile of the package has such a name.
         return _parsed(path.read_bytes(), path.name, str(path))
     except OSError as error:
         raise PriceError(f"{path}: cannot be read ({error.strerror})") from error
@@ -179,7 +179,7 @@ def load_profile(name: str | Path) -> Profile:
 
 @cache
 def _packaged(name: str) -> Profile:
-    path = files("knarr.hw_sim.energy").joinpath("profiles").joinpath(f"{name}.toml")
+    path = files("knarr.hw_sim.energy").joinpath("profiles").joinpath(name + ENDING)
     return _parsed(path.read_bytes(), name, name)
 
 
@@ -191,6 +191,7 @@ def _parsed(content: bytes, name: str, where: str) -> Profile:
     try:
         return Profile.model_validate({**values, "name": name})
     except ValidationError as error:
+        # One line of text: a reader mends one place at a time.
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "profile"
         raise PriceError(f"{where}: {place}: {first['msg']}") from error

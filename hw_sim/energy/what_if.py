@@ -1,9 +1,10 @@
-"""What fewer steps or higher thresholds would buy: the network run again with them, counted, priced, and its decisions compared.
+"""What a change of a spiking network would buy, and how much of its activity and its steps it can afford.
 
-Nothing here is extrapolated: every row is a run. Thresholds of all spiking neurons are scaled together, since one factor is
-what a user can try without training; a network trained for it would do better.
+`what_if` runs the network again with fewer steps or other thresholds, counts and prices it, and compares its decisions. Nothing
+is extrapolated: every row is a run. Thresholds of all spiking neurons are scaled together, since one factor is what a user can
+try without training; a network trained for it would do better.
 
-Where a spiking network stops being cheaper than its baseline: how much activity, and how many steps, it can afford.
+`break_even` says where a spiking network stops being cheaper than its baseline.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from math import ceil, log2
+from math import ceil, inf, log2
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ class WhatIf:
     accuracy: float | None
 
     def to_json(self) -> dict[str, object]:
-        """Plain dict for json.dump, with the same names."""
+        """Return a plain dict for json.dump, with the same names."""
         return asdict(self)
 
 
@@ -93,9 +94,7 @@ def what_if(
         PriceError: shares or factors that make no sense, or labels that do not fit.
         CountError, ChipError, knarr.export.ExportError: as of `count`.
     """
-    if not all(0 < share <= 1 for share in shares) or not all(
-        np.isfinite(f) and f > 0 for f in factors
-    ):
+    if not all(0 < share <= 1 for share in shares) or not all(0 < f < inf for f in factors):
         raise PriceError(
             f"trade: shares {tuple(shares)} and factors {tuple(factors)}; needs 0..1 and numbers above 0"
         )
@@ -104,18 +103,18 @@ def what_if(
     if true is not None and true.shape != frames.shape[:1]:
         raise PriceError(f"labels: {true.shape} for {len(frames)} samples; give one class each")
     steps = frames.shape[1]
-    lengths = list(dict.fromkeys([steps, *(max(1, round(share * steps)) for share in shares)]))
-    runs: list[tuple[Literal["timesteps", "threshold"], float]] = [
-        ("timesteps", float(n)) for n in lengths
-    ]
+    # All steps first: rows are compared with the first. Shares of few steps may round to the same.
+    lengths = dict.fromkeys([steps, *(max(1, round(share * steps)) for share in shares)])
+    runs: list[tuple[Literal["timesteps", "threshold"], float]] = []
+    runs += [("timesteps", float(n)) for n in lengths]
     runs += [("threshold", float(factor)) for factor in factors]
     found: list[WhatIf] = []
     before: Array | None = None
     for change, value in runs:
-        part = frames[:, : int(value)] if change == "timesteps" else frames
-        altered = model if change == "timesteps" else with_thresholds(model, value)
-        counts, decided = _run(altered, part, dt_s, readout)
-        total = counts.total
+        if change == "timesteps":
+            counts, decided = _run(model, frames[:, : int(value)], dt_s, readout)
+        else:
+            counts, decided = _run(with_thresholds(model, value), frames, dt_s, readout)
         energy = price(counts, profile, model=energy_model, options=options).nominal_pj
         before = decided if before is None else before
         now = found[0].energy_pj if found else energy
@@ -123,8 +122,8 @@ def what_if(
             WhatIf(
                 change=change,
                 value=value,
-                acc=float(total.acc),
-                mac=float(total.mac),
+                acc=float(counts.total.acc),
+                mac=float(counts.total.mac),
                 energy_pj=energy,
                 relative=energy / now if now else 1.0,
                 agreement=float((decided == before).mean()),
@@ -137,35 +136,34 @@ def what_if(
 
 
 def with_thresholds(model: Any, factor: float) -> Any:
-    """The same network with every threshold times a factor; a chip's are rounded and end at its register.
+    """Return the network with every threshold times a factor; a chip's are rounded and end at its register.
 
     Args:
         model: `ChipNetwork` or nir.NIRGraph.
         factor: above 0.
     """
     if isinstance(model, ChipNetwork):
-        layers = tuple(
-            replace(
-                layer, neuron=replace(layer.neuron, vth_int=_scaled(layer.neuron.vth_int, factor))
-            )
-            for layer in model.layers
-        )
-        return replace(model, layers=layers, lowering={})
-    scaled = copy.copy(model)
-    scaled.nodes = {name: _with_threshold(node, factor) for name, node in model.nodes.items()}
-    return scaled
-
-
-def _scaled(vth_int: int, factor: float) -> int:
-    if vth_int == NON_SPIKING_VTH:
-        return vth_int  # a readout, which has none
-    return min(max(round(vth_int * factor), 0), NON_SPIKING_VTH - 1)
+        layers = []
+        for layer in model.layers:
+            neuron = layer.neuron
+            # A readout has no threshold; and one that fires must not become one.
+            if neuron.spikes:
+                scaled = min(max(round(neuron.vth_int * factor), 0), NON_SPIKING_VTH - 1)
+                neuron = replace(neuron, vth_int=scaled)
+            layers.append(replace(layer, neuron=neuron))
+        # What lowering noted is not true of other thresholds.
+        return replace(model, layers=tuple(layers), lowering={})
+    # Shallow copies: nodes are replaced, never written to.
+    changed = copy.copy(model)
+    changed.nodes = {name: _with_threshold(node, factor) for name, node in model.nodes.items()}
+    return changed
 
 
 def _with_threshold(node: Any, factor: float) -> Any:
     if hasattr(node, "nodes"):
         return with_thresholds(node, factor)
     changed = copy.copy(node)
+    # NIR's spiking nodes have one of the two names.
     for field in ("v_threshold", "threshold"):
         if hasattr(node, field):
             setattr(changed, field, np.asarray(getattr(node, field)) * factor)
@@ -174,11 +172,13 @@ def _with_threshold(node: Any, factor: float) -> Any:
 
 def _run(
     model: Any, inputs: Array, dt_s: float | None, readout: Readout | None
-) -> tuple[Any, Array]:
+) -> tuple[OperationCounts, Array]:
+    """Return counts, and the class decided for each sample."""
     if isinstance(model, ChipNetwork):
         events = check_inputs(model.input, inputs)
         recording = simulate(model, events, record=("output", "spikes"))
         return count_events(model, events, recording), model.readout.decide(recording.output)
+    # Chip networks are priced where nothing of graphs is installed.
     from knarr.export.graph.step import step_nir
 
     counts = count(model, inputs, dt_s=dt_s)
@@ -188,7 +188,7 @@ def _run(
 
 @dataclass(frozen=True)
 class BreakEven:
-    """At which the two energies are equal, under one model.
+    """The point at which two energies are equal, under one model.
 
     Args:
         activity_scale: factor on all binary events; below 1 the network is not competitive at its activity. None where
@@ -223,7 +223,7 @@ class BreakEven:
     quantised_rival_bits: int
 
     def to_json(self) -> dict[str, object]:
-        """Plain dict for json.dump, with the same names."""
+        """Return a plain dict for json.dump, with the same names."""
         return asdict(self)
 
 
@@ -235,7 +235,7 @@ def break_even(
     model: str = "paper",
     options: Options | None = None,
 ) -> BreakEven:
-    """What the spiking network can afford against its baseline.
+    """Compute what the spiking network can afford against its baseline.
 
     Args:
         snn, ann: counted, both with a total.
@@ -251,67 +251,62 @@ def break_even(
     def energy(counts: OperationCounts) -> float:
         return price(counts, profile, model=model, options=options).nominal_pj
 
-    whole, limit = energy(snn), energy(ann)
-    # Every model is linear in counts: what is left without binary events does not depend on activity.
-    silent = energy(_break_even_scaled(snn, events=Fraction(0), steps=Fraction(1)))
-    # And what is left of no steps is a graded frame that only the first one shows.
-    none = energy(_break_even_scaled(snn, events=Fraction(0), steps=Fraction(0)))
-    scale = (limit - silent) / (whole - silent) if whole > silent else None
-    dense = float(snn.total.dense_valid)
-    events = float(snn.total.acc + snn.total.mac)
-    density = float(snn.total.acc) / dense if dense else 0.0
     estimate = price(snn, profile, model=model, options=options)
+    whole, limit = estimate.nominal_pj, energy(ann)
+    # Every model is linear in counts: what is left without binary events does not depend on activity.
+    silent = energy(_without_events(snn, steps=1))
+    # And what is left of no steps is a graded frame that only the first one shows.
+    none = energy(_without_events(snn, steps=0))
+    scale = (limit - silent) / (whole - silent) if whole > silent else None
+    total, timesteps = snn.total, float(snn.timesteps)
+    dense, updates = float(total.dense_valid), float(total.neuron_updates)
+    density = float(total.acc) / dense if dense else 0.0
+    rate = float(total.spikes) / updates if updates else 0.0
+    events = float(total.acc + total.mac)
     layers = estimate.layers_pj
     worst = max(layers, key=lambda name: layers[name])
-    updates = float(snn.total.neuron_updates)
-    rate = float(snn.total.spikes) / updates if updates else 0.0
+    terms = estimate.layer_terms[worst]
     return BreakEven(
         activity_scale=scale,
         density=density,
         density_limit=None if scale is None else max(0.0, scale * density),
         rate=rate,
         rate_limit=None if scale is None else max(0.0, scale * rate),
-        timesteps=float(snn.timesteps),
-        timesteps_limit=float(snn.timesteps) * (limit - none) / (whole - none)
-        if whole > none
-        else None,
-        events_per_synapse=events * float(snn.timesteps) / dense if dense else 0.0,
+        timesteps=timesteps,
+        timesteps_limit=timesteps * (limit - none) / (whole - none) if whole > none else None,
+        events_per_synapse=events * timesteps / dense if dense else 0.0,
         worst_layer=worst,
         worst_share=layers[worst] / whole if whole else 0.0,
-        worst_term=max(
-            estimate.layer_terms[worst], key=lambda term: estimate.layer_terms[worst][term]
-        ),
-        step_pj=(whole - none) / float(snn.timesteps),
+        worst_term=max(terms, key=lambda term: terms[term]),
+        step_pj=(whole - none) / timesteps,
         spike_pj=(whole - silent) / 100,
-        quantised_rival_bits=ceil(log2(float(snn.timesteps) + 1)),
+        quantised_rival_bits=ceil(log2(timesteps + 1)),
     )
 
 
-def _break_even_scaled(
-    counts: OperationCounts, *, events: Fraction, steps: Fraction
-) -> OperationCounts:
-    """Binary events times `events`, everything done at every step times `steps`."""
-    macs = steps if counts.later_macs else Fraction(1)
-
-    def layer(one: LayerCounts) -> LayerCounts:
-        return replace(
+def _without_events(counts: OperationCounts, *, steps: int) -> OperationCounts:
+    """Return counts without binary events, and with everything done at every step times `steps`, 0 or 1."""
+    # Graded frames are what an input shows: they do not follow the activity. Where they come at every step, more
+    # steps show more of them; a first frame alone stays.
+    graded = steps if counts.later_macs else 1
+    none = Fraction(0)
+    layers: Mapping[str, LayerCounts] = {
+        name: replace(
             one,
-            acc=one.acc * events,
-            acc_nonzero=one.acc_nonzero * events,
-            # Graded frames are what an input shows: they do not follow the activity. Where they come at every step, more
-            # steps show more of them; a first frame alone stays.
-            mac=one.mac * macs,
-            mac_nonzero=one.mac_nonzero * macs,
-            spikes=one.spikes * events,
-            events=(one.events - one.graded) * events + one.graded * macs,
-            graded=one.graded * macs,
-            signed=one.signed * events,
-            recurrent_all_pairs=one.recurrent_all_pairs * events,
-            recurrent_no_autapse=one.recurrent_no_autapse * events,
+            acc=none,
+            acc_nonzero=none,
+            mac=one.mac * graded,
+            mac_nonzero=one.mac_nonzero * graded,
+            spikes=none,
+            events=one.graded * graded,
+            graded=one.graded * graded,
+            signed=none,
+            recurrent_all_pairs=none,
+            recurrent_no_autapse=none,
             bias_adds=one.bias_adds * steps,
             neuron_updates=one.neuron_updates * steps,
-            touched_updates=one.touched_updates * min(events, steps),
+            touched_updates=none,
         )
-
-    layers: Mapping[str, LayerCounts] = {name: layer(one) for name, one in counts.layers.items()}
+        for name, one in counts.layers.items()
+    }
     return replace(counts, layers=layers)

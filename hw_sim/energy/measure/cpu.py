@@ -1,9 +1,8 @@
-"""RAPL: the energy counters of Intel (and AMD) processors, as Linux shows them in /sys/class/powercap.
+"""`measure_cpu`: joules per inference of an ONNX file on the processor's packages, memory modules left out.
 
-Only packages are summed. Cores, uncore and the like are parts of a package; `psys` holds the packages; DRAM is counted
-outside of them and left out, as many processors have no counter of it.
-
-`measure_cpu`: joules per inference of an ONNX file on the processor's packages, memory modules left out.
+They come from RAPL, the energy counters of Intel (and AMD) processors, as Linux shows them in /sys/class/powercap. Only packages
+are summed. Cores, uncore and the like are parts of a package; `psys` holds the packages; DRAM is counted outside of them and left
+out, as many processors have no counter of it.
 """
 
 from __future__ import annotations
@@ -16,24 +15,14 @@ from pathlib import Path
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy.measure.protocol import (
-    BatchMeasurement,
     Clock,
-    Macs,
     MeasureError,
+    Measurement,
     MeasurementPlan,
-    SystemClock,
     Workload,
-    macs_of,
-    measure_batch,
-    measurement_json,
+    measure_batches,
 )
-from knarr.hw_sim.energy.measure.workload import (
-    OnnxSource,
-    OnnxWorkload,
-    batches,
-    check_inputs,
-    read_source,
-)
+from knarr.hw_sim.energy.measure.workload import OnnxSource, OnnxWorkload, prepare
 from knarr.hw_sim.energy.prices import Grade
 
 POWERCAP = Path("/sys/class/powercap")
@@ -50,6 +39,7 @@ class RaplMeter:
     """
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
+        # With two colons they are parts of a package, which would count twice.
         zones = [
             zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1
         ]
@@ -65,7 +55,7 @@ class RaplMeter:
         self._total_uj = 0
 
     def energy_j(self) -> float:
-        """Joules of all packages since this meter was made; a counter that wrapped once between two calls is right."""
+        """Return joules of all packages since this meter was made; a counter that wrapped once between two calls is right."""
         now_uj = self._counters_uj()
         for now, last, span in zip(now_uj, self._last_uj, self._range_uj, strict=True):
             self._total_uj += wrapped_difference(now, last, span)
@@ -73,22 +63,27 @@ class RaplMeter:
         return self._total_uj / 1e6
 
     def power_w(self) -> float | None:
-        """None: RAPL has no power. Reads the counters all the same, so that a long window cannot wrap twice unseen."""
+        """Return None, since RAPL has no power."""
+        # Counters wrap after a few minutes of load: read this often, none can wrap twice unseen.
         self.energy_j()
         return None
 
     def conditions(self) -> Mapping[str, float]:
+        """Return nothing: clocks differ between cores and moments."""
         return {}
 
     def check(self) -> None:
-        """Nobody can have a processor to himself: load of others shows as drift of idle power."""
+        """Accept every load: nobody has a processor alone, and load of others shows as drift of idle power."""
 
     def _counters_uj(self) -> list[int]:
         return [_number(zone / "energy_uj") for zone in self._zones]
 
 
 def wrapped_difference(now: int, last: int, span: int) -> int:
-    """Counts from `last` to `now` of a counter that goes from `span` to 0 (the step back itself, at most 61 uJ, is lost)."""
+    """Return counts from `last` to `now` of a counter that goes from `span` to 0.
+
+    The step back itself, at most 61 uJ, is lost.
+    """
     return now - last if now >= last else span - last + now
 
 
@@ -116,35 +111,25 @@ def _read(path: Path) -> str:
         ) from error
 
 
-@dataclass(frozen=True)
-class CpuMeasurement:
-    """What an inference took, per batch size.
+@dataclass(frozen=True, kw_only=True)
+class CpuMeasurement(Measurement):
+    """Energy of an inference on the processor's packages.
 
     Args:
-        batches: batch 1 (latency), then the large one (throughput) where the file can run it.
-        macs: multiplications of one inference, None where nobody gave counts.
         packages: domains that were summed.
         processor: architecture, as Python knows it.
         threads: of onnxruntime, 0 is every core.
-        precision: of the file's weights.
-        sha256: of the file.
-        notes: what to know before the numbers are used.
         grade: "C": RAPL is a model of the vendor's, calibrated on silicon.
     """
 
-    batches: tuple[BatchMeasurement, ...]
-    macs: Macs | None
     packages: tuple[str, ...]
     processor: str
     threads: int
-    precision: str
-    sha256: str
-    notes: tuple[str, ...]
     grade: Grade = "C"
 
     def to_json(self) -> dict[str, object]:
-        """Plain dict for json.dump, units in the names."""
-        return measurement_json(self) | {"packages": list(self.packages)}
+        """Return a plain dict for json.dump, units in the names."""
+        return super().to_json() | {"packages": list(self.packages)}
 
 
 def measure_cpu(
@@ -184,22 +169,20 @@ def measure_cpu(
         FileNotFoundError: no such file.
     """
     plan = plan or MeasurementPlan(window_s=window_s, repeats=repeats)
-    source = read_source(path)
-    check_inputs(source, inputs)
-    sizes, notes = batches(source, large_batch)
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+    source, sizes, notes, macs = prepare(path, inputs, large_batch, counts)
+    if type(threads) is not int or threads < 0:
         raise MeasureError(f"threads: {threads}, needs an integer from 0 (every core)")
-    macs = None if counts is None else macs_of(counts)
     meter = RaplMeter(powercap)
-    measured = []
-    for batch in sizes:
-        workload = (make_workload or cpu_workload)(source, inputs, batch, threads)
-        measured.append(measure_batch(workload, meter, clock or SystemClock(), plan))
-        del workload  # its threads must not spin in the idle time of the next one
+    make = make_workload or cpu_workload
+    measured = measure_batches(
+        sizes, lambda batch: make(source, inputs, batch, threads), meter, clock, plan
+    )
+    batch_notes = [note for batch in measured for note in batch.notes]
     return CpuMeasurement(
-        batches=tuple(measured),
+        batches=measured,
         macs=macs,
         packages=meter.packages,
+        # Linux often leaves the first one empty.
         processor=platform.processor() or platform.machine(),
         threads=threads,
         precision=source.precision,
@@ -207,11 +190,11 @@ def measure_cpu(
         notes=(
             *notes,
             "packages only: memory modules, disks and fans are not in it",
-            *(note for batch in measured for note in batch.notes),
+            *batch_notes,
         ),
     )
 
 
 def cpu_workload(source: OnnxSource, inputs: Array, batch: int, threads: int) -> Workload:
-    """The file in onnxruntime's CPUExecutionProvider."""
+    """Load the file in onnxruntime's CPUExecutionProvider."""
     return OnnxWorkload(source, inputs, batch, "CPUExecutionProvider", threads=threads)

@@ -1,9 +1,7 @@
-"""NVML, NVIDIA's management library: the energy counter of a GPU, and reasons not to trust it.
+"""`measure_gpu`: joules per inference of an ONNX file on an NVIDIA GPU. It measures the board, not the host beside it.
 
-All access goes through `NvmlDevice`; `open_nvml` gives the real one, by the module `pynvml` of the package nvidia-ml-py,
-which is imported only there.
-
-`measure_gpu`: joules per inference of an ONNX file on an NVIDIA GPU. It measures the board, not the host beside it.
+The energy counter is that of NVML, NVIDIA's management library. All access goes through `NvmlDevice`, by the module `pynvml` of
+the package nvidia-ml-py, which is imported in `open_nvml` alone.
 """
 
 from __future__ import annotations
@@ -14,29 +12,22 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy.measure.protocol import (
-    BatchMeasurement,
     Clock,
-    Macs,
     MeasureError,
+    Measurement,
     MeasurementPlan,
-    SystemClock,
     Workload,
-    macs_of,
-    measure_batch,
-    measurement_json,
+    measure_batches,
 )
 from knarr.hw_sim.energy.measure.workload import (
     OnnxSource,
     OnnxWorkload,
-    batches,
-    check_inputs,
-    read_source,
+    prepare,
     require_provider,
 )
 from knarr.hw_sim.energy.prices import Grade
@@ -52,56 +43,90 @@ CURES = {
 }
 
 
-class NvmlDevice(Protocol):
-    """One GPU. Every method raises MeasureError where NVML refuses."""
+class NvmlDevice:
+    """One GPU. Every method raises MeasureError where NVML refuses.
+
+    Args:
+        module: `pynvml`.
+        handle: NVML's handle of the GPU.
+    """
+
+    def __init__(self, module: Any, handle: Any) -> None:
+        self._module, self._handle = module, handle
 
     def count(self) -> int:
-        """GPUs of the machine."""
-        ...
+        """Count the GPUs of the machine."""
+        return int(_call(self._module, "nvmlDeviceGetCount"))
 
     def name(self) -> str:
-        """Product name."""
-        ...
+        """Return the product name."""
+        return _text(self._get("Name"))
 
     def uuid(self) -> str:
-        """Such as "GPU-8f6d..."."""
-        ...
+        """Return a name that is unique in the world, such as "GPU-8f6d..."."""
+        return _text(self._get("UUID"))
 
     def driver(self) -> str:
-        """Version of the driver."""
-        ...
+        """Return the version of the driver."""
+        return _text(_call(self._module, "nvmlSystemGetDriverVersion"))
 
     def energy_mj(self) -> int:
-        """Millijoules since the driver was loaded (nvmlDeviceGetTotalEnergyConsumption, Volta and newer)."""
-        ...
+        """Return millijoules since the driver was loaded; Volta and newer."""
+        return int(self._get("TotalEnergyConsumption"))
 
     def power_mw(self) -> int:
-        """Milliwatts; an average over 1 s from Ampere on, but for the A100 (nvmlDeviceGetPowerUsage)."""
-        ...
+        """Return milliwatts; an average over 1 s from Ampere on, but for the A100."""
+        return int(self._get("PowerUsage"))
 
     def power_limit_mw(self) -> int:
-        """Enforced limit."""
-        ...
+        """Return the enforced limit, milliwatts."""
+        return int(self._get("EnforcedPowerLimit"))
 
     def clock_mhz(self, domain: str) -> int:
-        """Of "SM" or "MEM", now."""
-        ...
+        """Return the clock of "SM" or "MEM" now."""
+        return int(self._get("ClockInfo", getattr(self._module, f"NVML_CLOCK_{domain}")))
 
     def mig_enabled(self) -> bool:
-        """Whether the GPU is partitioned."""
-        ...
+        """Tell whether the GPU is partitioned."""
+        try:
+            # Current and pending.
+            return bool(self._module.nvmlDeviceGetMigMode(self._handle)[0])
+        except self._module.NVMLError as error:
+            if type(error).__name__ in ("NVMLError_NotSupported", "NVMLError_FunctionNotFound"):
+                return False  # GPUs and drivers before MIG
+            raise _refused("nvmlDeviceGetMigMode", error) from error
 
     def compute_pids(self) -> frozenset[int]:
-        """Processes that compute on it."""
-        ...
+        """Return the processes that compute on it."""
+        return frozenset(int(process.pid) for process in self._get("ComputeRunningProcesses"))
 
     def close(self) -> None:
         """Let go of NVML."""
-        ...
+        self._module.nvmlShutdown()
+
+    def _get(self, what: str, *arguments: object) -> Any:
+        return _call(self._module, f"nvmlDeviceGet{what}", self._handle, *arguments)
 
 
-def open_nvml(index: int, module: ModuleType | Any | None = None) -> NvmlDevice:
-    """A GPU by NVML's number, which is that of nvidia-smi. Close it.
+def _call(module: Any, name: str, *arguments: object) -> Any:
+    try:
+        return getattr(module, name)(*arguments)
+    except module.NVMLError as error:
+        raise _refused(name, error) from error
+
+
+def _refused(name: str, error: Exception) -> MeasureError:
+    cure = CURES.get(type(error).__name__, "see the NVML manual")
+    return MeasureError(f"NVML: {name}: {error}; {cure}")
+
+
+def _text(value: str | bytes) -> str:
+    # Old versions of nvidia-ml-py give bytes.
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def open_nvml(index: int, module: Any = None) -> NvmlDevice:
+    """Open a GPU by NVML's number, which is that of nvidia-smi. Close it.
 
     Args:
         index: from 0.
@@ -125,7 +150,7 @@ def open_nvml(index: int, module: ModuleType | Any | None = None) -> NvmlDevice:
             raise MeasureError(
                 f"device: {index} is none of the {count} GPUs that NVML sees; they count from 0"
             )
-        return _Pynvml(module, _call(module, "nvmlDeviceGetHandleByIndex", index))
+        return NvmlDevice(module, _call(module, "nvmlDeviceGetHandleByIndex", index))
     except BaseException:
         module.nvmlShutdown()
         raise
@@ -134,25 +159,22 @@ def open_nvml(index: int, module: ModuleType | Any | None = None) -> NvmlDevice:
 def cuda_ordinal(
     device: NvmlDevice, index: int, environment: Mapping[str, str] = os.environ
 ) -> int:
-    """CUDA's number of a GPU: CUDA sorts the fastest first, NVML by PCI bus, and a wrong one would be measured idle.
+    """Return CUDA's number of a GPU: CUDA sorts the fastest first, NVML by PCI bus, and a wrong one would be measured idle.
 
     Raises:
         MeasureError: with several GPUs, an order or a selection that does not tell.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    shown = (
-        None
-        if visible is None
-        else [entry.strip() for entry in visible.split(",") if entry.strip()]
-    )
+    shown = [entry.strip() for entry in (visible or "").split(",") if entry.strip()]
     uuid = device.uuid()
     by_bus = device.count() == 1 or environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    if shown is None and by_bus:
+    if visible is None and by_bus:
         return index
-    for ordinal, entry in enumerate(shown or ()):
+    for ordinal, entry in enumerate(shown):
+        # CUDA takes the beginning of a UUID for the whole.
         if (entry == str(index) and by_bus) or (not entry.isdigit() and uuid.startswith(entry)):
             return ordinal
-    if not by_bus and (shown is None or any(entry.isdigit() for entry in shown)):
+    if not by_bus and (visible is None or any(entry.isdigit() for entry in shown)):
         raise MeasureError(
             f"device: {index} of {device.count()} GPUs, and CUDA may number them otherwise; "
             "set CUDA_DEVICE_ORDER=PCI_BUS_ID"
@@ -183,26 +205,30 @@ class NvmlMeter:
         self.check()
 
     def adopt_own_process(self) -> None:
-        """Call once CUDA runs here. In a container NVML may know this process by another number: the one that is new."""
+        """Take this process for one's own; call it once CUDA runs here."""
+        # In a container NVML may know this process by another number: the one that is new.
         new = self._device.compute_pids() - self._own
         if len(new) == 1 and os.getpid() not in self._device.compute_pids():
             self._own |= new
         self.check()
 
     def energy_j(self) -> float:
+        """Return joules since the driver was loaded."""
         return self._device.energy_mj() / 1e3
 
     def power_w(self) -> float | None:
+        """Return power now, W."""
         return self._device.power_mw() / 1e3
 
     def conditions(self) -> Mapping[str, float]:
+        """Return the clocks of processors and memory."""
         return {
             f"{domain.lower()}_clock_mhz": self._device.clock_mhz(domain)
             for domain in ("SM", "MEM")
         }
 
     def check(self) -> None:
-        """Looks after every window: a process that comes and goes within one is not seen."""
+        """Raise MeasureError where another process computes on the GPU; one that came and went is not seen."""
         foreign = sorted(self._device.compute_pids() - self._own)
         if foreign:
             raise MeasureError(
@@ -211,107 +237,28 @@ class NvmlMeter:
             )
 
 
-class _Pynvml:
-    """`NvmlDevice` by pynvml."""
-
-    def __init__(self, module: Any, handle: Any) -> None:
-        self._module, self._handle = module, handle
-
-    def count(self) -> int:
-        return int(_call(self._module, "nvmlDeviceGetCount"))
-
-    def name(self) -> str:
-        return _text(self._get("Name"))
-
-    def uuid(self) -> str:
-        return _text(self._get("UUID"))
-
-    def driver(self) -> str:
-        return _text(_call(self._module, "nvmlSystemGetDriverVersion"))
-
-    def energy_mj(self) -> int:
-        return int(self._get("TotalEnergyConsumption"))
-
-    def power_mw(self) -> int:
-        return int(self._get("PowerUsage"))
-
-    def power_limit_mw(self) -> int:
-        return int(self._get("EnforcedPowerLimit"))
-
-    def clock_mhz(self, domain: str) -> int:
-        return int(self._get("ClockInfo", getattr(self._module, f"NVML_CLOCK_{domain}")))
-
-    def mig_enabled(self) -> bool:
-        try:
-            current, _pending = self._module.nvmlDeviceGetMigMode(self._handle)
-        except self._module.NVMLError as error:
-            if type(error).__name__ in ("NVMLError_NotSupported", "NVMLError_FunctionNotFound"):
-                return False  # GPUs and drivers before MIG
-            raise _refused("nvmlDeviceGetMigMode", error) from error
-        return bool(current)
-
-    def compute_pids(self) -> frozenset[int]:
-        return frozenset(int(process.pid) for process in self._get("ComputeRunningProcesses"))
-
-    def close(self) -> None:
-        self._module.nvmlShutdown()
-
-    def _get(self, what: str, *arguments: object) -> Any:
-        return _call(self._module, f"nvmlDeviceGet{what}", self._handle, *arguments)
-
-
-def _call(module: Any, name: str, *arguments: object) -> Any:
-    try:
-        return getattr(module, name)(*arguments)
-    except module.NVMLError as error:
-        raise _refused(name, error) from error
-
-
-def _refused(name: str, error: Exception) -> MeasureError:
-    cure = CURES.get(type(error).__name__, "see the NVML manual")
-    return MeasureError(f"NVML: {name}: {error}; {cure}")
-
-
-def _text(value: str | bytes) -> str:
-    """Old versions of nvidia-ml-py give bytes."""
-    return value.decode() if isinstance(value, bytes) else value
-
-
 MakeWorkload = Callable[[OnnxSource, Array, int, int, bool], Workload]
 
 
-@dataclass(frozen=True)
-class GpuMeasurement:
-    """What an inference took, per batch size.
+@dataclass(frozen=True, kw_only=True)
+class GpuMeasurement(Measurement):
+    """Energy of an inference on a GPU's board.
 
     Args:
-        batches: batch 1 (latency), then the large one (throughput) where the file can run it.
-        macs: multiplications of one inference, None where nobody gave counts.
         device_index, device, driver: NVML's number, product name, version.
         power_limit_w: enforced limit.
-        precision: of the file's weights; tf32: whether fp32 products may be computed in TF32.
-        sha256: of the file.
-        notes: what to know before the numbers are used.
+        tf32: whether fp32 products may be computed in TF32.
         host_copies: whether inputs and outputs cross to the host within the window: never, they lie on the device.
         grade: "M", measured.
     """
 
-    batches: tuple[BatchMeasurement, ...]
-    macs: Macs | None
     device_index: int
     device: str
     driver: str
     power_limit_w: float
-    precision: str
     tf32: bool
-    sha256: str
-    notes: tuple[str, ...]
     host_copies: bool = False
     grade: Grade = "M"
-
-    def to_json(self) -> dict[str, object]:
-        """Plain dict for json.dump, units in the names."""
-        return measurement_json(self)
 
 
 def measure_gpu(
@@ -353,29 +300,28 @@ def measure_gpu(
         FileNotFoundError: no such file.
     """
     plan = plan or MeasurementPlan(window_s=window_s, repeats=repeats)
-    source = read_source(path)
-    check_inputs(source, inputs)
-    sizes, notes = batches(source, large_batch)
-    macs = None if counts is None else macs_of(counts)
-    if isinstance(device, bool) or not isinstance(device, int):
+    source, sizes, notes, macs = prepare(path, inputs, large_batch, counts)
+    if type(device) is not int:
         raise MeasureError(f"device: {device!r}, needs a number from 0")
     with closing(open_device(device)) as gpu:  # closed on KeyboardInterrupt too
         if make_workload is None:
             require_provider("CUDAExecutionProvider")
-            make_workload = cuda_workload
+        make = make_workload or cuda_workload
         meter = NvmlMeter(gpu)
         ordinal = cuda_ordinal(gpu, device)
-        measured = []
-        for batch in sizes:
-            workload = make_workload(source, inputs, batch, ordinal, tf32)
+
+        def ready(batch: int) -> Workload:
+            workload = make(source, inputs, batch, ordinal, tf32)
             workload.run()  # the CUDA context of this process exists from here on
             meter.adopt_own_process()
-            measured.append(measure_batch(workload, meter, clock or SystemClock(), plan))
-            del workload  # before the next one asks for memory
+            return workload
+
+        measured = measure_batches(sizes, ready, meter, clock, plan)
         if source.precision == "fp32" and tf32:
             notes = (*notes, "TF32 is allowed: the fp32 floors of gpu_floor do not bound this run")
+        batch_notes = [note for batch in measured for note in batch.notes]
         return GpuMeasurement(
-            batches=tuple(measured),
+            batches=measured,
             macs=macs,
             device_index=device,
             device=gpu.name(),
@@ -384,12 +330,12 @@ def measure_gpu(
             precision=source.precision,
             tf32=tf32,
             sha256=source.sha256,
-            notes=(*notes, *(note for batch in measured for note in batch.notes)),
+            notes=(*notes, *batch_notes),
         )
 
 
 def cuda_workload(
     source: OnnxSource, inputs: Array, batch: int, ordinal: int, tf32: bool
 ) -> Workload:
-    """The file in onnxruntime's CUDAExecutionProvider; no node may run on the CPU."""
+    """Load the file in onnxruntime's CUDAExecutionProvider; no node may run on the CPU."""
     return OnnxWorkload(source, inputs, batch, "CUDAExecutionProvider", ordinal=ordinal, tf32=tf32)

@@ -1,29 +1,27 @@
-"""Arithmetic of a measured window: joules per inference, gross and net, and what makes a window untrustworthy.
+"""The protocol by which energy is measured: idle, warm up, synchronise, run for a window, synchronise, idle; repeat.
 
     gross = E / n        net = (E - P_idle t) / n        P_idle = mean of idle before and after
 
-E is the difference of an energy counter over the window, t its duration, n the inferences in it. Nothing here reads a
-device; `protocol` does.
-
-The loop that measures: idle, warm up, synchronise, run for a window, synchronise, idle; repeat.
+E is the difference of an energy counter over the window, t its duration, n the inferences in it.
 
 Why so long: sensors of the A100 and H100 see about a quarter of the time, and power is an average over 1 s (arXiv
-2312.02741), so that only a long, looped window is right. Everything that touches the world comes in through three small
-protocols, and tests put a simulated machine behind them.
+2312.02741), so that only a long, looped window is right. Everything that touches the world comes in as a `Workload`, a `Meter`
+and a `Clock`, and tests put a simulated machine in their places.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from math import isfinite
 from statistics import fmean, stdev
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 from knarr.hw_sim.counting.counts import OperationCounts
+from knarr.hw_sim.energy.prices import Grade
 from knarr.hw_sim.errors import ChipError
 
 MAX_IDLE_DRIFT = 0.05
@@ -31,6 +29,10 @@ MAX_IDLE_DRIFT = 0.05
 MAX_POLLED_DIFFERENCE = 0.10
 """Counter and integrated power that differ by more are flagged: one public report has 187 J against 327 J for the same
 5 s (Zeus, issue 181)."""
+MIN_WINDOW_S = 8.0
+MIN_REPEATS = 3
+TRIES_PER_REPEAT = 2
+"""Windows measured at most per repeat asked for; where idle power drifts in all of them, the best are kept and it is said."""
 
 
 class MeasureError(ChipError):
@@ -46,13 +48,9 @@ class MeasuredSpread:
     hi: float
     std: float
 
-    def to_json(self) -> dict[str, float]:
-        """The same names."""
-        return asdict(self)
-
 
 def spread(values: Sequence[float]) -> MeasuredSpread:
-    """Of at least two values."""
+    """Summarise at least two values."""
     return MeasuredSpread(fmean(values), min(values), max(values), stdev(values))
 
 
@@ -92,14 +90,15 @@ class MeasuredWindow:
             raise MeasureError(
                 f"window: lasted {self.duration_s} s, needs more than 0; check the clock"
             )
-        for name, value, unit in (
-            ("energy", self.energy_j, "J"),
-            ("idle power before", self.idle_before_w, "W"),
-            ("idle power after", self.idle_after_w, "W"),
+        for name, value in (
+            ("energy {} J", self.energy_j),
+            ("idle power before {} W", self.idle_before_w),
+            ("idle power after {} W", self.idle_after_w),
         ):
+            # Idle power is divided by, and no machine idles at nothing.
             if not (isfinite(value) and value > 0):
                 raise MeasureError(
-                    f"window: {name} {value} {unit}, needs more than 0; the energy counter stands still or was reset: "
+                    f"window: {name.format(value)}, needs more than 0; the energy counter stands still or was reset: "
                     "it cannot be used on this machine"
                 )
 
@@ -144,17 +143,20 @@ class MeasuredWindow:
         return None if self.polled_j is None else self.polled_j / self.energy_j - 1
 
     def to_json(self) -> dict[str, object]:
-        """Plain dict for json.dump: fields and properties, by name."""
+        """Return a plain dict for json.dump: fields and properties, by name."""
+        derived = [
+            "inferences",
+            "gross_j",
+            "net_j",
+            "power_w",
+            "run_ms",
+            "idle_drift",
+            "polled_difference",
+        ]
         return {
             **vars(self),
             "conditions": dict(self.conditions),
-            "inferences": self.inferences,
-            "gross_j": self.gross_j,
-            "net_j": self.net_j,
-            "power_w": self.power_w,
-            "run_ms": self.run_ms,
-            "idle_drift": self.idle_drift,
-            "polled_difference": self.polled_difference,
+            **{name: getattr(self, name) for name in derived},
         }
 
 
@@ -172,7 +174,7 @@ class Macs:
 
 
 def macs_of(counts: OperationCounts) -> Macs:
-    """Of `count_onnx`.
+    """Return the multiplications that `count_onnx` counted.
 
     Raises:
         CountError: the counts have no total.
@@ -197,8 +199,9 @@ class BatchMeasurement:
     discarded: int
 
     def __post_init__(self) -> None:
-        if len(self.windows) < 2 or len({window.batch for window in self.windows}) != 1:
-            batches = [window.batch for window in self.windows]
+        batches = [window.batch for window in self.windows]
+        # One window has no standard deviation.
+        if len(batches) < 2 or len(set(batches)) != 1:
             raise MeasureError(
                 f"windows: of batches {batches}, needs two or more of the same batch"
             )
@@ -210,7 +213,7 @@ class BatchMeasurement:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know before the numbers are used."""
+        """Warnings to read before the numbers are used."""
         found = []
         drift = max(window.idle_drift for window in self.windows)
         if drift > MAX_IDLE_DRIFT:
@@ -231,21 +234,23 @@ class BatchMeasurement:
         return tuple(found)
 
     def to_json(self, macs: Macs | None = None) -> dict[str, object]:
-        """Plain dict for json.dump: {mean, lo, hi, std} of each quantity, and of pJ per MAC where `macs` are known."""
+        """Return a plain dict for json.dump: spreads, and means in pJ per MAC where `macs` are known."""
         found = {
             name: spread([getattr(window, name) for window in self.windows])
             for name in ("gross_j", "net_j", "power_w", "idle_w", "run_ms")
         }
-        dense, effective = (macs.dense_padded, macs.effective) if macs is not None else (None, None)
-        gross_j, net_j = found["gross_j"].mean, found["net_j"].mean
+        per_mac = {
+            f"{side}_pj_per_{kind}_mac": per_mac_pj(
+                found[f"{side}_j"].mean, getattr(macs, kind, None)
+            )
+            for kind in ("dense_padded", "effective")
+            for side in ("gross", "net")
+        }
         return {
             "batch": self.batch,
-            **{name: values.to_json() for name, values in found.items()},
+            **{name: asdict(values) for name, values in found.items()},
             "ms_per_inference": found["run_ms"].mean / self.batch,
-            "gross_pj_per_dense_padded_mac": per_mac_pj(gross_j, dense),
-            "net_pj_per_dense_padded_mac": per_mac_pj(net_j, dense),
-            "gross_pj_per_effective_mac": per_mac_pj(gross_j, effective),
-            "net_pj_per_effective_mac": per_mac_pj(net_j, effective),
+            **per_mac,
             "windows": [window.to_json() for window in self.windows],
             "discarded": self.discarded,
             "notes": list(self.notes),
@@ -253,45 +258,49 @@ class BatchMeasurement:
 
 
 def per_mac_pj(energy_j: float, macs: float | None) -> float | None:
-    """Energy of one inference, J, over its multiplications, in pJ; None where those are unknown or 0."""
+    """Return the energy of one inference, J, over its multiplications, in pJ; None where those are unknown or 0."""
     return energy_j * 1e12 / macs if macs else None
 
 
-def measurement_json(found: Any) -> dict[str, object]:
-    """Fields of a measurement of a GPU or a CPU, its batches per MAC where these are known."""
-    return {
-        **vars(found),
-        "macs": None if found.macs is None else vars(found.macs),
-        "batches": [batch.to_json(found.macs) for batch in found.batches],
-        "notes": list(found.notes),
-    }
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Energy of an inference, per batch size, on whatever device.
+
+    Args:
+        batches: batch 1 (latency), then the large one (throughput) where the file can run it.
+        macs: multiplications of one inference, None where nobody gave counts.
+        precision: of the file's weights.
+        sha256: of the file.
+        notes: warnings to read before the numbers are used.
+        grade: how good the evidence is, see `PriceRecord`.
+    """
+
+    batches: tuple[BatchMeasurement, ...]
+    macs: Macs | None
+    precision: str
+    sha256: str
+    notes: tuple[str, ...]
+    grade: Grade
+
+    def to_json(self) -> dict[str, object]:
+        """Return a plain dict for json.dump, units in the names."""
+        return {
+            **vars(self),
+            "macs": None if self.macs is None else vars(self.macs),
+            "batches": [batch.to_json(self.macs) for batch in self.batches],
+            "notes": list(self.notes),
+        }
 
 
-MIN_WINDOW_S = 8.0
-MIN_REPEATS = 3
-TRIES_PER_REPEAT = 2
-"""How often idle power may drift: twice the windows asked for, then the best are kept and it is said."""
-
-
-class Clock(Protocol):
-    """Time."""
+class Clock:
+    """The machine's own clock."""
 
     def now_s(self) -> float:
-        """Seconds since some start; never goes back."""
-        ...
-
-    def sleep(self, seconds: float) -> None:
-        """Do nothing for so long."""
-        ...
-
-
-class SystemClock:
-    """The machine's own."""
-
-    def now_s(self) -> float:
+        """Return seconds since some start; never goes back."""
         return time.perf_counter()
 
     def sleep(self, seconds: float) -> None:
+        """Do nothing for so long."""
         time.sleep(seconds)
 
 
@@ -301,40 +310,33 @@ class Workload(Protocol):
     @property
     def batch(self) -> int:
         """Samples of one run."""
-        ...
 
     def run(self) -> None:
-        """One batch."""
-        ...
+        """Run one batch."""
 
     def synchronise(self) -> None:
         """Return when everything started has ended."""
-        ...
 
 
 class Meter(Protocol):
     """A device's energy counter."""
 
     def energy_j(self) -> float:
-        """Joules since some start; never goes back."""
-        ...
+        """Return joules since some start; never goes back."""
 
     def power_w(self) -> float | None:
-        """Power now, W; None where there is nothing to poll. Called every `Plan.poll_s` of a window."""
-        ...
+        """Return power now, W; None where there is nothing to poll. Called every `poll_s` of a window."""
 
     def conditions(self) -> Mapping[str, float]:
-        """Clocks and the like; units in the names."""
-        ...
+        """Return clocks and the like; units in the names."""
 
     def check(self) -> None:
         """Raise MeasureError where something else uses the device."""
-        ...
 
 
 @dataclass(frozen=True)
 class MeasurementPlan:
-    """How long everything takes, seconds.
+    """Durations of everything, seconds.
 
     Args:
         window_s: looped inference per window, at least 8.
@@ -365,14 +367,39 @@ class MeasurementPlan:
                 )
         if not (isfinite(self.poll_s) and self.poll_s > 0):
             raise MeasureError(f"poll_s: {self.poll_s}, needs more than 0 s")
-        if (
-            isinstance(self.repeats, bool)
-            or not isinstance(self.repeats, int)
-            or self.repeats < MIN_REPEATS
-        ):
+        # type(), since True is an int too.
+        if type(self.repeats) is not int or self.repeats < MIN_REPEATS:
             raise MeasureError(
                 f"repeats: {self.repeats}, needs at least {MIN_REPEATS} for a mean and a spread"
             )
+
+
+def measure_batches(
+    sizes: Sequence[int],
+    make_workload: Callable[[int], Workload],
+    meter: Meter,
+    clock: Clock | None,
+    plan: MeasurementPlan,
+) -> tuple[BatchMeasurement, ...]:
+    """Measure a network at several batch sizes, one after the other.
+
+    Args:
+        sizes: batch sizes.
+        make_workload: makes the network of a batch size ready to run.
+        meter: the device's counter.
+        clock: in place of the machine's own.
+        plan: durations.
+
+    Raises:
+        MeasureError: the counter stands still or goes back, or something else uses the device.
+    """
+    measured = []
+    for batch in sizes:
+        workload = make_workload(batch)
+        measured.append(measure_batch(workload, meter, clock or Clock(), plan))
+        # Before the next one asks for memory; and its threads must not spin in the idle time of the next one.
+        del workload
+    return tuple(measured)
 
 
 def measure_batch(
@@ -394,17 +421,20 @@ def measure_batch(
     while len(steady) < plan.repeats and len(windows) < TRIES_PER_REPEAT * plan.repeats:
         window = _window(workload, meter, clock, plan, idle_w)
         meter.check()
+        # Idle after one window is idle before the next: nothing ran between.
         idle_w = window.idle_after_w
         windows.append(window)
-        steady = [window for window in windows if window.idle_drift <= MAX_IDLE_DRIFT]
+        if window.idle_drift <= MAX_IDLE_DRIFT:
+            steady.append(window)
     if len(steady) < plan.repeats:
         bound = sorted(window.idle_drift for window in windows)[plan.repeats - 1]
+        # In the order they were measured; several may drift by the bound.
         steady = [window for window in windows if window.idle_drift <= bound][: plan.repeats]
     return BatchMeasurement(tuple(steady), discarded=len(windows) - len(steady))
 
 
 def integrate_j(samples: list[tuple[float, float]]) -> float:
-    """Joules under (seconds, watts), trapezoidal."""
+    """Return joules under (seconds, watts), trapezoidal."""
     return sum((t1 - t0) * (w0 + w1) / 2 for (t0, w0), (t1, w1) in pairwise(samples))
 
 
@@ -413,13 +443,14 @@ def _window(
 ) -> MeasuredWindow:
     _run_for(workload, clock, plan.warm_up_s)
     workload.synchronise()
-    polled: list[tuple[float, float]] = []
+    polled: list[tuple[float, float]] = []  # seconds and watts
 
     def poll() -> None:
         watts = meter.power_w()
         if watts is not None:
             polled.append((clock.now_s(), watts))
 
+    # Before the start and after the end, so that the samples span the window.
     poll()
     start_s, start_j = clock.now_s(), meter.energy_j()
     runs, now_s, next_poll_s = 0, start_s, start_s + plan.poll_s
@@ -430,7 +461,7 @@ def _window(
         if now_s >= next_poll_s:
             poll()
             next_poll_s = now_s + plan.poll_s
-    conditions = meter.conditions()
+    conditions = meter.conditions()  # clocks fall as soon as the load ends
     workload.synchronise()
     end_s, end_j = clock.now_s(), meter.energy_j()
     poll()
@@ -447,7 +478,7 @@ def _window(
 
 
 def _idle_w(meter: Meter, clock: Clock, plan: MeasurementPlan) -> float:
-    """Mean power by the same counter as the load, so that what is wrong with it cancels in the difference."""
+    """Return mean power by the same counter as the load, so that what is wrong with it cancels in the difference."""
     clock.sleep(plan.settle_s)
     start_s, start_j = clock.now_s(), meter.energy_j()
     clock.sleep(plan.idle_s)
@@ -457,6 +488,6 @@ def _idle_w(meter: Meter, clock: Clock, plan: MeasurementPlan) -> float:
 
 def _run_for(workload: Workload, clock: Clock, seconds: float) -> None:
     start_s = clock.now_s()
-    workload.run()
+    workload.run()  # once at least, however long it takes
     while clock.now_s() - start_s < seconds:
         workload.run()

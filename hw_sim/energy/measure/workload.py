@@ -1,8 +1,6 @@
-"""What an ONNX file says about how it can be run, and the batches to run it with. Nothing is run here.
+"""An ONNX file as a load: the same file that is counted, in onnxruntime, inputs and outputs bound on the device.
 
-An ONNX file as a load: the same file that is counted, in onnxruntime, inputs and outputs bound on the device.
-
-onnxruntime waits for the device at the end of every run (its default), so a run is a whole inference of one batch, the
+`read_source` tells how a file can be run, `OnnxWorkload` runs one batch size of it. onnxruntime waits for the device at the end of every run (its default), so a run is a whole inference of one batch, the
 call from Python included. Nothing is copied from or to the host within a run.
 """
 
@@ -11,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +19,8 @@ import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from knarr.hw_sim.arrays import Array
-from knarr.hw_sim.energy.measure.protocol import MeasureError
+from knarr.hw_sim.counting.counts import OperationCounts
+from knarr.hw_sim.energy.measure.protocol import Macs, MeasureError, macs_of
 
 MAX_BATCHES = 64
 """Batches that lie ready on the device; they are run in turn, so that energy is no property of one input."""
@@ -38,7 +36,7 @@ QUANTISED = (
 
 @dataclass(frozen=True)
 class OnnxSource:
-    """What a file says about how it can be run.
+    """An ONNX file, and how it can be run.
 
     Args:
         path: of the file.
@@ -77,6 +75,7 @@ def read_source(path: str | Path) -> OnnxSource:
             f"{path}: not a valid ONNX file ({first_line}); export it again"
         ) from None
     graph = model.graph
+    # Older files list weights among the inputs.
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1:
@@ -124,12 +123,12 @@ def check_inputs(source: OnnxSource, inputs: Array) -> None:
 
 
 def batches(source: OnnxSource, large_batch: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Batch sizes to measure, and what has to be said about them.
+    """Return batch sizes to measure, and notes on them.
 
     Raises:
         MeasureError: a large batch that is not an integer above 1.
     """
-    if isinstance(large_batch, bool) or not isinstance(large_batch, int) or large_batch < 2:
+    if type(large_batch) is not int or large_batch < 2:
         raise MeasureError(f"large_batch: {large_batch}, needs an integer from 2")
     if source.fixed_batch is None:
         return (1, large_batch), ()
@@ -138,14 +137,40 @@ def batches(source: OnnxSource, large_batch: int) -> tuple[tuple[int, ...], tupl
     )
 
 
+def prepare(
+    path: str | Path, inputs: Array, large_batch: int, counts: OperationCounts | None
+) -> tuple[OnnxSource, tuple[int, ...], tuple[str, ...], Macs | None]:
+    """Check all that can be checked before a device is touched.
+
+    Args:
+        path: the ONNX file.
+        inputs: (samples, *shape) of the file's type.
+        large_batch: the second batch size, from 2.
+        counts: counts of the file, or None.
+
+    Returns:
+        (source, batch sizes, notes on them, multiplications)
+
+    Raises:
+        MeasureError: a file, inputs or a batch that do not fit.
+        CountError: the counts have no total.
+        FileNotFoundError: no such file.
+    """
+    source = read_source(path)
+    check_inputs(source, inputs)
+    sizes, notes = batches(source, large_batch)
+    return source, sizes, notes, None if counts is None else macs_of(counts)
+
+
 def split(inputs: Array, batch: int) -> list[Array]:
-    """Batches that cover the samples, at most `MAX_BATCHES`; the last one is filled up from the first sample on."""
+    """Return batches that cover the samples, at most `MAX_BATCHES`; the last one is filled up from the first sample on."""
     count = min(-(-len(inputs) // batch), MAX_BATCHES)
     return [inputs[np.arange(k * batch, (k + 1) * batch) % len(inputs)] for k in range(count)]
 
 
 def _precision(graph: Any) -> str:
-    """Of the weights; scalars and shapes are none."""
+    """Name the precision of the weights; scalars and shapes are none."""
+    # Weights of such files may be stored as floats beside their quantisers.
     if any(node.op_type in QUANTISED for node in graph.node):
         return "int8"
     names = {
@@ -165,7 +190,8 @@ class OnnxWorkload:
     """One batch size of a file in one session.
 
     Args:
-        source: of `read_source`; inputs: that `check_inputs` let through.
+        source: the file, as `read_source` gives it.
+        inputs: (samples, *shape) that `check_inputs` let through.
         batch: samples of one run.
         provider: of onnxruntime. On CUDA no node may run on the CPU: the session is refused.
         ordinal: CUDA's number of the device.
@@ -191,9 +217,8 @@ class OnnxWorkload:
         device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
         self._session = _session(source, batch, provider, ordinal, tf32, threads)
         self._bindings: list[Any] = []
-        self._inputs: list[
-            Any
-        ] = []  # on the CPU a binding points into numpy's memory and does not keep it alive
+        # On the CPU a binding points into numpy's memory and does not keep it alive.
+        self._inputs: list[Any] = []
         try:
             for chunk in split(inputs, batch):
                 binding = self._session.io_binding()
@@ -212,7 +237,7 @@ class OnnxWorkload:
         self._next = 0
 
     def run(self) -> None:
-        """The next batch."""
+        """Run the next batch."""
         binding = self._bindings[self._next]
         self._next = (self._next + 1) % len(self._bindings)
         try:
@@ -248,14 +273,16 @@ def _session(
 ) -> Any:
     require_provider(provider)
     options = onnxruntime.SessionOptions()
-    if source.batch_name is not None:  # static shapes fold away what would compute them on the CPU
+    if source.batch_name is not None:
+        # Static shapes fold away what would compute them on the CPU.
         options.add_free_dimension_override_by_name(source.batch_name, batch)
     settings: dict[str, str] = {}
     if provider == "CUDAExecutionProvider":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         settings = {"device_id": str(ordinal), "use_tf32": str(int(tf32))}
         if hasattr(onnxruntime, "preload_dlls"):
-            with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot find
+            # It prints what it cannot find, and stdout belongs to the command's result.
+            with contextlib.redirect_stdout(sys.stderr):
                 onnxruntime.preload_dlls()
     else:
         options.intra_op_num_threads = threads
@@ -269,16 +296,14 @@ def _session(
             f"{provider}: cannot run {source.path} ({_first_line(error)}); on a GPU, CUDA and cuDNN must be those "
             "that onnxruntime-gpu needs, and every node must have a CUDA kernel"
         ) from error
-    _refuse_fallback(provider, session.get_providers())
-    return session
-
-
-def _refuse_fallback(provider: Provider, got: Sequence[str]) -> None:
-    if not got or got[0] != provider:
+    # It may fall back all the same, where the libraries of a provider do not load.
+    got = session.get_providers()
+    if provider not in got[:1]:
         raise MeasureError(
             f"onnxruntime: runs on {', '.join(got) or 'nothing'} instead of {provider}; its libraries did not load "
             "(the log above says which), so nothing was measured"
         )
+    return session
 
 
 def _first_line(error: Exception) -> str:

@@ -214,7 +214,7 @@ def test_a_profile_of_the_user(tmp_path: Path) -> None:
             "lo = 1.5",
             r"prices\.0: .*lo <= nominal <= hi does not hold for \[1\.5, 1\.0, 2\.0\]",
         ),
-        ("nominal = 3.0", "nominal = -3.0", "a price below 0 would make work pay"),
+        ("nominal = 3.0", "nominal = -3.0", "prices below 0: no operation gives energy back"),
         ("nominal = 3.0", "", r"\['my_mac'\]: a price that is used needs a nominal value"),
         ("nominal = 3.0", "nominal = nan", r"prices\.1\.nominal: .*finite"),
         ('unit = "pJ"', 'unit = "nJ"', r"prices\.0\.unit"),

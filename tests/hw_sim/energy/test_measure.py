@@ -23,15 +23,15 @@ from knarr.export.onnx.network import to_onnx
 from knarr.hw_sim.counting.counts import LedgerRow, OperationCounts
 from knarr.hw_sim.counting.onnx.count import count_onnx
 from knarr.hw_sim.energy import PriceError, load_profile
-from knarr.hw_sim.energy.baseline import LABEL, baseline, gpu_floor, gpu_floor_rows, gpu_floors
+from knarr.hw_sim.energy.baseline import LABEL, baseline, gpu_floor, gpu_floors
 from knarr.hw_sim.energy.measure.cpu import RaplMeter, measure_cpu, wrapped_difference
 from knarr.hw_sim.energy.measure.gpu import NvmlMeter, cuda_ordinal, measure_gpu, open_nvml
 from knarr.hw_sim.energy.measure.protocol import (
     BatchMeasurement,
+    Clock,
     MeasuredWindow,
     MeasureError,
     MeasurementPlan,
-    SystemClock,
     integrate_j,
     macs_of,
     measure_batch,
@@ -196,7 +196,7 @@ def measured(world: World, path: Path, inputs: Any, **options: Any) -> Any:
 
 
 def test_floors_are_twice_tdp_over_peak() -> None:
-    rows = gpu_floor_rows()
+    rows = [record.id.rpartition("_")[::2] for record in load_profile("gpu_floor").prices]
     assert len(rows) == 8
     assert {device for device, _ in rows} == {"v100", "a100_sxm", "h100_sxm_h200", "agx_orin"}
     for record in load_profile("gpu_floor").prices:
@@ -217,7 +217,8 @@ def test_a_floor_is_labelled_and_counts_padded_multiplications(onnx_file: Path) 
     )
     assert gpu_floor(counts, "h200", "int8") == gpu_floor(counts, "h100_sxm_h200", "int8")
     assert gpu_floor(counts, "a100", "fp16").device == "a100_sxm"
-    assert [(row.device, row.precision) for row in gpu_floors(counts)] == list(gpu_floor_rows())
+    ids = [record.id for record in load_profile("gpu_floor").prices]
+    assert [f"{row.device}_{row.precision}" for row in gpu_floors(counts)] == ids
     assert json.loads(json.dumps(floor.to_json()))["floor_j"] == floor.floor_j
 
 
@@ -1175,7 +1176,7 @@ def test_errors_are_errors_of_the_chip_side() -> None:
 
 
 def test_the_clock_of_the_machine_moves() -> None:
-    clock = SystemClock()
+    clock = Clock()
     start_s = clock.now_s()
     clock.sleep(0.0)
     assert clock.now_s() >= start_s
