@@ -250,7 +250,7 @@ def claim_folder(
         return
     found, _ = read_run(folder)
     config = read_config(folder)
-    same_data = data.is_of(config.get("data_sha256"))
+    same_data = config.get("data_sha256") == data.fingerprint
     if found == recipe and same_data:
         return
     but_chip = found.model_copy(update={"chip": recipe.chip})
@@ -333,7 +333,7 @@ def _is_of(folder: Path, recipe: Recipe, data: RunData) -> bool:
     """Return whether a folder's config.yaml is of these settings and data already."""
     try:
         same_recipe = read_run(folder)[0] == recipe
-        return same_recipe and data.is_of(read_config(folder).get("data_sha256"))
+        return same_recipe and read_config(folder).get("data_sha256") == data.fingerprint
     except RecipeError:
         return False
 

@@ -1,12 +1,12 @@
-"""What all recipes share: checked, frozen settings, how a network is fitted, how a student is deployed.
-
-YAML that people write, read without surprises, and what does not fit in it, in words.
+"""Settings that all recipes share: how a network is fitted, how a student is deployed; and YAML that people write, read without
+surprises.
 """
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import yaml
@@ -20,8 +20,8 @@ Count = Annotated[int, Field(ge=1)]
 UnitFraction = Annotated[float, Field(gt=0, le=1)]
 MAX_THREADS = 256
 Rate = Annotated[float, Field(gt=0, le=1000)]
-"""Of learning: far beyond what any fit bears, and within float32."""
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A learning rate; its upper bound is far beyond what any fit bears, and within float32."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
 
 
 class RecipeError(KnarrError, ValueError):
@@ -39,21 +39,24 @@ class Frozen(BaseModel):
 
 
 class Fit(Frozen):
-    """How a network is fitted.
+    """Settings of a fit.
 
     Args:
-        epochs: at most.
-        batch_size: of each process; of several, which torchrun starts, the optimiser sees so many times more clips in a step.
-        learning_rate: the highest one of its schedule.
-        weight_decay: decoupled of "adamw"; an L2 gradient of "adam" and "sgd".
-        optimiser: "adamw", "adam" or "sgd". momentum: of "sgd". amsgrad: of the other two.
+        epochs: Epochs to fit at most.
+        batch_size: Clips in a batch of each process; torchrun may start several, whose gradients are averaged.
+        learning_rate: The highest learning rate of the schedule.
+        weight_decay: Decoupled for "adamw"; an L2 gradient for "adam" and "sgd".
+        optimiser: "adamw", "adam" or "sgd".
+        momentum: Momentum of "sgd".
+        amsgrad: Take the largest second moment so far; "adamw" and "adam".
         schedule: "one_cycle" over all steps (Smith 2018, arXiv 1708.07120), "exponential", times `decay` every epoch, or "constant".
-        patience: epochs without a better validation accuracy after which the fit ends; None for none.
-        select: whose weights are kept: of the "last" epoch, or of the best one on the "val" data (accuracy, then loss). The
+        decay: Factor of "exponential".
+        patience: Epochs without a better validation accuracy after which the fit ends; None for none.
+        select: Epoch whose weights are kept: the "last", or the best one on the "val" data (accuracy, then loss). The
             published code of SEEN keeps the "best_on_test": all training data are fitted on and every epoch is scored on the test
             set. What that reports is no estimate for other data; it is there to be compared with their numbers.
         precision: "full" is float32; "mixed" computes in bfloat16 where the weights allow it on a GPU, and in float32 without one.
-        tensorboard: write tensorboard/<stage> beside metrics.csv.
+        tensorboard: Write tensorboard/<network> beside metrics.csv.
     """
 
     epochs: Count
@@ -72,7 +75,14 @@ class Fit(Frozen):
 
 
 class DeploySettings(Frozen):
-    """`calibration_samples` are taken from the training split; 0 chooses scales from the weights alone."""
+    """Settings of lowering and of the check on Lava.
+
+    Args:
+        weight_bits: Signed bits of a weight.
+        lava_samples: Test clips that Lava runs.
+        calibration_samples: Clips of the training split by which scales are chosen; 0 chooses them from the weights alone.
+        allow_approximate: Lower layers that the chip cannot hold exactly, see docs/deploy.md.
+    """
 
     weight_bits: int = Field(default=8, ge=2, le=8)
     lava_samples: Count = 20
@@ -88,20 +98,21 @@ class ChipSettings(Frozen):
     `student.net` holds its very integers.
 
     Args:
-        weight_bits: signed bits of a weight, in place of `deploy.weight_bits`.
-        epochs: in the chip's arithmetic.
-        batch_size: None for the student's own.
-        learning_rate: of everything learned, the highest of a one-cycle schedule. Weights are in thresholds, steps and decays
+        weight_bits: Signed bits of a weight, in place of `deploy.weight_bits`.
+        epochs: Epochs in the chip's arithmetic.
+        batch_size: Clips in a batch; None for the student's own.
+        learning_rate: The highest rate of a one-cycle schedule, for everything learned. Weights are in thresholds, steps and decays
             relative to their start.
-        weight_decay: of weights, decoupled.
-        learn: what is learned: "weights", "steps" (scales, each layer's grid), "thresholds", "biases", "decays" (k of k/4096).
-        timesteps: the first so many of every clip; None for all. The chip runs no more of them anywhere.
-        acc_per_inference: synaptic accumulates that an inference may cost, mean over clips; None for no limit. Those of the input's
+        weight_decay: Decay of weights, decoupled.
+        learn: What is learned: "weights", "steps" (scales, each layer's grid), "thresholds", "biases", "decays" (k of k/4096).
+        timesteps: The first so many of every clip; None for all. The chip runs no more of them anywhere.
+        acc_per_inference: Synaptic accumulates that an inference may cost, mean over clips; None for no limit. Those of the input's
             own events are in it, and no training changes them; graded inputs multiply and are not.
-        acc_share: the same goal as a share of what the lowered network costs on the validation clips; give one of the two.
-        acc_weight: of the goal in the loss: weight * max(0, ACC / goal - 1).
-        register_weight: of sums and states that leave their registers.
-        surrogate, surrogate_width: gradient of a spike over v / threshold - 1, as `Neuron` has it.
+        acc_share: The same goal as a share of what the lowered network costs on the validation clips; give one of the two.
+        acc_weight: Weight of the goal in the loss: weight * max(0, ACC / goal - 1).
+        register_weight: Weight of sums and states that leave their registers.
+        surrogate: Gradient of a spike over v / threshold - 1, as `Neuron` has it.
+        surrogate_width: Width of that gradient.
     """
 
     weight_bits: int = Field(default=8, ge=2, le=8)
@@ -132,7 +143,7 @@ class ChipSettings(Frozen):
         return self
 
     def fit(self, student: Fit) -> Fit:
-        """Settings of the fit, of a student that was fitted so before."""
+        """Return the settings of the fit, for a student that was fitted before with `student`."""
         return Fit(
             epochs=self.epochs,
             batch_size=self.batch_size or student.batch_size,
@@ -144,11 +155,11 @@ class ChipSettings(Frozen):
 
 
 class DataSettings(Frozen):
-    """What every kind of data has.
+    """Settings that every kind of data has.
 
     Args:
-        kind: which reader.
-        validation_fraction: of the groups (people, videos) that may be trained on.
+        kind: Name of the reader.
+        validation_fraction: Share of the groups (people, videos) that may be trained on, 0 < share < 1.
     """
 
     kind: str
@@ -156,33 +167,49 @@ class DataSettings(Frozen):
 
     @property
     def dt_s(self) -> float:
-        """Of a student's time step, seconds."""
+        """Length of a student's time step in seconds."""
         raise NotImplementedError
 
     @property
-    def generated(self) -> bool:
-        """knarr makes these data itself."""
-        return False
+    def generated_folder(self) -> str | None:
+        """Name of the folder of data that knarr generates, made of the settings that they depend on; None for data that are read."""
+        return None
+
+    def generate(self, root: Path, progress: Callable[[int, int], None] | None = None) -> None:
+        """Write generated data to a folder that does not exist; `progress` is called with (clips done, clips in all)."""
+        raise NotImplementedError
 
 
 def shift_within(shift_px: int, size: int) -> None:
     """Refuse training clips that are moved further than they are wide.
 
     Raises:
-        ValueError: they are.
+        ValueError: They are.
     """
     if shift_px > size:
         raise ValueError(f"shift_px: {shift_px} > {size}, the size of the images; choose smaller")
 
 
 class Fitted(Frozen):
-    """A network's settings, as far as every recipe has them."""
+    """Settings of a network, as far as every recipe has them."""
 
     fit: Fit
 
 
 class Recipe(Frozen):
-    """One run from data to energy; each system has a recipe of its own. Without `chip` a lowered student stays as it is."""
+    """One run from data to energy; each system has a recipe class of its own.
+
+    Args:
+        name: Name of the recipe, which names its run folder.
+        system: Name of the system, see `knarr.train.systems`.
+        seed: Seed of weights, batches, augmentation, dropout and of who validates.
+        threads: Processor threads of torch.
+        data: Settings of the data.
+        teacher: Settings of the teacher.
+        student: Settings of the student.
+        deploy: Settings of lowering.
+        chip: Settings of a fit in the chip's arithmetic; None leaves a lowered student as it is.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     system: str
@@ -198,18 +225,18 @@ class Recipe(Frozen):
     def chosen_on_test(self) -> tuple[str, ...]:
         """Networks whose weights are chosen by their accuracy on the test data: what is said of them there is no estimate."""
         return tuple(
-            stage
-            for stage in ("teacher", "student")
-            if getattr(self, stage).fit.select == "best_on_test"
+            network
+            for network in ("teacher", "student")
+            if getattr(self, network).fit.select == "best_on_test"
         )
 
 
-MAX_FAULTS: Final = 2000
-"""Characters of them that are printed."""
-_MAPPINGS: Final = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
+MAX_FAULTS_CHARACTERS: Final = 2000
+"""Length to which the text about all faults is cut."""
+_MAPPING_FAULTS: Final = ("model_type", "model_attributes_type", "dict_type", "dataclass_type")
+_VALIDATOR_FAULTS: Final = ("value_error", "assertion_error")
 _REPR: Final = reprlib.Repr()
 _REPR.maxlevel = 2
-_OF_THEIR_OWN: Final = ("value_error", "assertion_error")
 
 
 class YamlError(KnarrError, ValueError):
@@ -217,10 +244,10 @@ class YamlError(KnarrError, ValueError):
 
 
 def read_yaml(text: str) -> Any:
-    """Plain values from YAML text.
+    """Return plain values from YAML text.
 
     Raises:
-        YamlError: not YAML, nested deeper than Python goes, or a date or number that is none.
+        YamlError: Not YAML, nested deeper than Python goes, or a date or number that is none.
     """
     try:
         return yaml.safe_load(text)
@@ -231,52 +258,56 @@ def read_yaml(text: str) -> Any:
 
 
 def faults_of(error: ValidationError, given: Any, whole: str) -> str:
-    """All that does not fit, in one line.
+    """Say all that does not fit, in one line.
 
     Args:
-        error: of pydantic.
-        given: the plain values that were checked.
-        whole: what to call them where no place in them is at fault: "recipe".
+        error: What pydantic raised.
+        given: The plain values that were checked.
+        whole: What to call them where no place in them is at fault: "recipe".
     """
+    # Alternatives of one place may say the same; a dict keeps each once, in order.
     found = dict.fromkeys(
         f"{_place(fault, given) or whole}: {in_words(fault)}" for fault in error.errors()
-    )  # alternatives of one place may say the same
-    return "; ".join(found)[:MAX_FAULTS]
+    )
+    return "; ".join(found)[:MAX_FAULTS_CHARACTERS]
 
 
 def in_words(fault: ErrorDetails) -> str:
-    """One fault, with what was there and what to do."""
+    """Say what one fault is: what was there, what is allowed, and what to do."""
     kind, said = fault["type"], fault["msg"]
-    if kind in _OF_THEIR_OWN:
+    if kind in _VALIDATOR_FAULTS:
+        # Our own validators word their errors themselves; pydantic puts "Value error, " before them.
         return said.partition(", ")[2]
     if kind == "extra_forbidden":
         return "no such setting; correct its name or remove it"
     if kind == "missing":
         return "missing; give it"
-    if kind in _MAPPINGS:
+    if kind in _MAPPING_FAULTS:
         return f"{short(fault['input'])} is no mapping of settings; give them one by one, as name: value or by dotted path"
     return f"{said}, not {short(fault['input'])}"
 
 
 def _place(fault: ErrorDetails, given: Any) -> str:
-    """Dotted path; pydantic puts names of alternatives ("eyes") between its parts."""
+    """Return the dotted path of a fault; pydantic puts names of alternatives ("eyes") between its parts."""
     return ".".join(map(str, _parts(fault, given)))
 
 
 def _parts(fault: ErrorDetails, at: Any) -> Iterator[int | str]:
     for number, part in enumerate(fault["loc"], start=1):
-        if (
-            part in at
-            if isinstance(at, Mapping)
-            else isinstance(at, list) and part in range(len(at))
-        ):
+        if isinstance(at, Mapping):
+            found = part in at
+        else:
+            found = isinstance(at, list) and part in range(len(at))
+        if found:
             at = at[part]
         elif fault["type"] != "missing" or number < len(fault["loc"]):
+            # The name of an alternative, which the user has not written. What is missing is not there either, but
+            # its own name comes last.
             continue
         yield part
 
 
 def short(value: Any) -> str:
-    """A value in some sixty characters, however much it holds: a few bytes of YAML can name a list of billions."""
+    """Show a value in some sixty characters, however much it holds: a few bytes of YAML can name a list of billions."""
     text = value if isinstance(value, str) and value.isprintable() and value else _REPR.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -55,9 +55,9 @@ def train_student(
     """The run's student as it is kept, distilled from the teacher: loaded when finished, else resumed or begun."""
     system, path = system_of(recipe), run_folder / STUDENT
     if path.is_file():
-        kept = system.kept(data)
-        load_weights(kept, path)
-        return kept
+        saved = system.new_saved_form(data)
+        load_weights(saved, path)
+        return saved
     torch.manual_seed(recipe.seed + 1)
     student = system.student(data)
     teacher.eval().requires_grad_(False)
@@ -69,10 +69,10 @@ def train_student(
 
     _fit(student, loss, recipe, data, run_folder, "student", callbacks, teacher)
     teacher.cpu()
-    kept = system.keep(student).eval()
+    saved = system.saved_form(student).eval()
     if rank() == 0:
-        save_weights(kept, path)
-    return kept
+        save_weights(saved, path)
+    return saved
 
 
 def train_validation_split(recipe: Recipe, data: RunData) -> tuple[Indices, Indices]:

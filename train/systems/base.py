@@ -1,7 +1,4 @@
-"""What tells one data set from another: numbers over labels, people and a few clips of each split.
-
-What a system gives to training, export and evaluation; the loop, the files and the command line are the same for all.
-"""
+"""What a system gives to training, export and evaluation; the loop, the files and the command line are the same for all."""
 
 from __future__ import annotations
 
@@ -23,51 +20,12 @@ from torch import nn
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Clips, Indices
 from knarr.train.fitting.fit import Loss
-from knarr.train.settings import Recipe, RecipeError
-
-FINGERPRINT_VERSION: Final = "2:"
-"""Before every number of this form; runs of earlier versions hold one of `old_fingerprint`, without it."""
-CLIPS: Final = 16
-ROUNDING_PER_UNIT: Final = 16
-"""Teacher inputs are hashed in steps of 1/16: another machine adds floats in another order, and its last bits are seldom other data."""
-
-
-def fingerprint(splits: tuple[Clips, ...], *facts: Any) -> str:
-    """SHA-256 over labels, and over what student and teacher see of some clips of each split, and over plain facts.
-
-    Args:
-        splits: of the data set.
-        facts: groups, people, indices: lists of plain values.
-    """
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for clips in splits:
-        _add(digest, clips.labels)
-        for number in range(0, len(clips.labels), max(1, len(clips.labels) // CLIPS)):
-            one = np.array([number])
-            _add(digest, clips.chip_inputs(one))
-            for seen in clips.batch(one, None).teacher_inputs:
-                _add(digest, np.rint(ROUNDING_PER_UNIT * seen.numpy()).astype(np.int32))
-    return FINGERPRINT_VERSION + digest.hexdigest()
-
-
-def _add(digest: Any, values: npt.NDArray[Any]) -> None:
-    digest.update(str(values.shape).encode() + np.ascontiguousarray(values).tobytes())
-
-
-def old_fingerprint(*splits: Clips) -> str:
-    """As the first version had it: labels and student inputs of a few clips of each split, and nothing that a teacher sees."""
-    digest = hashlib.sha256()
-    for clips in splits:
-        digest.update(clips.labels.tobytes())
-        some = clips.chip_inputs(np.arange(len(clips.labels))[:: max(1, len(clips.labels) // 8)])
-        # Spikes are packed, as they were before there was any other input: old runs keep their fingerprint.
-        digest.update((np.packbits(some) if some.max(initial=0) <= 1 else some).tobytes())
-    return digest.hexdigest()
-
+from knarr.train.settings import DataSettings, Recipe, RecipeError
 
 ChipLoss = Callable[[ChipStudentOutput, Batch], tuple[torch.Tensor, torch.Tensor]]
-"""(what a chip student gave, batch) -> (loss, (B, classes) logits), a mean over clips."""
+"""(output of a chip student, batch) -> (loss, (B, classes) logits), a mean over clips."""
 Progress = Callable[[int, int], None]
+"""A function that is called with (done, in all)."""
 Settings = TypeVar("Settings", bound=Recipe)
 
 
@@ -76,10 +34,11 @@ class Coding:
     """How a student's inputs become integers of the chip: input * units, of so many bits.
 
     Args:
-        bits: 1 for spikes.
-        units: integers per unit of the float network's input.
+        bits: Bits of an input; 1 for spikes.
+        units: Integers per unit of the float network's input.
         kind: `InputCoding.kind`.
-        over_time, votes: how outputs become a decision (`Readout`).
+        over_time: How the outputs of all steps become one, see `Readout`.
+        votes: Output neurons of each class, see `Readout`.
     """
 
     bits: int = 1
@@ -89,23 +48,57 @@ class Coding:
     votes: int = 1
 
 
+FINGERPRINT_VERSION: Final = "2:"
+"""Prefix of every fingerprint of this form."""
+FINGERPRINT_CLIPS: Final = 16
+"""Clips of each split that a fingerprint looks into, give or take one; labels it has of all."""
+ROUNDING_PER_UNIT: Final = 16
+"""Teacher inputs are hashed in steps of 1/16: another machine adds floats in another order, and its last bits are seldom other data."""
+
+
+def fingerprint(splits: tuple[Clips, ...], *facts: Any) -> str:
+    """Return a SHA-256 over labels, over what student and teacher see of some clips of each split, and over plain facts.
+
+    Args:
+        splits: Splits of the data set.
+        facts: Groups, people, indices, as lists of plain values.
+    """
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for clips in splits:
+        _add(digest, clips.labels)
+        count = len(clips.labels)
+        for number in range(0, count, max(1, count // FINGERPRINT_CLIPS)):
+            one = np.array([number])
+            _add(digest, clips.chip_inputs(one))
+            for seen in clips.batch(one, None).teacher_inputs:
+                _add(digest, np.rint(ROUNDING_PER_UNIT * seen.numpy()).astype(np.int32))
+    return FINGERPRINT_VERSION + digest.hexdigest()
+
+
+def _add(digest: Any, values: npt.NDArray[Any]) -> None:
+    # The shape too: the same bytes in another shape are other data.
+    digest.update(str(values.shape).encode() + np.ascontiguousarray(values).tobytes())
+
+
 @dataclass(frozen=True, eq=False)
 class RunData:
     """Both splits of a recipe's data. `test` is never trained or tuned on.
 
     Args:
-        train, test: the splits.
-        groups: (N,) of the training clips: a group never lies on both sides of the validation split.
-        class_names: one per class.
-        name: of the data set, as published tables call it; generated data say so.
-        coding: of the student's inputs.
-        subjects: (M,) whose each test clip is; None where nobody's.
+        train: Clips to train and to validate on.
+        test: Clips to test on.
+        groups: (N,) group of each training clip: a group never lies on both sides of the validation split.
+        class_names: One per class.
+        name: Name of the data set, as published tables call it; generated data say so.
+        coding: Coding of the student's inputs.
+        subjects: (M,) person of each test clip; None where clips have none.
         lights: (M,) lighting of each test clip; None where there is none to tell apart.
-        validation: indices of the training clips that are validated on; None where they are drawn by group.
-        names: (M,) of the test clips, all different, over the folds of a data set too; empty numbers them.
-        protocol: how training and test clips were parted, in words.
-        fold, fold_count: which of how many folds is tested; None where there are no folds.
-        sampling: how windows are cut ("E4-S3"); None where clips are seen whole.
+        validation: Indices of the training clips that are validated on; None where they are drawn by group.
+        names: (M,) names of the test clips, all different, over the folds of a data set too; empty numbers them.
+        protocol: How training and test clips were parted, in words.
+        fold: Number of the fold that is tested; None where there are no folds.
+        fold_count: Number of folds.
+        sampling: How windows are cut ("E4-S3"); None where clips are seen whole.
     """
 
     train: Clips
@@ -125,22 +118,16 @@ class RunData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of labels, people, validation clips, and what student and teacher see of some clips: tells one data set from another."""
+        """Hash of labels, people, validation clips, and what student and teacher see of some clips: tells data sets apart."""
         validation = None if self.validation is None else self.validation.tolist()
         return fingerprint((self.train, self.test), self.groups.tolist(), self.subjects, validation)
-
-    def is_of(self, kept: object) -> bool:
-        """Whether a fingerprint that was kept, by this version or an earlier one, is that of these data."""
-        if isinstance(kept, str) and kept.startswith(FINGERPRINT_VERSION):
-            return kept == self.fingerprint
-        return kept == old_fingerprint(self.train, self.test)
 
 
 class System(ABC, Generic[Settings]):
     """One of the systems, with a recipe's settings.
 
     Args:
-        recipe: settings of this system.
+        recipe: Settings of this system.
     """
 
     recipe_class: ClassVar[type[Recipe]]
@@ -155,106 +142,120 @@ class System(ABC, Generic[Settings]):
     def load(
         self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
     ) -> RunData:
-        """Both splits, read strictly.
+        """Read both splits, strictly.
 
         Args:
-            root: folder of the data set.
-            cache: folder for prepared samples, where preparing takes long.
-            progress: called with (samples done, in all).
+            root: Folder of the data set.
+            cache: Folder for prepared samples, where preparing takes long.
+            progress: Called with (samples done, in all).
 
         Raises:
-            DataError: anything missing or malformed.
+            DataError: Anything missing or malformed.
         """
 
     def folder_name(self) -> str:
-        """Of generated data: the settings that they depend on."""
-        raise RecipeError(
-            f"recipe '{self.recipe.name}': its data is not generated; pass the folder with --data"
-        )
+        """Return the name of the folder of generated data, which has the settings that they depend on.
+
+        Raises:
+            RecipeError: The data are not generated.
+        """
+        name = self.recipe.data.generated_folder
+        if name is None:
+            raise RecipeError(
+                f"recipe '{self.recipe.name}': its data is not generated; pass the folder with --data"
+            )
+        return name
 
     def generate(self, root: Path, progress: Progress | None = None) -> None:
-        """Write generated data to a folder that does not exist."""
+        """Write generated data to a folder that does not exist.
+
+        Raises:
+            RecipeError: The data are not generated.
+        """
         self.folder_name()
+        settings: DataSettings = self.recipe.data
+        settings.generate(root, progress)
 
     def passes(self, data: RunData, windows: int, seed: int) -> Sequence[Clips]:
-        """The test set as an evaluation sees it, once or through several random windows; the first is `data.test`."""
+        """Return the test set as an evaluation sees it, once or through several random windows; the first is `data.test`."""
         return [data.test]
 
     # --- networks
 
     @abstractmethod
     def teacher(self, data: RunData) -> nn.Module:
-        """A new teacher."""
+        """Return a new teacher."""
 
     def teacher_settings(self) -> dict[str, Any]:
-        """All settings of networks that a teacher depends on, as plain values: runs that agree in them can share one."""
+        """Return all settings of networks that a teacher depends on, as plain values: runs that agree in them can share one."""
         return self.recipe.teacher.model_dump(mode="json")
 
     @abstractmethod
     def teacher_loss(self) -> Loss:
-        """What it is fitted by."""
+        """Return the loss that the teacher is fitted by."""
 
     @abstractmethod
     def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
-        """(B, classes)."""
+        """Return the teacher's logits, (B, classes)."""
 
     @abstractmethod
     def student(self, data: RunData) -> nn.Module:
-        """A new student, in the form in which it is trained."""
+        """Return a new student, in the form in which it is trained."""
 
     @abstractmethod
     def student_loss(self, teacher: nn.Module) -> Loss:
-        """What it is fitted by, beside a frozen teacher in eval mode."""
+        """Return the loss that the student is fitted by, with a frozen teacher in eval mode."""
 
     @abstractmethod
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
-        """`student_loss` of a student that runs in the chip's arithmetic, on as many steps as it was shown.
+        """Return `student_loss` for a student that runs in the chip's arithmetic, on as many steps as it was shown.
 
         Raises:
-            RecipeError: settings of a student that no chip holds.
+            RecipeError: Settings of a student that no chip holds.
         """
 
     def student_fitter(
         self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path
     ) -> tuple[Indices, Callable[..., Any]] | None:
-        """How the student is fitted where a plain `Fitter` and `student_loss` do not do.
+        """Return how the student is fitted where a plain `Fitter` and `student_loss` do not do.
 
         Args:
-            teacher: frozen, in eval mode.
-            train: training clips that are no validation clips.
-            run_folder: for more files of the run.
+            teacher: Frozen, in eval mode.
+            data: Data of the run.
+            train: Training clips that are no validation clips.
+            run_folder: Folder for more files of the run.
 
         Returns:
-            Which of the clips it learns on, and `fit`'s `make`; None for `Fitter` on all of them.
+            The clips that the student learns on, and `module_class` of `fit`; None for `Fitter` on all of them.
         """
         return None
 
     @abstractmethod
-    def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
-        """(B, classes) of a student in the form in which it is kept."""
+    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the logits of a student as it is trained or saved, (B, classes)."""
 
-    def keep(self, student: nn.Module) -> nn.Module:
-        """What student.safetensors holds of a trained student."""
+    def saved_form(self, student: nn.Module) -> nn.Module:
+        """Return the network whose weights student.safetensors holds, made from a trained student."""
         return student
 
-    def kept(self, data: RunData) -> nn.Module:
-        """An empty one of that form."""
+    def new_saved_form(self, data: RunData) -> nn.Module:
+        """Return a new network of that form, which student.safetensors can be loaded into."""
         return self.student(data)
 
     @abstractmethod
-    def deployable(self, kept: nn.Module) -> snn.SequentialState:
-        """What is exported.
+    def deployable(self, student: nn.Module) -> snn.SequentialState:
+        """Return the network that is exported for a student in its saved form.
 
         Raises:
-            RecipeError: settings of a student that no graph or chip holds.
+            RecipeError: Settings of a student that no graph or chip holds.
         """
 
     # --- the baseline that energy is compared with
 
     def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module:
-        """The teacher as a network from one tensor to one tensor, as an ONNX file is."""
+        """Return the teacher as a network from one tensor to one tensor, as an ONNX file is."""
         return teacher
 
     def baseline_inputs(self, batch: Batch) -> torch.Tensor:
-        """What it is fed."""
+        """Return the inputs of that network."""
         return batch.teacher_inputs[0]

@@ -1,7 +1,4 @@
-"""Recipe of the small demonstration: an ANN on frames teaches a spiking CNN on events.
-
-The small demonstration: digits or generated eyes, an ANN teacher on frames, a spiking CNN on events.
-"""
+"""The small demonstration: digits or generated eyes, an ANN teacher on frames, a spiking CNN on events."""
 
 from __future__ import annotations
 
@@ -46,7 +43,16 @@ SENSOR_PX = 34
 
 
 class NmnistData(DataSettings):
-    """Event recordings of digits on a 34x34 sensor."""
+    """Event recordings of digits on a sensor of 34 x 34 pixels.
+
+    Args:
+        timesteps: Time bins of a clip.
+        bin_us: Length of a bin in microseconds.
+        teacher_bins: Coarse bins that the teacher sees.
+        rotation_deg: Largest angle by which training clips are turned.
+        scale: Largest share by which they grow or shrink.
+        shift_px: Largest distance by which they are moved.
+    """
 
     kind: Literal["nmnist"]
     timesteps: Count
@@ -58,6 +64,7 @@ class NmnistData(DataSettings):
 
     @property
     def dt_s(self) -> float:
+        """Length of a student's time step in seconds."""
         return self.bin_us * 1e-6
 
 
@@ -65,7 +72,14 @@ class CnnEyesData(DataSettings):
     """Generated single-eye clips on the SEE layout; `train` and `test` people differ.
 
     Args:
-        seed: of the people. The recipe's own seed leaves them as they are.
+        timesteps: Frames of a clip, each a time step.
+        size: Height and width of the images in pixels.
+        frames_per_s: Rate of the frames.
+        subjects: Number of people.
+        takes_per_emotion: Clips of each person and emotion.
+        seed: Seed of the people. The recipe's own seed leaves them as they are.
+        teacher_bins: Intensity frames, and coarse bins of events, that the teacher sees.
+        shift_px: Largest distance by which training clips are moved.
     """
 
     kind: Literal["eyes"]
@@ -85,15 +99,36 @@ class CnnEyesData(DataSettings):
 
     @property
     def dt_s(self) -> float:
+        """Length of a student's time step in seconds."""
         return 1.0 / self.frames_per_s
 
     @property
-    def generated(self) -> bool:
-        return True
+    def generated_folder(self) -> str:
+        """Name of the folder of these data."""
+        people = f"{self.subjects}p-{self.takes_per_emotion}t-{self.seed}"
+        return f"eyes-{self.size}px-{self.timesteps}f-{people}"
+
+    def generate(self, root: Path, progress: Progress | None = None) -> None:
+        """Write the clips; see `knarr.train.datasets.eyes.generate`."""
+        generate(
+            root,
+            subjects=self.subjects,
+            takes_per_emotion=self.takes_per_emotion,
+            frames=self.timesteps,
+            size=self.size,
+            seed=self.seed,
+            progress=progress,
+        )
 
 
 class CnnTeacherRecipe(Fitted):
-    """The ANN of `knarr.train.teacher`."""
+    """Settings of `networks.cnn.Teacher`.
+
+    Args:
+        width: Channels of its first convolution.
+        dropout: Share that is dropped before the logits.
+        label_smoothing: Share of a label that is spread over all classes.
+    """
 
     width: Count
     dropout: float = Field(default=0.3, ge=0, lt=1)
@@ -101,7 +136,17 @@ class CnnTeacherRecipe(Fitted):
 
 
 class CnnStudentRecipe(Fitted):
-    """The spiking CNN of `knarr.train.student`; kd_alpha 0 trains it on labels alone."""
+    """Settings of the spiking CNN of `networks.cnn.build_student`.
+
+    Args:
+        channels: Channels of its two convolutions.
+        first_padding: Padding of the first one in pixels.
+        tau_mem_s: Membrane time constant.
+        tau_readout_s: Time constant of the readout.
+        logit_scale: Logits per volt of the readout.
+        kd_alpha: Share of the teacher in the loss; 0 trains on labels alone.
+        kd_temperature: Temperature of the teacher's term.
+    """
 
     channels: tuple[Count, Count]
     first_padding: int = Field(default=0, ge=0)
@@ -113,7 +158,7 @@ class CnnStudentRecipe(Fitted):
 
 
 class CnnRecipe(Recipe):
-    """See above; the system of recipes that name none."""
+    """Recipe of the demonstration; recipes that name no system are of this one."""
 
     system: Literal["cnn"] = "cnn"
     data: Annotated[NmnistData | CnnEyesData, Field(discriminator="kind")]
@@ -122,49 +167,28 @@ class CnnRecipe(Recipe):
 
 
 class Cnn(System[CnnRecipe]):
-    """See above."""
+    """The demonstration, with a recipe's settings."""
 
     recipe_class = CnnRecipe
 
     def load(
         self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
     ) -> RunData:
-        settings = self.recipe.data
-        return (
-            _digits(settings, root) if isinstance(settings, NmnistData) else _eyes(settings, root)
-        )
-
-    def folder_name(self) -> str:
+        """Read both splits; see `System.load`. Reading takes no time, so nothing is cached or reported."""
         settings = self.recipe.data
         if isinstance(settings, NmnistData):
-            return super().folder_name()
-        return (
-            f"eyes-{settings.size}px-{settings.timesteps}f-{settings.subjects}p-{settings.takes_per_emotion}t-"
-            f"{settings.seed}"
-        )
-
-    def generate(self, root: Path, progress: Progress | None = None) -> None:
-        settings = self.recipe.data
-        if isinstance(settings, NmnistData):
-            super().generate(root, progress)
-            return
-        generate(
-            root,
-            subjects=settings.subjects,
-            takes_per_emotion=settings.takes_per_emotion,
-            frames=settings.timesteps,
-            size=settings.size,
-            seed=settings.seed,
-            progress=progress,
-        )
+            return _digits(settings, root)
+        return _eyes(settings, root)
 
     def teacher(self, data: RunData) -> nn.Module:
+        """Return a new ANN for frames of the data's shape."""
         frames = data.train.batch(np.arange(1), None).teacher_inputs[0]
         shape = (frames.shape[1], frames.shape[2], frames.shape[3])
         settings = self.recipe.teacher
         return Teacher(shape, len(data.class_names), settings.width, settings.dropout)
 
     def teacher_loss(self) -> Loss:
+        """Return a smoothed cross entropy."""
         smoothing = self.recipe.teacher.label_smoothing
 
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,30 +198,38 @@ class Cnn(System[CnnRecipe]):
         return loss
 
     def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the ANN's logits, (B, classes)."""
         logits: torch.Tensor = teacher(*batch.teacher_inputs)
         return logits
 
     def student(self, data: RunData) -> nn.Module:
-        return build_student(self.shape(data), batch_norm=True)
+        """Return a new spiking CNN with batch-norms."""
+        return build_student(self._shape(data), batch_norm=True)
 
     def student_loss(self, teacher: nn.Module) -> Loss:
+        """Return the distillation loss."""
+
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             return self._distil(self.student_logits(network, batch), teacher, batch)
 
         return loss
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
+        """Return the distillation loss for a chip student's readout."""
+
         def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._distil(self._scaled(ran.step_logits), teacher, batch)
+            return self._distil(self._logits(ran.step_logits), teacher, batch)
 
         return loss
 
-    def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
-        outputs, _ = run_student(cast(snn.SequentialState, kept), batch.inputs)
-        return self._scaled(outputs)
+    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the logits of a student with or without its batch-norms, (B, classes)."""
+        outputs, _ = run_student(cast(snn.SequentialState, student), batch.inputs)
+        return self._logits(outputs)
 
-    def _scaled(self, volts: torch.Tensor) -> torch.Tensor:
-        """(B, T, classes) -> logits (B, classes)."""
+    def _logits(self, volts: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, classes) of the readout's voltages (B, T, classes)."""
+        # The mean over time, so that clips of more steps are not more certain; the scale makes up for small voltages.
         return self.recipe.student.logit_scale * volts.mean(dim=1)
 
     def _distil(
@@ -213,20 +245,23 @@ class Cnn(System[CnnRecipe]):
         )
         return value, logits
 
-    def keep(self, student: nn.Module) -> nn.Module:
+    def saved_form(self, student: nn.Module) -> nn.Module:
+        """Return the student with its batch-norms folded into its convolutions."""
         return plain(cast(snn.SequentialState, student))
 
-    def kept(self, data: RunData) -> nn.Module:
-        return build_student(self.shape(data), batch_norm=False)
+    def new_saved_form(self, data: RunData) -> nn.Module:
+        """Return a new student without batch-norms."""
+        return build_student(self._shape(data), batch_norm=False)
 
-    def deployable(self, kept: nn.Module) -> snn.SequentialState:
-        return cast(snn.SequentialState, kept)
+    def deployable(self, student: nn.Module) -> snn.SequentialState:
+        """Return the saved student itself."""
+        return cast(snn.SequentialState, student)
 
-    def shape(self, data: RunData) -> StudentShape:
-        """Layers of the student on these data.
+    def _shape(self, data: RunData) -> StudentShape:
+        """Return what decides the student's layers on these data.
 
         Raises:
-            RecipeError: inputs that are not images.
+            RecipeError: Inputs that are not images.
         """
         settings = self.recipe.student
         features = data.train.chip_inputs(np.arange(1)).shape[2:]
@@ -263,35 +298,34 @@ def _digits(settings: NmnistData, root: Path) -> RunData:
             root,
             f"splits overlap: {len(shared)} recordings are in both lists; remove them from one",
         )
-    names = tuple(str(digit) for digit in range(CLASSES))
     return RunData(
         train,
         test,
-        np.arange(len(train.labels)),
-        names,
-        "N-MNIST",
+        groups=np.arange(len(train.labels)),  # who wrote a digit is not known: each is a group
+        class_names=tuple(str(digit) for digit in range(CLASSES)),
+        name="N-MNIST",
         names=test.recordings.names,
         protocol="the lists train1K and test100",
     )
 
 
 def _eyes(settings: CnnEyesData, root: Path) -> RunData:
-    clips = [
+    training, testing = (
         read_see(root, subset=subset, size=settings.size, timesteps=settings.timesteps)
         for subset in ("training", "testing")
-    ]
-    assert_disjoint(*clips)
-    train, test = (EyeClips(part, settings.teacher_bins, settings.shift_px) for part in clips)
-    groups = np.array(clips[0].subjects)
-    held = clips[1]
+    )
+    assert_disjoint(training, testing)
+    train, test = (
+        EyeClips(clips, settings.teacher_bins, settings.shift_px) for clips in (training, testing)
+    )
     return RunData(
         train,
         test,
-        groups,
-        held.label_names,
-        "generated eyes",
-        subjects=held.subjects,
-        lights=held.lights,
-        names=held.names,
+        groups=np.array(training.subjects),
+        class_names=testing.label_names,
+        name="generated eyes",
+        subjects=testing.subjects,
+        lights=testing.lights,
+        names=testing.names,
         protocol="people apart",
     )

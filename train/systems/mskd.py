@@ -54,11 +54,11 @@ from knarr.train.settings import (
 from knarr.train.systems.base import ChipLoss, Coding, Progress, RunData, System
 
 TEACHER_CHANNELS = 3
-"""Published code opens the grey images as RGB, and SEEN has weights for each copy."""
+"""Channels of the teacher's images: published code opens the grey ones as RGB, and SEEN has weights for each copy."""
 
 
 class Normalise(Frozen):
-    """(x / 255 - mean) / std of what the teacher sees; SEE's published values by default."""
+    """Normalisation of the teacher's images, (x / 255 - mean) / std; SEE's published values by default."""
 
     event_mean: float = 0.504413
     event_std: Positive = 0.06928615
@@ -70,15 +70,16 @@ class SequencesData(DataSettings):
     """Sequences in the SEE layout, seen through windows.
 
     Args:
-        sampling: E<frames>-S<skipped>, see `knarr.train.windows`.
-        size: height and width of the images in pixels; others are resized.
+        sampling: E<frames>-S<skipped>, see `knarr.train.datasets.see.windows`.
+        size: Height and width of the images in pixels; others are resized.
         split: "official" is the index's; in SEE it parts sequences, and people may be in both. "subject" draws folds of people.
-        folds, fold: of "subject": how many, and which one is tested on.
-        seed: of the folds, and of generated data. The recipe's own seed leaves both as they are.
-        normalise: of the teacher's images.
-        pixel_bits: of the student's grey values, the upper ones. The fewer they are, the more of a neuron's accumulator is left for
+        folds: Number of folds of "subject".
+        fold: The one of them that is tested on, from 0.
+        seed: Seed of the folds, and of generated data. The recipe's own seed leaves both as they are.
+        normalise: Normalisation of the teacher's images.
+        pixel_bits: Upper bits of the student's grey values. The fewer they are, the more of a neuron's accumulator is left for
             weights: 255 times the 49 weights of the first layer can fill it before these have used their own 8 bits.
-        shift_px: training clips are moved by up to so many pixels, teacher's and student's alike; published: none.
+        shift_px: Largest distance by which training clips are moved, teacher's and student's alike; published: none.
     """
 
     sampling: str = "E4-S3"
@@ -114,11 +115,12 @@ class SequencesData(DataSettings):
 
     @property
     def window(self) -> Sampling:
-        """How clips are cut."""
+        """How windows are cut from sequences."""
         return sampling(self.sampling)
 
     @property
     def dt_s(self) -> float:
+        """Length of a student's time step in seconds."""
         return (self.window.skipped + 1) / FRAMES_PER_S
 
 
@@ -126,8 +128,10 @@ class SeeData(SequencesData):
     """SEE, or any tree of its layout.
 
     Args:
-        event_dir, frame_dir, index: names in the folder of the data.
-        on_bad: refuse a tree with a bad record, or "skip" and count it.
+        event_dir: Name of the folder of event images.
+        frame_dir: Name of the folder of grey images.
+        index: Name of the file that lists the sequences.
+        on_bad: "raise" refuses a tree with a bad record, "skip" counts it.
     """
 
     kind: Literal["see"]
@@ -141,8 +145,9 @@ class MskdEyesData(SequencesData):
     """Generated single-eye sequences in the same layout; people who train and people who test differ.
 
     Args:
-        frames: of each sequence.
-        subjects: people. takes_per_emotion: sequences of each person and emotion.
+        frames: Images of each sequence.
+        subjects: Number of people.
+        takes_per_emotion: Sequences of each person and emotion.
     """
 
     kind: Literal["eyes"]
@@ -160,16 +165,30 @@ class MskdEyesData(SequencesData):
         return self
 
     @property
-    def generated(self) -> bool:
-        return True
+    def generated_folder(self) -> str:
+        """Name of the folder of these data."""
+        people = f"{self.subjects}p-{self.takes_per_emotion}t-{self.seed}"
+        return f"eyes-{self.size}px-{self.frames}f-{people}"
+
+    def generate(self, root: Path, progress: Progress | None = None) -> None:
+        """Write the sequences; see `knarr.train.datasets.eyes.generate`."""
+        generate(
+            root,
+            subjects=self.subjects,
+            takes_per_emotion=self.takes_per_emotion,
+            frames=self.frames,
+            size=self.size,
+            seed=self.seed,
+            progress=progress,
+        )
 
 
 class MskdTeacherRecipe(Fitted):
-    """The teacher; sizes that the data decide need not be said.
+    """Settings of the teacher; sizes that the data decide need not be said.
 
     Args:
-        network: which, and its sizes.
-        label_smoothing: of its cross entropy; published: none.
+        network: Which network, and its sizes.
+        label_smoothing: Share of a label that is spread over all classes; published: none.
     """
 
     network: Network = Network()
@@ -178,18 +197,18 @@ class MskdTeacherRecipe(Fitted):
     @field_serializer("network")
     def _without_derived(self, network: Network) -> dict[str, Any]:
         plain = network.model_dump(mode="json")
-        return plain | {"seen": _said(plain["seen"], network.seen, OF_SEEN)}
+        return plain | {"seen": _said(plain["seen"], network.seen, DERIVED_OF_TEACHER)}
 
 
 class MskdStudentRecipe(Fitted):
-    """The student and what it learns from; sizes that the data decide need not be said.
+    """Settings of the student and its loss; sizes that the data decide need not be said.
 
     Args:
-        network: its layers.
-        centred: each kernel of its first layer has a mean of 0, so that a clip's brightness, which says nothing of an emotion, has no
+        network: Its layers.
+        centred: Each kernel of its first layer has a mean of 0, so that a clip's brightness, which says nothing of an emotion, has no
             effect but at the borders. Frames come without their mean subtracted: other kernels answer to brightness most of all, and
             the bias that a batch-norm sets against it leaves no room in the chip's registers for weights of a finer scale.
-        loss: weights and readings of the teacher's terms.
+        loss: Weights and readings of the teacher's terms.
     """
 
     network: MskdStudentSettings = MskdStudentSettings()
@@ -198,22 +217,24 @@ class MskdStudentRecipe(Fitted):
 
     @field_serializer("network")
     def _without_derived(self, network: MskdStudentSettings) -> dict[str, Any]:
-        return _said(network.model_dump(mode="json"), network, OF_STUDENT)
+        return _said(network.model_dump(mode="json"), network, DERIVED_OF_STUDENT)
 
 
-OF_SEEN = ("side_px", "channels", "steps")
-OF_STUDENT = ("side_px", "dt_s")
-"""What a recipe's data decide of the networks. Left out where a recipe is written, or another size or sampling could not replace the
-one in a recipe without naming these too. Classes are known when data are read, see `Mskd`."""
+DERIVED_OF_TEACHER = ("side_px", "channels", "steps")
+DERIVED_OF_STUDENT = ("side_px", "dt_s")
+"""Settings of the networks that a recipe's data decide. They are left out where a recipe is written, or another size or sampling could
+not replace the one in a recipe without naming these too. Classes are known when data are read, see `Mskd`."""
 
 
 def _said(plain: dict[str, Any], settings: Frozen, derived: tuple[str, ...]) -> dict[str, Any]:
+    """Return plain settings without those that the data decide."""
+    # A number of classes that a recipe names itself stays, and is compared with the data when they are read.
     unsaid = set(derived) | ({"classes"} - settings.model_fields_set)
     return {name: value for name, value in plain.items() if name not in unsaid}
 
 
 class MskdRecipe(Recipe):
-    """See above."""
+    """Recipe of MSKD; its data decide sizes of its networks."""
 
     system: Literal["mskd"]
     data: Annotated[SeeData | MskdEyesData, Field(discriminator="kind")]
@@ -224,30 +245,30 @@ class MskdRecipe(Recipe):
     def _as_the_data(self) -> MskdRecipe:
         data = self.data
         seen, student = self.teacher.network.seen, self.student.network
-        of_seen = {"side_px": data.size, "channels": TEACHER_CHANNELS, "steps": data.window.frames}
-        of_student = {"side_px": data.size, "dt_s": data.dt_s}
-        _agree("teacher.network.seen", seen, of_seen)
-        _agree("student.network", student, of_student)
-        network = self.teacher.network.model_copy(update={"seen": seen.model_copy(update=of_seen)})
+        for_seen = {"side_px": data.size, "channels": TEACHER_CHANNELS, "steps": data.window.frames}
+        for_student = {"side_px": data.size, "dt_s": data.dt_s}
+        _assert_agreement("teacher.network.seen", seen, for_seen)
+        _assert_agreement("student.network", student, for_student)
+        seen, student = seen.model_copy(update=for_seen), student.model_copy(update=for_student)
+        teacher = self.teacher.network.model_copy(update={"seen": seen})
         # Frozen for everybody else: what is derived here is as if it had been said.
-        object.__setattr__(self, "teacher", self.teacher.model_copy(update={"network": network}))
-        network_of_student = student.model_copy(update=of_student)
-        object.__setattr__(
-            self, "student", self.student.model_copy(update={"network": network_of_student})
-        )
+        for name, network in (("teacher", teacher), ("student", student)):
+            settings = getattr(self, name).model_copy(update={"network": network})
+            object.__setattr__(self, name, settings)
         return self
 
 
-def _agree(path: str, settings: Frozen, derived: Mapping[str, Any]) -> None:
+def _assert_agreement(path: str, settings: Frozen, derived: Mapping[str, Any]) -> None:
     """Refuse what a recipe says and its data contradict."""
     for name, value in derived.items():
+        # A default is no claim: it gives way to the data.
         said = getattr(settings, name)
         if name in settings.model_fields_set and said != value:
             raise ValueError(f"{path}.{name}: {said}, but the data give {value}; leave it out")
 
 
 GREY_BITS = 8
-"""Of the images. A pixel k goes to the student as k / 255 (of fewer bits, its upper ones), not less a mean: convolutions pad with
+"""Bits of the images' pixels. A pixel k goes to the student as k / 255 (of fewer bits, its upper ones), not less a mean: convolutions pad with
 zeros, before and after an offset not the same, so a mean could not be moved from the input into the first layer's bias; batch-norms can
 be folded and do its work."""
 
@@ -257,14 +278,14 @@ class SeeWindows:
     """Some sequences, each seen through one window; a fresh one is drawn where an `rng` is given.
 
     Args:
-        sequences: all that were read.
-        own: (N,) those of this split.
-        sampling: how windows are cut.
-        fixed: (N, x) the window of each clip where none is drawn.
-        channels: of the student's images, all of them the same grey.
-        bits: of the student's pixels, at most `GREY_BITS`.
-        normalise: of the teacher's images.
-        shift_px: how far drawn clips are moved at most.
+        sequences: All sequences that were read.
+        own: (N,) indices of those of this split.
+        sampling: How windows are cut.
+        fixed: (N, x) window of each clip where none is drawn.
+        channels: Channels of the student's images, all of them the same grey.
+        bits: Bits of the student's pixels, at most `GREY_BITS`.
+        normalise: Normalisation of the teacher's images.
+        shift_px: Largest distance by which drawn clips are moved.
     """
 
     sequences: SeeSequences
@@ -278,35 +299,38 @@ class SeeWindows:
 
     @property
     def labels(self) -> Indices:
+        """(N,) classes."""
         return self.sequences.labels[self.own]
 
     @property
     def lengths(self) -> Indices:
-        """(N,) images of each sequence."""
+        """(N,) number of images of each sequence."""
         return self.sequences.lengths[self.own]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """(N,) of the sequences."""
+        """(N,) names of the sequences."""
         return tuple(self.sequences.names[n] for n in self.own)
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """(N,) whose each is."""
+        """(N,) person of each sequence."""
         return tuple(self.sequences.subjects[n] for n in self.own)
 
     @property
     def lights(self) -> tuple[str, ...]:
-        """(N,) lighting of each."""
+        """(N,) lighting of each sequence."""
         return tuple(self.sequences.lights[n] for n in self.own)
 
     @property
     def units(self) -> int:
-        """Of the chip per unit of the student's input."""
+        """Integers of the chip per unit of the student's input."""
         return (1 << self.bits) - 1
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        """Return clips `indices`, through drawn windows and moved when `rng` is given."""
         windows = self.fixed[indices] if rng is None else self._drawn(indices, rng)
+        # One draw of windows for all that student and teacher see.
         rows = self.sequences.rows(self.own[indices], windows)
         events, frames = self.sequences.events[rows], self.sequences.frames[rows]
         if rng is not None and self.shift_px:
@@ -322,26 +346,28 @@ class SeeWindows:
         )
 
     def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        """Return (B, x, channels, H, W) student inputs through the fixed windows."""
         rows = self.sequences.rows(self.own[indices], self.fixed[indices])
         return np.ascontiguousarray(self._integers(self.sequences.frames[rows]))
 
     def passes(self, windows: int, seed: int) -> list[SeeWindows]:
-        """The same clips through several windows each, the first time through those they have."""
+        """Return the same clips through several windows each, the first time through those they have."""
         drawn = evaluation_windows(self.lengths, self.sampling, windows=windows, seed=seed)
-        return [self, *(replace(self, fixed=of_pass) for of_pass in drawn[1:])]
+        return [self, *(replace(self, fixed=fixed) for fixed in drawn[1:])]
 
     def _drawn(self, indices: Indices, rng: np.random.Generator) -> Indices:
         lengths = self.lengths[indices].tolist()
         return np.stack([draw_window(length, self.sampling, rng) for length in lengths])
 
     def _integers(self, frames: Images) -> Images:
-        """(B, x, H, W) -> (B, x, channels, H, W), what the student's chip is given."""
+        """Return the chip's inputs (B, x, channels, H, W) for images (B, x, H, W)."""
         shape = (*frames.shape[:2], self.channels, *frames.shape[2:])
         return np.broadcast_to((frames >> (GREY_BITS - self.bits))[:, :, None], shape)
 
 
 def _normalised(images: Images, mean: float, std: float) -> torch.Tensor:
-    """(B, x, H, W) -> (B, x, 3, H, W) float32."""
+    """Return the teacher's float32 images (B, x, 3, H, W) for images (B, x, H, W)."""
+    # Constants of float32 too: with a float64 among them numpy would compute in float64 and round otherwise.
     grey = (images.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
     return torch.from_numpy(grey)[:, :, None].expand(-1, -1, TEACHER_CHANNELS, -1, -1)
 
@@ -349,7 +375,7 @@ def _normalised(images: Images, mean: float, std: float) -> torch.Tensor:
 def shifted(
     margin: int, events: Images, frames: Images, rng: np.random.Generator
 ) -> tuple[Images, Images]:
-    """Each clip (x, H, W) moved by up to `margin` pixels both ways, events and frames alike; edges are repeated."""
+    """Return each clip (x, H, W) moved by up to `margin` pixels both ways, events and frames alike; edges are repeated."""
     height, width = frames.shape[-2:]
     around = (*[(0, 0)] * 2, (margin, margin), (margin, margin))
     wide = [np.pad(images, around, mode="edge") for images in (events, frames)]
@@ -361,10 +387,11 @@ def shifted(
 
 
 SEE_SEQUENCES, SEE_TESTED = 2405, 767
+"""Sequences of the published set, and those of them that its own split tests on."""
 
 
 class Mskd(System[MskdRecipe]):
-    """See above."""
+    """MSKD with a recipe's settings."""
 
     recipe_class = MskdRecipe
 
@@ -373,6 +400,7 @@ class Mskd(System[MskdRecipe]):
     def load(
         self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
     ) -> RunData:
+        """Read the sequences and part them into training and test; see `System.load`."""
         settings = self.recipe.data
         least = settings.window.least_frames
         if isinstance(settings, SeeData):
@@ -392,17 +420,17 @@ class Mskd(System[MskdRecipe]):
                 root, size=settings.size, least=least, cache=cache, progress=progress
             )
         train, test = self._split(root, sequences)
-        held = self._windows(sequences, test)
+        tested = self._windows(sequences, test)
         by_people = settings.split == "subject"
         return RunData(
             self._windows(sequences, train),
-            held,
+            tested,
             np.array(sequences.subjects)[train],
             sequences.label_names,
             _name_of(settings, len(sequences.labels), len(test)),
-            Coding(bits=held.bits, units=held.units, kind="graded", over_time="mean"),
-            held.subjects,
-            held.lights,
+            Coding(bits=tested.bits, units=tested.units, kind="graded", over_time="mean"),
+            tested.subjects,
+            tested.lights,
             names=tuple(sequences.names[at] for at in test),
             protocol=f"{settings.folds} folds of people" if by_people else "the index's split",
             fold=settings.fold if by_people else None,
@@ -411,7 +439,7 @@ class Mskd(System[MskdRecipe]):
         )
 
     def _split(self, root: Path, sequences: SeeSequences) -> tuple[Indices, Indices]:
-        """Sequences to train and to test on."""
+        """Return indices of the sequences to train and to test on."""
         settings = self.recipe.data
         if settings.split == "subject":
             people = len(set(sequences.subjects))
@@ -428,6 +456,7 @@ class Mskd(System[MskdRecipe]):
                 raise DataError(
                     root, f"no sequences: none to {name} on; check the subsets of the index"
                 )
+        # SEE's own split parts sequences and not people, so there the same person may be on both sides.
         if settings.split == "subject" or isinstance(settings, MskdEyesData):
             try:
                 assert_apart(sequences.subjects, train, test)
@@ -449,37 +478,14 @@ class Mskd(System[MskdRecipe]):
             recipe.data.shift_px,
         )
 
-    def folder_name(self) -> str:
-        settings = self.recipe.data
-        if not isinstance(settings, MskdEyesData):
-            return super().folder_name()
-        return (
-            f"eyes-{settings.size}px-{settings.frames}f-{settings.subjects}p-{settings.takes_per_emotion}t-"
-            f"{settings.seed}"
-        )
-
-    def generate(self, root: Path, progress: Progress | None = None) -> None:
-        settings = self.recipe.data
-        if not isinstance(settings, MskdEyesData):
-            super().generate(root, progress)
-            return
-        generate(
-            root,
-            subjects=settings.subjects,
-            takes_per_emotion=settings.takes_per_emotion,
-            frames=settings.frames,
-            size=settings.size,
-            seed=settings.seed,
-            progress=progress,
-        )
-
     def passes(self, data: RunData, windows: int, seed: int) -> Sequence[Clips]:
-        """The test set seen `windows` times, through drawn windows but for the first time; 20 times in the published protocol."""
+        """Return the test set `windows` times, through drawn windows but for the first time; 20 times in the published protocol."""
         return cast(SeeWindows, data.test).passes(windows, seed)
 
     # --- networks
 
     def teacher(self, data: RunData) -> nn.Module:
+        """Return a new SEEN or hybrid for the data's classes."""
         settings = self.recipe.teacher.network
         seen = settings.seen.model_copy(
             update=_classes("teacher.network.seen", settings.seen, data)
@@ -487,6 +493,7 @@ class Mskd(System[MskdRecipe]):
         return build_mskd_teacher(settings.model_copy(update={"seen": seen}))
 
     def teacher_loss(self) -> Loss:
+        """Return a cross entropy, smoothed where the recipe says so."""
         smoothing = self.recipe.teacher.label_smoothing
 
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -496,9 +503,11 @@ class Mskd(System[MskdRecipe]):
         return loss
 
     def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the teacher's decision on whole clips, (B, classes)."""
         return _decided(teacher, batch).logits
 
     def student(self, data: RunData) -> nn.Module:
+        """Return a new student, its first kernels kept at a mean of 0 where the recipe says so."""
         settings = self.recipe.student.network
         student = build_mskd_student(
             settings.model_copy(update=_classes("student.network", settings, data))
@@ -509,6 +518,8 @@ class Mskd(System[MskdRecipe]):
         return student
 
     def student_loss(self, teacher: nn.Module) -> Loss:
+        """Return MSKD's loss."""
+
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             return self._distil(
                 decide(cast(snn.SequentialState, network), batch.inputs), teacher, batch
@@ -517,6 +528,8 @@ class Mskd(System[MskdRecipe]):
         return loss
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
+        """Return MSKD's loss for a chip student's readout."""
+
         def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             volts = ran.step_logits
             return self._distil(StepLogits(volts.mean(1), volts, ran.rates), teacher, batch)
@@ -535,26 +548,38 @@ class Mskd(System[MskdRecipe]):
             taught = taught._replace(step_logits=taught.step_logits[:, : seen.step_logits.shape[1]])
         return mskd_loss(seen, taught, batch.labels, settings).total, seen.logits
 
-    def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
-        return decide(cast(snn.SequentialState, kept), batch.inputs).logits
+    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the mean over time of the student's readout, (B, classes)."""
+        return decide(cast(snn.SequentialState, student), batch.inputs).logits
 
-    def deployable(self, kept: nn.Module) -> snn.SequentialState:
+    def deployable(self, student: nn.Module) -> snn.SequentialState:
+        """Return the student with its branches merged, its batch-norms folded and its decays on the chip's grid."""
         settings = self.recipe.student.network
-        for fault, cure in _not_for_chips(settings):
-            raise RecipeError(f"student.network.{fault} cannot be exported; {cure}")
-        return chip_form(cast(snn.SequentialState, kept), snap=True)
+        if settings.gate == "dynamic":
+            fault = "gate: 'dynamic' depends on the image and"
+            cure = "train with 'static' or 'none'"
+        elif settings.readout == "membrane":
+            fault = "readout: 'membrane', a neuron read before its reset,"
+            cure = "train with 'li'"
+        elif settings.neuron.fires == "ge":
+            fault, cure = "neuron.fires: 'ge', at the threshold,", "train with 'gt'"
+        else:
+            return chip_form(cast(snn.SequentialState, student), snap=True)
+        raise RecipeError(f"student.network.{fault} cannot be exported; {cure}")
 
     # --- the baseline
 
     def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module:
+        """Return the teacher for events and frames in one tensor, see `OneTensor`."""
         return OneTensor(teacher)
 
     def baseline_inputs(self, batch: Batch) -> torch.Tensor:
+        """Return events and frames side by side, (B, T, 6, H, W)."""
         return torch.cat(batch.teacher_inputs, dim=2)
 
 
 def _name_of(settings: SeeData | MskdEyesData, sequences: int, tested: int) -> str:
-    """Only the whole of SEE under its own split is what published numbers were measured on."""
+    """Return the name of the data in tables: published numbers were measured on the whole of SEE under its own split alone."""
     if isinstance(settings, MskdEyesData):
         return "generated eyes"
     whole = sequences == SEE_SEQUENCES and (settings.split == "subject" or tested == SEE_TESTED)
@@ -569,7 +594,7 @@ class Centred(nn.Module):
 
 
 class OneTensor(nn.Module):
-    """A teacher of events and frames on both in one tensor: (B, T, 6, H, W), events first -> (B, classes)."""
+    """A teacher of events and frames that takes both in one tensor: (B, T, 6, H, W), events first -> (B, classes)."""
 
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
@@ -589,35 +614,14 @@ def _decided(teacher: nn.Module, batch: Batch) -> StepLogits:
 def _classes(
     path: str, settings: SeenSettings | MskdStudentSettings, data: RunData
 ) -> dict[str, int]:
-    """The number of classes in the data, unless a recipe says another."""
+    """Return the number of classes in the data, as an update of a network's settings.
+
+    Raises:
+        RecipeError: The recipe says another.
+    """
     found = len(data.class_names)
     if settings.classes != found and "classes" in settings.model_fields_set:
         raise RecipeError(
             f"{path}.classes: {settings.classes}, but {data.name} has {found}; leave it out"
         )
     return {"classes": found}
-
-
-def _not_for_chips(settings: MskdStudentSettings) -> list[tuple[str, str]]:
-    """What no graph holds of a student, each with its cure."""
-    return [
-        (what, cure)
-        for wrong, what, cure in (
-            (
-                settings.gate == "dynamic",
-                "gate: 'dynamic' depends on the image and",
-                "train with 'static' or 'none'",
-            ),
-            (
-                settings.readout == "membrane",
-                "readout: 'membrane', a neuron read before its reset,",
-                "train with 'li'",
-            ),
-            (
-                settings.neuron.fires == "ge",
-                "neuron.fires: 'ge', at the threshold,",
-                "train with 'gt'",
-            ),
-        )
-        if wrong
-    ]

@@ -1,4 +1,4 @@
-"""A recipe's system."""
+"""The table of systems, and what is asked of a recipe's system in one call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SYSTEMS: Final[Mapping[str, type[System[Any]]]] = {
 
 
 def system_of(recipe: Recipe) -> System[Any]:
-    """The system that a recipe describes."""
+    """Return the system that a recipe describes."""
     return SYSTEMS[recipe.system](recipe)
 
 
@@ -40,19 +40,20 @@ def check_networks(recipe: Recipe, data: RunData) -> None:
     """Build a recipe's networks and throw them away, before anything is written or fitted.
 
     Raises:
-        SettingsError: settings that make no network on these data.
+        SettingsError: Settings that make no network on these data.
     """
     system = system_of(recipe)
     try:
         teacher = system.teacher(data)
         system.student_loss(teacher)
         system.student(data)
-        kept = system.kept(data)
+        saved = system.new_saved_form(data)
         if recipe.chip is not None:
             truncate_timesteps(recipe, data.train)
             system.chip_loss(teacher)
-            system.deployable(kept)
+            system.deployable(saved)
     except (DataError, SettingsError):
         raise
     except ValueError as error:
+        # Networks know nothing of recipes: their refusals, and torch's own, are plain ValueErrors.
         raise SettingsError(str(error)) from error

@@ -21,7 +21,6 @@ from torch import nn
 
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Indices
-from knarr.train.datasets.cache import Progress
 from knarr.train.datasets.events.camera import Dvs
 from knarr.train.datasets.mosi.clips import CLASS_NAMES, GreyFrames, MosiClips, read_grey
 from knarr.train.datasets.mosi.generate import generate_clips
@@ -40,27 +39,31 @@ from knarr.train.networks.spiking_emotions import (
     votes,
 )
 from knarr.train.settings import DataSettings, Fitted, Positive, Recipe, RecipeError, Seed
-from knarr.train.systems.base import ChipLoss, Coding, RunData, System
+from knarr.train.systems.base import ChipLoss, Coding, Progress, RunData, System
 
-OF_DATA: Final[Mapping[str, str]] = {
+DERIVED: Final[Mapping[str, str]] = {
     "size_px": "data.size",
     "frames": "data.frames",
     "dt_s": "data.frames_per_s",
     "classes": "the data, which have two",
 }
-"""Settings of the networks that are those of the data, and what sets them."""
+"""Settings of the networks that the data decide, and the setting that does."""
 
 
 class CameraData(DataSettings):
     """Videos in the layout of CMU-MOSI, seen by a simulated event camera.
 
     Args:
-        size, frames, sensitivity, resize, drop_short: see `knarr.train.datasets.dvs.Dvs`.
-        grey_first: show the first frame, grey, on both channels before the events. None follows `student.network.pure_spike`, which
+        size: Height and width of the camera in pixels.
+        frames: Frames of a segment.
+        sensitivity: Change of grey, 0..1, above which a pixel has an event.
+        resize: Whether frames are made smaller before or after they are compared.
+        drop_short: Leave out segments with fewer frames; otherwise they end in empty steps.
+        grey_first: Show the first frame, grey, on both channels before the events. None follows `student.network.pure_spike`, which
             is its contrary; given, it has to fit.
-        frames_per_s: nominal, of the time step; networks see steps and never seconds.
-        validation_fraction: of the videos to train on, where no video is in the fold "valid".
-        workers: processes that decode.
+        frames_per_s: Nominal rate, which gives the time step; networks see steps and never seconds.
+        validation_fraction: Share of the videos to train on, where no video is in the fold "valid".
+        workers: Processes that decode.
     """
 
     size: Annotated[int, Field(ge=4, le=1024)] = 128
@@ -75,14 +78,18 @@ class CameraData(DataSettings):
 
     @property
     def dt_s(self) -> float:
+        """Length of a student's time step in seconds."""
         return 1.0 / self.frames_per_s
 
 
 class MosiData(CameraData):
-    """CMU-MOSI.
+    """CMU-MOSI; see `knarr.train.datasets.mosi.read.read_mosi`.
 
     Args:
-        zeros, folds, fps, on_bad: see `knarr.train.datasets.mosi.read_mosi`.
+        zeros: "drop" leaves out segments of score 0, "positive" counts them among the positive ones.
+        folds: "standard" folds, those of the label file's column "mode", or the fold of each video.
+        fps: Frames per second to take; None for the video's own.
+        on_bad: "raise" at the first bad segment, or "skip": leave it out.
     """
 
     kind: Literal["mosi"]
@@ -93,12 +100,13 @@ class MosiData(CameraData):
 
 
 class ClipsData(CameraData):
-    """Generated faces, see `knarr.train.datasets.mosi_generate`; their pictures are twice as wide and high as `size`.
+    """Generated faces, see `knarr.train.datasets.mosi.generate`; their pictures are twice as wide and high as `size`.
 
     Args:
-        videos: speakers. clips_per_video: segments of each.
-        seed: of the speakers. The recipe's own seed leaves them as they are.
-        shuffle_labels: nothing can be learned; what is seen all the same comes from elsewhere.
+        videos: Videos, each of a speaker of its own.
+        clips_per_video: Segments of each.
+        seed: Seed of the speakers. The recipe's own seed leaves them as they are.
+        shuffle_labels: Draw labels at random, so that nothing can be learned: accuracy above chance then has another cause.
     """
 
     kind: Literal["clips"]
@@ -111,17 +119,33 @@ class ClipsData(CameraData):
     shuffle_labels: bool = False
 
     @property
-    def generated(self) -> bool:
-        return True
+    def generated_folder(self) -> str:
+        """Name of the folder of these data."""
+        segments = f"{self.videos}v-{self.clips_per_video}c-{self.seed}"
+        shuffled = "-shuffled" if self.shuffle_labels else ""
+        return f"clips-{2 * self.size}px-{self.frames}f-{segments}{shuffled}"
+
+    def generate(self, root: Path, progress: Progress | None = None) -> None:
+        """Write the videos and their label file; see `knarr.train.datasets.mosi.generate`."""
+        generate_clips(
+            root,
+            videos=self.videos,
+            clips_per_video=self.clips_per_video,
+            frames=self.frames,
+            size=2 * self.size,  # the camera makes pictures smaller, as it does with real ones
+            seed=self.seed,
+            shuffle_labels=self.shuffle_labels,
+            progress=progress,
+        )
 
 
 class AnnSettings(Fitted):
-    """The ANN beside the voters; its layers are those of `student.network`.
+    """Settings of the ANN that teaches; its layers are those of `student.network`.
 
     Args:
-        ann_input: its channels: "grey", all frames; or "difference", the first one and then ON minus OFF of every step. The paper
+        ann_input: Its channels: "grey", all frames; or "difference", the first one and then ON minus OFF of every step. The paper
             does not say which [unknown].
-        loss: mean square error of its outputs, as of the voters' rates, or cross entropy [unknown].
+        loss: Mean square error of its outputs, as of the voters' rates, or cross entropy [unknown].
     """
 
     ann_input: Literal["grey", "difference"] = "grey"
@@ -129,15 +153,15 @@ class AnnSettings(Fitted):
 
 
 class VotersSettings(Fitted):
-    """The student.
+    """Settings of the student.
 
     Args:
         kind: "voting"; "fang", the PLIF network of the paper's comparison; or "ann", its ANN as a row of its own, on
             `teacher.ann_input` and without steps.
-        network: `SpikingEmotionsSettings`; what the data decide (`OF_DATA`) is not set here.
-        kd_alpha: share of the loss that pulls towards the ANN; 0 is the paper's loss, any other ours.
-        kd_temperature: of that share.
-        kd_scale: rates lie in 0..1 and are multiplied by it to be logits; so are outputs of an ANN with loss "mse".
+        network: Its layers; what the data decide (`DERIVED`) is not set here.
+        kd_alpha: Share of the loss that pulls towards the ANN; 0 is the paper's loss, any other ours.
+        kd_temperature: Temperature of that share.
+        kd_scale: Logits per unit of a rate, 0..1, and of an output of an ANN with loss "mse".
     """
 
     kind: Literal["voting", "fang", "ann"] = "voting"
@@ -147,13 +171,13 @@ class VotersSettings(Fitted):
     kd_scale: Positive = 8.0
 
     @field_serializer("network")
-    def _own(self, network: SpikingEmotionsSettings) -> dict[str, Any]:
-        """What the data decide would be refused when it is read again."""
-        return network.model_dump(mode="json", exclude=set(OF_DATA))
+    def _without_derived(self, network: SpikingEmotionsSettings) -> dict[str, Any]:
+        # What the data decide would be refused when it is read again.
+        return network.model_dump(mode="json", exclude=set(DERIVED))
 
 
 class SpikingEmotionsRecipe(Recipe):
-    """See above."""
+    """Recipe of Spiking Emotions; its data decide sizes of its networks."""
 
     system: Literal["spiking_emotions"]
     data: Annotated[MosiData | ClipsData, Field(discriminator="kind")]
@@ -163,9 +187,9 @@ class SpikingEmotionsRecipe(Recipe):
     @model_validator(mode="after")
     def _fits(self) -> SpikingEmotionsRecipe:
         own = self.student.network
-        for name in OF_DATA:
+        for name, setting in DERIVED.items():
             if name in own.model_fields_set:
-                raise ValueError(f"student.network.{name}: follows {OF_DATA[name]}; leave it out")
+                raise ValueError(f"student.network.{name}: follows {setting}; leave it out")
         first, pure = self.data.grey_first, own.pure_spike
         if first is not None and first == pure:
             raise ValueError(
@@ -184,7 +208,7 @@ class SpikingEmotionsRecipe(Recipe):
 
     @property
     def network(self) -> SpikingEmotionsSettings:
-        """Settings of voters and ANN, with what the data decide."""
+        """Settings of voters and ANN together with what the data decide."""
         decided = {
             "size_px": self.data.size,
             "frames": self.data.frames,
@@ -195,6 +219,7 @@ class SpikingEmotionsRecipe(Recipe):
 
 
 GREY_LEVELS: Final = 255
+"""Integers of the chip per unit of the student's input: the brightest grey level, and an event."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,10 +227,10 @@ class CameraClips:
     """Some segments, kept packed and unpacked batch by batch.
 
     Args:
-        clips: all segments, with their first frames.
-        chosen: those of this split.
-        pure_spike: leave the first frames out.
-        grey: frames for the ANN; None gives it the first frame and differences of events.
+        clips: All segments, with their first frames.
+        chosen: Indices of those of this split.
+        pure_spike: Leave the first frames out.
+        grey: Frames for the ANN; None gives it the first frame and differences of events.
     """
 
     clips: MosiClips
@@ -215,15 +240,16 @@ class CameraClips:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) classes."""
         return self.clips.labels[self.chosen]
 
     @property
     def videos(self) -> npt.NDArray[np.str_]:
-        """(N,) of each segment: one speaker."""
+        """(N,) video of each segment, which shows one speaker."""
         return self.clips.videos[self.chosen]
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
-        """Nothing is augmented, as in the paper as far as it says."""
+        """Return clips `indices`; nothing is augmented, as in the paper as far as it says."""
         inputs = self.chip_inputs(indices).astype(np.float32)
         if not self.pure_spike:
             inputs /= np.float32(GREY_LEVELS)
@@ -234,6 +260,7 @@ class CameraClips:
         )
 
     def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        """Return (B, T, 2, H, W) student inputs, a grey frame before the events where they are not pure."""
         own = self.chosen[indices]
         spikes = self.clips.spikes(own)
         if self.pure_spike:
@@ -242,11 +269,12 @@ class CameraClips:
         return np.concatenate([first, spikes * np.uint8(GREY_LEVELS)], axis=1)
 
     def _channels(self, indices: Indices) -> npt.NDArray[np.float32]:
-        """(B, frames, H, W) of the ANN: grey 0..1, or that and then -1, 0 or 1."""
+        """Return the ANN's inputs (B, frames, H, W): grey 0..1, or that and then -1, 0 or 1."""
         own = self.chosen[indices]
         if self.grey is not None:
             return self.grey.luma(own).astype(np.float32) / np.float32(GREY_LEVELS)
         first = self.clips.first[own].astype(np.float32) / np.float32(GREY_LEVELS)
+        # ON less OFF; before the cast, unsigned spikes would wrap.
         spikes = self.clips.spikes(own).astype(np.float32)
         return np.concatenate([first[:, None], spikes[:, :, 0] - spikes[:, :, 1]], axis=1)
 
@@ -258,7 +286,7 @@ _PROTOCOLS = {
 
 
 class SpikingEmotions(System[SpikingEmotionsRecipe]):
-    """See above."""
+    """Spiking Emotions with a recipe's settings."""
 
     recipe_class = SpikingEmotionsRecipe
 
@@ -267,6 +295,7 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
     def load(
         self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
     ) -> RunData:
+        """Read and film the segments, and part them by video; see `System.load`."""
         settings, pure = self.recipe.data, self.recipe.network.pure_spike
         parts = 2 if self.recipe.teacher.ann_input == "grey" else 1
         clips = self._segments(root, cache, _part(progress, 0, parts))
@@ -287,12 +316,13 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
                 raise DataError(
                     root, f"empty fold: no segment is in '{name}'; name the videos of each fold"
                 )
-        fitted = np.sort(np.concatenate([train, valid]))
-        shown, held = (CameraClips(clips, chosen, pure, grey) for chosen in (fitted, test))
+        # Validation clips are among the training clips, and `validation` says which they are.
+        both = np.sort(np.concatenate([train, valid]))
+        training, tested = (CameraClips(clips, chosen, pure, grey) for chosen in (both, test))
         return RunData(
-            shown,
-            held,
-            shown.videos,
+            training,
+            tested,
+            training.videos,
             CLASS_NAMES,
             _name_of(settings, len(clips.left_out)),
             coding=Coding(
@@ -302,8 +332,8 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
                 over_time="mean",
                 votes=self.recipe.network.voters,
             ),
-            subjects=tuple(held.videos.tolist()),
-            validation=np.flatnonzero(np.isin(fitted, valid)) if len(valid) else None,
+            subjects=tuple(tested.videos.tolist()),
+            validation=np.flatnonzero(np.isin(both, valid)) if len(valid) else None,
             names=tuple(str(clips.keys[at]) for at in test),
             protocol=_PROTOCOLS.get(str(self._folds), "folds that the recipe names"),
         )
@@ -334,61 +364,36 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
             progress=progress,
         )
 
-    def folder_name(self) -> str:
-        settings = self.recipe.data
-        if not isinstance(settings, ClipsData):
-            return super().folder_name()
-        shuffled = "-shuffled" if settings.shuffle_labels else ""
-        return (
-            f"clips-{2 * settings.size}px-{settings.frames}f-{settings.videos}v-{settings.clips_per_video}c-"
-            f"{settings.seed}{shuffled}"
-        )
-
-    def generate(self, root: Path, progress: Progress | None = None) -> None:
-        settings = self.recipe.data
-        if not isinstance(settings, ClipsData):
-            super().generate(root, progress)
-            return
-        generate_clips(
-            root,
-            videos=settings.videos,
-            clips_per_video=settings.clips_per_video,
-            frames=settings.frames,
-            size=2 * settings.size,
-            seed=settings.seed,
-            shuffle_labels=settings.shuffle_labels,
-            progress=progress,
-        )
-
     # --- networks
 
     def teacher(self, data: RunData) -> nn.Module:
+        """Return a new ANN."""
         return build_ann(self.recipe.network)
 
     def teacher_settings(self) -> dict[str, Any]:
-        """The ANN has the student's layers."""
+        """Return the ANN's settings, the student's network among them: it has the same layers."""
         network = self.recipe.network.model_dump(mode="json")
         return {**super().teacher_settings(), "network": network}
 
     def teacher_loss(self) -> Loss:
+        """Return the mean square error or the cross entropy, as the recipe says."""
         squares = self.recipe.teacher.loss == "mse"
 
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             outputs = self.teacher_logits(network, batch)
-            value = (
-                one_hot_mse(outputs, batch.labels)
-                if squares
-                else F.cross_entropy(outputs, batch.labels)
-            )
-            return value, outputs
+            if squares:
+                return one_hot_mse(outputs, batch.labels), outputs
+            return F.cross_entropy(outputs, batch.labels), outputs
 
         return loss
 
     def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the ANN's outputs, (B, classes)."""
         outputs: torch.Tensor = teacher(*batch.teacher_inputs)
         return outputs
 
     def student(self, data: RunData) -> nn.Module:
+        """Return a new network of the recipe's kind."""
         build: dict[str, Callable[..., nn.Module]] = {
             "voting": build_voting_network,
             "fang": build_plif_fang,
@@ -397,56 +402,57 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         return build[self.recipe.student.kind](self.recipe.network)
 
     def student_loss(self, teacher: nn.Module) -> Loss:
+        """Return the mean square error of the rates, with the ANN's share where the recipe gives it one."""
+
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             return self._distil(self.student_logits(network, batch), teacher, batch)
 
         return loss
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
+        """Return the same loss for a chip student's votes."""
+
         def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._distil(
-                ran.step_logits.mean(1) / self.recipe.network.voters, teacher, batch
-            )
+            # The chip counts spikes of all voters of a class; a rate is of one.
+            rates = ran.step_logits.mean(1) / self.recipe.network.voters
+            return self._distil(rates, teacher, batch)
 
         return loss
 
     def _distil(
         self, outputs: torch.Tensor, teacher: nn.Module, batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of mean rates of each class's voters, or an ANN's outputs."""
+        """Return the loss of mean rates of each class's voters, or of an ANN's outputs."""
         settings = self.recipe.student
         hard = one_hot_mse if settings.kind == "ann" else voting_mse
         value = hard(outputs, batch.labels)
         if settings.kd_alpha:
+            # An ANN fitted by cross entropy gives logits already; one fitted to 0 and 1 gives what rates are.
+            teacher_scale = settings.kd_scale if self.recipe.teacher.loss == "mse" else 1.0
             soft = softened_kl(
                 settings.kd_scale * outputs,
-                (settings.kd_scale if self.recipe.teacher.loss == "mse" else 1.0)
-                * self.teacher_logits(teacher, batch),
+                teacher_scale * self.teacher_logits(teacher, batch),
                 temperature=settings.kd_temperature,
             )
             value = (1 - settings.kd_alpha) * value + settings.kd_alpha * soft
         return value, outputs
 
-    def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
-        """(B, classes): mean rates of the voters, 0..1; outputs of an ANN."""
+    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return mean rates of the voters, 0..1, or outputs of an ANN, (B, classes)."""
         if self.recipe.student.kind == "ann":
-            return self.teacher_logits(kept, batch)
-        network = cast(snn.SequentialState, kept)
+            return self.teacher_logits(student, batch)
+        network = cast(snn.SequentialState, student)
         if torch.is_grad_enabled():
             return self._rates(network, batch.inputs)
         # A batch of evaluation is larger than one of training, and so may be its maps: 7 GB of 50 clips at full size.
         size = self.recipe.student.fit.batch_size
-        rates = torch.cat(
-            [
-                self._rates(network, batch.inputs[at : at + size])
-                for at in range(0, len(batch.labels), size)
-            ]
-        )
+        rates = torch.cat([self._rates(network, part) for part in torch.split(batch.inputs, size)])
         # Ties between classes are ties of whole spikes, as on the chip; float sums in another order would break them.
         most = batch.inputs.shape[1] * self.recipe.network.voters
         return (rates * most).round() / most
 
-    def deployable(self, kept: nn.Module) -> snn.SequentialState:
+    def deployable(self, student: nn.Module) -> snn.SequentialState:
+        """Return the voters with their decays on the chip's grid."""
         kind, network = self.recipe.student.kind, self.recipe.network
         for setting, found, allowed in (
             ("student.kind", kind, "voting"),
@@ -458,7 +464,7 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
                     f"{setting}: {found}, which no chip network holds; it can be trained and evaluated, set it to {allowed} to "
                     "export"
                 )
-        return chip_form(cast(snn.SequentialState, kept), snap=True)
+        return chip_form(cast(snn.SequentialState, student), snap=True)
 
     def _rates(self, network: snn.SequentialState, inputs: torch.Tensor) -> torch.Tensor:
         # The data have left the grey frame out already where it is not wanted.
@@ -467,7 +473,7 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
 
 
 def _name_of(settings: MosiData | ClipsData, left_out: int) -> str:
-    """What published tables call the data, and how ours differ in segments and labels."""
+    """Return what published tables call the data, and how ours differ in segments and labels."""
     if isinstance(settings, ClipsData):
         return "generated clips"
     differs = [] if settings.zeros == "drop" else [f"zeros {settings.zeros}"]
@@ -479,7 +485,7 @@ def _name_of(settings: MosiData | ClipsData, left_out: int) -> str:
 
 
 def _part(progress: Progress | None, part: int, parts: int) -> Progress | None:
-    """Progress of one of several passes over the same samples, as of all of them."""
+    """Return the progress of one of several passes over the same samples as that of all of them."""
     if progress is None:
         return None
     return lambda done, of: progress(part * of + done, parts * of)
