@@ -1,13 +1,12 @@
-"""`evaluation.json`: what a run's networks saw in each test sample, and the measures that follow from it.
+"""`evaluation.json`: what a run's networks saw in each test sample.
 
-Predictions are kept, so that folds can be pooled into one result over all people, and every measure be computed again. They are, on
-reading: a file whose measures are not those of its predictions is refused.
+Predictions are stored, so that folds can be pooled into one result over all people. Measures are
+not: they follow from the predictions and are computed after reading.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,37 +16,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from knarr.files import write_atomic
-from knarr.pipeline.evaluation import (
-    NETWORKS,
-    SHARED,
-    EvaluationError,
-    Indices,
-    Network,
-    RunEvaluation,
-    pool,
-)
+from knarr.pipeline.evaluation import SHARED, EvaluationError, Network, RunEvaluation
 from knarr.pipeline.measures import RATES, Estimate, Measures
 
-__all__ = [
-    "EVALUATION",
-    "NETWORKS",
-    "EvaluationError",
-    "Network",
-    "RunEvaluation",
-    "evaluation_json",
-    "measures_json",
-    "pool",
-    "read",
-    "write",
-]
-
-EVALUATION: Final = "evaluation.json"
 MAX_BYTES: Final = 32 << 20  # 20 windows of DEAP's 19,200 take 1.5 MB
-SAME: Final = 1e-9  # float64 sums in another order, on another machine, differ by some 1e-16 a term
 
 
 def measures_json(measures: Measures) -> dict[str, Any]:
-    """Plain data with the names of `Measures`; rates 0 .. 1."""
+    """Return measures as plain data with the names of `Measures`; rates are 0 .. 1."""
 
     def rate(estimate: Estimate | None) -> dict[str, Any] | None:
         return None if estimate is None else asdict(estimate)
@@ -67,26 +43,21 @@ def measures_json(measures: Measures) -> dict[str, Any]:
 
 
 def evaluation_json(evaluation: RunEvaluation) -> dict[str, Any]:
-    """Everything, as the file holds it."""
-    shared = {field: getattr(evaluation, field) for field in SHARED} | {
-        "classes": list(evaluation.classes)
-    }
+    """Return an evaluation as the file holds it."""
+    people, lights = evaluation.subjects, evaluation.lights
     return {
-        "format": 1,
-        **shared,
+        "format": 2,
+        **{field: getattr(evaluation, field) for field in SHARED},
+        "classes": list(evaluation.classes),
         "samples": {
             "names": list(evaluation.names),
             "labels": evaluation.labels.tolist(),
             "folds": np.asarray(evaluation.folds).tolist(),
-            "subjects": None if evaluation.subjects is None else list(evaluation.subjects),
-            "lights": None if evaluation.lights is None else list(evaluation.lights),
+            "subjects": None if people is None else list(people),
+            "lights": None if lights is None else list(lights),
         },
         "networks": {
-            network: {
-                "predicted": rows.tolist(),
-                "measures": measures_json(evaluation.measures[network]),
-            }
-            for network, rows in evaluation.predicted.items()
+            network: {"predicted": rows.tolist()} for network, rows in evaluation.predicted.items()
         },
     }
 
@@ -95,8 +66,8 @@ def write(path: Path, evaluation: RunEvaluation) -> None:
     """Write `evaluation.json`, whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
-        EvaluationError: more than a file may hold.
+        OSError: It cannot be written.
+        EvaluationError: It is larger than such a file may be.
     """
     content = (_text(evaluation_json(evaluation)) + "\n").encode()
     if len(content) > MAX_BYTES:
@@ -105,13 +76,15 @@ def write(path: Path, evaluation: RunEvaluation) -> None:
 
 
 def _text(value: object, indent: str = "") -> str:
-    """JSON with one line for each entry, a list in one line."""
+    """Return JSON with one line for each entry, a list in one line."""
     if not isinstance(value, dict) or not value:
         return json.dumps(value, allow_nan=False)
     inner = f"{indent} "
     lines = (f"{inner}{json.dumps(key)}: {_text(item, inner)}" for key, item in value.items())
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
+
+# --- reading: a file of another machine may hold anything
 
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"  # a terminal obeys the others
 Name = Annotated[str, Field(min_length=1, max_length=300, pattern=PRINTABLE)]
@@ -132,11 +105,10 @@ class _Samples(_Strict):
 
 class _Predicted(_Strict):
     predicted: list[list[Class]]
-    measures: dict[str, Any]
 
 
 class _File(_Strict):
-    format: Literal[1]
+    format: Literal[2]
     data: Name
     classes: list[Name]
     task: Name | None
@@ -151,14 +123,14 @@ class _File(_Strict):
 
 
 def read(path: Path) -> RunEvaluation:
-    """Read `evaluation.json`, and compute its measures again.
+    """Read `evaluation.json`.
 
     Raises:
-        EvaluationError: not there, too large, not such a file, or measures that its predictions do not give; names the file, the
-            place and the cure.
+        EvaluationError: It is not there, too large, or not such a file; names the file, the place
+            and the cure.
     """
     try:
-        return _checked(_content(path))
+        return _evaluation(_content(path))
     except EvaluationError as error:
         raise EvaluationError(
             f"{path}: {error}; remove it and run `knarr evaluate` again"
@@ -166,6 +138,7 @@ def read(path: Path) -> RunEvaluation:
 
 
 def _content(path: Path) -> _File:
+    # `json` alone keeps the last of two equal keys, and reads NaN.
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
@@ -183,9 +156,8 @@ def _content(path: Path) -> _File:
         raise EvaluationError(f"{path.stat().st_size} bytes > {MAX_BYTES}")
     try:
         text = path.read_bytes().decode("utf-8")
-        return _File.model_validate(
-            json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-        )
+        parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return _File.model_validate(parsed)
     except EvaluationError:
         raise
     except ValidationError as error:
@@ -196,19 +168,20 @@ def _content(path: Path) -> _File:
         raise EvaluationError(f"not JSON ({error})") from None
 
 
-def _checked(file: _File) -> RunEvaluation:
-    samples = file.samples
-    predicted: dict[Network, Indices] = {}
+def _evaluation(file: _File) -> RunEvaluation:
+    samples, predicted = file.samples, {}
     for network, entry in file.networks.items():
         lengths = {len(row) for row in entry.predicted}
+        # numpy makes no matrix of rows that differ, and names no network.
         if lengths != {len(samples.names)}:
             raise EvaluationError(
-                f"networks.{network}: passes of {sorted(lengths)} samples for {len(samples.names)} names"
+                f"networks.{network}: passes of {sorted(lengths)} samples "
+                f"for {len(samples.names)} names"
             )
         predicted[network] = np.array(entry.predicted, np.int64)
-    evaluation = RunEvaluation(
-        **{field: getattr(file, field) for field in SHARED if field != "classes"},
-        classes=tuple(file.classes),
+    shared = {field: getattr(file, field) for field in SHARED}
+    return RunEvaluation(
+        **{**shared, "classes": tuple(file.classes)},
         names=tuple(samples.names),
         labels=np.array(samples.labels, np.int64),
         predicted=predicted,
@@ -216,39 +189,6 @@ def _checked(file: _File) -> RunEvaluation:
         lights=None if samples.lights is None else tuple(samples.lights),
         folds=np.array(samples.folds, np.int64),
     )
-    for network, entry in file.networks.items():
-        place = _difference(entry.measures, measures_json(evaluation.measures[network]))
-        if place is not None:
-            raise EvaluationError(f"networks.{network}.measures{place}, as its predictions give")
-    return evaluation
-
-
-def _difference(claimed: Any, found: Any) -> str | None:
-    """Where two values part, and how; None where they are the same."""
-    if isinstance(claimed, dict) and isinstance(found, dict) and claimed.keys() == found.keys():
-        places = ((f".{key}", _difference(claimed[key], found[key])) for key in found)
-    elif isinstance(claimed, list) and isinstance(found, list) and len(claimed) == len(found):
-        pairs = enumerate(zip(claimed, found, strict=True))
-        places = ((f".{n}", _difference(*pair)) for n, pair in pairs)
-    elif type(claimed) is type(found) and isinstance(found, float):
-        return (
-            None
-            if math.isclose(claimed, found, rel_tol=0, abs_tol=SAME)
-            else f": {claimed!r}, not {found!r}"
-        )
-    elif type(claimed) is type(found) and not isinstance(found, dict | list) and claimed == found:
-        return None
-    elif isinstance(claimed, dict) and isinstance(found, dict):
-        named = [
-            ("without", found.keys() - claimed.keys()),
-            ("with", claimed.keys() - found.keys()),
-        ]
-        return ": " + ", ".join(
-            f"{word} {_short(', '.join(sorted(keys)))}" for word, keys in named if keys
-        )
-    else:
-        return f": {_short(claimed)}, not {_short(found)}"
-    return next((f"{key}{below}" for key, below in places if below is not None), None)
 
 
 def _short(value: Any) -> str:
