@@ -7,7 +7,6 @@ Logistic regression on the standardised mean frame of each clip; C is chosen on 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from knarr.pipeline import report
 from knarr.pipeline.run_folder import read_run
 from knarr.train.datasets.see.sequences import read_see
 from knarr.train.systems.cnn import CnnEyesData
@@ -34,7 +34,7 @@ def main(run: Path) -> None:
     search = GridSearchCV(pipeline, grid, cv=GroupKFold(5))
     search.fit(means[0], train.labels, groups=train.subjects)
     correct = int((search.predict(means[1]) == test.labels).sum())
-    accuracy = json.loads((run / "accuracy.json").read_text("utf-8"))["correct"]
+    accuracy = report(run)["correct"]
     print(
         f"linear on the mean frame: {correct} of {len(test.labels)}, cross-validated {search.best_score_:.1%}"
     )

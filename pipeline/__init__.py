@@ -7,7 +7,7 @@ Nothing here prints. Long work reports its progress to a function that the calle
 `Progress`. Names are imported when they are first asked for, since most need torch.
 
 - `stages`: `run`, and each stage by itself. `run_folder`: a run, its files, its settings, its lock.
-- `evaluating`, `evaluation`, `evaluation_file`, `measures`: how right the networks of a run are.
+- `evaluation`, `evaluation_file`, `measures`: how right the networks of a run are.
 - `energy_facts`: what an inference costs. `run_report`: what the files of a run say.
 - `published`: results of papers. `pictures`: figures. `progress`: events of long work.
 - `studies`: what many runs say, shared by processes and machines.
@@ -20,7 +20,6 @@ from knarr.lazy import lazy_face
 if TYPE_CHECKING:
     from knarr.pipeline.energy_facts import REUSE, Pricing, energy_of, outputs_of
     from knarr.pipeline.errors import RunError
-    from knarr.pipeline.evaluating import evaluate
     from knarr.pipeline.evaluation import SHARED, EvaluationError, Network, RunEvaluation
     from knarr.pipeline.evaluation_file import measures_json
     from knarr.pipeline.files import expecting, json_text, read_json, write_json, write_png
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
         deploy,
         draw_pictures,
         energy,
+        evaluate,
         export,
         fork_run,
         price_run,
@@ -79,7 +79,6 @@ else:
         {
             "energy_facts": "Pricing REUSE energy_of outputs_of",
             "errors": "RunError",
-            "evaluating": "evaluate",
             "evaluation": "EvaluationError Network RunEvaluation SHARED",
             "evaluation_file": "measures_json",
             "files": "expecting json_text read_json write_json write_png",
@@ -92,7 +91,7 @@ else:
             "run_folder": ("BASELINE ENERGY GRAPH NET RECORDING Run VERIFICATION open_run reopen"),
             "run_report": "ON_TEST divergence_text report",
             "stages": (
-                "chip_samples deploy draw_pictures energy export fork_run "
+                "chip_samples deploy draw_pictures energy evaluate export fork_run "
                 "price_run read_deployable run simulate train verify"
             ),
             "studies.engine": "StudyError",

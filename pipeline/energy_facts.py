@@ -232,6 +232,7 @@ def energy_of(
     pricing: Pricing,
     *,
     labels: Array | None = None,
+    counts: OperationCounts | None = None,
     baseline: Path | None = None,
     baseline_inputs: Array | None = None,
     dt_s: float | None = None,
@@ -249,6 +250,7 @@ def energy_of(
         inputs: (samples, timesteps, *features); integers of the chip for a chip network.
         pricing: Prices and models.
         labels: (samples,) classes; None counts no accuracy.
+        counts: Operations of `model` on `inputs`; counted when left out.
         baseline: An .onnx file.
         baseline_inputs: Its inputs, whose zeros are counted; needed to measure.
         dt_s: Time step of a graph, seconds.
@@ -272,7 +274,7 @@ def energy_of(
             model, inputs, dt_s=dt_s, pooling=policy, progress=lambda done: show(done, len(inputs))
         )
 
-    student = counted(pooling)
+    student = counted(pooling) if counts is None else counts
     other = None
     chip = isinstance(model, ChipNetwork)
     if not chip and any(row.operation in POOLED for row in student.ledger):

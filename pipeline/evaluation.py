@@ -19,6 +19,8 @@ MAX_MATRICES: Final = 1_000_000  # of people, passes and lightings; each takes s
 
 Network = Literal["teacher", "student", "chip"]
 """The teacher, the student in floating point, the student on the simulated chip."""
+StoredNetwork = Literal["teacher", "student", "chip", "lowered"]
+"""Networks whose predictions are stored; "lowered" is the chip's before its integers were fitted."""
 NETWORKS: Final[tuple[Network, ...]] = get_args(Network)
 Indices = npt.NDArray[np.int64]
 
@@ -37,49 +39,59 @@ def check_size(
     """Refuse more passes and draws than a measure may take, best before the passes are made.
 
     Args:
-        passes: over the test samples. classes: how many.
-        subjects, lights: as of `RunEvaluation`. draws: likewise.
+        passes: Passes over the test samples.
+        classes: Number of classes.
+        subjects: (N,) person of each sample, as in `RunEvaluation`.
+        lights: (N,) lighting of each sample, likewise.
+        draws: Draws of the bootstrap.
 
     Raises:
-        EvaluationError: too many.
+        EvaluationError: They are too many.
     """
     people = len(set(subjects or ()))
+    # A bootstrap holds its draws of people, and a confusion matrix for each draw and pass.
     cells = max(draws, people) * max(people, passes * classes**2)
     matrices = max(people, 1) * passes * (1 + len(set(lights or ())))
     if cells > MAX_CELLS or matrices > MAX_MATRICES:
         raise EvaluationError(
-            f"draws: {draws} of {people} people in {passes} passes are more than a measure may take; take fewer windows"
+            f"draws: {draws} of {people} people in {passes} passes are more than a measure may take; "
+            "take fewer windows"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class RunEvaluation:
-    """What was evaluated, on what, and what it saw; of one run, or of the folds of several.
+    """What was evaluated and what its networks saw, for one run or for the folds of several.
 
-    Args:
-        data: name of the data set: that of a published table if and only if it is the same ("SEE"); "generated eyes".
-        classes: names of the C classes.
-        names: (N,) of the test samples, all different, also over the folds of one data set.
+    Attributes:
+        data: Name of the data set: that of a published table if and only if it is the same ("SEE");
+            "generated eyes".
+        classes: Names of the C classes.
+        names: (N,) names of the test samples, all different, also over the folds of one data set.
         labels: (N,) int64, 0 .. C - 1.
-        predicted: of each network (W, N) or (N,) classes: W passes over the same samples, each through other windows.
-        subjects: (N,) whose each sample is; None where nobody's.
+        predicted: (W, N) or (N,) classes for each network: W passes over the same samples, each
+            through other windows.
+        subjects: (N,) person of each sample; None where the samples are nobody's.
         lights: (N,) lighting of each sample; None where there is none to tell apart.
-        task: which of the data's labels ("valence"), where there are several and `data` does not say it.
-        protocol: how training and test samples were parted and weights were chosen, in words.
-        sampling: how windows were cut ("E4-S3"); None where samples are seen whole.
+        task: Which of the data's labels ("valence"), where there are several and `data` does not
+            say it.
+        protocol: In words, how training and test samples were parted and weights were chosen.
+        sampling: How windows were cut ("E4-S3"); None where samples are seen whole.
         folds: (N,) int64, the fold each sample was tested in; None for a single one.
-        fold_count: how many folds there are in all, whether they are here or not.
-        seed: of the windows, and of the bootstrap. level, draws: of the intervals, see `measure`.
+        fold_count: Number of folds in all, whether they are here or not.
+        seed: Seed of the windows, and of the bootstrap.
+        level: Level of the intervals, see `measure`.
+        draws: Draws of the bootstrap, see `measure`.
 
     Raises:
-        EvaluationError: lengths that differ, a name twice, a class or a fold out of range, no network.
+        EvaluationError: Lengths that differ, a name twice, a class or a fold out of range, no network.
     """
 
     data: str
     classes: tuple[str, ...]
     names: tuple[str, ...]
     labels: Indices
-    predicted: Mapping[Network, Indices]
+    predicted: Mapping[StoredNetwork, Indices]
     subjects: tuple[str, ...] | None = None
     lights: tuple[str, ...] | None = None
     task: str | None = None
@@ -92,26 +104,23 @@ class RunEvaluation:
     draws: int = 2000
 
     def __post_init__(self) -> None:
+        known: tuple[StoredNetwork, ...] = get_args(StoredNetwork)
+        # In one order, whatever the file's or the caller's.
         rows = {
             network: np.atleast_2d(self.predicted[network])
-            for network in NETWORKS
+            for network in known
             if network in self.predicted
         }
         if not rows or len(rows) < len(self.predicted):
-            raise EvaluationError(
-                f"networks: {', '.join(self.predicted) or 'none'}; name some of {NETWORKS}"
-            )
+            named = ", ".join(self.predicted) or "none"
+            raise EvaluationError(f"networks: {named}; name some of {NETWORKS}")
         labels, samples = np.asarray(self.labels), len(self.names)
         folds = np.zeros(samples, np.int64) if self.folds is None else np.asarray(self.folds)
-        for what, each in (
-            ("labels", labels),
-            ("folds", folds),
-            ("subjects", self.subjects),
-            ("lights", self.lights),
-        ):
+        lists = {"labels": labels, "folds": folds, "subjects": self.subjects, "lights": self.lights}
+        for what, each in lists.items():
             if each is not None and len(each) != samples:
                 raise EvaluationError(f"{what}: {len(each)} for {samples} names; give one each")
-        twice = len(self.names) - len(set(self.names))
+        twice = samples - len(set(self.names))
         if twice:
             raise EvaluationError(f"names: {twice} there again; each sample has a name of its own")
         try:
@@ -120,16 +129,15 @@ class RunEvaluation:
         except ValueError as error:
             raise EvaluationError(str(error)) from None
         if folds.dtype.kind not in "iu" or folds.min() < 0 or folds.max() >= self.fold_count:
-            raise EvaluationError(
-                f"folds: of {self.fold_count}, but samples in {sorted(set(folds.tolist()))}"
-            )
+            found = sorted(set(folds.tolist()))
+            raise EvaluationError(f"folds: of {self.fold_count}, but samples in {found}")
         passes = max(map(len, rows.values()))
         check_size(passes, len(self.classes), self.subjects, self.lights, self.draws)
+        # Frozen for everybody else: from here on arrays have one type and two axes.
         object.__setattr__(self, "labels", labels.astype(np.int64))
         object.__setattr__(self, "folds", folds.astype(np.int64))
-        object.__setattr__(
-            self, "predicted", {name: row.astype(np.int64) for name, row in rows.items()}
-        )
+        as_int = {name: row.astype(np.int64) for name, row in rows.items()}
+        object.__setattr__(self, "predicted", as_int)
 
     @property
     def on(self) -> str:
@@ -138,15 +146,15 @@ class RunEvaluation:
 
     @property
     def fold_numbers(self) -> tuple[int, ...]:
-        """Those that are here, rising."""
+        """Numbers of the folds that are here, rising."""
         return tuple(np.unique(np.asarray(self.folds)).tolist())
 
     @cached_property
     def measures(self) -> Mapping[Network, Measures]:
-        """Of each network: all samples, and those under each lighting."""
+        """Measures of each network: over all samples, and over those under each lighting."""
         return {
             network: measure(
-                rows,
+                self.predicted[network],
                 self.labels,
                 self.classes,
                 self.lights,
@@ -155,45 +163,61 @@ class RunEvaluation:
                 draws=self.draws,
                 seed=self.seed,
             )
-            for network, rows in self.predicted.items()
+            for network in NETWORKS
+            if network in self.predicted
         }
 
-    @cached_property
-    def _by_fold(self) -> Mapping[Network, Mapping[int, Measures]]:
-        found: dict[Network, dict[int, Measures]] = {network: {} for network in self.predicted}
+    def of_folds(self, network: Network, key: str) -> dict[int, float]:
+        """Return a rate in each fold by itself.
+
+        Args:
+            network: Which network.
+            key: Name of the rate, as `Measures.of` takes it.
+
+        Returns:
+            Number of the fold -> rate, 0 .. 1; folds without a value are left out.
+        """
+        found = {}
         for fold in self.fold_numbers:
-            own = np.flatnonzero(self.folds == fold)
-            lights = None if self.lights is None else [self.lights[n] for n in own]
-            for network, rows in self.predicted.items():
-                found[network][fold] = measure(rows[:, own], self.labels[own], self.classes, lights)
+            rate = self._of_fold(network, fold).of(key)
+            if rate is not None:
+                found[fold] = rate.value
         return found
 
-    def of_folds(self, network: Network, key: str) -> dict[int, float]:
-        """A rate (`Measures.of`) in each fold by itself, by its number; folds without a value are left out."""
-        rates = {fold: found.of(key) for fold, found in self._by_fold[network].items()}
-        return {fold: rate.value for fold, rate in rates.items() if rate is not None}
+    def _of_fold(self, network: Network, fold: int) -> Measures:
+        """Measure one fold, once: tables ask for many rates."""
+        if (network, fold) not in self._folds_measured:
+            own = np.flatnonzero(self.folds == fold)
+            lights = None if self.lights is None else [self.lights[n] for n in own]
+            rows, labels = self.predicted[network][:, own], self.labels[own]
+            self._folds_measured[network, fold] = measure(rows, labels, self.classes, lights)
+        return self._folds_measured[network, fold]
+
+    @cached_property
+    def _folds_measured(self) -> dict[tuple[Network, int], Measures]:
+        return {}
 
     def only(self, network: Network) -> RunEvaluation:
-        """The same without the other networks."""
+        """Return the same without the other networks."""
         return replace(self, predicted={network: self.predicted[network]})
 
 
+_OF_SAMPLES: Final = ("names", "labels", "predicted", "subjects", "lights", "folds")
 SHARED: Final = tuple(
-    field.name
-    for field in fields(RunEvaluation)
-    if field.name not in ("names", "labels", "predicted", "subjects", "lights", "folds")
+    field.name for field in fields(RunEvaluation) if field.name not in _OF_SAMPLES
 )
-"""What all folds of one evaluation have in common."""
+"""Fields that all folds of one evaluation have in common."""
 
 
 def pool(evaluations: Sequence[RunEvaluation]) -> RunEvaluation:
-    """Folds as one evaluation: every sample once, as the network saw it that was not trained on it.
+    """Pool folds into one evaluation: every sample once, as the network saw it that was not trained on it.
 
     Args:
-        evaluations: of different folds of the same data, at least one.
+        evaluations: Different folds of the same data, at least one.
 
     Raises:
-        EvaluationError: none, a fold or a sample twice, or evaluations that differ in more than their samples.
+        EvaluationError: No fold, a fold or a sample twice, or evaluations that differ in more than
+            their samples.
     """
     if not evaluations:
         raise EvaluationError("pool: no evaluation; evaluate a fold at least")
@@ -201,19 +225,7 @@ def pool(evaluations: Sequence[RunEvaluation]) -> RunEvaluation:
     first = ordered[0]
     names, folds = set(first.names), set(first.fold_numbers)
     for other in ordered[1:]:
-        for field in SHARED:
-            mine, theirs = getattr(first, field), getattr(other, field)
-            if mine != theirs:
-                raise EvaluationError(
-                    f"{field}: {mine!r} in one fold, {theirs!r} in another; evaluate them alike"
-                )
-        shapes = [
-            {name: len(rows) for name, rows in one.predicted.items()} for one in (first, other)
-        ]
-        if shapes[0] != shapes[1]:
-            raise EvaluationError(
-                f"passes: {shapes[0]} in one fold, {shapes[1]} in another; evaluate them alike"
-            )
+        _check_alike(first, other)
         if again := sorted(names & set(other.names)):
             raise EvaluationError(
                 f"samples: {len(again)} tested twice, {again[0]!r} among them; folds share none"
@@ -234,6 +246,22 @@ def pool(evaluations: Sequence[RunEvaluation]) -> RunEvaluation:
         lights=_joined("lights", [one.lights for one in ordered]),
         folds=np.concatenate([np.asarray(one.folds) for one in ordered]),
     )
+
+
+def _check_alike(first: RunEvaluation, other: RunEvaluation) -> None:
+    for field in SHARED:
+        mine, theirs = getattr(first, field), getattr(other, field)
+        if mine != theirs:
+            raise EvaluationError(
+                f"{field}: {mine!r} in one fold, {theirs!r} in another; evaluate them alike"
+            )
+    mine, theirs = (
+        {name: len(rows) for name, rows in one.predicted.items()} for one in (first, other)
+    )
+    if mine != theirs:
+        raise EvaluationError(
+            f"passes: {mine} in one fold, {theirs} in another; evaluate them alike"
+        )
 
 
 def _joined(what: str, parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from knarr.files import write_atomic
-from knarr.pipeline.evaluation import SHARED, EvaluationError, Network, RunEvaluation
+from knarr.pipeline.evaluation import SHARED, EvaluationError, RunEvaluation, StoredNetwork
 from knarr.pipeline.measures import RATES, Estimate, Measures
 
 MAX_BYTES: Final = 32 << 20  # 20 windows of DEAP's 19,200 take 1.5 MB
@@ -119,7 +119,7 @@ class _File(_Strict):
     level: Annotated[float, Field(gt=0, lt=1)]
     draws: Annotated[int, Field(ge=1, le=100_000)]
     samples: _Samples
-    networks: dict[Network, _Predicted]
+    networks: dict[StoredNetwork, _Predicted]
 
 
 def read(path: Path) -> RunEvaluation:
@@ -129,6 +129,8 @@ def read(path: Path) -> RunEvaluation:
         EvaluationError: It is not there, too large, or not such a file; names the file, the place
             and the cure.
     """
+    if not path.is_file():
+        raise EvaluationError(f"{path}: no such file; run `knarr evaluate` to make it")
     try:
         return _evaluation(_content(path))
     except EvaluationError as error:
@@ -150,8 +152,6 @@ def _content(path: Path) -> _File:
     def refuse(constant: str) -> NoReturn:
         raise EvaluationError(f"holds {constant}, which is no number")
 
-    if not path.is_file():
-        raise EvaluationError("no such file")
     if path.stat().st_size > MAX_BYTES:
         raise EvaluationError(f"{path.stat().st_size} bytes > {MAX_BYTES}")
     try:

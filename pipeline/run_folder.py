@@ -40,12 +40,12 @@ FORMAT: Final = 1
 CONFIG = "config.yaml"
 GRAPH, BASELINE = "student.nir", "teacher.onnx"
 LOWERED, NET, FITTED = "lowered.net", "student.net", "chip.json"
-RECORDING, ACCURACY, EVALUATION = "recording.npz", "accuracy.json", "evaluation.json"
+RECORDING, EVALUATION = "recording.npz", "evaluation.json"
 VERIFICATION, ENERGY, PICTURES = "verification.json", "energy.json", "pictures"
 
 CHIP_FILES: Final = (NET, LOWERED, "checkpoints/chip.ckpt")
 """Files that depend on the settings of `chip`."""
-LATER_FILES: Final = (GRAPH, BASELINE, RECORDING, ACCURACY, EVALUATION, "metrics.csv")
+LATER_FILES: Final = (GRAPH, BASELINE, RECORDING, EVALUATION, "metrics.csv")
 """Files beside the weights that hold a folder to its settings."""
 
 _HELD: dict[Path, int] = {}

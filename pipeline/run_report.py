@@ -3,63 +3,75 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from knarr.pipeline.files import read_json
-from knarr.pipeline.run_folder import ACCURACY, ENERGY, PICTURES, VERIFICATION
+from knarr.pipeline import evaluation_file
+from knarr.pipeline.files import expecting, read_json
+from knarr.pipeline.run_folder import ENERGY, EVALUATION, PICTURES, VERIFICATION, read_run
 
-ON_TEST = "chosen_on_test"
+ON_TEST: Final = "chosen_on_test"
 """Key of the networks whose epoch was the best ON THE TEST DATA."""
 
 
-def report(folder: Path) -> dict[str, Any]:
-    """Everything the final table says, as plain data."""
-    accuracy, energy, verification = (
-        read_json(folder / name) for name in (ACCURACY, ENERGY, VERIFICATION)
-    )
-    mismatches: dict[str, dict[str, int]] = {}
-    for row in verification["rows"]:
-        pair = mismatches.setdefault(row["pair"], {"compared": 0, "mismatches": 0})
-        pair["compared"] += row["compared"]
-        pair["mismatches"] += row["mismatches"]
-    return {
-        "run": str(folder),
-        "test_samples": accuracy["samples"],
-        "correct": accuracy["correct"],
-        **({ON_TEST: accuracy[ON_TEST]} if accuracy.get(ON_TEST) else {}),
-        "chip": {
-            **energy["student"]["counts"]["total"],
-            "energy_pj": energy["student"]["energy"]["nominal_pj"],
-        },
-        "teacher": {
-            **energy["baseline"]["counts"]["total"],
-            "energy_pj": energy["baseline"]["energy"]["nominal_pj"],
-        },
-        "energy_ratio": energy["ratio"],
-        "provenance": energy["student"]["energy"]["provenance"],
-        "lava_samples": verification["samples"],
-        "mismatches": mismatches,
-        "holds": verification["holds"],
-        "pictures": [str(path) for path in sorted((folder / PICTURES).glob("*.png"))],
+def report(folder: Path | str) -> dict[str, Any]:
+    """Return what the final table of a finished run says, as plain data.
+
+    Raises:
+        RunError: A file that is missing or holds something else.
+        EvaluationError: An evaluation.json that is missing or damaged.
+    """
+    folder = Path(folder)
+    recipe, _ = read_run(folder)
+    energy, verification = read_json(folder / ENERGY), read_json(folder / VERIFICATION)
+    evaluation = evaluation_file.read(folder / EVALUATION)
+    # The first pass is the test set as the chip was recorded on it; others are drawn.
+    correct = {
+        network: int((rows[0] == evaluation.labels).sum())
+        for network, rows in evaluation.predicted.items()
     }
+    with expecting(folder):
+        pairs: dict[str, dict[str, int]] = {}
+        for row in verification["rows"]:
+            sums = pairs.setdefault(row["pair"], {"compared": 0, "mismatches": 0})
+            for key in sums:
+                sums[key] += row[key]
+        student, teacher = energy["student"], energy["baseline"]
+        return {
+            "run": str(folder),
+            "test_samples": len(evaluation.labels),
+            "correct": correct,
+            **({ON_TEST: list(recipe.chosen_on_test)} if recipe.chosen_on_test else {}),
+            "chip": {
+                **student["counts"]["total"],
+                "energy_pj": student["energy"]["nominal_pj"],
+            },
+            "teacher": {
+                **teacher["counts"]["total"],
+                "energy_pj": teacher["energy"]["nominal_pj"],
+            },
+            "energy_ratio": energy["ratio"],
+            "provenance": student["energy"]["provenance"],
+            "lava_samples": verification["samples"],
+            "mismatches": pairs,
+            "holds": verification["holds"],
+            "pictures": [str(path) for path in sorted((folder / PICTURES).glob("*.png"))],
+        }
 
 
 def divergence_text(row: dict[str, Any]) -> str:
-    """Where a row's stages part first, and what each had there."""
+    """Say where the two stages of a verification's row part first, and what each had there.
+
+    Args:
+        row: One layer, as `Verification.to_json` gives it, with a first divergence.
+    """
     first = row["first"]
-    names = row["pair"].split()[0], row["pair"].split()[2]
-    index = (
-        "(" + ", ".join(str(i) for i in first["index"]) + ")"
-        if len(first["index"]) > 1
-        else first["index"][0]
-    )
-    sides = (
-        _side(name, row["what"], first[key])
-        for name, key in zip(names, ("left", "right"), strict=True)
-    )
+    left, _, right = row["pair"].split()
+    index = first["index"]
+    neuron = str(index[0]) if len(index) == 1 else f"({', '.join(map(str, index))})"
+    sides = [_side(left, row["what"], first["left"]), _side(right, row["what"], first["right"])]
     return (
-        f"{row['layer']} {row['what']}: sample {first['sample']}, step {first['timestep']}, neuron {index}: "
-        + "; ".join(sides)
+        f"{row['layer']} {row['what']}: sample {first['sample']}, step {first['timestep']}, "
+        f"neuron {neuron}: {'; '.join(sides)}"
     )
 
 
@@ -75,4 +87,5 @@ def _side(stage: str, what: str, side: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
+    # Integers of the chip are printed whole, voltages of floats are not.
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

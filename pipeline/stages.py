@@ -1,4 +1,7 @@
-"""The stages of a run: each reads what the one before wrote and leaves its own file, whole or not at all."""
+"""The stages of a run: each reads what the one before wrote and leaves its own file, whole or not at all.
+
+A stage whose files are there does nothing, so that a killed run goes on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,24 @@ from knarr.deploy import DeployError, check, fatal, lower, read_net, unrounded_w
 from knarr.deploy import verify as verify_network
 from knarr.export import read, to_nir, to_onnx, write
 from knarr.files import write_atomic
-from knarr.hw_sim import ChipNetwork, count_events, count_onnx, load_recording, save_recording
-from knarr.hw_sim import simulate as simulate_network
-from knarr.hw_sim.energy import baseline, what_if
-from knarr.pipeline.energy_facts import DIGITAL as PROFILE
-from knarr.pipeline.energy_facts import (
-    NOT_ASKED,
-    TRADE_SAMPLES,
-    Pricing,
-    energy_facts,
-    energy_of,
+from knarr.hw_sim import (
+    ChipNetwork,
+    OperationCounts,
+    count_events,
+    load_recording,
+    save_recording,
 )
+from knarr.hw_sim import simulate as simulate_network
+from knarr.pipeline import evaluation_file
+from knarr.pipeline.energy_facts import TRADE_SAMPLES, Pricing, energy_of
+from knarr.pipeline.evaluation import RunEvaluation, check_size
 from knarr.pipeline.files import write_json
 from knarr.pipeline.fit_progress import FitProgress
-from knarr.pipeline.progress import OnProgress
+from knarr.pipeline.progress import OnProgress, ignore
 from knarr.pipeline.run_folder import (
-    ACCURACY,
     BASELINE,
     ENERGY,
+    EVALUATION,
     FITTED,
     GRAPH,
     LOWERED,
@@ -43,6 +46,8 @@ from knarr.pipeline.run_folder import (
     open_run,
 )
 from knarr.train import (
+    STUDENT,
+    TEACHER,
     Recipe,
     student_predictions,
     teacher_predictions,
@@ -50,15 +55,22 @@ from knarr.train import (
     train_teacher,
 )
 from knarr.train.clips import Clips, Indices
-from knarr.train.train import STUDENT, TEACHER, train_validation_split
+from knarr.train.datasets.see.windows import WINDOWS
+from knarr.train.train import train_validation_split
 from knarr.train.train_chip import CHIP, ChipFit, train_chip
 
 FLOAT_FILES: Final = (TEACHER, STUDENT, GRAPH, f"{GRAPH}.json")
 """Files that a student needs to be lowered and fitted on."""
-CERTIFY_SAMPLES = 20
-BASELINE_BYTES = 2**30
-"""Of the clips on which the baseline's zeros are counted; its other counts do not depend on them."""
-BASELINE_BATCH = 50
+CERTIFY_SAMPLES: Final = 20
+BASELINE_BYTES: Final = 2**30
+"""Memory for the clips on which the baseline's zeros are counted; its other counts need no clips."""
+BASELINE_BATCH: Final = 50
+WEIGHTS_IN_WORDS: Final = {
+    "last": "weights of the last epoch",
+    "val": "weights of the best validation epoch",
+    "best_on_test": "weights of the best epoch ON THE TEST SET",
+}
+"""Setting `fit.select` -> the weights that a fit keeps."""
 
 
 def run(
@@ -79,7 +91,7 @@ def run(
         on_progress: Called with an event whenever something is done.
 
     Raises:
-        KnarrError: Whatever a stage refuses, see `open_run` and the stages.
+        KnarrError: Whatever opening the run or one of its stages refuses.
     """
     opened = open_run(recipe, folder, data=data, settings=settings, on_progress=on_progress)
     for stage in STAGES:
@@ -87,7 +99,11 @@ def run(
     return opened
 
 
+# --- from data to a chip network
+
+
 def train(run: Run) -> None:
+    """Fit the teacher and distil the student from it."""
     on_test = run.recipe.chosen_on_test
     if not run.has(TEACHER):
         run.say("Training the teacher")
@@ -100,16 +116,21 @@ def train(run: Run) -> None:
 
 
 def export(run: Run) -> None:
+    """Write the student as a certified NIR graph, and the teacher as ONNX to compare its cost with.
+
+    Raises:
+        ExportError: What cannot be exported, or a graph that differs from the student.
+    """
     if run.has(GRAPH, BASELINE):
         return
     run.say("Exporting: NIR with certificate, ONNX")
     teacher, student = run.networks()
-    train, coding = run.data.train, run.data.coding
+    train, units = run.data.train, run.data.coding.units
     inputs = train.chip_inputs(np.arange(min(CERTIFY_SAMPLES, len(train.labels))))
-    samples = inputs.astype(np.float32) / np.float32(coding.units)
-    graph = to_nir(
-        run.system.deployable(student), samples.shape[2:], run.recipe.data.dt_s, samples=samples
-    )
+    # The chip counts in integers, the float student in units of them.
+    samples = inputs.astype(np.float32) / np.float32(units)
+    module, dt_s = run.system.deployable(student), run.recipe.data.dt_s
+    graph = to_nir(module, samples.shape[2:], dt_s, samples=samples)
     baseline = run.system.baseline(teacher, run.data).eval()
     shape = run.system.baseline_inputs(train.batch(np.arange(1), None)).shape[1:]
     to_onnx(baseline, tuple(shape), run.path(BASELINE))
@@ -117,17 +138,25 @@ def export(run: Run) -> None:
 
 
 def deploy(run: Run) -> None:
-    """Write student.net: lowered, or with `chip:` lowered (lowered.net) and fitted on (chip.json says how that went)."""
-    if run.has(NET) and (run.recipe.chip is None or run.has(FITTED)):
+    """Write student.net: lowered, or with `chip:` lowered (lowered.net) and fitted on.
+
+    chip.json says how the fit went.
+
+    Raises:
+        DeployError: A graph that no chip network can hold.
+        RuntimeError: The file is not what was fitted, which is a fault in knarr.
+    """
+    chip = run.recipe.chip
+    if run.has(NET) and (chip is None or run.has(FITTED)):
         return
-    if run.recipe.chip is None:
-        write_net(lowered(run), run.path(NET))
+    if chip is None:
+        write_net(lower_student(run), run.path(NET))
         return
     if not run.has(LOWERED):
-        write_net(lowered(run), run.path(LOWERED))
+        write_net(lower_student(run), run.path(LOWERED))
     start = read_net(run.path(LOWERED))
     teacher, _ = run.networks()
-    run.say(f"Fitting {run.recipe.chip.weight_bits}-bit integers in the chip's arithmetic")
+    run.say(f"Fitting {chip.weight_bits}-bit integers in the chip's arithmetic")
     found = train_chip(
         run.recipe,
         run.data,
@@ -138,19 +167,20 @@ def deploy(run: Run) -> None:
         callbacks=(FitProgress(run.on_progress, CHIP),),
     )
     write_net(found.network, run.path(NET))
-    _check(run, run.path(NET), found)
+    _check_fit(run, found)
     facts = {
-        "weight_bits": run.recipe.chip.weight_bits,
+        "weight_bits": chip.weight_bits,
         "epoch": found.epoch,
         "acc_goal": found.goal,
         "validation": {"lowered": asdict(found.start), "kept": asdict(found.kept)},
     }
+    # Last, since its presence says that the fit is over.
     write_json(run.path(FITTED), facts)
-    run.say(_said(found))
+    run.say(_fit_in_words(found))
 
 
-def lowered(run: Run) -> ChipNetwork:
-    """The run's graph in integers, with the bits of `chip` where the recipe has it."""
+def lower_student(run: Run) -> ChipNetwork:
+    """Lower a run's graph to integers, with the bits of `chip` where the recipe has it."""
     graph = read(run.need(GRAPH, "export"))
     settings, coding, chip = run.recipe.deploy, run.data.coding, run.recipe.chip
     bits = settings.weight_bits if chip is None else chip.weight_bits
@@ -174,16 +204,27 @@ def lowered(run: Run) -> ChipNetwork:
     )
 
 
-def decided(run: Run, network: ChipNetwork, clips: Clips, chosen: Indices | None = None) -> Indices:
-    """(N,) class that a chip network of a run sees in each clip, or in each of the chosen ones."""
+def chip_decisions(
+    run: Run, network: ChipNetwork, clips: Clips, chosen: Indices | None = None
+) -> Indices:
+    """Return the class that a chip network of a run sees in each clip.
+
+    Args:
+        run: An open run.
+        network: The network, on the simulator.
+        clips: A split of the run's data.
+        chosen: Clips to look at; None for all.
+
+    Returns:
+        (N,) classes.
+    """
     indices = np.arange(len(clips.labels)) if chosen is None else chosen
-    return network.readout.decide(
-        simulate_network(network, run.on_chip(clips).chip_inputs(indices)).output
-    )
+    inputs = run.on_chip(clips).chip_inputs(indices)
+    return network.readout.decide(simulate_network(network, inputs).output)
 
 
 def fork_run(run: Run, recipe: Recipe, folder: Path) -> Run:
-    """The same teacher, student and graph in a folder of their own, to be deployed by another `chip`."""
+    """Put the same teacher, student and graph in a folder of their own, to be deployed by another `chip`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in FLOAT_FILES:
         if not (folder / name).is_file():
@@ -191,162 +232,40 @@ def fork_run(run: Run, recipe: Recipe, folder: Path) -> Run:
     return replace(run, recipe=recipe, folder=folder)
 
 
-def _check(run: Run, path: Path, found: ChipFit) -> None:
-    """The file, on the simulator, is right as often as the training log says.
+def _check_fit(run: Run, found: ChipFit) -> None:
+    """Make sure that the file, on the simulator, is right as often as the training log says.
 
     Raises:
-        RuntimeError: it is not, and the file is removed.
+        RuntimeError: It is not, and the file is removed.
     """
     train, (_, validation) = run.data.train, train_validation_split(run.recipe, run.data)
-    correct = int(
-        (decided(run, read_net(path), train, validation) == train.labels[validation]).sum()
-    )
+    path = run.path(NET)
+    decided = chip_decisions(run, read_net(path), train, validation)
+    correct = int((decided == train.labels[validation]).sum())
     if correct != found.kept.correct:
         path.unlink()
         raise RuntimeError(
-            f"{path}: right on {correct} validation clips, in training on {found.kept.correct}; this is a fault in knarr, report it"
+            f"{path}: right on {correct} validation clips, in training on {found.kept.correct}; "
+            "this is a fault in knarr, report it"
         )
 
 
-def _said(found: ChipFit) -> str:
+def _fit_in_words(found: ChipFit) -> str:
     before, after = found.start, found.kept
-    how = (
-        "no epoch was better than the lowered network, which is kept"
-        if found.epoch is None
-        else f"epoch {found.epoch + 1} is kept"
-    )
-    missed = found.goal is not None and after.accumulates > found.goal
-    what = (
-        f"; the goal of {found.goal:,.0f} was NOT met, give it more epochs or acc_weight"
-        if missed
-        else ""
-    )
+    kept = "no epoch was better than the lowered network, which is kept"
+    if found.epoch is not None:
+        kept = f"epoch {found.epoch + 1} is kept"
+    missed = ""
+    if found.goal is not None and after.accumulates > found.goal:
+        missed = f"; the goal of {found.goal:,.0f} was NOT met, give it more epochs or acc_weight"
     return (
-        f"  {how}: {after.correct} of {after.clips} validation clips right, lowered {before.correct}; "
-        f"{after.accumulates:,.0f} ACC per inference, lowered {before.accumulates:,.0f}{what}"
+        f"  {kept}: {after.correct} of {after.clips} validation clips right, "
+        f"lowered {before.correct}; {after.accumulates:,.0f} ACC per inference, "
+        f"lowered {before.accumulates:,.0f}{missed}"
     )
 
 
-def simulate(run: Run) -> None:
-    """The whole test set on the chip simulator, and how often teacher, student and chip are right."""
-    if run.has(RECORDING, ACCURACY):
-        return
-    run.say("Simulating the chip on the test set")
-    network = read_net(run.need(NET, "deploy"))
-    test = run.data.test
-    inputs = run.on_chip(test).chip_inputs(np.arange(len(test.labels)))
-    recording = simulate_network(network, inputs, record=("output", "spikes"))
-    teacher, student = run.networks()
-    chosen = {
-        "teacher": teacher_predictions(run.recipe, teacher, test),
-        "student": student_predictions(run.recipe, student, test),
-        "chip": network.readout.decide(recording.output),
-    }
-    if run.has(LOWERED):
-        # What the chip would have been without fitting its integers on.
-        chosen["lowered"] = decided(run, read_net(run.path(LOWERED)), test)
-    correct = {name: int((picked == test.labels).sum()) for name, picked in chosen.items()}
-    save_recording(recording, run.path(RECORDING))
-    facts = {"samples": len(test.labels), "correct": correct}
-    on_test = run.recipe.chosen_on_test
-    write_json(run.path(ACCURACY), facts | ({"chosen_on_test": on_test} if on_test else {}))
-
-
-def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None:
-    """Norse, NIR, simulator and Lava on the first test samples."""
-    if run.has(VERIFICATION) and not again:
-        return
-    chosen = np.arange(min(samples or run.recipe.deploy.lava_samples, len(run.data.test.labels)))
-    run.say(f"Verifying on {len(chosen)} test samples: Norse, NIR, simulator, Lava")
-    _, student = run.networks()
-    result = verify_network(
-        read(run.need(GRAPH, "export")),
-        run.need(NET, "deploy"),
-        run.on_chip(run.data.test).chip_inputs(chosen),
-        run.recipe.data.dt_s,
-        module=run.system.deployable(student),
-        labels=run.data.test.labels[chosen],
-        progress=run.counter("Lava steps"),
-    )
-    (run.path(PICTURES) / "verification.png").unlink(missing_ok=True)  # of an earlier verification
-    write_json(run.path(VERIFICATION), result.to_json())
-    from knarr.pipeline.pictures import run as draw
-
-    draw.redraw_verification(run)
-
-
-def energy(run: Run) -> None:
-    """Counts and prices of chip and teacher, per inference on the test set."""
-    if run.has(ENERGY):
-        return
-    run.say("Counting operations")
-    network, recording = (
-        read_net(run.need(NET, "deploy")),
-        load_recording(run.need(RECORDING, "pipeline")),
-    )
-    test = run.data.test
-    everything = np.arange(len(test.labels))
-    student = count_events(network, run.on_chip(test).chip_inputs(everything), recording)
-    path, frames = run.need(BASELINE, "export"), _baseline_inputs(run)
-    teacher = count_onnx(path, frames)
-    # What a change would buy is for choosing one, so it is shown on training samples.
-    chosen = np.arange(min(TRADE_SAMPLES, len(run.data.train.labels)))
-    shown = run.on_chip(run.data.train).chip_inputs(chosen)
-    trades = what_if(network, shown, PROFILE, labels=run.data.train.labels[chosen])
-    measured = baseline(path, None, counts=teacher).to_json()
-    measured |= {"gpu_refused": NOT_ASKED, "cpu_refused": NOT_ASKED}
-    of = f"{len(chosen)} training samples"
-    facts = energy_facts(
-        student, teacher, Pricing(), trades=trades, trades_of=of, measured=measured
-    )
-    write_json(run.path(ENERGY), facts)
-
-
-def price_run(
-    run: Run,
-    pricing: Pricing,
-    *,
-    baseline_inputs: npt.NDArray[Any] | None = None,
-    measure: bool = False,
-) -> dict[str, Any]:
-    """Count a run's inferences anew and price them as asked; the run's own energy.json stays as it is.
-
-    Args:
-        run: Deployed and exported.
-        pricing: Prices and models.
-        baseline_inputs: Inputs of the baseline; its test samples when left out.
-        measure: Whether to measure the baseline on this machine.
-    """
-    train, (inputs, labels) = run.data.train, chip_samples(run)
-    chosen = np.arange(min(TRADE_SAMPLES, len(train.labels)))
-    return energy_of(
-        read_deployable(run.need(NET, "deploy"), "counted"),
-        inputs,
-        pricing,
-        labels=labels,
-        baseline=run.need(BASELINE, "export"),
-        baseline_inputs=_baseline_inputs(run) if baseline_inputs is None else baseline_inputs,
-        choosing=(run.on_chip(train).chip_inputs(chosen), train.labels[chosen]),
-        measure=measure,
-        on_progress=run.on_progress,
-    )
-
-
-def read_deployable(path: Path, verb: str) -> ChipNetwork:
-    """Read a .net file that a chip can run.
-
-    Args:
-        path: The file.
-        verb: What would be done with it ("simulated"), for the error.
-
-    Raises:
-        DeployError: No netx file, or one that breaks a rule of the chip.
-    """
-    network = read_net(path)
-    broken = fatal(check(network))
-    if broken:
-        raise DeployError(f"{path}: not {verb}, no chip runs it: {broken[0]}")
-    return network
+# --- what the networks see
 
 
 def chip_samples(
@@ -369,28 +288,236 @@ def chip_samples(
     return run.on_chip(clips).chip_inputs(chosen), clips.labels[chosen]
 
 
+def read_deployable(path: Path, verb: str) -> ChipNetwork:
+    """Read a .net file that a chip can run.
+
+    Args:
+        path: The file.
+        verb: What would be done with it ("simulated"), for the error.
+
+    Raises:
+        DeployError: No netx file, or one that breaks a rule of the chip.
+    """
+    network = read_net(path)
+    broken = fatal(check(network))
+    if broken:
+        raise DeployError(f"{path}: not {verb}, no chip runs it: {broken[0]}")
+    return network
+
+
+def record(run: Run) -> None:
+    """Run the whole test set on the chip simulator."""
+    if run.has(RECORDING):
+        return
+    run.say("Simulating the chip on the test set")
+    network = read_net(run.need(NET, "deploy"))
+    inputs, _ = chip_samples(run)
+    recording = simulate_network(network, inputs, record=("output", "spikes"))
+    save_recording(recording, run.path(RECORDING))
+
+
+def simulate(run: Run) -> None:
+    """Run the whole test set on the chip simulator, and write what every network sees in it.
+
+    An evaluation of more passes that was made before the run had a chip is made again as it was.
+    """
+    record(run)
+    windows, seed = 1, 0
+    if run.has(EVALUATION):
+        found = evaluation_file.read(run.path(EVALUATION))
+        if _on_chip(run) <= found.predicted.keys():
+            return
+        windows, seed = max(map(len, found.predicted.values())), found.seed
+    # What the chip sees at first stands in the recording.
+    recording = load_recording(run.path(RECORDING))
+    decided = read_net(run.need(NET, "deploy")).readout.decide(recording.output)
+    _evaluate(run, windows, seed, lambda done, total: None, decided)
+
+
+def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluation:
+    """Write evaluation.json: what teacher, student and, where it was deployed, chip see in each test clip.
+
+    Args:
+        run: A trained run.
+        windows: Passes over a test set that is seen through random windows; others are seen once.
+        seed: Seed of the windows, and of the bootstrap.
+
+    Raises:
+        RecipeError: It is not trained yet.
+        EvaluationError: A test set that cannot be measured, or more windows than a measure may take.
+    """
+    return _evaluate(run, windows, seed, run.counter("passes over the test set"))
+
+
+def _on_chip(run: Run) -> set[str]:
+    """Return the networks of an evaluation that are chip networks of this run."""
+    return {name for name, file in (("chip", NET), ("lowered", LOWERED)) if run.has(file)}
+
+
+def _evaluate(
+    run: Run,
+    windows: int,
+    seed: int,
+    show: Callable[[int, int], None],
+    decided: Indices | None = None,
+) -> RunEvaluation:
+    """Evaluate a run; `decided` is what the chip sees in the first pass, where that is known."""
+    data, recipe = run.data, run.recipe
+    if data.sampling is not None:
+        check_size(windows, len(data.class_names), data.subjects, data.lights, RunEvaluation.draws)
+    teacher, student = run.networks()
+    passes = run.system.passes(data, windows, seed)
+    chip = read_net(run.path(NET)) if run.has(NET) else None
+    predicted: dict[str, list[Indices]] = {"teacher": [], "student": []}
+    for number, clips in enumerate(passes, start=1):
+        predicted["teacher"].append(teacher_predictions(recipe, teacher, clips))
+        predicted["student"].append(student_predictions(recipe, student, clips))
+        if chip is not None:
+            seen = None if number > 1 else decided
+            seen = chip_decisions(run, chip, clips) if seen is None else seen
+            predicted.setdefault("chip", []).append(seen)
+        show(number, len(passes))
+    if run.has(LOWERED):
+        # The chip without the fit of its integers, once: nobody asks for its interval.
+        predicted["lowered"] = [chip_decisions(run, read_net(run.path(LOWERED)), data.test)]
+    samples = len(data.test.labels)
+    found = RunEvaluation(
+        data=data.name,
+        classes=data.class_names,
+        names=data.names or tuple(f"{number}" for number in range(samples)),
+        labels=data.test.labels,
+        predicted={name: np.stack(rows) for name, rows in predicted.items()},  # type: ignore[misc]  # a dict of literals
+        subjects=data.subjects,
+        lights=data.lights,
+        protocol=_protocol(run),
+        sampling=data.sampling,
+        folds=None if data.fold is None else np.full(samples, data.fold, np.int64),
+        fold_count=data.fold_count,
+        seed=seed,
+    )
+    evaluation_file.write(run.path(EVALUATION), found)
+    return found
+
+
+def _protocol(run: Run) -> str:
+    teacher = WEIGHTS_IN_WORDS[run.recipe.teacher.fit.select]
+    student = WEIGHTS_IN_WORDS[run.recipe.student.fit.select]
+    words = student if teacher == student else f"teacher: {teacher}, student: {student}"
+    chip = run.recipe.chip
+    if chip is not None:
+        steps = "" if chip.timesteps is None else f" of the first {chip.timesteps} steps"
+        words += f"; chip: {chip.weight_bits}-bit integers of the best validation epoch{steps}"
+    return f"{run.data.protocol}; {words}" if run.data.protocol else words
+
+
+# --- proof and cost
+
+
+def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None:
+    """Compare Norse, NIR, simulator and Lava on the first test samples.
+
+    Args:
+        run: Exported and deployed.
+        samples: Test samples; the recipe's `deploy.lava_samples` when left out.
+        again: Whether to verify a run that was verified before.
+
+    Raises:
+        LavaError: Lava is not there, or fails.
+    """
+    if run.has(VERIFICATION) and not again:
+        return
+    chosen = np.arange(min(samples or run.recipe.deploy.lava_samples, len(run.data.test.labels)))
+    run.say(f"Verifying on {len(chosen)} test samples: Norse, NIR, simulator, Lava")
+    _, student = run.networks()
+    result = verify_network(
+        read(run.need(GRAPH, "export")),
+        run.need(NET, "deploy"),
+        run.on_chip(run.data.test).chip_inputs(chosen),
+        run.recipe.data.dt_s,
+        module=run.system.deployable(student),
+        labels=run.data.test.labels[chosen],
+        progress=run.counter("Lava steps"),
+    )
+    # A picture of an earlier verification must not outlive it, should this process be killed.
+    (run.path(PICTURES) / "verification.png").unlink(missing_ok=True)
+    write_json(run.path(VERIFICATION), result.to_json())
+    draw_pictures(run, "verification")
+
+
+def energy(run: Run) -> None:
+    """Write energy.json: counts and prices of chip and teacher, per inference on the test set."""
+    if run.has(ENERGY):
+        return
+    run.say("Counting operations")
+    recording = load_recording(run.need(RECORDING, "pipeline"))
+    network = read_net(run.need(NET, "deploy"))
+    # The recording has all events, so that nothing is simulated again.
+    counts = count_events(network, chip_samples(run)[0], recording)
+    facts = price_run(replace(run, on_progress=ignore), Pricing(), counts=counts)
+    write_json(run.path(ENERGY), facts)
+
+
+def price_run(
+    run: Run,
+    pricing: Pricing,
+    *,
+    counts: OperationCounts | None = None,
+    baseline_inputs: npt.NDArray[Any] | None = None,
+    measure: bool = False,
+) -> dict[str, Any]:
+    """Price a run's inferences as asked; the run's own energy.json stays as it is.
+
+    Args:
+        run: Deployed and exported.
+        pricing: Prices and models.
+        counts: Operations of the chip network on the test set; counted when left out.
+        baseline_inputs: Inputs of the baseline; the test samples when left out.
+        measure: Whether to measure the baseline on this machine.
+
+    Returns:
+        What `energy_facts` gives.
+    """
+    train, (inputs, labels) = run.data.train, chip_samples(run)
+    # What a change would buy is for choosing one, so it is shown on training samples.
+    chosen = np.arange(min(TRADE_SAMPLES, len(train.labels)))
+    return energy_of(
+        read_deployable(run.need(NET, "deploy"), "counted"),
+        inputs,
+        pricing,
+        labels=labels,
+        counts=counts,
+        baseline=run.need(BASELINE, "export"),
+        baseline_inputs=_baseline_inputs(run) if baseline_inputs is None else baseline_inputs,
+        choosing=(run.on_chip(train).chip_inputs(chosen), train.labels[chosen]),
+        measure=measure,
+        on_progress=run.on_progress,
+    )
+
+
 def _baseline_inputs(run: Run) -> npt.NDArray[np.float32]:
-    """(n, *features) of the test set: all of it, or as many evenly spaced clips as BASELINE_BYTES hold."""
+    """Return (n, *features) of the test set: all of it, or as many evenly spaced clips as BASELINE_BYTES hold."""
     test, whole = run.data.test, len(run.data.test.labels)
 
-    def part(chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def inputs_of(chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return run.system.baseline_inputs(test.batch(chosen, None)).numpy()
 
-    each = part(np.arange(1)).nbytes
-    kept = (
-        np.linspace(0, whole - 1, min(whole, max(1, BASELINE_BYTES // each)))
-        .round()
-        .astype(np.int64)
-    )
-    return np.concatenate(
-        [part(kept[at : at + BASELINE_BATCH]) for at in range(0, len(kept), BASELINE_BATCH)]
-    )
+    wanted = min(whole, max(1, BASELINE_BYTES // inputs_of(np.arange(1)).nbytes))
+    kept = np.linspace(0, whole - 1, wanted).round().astype(np.int64)
+    # In batches: floats of a whole test set would lie in memory twice.
+    batches = np.array_split(kept, np.arange(BASELINE_BATCH, len(kept), BASELINE_BATCH))
+    return np.concatenate([inputs_of(batch) for batch in batches])
 
 
-def draw_pictures(run: Run) -> None:
-    from knarr.pipeline.pictures import run as draw
+def draw_pictures(run: Run, again: str | None = None) -> None:
+    """Draw samples, raster, energy and verification; those already there are kept.
 
-    draw.draw_all(run)
+    Args:
+        run: A run with all files that the pictures show.
+        again: Name of the one picture to draw, whether or not it is there; None for all.
+    """
+    from knarr.pipeline.pictures.run import draw_run  # matplotlib takes a second
+
+    draw_run(run, again)
 
 
 STAGES: Final[tuple[Callable[[Run], Any], ...]] = (

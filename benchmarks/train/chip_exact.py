@@ -96,7 +96,8 @@ def _tested(run: run_folder.Run, path: Path, tests: dict[str, list[Clips]]) -> d
     network, right = read_net(path), {}
     for name, passes in tests.items():
         right[name] = [
-            int((stages.decided(run, network, clips) == clips.labels).sum()) for clips in passes
+            int((stages.chip_decisions(run, network, clips) == clips.labels).sum())
+            for clips in passes
         ]
     first = run.on_chip(next(iter(tests.values()))[0])
     inputs = first.chip_inputs(np.arange(len(first.labels)))

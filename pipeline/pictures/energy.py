@@ -2,103 +2,79 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
-import matplotlib as mpl
-import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-STUDENT, BASELINE = "tab:red", "tab:gray"
+COLOURS: Final = {"baseline": "tab:gray", "effective": "tab:blue", "student": "tab:red"}
+SHIFTS: Final = {"baseline": -0.15, "effective": 0.0, "student": 0.15}
+"""Places of a model's points beside each other, in columns."""
 
 
 def draw_energy(facts: dict[str, Any]) -> Figure:
-    """Layers of both networks above, models below; of what `energy_facts` gives."""
-    both = (("baseline", BASELINE), ("student", STUDENT))
+    """Draw the layers of both networks above and the models below, of what `energy_facts` gives."""
     # Under a chip's prices the baseline has no energy of its own.
-    sides = [
-        (name, colour) for name, colour in both if facts[name] and facts[name]["energy"] is not None
-    ]
-    figure = plt.figure(figsize=(9, 6), layout="constrained")
-    grid = figure.add_gridspec(2, len(sides), height_ratios=(1.2, 1))
-    largest = max(
-        (pj for side, _ in sides for pj in facts[side]["energy"]["layers_pj"].values()), default=1.0
-    )
-    for at, (side, colour) in enumerate(sides):
-        _layers(
-            figure.add_subplot(grid[0, at]), facts[side]["energy"], side, colour, largest / 1000
-        )
-    _models(figure.add_subplot(grid[1, :]), facts["models"])
+    priced = {
+        side: facts[side]["energy"]
+        for side in ("baseline", "student")
+        if facts[side] and facts[side]["energy"] is not None
+    }
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    grid = figure.add_gridspec(2, len(priced), height_ratios=(1.2, 1))
+    layers = [pj for energy in priced.values() for pj in energy["layers_pj"].values()]
+    # The same scale on both sides.
+    largest_nj = max(layers, default=1.0) / 1000
+    for column, (side, energy) in enumerate(priced.items()):
+        _draw_layers(figure.add_subplot(grid[0, column]), energy, side, largest_nj)
+    _draw_models(figure.add_subplot(grid[1, :]), facts["models"])
     return figure
 
 
-def _layers(axes: Axes, energy: dict[str, Any], side: str, colour: str, largest: float) -> None:
-    paying = {
-        name: pj / 1000 for name, pj in energy["layers_pj"].items() if pj > 0
-    }  # activations cost nothing here
+def _draw_layers(axes: Axes, energy: dict[str, Any], side: str, largest_nj: float) -> None:
+    # Activations cost nothing here, and would be empty lines.
+    paying = {name: pj / 1000 for name, pj in energy["layers_pj"].items() if pj > 0}
+    # ONNX names a node by its whole path; the module and the operation say enough.
     names = ["/".join(name.split("/")[-2:]) for name in paying]
-    values = np.array(list(paying.values()))
-    places = np.arange(len(names))
-    bars = axes.barh(places, values, color=colour)
+    places, values = list(range(len(names))), list(paying.values())
+    bars = axes.barh(places, values, color=COLOURS[side])
     labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
     axes.bar_label(bars, labels, padding=2, fontsize=8)
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.2 * largest if largest else 1)  # the same scale on both sides
+    axes.set_xlim(0, 1.2 * largest_nj if largest_nj else 1)
     bound = "at least " if energy["partial"] else ""
-    axes.set_title(
-        f"{side}: {bound}{energy['nominal_pj'] / 1e6:,.3f} uJ ({energy['model']} model)",
-        fontsize=10,
-    )
+    total = f"{energy['nominal_pj'] / 1e6:,.3f} uJ ({energy['model']} model)"
+    axes.set_title(f"{side}: {bound}{total}", fontsize=10)
     axes.set_xlabel(f"nJ per inference and layer, {energy['profile']}", fontsize=8)
 
 
-def _models(axes: Axes, models: list[dict[str, Any]]) -> None:
-    """Nominal values as points, intervals as lines, on one logarithmic scale."""
+def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
+    """Draw nominal values as points and intervals as lines, on one logarithmic scale."""
     labels = []
-    for at, each in enumerate(models):
-        labels.append(
-            f"{each['model']}\n{each['profile']}"
-            + (f", {each['active']}" if each["active"] else "")
-            + (f", reuse {each['reuse']:g}" if each["reuse"] else "")
-        )
-        for side, colour, shift in (
-            ("baseline", BASELINE, -0.15),
-            ("effective", "tab:blue", 0.0),
-            ("student", STUDENT, 0.15),
-        ):
+    for column, each in enumerate(models):
+        label = f"{each['model']}\n{each['profile']}"
+        label += f", {each['active']}" if each["active"] else ""
+        labels.append(label + (f", reuse {each['reuse']:g}" if each["reuse"] else ""))
+        for side, colour in COLOURS.items():
             energy = each[side]
             # Another technology's dots in a chip's column would invite a comparison.
             if energy is None or energy["nominal_pj"] <= 0 or (each["mixed"] and side != "student"):
                 continue
             middle = energy["nominal_pj"] / 1e6
-            ends = [energy["lo_pj"], energy["hi_pj"]]
+            # A bound that nobody published is drawn as none.
+            ends = (energy["lo_pj"], energy["hi_pj"])
             lo, hi = (middle if end is None else end / 1e6 for end in ends)
-            axes.errorbar(
-                at + shift,
-                middle,
-                yerr=[[max(0.0, middle - lo)], [max(0.0, hi - middle)]],
-                fmt="o",
-                color=colour,
-                capsize=3,
-            )
-    for side, colour in (
-        ("baseline", BASELINE),
-        ("baseline, zeros skipped", "tab:blue"),
-        ("student", STUDENT),
-    ):
-        axes.plot([], [], "o", color=colour, label=side)
+            spread = [[max(0.0, middle - lo)], [max(0.0, hi - middle)]]
+            place = column + SHIFTS[side]
+            axes.errorbar(place, middle, yerr=spread, fmt="o", color=colour, capsize=3)
+    for side, colour in COLOURS.items():
+        name = "baseline, zeros skipped" if side == "effective" else side
+        axes.plot([], [], "o", color=colour, label=name)
     axes.set_yscale("log")
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylabel("uJ per inference")
-    axes.set_title(
-        "Models and prices; lines are intervals where a source gives bounds", fontsize=10
-    )
+    title = "Models and prices; lines are intervals where a source gives bounds"
+    axes.set_title(title, fontsize=10)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=3)
     axes.margins(x=0.08)

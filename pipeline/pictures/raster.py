@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-ROWS, COLUMNS = 250, 1000
-"""Of a layer's image; where there are more neurons or steps, a pixel is the share of them that fired."""
+ROWS: Final = 250
+COLUMNS: Final = 1000
+"""Most rows and columns of a layer's image. Of more neurons or steps, a pixel is the share that fired."""
+LEGEND_OUTPUTS: Final = 12
 
 
 def draw_raster(
@@ -21,67 +24,66 @@ def draw_raster(
     title: str,
     classes: Sequence[str] = (),
 ) -> Figure:
-    """An image of neurons over time per layer, and the readout's voltages.
+    """Draw an image of neurons over time for each layer, and the readout's voltages below them.
 
     Args:
-        spikes: layer name -> (timesteps, *features); payloads count as one spike.
+        spikes: Layer name -> (timesteps, *features); payloads count as one spike.
         readout: (timesteps, outputs) chip voltages, or None.
-        dt_s: length of a step in seconds, None: steps are the axis.
-        title: over all.
-        classes: names of the outputs.
+        dt_s: Length of a time step, seconds; None shows steps instead of time.
+        title: Title over all.
+        classes: Names of the outputs.
     """
     unit = 1.0 if dt_s is None else dt_s * 1000
     rows = len(spikes) + (readout is not None)
     figure = Figure(figsize=(9, 2.0 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
     for axis, (name, values) in zip(axes, spikes.items(), strict=False):
-        flat = np.asarray(values).reshape(len(values), -1) != 0
-        neurons = flat.shape[1]
-        image, together = _binned(flat)
-        extent = (-0.5 * unit, (len(flat) - 0.5) * unit, -0.5, neurons - 0.5)
-        axis.imshow(
-            image,
-            origin="lower",
-            aspect="auto",
-            interpolation="nearest",
-            cmap="Greys",
-            vmin=0,
-            extent=extent,
-        )
-        shown = f"\n{together} a row" if together > 1 else ""
-        axis.set_ylabel(f"{name}\n{neurons:,} neurons{shown}", fontsize=8)
-        axis.set_title(
-            f"{flat.sum():,} spikes, {flat.mean():.2%} of neurons per step", fontsize=8, loc="right"
-        )
+        _draw_layer(axis, name, values.reshape(len(values), -1) != 0, unit)
     if readout is not None:
-        _voltages(axes[-1], readout, unit, classes)
+        _draw_voltages(axes[-1], readout, unit, classes)
     axes[-1].set_xlabel("time step" if dt_s is None else "time, ms")
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _binned(flat: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], int]:
-    """(neurons, steps) share of spikes in at most ROWS x COLUMNS, and how many neurons make a row."""
-    steps, neurons = flat.shape
+def _draw_layer(axis: Axes, name: str, fired: npt.NDArray[np.bool_], unit: float) -> None:
+    """Draw (steps, neurons) spikes."""
+    steps, neurons = fired.shape
+    image, together = _binned(fired)
+    axis.imshow(
+        image,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        cmap="Greys",
+        vmin=0,
+        # Half a pixel more on every side: step and neuron n are centred at n.
+        extent=(-0.5 * unit, (steps - 0.5) * unit, -0.5, neurons - 0.5),
+    )
+    grouped = f"\n{together} a row" if together > 1 else ""
+    axis.set_ylabel(f"{name}\n{neurons:,} neurons{grouped}", fontsize=8)
+    rate = f"{fired.sum():,} spikes, {fired.mean():.2%} of neurons per step"
+    axis.set_title(rate, fontsize=8, loc="right")
+
+
+def _binned(fired: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], int]:
+    """Return the (neurons, steps) share of spikes in at most ROWS x COLUMNS, and how many neurons make a row."""
+    steps, neurons = fired.shape
     rows, columns = -(-neurons // ROWS), -(-steps // COLUMNS)
-    over_time = np.add.reduceat(flat.astype(np.float64), np.arange(0, steps, columns), axis=0)
+    over_time = np.add.reduceat(fired.astype(np.float64), np.arange(0, steps, columns), axis=0)
     image = np.add.reduceat(over_time, np.arange(0, neurons, rows), axis=1)
     return image.T / (rows * columns), rows
 
 
-def _voltages(
-    axis: Any, readout: npt.NDArray[np.int64], unit: float, classes: Sequence[str]
+def _draw_voltages(
+    axis: Axes, readout: npt.NDArray[np.int64], unit: float, classes: Sequence[str]
 ) -> None:
-    for index in range(readout.shape[1]):
-        label = classes[index] if index < len(classes) else str(index)
-        colour = mpl.colormaps["tab10"](index % 10)
-        axis.plot(
-            np.arange(len(readout)) * unit,
-            readout[:, index],
-            label=label,
-            linewidth=1,
-            color=colour,
-        )
+    steps, outputs = readout.shape
+    for output in range(outputs):
+        label = classes[output] if output < len(classes) else str(output)
+        colour = mpl.colormaps["tab10"](output % 10)
+        times = np.arange(steps) * unit
+        axis.plot(times, readout[:, output], label=label, linewidth=1, color=colour)
     axis.set_ylabel("readout\nchip units", fontsize=8)
-    if readout.shape[1] <= 12:
+    if outputs <= LEGEND_OUTPUTS:
         axis.legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,62 +1,59 @@
-"""Pictures of a run: what goes in, what fires, what it costs."""
+"""Pictures of a run: what goes in, what fires, what it costs, where float and chip part."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, Final
 
-import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from knarr.hw_sim import load_recording
 from knarr.pipeline.files import expecting, read_json, write_png
 from knarr.pipeline.pictures.energy import draw_energy
 from knarr.pipeline.pictures.raster import draw_raster
-from knarr.pipeline.pictures.samples import draw_samples
 from knarr.pipeline.pictures.verification import draw_verification
+from knarr.pipeline.run_folder import ENERGY, PICTURES, RECORDING, VERIFICATION, Run
 
-mpl.use("Agg")
+Array = npt.NDArray[Any]
 
-from matplotlib import pyplot as plt
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from knarr.pipeline.run_folder import Run
-
-SHOWN_SAMPLES = 4
+SHOWN_CLIPS: Final = 4
+SHOWN_STEPS: Final = 6
+SHOWN_SIGNALS: Final = 6  # more lines than that are a blot
+ON_COLOUR: Final = np.array([0.85, 0.2, 0.1])
+OFF_COLOUR: Final = np.array([0.1, 0.35, 0.85])
 
 
-def draw_all(run: Run) -> None:
-    """samples, raster, energy and verification in the run's pictures folder; those already there are kept."""
-    for name, draw in (
-        ("samples", _samples),
-        ("raster", _raster),
-        ("energy", _energy),
-        ("verification", _verification),
-    ):
-        if not (run.path("pictures") / f"{name}.png").exists():
-            _save(run, name, draw(run))
+def draw_run(run: Run, again: str | None = None) -> None:
+    """Draw the pictures of a run that are not there yet.
 
-
-def redraw_verification(run: Run) -> None:
-    """verification.png anew."""
-    _save(run, "verification", _verification(run))
-
-
-def _save(run: Run, name: str, figure: Figure) -> None:
-    run.path("pictures").mkdir(exist_ok=True)
-    write_png(run.path("pictures") / f"{name}.png", figure)
-    plt.close(figure)
+    Args:
+        run: A finished run.
+        again: Name of the one picture to draw, whether or not it is there; None for all.
+    """
+    drawers = {
+        "samples": _samples,
+        "raster": _raster,
+        "energy": _energy,
+        "verification": _verification,
+    }
+    folder = run.path(PICTURES)
+    for name, draw in drawers.items():
+        path = folder / f"{name}.png"
+        if name == again or (again is None and not path.exists()):
+            folder.mkdir(exist_ok=True)
+            write_png(path, draw(run))
 
 
 def _samples(run: Run) -> Figure:
-    """First test clip of a few classes."""
+    """Draw the first test clip of a few classes."""
     labels = run.data.test.labels
-    classes = np.unique(labels)[:SHOWN_SAMPLES]
+    classes = np.unique(labels)[:SHOWN_CLIPS]
     chosen = np.array([int(np.argmax(labels == label)) for label in classes])
-    batch = run.data.test.batch(chosen, None)
     return draw_samples(
-        [part.numpy() for part in batch.teacher_inputs],
+        run.data.test.batch(chosen, None).teacher_inputs[0].numpy(),
         run.on_chip(run.data.test).chip_inputs(chosen),
         [run.data.class_names[label] for label in classes],
         run.recipe.data.dt_s,
@@ -66,8 +63,8 @@ def _samples(run: Run) -> Figure:
 
 
 def _raster(run: Run) -> Figure:
-    """Every spike of every layer on the first test sample, as the chip fired it."""
-    recording = load_recording(run.path("recording.npz"))
+    """Draw every spike of every layer on the first test sample, as the chip fired it."""
+    recording = load_recording(run.path(RECORDING))
     layers = {name: spikes[0] for name, spikes in recording.spikes.items() if spikes.any()}
     label = run.data.class_names[int(run.data.test.labels[0])]
     return draw_raster(
@@ -80,14 +77,93 @@ def _raster(run: Run) -> Figure:
 
 
 def _energy(run: Run) -> Figure:
-    """Energy of each layer of both networks, and the models beside each other."""
-    path = run.path("energy.json")
-    with expecting(path):
-        return draw_energy(read_json(path))
+    with expecting(run.path(ENERGY)):
+        return draw_energy(read_json(run.path(ENERGY)))
 
 
 def _verification(run: Run) -> Figure:
-    """Where float and chip part."""
-    path = run.path("verification.json")
-    with expecting(path):
-        return draw_verification(read_json(path))
+    with expecting(run.path(VERIFICATION)):
+        return draw_verification(read_json(run.path(VERIFICATION)))
+
+
+def draw_samples(
+    teacher: Array, student: Array, names: Sequence[str], dt_s: float, *, on_channel: int = 0
+) -> Figure:
+    """Draw a few clips, each in a row: as the teacher sees it, then as the student does through time.
+
+    Args:
+        teacher: (N, ...) first input of the teacher: images, clips of images, or signals
+            (channels, samples).
+        student: (N, T, *features) integers of the chip: two polarities or grey or coloured frames,
+            or numbers.
+        names: (N,) classes of the clips.
+        dt_s: Length of a time step, seconds.
+        on_channel: The polarity that is ON.
+    """
+    images = student.ndim == 5
+    width, steps = [3.0, 4.0], np.zeros(1, int)
+    if images:
+        width = [1.0] * (SHOWN_STEPS + 1)
+        steps = np.linspace(0, student.shape[1] - 1, SHOWN_STEPS).astype(int)
+    size = 1.6 * (SHOWN_STEPS + 1), 1.75 * len(names) + 0.4
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(names), len(width), squeeze=False, width_ratios=width)
+    for row, name in enumerate(names):
+        _draw_teacher(axes[row, 0], teacher[row])
+        axes[row, 0].set_ylabel(name)
+        if not images:
+            _draw_numbers(axes[row, 1], student[row], dt_s)
+            continue
+        brightest = 255 if student.max() > 1 else 1
+        for axis, step in zip(axes[row, 1:], steps, strict=True):
+            picture = _frame(student[row, step], on_channel)
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=brightest)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(f"{step * dt_s * 1000:.0f} ms", fontsize=9)
+    axes[0, 0].set_title("teacher", fontsize=9)
+    if not images:
+        axes[0, 1].set_title("student: integers of the chip's input", fontsize=9)
+    polarities = "; red ON, blue OFF" if images and student.shape[2] == 2 else ""
+    figure.suptitle(
+        f"Test clips: what the teacher sees, and what the student sees{polarities}", fontsize=10
+    )
+    return figure
+
+
+def _draw_teacher(axis: Axes, seen: Array) -> None:
+    """Draw an image, the first of a clip of images, or signals."""
+    if seen.ndim == 2:
+        for signal in seen[:SHOWN_SIGNALS]:
+            axis.plot(signal, linewidth=0.7)
+    elif seen.ndim == 1:
+        axis.plot(seen, ".", markersize=3)
+    else:
+        axis.imshow(seen[0] if seen.ndim == 3 else seen[0, 0], cmap="gray")
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _draw_numbers(axis: Axes, student: Array, dt_s: float) -> None:
+    rows = student.reshape(len(student), -1).T
+    # Half a row more on both sides, so that the middle of a row lies at its number.
+    extent = (0, len(student) * dt_s, -0.5, len(rows) - 0.5)
+    axis.imshow(
+        rows, aspect="auto", interpolation="nearest", origin="lower", cmap="Greys", extent=extent
+    )
+    axis.set_ylabel("input", fontsize=8)
+    axis.set_xlabel("time, s", fontsize=8)
+
+
+def _frame(seen: Array, on_channel: int) -> Array:
+    """Return (C, H, W) integers as a picture: events in colour where they are events, else grey or RGB."""
+    if seen.shape[0] != 2:
+        return seen[0] if seen.shape[0] == 1 else seen.transpose(1, 2, 0)
+    if len(np.unique(seen)) > 2:
+        return seen[0]  # a grey frame, which both polarities show
+    picture = np.full((*seen.shape[1:], 3), 255, np.uint8)
+    # ON last: a pixel with both in one step shows as ON.
+    picture[seen[1 - on_channel] > 0] = (255 * OFF_COLOUR).astype(np.uint8)
+    picture[seen[on_channel] > 0] = (255 * ON_COLOUR).astype(np.uint8)
+    return picture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -12,59 +12,52 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from knarr.pipeline.run_report import divergence_text
 
-LEFT_COLOUR, RIGHT_COLOUR, CIRCLE_COLOUR = "tab:blue", "tab:orange", "black"
-SHOWN_STEPS, SHOWN_BARS = 120, 60
+COLOURS: Final = {"left": "tab:blue", "right": "tab:orange"}
+SHOWN_STEPS: Final = 120
+SHOWN_BARS: Final = 60
+Row = dict[str, Any]
+"""One layer of a verification, as `Verification.to_json` gives it."""
 
 
 def draw_verification(result: dict[str, Any]) -> Figure:
     """Draw what `Verification.to_json` gives.
 
-    Top: the share of spikes that differ, per layer and over time, between floats and the chip (between simulator and Lava
-    where there are no floats). Bottom: neurons of the sample with the first divergence.
+    Top: the share of spikes that differ, per layer and over time, between floats and the chip
+    (between simulator and Lava where there are no floats). Bottom: neurons of the sample with the
+    first divergence.
     """
     spikes = [row for row in result["rows"] if row["what"] == "spikes"]
-    shown = [row for row in spikes if "~" in row["pair"]] or spikes
+    rows = [row for row in spikes if "~" in row["pair"]] or spikes
     raster = result["raster"]
-    neurons = 0 if raster is None else len(raster["neurons"])
-    figure = Figure(
-        figsize=(10, 3.0 + 0.15 * neurons + (1.6 if neurons else 0)), layout="constrained"
-    )
-    grid = figure.add_gridspec(
-        2 if neurons else 1, 2, height_ratios=[2.2, 1.2 + 0.15 * neurons][: 1 + bool(neurons)]
-    )
-    _shares(figure.add_subplot(grid[0, 0]), shown)
-    _over_time(figure.add_subplot(grid[0, 1]), shown)
-    if neurons:
-        _raster(
-            figure.add_subplot(grid[1, :]), raster, _row_of(result, raster), result["timesteps"]
-        )
+    lower = 0.0 if raster is None else 0.15 * len(raster["neurons"])
+    heights = [2.2, 1.2 + lower] if lower else [2.2]
+    figure = Figure(figsize=(10, 3.0 + lower + (1.6 if lower else 0)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    _draw_shares(figure.add_subplot(grid[0, 0]), rows)
+    _draw_over_time(figure.add_subplot(grid[0, 1]), rows)
+    if lower:
+        drawn = (raster["pair"], raster["layer"])
+        row = next(row for row in spikes if (row["pair"], row["layer"]) == drawn)
+        _draw_raster(figure.add_subplot(grid[1, :]), raster, row, result["timesteps"])
     verdict = "holds" if result["holds"] else "does NOT hold"
     figure.suptitle(f"Verification on {result['samples']} samples {verdict}", fontsize=11)
     return figure
 
 
-def _row_of(result: dict[str, Any], raster: dict[str, Any]) -> dict[str, Any]:
-    return next(
-        row
-        for row in result["rows"]
-        if (row["pair"], row["layer"], row["what"]) == (raster["pair"], raster["layer"], "spikes")
-    )
-
-
-def _colours(rows: list[dict[str, Any]]) -> list[Any]:
+def _colours(rows: list[Row]) -> list[Any]:
+    # The bright end of the map is not seen on white.
     return [mpl.colormaps["viridis"](0.85 * i / max(len(rows) - 1, 1)) for i in range(len(rows))]
 
 
-def _shares(axis: Axes, rows: list[dict[str, Any]]) -> None:
-    names = [row["layer"] for row in rows]
+def _draw_shares(axis: Axes, rows: list[Row]) -> None:
     shares = [row["mismatches"] / row["compared"] for row in rows]
     bars = axis.barh(range(len(rows)), shares, height=0.6, color=_colours(rows))
-    labels = [
-        f"{share:.2%} ({row['mismatches']:,})" for share, row in zip(shares, rows, strict=True)
-    ]
+    counts = [f"({row['mismatches']:,})" for row in rows]
+    labels = [f"{share:.2%} {count}" for share, count in zip(shares, counts, strict=True)]
     axis.bar_label(bars, labels, padding=3, fontsize=8)
-    axis.set_yticks(range(len(rows)), names)
+    axis.set_yticks(range(len(rows)), [row["layer"] for row in rows])
     axis.invert_yaxis()
+    # Room for the labels, and an axis even where nothing differs.
     axis.set_xlim(0, 1.45 * max([*shares, 1e-4]))
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.xaxis.set_major_locator(MaxNLocator(4))
@@ -73,14 +66,15 @@ def _shares(axis: Axes, rows: list[dict[str, Any]]) -> None:
     axis.set_xlabel("share of neurons and time steps", fontsize=8)
 
 
-def _over_time(axis: Axes, rows: list[dict[str, Any]]) -> None:
+def _draw_over_time(axis: Axes, rows: list[Row]) -> None:
     for row, colour in zip(rows, _colours(rows), strict=True):
-        steps = len(row["by_step"])
-        width = -(-steps // SHOWN_BARS)  # steps drawn as one
-        edges = [*range(0, steps, width), steps]
+        by_step = row["by_step"]
+        steps = len(by_step)
+        edges = [*range(0, steps, -(-steps // SHOWN_BARS)), steps]
+        # `compared` counts all steps, a bar those that are drawn as one.
         shares = [
-            sum(row["by_step"][a:b]) * steps / row["compared"] / (b - a)
-            for a, b in itertools.pairwise(edges)
+            sum(by_step[start:end]) * steps / row["compared"] / (end - start)
+            for start, end in itertools.pairwise(edges)
         ]
         axis.stairs(shares, edges, label=row["layer"], color=colour, linewidth=1.4)
     axis.set_ylim(bottom=0)
@@ -93,34 +87,35 @@ def _over_time(axis: Axes, rows: list[dict[str, Any]]) -> None:
         axis.legend(fontsize=8)
 
 
-def _raster(axis: Axes, raster: dict[str, Any], row: dict[str, Any], timesteps: int) -> None:
-    """Upper half of a line: left stage; lower half: right stage. A strong half alone is a spike that one stage misses."""
+def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -> None:
+    """Draw a line for each neuron, its upper half the left stage, its lower half the right one.
+
+    A strong half alone is a spike that one stage misses.
+    """
     left, _, right = raster["pair"].split()
-    first = raster["first"]
-    begin = (
-        0 if first is None else max(0, min(first[0] - SHOWN_STEPS // 3, timesteps - SHOWN_STEPS))
-    )
+    first, neurons = raster["first"], raster["neurons"]
+    begin = 0
+    if first is not None:
+        # A third of the picture shows what led to the divergence.
+        begin = max(0, min(first[0] - SHOWN_STEPS // 3, timesteps - SHOWN_STEPS))
     end = min(begin + SHOWN_STEPS, timesteps)
-    lines = range(len(raster["neurons"]))
-    for key, other, name, colour, offset in (
-        ("left", "right", left, LEFT_COLOUR, -0.21),
-        ("right", "left", right, RIGHT_COLOUR, 0.21),
-    ):
+    for key, other, name, rival in (("left", "right", left, right), ("right", "left", right, left)):
+        offset = -0.21 if key == "left" else 0.21  # the axis points down
         for alone in (False, True):
             fired = [
-                (t, n)
-                for n in lines
-                for t in raster[key][n]
-                if begin <= t < end and (t not in raster[other][n]) == alone
+                (step, line + offset)
+                for line, (own, others) in enumerate(zip(raster[key], raster[other], strict=True))
+                for step in own
+                if begin <= step < end and (step not in others) == alone
             ]
             axis.vlines(
-                [t for t, _ in fired],
-                [n + offset - 0.21 for _, n in fired],
-                [n + offset + 0.21 for _, n in fired],
-                color=colour,
+                [step for step, _ in fired],
+                [middle - 0.21 for _, middle in fired],
+                [middle + 0.21 for _, middle in fired],
+                color=COLOURS[key],
                 linewidth=4.0 if alone else 2.4,
                 alpha=1.0 if alone else 0.4,
-                label=f"{name} spike, {'missing' if alone else 'also'} in {right if key == 'left' else left}",
+                label=f"{name} spike, {'missing' if alone else 'also'} in {rival}",
             )
     title = f"{raster['pair']}, layer {raster['layer']}: "
     if first is None:
@@ -128,21 +123,22 @@ def _raster(axis: Axes, raster: dict[str, Any], row: dict[str, Any], timesteps: 
     else:
         axis.scatter(
             [first[0]],
-            [raster["neurons"].index(first[1])],
+            [neurons.index(first[1])],
             s=220,
             facecolors="none",
-            edgecolors=CIRCLE_COLOUR,
+            edgecolors="black",
             linewidths=1.6,
             zorder=3,
             label="first divergence",
         )
         title += "first divergence\n" + divergence_text(row).partition(": ")[2]
     axis.set_title(title, fontsize=9, loc="left")
+    lines = range(len(neurons))
     for line in lines[1::2]:
         axis.axhspan(line - 0.5, line + 0.5, color="0.965", zorder=0)
-    axis.set_yticks(list(lines), [f"{n:,}" for n in raster["neurons"]], fontsize=6.5)
+    axis.set_yticks(lines, [f"{neuron:,}" for neuron in neurons], fontsize=6.5)
     axis.tick_params(axis="y", length=0)
-    axis.set_ylim(len(raster["neurons"]) - 0.5, -0.5)
+    axis.set_ylim(len(neurons) - 0.5, -0.5)
     axis.set_xlim(begin - 0.8, end - 0.2)
     axis.xaxis.set_major_locator(MaxNLocator(16, integer=True))
     axis.set_ylabel("neuron (flat index)", fontsize=8)

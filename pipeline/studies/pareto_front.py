@@ -196,7 +196,7 @@ def _measured(run: Run) -> dict[str, Any]:
     inputs = run.on_chip(run.data.train).chip_inputs(chosen)
     counts = count_events(network, inputs, simulate(network, inputs, record=("output", "spikes")))
     test = run.data.test
-    right = int((stages.decided(run, network, test) == test.labels).sum())
+    right = int((stages.chip_decisions(run, network, test) == test.labels).sum())
     pricing = Pricing()
     energy = {}
     for model, profile in pricing.pairs():

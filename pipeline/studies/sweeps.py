@@ -30,7 +30,6 @@ from knarr.pipeline.files import write_png
 from knarr.pipeline.fit_progress import FitProgress
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
 from knarr.pipeline.run_folder import claim_folder, generated_data, hold, release
-from knarr.pipeline.shared_teacher import TEACHERS, shared_teacher
 from knarr.pipeline.studies.engine import (
     DONE,
     REFUSED,
@@ -51,6 +50,7 @@ from knarr.pipeline.studies.results import (
     SweepTrial,
     folder_name,
 )
+from knarr.pipeline.studies.shared_teacher import TEACHERS, shared_teacher
 from knarr.pipeline.studies.sweep_file import Sweep, load_sweep
 from knarr.train import Recipe, RunData, load_data, train_student
 from knarr.train.fitting.files import METRICS, read_rows

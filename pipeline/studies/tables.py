@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from knarr.pipeline.evaluating import NOT_DEPLOYED, count_people, fit_and_evaluate
+from knarr.files import write_atomic
+from knarr.pipeline import stages
 from knarr.pipeline.evaluation import EvaluationError, Indices, Network, RunEvaluation, pool
-from knarr.pipeline.evaluation_file import EVALUATION, read
+from knarr.pipeline.evaluation_file import read
 from knarr.pipeline.files import expecting, read_json
+from knarr.pipeline.fit_progress import FitProgress
 from knarr.pipeline.measures import ConfidenceInterval, Estimate, t_interval
 from knarr.pipeline.progress import OnProgress, Progress, ignore
 from knarr.pipeline.published import Beside, compare_with_published
-from knarr.pipeline.run_folder import ENERGY, read_run
+from knarr.pipeline.run_folder import ENERGY, EVALUATION, Run, open_run, read_run, release
 from knarr.pipeline.studies.engine import Point, Report, Study, Trials
 from knarr.pipeline.studies.grid import (
     GridCell,
@@ -34,9 +36,14 @@ from knarr.pipeline.studies.grid import (
     load_grid,
     row_folder,
 )
+from knarr.pipeline.studies.shared_teacher import TEACHERS, shared_teacher
 from knarr.train.datasets.see.tree import LIGHTS
-from knarr.train.settings import Recipe
+from knarr.train.settings import Recipe, RecipeError
+from knarr.train.systems.emotionkd import fold_count
+from knarr.train.systems.emotionkd_recipe import EmotionRecipe
 
+NOT_DEPLOYED = "not_deployed.txt"
+"""File of a run whose student should have come onto the chip and did not; it says why."""
 Results = Sequence[tuple[GridCell, RunEvaluation | None]]
 """All runs of a grid, with their evaluation where they are finished."""
 
@@ -277,6 +284,79 @@ class _TableStudy(Study):
         folder = self.out / cell.folder
         fit_and_evaluate(cell.recipe, own, folder, grids=self.out, on_progress=self.on_progress)
         return 0.0  # what the run is worth stands in its evaluation.json
+
+
+def fit_and_evaluate(
+    recipe: Recipe,
+    data: Path | None,
+    folder: Path,
+    *,
+    grids: Path,
+    on_progress: OnProgress = ignore,
+) -> None:
+    """Make a run of a grid, or the rest of it: train it, put it on the chip where that is possible, evaluate it.
+
+    Args:
+        recipe: Settings of the run.
+        data: Folder of its data; None where knarr generates them.
+        folder: Folder of the run.
+        grids: Folder of all grids, where generated data and shared teachers lie.
+        on_progress: Called with the progress.
+    """
+    try:
+        opened = open_run(recipe, folder, data=data, cache=grids / "data", on_progress=on_progress)
+        _fit_and_evaluate(opened, grids)
+    finally:
+        release(folder)
+
+
+def _fit_and_evaluate(run: Run, grids: Path) -> None:
+    recipe, folder = run.recipe, run.folder
+    shared_teacher(
+        recipe,
+        run.data,
+        folder,
+        grids / TEACHERS,
+        (FitProgress(run.on_progress, "teacher", on_test="teacher" in recipe.chosen_on_test),),
+    )
+    stages.train(run)
+    failure = run.path(NOT_DEPLOYED)
+    failure.unlink(missing_ok=True)
+    if _deployable(run):
+        try:
+            # The evaluation comes last: a table takes a run that has one as finished.
+            for stage in (stages.export, stages.deploy, stages.record, stages.energy):
+                stage(run)
+        except (ValueError, RuntimeError) as error:
+            # One student that does not come onto the chip must not keep the others of a grid from being measured.
+            if not type(error).__module__.startswith("knarr."):
+                raise
+            run.say(f"  NOT DEPLOYED: {error}")
+            write_atomic(failure, (" ".join(str(error).split()) + "\n").encode())
+    stages.evaluate(run)
+
+
+def _deployable(run: Run) -> bool:
+    """Return whether a chip can hold the recipe's student; published networks that none holds are rows too."""
+    try:
+        run.system.deployable(run.networks()[1])
+    except RecipeError as error:
+        run.say(f"  not for the chip: {error}")
+        return False
+    return True
+
+
+def count_people(recipe: Recipe, data: Path) -> int:
+    """Count the folds of a recipe that leaves each person out, which the data decide.
+
+    Raises:
+        RecipeError: The system has no folds.
+    """
+    if not isinstance(recipe, EmotionRecipe):
+        raise RecipeError(
+            f"recipe '{recipe.name}': system {recipe.system} has no folds that depend on data"
+        )
+    return fold_count(recipe, data)
 
 
 def _data_folder(data: Path | None, below: str | None) -> Path | None:

@@ -29,7 +29,7 @@ from knarr.deploy import (
 )
 from knarr.export import read
 from knarr.hw_sim import ChipNetwork, count_events, simulate
-from knarr.pipeline import run_folder, stages
+from knarr.pipeline import evaluation_file, run_folder, stages
 from knarr.pipeline.run_folder import claim_folder, read_run
 from knarr.train import RecipeError, load_recipe
 from knarr.train.fitting.files import ACCUMULATES
@@ -125,7 +125,8 @@ def test_the_run_goes_on_with_it(
     made = beside(run, tmp_path / "run", epochs=1, weight_bits=4)
     for stage in (stages.deploy, stages.simulate):
         stage(made)
-    correct = json.loads(made.path(run_folder.ACCURACY).read_text())["correct"]
+    found = evaluation_file.read(made.path(run_folder.EVALUATION))
+    correct = {name: int((rows == found.labels).sum()) for name, rows in found.predicted.items()}
     assert set(correct) == {"teacher", "student", "lowered", "chip"}
     for stage in (stages.verify, stages.energy):
         stage(made)
@@ -270,7 +271,7 @@ def test_the_block_may_change_until_something_depends_on_it(
 
 def lowered(run: run_folder.Run) -> ChipNetwork:
     if not run.has(run_folder.LOWERED):
-        write_net(stages.lowered(run), run.path(run_folder.LOWERED))
+        write_net(stages.lower_student(run), run.path(run_folder.LOWERED))
     return read_net(run.path(run_folder.LOWERED))
 
 

@@ -17,6 +17,7 @@ from knarr.cli.text import report
 from knarr.deploy import check, lower, read_net, run_on_lava
 from knarr.export import read, step_nir, trace_module
 from knarr.hw_sim import compare, count_events, load_recording, simulate
+from knarr.pipeline import report as report_of
 from knarr.pipeline import run_folder, stages
 from knarr.train import load_recipe
 
@@ -95,9 +96,9 @@ def test_verification_holds_and_says_so(run: run_folder.Run) -> None:
 
 
 def test_every_stage_learned_something_and_the_chip_keeps_it(run: run_folder.Run) -> None:
-    accuracy = json.loads(run.path("accuracy.json").read_text())
-    correct = accuracy["correct"]
-    assert accuracy["samples"] == 100
+    facts = report_of(run.folder)
+    correct = facts["correct"]
+    assert facts["test_samples"] == 100
     assert correct["teacher"] >= 85
     assert correct["student"] >= 70
     assert abs(correct["chip"] - correct["student"]) <= 3
@@ -200,7 +201,7 @@ def test_student_is_a_plain_norse_module(run: run_folder.Run) -> None:
         ("config.yaml", b"", "report"),
         ("config.yaml", b"[1", "report"),
         ("verification.json", b"{}", "report"),
-        ("accuracy.json", b"zz", "report"),
+        ("evaluation.json", b"zz", "report"),
         ("recording.npz", b"PK", "energy"),
         ("teacher.onnx", b"x", "energy"),
         ("student.net", b"", "energy"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from knarr.pipeline import run_folder, stages
+from knarr.pipeline import evaluation_file, run_folder, stages
 from knarr.train import RecipeError, load_recipe
 
 
@@ -46,7 +46,7 @@ def test_line_on_generated_eyes(recipe_path: Path) -> None:
         False,
     ]  # the last is read out
     assert (
-        json.loads((folder / "accuracy.json").read_text())["samples"]
+        len(evaluation_file.read(folder / "evaluation.json").labels)
         == len(run.data.test.labels)
         > 0
     )

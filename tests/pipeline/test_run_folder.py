@@ -15,10 +15,12 @@ import yaml
 from knarr.cli.output import show_progress
 from knarr.cli.text import report
 from knarr.export import ExportError
-from knarr.pipeline import evaluating, run_folder, stages
-from knarr.pipeline.evaluating import NOT_DEPLOYED
-from knarr.pipeline.evaluation_file import EVALUATION, EvaluationError, read
-from knarr.pipeline.run_folder import generated_data, hold, release
+from knarr.pipeline import evaluation_file, run_folder, stages
+from knarr.pipeline.evaluation import EvaluationError, RunEvaluation
+from knarr.pipeline.evaluation_file import read
+from knarr.pipeline.run_folder import EVALUATION, generated_data, hold, release
+from knarr.pipeline.studies import tables
+from knarr.pipeline.studies.tables import NOT_DEPLOYED
 from knarr.train import Recipe, RecipeError, load_recipe
 from knarr.train.recipe import with_settings
 from knarr.train.settings import SettingsError
@@ -163,7 +165,7 @@ def test_more_windows_than_a_measure_may_take_are_refused_before_any_is_drawn() 
         EvaluationError,
         match="in 20000000 passes are more than a measure may take; take fewer windows",
     ):
-        evaluating.evaluate(run, windows=20_000_000)
+        stages.evaluate(run, windows=20_000_000)
 
 
 def test_a_student_that_does_not_come_onto_the_chip_is_measured_all_the_same(
@@ -182,24 +184,24 @@ def test_a_student_that_does_not_come_onto_the_chip_is_measured_all_the_same(
         raise ExportError("certificate: node 'lif_1' never fired")
 
     monkeypatch.setattr(stages, "export", dead)
-    evaluating.fit_and_evaluate(its, None, folder, grids=grids)
+    tables.fit_and_evaluate(its, None, folder, grids=grids)
     assert (folder / NOT_DEPLOYED).read_text() == "certificate: node 'lif_1' never fired\n"
     assert set(read(folder / EVALUATION).predicted) == {"teacher", "student"}
     # Mended, and asked for again.
-    for stage in ("export", "deploy", "simulate", "energy"):
+    for stage in ("export", "deploy", "record", "energy"):
         monkeypatch.setattr(stages, stage, lambda _: None)
-    evaluating.fit_and_evaluate(its, None, folder, grids=grids)
+    tables.fit_and_evaluate(its, None, folder, grids=grids)
     assert not (folder / NOT_DEPLOYED).exists()
     # What no chip holds by its recipe is no failure.
     monkeypatch.setattr(stages, "export", dead)
     monkeypatch.setattr(Cnn, "deployable", dead_by_recipe)
-    evaluating.fit_and_evaluate(its, None, folder, grids=grids)
+    tables.fit_and_evaluate(its, None, folder, grids=grids)
     assert not (folder / NOT_DEPLOYED).exists()
     # An error that is none of knarr's own is a fault in it.
     monkeypatch.undo()
     monkeypatch.setattr(stages, "export", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluating.fit_and_evaluate(its, None, folder, grids=grids)
+        tables.fit_and_evaluate(its, None, folder, grids=grids)
 
 
 def test_what_the_test_data_chose_is_said(
@@ -230,24 +232,24 @@ def test_what_the_test_data_chose_is_said(
         "energy": {"nominal_pj": 1, "provenance": "p"},
     }
     for name, facts in (
-        (
-            run_folder.ACCURACY,
-            {"samples": 4, "correct": dict.fromkeys(("teacher", "student", "chip"), 2)},
-        ),
         (run_folder.ENERGY, {"student": counts, "baseline": counts, "ratio": 1.0}),
         (run_folder.VERIFICATION, {"rows": [], "samples": 1, "holds": True}),
     ):
         (run.folder / name).write_text(json.dumps(facts))
+    right = {name: [0, 1, 1, 1] for name in ("teacher", "student", "chip")}
+    seen = RunEvaluation("d", ("a", "b"), tuple("wxyz"), [0, 0, 1, 0], right)  # type: ignore[arg-type]
+    evaluation_file.write(run.path(EVALUATION), seen)
+    config = run.path("config.yaml").read_text()
+    run.path("config.yaml").write_text(config.replace("select: best_on_test", "select: last"))
     assert report.print_run(run.folder, json=False)
     assert "TEST" not in capsys.readouterr().out
-    accuracy = {"samples": 4, "correct": dict.fromkeys(("teacher", "student", "chip"), 2)}
-    (run.folder / run_folder.ACCURACY).write_text(
-        json.dumps({**accuracy, "chosen_on_test": ["student"]})
-    )
+    run.path("config.yaml").write_text(config)
     report.print_run(run.folder, json=False)
     assert "student: the best epoch ON THE TEST DATA" in capsys.readouterr().out
     report.print_run(run.folder, json=True)
-    assert json.loads(capsys.readouterr().out)["chosen_on_test"] == ["student"]
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["chosen_on_test"] == ["student"]
+    assert facts["correct"] == {"teacher": 2, "student": 2, "chip": 2}
 
 
 def dead_by_recipe(*_: Any) -> None:
@@ -262,7 +264,7 @@ def _without_the_parents(work: Any) -> None:
 
 
 def test_what_later_stages_left_holds_to_the_settings(tmp_path: Path) -> None:
-    for name in ("student.nir", "student.net", "accuracy.json", "evaluation.json"):
+    for name in ("student.nir", "student.net", "evaluation.json"):
         folder = tmp_path / name
         run = run_folder.open_run(recipe(), folder, cache=tmp_path / "data")
         before = (folder / "config.yaml").stat().st_mtime_ns

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from knarr.pipeline.pictures.samples import OFF_COLOUR, ON_COLOUR, draw_samples
+from knarr.pipeline.pictures.run import OFF_COLOUR, ON_COLOUR, draw_samples
 
 
 def pixels(figure: Figure) -> np.ndarray:
@@ -24,7 +24,7 @@ def test_events_are_red_and_blue() -> None:
     student = np.zeros((1, 8, 2, 10, 10), np.uint8)
     student[:, :, 0, :5] = 1
     student[:, :, 1, 5:7] = 1
-    teacher = [np.zeros((1, 3, 10, 10), np.float32)]
+    teacher = np.zeros((1, 3, 10, 10), np.float32)
     shown = draw_samples(teacher, student, ["a"], 0.01)
     # half of the picture ON, a fifth of it OFF
     assert share(shown, ON_COLOUR) == pytest.approx(
@@ -47,7 +47,7 @@ def test_events_are_red_and_blue() -> None:
 def test_every_kind_of_input(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     shown = draw_samples(
-        [rng.random(teacher)],
+        rng.random(teacher),
         rng.integers(0, 256, student, dtype=np.uint8),
         ["calm", "stress"],
         0.0625,

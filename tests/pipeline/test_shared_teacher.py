@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from knarr.pipeline.run_folder import claim_folder
-from knarr.pipeline.shared_teacher import _key, shared_teacher
+from knarr.pipeline.studies.shared_teacher import _key, shared_teacher
 from knarr.train import RecipeError, RunData, load_recipe
 from knarr.train.clips import Batch, Indices
 from knarr.train.recipe import with_settings
