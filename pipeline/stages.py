@@ -346,6 +346,11 @@ def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluatio
         RecipeError: It is not trained yet.
         EvaluationError: A test set that cannot be measured, or more windows than a measure may take.
     """
+    data = run.data
+    if data.sampling is not None:
+        # Before passes are drawn, which would take all memory first.
+        classes = len(data.class_names)
+        check_size(windows, classes, data.subjects, data.lights, RunEvaluation.draws)
     return _evaluate(run, windows, seed, run.counter("passes over the test set"))
 
 
@@ -363,8 +368,6 @@ def _evaluate(
 ) -> RunEvaluation:
     """Evaluate a run; `decided` is what the chip sees in the first pass, where that is known."""
     data, recipe = run.data, run.recipe
-    if data.sampling is not None:
-        check_size(windows, len(data.class_names), data.subjects, data.lights, RunEvaluation.draws)
     teacher, student = run.networks()
     passes = run.system.passes(data, windows, seed)
     chip = read_net(run.path(NET)) if run.has(NET) else None

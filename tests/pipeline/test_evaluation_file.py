@@ -15,14 +15,8 @@ from sklearn import metrics
 
 from knarr.pipeline import evaluation as run_evaluation
 from knarr.pipeline import evaluation_file
-from knarr.pipeline.evaluation_file import (
-    EvaluationError,
-    RunEvaluation,
-    evaluation_json,
-    pool,
-    read,
-    write,
-)
+from knarr.pipeline.evaluation import EvaluationError, RunEvaluation, pool
+from knarr.pipeline.evaluation_file import evaluation_json, read, write
 from knarr.pipeline.measures import measure
 
 CLASSES = ("angry", "fear", "neutral")

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from test_evaluation_file import evaluation
 
-from knarr.pipeline.evaluation_file import RunEvaluation, pool
+from knarr.pipeline.evaluation import RunEvaluation, pool
 from knarr.pipeline.measures import measure, t_interval
 from knarr.pipeline.studies.grid import (
     MAX_RUNS,

@@ -26,7 +26,8 @@ from knarr.cli.verbs import studies
 from knarr.hw_sim import count
 from knarr.pipeline import RunError
 from knarr.pipeline.energy_facts import Pricing, energy_facts
-from knarr.pipeline.evaluation_file import RunEvaluation, pool, read, write
+from knarr.pipeline.evaluation import RunEvaluation, pool
+from knarr.pipeline.evaluation_file import read, write
 from knarr.pipeline.files import json_text
 from knarr.pipeline.published import published
 from knarr.pipeline.run_folder import FORMAT
