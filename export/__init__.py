@@ -1,17 +1,17 @@
 """Export Norse modules as NIR graphs that certify themselves, and other networks as ONNX files.
 
 graph/         NIR graphs: shapes, order, meaning step by step, folding; knows nothing of modules
-norse/         Norse modules: taken apart, made plain, converted to nodes and edges, traced
-onnx/          ONNX files, checked with onnxruntime
+norse/         Norse modules: taken apart, made plain, traced
+convert        `to_nir`: layers to nodes and edges, then proved
 certificate    the comparison of a module with its graph, and what it proves
-export         `to_nir`, which does all of it in order
 files          NIR files, read and written with checks
+onnx_files     ONNX files, checked with onnxruntime
 """
 
 from knarr.export.arguments import as_inputs
 from knarr.export.certificate import Certificate, certify, replay_inputs, replay_sha256
+from knarr.export.convert import to_nir
 from knarr.export.errors import CertificateError, ExportError
-from knarr.export.export import to_nir
 from knarr.export.files import FILLED, read, write
 from knarr.export.graph.fold import FoldDifference, fold, fold_difference, scale_currents
 from knarr.export.graph.shapes import graph_input_shape
@@ -19,8 +19,7 @@ from knarr.export.graph.step import Trace, execution_order, step_nir
 from knarr.export.graph.topology import graph_hash
 from knarr.export.norse.modules import PLIFBoxCell, StepGraph, SumPool2d
 from knarr.export.norse.trace_module import trace_module
-from knarr.export.onnx.network import to_onnx
-from knarr.export.onnx.student_step import student_step_to_onnx
+from knarr.export.onnx_files import student_step_to_onnx, to_onnx
 
 __all__ = [
     "FILLED",

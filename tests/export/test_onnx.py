@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from knarr.export.errors import ExportError
-from knarr.export.onnx.network import to_onnx
+from knarr.export.onnx_files import to_onnx
 from knarr.hw_sim.counting.onnx.count import count_onnx
 from knarr.hw_sim.errors import CountError
 

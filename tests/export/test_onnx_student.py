@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from knarr.export import ExportError, PLIFBoxCell, StepGraph, student_step_to_onnx, trace_module
-from knarr.export.onnx import student_step as onnx_student
+from knarr.export import onnx_files as onnx_student
 
 DT_S = 1e-3
 
@@ -120,7 +120,7 @@ def test_a_step_that_differs_leaves_no_file(
 ) -> None:
     torch.manual_seed(0)
     module, shape = looped()
-    right = onnx_student._export
+    right = onnx_student._export_step
 
     def wrong(step: Any, input_shape: tuple[int, ...]) -> bytes:
         model = onnx.load_model_from_string(right(step, input_shape))
@@ -130,7 +130,7 @@ def test_a_step_that_differs_leaves_no_file(
                 initializer.CopyFrom(onnx.numpy_helper.from_array(values, initializer.name))
         return bytes(model.SerializeToString())
 
-    monkeypatch.setattr(onnx_student, "_export", wrong)
+    monkeypatch.setattr(onnx_student, "_export_step", wrong)
     with pytest.raises(
         ExportError, match=r"differs from torch in \d+ of \d+ values at batch 1, step \d+"
     ):

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from knarr.export.onnx.network import to_onnx
+from knarr.export.onnx_files import to_onnx
 from knarr.hw_sim.counting.counts import LedgerRow, OperationCounts
 from knarr.hw_sim.counting.onnx.count import count_onnx
 from knarr.hw_sim.energy import PriceError, load_profile

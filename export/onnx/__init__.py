@@ -1,1 +1,0 @@
-"""Write networks as ONNX files and check them numerically."""
