@@ -39,7 +39,7 @@ from knarr.pipeline.studies.grid import (
 from knarr.pipeline.studies.shared_teacher import TEACHERS, shared_teacher
 from knarr.train.datasets.see.tree import LIGHTS
 from knarr.train.settings import Recipe, RecipeError
-from knarr.train.systems.emotionkd import fold_count
+from knarr.train.systems.emotionkd_data import fold_count
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe
 
 NOT_DEPLOYED = "not_deployed.txt"

@@ -103,7 +103,7 @@ def settings(**change: Any) -> Fit:
     return Fit(**{"epochs": 3, "batch_size": 6, "learning_rate": 0.02, **change})
 
 
-def school(settings: FeedbackSettings, folder: Path) -> FeedbackSetup:
+def feedback_setup(settings: FeedbackSettings, folder: Path) -> FeedbackSetup:
     teacher = Net(5, 1).eval().requires_grad_(False)
     return FeedbackSetup(
         teacher, run, run, lesson, loss_beside, settings, HELDOUT, folder / "fed_back.safetensors"
@@ -114,7 +114,7 @@ def fitted(
     folder: Path, how: Fit, loop: FeedbackSettings, callbacks: tuple[Callback, ...] = ()
 ) -> tuple[nn.Module, dict[str, torch.Tensor], Vectors]:
     """Student, teacher's weights as they were written, and clips."""
-    clips, student, of = Vectors(), Net(3, 2), school(loop, folder)
+    clips, student, of = Vectors(), Net(3, 2), feedback_setup(loop, folder)
     before = copy.deepcopy(of.teacher.state_dict())
     fit(
         student,
@@ -127,7 +127,7 @@ def fitted(
         classes=2,
         seed=SEED,
         run_folder=folder,
-        module_class=partial(FeedbackFitter, school=of),
+        module_class=partial(FeedbackFitter, setup=of),
         callbacks=callbacks,
     )
     assert same(before, of.teacher.state_dict())  # a copy learns
@@ -263,6 +263,6 @@ def test_what_cannot_be_fitted_is_refused(
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")
         monkeypatch.setenv("WORLD_SIZE", str(processes))
         monkeypatch.setenv("RANK", "0")
-    make = partial(FeedbackFitter, school=school(feedback(**loop), tmp_path))
+    make = partial(FeedbackFitter, setup=feedback_setup(feedback(**loop), tmp_path))
     with pytest.raises(RecipeError, match=message):
         make(Net(3, 2), loss_beside(Net(5, 1)), settings(**how), 2, len(TRAIN), len(VALIDATION))

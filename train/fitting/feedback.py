@@ -1,4 +1,4 @@
-"""Fitting a student whose teacher learns too: each step of a fit is one `adaptive_step`, and a killed one resumes with both."""
+"""Fit a student whose teacher learns too: each step of the fit is one `adaptive_step`, and a killed one resumes with both."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ from knarr.train.losses.feedback import DistillationBatch, FeedbackSettings, Lea
 from knarr.train.settings import Fit, RecipeError, SettingsError
 
 FED_BACK: Final = "teacher_fed_back.safetensors"
-"""Beside teacher.safetensors, which feedback does not change."""
+"""File beside teacher.safetensors, which feedback does not change."""
 
 
 @dataclass(frozen=True)
 class FeedbackSetup:
-    """Who teaches whom.
+    """Networks of a fit with feedback, and how they are run.
 
     Args:
-        teacher: as it was fitted; it stays so, a copy of it learns.
-        teach, learn: how teacher and student are run, see `Learner`.
-        lesson: a batch as they hear it.
-        loss: of a teacher: what the student is validated by beside it.
-        feedback: of the loop.
-        heldout: clips of the quiz where it is "heldout": none that are fitted on, validated on or tested.
-        file: gets the weights of the teacher as the fit left it; those of the last epoch, whichever student is kept.
+        teacher: The teacher as it was fitted; it stays so, a copy of it learns.
+        run_teacher: (teacher, *inputs) -> output, see `Learner`.
+        run_student: (student, *inputs) -> output.
+        to_batch: Makes of a batch what the two are run on.
+        student_loss: Makes of a teacher the loss that the student is validated by.
+        settings: Settings of the loop.
+        heldout: Clips of the quiz where it is "heldout": none that are fitted on, validated on or tested.
+        file: Gets the weights of the teacher as the fit left it; those of the last epoch, whichever student is kept.
     """
 
     teacher: nn.Module
-    teach: Callable[..., TeacherOutput]
-    learn: Callable[..., StudentOutput]
-    lesson: Callable[[Batch], DistillationBatch]
-    loss: Callable[[nn.Module], Loss]
-    feedback: FeedbackSettings
+    run_teacher: Callable[..., TeacherOutput]
+    run_student: Callable[..., StudentOutput]
+    to_batch: Callable[[Batch], DistillationBatch]
+    student_loss: Callable[[nn.Module], Loss]
+    settings: FeedbackSettings
     heldout: Indices
     file: Path
 
@@ -51,12 +52,14 @@ class FeedbackFitter(Fitter):
     """A student and a copy of its teacher. The copy, its optimiser and the student's travel in the checkpoint.
 
     Args:
-        network, loss, settings, classes, clips, validation_clips: see `Fitter`; `loss` is not used, the school has its own.
-        school: see there.
+        network: The student.
+        loss: Not used; `setup` has its own.
+        settings: See `Fitter`, like the three counts after it.
+        setup: The teacher, and how both are run.
 
     Raises:
-        RecipeError: several processes.
-        SettingsError: a single batch, whose next one would be itself.
+        RecipeError: Several processes.
+        SettingsError: A single batch, whose next one would be itself.
     """
 
     def __init__(
@@ -65,95 +68,97 @@ class FeedbackFitter(Fitter):
         loss: Loss,
         settings: Fit,
         classes: int,
-        clips: int,
-        validation_clips: int,
+        train_count: int,
+        validation_count: int,
         *,
-        school: FeedbackSetup,
+        setup: FeedbackSetup,
     ) -> None:
-        super().__init__(network, loss, settings, classes, clips, validation_clips)
+        super().__init__(network, loss, settings, classes, train_count, validation_count)
         if world_size() > 1:
             raise RecipeError(
                 f"student.feedback: steps two networks in turn, which {world_size()} processes cannot share; train without torchrun, "
                 "or set it to null"
             )
-        if school.feedback.quiz == "next" and self.steps_per_epoch < 2:
+        if setup.settings.quiz == "next" and self.steps_per_epoch < 2:
             raise SettingsError(
                 "feedback.quiz: 'next' of 1 batch is itself; take a smaller batch_size or quiz 'heldout'"
             )
+        # Lightning would step one optimiser for the loss of a step; here two are stepped in turn.
         self.automatic_optimization = False
-        self.school = school
-        self.teacher = copy.deepcopy(school.teacher).train().requires_grad_(True)
-        self.loss = school.loss(self.teacher)
+        self.feedback = setup
+        # A module of this one, so that its weights travel in the checkpoint.
+        self.teacher = copy.deepcopy(setup.teacher).train().requires_grad_(True)
+        self.loss = setup.student_loss(self.teacher)
 
     def on_train_start(self) -> None:
-        # Its dropout and batch-norms stay still, see `adaptive_step`; not before here, since Lightning warns of modules in eval mode.
+        """Keep dropout and batch-norms of the teacher still, see `adaptive_step`."""
+        # Not before here, since Lightning warns of modules in eval mode.
         self.teacher.eval()
 
     def training_step(self, batch: Batch, number: int) -> torch.Tensor:
-        school = self.school
-        quiz = (
-            school.lesson(self._quiz(number)) if school.feedback.due(self.current_epoch) else None
-        )
-        of_student, of_teacher = self.optimizers()
+        """Take a step with both networks, and return and log the student's loss."""
+        setup = self.feedback
+        quiz = None
+        if setup.settings.due(self.current_epoch):
+            quiz = setup.to_batch(self._quiz(number))
+        student_optimiser, teacher_optimiser = self.optimizers()
         stepped = adaptive_step(
-            Learner(self.teacher, school.teach),
-            Learner(self.network, school.learn),
-            school.lesson(batch),
+            Learner(self.teacher, setup.run_teacher),
+            Learner(self.network, setup.run_student),
+            setup.to_batch(batch),
             quiz,
-            of_teacher,
-            of_student,
-            school.feedback,
+            teacher_optimiser,
+            student_optimiser,
+            setup.settings,
         )
+        # With optimisers that are stepped by hand, Lightning leaves the schedules alone too.
         if self.settings.schedule == "one_cycle":
             self.lr_schedulers().step()
         values = {"train_loss": stepped.student.total}
         if stepped.feedback is not None:
-            values |= {"quiz_teacher": stepped.feedback.own, "quiz_pupil": stepped.feedback.student}
+            values |= {
+                "quiz_teacher": stepped.feedback.own,
+                "quiz_student": stepped.feedback.student,
+            }
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(batch.labels))
         return stepped.student.total
 
     def on_train_epoch_end(self) -> None:
+        """Step a schedule that goes by epochs."""
         if self.settings.schedule == "exponential":
             self.lr_schedulers().step()
 
     def on_fit_end(self) -> None:
-        save_weights(copy.deepcopy(self.teacher).cpu(), self.school.file)
+        """Write the teacher as the last epoch left it."""
+        save_weights(copy.deepcopy(self.teacher).cpu(), self.feedback.file)
 
     def configure_optimizers(self) -> Any:
-        of_student = new_optimiser(self.network, self.settings)
-        of_teacher = torch.optim.Adam(
-            self.teacher.parameters(), lr=self.school.feedback.teacher_fb_lr
+        """Return the student's optimiser with its schedule, and the teacher's, in this order."""
+        student_optimiser = new_optimiser(self.network, self.settings)
+        teacher_optimiser = torch.optim.Adam(
+            self.teacher.parameters(), lr=self.feedback.settings.teacher_fb_lr
         )
-        schedule = self._schedule(of_student)
-        student = (
-            {"optimizer": of_student}
-            if schedule is None
-            else {"optimizer": of_student, "lr_scheduler": schedule}
-        )
-        return student, {"optimizer": of_teacher}
+        student: dict[str, Any] = {"optimizer": student_optimiser}
+        schedule = self._schedule(student_optimiser)
+        if schedule is not None:
+            student["lr_scheduler"] = schedule
+        return student, {"optimizer": teacher_optimiser}
 
     def _quiz(self, number: int) -> Batch:
-        """Batch `number` of the held-out clips, over and over, or the one after the lesson, after the last the first.
-
-        It goes by number, so that a resumed epoch asks what an unbroken one does.
-        """
-        lessons = self._lessons
-        if self.school.feedback.quiz == "next":
+        """Return batch `number` of the held-out clips, over and over, or the one after batch `number`, after the last the first."""
+        # By number and not by an iterator: a resumed epoch asks what an unbroken one does.
+        lessons: Epoch = self.trainer.train_dataloader.dataset
+        if self.feedback.settings.quiz == "next":
             batch = lessons[(number + 1) % len(lessons)]
         else:
-            own = Epoch(
+            heldout = Epoch(
                 lessons.clips,
-                self.school.heldout,
+                self.feedback.heldout,
                 lessons.batch_size,
                 seed=lessons.seed,
                 epoch=lessons.epoch,
             )
-            batch = own[number % len(own)]
+            batch = heldout[number % len(heldout)]
+        # Lightning moves the batches of its loader alone.
         moved: Batch = self.transfer_batch_to_device(batch, self.device, 0)
         return moved
-
-    @property
-    def _lessons(self) -> Epoch:
-        """The batches of this epoch, as its loader has them."""
-        lessons: Epoch = self.trainer.train_dataloader.dataset
-        return lessons

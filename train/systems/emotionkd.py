@@ -1,7 +1,7 @@
-"""EmotionKD: what is felt, or stress, from skin conductance alone, taught by EEG and skin or by heart rate and skin.
+"""EmotionKD: emotion, or stress, from skin conductance alone, taught by EEG and skin or by heart rate and skin.
 
-Networks in `networks.emotion_net`, `gsr_student` and `stress_teacher`, losses and feedback in `losses.emotion` and `feedback`, data in
-`physio_data` and `stress_data`. The teacher hears what a wrist or a finger cannot give; the student is what is worn.
+Networks are in `networks.emotion`, `gsr` and `stress`, losses and feedback in `losses.emotion` and `losses.feedback`, settings in
+`emotionkd_recipe` and data in `emotionkd_data`. The teacher is given what a wrist or a finger cannot measure; the student is worn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import nn
 
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Indices, split_validation
-from knarr.train.datasets.physio.windows import PhysioWindows
 from knarr.train.fitting.feedback import FED_BACK, FeedbackFitter, FeedbackSetup
 from knarr.train.fitting.fit import Loss
 from knarr.train.losses.emotion import StudentOutput, TeacherOutput, emotion_loss
@@ -35,14 +34,7 @@ from knarr.train.networks.gsr import (
 from knarr.train.networks.stress import StressTeacher
 from knarr.train.settings import RecipeError, SettingsError
 from knarr.train.systems.base import ChipLoss, Progress, RunData, System
-from knarr.train.systems.emotionkd_data import (
-    load_physio,
-    load_stress,
-    physio_folds,
-    read_physio,
-    read_stress,
-    stress_folds,
-)
+from knarr.train.systems.emotionkd_data import load_physio, load_stress
 from knarr.train.systems.emotionkd_recipe import (
     AnnStudent,
     EmotionRecipe,
@@ -52,24 +44,25 @@ from knarr.train.systems.emotionkd_recipe import (
 )
 
 QUIZ_SEED: Final = 500_000
-"""Added to the run's: who is set aside for the quiz is no second draw of who validates."""
+"""Added to the run's seed: who is set aside for the quiz is no second draw of who validates."""
 
 
 class _NoTeacherOutput(NamedTuple):
-    """In place of a teacher of whom no loss asks anything."""
+    """Stands for the output of a teacher where no term of the loss reads it."""
 
     logits: torch.Tensor
     matched: torch.Tensor
 
 
 class EmotionKd(System[EmotionRecipe]):
-    """See above."""
+    """EmotionKD with a recipe's settings."""
 
     recipe_class = EmotionRecipe
 
     def load(
         self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
     ) -> RunData:
+        """Read one fold; see `System.load`."""
         settings = self.recipe.data
         if isinstance(settings, PhysioData):
             return load_physio(settings, root, self.recipe.seed, cache, progress)
@@ -78,14 +71,17 @@ class EmotionKd(System[EmotionRecipe]):
     # --- networks
 
     def teacher(self, data: RunData) -> nn.Module:
+        """Return a new teacher of the recipe's kind."""
         settings = self.recipe.teacher
         if isinstance(settings, StressTeacherRecipe):
             return StressTeacher(settings.network)
-        return (EmotionTeacher if settings.kind == "emotion_net" else EmotionStudent)(
-            settings.network
-        )
+        if settings.kind == "emotion_net":
+            return EmotionTeacher(settings.network)
+        return EmotionStudent(settings.network)
 
     def teacher_loss(self) -> Loss:
+        """Return the cross entropy, and the published penalty on convolutions."""
+
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             logits = self.teacher_logits(network, batch)
             return F.cross_entropy(logits, batch.labels) + _penalty(network), logits
@@ -93,9 +89,11 @@ class EmotionKd(System[EmotionRecipe]):
         return loss
 
     def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
-        return self._teach(teacher, *batch.teacher_inputs).logits
+        """Return the teacher's logits, (B, classes)."""
+        return self._run_teacher(teacher, *batch.teacher_inputs).logits
 
     def student(self, data: RunData) -> nn.Module:
+        """Return a new student of the recipe's kind."""
         settings = self.recipe.student
         if isinstance(settings, FramesStudent):
             return build_gsr_student(settings.network)
@@ -104,13 +102,20 @@ class EmotionKd(System[EmotionRecipe]):
         return GsrRepeat(settings.network)
 
     def student_loss(self, teacher: nn.Module) -> Loss:
+        """Return EmotionKD's loss, and the published penalty on convolutions."""
+
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            learned = self._learn(network, *self._heard(batch))
+            learned = self._run_student(network, *self._student_inputs(batch))
             return self._distil(learned, teacher, batch) + _penalty(network), learned.logits
 
         return loss
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
+        """Return EmotionKD's loss for a chip student's spikes or voltages.
+
+        Raises:
+            RecipeError: A student that no chip runs, or features of fewer steps than the teacher's.
+        """
         recipe = self.recipe
         settings = recipe.student
         if not isinstance(settings, FramesStudent):
@@ -124,6 +129,7 @@ class EmotionKd(System[EmotionRecipe]):
         spikes = settings.network.feature == "spike"
 
         def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            # The first layer that fires is the head; F_S is of the depths after it.
             depths = ran.fired[1:] if spikes else [volts() for volts in ran.peaks[1:]]
             volts = ran.step_logits
             learned = GsrOutput(
@@ -135,29 +141,31 @@ class EmotionKd(System[EmotionRecipe]):
 
     def _distil(self, learned: StudentOutput, teacher: nn.Module, batch: Batch) -> torch.Tensor:
         settings = self.recipe.student.loss
+        # Running a teacher costs more than the student's step; a loss of labels alone does without.
         taught: TeacherOutput = _NoTeacherOutput(learned.logits, learned.features)
         if settings.kl or settings.feature:
             with torch.no_grad():
-                taught = self._teach(teacher, *batch.teacher_inputs)
+                taught = self._run_teacher(teacher, *batch.teacher_inputs)
         return emotion_loss(learned, taught, batch.labels, settings).total
 
-    def student_logits(self, kept: nn.Module, batch: Batch) -> torch.Tensor:
-        return self._learn(kept, *self._heard(batch)).logits
+    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the student's logits, (B, classes)."""
+        return self._run_student(student, *self._student_inputs(batch)).logits
 
     def student_fitter(
         self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path
     ) -> tuple[Indices, Callable[..., Any]] | None:
-        """Feedback, where the recipe asks for it; the quiz's people are no longer fitted on.
+        """Return a fit with feedback, where the recipe asks for it; the quiz's people are no longer fitted on.
 
         Its loop minimises `emotion_loss` alone: the penalty on convolution kernels of "ann" and "repeat" is left out.
 
         Raises:
-            SettingsError: too few groups to set one aside.
+            SettingsError: Too few groups to set one aside.
         """
         feedback = self.recipe.student.feedback
         if feedback is None:
             return None
-        heldout = train[:0]
+        heldout = train[:0]  # a quiz on the next batch sets nobody aside
         if feedback.quiz == "heldout":
             lessons, quiz = split_validation(
                 data.groups[train],
@@ -166,68 +174,67 @@ class EmotionKd(System[EmotionRecipe]):
                 setting="student.feedback.quiz_fraction",
             )
             train, heldout = train[lessons], train[quiz]
-        school = FeedbackSetup(
-            teacher,
-            self._teach,
-            self._learn,
-            self.lesson,
-            self.student_loss,
-            feedback,
-            heldout,
-            run_folder / FED_BACK,
+        setup = FeedbackSetup(
+            teacher=teacher,
+            run_teacher=self._run_teacher,
+            run_student=self._run_student,
+            to_batch=self._distillation_batch,
+            student_loss=self.student_loss,
+            settings=feedback,
+            heldout=heldout,
+            file=run_folder / FED_BACK,
         )
-        return train, partial(FeedbackFitter, school=school)
+        return train, partial(FeedbackFitter, setup=setup)
 
-    def deployable(self, kept: nn.Module) -> snn.SequentialState:
+    def deployable(self, student: nn.Module) -> snn.SequentialState:
+        """Return the student of frames with its decays on the chip's grid."""
         settings = self.recipe.student
         if not isinstance(settings, FramesStudent):
             raise RecipeError(
                 f"student.kind: {settings.kind} has softmax attention, which no graph or chip holds; train student.kind 'frames' to "
                 "deploy it"
             )
-        return chip_form(cast(snn.SequentialState, kept), snap=True)
+        return chip_form(cast(snn.SequentialState, student), snap=True)
 
     # --- how they are run
 
-    def lesson(self, batch: Batch) -> DistillationBatch:
-        """A batch as feedback takes it."""
-        return DistillationBatch(batch.teacher_inputs, self._heard(batch), batch.labels)
+    def _distillation_batch(self, batch: Batch) -> DistillationBatch:
+        return DistillationBatch(batch.teacher_inputs, self._student_inputs(batch), batch.labels)
 
-    def _heard(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """By the student: coded frames, or the skin conductance that the teacher hears."""
-        return (
-            batch.inputs
-            if isinstance(self.recipe.student, FramesStudent)
-            else batch.teacher_inputs[1],
-        )
+    def _student_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        if isinstance(self.recipe.student, FramesStudent):
+            return (batch.inputs,)
+        # The other students take skin conductance as the teacher does, which stands behind the EEG.
+        return (batch.teacher_inputs[1],)
 
-    def _teach(self, teacher: nn.Module, *signals: torch.Tensor) -> EmotionOutput:
-        """EEG, if asked for, and skin; or heart and skin as one."""
-        output: EmotionOutput = teacher(
-            *(signals[1:] if self.recipe.teacher.kind == "gsr_net" else signals)
-        )
+    def _teacher_signals(self, signals: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        # `gsr_net` takes skin conductance without the EEG; Stress-Predict's two signals are one tensor.
+        return signals[1:] if self.recipe.teacher.kind == "gsr_net" else signals
+
+    def _run_teacher(self, teacher: nn.Module, *signals: torch.Tensor) -> EmotionOutput:
+        output: EmotionOutput = teacher(*self._teacher_signals(signals))
         return output
 
-    def _learn(self, student: nn.Module, heard: torch.Tensor) -> StudentOutput:
+    def _run_student(self, student: nn.Module, inputs: torch.Tensor) -> StudentOutput:
         settings = self.recipe.student
         if isinstance(settings, FramesStudent):
-            return run_frames(cast(snn.SequentialState, student), heard, settings.network)
-        output: EmotionOutput = student(heard)
+            return run_frames(cast(snn.SequentialState, student), inputs, settings.network)
+        output: EmotionOutput = student(inputs)
         return output
 
     # --- the baseline that energy is compared with
 
     def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module:
-        """Its inputs are (B, 29, samples), EEG above skin; skin alone (B, 1, samples); or heart and skin (B, 2, samples)."""
+        """Return the teacher for one tensor: (B, 29, samples), EEG above skin; skin alone (B, 1, samples); or heart and skin (B, 2, samples)."""
         return _Packed(teacher, split=self.recipe.teacher.kind == "emotion_net").eval()
 
     def baseline_inputs(self, batch: Batch) -> torch.Tensor:
-        signals = batch.teacher_inputs
-        return torch.cat(signals[1:] if self.recipe.teacher.kind == "gsr_net" else signals, dim=1)
+        """Return the teacher's signals above each other."""
+        return torch.cat(self._teacher_signals(batch.teacher_inputs), dim=1)
 
 
 class _Packed(nn.Module):
-    """A teacher of one tensor that gives logits alone."""
+    """A teacher that takes one tensor and gives logits alone."""
 
     def __init__(self, teacher: nn.Module, *, split: bool) -> None:
         super().__init__()
@@ -240,37 +247,20 @@ class _Packed(nn.Module):
 
 
 def run_frames(
-    student: snn.SequentialState, heard: torch.Tensor, settings: GsrStudentSettings
+    student: snn.SequentialState, frames: torch.Tensor, settings: GsrStudentSettings
 ) -> GsrOutput:
-    """`run_gsr_student` on (B, T, inputs) that are frames already: laid end to end, they are cut again as they were."""
-    steps, inputs = heard.shape[1:]
+    """Run `run_gsr_student` on frames (B, T, inputs): laid end to end, they are cut again as they were."""
+    steps, inputs = frames.shape[1:]
     end_to_end = settings.model_copy(
         update={"samples": steps * inputs, "kernel": inputs, "stride": inputs}
     )
-    return run_gsr_student(student, heard.flatten(1).unsqueeze(1), end_to_end)
-
-
-def fold_count(recipe: EmotionRecipe, root: Path, *, cache: Path | None = None) -> int:
-    """How many folds a recipe's data give: `data.folds`, or as many as there are people, who are then read.
-
-    Args:
-        recipe: of this system.
-        root, cache: of the data, as of `System.load`.
-
-    Raises:
-        DataError, RecipeError: data that cannot be read or parted so.
-    """
-    settings = recipe.data
-    if settings.split != "loso":
-        return settings.folds
-    if isinstance(settings, PhysioData):
-        windows = PhysioWindows(read_physio(settings, root, cache, None), settings.windowing)
-        return len(physio_folds(windows, settings))
-    return len(stress_folds(read_stress(settings, root), settings))
+    return run_gsr_student(student, frames.flatten(1).unsqueeze(1), end_to_end)
 
 
 def _penalty(network: nn.Module) -> torch.Tensor | float:
-    """The published code's on convolution kernels, of the networks that have them."""
+    """Return the published code's L2 of convolution kernels; 0 for networks that are not its own."""
     if isinstance(network, GsrRepeat):
         network = network.student
-    return conv_l2(network) if isinstance(network, (EmotionTeacher, EmotionStudent)) else 0.0
+    if isinstance(network, (EmotionTeacher, EmotionStudent)):
+        return conv_l2(network)
+    return 0.0

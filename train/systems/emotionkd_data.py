@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,42 +28,124 @@ from knarr.train.datasets.stress.windows import (
 )
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import Coding, Progress, RunData
-from knarr.train.systems.emotionkd_recipe import PhysioData, StressData
+from knarr.train.systems.emotionkd_recipe import EmotionRecipe, Folded, PhysioData, StressData
 
-NAMES: Final = {"deap": "DEAP", "mahnob": "MAHNOB-HCI"}
-THRESHOLD: Final = 5.0
-"""Of the ratings, 1 .. 9: what published numbers are of."""
-MEAN: Final = 128
-UNITS: Final = 255.0
-CODING: Final = Coding(bits=8, units=UNITS, kind="graded")
-CLASSES: Final = ("low", "high")
 Floats = npt.NDArray[np.float32]
+
+# --- people and folds
+
+
+def folds_of(
+    settings: PhysioData | StressData,
+    subjects: npt.NDArray[np.generic],
+    trials: npt.NDArray[np.generic] | None = None,
+) -> tuple[Fold, ...]:
+    """Part windows into folds as the recipe says.
+
+    Args:
+        settings: Split, number of folds and their seed.
+        subjects: (N,) person of each window.
+        trials: (N,) trial of each window; None for data without trials.
+
+    Raises:
+        RecipeError: More folds than people or trials.
+    """
+    try:
+        if settings.split == "loso":
+            return tuple(leave_one_subject_out(subjects).values())
+        if settings.split == "kfold_trial" and trials is not None:
+            return trial_folds(subjects, trials, settings.folds, seed=settings.split_seed)
+        return subject_folds(subjects, settings.folds, seed=settings.split_seed)
+    except ValueError as error:
+        raise RecipeError(f"data.split: {settings.split}: {error}") from error
+
+
+def fold_count(recipe: EmotionRecipe, root: Path, *, cache: Path | None = None) -> int:
+    """Return how many folds a recipe's data give: `data.folds`, or as many as there are people, who are then read.
+
+    Args:
+        recipe: Recipe of this system.
+        root: Folder of the data.
+        cache: Folder of prepared data.
+
+    Raises:
+        DataError, RecipeError: Data that cannot be read or parted so.
+    """
+    settings = recipe.data
+    if settings.split != "loso":
+        return settings.folds
+    if isinstance(settings, StressData):
+        return len(folds_of(settings, read_stress(settings, root).subjects))
+    windows = PhysioWindows(read_physio(settings, root, cache, None), settings.windowing)
+    return len(folds_of(settings, windows.subjects, windows.trials))
+
+
+def _tested_fold(folds: tuple[Fold, ...], settings: Folded) -> Fold:
+    if settings.fold >= len(folds):
+        raise RecipeError(
+            f"data.fold: {settings.fold}, there are {len(folds)}; take one of 0 .. {len(folds) - 1}"
+        )
+    return folds[settings.fold]
+
+
+def _split_in_words(split: str, folds: int) -> str:
+    if split == "loso":
+        return f"one of {folds} people left out"
+    if split == "kfold_subject":
+        return f"{folds} folds by person"
+    return f"{folds} folds by trial, all people on both sides"
+
+
+def _assert_two_groups(groups: npt.NDArray[np.generic]) -> None:
+    # One group validates and another is fitted on; a group is never divided.
+    if len(np.unique(groups)) < 2:
+        raise RecipeError(
+            "data: the fold leaves one group to train and validate on; it takes two or more"
+        )
+
+
+# --- DEAP and MAHNOB-HCI
+
+PHYSIO_NAMES: Final = {"deap": "DEAP", "mahnob": "MAHNOB-HCI"}
+PUBLISHED_THRESHOLD: Final = 5.0
+"""Rating, 1 .. 9, above which published numbers count a trial as high."""
+CODE_OF_MEAN: Final = 128
+"""Integer of the chip's input that stands for a signal at its mean."""
+CODE_UNITS: Final = 255.0
+PHYSIO_CODING: Final = Coding(bits=8, units=CODE_UNITS, kind="graded")
+PHYSIO_CLASSES: Final = ("low", "high")
 
 
 @dataclass(frozen=True, eq=False)
 class Scaler:
-    """Mean and standard deviation of each channel, (29, 1) float64: EEG, then skin conductance; 1 where a channel never changes."""
+    """Scales each channel to mean 0 and variance 1.
+
+    Args:
+        mean: (29, 1) float64 mean of each channel: EEG, then skin conductance.
+        spread: (29, 1) float64 standard deviations; 1 where a channel never changes.
+    """
 
     mean: npt.NDArray[np.float64]
     spread: npt.NDArray[np.float64]
 
     def __call__(self, signals: Floats) -> Floats:
-        """(..., 29, samples) -> the same, scaled."""
+        """Return (..., 29, samples) signals, scaled."""
         return ((signals - self.mean) / self.spread).astype(np.float32)
 
 
 def fit_scaler(windows: PhysioWindows, chosen: Indices) -> Scaler:
-    """Of the windows `chosen` alone, each sample counted once."""
-    mean = np.mean(
-        [both(windows, index).mean(axis=1, dtype=np.float64) for index in chosen], axis=0
-    )[:, None]
-    off = [np.square(both(windows, index) - mean).mean(axis=1) for index in chosen]
-    spread = np.sqrt(np.mean(off, axis=0))[:, None]
+    """Return the scaler of the windows `chosen` alone, each sample counted once."""
+    # Window by window, since all of them at once would fill the memory; first means, then what is off them, since a
+    # mean of squares less a squared mean would cancel.
+    means = [signals_of(windows, index).mean(axis=1, dtype=np.float64) for index in chosen]
+    mean = np.mean(means, axis=0)[:, None]
+    squares = [np.square(signals_of(windows, index) - mean).mean(axis=1) for index in chosen]
+    spread = np.sqrt(np.mean(squares, axis=0))[:, None]
     return Scaler(mean, np.where(spread > 0, spread, 1.0))
 
 
-def both(windows: PhysioWindows, index: int) -> Floats:
-    """(29, samples): EEG, then skin conductance."""
+def signals_of(windows: PhysioWindows, index: int) -> Floats:
+    """Return the signals of a window, (29, samples): EEG, then skin conductance."""
     window = windows[index]
     return np.concatenate([window.eeg.numpy(), window.gsr.numpy()])
 
@@ -75,10 +158,10 @@ class PhysioClips:
     first synapse has a bias, it takes the 128 away again and the student loses nothing by it.
 
     Args:
-        windows: all of them.
-        chosen: those of this split.
-        settings: task, frames, coding.
-        scaler: where windows are not scaled each by itself.
+        windows: All windows.
+        chosen: Indices of those of this split.
+        settings: Task, frames and coding.
+        scaler: Scaler of all windows; None where each was scaled by itself.
     """
 
     windows: PhysioWindows
@@ -88,14 +171,16 @@ class PhysioClips:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) classes of the recipe's task."""
         every: npt.NDArray[np.int64] = getattr(self.windows, self.settings.task)
         return every[self.chosen]
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+        """Return clips `indices`; nothing is augmented."""
         signals = self._signals(indices)
         eeg, gsr = signals[:, :-1], signals[:, -1:]
         return Batch(
-            torch.from_numpy(self._coded(gsr).astype(np.float32) / np.float32(UNITS)),
+            torch.from_numpy(self._coded(gsr).astype(np.float32) / np.float32(CODE_UNITS)),
             (
                 torch.from_numpy(np.ascontiguousarray(eeg)),
                 torch.from_numpy(np.ascontiguousarray(gsr)),
@@ -104,82 +189,72 @@ class PhysioClips:
         )
 
     def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        """Return (B, T, frame) codes of skin conductance."""
         return self._coded(self._signals(indices)[:, -1:])
 
     def _signals(self, indices: Indices) -> Floats:
-        read = [both(self.windows, int(self.chosen[index])) for index in indices]
         rows, samples = len(self.settings.channels) + 1, self.settings.samples
-        signals = np.stack(read) if read else np.zeros((0, rows, samples), np.float32)
+        signals = np.zeros((len(indices), rows, samples), np.float32)
+        for row, index in enumerate(indices):
+            signals[row] = signals_of(self.windows, int(self.chosen[index]))
         return signals if self.scaler is None else self.scaler(signals)
 
     def _coded(self, gsr: Floats) -> npt.NDArray[np.uint8]:
         settings = self.settings
-        whole = np.rint(MEAN + settings.per_sd * gsr[:, 0].astype(np.float64)).clip(0, 255)
-        coded = frames(whole, settings.frame, settings.frame_step).astype(np.uint8)
-        return np.ascontiguousarray(coded)
+        # In float64: in float32 a product may round to another side of a half.
+        codes = CODE_OF_MEAN + settings.per_sd * gsr[:, 0].astype(np.float64)
+        codes = np.rint(codes).clip(0, CODE_UNITS)
+        return np.ascontiguousarray(
+            frames(codes, settings.frame, settings.frame_step).astype(np.uint8)
+        )
 
 
 def read_physio(
     settings: PhysioData, root: Path, cache: Path | None, progress: Progress | None
 ) -> Recordings:
-    """The recordings of the people asked for.
+    """Read the recordings of the people asked for.
 
     Raises:
-        DataError: what the reader refuses.
-        RecipeError: people who are not in the data.
+        DataError: What the reader refuses.
+        RecipeError: People who are not in the data.
     """
     options: dict[str, Any] = {"channels": settings.channels, "on_bad": settings.on_bad}
     options |= {"cache": cache, "progress": progress}
     if settings.kind == "deap":
         wanted = SUBJECTS if settings.people is None else settings.people
-        _known(wanted, SUBJECTS)
+        _assert_known(wanted, SUBJECTS)
         return read_deap(root, subjects=wanted, **options)
+    # Who is in a session is known when it has been read; DEAP's files are named after people.
     found = read_mahnob(root, **options)
     if settings.people is None:
         return found
-    _known(settings.people, sorted({trial.subject for trial in found.trials}))
-    kept = tuple(trial for trial in found.trials if trial.subject in settings.people)
-    return Recordings(kept, found.channels, found.left_out, found.missing)
+    _assert_known(settings.people, {trial.subject for trial in found.trials})
+    trials = tuple(trial for trial in found.trials if trial.subject in settings.people)
+    return Recordings(trials, found.channels, found.left_out, found.missing)
 
 
-def _known(wanted: tuple[str, ...], there: tuple[str, ...] | list[str]) -> None:
-    unknown = sorted(set(wanted) - set(there))
+def _assert_known(wanted: tuple[str, ...], people: Collection[str]) -> None:
+    unknown = sorted(set(wanted) - set(people))
     if unknown or not wanted:
         raise RecipeError(
-            f"data.people: {', '.join(unknown) or 'nobody'}; name some of {there[0]} .. {there[-1]}"
+            f"data.people: {', '.join(unknown) or 'nobody'}; name some of {min(people)} .. {max(people)}"
         )
-
-
-def physio_folds(windows: PhysioWindows, settings: PhysioData) -> tuple[Fold, ...]:
-    """All folds.
-
-    Raises:
-        RecipeError: more than people or trials.
-    """
-    subjects = windows.subjects
-    try:
-        if settings.split == "loso":
-            return tuple(leave_one_subject_out(subjects).values())
-        if settings.split == "kfold_subject":
-            return subject_folds(subjects, settings.folds, seed=settings.split_seed)
-        return trial_folds(subjects, windows.trials, settings.folds, seed=settings.split_seed)
-    except ValueError as error:
-        raise RecipeError(f"data.split: {settings.split}: {error}") from error
 
 
 def load_physio(
     settings: PhysioData, root: Path, seed: int, cache: Path | None, progress: Progress | None
 ) -> RunData:
-    """One fold; `seed` is the run's, which draws who validates: no scaler sees them."""
+    """Read one fold; `seed` is the run's, which draws who validates: no scaler sees them."""
     windows = PhysioWindows(read_physio(settings, root, cache, progress), settings.windowing)
-    folds = physio_folds(windows, settings)
-    fold = pick_fold(folds, settings.fold)
+    folds = folds_of(settings, windows.subjects, windows.trials)
+    fold = _tested_fold(folds, settings)
     groups = windows.subjects
     if settings.split == "kfold_trial":
+        # All people are on both sides then, so that validation too parts trials and not people.
         pairs = zip(windows.subjects, windows.trials, strict=True)
         groups = np.array([f"{subject}/{trial}" for subject, trial in pairs])
     own = groups[fold.train]
-    enough_groups(own)
+    _assert_two_groups(own)
     scaler = None
     if settings.normalise == "train":
         fitted, _ = split_validation(own, settings.validation_fraction, seed)
@@ -189,11 +264,11 @@ def load_physio(
         train,
         test,
         own,
-        CLASSES,
+        PHYSIO_CLASSES,
         name_of(settings, windows.recordings),
-        CODING,
+        PHYSIO_CODING,
         subjects=tuple(map(str, windows.subjects[fold.test])),
-        names=names_of(windows, fold.test),
+        names=_window_names(windows, fold.test),
         protocol=_protocol(settings, len(folds), len(np.unique(windows.subjects))),
         fold=settings.fold,
         fold_count=len(folds),
@@ -201,68 +276,44 @@ def load_physio(
 
 
 def name_of(settings: PhysioData, read: Recordings) -> str:
-    """What published tables call the data, and how ours differ in whose recordings and which labels they are."""
+    """Return what published tables call the data, and how ours differ in whose recordings and which labels they are."""
     differs = []
     if settings.people is not None:
         differs.append(f"{len(settings.people)} people")
-    if settings.threshold != THRESHOLD or settings.inclusive:
+    if settings.threshold != PUBLISHED_THRESHOLD or settings.inclusive:
         differs.append(f"high {'from' if settings.inclusive else 'above'} {settings.threshold:g}")
     # Sessions of HCI lack a signal or a rating in the published set itself; DEAP's are all there.
     if settings.kind == "deap" and (read.left_out or read.missing):
         differs.append(f"without {len(read.left_out)} trials and {len(read.missing)} files")
-    return ", ".join([f"{NAMES[settings.kind]} {settings.task}", *differs])
+    return ", ".join([f"{PHYSIO_NAMES[settings.kind]} {settings.task}", *differs])
 
 
 def _protocol(settings: PhysioData, folds: int, people: int) -> str:
-    said = [in_words(settings.split, folds), f"windows of {settings.window_s:g} s"]
-    said += [f"{people} people"] if settings.people is not None and settings.split != "loso" else []
-    said += ["skin conductance in siemens"] if settings.gsr_unit == "siemens" else []
-    return "; ".join(said)
+    parts = [_split_in_words(settings.split, folds), f"windows of {settings.window_s:g} s"]
+    # Where people are left out one by one, the first part says how many they are.
+    if settings.people is not None and settings.split != "loso":
+        parts.append(f"{people} people")
+    if settings.gsr_unit == "siemens":
+        parts.append("skin conductance in siemens")
+    return "; ".join(parts)
 
 
-def names_of(windows: PhysioWindows, chosen: Indices) -> tuple[str, ...]:
-    """ "s01/07/3": person, trial, number of the window in it."""
-    seen: Counter[str] = Counter()
-    every = []
+def _window_names(windows: PhysioWindows, chosen: Indices) -> tuple[str, ...]:
+    """Return names such as "s01/07/3": person, trial, number of the window in it."""
+    # Numbered over all windows, so that a window has the same name in every fold.
+    counted: Counter[str] = Counter()
+    names = []
     for subject, trial in zip(windows.subjects, windows.trials, strict=True):
         recording = f"{subject}/{trial}"
-        every.append(f"{recording}/{seen[recording]}")
-        seen[recording] += 1
-    return tuple(every[index] for index in chosen)
+        names.append(f"{recording}/{counted[recording]}")
+        counted[recording] += 1
+    return tuple(names[index] for index in chosen)
 
 
-def in_words(split: str, folds: int) -> str:
-    """How people or trials are parted."""
-    if split == "loso":
-        return f"one of {folds} people left out"
-    if split == "kfold_subject":
-        return f"{folds} folds by person"
-    return f"{folds} folds by trial, all people on both sides"
+# --- Stress-Predict
 
-
-def pick_fold(folds: tuple[Fold, ...], number: int) -> Fold:
-    """One of them.
-
-    Raises:
-        RecipeError: there are fewer.
-    """
-    if number >= len(folds):
-        raise RecipeError(
-            f"data.fold: {number}, there are {len(folds)}; take one of 0 .. {len(folds) - 1}"
-        )
-    return folds[number]
-
-
-def enough_groups(groups: npt.NDArray[np.generic]) -> None:
-    """Refuse a fold that leaves nobody to fit on beside those who validate."""
-    if len(np.unique(groups)) < 2:
-        raise RecipeError(
-            "data: the fold leaves one group to train and validate on; it takes two or more"
-        )
-
-
-NAME: Final = "Stress-Predict"
-LOUDEST: Final = 4.0
+STRESS_NAME: Final = "Stress-Predict"
+TEACHER_LIMIT_SD: Final = 4.0
 """Standard deviations at which the teacher's inputs are cut off."""
 
 
@@ -271,9 +322,9 @@ class StressClips:
     """Some windows. The teacher's input is (B, 2, samples): skin conductance, heart rate held for its second.
 
     Args:
-        windows: all of them.
-        chosen: those of this split; some more than once where classes are balanced.
-        codes: of all windows.
+        windows: All windows.
+        chosen: Indices of those of this split; some more than once where classes are balanced.
+        codes: Codes of all windows.
     """
 
     windows: StressWindows
@@ -282,38 +333,27 @@ class StressClips:
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) classes, 0 for rest and 1 for stress."""
         return self.windows.labels[self.chosen]
 
     def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
-        here = self.chosen[indices]
+        """Return clips `indices`; nothing is augmented."""
+        own = self.chosen[indices]
+        inputs = self.codes.integers[own].astype(np.float32) / np.float32(self.codes.units)
+        signals = self.windows.eda_hr[own].clip(-TEACHER_LIMIT_SD, TEACHER_LIMIT_SD)
         return Batch(
-            torch.from_numpy(
-                self.codes.integers[here].astype(np.float32) / np.float32(self.codes.units)
-            ),
-            (torch.from_numpy(self.windows.eda_hr[here].clip(-LOUDEST, LOUDEST)),),
-            torch.from_numpy(self.windows.labels[here]),
+            torch.from_numpy(inputs),
+            (torch.from_numpy(signals),),
+            torch.from_numpy(self.windows.labels[own]),
         )
 
     def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+        """Return (B, T, 12) codes of skin conductance."""
         return self.codes.integers[self.chosen[indices]]
 
 
-def stress_folds(windows: StressWindows, settings: StressData) -> tuple[Fold, ...]:
-    """All folds.
-
-    Raises:
-        RecipeError: more than people.
-    """
-    try:
-        if settings.split == "loso":
-            return tuple(leave_one_subject_out(windows.subjects).values())
-        return subject_folds(windows.subjects, settings.folds, seed=settings.split_seed)
-    except ValueError as error:
-        raise RecipeError(f"data.split: {settings.split}: {error}") from error
-
-
 def read_stress(settings: StressData, root: Path) -> StressWindows:
-    """All windows of everybody."""
+    """Read all windows of everybody."""
     return cut_windows(
         read_people(root).people,
         window_s=settings.window_s,
@@ -324,32 +364,32 @@ def read_stress(settings: StressData, root: Path) -> StressWindows:
 
 
 def load_stress(settings: StressData, root: Path) -> RunData:
-    """One fold."""
+    """Read one fold."""
     windows = read_stress(settings, root)
-    folds = stress_folds(windows, settings)
-    fold = pick_fold(folds, settings.fold)
+    folds = folds_of(settings, windows.subjects)
+    fold = _tested_fold(folds, settings)
     codes = encode_windows(windows.eda, "graded")
     train = balanced(windows, fold.train) if settings.balance else fold.train
-    enough_groups(windows.subjects[train])
+    _assert_two_groups(windows.subjects[train])
+    subjects, starts_s = windows.subjects[fold.test], windows.starts_s[fold.test]
+    cut = f"windows of {settings.window_s} s every {settings.step_s} s"
     return RunData(
         StressClips(windows, train, codes),
         StressClips(windows, fold.test, codes),
         windows.subjects[train],
         CLASS_NAMES,
-        NAME,
+        STRESS_NAME,
         Coding(bits=codes.bits, units=codes.units, kind=codes.kind),
-        subjects=tuple(map(str, windows.subjects[fold.test])),
-        names=tuple(
-            f"{windows.subjects[index]}/{windows.starts_s[index]} s" for index in fold.test
-        ),
-        protocol=f"{in_words(settings.split, len(folds))}; windows of {settings.window_s} s every {settings.step_s} s",
+        subjects=tuple(map(str, subjects)),
+        names=tuple(f"{who}/{start_s} s" for who, start_s in zip(subjects, starts_s, strict=True)),
+        protocol=f"{_split_in_words(settings.split, len(folds))}; {cut}",
         fold=settings.fold,
         fold_count=len(folds),
     )
 
 
 def balanced(windows: StressWindows, chosen: Indices) -> Indices:
-    """`chosen`, and windows of each person's rarer class again until that person has as many of both, in rising order.
+    """Return `chosen`, and windows of each person's rarer class again until that person has as many of both, in rising order.
 
     However people are parted afterwards, both classes are alike on every side. Who has windows of one class alone stays as is.
     """
@@ -359,5 +399,6 @@ def balanced(windows: StressWindows, chosen: Indices) -> Indices:
         rest, stress = (own[windows.labels[own] == label] for label in (0, 1))
         few, many = sorted((rest, stress), key=len)
         if len(few):
+            # `resize` goes round: every window comes again as often as any other, give or take once.
             found.append(np.resize(few, len(many) - len(few)))
     return np.sort(np.concatenate(found))

@@ -37,8 +37,14 @@ from knarr.train.fitting.feedback import FED_BACK
 from knarr.train.losses.emotion import EmotionLossSettings, emotion_loss
 from knarr.train.recipe import check_recipe, with_settings
 from knarr.train.systems import emotionkd_data
-from knarr.train.systems.emotionkd import EmotionKd, fold_count
-from knarr.train.systems.emotionkd_data import balanced, fit_scaler, load_stress, name_of
+from knarr.train.systems.emotionkd import EmotionKd
+from knarr.train.systems.emotionkd_data import (
+    balanced,
+    fit_scaler,
+    fold_count,
+    load_stress,
+    name_of,
+)
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe, PhysioData, StressData
 from knarr.train.train import TEACHER
 
@@ -217,7 +223,9 @@ def test_other_people_or_labels_are_not_called_as_published(
     settings = PhysioData(
         **{"kind": "deap", "task": "valence", "validation_fraction": 0.2, **changes}
     )
-    assert name_of(settings, read) == f"{emotionkd_data.NAMES[settings.kind]} valence{differs}"
+    assert (
+        name_of(settings, read) == f"{emotionkd_data.PHYSIO_NAMES[settings.kind]} valence{differs}"
+    )
 
 
 def made_up(person: str, scale: float) -> tuple[Trial, ...]:
@@ -266,7 +274,7 @@ def test_a_channel_that_never_changes_has_no_scale() -> None:
     windows = PhysioWindows(Recordings((flat,), EEG_28), Windowing(1.0, 1.0, normalise="none"))
     scaler = fit_scaler(windows, np.array([0]))
     assert (scaler.spread == 1).all()
-    assert not scaler(emotionkd_data.both(windows, 0)).any()
+    assert not scaler(emotionkd_data.signals_of(windows, 0)).any()
 
 
 def test_nobody_is_asked_where_no_loss_wants_to_know(deap: Path) -> None:
@@ -444,7 +452,7 @@ def test_feedback_leaves_the_teacher_and_writes_its_own(deap: Path, tmp_path: Pa
     chosen = system.student_fitter(teacher, data, fitted, tmp_path)
     assert chosen is not None
     lessons, make = chosen
-    sides = [set(data.groups[side]) for side in (lessons, make.keywords["school"].heldout, held)]  # type: ignore[attr-defined]
+    sides = [set(data.groups[side]) for side in (lessons, make.keywords["setup"].heldout, held)]  # type: ignore[attr-defined]
     assert [len(side) for side in sides] == [3, 1, 1]
     assert len(set.union(*sides)) == 5
     with pytest.raises(
