@@ -118,6 +118,7 @@ class ChipLayer(nn.Module):
         if unrounded is not None:
             weight = _checked(layer, unrounded, grid)
         self.synapse = Synapse(layer, entering, first * weight, grid)
+        # Parameters stay parameters where they do not learn, so that checkpoints hold all of them.
         self.synapse.weight.requires_grad_("weights" in learn)
         self.accumulates = Accumulates(layer)
         neuron = layer.neuron
@@ -143,6 +144,7 @@ class ChipLayer(nn.Module):
         limits = self.limits
         neuron = self.chip_layer.neuron
         step = self.current_step()
+        # Damped once for all: the gradients of everything that shares the step add up in it.
         step = damped(step, self.synapse.weight.numel(), self.synapse.grid)
         over_units = step / self.units
         whole = torch.ones_like(step)
@@ -194,7 +196,8 @@ class ChipLayer(nn.Module):
             spread = torch.zeros(prod(shape), dtype=torch.float64, device=x.device)
         else:
             # A convolution has a bias for each channel, all others one for each neuron.
-            spread = bias[:, None].expand(-1, prod(shape[1:])).reshape(-1)
+            places = prod(shape[1:])
+            spread = bias[:, None].expand(-1, places).reshape(-1)
         # States cost something only where their worst case leaves the registers; elsewhere u is not kept.
         worst_u, worst_v = self._worst(bound, bias, found)
         reach = UNIT * self.limits.accumulator
@@ -220,7 +223,8 @@ class ChipLayer(nn.Module):
             penalty = penalty + excess(ran.peaks, STATE_MAX)
 
         def shaped(values: Tensor) -> Tensor:
-            return values.reshape(*values.shape[:2], *shape) if values.numel() else values
+            # Values that were not wanted have no elements.
+            return values.reshape(*x.shape[:2], *shape) if values.numel() else values
 
         spikes = shaped(ran.spikes).float()
         acc = acc_in = self.accumulates(x)
@@ -240,7 +244,9 @@ class ChipLayer(nn.Module):
         self, bound: int, bias: Tensor | None, found: dict[str, Tensor]
     ) -> tuple[float, float]:
         """Return bounds of |u| and |v| whatever arrives."""
-        most_bias = 0.0 if bias is None else UNIT * float(bias.detach().abs().max())
+        most_bias = 0.0
+        if bias is not None:
+            most_bias = UNIT * float(bias.detach().abs().max())
         u = series(float(UNIT * bound), int(found["i_decay"]))
         return u, series(u + most_bias, int(found["v_decay"]))
 
@@ -279,7 +285,9 @@ class ChipLayer(nn.Module):
 
 
 def _parameter(value: float | npt.NDArray[np.float64], learns: bool) -> nn.Parameter:
-    return nn.Parameter(torch.as_tensor(value, dtype=torch.float64).clone(), requires_grad=learns)
+    # A copy: as_tensor shares the memory of an array.
+    tensor = torch.as_tensor(value, dtype=torch.float64).clone()
+    return nn.Parameter(tensor, requires_grad=learns)
 
 
 def _first_step(layer: Layer, units: float) -> float:
@@ -346,7 +354,8 @@ class ChipStudentOutput:
     @property
     def step_logits(self) -> Tensor:
         """Give (B, T, classes): every class's outputs summed."""
-        return self.outputs.reshape(*self.outputs.shape[:2], -1, self.readout.votes).sum(3)
+        clips, timesteps = self.outputs.shape[:2]
+        return self.outputs.reshape(clips, timesteps, -1, self.readout.votes).sum(3)
 
     @property
     def logits(self) -> Tensor:
@@ -360,8 +369,10 @@ class ChipStudentOutput:
     def classes(self) -> Tensor:
         """Give (B,) int64: the chip's decision, `Readout.decide` of its integers."""
         # Of integers: logits in float32 may tie where these do not. A mean decides as the sum does.
-        reduced = self.integers[:, -1] if self.readout.over_time == "last" else self.integers.sum(1)
-        return reduced.reshape(len(reduced), -1, self.readout.votes).sum(2).argmax(1)
+        last = self.readout.over_time == "last"
+        reduced = self.integers[:, -1] if last else self.integers.sum(1)
+        voters = reduced.reshape(len(reduced), -1, self.readout.votes)
+        return voters.sum(2).argmax(1)
 
 
 class ChipStudent(nn.Module):
@@ -477,6 +488,7 @@ class ChipStudent(nn.Module):
         neuron = self.start.input.neuron
         assert neuron is not None  # the caller looked
         flat = mantissas.flatten(2)
+        # A decay of 4096 forgets all of u at each step.
         threshold, no_memory, v_decay = torch.tensor(
             [neuron.vth_int, DECAY_UNITY, neuron.v_decay], dtype=torch.float64
         )
@@ -503,6 +515,7 @@ class ChipStudent(nn.Module):
         names = [layer.name for layer in network.layers]
         with torch.no_grad():
             ran = dict(zip(names, self._run(inputs, keep_currents=True), strict=True))
+            # Before the input neurons are added, whose sums `simulate` does not record.
             peaks = {name: int(one.arrived.abs().max()) for name, one in ran.items()}
             if network.input.neuron is not None:
                 ran = {INPUT_LAYER: self._driven(integers_of(network.input, inputs)), **ran}
@@ -511,10 +524,13 @@ class ChipStudent(nn.Module):
         v = {}
         events = {}
         for name, one in ran.items():
-            z = spikes[name] = one.spikes.cpu().numpy().astype(np.uint8)
+            fired = one.spikes.cpu().numpy().astype(np.uint8)
+            peak = one.peaks.cpu().numpy()
+            spikes[name] = fired
             u[name] = one.currents.cpu().numpy().astype(np.int64)
-            v[name] = np.where(z, 0, one.peaks.cpu().numpy()).astype(np.int64)
-            events[name] = z.reshape(*z.shape[:2], -1).sum(2, dtype=np.int64)
+            v[name] = np.where(fired, 0, peak).astype(np.int64)
+            flat = fired.reshape(*fired.shape[:2], -1)
+            events[name] = flat.sum(2, dtype=np.int64)
         last = names[-1]
         output = v[last] if network.readout.kind == "voltage" else spikes[last].astype(np.int64)
         output = output.reshape(*output.shape[:2], -1)
@@ -530,6 +546,7 @@ class ChipStudent(nn.Module):
         """
         layers: Any = tuple(layer.to_layer() for layer in self.layers)
         if layers == self.start.layers:
+            # The very object: its measurements and its graph's hash are still true.
             return self.start
         notes: dict[str, Any] = {TRAINED: {"lowered_from": self.start.graph_hash}}
         if "weight_bits" in self.start.lowering:
@@ -559,16 +576,23 @@ def integers_of(coding: InputCoding, inputs: Tensor) -> Tensor:
         ChipError: shape or range do not fit; nothing is clipped.
     """
     shape = coding.shape
-    if len(shape) == 3 and shape[1] == 1 and inputs.shape[2:] == (shape[0], shape[2]):
-        # A graph over one axis is lowered to images of height 1.
+    # A graph over one axis is lowered to images of height 1; its inputs may have no such axis.
+    one_axis = len(shape) == 3 and shape[1] == 1
+    if one_axis and inputs.shape[2:] == (shape[0], shape[2]):
         inputs = inputs.unsqueeze(3)
-    if inputs.ndim != 2 + len(shape) or inputs.shape[2:] != shape or not prod(inputs.shape):
+    fits = inputs.ndim == 2 + len(shape) and inputs.shape[2:] == shape
+    if not fits or not prod(inputs.shape):
         raise ChipError(
             f"inputs: shape {tuple(inputs.shape)}, needs (samples, timesteps, {', '.join(map(str, shape))})"
         )
-    values = (inputs.double() * coding.units).round() if inputs.is_floating_point() else inputs
+    values = inputs
+    if inputs.is_floating_point():
+        values = (inputs.double() * coding.units).round()
     low, high = (int(value) for value in torch.aminmax(values))
-    least, most = (-MAX_BIAS, MAX_BIAS) if coding.neuron is not None else (0, 2**coding.bits - 1)
+    least, most = 0, 2**coding.bits - 1
+    if coding.neuron is not None:
+        # Inputs are then the bias mantissas of input neurons, of either sign.
+        least, most = -MAX_BIAS, MAX_BIAS
     if low < least or high > most:
         raise ChipError(
             f"inputs: integers {low}..{high}, the input takes {least}..{most}; clip or scale them"

@@ -121,7 +121,14 @@ def cuba(
     on_cpu = sums.device.type == "cpu"
     use_numba = on_cpu if compiled is None else compiled and on_cpu
     options = surrogate, keep_currents, use_numba
-    spikes, peaks, currents, arrived = _Cuba.apply(sums, bias, threshold, *decays, back, options)  # type: ignore[no-untyped-call]
+    spikes, peaks, currents, arrived = _Cuba.apply(
+        sums,
+        bias,
+        threshold,
+        *decays,
+        back,
+        options,
+    )  # type: ignore[no-untyped-call]
     return Steps(spikes, peaks, currents, sums if back is None else arrived)
 
 
@@ -294,7 +301,11 @@ def _threads(samples: int) -> int:
     return max(1, min(torch.get_num_threads(), samples))
 
 
-def _shared(part: Callable[[int, int, int], None], samples: int, steps: range) -> None:
+def _shared(
+    part: Callable[[int, int, int], None],
+    samples: int,
+    steps: range,
+) -> None:
     """Call `part` with first, last and its number until all samples are done, several at once."""
     # A single step is over before a thread has started.
     threads = _threads(samples) if len(steps) > 1 else 1
@@ -303,7 +314,14 @@ def _shared(part: Callable[[int, int, int], None], samples: int, steps: range) -
         return
     cuts = [samples * i // threads for i in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, cuts[:-1], cuts[1:], range(threads)))
+        list(
+            pool.map(
+                part,
+                cuts[:-1],
+                cuts[1:],
+                range(threads),
+            )
+        )
 
 
 def _advance_compiled(registers: Registers, tensors: tuple[Tensor, ...], steps: range) -> None:

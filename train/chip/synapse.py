@@ -46,15 +46,14 @@ def conv_pool(layer: Conv) -> Pair:
     found = []
     for axis in (0, 1):
         # Windows that the convolution moves by whole ones, and pads by whole ones.
-        size = gcd(layer.weight_int.shape[2 + axis], layer.stride[axis], layer.padding[axis])
+        kernel = layer.weight_int.shape[2 + axis]
+        size = gcd(kernel, layer.stride[axis], layer.padding[axis])
         if layer.dilation[axis] != 1:
+            # Taps with gaps between them are no windows.
             size = 1
-        fits = (
-            p
-            for p in range(size, 0, -1)
-            if size % p == 0 and _repeats(layer.weight_int, 2 + axis, p)
-        )
-        found.append(next(fits))
+        divisors = (p for p in range(size, 0, -1) if size % p == 0)
+        # 1 always fits.
+        found.append(next(p for p in divisors if _repeats(layer.weight_int, 2 + axis, p)))
     return found[0], found[1]
 
 
@@ -65,8 +64,8 @@ def dense_pool(weight: Int32, entering: tuple[int, ...]) -> Pair:
     image = weight.reshape(len(weight), *entering)
     found = []
     for axis in (2, 3):
-        fits = (p for p in range(image.shape[axis], 0, -1) if _pools(image, axis, p))
-        found.append(next(fits))
+        sizes = range(image.shape[axis], 0, -1)
+        found.append(next(p for p in sizes if _pools(image, axis, p)))
     return found[0], found[1]
 
 
@@ -86,9 +85,11 @@ def _repeats(weight: Int32, axis: int, p: int) -> bool:
 
 def unpooled(weight: Int32, pool: Pair, side: Pair) -> Int32:
     """Repeat every weight p x p times; zeros fill up to `side`."""
-    copies = weight.repeat(pool[0], axis=-2).repeat(pool[1], axis=-1)
-    whole = np.zeros((*copies.shape[:-2], *side), dtype=np.int32)
-    whole[..., : copies.shape[-2], : copies.shape[-1]] = copies
+    rows = weight.repeat(pool[0], axis=-2)
+    copies = rows.repeat(pool[1], axis=-1)
+    *others, high, wide = copies.shape
+    whole = np.zeros((*others, *side), dtype=np.int32)
+    whole[..., :high, :wide] = copies
     return whole
 
 
@@ -98,7 +99,8 @@ def exact_floats(device: torch.device) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False), torch.backends.nnpack.flags(enabled=False):
+        no_autocast = torch.autocast(device.type, enabled=False)
+        with no_autocast, torch.backends.nnpack.flags(enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
@@ -137,19 +139,22 @@ class Synapse(nn.Module):
         self.whole: tuple[int, ...]
         """Shape of the weights with every copy; of a dense layer (outputs, C, H, W)."""
         if isinstance(layer, Conv):
-            self.pool = conv_pool(layer)
+            self.pool = high_p, wide_p = conv_pool(layer)
             self.whole = layer.weight_int.shape
-            start = start[..., :: self.pool[0], :: self.pool[1]]
+            start = start[..., ::high_p, ::wide_p]
         else:
             # A delay belongs to one synapse: copies that arrive at different times cannot be summed first.
             self.pool = (1, 1) if delay is not None else dense_pool(layer.weight_int, entering)
+            high_p, wide_p = self.pool
             image = entering if len(entering) == 3 else (*entering, 1, 1)
             self.whole = (len(start), *image)
-            high, wide = (side // p * p for side, p in zip(image[1:], self.pool, strict=True))
-            start = start.reshape(self.whole)
-            start = start[..., : high : self.pool[0], : wide : self.pool[1]]
+            # Rows and columns that no window fills weigh nothing and are cut off.
+            high = image[1] // high_p * high_p
+            wide = image[2] // wide_p * wide_p
+            start = start.reshape(self.whole)[..., :high:high_p, :wide:wide_p]
             start = start.reshape(len(start), -1)
-        self.weight = nn.Parameter(torch.from_numpy(np.ascontiguousarray(start)).float())
+        contiguous = np.ascontiguousarray(start)
+        self.weight = nn.Parameter(torch.from_numpy(contiguous).float())
 
     def integers(self, step: Tensor) -> Tensor:
         """Return the weights as integers, one of every pooled copy."""
@@ -178,6 +183,7 @@ class Synapse(nn.Module):
             raise ChipError(
                 f"layer '{self.name}': sums up to {bound} are not exact; the chip's accumulator ends at 2**15"
             )
+        # Weights of a grid past 2**24 come as float64, whatever the sums.
         narrow = bound < FLOAT32_SUMS and integers.dtype == torch.float32
         dtype = torch.float32 if narrow else torch.float64
         x = x.to(dtype)
@@ -189,8 +195,10 @@ class Synapse(nn.Module):
             if self.conv is not None:
                 sums = self._convolved(frames, weight, self.conv)
             else:
-                sums = F.linear(self._pooled(frames, edges=False).flatten(1), weight)
-        sums = sums.reshape(*x.shape[:2], *sums.shape[1:])
+                pooled = self._pooled(frames, edges=False)
+                sums = F.linear(pooled.flatten(1), weight)
+        clips, steps = x.shape[:2]
+        sums = sums.reshape(clips, steps, *sums.shape[1:])
         # Lava wraps the sums of convolutions, and of no other layer.
         return sums if self.conv is None or bound < FLOAT32_SUMS else wrapped(sums)
 
@@ -208,20 +216,37 @@ class Synapse(nn.Module):
         stride = layer.stride[0] // high_p, layer.stride[1] // wide_p
         padding = layer.padding[0] // high_p, layer.padding[1] // wide_p
         if not (image.is_cuda or self.unfolds):
-            sums = F.conv2d(image, weight, None, stride, padding, layer.dilation, layer.groups)
+            sums = F.conv2d(
+                image,
+                weight,
+                None,
+                stride,
+                padding,
+                layer.dilation,
+                layer.groups,
+            )
         else:
             kernel = (weight.shape[2], weight.shape[3])
             groups = layer.groups
+            # (frames, channels * taps, places), then apart by group.
             columns = F.unfold(image, kernel, layer.dilation, padding, stride)
-            columns = columns.reshape(len(columns), groups, -1, columns.shape[-1])
-            sums = torch.matmul(weight.reshape(groups, len(weight) // groups, -1), columns)
+            columns = columns.reshape(
+                len(columns),
+                groups,
+                -1,
+                columns.shape[-1],
+            )
+            by_group = weight.reshape(groups, len(weight) // groups, -1)
+            sums = torch.matmul(by_group, columns)
             # unfold gives places in a row; their width is that of a convolution's output.
             reach = layer.dilation[1] * (kernel[1] - 1) + 1
             across = (image.shape[3] + 2 * padding[1] - reach) // stride[1] + 1
             sums = sums.reshape(len(image), len(weight), -1, across)
         # A cut window at the edge may give outputs that the layer does not have.
         _, high, wide = self.shape
-        return sums if sums.shape[2:] == (high, wide) else sums[:, :, :high, :wide]
+        if sums.shape[2:] == (high, wide):
+            return sums
+        return sums[:, :, :high, :wide]
 
     def _delayed(self, x: Tensor, weight: Tensor, delay: Tensor) -> Tensor:
         """Sum a[t] = sum over synapses of W x[t - delay], silence before the first step."""
@@ -229,7 +254,9 @@ class Synapse(nn.Module):
         sums = x.new_zeros((*x.shape[:2], len(weight)))
         for late in torch.unique(delay).tolist():
             if late < steps:
-                arriving = F.linear(x[:, : steps - late], weight * (delay == late))
+                own = weight * (delay == late)
+                arriving = F.linear(x[:, : steps - late], own)
+                # The pairs of pad count from the last axis: nothing for outputs, silence before time.
                 sums = sums + F.pad(arriving, (0, 0, late, 0))
         return sums
 
@@ -254,8 +281,11 @@ def wrapped(sums: Tensor) -> Tensor:
 
 def one_side(weight: Tensor) -> int:
     """Return the largest sum of an output's weights of one sign."""
+    # Any part of a sum lies between that of its negative and that of its positive weights.
     rows = weight.detach().double().flatten(1)
-    return int(max(rows.clamp(min=0).sum(1).max(), (-rows).clamp(min=0).sum(1).max()))
+    up = rows.clamp(min=0).sum(1).max()
+    down = (-rows).clamp(min=0).sum(1).max()
+    return int(max(up, down))
 
 
 class Accumulates(nn.Module):
@@ -284,12 +314,14 @@ class Accumulates(nn.Module):
         steps = x.shape[1]
         with torch.no_grad():
             graded = flat.amax(2, keepdim=True) > 1
+        # Frames of spikes are the rule, and for them there is nothing to copy.
         if bool(graded.any()):
             flat = flat * ~graded
         total = flat.new_zeros(len(flat), dtype=torch.float64)
         for ago, reach in zip(self.delays, self.reach, strict=True):
             # An event that would act after the inference is not paid.
-            total = total + flat[:, : max(0, steps - ago)].sum(1).double() @ reach
+            in_time = flat[:, : max(0, steps - ago)]
+            total = total + in_time.sum(1).double() @ reach
         return total
 
 
@@ -302,4 +334,6 @@ def returned(spikes: Tensor, recurrent: Tensor) -> Tensor:
     """
     # Where no neuron feeds itself the diagonal is no synapses at all.
     autapses = bool(torch.diagonal(recurrent).any())
-    return (len(recurrent) - (not autapses)) * spikes[:, :-1].flatten(1).sum(1).double()
+    fan_out = len(recurrent) - (not autapses)
+    in_time = spikes[:, :-1].flatten(1)
+    return fan_out * in_time.sum(1).double()

@@ -94,6 +94,7 @@ def emotion_loss(
     Raises:
         LossError: wrong shapes or labels, values not finite.
     """
+    # A term without weight is left out, not multiplied by 0: it may be infinite, or have other shapes.
     ce = kl = feature = student.logits.new_zeros(())
     if settings.ce:
         ce = label_loss(student.logits, labels, name="student_logits")

@@ -245,9 +245,11 @@ def feedback(
         own = label_loss(answers, quiz.labels, name="teacher_logits")
         of_student = label_loss(student_answers, quiz.labels, name="temporary student's logits")
         own_gradient = _gradient(own, teacher_leaves)
+        # Without the second derivative the temporary student does not depend on the teacher.
         student_gradient = {key: torch.zeros_like(p) for key, p in own_gradient.items()}
         if exact:
             student_gradient = _gradient(of_student, teacher_leaves)
+    # Detached, or the outcome would keep both graphs alive.
     temporary = {key: value.detach() for key, value in moved.items()}
     return FeedbackOutcome(
         own.detach(), of_student.detach(), own_gradient, student_gradient, temporary
@@ -256,6 +258,7 @@ def feedback(
 
 def _gradient(value: Tensor, parameters: Parameters, *, keep_graph: bool = False) -> Parameters:
     """Return the gradient by name; 0 for a parameter that the value does not depend on."""
+    # A parameter that the value does not depend on, such as one of an unused head, is no error.
     slopes = torch.autograd.grad(
         value, list(parameters.values()), create_graph=keep_graph, allow_unused=True
     )
@@ -306,6 +309,7 @@ def adaptive_step(
         outcome = feedback(teacher, student, lesson, quiz, settings)
         teacher_optimiser.zero_grad()
         for key, slope in outcome.gradient.items():
+            # The names are the network's own: `leaves` took them from there.
             teacher.network.get_parameter(key).grad = slope
         teacher_optimiser.step()
         # Gradients that stay would keep their memory until the next epoch in which feedback is due.

@@ -73,6 +73,7 @@ def voting_mse(rates: Tensor, labels: Tensor) -> Tensor:
     Raises:
         LossError: wrong shapes or labels, or rates outside 0..1, which are counts or logits.
     """
+    # Counts and logits have the same shape; only their range gives them away.
     check_logits("rates", rates)
     low = float(rates.detach().min())
     high = float(rates.detach().max())
@@ -97,6 +98,7 @@ def feature_mse(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         raise LossError(
             f"student_features: shape {shape}, needs (B, features), none 0; flatten them"
         )
+    # torch would broadcast other shapes against each other without a word.
     if student_features.shape != teacher_features.shape:
         raise LossError(
             f"features: the student's have shape {shape}, the teacher's {tuple(teacher_features.shape)}; give the "
@@ -124,6 +126,8 @@ def softened_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: 
     check_temperature(temperature)
     check_distilled(student_logits, teacher_logits, dims=3 if student_logits.dim() == 3 else 2)
     classes = student_logits.shape[-1]
+    # Steps become rows, so that "batchmean" divides by clips and steps alike; log_target keeps the
+    # digits of probabilities near 0.
     return temperature**2 * F.kl_div(
         F.log_softmax(student_logits.reshape(-1, classes) / temperature, dim=1),
         F.log_softmax(teacher_logits.reshape(-1, classes) / temperature, dim=1),

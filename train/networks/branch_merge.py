@@ -80,7 +80,14 @@ class MultiScale(nn.Module):
                 f"kernels: {kernels}, only odd sizes lie on one centre; choose odd ones"
             )
         self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, channels, k, stride=stride, padding=k // 2, bias=bias)
+            nn.Conv2d(
+                in_channels,
+                channels,
+                k,
+                stride=stride,
+                padding=k // 2,
+                bias=bias,
+            )
             for k in kernels
         )
         make = nn.BatchNorm2d if norm else nn.Identity
@@ -96,7 +103,8 @@ class MultiScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H', W')."""
-        maps = [norm(conv(x)) for conv, norm in zip(self.branches, self.norms, strict=True)]
+        pairs = zip(self.branches, self.norms, strict=True)
+        maps = [norm(conv(x)) for conv, norm in pairs]
         if self.gate == "static":
             shares = self.gate_logits.softmax(0)
             maps = [shares[at] * one for at, one in enumerate(maps)]
@@ -133,16 +141,30 @@ def merge(front: MultiScale) -> nn.Conv2d:
     shares = torch.ones(len(convs))
     if front.gate == "static":
         shares = front.gate_logits.detach().double().softmax(0)
-    has_bias = front.join.bias is not None or not isinstance(front.join_norm, nn.Identity)
-    merged = nn.Conv2d(first.in_channels, len(offset), side, first.stride, side // 2, bias=has_bias)
+    normed = not isinstance(front.join_norm, nn.Identity)
+    merged = nn.Conv2d(
+        first.in_channels,
+        len(offset),
+        side,
+        first.stride,
+        side // 2,
+        bias=front.join.bias is not None or normed,
+    )
     merged.to(first.weight)
     weight = torch.zeros_like(merged.weight, dtype=torch.float64)
     # The join's input channels are the branches' one after the other.
     columns = matrix[:, :, 0, 0].chunk(len(convs), 1)
-    for share, conv, norm, part in zip(shares, convs, front.norms, columns, strict=True):
+    for share, conv, norm, part in zip(
+        shares,
+        convs,
+        front.norms,
+        columns,
+        strict=True,
+    ):
         kernel, branch_offset = _folded(conv, norm)
         around = (side - conv.kernel_size[0]) // 2
-        weight += share * torch.einsum("oc,cihw->oihw", part, F.pad(kernel, (around,) * 4))
+        padded = F.pad(kernel, (around,) * 4)
+        weight += share * torch.einsum("oc,cihw->oihw", part, padded)
         offset = offset + share * (part @ branch_offset)
     with torch.no_grad():
         merged.weight.copy_(weight)
@@ -159,6 +181,7 @@ def fold_norm(synapse: Synapse, norm: nn.Module) -> Synapse:
     Raises:
         ValueError: the norm has no running statistics, so it depends on the batch.
     """
+    # The network that trained may train on, so its synapse stays as it is.
     folded = copy.deepcopy(synapse)
     weight, bias = _folded(synapse, norm)
     folded.weight = nn.Parameter(weight.to(synapse.weight))
@@ -170,7 +193,9 @@ def fold_norm(synapse: Synapse, norm: nn.Module) -> Synapse:
 def _folded(synapse: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return weight and bias in float64, with a batch-norm or an Identity behind them."""
     weight = synapse.weight.detach().double()
-    bias = weight.new_zeros(len(weight)) if synapse.bias is None else synapse.bias.detach().double()
+    bias = weight.new_zeros(len(weight))
+    if synapse.bias is not None:
+        bias = synapse.bias.detach().double()
     if isinstance(norm, nn.Identity):
         return weight, bias
     if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or norm.running_var is None:
@@ -178,7 +203,9 @@ def _folded(synapse: nn.Conv2d | nn.Linear, norm: nn.Module) -> tuple[Tensor, Te
             f"{type(norm).__name__}: only a batch-norm with running statistics folds; use one"
         )
     assert norm.running_mean is not None  # torch tracks both or none
-    gain = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
-    shifted = norm.bias.detach().double() + (bias - norm.running_mean.double()) * gain
+    spread = (norm.running_var.double() + norm.eps).sqrt()
+    gain = norm.weight.detach().double() / spread
+    centred = bias - norm.running_mean.double()
+    shifted = norm.bias.detach().double() + centred * gain
     # One gain per output channel, the first axis of kernels and of matrices.
     return weight * gain.reshape(-1, *[1] * (weight.dim() - 1)), shifted

@@ -48,6 +48,7 @@ def build_student(shape: StudentShape, *, batch_norm: bool) -> snn.SequentialSta
     """
     channels, height, width = shape.input_shape
     first, second = shape.channels
+    # Outputs of the first convolution along each axis.
     sides = [(side + 2 * shape.first_padding - 4) // 2 + 1 for side in (height, width)]
     if any(side < 4 or side % 4 for side in sides):
         raise RecipeError(
@@ -60,15 +61,23 @@ def build_student(shape: StudentShape, *, batch_norm: bool) -> snn.SequentialSta
     bias = not batch_norm
     layers: list[nn.Module] = []
     for conv in (
-        nn.Conv2d(channels, first, 4, stride=2, padding=shape.first_padding, bias=bias),
+        nn.Conv2d(
+            channels,
+            first,
+            4,
+            stride=2,
+            padding=shape.first_padding,
+            bias=bias,
+        ),
         nn.Conv2d(first, second, 3, padding=1, bias=bias),
     ):
         norm = [nn.BatchNorm2d(conv.out_channels)] if batch_norm else []
         layers += [conv, *norm, snn.LIFBoxCell(lif, dt=shape.dt_s), nn.AvgPool2d(2)]
+    features = second * (sides[0] // 4) * (sides[1] // 4)
     return snn.SequentialState(
         *layers,
         nn.Flatten(),
-        nn.Linear(second * (sides[0] // 4) * (sides[1] // 4), shape.classes, bias=False),
+        nn.Linear(features, shape.classes, bias=False),
         snn.LIBoxCell(p=readout, dt=shape.dt_s),
     )
 
@@ -88,7 +97,8 @@ def run_student(student: snn.SequentialState, spikes: Tensor) -> tuple[Tensor, l
     x, rates = spikes.transpose(0, 1), []
     for module, stateful in zip(student, student.stateful_layers, strict=True):
         if not stateful:
-            x = module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            every = module(x.flatten(0, 1))
+            x = every.unflatten(0, x.shape[:2])
             continue
         state, outputs = None, []
         for frame in x:

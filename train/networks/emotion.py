@@ -73,6 +73,7 @@ class EmotionSettings(Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> EmotionSettings:
+        # A kernel longer than the window gives no tokens at all.
         if not self.kernel <= self.samples or self.tokens > self.positions:
             raise ValueError(
                 f"samples: {self.samples} give {self.tokens} tokens, allowed 1..{self.positions}; change samples or positions"
@@ -107,7 +108,12 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         width = settings.width
-        self.over_time = nn.Conv2d(1, width, (1, settings.kernel), stride=(1, settings.stride))
+        self.over_time = nn.Conv2d(
+            1,
+            width,
+            (1, settings.kernel),
+            stride=(1, settings.stride),
+        )
         self.norm = nn.BatchNorm2d(width, BN_EPS, BN_MOMENTUM)
         self.activation = activation()
         self.over_channels = nn.Conv2d(width, width, (channels, 1))
@@ -156,8 +162,10 @@ class Attention(nn.Module):
             layer(x).unflatten(2, (self.heads, self.head_width)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        shares = (q @ k.transpose(2, 3) / math.sqrt(self.head_width)).softmax(3)
-        return self.out((shares @ v).transpose(1, 2).flatten(2))
+        products = q @ k.transpose(2, 3)
+        shares = (products / math.sqrt(self.head_width)).softmax(3)
+        mixed = (shares @ v).transpose(1, 2)
+        return self.out(mixed.flatten(2))
 
 
 class Block(nn.Module):
@@ -189,11 +197,16 @@ class Encoder(nn.Module):
         self.positions = nn.Parameter(torch.empty(settings.positions, settings.width))
         self.blocks = nn.ModuleList(Block(settings, activation) for _ in range(settings.blocks))
 
-    def forward(self, tokens: Tensor, states: Any = None) -> tuple[list[Tensor], list[Any]]:
+    def forward(
+        self,
+        tokens: Tensor,
+        states: Any = None,
+    ) -> tuple[list[Tensor], list[Any]]:
         """Map (B, tokens, width) to each block's output of that shape, and give the activations' states."""
         x = tokens + self.positions[: tokens.shape[1]]
         depths, after = [], []
-        for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
+        before = states or [None] * len(self.blocks)
+        for block, state in zip(self.blocks, before, strict=True):
             x, state = block(x, state)
             depths.append(x)
             after.append(state)
@@ -214,7 +227,9 @@ class Score(nn.Module):
         """Scale (B, tokens, width) by the gate."""
         seen = x.mean(1, keepdim=True) if self.pool else x
         inner = torch.relu(_per_feature(self.norm1, self.dense1(seen)))
-        return x * nn.functional.softsign(_per_feature(self.norm2, self.dense2(inner)))
+        gate = nn.functional.softsign(_per_feature(self.norm2, self.dense2(inner)))
+        # Of a mean token there is one gate, which scales all tokens.
+        return x * gate
 
 
 def as_keras(network: nn.Module) -> None:
@@ -262,6 +277,7 @@ class Classifier(nn.Module):
         super().__init__()
         inner = settings.classifier
         self.dropout = nn.Dropout(settings.classifier_dropout)
+        # Without activations these are one linear map; apart they train as the published ones do.
         self.layers = nn.Sequential(
             nn.Linear(features, inner),
             nn.Linear(inner, inner),
@@ -302,7 +318,8 @@ class EmotionStudent(nn.Module):
         head_state, encoder_state = state or (None, None)
         tokens, head_state = self.head(gsr, head_state)
         depths, encoder_state = self.encoder(tokens, encoder_state)
-        scored = [score(depth) for score, depth in zip(self.scores, depths, strict=True)]
+        pairs = zip(self.scores, depths, strict=True)
+        scored = [score(depth) for score, depth in pairs]
         features = torch.stack(scored).sum(0).flatten(1)
         output = EmotionOutput(self.classifier(features), features, features)
         return output, (head_state, encoder_state)
@@ -348,8 +365,18 @@ class EmotionTeacher(nn.Module):
         """Map (B, eeg_channels, samples) and (B, 1, samples) to logits, F_T (B, 2 * tokens * width), and F_T in the student's size."""
         eegs, _ = self.eeg_encoder(self.eeg_head(eeg)[0])
         gsrs, _ = self.gsr_encoder(self.gsr_head(gsr)[0])
-        early = self.early(eegs[0], gsrs[0], eegs[1], gsrs[1])
-        fused = early + self.late(eegs[1], gsrs[1], eegs[2], gsrs[2])
+        early = self.early(
+            eegs[0],
+            gsrs[0],
+            eegs[1],
+            gsrs[1],
+        )
+        fused = early + self.late(
+            eegs[1],
+            gsrs[1],
+            eegs[2],
+            gsrs[2],
+        )
         features = fused.flatten(1)
         return EmotionOutput(self.classifier(features), features, self._matched(fused))
 
@@ -361,7 +388,9 @@ class EmotionTeacher(nn.Module):
             return of_gsr.flatten(1)
         if self.settings.feat_proj == "mean_halves":
             return ((of_eeg + of_gsr) / 2).flatten(1)
-        return self.projection(fused.transpose(1, 2)).transpose(1, 2).flatten(1)
+        # A Linear over tokens, which stand last for it alone.
+        projected = self.projection(fused.transpose(1, 2))
+        return projected.transpose(1, 2).flatten(1)
 
 
 def conv_l2(network: EmotionTeacher | EmotionStudent) -> Tensor:

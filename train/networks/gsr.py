@@ -107,6 +107,7 @@ def frames_of(gsr: Tensor, settings: GsrStudentSettings) -> Tensor:
     Raises:
         ValueError: a window of another length.
     """
+    # unfold would take a longer window too, and leave its end out without a word.
     if gsr.dim() != 3 or gsr.shape[1:] != (1, settings.samples):
         raise ValueError(
             f"gsr: shape {tuple(gsr.shape)}, needs (B, 1, {settings.samples}); cut or resample it"
@@ -169,4 +170,5 @@ class GsrRepeat(nn.Module):
         for _ in range(self.settings.steps):
             output, state = self.student.step(gsr, state)
             shown.append(output)
-        return EmotionOutput(*(torch.stack(part).mean(0) for part in zip(*shown, strict=True)))
+        parts = zip(*shown, strict=True)
+        return EmotionOutput(*(torch.stack(part).mean(0) for part in parts))

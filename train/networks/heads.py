@@ -55,7 +55,11 @@ class ClipDropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Run one step on (B, *features); the state is the clip's mask."""
         if not self.training or not self.p:
             return x, None
@@ -103,6 +107,7 @@ def over_time(
     membranes = []
     for layer, stateful in zip(network, network.stateful_layers, strict=True):
         if not stateful:
+            # One large batch is much faster than many small ones, above all for convolutions.
             x = each_step(layer, x)
             continue
         x, peaks = through_time(layer, x)
@@ -129,4 +134,5 @@ def decide(network: snn.SequentialState, clips: Tensor) -> StepLogits:
 
 def vote(spikes: Tensor, classes: int) -> Tensor:
     """Return each class's mean rate, (B, classes), of (B, T, classes * voters), the first class's voters first."""
-    return spikes.mean(1).reshape(len(spikes), classes, -1).mean(2)
+    rates = spikes.mean(1)
+    return rates.reshape(len(spikes), classes, -1).mean(2)

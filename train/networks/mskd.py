@@ -58,7 +58,14 @@ class Residual(nn.Module):
             nn.BatchNorm2d(out),
         )
         self.short = nn.Sequential(
-            nn.Conv2d(channels, out, 1, stride=2, bias=False), nn.BatchNorm2d(out)
+            nn.Conv2d(
+                channels,
+                out,
+                1,
+                stride=2,
+                bias=False,
+            ),
+            nn.BatchNorm2d(out),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +87,14 @@ class FramePerStep(nn.Module):
         half = max(scale // 2, 1)
         quarter = max(second // 2, 1)
         self.frame_branch = nn.Sequential(
-            nn.Conv2d(settings.channels, half, 3, stride=2, padding=1, bias=False),
+            nn.Conv2d(
+                settings.channels,
+                half,
+                3,
+                stride=2,
+                padding=1,
+                bias=False,
+            ),
             nn.BatchNorm2d(half),
             nn.ReLU(),
             Residual(half, scale),
@@ -120,7 +134,7 @@ class FramePerStep(nn.Module):
         spikes, _ = through_time(self.cells[3], self.hidden(joined))
         last, membranes = through_time(self.cells[4], self.head(spikes))
         assert membranes is not None  # a spiking cell has them
-        rates = tuple(z.detach().mean() for z in (*fired, spikes, last))
+        rates = tuple(z.detach().mean() for z in [*fired, spikes, last])
         return StepLogits(membranes.mean(1), membranes, rates)
 
 
@@ -224,6 +238,7 @@ def _as_seen(student: snn.SequentialState, settings: MskdStudentSettings) -> Non
     synapses = [layer.join if isinstance(layer, MultiScale) else layer for layer in student]
     synapses = [layer for layer in synapses if isinstance(layer, (nn.Conv2d, nn.Linear))]
     shares = [settings.neuron.coefficient] * len(synapses)
+    # The leaky integrator has a coefficient of its own.
     if settings.readout == "li":
         shares[-1] = settings.readout_coefficient
     with torch.no_grad():

@@ -59,7 +59,13 @@ class CellState(NamedTuple):
 
 class _Fire(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, over: Tensor, surrogate: str, width: float, fires: str) -> Tensor:
+    def forward(
+        ctx: Any,
+        over: Tensor,
+        surrogate: str,
+        width: float,
+        fires: str,
+    ) -> Tensor:
         ctx.save_for_backward(over)
         ctx.surrogate = surrogate
         ctx.width = width
@@ -69,7 +75,8 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (over,) = ctx.saved_tensors
-        return gradients[0] * slope(over, ctx.surrogate, ctx.width), None, None, None
+        grad_over = gradients[0] * slope(over, ctx.surrogate, ctx.width)
+        return grad_over, None, None, None
 
 
 def slope(over: Tensor, surrogate: str, width: float) -> Tensor:
@@ -104,16 +111,22 @@ class SpikingCell(nn.Module):
         self.neuron = neuron
         self.reads = reads
         self.v_th: Tensor
+        # A buffer moves to the device with its cell, and lies in the checkpoint.
         self.register_buffer("v_th", torch.tensor(neuron.v_th))
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
         """Return the membrane of this step before its reset, from the one after the last reset and the input."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
+    def forward(
+        self,
+        x: Tensor,
+        state: CellState | None = None,
+    ) -> tuple[Tensor, CellState]:
         """Run one step on (B, *features); None is the state at rest."""
         peak = self.charge(torch.zeros_like(x) if state is None else state.v, x)
         spikes = fire(peak - self.v_th, self.neuron)
+        # Detached, a spike tells nothing to the membrane that it resets.
         gone = spikes.detach() if self.neuron.detach_reset else spikes
         after = CellState((1 - gone) * peak, peak)
         return (peak if self.reads == "membrane" else spikes), after
@@ -191,7 +204,11 @@ class ReadoutCell(nn.Module):
         self.dt = dt_s
         _hold_rate(self, coefficient, learned=learned, snap=snap)
 
-    def forward(self, x: Tensor, state: CellState | None = None) -> tuple[Tensor, CellState]:
+    def forward(
+        self,
+        x: Tensor,
+        state: CellState | None = None,
+    ) -> tuple[Tensor, CellState]:
         """Run one step on (B, *features); None is the state at rest."""
         before = torch.zeros_like(x) if state is None else state.v
         v = before + self.dt * _rate(self) * (x - before)
@@ -237,4 +254,6 @@ def _rate(cell: Any) -> Tensor:
 def _fixed_rate(cell: Any, snap: bool) -> Tensor:
     """Return 1 / tau_mem as float32 that no cell shares, on the chip's grid where `snap`."""
     inverse = _rate(cell).detach().float().cpu().clone()
-    return snap_inverse(1 / float(inverse), cell.dt) if snap else inverse
+    if snap:
+        return snap_inverse(1 / float(inverse), cell.dt)
+    return inverse

@@ -82,7 +82,14 @@ class Seen(nn.Module):
         seen_frames = {"first": 1, "all": settings.steps}.get(settings.frames, 2)
         self.stem = nn.Conv2d(settings.channels * seen_frames, STEM_CHANNELS, 1)
         self.scales = nn.ModuleList(
-            nn.Conv2d(STEM_CHANNELS, scale, k, stride=2, padding=k // 2) for k in KERNELS
+            nn.Conv2d(
+                STEM_CHANNELS,
+                scale,
+                k,
+                stride=2,
+                padding=k // 2,
+            )
+            for k in KERNELS
         )
         self.gates = nn.ModuleList(ScaleGate(scale) for _ in KERNELS)
         self.join = nn.Conv2d(len(KERNELS) * scale, scale, 1)
@@ -112,16 +119,20 @@ class Seen(nn.Module):
             self._check(events, frames)
         maps = [scale(self.stem(self._chosen(frames))) for scale in self.scales]
         shares = gate_shares(self.gates, maps)
-        static = self.third(self.second(self.join(torch.cat(gated(maps, shares), 1))))
+        joined = self.join(torch.cat(gated(maps, shares), 1))
+        static = self.third(self.second(joined))
         lent, _ = self.static_cell(static)
 
+        # The convolutions learn through the frames' spikes alone [code].
         with torch.no_grad():
             first, second, third = self._event_spikes(events, shares.detach())
-        joined = (third + lent.unsqueeze(1)).flatten(2)  # 0, 1 or 2: not binary
-        fourth, _ = through_time(self.cells[3], self.hidden(joined))
+        # 0, 1 or 2, which is not binary: no chip of spikes runs this layer.
+        both = (third + lent.unsqueeze(1)).flatten(2)
+        fourth, _ = through_time(self.cells[3], self.hidden(both))
         spikes, membranes = through_time(self.head_cell, self.head(fourth))
         assert membranes is not None  # a spiking cell has them
-        rates = tuple(z.detach().mean() for z in (lent, first, second, third, fourth, spikes))
+        fired = (lent, first, second, third, fourth, spikes)
+        rates = tuple(z.detach().mean() for z in fired)
         return StepLogits(self._read(spikes, membranes), membranes, rates)
 
     def _event_spikes(self, events: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,15 +141,27 @@ class Seen(nn.Module):
         images = events.flatten(0, 1)
         maps = [_no_bias(scale, images) for scale in self.scales]
         # The frames' shares weigh every event image of the clip.
-        every = shares.unsqueeze(1).expand(-1, steps, -1, -1, -1).flatten(0, 1)
+        every = (
+            shares.unsqueeze(1)
+            .expand(
+                -1,
+                steps,
+                -1,
+                -1,
+                -1,
+            )
+            .flatten(0, 1)
+        )
         x = _no_bias(self.join, torch.cat(gated(maps, every), 1))
 
         def fire(number: int, x: Tensor) -> Tensor:
-            return through_time(self.cells[number], x.reshape(-1, steps, *x.shape[1:]))[0]
+            clips = x.reshape(-1, steps, *x.shape[1:])
+            return through_time(self.cells[number], clips)[0]
 
         first = fire(0, x)
         second = fire(1, _no_bias(self.second, first.flatten(0, 1)))
-        return first, second, fire(2, _no_bias(self.third, second.flatten(0, 1)))
+        third = fire(2, _no_bias(self.third, second.flatten(0, 1)))
+        return first, second, third
 
     def _chosen(self, frames: Tensor) -> Tensor:
         """Return the frames that the ANN sees, as channels, (B, n * 3, H, W)."""
@@ -157,17 +180,18 @@ class Seen(nn.Module):
 
     def _check(self, events: Tensor, frames: Tensor) -> None:
         side = self.settings.side_px
-        wanted = (events.shape[0], events.shape[1], self.settings.channels, side, side)
+        clips, steps = events.shape[:2]
+        wanted = (clips, steps, self.settings.channels, side, side)
         for name, clip in (("events", events), ("frames", frames)):
             if tuple(clip.shape) != wanted:
                 raise ValueError(
                     f"{name}: shape {tuple(clip.shape)}, needs {wanted}; both clips are (B, T, C, H, W) of one T"
                 )
-        least = {"all": self.settings.steps, "first_second": 2}.get(self.settings.frames, 1)
-        if wanted[1] < least or (self.settings.frames == "all" and wanted[1] != least):
-            raise ValueError(
-                f"frames: {wanted[1]} steps, frames='{self.settings.frames}' needs {least}"
-            )
+        which = self.settings.frames
+        least = {"all": self.settings.steps, "first_second": 2}.get(which, 1)
+        # All frames stand as channels before the stem, so there must be as many as it was built for.
+        if steps < least or (which == "all" and steps != least):
+            raise ValueError(f"frames: {steps} steps, frames='{which}' needs {least}")
 
 
 def _no_bias(layer: Any, x: Tensor) -> Tensor:

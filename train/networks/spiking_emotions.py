@@ -133,6 +133,7 @@ def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
         channels = POLARITIES if at == 0 else FANG_CHANNELS
         conv = nn.Conv2d(channels, FANG_CHANNELS, 3, padding=1, bias=False)
         layers += [conv, nn.BatchNorm2d(FANG_CHANNELS), settings.cell(), nn.MaxPool2d(2)]
+    # Its convolutions are padded, so pools alone make maps smaller.
     flat = FANG_CHANNELS * side**2
     return snn.SequentialState(
         *layers,

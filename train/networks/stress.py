@@ -37,6 +37,7 @@ class StressTeacherSettings(Frozen):
 
     @model_validator(mode="after")
     def _whole_steps(self) -> StressTeacherSettings:
+        # The rest of a step would have no token to be matched with.
         if self.samples % STEP:
             raise ValueError(
                 f"samples: {self.samples} are no whole steps of {STEP}; take a multiple of it"
