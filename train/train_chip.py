@@ -1,13 +1,15 @@
-"""Fine-tuning in the chip's arithmetic: the integers that are validated are those that the file holds and the chip runs.
+"""Fine-tuning in the chip's arithmetic: the validated integers are those that the file holds and
+the chip runs.
 
-The student starts as lowering left it, weights not yet rounded, and keeps its teacher and its loss. What is added to the loss keeps
-sums and states in their registers and, where there is a goal, synaptic accumulates below it:
+The student starts as lowering left it, weights not yet rounded, and keeps its teacher and its loss.
+Two terms are added, which keep sums and states in their registers and, where there is a goal,
+synaptic accumulates (ACC) below it:
 
     loss = student's loss + register_weight * penalty + acc_weight * max(0, ACC / aim - 1)
 
-The aim is a little less than the goal, and still less where training clips meet it and validation clips do not.
-
-The lowered network takes part in the choice of what is kept: where no epoch beats it on the validation data, it stays.
+The aim is a little less than the goal, and still less where training clips meet it and validation
+clips do not. The lowered network is a candidate too: where no epoch beats it on the validation
+data, it stays.
 """
 
 from __future__ import annotations
@@ -37,19 +39,23 @@ from knarr.train.train import evaluation_batches, train_validation_split
 CHIP: Final = "chip"
 """Stage: name of the checkpoint, and of the rows in metrics.csv."""
 FIT_SEED: Final = 2_000_000
+"""It keeps the batches and dropout of this fit apart from those of teacher and student."""
 GOAL_MARGIN: Final = 0.95
-"""Of a goal, which training aims at: its own clips are moved about and cost a few percent less than those that are validated on."""
+"""Training aims at 95 % of the goal, because augmented clips cost a few percent less than
+validation clips.
+"""
 REACHED_TOLERANCE: Final = 1.02
-"""Of an aim: training that is as near as this has reached it."""
+"""Training has reached its aim where it costs at most 2 % more."""
 
 
 @dataclass(frozen=True)
 class Validated:
-    """A chip network on validation clips.
+    """Accuracy and cost of a chip network on validation clips.
 
     Args:
-        clips: how many. correct: how many of them it decides rightly.
-        accumulates: synaptic, per inference, mean over the clips.
+        clips: number of clips.
+        correct: number of them that it decides rightly.
+        accumulates: synaptic accumulates per inference, a mean over the clips.
         input_accumulates: the part of them that the input's own events cost.
     """
 
@@ -61,13 +67,13 @@ class Validated:
 
 @dataclass(frozen=True, eq=False)
 class ChipFit:
-    """What a fit in the chip's arithmetic gave.
+    """Result of a fit in the chip's arithmetic.
 
     Args:
-        network: what is kept.
-        epoch: whose it is; None for the network that the fit started from.
-        start, kept: both on the validation clips.
+        network: the chosen network.
+        epoch: the epoch that it was trained for; None for the network that the fit started from.
         goal: accumulates that an inference was to cost at most; None for no goal.
+        start, kept: the first and the chosen network on the validation clips.
     """
 
     network: ChipNetwork
@@ -78,13 +84,13 @@ class ChipFit:
 
 
 class ChipFitter(Fitter):
-    """A chip student and its loss; its accuracy is that of the chip's decisions, to the clip.
+    """Fitter of a chip student; its accuracy is that of the chip's decisions, to the clip.
 
     Args:
         network, settings, classes, clips, validation_clips: see `Fitter`.
-        loss: of systems without a chip, not used.
-        chip_loss: what is minimised beside the terms above.
-        chip: weights of these.
+        loss: not used; `Fitter` asks for it.
+        chip_loss: the student's loss.
+        chip: weights of the terms that are added to it.
         goal: accumulates that an inference may cost; None for no goal.
     """
 
@@ -105,36 +111,44 @@ class ChipFitter(Fitter):
         self.chip_loss = chip_loss
         self.chip = chip
         self.goal = goal
-        self.spent: list[float] = []
-        self.judged: list[Tensor] = []
+        self.training_costs: list[float] = []
+        self.validation_costs: list[Tensor] = []
         self.aim: Tensor
+        aim = GOAL_MARGIN * (goal or torch.inf)
         # A buffer, so that it travels in the checkpoint.
-        self.register_buffer(
-            "aim", torch.tensor(GOAL_MARGIN * (goal or torch.inf), dtype=torch.float64)
-        )
+        self.register_buffer("aim", torch.tensor(aim, dtype=torch.float64))
 
     def on_train_epoch_start(self) -> None:
-        self.spent = []
+        """Forget the costs of the epoch before."""
+        self.training_costs = []
 
     def on_validation_epoch_start(self) -> None:
-        self.judged = []
+        """Forget the costs of the epoch before."""
+        self.validation_costs = []
 
     def on_validation_epoch_end(self) -> None:
-        """Where the margin was too small: the goal is judged by validation clips."""
-        if self.goal is None or not self.spent:
+        """Lower the aim where training has reached it and validation clips still cost more than the
+        goal.
+        """
+        # A validation before any training has nothing to compare with.
+        if self.goal is None or not self.training_costs:
             return
-        found = float(torch.cat(self.judged).mean())
-        if found > self.goal and np.mean(self.spent) <= REACHED_TOLERANCE * float(self.aim):
+        found = float(torch.cat(self.validation_costs).mean())
+        reached = np.mean(self.training_costs) <= REACHED_TOLERANCE * float(self.aim)
+        if found > self.goal and reached:
             self.aim *= self.goal / found / REACHED_TOLERANCE
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
+        """Return the loss of a batch with the terms for registers and cost."""
         ran: ChipStudentOutput = self.network(batch.inputs)
         loss, _ = self.chip_loss(ran, batch)
         loss = loss + self.chip.register_weight * ran.penalty
         if self.goal is not None:
             cost = torch.stack(ran.acc).sum(0).mean()
-            loss = loss + self.chip.acc_weight * (cost / self.aim - 1).clamp(min=0).float()
-            self.spent.append(float(cost.detach()))
+            # Counts pass float32's 2**24, so they become float32 only as a share of the aim.
+            beyond = (cost / self.aim - 1).clamp(min=0).float()
+            loss = loss + self.chip.acc_weight * beyond
+            self.training_costs.append(float(cost.detach()))
         self.log(
             "train_loss",
             loss,
@@ -146,6 +160,7 @@ class ChipFitter(Fitter):
         return loss
 
     def validation_step(self, batch: Batch, number: int) -> None:
+        """Log loss, accuracy and cost of a batch as the chip decides it."""
         ran: ChipStudentOutput = self.network(batch.inputs)
         loss, _ = self.chip_loss(ran, batch)
         clips = len(batch.labels)
@@ -153,16 +168,18 @@ class ChipFitter(Fitter):
         self.log("validation_loss", loss, batch_size=clips)
         self.log("validation_accuracy", self.accuracy, prog_bar=True, batch_size=clips)
         cost = torch.stack(ran.acc).sum(0)
-        self.judged.append(cost)
+        self.validation_costs.append(cost)
         self.log(ACCUMULATES, cost.mean(), batch_size=clips)
 
     def score(self, measured: Mapping[str, Tensor]) -> tuple[float, ...]:
-        """Within the goal first, and there the most often right; what costs too much by how little."""
-        return *_cost(float(measured[ACCUMULATES]), self.goal), *super().score(measured)
+        """Rank epochs within the goal first, by accuracy; those beyond it by how little they cost."""
+        rank = _cost_rank(float(measured[ACCUMULATES]), self.goal)
+        return *rank, *super().score(measured)
 
     def _optimiser(self) -> torch.optim.Optimizer:
         student: Any = self.network
-        groups = [group for group in student.groups(self.settings.weight_decay) if group["params"]]
+        groups = student.groups(self.settings.weight_decay)
+        groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=self.settings.learning_rate)
 
 
@@ -171,10 +188,10 @@ def chip_student(
     start: ChipNetwork,
     unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None,
 ) -> ChipStudent:
-    """A student that starts as a lowered network; see `ChipStudent.from_network`.
+    """Make a student that starts as a lowered network; see `ChipStudent.from_network`.
 
     Raises:
-        SettingsError: it has nothing of what is to be learned.
+        SettingsError: it has no parameter of the kinds that are to be learned.
     """
     student = ChipStudent.from_network(
         start,
@@ -200,17 +217,22 @@ def train_chip(
     unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None,
     callbacks: tuple[Callback, ...] = (),
 ) -> ChipFit:
-    """Fit a lowered network on; a killed fit goes on after its last epoch, a finished one is not fitted again.
+    """Fit a lowered network further; a killed fit goes on after its last epoch, a finished one is
+    not fitted again.
 
     Args:
-        recipe, data, run_folder: of the run; `recipe.chip` is set.
-        teacher: finished.
+        recipe: settings of the run; `recipe.chip` is set.
+        data: data of the run.
+        run_folder: folder of the run.
+        teacher: the finished teacher.
         start: the student as it was lowered, with `recipe.chip.weight_bits`.
-        unrounded: its weights before they were rounded, by layer (`knarr.deploy.unrounded_weights`).
+        unrounded: its weights before they were rounded, by layer
+            (`knarr.deploy.unrounded_weights`).
         callbacks: more Lightning callbacks.
 
     Raises:
-        RecipeError: settings that this system's chip students do not take, or a goal that none can meet.
+        RecipeError: settings that this system's chip students do not take, or a goal that none can
+            meet.
         ChipError: integers that no chip holds.
     """
     chip = recipe.chip
@@ -219,19 +241,18 @@ def train_chip(
     torch.manual_seed(recipe.seed + 2)
     student = chip_student(chip, start, unrounded)
     loss = system_of(recipe).chip_loss(teacher.eval().requires_grad_(False))
-    clips, (train, validation) = (
-        truncate_timesteps(recipe, data.train),
-        train_validation_split(recipe, data),
-    )
+    clips = truncate_timesteps(recipe, data.train)
+    train, validation = train_validation_split(recipe, data)
     before = validate(student, clips, validation)
     student.train()
 
-    def beside(ran: ChipStudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss_on_device(ran: ChipStudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+        # Lightning moves the student alone; the teacher is no part of what is fitted.
         teacher.to(batch.inputs.device)
         return loss(ran, batch)
 
     goal = goal_of(chip, before)
-    module_class = partial(ChipFitter, chip_loss=beside, chip=chip, goal=goal)
+    module_class = partial(ChipFitter, chip_loss=loss_on_device, chip=chip, goal=goal)
     epoch = fit(
         student,
         _no_loss,
@@ -248,10 +269,10 @@ def train_chip(
     )
     teacher.cpu()
     after = validate(student, clips, validation)
-    if (*_cost(before.accumulates, goal), before.correct) >= (
-        *_cost(after.accumulates, goal),
-        after.correct,
-    ):
+    rank_before = (*_cost_rank(before.accumulates, goal), before.correct)
+    rank_after = (*_cost_rank(after.accumulates, goal), after.correct)
+    # Of equals the lowered network stays: nothing was gained by the fit.
+    if rank_before >= rank_after:
         return ChipFit(start, None, goal, before, before)
     assert epoch is not None, "a fit that selects has selected"
     _check_log(run_folder, epoch, after)
@@ -259,14 +280,17 @@ def train_chip(
 
 
 def goal_of(chip: ChipSettings, before: Validated) -> float | None:
-    """Accumulates per inference on validation clips.
+    """Return the accumulates that an inference may cost on validation clips, or None.
 
     Raises:
-        SettingsError: less than the input's own events cost.
+        SettingsError: the goal is less than the input's own events cost.
     """
-    goal = chip.acc_per_inference if chip.acc_share is None else chip.acc_share * before.accumulates
+    name = "acc_per_inference"
+    goal = chip.acc_per_inference
+    if chip.acc_share is not None:
+        name = "acc_share"
+        goal = chip.acc_share * before.accumulates
     if goal is not None and goal <= before.input_accumulates:
-        name = "acc_per_inference" if chip.acc_share is None else "acc_share"
         raise SettingsError(
             f"chip.{name}: {goal:,.0f} ACC, but the input's own events cost {before.input_accumulates:,.0f}, which no training changes; "
             f"ask for more of the {before.accumulates:,.0f}, or cut chip.timesteps"
@@ -275,33 +299,39 @@ def goal_of(chip: ChipSettings, before: Validated) -> float | None:
 
 
 def validate(student: ChipStudent, clips: Clips, chosen: Indices) -> Validated:
-    """The student as it is, on clips that are not augmented."""
+    """Run the student as it is on clips that are not augmented; leaves it in eval mode."""
     student.eval()
     correct = 0
     accumulates = 0.0
-    own = 0.0
+    of_input = 0.0
     with torch.no_grad():
         for batch in evaluation_batches(clips, chosen):
             ran: ChipStudentOutput = student(batch.inputs)
             correct += int((ran.classes == batch.labels).sum())
             accumulates += float(torch.stack(ran.acc).sum())
-            own += float(ran.input_acc.sum())
-    return Validated(len(chosen), correct, accumulates / len(chosen), own / len(chosen))
+            of_input += float(ran.input_acc.sum())
+    return Validated(len(chosen), correct, accumulates / len(chosen), of_input / len(chosen))
 
 
-def _cost(accumulates: float, goal: float | None) -> tuple[float, float]:
-    """More of it is better: within the goal, all are alike; beyond it, what costs less."""
-    return (1.0, 0.0) if goal is None or accumulates <= goal else (0.0, -accumulates)
+def _cost_rank(accumulates: float, goal: float | None) -> tuple[float, float]:
+    """Return a rank of which more is better: within the goal all are alike, beyond it lower costs
+    are better.
+    """
+    if goal is None or accumulates <= goal:
+        return 1.0, 0.0
+    return 0.0, -accumulates
 
 
 def _check_log(run_folder: Path, epoch: int, kept: Validated) -> None:
-    """What the log says of the network that is kept is what was found."""
-    row = next(
-        row
-        for row in read_rows(run_folder / METRICS)
-        if (row["stage"], row["epoch"]) == (CHIP, str(epoch))
-    )
-    # torchmetrics divides in float32, so the log's decimals are compared as the clips that they stand for.
+    """Check that the log says of the chosen network what was found.
+
+    Raises:
+        RuntimeError: it says something else.
+    """
+    rows = read_rows(run_folder / METRICS)
+    row = next(row for row in rows if (row["stage"], row["epoch"]) == (CHIP, str(epoch)))
+    # torchmetrics divides in float32, so the log's decimals are compared as the clips that they
+    # stand for.
     if round(float(row["validation_accuracy"]) * kept.clips) != kept.correct:
         raise RuntimeError(
             f"{run_folder / METRICS}: says {row['validation_accuracy']} of the network that is kept, which is right on {kept.correct} "

@@ -1,4 +1,5 @@
-"""Training in the chip's own arithmetic: a student does while it learns what the chip does, integer by integer.
+"""Training in the chip's own arithmetic: a student does while it learns what the chip does, integer
+by integer.
 
 network      ChipStudent: a chip network that learns, layer by layer, and back to a chip network
 synapse      time-batched sums that are exact, pooling found again, accumulates

@@ -1,8 +1,10 @@
-"""Limits of registers: grids of legal integers, the worst that a layer can do to its states, and a penalty on what leaves them.
+"""Limits of registers: grids of legal integers, the worst that a layer can do to its states, and a
+penalty on what leaves them.
 
 A worst case is a proof: where it lies inside the registers nothing can wrap or saturate, whatever
 the input. Most layers with many inputs cannot be proved so, and for them `excess` gives the states
-that were met a cost. Exactness needs neither: the forward pass wraps and saturates as the chip does.
+that were met a cost. Exactness needs neither: the forward pass wraps and saturates as the chip
+does.
 """
 
 from __future__ import annotations
@@ -21,19 +23,22 @@ from knarr.train.chip.quantiser import QuantisationGrid
 UNIT = 2**STATE_SHIFT
 """Units of u and v in one of a sum, a bias or a threshold."""
 HEADROOM = 15 / 16
-"""Share of a register from which on states cost something: a gradient has to turn them back before they leave."""
+"""Share of a register from which on states cost something: a gradient has to turn them back before
+they leave.
+"""
 SIGNED_8 = QuantisationGrid(-128, 127)
 EVEN_9 = QuantisationGrid(-256, 254, 2)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Integers that a trained network may hold; by default Loihi 2's as `knarr.deploy.check` has them.
+    """Integers that a trained network may hold; by default Loihi 2's as `knarr.deploy.check` has
+    them.
 
     Args:
         weights: grid of a layer's weights.
-        even_weights: grid of a layer that comes with weights outside `weights`, all even: the step of
-            2 that 8 signed bits with an exponent of 1 have. None: there is none.
+        even_weights: grid of a layer that comes with weights outside `weights`, all even: the step
+            of 2 that 8 signed bits with an exponent of 1 have. None: there is none.
         vth_max: largest threshold; the least is 0.
         bias_max: largest bias, of either sign.
         i_decays, v_decays: least and largest decay registers.
@@ -105,7 +110,8 @@ def series(inflow: float, decay: int) -> float:
 
 
 def excess(values: Tensor, register: float) -> Tensor:
-    """Return how far |values| pass HEADROOM of a register, in registers, summed over neurons, a mean over samples and steps.
+    """Return how far |values| pass HEADROOM of a register, in registers, summed over neurons, a
+    mean over samples and steps.
 
     Args:
         values: (samples, timesteps, *features).

@@ -1,15 +1,18 @@
-"""A chip network that learns in its own arithmetic, and goes back to a chip network without being quantised again.
+"""A chip network that learns in its own arithmetic, and goes back to a chip network without being
+quantised again.
 
 A layer has float weights, bias and threshold, and one step by which all of them become integers, in
 the scale of `knarr.deploy.lowering.quantise`, where the threshold is 1 and S = 1 / step:
 
-    weight = round(w / step)     threshold, bias, recurrent = round(units x / step)     chip voltage = 64 units / step * v
+    weight = round(w / step)
+    threshold, bias, recurrent = round(units x / step)
+    chip voltage = 64 units / step * v
 
 Spikes depend on the ratios of these integers alone, so a layer has one free factor. Floats hold the
 ratios, and start where the float student had them: threshold 1, weights as trained. The step is the
-free factor, and decides only how finely weights are rounded and how many are clipped: that is what it
-learns. Step and decays are learned relative to their start: an optimiser's rate then means the same
-in every layer, and no exponential has to agree to the last bit between devices.
+free factor, and decides only how finely weights are rounded and how many are clipped: that is what
+it learns. Step and decays are learned relative to their start: an optimiser's rate then means the
+same in every layer, and no exponential has to agree to the last bit between devices.
 """
 
 from __future__ import annotations
@@ -83,8 +86,8 @@ class ChipLayer(nn.Module):
         limits: grids of legal integers.
         surrogate: gradient of its spikes.
         learn: names of what has gradients.
-        unrounded: float weights in units of the layer's integers, which they round to; None starts at
-            the integers.
+        unrounded: float weights in units of the layer's integers, which they round to; None starts
+            at the integers.
 
     Raises:
         ChipError: integers outside the limits, or unrounded weights that round to others.
@@ -140,7 +143,9 @@ class ChipLayer(nn.Module):
         )
 
     def integers(self) -> dict[str, Tensor]:
-        """Return all integers of the layer, as floats that hold them and pass gradients; weights without copies."""
+        """Return all integers of the layer, as floats that hold them and pass gradients; weights
+        without copies.
+        """
         limits = self.limits
         neuron = self.chip_layer.neuron
         step = self.current_step()
@@ -198,7 +203,8 @@ class ChipLayer(nn.Module):
             # A convolution has a bias for each channel, all others one for each neuron.
             places = prod(shape[1:])
             spread = bias[:, None].expand(-1, places).reshape(-1)
-        # States cost something only where their worst case leaves the registers; elsewhere u is not kept.
+        # States cost something only where their worst case leaves the registers; elsewhere u is not
+        # kept.
         worst_u, worst_v = self._worst(bound, bias, found)
         reach = UNIT * self.limits.accumulator
         check_u = penalise and worst_u + reach >= STATE_MAX
@@ -251,7 +257,9 @@ class ChipLayer(nn.Module):
         return u, series(u + most_bias, int(found["v_decay"]))
 
     def volts(self, ran: ChipLayerOutput) -> Tensor:
-        """Return peaks, (B, T, *features), in volts of the float student (where lowering left a scale) or thresholds."""
+        """Return peaks, (B, T, *features), in volts of the float student (where lowering left a
+        scale) or thresholds.
+        """
         # The step's share in them is in the weights: volts are sums of step * integer.
         per_unit = self.current_step().detach() / (UNIT * self.units)
         return ran.peaks * per_unit.to(ran.peaks.dtype)
@@ -291,7 +299,9 @@ def _parameter(value: float | npt.NDArray[np.float64], learns: bool) -> nn.Param
 
 
 def _first_step(layer: Layer, units: float) -> float:
-    """Return the step at which the threshold is 1; for a readout the one of its volts, or at which the largest weight is 1."""
+    """Return the step at which the threshold is 1; for a readout the one of its volts, or at which
+    the largest weight is 1.
+    """
     if layer.neuron.spikes and layer.neuron.vth_int:
         return units / layer.neuron.vth_int
     if layer.scale is not None:
@@ -325,7 +335,8 @@ def _checked(
 
 @dataclass(frozen=True)
 class ChipStudentOutput:
-    """Output of a student for clips; logits, step_logits and rates are those of `knarr.train.networks.heads.StepLogits`.
+    """Output of a student for clips; logits, step_logits and rates are those of
+    `knarr.train.networks.heads.StepLogits`.
 
     Args:
         outputs: (B, T, outputs) spikes, or volts of a voltage readout; float32 with gradients.
@@ -334,10 +345,11 @@ class ChipStudentOutput:
         penalty: 0-d, what left its registers; add a multiple of it to the loss.
         readout: how a decision is read.
         fired: (B, T, *) spikes of each layer that fires, with gradients.
-        peaks: call one for v before the reset of the same shape, in volts of the float student where
-            lowering left a scale, else in thresholds, with gradients.
-        acc: (B,) synaptic accumulates of each layer per clip, float64, `LayerCounts.acc` of the same
-            run; with gradients through the spikes that cause them. 0 where graded inputs multiply.
+        peaks: call one for v before the reset of the same shape, in volts of the float student
+            where lowering left a scale, else in thresholds, with gradients.
+        acc: (B,) synaptic accumulates of each layer per clip, float64, `LayerCounts.acc` of the
+            same run; with gradients through the spikes that cause them. 0 where graded inputs
+            multiply.
         input_acc: (B,) the part that the input's own events cause, detached.
     """
 
@@ -405,12 +417,14 @@ class ChipStudent(nn.Module):
 
         Args:
             network: as `knarr.deploy.lower` calibrated it.
-            limits: grids that its integers stay on; by default Loihi 2's with the bits that lowering
-                noted, or 8.
+            limits: grids that its integers stay on; by default Loihi 2's with the bits that
+                lowering noted, or 8.
             surrogate: gradient of spikes.
-            learn: names of what has gradients: "weights", "steps", "thresholds", "biases", "decays".
-            unrounded: by layer name, the float weights that its integers were rounded from, in units
-                of those integers: training then starts with the digits that rounding took away.
+            learn: names of what has gradients: "weights", "steps", "thresholds", "biases",
+                "decays".
+            unrounded: by layer name, the float weights that its integers were rounded from, in
+                units of those integers: training then starts with the digits that rounding took
+                away.
 
         Raises:
             ChipError: integers outside the limits, or unrounded weights that round to others.
@@ -510,7 +524,9 @@ class ChipStudent(nn.Module):
         return ChipLayerOutput(spikes, peaks, no_currents, mantissas, penalty, free, free)
 
     def recording(self, inputs: Tensor) -> Recording:
-        """Return every spike, u, v and sum as `knarr.hw_sim.simulate` records them, for `knarr.hw_sim.compare`."""
+        """Return every spike, u, v and sum as `knarr.hw_sim.simulate` records them, for
+        `knarr.hw_sim.compare`.
+        """
         network = self.start
         names = [layer.name for layer in network.layers]
         with torch.no_grad():
@@ -554,7 +570,9 @@ class ChipStudent(nn.Module):
         return replace(self.start, layers=layers, graph_hash=None, lowering=notes)
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Group parameters for an optimiser: weights decay, the thresholds and steps that scale them do not."""
+        """Group parameters for an optimiser: weights decay, the thresholds and steps that scale
+        them do not.
+        """
         synaptic = {
             id(parameter)
             for layer in self.layers

@@ -4,8 +4,8 @@ The gradients are those of v = keep_v v + u + b, u = keep_u u + 64 a, z = [v / t
 v = 0 where z: rounding, wraps and saturation let them pass as they are, so that a state outside its
 registers can come back.
 
-Each direction stands here twice: in torch, for devices and to be read, and in numba, where all steps
-of a block of neurons run while their states stay in the first cache. Forward is
+Each direction stands here twice: in torch, for devices and to be read, and in numba, where all
+steps of a block of neurons run while their states stay in the first cache. Forward is
 `knarr.hw_sim.arithmetic.step` in float64, which holds every product: states are below 2**41 and a
 decay has 12 bits, so truncating is the chip's rounding toward zero.
 """
@@ -29,6 +29,8 @@ from knarr.train.chip.limits import UNIT
 from knarr.train.chip.synapse import exact_floats
 from knarr.train.networks.neurons import slope
 from knarr.train.settings import Frozen, Positive
+
+Tensors = tuple[Tensor, ...]
 
 
 class Surrogate(Frozen):
@@ -103,7 +105,8 @@ def cuba(
     keep_currents: bool = False,
     compiled: bool | None = None,
 ) -> Steps:
-    """Run CUBA neurons from rest through all steps: the chip's integers forward, surrogate gradients back.
+    """Run CUBA neurons from rest through all steps: the chip's integers forward, surrogate
+    gradients back.
 
     Gradients flow from spikes, peaks, currents and arrived sums to all tensors that came in.
 
@@ -143,16 +146,18 @@ class _Cuba(torch.autograd.Function):
         v_decay: Tensor,
         back: Tensor | None,
         options: tuple[Surrogate, bool, bool],
-    ) -> tuple[Tensor, ...]:
+    ) -> Tensors:
         surrogate, keep_currents, use_numba = options
         registers = Registers(int(i_decay), int(v_decay), int(threshold), surrogate)
         sums = sums.contiguous()
         bias = UNIT * bias.double()
         samples, timesteps, features = sums.shape
-        u, v = (sums.new_zeros((samples, features), dtype=torch.float64) for _ in range(2))
+        u = sums.new_zeros((samples, features), dtype=torch.float64)
+        v = torch.zeros_like(u)
         spikes = torch.empty_like(sums)
         peaks = sums.new_empty(sums.shape, dtype=torch.float32)
-        currents = sums.new_empty(sums.shape if keep_currents else (0, 0, 0), dtype=torch.float64)
+        kept = sums.shape if keep_currents else (0, 0, 0)
+        currents = sums.new_empty(kept, dtype=torch.float64)
         advance = _advance_compiled if use_numba else _advance
         with exact_floats(sums.device):
             if back is not None:
@@ -223,7 +228,8 @@ class _Cuba(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class StepGradients:
-    """Gradients on their way back through time; their order is that of the compiled code's arguments.
+    """Gradients on their way back through time; their order is that of the compiled code's
+    arguments.
 
     Args:
         sums: (samples, timesteps, features), written.
@@ -249,8 +255,10 @@ def _spans(timesteps: int, back: Tensor | None) -> list[range]:
     return [range(t, t + 1) for t in range(timesteps)]
 
 
-def _advance(registers: Registers, tensors: tuple[Tensor, ...], steps: range) -> None:
-    """Run steps forward: u and v move on, spikes, peaks and currents are written; the bias is in units of v."""
+def _advance(registers: Registers, tensors: Tensors, steps: range) -> None:
+    """Run steps forward: u and v move on, spikes, peaks and currents are written; the bias is in
+    units of v.
+    """
     sums, bias, u, v, spikes, peaks, currents = tensors
     keeps = registers.keep_u, registers.keep_v
     for t in steps:
@@ -264,10 +272,10 @@ def _advance(registers: Registers, tensors: tuple[Tensor, ...], steps: range) ->
             currents[:, t] = new
 
 
-def _retrace(
-    registers: Registers, given: tuple[Tensor, ...], into: StepGradients, steps: range
-) -> None:
-    """Run steps backward; given are gradients of spikes, peaks and currents, then peaks and currents."""
+def _retrace(registers: Registers, given: Tensors, into: StepGradients, steps: range) -> None:
+    """Run steps backward; given are gradients of spikes, peaks and currents, then peaks and
+    currents.
+    """
     grad_spikes, grad_peaks, grad_currents, peaks, currents = given
     surrogate = registers.surrogate
     for t in reversed(steps):
@@ -324,7 +332,7 @@ def _shared(
         )
 
 
-def _advance_compiled(registers: Registers, tensors: tuple[Tensor, ...], steps: range) -> None:
+def _advance_compiled(registers: Registers, tensors: Tensors, steps: range) -> None:
     sums, bias, u, v, spikes, peaks, currents = (tensor.numpy() for tensor in tensors)
     # Only the simulator wants these.
     no_counts = np.zeros((0, 0), np.int64)
@@ -356,7 +364,7 @@ def _advance_compiled(registers: Registers, tensors: tuple[Tensor, ...], steps: 
 
 
 def _retrace_compiled(
-    registers: Registers, given: tuple[Tensor, ...], into: StepGradients, steps: range
+    registers: Registers, given: Tensors, into: StepGradients, steps: range
 ) -> None:
     givens = tuple(tensor.numpy() for tensor in given)
     intos = tuple(tensor.numpy() for tensor in vars(into).values())

@@ -1,16 +1,18 @@
-"""Integers with a learned step between them, and LSQ's gradients (Esser et al., ICLR 2020, arXiv 1902.08153).
+"""Integers with a learned step between them, and LSQ's gradients (Esser et al., ICLR 2020, arXiv
+1902.08153).
 
     q = m clip(round(x / (m step)), low / m, high / m)
-    dL/dx     =       dL/dq / step          where x is rounded, 0 where it is clipped
-    dL/dstep  =  sum  dL/dq / step  e       e = q - x / step where it is rounded, q where it is clipped
+    dL/dx     =       dL/dq / step        where x is rounded, 0 where it is clipped
+    dL/dstep  =  sum  dL/dq / step  e     e = q - x / step where x is rounded, q where it is clipped
 
-An x is clipped where it lies more than half a step beyond the last level; LSQ's published form clips
-at the level itself, and would freeze the largest weights of a network that starts on its integers.
+An x is clipped where it lies more than half a step beyond the last level; LSQ's published form
+clips at the level itself, and would freeze the largest weights of a network that starts on its
+integers.
 
 LSQ's layers compute with step * q, so dL/d(step q) = dL/dq / step. The chip computes with q itself,
 and dq/dstep has one more term, -q / step. It is left out: weights, bias and threshold share the
-step, multiplying all three changes no spike, and over a layer these terms add up to nothing. What is
-left is the part that rounding and clipping make.
+step, multiplying all three changes no spike, and over a layer these terms add up to nothing. What
+is left is the part that rounding and clipping make.
 """
 
 from __future__ import annotations
@@ -97,6 +99,8 @@ class _Damped(torch.autograd.Function):
 
 
 def damped(step: Tensor, count: int, grid: QuantisationGrid) -> Tensor:
-    """Return the step itself, its gradient divided by sqrt(count * largest level) as LSQ's, so that it moves no faster than a weight."""
+    """Return the step itself, its gradient divided by sqrt(count * largest level) as LSQ's, so that
+    it moves no faster than a weight.
+    """
     gain = 1 / sqrt(count * max(1, grid.high // grid.multiple))
     return _Damped.apply(step, gain)  # type: ignore[no-untyped-call]

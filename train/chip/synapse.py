@@ -1,9 +1,10 @@
-"""Synapses that learn: float weights, the integers they become, exact sums of all time steps at once, and their cost.
+"""Synapses that learn: float weights, the integers they become, exact sums of all time steps at
+once, and their cost.
 
 Pooling that lowering folded into weights is found again. `knarr.deploy.lower` turns a p x p pooling
 and the synapse behind it into one synapse whose every weight stands p x p times. Summing the spikes
-first gives the same integers with p * p times fewer products, and keeps one trained weight where the
-student had one.
+first gives the same integers with p * p times fewer products, and keeps one trained weight where
+the student had one.
 
 A product of integers in floats is exact in whatever order it is summed as long as no partial sum
 passes 2**24 (float32) or 2**53 (float64); the largest payload and the weights bound it. Whatever
@@ -11,8 +12,8 @@ would round on the way is switched off: TF32, autocast to 16 bits, NNPACK's tran
 device cuDNN's choice of algorithms: there a convolution is an unfolded product.
 
 An event of an input costs one accumulate for each output in its fan-out, which no training changes:
-weights of 0 are stored and counted (`LayerCounts.acc`). So the synaptic accumulates (ACC) are linear
-in the spikes, and their gradient by a spike is that spike's fan-out.
+weights of 0 are stored and counted (`LayerCounts.acc`). So the synaptic accumulates (ACC) are
+linear in the spikes, and their gradient by a spike is that spike's fan-out.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def conv_pool(layer: Conv) -> Pair:
 
 
 def dense_pool(weight: Int32, entering: tuple[int, ...]) -> Pair:
-    """Return (height, width) of the largest pooling in a dense layer's (outputs, C * H * W) weights."""
+    """Return (height, width) of the largest pooling in a dense layer's (outputs, C * H * W)
+    weights.
+    """
     if len(entering) != 3:
         return 1, 1
     image = weight.reshape(len(weight), *entering)
@@ -143,7 +146,8 @@ class Synapse(nn.Module):
             self.whole = layer.weight_int.shape
             start = start[..., ::high_p, ::wide_p]
         else:
-            # A delay belongs to one synapse: copies that arrive at different times cannot be summed first.
+            # A delay belongs to one synapse: copies that arrive at different times cannot be summed
+            # first.
             self.pool = (1, 1) if delay is not None else dense_pool(layer.weight_int, entering)
             high_p, wide_p = self.pool
             image = entering if len(entering) == 3 else (*entering, 1, 1)
@@ -256,12 +260,15 @@ class Synapse(nn.Module):
             if late < steps:
                 own = weight * (delay == late)
                 arriving = F.linear(x[:, : steps - late], own)
-                # The pairs of pad count from the last axis: nothing for outputs, silence before time.
+                # The pairs of pad count from the last axis: nothing for outputs, silence before
+                # time.
                 sums = sums + F.pad(arriving, (0, 0, late, 0))
         return sums
 
     def copied(self, integers: Tensor) -> Int32:
-        """Return integers as the chip network holds them: int32, pooled ones as often as they stand there."""
+        """Return integers as the chip network holds them: int32, pooled ones as often as they stand
+        there.
+        """
         weight = integers.detach().cpu().numpy().astype(np.int32)
         side = self.whole[2], self.whole[3]
         if self.conv is not None:
@@ -308,7 +315,8 @@ class Accumulates(nn.Module):
         """Return the accumulates of each clip, (B,) float64.
 
         Args:
-            x: (B, T, *entering) what arrives. Frames that hold more than 0 and 1 multiply and cost no accumulates.
+            x: (B, T, *entering) what arrives. Frames that hold more than 0 and 1 multiply and cost
+                no accumulates.
         """
         flat = x.flatten(2)
         steps = x.shape[1]

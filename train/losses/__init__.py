@@ -1,6 +1,7 @@
-"""Losses of the published systems as pure functions of tensors, and the feedback of a student to its teacher.
+"""Losses of the published systems as pure functions of tensors, and the feedback of a student to
+its teacher.
 
-terms        single terms: cross entropy, squared errors, divergences from a teacher, and plain distillation
+terms        cross entropy, squared errors, divergences from a teacher, and plain distillation
 mskd         MSKD's weighted sum, with its hit and temporal consistency
 emotion      EmotionKD's weighted sum
 feedback     EmotionKD's temporary student and what it tells the teacher, exact or first order

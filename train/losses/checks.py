@@ -1,4 +1,6 @@
-"""Checks that refuse tensors of the wrong shape, labels that are no class, and values that are not finite."""
+"""Checks that refuse tensors of the wrong shape, labels that are no class, and values that are not
+finite.
+"""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ def emotion_loss(
     labels: Tensor,
     settings: EmotionLossSettings,
 ) -> EmotionLoss:
-    """Return the student's loss, ce * CE(y, p_S) + kl * KL(p_T || p_S) + feature * MSE(F_T, F_S) [code].
+    """Return the student's loss, ce * CE(y, p_S) + kl * KL(p_T || p_S) + feature * MSE(F_T, F_S)
+    [code].
 
     The code's penalty on convolution kernels (`knarr.train.networks.emotion.conv_l2`) is not in it;
     add it.
@@ -94,7 +95,8 @@ def emotion_loss(
     Raises:
         LossError: wrong shapes or labels, values not finite.
     """
-    # A term without weight is left out, not multiplied by 0: it may be infinite, or have other shapes.
+    # A term without weight is left out, not multiplied by 0: it may be infinite, or have other
+    # shapes.
     ce = kl = feature = student.logits.new_zeros(())
     if settings.ce:
         ce = label_loss(student.logits, labels, name="student_logits")

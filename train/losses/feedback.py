@@ -55,7 +55,9 @@ class Learner(Generic[Output]):
 
 
 class _Bound(nn.Module):
-    """A network whose forward is a Learner's run, since functional_call knows no other way to run it."""
+    """A network whose forward is a Learner's run, since functional_call knows no other way to run
+    it.
+    """
 
     def __init__(self, learner: Learner[Any]) -> None:
         super().__init__()
@@ -67,7 +69,8 @@ class _Bound(nn.Module):
 
 
 def leaves(network: nn.Module, name: str = "network") -> Parameters:
-    """Return the parameters that require a gradient as leaves of a new graph: same memory, own gradients.
+    """Return the parameters that require a gradient as leaves of a new graph: same memory, own
+    gradients.
 
     Args:
         network: where they are.
@@ -87,7 +90,8 @@ def leaves(network: nn.Module, name: str = "network") -> Parameters:
 
 
 def run_with(learner: Learner[Output], parameters: Mapping[str, Tensor], *inputs: Tensor) -> Output:
-    """Run a network with other parameters in place, differentiable in them; the network itself is not changed.
+    """Run a network with other parameters in place, differentiable in them; the network itself is
+    not changed.
 
     Dropout draws from torch's global generator as always.
 
@@ -96,7 +100,8 @@ def run_with(learner: Learner[Output], parameters: Mapping[str, Tensor], *inputs
         parameters: what to put in place; others stay the network's own.
         inputs: what `learner.run` takes.
     """
-    # Batch-norms in training mode would move their running statistics: they move copies, thrown away.
+    # Batch-norms in training mode would move their running statistics: they move copies, thrown
+    # away.
     buffers = {key: buffer.clone() for key, buffer in learner.network.named_buffers()}
     inside = {f"network.{key}": value for key, value in {**buffers, **parameters}.items()}
     return functional_call(_Bound(learner), inside, inputs)
@@ -111,7 +116,8 @@ class FeedbackSettings(Frozen):
         fb_every_epochs: feedback changes the teacher in every so many epochs, the first included.
         quiz: batches on which the temporary student answers: "heldout" clips that nobody is fitted
             on, or the "next" batch.
-        first_order: leave out the second derivative; the temporary student then cannot move the teacher.
+        first_order: leave out the second derivative; the temporary student then cannot move the
+            teacher.
         loss: weights of the student's loss.
     """
 
@@ -143,11 +149,12 @@ class DistillationBatch:
 
 @dataclass(frozen=True)
 class FeedbackOutcome:
-    """What the teacher is told by a quiz; detached.
+    """Losses on a quiz and their gradients for the teacher; detached.
 
     Args:
         own, student: CE(y, p_T), CE(y, p_S') on the quiz, 0-d.
-        own_gradient, student_gradient: gradient of each with respect to the teacher's parameters, by name.
+        own_gradient, student_gradient: gradient of each with respect to the teacher's parameters,
+            by name.
         temporary: the temporary student's parameters, by name.
     """
 
@@ -209,7 +216,8 @@ def feedback(
     quiz: DistillationBatch,
     settings: FeedbackSettings,
 ) -> FeedbackOutcome:
-    """Take L_T on the quiz and its gradient, after the lesson moved a temporary student. Changes neither network.
+    """Take L_T on the quiz and its gradient, after the lesson moved a temporary student. Changes
+    neither network.
 
     First order gives the same losses, and a student_gradient of 0. Networks run in the mode that
     they are in: put the teacher in eval mode for targets without dropout; a student that trains
@@ -288,7 +296,8 @@ def adaptive_step(
     student_optimiser: torch.optim.Optimizer,
     settings: FeedbackSettings,
 ) -> Stepped:
-    """Take one step of the loop. CHANGES the teacher (by feedback), then the student (against the new teacher).
+    """Take one step of the loop. CHANGES the teacher (by feedback), then the student (against the
+    new teacher).
 
     The temporary student is thrown away [paper]. The teacher's batch-norm statistics never change
     here; the student's do, as training does. Gradients of both are cleared.
@@ -302,7 +311,8 @@ def adaptive_step(
         settings: eta, first_order, loss.
 
     Raises:
-        LossError: what `feedback` and `emotion_loss` raise. Nothing has changed where feedback raised.
+        LossError: what `feedback` and `emotion_loss` raise. Nothing has changed where feedback
+            raised.
     """
     outcome = None
     if quiz is not None:

@@ -4,10 +4,12 @@ The paper names hit and temporal consistency [paper], its formulas are not publi
 are ours [reconstruction]. p(z) = softmax(z / tau), [q, 1 - q] with q = p(z)[y] is the probability
 of hit and miss.
 
-hit       gated_kl   tau^2 sum_i h_i KL(p(z_T) || p(z_S)) / max(1, sum h)    h_i = 1 where the teacher is right
+hit       gated_kl   tau^2 sum_i h_i KL(p(z_T) || p(z_S)) / max(1, sum h)
           hit_miss   tau^2 (1/B) sum_i KL([q, 1 - q] of T || of S)
-temporal  step_kl    tau^2 (1/x) sum_t KL(p(z_T[t]) || p(z_S[t]))            mean over the batch
-          diff_mse   mean over clips, steps, classes of (dz_S - dz_T)^2      dz[t] = z[t + 1] - z[t], no tau
+temporal  step_kl    tau^2 (1/x) sum_t KL(p(z_T[t]) || p(z_S[t])), a mean over the batch
+          diff_mse   mean over clips, steps, classes of (dz_S - dz_T)^2, without tau
+
+where h_i is 1 where the teacher is right, and dz[t] = z[t + 1] - z[t].
 
 gated_kl asks for all of a right teacher's probabilities and nothing of a wrong one; hit_miss for
 the label's alone, right or wrong. step_kl fixes every step's probabilities; diff_mse their changes:
@@ -117,7 +119,9 @@ def mskd_loss(
 
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mark the clips whose largest logit is the label's, (B,) bool; of equal logits the first counts."""
+    """Mark the clips whose largest logit is the label's, (B,) bool; of equal logits the first
+    counts.
+    """
     return logits.argmax(1) == labels
 
 
@@ -150,7 +154,8 @@ def hit_consistency(
         return softened_kl(student, teacher, temperature=temperature)
     right = hits(teacher_logits, labels)
     if not bool(right.any()):
-        # Zeros that keep their gradients: a loss of this term alone can be differentiated in any batch.
+        # Zeros that keep their gradients: a loss of this term alone can be differentiated in any
+        # batch.
         return (student_logits - student_logits).sum() + (teacher_logits - teacher_logits).sum()
     return softened_kl(student_logits[right], teacher_logits[right], temperature=temperature)
 
@@ -183,17 +188,20 @@ def temporal_consistency(
         raise LossError(
             "step_logits: 1 step has no change over time; give two, or take reading 'step_kl'"
         )
-    return (student_step_logits.diff(dim=1) - teacher_step_logits.diff(dim=1)).square().mean()
+    student_changes = student_step_logits.diff(dim=1)
+    return (student_changes - teacher_step_logits.diff(dim=1)).square().mean()
 
 
 def _hit_miss(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Return (B, 2) logits whose softmax at tau is [q, 1 - q]."""
     scaled = logits / temperature
     label = labels.unsqueeze(1)
-    # logsumexp of all classes but the label's; with 1 - q itself a sure network would lose its digits.
+    # logsumexp of all classes but the label's; with 1 - q itself a sure network would lose its
+    # digits.
     others = scaled.scatter(1, label, -torch.inf).logsumexp(1)
+    own = scaled.gather(1, label)[:, 0]
     # The softmax divides by tau once more, so multiply by it here.
-    return temperature * torch.stack([scaled.gather(1, label)[:, 0], others], 1)
+    return temperature * torch.stack([own, others], 1)
 
 
 def _check_reading(name: str, reading: str, known: tuple[str, ...]) -> None:

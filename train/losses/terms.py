@@ -27,8 +27,8 @@ def label_loss(
     """Return the cross entropy with the labels, 0-d: -(1/B) sum_i log softmax(z_i)[y_i].
 
     SEEN trains with it on the mean membrane [code]; its paper divides by the 7 classes as well
-    [paper], which this does not. EmotionKD's code takes it of probabilities; ours takes logits, where Keras would clip
-    [reconstruction].
+    [paper], which this does not. EmotionKD's code takes it of probabilities; ours takes logits,
+    where Keras would clip [reconstruction].
 
     Args:
         logits: z, (B, classes).
@@ -67,7 +67,8 @@ def voting_mse(rates: Tensor, labels: Tensor) -> Tensor:
     does [reconstruction].
 
     Args:
-        rates: mean spikes per voter and step, (B, classes), 0..1: logits of `spiking_emotions.votes`.
+        rates: mean spikes per voter and step, (B, classes), 0..1: logits of
+            `spiking_emotions.votes`.
         labels: (B,) int64.
 
     Raises:
@@ -85,7 +86,8 @@ def voting_mse(rates: Tensor, labels: Tensor) -> Tensor:
 
 
 def feature_mse(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Return EmotionKD's feature loss, 0-d: (1 / (B F)) sum (F_S - F_T)^2 over clips and features [code].
+    """Return EmotionKD's feature loss, 0-d: (1 / (B F)) sum (F_S - F_T)^2 over clips and features
+    [code].
 
     Args:
         student_features, teacher_features: (B, F), the teacher's in the student's size.
@@ -137,7 +139,8 @@ def softened_kl(student_logits: Tensor, teacher_logits: Tensor, *, temperature: 
 
 
 def clipped_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Return EmotionKD's divergence, 0-d: (1/B) sum p_T log(p_T / p_S), p = max(softmax(z), 1e-7) [code].
+    """Return EmotionKD's divergence, 0-d: (1/B) sum p_T log(p_T / p_S), p = max(softmax(z), 1e-7)
+    [code].
 
     Args:
         student_logits, teacher_logits: z, (B, classes).
@@ -146,9 +149,9 @@ def clipped_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         LossError: shapes that differ or are no (B, classes), logits not finite.
     """
     check_distilled(student_logits, teacher_logits)
-    # A clipped probability passes no gradient: a student that is sure and wrong learns nothing here,
-    # where `softened_kl` teaches it. Clipped ones do not sum to 1 either, so that the value can fall
-    # below 0 by about classes * KERAS_CLIP.
+    # A clipped probability passes no gradient: a student that is sure and wrong learns nothing
+    # here, where `softened_kl` teaches it. Clipped ones do not sum to 1 either, so that the value
+    # can fall below 0 by about classes * KERAS_CLIP.
     p_student, p_teacher = (
         z.softmax(1).clamp_min(KERAS_CLIP) for z in (student_logits, teacher_logits)
     )

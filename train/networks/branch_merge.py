@@ -1,7 +1,7 @@
 """Parallel convolutions of several sizes that train apart and become one convolution for the chip.
 
-y = M [g_1 N_1(W_1 * x); g_2 N_2(W_2 * x); ...] is linear while the gates g do not depend on x, so it
-is one convolution:
+y = M [g_1 N_1(W_1 * x); g_2 N_2(W_2 * x); ...] is linear while the gates g do not depend on x, so
+it is one convolution:
 
     W[o, i] = sum_b g_b sum_c M[o, b, c] n_b[c] pad(W_b)[c, i]
     b[o] = sum_b g_b sum_c M[o, b, c] b_b[c] + b_M[o]
@@ -25,7 +25,8 @@ Synapse = TypeVar("Synapse", bound=nn.Conv2d | nn.Linear)
 
 
 class ScaleGate(nn.Module):
-    """One number per map and image [SEEN, code]: global mean, 1x1 to 8, batch-norm, ReLU, 1x1 to 1; 545 parameters at 64.
+    """One number per map and image [SEEN, code]: global mean, 1x1 to 8, batch-norm, ReLU, 1x1 to 1;
+    545 parameters at 64.
 
     Args:
         channels: channels of the map.
@@ -48,14 +49,16 @@ class ScaleGate(nn.Module):
 
 
 class MultiScale(nn.Module):
-    """Convolutions of several odd sizes side by side, a gate for each, and a 1x1 convolution that joins them.
+    """Convolutions of several odd sizes side by side, a gate for each, and a 1x1 convolution that
+    joins them.
 
     Args:
         in_channels, channels, out_channels: channels of the input, of each branch, of the result.
         kernels: sizes, odd; padded so that all give the same positions.
         stride: stride of the branches.
         bias: whether branches and join have one.
-        gate: "static" learns a logit per branch, "dynamic" is SEEN's ScaleGate per image, "none" is 1.
+        gate: "static" learns a logit per branch, "dynamic" is SEEN's ScaleGate per image, "none" is
+            1.
         norm: whether a batch-norm follows each branch and the join.
 
     Raises:
@@ -125,7 +128,8 @@ def gated(maps: list[Tensor], shares: Tensor) -> list[Tensor]:
 
 
 def merge(front: MultiScale) -> nn.Conv2d:
-    """Return the one convolution that equals a front, computed in float64, in the front's dtype, in eval mode.
+    """Return the one convolution that equals a front, computed in float64, in the front's dtype, in
+    eval mode.
 
     Raises:
         ValueError: its gates depend on the image, so it is no convolution.
@@ -174,7 +178,8 @@ def merge(front: MultiScale) -> nn.Conv2d:
 
 
 def fold_norm(synapse: Synapse, norm: nn.Module) -> Synapse:
-    """Return a copy of a synapse with the batch-norm behind it, computed in float64, in the synapse's own dtype.
+    """Return a copy of a synapse with the batch-norm behind it, computed in float64, in the
+    synapse's own dtype.
 
     w' = w * gamma / sqrt(var + eps);  b' = beta + (b - mean) * gamma / sqrt(var + eps)
 

@@ -1,4 +1,6 @@
-"""A trained network as what can be exported: scales merged, norms folded, dropout gone, plain cells of Norse."""
+"""A trained network as what can be exported: scales merged, norms folded, dropout gone, plain cells
+of Norse.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,15 @@ from knarr.train.networks.neurons import BoxCell, ReadoutCell
 
 
 def plain(network: snn.SequentialState) -> snn.SequentialState:
-    """Return a copy in eval mode of the same dtype and cells: one convolution for each MultiScale, no batch-norm, no dropout.
+    """Return a copy in eval mode of the same dtype and cells: one convolution for each MultiScale,
+    no batch-norm, no dropout.
 
     Equal in real numbers; in floating point it rounds otherwise, and a neuron at its threshold may
     decide otherwise.
 
     Raises:
-        ValueError: gates that depend on the image, or a batch-norm that does not follow a synapse directly.
+        ValueError: gates that depend on the image, or a batch-norm that does not follow a synapse
+            directly.
     """
     layers: list[nn.Module] = []
     for module in copy.deepcopy(network).eval():
@@ -41,14 +45,17 @@ def plain(network: snn.SequentialState) -> snn.SequentialState:
 
 
 def chip_form(network: snn.SequentialState, *, snap: bool = False) -> snn.SequentialState:
-    """Return the network in float32 on the CPU as `to_nir` takes it, every cell equal in every bit to the trained one.
+    """Return the network in float32 on the CPU as `to_nir` takes it, every cell equal in every bit
+    to the trained one.
 
     Args:
         network: flat one-step network of this package.
-        snap: put every dt/tau on k/4096, as the chip's registers hold it; learned ones become constants.
+        snap: put every dt/tau on k/4096, as the chip's registers hold it; learned ones become
+            constants.
 
     Raises:
-        ValueError: a network that `plain` refuses, or a cell that fires at its threshold or gives its membrane.
+        ValueError: a network that `plain` refuses, or a cell that fires at its threshold or gives
+            its membrane.
     """
     layers = [
         layer.norse(snap=snap) if isinstance(layer, (BoxCell, ReadoutCell)) else layer

@@ -1,4 +1,6 @@
-"""The small demonstration's networks: an ANN teacher on frames and a spiking student in Norse on events."""
+"""The small demonstration's networks: an ANN teacher on frames and a spiking student in Norse on
+events.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,16 @@ class StudentShape:
 
 
 def build_student(shape: StudentShape, *, batch_norm: bool) -> snn.SequentialState:
-    """Build a student of one time step: convolution, LIF, average pooling twice, a linear layer, a leaky integrator.
+    """Build a student of one time step: convolution, LIF, average pooling twice, a linear layer, a
+    leaky integrator.
 
     Args:
         shape: sizes and time constants.
         batch_norm: True while it trains; False for the folded student that is exported.
 
     Raises:
-        RecipeError: sides that the poolings do not divide, or a time constant that no decay register holds.
+        RecipeError: sides that the poolings do not divide, or a time constant that no decay
+            register holds.
     """
     channels, height, width = shape.input_shape
     first, second = shape.channels
@@ -83,7 +87,8 @@ def build_student(shape: StudentShape, *, batch_norm: bool) -> snn.SequentialSta
 
 
 def run_student(student: snn.SequentialState, spikes: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Run all time steps, layer by layer: the same numbers as step by step, with convolutions batched over time.
+    """Run all time steps, layer by layer: the same numbers as step by step, with convolutions
+    batched over time.
 
     Args:
         student: flat SequentialState.
@@ -123,7 +128,11 @@ class Teacher(nn.Module):
     """
 
     def __init__(
-        self, input_shape: tuple[int, int, int], classes: int, width: int, dropout: float
+        self,
+        input_shape: tuple[int, int, int],
+        classes: int,
+        width: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         channels, height, across = input_shape

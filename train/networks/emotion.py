@@ -1,4 +1,5 @@
-"""EmotionKD: a teacher on EEG and skin conductance, and the paper's own student on skin conductance alone.
+"""EmotionKD: a teacher on EEG and skin conductance, and the paper's own student on skin conductance
+alone.
 
 They have 2,046,210 and 993,090 parameters. Layer sizes, rates and orders are the published code's
 [code], weights start as Keras's do. Defects of that code are not here, but for the option
@@ -46,8 +47,8 @@ class EmotionSettings(Frozen):
             published code does.
         feat_proj: how the teacher's features become as many as the student's: the mean of EEG's and
             skin's half, a learned matrix over tokens, or skin's half alone.
-        mha_init: limits of the attention's uniform weights: "fans" as newer Keras (0.102), "tf25" as
-            TensorFlow 2.5's rule for kernels of three axes (0.036; 0.077 at the output).
+        mha_init: limits of the attention's uniform weights: "fans" as newer Keras (0.102), "tf25"
+            as TensorFlow 2.5's rule for kernels of three axes (0.036; 0.077 at the output).
         l2: weight of the squared kernels of the head's convolutions, an explicit loss.
     """
 
@@ -95,7 +96,8 @@ class Rectifier(nn.Module):
 
 
 class Head(nn.Module):
-    """Windows to tokens: convolution over time, batch-norm, activation, convolution over channels, dropout.
+    """Windows to tokens: convolution over time, batch-norm, activation, convolution over channels,
+    dropout.
 
     Args:
         settings: sizes of the network.
@@ -128,7 +130,9 @@ class Head(nn.Module):
 
 
 class Attention(nn.Module):
-    """Softmax attention whose heads are each as wide as asked for; `nn.MultiheadAttention` divides the width among them."""
+    """Softmax attention whose heads are each as wide as asked for; `nn.MultiheadAttention` divides
+    the width among them.
+    """
 
     def __init__(
         self, width: int, heads: int, head_width: int, init: Literal["fans", "tf25"]
@@ -137,7 +141,9 @@ class Attention(nn.Module):
         self.heads = heads
         self.head_width = head_width
         inner = heads * head_width
-        self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
+        self.query = nn.Linear(width, inner)
+        self.key = nn.Linear(width, inner)
+        self.value = nn.Linear(width, inner)
         self.out = nn.Linear(inner, width)
         if init == "fans":
             self.limits = _limit(width, inner), _limit(inner, width)
@@ -202,7 +208,9 @@ class Encoder(nn.Module):
         tokens: Tensor,
         states: Any = None,
     ) -> tuple[list[Tensor], list[Any]]:
-        """Map (B, tokens, width) to each block's output of that shape, and give the activations' states."""
+        """Map (B, tokens, width) to each block's output of that shape, and give the activations'
+        states.
+        """
         x = tokens + self.positions[: tokens.shape[1]]
         depths, after = [], []
         before = states or [None] * len(self.blocks)
@@ -221,7 +229,8 @@ class Score(nn.Module):
         self.pool = pool
         self.dense1 = nn.Linear(width, width)
         self.dense2 = nn.Linear(width, width)
-        self.norm1, self.norm2 = (nn.BatchNorm1d(width, BN_EPS, BN_MOMENTUM) for _ in range(2))
+        self.norm1 = nn.BatchNorm1d(width, BN_EPS, BN_MOMENTUM)
+        self.norm2 = nn.BatchNorm1d(width, BN_EPS, BN_MOMENTUM)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale (B, tokens, width) by the gate."""
@@ -233,7 +242,9 @@ class Score(nn.Module):
 
 
 def as_keras(network: nn.Module) -> None:
-    """Draw Keras's first weights: Glorot uniform and zero biases, uniform positions, the attention's own limits."""
+    """Draw Keras's first weights: Glorot uniform and zero biases, uniform positions, the
+    attention's own limits.
+    """
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.xavier_uniform_(module.weight)
@@ -261,7 +272,8 @@ class EmotionOutput(NamedTuple):
 
     Args:
         logits: (B, classes), before any softmax.
-        features: F_S or F_T before the classifier, (B, tokens * width), twice as many of the teacher.
+        features: F_S or F_T before the classifier, (B, tokens * width), twice as many of the
+            teacher.
         matched: the same in the student's size; a student's own features.
     """
 
@@ -326,22 +338,28 @@ class EmotionStudent(nn.Module):
 
 
 class Fusion(nn.Module):
-    """IMF(Ea, Ga, Eb, Gb) = g1(Ea; Ga) + g2(Eb; Gb), where g is a score gate and ; joins along tokens."""
+    """IMF(Ea, Ga, Eb, Gb) = g1(Ea; Ga) + g2(Eb; Gb), where g is a score gate and ; joins along
+    tokens.
+    """
 
     def __init__(self, settings: EmotionSettings) -> None:
         super().__init__()
         self.bug_compat = settings.bug_compat_imf
-        self.first, self.second = (Score(settings.width, settings.score_pool) for _ in range(2))
+        self.first = Score(settings.width, settings.score_pool)
+        self.second = Score(settings.width, settings.score_pool)
 
     def forward(self, eeg_a: Tensor, gsr_a: Tensor, eeg_b: Tensor, gsr_b: Tensor) -> Tensor:
-        """Fuse two depths of EEG and skin conductance, (B, tokens, width) each, into (B, 2 * tokens, width)."""
+        """Fuse two depths of EEG and skin conductance, (B, tokens, width) each, into (B, 2 *
+        tokens, width).
+        """
         earlier = torch.cat([eeg_a, gsr_a], 1)
         later = torch.cat([eeg_a if self.bug_compat else eeg_b, gsr_b], 1)
         return self.first(earlier) + self.second(later)
 
 
 class EmotionTeacher(nn.Module):
-    """Teacher on EEG and skin conductance: a head and an encoder each, two fusions of neighbouring depths summed, classifier.
+    """Teacher on EEG and skin conductance: a head and an encoder each, two fusions of neighbouring
+    depths summed, classifier.
 
     Args:
         settings: sizes and options.
@@ -362,7 +380,9 @@ class EmotionTeacher(nn.Module):
         as_keras(self)
 
     def forward(self, eeg: Tensor, gsr: Tensor) -> EmotionOutput:
-        """Map (B, eeg_channels, samples) and (B, 1, samples) to logits, F_T (B, 2 * tokens * width), and F_T in the student's size."""
+        """Map (B, eeg_channels, samples) and (B, 1, samples) to logits, F_T (B, 2 * tokens *
+        width), and F_T in the student's size.
+        """
         eegs, _ = self.eeg_encoder(self.eeg_head(eeg)[0])
         gsrs, _ = self.gsr_encoder(self.gsr_head(gsr)[0])
         early = self.early(
@@ -382,7 +402,8 @@ class EmotionTeacher(nn.Module):
 
     def _matched(self, fused: Tensor) -> Tensor:
         """Map (B, 2 * tokens, width) to (B, tokens * width)."""
-        # The published code feeds F_T where half as much fits, which cannot run; so there are readings.
+        # The published code feeds F_T where half as much fits, which cannot run; so there are
+        # readings.
         of_eeg, of_gsr = fused.chunk(2, 1)
         if self.settings.feat_proj == "gsr_half":
             return of_gsr.flatten(1)
@@ -394,7 +415,9 @@ class EmotionTeacher(nn.Module):
 
 
 def conv_l2(network: EmotionTeacher | EmotionStudent) -> Tensor:
-    """Return the published code's penalty: l2 times the sum of the squared kernels of the heads' convolutions, 0-d."""
+    """Return the published code's penalty: l2 times the sum of the squared kernels of the heads'
+    convolutions, 0-d.
+    """
     # An optimiser's weight_decay is not the same: Adam rescales it.
     squares = [
         conv.weight.square().sum()

@@ -1,12 +1,13 @@
-"""Two spiking students of skin conductance: one that a chip can run, one with the paper's layers [reconstruction].
+"""Two spiking students of skin conductance: one that a chip can run, one with the paper's layers
+[reconstruction].
 
 Step t of the first gets samples [8t, 8t + 32) of a window: Linear, LIF, three times (Linear, LIF),
 Linear, leaky integrator; no attention, no score gates. Its first Linear is the published head's
 convolution over time; 14,722 weights and biases, 882,304 multiplications in 61 steps.
 
-The second, GsrRepeat, is the paper's student with spiking cells for its rectifiers, the window shown
-several times. It keeps softmax attention, layer-norms and score gates, so it CANNOT be exported:
-`to_nir` refuses it, no chip runs it. It shows the accuracy that spikes alone cost.
+The second, GsrRepeat, is the paper's student with spiking cells for its rectifiers, the window
+shown several times. It keeps softmax attention, layer-norms and score gates, so it CANNOT be
+exported: `to_nir` refuses it, no chip runs it. It shows the accuracy that spikes alone cost.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ class GsrStudentSettings(Frozen):
     """Sizes and options that decide the layers of the student for the chip.
 
     Args:
-        samples, kernel, stride: samples of a window, of a step's input, and between steps; 128 a second.
+        samples, kernel, stride: samples of a window, of a step's input, and between steps; 128 a
+            second.
         hidden: features of every layer, the student's tokens.
         depth: spiking layers behind the first.
         classes: 2 per task.
         neuron: neurons of the spiking layers; PLIF of tau 2 at the start.
         readout_coefficient: a = dt/tau of the leaky integrator.
-        norm: batch-norms behind "all" Linears but the last, or the "head" alone, as published, which
-            leaves the layers behind it silent at the start; they fold at export.
+        norm: batch-norms behind "all" Linears but the last, or the "head" alone, as published,
+            which leaves the layers behind it silent at the start; they fold at export.
         feature: values that F_S sums over the three depths, membranes before the reset or spikes.
         dt_s: time step, seconds: 8 samples of 128 a second.
     """
@@ -86,7 +88,9 @@ class GsrOutput(NamedTuple):
 
 
 def build_gsr_student(settings: GsrStudentSettings) -> snn.SequentialState:
-    """Build one time step as it trains: (B, kernel) samples to (B, classes) volts. `chip_form` makes it exportable."""
+    """Build one time step as it trains: (B, kernel) samples to (B, classes) volts. `chip_form`
+    makes it exportable.
+    """
     hidden = settings.hidden
     dt_s = settings.dt_s
     layers: list[nn.Module] = []

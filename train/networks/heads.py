@@ -1,4 +1,6 @@
-"""Clips through one-step networks, layer by layer; dropout with one mask per clip; votes of groups of neurons."""
+"""Clips through one-step networks, layer by layer; dropout with one mask per clip; votes of groups
+of neurons.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ class ClipDropout(nn.Module):
 
 
 def through_time(cell: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Run a stateful layer over (B, T, *): its outputs, and a spiking cell's membranes before the reset."""
+    """Run a stateful layer over (B, T, *): its outputs, and a spiking cell's membranes before the
+    reset.
+    """
     state = None
     outputs = []
     peaks = []
@@ -86,7 +90,9 @@ def through_time(cell: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def each_step(layer: nn.Module, x: Tensor) -> Tensor:
-    """Run a stateless layer over (B, T, *), all steps as one batch: batch-norms take their statistics over time too."""
+    """Run a stateless layer over (B, T, *), all steps as one batch: batch-norms take their
+    statistics over time too.
+    """
     out: Tensor = layer(x.flatten(0, 1))
     return out.reshape(-1, x.shape[1], *out.shape[1:])
 
@@ -94,7 +100,8 @@ def each_step(layer: nn.Module, x: Tensor) -> Tensor:
 def over_time(
     network: snn.SequentialState, clips: Tensor, *, record: bool = False
 ) -> NetworkOutput:
-    """Run all steps of a flat network, layer by layer: the numbers of a run step by step, but for batch-norms in training.
+    """Run all steps of a flat network, layer by layer: the numbers of a run step by step, but for
+    batch-norms in training.
 
     Args:
         network: one-step SequentialState of stateless layers and cells.
@@ -122,7 +129,8 @@ def over_time(
 
 
 def decide(network: snn.SequentialState, clips: Tensor) -> StepLogits:
-    """Return logits of every step and their mean over time, of a network whose last layer gives voltages.
+    """Return logits of every step and their mean over time, of a network whose last layer gives
+    voltages.
 
     Args:
         network: as `over_time` takes it.
@@ -133,6 +141,8 @@ def decide(network: snn.SequentialState, clips: Tensor) -> StepLogits:
 
 
 def vote(spikes: Tensor, classes: int) -> Tensor:
-    """Return each class's mean rate, (B, classes), of (B, T, classes * voters), the first class's voters first."""
+    """Return each class's mean rate, (B, classes), of (B, T, classes * voters), the first class's
+    voters first.
+    """
     rates = spikes.mean(1)
     return rates.reshape(len(spikes), classes, -1).mean(2)

@@ -3,12 +3,14 @@
 The teacher is an ANN-SNN hybrid on events and frames [paper]:
 
     seen            SEEN as it is: already such a hybrid
-    frame_per_step  a small residual ANN on each frame and spiking convolutions on each event image, features added
+    frame_per_step  a small residual ANN on each frame and spiking convolutions on each event image,
+    features added
 
 The student is spiking, light and sees frames [paper]: SEEN's spiking half on frames alone, its
 convolutions trained directly.
 
-    scales 3/5/7 stride 2 -> join 1x1 -> LIF -> 3x3 stride 2 -> LIF -> 3x3 stride 4 -> LIF -> FC -> LIF -> FC -> readout
+    scales 3/5/7 stride 2 -> join 1x1 -> LIF -> 3x3 stride 2 -> LIF -> 3x3 stride 4 -> LIF -> FC ->
+    LIF -> FC -> readout
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class MskdTeacherSettings(Frozen):
 
     Args:
         kind: "seen" or "frame_per_step", see the module.
-        seen: sizes of either; "frame_per_step" reads side_px, channels, classes, widths and neuron of them.
+        seen: sizes of either; "frame_per_step" reads side_px, channels, classes, widths and neuron
+            of them.
     """
 
     kind: Literal["seen", "frame_per_step"] = "seen"
@@ -74,10 +77,12 @@ class Residual(nn.Module):
 
 
 class FramePerStep(nn.Module):
-    """A teacher that adds features of frame t (ANN) to spikes of event image t (SNN), before two spiking layers.
+    """A teacher that adds features of frame t (ANN) to spikes of event image t (SNN), before two
+    spiking layers.
 
     Args:
-        settings: sizes; widths are those of the event branch, and the frame branch ends in as many channels.
+        settings: sizes; widths are those of the event branch, and the frame branch ends in as many
+            channels.
     """
 
     def __init__(self, settings: SeenSettings) -> None:
@@ -115,7 +120,8 @@ class FramePerStep(nn.Module):
         self.cells = nn.ModuleList(DecayCell(settings.neuron) for _ in range(5))
 
     def forward(self, events: Tensor, frames: Tensor) -> StepLogits:
-        """Map event and frame clips, (B, T, C, H, W) each, to membranes before their reset, and rates of the five spiking layers.
+        """Map event and frame clips, (B, T, C, H, W) each, to membranes before their reset, and
+        rates of the five spiking layers.
 
         Raises:
             ValueError: clips of different shapes.
@@ -139,7 +145,9 @@ class FramePerStep(nn.Module):
 
 
 WIDTHS = (64, 256, 512, 256)
-"""Widths at share 1: channels of a scale, of the second and third convolution; neurons of the hidden layer."""
+"""Widths at share 1: channels of a scale, of the second and third convolution; neurons of the
+hidden layer.
+"""
 
 
 class MskdStudentSettings(Frozen):
@@ -153,9 +161,10 @@ class MskdStudentSettings(Frozen):
         gate: "static" learns one logit per scale; "dynamic" (SEEN's, per image) cannot be exported;
             "none" weighs all 1.
         conv_bias: whether convolutions have one.
-        norm: batch-norms behind the scales, the join and the other convolutions; they fold at export.
-        readout: "membrane" is SEEN's, a neuron read before its reset; "li" a leaky integrator, which
-            alone can be exported.
+        norm: batch-norms behind the scales, the join and the other convolutions; they fold at
+            export.
+        readout: "membrane" is SEEN's, a neuron read before its reset; "li" a leaky integrator,
+            which alone can be exported.
         neuron: neurons in the form v += a (x - v); 0.8 is SEEN's decay of 0.2.
         readout_coefficient: a of "li".
         dt_s: time step, seconds; clips E4-S3 keep every fourth of 30 frames a second.
@@ -191,7 +200,8 @@ class MskdStudentSettings(Frozen):
 
 
 def build_mskd_student(settings: MskdStudentSettings) -> snn.SequentialState:
-    """Build one time step as it trains: (B, in_channels, H, W) to (B, classes) volts of the readout.
+    """Build one time step as it trains: (B, in_channels, H, W) to (B, classes) volts of the
+    readout.
 
     `heads.decide` runs a clip of frames; `chip_form.plain` merges the scales, `chip_form.chip_form`
     makes it exportable (static gate or none, readout "li").

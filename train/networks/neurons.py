@@ -1,4 +1,5 @@
-"""Cells to train with: own surrogate gradients, learnable decays, the membrane before its reset; each with a twin in Norse.
+"""Cells to train with: own surrogate gradients, learnable decays, the membrane before its reset;
+each with a twin in Norse.
 
 Norse's parameters are tuples that `.to()` does not move and optimisers do not see; all tensors here
 are buffers or parameters.
@@ -115,7 +116,9 @@ class SpikingCell(nn.Module):
         self.register_buffer("v_th", torch.tensor(neuron.v_th))
 
     def charge(self, v: Tensor, x: Tensor) -> Tensor:
-        """Return the membrane of this step before its reset, from the one after the last reset and the input."""
+        """Return the membrane of this step before its reset, from the one after the last reset and
+        the input.
+        """
         raise NotImplementedError
 
     def forward(
@@ -124,7 +127,8 @@ class SpikingCell(nn.Module):
         state: CellState | None = None,
     ) -> tuple[Tensor, CellState]:
         """Run one step on (B, *features); None is the state at rest."""
-        peak = self.charge(torch.zeros_like(x) if state is None else state.v, x)
+        before = torch.zeros_like(x) if state is None else state.v
+        peak = self.charge(before, x)
         spikes = fire(peak - self.v_th, self.neuron)
         # Detached, a spike tells nothing to the membrane that it resets.
         gone = spikes.detach() if self.neuron.detach_reset else spikes
@@ -137,7 +141,9 @@ class SpikingCell(nn.Module):
 
 
 class DecayCell(SpikingCell):
-    """v- = (1 - a) v + x;  z = [v- > v_th];  v = 0 where z. SEEN's neuron: 1 - a = 0.2, v_th = 0.3 [code]."""
+    """v- = (1 - a) v + x;  z = [v- > v_th];  v = 0 where z. SEEN's neuron: 1 - a = 0.2, v_th = 0.3
+    [code].
+    """
 
     def __init__(self, neuron: NeuronSettings, reads: Reads = "spikes") -> None:
         super().__init__(neuron, reads)
@@ -150,7 +156,8 @@ class DecayCell(SpikingCell):
 
 
 class BoxCell(SpikingCell):
-    """v- = v + a (x - v);  z = [v- > v_th];  v = 0 where z. Norse's LIFBoxCell; learned, PLIF (Fang et al., ICCV 2021).
+    """v- = v + a (x - v);  z = [v- > v_th];  v = 0 where z. Norse's LIFBoxCell; learned, PLIF (Fang
+    et al., ICCV 2021).
 
     Args:
         neuron: settings of the layer.
@@ -160,7 +167,12 @@ class BoxCell(SpikingCell):
     """
 
     def __init__(
-        self, neuron: NeuronSettings, dt_s: float, reads: Reads = "spikes", *, snap: bool = False
+        self,
+        neuron: NeuronSettings,
+        dt_s: float,
+        reads: Reads = "spikes",
+        *,
+        snap: bool = False,
     ) -> None:
         super().__init__(neuron, reads)
         self.dt = dt_s
@@ -171,10 +183,12 @@ class BoxCell(SpikingCell):
         return v + self.dt * _rate(self) * (x - v)
 
     def norse(self, *, snap: bool = False) -> nn.Module:
-        """Return Norse's LIFBoxCell, equal in every bit of float32; a is constant in it, and on k/4096 with `snap`.
+        """Return Norse's LIFBoxCell, equal in every bit of float32; a is constant in it, and on
+        k/4096 with `snap`.
 
         Raises:
-            ValueError: it fires at its threshold or gives its membrane, which no exported cell does.
+            ValueError: it fires at its threshold or gives its membrane, which no exported cell
+                does.
         """
         if self.neuron.fires != "gt" or self.reads != "spikes":
             raise ValueError(
@@ -198,7 +212,12 @@ class ReadoutCell(nn.Module):
     """
 
     def __init__(
-        self, coefficient: float, dt_s: float, *, learned: bool = False, snap: bool = False
+        self,
+        coefficient: float,
+        dt_s: float,
+        *,
+        learned: bool = False,
+        snap: bool = False,
     ) -> None:
         super().__init__()
         self.dt = dt_s
@@ -221,7 +240,8 @@ class ReadoutCell(nn.Module):
 
 
 def snap_inverse(tau_s: float, dt_s: float) -> Tensor:
-    """Return 1 / tau, per second, with dt/tau moved to the nearest k/4096 (k = 1..4095), which a chip's register holds.
+    """Return 1 / tau, per second, with dt/tau moved to the nearest k/4096 (k = 1..4095), which a
+    chip's register holds.
 
     Raises:
         RecipeError: tau is so short or long that no register comes near.
@@ -235,7 +255,9 @@ def snap_inverse(tau_s: float, dt_s: float) -> Tensor:
 
 
 def _hold_rate(cell: Any, coefficient: float, *, learned: bool, snap: bool) -> None:
-    """Give a cell its a: parameter `w` with a = sigmoid(w), or buffer `tau_mem_inv` = a / dt, per second."""
+    """Give a cell its a: parameter `w` with a = sigmoid(w), or buffer `tau_mem_inv` = a / dt, per
+    second.
+    """
     if learned:
         cell.w = nn.Parameter(torch.logit(torch.tensor(coefficient)))
         return
@@ -248,7 +270,9 @@ def _hold_rate(cell: Any, coefficient: float, *, learned: bool, snap: bool) -> N
 def _rate(cell: Any) -> Tensor:
     """Return 1 / tau_mem, per second."""
     # dt cancels in the cells, but Norse divides and multiplies by it: so every bit is the same.
-    return torch.sigmoid(cell.w) / cell.dt if hasattr(cell, "w") else cell.tau_mem_inv
+    if hasattr(cell, "w"):
+        return torch.sigmoid(cell.w) / cell.dt
+    return cell.tau_mem_inv
 
 
 def _fixed_rate(cell: Any, snap: bool) -> Tensor:

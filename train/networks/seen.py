@@ -1,4 +1,5 @@
-"""SEEN (single-eye emotion recognition from events and frames): an ANN on frames lends its weights to an SNN on events.
+"""SEEN (single-eye emotion recognition from events and frames): an ANN on frames lends its weights
+to an SNN on events.
 
 Layers and constants are those of its published code [code]; 6,078,655 parameters, multiplications
 177.8 M once and 182.3 M a step.
@@ -23,7 +24,9 @@ KERNELS = (3, 5, 7)
 SEEN_NEURON = NeuronSettings(
     coefficient=0.8, v_th=0.3, surrogate="box", width=0.5, detach_reset=False
 )
-"""V = 0.2 V (1 - P) + X, P = [V > 0.3] (the paper prints >=), surrogate 1 where |V - 0.3| < 0.5 [code]."""
+"""V = 0.2 V (1 - P) + X, P = [V > 0.3] (the paper prints >=), surrogate 1 where |V - 0.3| < 0.5
+[code].
+"""
 
 
 class SeenSettings(Frozen):
@@ -33,7 +36,8 @@ class SeenSettings(Frozen):
         side_px: height and width of the images.
         channels: channels of an image, of an event image too.
         classes: number of emotions.
-        widths: channels of a scale, of the second and third convolution; neurons of the hidden layer.
+        widths: channels of a scale, of the second and third convolution; neurons of the hidden
+            layer.
         frames: which frames the ANN sees; other than "first_last" are the paper's ablations.
         steps: steps of a clip; matters for frames="all" alone.
         readout: where logits come from; other than "mean_membrane" are the paper's ablations.
@@ -64,7 +68,8 @@ def side_after(side_px: int) -> int:
 
 
 class Seen(nn.Module):
-    """SEEN, whose spiking half uses the ANN's convolutions without bias and without gradient; they learn through J alone.
+    """SEEN, whose spiking half uses the ANN's convolutions without bias and without gradient; they
+    learn through J alone.
 
     J are the spikes of the ANN's last map, which are lent to every step of the spiking half.
 
@@ -106,7 +111,8 @@ class Seen(nn.Module):
             )
 
     def forward(self, events: Tensor, frames: Tensor) -> StepLogits:
-        """Map event and frame clips, (B, T, 3, H, W) each, of the same T, to membranes of the last layer before their reset.
+        """Map event and frame clips, (B, T, 3, H, W) each, of the same T, to membranes of the last
+        layer before their reset.
 
         `step_logits` are those membranes whatever the readout; rates are of J, the four spiking
         layers and the head.
@@ -189,7 +195,8 @@ class Seen(nn.Module):
                 )
         which = self.settings.frames
         least = {"all": self.settings.steps, "first_second": 2}.get(which, 1)
-        # All frames stand as channels before the stem, so there must be as many as it was built for.
+        # All frames stand as channels before the stem, so there must be as many as it was built
+        # for.
         if steps < least or (which == "all" and steps != least):
             raise ValueError(f"frames: {steps} steps, frames='{which}' needs {least}")
 

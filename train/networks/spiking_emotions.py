@@ -1,9 +1,10 @@
-"""The networks of "Spiking Emotions" (CEUR-WS 3331 paper 8): spiking voters on simulated events, and the ANN beside them.
+"""The networks of "Spiking Emotions" (CEUR-WS 3331 paper 8): spiking voters on simulated events,
+and the ANN beside them.
 
-3x3 convolutions, batch-norm, PLIF, average pools, 20 voters in two groups, and an ANN on 68 frames as
-channels [paper]. The paper prints operations in tenths of a million, not its layers: widths, depth,
-the hidden layer, dropout are [reconstruction], the fit of all its counts (6,462,213 parameters;
-9,144,576 and 47,940,608 operations a step).
+3x3 convolutions, batch-norm, PLIF, average pools, 20 voters in two groups, and an ANN on 68 frames
+as channels [paper]. The paper prints operations in tenths of a million, not its layers: widths,
+depth, the hidden layer, dropout are [reconstruction], the fit of all its counts (6,462,213
+parameters; 9,144,576 and 47,940,608 operations a step).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class SpikingEmotionsSettings(Frozen):
         fires: "gt" as Norse, NIR and the chip; "ge" as the paper writes; exact ties alone differ.
         fc_bias: whether linear layers have one; the PLIF code has none.
         dropout: share that is dropped before each linear layer, one mask for all steps of a clip.
-        classes, voters: classes and neurons that vote for each, the first class's first: 0-9 negative, 10-19 positive.
+        classes, voters: classes and neurons that vote for each, the first class's first: 0-9
+            negative, 10-19 positive.
         frames: number of frames that the ANN takes as channels.
         dt_s: time step, seconds; matters where the network is exported.
     """
@@ -80,7 +82,9 @@ class SpikingEmotionsSettings(Frozen):
         return side
 
     def cell(self) -> BoxCell:
-        """Make a layer of its neurons: surrogate ATan of sharpness 2, reset without gradient [code, library default]."""
+        """Make a layer of its neurons: surrogate ATan of sharpness 2, reset without gradient [code,
+        library default].
+        """
         neuron = NeuronSettings(
             coefficient=1 / TAU_STEPS,
             learned=self.neuron == "plif",
@@ -118,9 +122,11 @@ def build_voting_network(settings: SpikingEmotionsSettings) -> snn.SequentialSta
 
 
 def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
-    """Build one time step of PLIF-Fang: five times {3x3, 128 channels, padded; BN; PLIF; max pool}, a quarter, voters; no biases [code].
+    """Build one time step of PLIF-Fang: five times {3x3, 128 channels, padded; BN; PLIF; max pool},
+    a quarter, voters; no biases [code].
 
-    The settings `blocks`, `width`, `hidden`, `pool` and `fc_bias` are not read: here they are fixed.
+    The settings `blocks`, `width`, `hidden`, `pool` and `fc_bias` are not read: here they are
+    fixed.
 
     Raises:
         ValueError: frames too small for five pools.
@@ -148,7 +154,9 @@ def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
 
 
 def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
-    """Build the ANN: (B, frames, size, size), grey or differences, to (B, classes); ReLU for PLIF, no vote."""
+    """Build the ANN: (B, frames, size, size), grey or differences, to (B, classes); ReLU for PLIF,
+    no vote.
+    """
     layers = _features(settings, settings.frames, nn.ReLU)
     return nn.Sequential(
         *layers,
@@ -163,7 +171,8 @@ def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
 def votes(
     network: snn.SequentialState, clips: Tensor, settings: SpikingEmotionsSettings
 ) -> StepLogits:
-    """Run clips and give mean rates of the voters, 0..1, in place of logits, for the clip and for every step.
+    """Run clips and give mean rates of the voters, 0..1, in place of logits, for the clip and for
+    every step.
 
     Args:
         network: network of `build_voting_network` or `build_plif_fang`.

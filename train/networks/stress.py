@@ -1,4 +1,5 @@
-"""A small teacher of skin conductance and heart rate, for Stress-Predict, where EmotionKD's is too large [reconstruction].
+"""A small teacher of skin conductance and heart rate, for Stress-Predict, where EmotionKD's is too
+large [reconstruction].
 
 Two convolutions over time leave one token for each step of the student, so that its features can be
 matched like EmotionKD's.
@@ -23,7 +24,8 @@ class StressTeacherSettings(Frozen):
     Args:
         signals: both, or skin conductance alone.
         samples: samples of a window at 4 Hz, whole steps of 12.
-        inner, width: features of the two convolutions; a student with as many can be taught by features.
+        inner, width: features of the two convolutions; a student with as many can be taught by
+            features.
         dropout: share that is dropped before the logits.
         classes: rest and stress.
     """
@@ -61,7 +63,8 @@ class StressTeacher(nn.Module):
         super().__init__()
         self.settings = settings
         self.channels = 2 if settings.signals == "eda_hr" else 1
-        # 4 of 12 samples, then 3 of those: a step. The paddings put each token on the middle of its step.
+        # 4 of 12 samples, then 3 of those: a step. The paddings put each token on the middle of its
+        # step.
         self.early = nn.Sequential(
             nn.Conv1d(self.channels, settings.inner, 12, stride=4, padding=4),
             nn.BatchNorm1d(settings.inner),
@@ -75,7 +78,9 @@ class StressTeacher(nn.Module):
         self.classifier = nn.Linear(settings.steps * settings.width, settings.classes)
 
     def forward(self, signals: Tensor) -> EmotionOutput:
-        """Map (B, 2, samples), skin conductance first, to logits and features (B, steps * width), before their ReLU."""
+        """Map (B, 2, samples), skin conductance first, to logits and features (B, steps * width),
+        before their ReLU.
+        """
         tokens = self.late(self.early(signals[:, : self.channels]))
         features = tokens.transpose(1, 2).flatten(1)
         logits = self.classifier(self.dropout(torch.relu(features)))
