@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -47,7 +45,7 @@ DONE: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Report: TypeAlias = Callable[[int, float], None]
 """A function to call with (epoch, value) after every epoch. What it raises ends the run, which has to let it pass."""
-Trials: TypeAlias = Mapping[str | None, Sequence[FrozenTrial]]
+Trials: TypeAlias = Mapping[str, Sequence[FrozenTrial]]
 """Trials by their point's folder, each list in the order in which they were made."""
 
 
@@ -59,27 +57,25 @@ class RefusedError(Exception):
     """The parameters of a point make no run, which is a result; any other exception ends the worker."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """One run of a study.
-
-    Attributes:
-        folder: Its folder below the study's, by which the storage knows the point.
-        parameters: Its parameters where they are fixed, as Optuna keeps them.
-    """
-
-    folder: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+Run: TypeAlias = Callable[[int, dict[str, Any], Report], float]
+"""A function of (number of a point, its parameters, report) that makes its run, or goes on with one that was cut short, and
+returns its value. RefusedError says that the parameters make no run; any other exception ends the worker."""
+Draw: TypeAlias = Callable[[optuna.Trial, int], dict[str, Any]]
+"""A function of (trial, number of its point) that returns its parameters, asking the trial for those that it keeps."""
 
 
-class Study(ABC):
+class Study:
     """A list of points and its storage.
 
     Args:
         name: Name of the study in its storage.
-        points: All points, in the order in which they are begun.
+        points: Folder of each point below the study's -> its fixed parameters as Optuna keeps them, in the order in
+            which they are begun.
         folder: Folder of the study, made when it is not there.
+        run: Makes the run of a point.
         storage: Address of a database, see `open_storage`; None for a SQLite file in `folder`.
+        draw: Gives the parameters of a point.
+        is_done: Tells of a point's folder whether its run is finished; None asks the storage.
         maximise: Whether high values are good ones.
         pruner: Decides after each report whether a run is worth going on with; None for always.
         on_progress: Called with what happens.
@@ -97,18 +93,20 @@ class Study(ABC):
     def __init__(
         self,
         name: str,
-        points: Sequence[Point],
+        points: Mapping[str, Mapping[str, Any]],
         folder: Path,
+        run: Run,
         storage: str | None = None,
         *,
+        draw: Draw = lambda trial, number: {},
+        is_done: Callable[[str], bool] | None = None,
         maximise: bool = True,
         pruner: optuna.pruners.BasePruner | None = None,
         on_progress: OnProgress = ignore,
     ) -> None:
-        self.name, self.folder, self.on_progress = name, folder, on_progress
-        self.points = {point.folder: point for point in points}
-        self.numbers = {point.folder: number for number, point in enumerate(points)}
-        self._seen: set[int] = set()
+        self.name, self.points, self.on_progress = name, points, on_progress
+        self._run, self._draw, self._is_done = run, draw, is_done
+        self._watched: set[int] = set()
         folder.mkdir(parents=True, exist_ok=True)
         url = storage or f"sqlite:///{folder / STUDY_FILE}"
         self._storage = open_storage(url, self.heartbeat_s, self.grace_s, self._queue_again)
@@ -121,27 +119,6 @@ class Study(ABC):
                 pruner=pruner or optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
-
-    @abstractmethod
-    def run(self, number: int, parameters: dict[str, Any], report: Report) -> float:
-        """Make the run of a point, or go on with one that was cut short, and return its value.
-
-        Args:
-            number: Number of the point, from 0.
-            parameters: What `draw` gave.
-            report: To be called after every epoch, if there are any.
-
-        Raises:
-            RefusedError: The parameters make no run.
-        """
-
-    def draw(self, trial: optuna.Trial, number: int) -> dict[str, Any]:
-        """Return the parameters of a point, asking `trial` for those that it should keep."""
-        return {}
-
-    def is_done(self, folder: str, trials: Trials) -> bool:
-        """Return whether a point is finished."""
-        return first(trials[folder], DONE) is not None
 
     def say(self, text: str) -> None:
         """Report a sentence as progress."""
@@ -176,7 +153,7 @@ class Study(ABC):
         with _quiet():
             optuna.storages.fail_stale_trials(self.optuna)
         trials = self._trials()
-        left = [folder for folder in self.points if not self.is_done(folder, trials)]
+        left = [folder for folder in self.points if not self._done(folder, trials)]
         if not left:
             return None
         states = Counter(trial.state for own in trials.values() for trial in own)
@@ -190,17 +167,22 @@ class Study(ABC):
                 return (
                     f"Waiting for other workers: {running} of {len(self.points)} trials are running"
                 )
-            self._queue(self.points[folder], trials[folder])
+            self._queue(folder, trials[folder])
         with _quiet():
             trial = self.optuna.ask()
         with get_heartbeat_thread(trial._trial_id, self._storage):
             self._attempt(trial)
         return ""
 
+    def _done(self, folder: str, trials: Trials) -> bool:
+        if self._is_done is not None:
+            return self._is_done(folder)
+        return first(trials[folder], DONE) is not None
+
     def _trials(self) -> Trials:
-        found: dict[str | None, list[FrozenTrial]] = defaultdict(list)
+        found: dict[str, list[FrozenTrial]] = defaultdict(list)
         for trial in self.optuna.get_trials(deepcopy=False):
-            found[trial.user_attrs.get(FOLDER)].append(trial)
+            found[trial.user_attrs.get(FOLDER, "")].append(trial)
         return found
 
     def _watch(self, trials: Trials) -> None:
@@ -210,17 +192,17 @@ class Study(ABC):
         """
         for own in trials.values():
             for trial in own:
-                if trial.state == TrialState.RUNNING and trial.number not in self._seen:
-                    self._seen.add(trial.number)
+                if trial.state == TrialState.RUNNING and trial.number not in self._watched:
+                    self._watched.add(trial.number)
                     self._storage.record_heartbeat(trial._trial_id)
 
-    def _queue(self, point: Point, failed: Sequence[FrozenTrial]) -> None:
+    def _queue(self, folder: str, failed: Sequence[FrozenTrial]) -> None:
         """Queue a trial for a point that is free, with the parameters of an earlier one that had begun."""
         begun = [trial for trial in failed if trial.user_attrs.get(BEGUN)]
         if begun:
             self._queue_again(self.optuna, begun[-1])
         else:
-            self.optuna.enqueue_trial(dict(point.parameters), user_attrs={FOLDER: point.folder})
+            self.optuna.enqueue_trial(dict(self.points[folder]), user_attrs={FOLDER: folder})
 
     def _queue_again(self, study: optuna.Study, failed: FrozenTrial) -> None:
         """Queue another trial for the folder and with the parameters of one that was cut short."""
@@ -240,51 +222,53 @@ class Study(ABC):
 
     def _attempt(self, trial: optuna.Trial) -> None:
         """Make the run that a trial is for, unless it turns out that nobody needs it."""
-        folder, trials = trial.user_attrs.get(FOLDER), self._trials()
+        folder, trials = trial.user_attrs.get(FOLDER, ""), self._trials()
         other = first(trials[folder], [TrialState.RUNNING])
         taken = other is not None and other.number < trial.number
         # A trial without a folder is what Optuna makes when another worker took the one that was queued.
-        if folder not in self.points or taken or self.is_done(folder, trials):
-            self._tell(trial, TrialState.FAIL)
+        if folder not in self.points or taken or self._done(folder, trials):
+            self.optuna.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             return
-        reported = set(trials[folder][-1].intermediate_values)
-
-        def report(epoch: int, value: float) -> None:
-            # A run that goes on repeats the epoch it was in, which may have been reported.
-            if epoch not in reported:
-                trial.report(value, epoch)
-                reported.add(epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
         try:
-            parameters = self.draw(trial, self.numbers[folder])
-            trial.set_user_attr(BEGUN, True)
-            value = self.run(self.numbers[folder], parameters, report)
-            self._tell(trial, TrialState.COMPLETE, value)
-        except RefusedError as error:
-            # Not failed but pruned: from those samplers learn to stay away, of failed ones they know nothing.
-            trial.set_user_attr(REFUSED, str(error)[:1000])
-            self._tell(trial, TrialState.PRUNED)
-            self.say(f"  {folder} refused: {error}")
-        except optuna.TrialPruned:
-            self._tell(trial, TrialState.PRUNED)
-            self.say(f"  {folder} pruned after epoch {max(reported, default=-1) + 1}")
+            refusal, value = None, None
+            try:
+                value = self._make(trial, folder, trials[folder][-1].intermediate_values)
+            except RefusedError as error:
+                refusal = f"refused: {error}"
+                trial.set_user_attr(REFUSED, str(error)[:1000])
+            except optuna.TrialPruned as error:
+                refusal = f"pruned after epoch {error}"
+            # Not failed but pruned: samplers learn to stay away from those, and know nothing of failed ones.
+            state = TrialState.COMPLETE if refusal is None else TrialState.PRUNED
+            told = self.optuna.tell(trial, value, state, skip_if_finished=True)
+            if told.state != state:
+                raise UpdateFinishedTrialError
+            if refusal is not None:
+                self.say(f"  {folder} {refusal}")
         except UpdateFinishedTrialError:
+            # It stood still for too long. The one that has the trial now goes on in the same folder.
             self.say(f"{folder}: another worker has taken it over")
         except BaseException:
-            self._tell(trial, TrialState.FAIL)
+            self.optuna.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
 
-    def _tell(self, trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
-        """Finish a trial.
+    def _make(self, trial: optuna.Trial, folder: str, known: Mapping[int, float]) -> float:
+        """Make a run and return its value; `known` are the values by epoch that were reported before."""
+        number = list(self.points).index(folder)
+        last = max(known, default=-1)
 
-        Raises:
-            UpdateFinishedTrialError: Another worker has failed it in the meantime.
-        """
-        told = self.optuna.tell(trial, value, state, skip_if_finished=True)
-        if told.state != state:
-            raise UpdateFinishedTrialError
+        def report(epoch: int, value: float) -> None:
+            nonlocal last
+            # A run that goes on repeats the epoch it was in, which may have been reported.
+            if epoch > last:
+                trial.report(value, epoch)
+                last = epoch
+            if trial.should_prune():
+                raise optuna.TrialPruned(last + 1)
+
+        parameters = self._draw(trial, number)
+        trial.set_user_attr(BEGUN, True)
+        return self._run(number, parameters, report)
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:

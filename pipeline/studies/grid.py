@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -31,7 +29,7 @@ from knarr.pipeline.evaluation import Network
 from knarr.pipeline.measures import RATES
 from knarr.pipeline.published import Row, published
 from knarr.train.recipe import load_recipe, read_text, with_settings
-from knarr.train.settings import Recipe, RecipeError, YamlError, faults_of, read_yaml
+from knarr.train.settings import Frozen, Recipe, RecipeError, YamlError, faults_of, read_yaml
 
 MAX_RUNS: Final = 1000
 _SHIPPED: Final = resources.files("knarr.pipeline").joinpath("grids")
@@ -48,14 +46,10 @@ def _flat(value: Any) -> Any:
 
     A few bytes of YAML can name a structure that takes all memory once it is written out.
     """
-    if isinstance(value, dict):
-        inner = list(value.values())
-        innermost = [item for each in inner if isinstance(each, list) for item in each]
-    else:
-        inner = innermost = value if isinstance(value, list) else []
-    if any(isinstance(item, dict) for item in inner) or any(
-        isinstance(item, list | dict) for item in innermost
-    ):
+    inner = list(value.values()) if isinstance(value, dict) else [value]
+    innermost = [item for each in inner if isinstance(each, list) for item in each]
+    # A mapping in the mapping, or anything in a list that is no plain value.
+    if dict in map(type, inner) or {dict, list} & set(map(type, innermost)):
         raise ValueError(
             "nested too deep; set what lies below by dotted path, such as teacher.network.seen.widths"
         )
@@ -106,18 +100,14 @@ CountFolds = Callable[[Recipe, PlannedRow], int | None]
 """A function of (recipe, its row) that returns how many folds its data have; None where nobody can say."""
 
 
-class _GridModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PublishedReference(_GridModel):
+class PublishedReference(Frozen):
     """The published numbers that stand beside a row."""
 
     table: Text
     method: Text
 
 
-class GridRow(_GridModel):
+class GridRow(Frozen):
     """One row of a grid's file.
 
     Attributes:
@@ -132,7 +122,7 @@ class GridRow(_GridModel):
 
     name: Text
     recipe: Text | None = None
-    set: Settings = {}
+    set: Settings = Field(default={})
     runs_of: Text | None = None
     network: Network | None = None
     beside: PublishedReference | None = None
@@ -153,7 +143,7 @@ class GridRow(_GridModel):
         return self
 
 
-class RunGrid(_GridModel):
+class RunGrid(Frozen):
     """Rows of runs.
 
     Attributes:
@@ -180,7 +170,7 @@ class RunGrid(_GridModel):
     columns: Annotated[tuple[Text, ...], Field(min_length=1)] = ("war", "uar")
     costs: bool = False
     rows: tuple[GridRow, ...] = ()
-    axes: Axes = {}
+    axes: Axes = Field(default={})
     exclude: tuple[Exclusion, ...] = ()
 
     @field_validator("columns")

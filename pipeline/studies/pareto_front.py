@@ -37,7 +37,7 @@ from knarr.pipeline.studies.results import (
     ParetoResult,
     fronted,
 )
-from knarr.pipeline.studies.sweep_file import Choices, Space, Sweep, SweepSettings
+from knarr.pipeline.studies.sweep_file import Sweep, SweepSettings
 from knarr.pipeline.studies.sweeps import run_sweep
 from knarr.train import Recipe, RecipeError, student_predictions
 from knarr.train.recipe import load_recipe, parse_setting, with_settings
@@ -97,6 +97,7 @@ def pareto(
     root = read_run(base.folder)[1]
 
     def fit(recipe: Recipe, folder: Path, report: Report) -> float:
+        # Before anything is copied: a folder of another search is refused as it is.
         claim_folder(recipe, base.data, root, folder)
         return _fit(stages.fork_run(base, recipe, folder))
 
@@ -131,6 +132,7 @@ def _float_run(recipe: Recipe, data: Path | None, folder: Path, on_progress: OnP
     folder.mkdir(parents=True, exist_ok=True)
     # The first of several workers makes it, and the others wait.
     with alone(folder / ".float.lock"):
+        # The float student does not depend on `chip`, so one serves all points.
         base = open_run(
             recipe.model_copy(update={"chip": None}),
             folder / FLOAT,
@@ -138,7 +140,9 @@ def _float_run(recipe: Recipe, data: Path | None, folder: Path, on_progress: OnP
             cache=folder.parent / "data",
             on_progress=on_progress,
         )
-        check_networks(recipe.model_copy(update={"chip": recipe.chip or ChipSettings()}), base.data)
+        # A student that no chip can be fitted with is refused before hours of its float fit.
+        with_chip = recipe.model_copy(update={"chip": recipe.chip or ChipSettings()})
+        check_networks(with_chip, base.data)
         stages.train(base)
         stages.export(base)
         release(base.folder)
@@ -153,20 +157,21 @@ def _sweep(
     shares: Sequence[float],
 ) -> Sweep:
     """Return all combinations, as a sweep that may grow no further."""
-    goals = tuple(None if share == 1 else share for share in shares)
-    search: dict[str, Space] = {
-        BITS: Choices(values=tuple(bits)),
-        STEPS: Choices(values=tuple(steps)),
-        SHARE: Choices(values=goals),
-    }
+    goals = [None if share == 1 else share for share in shares]
+    searched = {BITS: bits, STEPS: steps, SHARE: goals}
+    settings = SweepSettings.model_validate(
+        {
+            "name": f"pareto-{recipe.name}"[:100],
+            "recipe": name,
+            "sampler": "grid",
+            "search": {path: {"values": values} for path, values in searched.items()},
+        }
+    )
     # What is searched is taken out of the recipe's own block.
     chip = (recipe.chip or ChipSettings()).model_copy(
         update={"acc_per_inference": None, "acc_share": None, "timesteps": None}
     )
-    settings = SweepSettings(
-        name=f"pareto-{recipe.name}"[:100], recipe=name, sampler="grid", search=search
-    )
-    count = math.prod(map(len, (bits, steps, goals)))
+    count = math.prod(map(len, searched.values()))
     return Sweep(settings, recipe.model_copy(update={"chip": chip}), count)
 
 
@@ -195,6 +200,7 @@ def _measured(run: Run) -> dict[str, Any]:
     _, chosen = train_validation_split(run.recipe, run.data)
     inputs = run.on_chip(run.data.train).chip_inputs(chosen)
     counts = count_events(network, inputs, simulate(network, inputs, record=("output", "spikes")))
+    # Beside the front and without a say in it, so their cost is not counted.
     test = run.data.test
     right = int((stages.chip_decisions(run, network, test) == test.labels).sum())
     pricing = Pricing()

@@ -1,6 +1,5 @@
-"""A sweep as one picture: how its values went, and which settings the better trials have in common.
-
-Accuracy against energy, one panel per energy model, each with its intervals.
+"""Draw sweeps (how values went, which settings the better trials have in common) and Pareto searches (accuracy against
+energy, one panel per energy model).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from knarr.pipeline.studies.results import ParetoPoint, SweepResult
+from knarr.pipeline.studies.results import BITS, SHARE, STEPS, ParetoPoint, SweepResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,14 +21,19 @@ if TYPE_CHECKING:
 mpl.use("Agg")  # a machine without a screen draws too
 
 FINISHED, BEST, OTHER = "tab:blue", "tab:red", "tab:gray"
+MARKERS = "os^Dv<>p"
+COLUMNS = 2
+DECADE = 10
+"""Costs that differ by more lie on a logarithmic axis."""
 
 
 def draw_sweep(result: SweepResult) -> Figure:
-    """Values by trial, and importance beside them where there are trials enough for it."""
+    """Draw values by trial, and importance beside them where there are trials enough for it."""
     settings = result.sweep.settings
-    rows = max(3.6, 0.3 * len(result.importance) + 1.2)
+    height = max(3.6, 0.3 * len(result.importance) + 1.2)  # inches; a bar needs 0.3
+    columns = 2 if result.importance else 1
     figure, axes = plt.subplots(
-        1, 2 if result.importance else 1, figsize=(9, rows), squeeze=False, layout="constrained"
+        1, columns, figsize=(9, height), squeeze=False, layout="constrained"
     )
     _history(axes[0, 0], result)
     if result.importance:
@@ -41,31 +45,25 @@ def draw_sweep(result: SweepResult) -> Figure:
 
 
 def _history(axes: Axes, result: SweepResult) -> None:
-    """Every trial with a value as a point; the best one up to each trial as a line."""
+    """Draw every trial with a value as a point, and the best one up to each trial as a line."""
     for state, marker, colour in (("finished", "o", FINISHED), ("pruned", "x", OTHER)):
-        shown = [
-            trial for trial in result.trials if trial.state == state and trial.value is not None
-        ]
-        if shown:
-            values = np.array([trial.value for trial in shown], dtype=float)
-            places = np.array([trial.number + 1 for trial in shown])
-            axes.scatter(places, values, s=18, marker=marker, c=colour, label=state)
-    finished = [trial for trial in result.trials if trial.state == "finished"]
-    if finished:
-        values = np.array([trial.value for trial in finished], dtype=float)
-        best = (np.maximum if result.sweep.maximise else np.minimum).accumulate(values)
-        axes.step(
-            [trial.number + 1 for trial in finished],
-            best,
-            where="post",
-            color=BEST,
-            label="best so far",
-        )
+        # A trial that was pruned before its first epoch ended has no value.
+        shown = [t for t in result.trials if t.state == state and t.value is not None]
+        if not shown:
+            continue
+        # People count trials from 1, as the progress of a sweep does.
+        places = [trial.number + 1 for trial in shown]
+        values = np.array([trial.value for trial in shown], dtype=float)
+        axes.scatter(places, values, s=18, marker=marker, c=colour, label=state)
+        if state == "finished":
+            best = (np.maximum if result.sweep.maximise else np.minimum).accumulate(values)
+            axes.step(places, best, where="post", color=BEST, label="best so far")
+    # A legend without entries would be an empty box.
+    if any(trial.state == "finished" for trial in result.trials):
         axes.legend(fontsize=8)
     refused = sum(trial.state == "refused" for trial in result.trials)
-    axes.set_xlabel(
-        "trial" + (f" ({refused} refused by the recipe, not shown)" if refused else ""), fontsize=8
-    )
+    note = f" ({refused} refused by the recipe, not shown)" if refused else ""
+    axes.set_xlabel(f"trial{note}", fontsize=8)
     axes.set_ylabel(result.sweep.settings.metric.replace("_", " "), fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -76,21 +74,20 @@ def _importance(axes: Axes, importance: dict[str, float]) -> None:
     bars = axes.barh(places, list(importance.values()), color=FINISHED)
     axes.bar_label(bars, [f"{share:.0%}" for share in importance.values()], padding=2, fontsize=8)
     axes.set_yticks(places, names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.15)
+    axes.invert_yaxis()  # the most important one on top
+    axes.set_xlim(0, 1.15)  # shares end at 1; room for the text of the longest bar
     axes.set_xlabel("importance (PED-ANOVA)", fontsize=8)
 
 
-MARKERS = "os^Dv<>p"
-COLUMNS = 2
-DECADE = 10
-"""Costs that differ by more lie on a logarithmic axis."""
-
-
 def draw_pareto(points: Sequence[ParetoPoint], facts: dict[str, Any]) -> Figure:
-    """Points of all models; the front is drawn where it was found."""
+    """Draw the points by all energy models; the front is drawn where it was found.
+
+    Args:
+        points: The points, at least one.
+        facts: `ParetoResult.to_json` of the search.
+    """
     models = list(points[0].facts["energy"])
-    rows = -(-len(models) // COLUMNS)
+    rows = -(-len(models) // COLUMNS)  # rounded up
     figure, axes = plt.subplots(
         rows, COLUMNS, figsize=(10, 3.6 * rows), squeeze=False, layout="constrained", sharey=True
     )
@@ -101,11 +98,9 @@ def draw_pareto(points: Sequence[ParetoPoint], facts: dict[str, Any]) -> Figure:
     for row in axes:
         row[0].set_ylabel("accuracy on validation clips")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    drawn = dict(zip(labels, handles, strict=True))
-    names = sorted(drawn)
-    figure.legend(
-        [drawn[name] for name in names], names, loc="outside lower center", ncols=6, fontsize=8
-    )
+    # All panels have the same entries, and a label may stand there twice.
+    drawn = dict(sorted(zip(labels, handles, strict=True), key=lambda entry: entry[0]))
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=6, fontsize=8)
     figure.suptitle(
         f"{facts['recipe']}: what accuracy costs; small marks: small ACC goals; bars: intervals of the prices",
         fontsize=10,
@@ -114,34 +109,38 @@ def draw_pareto(points: Sequence[ParetoPoint], facts: dict[str, Any]) -> Figure:
 
 
 def _panel(axes: Axes, points: Sequence[ParetoPoint], model: str, facts: dict[str, Any]) -> None:
-    steps = sorted({point.parameters["chip.timesteps"] for point in points}, reverse=True)
-    bits = sorted({point.parameters["chip.weight_bits"] for point in points}, reverse=True)
+    steps = sorted({point.parameters[STEPS] for point in points}, reverse=True)
+    bits = sorted({point.parameters[BITS] for point in points}, reverse=True)
+    # Picojoules are nanojoules / 1000.
+    costs = [float(point.energy(model)["nominal_pj"]) / 1e3 for point in points]
     unknown = False
-    for point in points:
-        energy = point.energy(model)
-        nominal = float(energy["nominal_pj"]) / 1e3
-        low, high = (
-            None if energy[name] is None else float(energy[name]) / 1e3
-            for name in ("lo_pj", "hi_pj")
-        )
-        unknown |= low is None or high is None
-        label = f"{point.parameters['chip.weight_bits']} bits, {point.parameters['chip.timesteps']} steps"
-        spread = (
-            [[nominal - low], [high - nominal]] if low is not None and high is not None else None
-        )
-        share = point.parameters["chip.acc_share"]
+    for point, cost in zip(points, costs, strict=True):
+        energy, values = point.energy(model), point.parameters
+        spread = None
+        # Where one bound is unknown, half a bar would look like a sharp price.
+        if energy["lo_pj"] is None or energy["hi_pj"] is None:
+            unknown = True
+        else:
+            spread = [[cost - energy["lo_pj"] / 1e3], [energy["hi_pj"] / 1e3 - cost]]
+        share = values[SHARE]
         axes.errorbar(
-            nominal, point.accuracy, xerr=spread, capsize=2, elinewidth=0.8, linestyle="none",
-            marker=MARKERS[steps.index(point.parameters["chip.timesteps"]) % len(MARKERS)],
-            color=f"C{bits.index(point.parameters['chip.weight_bits'])}",
-            markersize=4 + 4 * (1 if share is None else share), label=label if share is None else None,
-        )  # fmt: skip
+            cost,
+            point.accuracy,
+            xerr=spread,
+            capsize=2,
+            elinewidth=0.8,
+            linestyle="none",
+            marker=MARKERS[steps.index(values[STEPS]) % len(MARKERS)],
+            color=f"C{bits.index(values[BITS])}",
+            markersize=4 + 4 * (1 if share is None else share),
+            # One entry of the legend for all shares, which the size of the mark tells apart.
+            label=f"{values[BITS]} bits, {values[STEPS]} steps" if share is None else None,
+        )
     if model == facts["model"]:
-        front = [point for point in points if point.front]
-        costs = [point.energy(model)["nominal_pj"] / 1e3 for point in front]
+        front = [pair for pair in zip(points, costs, strict=True) if pair[0].front]
         axes.step(
-            costs,
-            [point.accuracy for point in front],
+            [cost for _, cost in front],
+            [point.accuracy for point, _ in front],
             where="post",
             color="black",
             linewidth=0.8,
@@ -155,11 +154,9 @@ def _panel(axes: Axes, points: Sequence[ParetoPoint], model: str, facts: dict[st
         linewidth=1,
         label="float student",
     )
-    costs = [float(point.energy(model)["nominal_pj"]) for point in points]
+    # A cost of 0, of a student without spikes, has no logarithm.
     if min(costs) > 0 and max(costs) > DECADE * min(costs):
         axes.set_xscale("log")
-    axes.set_xlabel(
-        f"{model} model, nJ per inference" + (" (no bounds published)" if unknown else ""),
-        fontsize=8,
-    )
+    note = " (no bounds published)" if unknown else ""
+    axes.set_xlabel(f"{model} model, nJ per inference{note}", fontsize=8)
     axes.grid(visible=True, alpha=0.3)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
-
-import numpy as np
 
 from knarr.pipeline.studies.sweep_file import Sweep
 from knarr.train.recipe import with_settings
@@ -66,6 +63,7 @@ class SweepResult:
     def ranked(self) -> list[SweepTrial]:
         """Return finished trials from the best on, then pruned ones, then refused ones."""
         order = ("finished", "pruned", "refused")
+        # Sorting puts low values first, and a metric such as accuracy is good where it is high.
         sign = -1.0 if self.sweep.maximise else 1.0
 
         def rank(trial: SweepTrial) -> tuple[int, float, int]:
@@ -76,7 +74,7 @@ class SweepResult:
     @property
     def best(self) -> SweepTrial | None:
         """The first of the best finished trials; None where none finished."""
-        trial = self.ranked()[0]
+        trial = self.ranked()[0]  # a sweep has at least one trial
         return trial if trial.state == "finished" else None
 
     @property
@@ -147,6 +145,7 @@ class ParetoResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
+        # The facts of a point are point.json as it is, so that both say the same by the same names.
         facts = {
             "recipe": self.recipe,
             "model": self.model,
@@ -160,6 +159,7 @@ class ParetoResult:
                 {**_named(trial.parameters), "reason": trial.reason} for trial in self.refused
             ],
         }
+        # Without a point nothing is drawn, and a picture there would be an earlier search's.
         return facts | {"picture": str(self.out / PARETO_PICTURE)} if self.points else facts
 
 
@@ -176,8 +176,8 @@ def fronted(points: Sequence[ParetoPoint], model: str) -> list[ParetoPoint]:
 
     # Of equal costs the best comes first, so that only it is better than all before.
     ordered = sorted(points, key=lambda point: (cost(point), -point.accuracy))
-    best = [-1.0, *np.maximum.accumulate([point.accuracy for point in ordered]).tolist()]
-    return [
-        replace(point, front=now > before)
-        for point, (before, now) in zip(ordered, pairwise(best), strict=True)
-    ]
+    found, best = [], -1.0
+    for point in ordered:
+        found.append(replace(point, front=point.accuracy > best))
+        best = max(best, point.accuracy)
+    return found

@@ -18,10 +18,10 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, mod
 
 from knarr.pipeline.studies.engine import StudyError
 from knarr.train.recipe import (
-    MAX_RECIPE_BYTES,
     assert_path,
     fault_of,
     load_recipe,
+    read_text,
     shipped_recipes,
     with_settings,
 )
@@ -295,18 +295,16 @@ def load_sweep(path: Path) -> Sweep:
 def _read(path: Path) -> SweepSettings:
     if not path.is_file():
         raise StudyError(f"sweep '{path}': no such YAML file")
-    # Before it is read: YAML of a few bytes more may take all memory.
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise StudyError(f"sweep '{path}': {path.stat().st_size} bytes, at most {MAX_RECIPE_BYTES}")
     try:
-        given = read_yaml(path.read_text("utf-8-sig"))
+        # Its size is looked at first: YAML of a few bytes more may take all memory.
+        given = read_yaml(read_text(path, "sweep", []))
         return SweepSettings.model_validate(given)
-    except UnicodeDecodeError as error:
-        raise StudyError(f"sweep '{path}' is not UTF-8 text") from error
     except ValidationError as error:
         raise StudyError(f"sweep '{path}': {faults_of(error, given, 'sweep')}") from error
     except YamlError as error:
         raise StudyError(f"sweep '{path}' is not YAML: {error}") from error
+    except RecipeError as error:
+        raise StudyError(str(error)) from error
 
 
 def _base(settings: SweepSettings, path: Path) -> Recipe:

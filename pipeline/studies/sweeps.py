@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import lightning
 import numpy as np
@@ -33,12 +33,10 @@ from knarr.pipeline.run_folder import claim_folder, generated_data, hold, releas
 from knarr.pipeline.studies.engine import (
     DONE,
     REFUSED,
-    Point,
     RefusedError,
     Report,
     Study,
     StudyError,
-    Trials,
     first,
 )
 from knarr.pipeline.studies.pictures import draw_sweep
@@ -135,111 +133,106 @@ def run_sweep(
         RecipeError: Another process works in a trial's folder.
         Exception: Whatever the objective raises but SettingsError; its trial goes on at the next start.
     """
-    study = _SweepStudy(sweep, objective, out, storage, on_progress)
-    study.claim(data_sha256)
-    return study.result(study.work(poll_s))
+    settings = sweep.settings
+    fixed = sweep.grid_points() if settings.sampler == "grid" else [{}] * sweep.trials
+    pruner = None
+    if settings.pruner is not None:
+        # While a one-cycle schedule still rises, values say little.
+        pruner = MedianPruner(n_warmup_steps=sweep.recipe.student.fit.epochs // 3)
 
-
-class _SweepStudy(Study):
-    def __init__(
-        self,
-        sweep: Sweep,
-        objective: Objective,
-        out: Path,
-        storage: str | None,
-        on_progress: OnProgress,
-    ) -> None:
-        self.sweep, self.objective = sweep, objective
-        settings = sweep.settings
-        is_grid = settings.sampler == "grid"
-        fixed = sweep.grid_points() if is_grid else [{}] * sweep.trials
-        points = [Point(folder_name(number), values) for number, values in enumerate(fixed)]
-        pruner = None
-        if settings.pruner is not None:
-            # While a one-cycle schedule still rises, values say little.
-            pruner = MedianPruner(n_warmup_steps=sweep.recipe.student.fit.epochs // 3)
-        super().__init__(
-            settings.name,
-            points,
-            out,
-            storage,
-            maximise=sweep.maximise,
-            pruner=pruner,
-            on_progress=on_progress,
-        )
-
-    def claim(self, data_sha256: str) -> None:
-        """Claim a new study for this sweep, or make sure that it is this sweep's.
-
-        Raises:
-            StudyError: It is another one's.
-        """
-        # Through JSON, as the storage gives it back: tuples become lists.
-        wanted = json.loads(json.dumps({**self.sweep.identity(), "data_sha256": data_sha256}))
-        if IDENTITY not in self.optuna.user_attrs and not self.optuna.get_trials(deepcopy=False):
-            self.optuna.set_user_attr(IDENTITY, wanted)
-        found = self.optuna.user_attrs.get(IDENTITY)
-        if found != wanted:
-            raise StudyError(
-                f"sweep '{self.name}': its storage holds a study of this name with another "
-                f"{_difference(found, wanted)}; give the sweep another name, or another --out"
-            )
-
-    def draw(self, trial: optuna.Trial, number: int) -> dict[str, Any]:
-        """Let a sampler of this trial alone choose its parameters."""
-        settings = self.sweep.settings
+    def draw(trial: optuna.Trial, number: int) -> dict[str, Any]:
         seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
         learns = settings.sampler == "tpe"
         # One generator for all trials would begin anew with every process.
         trial.study.sampler = TPESampler(seed=seed) if learns else RandomSampler(seed=seed)
         return {path: space.suggest(trial, path) for path, space in settings.search.items()}
 
-    def run(self, number: int, parameters: dict[str, Any], report: Report) -> float:
-        """Fit one trial and return its metric."""
-        name, metric = folder_name(number), self.sweep.settings.metric
+    def run(number: int, parameters: dict[str, Any], report: Report) -> float:
+        name = folder_name(number)
         shown = ", ".join(
             f"{path} {value:.4g}" if isinstance(value, float) else f"{path} {value}"
             for path, value in parameters.items()
         )
-        self.say(f"Trial {number + 1} of {self.sweep.trials} ({name}): {shown}")
-        folder = self.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            recipe = with_settings(self.sweep.recipe, parameters)
-        except RecipeError as error:
-            raise RefusedError(str(error)) from error
-        hold(folder)  # other commands keep out of a trial that is being fitted
-        try:
-            _mark_folder(folder, parameters)
-            value = float(self.objective(recipe, folder, report))
-        except SettingsError as error:
-            # Other RecipeErrors (a damaged checkpoint, a folder of another run) can be cured: they end the worker.
-            raise RefusedError(str(error)) from error
-        finally:
-            release(folder)
+        on_progress(Progress(f"Trial {number + 1} of {sweep.trials} ({name}): {shown}"))
+        value = _fit(sweep.recipe, parameters, objective, out / name, report)
         if not math.isfinite(value):
-            raise RefusedError(f"{metric} is {value}")
-        self.say(f"  {name}: {metric} {value:.4f}")
+            raise RefusedError(f"{settings.metric} is {value}")
+        on_progress(Progress(f"  {name}: {settings.metric} {value:.4f}"))
         return value
 
-    def result(self, trials: Trials) -> SweepResult:
-        """Return what the trials in the storage say."""
-        found = [first(trials[folder], DONE) for folder in self.points]
-        done = [self._trial(number, trial) for number, trial in enumerate(found) if trial]
-        finished = [trial for trial in done if trial.state == "finished"]
-        values = {trial.value for trial in finished}
-        importance: dict[str, float] = {}
-        if len(finished) >= TRIALS_FOR_IMPORTANCE and len(values) > 1:
-            importance = optuna.importance.get_param_importances(self.optuna)
-        return SweepResult(self.sweep, self.folder, tuple(done), importance)
+    study = Study(
+        settings.name,
+        {folder_name(number): values for number, values in enumerate(fixed)},
+        out,
+        run,
+        storage,
+        draw=draw,
+        maximise=sweep.maximise,
+        pruner=pruner,
+        on_progress=on_progress,
+    )
+    _claim(study.optuna, sweep, data_sha256)
+    trials = study.work(poll_s)
+    found = [first(trials[folder], DONE) for folder in study.points]
+    done = tuple(_trial(sweep, number, trial) for number, trial in enumerate(found) if trial)
+    values = [trial.value for trial in done if trial.state == "finished"]
+    importance: dict[str, float] = {}
+    if len(values) >= TRIALS_FOR_IMPORTANCE and len(set(values)) > 1:
+        importance = optuna.importance.get_param_importances(study.optuna)
+    return SweepResult(sweep, out, done, importance)
 
-    def _trial(self, number: int, trial: FrozenTrial) -> SweepTrial:
-        reason = str(trial.user_attrs.get(REFUSED, ""))
-        state: State = "finished" if trial.state == TrialState.COMPLETE else "pruned"
-        # A refused trial that reported epochs has the value of the last one, which means nothing.
-        value = None if reason else trial.value
-        parameters = self.sweep.values(trial.params)
-        return SweepTrial(number, "refused" if reason else state, value, parameters, reason)
+
+def _claim(study: optuna.Study, sweep: Sweep, data_sha256: str) -> None:
+    """Claim a new study for a sweep, or make sure that it is this sweep's.
+
+    Raises:
+        StudyError: It is another one's.
+    """
+    # Through JSON, as the storage gives it back: tuples become lists.
+    wanted = json.loads(json.dumps({**sweep.identity(), "data_sha256": data_sha256}))
+    # Two workers that begin at once both write it, and the same.
+    if IDENTITY not in study.user_attrs and not study.get_trials(deepcopy=False):
+        study.set_user_attr(IDENTITY, wanted)
+    found = study.user_attrs.get(IDENTITY)
+    if found != wanted:
+        raise StudyError(
+            f"sweep '{sweep.settings.name}': its storage holds a study of this name with another "
+            f"{_difference(found, wanted)}; give the sweep another name, or another --out"
+        )
+
+
+def _fit(
+    recipe: Recipe, parameters: dict[str, Any], objective: Objective, folder: Path, report: Report
+) -> float:
+    """Fit one trial in its folder, where nobody else works meanwhile.
+
+    Raises:
+        RefusedError: The recipe refuses the parameters.
+    """
+    try:
+        changed = with_settings(recipe, parameters)
+    except RecipeError as error:
+        raise RefusedError(str(error)) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    # Other commands keep out of a trial that is being fitted, and so does a worker that takes this one for dead.
+    hold(folder)
+    try:
+        _mark_folder(folder, parameters)
+        return float(objective(changed, folder, report))
+    except SettingsError as error:
+        # Other RecipeErrors (a damaged checkpoint, a folder of another run) can be cured: they end the worker.
+        raise RefusedError(str(error)) from error
+    finally:
+        release(folder)
+
+
+def _trial(sweep: Sweep, number: int, trial: FrozenTrial) -> SweepTrial:
+    reason = str(trial.user_attrs.get(REFUSED, ""))
+    state: State = "finished" if trial.state == TrialState.COMPLETE else "pruned"
+    # A refused trial that reported epochs has the value of the last one, which means nothing.
+    value = None if reason else trial.value
+    parameters = sweep.values(trial.params)
+    return SweepTrial(number, "refused" if reason else state, value, parameters, reason)
 
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:
@@ -266,29 +259,14 @@ def _mark_folder(folder: Path, parameters: dict[str, Any]) -> None:
 # --- trials that are real runs
 
 
-class ValidationSet(NamedTuple):
-    """What a validation accuracy is measured on: those of equal sets can be compared.
-
-    Attributes:
-        classes: Names of the classes.
-        labels, groups: Class and group of each clip that is validated on.
-    """
-
-    classes: tuple[str, ...]
-    labels: list[int]
-    groups: list[object]
-
-
-def validation_set_of(recipe: Recipe, data: RunData) -> ValidationSet:
-    """Return what a recipe is validated on.
+def validation_set_of(recipe: Recipe, data: RunData) -> tuple[object, ...]:
+    """Return the classes, and class and group of each clip that a recipe is validated on; values of equal sets compare.
 
     Raises:
         SettingsError: No clip is left to fit on.
     """
-    _, validation = train_validation_split(recipe, data)
-    return ValidationSet(
-        data.class_names, data.train.labels[validation].tolist(), data.groups[validation].tolist()
-    )
+    _, chosen = train_validation_split(recipe, data)
+    return data.class_names, data.train.labels[chosen].tolist(), data.groups[chosen].tolist()
 
 
 class Fitting:
@@ -308,7 +286,7 @@ class Fitting:
         self, data: Path | None, out: Path, metric: str, on_progress: OnProgress = ignore
     ) -> None:
         self.data, self.out, self.metric, self.on_progress = data, out, metric, on_progress
-        self.validation_set: ValidationSet | None = None
+        self.validation_set: tuple[object, ...] | None = None
 
     def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
         root, data = self.data_of(recipe)
@@ -349,6 +327,7 @@ def score(rows: Sequence[Mapping[str, Any]], metric: str, select: str) -> float:
     def rank(row: Mapping[str, Any]) -> tuple[float, float]:
         return float(row["validation_accuracy"]), -float(row["validation_loss"])
 
+    # Of equal ones `max` takes the first, as the fit does.
     return float(max(rows, key=rank)[metric])
 
 

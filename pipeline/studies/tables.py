@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from knarr.errors import KnarrError
 from knarr.files import write_atomic
 from knarr.pipeline import stages
-from knarr.pipeline.evaluation import EvaluationError, Indices, Network, RunEvaluation, pool
+from knarr.pipeline.evaluation import EvaluationError, Network, RunEvaluation, pool
 from knarr.pipeline.evaluation_file import read
 from knarr.pipeline.files import expecting, read_json
 from knarr.pipeline.fit_progress import FitProgress
@@ -26,7 +27,7 @@ from knarr.pipeline.measures import ConfidenceInterval, Estimate, t_interval
 from knarr.pipeline.progress import OnProgress, Progress, ignore
 from knarr.pipeline.published import Beside, compare_with_published
 from knarr.pipeline.run_folder import ENERGY, EVALUATION, Run, open_run, read_run, release
-from knarr.pipeline.studies.engine import Point, Report, Study, Trials
+from knarr.pipeline.studies.engine import Report, Study
 from knarr.pipeline.studies.grid import (
     GridCell,
     GridError,
@@ -91,11 +92,12 @@ class RowSummary:
         wanted: How many runs it has; None where nobody knows how many folds there are.
         seeds: Seeds that the rates are means over.
         folds, fold_count: How many folds are pooled, and how many there are.
-        data, protocol: Those of our runs, in words; None with nothing finished.
-        samples: How many test samples there are.
-        subjects: How many people; None where the samples are nobody's.
+        data: The data of our runs, in words; None with nothing finished.
         rates: Rates by column; None where a run lacks it, all None with nothing finished.
         beside: The published row; None where there is none. With nothing finished it is there without ours.
+        protocol: The protocol of our runs, in words; None with nothing finished.
+        samples: How many test samples there are.
+        subjects: How many people; None where the samples are nobody's.
     """
 
     name: str
@@ -106,11 +108,11 @@ class RowSummary:
     folds: int
     fold_count: int
     data: str | None
-    protocol: str | None
-    samples: int
-    subjects: int | None
     rates: Mapping[str, Rate | None]
     beside: Beside | None
+    protocol: str | None = None
+    samples: int = 0
+    subjects: int | None = None
 
     @property
     def partial(self) -> bool:
@@ -211,14 +213,34 @@ def table(
     cells = expand(grid, count_folds=count_folds)
     # Before any fit: a folder with another grid's run would be found out after days.
     found = {cell.folder: _finished(cell, out) for cell in cells}
-    if fit:
-        missing = _missing(grid, cells, found, data, on_progress)
-        if missing:
-            _TableStudy(grid, missing, data, out, storage, on_progress).work()
-        found |= {cell.folder: _finished(cell, out) for cell in missing.values()}
+    missing = _missing(grid, cells, found, data, on_progress) if fit else []
+    if missing:
+
+        def run(number: int, parameters: dict[str, Any], report: Report) -> float:
+            title, cell = missing[number]
+            on_progress(Progress(title))
+            own, folder = _data_folder(data, cell.data), out / cell.folder
+            fit_and_evaluate(cell.recipe, own, folder, grids=out, on_progress=on_progress)
+            return 0.0  # what a run is worth stands in its evaluation.json
+
+        study = Study(
+            f"table-{grid.name}",
+            {cell.folder: {} for _, cell in missing},
+            out / grid.name,
+            run,
+            storage,
+            # Whatever the storage says: whoever removes the file wants the run measured again.
+            is_done=lambda folder: (out / folder / EVALUATION).is_file(),
+            on_progress=on_progress,
+        )
+        study.work()
+        found |= {cell.folder: _finished(cell, out) for _, cell in missing}
     results = [(cell, found[cell.folder]) for cell in cells]
-    notes = ((cell.folder, out / cell.folder / NOT_DEPLOYED) for cell in cells)
-    failed = [f"{run}: {path.read_text('utf-8').strip()}" for run, path in notes if path.is_file()]
+    failed = []
+    for cell in cells:
+        note = out / cell.folder / NOT_DEPLOYED
+        if note.is_file():
+            failed.append(f"{cell.folder}: {note.read_text('utf-8').strip()}")
     costs = _costs(grid, results, out) if grid.costs else {}
     return TableResult(summarise(grid, results), costs, failed)
 
@@ -229,61 +251,26 @@ def _missing(
     found: Mapping[str, RunEvaluation | None],
     data: Path | None,
     on_progress: OnProgress,
-) -> dict[str, GridCell]:
-    """Return the runs to be made by their title, and say which cannot be made for want of their data."""
+) -> list[tuple[str, GridCell]]:
+    """Return titles and runs that are to be made, and say which cannot be made for want of their data."""
     rows = {cell.row for cell in cells}
     for row in grid.planned():
         if row.runs_of is None and row.name not in rows:
             own = _data_folder(data, row.data)
-            on_progress(
-                Progress(
-                    f"Row '{row.name}': no data at {own or '--data'} say how many folds it has; left out"
-                )
-            )
-    missing = {}
+            text = f"Row '{row.name}': no data at {own or '--data'} say how many folds it has; left out"
+            on_progress(Progress(text))
+    missing = []
     for number, cell in enumerate(cells, start=1):
         title = f"Run {number} of {len(cells)}: {cell.folder}"
         own = _data_folder(data, cell.data)
         if found[cell.folder] is not None:
             continue
-        # Data that lie nowhere below are generated, or missed by the recipe with its own words.
-        if cell.data is not None and (own is None or not own.is_dir()):
-            on_progress(Progress(f"{title}: no data at {own or '--data'}; left out"))
+        # Data that lie nowhere below are generated, or missed by the recipe in its own words.
+        if cell.data is None or (own is not None and own.is_dir()):
+            missing.append((title, cell))
         else:
-            missing[title] = cell
+            on_progress(Progress(f"{title}: no data at {own or '--data'}; left out"))
     return missing
-
-
-class _TableStudy(Study):
-    """The missing runs of a grid. A run is done when its evaluation.json is there, whatever the storage says."""
-
-    def __init__(
-        self,
-        grid: RunGrid,
-        cells: Mapping[str, GridCell],
-        data: Path | None,
-        out: Path,
-        storage: str | None,
-        on_progress: OnProgress,
-    ) -> None:
-        self.titles, self.cells = list(cells), list(cells.values())
-        self.data, self.out = data, out
-        points = [Point(cell.folder) for cell in self.cells]
-        name = f"table-{grid.name}"
-        super().__init__(name, points, out / grid.name, storage, on_progress=on_progress)
-
-    def is_done(self, folder: str, trials: Trials) -> bool:
-        """Return whether a run was measured."""
-        return (self.out / folder / EVALUATION).is_file()
-
-    def run(self, number: int, parameters: dict[str, Any], report: Report) -> float:
-        """Make one run."""
-        cell = self.cells[number]
-        self.say(self.titles[number])
-        own = _data_folder(self.data, cell.data)
-        folder = self.out / cell.folder
-        fit_and_evaluate(cell.recipe, own, folder, grids=self.out, on_progress=self.on_progress)
-        return 0.0  # what the run is worth stands in its evaluation.json
 
 
 def fit_and_evaluate(
@@ -304,46 +291,34 @@ def fit_and_evaluate(
         on_progress: Called with the progress.
     """
     try:
-        opened = open_run(recipe, folder, data=data, cache=grids / "data", on_progress=on_progress)
-        _fit_and_evaluate(opened, grids)
+        run = open_run(recipe, folder, data=data, cache=grids / "data", on_progress=on_progress)
+        show = FitProgress(on_progress, "teacher", on_test="teacher" in recipe.chosen_on_test)
+        shared_teacher(recipe, run.data, folder, grids / TEACHERS, (show,))
+        stages.train(run)
+        _put_on_chip(run)
+        # The evaluation comes last: a table takes a run that has one as finished.
+        stages.evaluate(run)
     finally:
         release(folder)
 
 
-def _fit_and_evaluate(run: Run, grids: Path) -> None:
-    recipe, folder = run.recipe, run.folder
-    shared_teacher(
-        recipe,
-        run.data,
-        folder,
-        grids / TEACHERS,
-        (FitProgress(run.on_progress, "teacher", on_test="teacher" in recipe.chosen_on_test),),
-    )
-    stages.train(run)
+def _put_on_chip(run: Run) -> None:
+    """Export, deploy and price a student that a chip can hold by its recipe, or note why that failed."""
     failure = run.path(NOT_DEPLOYED)
     failure.unlink(missing_ok=True)
-    if _deployable(run):
-        try:
-            # The evaluation comes last: a table takes a run that has one as finished.
-            for stage in (stages.export, stages.deploy, stages.record, stages.energy):
-                stage(run)
-        except (ValueError, RuntimeError) as error:
-            # One student that does not come onto the chip must not keep the others of a grid from being measured.
-            if not type(error).__module__.startswith("knarr."):
-                raise
-            run.say(f"  NOT DEPLOYED: {error}")
-            write_atomic(failure, (" ".join(str(error).split()) + "\n").encode())
-    stages.evaluate(run)
-
-
-def _deployable(run: Run) -> bool:
-    """Return whether a chip can hold the recipe's student; published networks that none holds are rows too."""
     try:
         run.system.deployable(run.networks()[1])
     except RecipeError as error:
+        # Published networks that no chip holds are rows too.
         run.say(f"  not for the chip: {error}")
-        return False
-    return True
+        return
+    try:
+        for stage in (stages.export, stages.deploy, stages.record, stages.energy):
+            stage(run)
+    except KnarrError as error:
+        # One student that does not come onto the chip must not keep the others of a grid from being measured.
+        run.say(f"  NOT DEPLOYED: {error}")
+        write_atomic(failure, (" ".join(str(error).split()) + "\n").encode())
 
 
 def count_people(recipe: Recipe, data: Path) -> int:
@@ -409,27 +384,29 @@ def summarise(grid: RunGrid, results: Results) -> GridTable:
     Raises:
         GridError: Runs of one row belong to other data, or folds were tested on the same samples.
     """
-    levels = {found.level for _, found in results if found is not None}
+    finished = [found for _, found in results if found is not None]
+    levels = {found.level for found in finished}
     if len(levels) > 1:
         raise GridError(
             f"grid '{grid.name}': intervals of {sorted(levels)}; evaluate all runs alike"
         )
-    _assert_columns(grid, results)
+    # While runs are missing, a class or a lighting may yet come with one of them.
+    if len(finished) == len(results):
+        _assert_columns(grid, finished)
     rows = []
     for row in grid.planned():
-        own = [(cell, found) for cell, found in results if cell.row == (row.runs_of or row.name)]
+        fitted = row.runs_of or row.name
+        own = [(cell, found) for cell, found in results if cell.row == fitted]
         try:
             rows.append(_row(grid, row, own))
         except EvaluationError as error:
             raise GridError(f"grid '{grid.name}': row '{row.name}': {error}") from None
-    return GridTable(grid.name, grid.title, grid.columns, next(iter(levels), None), tuple(rows))
+    level = levels.pop() if levels else None
+    return GridTable(grid.name, grid.title, grid.columns, level, tuple(rows))
 
 
-def _assert_columns(grid: RunGrid, results: Results) -> None:
+def _assert_columns(grid: RunGrid, runs: Sequence[RunEvaluation]) -> None:
     """Refuse columns of a class or a lighting that no run has; a dash would look like one that is not defined."""
-    runs = [found for _, found in results if found is not None]
-    if len(runs) < len(results):  # a class or a lighting may yet come with another run
-        return
     there = {"recall": {name for run in runs for name in run.classes}}
     lights = {name for run in runs for name in run.lights or ()}
     if lights:
@@ -446,6 +423,7 @@ def _assert_columns(grid: RunGrid, results: Results) -> None:
 def _row(grid: RunGrid, row: PlannedRow, results: Results) -> RowSummary:
     finished: dict[int, list[RunEvaluation]] = {}
     for cell, found in results:
+        # A run whose student did not come onto the chip has no predictions of the chip.
         if found is not None and row.network in found.predicted:
             finished.setdefault(cell.seed, []).append(found.only(row.network))
     wanted = Counter(cell.seed for cell, _ in results)
@@ -456,30 +434,35 @@ def _row(grid: RunGrid, row: PlannedRow, results: Results) -> RowSummary:
     _assert_alike(runs, row.network)
     joined = _as_passes(runs, row.network)
     rates = {key: _rate(runs, joined, row.network, key) for key in grid.columns}
-    first = runs[0] if runs else None
     folds = min((len(run.fold_numbers) for run in runs), default=0)
+    facts: dict[str, Any] = {}
+    data, fold_count = None, 1
+    if runs:
+        first = runs[0]
+        people = None if first.subjects is None else len(set(first.subjects))
+        facts = {"protocol": first.protocol, "samples": len(first.names), "subjects": people}
+        data, fold_count = first.on, first.fold_count
     beside = None
     if row.beside is not None:
-        data = row.beside.table.data if first is None else first.on
-        beside = compare_with_published(_Rates(rates), row.beside, data=data, name=row.name)
+        # With nothing finished there is nothing to mark as other data.
+        ours = data or row.beside.table.data
+        beside = compare_with_published(_Rates(rates), row.beside, data=ours, name=row.name)
         cells = [cell for cell in beside.cells if cell.measure in grid.columns]
-        if first is not None and folds < first.fold_count:  # a part of the data is other data
+        if runs and folds < fold_count:  # a part of the data is other data
             cells = [replace(cell, difference=None) for cell in cells]
         beside = replace(beside, cells=tuple(cells))
     return RowSummary(
         name=row.name,
         network=row.network,
         finished=sum(map(len, finished.values())),
-        wanted=len(results) or None,
+        wanted=len(results) or None,  # without any, nobody could say how many folds there are
         seeds=tuple(pooled),
         folds=folds,
-        fold_count=1 if first is None else first.fold_count,
-        data=None if first is None else first.on,
-        protocol=None if first is None else first.protocol,
-        samples=0 if first is None else len(first.names),
-        subjects=None if first is None or first.subjects is None else len(set(first.subjects)),
+        fold_count=fold_count,
+        data=data,
         rates=rates,
         beside=beside,
+        **facts,
     )
 
 
@@ -517,25 +500,23 @@ def _rate(
 
 
 def _as_passes(runs: Sequence[RunEvaluation], network: Network) -> RunEvaluation | None:
-    """Return all seeds as passes over the same samples; None where they are not the same."""
-    if len(runs) < 2:
-        return runs[0] if runs else None
-    orders = [np.argsort(np.array(run.names), kind="stable") for run in runs]
-    first = _samples(runs[0], orders[0])
-    if any(_samples(run, order) != first for run, order in zip(runs, orders, strict=True)):
-        return None
-    # In the first seed's order: the bootstrap draws by position, so another order gives another interval.
-    back = np.argsort(orders[0], kind="stable")
-    rows = [
-        run.predicted[network][:, order][:, back] for run, order in zip(runs, orders, strict=True)
-    ]
-    return replace(runs[0], predicted={network: np.concatenate(rows)})
+    """Return all seeds as passes over the same samples; None where they are not the same, or there are none."""
+    rows = []
+    for run in runs:
+        wanted = _samples(runs[0])
+        places = {sample: place for place, sample in enumerate(_samples(run))}
+        if places.keys() != set(wanted):
+            return None
+        # In the order of the first seed: the bootstrap draws by place, so another order gives another interval.
+        order = np.array([places[sample] for sample in wanted])
+        rows.append(run.predicted[network][:, order])
+    return replace(runs[0], predicted={network: np.concatenate(rows)}) if rows else None
 
 
-def _samples(run: RunEvaluation, order: Indices) -> list[tuple[object, ...]]:
-    """Return name, class and person of each sample, in this order."""
+def _samples(run: RunEvaluation) -> list[tuple[object, ...]]:
+    """Return name, class and person of each sample."""
     people = run.subjects or (None,) * len(run.names)
-    return [(run.names[n], int(run.labels[n]), people[n]) for n in order]
+    return list(zip(run.names, run.labels.tolist(), people, strict=True))
 
 
 def _over_folds(runs: Sequence[RunEvaluation], network: Network, key: str) -> OverFolds | None:
@@ -547,6 +528,7 @@ def _over_folds(runs: Sequence[RunEvaluation], network: Network, key: str) -> Ov
             by_fold.setdefault(fold, []).append(value)
     if not by_fold:
         return None
+    # Over seeds first: a fold counts once, however many seeds were tested in it.
     means = [float(np.mean(values)) for values in by_fold.values()]
     spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
     return OverFolds(float(np.mean(means)), spread, len(means))
@@ -559,13 +541,14 @@ def _costs(grid: RunGrid, results: Results, out: Path) -> dict[str, Costs | None
     """Return the costs of each row by its name, means over its finished runs that were priced."""
     found: dict[str, Costs | None] = {}
     for row in grid.planned():
-        own = []
+        own: list[Costs] = []
         for cell, evaluation in results:
             path = out / cell.folder / ENERGY
             of_row = cell.row == (row.runs_of or row.name)
             if of_row and evaluation is not None and path.is_file():
-                own.append(read_costs(path, row.network))
-        found[row.name] = mean_costs([one for one in own if one is not None])
+                costs = read_costs(path, row.network)
+                own += [] if costs is None else [costs]
+        found[row.name] = mean_costs(own)
     return found
 
 
@@ -591,15 +574,18 @@ def read_costs(path: Path, network: Network) -> Costs | None:
         parameters = None
         if sizes is not None:
             parameters = float(sum(one["weights"] + one["biases"] for one in sizes.values()))
+        spikes = sum(layer["spikes"] for layer in fires.values())
         return Costs(
-            1,
-            parameters,
-            total["dense_valid"],
-            total["mac"],
-            total["acc"],
-            sum(layer["spikes"] for layer in fires.values()) / updates if updates else None,
-            {name: layer["spikes"] / layer["neuron_updates"] for name, layer in fires.items()},
-            priced[0]["nominal_pj"] if priced else None,
+            runs=1,
+            parameters=parameters,
+            dense_macs=total["dense_valid"],
+            mac=total["mac"],
+            acc=total["acc"],
+            spike_rate=spikes / updates if updates else None,
+            layer_rates={
+                name: layer["spikes"] / layer["neuron_updates"] for name, layer in fires.items()
+            },
+            energy_pj=priced[0]["nominal_pj"] if priced else None,
         )
 
 
@@ -616,18 +602,13 @@ def mean_costs(found: Sequence[Costs]) -> Costs | None:
     if not found:
         return None
 
-    def mean(name: str) -> float | None:
-        values = [getattr(one, name) for one in found]
+    def mean(values: list[Any]) -> Any:
         return None if None in values else sum(values) / len(values)
 
-    names = [name for name in found[0].layer_rates if all(name in one.layer_rates for one in found)]
-    return Costs(
-        len(found),
-        mean("parameters"),
-        mean("dense_macs") or 0.0,
-        mean("mac") or 0.0,
-        mean("acc") or 0.0,
-        mean("spike_rate"),
-        {name: sum(one.layer_rates[name] for one in found) / len(found) for name in names},
-        mean("energy_pj"),
-    )
+    rates = {}
+    for layer in found[0].layer_rates:
+        if all(layer in one.layer_rates for one in found):
+            rates[layer] = mean([one.layer_rates[layer] for one in found])
+    names = ("parameters", "dense_macs", "mac", "acc", "spike_rate", "energy_pj")
+    means: dict[str, Any] = {name: mean([getattr(one, name) for one in found]) for name in names}
+    return Costs(runs=len(found), layer_rates=rates, **means)

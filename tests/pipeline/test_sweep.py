@@ -646,8 +646,8 @@ def test_a_trial_of_another_machine_that_lives_is_waited_for(tmp_path: Path) -> 
     assert result.trials[1].value == 0.25
 
 
-@pytest.mark.parametrize("reports", [True, False])
-def test_a_worker_that_lost_its_trial_lets_go(tmp_path: Path, reports: bool) -> None:
+@pytest.mark.parametrize("told", ["when it reports", "when it ends", "when it refuses"])
+def test_a_worker_that_lost_its_trial_lets_go(tmp_path: Path, told: str) -> None:
     sweep = load_sweep(written(tmp_path, trials=2))
 
     class Losing(Objective):
@@ -656,9 +656,12 @@ def test_a_worker_that_lost_its_trial_lets_go(tmp_path: Path, reports: bool) -> 
                 url = f"sqlite:///{tmp_path / STUDY_FILE}"
                 other = optuna.load_study(study_name="tiny", storage=url)
                 other.tell(0, state=TrialState.FAIL)
-            return super().__call__(recipe, folder, report if reports else lambda *_: None)
+                if told == "when it refuses":
+                    self.calls.append(folder.name)
+                    raise SettingsError("no network")
+            reports = report if told == "when it reports" else lambda *_: None
+            return super().__call__(recipe, folder, reports)
 
-    # It is told when it reports, or when it ends.
     objective, said = Losing(), []
     result = run_sweep(sweep, objective, tmp_path, on_progress=into(said))
     assert "trial-00000: another worker has taken it over" in said
