@@ -1,4 +1,4 @@
-"""What can go wrong on the chip's side. Every message says: object: observed vs allowed; cure."""
+"""Errors of the chip's side. Every message says: object: observed vs allowed; cure."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Neuron:
 
     @property
     def spikes(self) -> bool:
-        """Whether these neurons can fire at all."""
+        """Tell whether these neurons can fire at all."""
         return self.vth_int < NON_SPIKING_VTH
 
 

@@ -1,4 +1,4 @@
-"""What a change of a spiking network would buy, and how much of its activity and its steps it can afford.
+"""Changes of a spiking network: what they would buy, and how much activity and how many steps it can afford.
 
 `what_if` runs the network again with fewer steps or other thresholds, counts and prices it, and compares its decisions. Nothing
 is extrapolated: every row is a run. Thresholds of all spiking neurons are scaled together, since one factor is what a user can

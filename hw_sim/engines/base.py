@@ -1,4 +1,4 @@
-"""What every engine is to the simulator: layers laid out once, then run on blocks of samples and time steps."""
+"""The simulator's view of an engine: layers laid out once, then run on blocks of samples and time steps."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunRequest:
 
 @dataclass(eq=False)
 class LayerResult:
-    """What one layer did in a block.
+    """Result of one layer in a block.
 
     Args:
         counts: (samples, timesteps) spikes.

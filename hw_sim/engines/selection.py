@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from knarr.hw_sim.arrays import Int32
 from knarr.hw_sim.engines.base import Engine, LayerRequest, RunRequest
 from knarr.hw_sim.engines.native import FastEngine, load
 from knarr.hw_sim.engines.reference import ReferenceEngine, at_rest, run_layer
-from knarr.hw_sim.engines.torch import TorchEngine, cuda_device
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import NON_SPIKING_VTH, Conv, Dense, Layer, Neuron
 
@@ -28,21 +28,18 @@ def choose_engine(name: str) -> Engine:
     Raises:
         ChipError: it does not work on this machine.
     """
-    if name == "reference":
-        return ReferenceEngine()
-    if name == "torch" or (name == "auto" and cuda_device() is not None):
-        portable = torch_engine()
-        if isinstance(portable, TorchEngine):
-            return portable
+    order = [name] if name in ("fast", "torch") else []
+    if name == "auto":
+        order = ["torch", "fast"] if cuda_device() is not None else ["fast", "torch"]
+    for candidate in order:
+        engine = fast_engine() if candidate == "fast" else torch_engine()
+        if not isinstance(engine, str):
+            return engine
+        if name == "fast":
+            raise ChipError(f"engine: no compiled kernel, {engine}; use auto, torch or reference")
         if name == "torch":
-            raise ChipError(f"engine: torch does not run here, {portable}; use auto or reference")
-    compiled = fast_engine()
-    if isinstance(compiled, FastEngine):
-        return compiled
-    if name == "fast":
-        raise ChipError(f"engine: no compiled kernel, {compiled}; use auto, torch or reference")
-    portable = torch_engine()
-    return portable if isinstance(portable, TorchEngine) else ReferenceEngine()
+            raise ChipError(f"engine: torch does not run here, {engine}; use auto or reference")
+    return ReferenceEngine()
 
 
 @cache
@@ -61,19 +58,36 @@ def fast_engine() -> FastEngine | str:
 
 
 @cache
-def torch_engine() -> TorchEngine | str:
+def torch_engine() -> Engine | str:
     """Return the torch engine on the best device, or why there is none."""
     missing = [name for name in ("torch", "numba") if find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} not installed"
-    engine = TorchEngine(cuda_device() or "cpu")
+    # Not at the top: torch takes seconds to import, and need not be there.
+    from knarr.hw_sim.engines.torch import TorchEngine
+
+    device = cuda_device() or "cpu"
+    engine = TorchEngine(device)
     try:
         wrong = differs(engine)
     except RuntimeError as error:  # torch's own, among them those of CUDA
-        return f"it fails on {engine.device} ({error})"
+        return f"it fails on {device} ({error})"
     if wrong:
-        return f"it differs from the reference on {engine.device}: {wrong}; report it"
+        return f"it differs from the reference on {device}: {wrong}; report it"
     return engine
+
+
+@cache
+def cuda_device() -> str | None:
+    """Return the CUDA device that torch would use, or None."""
+    # torch is not asked on machines without NVIDIA's driver (dxg: under Windows).
+    if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+        return None
+    try:
+        import torch
+    except ImportError:
+        return None
+    return "cuda" if torch.cuda.is_available() else None
 
 
 def differs(engine: Engine) -> str:

@@ -17,7 +17,7 @@ class SynapseView:
     """One layer's synapses.
 
     Args:
-        layer: whose.
+        layer: the layer that is seen.
         weight: (outputs, channels, kh, kw) int32 over the whole map that arrives (dense) or a window of it, groups filled
             with zeros, divided by `unit`.
         unit: largest power of two that divides every weight.
@@ -41,27 +41,29 @@ class SynapseView:
 
     @property
     def dense(self) -> bool:
+        """Tell whether every output sees the whole map."""
         return isinstance(self.layer, Dense)
 
     @property
     def payload(self) -> int:
         """Largest value that it sees."""
+        # Counts of four pixels take three bits, but never fill them.
         return 4 if self.pooled else 2**self.planes - 1
 
     @property
     def kernel(self) -> Pair:
-        """(kh, kw)."""
+        """Size of the kernel, (height, width)."""
         return int(self.weight.shape[2]), int(self.weight.shape[3])
 
     @property
     def seen(self) -> Pair:
-        """(height, width) of the map after pooling."""
+        """Size of the map after pooling, (height, width)."""
         _, h, w = self.entering
         return (-(-h // 2), -(-w // 2)) if self.pooled else (h, w)
 
     @property
     def out(self) -> tuple[int, int, int]:
-        """(outputs, height, width)."""
+        """Size of what the layer sends, (outputs, height, width)."""
         shape = self.layer.output_shape
         return shape if len(shape) == 3 else (shape[0], 1, 1)
 
@@ -70,58 +72,59 @@ def synapse_view(layer: Layer, entering: tuple[int, ...], bits: int) -> SynapseV
     """Look at a layer, or say why time cannot be taken out of its synapses.
 
     Args:
-        layer: of a chip network.
+        layer: a layer of a chip network.
         entering: shape of what arrives, (features,) or (C, H, W).
-        bits: of what arrives.
+        bits: width of what arrives.
     """
     if not isinstance(layer, (Dense, Conv)):
         return "its spikes come back to it"
     if isinstance(layer, Dense) and layer.delay_int is not None:
         return "it has delays"
     shape = entering if len(entering) == 3 else (entering[0], 1, 1)
-    kernel = layer.weight_int
-    whole = _ungrouped(layer) if isinstance(layer, Conv) else kernel.reshape(len(kernel), *shape)
+    stride, padding, dilation = (1, 1), (0, 0), (1, 1)
+    if isinstance(layer, Conv):
+        whole = _ungrouped(layer)
+        stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+    else:
+        whole = layer.weight_int.reshape(-1, *shape)
+    # Sums of graded payloads would need more bits than one plane more.
     pooled = bits == 1 and _can_pool(layer, whole)
-    seen = whole[:, :, ::2, ::2] if pooled else whole
-    if pooled and isinstance(layer, Dense):
-        seen = _with_edge(whole, seen)
-    unit = _unit(seen)
+    seen = whole
+    if pooled:
+        stride, padding = (stride[0] // 2, stride[1] // 2), (padding[0] // 2, padding[1] // 2)
+        # One weight for 2x2 pixels. An odd last row or column, alone in its pixels, weighs nothing.
+        seen = whole[:, :, ::2, ::2]
+    # The lowest bit that is set in any weight; two's complement finds it.
+    set_bits = int(np.bitwise_or.reduce(np.abs(seen), axis=None))
+    unit = set_bits & -set_bits or 1
     small = seen // unit
-    sides = small.reshape(len(small), -1).astype(np.int64)
-    most = max(int(np.maximum(sides, 0).sum(1).max()), int(np.maximum(-sides, 0).sum(1).max()))
-    step = 2 if pooled else 1
-    stride, padding, dilation = (
-        (_halved(layer.stride, step), _halved(layer.padding, step), layer.dilation)
-        if isinstance(layer, Conv)
-        else ((1, 1), (0, 0), (1, 1))
-    )
+    flat = small.reshape(len(small), -1).astype(np.int64)
+    # Events are at least 0: weights of one sign alone make the largest sums.
+    heaviest = max(int(np.maximum(sign * flat, 0).sum(axis=1).max()) for sign in (1, -1))
+    planes = 3 if pooled else bits
+    payload = 4 if pooled else 2**bits - 1
     return SynapseView(
-        layer, small, unit, pooled, 3 if pooled else bits, shape, stride, padding, dilation,
-        (4 if pooled else 2**bits - 1) * most,
-    )  # fmt: skip
-
-
-def _halved(pair: tuple[int, int], step: int) -> tuple[int, int]:
-    return pair[0] // step, pair[1] // step
+        layer, small, unit, pooled, planes, shape, stride, padding, dilation, payload * heaviest
+    )
 
 
 def _ungrouped(layer: Conv) -> Int32:
-    kernel = layer.weight_int
-    if layer.groups == 1:
-        return kernel
+    """Return the kernel over all channels, zeros where a group does not see them."""
+    kernel, groups = layer.weight_int, layer.groups
     outputs, inner = kernel.shape[:2]
-    whole = np.zeros((outputs, inner * layer.groups, *kernel.shape[2:]), dtype=np.int32)
-    each = outputs // layer.groups
-    for group in range(layer.groups):
+    whole = np.zeros((outputs, inner * groups, *kernel.shape[2:]), dtype=np.int32)
+    each = outputs // groups
+    for group in range(groups):
         rows = slice(group * each, (group + 1) * each)
         whole[rows, group * inner : (group + 1) * inner] = kernel[rows]
     return whole
 
 
 def _can_pool(layer: Dense | Conv, whole: Int32) -> bool:
-    """Whether weights are those of a sum over 2x2 pixels and something after it."""
+    """Tell whether weights are those of a sum over 2x2 pixels and something after it."""
     high, wide = whole.shape[2:]
     if isinstance(layer, Conv):
+        # Windows have to begin and end at the edges of 2x2 pixels.
         even = all(n % 2 == 0 for n in (high, wide, *layer.stride, *layer.padding))
         if not even or layer.dilation != (1, 1):
             return False
@@ -132,18 +135,3 @@ def _can_pool(layer: Dense | Conv, whole: Int32) -> bool:
     same = all(np.array_equal(corner, inner[:, :, i::2, j::2]) for i, j in ((0, 1), (1, 0), (1, 1)))
     rest = whole[:, :, high // 2 * 2 :].any() or whole[:, :, :, wide // 2 * 2 :].any()
     return bool(same and not rest)
-
-
-def _with_edge(whole: Int32, seen: Int32) -> Int32:
-    """Weights of the pooled map; its cut last row and column weigh nothing."""
-    edged: Int32 = seen.copy()
-    if whole.shape[2] % 2:
-        edged[:, :, -1] = 0
-    if whole.shape[3] % 2:
-        edged[:, :, :, -1] = 0
-    return edged
-
-
-def _unit(weight: Int32) -> int:
-    bits = int(np.bitwise_or.reduce(np.abs(weight), axis=None))
-    return bits & -bits if bits else 1

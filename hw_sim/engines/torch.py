@@ -13,21 +13,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.arrays import Array, Float64, Int64
 from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, LayerResult, RunRequest
+from knarr.hw_sim.engines.numba_cuba import add_rows, advance
 from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
 from knarr.hw_sim.network import DECAY_UNITY, Layer
-
-if TYPE_CHECKING:
-    import torch
 
 FLOAT32_EXACT, FLOAT64_EXACT = 2**24, 2**53
 MAX_BIAS = 2**23
@@ -52,7 +51,7 @@ class TorchLayer:
     """
 
     view: SynapseView
-    weight: torch.Tensor
+    weight: Tensor
     bias: Float64
     rows: Array | None
     keep_u: float
@@ -79,8 +78,6 @@ class TorchEngine:
 
     def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> TorchLayer | str:
         """Lay out a layer, see `Engine.lay_out`."""
-        import torch
-
         view = synapse_view(layer, entering, bits)
         if isinstance(view, str):
             return view
@@ -115,8 +112,6 @@ class TorchEngine:
 
     def run(self, request: RunRequest) -> list[LayerResult] | None:
         """Run consecutive layers on a block, see `Engine.run`."""
-        import torch
-
         chain, threads = request.chain, request.threads
         before = torch.get_num_threads()
         # It takes milliseconds, and rows are added by threads of ours.
@@ -146,24 +141,20 @@ class TorchEngine:
             if other:
                 torch.set_num_threads(before)
 
-    def _at_rest(self, layer: TorchLayer, samples: int) -> list[torch.Tensor]:
+    def _at_rest(self, layer: TorchLayer, samples: int) -> list[Tensor]:
         """Return [u, v] of (samples, features)."""
-        import torch
-
         shape = (samples, len(layer.bias))
         return [torch.zeros(shape, dtype=torch.float64, device=self.device) for _ in range(2)]
 
     def _layer(
         self,
         layer: TorchLayer,
-        arriving: torch.Tensor,
+        arriving: Tensor,
         want: LayerRequest,
-        state: list[torch.Tensor],
+        state: list[Tensor],
         threads: int,
-    ) -> tuple[LayerResult, torch.Tensor]:
+    ) -> tuple[LayerResult, Tensor]:
         """Return what a layer did, and its spikes as (samples, timesteps, H, W, C) for the next one."""
-        import torch
-
         samples, steps = arriving.shape[:2]
         view, features = layer.view, len(layer.bias)
         channels, high, wide = view.out
@@ -187,7 +178,7 @@ class TorchEngine:
             else:
                 counts[:, now] = _neurons_on_device(layer, sums, state, into)
 
-        def in_order(array: torch.Tensor) -> Array:
+        def in_order(array: Tensor) -> Array:
             images = array.reshape(samples, steps, high, wide, channels).permute(0, 1, 4, 2, 3)
             return images.cpu().numpy().reshape(samples, steps, *view.layer.output_shape)
 
@@ -198,10 +189,8 @@ class TorchEngine:
             result.u, result.v = in_order(u), in_order(v)
         return result, spikes.reshape(samples, steps, high, wide, channels)
 
-    def _sums(self, layer: TorchLayer, arriving: torch.Tensor, threads: int) -> torch.Tensor:
+    def _sums(self, layer: TorchLayer, arriving: Tensor, threads: int) -> Tensor:
         """Turn (samples, timesteps, H, W, C) into (frames, H, W, C) sums, divided by the unit."""
-        import torch.nn.functional as F
-
         view = layer.view
         frames = arriving.reshape(-1, *arriving.shape[2:])
         if view.pooled:
@@ -230,9 +219,9 @@ class TorchEngine:
 
 def _neurons_on_cpu(
     layer: TorchLayer,
-    sums: torch.Tensor,
-    state: list[torch.Tensor],
-    into: tuple[torch.Tensor, ...],
+    sums: Tensor,
+    state: list[Tensor],
+    into: tuple[Tensor, ...],
     threads: int,
 ) -> Int64:
     """Run all steps of a block, features divided among threads.
@@ -247,8 +236,6 @@ def _neurons_on_cpu(
     Returns:
         (samples, timesteps) spikes.
     """
-    from knarr.hw_sim.engines.numba_cuba import advance
-
     arriving = sums.contiguous().numpy()
     samples, steps, features = arriving.shape
     u, v, spikes, currents, voltages = (tensor.numpy() for tensor in (*state, *into))
@@ -268,13 +255,11 @@ def _neurons_on_cpu(
 
 def _neurons_on_device(
     layer: TorchLayer,
-    sums: torch.Tensor,
-    state: list[torch.Tensor],
-    into: tuple[torch.Tensor, ...],
+    sums: Tensor,
+    state: list[Tensor],
+    into: tuple[Tensor, ...],
 ) -> Int64:
     """Do the same as `_neurons_on_cpu` with `torch_step`."""
-    import torch
-
     bias = torch.tensor(layer.bias, device=sums.device)
     spikes, currents, voltages = into
     u, v = state
@@ -292,14 +277,14 @@ def _neurons_on_device(
 
 
 def torch_step(
-    u: torch.Tensor,
-    v: torch.Tensor,
-    arriving: torch.Tensor,
-    bias: torch.Tensor,
+    u: Tensor,
+    v: Tensor,
+    arriving: Tensor,
+    bias: Tensor,
     keep_u: float,
     keep_v: float,
     threshold: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Do one step of `arithmetic.step` in float64, which holds every product of a state and a decay.
 
     Args:
@@ -312,8 +297,6 @@ def torch_step(
     Returns:
         (u, peak, fired): u after the step, v before its reset, and where it passed the threshold.
     """
-    import torch
-
     u = torch.trunc(u * keep_u) + arriving
     u = torch.where(u > STATE_MAX, u - 2 * STATE_MAX, u)
     u = torch.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u)
@@ -321,12 +304,8 @@ def torch_step(
     return u, peak, peak > threshold
 
 
-def _sums_of_rows(rows: Array, frames: torch.Tensor, threads: int) -> torch.Tensor:
+def _sums_of_rows(rows: Array, frames: Tensor, threads: int) -> Tensor:
     """Multiply (frames, inputs) counts by (inputs, outputs) weights, event by event."""
-    import torch
-
-    from knarr.hw_sim.engines.numba_cuba import add_rows
-
     x = frames.contiguous().numpy()
     sums = np.empty((len(x), rows.shape[1]), dtype=rows.dtype)
     _shared(lambda first, last: add_rows(x, rows, sums, first, last), len(x), threads)
@@ -347,8 +326,6 @@ def _shared(part: Callable[[int, int], Any], n: int, threads: int) -> list[Any]:
 @contextmanager
 def _exact_floats(device: str) -> Iterator[None]:
     """Switch off what rounds: TF32, autocast to 16 bits, and NNPACK's transforms in convolutions."""
-    import torch
-
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -359,16 +336,3 @@ def _exact_floats(device: str) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-@cache
-def cuda_device() -> str | None:
-    """Return the CUDA device that torch would use, or None."""
-    # torch is slow to import: it is not asked on machines without NVIDIA's driver (dxg: under Windows).
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
-        return None
-    try:
-        import torch
-    except ImportError:
-        return None
-    return "cuda" if torch.cuda.is_available() else None
