@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from typer import Argument, Option
 
 from knarr.cli.errors import UsageError
 from knarr.cli.output import show_progress
@@ -65,52 +66,46 @@ class ChipName(str, Enum):
 
 
 RunArgument = Annotated[
-    Path, typer.Argument(help="Folder of the run, such as runs/nmnist.", metavar="RUN")
+    Path, Argument(help="Folder of the run, such as runs/nmnist.", metavar="RUN")
 ]
 RecipeArgument = Annotated[
     str,
-    typer.Argument(
+    Argument(
         help="Name of a shipped recipe, such as nmnist or eyes, or a YAML file.", metavar="RECIPE"
     ),
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option(
-        "--data", help="Folder of the recipe's data; leave it out where knarr generates them."
-    ),
+    Option("--data", help="Folder of the recipe's data; leave it out where knarr generates them."),
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", help="Folder of the run; runs/<recipe name> when left out."),
+    Option("--out", help="Folder of the run; runs/<recipe name> when left out."),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         help="Change of a setting, such as student.fit.epochs=3; may be given several times.",
         metavar="PATH=VALUE",
     ),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on standard output.")
-]
+JsonOption = Annotated[bool, Option("--json", help="Print one JSON document on standard output.")]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--checkpoint", help="safetensors file with the module's weights (with MODULE:FACTORY)."
     ),
 ]
 ChipOption = Annotated[
-    ChipName, typer.Option("--chip", help="Chip whose cores the network is placed on.")
+    ChipName, Option("--chip", help="Chip whose cores the network is placed on.")
 ]
 TimestepsOption = Annotated[
     int | None,
-    typer.Option(
-        "--timesteps", help="Number of time steps, where the inputs have no time axis.", min=1
-    ),
+    Option("--timesteps", help="Number of time steps, where the inputs have no time axis.", min=1),
 ]
 LabelsOption = Annotated[
-    Path | None, typer.Option("--labels", help=".npy file with the class of each sample.")
+    Path | None, Option("--labels", help=".npy file with the class of each sample.")
 ]
 
 

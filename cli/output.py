@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
+from rich.table import Table
 
 from knarr.ranks import rank
 
@@ -27,6 +29,28 @@ def make_console() -> Console:
     if console.is_terminal and console.width <= WIDTH:
         return console
     return Console(highlight=False, markup=False, width=WIDTH)
+
+
+def make_table(
+    title: str, *headings: str, left: int = 1, fold: Collection[str] = (), **style: Any
+) -> Table:
+    """Return an empty table.
+
+    Args:
+        title: Title above it.
+        headings: Headings of the columns.
+        left: Number of columns, from the first on, that are text; the others are numbers.
+        fold: Headings of the columns that are folded where they do not fit, not cut.
+        style: Options of rich's `Table`.
+    """
+    table = Table(title=title, **style)
+    for number, heading in enumerate(headings):
+        table.add_column(
+            heading,
+            justify="left" if number < left else "right",
+            overflow="fold" if heading in fold else "ellipsis",
+        )
+    return table
 
 
 class ProgressPrinter:

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from knarr.cli.output import make_console
+from knarr.cli.output import make_console, make_table
 from knarr.cli.text.energy import NOT_INCLUDED
-from knarr.pipeline import ON_TEST, expecting, read_json, report
+from knarr.pipeline import ON_TEST, read_json, report
 
 
 def print_facts(facts: dict[str, Any], *, json: bool) -> None:
@@ -29,54 +29,33 @@ def _text(value: Any) -> str:
         return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
     if isinstance(value, list):
         return "\n".join(_text(item) for item in value)
+    # True is an int too, and has no thousands.
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def print_file(path: Path, *, json: bool) -> None:
-    """Print a JSON file that one of the stages wrote."""
+def print_certificate(path: Path, *, json: bool) -> None:
+    """Print the certificate of a graph, as its file has it."""
     facts = read_json(path)
-    print_facts(facts if json else {"file": str(path), "what": "", **facts}, json=json)
+    head = {} if json else {"file": str(path), "certificate": ""}
+    print_facts({**head, **facts}, json=json)
 
 
 def print_run(folder: Path, *, json: bool) -> bool:
-    """Print a finished run; returns whether its verification holds."""
-    with expecting(folder):
-        facts = report(folder)
+    """Print a finished run; return whether its verification holds."""
+    facts = report(folder)
     if json:
         print(json_module.dumps(facts, indent=2))
         return bool(facts["holds"])
-    samples, correct = facts["test_samples"], facts["correct"]
-    table = Table(title=f"{folder.name}: {samples} test samples, counts and energy per inference")
-    table.add_column("")
-    for column in ("teacher (ANN)", "student (Norse)", "chip (integers)"):
-        table.add_column(column, justify="right")
-    right = [
-        f"{correct[name]}/{samples} ({correct[name] / samples:.1%})"
-        for name in ("teacher", "student", "chip")
-    ]
-    table.add_row("accuracy", *right)
-    if "lowered" in correct:
-        as_lowered = f"{correct['lowered']}/{samples} ({correct['lowered'] / samples:.1%})"
-        table.add_row("before its integers were fitted", "", "", as_lowered)
-    chip, teacher = facts["chip"], facts["teacher"]
-    table.add_row("spikes", "-", "", f"{chip['spikes']:,.0f}")
-    table.add_row("ACC", f"{teacher['acc']:,.0f}", "", f"{chip['acc']:,.0f}")
-    table.add_row("MAC", f"{teacher['mac']:,.0f}", "", f"{chip['mac']:,.0f}")
-    table.add_row(
-        "energy", f"{teacher['energy_pj'] / 1e6:,.3f} uJ", "", f"{chip['energy_pj'] / 1e6:,.3f} uJ"
-    )
-    table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
     console = make_console()
-    console.print(table)
+    console.print(_results(folder.name, facts))
     if ON_TEST in facts:
+        networks = ", ".join(facts[ON_TEST])
         console.print(
-            f"{', '.join(facts[ON_TEST])}: the best epoch ON THE TEST DATA, so no estimate for other data."
+            f"{networks}: the best epoch ON THE TEST DATA, so no estimate for other data."
         )
     console.print(f"Energy: {facts['provenance']}. {NOT_INCLUDED}")
-    compared = Table(title=f"mismatches on {facts['lava_samples']} test samples")
-    compared.add_column("stages")
-    compared.add_column("values compared", justify="right")
-    compared.add_column("mismatches", justify="right")
+    title = f"mismatches on {facts['lava_samples']} test samples"
+    compared = make_table(title, "stages", "values compared", "mismatches")
     compared.add_column("")
     for pair, counts in facts["mismatches"].items():
         meaning = "must be 0" if "=" in pair else "measured: integers against floats"
@@ -85,5 +64,27 @@ def print_run(folder: Path, *, json: bool) -> bool:
     if not facts["holds"]:
         console.print("The verification does NOT hold; see `knarr verify`.")
     for path in facts["pictures"]:
+        # Not broken at the width of the console, so that it can be copied.
         console.print(f"picture: {path}", soft_wrap=True)
     return bool(facts["holds"])
+
+
+def _results(name: str, facts: dict[str, Any]) -> Table:
+    samples, correct = facts["test_samples"], facts["correct"]
+    title = f"{name}: {samples} test samples, counts and energy per inference"
+    table = make_table(title, "", "teacher (ANN)", "student (Norse)", "chip (integers)")
+
+    def right(network: str) -> str:
+        return f"{correct[network]}/{samples} ({correct[network] / samples:.1%})"
+
+    table.add_row("accuracy", right("teacher"), right("student"), right("chip"))
+    if "lowered" in correct:
+        table.add_row("before its integers were fitted", "", "", right("lowered"))
+    chip, teacher = facts["chip"], facts["teacher"]
+    table.add_row("spikes", "-", "", f"{chip['spikes']:,.0f}")
+    for column in ("acc", "mac"):
+        table.add_row(column.upper(), f"{teacher[column]:,.0f}", "", f"{chip[column]:,.0f}")
+    teacher_uj, chip_uj = (f"{side['energy_pj'] / 1e6:,.3f} uJ" for side in (teacher, chip))
+    table.add_row("energy", teacher_uj, "", chip_uj)
+    table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
+    return table

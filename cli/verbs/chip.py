@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from knarr.cli.app import (
     CheckpointOption,
@@ -45,52 +46,46 @@ class SplitName(str, Enum):
     epilog="Example: knarr simulate student.net --data spikes.npy --out recording.npz --record output,spikes,v --picture raster.png"
 )
 def simulate(
-    net: Annotated[Path, typer.Argument(help="netx file, ours or not.", metavar="NET")],
+    net: Annotated[Path, Argument(help="netx file, ours or not.", metavar="NET")],
     data: Annotated[
         Path,
-        typer.Option(
+        Option(
             "--data",
             "--inputs",
             help=".npy file of integers, (samples, timesteps, *features), or of data as the file's "
             "coding says; or the folder of a run, for its test set.",
         ),
     ],
-    out: Annotated[Path | None, typer.Option("--out", help="Recording to write (.npz).")] = None,
+    out: Annotated[Path | None, Option(help="Recording to write (.npz).")] = None,
     record: Annotated[
         str | None,
-        typer.Option(
-            "--record",
+        Option(
             help="Contents of the recording: any of output,spikes,u,v. Default: output,spikes.",
         ),
     ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", help="PNG to draw of one sample's spikes through all layers."),
+        Option(help="PNG to draw of one sample's spikes through all layers."),
     ] = None,
-    sample: Annotated[
-        int, typer.Option("--sample", help="Number of the sample that --picture draws.", min=0)
-    ] = 0,
+    sample: Annotated[int, Option(help="Number of the sample that --picture draws.", min=0)] = 0,
     labels: LabelsOption = None,
     split: Annotated[
         SplitName,
-        typer.Option(
-            "--split", help="Clips of a run's folder: its test set, or those it validates on."
-        ),
+        Option(help="Clips of a run's folder: its test set, or those it validates on."),
     ] = SplitName.test,
     engine: Annotated[
         str,
-        typer.Option(
-            "--engine",
+        Option(
             help="Engine: auto, fast (compiled), torch (CUDA or CPU), reference or lava.",
         ),
     ] = "auto",
     threads: Annotated[
         int | None,
-        typer.Option("--threads", help="Largest number of threads; all cores by default.", min=1),
+        Option(help="Largest number of threads; all cores by default.", min=1),
     ] = None,
     timesteps: TimestepsOption = None,
     timeout_s: Annotated[
-        float | None, typer.Option("--timeout", help="Limit of a Lava run, seconds.", min=0.001)
+        float | None, Option("--timeout", help="Limit of a Lava run, seconds.", min=0.001)
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -282,49 +277,40 @@ def verify(
     context: typer.Context,
     source: Annotated[
         Path,
-        typer.Argument(
-            help="Folder of a run, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net"
-        ),
+        Argument(help="Folder of a run, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net"),
     ],
     samples: Annotated[
         int | None,
-        typer.Option("--samples", help="Number of test samples to run on Lava (RUN).", min=1),
+        Option(help="Number of test samples to run on Lava (RUN).", min=1),
     ] = None,
     module: Annotated[
         str | None,
-        typer.Option(
-            "--module",
+        Option(
             help="package.module:factory of a module to compare with (FILE.nir; FILE.net with --graph).",
         ),
     ] = None,
     checkpoint: CheckpointOption = None,
     graph: Annotated[
         Path | None,
-        typer.Option("--graph", help=".nir file that the network was lowered from (FILE.net)."),
+        Option(help=".nir file that the network was lowered from (FILE.net)."),
     ] = None,
     inputs: Annotated[
         Path | None,
-        typer.Option(
-            "--inputs", help=".npy file of samples; with FILE.net they run on Lava as well."
-        ),
+        Option(help=".npy file of samples; with FILE.net they run on Lava as well."),
     ] = None,
     labels: LabelsOption = None,
     timesteps: TimestepsOption = None,
     dt_s: Annotated[
         float | None,
-        typer.Option(
-            "--dt", help="Time step, seconds; the certificate's when left out (FILE.nir)."
-        ),
+        Option("--dt", help="Time step, seconds; the certificate's when left out (FILE.nir)."),
     ] = None,
     timeout_s: Annotated[
         float | None,
-        typer.Option("--timeout", help="Limit of a Lava run, seconds (FILE.net).", min=0.001),
+        Option("--timeout", help="Limit of a Lava run, seconds (FILE.net).", min=0.001),
     ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option(
-            "--picture", help="PNG to draw of where the stages part (FILE.net with --inputs)."
-        ),
+        Option(help="PNG to draw of where the stages part (FILE.net with --inputs)."),
     ] = None,
     chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,

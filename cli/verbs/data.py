@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from knarr.cli.app import JsonOption, app, finish
 from knarr.cli.errors import UsageError
@@ -36,11 +37,9 @@ app.add_typer(data_app, name="data")
 def check(
     name: Annotated[
         str,
-        typer.Argument(
-            help="Name of the dataset: deap, mahnob, mosi, nmnist, see or stress_predict."
-        ),
+        Argument(help="Name of the dataset: deap, mahnob, mosi, nmnist, see or stress_predict."),
     ],
-    path: Annotated[Path, typer.Argument(help="Folder of the dataset, as it is published.")],
+    path: Annotated[Path, Argument(help="Folder of the dataset, as it is published.")],
     json: JsonOption = False,
 ) -> None:
     """Say what was found, what is missing, and how many samples each split has. Exit 1 when something is left out."""
@@ -83,18 +82,14 @@ def _print_dataset(report: DataReport) -> None:
 
 @data_app.command(epilog="Example: knarr data generate eyes eyes --seed 1")
 def generate(
-    name: Annotated[str, typer.Argument(help="Kind of data to draw: eyes or clips.")],
-    path: Annotated[Path, typer.Argument(help="Folder to make; it must not exist.")],
-    seed: Annotated[
-        int, typer.Option("--seed", help="Seed; the same seed draws the same data.", min=0)
-    ] = 0,
+    name: Annotated[str, Argument(help="Kind of data to draw: eyes or clips.")],
+    path: Annotated[Path, Argument(help="Folder to make; it must not exist.")],
+    seed: Annotated[int, Option(help="Seed; the same seed draws the same data.", min=0)] = 0,
     size: Annotated[
         int | None,
-        typer.Option("--size", help="Height and width of the pictures, pixels.", min=1),
+        Option(help="Height and width of the pictures, pixels.", min=1),
     ] = None,
-    frames: Annotated[
-        int | None, typer.Option("--frames", help="Number of frames of a clip.", min=1)
-    ] = None,
+    frames: Annotated[int | None, Option(help="Number of frames of a clip.", min=1)] = None,
     json: JsonOption = False,
 ) -> None:
     """Draw a data set in the layout of a real one: eyes as SEE, clips as CMU-MOSI."""
@@ -123,20 +118,14 @@ def generate(
 
 @data_app.command(epilog="Example: knarr data events talk.mp4 --out events.npz --sensitivity 0.001")
 def events(
-    video: Annotated[Path, typer.Argument(help="Video file of any kind.")],
-    out: Annotated[Path, typer.Option("--out", help=".npz file to write.")] = Path("events.npz"),
+    video: Annotated[Path, Argument(help="Video file of any kind.")],
+    out: Annotated[Path, Option(help=".npz file to write.")] = Path("events.npz"),
     sensitivity: Annotated[
         float,
-        typer.Option(
-            "--sensitivity", help="Change of grey (0..1) at which a pixel fires.", min=0, max=1
-        ),
+        Option(help="Change of grey (0..1) at which a pixel fires.", min=0, max=1),
     ] = 0.001,
-    size: Annotated[
-        int, typer.Option("--size", help="Height and width of the frames, pixels.", min=1)
-    ] = 128,
-    frames: Annotated[
-        int, typer.Option("--frames", help="Number of frames taken, the first as grey.", min=2)
-    ] = 68,
+    size: Annotated[int, Option(help="Height and width of the frames, pixels.", min=1)] = 128,
+    frames: Annotated[int, Option(help="Number of frames taken, the first as grey.", min=2)] = 68,
     json: JsonOption = False,
 ) -> None:
     """Simulate an event camera on a video: a grey frame, then ON and OFF events of its changes."""

@@ -1,20 +1,23 @@
-"""`knarr doctor`: which backends work on this machine, and why others do not."""
+"""The checks of `knarr doctor`: which backends work on this machine, and why others do not.
+
+A module of its own, since it imports every backend and the other verbs must not.
+"""
 
 from __future__ import annotations
 
 import json as json_module
-import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Final
 
 import numpy as np
-from rich.table import Table
 
-from knarr.cli.output import make_console
+from knarr.cli.output import make_console, make_table
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
 from knarr.hw_sim import (
     ChipError,
@@ -28,142 +31,122 @@ from knarr.hw_sim import (
     simulate,
 )
 
-LAVA_LIMIT_S = 120.0
+LAVA_LIMIT_S: Final = 120.0
+RECORD: Final = ("output", "spikes", "u", "v")
+Verdict = tuple[bool, str]
+"""Whether a backend works; and how, or what to do about it."""
+Check = Callable[[], Verdict]
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One backend: whether it works, whether knarr needs it, and what to do when it does not."""
-
-    backend: str
-    works: bool
-    needed: bool
-    note: str
-
-
-def examine() -> list[Finding]:
-    """Every backend, tried for real."""
-    return [
-        _python(),
-        *(_package(name) for name in ("torch", "norse", "nir", "onnxruntime")),
-        _reference(),
-        _engine("fast", "compiled kernel"),
-        _engine("torch", "no compiler needed,"),
-        _lava(),
-        _gpu(),
-    ]
+_RANDOM = np.random.default_rng(0)
+_HIDDEN = Neuron(4096, 512, 40, "lif")
+_OUTPUT = Neuron(4096, 512, 30, "lif_out")
+TINY: Final = ChipNetwork(
+    (
+        Dense("hidden", _RANDOM.integers(-60, 64, (5, 6), dtype=np.int32), _HIDDEN),
+        Dense("output", _RANDOM.integers(-30, 64, (3, 5), dtype=np.int32), _OUTPUT),
+    ),
+    InputCoding((6,)),
+    Readout("spikes"),
+)
+"""A network that fires, so that being equal means something."""
+INPUTS: Final = np.random.default_rng(1).integers(0, 2, (2, 16, 6))
 
 
 def print_findings(*, json: bool) -> bool:
-    """Print the findings; returns whether everything that is needed works."""
-    findings = examine()
+    """Try every backend for real and print what was found.
+
+    Returns:
+        Whether everything that knarr needs works.
+    """
+    packages = ("torch", "norse", "nir", "onnxruntime")
+    needed: dict[str, Check] = {
+        "Python": _check_python,
+        **{name: partial(_check_package, name) for name in packages},
+        "reference engine": _check_reference,
+    }
+    optional: dict[str, Check] = {
+        "fast engine": partial(_check_engine, "fast", "compiled kernel"),
+        "torch engine": partial(_check_engine, "torch", "no compiler needed,"),
+        "Lava simulator": _check_lava,
+        "CUDA": _check_gpu,
+    }
+    findings = []
+    for backend, check in {**needed, **optional}.items():
+        works, note = check()
+        facts = {"backend": backend, "works": works, "needed": backend in needed, "note": note}
+        findings.append(facts)
     if json:
-        print(json_module.dumps([asdict(finding) for finding in findings], indent=2))
+        print(json_module.dumps(findings, indent=2))
     else:
-        table = Table()
-        table.add_column("backend")
-        table.add_column("works")
-        table.add_column("note", overflow="fold")
-        for finding in findings:
-            works = "yes" if finding.works else ("NO" if finding.needed else "no")
-            table.add_row(finding.backend, works, finding.note)
+        table = make_table("", "backend", "works", "note", left=3, fold=("note",))
+        for facts in findings:
+            no = "NO" if facts["needed"] else "no"
+            table.add_row(facts["backend"], "yes" if facts["works"] else no, facts["note"])
         make_console().print(table)
-    return all(finding.works for finding in findings if finding.needed)
+    return all(facts["works"] for facts in findings if facts["needed"])
 
 
-def _python() -> Finding:
-    ours = sys.version_info[:2] == (3, 10)
-    return Finding(
-        "Python",
-        ours,
-        True,
-        f"{sys.version.split()[0]}" + ("" if ours else "; Lava-DL 0.6 needs 3.10"),
-    )
+def _check_python() -> Verdict:
+    found = sys.version.split()[0]
+    works = sys.version_info[:2] == (3, 10)
+    return works, found if works else f"{found}; Lava-DL 0.6 needs 3.10"
 
 
-def _package(name: str) -> Finding:
+def _check_package(name: str) -> Verdict:
     try:
-        return Finding(name, True, True, version(name))
+        return True, version(name)
     except PackageNotFoundError:
-        return Finding(name, False, True, f"not installed; pip install {name}")
+        return False, f"not installed; pip install {name}"
 
 
-def _tiny_network() -> ChipNetwork:
-    rng = np.random.default_rng(0)
-    hidden = Dense(
-        "hidden", rng.integers(-60, 64, (5, 6), dtype=np.int32), Neuron(4096, 512, 40, "lif")
-    )
-    output = Dense(
-        "output", rng.integers(-30, 64, (3, 5), dtype=np.int32), Neuron(4096, 512, 30, "lif_out")
-    )
-    return ChipNetwork((hidden, output), InputCoding((6,)), Readout("spikes"))
+def _check_reference() -> Verdict:
+    recording = simulate(TINY, INPUTS, engine="reference", record=RECORD)
+    spikes = int(recording.spikes["hidden"].sum())
+    return spikes > 0, f"{spikes} spikes in a tiny network"
 
 
-def _reference() -> Finding:
-    inputs = np.random.default_rng(1).integers(0, 2, (2, 16, 6))
-    spikes = int(
-        simulate(_tiny_network(), inputs, engine="reference", record=("output", "spikes"))
-        .spikes["hidden"]
-        .sum()
-    )
-    return Finding("reference engine", spikes > 0, True, f"{spikes} spikes in a tiny network")
-
-
-def _engine(name: str, note: str) -> Finding:
-    """One of the fast engines, proved against the reference on this machine."""
+def _check_engine(name: str, note: str) -> Verdict:
+    """Prove one of the fast engines against the reference on this machine."""
     try:
         engine = choose_engine(name)
     except ChipError as error:
-        return Finding(f"{name} engine", False, False, str(error).removeprefix("engine: "))
-    inputs = np.random.default_rng(1).integers(0, 2, (2, 16, 6))
-    record = ("output", "spikes", "u", "v")
-    ours, other = (
-        simulate(_tiny_network(), inputs, record=record, engine=each)  # type: ignore[arg-type]
+        return False, str(error).removeprefix("engine: ")
+    ours, theirs = (
+        simulate(TINY, INPUTS, record=RECORD, engine=each)  # type: ignore[arg-type]
         for each in (name, "reference")
     )
-    if compare(ours, other):
-        return Finding(
-            f"{name} engine", False, False, "differs from the reference engine; report it"
-        )
-    note += f" {engine.description}"
+    if compare(ours, theirs):
+        return False, "differs from the reference engine; report it"
     taken = "; engine auto takes it" if choose_engine("auto").name == name else ""
-    return Finding(f"{name} engine", True, False, f"{note}{taken}")
+    return True, f"{note} {engine.description}{taken}"
 
 
-def _lava() -> Finding:
-    inputs = np.random.default_rng(1).integers(0, 2, (2, 16, 6))
+def _check_lava() -> Verdict:
     record = ("output", "spikes")
     try:
         with tempfile.TemporaryDirectory(prefix="knarr-doctor-") as folder:
             path = Path(folder) / "tiny.net"
-            write_net(_tiny_network(), path)
-            lava = run_on_lava(path, inputs, record=record, timeout_s=LAVA_LIMIT_S)
-        differences = compare(simulate(_tiny_network(), inputs, record=record), lava)
-        spikes = sum(int(layer.sum()) for layer in lava.spikes.values())
+            write_net(TINY, path)
+            lava = run_on_lava(path, INPUTS, record=record, timeout_s=LAVA_LIMIT_S)
     except LavaError as error:
-        return Finding("Lava simulator", False, False, f"{error} (interpreter {lava_python()})")
+        return False, f"{error} (interpreter {lava_python()})"
+    differences = compare(simulate(TINY, INPUTS, record=record), lava)
     if differences:
-        return Finding("Lava simulator", False, False, f"differs from ours: {differences[0]}")
+        return False, f"differs from ours: {differences[0]}"
+    spikes = sum(int(layer.sum()) for layer in lava.spikes.values())
     if spikes == 0:
-        return Finding(
-            "Lava simulator", False, False, "nothing fired, so being equal to ours means nothing"
-        )
-    return Finding("Lava simulator", True, False, f"{spikes} spikes, equal to ours")
+        return False, "nothing fired, so being equal to ours means nothing"
+    return True, f"{spikes} spikes, equal to ours"
 
 
-def _gpu() -> Finding:
+def _check_gpu() -> Verdict:
     import torch
 
     if torch.cuda.is_available():
-        return Finding("CUDA", True, False, torch.cuda.get_device_name(0))
+        return True, torch.cuda.get_device_name(0)
+    # torch says the same of a machine without a GPU and of a driver too old for it.
     try:
-        subprocess.run(
-            ["nvidia-smi"], capture_output=True, timeout=20, check=True, env=dict(os.environ)
-        )
+        subprocess.run(["nvidia-smi"], capture_output=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return Finding(
-            "CUDA", False, False, "no NVIDIA GPU or driver found; training runs on the CPU"
-        )
-    return Finding(
-        "CUDA", False, False, f"there is a GPU, but torch {torch.__version__} cannot use its driver"
-    )
+        return False, "no NVIDIA GPU or driver found; training runs on the CPU"
+    return False, f"there is a GPU, but torch {torch.__version__} cannot use its driver"

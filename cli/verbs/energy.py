@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from knarr.cli.app import JsonOption, LabelsOption, OverTime, app
 from knarr.cli.errors import UsageError
@@ -43,63 +44,50 @@ def energy(
     context: typer.Context,
     source: Annotated[
         Path,
-        typer.Argument(
-            help="Folder of a run, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net"
-        ),
+        Argument(help="Folder of a run, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net"),
     ],
     data: Annotated[
         Path | None,
-        typer.Option(
-            "--data",
+        Option(
             help=".npy file of (samples, timesteps, *features), or the folder of a run (files).",
         ),
     ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", help="ONNX file to compare with (files).")
-    ] = None,
+    baseline: Annotated[Path | None, Option(help="ONNX file to compare with (files).")] = None,
     baseline_data: Annotated[
         Path | None,
-        typer.Option(
-            "--baseline-data",
+        Option(
             help=".npy file of the baseline's inputs, whose zeros skipped are counted too (files).",
         ),
     ] = None,
     labels: LabelsOption = None,
     profile: Annotated[
         str | None,
-        typer.Option(
-            "--profile",
+        Option(
             help="Prices: the name of a profile, or a .toml file; 45 nm and Loihi 1 when left out.",
         ),
     ] = None,
     model: Annotated[
         EnergyModel | None,
-        typer.Option("--model", help="Model of energy; all that have prices when left out."),
+        Option(help="Model of energy; all that have prices when left out."),
     ] = None,
     dt_s: Annotated[
         float | None,
-        typer.Option("--dt", help="Time step of a .nir file, seconds; its own when left out."),
+        Option("--dt", help="Time step of a .nir file, seconds; its own when left out."),
     ] = None,
     over_time: Annotated[
         OverTime,
-        typer.Option(
-            "--over-time",
+        Option(
             help="Way in which the outputs of all steps of a .nir file become a score.",
         ),
     ] = OverTime.sum,
-    votes: Annotated[
-        int, typer.Option("--votes", help="Number of outputs per class of a .nir file.", min=1)
-    ] = 1,
+    votes: Annotated[int, Option(help="Number of outputs per class of a .nir file.", min=1)] = 1,
     pooling: Annotated[
         Pooling,
-        typer.Option(
-            "--pooling", help="Pools of a .nir file: folded into synapses, or as they are."
-        ),
+        Option(help="Pools of a .nir file: folded into synapses, or as they are."),
     ] = Pooling.folded,
     word_bits: Annotated[
         int | None,
-        typer.Option(
-            "--word-bits",
+        Option(
             help="Bits of a word in memory; the precision's when left out (memory).",
             min=1,
             max=64,
@@ -107,55 +95,46 @@ def energy(
     ] = None,
     reuse: Annotated[
         float | None,
-        typer.Option(
-            "--reuse",
+        Option(
             help="Times that a fetched word of the baseline is used, beside 1 (memory).",
             min=1,
         ),
     ] = None,
     on_chip_bytes: Annotated[
         float | None,
-        typer.Option(
-            "--on-chip-bytes", help="Bytes above which a buffer lies in DRAM (memory).", min=0
-        ),
+        Option(help="Bytes above which a buffer lies in DRAM (memory).", min=0),
     ] = None,
     hops: Annotated[
         float | None,
-        typer.Option("--hops", help="Mean number of hops of a spike between cores (chip).", min=0),
+        Option(help="Mean number of hops of a spike between cores (chip).", min=0),
     ] = None,
     latency_s: Annotated[
         float | None,
-        typer.Option(
+        Option(
             "--latency", help="Seconds that an inference takes, for static power (chip).", min=0
         ),
     ] = None,
     mix_technologies: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--mix-tech",
             help="Print ratios across technologies too, labelled; they rank nothing.",
         ),
     ] = False,
     allow_partial: Annotated[
         bool,
-        typer.Option(
-            "--allow-partial", help="Print a lower bound where something cannot be counted."
-        ),
+        Option("--allow-partial", help="Print a lower bound where something cannot be counted."),
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--measure", help="Measure the baseline on this machine's GPU and CPU; takes minutes."
         ),
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="energy.json file to write (files).")
-    ] = None,
+    out: Annotated[Path | None, Option(help="energy.json file to write (files).")] = None,
     picture: Annotated[
         Path | None,
-        typer.Option(
-            "--picture", help="PNG to draw of energy per layer against the baseline (files)."
-        ),
+        Option(help="PNG to draw of energy per layer against the baseline (files)."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

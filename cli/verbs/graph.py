@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from knarr.cli.app import (
     CheckpointOption,
@@ -32,35 +33,28 @@ from knarr.cli.output import show_progress
 def export(
     source: Annotated[
         str,
-        typer.Argument(
-            help="Folder of a run, or package.module:factory.", metavar="RUN|MODULE:FACTORY"
-        ),
+        Argument(help="Folder of a run, or package.module:factory.", metavar="RUN|MODULE:FACTORY"),
     ],
     checkpoint: CheckpointOption = None,
     input_shape: Annotated[
         str | None,
-        typer.Option(
-            "--input-shape", help="Sizes of one time step, such as 2,34,34 (MODULE:FACTORY)."
-        ),
+        Option(help="Sizes of one time step, such as 2,34,34 (MODULE:FACTORY)."),
     ] = None,
-    dt_s: Annotated[
-        float, typer.Option("--dt", help="Time step, seconds (MODULE:FACTORY).")
-    ] = 0.001,
+    dt_s: Annotated[float, Option("--dt", help="Time step, seconds (MODULE:FACTORY).")] = 0.001,
     inputs: Annotated[
         Path | None,
-        typer.Option(
-            "--inputs",
+        Option(
             help=".npy file of (samples, timesteps, *features); random spikes when left out.",
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="Graph file to write (MODULE:FACTORY).")
-    ] = Path("student.nir"),
+    out: Annotated[Path, Option(help="Graph file to write (MODULE:FACTORY).")] = Path(
+        "student.nir"
+    ),
     json: JsonOption = False,
 ) -> None:
     """Export a run's student, or any one-step Norse module, to a certified NIR graph; a run's teacher to ONNX."""
     from knarr import pipeline
-    from knarr.cli.text.report import print_file
+    from knarr.cli.text.report import print_certificate
 
     run = Path(source)
     if ":" in source and not run.is_dir():
@@ -70,7 +64,7 @@ def export(
     else:
         pipeline.export(pipeline.reopen(run, on_progress=show_progress))
         out = run / pipeline.GRAPH
-    print_file(out.with_name(f"{out.name}.json"), json=json)
+    print_certificate(out.with_name(f"{out.name}.json"), json=json)
 
 
 def _export_module(
@@ -104,52 +98,43 @@ def _export_module(
 def deploy(
     context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(help="Folder of a run, or a .nir file.", metavar="RUN|FILE.nir")
+        Path, Argument(help="Folder of a run, or a .nir file.", metavar="RUN|FILE.nir")
     ],
-    out: Annotated[Path, typer.Option("--out", help="netx file to write (FILE.nir).")] = Path(
-        "student.net"
-    ),
+    out: Annotated[Path, Option(help="netx file to write (FILE.nir).")] = Path("student.net"),
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            "--calibration",
+        Option(
             help=".npy file of samples to choose scales by and to measure on, never test data.",
         ),
     ] = None,
     labels: LabelsOption = None,
     allow_approximate: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--allow-approximate",
             help="Map what has no exact form to a near one, and measure the difference.",
         ),
     ] = False,
-    weight_bits: Annotated[
-        int, typer.Option("--weight-bits", help="Signed bits of a weight.", min=2, max=8)
-    ] = 8,
+    weight_bits: Annotated[int, Option(help="Signed bits of a weight.", min=2, max=8)] = 8,
     input_bits: Annotated[
         int,
-        typer.Option(
-            "--input-bits", help="Bits of an input: 1 for spikes, more for graded.", min=1, max=16
-        ),
+        Option(help="Bits of an input: 1 for spikes, more for graded.", min=1, max=16),
     ] = 1,
     input_units: Annotated[
-        float, typer.Option("--input-units", help="Integers per unit of float input, such as 255.")
+        float, Option(help="Integers per unit of float input, such as 255.")
     ] = 1.0,
     input_kind: Annotated[
-        InputKind, typer.Option("--input-kind", help="Coding of data as the input's integers.")
+        InputKind, Option(help="Coding of data as the input's integers.")
     ] = InputKind.events,
     over_time: Annotated[
         OverTime,
-        typer.Option("--over-time", help="Way in which the outputs of all steps become a score."),
+        Option(help="Way in which the outputs of all steps become a score."),
     ] = OverTime.sum,
-    votes: Annotated[
-        int, typer.Option("--votes", help="Number of neighbouring outputs per class.", min=1)
-    ] = 1,
+    votes: Annotated[int, Option(help="Number of neighbouring outputs per class.", min=1)] = 1,
     timesteps: TimestepsOption = None,
     dt_s: Annotated[
         float | None,
-        typer.Option("--dt", help="Time step, seconds; the file's when left out."),
+        Option("--dt", help="Time step, seconds; the file's when left out."),
     ] = None,
     chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,

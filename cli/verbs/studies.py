@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import typer
+from typer import Argument, Option
 
 from knarr.cli.app import DataOption, JsonOption, RecipeArgument, SetOption, app, finish
 from knarr.cli.errors import UsageError
@@ -13,7 +13,7 @@ from knarr.cli.output import make_console, show_progress
 
 StorageOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--storage",
         help="Database URL by which several machines share the study, such as postgresql://...; "
         "default a SQLite file beside its runs, for the processes of one machine.",
@@ -58,16 +58,10 @@ def numbers(
     epilog="Example: knarr table seen_rows_eyes --fit; knarr table mine.yaml --data see --out runs/mine"
 )
 def table(
-    grid: Annotated[
-        str, typer.Argument(help="Name of a shipped grid, or a YAML file.", metavar="GRID")
-    ],
+    grid: Annotated[str, Argument(help="Name of a shipped grid, or a YAML file.", metavar="GRID")],
     data: DataOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the grids' runs.")] = Path(
-        "runs/grids"
-    ),
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Make the runs that are missing first.")
-    ] = False,
+    out: Annotated[Path, Option(help="Folder of the grids' runs.")] = Path("runs/grids"),
+    fit: Annotated[bool, Option("--fit", help="Make the runs that are missing first.")] = False,
     storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -93,11 +87,11 @@ def table(
 @app.command(epilog="Example: knarr sweep sweep.yaml --data nmnist_small --out runs/sweep")
 def sweep(
     file: Annotated[
-        Path, typer.Argument(help="YAML file: recipe, what to search, trials.", metavar="SWEEP")
+        Path, Argument(help="YAML file: recipe, what to search, trials.", metavar="SWEEP")
     ],
     data: DataOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the trials; runs/<name> when left out.")
+        Path | None, Option(help="Folder of the trials; runs/<name> when left out.")
     ] = None,
     storage: StorageOption = None,
     json: JsonOption = False,
@@ -120,30 +114,24 @@ def pareto(
     data: DataOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of the trials; runs/pareto-<recipe> when left out."),
+        Option(help="Folder of the trials; runs/pareto-<recipe> when left out."),
     ] = None,
-    bits: Annotated[
-        str, typer.Option("--bits", help="Weight bits to try, with commas between.")
-    ] = "8,6,4,3",
+    bits: Annotated[str, Option(help="Weight bits to try, with commas between.")] = "8,6,4,3",
     steps: Annotated[
         str,
-        typer.Option(
-            "--steps",
+        Option(
             help="Time steps to try, with commas between; all and half of them when left out.",
         ),
     ] = "",
     shares: Annotated[
         str,
-        typer.Option(
-            "--shares",
+        Option(
             help="Shares of the lowered network's ACC to aim at, with commas between; 1 sets no goal.",
         ),
     ] = "1,0.5,0.25",
     model: Annotated[
         str,
-        typer.Option(
-            "--model", help="Energy that the front is found by: paper, memory, chip:PROFILE."
-        ),
+        Option(help="Energy that the front is found by: paper, memory, chip:PROFILE."),
     ] = "paper",
     storage: StorageOption = None,
     changes: SetOption = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from knarr.cli.app import (
     DataOption,
@@ -55,19 +55,16 @@ def evaluate(
     run: RunArgument,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder where the run's data lie now, if they were moved."),
+        Option(help="Folder where the run's data lie now, if they were moved."),
     ] = None,
     windows: Annotated[
         int,
-        typer.Option(
-            "--windows",
+        Option(
             help="Number of passes over the test set, where clips are seen through random windows.",
             min=1,
         ),
     ] = 20,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Seed of the windows and of the intervals.", min=0)
-    ] = 0,
+    seed: Annotated[int, Option(help="Seed of the windows and of the intervals.", min=0)] = 0,
     json: JsonOption = False,
 ) -> None:
     """Measure a run on its test set: accuracy, recall, F1, each with its interval; writes evaluation.json."""
