@@ -70,20 +70,20 @@ def print_findings(*, json: bool) -> bool:
         "Lava simulator": _check_lava,
         "CUDA": _check_gpu,
     }
-    findings = []
-    for backend, check in {**needed, **optional}.items():
-        works, note = check()
-        facts = {"backend": backend, "works": works, "needed": backend in needed, "note": note}
-        findings.append(facts)
+    verdicts = {backend: check() for backend, check in {**needed, **optional}.items()}
     if json:
-        print(json_module.dumps(findings, indent=2))
+        facts = [
+            {"backend": backend, "works": works, "needed": backend in needed, "note": note}
+            for backend, (works, note) in verdicts.items()
+        ]
+        print(json_module.dumps(facts, indent=2))
     else:
         table = make_table("", "backend", "works", "note", left=3, fold=("note",))
-        for facts in findings:
-            no = "NO" if facts["needed"] else "no"
-            table.add_row(facts["backend"], "yes" if facts["works"] else no, facts["note"])
+        for backend, (works, note) in verdicts.items():
+            no = "NO" if backend in needed else "no"
+            table.add_row(backend, "yes" if works else no, note)
         make_console().print(table)
-    return all(facts["works"] for facts in findings if facts["needed"])
+    return all(verdicts[backend][0] for backend in needed)
 
 
 def _check_python() -> Verdict:
