@@ -12,10 +12,10 @@ from functools import cache
 from importlib import resources
 from typing import Annotated, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from knarr.pipeline.measures import Estimate
-from knarr.train.settings import YamlError, faults_of, read_yaml
+from knarr.train.settings import Frozen, YamlError, faults_of, read_yaml
 
 FILE = "published.yaml"
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
@@ -31,11 +31,7 @@ class Rates(Protocol):
         """See `Measures.of`."""
 
 
-class _PublishedModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Column(_PublishedModel):
+class Column(Frozen):
     """One column of a table.
 
     Args:
@@ -48,7 +44,7 @@ class Column(_PublishedModel):
     measures: tuple[Text, ...] = ()
 
 
-class Entry(_PublishedModel):
+class Entry(Frozen):
     """One printed row: a value for each column, null where none is public."""
 
     method: Text
@@ -56,7 +52,7 @@ class Entry(_PublishedModel):
     note: str = ""
 
 
-class Table(_PublishedModel):
+class Table(Frozen):
     """A published table.
 
     Args:
@@ -71,7 +67,7 @@ class Table(_PublishedModel):
     data: Text
     protocol: Text
     source: Text
-    counts: dict[Text, Annotated[int, Field(gt=0, strict=True)]] = {}
+    counts: dict[Text, Annotated[int, Field(gt=0, strict=True)]] = Field(default_factory=dict)
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
     rows: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
@@ -90,7 +86,7 @@ class Table(_PublishedModel):
         return self
 
 
-class Published(_PublishedModel):
+class Published(Frozen):
     """All tables."""
 
     tables: Annotated[tuple[Table, ...], Field(min_length=1)]

@@ -15,23 +15,33 @@ from knarr.ranks import rank
 from knarr.train.clips import Batch, Clips, Epoch, Indices, split_validation
 from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.fitting.fit import Fitter, Loss, fit
-from knarr.train.settings import (
-    Fit,
-    Recipe,
-    SettingsError,
-)
+from knarr.train.settings import Fit, Recipe, SettingsError
 from knarr.train.systems.base import RunData
 from knarr.train.systems.registry import system_of
 
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
+STUDENT_SEED = 1_000_000
+"""Added to the run's seed for the student's fit, so that its batches and its dropout are not the teacher's."""
 EVALUATION_BATCH = 50
+"""Clips that are evaluated at once."""
 Logits = Callable[[nn.Module, Batch], torch.Tensor]
 
 
 def train_teacher(
     recipe: Recipe, data: RunData, run_folder: Path, callbacks: tuple[Callback, ...] = ()
 ) -> nn.Module:
-    """The run's teacher: loaded when finished, resumed or begun otherwise."""
+    """Return the run's teacher: loaded where it is finished, resumed or begun otherwise.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Data of the run.
+        run_folder: Folder with the run's files.
+        callbacks: More Lightning callbacks, such as a progress bar.
+
+    Raises:
+        RecipeError: What `fit` raises, or a file that holds another network.
+    """
+    # Weights are drawn when a network is built.
     torch.manual_seed(recipe.seed)
     system = system_of(recipe)
     teacher = system.teacher(data)
@@ -52,7 +62,18 @@ def train_student(
     run_folder: Path,
     callbacks: tuple[Callback, ...] = (),
 ) -> nn.Module:
-    """The run's student as it is kept, distilled from the teacher: loaded when finished, else resumed or begun."""
+    """Return the run's student in its saved form, distilled from the teacher: loaded where it is finished, else resumed or begun.
+
+    Args:
+        recipe: Recipe of the run.
+        data: Data of the run.
+        teacher: Finished teacher; frozen and put in eval mode.
+        run_folder: Folder with the run's files.
+        callbacks: More Lightning callbacks, such as a progress bar.
+
+    Raises:
+        RecipeError: What `fit` raises, or a file that holds another network.
+    """
     system, path = system_of(recipe), run_folder / STUDENT
     if path.is_file():
         saved = system.new_saved_form(data)
@@ -61,11 +82,12 @@ def train_student(
     torch.manual_seed(recipe.seed + 1)
     student = system.student(data)
     teacher.eval().requires_grad_(False)
-    loss_beside = system.student_loss(teacher)
+    student_loss = system.student_loss(teacher)
 
     def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        # The teacher is no part of the module that Lightning moves to a device.
         teacher.to(batch.inputs.device)
-        return loss_beside(network, batch)
+        return student_loss(network, batch)
 
     _fit(student, loss, recipe, data, run_folder, "student", callbacks, teacher)
     teacher.cpu()
@@ -76,10 +98,10 @@ def train_student(
 
 
 def train_validation_split(recipe: Recipe, data: RunData) -> tuple[Indices, Indices]:
-    """Which of the training clips a run fits, and which it validates on.
+    """Return the training clips that a run fits, and those that it validates on.
 
     Raises:
-        SettingsError: none is left to fit.
+        SettingsError: None is left to fit.
     """
     if data.validation is None:
         return split_validation(data.groups, recipe.data.validation_fraction, recipe.seed)
@@ -105,6 +127,7 @@ def _fit(
     settings: Fit = getattr(recipe, network_name).fit
     validation_clips: Clips = data.train
     if settings.select == "best_on_test":
+        # The published code that this repeats sets nobody aside: all are fitted on, and the test set chooses the epoch.
         train, validation = np.arange(len(data.train.labels)), np.arange(len(data.test.labels))
         validation_clips = data.test
     else:
@@ -112,7 +135,8 @@ def _fit(
     module_class: Callable[..., Fitter] = Fitter
     if teacher is not None:
         chosen = system_of(recipe).student_fitter(teacher, data, train, run_folder)
-        train, module_class = (train, module_class) if chosen is None else chosen
+        if chosen is not None:
+            train, module_class = chosen
     fit(
         network,
         loss,
@@ -123,7 +147,7 @@ def _fit(
         validation_clips=validation_clips,
         network_name=network_name,
         classes=len(data.class_names),
-        seed=recipe.seed + (0 if network_name == "teacher" else 1_000_000),
+        seed=recipe.seed + (0 if network_name == "teacher" else STUDENT_SEED),
         run_folder=run_folder,
         module_class=module_class,
         callbacks=callbacks,
@@ -131,14 +155,14 @@ def _fit(
 
 
 def teacher_predictions(recipe: Recipe, teacher: nn.Module, clips: Clips) -> npt.NDArray[np.int64]:
-    """(N,) class the teacher sees in each clip."""
+    """Return the class that the teacher gives each clip, (N,)."""
     return _classes(system_of(recipe).teacher_logits, teacher, clips)
 
 
 def student_predictions(
     recipe: Recipe, student: nn.Module, clips: Clips, chosen: Indices | None = None
 ) -> npt.NDArray[np.int64]:
-    """(N,) class the student, in the form in which it is kept, sees in each clip, or in each of the chosen ones."""
+    """Return the class that the student, in its saved form, gives each clip, or each of the chosen ones, (N,)."""
     return _classes(system_of(recipe).student_logits, student, clips, chosen)
 
 
@@ -152,7 +176,8 @@ def _classes(
 
 
 def evaluation_batches(clips: Clips, chosen: Indices | None = None) -> Iterator[Batch]:
-    """Clips in their order, all or the chosen ones, not augmented."""
+    """Return batches of the clips in their order, all or the chosen ones, not augmented."""
     indices = np.arange(len(clips.labels)) if chosen is None else chosen
+    # Without an epoch nothing is shuffled or augmented, so the seed has no effect.
     epoch = Epoch(clips, indices, EVALUATION_BATCH, seed=0, epoch=None)
     return (epoch[number] for number in range(len(epoch)))

@@ -118,7 +118,7 @@ def test_validation_never_divides_a_group() -> None:
     assert sorted([*train, *validation]) == list(range(50))
     assert len(validation) == 15
     with pytest.raises(
-        SettingsError, match=r"data.validation_fraction: 0.99 of 10 groups takes them all"
+        SettingsError, match=r"data.validation_fraction: 0.99 of 10 groups is all of them"
     ):
         split_validation(groups, 0.99, seed=1)
 

@@ -1,6 +1,6 @@
-"""What a fit leaves on disk, each file whole or not at all: checkpoints, metrics.csv, the best weights.
+"""Files of a fit, each whole or not at all: checkpoints, metrics.csv, and weights as safetensors.
 
-Weights as safetensors: nothing is unpickled, and only a state that fits is loaded.
+Nothing is unpickled, and only a state that fits is loaded.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ VALIDATED_ON = "validated_on"
 """`TEST` where what is called validation is the test data; other rows are empty there."""
 TEST = "test"
 ALWAYS = ("stage", "epoch", *MEASURED)
+"""Columns of every metrics.csv; "stage" is the network's name."""
 FIELDS = (*ALWAYS, ACCUMULATES, VALIDATED_ON)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Lightning's own moves a file across file systems, which a kill can cut in half; and nothing is unpickled here."""
+    """Checkpoints that a kill cannot cut in half, unlike Lightning's own, which move a file across file systems."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
+        """Write a checkpoint in one move, with the number of processes that fit."""
         # OneCycleLR keeps a function in its state, which weights_only rightly refuses; a new one has its own.
-        schedulers = [
-            {k: v for k, v in state.items() if not callable(v)}
-            for state in checkpoint["lr_schedulers"]
-        ]
+        schedulers = []
+        for state in checkpoint["lr_schedulers"]:
+            schedulers.append({key: value for key, value in state.items() if not callable(value)})
         checkpoint = {**checkpoint, "lr_schedulers": schedulers}
         if world_size() > 1:
             checkpoint["processes"] = world_size()
@@ -55,18 +56,21 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        """Read a checkpoint of this fit.
+
+        Raises:
+            RecipeError: A damaged or foreign file, or one of a fit by another number of processes.
+        """
+        foreign = f"{path}: not a checkpoint of this fit; remove it to train again"
         try:
             checkpoint: dict[str, Any] = torch.load(
                 path, map_location=map_location, weights_only=True
             )
-        except (
-            Exception
-        ) as error:  # torch's restricted unpickler raises whatever a damaged file makes it meet
-            raise RecipeError(
-                f"{path}: not a checkpoint of this fit; remove it to train again"
-            ) from error
+        # torch's restricted unpickler raises whatever a damaged file makes it meet.
+        except Exception as error:
+            raise RecipeError(foreign) from error
         if not {"epoch", "loops", "state_dict", "optimizer_states"} <= set(checkpoint):
-            raise RecipeError(f"{path}: not a checkpoint of this fit; remove it to train again")
+            raise RecipeError(foreign)
         processes = checkpoint.pop("processes", 1)
         if processes != world_size():
             # Batches, dropout and the order of sums would change in mid-run.
@@ -81,34 +85,43 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class CsvLog(Callback):
-    """One row per epoch. The rows travel in the checkpoint, since Lightning's CSVLogger starts anew on resume."""
+    """Writes one row per epoch to metrics.csv. The rows travel in the checkpoint: Lightning's CSVLogger starts anew on resume.
 
-    def __init__(self, path: Path, stage: str, *, on_test: bool = False) -> None:
-        self.path, self.stage, self.on_test = path, stage, on_test
+    Args:
+        path: The file; rows of other networks in it stay.
+        network_name: Value of the column "stage".
+        on_test: Whether what is called validation is the test data.
+    """
+
+    def __init__(self, path: Path, network_name: str, *, on_test: bool = False) -> None:
+        self.path, self.network_name, self.on_test = path, network_name, on_test
         self.rows: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far, for the checkpoint."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the rows of a checkpoint; those that a killed epoch wrote after it are written over."""
         self.rows = list(state_dict["rows"])
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
+        """Add the epoch's row, and write the file on rank 0."""
         found = trainer.callback_metrics
         measured = {field: f"{float(found[field]):.6f}" for field in MEASURED}
         if ACCUMULATES in found:
             measured[ACCUMULATES] = f"{float(found[ACCUMULATES]):.1f}"
         if self.on_test:
             measured[VALIDATED_ON] = TEST
-        self.rows.append({"stage": self.stage, "epoch": trainer.current_epoch, **measured})
+        self.rows.append({"stage": self.network_name, "epoch": trainer.current_epoch, **measured})
         if not trainer.is_global_zero:
             return
-        others = [row for row in read_rows(self.path) if row["stage"] != self.stage]
+        others = [row for row in read_rows(self.path) if row["stage"] != self.network_name]
         text = io.StringIO()
         rows = [*others, *self.rows]
-        # Only the fits that have such a column make one.
+        # A column that no row has a value for is left out.
         fields = [name for name in FIELDS if name in ALWAYS or any(row.get(name) for row in rows)]
         writer = csv.DictWriter(
             text, fields, restval="", extrasaction="ignore", lineterminator="\n"
@@ -119,6 +132,7 @@ class CsvLog(Callback):
 
 
 def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    """Return the rows of a metrics.csv as text by column; none where there is no file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -126,7 +140,12 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
 
 
 class Best(Callback):
-    """The weights of the best epoch by `Fitter.score`, the first of equals. They travel in the checkpoint."""
+    """Keeps the weights of the best epoch, the first of equals. They travel in the checkpoint.
+
+    Args:
+        network: The network that is fitted.
+        score: Gives what the best epoch has most of, see `Fitter.score`.
+    """
 
     def __init__(
         self, network: nn.Module, score: Callable[[Mapping[str, torch.Tensor]], tuple[float, ...]]
@@ -137,9 +156,11 @@ class Best(Callback):
         self.weights: dict[str, torch.Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the best epoch so far, for the checkpoint."""
         return {"score": self.score, "epoch": self.epoch, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best epoch of a checkpoint."""
         score = state_dict["score"]
         self.score = None if score is None else tuple(map(float, score))
         self.epoch, self.weights = state_dict["epoch"], dict(state_dict["weights"])
@@ -147,27 +168,27 @@ class Best(Callback):
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
+        """Copy the weights where no epoch before was as good."""
         score = self.score_of(trainer.callback_metrics)
         if self.score is None or score > self.score:
             self.score, self.epoch = score, trainer.current_epoch
-            self.weights = {
-                name: value.detach().cpu().clone()
-                for name, value in self.network.state_dict().items()
-            }
+            # A copy, also where they are on the processor already: the next step changes them in place.
+            state = self.network.state_dict()
+            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """A module's state as safetensors, written whole or not at all."""
-    write_atomic(
-        path, save({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
-    )
+    """Write a module's state as safetensors."""
+    # safetensors refuses views, such as transposed weights.
+    state = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    write_atomic(path, save(state))
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a state of exactly this module's names, shapes and dtypes; leaves the module in eval mode.
 
     Raises:
-        RecipeError: the file is not safetensors or holds something else.
+        RecipeError: The file is not safetensors or holds something else.
     """
     try:
         state = load(path.read_bytes())
@@ -178,14 +199,14 @@ def load_weights(module: nn.Module, path: Path) -> None:
     wanted = module.state_dict()
     for name in sorted(set(state) | set(wanted)):
         ours, theirs = wanted.get(name), state.get(name)
-        if (
-            ours is None
-            or theirs is None
-            or ours.shape != theirs.shape
-            or ours.dtype != theirs.dtype
-        ):
+        # torch would broadcast or cast what does not fit, and say nothing of it.
+        if ours is None or theirs is None or _form(ours) != _form(theirs):
             raise RecipeError(
                 f"{path}: tensor '{name}' does not fit the recipe's network; remove the file and train again"
             )
     module.load_state_dict(state)
     module.eval()
+
+
+def _form(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype

@@ -20,16 +20,16 @@ from knarr.train.networks.stress import StressTeacherSettings
 from knarr.train.settings import Count, DataSettings, Fitted, Frozen, Positive, Recipe, Seed
 
 SPLIT_SEED = 2021
-"""Of a related public pipeline."""
+"""Seed of the folds of a related public pipeline."""
 
 
 class Folded(DataSettings):
     """Data of people, parted into folds; a run is one fold.
 
     Args:
-        folds: how many; "loso" has as many as there are people, whatever stands here.
-        fold: which one is tested, from 0.
-        split_seed: of the draw of folds, apart from the run's seed so that all seeds have the same folds.
+        folds: Number of folds; "loso" has as many as there are people, whatever stands here.
+        fold: The fold that is tested, from 0.
+        split_seed: Seed of the draw of folds, apart from the run's seed so that all seeds have the same folds.
     """
 
     folds: int = Field(default=10, ge=2)
@@ -41,15 +41,21 @@ class PhysioData(Folded):
     """DEAP or MAHNOB-HCI, at 128 Hz.
 
     Args:
-        task: which rating is the label.
+        kind: "deap" or "mahnob".
+        task: The rating that is the label.
         split: "loso" tests one person, "kfold_subject" some, "kfold_trial" some trials of everybody, which is person-dependent.
-        people: names of those who are read ("s01", "subject-01"); None for everybody.
-        channels: electrodes, by name and in this order.
+        people: Names of those who are read ("s01", "subject-01"); None for everybody.
+        channels: Electrodes, by name and in this order.
         on_bad: "raise" at the first bad recording, or "skip": leave it out and warn.
-        window_s, stride_s, gsr_unit, threshold, inclusive: see `Windowing`.
-        normalise: each channel to mean 0 and variance 1, over each "window", or over all windows that are fitted on ("train").
-        frame, frame_step: samples that a step of the spiking student hears, and by which it moves.
-        per_sd: integers of its 8-bit input per standard deviation; 128 stands for the mean.
+        window_s: Length of a window, see `Windowing`, like the two below it.
+        stride_s: Distance of two windows.
+        gsr_unit: Unit in which skin conductance is given to the networks.
+        normalise: Scale each channel to mean 0 and variance 1, over each "window", or over all windows that are fitted on ("train").
+        threshold: Rating above which a trial is of class 1.
+        inclusive: Count a rating at the threshold as above it.
+        frame: Samples that the spiking student is given in a step.
+        frame_step: Samples by which it moves from step to step.
+        per_sd: Integers of its 8-bit input per standard deviation; 128 stands for the mean.
     """
 
     kind: Literal["deap", "mahnob"]
@@ -70,7 +76,7 @@ class PhysioData(Folded):
 
     @model_validator(mode="after")
     def _can_be_cut(self) -> PhysioData:
-        _ = self.windowing
+        _ = self.windowing  # refuses windows that are no whole samples
         channel_rows(self.channels)
         if self.frame > self.samples:
             raise ValueError(f"frame: {self.frame} of {self.samples} samples; choose a shorter one")
@@ -78,11 +84,12 @@ class PhysioData(Folded):
 
     @property
     def windowing(self) -> Windowing:
-        """The same for the reader; what is scaled over the training windows is read as recorded."""
+        """The same settings for the reader."""
         return Windowing(
             self.window_s,
             self.stride_s,
             self.gsr_unit,
+            # What is scaled over the training windows is read as recorded: who trains is known later.
             "window" if self.normalise == "window" else "none",
             self.threshold,
             self.inclusive,
@@ -90,16 +97,17 @@ class PhysioData(Folded):
 
     @property
     def samples(self) -> int:
-        """Of a window."""
+        """Samples of a window."""
         return int(self.window_s * RATE_HZ)
 
     @property
     def dt_s(self) -> float:
+        """Length of a student's time step in seconds."""
         return self.frame_step / RATE_HZ
 
     @property
-    def heard(self) -> dict[str, float]:
-        """What the student's network has to be built for."""
+    def student_shape(self) -> dict[str, float]:
+        """Settings of the student's network that these data decide."""
         return {
             "samples": self.samples,
             "kernel": self.frame,
@@ -113,10 +121,14 @@ class StressData(Folded):
     """Stress-Predict: rest or stress, skin conductance at 4 Hz and heart rate.
 
     Args:
-        split: as of `PhysioData`; there are no trials here.
-        window_s, step_s, min_labelled: see `cut_windows`; a window is whole steps of 3 s.
-        normalise: over a "person"'s whole recording, which for a person tested uses later samples but no labels, or "window".
-        balance: repeat windows of the rarer class, person by person, until training and validation have as many of both; what is
+        kind: "stress_predict".
+        task: "stress", for tables.
+        split: See `PhysioData`; there are no trials here.
+        window_s: Length of a window, which is whole steps of 3 s; see `cut_windows`, like the two below it.
+        step_s: Distance of two windows.
+        min_labelled: Share of a window that has to be of one class.
+        normalise: Scale over a "person"'s whole recording, which for a person tested uses later samples but no labels, or each "window".
+        balance: Repeat windows of the rarer class, person by person, until training and validation have as many of both; what is
             tested stays as it is.
     """
 
@@ -140,38 +152,45 @@ class StressData(Folded):
 
     @property
     def samples(self) -> int:
-        """Of skin conductance in a window."""
+        """Samples of skin conductance in a window."""
         return self.window_s * EDA_HZ
 
     @property
     def dt_s(self) -> float:
+        """Length of a student's time step in seconds."""
         return DT_S
 
     @property
-    def heard(self) -> dict[str, float]:
-        """What the student's network has to be built for: its 12 inputs a step are as many as a step has samples."""
+    def student_shape(self) -> dict[str, float]:
+        """Settings of the student's network that these data decide."""
+        # Steps do not overlap here: a step's inputs are its own samples.
         return {"samples": self.samples, "kernel": STEP, "stride": STEP, "dt_s": DT_S, "classes": 2}
 
 
 class EmotionTeacherRecipe(Fitted):
-    """`emotion_net` hears EEG and skin; `gsr_net`, the paper's student as a teacher, hears skin alone."""
+    """Settings of a teacher of DEAP or MAHNOB-HCI.
+
+    Args:
+        kind: "emotion_net" is given EEG and skin conductance; "gsr_net", the paper's student as a teacher, skin conductance alone.
+        network: Its layers.
+    """
 
     kind: Literal["emotion_net", "gsr_net"]
     network: EmotionSettings = EmotionSettings()
 
 
 class StressTeacherRecipe(Fitted):
-    """A small network of heart rate and skin conductance, or of skin conductance alone."""
+    """Settings of a small teacher of heart rate and skin conductance, or of skin conductance alone."""
 
     kind: Literal["stress_net"]
     network: StressTeacherSettings = StressTeacherSettings()
 
 
 class FeedbackRecipe(FeedbackSettings):
-    """Of the teacher by a temporary student, see `losses.feedback`; its loss is the student's own and stands there.
+    """Feedback to the teacher by a temporary student, see `losses.feedback`; the loss is the student's own and stands there.
 
     Args:
-        quiz_fraction: of the groups that are fitted on: set aside for the quiz where it is "heldout".
+        quiz_fraction: Share of the groups to fit on that is set aside for the quiz, where it is "heldout".
     """
 
     loss: EmotionLossSettings = Field(default=EmotionLossSettings(), exclude=True)
@@ -186,11 +205,11 @@ class FeedbackRecipe(FeedbackSettings):
 
 
 class StudentRecipe(Fitted):
-    """What all students have.
+    """Settings that all students have.
 
     Args:
-        loss: weights against labels, teacher's probabilities and teacher's features.
-        feedback: the teacher learns too; None for a teacher that stays as it is.
+        loss: Weights of labels, teacher's probabilities and teacher's features.
+        feedback: Settings of a teacher that learns too; None for a teacher that stays as it is.
     """
 
     loss: EmotionLossSettings = EmotionLossSettings()
@@ -202,7 +221,9 @@ class StudentRecipe(Fitted):
         cls, feedback: FeedbackRecipe | None, info: ValidationInfo
     ) -> FeedbackRecipe | None:
         loss = info.data.get("loss")  # missing where it is refused itself
-        return feedback and (feedback.model_copy(update={"loss": loss}) if loss else feedback)
+        if feedback is None or loss is None:
+            return feedback
+        return feedback.model_copy(update={"loss": loss})
 
     @model_validator(mode="after")
     def _in_full_precision(self) -> StudentRecipe:
@@ -214,43 +235,43 @@ class StudentRecipe(Fitted):
 
 
 class FramesStudent(StudentRecipe):
-    """The spiking student that a chip runs, see `gsr_student`."""
+    """Settings of the spiking student that a chip runs, see `networks.gsr`."""
 
     kind: Literal["frames"]
     network: GsrStudentSettings = GsrStudentSettings()
 
     @property
     def features(self) -> int:
-        """Of F_S."""
+        """Size of F_S."""
         return self.network.steps * self.network.hidden
 
 
 class AnnStudent(StudentRecipe):
-    """The paper's own; not exportable."""
+    """Settings of the paper's own student, an ANN; not exportable."""
 
     kind: Literal["ann"]
     network: EmotionSettings = EmotionSettings()
 
     @property
     def features(self) -> int:
-        """Of F_S."""
+        """Size of F_S."""
         return self.network.tokens * self.network.width
 
 
 class RepeatStudent(StudentRecipe):
-    """The paper's with spiking cells, see `gsr_repeat`; not exportable."""
+    """Settings of the paper's student with spiking cells, see `networks.gsr`; not exportable."""
 
     kind: Literal["repeat"]
     network: GsrRepeatSettings = GsrRepeatSettings()
 
     @property
     def features(self) -> int:
-        """Of F_S."""
+        """Size of F_S."""
         return self.network.network.tokens * self.network.network.width
 
 
 class EmotionRecipe(Recipe):
-    """See above."""
+    """Recipe of EmotionKD; networks whose sizes do not fit the data or each other are refused."""
 
     system: Literal["emotionkd"]
     data: Annotated[PhysioData | StressData, Field(discriminator="kind")]
@@ -259,15 +280,20 @@ class EmotionRecipe(Recipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> EmotionRecipe:
-        self._of_these_data()
-        if self.student.loss.feature and self.student.features != self._taught_features():
+        self._assert_data_fit()
+        weight, ours, theirs = (
+            self.student.loss.feature,
+            self.student.features,
+            self._teacher_features(),
+        )
+        if weight and ours != theirs:
             raise ValueError(
-                f"student.loss.feature: {self.student.loss.feature:g}, but the student has {self.student.features} features and "
-                f"the teacher {self._taught_features()}; change student.network or teacher.network, or set it to 0"
+                f"student.loss.feature: {weight:g}, but the student has {ours} features and "
+                f"the teacher {theirs}; change student.network or teacher.network, or set it to 0"
             )
         return self
 
-    def _of_these_data(self) -> None:
+    def _assert_data_fit(self) -> None:
         data, teacher, student = self.data, self.teacher, self.student
         stress = isinstance(data, StressData)
         if stress != isinstance(teacher, StressTeacherRecipe):
@@ -285,22 +311,19 @@ class EmotionRecipe(Recipe):
             if isinstance(student, AnnStudent):
                 _same("student.network", student.network, samples=data.samples, classes=2)
             if isinstance(student, RepeatStudent):
-                _same(
-                    "student.network.network",
-                    student.network.network,
-                    samples=data.samples,
-                    classes=2,
-                )
+                inner = student.network.network
+                _same("student.network.network", inner, samples=data.samples, classes=2)
         if isinstance(student, FramesStudent):
-            _same("student.network", student.network, **data.heard)
+            _same("student.network", student.network, **data.student_shape)
 
-    def _taught_features(self) -> int:
+    def _teacher_features(self) -> int:
         if isinstance(self.teacher, StressTeacherRecipe):
             return self.teacher.network.steps * self.teacher.network.width
         return self.teacher.network.tokens * self.teacher.network.width
 
 
 def _same(where: str, settings: Frozen, **wanted: float) -> None:
+    """Refuse settings of a network that the data contradict."""
     for name, value in wanted.items():
         found = getattr(settings, name)
         if found != value:
