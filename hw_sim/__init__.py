@@ -1,4 +1,4 @@
-"""The chip: its network type, its integer arithmetic, its simulator, and what an inference costs on it."""
+"""The chip: its network type, integer arithmetic and simulator, and what an inference costs."""
 
 from knarr.hw_sim.coding import check_inputs, encode
 from knarr.hw_sim.counting import (

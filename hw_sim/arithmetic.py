@@ -1,6 +1,7 @@
 """Integer CUBA neuron of Lava's fixed_pt model, one step, readable.
 
-Source: lava-nc 0.10.0 `lava.proc.lif.models`, confirmed against running Lava (tests/deploy/test_lava.py).
+Source: lava-nc 0.10.0 `lava.proc.lif.models`, confirmed against running Lava
+(tests/deploy/test_lava.py).
 """
 
 from __future__ import annotations

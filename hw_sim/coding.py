@@ -1,4 +1,5 @@
-"""Data and events as the integers that a chip network's input takes; what does not fit is refused, never clipped.
+"""Data and events as the integers that a chip network's input takes; what does not fit is refused,
+never clipped.
 
 `encode` makes integers from data as the network's `InputCoding` says:
 
@@ -30,8 +31,9 @@ def encode(
 
     Args:
         coding: input coding of the network.
-        values: "events": returned as they are. "graded": (samples, timesteps, *shape) floats. "rate": (samples, *shape) of 0..1.
-            "direct": (samples, *shape) floats. Integers with a time axis are taken as encoded before, whatever the kind.
+        values: "events": returned as they are. "graded": (samples, timesteps, *shape) floats.
+            "rate": (samples, *shape) of 0..1. "direct": (samples, *shape) floats. Integers with a
+            time axis are taken as encoded before, whatever the kind.
         timesteps: number of time steps, for "rate" and "direct".
         seed: seed of the random spikes of "rate".
 
@@ -111,16 +113,18 @@ def check_inputs(
 
     Args:
         coding: input coding of the network.
-        inputs: (samples, timesteps, *coding.shape) integers or booleans within the input coding's range; (channels,
-            length) signals may leave out the height of 1. Where the input layer has neurons: their bias mantissas, and
-            without a time axis the same ones at every step.
+        inputs: (samples, timesteps, *coding.shape) integers or booleans within the input coding's
+            range; (channels, length) signals may leave out the height of 1. Where the input layer
+            has neurons: their bias mantissas, and without a time axis the same ones at every step.
         timesteps: number of time steps; needed without a time axis, and must equal it otherwise.
 
     Returns:
-        (samples, timesteps, *coding.shape) of the same dtype, booleans as uint8; not a copy, read it only.
+        (samples, timesteps, *coding.shape) of the same dtype, booleans as uint8; not a copy, read
+        it only.
 
     Raises:
-        ChipError: wrong dtype, shape, range or number of steps. Floats are never truncated, counts never clipped to spikes.
+        ChipError: wrong dtype, shape, range or number of steps. Floats are never truncated, counts
+            never clipped to spikes.
     """
     try:
         array = np.asarray(inputs)
@@ -155,7 +159,8 @@ def check_inputs(
             f"inputs: shape {array.shape} holds nothing; give at least one sample and one time step"
         )
     high = int(array.max())
-    # Twice through all inputs would cost more than a small network on them, and nothing unsigned is below 0.
+    # Twice through all inputs would cost more than a small network on them, and nothing unsigned is
+    # below 0.
     low = 0 if array.dtype.kind == "u" and high < 2**coding.bits else int(array.min())
     if driven:
         if max(-low, high) > MAX_BIAS:
@@ -171,7 +176,7 @@ def check_inputs(
 
 
 def _with_height(shape: tuple[int, ...], array: Array) -> Array:
-    """Return signals (..., channels, length) as images one pixel high, where that is what `shape` asks for."""
+    """Return signals (..., channels, length) as images one pixel high where `shape` asks for it."""
     signal = len(shape) == 3 and shape[1] == 1 and array.ndim in (3, 4)
     # An image of one pixel's height has the same three axes at the end: it stays.
     if signal and array.shape[-3:] != shape and array.shape[-2:] == (shape[0], shape[2]):

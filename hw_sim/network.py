@@ -1,8 +1,9 @@
 """The integer chip network: layers of synapses and CUBA neurons, its input coding and its readout.
 
-A layer is a synapse (Dense, Recurrent or Conv) and the CUBA neurons it feeds. Layers follow each other in order; between a Conv
-and a Dense layer the features are flattened in (C, H, W) order, as torch does. Everything is frozen and an integer. A
-`ChipNetwork` says nothing about whether hardware takes it: that is `knarr.deploy.check`.
+A layer is a synapse (Dense, Recurrent or Conv) and the CUBA neurons it feeds. Layers follow each
+other in order; between a Conv and a Dense layer the features are flattened in (C, H, W) order, as
+torch does. Everything is frozen and an integer. A `ChipNetwork` says nothing about whether hardware
+takes it: that is `knarr.deploy.check`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from knarr.hw_sim.errors import ChipError
 DECAY_UNITY = 4096
 """A decay register of 4096 forgets everything in one step; 0 forgets nothing."""
 NON_SPIKING_VTH = 2**18 - 1
-"""Lava's clip of v lies below this threshold, so a neuron that has it never fires: the declared voltage readout."""
+"""Lava's clip of v lies below this threshold, so a neuron that has it never fires: the declared
+voltage readout.
+"""
 MAX_DELAY = 62
 """netx clamps synaptic delays above; hardware has 6 bits."""
 
@@ -37,7 +40,8 @@ class Neuron:
     Args:
         i_decay: current decay register, 0..4096 (4096: no current memory). netx calls it iDecay.
         v_decay: voltage decay register, 0..4096 (0: no leak). netx calls it vDecay.
-        vth_int: threshold mantissa, 0..2**18-1; the chip compares v > vth_int * 64. `NON_SPIKING_VTH` never fires.
+        vth_int: threshold mantissa, 0..2**18-1; the chip compares v > vth_int * 64.
+            `NON_SPIKING_VTH` never fires.
         name: name of the neuron's node in the graph it was lowered from.
 
     Raises:
@@ -85,7 +89,9 @@ class _Synapses:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
     def _freeze(self, field: str, ndim: int) -> Int32:
-        """Replace a field by a read-only copy of 32 bits, or refuse what is not integers of `ndim` dimensions."""
+        """Replace a field by a read-only copy of 32 bits, or refuse what is not integers of `ndim`
+        dimensions.
+        """
         values = np.asarray(getattr(self, field))
         if not np.issubdtype(values.dtype, np.integer):
             raise ChipError(
@@ -139,7 +145,8 @@ class Dense(_FullyConnected):
         neuron: registers of the out neurons.
         bias_int: (out,) integers added to v (times 64) every step, or None.
         scale: chip voltage units per float volt (64 * S of the lowering), or None when unknown.
-        delay_int: (out, in) whole steps 0..62 by which a spike arrives later than the step it was sent in, or None.
+        delay_int: (out, in) whole steps 0..62 by which a spike arrives later than the step it was
+            sent in, or None.
 
     Raises:
         ChipError: shapes, dtypes or delays do not fit.
@@ -267,11 +274,13 @@ class InputCoding:
     Args:
         shape: (features,) or (C, H, W).
         bits: 1 takes spikes (0 or 1), more bits take graded payloads 0..2**bits-1.
-        neuron: registers of an input layer that has neurons of its own: it is driven by bias, so the inputs are its bias
-            mantissas step by step, and its spikes feed the first layer. None: the inputs are what the first layer receives.
+        neuron: registers of an input layer that has neurons of its own: it is driven by bias, so
+            the inputs are its bias mantissas step by step, and its spikes feed the first layer.
+            None: the inputs are what the first layer receives.
         units: integer per unit of the float input that a graded payload stands for, 1 for spikes.
-        kind: how data become these integers (`knarr.hw_sim.encode`): they are "events" already, "graded" floats at every step,
-            or frames without time that fire at a "rate" or stand at every step ("direct").
+        kind: how data become these integers (`knarr.hw_sim.encode`): they are "events" already,
+            "graded" floats at every step, or frames without time that fire at a "rate" or stand at
+            every step ("direct").
 
     Raises:
         ChipError: a shape or number of bits that does not exist.
@@ -364,11 +373,13 @@ class ChipNetwork:
         input: coding of what the first layer receives.
         readout: what the last layer gives.
         dt_s: length of a time step in seconds, None when the file does not say.
-        graph_hash: SHA-256 of the certified graph it was lowered from, None when it came from elsewhere.
+        graph_hash: SHA-256 of the certified graph it was lowered from, None when it came from
+            elsewhere.
         lowering: what lowering measured and approximated, as JSON values; no engine looks at it.
 
     Raises:
-        ChipError: no layers, a repeated name, widths that do not chain, or a readout the last neurons cannot give.
+        ChipError: no layers, a repeated name, widths that do not chain, or a readout the last
+            neurons cannot give.
     """
 
     layers: tuple[Layer, ...]
@@ -384,7 +395,8 @@ class ChipNetwork:
 
         None when it came from elsewhere.
         """
-        # Fitting changes the integers, so that they no longer are what the graph lowers to: it clears graph_hash.
+        # Fitting changes the integers, so that they no longer are what the graph lowers to: it
+        # clears graph_hash.
         found: str | None = self.graph_hash or self.lowering.get(TRAINED, {}).get("lowered_from")
         return found
 
@@ -413,7 +425,8 @@ class ChipNetwork:
                 f"readout: {self.readout.votes} votes per class do not divide {prod(shape)} outputs"
             )
         last = self.layers[-1]
-        # Neurons that fire lose their voltage at every spike: it says nothing about the inputs then.
+        # Neurons that fire lose their voltage at every spike: it says nothing about the inputs
+        # then.
         if last.neuron.spikes != (self.readout.kind == "spikes"):
             raise ChipError(
                 f"layer '{last.name}': threshold {last.neuron.vth_int} does not go with a "

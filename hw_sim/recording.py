@@ -1,4 +1,6 @@
-"""Recordings: the integers that a run of a chip network leaves behind, whichever engine ran, and their exact comparison."""
+"""Recordings: the integers that a run of a chip network leaves behind, whichever engine ran, and
+their exact comparison.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,16 @@ class Recording:
     Column t of every array answers input t: the pipeline delay of the engine is already removed.
 
     Args:
-        output: (samples, timesteps, outputs) int64: spikes 0/1 or chip voltages, as the network's readout says.
+        output: (samples, timesteps, outputs) int64: spikes 0/1 or chip voltages, as the network's
+            readout says.
         spikes: layer name -> (samples, timesteps, *features) uint8 of 0/1; only recorded layers.
-        v: layer name -> (samples, timesteps, *features) int64 chip voltages after reset; only recorded layers.
+        v: layer name -> (samples, timesteps, *features) int64 chip voltages after reset; only
+            recorded layers.
         u: layer name -> the same of currents.
-        event_counts: layer name -> (samples, timesteps) int64 spikes of the layer in each step; every layer.
-        peak_sum: layer name -> largest |synaptic sum| that occurred; the chip's accumulator ends at 2**15 - 1. Empty
-            where the engine does not say (Lava).
+        event_counts: layer name -> (samples, timesteps) int64 spikes of the layer in each step;
+            every layer.
+        peak_sum: layer name -> largest |synaptic sum| that occurred; the chip's accumulator ends at
+            2**15 - 1. Empty where the engine does not say (Lava).
         engine: which engine ran.
     """
 
@@ -75,10 +80,12 @@ class Divergence:
 
 
 def compare(a: Recording, b: Recording) -> list[Divergence]:
-    """Return the first divergence of each array that both recordings hold; empty when every integer is equal.
+    """Return the first divergence of each array that both recordings hold; empty when every integer
+    is equal.
 
     Raises:
-        ChipError: the two hold different layers or shapes, so that equality would not mean anything.
+        ChipError: the two hold different layers or shapes, so that equality would not mean
+            anything.
     """
     pairs: list[tuple[str, IntArray, IntArray]] = [("output", a.output, b.output)]
     for kind in ("spikes", "v", "u"):
@@ -115,7 +122,9 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
 
 
 def save_recording(recording: Recording, path: Path) -> None:
-    """Write a recording as .npz, to a temporary name first; a killed run leaves the old file or the new one."""
+    """Write a recording as .npz, to a temporary name first; a killed run leaves the old file or the
+    new one.
+    """
     arrays: dict[str, Array] = {"output": recording.output}
     for kind in ("spikes", "v", "u", "event_counts", "peak_sum"):
         for name, values in getattr(recording, kind).items():

@@ -1,7 +1,8 @@
-"""`simulate`: check what comes in, choose an engine, run blocks of samples and time steps, hand back a Recording.
+"""`simulate`: check what comes in, choose an engine, run blocks of samples and time steps, hand
+back a Recording.
 
-A run is cut into blocks so that memory does not grow with samples or steps. Layers go to the chosen engine, and to the
-reference where it does not take them.
+A run is cut into blocks so that memory does not grow with samples or steps. Layers go to the chosen
+engine, and to the reference where it does not take them.
 """
 
 from __future__ import annotations
@@ -51,14 +52,16 @@ def simulate(
 
     Args:
         network: what to run.
-        inputs: (samples, timesteps, *features) integers, 0/1 for binary input, 0..2**bits-1 for graded input.
-            Driven by bias: see `check_inputs`.
-        timesteps: must equal the inputs' time axis when given; says how many steps where they have none.
-        engine: "reference" (numpy), "fast" (the compiled kernel), "torch" (no compiler; on a CUDA device where there is
-            one), or "auto": the first of CUDA, fast, torch and reference that works here. Layers an engine does not take
-            run in the reference. All give the same integers.
-        record: any of "output", "spikes" (every layer), "v" and "u" (every layer's voltage and current). Event counts and
-            peak sums are always there.
+        inputs: (samples, timesteps, *features) integers, 0/1 for binary input, 0..2**bits-1 for
+            graded input. Driven by bias: see `check_inputs`.
+        timesteps: must equal the inputs' time axis when given; says how many steps where they have
+            none.
+        engine: "reference" (numpy), "fast" (the compiled kernel), "torch" (no compiler; on a CUDA
+            device where there is one), or "auto": the first of CUDA, fast, torch and reference that
+            works here. Layers an engine does not take run in the reference. All give the same
+            integers.
+        record: any of "output", "spikes" (every layer), "v" and "u" (every layer's voltage and
+            current). Event counts and peak sums are always there.
         reset: each sample starts at rest; False runs the samples one after the other in time.
         threads: at most so many; all cores of the process by default. The reference engine has one.
         progress: called with (samples times steps done, in all) after every block.
@@ -67,7 +70,8 @@ def simulate(
         Recording with `output`, `event_counts`, `peak_sum` and what `record` names.
 
     Raises:
-        ChipError: inputs that do not fit, an unknown engine or recordable, or an engine that does not work here.
+        ChipError: inputs that do not fit, an unknown engine or recordable, or an engine that does
+            not work here.
     """
     # A word is a sequence of its letters.
     if isinstance(record, str) or not isinstance(record, Sequence):
@@ -93,11 +97,15 @@ def simulate(
 
 
 _LAID_OUT: dict[tuple[int, str], tuple[weakref.ref[ChipNetwork], list[Any]]] = {}
-"""Layers of networks, by identity, since networks hold arrays and have no hash; an entry goes with its network."""
+"""Layers of networks, by identity, since networks hold arrays and have no hash; an entry goes with
+its network.
+"""
 
 
 def laid_out_layers(network: ChipNetwork, engine: Engine) -> list[Any]:
-    """Return every layer as the engine lays it out, or why it does not take it; done once for a network."""
+    """Return every layer as the engine lays it out, or why it does not take it; done once for a
+    network.
+    """
     key = (id(network), engine.name)
     known = _LAID_OUT.get(key)
     # An id may belong to a new network by now.
@@ -145,7 +153,8 @@ class RecordingBuffer:
             values = getattr(result, kind)
             if name not in arrays:
                 dtype = np.uint8 if kind == "spikes" else np.int64
-                # Made at the first block, which knows the layer's shape; every place is written once.
+                # Made at the first block, which knows the layer's shape; every place is written
+                # once.
                 arrays[name] = np.empty((*self.shape, *values.shape[2:]), dtype=dtype)
             arrays[name][samples, steps] = values
         if name == self.network.layers[-1].name:
@@ -154,7 +163,9 @@ class RecordingBuffer:
             self.output[samples, steps] = last.reshape(*last.shape[:2], -1)
 
     def recording(self, shape: tuple[int, int], engine: str) -> Recording:
-        """Return all of it, as (samples, timesteps) of `shape`: a run without reset laid its samples end to end."""
+        """Return all of it, as (samples, timesteps) of `shape`: a run without reset laid its
+        samples end to end.
+        """
 
         def shaped(arrays: dict[str, Array]) -> dict[str, Array]:
             return {name: array.reshape(*shape, *array.shape[2:]) for name, array in arrays.items()}
@@ -293,7 +304,8 @@ class BlockScheduler:
                 # States come in blocks of 32 channels, twice 4 bytes, and leave as twice 8.
                 wide = max(size, 32 * prod(layer.output_shape[1:]))
                 recorded = size * want.spikes + 24 * wide * want.states
-                # Recorded arrays of all layers are there at once, the rest one layer after the other.
+                # Recorded arrays of all layers are there at once, the rest one layer after the
+                # other.
                 needed = max(needed, segment.engine.bytes_per_step(laid_out)) + recorded
         block = min(steps, max(1, BLOCK_BYTES // needed))
         return max(1, BLOCK_BYTES // (needed * block)), block

@@ -1,7 +1,7 @@
 """Carry a spiking student network from Norse to Loihi, and prove that what arrives is what left.
 
-The stages are found when they are first asked for, so that `import knarr` is instant: `knarr.train`, `knarr.export`,
-`knarr.deploy`, `knarr.hw_sim`, `knarr.pipeline`, `knarr.cli`.
+The stages are found when they are first asked for, so that `import knarr` is instant:
+`knarr.train`, `knarr.export`, `knarr.deploy`, `knarr.hw_sim`, `knarr.pipeline`, `knarr.cli`.
 """
 
 from importlib import import_module

@@ -1,4 +1,6 @@
-"""Write files whole or not at all: a killed run leaves the old file or the new one, never half of one."""
+"""Write files whole or not at all: a killed run leaves the old file or the new one, never half of
+one.
+"""
 
 from __future__ import annotations
 

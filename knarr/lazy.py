@@ -1,4 +1,6 @@
-"""Faces of packages that import a name when it is first asked for, so that a light verb loads no torch."""
+"""Faces of packages that import a name when it is first asked for, so that a light verb loads no
+torch.
+"""
 
 from __future__ import annotations
 

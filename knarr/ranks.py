@@ -1,4 +1,6 @@
-"""Tell apart the processes that `torchrun` starts to fit one network together; without it there is one, of rank 0."""
+"""Tell apart the processes that `torchrun` starts to fit one network together; without it there is
+one, of rank 0.
+"""
 
 from __future__ import annotations
 
@@ -21,5 +23,6 @@ def local_world_size() -> int:
 
 
 def _started_by_torchrun() -> bool:
-    # WORLD_SIZE and RANK alone are not enough: other launchers set them too, and join their processes otherwise.
+    # WORLD_SIZE and RANK alone are not enough: other launchers set them too, and join their
+    # processes otherwise.
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -1,4 +1,4 @@
-"""Joules from counts: prices as data, three models side by side, and comparisons that say when they do not hold."""
+"""Joules from counts: prices as data, three models, and comparisons that say when they hold."""
 
 from knarr.hw_sim.energy.baseline import Baseline, Floor, baseline, gpu_floor, gpu_floors
 from knarr.hw_sim.energy.estimate import (

@@ -1,6 +1,8 @@
-"""`baseline`: what a non-spiking network costs here, measured where that can be done; floors and reasons where not.
+"""`baseline`: what a non-spiking network costs here, measured where that can be done; floors and
+reasons where not.
 
-A floor is what a dense network cannot cost less than on a device, by its datasheet, if every unit were busy all the time:
+A floor is what a dense network cannot cost less than on a device, by its datasheet, if every unit
+were busy all the time:
 
     floor_j = MAC_dense_padded * 2 * TDP / peak        (1 MAC = 2 operations)
 
@@ -60,8 +62,10 @@ def gpu_floor(counts: OperationCounts, device: str, precision: str) -> Floor:
     """Compute the floor of one inference: 2 TDP / peak times the dense padded multiplications.
 
     Args:
-        counts: of `count_onnx` (of `count` for a spiking network that is run densely, all its steps).
-        device: a device of the profile `gpu_floor`, or a part of its name that only one has, such as "h200".
+        counts: of `count_onnx` (of `count` for a spiking network that is run densely, all its
+            steps).
+        device: a device of the profile `gpu_floor`, or a part of its name that only one has, such
+            as "h200".
         precision: one that the device has, such as "fp32"; TF32 has no row, fp32 does not bound it.
 
     Raises:
@@ -165,12 +169,14 @@ def baseline(
     on_gpu: Callable[..., GpuMeasurement] = measure_gpu,
     on_cpu: Callable[..., CpuMeasurement] = measure_cpu,
 ) -> Baseline:
-    """Compute floors of a file, and measure its energy on this machine's GPU and CPU where they can be measured.
+    """Compute floors of a file, and measure its energy on this machine's GPU and CPU where they can
+    be measured.
 
     Args:
         path: ONNX file, static shapes beyond the batch.
         inputs: (samples, *shape) of the file's type; None measures nothing.
-        device, window_s, repeats, large_batch, tf32: as `measure_gpu` takes them; those that `measure_cpu` has go there too.
+        device, window_s, repeats, large_batch, tf32: as `measure_gpu` takes them; those that
+            `measure_cpu` has go there too.
         counts: of `count_onnx`; counted here, with the inputs, where None.
         on_gpu, on_cpu: in place of those two.
 
@@ -179,7 +185,8 @@ def baseline(
 
     Raises:
         MeasureError: arguments, a file or inputs that no machine could measure.
-        CountError: the file cannot be counted at all. Single operations that cannot only refuse the floors.
+        CountError: the file cannot be counted at all. Single operations that cannot only refuse the
+            floors.
         FileNotFoundError: no such file.
     """
     plan = MeasurementPlan(window_s=window_s, repeats=repeats)

@@ -1,6 +1,8 @@
-"""`price`: energy of one inference, with interval, terms and one line of provenance; and ratios of two such energies.
+"""`price`: energy of one inference, with interval, terms and one line of provenance; and ratios of
+two such energies.
 
-`ratio` refuses what cannot be compared, `compare_models` flags where the ranking of two networks does not hold.
+`ratio` refuses what cannot be compared, `compare_models` flags where the ranking of two networks
+does not hold.
 """
 
 from __future__ import annotations
@@ -83,14 +85,16 @@ def price(
         profile: a name of `profiles()`, a .toml file, or what `load_profile` gave.
         model: "paper", "memory" or "chip" (`knarr.hw_sim.energy.models`).
         options: of the model.
-        allow_partial: price what was counted where something was not; the result is a lower bound and says so.
+        allow_partial: price what was counted where something was not; the result is a lower bound
+            and says so.
 
     Returns:
         Interval, nominal energy per layer, terms, provenance.
 
     Raises:
         CountError: the counts have no total, and a part of them was not asked for.
-        PriceError: unknown profile or model, or prices or sizes that the model needs and are not there.
+        PriceError: unknown profile or model, or prices or sizes that the model needs and are not
+            there.
     """
     if model not in MODELS:
         raise PriceError(f"model: '{model}' does not exist; choose from {list(MODELS)}")
@@ -190,7 +194,8 @@ def ratio(snn: EnergyEstimate, ann: EnergyEstimate, *, mix_technologies: bool = 
 
     Args:
         snn, ann: one inference each.
-        mix_technologies: allow different models, nodes, precisions or scopes; such a number ranks nothing.
+        mix_technologies: allow different models, nodes, precisions or scopes; such a number ranks
+            nothing.
 
     Raises:
         PriceError: not an SNN and an ANN, technologies that differ, or an ANN that costs nothing.
@@ -220,8 +225,10 @@ class ModelComparison:
     """Ratios of the same two networks under several models.
 
     Args:
-        ratios: model and profile -> (lo, nominal, hi) of E_snn / E_ann; a bound is None where one is unknown.
-        flips: whether the ratio crosses 1 within an interval or between two models: then there is no winner.
+        ratios: model and profile -> (lo, nominal, hi) of E_snn / E_ann; a bound is None where one
+            is unknown.
+        flips: whether the ratio crosses 1 within an interval or between two models: then there is
+            no winner.
         responsible: where it flips, the term of the spiking network that costs most, per model.
     """
 
@@ -252,7 +259,8 @@ def compare_models(
     ratios: dict[str, tuple[float | None, float, float | None]] = {}
     for name, (snn, ann) in zip(names, pairs, strict=True):
         nominal = ratio(snn, ann)
-        # The least against the most, and the other way round; an ANN that costs nothing bounds nothing.
+        # The least against the most, and the other way round; an ANN that costs nothing bounds
+        # nothing.
         lo = None if snn.lo_pj is None or not ann.hi_pj else snn.lo_pj / ann.hi_pj
         hi = None if snn.hi_pj is None or not ann.lo_pj else snn.hi_pj / ann.lo_pj
         ratios[name] = (lo, nominal, hi)

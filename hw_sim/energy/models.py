@@ -1,13 +1,16 @@
 """The three energy models: one layer's counts and sizes to intervals of picojoules per term.
 
-Pure functions of (counts, prices, options); what is not known stays unknown through sums and products.
+Pure functions of (counts, prices, options); what is not known stays unknown through sums and
+products.
 
-paper   E = e_mac MAC + e_add ACC on the headline counts; no bias, updates or memory. With Horowitz' fp32 values that is
-        4.6 MAC + 0.9 ACC pJ, the formula of most SNN papers. It is no price of a GPU, and none of Loihi.
-memory  operations, memory accesses and addressing, after Lemaire et al., arXiv 2210.13107, with exact fan-out and prices per
-        word instead of per 64 bits.
-chip    E = S e_syn + U_act e_act + U_inact e_inact + Q (e_tile + h e_hop), and static power times latency once per inference.
-        U_act are the updates that fire, or with `Options(active="touched")` all that an event or a bias reaches.
+paper   E = e_mac MAC + e_add ACC on the headline counts; no bias, updates or memory. With Horowitz'
+        fp32 values that is 4.6 MAC + 0.9 ACC pJ, the formula of most SNN papers. It is no price of
+        a GPU, and none of Loihi.
+memory  operations, memory accesses and addressing, after Lemaire et al., arXiv 2210.13107, with
+        exact fan-out and prices per word instead of per 64 bits.
+chip    E = S e_syn + U_act e_act + U_inact e_inact + Q (e_tile + h e_hop), and static power times
+        latency once per inference. U_act are the updates that fire, or with
+        `Options(active="touched")` all that an event or a bias reaches.
 """
 
 from __future__ import annotations
@@ -62,12 +65,15 @@ class Options:
     """Facts that a model cannot read from counts or prices.
 
     Args:
-        word_bits: of weights, states and activations in memory; None: those of the prices' precision.
+        word_bits: of weights, states and activations in memory; None: those of the prices'
+            precision.
         reuse_weights, reuse_inputs: times a fetched word of an ANN is used, at least 1 (memory).
         hops: mean hops of a spike between cores, None where the mapping is unknown (chip).
-        on_chip_bytes: of a layer's buffer; larger ones are priced as DRAM (memory). None: everything is on the chip.
+        on_chip_bytes: of a layer's buffer; larger ones are priced as DRAM (memory). None:
+            everything is on the chip.
         latency_s: of one inference, None leaves static power out and says so (chip).
-        active: updates that cost the price of an active one: those that fire, or all that an event or bias touches (chip).
+        active: updates that cost the price of an active one: those that fire, or all that an event
+            or bias touches (chip).
     """
 
     word_bits: int | None = None
@@ -94,7 +100,9 @@ class Options:
                 raise PriceError(f"{name}: {value}, needs a number from 0")
 
     def bits(self, profile: Profile) -> int:
-        """Return the bits of a word: as told, or as the precision of the prices says; 32 where neither does."""
+        """Return the bits of a word: as told, or as the precision of the prices says; 32 where
+        neither does.
+        """
         return self.word_bits or PRECISION_BITS.get(profile.precision, 32)
 
 
@@ -152,7 +160,9 @@ def memory(
 def chip(
     counts: LayerCounts, profile: Profile, options: Options, *, convolution: bool = False
 ) -> dict[str, Interval]:
-    """Price synapses, updates and spikes of one layer; a neuron is active in a step in which it fires, or is touched."""
+    """Price synapses, updates and spikes of one layer; a neuron is active in a step in which it
+    fires, or is touched.
+    """
     synapse = "synapse_conv" if convolution and has(profile, "synapse_conv") else "synapse"
     synapses = price_of(profile, synapse).times(float(counts.acc + counts.mac))
     if profile.scope == "all-in":  # fetch, update, spike and hop are in that price
@@ -174,7 +184,8 @@ def chip(
 
 
 def sram(profile: Profile, size_bytes: float) -> Interval:
-    """Price one 64-bit access of a memory of this size: straight lines through 0 and the sizes that have prices, the last beyond.
+    """Price one 64-bit access of a memory of this size: straight lines through 0 and the sizes that
+    have prices, the last beyond.
 
     Source: energies of 8 KB, 32 KB and 1 MB in the profile; Lemaire et al. interpolate alike.
     """

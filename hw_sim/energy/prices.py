@@ -1,7 +1,9 @@
-"""Prices as data: what one operation costs, where, and who says so (profiles/*.toml, or a file of the user's).
+"""Prices as data: what one operation costs, where, and who says so (profiles/*.toml, or a file of
+the user's).
 
-A profile is one technology: a node, a precision and a scope in which its terms add up. A bound that nobody published is left
-out of the file and is None here, never a guess. Profiles of kind "reference" are published figures that no model can add up.
+A profile is one technology: a node, a precision and a scope in which its terms add up. A bound that
+nobody published is left out of the file and is None here, never a guess. Profiles of kind
+"reference" are published figures that no model can add up.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from knarr.hw_sim.errors import ChipError
 
 GRADES = ("M", "M2", "C", "C2", "S", "S2", "T", "T2", "D", "D2")
-"""Best to worst: measured silicon, calibrated model, pre-silicon simulation, published table, datasheet arithmetic; 2 is
-second-hand."""
+"""Best to worst: measured silicon, calibrated model, pre-silicon simulation, published table,
+datasheet arithmetic; 2 is second-hand.
+"""
 Grade = Literal["M", "M2", "C", "C2", "S", "S2", "T", "T2", "D", "D2"]
 Term = Literal[
     "add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m", "dram", "synapse", "synapse_conv", "update_active", "update_inactive",
@@ -39,7 +42,8 @@ class PriceRecord(BaseModel):
 
     Args:
         id: its name in provenance lines.
-        term: what costs it. sram_* and dram: one 64-bit access; static: watts; inference: everything of one inference.
+        term: what costs it. sram_* and dram: one 64-bit access; static: watts; inference:
+            everything of one inference.
         lo, nominal, hi: interval in `unit`; None is unknown.
         unit: of them.
         grade: how good the evidence is.
@@ -78,7 +82,8 @@ class Profile(BaseModel):
         node_nm: process node, None where it is unknown or differs.
         precision: of the arithmetic, such as "fp32"; "chip" where the hardware fixes it.
         scope: "marginal" terms add up; an "all-in" price holds fetch, hop and update already.
-        kind: "digital" has add and mac, "neuromorphic" has synapse and updates, "reference" prices nothing.
+        kind: "digital" has add and mac, "neuromorphic" has synapse and updates, "reference" prices
+            nothing.
         prices: one per term, but of a reference.
         name: of the file, without its ending.
     """

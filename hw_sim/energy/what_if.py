@@ -1,8 +1,10 @@
-"""Changes of a spiking network: what they would buy, and how much activity and how many steps it can afford.
+"""Changes of a spiking network: what they would buy, and how much activity and how many steps it
+can afford.
 
-`what_if` runs the network again with fewer steps or other thresholds, counts and prices it, and compares its decisions. Nothing
-is extrapolated: every row is a run. Thresholds of all spiking neurons are scaled together, since one factor is what a user can
-try without training; a network trained for it would do better.
+`what_if` runs the network again with fewer steps or other thresholds, counts and prices it, and
+compares its decisions. Nothing is extrapolated: every row is a run. Thresholds of all spiking
+neurons are scaled together, since one factor is what a user can try without training; a network
+trained for it would do better.
 
 `break_even` says where a spiking network stops being cheaper than its baseline.
 """
@@ -85,7 +87,8 @@ def what_if(
         profile, energy_model, options: as for `price`.
         dt_s: of a graph, seconds.
         labels: (samples,) classes.
-        readout: how a graph's output is read (its kind does not matter); a chip network has its own.
+        readout: how a graph's output is read (its kind does not matter); a chip network has its
+            own.
         shares: of the steps; 1 is the network as it is and comes first.
         factors: of all thresholds, above 0.
         progress: called with (runs done, in all).
@@ -136,7 +139,8 @@ def what_if(
 
 
 def with_thresholds(model: Any, factor: float) -> Any:
-    """Return the network with every threshold times a factor; a chip's are rounded and end at its register.
+    """Return the network with every threshold times a factor; a chip's are rounded and end at its
+    register.
 
     Args:
         model: `ChipNetwork` or nir.NIRGraph.
@@ -191,20 +195,22 @@ class BreakEven:
     """The point at which two energies are equal, under one model.
 
     Args:
-        activity_scale: factor on all binary events; below 1 the network is not competitive at its activity. None where
-            nothing it does depends on its activity.
+        activity_scale: factor on all binary events; below 1 the network is not competitive at its
+            activity. None where nothing it does depends on its activity.
         density, density_limit: events per synapse and step, and the largest that pays.
-        rate, rate_limit: spikes per neuron and step, mean over all that update, and the largest that pays.
-        timesteps, timesteps_limit: steps of an inference, and how many would pay at this activity (graded frames stay).
-        events_per_synapse: synaptic events over the dense operations of one pass; 4.6 / 0.9 = 5.1 is the most that the paper
-            model allows any network.
+        rate, rate_limit: spikes per neuron and step, mean over all that update, and the largest
+            that pays.
+        timesteps, timesteps_limit: steps of an inference, and how many would pay at this activity
+            (graded frames stay).
+        events_per_synapse: synaptic events over the dense operations of one pass; 4.6 / 0.9 = 5.1
+            is the most that the paper model allows any network.
         worst_layer: the layer that costs most.
         worst_share: of the whole energy.
         worst_term: of that layer, the term that costs most.
         step_pj: what one more time step costs at this activity.
         spike_pj: what one more percent of activity costs, in every layer alike.
-        quantised_rival_bits: an ANN with so many bits distinguishes as many values as this many steps do,
-            ceil(log2(T + 1)); the fair rival of a rate code.
+        quantised_rival_bits: an ANN with so many bits distinguishes as many values as this many
+            steps do, ceil(log2(T + 1)); the fair rival of a rate code.
     """
 
     activity_scale: float | None
@@ -253,7 +259,8 @@ def break_even(
 
     estimate = price(snn, profile, model=model, options=options)
     whole, limit = estimate.nominal_pj, energy(ann)
-    # Every model is linear in counts: what is left without binary events does not depend on activity.
+    # Every model is linear in counts: what is left without binary events does not depend on
+    # activity.
     silent = energy(_without_events(snn, steps=1))
     # And what is left of no steps is a graded frame that only the first one shows.
     none = energy(_without_events(snn, steps=0))
@@ -285,9 +292,9 @@ def break_even(
 
 
 def _without_events(counts: OperationCounts, *, steps: int) -> OperationCounts:
-    """Return counts without binary events, and with everything done at every step times `steps`, 0 or 1."""
-    # Graded frames are what an input shows: they do not follow the activity. Where they come at every step, more
-    # steps show more of them; a first frame alone stays.
+    """Return counts without binary events, and without the steps too where `steps` is 0, not 1."""
+    # Graded frames are what an input shows: they do not follow the activity. Where they come at
+    # every step, more steps show more of them; a first frame alone stays.
     graded = steps if counts.later_macs else 1
     none = Fraction(0)
     layers: Mapping[str, LayerCounts] = {

@@ -1,4 +1,4 @@
-"""The simulator's view of an engine: layers laid out once, then run on blocks of samples and time steps."""
+"""The simulator's view of an engine: layers laid out once, then run on blocks of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from knarr.hw_sim.network import Layer
 MAX_SUM = 2**17
 """Largest |synaptic sum| for which engines answer; beyond, the reference runs.
 
-Within it 64 * |sum| stays within 2**23: float32 holds it, one wrap brings u back, and 24 bits hold a convolution's sum.
+Within it 64 * |sum| stays within 2**23: float32 holds it, one wrap brings u back, and 24 bits hold
+a convolution's sum.
 """
 
 
@@ -33,7 +34,8 @@ class RunRequest:
         events: (samples, timesteps, *features) of 0..2**bits-1.
         bits: width of the events.
         wanted: what is asked of each layer.
-        states: the engine's own of each layer: None at rest, left as they are after the block where `carry` asks.
+        states: the engine's own of each layer: None at rest, left as they are after the block where
+            `carry` asks.
         threads: at most so many.
         carry: another block of the same samples follows.
     """

@@ -1,11 +1,12 @@
 """The fast engine: chains of layers through a compiled kernel (csrc/cuba.c), samples over threads.
 
-`load` finds the kernel, `fast_layer` lays out a layer as the kernel takes it (weights in blocks of 32 outputs, and the bounds
-that make 16 bits enough), `FastEngine` runs chains of them. What it does not take, the reference runs.
+`load` finds the kernel, `fast_layer` lays out a layer as the kernel takes it (weights in blocks of
+32 outputs, and the bounds that make 16 bits enough), `FastEngine` runs chains of them. What it does
+not take, the reference runs.
 
-Sums are exact whatever the input: 16 bits are carried into 32 before they could overflow. States are exact while every
-|sum| stays within `MAX_SUM`; the kernel reports the largest it met, and a chain that passed it is run again by the
-reference engine.
+Sums are exact whatever the input: 16 bits are carried into 32 before they could overflow. States
+are exact while every |sum| stays within `MAX_SUM`; the kernel reports the largest it met, and a
+chain that passed it is run again by the reference engine.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import DECAY_UNITY, Conv, Layer
 
 WORDS, LISTS, TABLE = 0, 1, 2
-"""Ways in which the kernel finds the rows of weights to add: bits of words, lists of what is set, a row per pattern of bits."""
+"""Ways in which the kernel finds the rows of weights to add: bits of words, lists of what is set, a
+row per pattern of bits.
+"""
 LANES = 32
 """Outputs of a block, whose spikes are one word."""
 MAX_TAPS, MAX_LIST = 1024, 16384
@@ -39,7 +42,9 @@ TABLE_BITS = 8
 MAX_PAIRED = 256
 """Rows of bytes whose sums can be taken apart."""
 CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 120, 500
-"""Activity in per mille from which dot products pay, as measured on benchmark networks W2s (convolutions) and W1 (dense)."""
+"""Activity in per mille from which dot products pay, as measured on benchmark networks W2s
+(convolutions) and W1 (dense).
+"""
 LEVELS = ("portable vectors", "AVX2", "AVX-512")
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
@@ -81,7 +86,8 @@ class Kernel:
 
     Attributes:
         level: index into `LEVELS` of the best instructions of this processor.
-        team, free_team, run: functions of the library. The interpreter is free for other threads while one runs.
+        team, free_team, run: functions of the library. The interpreter is free for other threads
+            while one runs.
 
     Raises:
         OSError: the library was built from other sources.
@@ -124,9 +130,10 @@ class FastLayer:
         mode: WORDS, LISTS or TABLE.
         weight: int16 in the kernel's layout, or bytes in pairs.
         bias: (blocks * 32,) float32, times 64.
-        dot: (blocks, taps, quads, 32, 4) int8 weights for dot products of four channels at a time, None where 8 bits do not
-            hold them.
-        struct: the kernel's view of it, with addresses in the arrays above; steps and arrays of a run are left out.
+        dot: (blocks, taps, quads, 32, 4) int8 weights for dot products of four channels at a time,
+            None where 8 bits do not hold them.
+        struct: the kernel's view of it, with addresses in the arrays above; steps and arrays of a
+            run are left out.
     """
 
     view: SynapseView
@@ -176,7 +183,8 @@ def fast_layer(layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer 
     lanes[: len(bias)] = 64.0 * bias
     neuron = layer.neuron
     keep_u, keep_v = (1 - decay / DECAY_UNITY for decay in (neuron.i_decay, neuron.v_decay))
-    # A geometric series bounds u; v starts a step below the threshold. Where they stay inside, nothing has to be checked.
+    # A geometric series bounds u; v starts a step below the threshold. Where they stay inside,
+    # nothing has to be checked.
     worst_u = 64 * view.bound * unit / (1 - keep_u) if keep_u < 1 else inf
     worst_v = 64 * neuron.vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * largest_bias
     channels, _, _ = view.entering
@@ -250,7 +258,8 @@ def _dots(small: Int32, payload: int) -> tuple[Array, int] | None:
     padded = np.zeros((blocks * LANES, quads * 4, taps), dtype=np.int32)
     padded[:outputs, :channels] = small.reshape(outputs, channels, -1)
     pairs = padded.reshape(blocks * LANES, quads, 2, 2, taps)
-    # The instructions add two products in 16 bits; weights of one sign are the worst that events can choose.
+    # The instructions add two products in 16 bits; weights of one sign are the worst that events
+    # can choose.
     sides = [payload * np.maximum(sign * pairs, 0).sum(axis=3) for sign in (1, -1)]
     most = max(int(side.max()) for side in sides)
     if most > INT16:
@@ -339,11 +348,13 @@ class FastEngine:
                 _, high, wide = layer.view.out
                 shape = (samples, high * wide, layer.blocks, 2, LANES)
                 states[i] = np.zeros(shape, dtype=np.float32)
-        # Every thread has samples of its own, or all share each sample where there are fewer of them.
+        # Every thread has samples of its own, or all share each sample where there are fewer of
+        # them.
         members = 1 if samples >= threads else threads
         bounds = np.linspace(0, samples, max(1, threads // members) + 1).astype(int)
         words = height * width * -(-channels // 32) * bits * steps
-        # Threads have structures of their own: the kernel fills in pointers, and peaks are not shared.
+        # Threads have structures of their own: the kernel fills in pointers, and peaks are not
+        # shared.
         peaks = np.zeros((threads, len(layers)), dtype=np.int32)
         chains = [(StageStruct * len(layers))() for _ in range(threads)]
         for stages, found in zip(chains, peaks, strict=True):
@@ -354,7 +365,8 @@ class FastEngine:
         ]
         stop = ctypes.c_int32(0)
 
-        # The kernel sees addresses alone; a thread that outlives us after a second Ctrl-C must not find them gone.
+        # The kernel sees addresses alone; a thread that outlives us after a second Ctrl-C must not
+        # find them gone.
         held = (inputs, chains, records, peaks, states, layers)
 
         def part(index: int) -> int:
@@ -369,7 +381,8 @@ class FastEngine:
         failed = not all(teams)
         try:
             if not failed:
-                # Even one thread is not the caller's own, which could not hear Ctrl-C inside the kernel.
+                # Even one thread is not the caller's own, which could not hear Ctrl-C inside the
+                # kernel.
                 with ThreadPoolExecutor(threads) as pool:
                     try:
                         futures += [pool.submit(part, i) for i in range(threads)]
@@ -378,7 +391,8 @@ class FastEngine:
                         stop.value = 1  # the kernel looks at it in every row
                         raise
         finally:
-            # After a second Ctrl-C some may still run, for a row: what they write in is left to them.
+            # After a second Ctrl-C some may still run, for a row: what they write in is left to
+            # them.
             if all(future.done() for future in futures):
                 for team in teams:
                     self.kernel.free_team(team)

@@ -1,7 +1,8 @@
 """CUBA neurons for many steps at once, and sums of few events, compiled by numba for the CPU.
 
-Neurons are `arithmetic.step` in float64, which holds every product exactly: states stay below 2**41 and the share they keep has 12 bits, so
-nothing is rounded and truncating is the chip's rounding toward zero. The torch engine and training (`knarr.train.chip`) run it.
+Neurons are `arithmetic.step` in float64, which holds every product exactly: states stay below 2**41
+and the share they keep has 12 bits, so nothing is rounded and truncating is the chip's rounding
+toward zero. The torch engine and training (`knarr.train.chip`) run it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ AT_ONCE = 512
 
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a function to machine code, kept between processes where a folder can be written."""
-    # numpy's error model: with Python's, the check for a division by zero keeps loops from becoming vectors.
+    # numpy's error model: with Python's, the check for a division by zero keeps loops from becoming
+    # vectors.
     try:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # no folder to keep compiled code in can be written
@@ -109,7 +111,8 @@ def add_rows(x: Any, weight: Any, sums: Any, first: int, last: int) -> None:
     events = np.empty(features + 1, dtype=np.int64)
     for frame in range(first, last):
         n = 0
-        # Without a branch, which would be guessed wrong at every event: silent inputs are written over.
+        # Without a branch, which would be guessed wrong at every event: silent inputs are written
+        # over.
         for i in range(features):
             events[n] = i
             n += x[frame, i] != 0

@@ -1,7 +1,9 @@
-"""The reference engine: numpy int64, layer by layer, written to be read. Every faster engine must equal it.
+"""The reference engine: numpy int64, layer by layer, written to be read. Every faster engine must
+equal it.
 
-All layers act in the same time step: layer l sees in step t what layer l-1 sent in step t. Lava needs one more step
-per layer, which is only a shift when state is reset layer by layer (`knarr.deploy.run_on_lava` removes it).
+All layers act in the same time step: layer l sees in step t what layer l-1 sent in step t. Lava
+needs one more step per layer, which is only a shift when state is reset layer by layer
+(`knarr.deploy.run_on_lava` removes it).
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def _convolve(layer: Conv, events: IntArray) -> Int64:
     reach = (dilation_y * (kernel_y - 1) + 1, dilation_x * (kernel_x - 1) + 1)
     # numpy 1.26's stub forgets that several axes may be named.
     windows: Array = sliding_window_view(padded, reach, axis=(2, 3))  # type: ignore[call-overload]
-    # (frames, C, height, width, kernel height, kernel width) of every position and, in it, every tap.
+    # (frames, C, height, width, kernel height, kernel width) of every position and, in it, every
+    # tap.
     windows = windows[:, :, ::stride_y, ::stride_x, ::dilation_y, ::dilation_x]
     frames, (outputs, height, width) = events.shape[0], layer.output_shape
     sums = np.empty((frames, outputs, height, width), dtype=np.int64)
@@ -68,8 +71,11 @@ def _convolve(layer: Conv, events: IntArray) -> Int64:
 
 
 def _exact_matmul(x: IntArray, weight: IntArray, name: str) -> Int64:
-    """Multiply in float64, where integers are exact below 2**53; numpy's int64 product is thirty times slower."""
-    # No partial sum passes the largest input times the heaviest column, whatever the order of summation.
+    """Multiply in float64, where integers are exact below 2**53; numpy's int64 product is thirty
+    times slower.
+    """
+    # No partial sum passes the largest input times the heaviest column, whatever the order of
+    # summation.
     heaviest = int(np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0))
     largest = int(np.abs(x).max(initial=0)) * heaviest
     if largest >= 2**53:
@@ -80,7 +86,8 @@ def _exact_matmul(x: IntArray, weight: IntArray, name: str) -> Int64:
 
 
 def delayed_sums(layer: Dense, events: IntArray) -> Int64:
-    """Compute what a Dense layer with delays receives: a[t] = sum over synapses of W * s[t - delay].
+    """Compute what a Dense layer with delays receives: a[t] = sum over synapses of W * s[t -
+    delay].
 
     Before the first step there was silence.
 
@@ -109,7 +116,8 @@ class LayerState:
 
     Args:
         u, v: (samples, *features) int64 registers.
-        back: (samples, features) sums that its own last spikes deliver in the next step; of recurrent layers.
+        back: (samples, features) sums that its own last spikes deliver in the next step; of
+            recurrent layers.
         sent: (samples, longest delay, features) what arrived last; of layers with delays.
     """
 
@@ -141,12 +149,14 @@ def run_neurons(
     Args:
         neuron: the registers.
         sums: (samples, timesteps, *features) what the synapses deliver.
-        bias: bias mantissas, broadcast against one step, or (samples, timesteps, *features) of their own.
+        bias: bias mantissas, broadcast against one step, or (samples, timesteps, *features) of
+            their own.
         state: before the first step, then after the last.
         recurrent: layer whose own spikes of the step before arrive too, or None.
 
     Returns:
-        (spikes, u, v, peak): (samples, timesteps, *features) each, v after reset; peak is the largest |sum|, feedback
+        (spikes, u, v, peak): (samples, timesteps, *features) each, v after reset; peak is the
+            largest |sum|, feedback
         included.
     """
     spikes = np.empty(sums.shape, dtype=np.bool_)
@@ -178,7 +188,8 @@ def run_layer(
         state: `at_rest` before the first step of samples, what it became otherwise.
 
     Returns:
-        (spikes, u, v, peak): (samples, timesteps, *output features) each, v after the reset of neurons that fired; peak
+        (spikes, u, v, peak): (samples, timesteps, *output features) each, v after the reset of
+            neurons that fired; peak
         is the largest |synaptic sum| that occurred.
     """
     samples, timesteps = events.shape[:2]

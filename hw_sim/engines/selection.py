@@ -1,4 +1,6 @@
-"""The engines that this machine has, each proved against the reference before it is used for the first time."""
+"""The engines that this machine has, each proved against the reference before it is used for the
+first time.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ def choose_engine(name: str) -> Engine:
     """Return the engine of a name.
 
     Args:
-        name: one of `ENGINES`; "auto" is CUDA where there is a device, else the compiled kernel, else torch, else the
-            reference.
+        name: one of `ENGINES`; "auto" is CUDA where there is a device, else the compiled kernel,
+            else torch, else the reference.
 
     Raises:
         ChipError: it does not work on this machine.
@@ -44,7 +46,9 @@ def choose_engine(name: str) -> Engine:
 
 @cache
 def fast_engine() -> FastEngine | str:
-    """Return the compiled kernel with the best instructions that give the reference's integers here, or why there is none."""
+    """Return the compiled kernel with the best instructions that give the reference's integers
+    here, or why there is none.
+    """
     kernel = load()
     if isinstance(kernel, str):
         return kernel
@@ -91,10 +95,12 @@ def cuda_device() -> str | None:
 
 
 def differs(engine: Engine) -> str:
-    """Say where an engine and the reference disagree on small layers of every kind and activity; empty where nowhere.
+    """Say where an engine and the reference disagree on small layers of every kind and activity;
+    empty where nowhere.
 
-    The layers meet what can go wrong: every way of summing, wraps, and payloads of 16 bits, which arithmetic of reduced precision
-    (TF32, bfloat16, Winograd) does not keep. Sums stay below what engines hand back to the reference, so that all are compared.
+    The layers meet what can go wrong: every way of summing, wraps, and payloads of 16 bits, which
+    arithmetic of reduced precision (TF32, bfloat16, Winograd) does not keep. Sums stay below what
+    engines hand back to the reference, so that all are compared.
     """
     rng = np.random.default_rng(0)
     for layer, bits in _layers(rng):

@@ -1,4 +1,6 @@
-"""A layer's synapses as fast engines see them: 2x2 pooling taken out, a common factor taken out, sums bounded."""
+"""A layer's synapses as fast engines see them: 2x2 pooling taken out, a common factor taken out,
+sums bounded.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ class SynapseView:
 
     Args:
         layer: the layer that is seen.
-        weight: (outputs, channels, kh, kw) int32 over the whole map that arrives (dense) or a window of it, groups filled
-            with zeros, divided by `unit`.
+        weight: (outputs, channels, kh, kw) int32 over the whole map that arrives (dense) or a
+            window of it, groups filled with zeros, divided by `unit`.
         unit: largest power of two that divides every weight.
         pooled: 2x2 sum pooling was taken out of the kernel; what it sees are counts 0..4.
         planes: bits of what it sees.

@@ -1,9 +1,11 @@
-"""The torch engine: synapses as float matrix products that are exact, on the CPU without a compiler or on a CUDA device.
+"""The torch engine: synapses as float matrix products that are exact, on the CPU without a compiler
+or on a CUDA device.
 
-A product of integers in floats is exact in whatever order it is summed as long as no partial sum passes 2**24 (float32) or
-2**53 (float64), which the weights and the largest payload bound. That leaves out what rounds on the way: TF32 is switched
-off, and on a device convolutions are unfolded into matrix products, since cuDNN may take Winograd's algorithm, whose
-intermediate values are no integers. Channels come last in memory, which is several times faster where they are few.
+A product of integers in floats is exact in whatever order it is summed as long as no partial sum
+passes 2**24 (float32) or 2**53 (float64), which the weights and the largest payload bound. That
+leaves out what rounds on the way: TF32 is switched off, and on a device convolutions are unfolded
+into matrix products, since cuDNN may take Winograd's algorithm, whose intermediate values are no
+integers. Channels come last in memory, which is several times faster where they are few.
 Neurons are integers in float64: compiled by numba on the CPU, torch on a device.
 """
 
@@ -34,7 +36,9 @@ SUM_BYTES = 2**23
 """Bytes of sums at a time, per thread: they stay in the cache between product and neurons."""
 DEVICE_SUM_BYTES = 2**28
 ROWS_BELOW = 0.25
-"""Share of active inputs of a dense layer below which adding rows event by event is faster than a product."""
+"""Share of active inputs of a dense layer below which adding rows event by event is faster than a
+product.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +158,9 @@ class TorchEngine:
         state: list[Tensor],
         threads: int,
     ) -> tuple[LayerResult, Tensor]:
-        """Return what a layer did, and its spikes as (samples, timesteps, H, W, C) for the next one."""
+        """Return what a layer did, and its spikes as (samples, timesteps, H, W, C) for the next
+        one.
+        """
         samples, steps = arriving.shape[:2]
         view, features = layer.view, len(layer.bias)
         channels, high, wide = view.out
@@ -213,7 +219,8 @@ class TorchEngine:
             reach = view.dilation[1] * (view.kernel[1] - 1) + 1
             across = (image.shape[3] + 2 * view.padding[1] - reach) // view.stride[1] + 1
             sums = product.reshape(len(image), channels, -1, across)
-        # An odd last row or column, filled up for pooling, may give outputs that the layer does not have.
+        # An odd last row or column, filled up for pooling, may give outputs that the layer does not
+        # have.
         return sums[:, :, :high, :wide].permute(0, 2, 3, 1)
 
 
@@ -230,7 +237,8 @@ def _neurons_on_cpu(
         layer: whose neurons run.
         sums: (samples, timesteps, features) floats that hold integers.
         state: u and v, moved on.
-        into: spikes, and u and v or arrays without elements, all (samples, timesteps, features); written.
+        into: spikes, and u and v or arrays without elements, all (samples, timesteps, features);
+            written.
         threads: at most so many.
 
     Returns:
@@ -285,7 +293,8 @@ def torch_step(
     keep_v: float,
     threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do one step of `arithmetic.step` in float64, which holds every product of a state and a decay.
+    """Do one step of `arithmetic.step` in float64, which holds every product of a state and a
+    decay.
 
     Args:
         u, v: float64 of one shape.

@@ -1,8 +1,10 @@
-"""`measure_cpu`: joules per inference of an ONNX file on the processor's packages, memory modules left out.
+"""`measure_cpu`: joules per inference of an ONNX file on the processor's packages, memory modules
+left out.
 
-They come from RAPL, the energy counters of Intel (and AMD) processors, as Linux shows them in /sys/class/powercap. Only packages
-are summed. Cores, uncore and the like are parts of a package; `psys` holds the packages; DRAM is counted outside of them and left
-out, as many processors have no counter of it.
+They come from RAPL, the energy counters of Intel (and AMD) processors, as Linux shows them in
+/sys/class/powercap. Only packages are summed. Cores, uncore and the like are parts of a package;
+`psys` holds the packages; DRAM is counted outside of them and left out, as many processors have no
+counter of it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class RaplMeter:
         self._total_uj = 0
 
     def energy_j(self) -> float:
-        """Return joules of all packages since this meter was made; a counter that wrapped once between two calls is right."""
+        """Return joules of all packages since this meter was made; a counter that wrapped once
+        between two calls is right.
+        """
         now_uj = self._counters_uj()
         for now, last, span in zip(now_uj, self._last_uj, self._range_uj, strict=True):
             self._total_uj += wrapped_difference(now, last, span)
@@ -73,7 +77,9 @@ class RaplMeter:
         return {}
 
     def check(self) -> None:
-        """Accept every load: nobody has a processor alone, and load of others shows as drift of idle power."""
+        """Accept every load: nobody has a processor alone, and load of others shows as drift of
+        idle power.
+        """
 
     def _counters_uj(self) -> list[int]:
         return [_number(zone / "energy_uj") for zone in self._zones]
@@ -148,8 +154,9 @@ def measure_cpu(
 ) -> CpuMeasurement:
     """Measure an ONNX file on the CPU by RAPL, by the protocol of `measure_gpu`.
 
-    The counters are those of whole packages: whatever else runs on the machine is in gross_j, and what runs all the time
-    is in idle_w. Leave the machine alone meanwhile, about (window_s + 10) * repeats seconds per batch size.
+    The counters are those of whole packages: whatever else runs on the machine is in gross_j, and
+    what runs all the time is in idle_w. Leave the machine alone meanwhile, about (window_s + 10) *
+    repeats seconds per batch size.
 
     Args:
         path: the file that is counted; static shapes beyond the batch.
@@ -160,11 +167,12 @@ def measure_cpu(
         threads: of onnxruntime, 0 takes every core.
         counts: of `count_onnx` for energies per multiplication.
         plan: all durations, in place of `window_s` and `repeats`.
-        powercap, make_workload, clock: in place of Linux' folder of counters, onnxruntime and the machine's clock.
+        powercap, make_workload, clock: in place of Linux' folder of counters, onnxruntime and the
+            machine's clock.
 
     Raises:
-        MeasureError: no RAPL or no right to read it, a file or inputs that do not fit, a window too short, a counter
-            that stands still. Says why, and the cure.
+        MeasureError: no RAPL or no right to read it, a file or inputs that do not fit, a window too
+            short, a counter that stands still. Says why, and the cure.
         CountError: the counts have no total.
         FileNotFoundError: no such file.
     """

@@ -1,7 +1,9 @@
-"""`measure_gpu`: joules per inference of an ONNX file on an NVIDIA GPU. It measures the board, not the host beside it.
+"""`measure_gpu`: joules per inference of an ONNX file on an NVIDIA GPU. It measures the board, not
+the host beside it.
 
-The energy counter is that of NVML, NVIDIA's management library. All access goes through `NvmlDevice`, by the module `pynvml` of
-the package nvidia-ml-py, which is imported in `open_nvml` alone.
+The energy counter is that of NVML, NVIDIA's management library. All access goes through
+`NvmlDevice`, by the module `pynvml` of the package nvidia-ml-py, which is imported in `open_nvml`
+alone.
 """
 
 from __future__ import annotations
@@ -159,7 +161,8 @@ def open_nvml(index: int, module: Any = None) -> NvmlDevice:
 def cuda_ordinal(
     device: NvmlDevice, index: int, environment: Mapping[str, str] = os.environ
 ) -> int:
-    """Return CUDA's number of a GPU: CUDA sorts the fastest first, NVML by PCI bus, and a wrong one would be measured idle.
+    """Return CUDA's number of a GPU: CUDA sorts the fastest first, NVML by PCI bus, and a wrong one
+    would be measured idle.
 
     Raises:
         MeasureError: with several GPUs, an order or a selection that does not tell.
@@ -185,7 +188,8 @@ def cuda_ordinal(
 
 
 class NvmlMeter:
-    """A GPU as a `Meter`. Make it before CUDA is started here: a process that computes on it by then is another's.
+    """A GPU as a `Meter`. Make it before CUDA is started here: a process that computes on it by
+    then is another's.
 
     Args:
         device: of `open_nvml`.
@@ -228,7 +232,9 @@ class NvmlMeter:
         }
 
     def check(self) -> None:
-        """Raise MeasureError where another process computes on the GPU; one that came and went is not seen."""
+        """Raise MeasureError where another process computes on the GPU; one that came and went is
+        not seen.
+        """
         foreign = sorted(self._device.compute_pids() - self._own)
         if foreign:
             raise MeasureError(
@@ -248,7 +254,8 @@ class GpuMeasurement(Measurement):
         device_index, device, driver: NVML's number, product name, version.
         power_limit_w: enforced limit.
         tf32: whether fp32 products may be computed in TF32.
-        host_copies: whether inputs and outputs cross to the host within the window: never, they lie on the device.
+        host_copies: whether inputs and outputs cross to the host within the window: never, they lie
+            on the device.
         grade: "M", measured.
     """
 
@@ -276,10 +283,11 @@ def measure_gpu(
     make_workload: MakeWorkload | None = None,
     clock: Clock | None = None,
 ) -> GpuMeasurement:
-    """Measure an ONNX file on a GPU by the counter nvmlDeviceGetTotalEnergyConsumption (Volta and newer).
+    """Measure an ONNX file on a GPU by the counter nvmlDeviceGetTotalEnergyConsumption (Volta and
+    newer).
 
-    It takes about (window_s + 10) * repeats seconds per batch size. Start it before anything else in the process uses
-    CUDA, on a GPU that nobody else uses.
+    It takes about (window_s + 10) * repeats seconds per batch size. Start it before anything else
+    in the process uses CUDA, on a GPU that nobody else uses.
 
     Args:
         path: the file that is counted; static shapes beyond the batch.
@@ -291,11 +299,13 @@ def measure_gpu(
         tf32: let fp32 products be computed in TF32 (onnxruntime's default).
         counts: of `count_onnx` for energies per multiplication.
         plan: all durations, in place of `window_s` and `repeats`.
-        open_device, make_workload, clock: in place of NVML, onnxruntime on CUDA and the machine's clock.
+        open_device, make_workload, clock: in place of NVML, onnxruntime on CUDA and the machine's
+            clock.
 
     Raises:
-        MeasureError: no GPU, driver, nvidia-ml-py or CUDA provider; MIG; another process on the device; a file or inputs
-            that do not fit; a window too short; a counter that stands still. Says why, and the cure.
+        MeasureError: no GPU, driver, nvidia-ml-py or CUDA provider; MIG; another process on the
+            device; a file or inputs that do not fit; a window too short; a counter that stands
+            still. Says why, and the cure.
         CountError: the counts have no total.
         FileNotFoundError: no such file.
     """

@@ -1,12 +1,14 @@
-"""The protocol by which energy is measured: idle, warm up, synchronise, run for a window, synchronise, idle; repeat.
+"""The protocol by which energy is measured: idle, warm up, synchronise, run for a window,
+synchronise, idle; repeat.
 
     gross = E / n        net = (E - P_idle t) / n        P_idle = mean of idle before and after
 
 E is the difference of an energy counter over the window, t its duration, n the inferences in it.
 
-Why so long: sensors of the A100 and H100 see about a quarter of the time, and power is an average over 1 s (arXiv
-2312.02741), so that only a long, looped window is right. Everything that touches the world comes in as a `Workload`, a `Meter`
-and a `Clock`, and tests put a simulated machine in their places.
+Why so long: sensors of the A100 and H100 see about a quarter of the time, and power is an average
+over 1 s (arXiv 2312.02741), so that only a long, looped window is right. Everything that touches
+the world comes in as a `Workload`, a `Meter` and a `Clock`, and tests put a simulated machine in
+their places.
 """
 
 from __future__ import annotations
@@ -27,16 +29,21 @@ from knarr.hw_sim.errors import ChipError
 MAX_IDLE_DRIFT = 0.05
 """Largest relative difference of idle power before and after a window that is kept."""
 MAX_POLLED_DIFFERENCE = 0.10
-"""Counter and integrated power that differ by more are flagged: one public report has 187 J against 327 J for the same
-5 s (Zeus, issue 181)."""
+"""Counter and integrated power that differ by more are flagged: one public report has 187 J against
+327 J for the same 5 s (Zeus, issue 181).
+"""
 MIN_WINDOW_S = 8.0
 MIN_REPEATS = 3
 TRIES_PER_REPEAT = 2
-"""Windows measured at most per repeat asked for; where idle power drifts in all of them, the best are kept and it is said."""
+"""Windows measured at most per repeat asked for; where idle power drifts in all of them, the best
+are kept and it is said.
+"""
 
 
 class MeasureError(ChipError):
-    """Energy cannot be measured here, or what was read cannot be energy. The message says why, and the cure."""
+    """Energy cannot be measured here, or what was read cannot be energy. The message says why, and
+    the cure.
+    """
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ class MeasuredWindow:
         energy_j: their difference.
         idle_before_w, idle_after_w: mean power with the context alive and nothing running.
         polled_j: power integrated over the window, None where there is no power to poll.
-        conditions: clocks and the like at the end of the window, still under load; units in the names.
+        conditions: clocks and the like at the end of the window, still under load; units in the
+            names.
 
     Raises:
         MeasureError: no time, no runs, or a counter that did not move.
@@ -234,7 +242,7 @@ class BatchMeasurement:
         return tuple(found)
 
     def to_json(self, macs: Macs | None = None) -> dict[str, object]:
-        """Return a plain dict for json.dump: spreads, and means in pJ per MAC where `macs` are known."""
+        """Return a plain dict for json.dump: spreads, and means in pJ per MAC where known."""
         found = {
             name: spread([getattr(window, name) for window in self.windows])
             for name in ("gross_j", "net_j", "power_w", "idle_w", "run_ms")
@@ -258,7 +266,9 @@ class BatchMeasurement:
 
 
 def per_mac_pj(energy_j: float, macs: float | None) -> float | None:
-    """Return the energy of one inference, J, over its multiplications, in pJ; None where those are unknown or 0."""
+    """Return the energy of one inference, J, over its multiplications, in pJ; None where those are
+    unknown or 0.
+    """
     return energy_j * 1e12 / macs if macs else None
 
 
@@ -325,7 +335,7 @@ class Meter(Protocol):
         """Return joules since some start; never goes back."""
 
     def power_w(self) -> float | None:
-        """Return power now, W; None where there is nothing to poll. Called every `poll_s` of a window."""
+        """Return power now, W; None where there is nothing to poll."""
 
     def conditions(self) -> Mapping[str, float]:
         """Return clocks and the like; units in the names."""
@@ -397,7 +407,8 @@ def measure_batches(
     for batch in sizes:
         workload = make_workload(batch)
         measured.append(measure_batch(workload, meter, clock or Clock(), plan))
-        # Before the next one asks for memory; and its threads must not spin in the idle time of the next one.
+        # Before the next one asks for memory; and its threads must not spin in the idle time of the
+        # next one.
         del workload
     return tuple(measured)
 
@@ -405,10 +416,12 @@ def measure_batches(
 def measure_batch(
     workload: Workload, meter: Meter, clock: Clock, plan: MeasurementPlan
 ) -> BatchMeasurement:
-    """Measure one workload. A window around which idle power drifts is measured again, up to twice the repeats in all.
+    """Measure one workload. A window around which idle power drifts is measured again, up to twice
+    the repeats in all.
 
     Returns:
-        `plan.repeats` windows: the first ones without drift, or else those with the least (its notes say so).
+        `plan.repeats` windows: the first ones without drift, or else those with the least (its
+        notes say so).
 
     Raises:
         MeasureError: the counter stands still or goes back, or something else uses the device.
@@ -478,7 +491,9 @@ def _window(
 
 
 def _idle_w(meter: Meter, clock: Clock, plan: MeasurementPlan) -> float:
-    """Return mean power by the same counter as the load, so that what is wrong with it cancels in the difference."""
+    """Return mean power by the same counter as the load, so that what is wrong with it cancels in
+    the difference.
+    """
     clock.sleep(plan.settle_s)
     start_s, start_j = clock.now_s(), meter.energy_j()
     clock.sleep(plan.idle_s)

@@ -1,7 +1,9 @@
-"""An ONNX file as a load: the same file that is counted, in onnxruntime, inputs and outputs bound on the device.
+"""An ONNX file as a load: the same file that is counted, in onnxruntime, inputs and outputs bound
+on the device.
 
-`read_source` tells how a file can be run, `OnnxWorkload` runs one batch size of it. onnxruntime waits for the device at the end of every run (its default), so a run is a whole inference of one batch, the
-call from Python included. Nothing is copied from or to the host within a run.
+`read_source` tells how a file can be run, `OnnxWorkload` runs one batch size of it. onnxruntime
+waits for the device at the end of every run (its default), so a run is a whole inference of one
+batch, the call from Python included. Nothing is copied from or to the host within a run.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy.measure.protocol import Macs, MeasureError, macs_of
 
 MAX_BATCHES = 64
-"""Batches that lie ready on the device; they are run in turn, so that energy is no property of one input."""
+"""Batches that lie ready on the device; they are run in turn, so that energy is no property of one
+input.
+"""
 QUANTISED = (
     "QuantizeLinear",
     "DequantizeLinear",
@@ -61,8 +65,8 @@ def read_source(path: str | Path) -> OnnxSource:
     """Look into a file without running it.
 
     Raises:
-        MeasureError: not an ONNX file, more than one input, a shape that is not static beyond the batch, or a fixed
-            batch other than 1, of which an inference is no run.
+        MeasureError: not an ONNX file, more than one input, a shape that is not static beyond the
+            batch, or a fixed batch other than 1, of which an inference is no run.
         FileNotFoundError: no such file.
     """
     content = Path(path).read_bytes()
@@ -107,7 +111,8 @@ def read_source(path: str | Path) -> OnnxSource:
 
 
 def check_inputs(source: OnnxSource, inputs: Array) -> None:
-    """Refuse inputs that are not (samples, *sample_shape) of the file's type, with at least one sample.
+    """Refuse inputs that are not (samples, *sample_shape) of the file's type, with at least one
+    sample.
 
     Raises:
         MeasureError: they are not; says what is needed.
@@ -163,7 +168,9 @@ def prepare(
 
 
 def split(inputs: Array, batch: int) -> list[Array]:
-    """Return batches that cover the samples, at most `MAX_BATCHES`; the last one is filled up from the first sample on."""
+    """Return batches that cover the samples, at most `MAX_BATCHES`; the last one is filled up from
+    the first sample on.
+    """
     count = min(-(-len(inputs) // batch), MAX_BATCHES)
     return [inputs[np.arange(k * batch, (k + 1) * batch) % len(inputs)] for k in range(count)]
 
