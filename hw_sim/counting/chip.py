@@ -10,7 +10,7 @@ import numpy.typing as npt
 from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts
-from knarr.hw_sim.counting.fan_out import layer_fan_outs, loop_fan_out
+from knarr.hw_sim.counting.fan_out import layer_fan_outs, own_fan_out
 from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, LayerTally, assemble, blocks
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.network import DECAY_UNITY, ChipNetwork, Conv, Dense, Layer, Neuron, Recurrent
@@ -65,7 +65,7 @@ class ChipCounter:
         self.network = network
         self.fan_outs = {layer.name: layer_fan_outs(layer) for layer in network.layers}
         self.loops = {
-            layer.name: loop_fan_out(layer)
+            layer.name: own_fan_out(layer.recurrent_int)
             for layer in network.layers
             if isinstance(layer, Recurrent)
         }

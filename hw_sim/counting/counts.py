@@ -7,7 +7,7 @@ memory and floats in JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
@@ -17,6 +17,13 @@ from knarr.hw_sim.errors import CountError
 Status = Literal["counted", "folded", "free", "unsupported", "not executed"]
 REFUSED: tuple[Status, ...] = ("unsupported", "not executed")
 """A single row of these makes every total unknown."""
+
+
+JSON_NAMES = (
+    "kind", "samples", "timesteps", "pooling", "layers", "total", "total_refused", "effective",
+    "effective_nonzero", "sizes", "per_step", "spread", "total_spread", "ledger",
+)  # fmt: skip
+"""Names of `OperationCounts.to_json`, in the order in which files have them."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,11 @@ class LayerCounts:
                 f"acc + mac: {self.acc + self.mac} events > {self.dense_valid} taps that exist"
             )
 
-    def to_json(self) -> dict[str, float]:
-        """Field name to float."""
-        return {field.name: float(getattr(self, field.name)) for field in fields(self)}
+    @classmethod
+    def mean(cls, totals: Mapping[str, int], samples: int = 1) -> LayerCounts:
+        """Divide totals by the number of samples; fields without a total are 0."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: Fraction(totals.get(name, 0), samples) for name in names})
 
 
 @dataclass(frozen=True)
@@ -256,47 +265,25 @@ class OperationCounts:
 
     def to_json(self) -> dict[str, object]:
         """Plain dict for json.dump: floats, the same names; `total` is None when it is refused (`total_refused` says why)."""
-        total: dict[str, float] | None = None
-        reason: str | None = None
+        total = reason = None
         try:
-            total = self.total.to_json()
+            total = _plain(self.total)
         except CountError as error:
             reason = str(error)
+        sums = {"total": total, "total_refused": reason}
         return {
-            "kind": self.kind,
-            "samples": self.samples,
-            "timesteps": self.timesteps
-            if isinstance(self.timesteps, int)
-            else float(self.timesteps),
-            "pooling": self.pooling,
-            "layers": {name: layer.to_json() for name, layer in self.layers.items()},
-            "total": total,
-            "total_refused": reason,
-            "effective": _floats(self.effective),
-            "effective_nonzero": _floats(self.effective_nonzero),
-            "sizes": _dicts(self.sizes),
-            "per_step": None
-            if self.per_step is None
-            else {name: [float(value) for value in steps] for name, steps in self.per_step.items()},
-            "spread": _dicts(self.spread),
-            "total_spread": None if self.total_spread is None else asdict(self.total_spread),
-            "ledger": [
-                {
-                    "name": row.name,
-                    "operation": row.operation,
-                    "status": row.status,
-                    "note": row.note,
-                }
-                for row in self.ledger
-            ],
+            name: sums[name] if name in sums else _plain(getattr(self, name)) for name in JSON_NAMES
         }
 
 
-def _floats(mapping: Mapping[str, Fraction] | None) -> dict[str, float] | None:
-    return None if mapping is None else {name: float(value) for name, value in mapping.items()}
-
-
-def _dicts(
-    mapping: Mapping[str, LayerSizes] | Mapping[str, Spread] | None,
-) -> dict[str, object] | None:
-    return None if mapping is None else {name: asdict(value) for name, value in mapping.items()}
+def _plain(value: object) -> object:
+    """Return what JSON can hold."""
+    if isinstance(value, Fraction):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value

@@ -23,7 +23,7 @@ import numpy as np
 from scipy import sparse
 
 from knarr.hw_sim.arrays import Array, Float64, Int32, Int64, Mask
-from knarr.hw_sim.network import Conv, Dense, Layer, Recurrent
+from knarr.hw_sim.network import Conv, Dense, Layer
 
 MAX_KERNEL_FAN_OUT = 2**18
 """Fan-outs from here on could overflow the 32-bit partial sums of `tally.classify_and_sum`."""
@@ -280,11 +280,6 @@ def layer_fan_outs(layer: Layer) -> dict[int, FanOut]:
     geometry = zip(*shapes, layer.stride, layer.padding, layer.dilation, strict=True)
     axes = tuple(compose_axis(AxisWindow(*sizes)) for sizes in geometry)
     return {0: FanOut(weight, axes, layer.groups)}
-
-
-def loop_fan_out(layer: Recurrent) -> FanOut:
-    """Return the synapses of a chip layer with itself."""
-    return own_fan_out(layer.recurrent_int)
 
 
 def own_fan_out(weight: Array) -> FanOut:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -246,15 +246,6 @@ class LayerTally:
             f"(counted as ACC), {self.frames['graded']} graded (MAC), {self.frames['silent']} silent"
         )
 
-    def counts(self, samples: int) -> LayerCounts:
-        """Return the means over the samples."""
-        names = [column.name for column in fields(LayerCounts)]
-        return LayerCounts(**{name: Fraction(self.columns[name], samples) for name in names})
-
-    def mean_per_step(self, samples: int) -> tuple[Fraction, ...]:
-        """Return the synaptic operations in each step, means over the samples."""
-        return tuple(Fraction(amount, samples) for amount in self.per_step)
-
 
 def blocks(length: int, bytes_each: int, most_bytes: int) -> Iterator[slice]:
     """Cut so many items into slices that stay below a size, of one item at least."""
@@ -301,14 +292,17 @@ def assemble(
     batches = zip(*(tally.per_sample for tally in tallies.values()), strict=True)
     whole = [np.sum(layers, axis=0) for layers in batches]
     return OperationCounts(
-        layers={name: tally.counts(samples) for name, tally in tallies.items()},
+        layers={name: LayerCounts.mean(tally.columns, samples) for name, tally in tallies.items()},
         ledger=tuple(ledger),
         samples=samples,
         timesteps=int(mean) if mean.denominator == 1 else mean,
         kind="snn",
         sizes=sizes,
         pooling="float" if pooling == "float" else "folded",
-        per_step={name: tally.mean_per_step(samples) for name, tally in tallies.items()},
+        per_step={
+            name: tuple(Fraction(amount, samples) for amount in tally.per_step)
+            for name, tally in tallies.items()
+        },
         later_macs=any(tally.later_macs for tally in tallies.values()),
         spread={name: _spread(tally.per_sample) for name, tally in tallies.items()},
         total_spread=_spread(whole) if whole else None,

@@ -69,7 +69,7 @@ class GraphCounter:
 
     def bytes_per_sample(self, inputs: Array) -> int:
         """Return about how much a sample takes while it is counted."""
-        values = sum(prod(self.paths.leaving[name]) for name in self.paths.order.order)
+        values = sum(prod(self.paths.leaving[name]) for name in self.paths.names)
         return 4 * values + inputs[:1].nbytes
 
     def finish(self) -> OperationCounts:
@@ -82,7 +82,7 @@ class GraphCounter:
 
     def _ledger(self) -> list[LedgerRow]:
         rows: list[LedgerRow] = []
-        for name in self.paths.order.order:
+        for name in self.paths.names:
             if name in self.plan.passing:
                 rows.append(self.plan.passing[name])
                 continue

@@ -59,15 +59,17 @@ class EventPaths:
 
     def __init__(self, run: Stepper, pooling: str) -> None:
         self.run, self.order = run, run.order
+        # Sources before targets.
+        self.names = run.order.order
         self.entering, self.leaving = run.entering, run.leaving
         self.nodes = {name: restore_groups(node) for name, node in run.nodes.items()}
         self.folded = pooling == "folded"
         self.targets: dict[str, list[Neighbour]] = {name: [] for name in self.nodes}
-        for name in self.order.order:
+        for name in self.names:
             for source, lag in self.sources(name):
                 self.targets[source].append((name, lag))
         self.behind = {
-            name: self._folded_behind(name) for name in self.order.order if self.is_synapse(name)
+            name: self._folded_behind(name) for name in self.names if self.is_synapse(name)
         }
         self.folded_behind = {node for passed in self.behind.values() for node in passed}
 
@@ -128,17 +130,12 @@ class EventPaths:
             return [(target, lag) for target, lag in self.targets[node] if lag == 0]
 
         reached = self._reach(name, this_step, self._converts)
-        return [target for target in self.order.order if target in reached & set(self.neurons)]
+        return [target for target in reached if self.is_neuron(target)]
 
     def stops_ahead(self, name: str) -> list[str]:
         """Return the nodes at which what a node gives stops."""
         reached = self._reach(name, self.targets.__getitem__, self.stops)
         return [target for target in reached if self.stops(target)]
-
-    @property
-    def neurons(self) -> list[str]:
-        """Names of the neurons, sources first."""
-        return [name for name in self.order.order if self.is_neuron(name)]
 
     def _converts(self, name: str) -> bool:
         """Tell whether a node gives something else than what arrives: events become currents, or currents events."""
@@ -319,11 +316,11 @@ def site_fan_out(paths: EventPaths, name: str, passed: Sequence[str]) -> FanOut 
         return (
             f"pooling '{pools[0]}' beside a partial flatten cannot be folded; use pooling='float'"
         )
-    before = [pool_windows(paths, pool) for pool in pools]
+    before = [axis_windows(paths, pool) for pool in pools]
     if isinstance(node, CONVS):
         folded = [pool for pool in paths.behind[name] if paths.is_pool(pool)]
-        behind = [pool_windows(paths, pool) for pool in folded]
-        axes = _axes(conv_windows(paths, name), before, behind)
+        behind = [axis_windows(paths, pool) for pool in folded]
+        axes = _axes(axis_windows(paths, name), before, behind)
         return FanOut(np.asarray(node.weight), axes, int(node.groups))
     shape = paths.leaving[pools[-1]] if pools else (prod(paths.entering[name]),)
     if not isinstance(node, MATRICES):
@@ -334,34 +331,27 @@ def site_fan_out(paths: EventPaths, name: str, passed: Sequence[str]) -> FanOut 
     return FanOut(weight.reshape(len(weight), *shape), _axes(whole, before))
 
 
-def conv_windows(paths: EventPaths, name: str) -> list[AxisWindow]:
-    """Return the window of a convolution along each axis."""
+def axis_windows(paths: EventPaths, name: str) -> list[AxisWindow]:
+    """Return the window of a convolution or pool along each axis."""
     node = paths.nodes[name]
-    kernel = np.shape(node.weight)[2:]
-    stride = ints(node.stride, len(kernel))
-    dilation = ints(node.dilation, len(kernel))
-    padding = (0,) * len(kernel)
+    kernel = ints(node.kernel_size) if paths.is_pool(name) else np.shape(node.weight)[2:]
+    axes = len(kernel)
+    stride = ints(node.stride, axes)
+    dilation = ints(getattr(node, "dilation", 1), axes)
+    padding = (0,) * axes
     if not isinstance(node.padding, str):
-        padding = ints(node.padding, len(kernel))
+        padding = ints(node.padding, axes)
     elif node.padding == "same":
         # torch puts the odd zero behind.
         padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
     shapes = paths.entering[name][1:], paths.leaving[name][1:]
-    axes = zip(*shapes, kernel, stride, padding, dilation, strict=True)
-    return [AxisWindow(*(int(value) for value in geometry)) for geometry in axes]
-
-
-def pool_windows(paths: EventPaths, name: str) -> list[AxisWindow]:
-    """Return the window of a pool along each axis."""
-    node = paths.nodes[name]
-    shapes = paths.entering[name][1:], paths.leaving[name][1:]
-    geometry = ints(node.kernel_size), ints(node.stride), ints(node.padding)
-    return [AxisWindow(*axis) for axis in zip(*shapes, *geometry, strict=True)]
+    geometry = zip(*shapes, kernel, stride, padding, dilation, strict=True)
+    return [AxisWindow(*(int(value) for value in axis)) for axis in geometry]
 
 
 def pool_fan_out(paths: EventPaths, name: str) -> FanOut:
     """Return the windows of a pool that is no part of a synapse."""
-    return _identity(paths.leaving[name], [pool_windows(paths, name)])
+    return _identity(paths.leaving[name], [axis_windows(paths, name)])
 
 
 def _identity(shape: Sequence[int], before: Sequence[Sequence[AxisWindow]]) -> FanOut:
@@ -454,17 +444,16 @@ class CountingPlan:
         self.refused: dict[str, str] = {}
         # Pool or scale -> the synapses it is folded into.
         self._absorbed: dict[str, list[str]] = defaultdict(list)
-        order = paths.order.order
-        for name in order:
+        for name in paths.names:
             if paths.is_synapse(name):
                 self._add_synapse(name)
             elif paths.is_neuron(name):
                 self._add_neuron(name)
         # What a pool costs depends on all the synapses that could take it in.
-        for name in order:
+        for name in paths.names:
             if not paths.is_synapse(name) and not paths.is_neuron(name):
                 self._add_passing(name)
-        place = {name: at for at, name in enumerate(order)}
+        place = {name: at for at, name in enumerate(paths.names)}
         bare = {site.row: place[site.node] for site in self.sites}
         # A row named like a node stands where the node does, whatever other sites count in it.
         self.rows.sort(key=(bare | place).__getitem__)

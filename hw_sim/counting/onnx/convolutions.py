@@ -16,7 +16,7 @@ import numpy as np
 
 from knarr.hw_sim.arrays import Int64, Mask
 from knarr.hw_sim.counting.fan_out import AxisWindow, targets_per_tap
-from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError, attributes_of, operand
+from knarr.hw_sim.counting.onnx.model import OnnxGraph, OnnxNode, UnsupportedError
 from knarr.hw_sim.counting.onnx.products import NodeCounts, Product, factor, operands, product_row
 
 LONGEST_AXIS = 2**24
@@ -24,13 +24,13 @@ LONGEST_AXIS = 2**24
 Sizes = Sequence[int]
 
 
-def axis_windows(node: Any, kernel: Sizes, inputs: Sizes, outputs: Sizes) -> list[AxisWindow]:
+def axis_windows(node: OnnxNode, kernel: Sizes, inputs: Sizes, outputs: Sizes) -> list[AxisWindow]:
     """Return the window along each axis of Conv, of ConvTranspose or of a pool.
 
     `auto_pad` is resolved as the operator's definition says.
 
     Args:
-        node: onnx.NodeProto.
+        node: holds the attributes.
         kernel, inputs, outputs: sizes along the spatial axes.
 
     Returns:
@@ -39,10 +39,10 @@ def axis_windows(node: Any, kernel: Sizes, inputs: Sizes, outputs: Sizes) -> lis
     Raises:
         UnsupportedError: attributes that do not fit the axes.
     """
-    attributes = attributes_of(node)
-    transposed = node.op_type == "ConvTranspose"
-    strides = _per_axis(attributes, "strides", kernel)
-    dilations = _per_axis(attributes, "dilations", kernel)
+    attributes, rank = node.attributes, len(kernel)
+    transposed = node.operation == "ConvTranspose"
+    strides = _listed(attributes, "strides", rank, least=1)
+    dilations = _listed(attributes, "dilations", rank, least=1)
     if transposed:
         inputs, outputs = outputs, inputs
     axes = zip(inputs, outputs, kernel, strides, dilations, strict=True)
@@ -58,11 +58,11 @@ def axis_windows(node: Any, kernel: Sizes, inputs: Sizes, outputs: Sizes) -> lis
         if auto_pad == "VALID":
             return windows
         if auto_pad == "NOTSET":
-            pads = _pads(attributes, kernel)
+            pads = _listed(attributes, "pads", rank, least=0)
             return [
                 replace(window, padding=pad) for window, pad in zip(windows, pads, strict=False)
             ]
-    extra = attributes.get("output_padding", [0] * len(kernel))
+    extra = attributes.get("output_padding", [0] * rank)
     found = []
     for axis, window in enumerate(windows):
         places = window.outputs if transposed else ceil(window.inputs / window.stride)
@@ -79,18 +79,13 @@ def axis_windows(node: Any, kernel: Sizes, inputs: Sizes, outputs: Sizes) -> lis
     return found
 
 
-def _per_axis(attributes: dict[str, Any], name: str, kernel: Sizes) -> tuple[int, ...]:
-    values = tuple(attributes.get(name, [1] * len(kernel)))
-    if len(values) != len(kernel) or min(values, default=1) < 1:
-        raise UnsupportedError(f"{name} {list(values)} do not fit {len(kernel)} axes")
-    return values
-
-
-def _pads(attributes: dict[str, Any], kernel: Sizes) -> tuple[int, ...]:
-    """Return the zeros before each axis, followed by those behind each."""
-    values = tuple(attributes.get("pads", [0] * 2 * len(kernel)))
-    if len(values) != 2 * len(kernel) or min(values, default=0) < 0:
-        raise UnsupportedError(f"pads {list(values)} do not fit {len(kernel)} axes")
+def _listed(attributes: dict[str, Any], name: str, axes: int, *, least: int) -> tuple[int, ...]:
+    """Return an attribute with one or more numbers per axis, the least ones where it is left out."""
+    # The zeros before each axis are followed by those behind each.
+    length = 2 * axes if name == "pads" else axes
+    values = tuple(attributes.get(name, [least] * length))
+    if len(values) != length or min(values, default=least) < least:
+        raise UnsupportedError(f"{name} {list(values)} do not fit {axes} axes")
     return values
 
 
@@ -105,11 +100,12 @@ def check_axes(kernel: Sizes, sizes: Sizes) -> None:
             raise UnsupportedError(f"a kernel of {taps} on {size} elements cannot be counted")
 
 
-def _convolution(node: Any, graph: OnnxGraph) -> NodeCounts:
+def _convolution(node: OnnxNode) -> NodeCounts:
+    graph = node.graph
     source, weight, _, zeros = operands(node)
-    inputs, outputs = graph.shape(source), graph.shape(node.output[0])
+    inputs, outputs = node.input_shape, node.output_shape
     shape = graph.shape(weight)
-    transposed = node.op_type == "ConvTranspose"
+    transposed = node.operation == "ConvTranspose"
     groups = _groups(node, inputs, shape)
     # Weights are stored as (outputs, inputs per group, *kernel), transposed as (inputs, outputs per group, *kernel).
     if transposed:
@@ -124,7 +120,7 @@ def _convolution(node: Any, graph: OnnxGraph) -> NodeCounts:
         )
     kernel = shape[2:]
     windows = axis_windows(node, kernel, inputs[2:], outputs[2:])
-    padded_by = _explicit_padding(source, graph) if node.op_type == "Conv" else None
+    padded_by = _explicit_padding(source, graph) if node.operation == "Conv" else None
     if padded_by is not None:
         # These zeros exist no more than those that the convolution pads with.
         source, pads = padded_by
@@ -147,7 +143,6 @@ def _convolution(node: Any, graph: OnnxGraph) -> NodeCounts:
     places = inputs if transposed else outputs
     return product_row(
         node,
-        graph,
         product,
         padded=prod(places) * prod(shape[1:]),
         kernel=channels * prod(kernel),
@@ -155,9 +150,9 @@ def _convolution(node: Any, graph: OnnxGraph) -> NodeCounts:
     )
 
 
-def _groups(node: Any, inputs: Sizes, shape: Sizes) -> int:
+def _groups(node: OnnxNode, inputs: Sizes, shape: Sizes) -> int:
     """Return `group` of a convolution over (batch, channels, *axes), checked against its weight's shape."""
-    attributes = attributes_of(node)
+    attributes = node.attributes
     groups = attributes.get("group", 1)
     if len(shape) < 3 or len(inputs) != len(shape):
         raise UnsupportedError(
@@ -166,7 +161,7 @@ def _groups(node: Any, inputs: Sizes, shape: Sizes) -> int:
     stated = attributes.get("kernel_shape", list(shape[2:]))
     if list(stated) != list(shape[2:]):
         raise UnsupportedError(f"kernel_shape {list(stated)}, the weight has {list(shape[2:])}")
-    if node.op_type == "ConvTranspose":
+    if node.operation == "ConvTranspose":
         fits = groups > 0 and inputs[1] % groups == 0
     else:
         fits = groups > 0 and inputs[1] == shape[1] * groups
@@ -183,27 +178,28 @@ def _explicit_padding(source: str, graph: OnnxGraph) -> tuple[str, list[int]] | 
     Returns:
         Its input and the zeros before each axis; None where `source` comes from anything else.
     """
-    node = graph.producers.get(source)
-    if node is None or node.op_type != "Pad" or node.domain not in ("", "ai.onnx"):
+    producer = graph.producers.get(source)
+    if producer is None or producer.op_type != "Pad" or producer.domain not in ("", "ai.onnx"):
         return None
-    attributes = attributes_of(node)
+    node = OnnxNode(producer, graph)
+    attributes = node.attributes
     # Before opset 11 the pads were an attribute.
     if attributes.get("mode", b"constant") != b"constant" or "pads" in attributes:
         return None
-    pads = graph.constants.get(node.input[1])
-    filling = operand(node, 2)
+    pads = graph.constants.get(node.operand(1))
+    filling = node.operand(2)
     unknown = np.asarray(1)
     if pads is None or (filling and np.any(graph.constants.get(filling, unknown) != 0)):
         return None
-    rank = len(graph.shape(node.input[0]))
-    axes = graph.constants.get(operand(node, 3), np.arange(rank)).reshape(-1)
+    rank = len(node.input_shape)
+    axes = graph.constants.get(node.operand(3), np.arange(rank)).reshape(-1)
     zeros = np.zeros((rank, 2), dtype=np.int64)
     # All beginnings are listed first, then all ends. An axis below 0 counts from the last.
     zeros[axes] = pads.reshape(2, -1).T
     # Other axes than spatial ones change the layer; below 0 the node crops.
     if zeros[:2].any() or zeros.min() < 0:
         return None
-    return node.input[0], zeros[2:, 0].tolist()
+    return node.operand(0), zeros[2:, 0].tolist()
 
 
 def _events_per_tap(mask: Mask, taps: Sequence[Mask]) -> Int64:
@@ -216,7 +212,7 @@ def _events_per_tap(mask: Mask, taps: Sequence[Mask]) -> Int64:
     return events.astype(np.int64)
 
 
-CONVOLUTIONS: dict[str, Callable[[Any, OnnxGraph], NodeCounts]] = dict.fromkeys(
+CONVOLUTIONS: dict[str, Callable[[OnnxNode], NodeCounts]] = dict.fromkeys(
     ("Conv", "ConvInteger", "ConvTranspose", "QLinearConv"), _convolution
 )
 """Convolutions that are counted."""

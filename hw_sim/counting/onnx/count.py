@@ -23,6 +23,7 @@ from knarr.hw_sim.counting.onnx.elementwise import ELEMENTWISE, Rule
 from knarr.hw_sim.counting.onnx.matrices import MATRICES
 from knarr.hw_sim.counting.onnx.model import (
     OnnxGraph,
+    OnnxNode,
     UnsupportedError,
     holds_subgraph,
     read_onnx,
@@ -138,27 +139,24 @@ def _outcome(node: Any, graph: OnnxGraph) -> NodeCounts | tuple[Status, str]:
         )
     if node.op_type not in RULES:
         raise UnsupportedError("there is no rule to count it by")
-    outcome = RULES[node.op_type](node, graph)
+    outcome = RULES[node.op_type](OnnxNode(node, graph))
     return ("free", outcome) if isinstance(outcome, str) else outcome
 
 
 def _layer_counts(row: NodeCounts) -> LayerCounts:
-    valid = Fraction(sum(product.count() for product in row.products))
-    nonzero = sum(product.count(skip_zero_weights=True) for product in row.products)
-    none = Fraction(0)
-    return LayerCounts(
-        acc=none,
-        mac=valid,
-        acc_nonzero=none,
-        mac_nonzero=Fraction(nonzero),
-        dense_valid=valid,
-        dense_padded=valid if row.padded is None else Fraction(row.padded),
-        bias_adds=Fraction(row.bias_adds),
-        neuron_updates=none,
-        spikes=none,
-        comparisons=Fraction(row.comparisons),
-        elementwise=Fraction(row.elementwise),
-    )
+    counted = [product.count() for product in row.products]
+    valid = sum(stored for stored, _ in counted)
+    nonzero = sum(without_zeros for _, without_zeros in counted)
+    totals = {
+        "mac": valid,
+        "mac_nonzero": nonzero,
+        "dense_valid": valid,
+        "dense_padded": valid if row.padded is None else row.padded,
+        "bias_adds": row.bias_adds,
+        "comparisons": row.comparisons,
+        "elementwise": row.elementwise,
+    }
+    return LayerCounts.mean(totals)
 
 
 def _describe(counts: LayerCounts, row: NodeCounts) -> str:
@@ -198,9 +196,6 @@ def _effective_counts(
             for tensor in product.a.watched() | product.b.watched():
                 readers[tensor] = layer
     run = _runner(graph, sorted(readers.keys() - {name}))
-    counters = {
-        layer: [product.counter() for product in parts] for layer, parts in products.items()
-    }
     stored, nonzero = dict.fromkeys(products, 0), dict.fromkeys(products, 0)
     for sample in inputs:
         feed = {name: sample[None]}
@@ -211,9 +206,9 @@ def _effective_counts(
                 raise CountError(
                     f"tensor '{tensor}': NaN or infinity before '{layer}'; check the inputs"
                 )
-        for layer, parts_counted in counters.items():
-            for count in parts_counted:
-                with_zeros, without = count(values)
+        for layer, parts in products.items():
+            for product in parts:
+                with_zeros, without = product.count(values)
                 stored[layer] += with_zeros
                 nonzero[layer] += without
     samples = len(inputs)

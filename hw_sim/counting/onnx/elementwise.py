@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from knarr.hw_sim.counting.counts import LayerSizes
 from knarr.hw_sim.counting.fan_out import AxisWindow
 from knarr.hw_sim.counting.onnx.convolutions import axis_windows, check_axes
-from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError, attributes_of, operand
+from knarr.hw_sim.counting.onnx.model import OnnxNode, UnsupportedError
 from knarr.hw_sim.counting.onnx.products import NodeCounts
 
 PER_OUTPUT = frozenset({
@@ -53,55 +52,54 @@ BIASED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def _row(
-    node: Any, graph: OnnxGraph, elementwise: int = 0, *, comparisons: int = 0, note: str = ""
+    node: OnnxNode,
+    elementwise: int = 0,
+    *,
+    comparisons: int = 0,
+    note: str = "",
 ) -> NodeCounts:
     """Return the counts of a node that works in place: no words of its own but stored parameters."""
-    weights = sum(graph.constants[name].size for name in node.input if name in graph.constants)
-    sizes = LayerSizes(weights=weights)
+    constants = node.graph.constants
+    stored = [constants[name].size for name in node.proto.input if name in constants]
+    sizes = LayerSizes(weights=sum(stored))
     return NodeCounts(sizes, elementwise=elementwise, comparisons=comparisons, note=note)
 
 
-def _outputs(node: Any, graph: OnnxGraph) -> int:
-    return prod(graph.shape(node.output[0]))
+def _per_output(node: OnnxNode) -> NodeCounts:
+    return _row(node, node.outputs)
 
 
-def _inputs(node: Any, graph: OnnxGraph) -> int:
-    return prod(graph.shape(node.input[0]))
-
-
-def _per_output(node: Any, graph: OnnxGraph) -> NodeCounts:
-    return _row(node, graph, _outputs(node, graph))
-
-
-def _variadic(node: Any, graph: OnnxGraph) -> NodeCounts:
-    operations = len(node.input) - 1
-    if node.op_type == "Mean":
+def _variadic(node: OnnxNode) -> NodeCounts:
+    operations = len(node.proto.input) - 1
+    if node.operation == "Mean":
         operations += 1  # the division
-    return _row(node, graph, _outputs(node, graph) * operations)
+    return _row(node, node.outputs * operations)
 
 
-def _per_input(node: Any, graph: OnnxGraph) -> NodeCounts:
-    read, produced = PER_INPUT[node.op_type]
-    elementwise = read * _inputs(node, graph) + produced * _outputs(node, graph)
+def _per_input(node: OnnxNode) -> NodeCounts:
+    read, produced = PER_INPUT[node.operation]
+    elementwise = read * node.inputs + produced * node.outputs
     note = f"{read} per element read, {produced} per element produced"
-    return _row(node, graph, elementwise, note=note)
+    return _row(node, elementwise, note=note)
 
 
-def _maximum(node: Any, graph: OnnxGraph) -> NodeCounts:
-    comparisons = _inputs(node, graph) - _outputs(node, graph)
+def _maximum(node: OnnxNode) -> NodeCounts:
+    comparisons = node.inputs - node.outputs
     if comparisons < 0:
         raise UnsupportedError("a maximum over no elements")
-    return _row(node, graph, comparisons=comparisons)
+    return _row(node, comparisons=comparisons)
 
 
-def _add(node: Any, graph: OnnxGraph) -> NodeCounts:
+def _add(node: OnnxNode) -> NodeCounts:
     """Count an addition, which is a bias where it adds one stored number per channel of a product.
 
     `Linear` on more than two axes is written as MatMul and Add, a folded batch-norm at times as Conv and Add.
     """
-    outputs = graph.shape(node.output[0])
+    outputs = node.output_shape
     size = prod(outputs)
-    for constant, other in (tuple(node.input), tuple(reversed(node.input))):
+    graph = node.graph
+    left, right = node.proto.input
+    for constant, other in ((left, right), (right, left)):
         producer = graph.producers.get(other)
         if constant not in graph.constants or producer is None or producer.op_type not in BIASED:
             continue
@@ -115,12 +113,12 @@ def _add(node: Any, graph: OnnxGraph) -> NodeCounts:
             sizes = LayerSizes(inputs=size, outputs=size, biases=value.size)
             note = f"bias of the {producer.op_type} before it"
             return NodeCounts(sizes, bias_adds=size, note=note)
-    return _row(node, graph, size)
+    return _row(node, size)
 
 
-def _pool(node: Any, graph: OnnxGraph) -> NodeCounts:
-    inputs, outputs = graph.shape(node.input[0]), graph.shape(node.output[0])
-    kernel = attributes_of(node).get("kernel_shape", [])
+def _pool(node: OnnxNode) -> NodeCounts:
+    inputs, outputs = node.input_shape, node.output_shape
+    kernel = node.attributes.get("kernel_shape", [])
     if not kernel or len(inputs) != len(kernel) + 2 or len(outputs) != len(inputs):
         raise UnsupportedError(f"kernel_shape {list(kernel)} on {len(inputs)} axes")
     windows = axis_windows(node, kernel, inputs[2:], outputs[2:])
@@ -129,58 +127,58 @@ def _pool(node: Any, graph: OnnxGraph) -> NodeCounts:
     elements = [window.output_taps().sum(axis=1) for window in windows]
     planes = prod(inputs[:2])
     read = planes * prod(int(axis.sum()) for axis in elements)
-    if node.op_type == "AveragePool":
-        return _row(node, graph, read, note="one per element inside a window, padding left out")
+    if node.operation == "AveragePool":
+        return _row(node, read, note="one per element inside a window, padding left out")
     # A window that lies in the padding altogether compares nothing.
     filled = planes * prod(int(np.count_nonzero(axis)) for axis in elements)
-    return _row(node, graph, comparisons=read - filled)
+    return _row(node, comparisons=read - filled)
 
 
-def _batch_norm(node: Any, graph: OnnxGraph) -> NodeCounts:
-    trained = attributes_of(node).get("training_mode", 0) or any(node.output[1:])
+def _batch_norm(node: OnnxNode) -> NodeCounts:
+    trained = node.attributes.get("training_mode", 0) or any(node.proto.output[1:])
     if trained:
         raise UnsupportedError(
             "training mode; export in eval mode so that it folds into the synapse before it"
         )
     note = "a multiplication and an addition per element, as it stands alone; folded into a synapse it would be free"
-    return _row(node, graph, 2 * _outputs(node, graph), note=note)
+    return _row(node, 2 * node.outputs, note=note)
 
 
-def _normalisation(node: Any, graph: OnnxGraph) -> NodeCounts:
+def _normalisation(node: OnnxNode) -> NodeCounts:
     """Count a mean, difference, square, mean, + eps, root and quotient; then scale and bias."""
-    shape, attributes = graph.shape(node.input[0]), attributes_of(node)
+    shape, attributes = node.input_shape, node.attributes
     per_element = 5
     affine = 2
-    if node.op_type == "InstanceNormalization":
+    if node.operation == "InstanceNormalization":
         groups = prod(shape[:2])
-    elif node.op_type == "GroupNormalization":
+    elif node.operation == "GroupNormalization":
         groups = shape[0] * attributes.get("num_groups", 0)
     else:
         axis = attributes.get("axis", -1)
         if not -len(shape) <= axis < len(shape):
             raise UnsupportedError(f"axis {axis} of {len(shape)}")
         groups = prod(shape[:axis])
-        affine = sum(1 for name in node.input[1:] if name)
-        if node.op_type == "RMSNormalization":
+        affine = sum(1 for name in node.proto.input[1:] if name)
+        if node.operation == "RMSNormalization":
             per_element = 3  # no mean is taken away
     per_element += affine
     note = f"{per_element} per element and 2 per normalised group"
-    return _row(node, graph, per_element * _outputs(node, graph) + 2 * groups, note=note)
+    return _row(node, per_element * node.outputs + 2 * groups, note=note)
 
 
-def _local_response(node: Any, graph: OnnxGraph) -> NodeCounts:
+def _local_response(node: OnnxNode) -> NodeCounts:
     """Count a square; the sum over neighbouring channels; times alpha, plus bias, power, quotient."""
-    channels, size = graph.shape(node.input[0])[1], attributes_of(node)["size"]
+    channels, size = node.input_shape[1], node.attributes["size"]
     check_axes([size], [channels])
     # The definition puts the smaller half of an even window before the channel.
     window = AxisWindow(channels, channels, size, padding=(size - 1) // 2)
-    elements = _inputs(node, graph)
+    elements = node.inputs
     added = elements // channels * int(window.output_taps().sum())
-    return _row(node, graph, 5 * elements + added, note="5 per element and one per neighbour")
+    return _row(node, 5 * elements + added, note="5 per element and one per neighbour")
 
 
-def _resize(node: Any, graph: OnnxGraph) -> NodeCounts | str:
-    attributes = attributes_of(node)
+def _resize(node: OnnxNode) -> NodeCounts | str:
+    attributes = node.attributes
     mode = attributes.get("mode", b"nearest")
     if mode == b"nearest":
         return "copies elements"
@@ -188,32 +186,32 @@ def _resize(node: Any, graph: OnnxGraph) -> NodeCounts | str:
     if mode not in NEIGHBOURS or antialias:
         suffix = " with antialias" if antialias else ""
         raise UnsupportedError(f"mode {mode.decode(errors='replace')}{suffix}")
-    shapes = graph.shape(node.input[0]), graph.shape(node.output[0])
+    shapes = node.input_shape, node.output_shape
     changed = sum(before != after for before, after in zip(*shapes, strict=True))
     if changed == 0:
         return "nothing is resized"
     # Each neighbour is multiplied with its share, and the products are added up.
     per_output = 2 * NEIGHBOURS[mode] ** changed - 1
     note = f"{per_output} per element produced"
-    return _row(node, graph, per_output * _outputs(node, graph), note=note)
+    return _row(node, per_output * node.outputs, note=note)
 
 
-def _dynamic_quantise(node: Any, graph: OnnxGraph) -> NodeCounts:
-    inputs = _inputs(node, graph)
+def _dynamic_quantise(node: OnnxNode) -> NodeCounts:
+    inputs = node.inputs
     note = "least and largest element, then scaled"
-    return _row(node, graph, inputs, comparisons=2 * (inputs - 1), note=note)
+    return _row(node, inputs, comparisons=2 * (inputs - 1), note=note)
 
 
-def _dropout(node: Any, graph: OnnxGraph) -> str:
-    training = operand(node, 2)
+def _dropout(node: OnnxNode) -> str:
+    training = node.operand(2)
     # A flag that is not known might be set.
-    if training and np.any(graph.constants.get(training, np.asarray(True))):
+    if training and np.any(node.graph.constants.get(training, np.asarray(True))):
         raise UnsupportedError("training mode; export in eval mode")
     return "does nothing in eval mode"
 
 
-def _scatter(node: Any, graph: OnnxGraph) -> str:
-    reduction = attributes_of(node).get("reduction", b"none")
+def _scatter(node: OnnxNode) -> str:
+    reduction = node.attributes.get("reduction", b"none")
     if reduction != b"none":
         raise UnsupportedError(
             f"reduction {reduction.decode(errors='replace')}: its operations depend on the indices"
@@ -221,8 +219,8 @@ def _scatter(node: Any, graph: OnnxGraph) -> str:
     return MOVES
 
 
-def _free(node: Any, graph: OnnxGraph) -> str:
-    return FREE[node.op_type]
+def _free(node: OnnxNode) -> str:
+    return FREE[node.operation]
 
 
 MOVES = "moves data, computes nothing"
@@ -242,7 +240,7 @@ FREE = {
 }
 """Operations that cost nothing here by policy, and why."""
 
-Rule = Callable[[Any, OnnxGraph], NodeCounts | str]
+Rule = Callable[[OnnxNode], NodeCounts | str]
 ELEMENTWISE: dict[str, Rule] = {
     **dict.fromkeys(PER_OUTPUT, _per_output),
     **dict.fromkeys(VARIADIC, _variadic),

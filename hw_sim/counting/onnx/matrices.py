@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.counting.counts import LayerSizes
-from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError, attributes_of, operand
+from knarr.hw_sim.counting.onnx.model import OnnxGraph, OnnxNode, UnsupportedError
 from knarr.hw_sim.counting.onnx.products import (
     Factor,
     NodeCounts,
@@ -40,14 +39,14 @@ REVERSED = {b"forward": (False,), b"reverse": (True,), b"bidirectional": (False,
 """Direction -> whether each of its walks runs backward through time."""
 
 
-def _matrix_product(node: Any, graph: OnnxGraph) -> NodeCounts:
+def _matrix_product(node: OnnxNode) -> NodeCounts:
     """Count a product whose axes before the last two broadcast, as those of numpy.matmul do."""
     left, right, bias, zeros = operands(node)
-    attributes = attributes_of(node)
+    graph, attributes = node.graph, node.attributes
     # Gemm alone has these attributes.
     rescaled = 0
     if attributes.get("alpha", 1.0) != 1.0:
-        rescaled += prod(graph.shape(node.output[0]))
+        rescaled += node.outputs
     if bias and attributes.get("beta", 1.0) != 1.0:
         rescaled += prod(graph.shape(bias))
     # Axis of each side that is summed over, of the last two.
@@ -69,22 +68,23 @@ def _matrix_product(node: Any, graph: OnnxGraph) -> NodeCounts:
         raise UnsupportedError(f"sums over {summed[0]} and {summed[1]} elements")
     shape = graph.shape(right)
     kernel = 1 if len(shape) == 1 else shape[-3 - inner[1]]
-    return product_row(node, graph, Product(*factors), kernel=kernel, elementwise=rescaled)
+    return product_row(node, Product(*factors), kernel=kernel, elementwise=rescaled)
 
 
-def _einsum(node: Any, graph: OnnxGraph) -> NodeCounts:
+def _einsum(node: OnnxNode) -> NodeCounts:
     """Count a product of two tensors.
 
     An index of one of them alone, or of both, has no other partner, so every pair that meets is multiplied.
     """
-    equation = attributes_of(node)["equation"].decode(errors="replace").replace(" ", "")
+    graph, tensors = node.graph, node.proto.input
+    equation = node.attributes["equation"].decode(errors="replace").replace(" ", "")
     terms = equation.partition("->")[0].split(",")
-    if len(terms) != 2 or len(node.input) != 2:
+    if len(terms) != 2 or len(tensors) != 2:
         raise UnsupportedError(
             f"equation '{equation}' joins {len(terms)} tensors; write it as MatMuls"
         )
     sizes: dict[str, int] = {}
-    for term, tensor in zip(terms, node.input, strict=True):
+    for term, tensor in zip(terms, tensors, strict=True):
         shape = graph.shape(tensor)
         # An ellipsis or an index twice in a term, which stands for a diagonal, has no rule.
         if not term.isalpha() or len(set(term)) != len(term) or len(term) != len(shape):
@@ -99,10 +99,10 @@ def _einsum(node: Any, graph: OnnxGraph) -> NodeCounts:
     shared = sorted(set(terms[0]) & set(terms[1]))
     a, b = (
         factor(graph, tensor, partial(_sum_unshared, term=term, shared=shared))
-        for term, tensor in zip(terms, node.input, strict=True)
+        for term, tensor in zip(terms, tensors, strict=True)
     )
     kernel = prod(sizes[label] for label in set(terms[1]) - set(terms[0]))
-    return product_row(node, graph, Product(a, b), kernel=kernel)
+    return product_row(node, Product(a, b), kernel=kernel)
 
 
 def _sum_unshared(mask: Mask, term: str, shared: Sequence[str]) -> Int64:
@@ -113,9 +113,9 @@ def _sum_unshared(mask: Mask, term: str, shared: Sequence[str]) -> Int64:
     return np.transpose(summed, [left.index(label) for label in shared])
 
 
-def _recurrent(node: Any, graph: OnnxGraph) -> NodeCounts:
-    kind, attributes = node.op_type, attributes_of(node)
-    x, w, r = (graph.shape(name) for name in node.input[:3])
+def _recurrent(node: OnnxNode) -> NodeCounts:
+    graph, kind, attributes = node.graph, node.operation, node.attributes
+    x, w, r = (graph.shape(name) for name in node.proto.input[:3])
     if attributes.get("layout", 0):
         raise UnsupportedError("layout 1 (batch first); export with the steps first")
     if attributes.get("input_forget", 0):
@@ -130,27 +130,27 @@ def _recurrent(node: Any, graph: OnnxGraph) -> NodeCounts:
         raise UnsupportedError(
             f"weights {w} and {r} do not fit an input {x} and {directions} directions"
         )
-    lengths = _lengths(operand(node, 4), graph, x)
+    lengths = _lengths(node.operand(4), graph, x)
     read = partial(_inputs_read, lengths=lengths, directions=directions)
-    inputs = Factor(x, read, node.input[0], graph.constants.get(node.input[0]))
-    sequence = node.output[0]
+    inputs = Factor(x, read, node.operand(0), graph.constants.get(node.operand(0)))
+    sequence = node.proto.output[0]
     states = Factor(
         (x[0], directions, x[1], hidden),
         partial(_states_read, lengths=lengths, reverse=reverse),
         sequence,
     )
-    if graph.shape(sequence) != states.shape:
-        raise UnsupportedError(f"hidden sequence {graph.shape(sequence)}, expected {states.shape}")
-    products = [Product(inputs, _weight(graph, node.input[1]))]
-    recurrent = _weight(graph, node.input[2])
-    initial = _initial_state(operand(node, 5), graph, lengths, states.shape[1:])
+    if node.output_shape != states.shape:
+        raise UnsupportedError(f"hidden sequence {node.output_shape}, expected {states.shape}")
+    products = [Product(inputs, _weight(graph, node.operand(1)))]
+    recurrent = _weight(graph, node.operand(2))
+    initial = _initial_state(node.operand(5), graph, lengths, states.shape[1:])
     products += [Product(states, recurrent), Product(initial, recurrent)]
     weights = prod(w) + prod(r)
     note = (
         "every step multiplies a state, the first one the initial state (zeros where none is given)"
     )
     units = int(lengths.sum()) * directions * hidden
-    peepholes = operand(node, 7) if kind == "LSTM" else ""
+    peepholes = node.operand(7) if kind == "LSTM" else ""
     if peepholes:
         shape = (directions, PEEPHOLES * hidden)
         products.append(_peephole_product(peepholes, graph, int(lengths.sum()), shape))
@@ -159,7 +159,7 @@ def _recurrent(node: Any, graph: OnnxGraph) -> NodeCounts:
     if kind == "GRU" and not attributes.get("linear_before_reset", 0):
         note += "; the reset state is taken as zero only where the state is"
     # Wb and Rb are stored one behind the other, and both are added.
-    bias, biases = operand(node, 3), (directions, 2 * gates)
+    bias, biases = node.operand(3), (directions, 2 * gates)
     if bias and graph.shape(bias) != biases:
         raise UnsupportedError(f"biases {graph.shape(bias)}, expected {biases}")
     bias_adds = 2 * GATES[kind] * units if bias else 0
@@ -247,7 +247,7 @@ def _peephole_product(name: str, graph: OnnxGraph, steps: int, shape: tuple[int,
     return Product(cell, weight)
 
 
-MATRICES: dict[str, Callable[[Any, OnnxGraph], NodeCounts]] = {
+MATRICES: dict[str, Callable[[OnnxNode], NodeCounts]] = {
     **dict.fromkeys(("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"), _matrix_product),
     **dict.fromkeys(GATES, _recurrent),
     "Einsum": _einsum,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,58 @@ class OnnxGraph:
         return self.constants[tensor]
 
 
+@dataclass(frozen=True)
+class OnnxNode:
+    """A node of a graph, as the rules that count it see it.
+
+    Args:
+        proto: onnx.NodeProto.
+        graph: the graph that holds it.
+    """
+
+    proto: Any
+    graph: OnnxGraph
+
+    @property
+    def operation(self) -> str:
+        """What the node does, such as "Conv"."""
+        return str(self.proto.op_type)
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """Attribute name -> value; strings are bytes."""
+        return attributes_of(self.proto)
+
+    def operand(self, index: int) -> str:
+        """Return the name of an input, "" where the node leaves it out."""
+        names = self.proto.input
+        return names[index] if index < len(names) else ""
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of the first input."""
+        return self.graph.shape(self.proto.input[0])
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of the first output."""
+        return self.graph.shape(self.proto.output[0])
+
+    @property
+    def inputs(self) -> int:
+        """Elements of the first input."""
+        return prod(self.input_shape)
+
+    @property
+    def outputs(self) -> int:
+        """Elements of the first output."""
+        return prod(self.output_shape)
+
+
 def attributes_of(node: Any) -> dict[str, Any]:
     """Return attribute name -> value of an onnx.NodeProto; strings are bytes."""
     value_of = onnx.helper.get_attribute_value
     return {attribute.name: value_of(attribute) for attribute in node.attribute}
-
-
-def operand(node: Any, index: int) -> str:
-    """Return the name of an optional input, "" where the node leaves it out."""
-    return node.input[index] if index < len(node.input) else ""
 
 
 def holds_subgraph(node: Any) -> bool:

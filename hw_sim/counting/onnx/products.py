@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.counting.counts import LayerSizes
-from knarr.hw_sim.counting.onnx.model import OnnxGraph, UnsupportedError, operand
+from knarr.hw_sim.counting.onnx.model import OnnxGraph, OnnxNode, UnsupportedError
 
 Values = Mapping[str, Array]
 """Tensor -> value of one run of the model."""
@@ -53,23 +54,30 @@ class Factor:
             names.add(self.zero)
         return names - {""}
 
-    def count(self, values: Values | None, *, skip_zero_weights: bool) -> Int64:
-        """Count the present elements per shared index.
+    def count(self, values: Values | None) -> tuple[Int64, Int64]:
+        """Count the present elements per shared index, with stored zeros and without.
 
         Args:
             values: of one run, or None to take every activation as non-zero.
-            skip_zero_weights: take stored weights that are 0 as missing.
         """
         if self.weight:
-            seen = skip_zero_weights
-        else:
-            # Nobody ever sees a tensor without a name.
-            seen = values is not None and (self.value is not None or self.tensor != "")
-        if not seen:
-            return self.occurrences(np.broadcast_to(np.True_, self.shape))
-        run = values or {}
-        value = run[self.tensor] if self.value is None else self.value
-        zero = run[self.zero] if isinstance(self.zero, str) else self.zero
+            return self._stored
+        # Nobody ever sees a tensor without a name.
+        seen = values is not None and (self.value is not None or self.tensor != "")
+        counted = self._nonzero(values or {}) if seen else self._all()
+        return counted, counted
+
+    @cached_property
+    def _stored(self) -> tuple[Int64, Int64]:
+        # A weight is the same in every run, and large.
+        return self._all(), self._nonzero({})
+
+    def _all(self) -> Int64:
+        return self.occurrences(np.broadcast_to(np.True_, self.shape))
+
+    def _nonzero(self, values: Values) -> Int64:
+        value = values[self.tensor] if self.value is None else self.value
+        zero = values[self.zero] if isinstance(self.zero, str) else self.zero
         if zero is None:
             zero = np.asarray(0)
         elif zero.size == 1:
@@ -87,48 +95,11 @@ class Product:
     a: Factor
     b: Factor
 
-    def count(self, values: Values | None = None, *, skip_zero_weights: bool = False) -> int:
-        """Count the multiplications left when zeros are skipped; arguments as those of `Factor.count`."""
-        a = self.a.count(values, skip_zero_weights=skip_zero_weights)
-        b = self.b.count(values, skip_zero_weights=skip_zero_weights)
-        return _pairs(a, b)
-
-    def counter(self) -> Callable[[Values], tuple[int, int]]:
-        """Return a function of a run's values that counts with zero weights and without.
-
-        Stored weights are looked at only once, whatever the number of runs.
-        """
-        a, b = _counter(self.a), _counter(self.b)
-
-        def count(values: Values) -> tuple[int, int]:
-            (a_stored, a_nonzero), (b_stored, b_nonzero) = a(values), b(values)
-            stored = _pairs(a_stored, b_stored)
-            if a_stored is a_nonzero and b_stored is b_nonzero:
-                return stored, stored
-            return stored, _pairs(a_nonzero, b_nonzero)
-
-        return count
-
-
-def _pairs(a: Int64, b: Int64) -> int:
-    return int((a * b).sum(dtype=np.int64))
-
-
-def _counter(factor: Factor) -> Callable[[Values], tuple[Int64, Int64]]:
-    """Return a function that counts a factor with zero weights and without.
-
-    A weight's two counts are the same in all runs; an activation's are one and the same array.
-    """
-    if factor.weight:
-        stored = factor.count(None, skip_zero_weights=False)
-        nonzero = factor.count(None, skip_zero_weights=True)
-        return lambda values: (stored, nonzero)
-
-    def count(values: Values) -> tuple[Int64, Int64]:
-        seen = factor.count(values, skip_zero_weights=False)
-        return seen, seen
-
-    return count
+    def count(self, values: Values | None = None) -> tuple[int, int]:
+        """Count the multiplications left, with zero weights and without; `values` as those of `Factor.count`."""
+        pairs = zip(self.a.count(values), self.b.count(values), strict=True)
+        stored, nonzero = (int((a * b).sum(dtype=np.int64)) for a, b in pairs)
+        return stored, nonzero
 
 
 @dataclass(frozen=True)
@@ -167,16 +138,18 @@ class Operands(NamedTuple):
     """Zero points of both factors."""
 
 
-def operands(node: Any) -> Operands:
+def operands(node: OnnxNode) -> Operands:
     """Return what a convolution or matrix product reads; only the order of its inputs tells."""
-    if node.op_type.startswith("QLinear"):
-        # A factor is followed by its scale and its zero point, and the output has both too.
-        zeros = operand(node, 2), operand(node, 5)
-        return Operands(node.input[0], node.input[3], operand(node, 8), zeros)
-    if node.op_type.endswith("Integer"):
-        zeros = operand(node, 2), operand(node, 3)
-        return Operands(node.input[0], node.input[1], "", zeros)
-    return Operands(node.input[0], node.input[1], operand(node, 2), ("", ""))
+    weight, bias = 1, 2
+    zeros = ("", "")
+    if node.operation.startswith("QLinear"):
+        # A factor is followed by its scale and its zero point, and so is the output.
+        weight, bias = 3, 8
+        zeros = node.operand(2), node.operand(5)
+    elif node.operation.endswith("Integer"):
+        # Both zero points stand behind the factors, and there is no bias.
+        zeros, bias = (node.operand(2), node.operand(3)), 4
+    return Operands(node.operand(0), node.operand(weight), node.operand(bias), zeros)
 
 
 def factor(
@@ -211,8 +184,7 @@ def factor(
 
 
 def product_row(
-    node: Any,
-    graph: OnnxGraph,
+    node: OnnxNode,
     product: Product,
     *,
     kernel: int,
@@ -223,8 +195,7 @@ def product_row(
     """Return the counts of a node that is one product.
 
     Args:
-        node: onnx.NodeProto; its first output is the product's.
-        graph: the model.
+        node: the product is its first output.
         product: the factors, of which at least one is an activation.
         kernel, convolution: as those of `LayerSizes`.
         padded: multiplications with taps into the padding, None where there is none.
@@ -233,12 +204,12 @@ def product_row(
     Raises:
         UnsupportedError: both factors are constants, or a shape is not static.
     """
-    outputs = prod(graph.shape(node.output[0]))
-    if node.op_type.startswith("QLinear"):
+    outputs, constants = node.outputs, node.graph.constants
+    if node.operation.startswith("QLinear"):
         # Each sum is brought to the output's scale.
         elementwise += outputs
     bias = operands(node).bias
-    stored = bias in graph.constants
+    stored = bias in constants
     if bias and not stored:
         # A bias that is computed is added like any other tensor.
         elementwise += outputs
@@ -251,7 +222,7 @@ def product_row(
         inputs=prod(activation.shape),
         outputs=outputs,
         weights=prod(other.shape),
-        biases=graph.constants[bias].size if stored else 0,
+        biases=constants[bias].size if stored else 0,
         kernel=kernel,
         convolution=convolution,
     )
