@@ -70,8 +70,8 @@ class AxisWindow:
 
     def _sources(self, taps: Sequence[int]) -> tuple[Int64, Mask]:
         """Return the input positions that each output reads through these taps, and whether they exist."""
-        offsets = self.dilation * np.asarray(taps, dtype=np.int64) - self.padding
-        source = self.stride * np.arange(self.outputs, dtype=np.int64)[:, None] + offsets
+        offsets = self.dilation * np.asarray(taps) - self.padding
+        source = self.stride * np.arange(self.outputs)[:, None] + offsets
         return source, (source >= 0) & (source < self.inputs)
 
     def footprint(self, outputs: set[int]) -> set[int]:

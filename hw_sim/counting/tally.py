@@ -58,14 +58,13 @@ def classify_and_sum(rows: Any, stored: Any, nonzero: Any, table: Any, frame_cla
     """
     frames, features = rows.shape
     for r in range(frames):
-        stored_sum, nonzero_sum, events = np.int64(0), np.int64(0), np.int64(0)
-        ones, minus_ones, finite = np.int64(0), np.int64(0), True
+        stored_sum = nonzero_sum = events = ones = minus_ones = np.int64(0)
+        finite = True
         # Sums of a stretch in 32 bits become vector instructions twice as wide as 64 bits allow.
         for start in range(0, features, AT_ONCE):
             stop = min(start + AT_ONCE, features)
             x, f, g = rows[r, start:stop], stored[start:stop], nonzero[start:stop]
-            f_sum, g_sum, n = np.int32(0), np.int32(0), np.int32(0)
-            up, down, odd = np.int32(0), np.int32(0), np.int32(0)
+            f_sum = g_sum = n = up = down = odd = np.int32(0)
             # No branch in here: branches would keep the loop from becoming vectors.
             for i in range(stop - start):
                 event = np.int32(x[i] != 0)
@@ -82,7 +81,7 @@ def classify_and_sum(rows: Any, stored: Any, nonzero: Any, table: Any, frame_cla
             ones += up
             minus_ones += down
             finite = finite and odd == 0
-        table[r, 0], table[r, 1], table[r, 2] = stored_sum, nonzero_sum, events
+        table[r] = (stored_sum, nonzero_sum, events)
         if not finite:
             frame_class[r] = NOT_FINITE
         elif events == 0:

@@ -94,7 +94,7 @@ class GraphCounter:
                 rows.append(LedgerRow(site.name, "Identity", "counted", note))
             if name in self.plan.refused:
                 rows.append(LedgerRow(name, operation, "unsupported", self.plan.refused[name]))
-            elif self.paths.is_synapse(name):
+            elif name in self.paths.synapses:
                 rows += self._synapse_rows(sites[0], operation)
             else:
                 what = "neuron_updates (clocked), touched_updates and spikes"
@@ -169,7 +169,7 @@ class _Batch:
         # What nodes gave in this step and those before it, the latest first.
         self.past: deque[Values] = deque(maxlen=longest + 1)
         self.before: Values = {}
-        self.touched = _Touched(self.plan, run)
+        self.touched = _Touched(self.plan)
         self.pool_windows = {
             name: pool_fan_out(self.paths, name).stored for name in self.plan.pools
         }
@@ -200,7 +200,7 @@ class _Batch:
                 tally.dense(route.fan_out, paid)
                 active.append(frames[:, 0] != 0)
             tally.add("bias_adds", paid * site.bias)
-            self.touched.arrive(site, active)
+            self.touched.now[site.name] = active
         for name, row in self.plan.owner.items():
             self._count_neuron(name, self.tallies[row], value[name].numpy(), alive)
         self._count_passing(alive)
@@ -273,11 +273,10 @@ class _Touched:
 
     Args:
         plan: what is counted in the graph.
-        run: of the batch.
     """
 
-    def __init__(self, plan: CountingPlan, run: Stepper) -> None:
-        self.paths, self.run = plan.paths, run
+    def __init__(self, plan: CountingPlan) -> None:
+        self.paths = plan.paths
         synapses = {site.name: site for site in plan.sites}
         self.feeds: dict[str, list[_Feed]] = {}
         for name in plan.owner:
@@ -298,27 +297,22 @@ class _Touched:
             alone = len(feeds) == 1 and len(feeds[0].site.routes) == 1
             if alone and feeds[0].lag == 0 and not feeds[0].changes:
                 self.direct[name] = feeds[0].site
-        self.masked = {
-            feed.site.name
-            for name in self.feeds.keys() - self.always - self.direct.keys()
-            for feed in self.feeds[name]
-        }
-        self.active: dict[str, list[Mask]] = {}
-        self.now: dict[str, Mask] = {}
-        self.before: dict[str, Mask] = {}
+        # Site -> events (samples, features) of each of its routes, in this step and in the one before.
+        self.now: dict[str, list[Mask]] = {}
+        self.before: dict[str, list[Mask]] = {}
 
     def _changes(self, passed: tuple[str, ...]) -> list[Callable[[Mask], Mask]]:
         found: list[Callable[[Mask], Mask]] = []
         for node in passed:
-            if self.paths.is_pool(node) and node not in self.paths.folded_behind:
+            if node in self.paths.pools - self.paths.folded_behind:
                 found.append(pool_fan_out(self.paths, node).touched)
-            elif self.paths.is_delay(node):
+            elif node in self.paths.delays:
                 found.append(self._delay_mask(node))
         return found
 
     def _delay_mask(self, node: str) -> Callable[[Mask], Mask]:
         # Each path needs a line of its own: the stepper's carries values.
-        line = DelayLine(self.run.delays[node].steps.numpy())
+        line = DelayLine(self.paths.delays[node].steps.numpy())
         shape = self.paths.leaving[node]
 
         def delayed(mask: Mask) -> Mask:
@@ -327,14 +321,6 @@ class _Touched:
 
         return delayed
 
-    def arrive(self, site: Site, active: list[Mask]) -> None:
-        """Take in the events (samples, features) of each route of a site in this step."""
-        self.active[site.name] = active
-        if site.name in self.masked:
-            routes = zip(site.routes, active, strict=True)
-            masks = [route.fan_out.touched(events) for route, events in routes]
-            self.now[site.name] = np.logical_or.reduce(masks)
-
     def count(self, name: str, alive: Mask) -> int:
         """Count the neurons of a node that are reached in this step, in the samples that are alive."""
         features = prod(self.paths.leaving[name])
@@ -342,15 +328,19 @@ class _Touched:
             return int(alive.sum()) * features
         if name in self.direct:
             site = self.direct[name]
-            events = self.active[site.name][0][alive]
+            events = self.now[site.name][0][alive]
             return int(site.routes[0].fan_out.touched_count(events).sum())
         found = np.zeros((len(alive), features), dtype=np.bool_)
         for feed in self.feeds[name]:
-            masks = self.before if feed.lag else self.now
-            mask = masks.get(feed.site.name)
-            if mask is None:
+            routes = feed.site.routes
+            arriving = self.before if feed.lag else self.now
+            if feed.site.name in arriving:
+                events_of = zip(routes, arriving[feed.site.name], strict=True)
+                masks = [route.fan_out.touched(events) for route, events in events_of]
+                mask = np.logical_or.reduce(masks)
+            else:
                 # Before the first step nothing came round a loop; a Delay has to take that in too.
-                outputs = prod(feed.site.routes[0].fan_out.outputs)
+                outputs = prod(routes[0].fan_out.outputs)
                 mask = np.zeros((len(alive), outputs), dtype=np.bool_)
             for change in feed.changes:
                 mask = change(mask)
@@ -358,5 +348,5 @@ class _Touched:
         return int(np.count_nonzero(found[alive]))
 
     def step_done(self) -> None:
-        """Keep what was reached in this step: it arrives over loops in the next."""
+        """Keep the events of this step: what they reach over loops, they reach in the next."""
         self.before, self.now = self.now, {}

@@ -55,97 +55,79 @@ class EventPaths:
     Args:
         run: a stepper of the graph.
         pooling: "folded" or "float".
+
+    Attributes:
+        names: all nodes, sources before targets.
+        synapses: nodes that hold weights.
+        neurons: nodes that have neurons; a Threshold is one without a state.
+        event_sources: neurons and the input.
+        converters: nodes that give something else than what arrives: events become currents, or currents events.
+        hearers: nodes at which what arrives goes no further.
+        stops: nodes at which what arrives goes no further in the same step, Delays included.
+        cutters: Scales with zeros, which cut some of what passes.
+        behind: synapse -> pools and scales between it and its neurons that are folded into it.
     """
 
     def __init__(self, run: Stepper, pooling: str) -> None:
         self.run, self.order = run, run.order
-        # Sources before targets.
         self.names = run.order.order
+        self.delays = run.delays
         self.entering, self.leaving = run.entering, run.leaving
-        self.nodes = {name: restore_groups(node) for name, node in run.nodes.items()}
         self.folded = pooling == "folded"
+        self.nodes = {name: restore_groups(node) for name, node in run.nodes.items()}
         self.targets: dict[str, list[Neighbour]] = {name: [] for name in self.nodes}
         for name in self.names:
             for source, lag in self.sources(name):
                 self.targets[source].append((name, lag))
-        self.behind = {
-            name: self._folded_behind(name) for name in self.names if self.is_synapse(name)
-        }
+        self.synapses = self._of_kind(*MATRICES, *CONVS)
+        self.neurons = self._of_kind(*NEURONS, nir.Threshold)
+        self.pools = self._of_kind(*POOLS)
+        self.scales = self._of_kind(nir.Scale)
+        self.cutters = {name for name in self.scales if not np.all(self.nodes[name].scale)}
+        self.event_sources = self.neurons | {self.order.input}
+        self.converters = self.synapses | self.event_sources
+        self.hearers = self.synapses | self.neurons | {self.order.output}
+        self.stops = self.hearers | self.delays.keys()
+        self.behind = {name: self._folded_behind(name) for name in self.synapses}
         self.folded_behind = {node for passed in self.behind.values() for node in passed}
+
+    def _of_kind(self, *kinds: type) -> set[str]:
+        return {name for name, node in self.nodes.items() if isinstance(node, kinds)}
 
     def sources(self, name: str) -> list[Neighbour]:
         """Return everything that arrives at a node."""
         direct = [(source, 0) for source in self.order.sources[name]]
         return direct + [(source, 1) for source in self.order.looping[name]]
 
-    def is_synapse(self, name: str) -> bool:
-        """Tell whether a node holds weights that events are multiplied with."""
-        return isinstance(self.nodes[name], (*MATRICES, *CONVS))
-
-    def is_neuron(self, name: str) -> bool:
-        """Tell whether a node has neurons; a Threshold is one without a state."""
-        return isinstance(self.nodes[name], (*NEURONS, nir.Threshold))
-
-    def is_pool(self, name: str) -> bool:
-        """Tell whether a node is a pool."""
-        return isinstance(self.nodes[name], POOLS)
-
-    def is_delay(self, name: str) -> bool:
-        """Tell whether a node is a Delay."""
-        return name in self.run.delays
-
-    def gives_events(self, name: str) -> bool:
-        """Tell whether a node is a source of events."""
-        return name == self.order.input or self.is_neuron(name)
-
-    def hears(self, name: str) -> bool:
-        """Tell whether what arrives at a node goes no further."""
-        return self.is_synapse(name) or self.is_neuron(name) or name == self.order.output
-
-    def stops(self, name: str) -> bool:
-        """Tell whether what arrives at a node goes no further in the same step."""
-        return self.hears(name) or self.is_delay(name)
-
-    def holds_zeros(self, name: str) -> bool:
-        """Tell whether a node is a Scale that cuts some of what passes it."""
-        node = self.nodes[name]
-        return isinstance(node, nir.Scale) and not np.all(np.asarray(node.scale))
-
     def delay(self, name: str) -> int:
         """Return the shortest delay of a node in steps, 0 where it is no Delay."""
-        return int(self.run.delays[name].steps.min()) if self.is_delay(name) else 0
+        return int(self.delays[name].steps.min()) if name in self.delays else 0
 
     def carries(self, name: str) -> set[str]:
         """Return which of "events" and "currents" a node passes on, seen through everything without synapses."""
         origins = {name}
-        if not self._converts(name):
-            origins = self._reach(name, self.sources, self._converts)
-        kinds = {"currents" for origin in origins if self.is_synapse(origin)}
-        return kinds | {"events" for origin in origins if self.gives_events(origin)}
+        if name not in self.converters:
+            origins = self._reach(name, self.sources, self.converters)
+        kinds = {"currents" for origin in origins & self.synapses}
+        return kinds | {"events" for origin in origins & self.event_sources}
 
-    def fed_neurons(self, name: str) -> list[str]:
+    def fed_neurons(self, name: str) -> set[str]:
         """Return the neurons that a synapse feeds in the same step."""
 
         def this_step(node: str) -> list[Neighbour]:
             return [(target, lag) for target, lag in self.targets[node] if lag == 0]
 
-        reached = self._reach(name, this_step, self._converts)
-        return [target for target in reached if self.is_neuron(target)]
+        return self._reach(name, this_step, self.converters) & self.neurons
 
-    def stops_ahead(self, name: str) -> list[str]:
+    def stops_ahead(self, name: str) -> set[str]:
         """Return the nodes at which what a node gives stops."""
-        reached = self._reach(name, self.targets.__getitem__, self.stops)
-        return [target for target in reached if self.stops(target)]
-
-    def _converts(self, name: str) -> bool:
-        """Tell whether a node gives something else than what arrives: events become currents, or currents events."""
-        return self.is_synapse(name) or self.gives_events(name)
+        return self._reach(name, self.targets.__getitem__, self.stops) & self.stops
 
     def _reach(
         self,
         name: str,
         neighbours: Callable[[str], list[Neighbour]],
-        opaque: Callable[[str], bool],
+        opaque: set[str],
     ) -> set[str]:
         """Return all nodes in one direction, opaque ones included, but nothing that lies behind them alone."""
         reached: set[str] = set()
@@ -154,7 +136,7 @@ class EventPaths:
             for node, _ in neighbours(waiting.pop()):
                 if node not in reached:
                     reached.add(node)
-                    if not opaque(node):
+                    if node not in opaque:
                         waiting.append(node)
         return reached
 
@@ -164,7 +146,7 @@ class EventPaths:
         Raises:
             CountError: there are more than `MAX_PATHS`.
         """
-        return self._paths(name, lambda node: self._converts(node) or self.is_delay(node))
+        return self._paths(name, self.converters | self.delays.keys())
 
     def current_paths(self, name: str) -> list[Path]:
         """Return every path of currents from a synapse to a neuron, through Delays too.
@@ -172,16 +154,16 @@ class EventPaths:
         Raises:
             CountError: there are more than `MAX_PATHS`.
         """
-        found = self._paths(name, self._converts)
-        return [path for path in found if self.is_synapse(path.source)]
+        found = self._paths(name, self.converters)
+        return [path for path in found if path.source in self.synapses]
 
-    def _paths(self, name: str, starts: Callable[[str], bool]) -> Iterator[Path]:
+    def _paths(self, name: str, starts: set[str]) -> Iterator[Path]:
         waiting = [Path(source, lag) for source, lag in self.sources(name)]
         for _ in range(MAX_PATHS):
             if not waiting:
                 return
             path = waiting.pop(0)
-            if starts(path.source):
+            if path.source in starts:
                 yield path
             elif path.source not in path.passed:  # a loop through a Delay is taken once
                 passed = (path.source, *path.passed)
@@ -220,15 +202,16 @@ class EventPaths:
         passed = []
         for target, lag in self._chain(name, self.targets.__getitem__):
             shared = len(self.sources(target)) != 1
-            if lag or shared or self.stops(target) or self.holds_zeros(target):
+            if lag or shared or target in self.stops | self.cutters:
                 break
             passed.append(target)
-        ends = self.targets[passed[-1] if passed else name]
-        if any(self.is_synapse(end) for end, _ in ends):
+        ends = {end for end, _ in self.targets[[name, *passed][-1]]}
+        if ends & self.synapses:
             return []  # what lies before a synapse folds into that one
-        found = [node for node in passed if isinstance(self.nodes[node], (*POOLS, nir.Scale))]
-        pooled = any(self.is_pool(node) for node in found)
-        return [] if pooled and not isinstance(self.nodes[name], nir.Conv2d) else found
+        # Outputs of other synapses have no two axes that a pool could slide over.
+        if self.pools.intersection(passed) and not isinstance(self.nodes[name], nir.Conv2d):
+            return []
+        return [node for node in passed if node in self.pools | self.scales]
 
     def wait(self, name: str) -> int:
         """Return the fewest steps, in loops and Delays, between a synapse and what hears it.
@@ -242,7 +225,7 @@ class EventPaths:
             steps, here = heappop(waiting)
             for target, lag in self.targets[here]:
                 after = steps + lag + self.delay(target)
-                if self.hears(target):
+                if target in self.hearers:
                     heard.append(after)
                 elif target not in met:
                     met.add(target)
@@ -254,10 +237,10 @@ class EventPaths:
         steps = np.zeros(prod(self.leaving[name]), dtype=np.int64)
         for node, lag in self._chain(name, self.targets.__getitem__):
             steps += lag
-            if self.is_delay(node):
-                each = self.run.delays[node].steps.expand(self.leaving[node])
+            if node in self.delays:
+                each = self.delays[node].steps.expand(self.leaving[node])
                 steps += each.reshape(-1).numpy()
-            elif self.hears(node) or self.is_pool(node):
+            elif node in self.hearers | self.pools:
                 break
         return None if (steps == steps[0]).all() else steps
 
@@ -271,7 +254,7 @@ class EventPaths:
         if before is None or behind is None:
             return None
         sender, lag, delay = before
-        closed = sender == behind[0] and self.is_neuron(sender)
+        closed = sender == behind[0] and sender in self.neurons
         # The edge that closes the loop must lie behind the synapse, where its wait counts it.
         later = lag == 0 and self.wait(name) + delay > 0
         return sender if closed and later else None
@@ -283,11 +266,10 @@ class EventPaths:
         lags = delays = 0
         for node, lag in self._chain(name, neighbours):
             lags += lag
-            if self._converts(node) or node == self.order.output:
+            if node in self.converters | self.hearers:
                 return node, lags, delays
             delays += self.delay(node)
-            scale = isinstance(self.nodes[node], nir.Scale)
-            folded = scale and self.folded and not self.holds_zeros(node)
+            folded = self.folded and node in self.scales - self.cutters
             passive = (nir.Input, nir.Output, nir.Flatten, nir.Delay)
             if not folded and not isinstance(self.nodes[node], passive):
                 return None
@@ -303,11 +285,11 @@ def site_fan_out(paths: EventPaths, name: str, passed: Sequence[str]) -> FanOut 
         passed: nodes on the way, source first; empty under the float policy.
     """
     node = paths.nodes[name]
-    pools = [passing for passing in passed if paths.is_pool(passing)]
+    pools = [passing for passing in passed if passing in paths.pools]
     flattened = False
     partial = False
     for passing in passed:
-        if paths.holds_zeros(passing):
+        if passing in paths.cutters:
             return f"scale '{passing}' holds zeros; multiply it into the weights, or use pooling='float'"
         flattened |= isinstance(paths.nodes[passing], nir.Flatten)
         # A pool or a kernel behind a Flatten slides over axes that are no longer those of the pools before.
@@ -318,7 +300,7 @@ def site_fan_out(paths: EventPaths, name: str, passed: Sequence[str]) -> FanOut 
         )
     before = [axis_windows(paths, pool) for pool in pools]
     if isinstance(node, CONVS):
-        folded = [pool for pool in paths.behind[name] if paths.is_pool(pool)]
+        folded = [pool for pool in paths.behind[name] if pool in paths.pools]
         behind = [axis_windows(paths, pool) for pool in folded]
         axes = _axes(axis_windows(paths, name), before, behind)
         return FanOut(np.asarray(node.weight), axes, int(node.groups))
@@ -334,7 +316,7 @@ def site_fan_out(paths: EventPaths, name: str, passed: Sequence[str]) -> FanOut 
 def axis_windows(paths: EventPaths, name: str) -> list[AxisWindow]:
     """Return the window of a convolution or pool along each axis."""
     node = paths.nodes[name]
-    kernel = ints(node.kernel_size) if paths.is_pool(name) else np.shape(node.weight)[2:]
+    kernel = ints(node.kernel_size) if name in paths.pools else np.shape(node.weight)[2:]
     axes = len(kernel)
     stride = ints(node.stride, axes)
     dilation = ints(getattr(node, "dilation", 1), axes)
@@ -445,13 +427,13 @@ class CountingPlan:
         # Pool or scale -> the synapses it is folded into.
         self._absorbed: dict[str, list[str]] = defaultdict(list)
         for name in paths.names:
-            if paths.is_synapse(name):
+            if name in paths.synapses:
                 self._add_synapse(name)
-            elif paths.is_neuron(name):
+            elif name in paths.neurons:
                 self._add_neuron(name)
         # What a pool costs depends on all the synapses that could take it in.
         for name in paths.names:
-            if not paths.is_synapse(name) and not paths.is_neuron(name):
+            if name not in paths.synapses | paths.neurons:
                 self._add_passing(name)
         place = {name: at for at, name in enumerate(paths.names)}
         bare = {site.row: place[site.node] for site in self.sites}
@@ -546,7 +528,7 @@ class CountingPlan:
         if merging and not paths.folded and name != paths.order.output:
             self.merges.append(name)
             self.rows.append(name)
-        if isinstance(node, (*POOLS, nir.Scale)):
+        if name in paths.pools | paths.scales:
             self._add_pool_or_scale(name)
             return
         status: Status = "counted" if name in self.merges else "free"
@@ -557,21 +539,25 @@ class CountingPlan:
             nir.Delay: "keeps what passes for some steps; no operation",
         }
         note = notes.get(type(node), "passes on what it gets")
-        if paths.is_delay(name) and paths.folded:
+        if name in paths.delays and paths.folded:
             # A Delay is a source of events for what comes after it, so nothing before it can be folded.
             passed = [node for path in paths.bare_events(name) for node in path.passed]
-            pools = [node for node in passed if paths.is_pool(node)]
+            pools = [node for node in passed if node in paths.pools]
             if pools:
                 status = "unsupported"
                 note = f"pooling '{pools[0]}' before a Delay cannot be folded; delay first, or use pooling='float'"
         self._pass(name, status, note)
 
     def _add_pool_or_scale(self, name: str) -> None:
-        into = ", ".join(dict.fromkeys(self._absorbed[name]))
-        if into and not self._heard_unfolded(name):
+        synapses = self._absorbed[name]
+        into = ", ".join(dict.fromkeys(synapses))
+        # Behind the synapse it is folded into, neurons hear it, as they should.
+        behind = name in self.paths.folded_behind
+        unfolded = not behind and self.paths.stops_ahead(name) - set(synapses)
+        if into and not unfolded:
             self._pass(name, "folded", f"into {into}")
             return
-        if self.paths.is_pool(name):
+        if name in self.paths.pools:
             self.pools.append(name)
             note = "pool_adds: one per event inside a window"
         else:
@@ -585,13 +571,6 @@ class CountingPlan:
     def _pass(self, name: str, status: Status, note: str) -> None:
         operation = type(self.paths.nodes[name]).__name__
         self.passing[name] = LedgerRow(name, operation, status, note)
-
-    def _heard_unfolded(self, name: str) -> bool:
-        """Tell whether something hears a pool or scale that it is not folded into."""
-        # Behind the synapse it is folded into, neurons hear it, as they should.
-        if name in self.paths.folded_behind:
-            return False
-        return any(stop not in self._absorbed[name] for stop in self.paths.stops_ahead(name))
 
 
 def _by_wait(paths: EventPaths, name: str, route: Route) -> list[Route]:

@@ -6,7 +6,7 @@ the two ends exchanged. Zeros that pad a forward convolution are, transposed, el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil, prod
@@ -17,7 +17,14 @@ import numpy as np
 from knarr.hw_sim.arrays import Int64, Mask
 from knarr.hw_sim.counting.fan_out import AxisWindow, targets_per_tap
 from knarr.hw_sim.counting.onnx.model import OnnxGraph, OnnxNode, UnsupportedError
-from knarr.hw_sim.counting.onnx.products import NodeCounts, Product, factor, operands, product_row
+from knarr.hw_sim.counting.onnx.products import (
+    NodeCounts,
+    Product,
+    Rule,
+    factor,
+    operands,
+    product_row,
+)
 
 LONGEST_AXIS = 2**24
 """Positions of an axis times taps; beyond it the table of taps would fill the memory."""
@@ -212,7 +219,7 @@ def _events_per_tap(mask: Mask, taps: Sequence[Mask]) -> Int64:
     return events.astype(np.int64)
 
 
-CONVOLUTIONS: dict[str, Callable[[OnnxNode], NodeCounts]] = dict.fromkeys(
+CONVOLUTIONS: dict[str, Rule] = dict.fromkeys(
     ("Conv", "ConvInteger", "ConvTranspose", "QLinearConv"), _convolution
 )
 """Convolutions that are counted."""

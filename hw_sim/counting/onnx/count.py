@@ -8,7 +8,8 @@ Effective products need inputs: samples are run one by one, and multiplications 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import onnx
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import LayerCounts, LedgerRow, OperationCounts, Status
 from knarr.hw_sim.counting.onnx.convolutions import CONVOLUTIONS
-from knarr.hw_sim.counting.onnx.elementwise import ELEMENTWISE, Rule
+from knarr.hw_sim.counting.onnx.elementwise import ELEMENTWISE
 from knarr.hw_sim.counting.onnx.matrices import MATRICES
 from knarr.hw_sim.counting.onnx.model import (
     OnnxGraph,
@@ -29,7 +30,7 @@ from knarr.hw_sim.counting.onnx.model import (
     read_onnx,
     session_of,
 )
-from knarr.hw_sim.counting.onnx.products import NodeCounts, Product
+from knarr.hw_sim.counting.onnx.products import NodeCounts, Product, Rule
 from knarr.hw_sim.errors import CountError
 
 RULES: dict[str, Rule] = {**ELEMENTWISE, **CONVOLUTIONS, **MATRICES}
@@ -195,11 +196,17 @@ def _effective_counts(
         for product in parts:
             for tensor in product.a.watched() | product.b.watched():
                 readers[tensor] = layer
-    run = _runner(graph, sorted(readers.keys() - {name}))
+    watched = sorted(readers.keys() - {name})
+    with _refusals():
+        session = session_of(_showing(graph, watched))
     stored, nonzero = dict.fromkeys(products, 0), dict.fromkeys(products, 0)
     for sample in inputs:
-        feed = {name: sample[None]}
-        values = feed | run(feed)
+        values = {name: sample[None]}
+        # An empty list would ask for all outputs.
+        if watched:
+            with _refusals():
+                seen = session.run(watched, values)
+            values |= zip(watched, seen, strict=True)
         for tensor, layer in readers.items():
             value = values[tensor]
             if value.dtype.kind == "f" and not np.isfinite(value).all():
@@ -238,33 +245,23 @@ def _checked_input(graph: OnnxGraph, inputs: Array) -> str:
     return name
 
 
-def _runner(
-    graph: OnnxGraph, watched: Sequence[str]
-) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """Return a function that runs the model on a feed and returns the watched tensors."""
+def _showing(graph: OnnxGraph, watched: Sequence[str]) -> Any:
+    """Return a copy of the model in which these tensors can be seen, as outputs of it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    shown = {value.name for value in model.graph.output}
+    hidden = [name for name in watched if name not in shown]
+    model.graph.output.extend(graph.types[name] for name in hidden)
+    return model
 
-    def refused(error: Exception) -> CountError:
-        first_line = str(error).strip().partition("\n")[0]
-        return CountError(f"model: onnxruntime cannot run it ({first_line}); leave inputs out")
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what onnxruntime raises into a CountError; its errors share no base but Exception."""
     try:
-        model = onnx.ModelProto()
-        model.CopyFrom(graph.model)
-        # A tensor can be seen only where it is an output of the model.
-        shown = {value.name for value in model.graph.output}
-        model.graph.output.extend(graph.types[name] for name in watched if name not in shown)
-        session = session_of(model)
-    except Exception as error:  # onnxruntime's errors share no other base
-        raise refused(error) from error
-
-    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
-        # An empty list would mean all outputs.
-        if not watched:
-            return {}
-        try:
-            values = session.run(list(watched), dict(feed))
-        except Exception as error:
-            raise refused(error) from error
-        return dict(zip(watched, values, strict=True))
-
-    return run
+        yield
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise CountError(
+            f"model: onnxruntime cannot run it ({first_line}); leave inputs out"
+        ) from error

@@ -7,7 +7,6 @@ file counts the same before and after a converter took them apart. All of it sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -16,7 +15,7 @@ from knarr.hw_sim.counting.counts import LayerSizes
 from knarr.hw_sim.counting.fan_out import AxisWindow
 from knarr.hw_sim.counting.onnx.convolutions import axis_windows, check_axes
 from knarr.hw_sim.counting.onnx.model import OnnxNode, UnsupportedError
-from knarr.hw_sim.counting.onnx.products import NodeCounts
+from knarr.hw_sim.counting.onnx.products import NodeCounts, Rule
 
 PER_OUTPUT = frozenset({
     "Abs", "Acos", "Acosh", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd",
@@ -240,7 +239,6 @@ FREE = {
 }
 """Operations that cost nothing here by policy, and why."""
 
-Rule = Callable[[OnnxNode], NodeCounts | str]
 ELEMENTWISE: dict[str, Rule] = {
     **dict.fromkeys(PER_OUTPUT, _per_output),
     **dict.fromkeys(VARIADIC, _variadic),

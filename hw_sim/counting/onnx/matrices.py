@@ -8,7 +8,7 @@ The hidden sequence Y shows h_(t-1) at every step but the first; a reverse direc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 
@@ -21,6 +21,7 @@ from knarr.hw_sim.counting.onnx.products import (
     Factor,
     NodeCounts,
     Product,
+    Rule,
     factor,
     operands,
     product_row,
@@ -247,7 +248,7 @@ def _peephole_product(name: str, graph: OnnxGraph, steps: int, shape: tuple[int,
     return Product(cell, weight)
 
 
-MATRICES: dict[str, Callable[[OnnxNode], NodeCounts]] = {
+MATRICES: dict[str, Rule] = {
     **dict.fromkeys(("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul"), _matrix_product),
     **dict.fromkeys(GATES, _recurrent),
     "Einsum": _einsum,

@@ -125,6 +125,8 @@ class NodeCounts:
     note: str = ""
 
 
+Rule = Callable[[OnnxNode], NodeCounts | str]
+"""Counts a node, or says why it is free."""
 TWO_ACTIVATIONS = "product of two activations: effective where both are non-zero"
 
 
