@@ -19,7 +19,9 @@ from knarr.hw_sim.simulation import simulate
 
 
 def count_events(
-    network: ChipNetwork, inputs: npt.ArrayLike, recording: Recording
+    network: ChipNetwork,
+    inputs: npt.ArrayLike,
+    recording: Recording,
 ) -> OperationCounts:
     """Count the operations of a chip network that already ran.
 
@@ -82,7 +84,12 @@ class ChipCounter:
         events = check_inputs(self.network.input, inputs)
         self.add(events, simulate(self.network, events, record=("spikes",)), lengths)
 
-    def add(self, inputs: Array, recording: Recording, lengths: Int64) -> None:
+    def add(
+        self,
+        inputs: Array,
+        recording: Recording,
+        lengths: Int64,
+    ) -> None:
         """Count one batch that ran.
 
         Args:
@@ -142,7 +149,13 @@ class ChipCounter:
                 tally.add("touched_updates", self._touched(layer, active, spikes, alive))
             events = active = spikes
 
-    def _touched(self, layer: Layer, active: Mask, spikes: Mask, alive: Mask) -> int:
+    def _touched(
+        self,
+        layer: Layer,
+        active: Mask,
+        spikes: Mask,
+        alive: Mask,
+    ) -> int:
         """Count (neuron, step) pairs that an event reaches, also one of an earlier step through a delay or loop."""
         fan_outs = self.fan_outs[layer.name]
         active = active.reshape(*alive.shape, -1)
@@ -152,7 +165,8 @@ class ChipCounter:
             fan_out.touched(_later(active, delay)[alive]) for delay, fan_out in fan_outs.items()
         ]
         if layer.name in self.loops:
-            reached.append(self.loops[layer.name].touched(_later(spikes, 1)[alive]))
+            returning = _later(spikes, 1)[alive]
+            reached.append(self.loops[layer.name].touched(returning))
         return int(np.count_nonzero(np.logical_or.reduce(reached)))
 
     def bytes_per_sample(self, inputs: Array) -> int:
@@ -222,15 +236,27 @@ def _as_mask(values: Array) -> Mask:
 
 def _paid_frames(values: Mask, alive: Mask) -> Mask:
     """Return the frames that are alive, (frames, *features), without a copy where all of them are."""
-    return values.reshape(-1, *values.shape[2:]) if alive.all() else values[alive]
+    if alive.all():
+        return values.reshape(-1, *values.shape[2:])
+    return values[alive]
 
 
-def _count_neurons(tally: LayerTally, spikes: Mask, alive: Mask) -> None:
-    tally.add("neuron_updates", int(alive.sum()) * prod(spikes.shape[2:]))
-    tally.add("spikes", np.count_nonzero(_paid_frames(spikes, alive)))
+def _count_neurons(
+    tally: LayerTally,
+    spikes: Mask,
+    alive: Mask,
+) -> None:
+    neurons = prod(spikes.shape[2:])
+    paid = _paid_frames(spikes, alive)
+    tally.add("neuron_updates", len(paid) * neurons)
+    tally.add("spikes", np.count_nonzero(paid))
 
 
-def _count_acting(active: Mask, layer: Dense, lengths: Int64) -> int:
+def _count_acting(
+    active: Mask,
+    layer: Dense,
+    lengths: Int64,
+) -> int:
     """Count events that act through at least one synapse before the inference ends, each once."""
     samples, steps = active.shape[:2]
     assert layer.delay_int is not None  # the caller saw several delays
@@ -242,7 +268,9 @@ def _count_acting(active: Mask, layer: Dense, lengths: Int64) -> int:
 def _later(active: Mask, steps: int) -> Mask:
     """Shift (samples, steps, features) to so many steps later."""
     moved = np.zeros_like(active)
-    moved[:, steps:] = active[:, : max(0, active.shape[1] - steps)]
+    # A delay may be longer than the inference.
+    left = max(0, active.shape[1] - steps)
+    moved[:, steps:] = active[:, :left]
     return moved
 
 
@@ -267,7 +295,12 @@ def _layer_sizes(layer: Layer, inputs: int) -> LayerSizes:
     )
 
 
-def _recorded(name: str, neuron: Neuron, recording: Recording, shape: tuple[int, ...]) -> Mask:
+def _recorded(
+    name: str,
+    neuron: Neuron,
+    recording: Recording,
+    shape: tuple[int, ...],
+) -> Mask:
     """Return a layer's recorded spikes after checking that they are spikes of this network."""
     if name not in recording.spikes:
         raise CountError(

@@ -64,7 +64,8 @@ def count(
     for batch, steps in _batches(inputs, lengths):
         for block in blocks(len(batch), counter.bytes_per_sample(batch), SAMPLE_BLOCK_BYTES):
             # Steps in which no sample of the block is alive need not run.
-            counter.feed(batch[block, : int(steps[block].max())], steps[block])
+            longest = int(steps[block].max())
+            counter.feed(batch[block, :longest], steps[block])
             counted += len(batch[block])
             if progress is not None:
                 progress(counted)
@@ -73,7 +74,11 @@ def count(
     return counter.finish()
 
 
-def _counter(model: object, dt_s: float | None, pooling: str) -> _Counter:
+def _counter(
+    model: object,
+    dt_s: float | None,
+    pooling: str,
+) -> _Counter:
     if isinstance(model, ChipNetwork):
         if pooling != "folded":
             raise CountError(

@@ -101,10 +101,15 @@ class LayerCounts:
             )
 
     @classmethod
-    def mean(cls, totals: Mapping[str, int], samples: int = 1) -> LayerCounts:
+    def mean(
+        cls,
+        totals: Mapping[str, int],
+        samples: int = 1,
+    ) -> LayerCounts:
         """Divide totals by the number of samples; fields without a total are 0."""
         names = [field.name for field in fields(cls)]
-        return cls(**{name: Fraction(totals.get(name, 0), samples) for name in names})
+        means = {name: Fraction(totals.get(name, 0), samples) for name in names}
+        return cls(**means)
 
 
 @dataclass(frozen=True)

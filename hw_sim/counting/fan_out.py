@@ -50,7 +50,10 @@ class AxisWindow:
         """Return (inputs, kernel): whether tap j joins input i to an output that exists."""
         offsets = self.padding - self.dilation * np.arange(self.kernel)
         start = np.arange(self.inputs)[:, None] + offsets
-        return (start % self.stride == 0) & (start >= 0) & (start // self.stride < self.outputs)
+        # Between the outputs of a stride there is nothing, as there is beyond the first and the last.
+        on_stride = start % self.stride == 0
+        exists = (start >= 0) & (start // self.stride < self.outputs)
+        return on_stride & exists
 
     def output_taps(self) -> Mask:
         """Return (outputs, kernel): whether tap j of output o falls on an input that exists."""
@@ -76,8 +79,9 @@ class AxisWindow:
 
     def footprint(self, outputs: set[int]) -> set[int]:
         """Return the input positions that these output positions read when nothing ends at a border."""
-        taps = range(0, self.kernel * self.dilation, self.dilation)
-        return {output * self.stride + tap for output in outputs for tap in taps}
+        offsets = range(0, self.kernel * self.dilation, self.dilation)
+        starts = [output * self.stride for output in outputs]
+        return {start + offset for start in starts for offset in offsets}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,34 +102,43 @@ class Axis:
 
 
 def compose_axis(
-    synapse: AxisWindow, before: Sequence[AxisWindow] = (), behind: Sequence[AxisWindow] = ()
+    synapse: AxisWindow,
+    before: Sequence[AxisWindow] = (),
+    behind: Sequence[AxisWindow] = (),
 ) -> Axis:
     """Compose pools before a synapse, the synapse and pools behind it along one axis; sizes must chain."""
     if not before and not behind:
         # Every pair has one tap, so the table of pairs times taps, which long kernels would fill, is not needed.
         counts = synapse.input_taps().astype(np.int64)
-        one_each = np.eye(synapse.kernel, dtype=np.int64)
-        return Axis(counts, one_each, synapse.joined().astype(np.float32), synapse.kernel)
+        patterns = np.eye(synapse.kernel, dtype=np.int64)
+        joined = synapse.joined().astype(np.float32)
+        return Axis(counts, patterns, joined, synapse.kernel)
 
     def chained(pools: Sequence[AxisWindow], size: int) -> Any:
         identity = sparse.identity(size, dtype=np.int64, format="csr")
         return reduce(lambda matrix, pool: matrix @ pool.joined(), pools, identity)
 
-    first = chained(before, before[0].inputs if before else synapse.inputs)
+    inputs = before[0].inputs if before else synapse.inputs
+    first = chained(before, inputs)
     last = chained(behind, synapse.outputs)
-    per_tap = [first @ synapse.matrix([tap]) @ last for tap in range(synapse.kernel)]
+    taps = range(synapse.kernel)
+    per_tap = [first @ synapse.matrix([tap]) @ last for tap in taps]
     joined = sum(per_tap)
     # No entry is negative, so a pair that some tap joins cannot cancel to 0.
     source, target = joined.nonzero()
-    taps = np.stack([matrix.toarray()[source, target] for matrix in per_tap], axis=1)
-    patterns, pattern = np.unique(taps, axis=0, return_inverse=True)
-    counts = np.zeros((joined.shape[0], len(patterns)), dtype=np.int64)
+    taps_of_pair = np.stack(
+        [matrix.toarray()[source, target] for matrix in per_tap],
+        axis=1,
+    )
+    patterns, pattern = np.unique(taps_of_pair, axis=0, return_inverse=True)
+    counts = np.zeros((inputs, len(patterns)), dtype=np.int64)
     # numpy versions differ in the shape of the inverse, and += would count a repeated index once.
     np.add.at(counts, (source, pattern.reshape(-1)), 1)
     footprint = {0}
     for window in (*reversed(behind), synapse, *reversed(before)):
         footprint = window.footprint(footprint)
-    return Axis(counts, patterns, (joined > 0).astype(np.float32), len(footprint))
+    connected = (joined > 0).astype(np.float32)
+    return Axis(counts, patterns, connected, len(footprint))
 
 
 def targets_per_tap(present: Mask, groups: int) -> Int64:
@@ -140,7 +153,8 @@ def targets_per_tap(present: Mask, groups: int) -> Int64:
     """
     outputs, inputs, *kernel = present.shape
     by_group = present.reshape(groups, outputs // groups, inputs, *kernel)
-    return by_group.sum(axis=1, dtype=np.int64).reshape(groups * inputs, *kernel)
+    targets = by_group.sum(axis=1, dtype=np.int64)
+    return targets.reshape(groups * inputs, *kernel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +183,8 @@ class FanOut:
     @property
     def outputs(self) -> tuple[int, ...]:
         """Shape of the outputs, (C_out, *sizes)."""
-        return (self.weight.shape[0], *(axis.joined.shape[1] for axis in self.axes))
+        sizes = [axis.joined.shape[1] for axis in self.axes]
+        return (self.weight.shape[0], *sizes)
 
     @cached_property
     def stored(self) -> Int64:
@@ -183,7 +198,8 @@ class FanOut:
     def nonzero(self) -> Int64:
         """The same without weights that are 0; of pairs with several taps, without sums that are 0."""
         if self.present is not None:
-            return (self.present & (self.weight != 0)).sum(axis=0, dtype=np.int64)
+            present = self.present & (self.weight != 0)
+            return present.sum(axis=0, dtype=np.int64)
         # Autapses that are left out are 0 anyway.
         return self._spread(self.weight)
 
@@ -208,7 +224,10 @@ class FanOut:
         """`stored` and `nonzero` in 32 bits, or None where a fan-out is too large for `tally.classify_and_sum`."""
         if self.stored.max(initial=0) >= MAX_KERNEL_FAN_OUT:
             return None
-        return self.stored.reshape(-1).astype(np.int32), self.nonzero.reshape(-1).astype(np.int32)
+        return (
+            self.stored.reshape(-1).astype(np.int32),
+            self.nonzero.reshape(-1).astype(np.int32),
+        )
 
     @cached_property
     def dense_valid(self) -> int:
@@ -218,7 +237,8 @@ class FanOut:
     @property
     def kernel_words(self) -> int:
         """Output channels times taps: the words that address targets."""
-        return int(self.weight.shape[0]) * prod(axis.footprint for axis in self.axes)
+        taps = prod(axis.footprint for axis in self.axes)
+        return int(self.weight.shape[0]) * taps
 
     @property
     def weight_words(self) -> int:
@@ -238,16 +258,20 @@ class FanOut:
             # An output is reached if a neuron other than itself is active.
             return np.asarray(active.sum(axis=1, keepdims=True) > active)
         if self.present is not None:
-            return active.astype(np.float32) @ self.present.T.astype(np.float32) > 0
+            # numpy multiplies matrices of booleans without a library, and many times as slowly.
+            joined = self.present.T.astype(np.float32)
+            return active.astype(np.float32) @ joined > 0
         groups = self._touched_groups(active)
-        return groups.repeat(self._group_channels, axis=1).reshape(len(active), -1)
+        channels = groups.repeat(self._group_channels, axis=1)
+        return channels.reshape(len(active), -1)
 
     def touched_count(self, active: Mask) -> Int64:
         """Count the outputs that `touched` finds in each frame, without making them where that can be avoided."""
         if self.no_autapses or self.present is not None:
             return self.touched(active).sum(axis=1, dtype=np.int64)
-        groups = self._touched_groups(active).sum(axis=(1, 2), dtype=np.int64)
-        return np.asarray(groups * self._group_channels)
+        groups = self._touched_groups(active)
+        counts = groups.sum(axis=(1, 2), dtype=np.int64)
+        return np.asarray(counts * self._group_channels)
 
     @property
     def _group_channels(self) -> int:
@@ -256,15 +280,18 @@ class FanOut:
     def _touched_groups(self, active: Mask) -> Mask:
         """Return (frames, groups, positions): stored synapses join an input to all output channels of its group."""
         sizes = [axis.joined.shape[0] for axis in self.axes]
-        bits = active.view(np.uint8).reshape(len(active), self.groups, -1, *sizes)
+        by_group = (len(active), self.groups, -1, *sizes)
+        bits = active.view(np.uint8).reshape(by_group)
         # Several times as fast as any().
         found = np.bitwise_or.reduce(bits, axis=2).view(np.bool_)
         for axis in self.axes:
             # The first spatial axis goes; what it becomes is put last.
             moved = np.moveaxis(found, 2, -1)
-            rows = moved.reshape(-1, moved.shape[-1]).astype(np.float32)
+            *others, size = moved.shape
+            rows = moved.reshape(-1, size).astype(np.float32)
+            # A sparse matrix must stand on the left.
             reached = (axis.joined.T @ rows.T).T > 0
-            found = np.asarray(reached).reshape(*moved.shape[:-1], -1)
+            found = np.asarray(reached).reshape(*others, -1)
         return found.reshape(len(active), self.groups, -1)
 
 

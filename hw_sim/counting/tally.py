@@ -47,7 +47,13 @@ UNPAID = -1
 
 
 @compiled
-def classify_and_sum(rows: Any, stored: Any, nonzero: Any, table: Any, frame_class: Any) -> None:
+def classify_and_sum(
+    rows: Any,
+    stored: Any,
+    nonzero: Any,
+    table: Any,
+    frame_class: Any,
+) -> None:
     """Find the class of each frame, and the sums of `stored`, `nonzero` and 1 over its events.
 
     Args:
@@ -122,7 +128,11 @@ def classify_frames(rows: Array, layer: str) -> tuple[Int8, Mask]:
     return frame_class.astype(np.int8), active
 
 
-def _class_and_sums(rows: Array, fan_out: FanOut, layer: str) -> tuple[Int8, Int64]:
+def _class_and_sums(
+    rows: Array,
+    fan_out: FanOut,
+    layer: str,
+) -> tuple[Int8, Int64]:
     """Return each frame's class, (frames,), and its sums of `stored`, `nonzero` and 1, (frames, 3)."""
     if rows.dtype == np.bool_:
         # The kernel is compiled once less for bytes than for bytes and booleans.
@@ -135,7 +145,8 @@ def _class_and_sums(rows: Array, fan_out: FanOut, layer: str) -> tuple[Int8, Int
             return frame_class, table
     frame_class, active = classify_frames(rows, layer)
     # These are integers in floats that hold the sum of any frame exactly.
-    return frame_class, (active.astype(np.float64) @ fan_out.matrix).astype(np.int64)
+    sums = active.astype(np.float64) @ fan_out.matrix
+    return frame_class, sums.astype(np.int64)
 
 
 @dataclass
@@ -219,7 +230,8 @@ class LayerTally:
         operations = stored.reshape(samples, steps)
         # Steps arrive in any number of calls, the same step more than once where several synapses hear it.
         self.per_step.extend([0] * (step + steps - len(self.per_step)))
-        for at, amount in enumerate(operations.sum(axis=0).tolist(), start=step):
+        amounts = operations.sum(axis=0).tolist()
+        for at, amount in enumerate(amounts, start=step):
             self.per_step[at] += amount
         self.per_sample[-1] += operations.sum(axis=1)
 
@@ -246,7 +258,11 @@ class LayerTally:
         )
 
 
-def blocks(length: int, bytes_each: int, most_bytes: int) -> Iterator[slice]:
+def blocks(
+    length: int,
+    bytes_each: int,
+    most_bytes: int,
+) -> Iterator[slice]:
     """Cut so many items into slices that stay below a size, of one item at least."""
     size = max(1, most_bytes // max(1, bytes_each))
     for first in range(0, length, size):
@@ -259,7 +275,8 @@ def _spread(per_sample: list[Int64]) -> Spread:
 
     def rank(percent: int) -> int:
         # The nearest rank is rounded up, and counted from 1.
-        return int(ordered[max(0, -(-len(ordered) * percent // 100) - 1)])
+        place = -(-len(ordered) * percent // 100)
+        return int(ordered[max(0, place - 1)])
 
     return Spread(ordered[0], rank(50), rank(95), ordered[-1])
 

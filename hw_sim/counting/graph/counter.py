@@ -44,7 +44,12 @@ class GraphCounter:
         knarr.export.ExportError: a graph that `step_nir` refuses.
     """
 
-    def __init__(self, graph: Any, dt_s: float, pooling: str) -> None:
+    def __init__(
+        self,
+        graph: Any,
+        dt_s: float,
+        pooling: str,
+    ) -> None:
         self.graph, self.dt_s, self.pooling = graph, dt_s, pooling
         self.paths = EventPaths(Stepper(graph, dt_s, 1, keep=False), pooling)
         self.plan = CountingPlan(self.paths)
@@ -160,7 +165,12 @@ def _is_leaky(node: Any) -> bool:
 class _Batch:
     """One batch on its way through time."""
 
-    def __init__(self, counter: GraphCounter, run: Stepper, lengths: Int64) -> None:
+    def __init__(
+        self,
+        counter: GraphCounter,
+        run: Stepper,
+        lengths: Int64,
+    ) -> None:
         self.run, self.lengths = run, lengths
         self.plan, self.paths, self.tallies = counter.plan, counter.paths, counter.tallies
         for tally in self.tallies.values():
@@ -206,7 +216,13 @@ class _Batch:
         self._count_passing(alive)
         self.touched.step_done()
 
-    def _count_neuron(self, name: str, tally: LayerTally, out: Array, alive: Mask) -> None:
+    def _count_neuron(
+        self,
+        name: str,
+        tally: LayerTally,
+        out: Array,
+        alive: Mask,
+    ) -> None:
         node = self.paths.nodes[name]
         updates = int(alive.sum()) * prod(self.paths.leaving[name])
         stateless = isinstance(node, nir.Threshold)

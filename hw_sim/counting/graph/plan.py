@@ -276,7 +276,11 @@ class EventPaths:
         return None
 
 
-def site_fan_out(paths: EventPaths, name: str, passed: Sequence[str]) -> FanOut | str:
+def site_fan_out(
+    paths: EventPaths,
+    name: str,
+    passed: Sequence[str],
+) -> FanOut | str:
     """Return the synapses of a site for events that pass these nodes, or why they cannot be folded.
 
     Args:
@@ -568,12 +572,21 @@ class CountingPlan:
             note += f"; folded into {into}, yet others hear it as it is"
         self._pass(name, "counted", note)
 
-    def _pass(self, name: str, status: Status, note: str) -> None:
+    def _pass(
+        self,
+        name: str,
+        status: Status,
+        note: str,
+    ) -> None:
         operation = type(self.paths.nodes[name]).__name__
         self.passing[name] = LedgerRow(name, operation, status, note)
 
 
-def _by_wait(paths: EventPaths, name: str, route: Route) -> list[Route]:
+def _by_wait(
+    paths: EventPaths,
+    name: str,
+    route: Route,
+) -> list[Route]:
     """Return one route for each number of steps that outputs of a dense synapse wait."""
     steps = paths.waits(name)
     fan_out = route.fan_out

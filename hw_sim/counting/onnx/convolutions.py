@@ -31,7 +31,12 @@ LONGEST_AXIS = 2**24
 Sizes = Sequence[int]
 
 
-def axis_windows(node: OnnxNode, kernel: Sizes, inputs: Sizes, outputs: Sizes) -> list[AxisWindow]:
+def axis_windows(
+    node: OnnxNode,
+    kernel: Sizes,
+    inputs: Sizes,
+    outputs: Sizes,
+) -> list[AxisWindow]:
     """Return the window along each axis of Conv, of ConvTranspose or of a pool.
 
     `auto_pad` is resolved as the operator's definition says.
@@ -86,7 +91,13 @@ def axis_windows(node: OnnxNode, kernel: Sizes, inputs: Sizes, outputs: Sizes) -
     return found
 
 
-def _listed(attributes: dict[str, Any], name: str, axes: int, *, least: int) -> tuple[int, ...]:
+def _listed(
+    attributes: dict[str, Any],
+    name: str,
+    axes: int,
+    *,
+    least: int,
+) -> tuple[int, ...]:
     """Return an attribute with one or more numbers per axis, the least ones where it is left out."""
     # The zeros before each axis are followed by those behind each.
     length = 2 * axes if name == "pads" else axes
@@ -157,7 +168,11 @@ def _convolution(node: OnnxNode) -> NodeCounts:
     )
 
 
-def _groups(node: OnnxNode, inputs: Sizes, shape: Sizes) -> int:
+def _groups(
+    node: OnnxNode,
+    inputs: Sizes,
+    shape: Sizes,
+) -> int:
     """Return `group` of a convolution over (batch, channels, *axes), checked against its weight's shape."""
     attributes = node.attributes
     groups = attributes.get("group", 1)

@@ -174,7 +174,9 @@ def _describe(counts: LayerCounts, row: NodeCounts) -> str:
 
 
 def _effective_counts(
-    graph: OnnxGraph, products: dict[str, tuple[Product, ...]], inputs: Array
+    graph: OnnxGraph,
+    products: dict[str, tuple[Product, ...]],
+    inputs: Array,
 ) -> tuple[Means, Means]:
     """Count the multiplications that are left when activations that are 0 are skipped.
 

@@ -106,7 +106,11 @@ def _einsum(node: OnnxNode) -> NodeCounts:
     return product_row(node, Product(a, b), kernel=kernel)
 
 
-def _sum_unshared(mask: Mask, term: str, shared: Sequence[str]) -> Int64:
+def _sum_unshared(
+    mask: Mask,
+    term: str,
+    shared: Sequence[str],
+) -> Int64:
     """Sum over the indices of one term that are not shared, and put the shared ones in order."""
     unshared = tuple(axis for axis, label in enumerate(term) if label not in shared)
     left = [label for label in term if label in shared]
@@ -185,7 +189,11 @@ def _recurrent(node: OnnxNode) -> NodeCounts:
     )
 
 
-def _lengths(name: str, graph: OnnxGraph, x: tuple[int, ...]) -> Int64:
+def _lengths(
+    name: str,
+    graph: OnnxGraph,
+    x: tuple[int, ...],
+) -> Int64:
     """Return the steps of each batch element, (batch,); all of them where the node does not say."""
     steps, batch, _ = x
     if not name:
@@ -202,7 +210,11 @@ def _weight(graph: OnnxGraph, name: str) -> Factor:
     return Factor(graph.shape(name), partners, name, graph.constant(name, "weight"), weight=True)
 
 
-def _inputs_read(mask: Mask, lengths: Int64, directions: int) -> Int64:
+def _inputs_read(
+    mask: Mask,
+    lengths: Int64,
+    directions: int,
+) -> Int64:
     """Count the elements that each direction reads: (steps, batch, features) -> (directions, features)."""
     steps = np.arange(len(mask))[:, None]
     walked = steps < lengths
@@ -210,7 +222,11 @@ def _inputs_read(mask: Mask, lengths: Int64, directions: int) -> Int64:
     return np.broadcast_to(counts, (directions, len(counts)))
 
 
-def _states_read(mask: Mask, lengths: Int64, reverse: Sequence[bool]) -> Int64:
+def _states_read(
+    mask: Mask,
+    lengths: Int64,
+    reverse: Sequence[bool],
+) -> Int64:
     """Count the states that come back: (steps, directions, batch, hidden) -> (directions, hidden)."""
     step = np.arange(len(mask))[:, None]
     counts = []
@@ -222,7 +238,12 @@ def _states_read(mask: Mask, lengths: Int64, reverse: Sequence[bool]) -> Int64:
     return np.asarray(counts)
 
 
-def _initial_state(name: str, graph: OnnxGraph, lengths: Int64, shape: tuple[int, ...]) -> Factor:
+def _initial_state(
+    name: str,
+    graph: OnnxGraph,
+    lengths: Int64,
+    shape: tuple[int, ...],
+) -> Factor:
     """Make a factor of the state before the first step, (directions, batch, hidden)."""
     if name and graph.shape(name) != shape:
         raise UnsupportedError(f"initial state {graph.shape(name)}, expected {shape}")
@@ -238,7 +259,12 @@ def _initial_state(name: str, graph: OnnxGraph, lengths: Int64, shape: tuple[int
     return Factor(shape, partners, name, value)
 
 
-def _peephole_product(name: str, graph: OnnxGraph, steps: int, shape: tuple[int, int]) -> Product:
+def _peephole_product(
+    name: str,
+    graph: OnnxGraph,
+    steps: int,
+    shape: tuple[int, int],
+) -> Product:
     """Multiply one weight per gate and unit with the cell at every step of every batch element."""
     if graph.shape(name) != shape:
         raise UnsupportedError(f"peepholes {graph.shape(name)}, expected {shape}")

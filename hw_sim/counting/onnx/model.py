@@ -269,7 +269,9 @@ def _stored(tensor: Any) -> Array:
 
 
 def _same_as_input(
-    nodes: Sequence[Any], shapes: Mapping[str, Shape], types: Mapping[str, Any]
+    nodes: Sequence[Any],
+    shapes: Mapping[str, Shape],
+    types: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return types of outputs that onnx has no inference for: tensor -> onnx.ValueInfoProto of the node's first input."""
     found = {}
@@ -285,7 +287,10 @@ def _same_as_input(
 
 
 def _infer(
-    model: Any, nodes: Sequence[Any], constants: Mapping[str, Array], given: Mapping[str, Any]
+    model: Any,
+    nodes: Sequence[Any],
+    constants: Mapping[str, Array],
+    given: Mapping[str, Any],
 ) -> tuple[dict[str, Shape], dict[str, Any]]:
     """Infer shapes once over the nodes that are left; heavy constants are inputs of known shape to it."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -336,7 +341,10 @@ def _value_info(name: str, value: Array) -> Any:
 
 
 def _value(
-    node: Any, model: Any, constants: Mapping[str, Array], shapes: Mapping[str, Shape]
+    node: Any,
+    model: Any,
+    constants: Mapping[str, Array],
+    shapes: Mapping[str, Shape],
 ) -> dict[str, Array] | None:
     """Return the outputs of a node that depends on no input, None where it does or is not worked out."""
     if node.domain not in ("", "ai.onnx") or holds_subgraph(node) or node.op_type in NEVER_FOLDED:
@@ -365,7 +373,10 @@ def _value(
 
 
 def _evaluate(
-    node: Any, model: Any, outputs: Sequence[str], feed: Mapping[str, Array]
+    node: Any,
+    model: Any,
+    outputs: Sequence[str],
+    feed: Mapping[str, Array],
 ) -> list[Array] | None:
     """Run one node on constants: by onnx itself, which knows all types, or by onnxruntime, which knows old versions."""
     graph = onnx.helper.make_graph(
