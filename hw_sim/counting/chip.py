@@ -13,7 +13,7 @@ from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts
 from knarr.hw_sim.counting.fan_out import layer_fan_outs, own_fan_out
 from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, LayerTally, assemble, blocks
 from knarr.hw_sim.errors import CountError
-from knarr.hw_sim.network import DECAY_UNITY, ChipNetwork, Conv, Dense, Layer, Neuron, Recurrent
+from knarr.hw_sim.network import DECAY_UNITY, ChipNetwork, Conv, Layer, Neuron, Recurrent
 from knarr.hw_sim.recording import INPUT_LAYER, Recording
 from knarr.hw_sim.simulation import simulate
 
@@ -113,9 +113,8 @@ class ChipCounter:
         for tally in self.tallies.values():
             tally.begin(samples)
         events, active = inputs, _as_mask(inputs)
-        source = self.network.input.neuron
+        source, shape = self.network.input.neuron, self.network.input.shape
         if source is not None:
-            shape = self.network.input.shape
             tally = self.tallies[INPUT_LAYER]
             events = active = _recorded(INPUT_LAYER, source, recording, (samples, steps, *shape))
             _count_neurons(tally, active, alive)
@@ -129,9 +128,14 @@ class ChipCounter:
             for delay, fan_out in fan_outs.items():
                 tally.deliver(fan_out, events, acting(delay), 0, repeated=delayed)
                 tally.dense(fan_out, paid)
-            if isinstance(layer, Dense) and delayed:
+            active = active.reshape(samples, steps, -1)
+            if delayed:
                 # An event that several synapses hear at different steps is one event.
-                tally.add("events", _count_acting(active, layer, lengths))
+                heard = [
+                    active & (fan_out.stored > 0) & acting(delay)[..., None]
+                    for delay, fan_out in fan_outs.items()
+                ]
+                tally.add("events", np.count_nonzero(np.logical_or.reduce(heard)))
                 tally.note_classes(events, alive)
             shape = (samples, steps, *layer.output_shape)
             spikes = _recorded(layer.name, layer.neuron, recording, shape)
@@ -158,7 +162,6 @@ class ChipCounter:
     ) -> int:
         """Count (neuron, step) pairs that an event reaches, also one of an earlier step through a delay or loop."""
         fan_outs = self.fan_outs[layer.name]
-        active = active.reshape(*alive.shape, -1)
         if layer.name not in self.loops and list(fan_outs) == [0]:
             return int(fan_outs[0].touched_count(_paid_frames(active, alive)).sum())
         reached = [
@@ -171,6 +174,7 @@ class ChipCounter:
 
     def bytes_per_sample(self, inputs: Array) -> int:
         """Return about how much a sample and its recording take."""
+        # Spikes are bytes.
         features = prod(inputs.shape[2:])
         features += sum(prod(layer.output_shape) for layer in self.network.layers)
         return features * inputs.shape[1]
@@ -183,7 +187,7 @@ class ChipCounter:
     def _ledger(self) -> list[LedgerRow]:
         rows: list[LedgerRow] = []
         arriving = self.network.input.shape
-        if self.network.input.neuron is not None:
+        if INPUT_LAYER in self.tallies:
             note = "bias_adds at every step, neuron_updates and spikes; nothing arrives by synapse"
             rows.append(LedgerRow(INPUT_LAYER, "CUBA", "counted", note))
         for layer in self.network.layers:
@@ -212,7 +216,7 @@ class ChipCounter:
     def _sizes(self) -> dict[str, LayerSizes]:
         sizes = {}
         arriving = prod(self.network.input.shape)
-        if self.network.input.neuron is not None:
+        if INPUT_LAYER in self.tallies:
             sizes[INPUT_LAYER] = LayerSizes(
                 outputs=arriving,
                 biases=arriving,
@@ -250,19 +254,6 @@ def _count_neurons(
     paid = _paid_frames(spikes, alive)
     tally.add("neuron_updates", len(paid) * neurons)
     tally.add("spikes", np.count_nonzero(paid))
-
-
-def _count_acting(
-    active: Mask,
-    layer: Dense,
-    lengths: Int64,
-) -> int:
-    """Count events that act through at least one synapse before the inference ends, each once."""
-    samples, steps = active.shape[:2]
-    assert layer.delay_int is not None  # the caller saw several delays
-    first_acts = np.arange(steps)[:, None] + layer.delay_int.min(axis=0)
-    acts = first_acts < lengths[:, None, None]
-    return int(np.count_nonzero(active.reshape(samples, steps, -1) & acts))
 
 
 def _later(active: Mask, steps: int) -> Mask:

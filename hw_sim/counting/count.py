@@ -15,8 +15,6 @@ from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, blocks
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.network import ChipNetwork
 
-POOLING = ("folded", "float")
-
 
 class _Counter(Protocol):
     def feed(self, inputs: Array, lengths: Int64) -> None: ...
@@ -57,7 +55,7 @@ def count(
         ChipError: inputs that do not fit a chip network.
         knarr.export.ExportError: a graph that `step_nir` refuses, or inputs that do not fit it.
     """
-    if pooling not in POOLING:
+    if pooling not in ("folded", "float"):
         raise CountError(f"pooling: {pooling!r}; choose folded or float")
     counter = _counter(model, dt_s, pooling)
     counted = 0

@@ -81,7 +81,9 @@ class LayerCounts:
                 raise CountError(
                     f"{field.name}: {value!r} is not an exact number >= 0; pass int or Fraction"
                 )
+            # An int becomes a Fraction too, so that means divide exactly.
             object.__setattr__(self, field.name, Fraction(value))
+        # A count that is a part of another one is a slip of the counter where it is larger.
         for smaller, larger in (
             ("acc_nonzero", self.acc),
             ("mac_nonzero", self.mac),
@@ -208,6 +210,7 @@ class OperationCounts:
                 )
         for field in ("layers", "effective", "effective_nonzero", "sizes", "per_step", "spread"):
             mapping = getattr(self, field)
+            # A frozen dataclass would still let its dictionaries be written to.
             if mapping is not None:
                 object.__setattr__(self, field, MappingProxyType(dict(mapping)))
 

@@ -74,7 +74,8 @@ class AxisWindow:
     def _sources(self, taps: Sequence[int]) -> tuple[Int64, Mask]:
         """Return the input positions that each output reads through these taps, and whether they exist."""
         offsets = self.dilation * np.asarray(taps) - self.padding
-        source = self.stride * np.arange(self.outputs)[:, None] + offsets
+        starts = self.stride * np.arange(self.outputs)
+        source = starts[:, None] + offsets
         return source, (source >= 0) & (source < self.inputs)
 
     def footprint(self, outputs: set[int]) -> set[int]:
@@ -174,11 +175,6 @@ class FanOut:
     groups: int = 1
     no_autapses: bool = False
     present: Mask | None = None
-
-    @property
-    def inputs(self) -> int:
-        """Number of input elements."""
-        return int(self.stored.size)
 
     @property
     def outputs(self) -> tuple[int, ...]:

@@ -75,6 +75,7 @@ class GraphCounter:
     def bytes_per_sample(self, inputs: Array) -> int:
         """Return about how much a sample takes while it is counted."""
         values = sum(prod(self.paths.leaving[name]) for name in self.paths.names)
+        # The stepper computes in float32.
         return 4 * values + inputs[:1].nbytes
 
     def finish(self) -> OperationCounts:
@@ -83,7 +84,14 @@ class GraphCounter:
             name: tally for name, tally in self.tallies.items() if name not in self.plan.refused
         }
         sizes = {name: self._sizes(name) for name in counted}
-        return assemble(counted, self._ledger(), sizes, self.samples, self.steps, self.pooling)
+        return assemble(
+            counted,
+            self._ledger(),
+            sizes,
+            self.samples,
+            self.steps,
+            self.pooling,
+        )
 
     def _ledger(self) -> list[LedgerRow]:
         rows: list[LedgerRow] = []
@@ -129,21 +137,22 @@ class GraphCounter:
     def _sizes(self, row: str) -> LayerSizes:
         nodes = self.paths.nodes
         sites = [site for site in self.plan.sites if site.row == row]
-        forward = [route.fan_out for site in sites if not site.own_spikes for route in site.routes]
         every = [route.fan_out for site in sites for route in site.routes]
+        # A layer's own spikes are no inputs of it.
+        arriving = [site for site in sites if not site.own_spikes]
+        forward = [route.fan_out for site in arriving for route in site.routes]
         neurons = [name for name, owner in self.plan.owner.items() if owner == row]
-        outputs = [prod(self.paths.leaving[name]) for name in neurons]
+        outputs = sum(prod(self.paths.leaving[name]) for name in neurons)
         # A layer without synapses or neurons, such as a pool, is as large as what arrives.
         alone = prod(self.paths.entering[row]) if row in nodes else 0
         largest = max((prod(fan_out.outputs) for fan_out in forward), default=alone)
         return LayerSizes(
-            inputs=sum(fan_out.inputs for fan_out in forward) or alone,
-            outputs=sum(outputs) or largest,
+            inputs=sum(fan_out.stored.size for fan_out in forward) or alone,
+            outputs=outputs or largest,
             weights=sum(fan_out.weight_words for fan_out in every),
             biases=sum(np.size(nodes[site.name].bias) for site in sites if site.bias),
             states=sum(
-                _states_per_neuron(nodes[name]) * size
-                for name, size in zip(neurons, outputs, strict=True)
+                _states_per_neuron(nodes[name]) * prod(self.paths.leaving[name]) for name in neurons
             ),
             kernel=sum(fan_out.kernel_words for fan_out in forward),
             convolution=isinstance(nodes.get(row), CONVS),
@@ -175,10 +184,9 @@ class _Batch:
         self.plan, self.paths, self.tallies = counter.plan, counter.paths, counter.tallies
         for tally in self.tallies.values():
             tally.begin(run.samples)
-        longest = max((route.lag for site in self.plan.sites for route in site.routes), default=0)
-        # What nodes gave in this step and those before it, the latest first.
-        self.past: deque[Values] = deque(maxlen=longest + 1)
-        self.before: Values = {}
+        lags = [route.lag for site in self.plan.sites for route in site.routes]
+        # What nodes gave in this step and those before it, the latest first; merges look one step back.
+        self.past: deque[Values] = deque(maxlen=1 + max([1, *lags]))
         self.touched = _Touched(self.plan)
         self.pool_windows = {
             name: pool_fan_out(self.paths, name).stored for name in self.plan.pools
@@ -186,7 +194,6 @@ class _Batch:
 
     def step(self, t: int, x: torch.Tensor) -> None:
         """Run one step and count it."""
-        self.before = self.run.before
         value = self.run.step(x)
         self.past.appendleft(value)
         alive = t < self.lengths
@@ -243,6 +250,7 @@ class _Batch:
             adds = np.maximum(np.sum(active, axis=0) - 1, 0)
             self.tallies[name].add("merge_adds", adds[alive].sum())
         for name in self.plan.scales:
+            # A multiplication with 0 is skipped, as that of a silent synapse is.
             scaled = np.count_nonzero(self._arriving(name)[alive])
             self.tallies[name].add("elementwise", scaled)
         for name, windows in self.pool_windows.items():
@@ -251,9 +259,13 @@ class _Batch:
 
     def _parts(self, name: str) -> list[torch.Tensor]:
         """Return what each source of a node gives it in this step."""
-        now = self.past[0]
-        sources = self.paths.sources(name)
-        return [(self.before if lag else now)[source] for source, lag in sources]
+        return [self._given(source, lag) for source, lag in self.paths.sources(name)]
+
+    def _given(self, source: str, lag: int) -> torch.Tensor:
+        if lag < len(self.past):
+            return self.past[lag][source]
+        # Before the first step every neuron was silent.
+        return self.run.rest[source]
 
     def _arriving(self, name: str) -> Array:
         # One after another, as the stepper adds them: floats depend on the order.
@@ -263,10 +275,7 @@ class _Batch:
     def _frames(self, site: Site, route: Route) -> Array:
         if route.source is None:
             return self._arriving(site.node)
-        if route.lag < len(self.past):
-            return self.past[route.lag][route.source].numpy()
-        # Before the first step every neuron was silent.
-        return self.run.rest[route.source].numpy()
+        return self._given(route.source, route.lag).numpy()
 
 
 @dataclass
@@ -275,7 +284,7 @@ class _Feed:
 
     Args:
         site: where the currents come from.
-        lag: steps that they wait in loops, 0 or 1.
+        lag: steps that they wait in loops.
         changes: what pools that are not folded and Delays make of a mask, in order.
     """
 
@@ -303,13 +312,13 @@ class _Touched:
             ]
             bare = [site for site in plan.sites if site.is_bare and site.node == name]
             self.feeds[name] = feeds + [_Feed(site, 0, []) for site in bare]
-        # A bias reaches its neurons in every step.
-        self.always = {
-            name for name, feeds in self.feeds.items() if any(feed.site.bias for feed in feeds)
-        }
-        # Where events take one path alone, its outputs can be counted without making their masks.
+        self.always: set[str] = set()
         self.direct: dict[str, Site] = {}
         for name, feeds in self.feeds.items():
+            # A bias reaches its neurons in every step.
+            if any(feed.site.bias for feed in feeds):
+                self.always.add(name)
+            # Where events take one path alone, its outputs can be counted without making their masks.
             alone = len(feeds) == 1 and len(feeds[0].site.routes) == 1
             if alone and feeds[0].lag == 0 and not feeds[0].changes:
                 self.direct[name] = feeds[0].site
@@ -332,8 +341,9 @@ class _Touched:
         shape = self.paths.leaving[node]
 
         def delayed(mask: Mask) -> Mask:
-            frames = torch.from_numpy(mask.reshape(len(mask), *shape).astype(np.float32))
-            return line(frames).numpy().reshape(len(mask), -1) > 0
+            frames = mask.reshape(len(mask), *shape).astype(np.float32)
+            moved = line(torch.from_numpy(frames)).numpy()
+            return moved.reshape(len(mask), -1) > 0
 
         return delayed
 

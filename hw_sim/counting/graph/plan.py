@@ -74,6 +74,7 @@ class EventPaths:
         self.delays = run.delays
         self.entering, self.leaving = run.entering, run.leaving
         self.folded = pooling == "folded"
+        # A grouped convolution may have been written as one with zeros between its groups.
         self.nodes = {name: restore_groups(node) for name, node in run.nodes.items()}
         self.targets: dict[str, list[Neighbour]] = {name: [] for name in self.nodes}
         for name in self.names:
@@ -170,7 +171,7 @@ class EventPaths:
                 for source, lag in self.sources(path.source):
                     waiting.append(Path(source, path.lag + lag, passed))
         raise CountError(
-            f"node '{name}': more than {MAX_PATHS} ways of events lead here; put neurons between"
+            f"node '{name}': more than {MAX_PATHS} paths of events lead here; put neurons between"
         )
 
     def arrivals(self, name: str) -> list[Path]:
@@ -181,7 +182,8 @@ class EventPaths:
 
     def bare_events(self, name: str) -> list[Path]:
         """Return the arrivals of events that no synapse turns into currents."""
-        return [path for path in self.arrivals(name) if "currents" not in self.carries(path.source)]
+        arrivals = self.arrivals(name)
+        return [path for path in arrivals if "currents" not in self.carries(path.source)]
 
     def _chain(
         self, name: str, neighbours: Callable[[str], list[Neighbour]]
@@ -205,8 +207,8 @@ class EventPaths:
             if lag or shared or target in self.stops | self.cutters:
                 break
             passed.append(target)
-        ends = {end for end, _ in self.targets[[name, *passed][-1]]}
-        if ends & self.synapses:
+        last = [name, *passed][-1]
+        if self.synapses.intersection(end for end, _ in self.targets[last]):
             return []  # what lies before a synapse folds into that one
         # Outputs of other synapses have no two axes that a pool could slide over.
         if self.pools.intersection(passed) and not isinstance(self.nodes[name], nir.Conv2d):
@@ -247,6 +249,7 @@ class EventPaths:
     def own_loop(self, name: str) -> str | None:
         """Return the neuron that a synapse joins with itself alone, one step later or more."""
         node = self.nodes[name]
+        # Only a square matrix can join neurons with themselves.
         if not isinstance(node, MATRICES) or len(set(np.shape(node.weight))) != 1:
             return None
         before = self._end_of_chain(name, self.sources)
@@ -270,8 +273,9 @@ class EventPaths:
                 return node, lags, delays
             delays += self.delay(node)
             folded = self.folded and node in self.scales - self.cutters
-            passive = (nir.Input, nir.Output, nir.Flatten, nir.Delay)
-            if not folded and not isinstance(self.nodes[node], passive):
+            # These change neither how much passes nor where to.
+            passive = isinstance(self.nodes[node], (nir.Flatten, nir.Delay))
+            if not folded and not passive:
                 return None
         return None
 
@@ -308,6 +312,7 @@ def site_fan_out(
         behind = [axis_windows(paths, pool) for pool in folded]
         axes = _axes(axis_windows(paths, name), before, behind)
         return FanOut(np.asarray(node.weight), axes, int(node.groups))
+    # Without pools the axes of what arrives make no difference.
     shape = paths.leaving[pools[-1]] if pools else (prod(paths.entering[name]),)
     if not isinstance(node, MATRICES):
         return _identity(shape, before)
@@ -329,7 +334,8 @@ def axis_windows(paths: EventPaths, name: str) -> list[AxisWindow]:
         padding = ints(node.padding, axes)
     elif node.padding == "same":
         # torch puts the odd zero behind.
-        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+        pairs = zip(dilation, kernel, strict=True)
+        padding = tuple(spacing * (taps - 1) // 2 for spacing, taps in pairs)
     shapes = paths.entering[name][1:], paths.leaving[name][1:]
     geometry = zip(*shapes, kernel, stride, padding, dilation, strict=True)
     return [AxisWindow(*(int(value) for value in axis)) for axis in geometry]
@@ -442,17 +448,19 @@ class CountingPlan:
         place = {name: at for at, name in enumerate(paths.names)}
         bare = {site.row: place[site.node] for site in self.sites}
         # A row named like a node stands where the node does, whatever other sites count in it.
-        self.rows.sort(key=(bare | place).__getitem__)
+        self.rows = sorted(dict.fromkeys(self.rows), key=(bare | place).__getitem__)
         self.sites = [site for site in self.sites if site.name not in self.refused]
 
     def _add_synapse(self, name: str) -> None:
         paths = self.paths
         neuron = paths.own_loop(name)
         row = name if neuron is None else self.owner.get(neuron, name)
-        self._add_row(row)
+        self.rows.append(row)
         routes = self._routes(name)
         waits = paths.waits(name)
-        if waits is not None and (neuron is not None or isinstance(paths.nodes[name], CONVS)):
+        # Only the rows of a matrix can be parted by how long their outputs wait.
+        whole = neuron is not None or isinstance(paths.nodes[name], CONVS)
+        if waits is not None and whole:
             what = "behind a convolution" if neuron is None else "in a neuron's own loop"
             self.refused[name] = (
                 f"delays that differ between outputs {what} have no rule; give all the same delay"
@@ -462,11 +470,18 @@ class CountingPlan:
             itself = own_fan_out(np.asarray(paths.nodes[name].weight))
             routes = [replace(route, fan_out=itself) for route in routes]
         routes = [delayed for route in routes for delayed in _by_wait(paths, name, route)]
-        self.sites.append(
-            Site(name, name, row, tuple(routes), self._biased(name), neuron is not None)
+        site = Site(
+            name,
+            name,
+            row,
+            tuple(routes),
+            bias=self._biased(name),
+            own_spikes=neuron is not None,
         )
+        self.sites.append(site)
         if not paths.folded and len(paths.sources(name)) > 1:
             self.merges.append(name)
+        # Neurons fed by several synapses are counted with the first of them.
         for target in paths.fed_neurons(name):
             self.owner.setdefault(target, row)
 
@@ -505,16 +520,12 @@ class CountingPlan:
             label = "->".join([path.source, *path.passed, name])
             route = self._route(name, path)
             if route is not None:
-                self._add_row(label)
+                self.rows.append(label)
                 self.sites.append(Site(label, name, label, (route,)))
                 self.owner.setdefault(name, label)
         if name not in self.owner:  # only a loop of later synapses feeds it
             self.owner[name] = name
             self.rows.append(name)
-
-    def _add_row(self, row: str) -> None:
-        if row not in self.rows:
-            self.rows.append(row)
 
     def _biased(self, name: str) -> int:
         """Count the neurons that get a bias from a synapse; NIR stores zeros where there is none."""
@@ -567,7 +578,7 @@ class CountingPlan:
         else:
             self.scales.append(name)
             note = "elementwise: one multiplication per element that is not 0"
-        self._add_row(name)
+        self.rows.append(name)
         if into:
             note += f"; folded into {into}, yet others hear it as it is"
         self._pass(name, "counted", note)
@@ -597,6 +608,7 @@ def _by_wait(
     for delay in np.unique(steps).tolist():
         present = np.broadcast_to((steps == delay)[:, None], weight.shape)
         part = FanOut(weight, present=present)
-        repeated = delay > steps.min()
-        found.append(replace(route, fan_out=part, wait=delay, repeated=bool(repeated)))
+        # Events are counted with the outputs that wait least, which they reach before the inference ends if any.
+        repeated = bool(delay > steps.min())
+        found.append(replace(route, fan_out=part, wait=delay, repeated=repeated))
     return found

@@ -111,6 +111,7 @@ def _unique(node: Any, names: set[str]) -> str:
     name: str = node.name or f"{node.op_type}:{output}"
     if name in names:
         name = f"{name}:{output}"
+    # A node without outputs adds nothing to tell it by.
     while name in names:
         name += "'"
     return name
@@ -202,6 +203,7 @@ def _effective_counts(
     with _refusals():
         session = session_of(_showing(graph, watched))
     stored, nonzero = dict.fromkeys(products, 0), dict.fromkeys(products, 0)
+    # One at a time, so that a model's results cannot depend on the batch.
     for sample in inputs:
         values = {name: sample[None]}
         # An empty list would ask for all outputs.
@@ -220,11 +222,11 @@ def _effective_counts(
                 with_zeros, without = product.count(values)
                 stored[layer] += with_zeros
                 nonzero[layer] += without
-    samples = len(inputs)
-    return (
-        {layer: Fraction(total, samples) for layer, total in stored.items()},
-        {layer: Fraction(total, samples) for layer, total in nonzero.items()},
+    effective, effective_nonzero = (
+        {layer: Fraction(total, len(inputs)) for layer, total in totals.items()}
+        for totals in (stored, nonzero)
     )
+    return effective, effective_nonzero
 
 
 def _checked_input(graph: OnnxGraph, inputs: Array) -> str:

@@ -51,7 +51,10 @@ def _matrix_product(node: OnnxNode) -> NodeCounts:
     if bias and attributes.get("beta", 1.0) != 1.0:
         rescaled += prod(graph.shape(bias))
     # Axis of each side that is summed over, of the last two.
-    inner = -2 if attributes.get("transA", 0) else -1, -1 if attributes.get("transB", 0) else -2
+    inner = (
+        -2 if attributes.get("transA", 0) else -1,
+        -1 if attributes.get("transB", 0) else -2,
+    )
     # Zero points are given per row of the left side and per column of the right one.
     zero_axes = -2, -1
     factors, summed = [], []
@@ -102,7 +105,8 @@ def _einsum(node: OnnxNode) -> NodeCounts:
         factor(graph, tensor, partial(_sum_unshared, term=term, shared=shared))
         for term, tensor in zip(terms, tensors, strict=True)
     )
-    kernel = prod(sizes[label] for label in set(terms[1]) - set(terms[0]))
+    unshared = set(terms[1]) - set(terms[0])
+    kernel = prod(sizes[label] for label in unshared)
     return product_row(node, Product(a, b), kernel=kernel)
 
 
@@ -207,7 +211,8 @@ def _lengths(
 def _weight(graph: OnnxGraph, name: str) -> Factor:
     """Make a factor of weights (directions, rows, columns), of which each column meets one input."""
     partners = partial(np.sum, axis=1, dtype=np.int64)
-    return Factor(graph.shape(name), partners, name, graph.constant(name, "weight"), weight=True)
+    value = graph.constant(name, "weight")
+    return Factor(graph.shape(name), partners, name, value, weight=True)
 
 
 def _inputs_read(
@@ -218,7 +223,8 @@ def _inputs_read(
     """Count the elements that each direction reads: (steps, batch, features) -> (directions, features)."""
     steps = np.arange(len(mask))[:, None]
     walked = steps < lengths
-    counts = (mask & walked[..., None]).sum(axis=(0, 1), dtype=np.int64)
+    elements = mask & walked[..., None]
+    counts = elements.sum(axis=(0, 1), dtype=np.int64)
     return np.broadcast_to(counts, (directions, len(counts)))
 
 
@@ -234,7 +240,8 @@ def _states_read(
         # The last state of each walk does not come back, which is the first one in time where it runs backward.
         last = 0 if backward else lengths - 1
         back = (step < lengths) & (step != last)
-        counts.append((mask[:, direction] & back[..., None]).sum(axis=(0, 1), dtype=np.int64))
+        states = mask[:, direction] & back[..., None]
+        counts.append(states.sum(axis=(0, 1), dtype=np.int64))
     return np.asarray(counts)
 
 

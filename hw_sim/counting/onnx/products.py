@@ -78,6 +78,7 @@ class Factor:
     def _nonzero(self, values: Values) -> Int64:
         value = values[self.tensor] if self.value is None else self.value
         zero = values[self.zero] if isinstance(self.zero, str) else self.zero
+        # A vector of zero points lies along its axis, and numpy would broadcast it along the last.
         if zero is None:
             zero = np.asarray(0)
         elif zero.size == 1:

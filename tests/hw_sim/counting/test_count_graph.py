@@ -208,13 +208,13 @@ def test_delays_of_a_chip_network(delays: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["folded", "float"])
-def test_many_ways_are_refused(pooling: str) -> None:
+def test_many_paths_are_refused(pooling: str) -> None:
     edges, nodes, last = "i>w n>o", {"w": ONE, "n": relay(3)}, "w"
     for at in range(15):
         nodes |= {f"{kind}{at}": nir.Scale(np.full(3, 0.5)) for kind in "abc"}
         edges += f" {last}>a{at} {last}>b{at} a{at}>c{at} b{at}>c{at}"
         last = f"c{at}"
-    with pytest.raises(CountError, match="ways of events"):
+    with pytest.raises(CountError, match="paths of events"):
         total(wired(f"{edges} {last}>n", **nodes), X, pooling)
 
 
