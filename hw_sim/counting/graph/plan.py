@@ -273,9 +273,9 @@ class EventPaths:
                 return node, lags, delays
             delays += self.delay(node)
             folded = self.folded and node in self.scales - self.cutters
-            # These change neither how much passes nor where to.
-            passive = isinstance(self.nodes[node], (nir.Flatten, nir.Delay))
-            if not folded and not passive:
+            # The ends of a nested graph stay as nodes of the opened one.
+            passive = (nir.Input, nir.Output, nir.Flatten, nir.Delay)
+            if not folded and not isinstance(self.nodes[node], passive):
                 return None
         return None
 
