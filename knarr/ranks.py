@@ -8,7 +8,9 @@ import os
 
 
 def rank() -> int:
-    """Return the number of this process, from 0; only rank 0 writes files and speaks to the user."""
+    """Return the number of this process, from 0; only rank 0 writes files and speaks to the
+    user.
+    """
     return int(os.environ["RANK"]) if _started_by_torchrun() else 0
 
 

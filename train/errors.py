@@ -14,7 +14,8 @@ class DataError(KnarrError, ValueError):
 
     Args:
         file: The file or folder at fault.
-        reason: ``kind: observed vs allowed; cure``. Readers that skip bad records count them by `kind`.
+        reason: ``kind: observed vs allowed; cure``. Readers that skip bad records count them by
+            `kind`.
         record: The record at fault (a sequence, trial or segment), where there is one.
 
     Attributes:
@@ -31,7 +32,8 @@ class DataError(KnarrError, ValueError):
         super().__init__(f"{where}: {self.reason}")
 
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str, str | None]]:
-        # Without this an error raised in a data loader's worker process loses its arguments on the way back.
+        # Without this an error raised in a data loader's worker process loses its arguments on the
+        # way back.
         return type(self), (self.file, self.reason, self.record)
 
     @property

@@ -1,4 +1,6 @@
-"""Recipes: every setting of a run in one checked, frozen object, read from YAML and changed by dotted path."""
+"""Recipes: every setting of a run in one checked, frozen object, read from YAML and changed by
+dotted path.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,8 @@ def parse_recipe(text: str, origin: str) -> Recipe:
 
 
 def check_recipe(settings: Any, origin: str) -> Recipe:
-    """Make a recipe from plain values, as YAML or `model_dump` give them; `origin` names it in errors.
+    """Make a recipe from plain values, as YAML or `model_dump` give them; `origin` names it in
+    errors.
 
     Raises:
         RecipeError: An unknown system, or settings that do not fit, all of which are named.
@@ -109,8 +112,8 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
     Args:
         recipe: Stays as it is.
-        settings: Dotted path -> plain value, as YAML gives it; set in this order. A path may name a whole mapping
-            (`student.fit`), which is then replaced as a whole.
+        settings: Dotted path -> plain value, as YAML gives it; set in this order. A path may name a
+            whole mapping (`student.fit`), which is then replaced as a whole.
 
     Raises:
         RecipeError: A path that the recipe does not have, or a value that does not fit.
@@ -123,7 +126,8 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Return path and value of `path=value` on a command line; the value is YAML, so that 3, true and [16, 32] are what they seem.
+    """Return path and value of `path=value` on a command line; the value is YAML, so that 3, true
+    and [16, 32] are what they seem.
 
     Raises:
         RecipeError: No `=`, or a value that is not YAML.
@@ -166,7 +170,8 @@ def assert_path(recipe: Recipe, path: str) -> None:
 def fault_of(recipe: Recipe, path: str, value: Any) -> str | None:
     """Return why one value does not fit a setting by itself; None where it does.
 
-    What a recipe refuses about several settings together is not looked for: another value beside it may cure that.
+    What a recipe refuses about several settings together is not looked for: another value beside it
+    may cure that.
     """
     plain = recipe.model_dump(mode="json")
     _set(recipe, plain, path, value)
@@ -174,8 +179,8 @@ def fault_of(recipe: Recipe, path: str, value: Any) -> str | None:
         type(recipe).model_validate(plain)
     except ValidationError as error:
         for fault in error.errors():
-            # A place has every part of the path in order, with the names of alternatives ("eyes") between them. Each
-            # `in` goes on from where the one before has stopped.
+            # A place has every part of the path in order, with the names of alternatives ("eyes")
+            # between them. Each `in` goes on from where the one before has stopped.
             place = iter(map(str, fault["loc"]))
             if all(part in place for part in path.split(".")):
                 return in_words(fault)

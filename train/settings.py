@@ -1,5 +1,5 @@
-"""Settings that all recipes share: how a network is fitted, how a student is deployed; and YAML that people write, read without
-surprises.
+"""Settings that all recipes share: how a network is fitted, how a student is deployed; and YAML
+that people write, read without surprises.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class RecipeError(KnarrError, ValueError):
 
 
 class SettingsError(RecipeError):
-    """Settings that are each allowed, but make no network, or no fit on these data: a sweep goes on without them."""
+    """Settings that are each allowed, but make no network, or no fit on these data: a sweep goes on
+    without them.
+    """
 
 
 class Frozen(BaseModel):
@@ -43,19 +45,24 @@ class Fit(Frozen):
 
     Args:
         epochs: Epochs to fit at most.
-        batch_size: Clips in a batch of each process; torchrun may start several, whose gradients are averaged.
+        batch_size: Clips in a batch of each process; torchrun may start several, whose gradients
+            are averaged.
         learning_rate: The highest learning rate of the schedule.
         weight_decay: Decoupled for "adamw"; an L2 gradient for "adam" and "sgd".
         optimiser: "adamw", "adam" or "sgd".
         momentum: Momentum of "sgd".
         amsgrad: Take the largest second moment so far; "adamw" and "adam".
-        schedule: "one_cycle" over all steps (Smith 2018, arXiv 1708.07120), "exponential", times `decay` every epoch, or "constant".
+        schedule: "one_cycle" over all steps (Smith 2018, arXiv 1708.07120), "exponential", times
+            `decay` every epoch, or "constant".
         decay: Factor of "exponential".
-        patience: Epochs without a better validation accuracy after which the fit ends; None for none.
-        select: Epoch whose weights are kept: the "last", or the best one on the "val" data (accuracy, then loss). The
-            published code of SEEN keeps the "best_on_test": all training data are fitted on and every epoch is scored on the test
-            set. What that reports is no estimate for other data; it is there to be compared with their numbers.
-        precision: "full" is float32; "mixed" computes in bfloat16 where the weights allow it on a GPU, and in float32 without one.
+        patience: Epochs without a better validation accuracy after which the fit ends; None for
+            none.
+        select: Epoch whose weights are kept: the "last", or the best one on the "val" data
+            (accuracy, then loss). The published code of SEEN keeps the "best_on_test": all training
+            data are fitted on and every epoch is scored on the test set. What that reports is no
+            estimate for other data; it is there to be compared with their numbers.
+        precision: "full" is float32; "mixed" computes in bfloat16 where the weights allow it on a
+            GPU, and in float32 without one.
         tensorboard: Write tensorboard/<network> beside metrics.csv.
     """
 
@@ -80,7 +87,8 @@ class DeploySettings(Frozen):
     Args:
         weight_bits: Signed bits of a weight.
         lava_samples: Test clips that Lava runs.
-        calibration_samples: Clips of the training split by which scales are chosen; 0 chooses them from the weights alone.
+        calibration_samples: Clips of the training split by which scales are chosen; 0 chooses them
+            from the weights alone.
         allow_approximate: Lower layers that the chip cannot hold exactly, see docs/deploy.md.
     """
 
@@ -91,24 +99,30 @@ class DeploySettings(Frozen):
 
 
 class ChipSettings(Frozen):
-    """How a lowered student is fitted on in the chip's own arithmetic; `chip: {}` takes all of it as it is.
+    """How a lowered student is fitted on in the chip's own arithmetic; `chip: {}` takes all of it
+    as it is.
 
-    The fit starts from the float student's weights in the scales that lowering chose, beside the same teacher and with the same loss.
-    What is kept is the epoch that is right most often on the validation data, of those within the goal where there is one, and
-    `student.net` holds its very integers.
+    The fit starts from the float student's weights in the scales that lowering chose, beside the
+    same teacher and with the same loss. What is kept is the epoch that is right most often on the
+    validation data, of those within the goal where there is one, and `student.net` holds its very
+    integers.
 
     Args:
         weight_bits: Signed bits of a weight, in place of `deploy.weight_bits`.
         epochs: Epochs in the chip's arithmetic.
         batch_size: Clips in a batch; None for the student's own.
-        learning_rate: The highest rate of a one-cycle schedule, for everything learned. Weights are in thresholds, steps and decays
-            relative to their start.
+        learning_rate: The highest rate of a one-cycle schedule, for everything learned. Weights are
+            in thresholds, steps and decays relative to their start.
         weight_decay: Decay of weights, decoupled.
-        learn: What is learned: "weights", "steps" (scales, each layer's grid), "thresholds", "biases", "decays" (k of k/4096).
-        timesteps: The first so many of every clip; None for all. The chip runs no more of them anywhere.
-        acc_per_inference: Synaptic accumulates that an inference may cost, mean over clips; None for no limit. Those of the input's
-            own events are in it, and no training changes them; graded inputs multiply and are not.
-        acc_share: The same goal as a share of what the lowered network costs on the validation clips; give one of the two.
+        learn: What is learned: "weights", "steps" (scales, each layer's grid), "thresholds",
+            "biases", "decays" (k of k/4096).
+        timesteps: The first so many of every clip; None for all. The chip runs no more of them
+            anywhere.
+        acc_per_inference: Synaptic accumulates that an inference may cost, mean over clips; None
+            for no limit. Those of the input's own events are in it, and no training changes them;
+            graded inputs multiply and are not.
+        acc_share: The same goal as a share of what the lowered network costs on the validation
+            clips; give one of the two.
         acc_weight: Weight of the goal in the loss: weight * max(0, ACC / goal - 1).
         register_weight: Weight of sums and states that leave their registers.
         surrogate: Gradient of a spike over v / threshold - 1, as `Neuron` has it.
@@ -159,7 +173,8 @@ class DataSettings(Frozen):
 
     Args:
         kind: Name of the reader.
-        validation_fraction: Share of the groups (people, videos) that may be trained on, 0 < share < 1.
+        validation_fraction: Share of the groups (people, videos) that may be trained on, 0 < share
+            < 1.
     """
 
     kind: str
@@ -172,11 +187,15 @@ class DataSettings(Frozen):
 
     @property
     def generated_folder(self) -> str | None:
-        """Name of the folder of data that knarr generates, made of the settings that they depend on; None for data that are read."""
+        """Name of the folder of data that knarr generates, made of the settings that they depend
+        on; None for data that are read.
+        """
         return None
 
     def generate(self, root: Path, progress: Callable[[int, int], None] | None = None) -> None:
-        """Write generated data to a folder that does not exist; `progress` is called with (clips done, clips in all)."""
+        """Write generated data to a folder that does not exist; `progress` is called with (clips
+        done, clips in all).
+        """
         raise NotImplementedError
 
 
@@ -223,7 +242,9 @@ class Recipe(Frozen):
 
     @property
     def chosen_on_test(self) -> tuple[str, ...]:
-        """Networks whose weights are chosen by their accuracy on the test data: what is said of them there is no estimate."""
+        """Networks whose weights are chosen by their accuracy on the test data: what is said of
+        them there is no estimate.
+        """
         return tuple(
             network
             for network in ("teacher", "student")
@@ -276,7 +297,8 @@ def in_words(fault: ErrorDetails) -> str:
     """Say what one fault is: what was there, what is allowed, and what to do."""
     kind, said = fault["type"], fault["msg"]
     if kind in _VALIDATOR_FAULTS:
-        # Our own validators word their errors themselves; pydantic puts "Value error, " before them.
+        # Our own validators word their errors themselves; pydantic puts "Value error, " before
+        # them.
         return said.partition(", ")[2]
     if kind == "extra_forbidden":
         return "no such setting; correct its name or remove it"
@@ -288,7 +310,9 @@ def in_words(fault: ErrorDetails) -> str:
 
 
 def _place(fault: ErrorDetails, given: Any) -> str:
-    """Return the dotted path of a fault; pydantic puts names of alternatives ("eyes") between its parts."""
+    """Return the dotted path of a fault; pydantic puts names of alternatives ("eyes") between its
+    parts.
+    """
     return ".".join(map(str, _parts(fault, given)))
 
 
@@ -301,13 +325,15 @@ def _parts(fault: ErrorDetails, at: Any) -> Iterator[int | str]:
         if found:
             at = at[part]
         elif fault["type"] != "missing" or number < len(fault["loc"]):
-            # The name of an alternative, which the user has not written. What is missing is not there either, but
-            # its own name comes last.
+            # The name of an alternative, which the user has not written. What is missing is not
+            # there either, but its own name comes last.
             continue
         yield part
 
 
 def short(value: Any) -> str:
-    """Show a value in some sixty characters, however much it holds: a few bytes of YAML can name a list of billions."""
+    """Show a value in some sixty characters, however much it holds: a few bytes of YAML can name a
+    list of billions.
+    """
     text = value if isinstance(value, str) and value.isprintable() and value else _REPR.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

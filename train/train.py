@@ -1,4 +1,6 @@
-"""The train stage: recipe and data in, teacher and student out, each skipped when its file is already there."""
+"""The train stage: recipe and data in, teacher and student out, each skipped when its file is
+already there.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from knarr.train.systems.registry import system_of
 
 TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 STUDENT_SEED = 1_000_000
-"""Added to the run's seed for the student's fit, so that its batches and its dropout are not the teacher's."""
+"""Added to the run's seed for the student's fit, so that its batches and its dropout are not the
+teacher's.
+"""
 EVALUATION_BATCH = 50
 """Clips that are evaluated at once."""
 Logits = Callable[[nn.Module, Batch], torch.Tensor]
@@ -62,7 +66,8 @@ def train_student(
     run_folder: Path,
     callbacks: tuple[Callback, ...] = (),
 ) -> nn.Module:
-    """Return the run's student in its saved form, distilled from the teacher: loaded where it is finished, else resumed or begun.
+    """Return the run's student in its saved form, distilled from the teacher: loaded where it is
+    finished, else resumed or begun.
 
     Args:
         recipe: Recipe of the run.
@@ -127,7 +132,8 @@ def _fit(
     settings: Fit = getattr(recipe, network_name).fit
     validation_clips: Clips = data.train
     if settings.select == "best_on_test":
-        # The published code that this repeats sets nobody aside: all are fitted on, and the test set chooses the epoch.
+        # The published code that this repeats sets nobody aside: all are fitted on, and the test
+        # set chooses the epoch.
         train, validation = np.arange(len(data.train.labels)), np.arange(len(data.test.labels))
         validation_clips = data.test
     else:
@@ -162,7 +168,9 @@ def teacher_predictions(recipe: Recipe, teacher: nn.Module, clips: Clips) -> npt
 def student_predictions(
     recipe: Recipe, student: nn.Module, clips: Clips, chosen: Indices | None = None
 ) -> npt.NDArray[np.int64]:
-    """Return the class that the student, in its saved form, gives each clip, or each of the chosen ones, (N,)."""
+    """Return the class that the student, in its saved form, gives each clip, or each of the chosen
+    ones, (N,).
+    """
     return _classes(system_of(recipe).student_logits, student, clips, chosen)
 
 

@@ -1,4 +1,6 @@
-"""Fit a student whose teacher learns too: each step of the fit is one `adaptive_step`, and a killed one resumes with both."""
+"""Fit a student whose teacher learns too: each step of the fit is one `adaptive_step`, and a killed
+one resumes with both.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,10 @@ class FeedbackSetup:
         to_batch: Makes of a batch what the two are run on.
         student_loss: Makes of a teacher the loss that the student is validated by.
         settings: Settings of the loop.
-        heldout: Clips of the quiz where it is "heldout": none that are fitted on, validated on or tested.
-        file: Gets the weights of the teacher as the fit left it; those of the last epoch, whichever student is kept.
+        heldout: Clips of the quiz where it is "heldout": none that are fitted on, validated on or
+            tested.
+        file: Gets the weights of the teacher as the fit left it; those of the last epoch, whichever
+            student is kept.
     """
 
     teacher: nn.Module
@@ -49,7 +53,8 @@ class FeedbackSetup:
 
 
 class FeedbackFitter(Fitter):
-    """A student and a copy of its teacher. The copy, its optimiser and the student's travel in the checkpoint.
+    """A student and a copy of its teacher. The copy, its optimiser and the student's travel in the
+    checkpoint.
 
     Args:
         network: The student.
@@ -145,7 +150,9 @@ class FeedbackFitter(Fitter):
         return student, {"optimizer": teacher_optimiser}
 
     def _quiz(self, number: int) -> Batch:
-        """Return batch `number` of the held-out clips, over and over, or the one after batch `number`, after the last the first."""
+        """Return batch `number` of the held-out clips, over and over, or the one after batch
+        `number`, after the last the first.
+        """
         # By number and not by an iterator: a resumed epoch asks what an unbroken one does.
         lessons: Epoch = self.trainer.train_dataloader.dataset
         if self.feedback.settings.quiz == "next":

@@ -26,7 +26,9 @@ from knarr.train.settings import RecipeError
 METRICS = "metrics.csv"
 MEASURED = ("train_loss", "validation_loss", "validation_accuracy")
 ACCUMULATES = "validation_accumulates"
-"""Synaptic accumulates per inference, of fits in the chip's arithmetic alone; other rows are empty there."""
+"""Synaptic accumulates per inference, of fits in the chip's arithmetic alone; other rows are empty
+there.
+"""
 VALIDATED_ON = "validated_on"
 """`TEST` where what is called validation is the test data; other rows are empty there."""
 TEST = "test"
@@ -36,13 +38,16 @@ FIELDS = (*ALWAYS, ACCUMULATES, VALIDATED_ON)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that a kill cannot cut in half, unlike Lightning's own, which move a file across file systems."""
+    """Checkpoints that a kill cannot cut in half, unlike Lightning's own, which move a file across
+    file systems.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint in one move, with the number of processes that fit."""
-        # OneCycleLR keeps a function in its state, which weights_only rightly refuses; a new one has its own.
+        # OneCycleLR keeps a function in its state, which weights_only rightly refuses; a new one
+        # has its own.
         schedulers = []
         for state in checkpoint["lr_schedulers"]:
             schedulers.append({key: value for key, value in state.items() if not callable(value)})
@@ -85,7 +90,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class CsvLog(Callback):
-    """Writes one row per epoch to metrics.csv. The rows travel in the checkpoint: Lightning's CSVLogger starts anew on resume.
+    """Writes one row per epoch to metrics.csv. The rows travel in the checkpoint: Lightning's
+    CSVLogger starts anew on resume.
 
     Args:
         path: The file; rows of other networks in it stay.
@@ -102,7 +108,9 @@ class CsvLog(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the rows of a checkpoint; those that a killed epoch wrote after it are written over."""
+        """Take the rows of a checkpoint; those that a killed epoch wrote after it are written
+        over.
+        """
         self.rows = list(state_dict["rows"])
 
     def on_train_epoch_end(
@@ -172,7 +180,8 @@ class Best(Callback):
         score = self.score_of(trainer.callback_metrics)
         if self.score is None or score > self.score:
             self.score, self.epoch = score, trainer.current_epoch
-            # A copy, also where they are on the processor already: the next step changes them in place.
+            # A copy, also where they are on the processor already: the next step changes them in
+            # place.
             state = self.network.state_dict()
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
 
@@ -185,7 +194,8 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a state of exactly this module's names, shapes and dtypes; leaves the module in eval mode.
+    """Load a state of exactly this module's names, shapes and dtypes; leaves the module in eval
+    mode.
 
     Raises:
         RecipeError: The file is not safetensors or holds something else.

@@ -1,6 +1,7 @@
 """Fit a network with Lightning, alone or with the other processes of `torchrun`.
 
-A fit that was killed goes on where its last epoch ended and gives the same numbers as an unbroken one.
+A fit that was killed goes on where its last epoch ended and gives the same numbers as an unbroken
+one.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ from knarr.train.fitting.files import METRICS, AtomicCheckpoints, Best, CsvLog
 from knarr.train.settings import Fit, RecipeError
 
 Loss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
-"""(network, batch) -> (loss, (B, classes) logits). The loss is a mean over clips, or several processes cannot share a batch."""
+"""(network, batch) -> (loss, (B, classes) logits). The loss is a mean over clips, or several
+processes cannot share a batch.
+"""
 
 
 def rank_slice(clips: int, rank: int, processes: int) -> slice:
-    """Return which clips of a batch a process takes: in order, as equal as can be, none where there are too few."""
+    """Return which clips of a batch a process takes: in order, as equal as can be, none where there
+    are too few.
+    """
     # Ceiling division: the first ranks take what is left over.
     first, end = (-(-clips * edge // processes) for edge in (rank, rank + 1))
     return slice(first, end)
@@ -43,8 +48,9 @@ def rank_slice(clips: int, rank: int, processes: int) -> slice:
 class RankDataset(Dataset[Batch]):
     """A process's share of each batch of an epoch.
 
-    Each process makes the whole batch and takes its share, so that augmentation, drawn for a whole batch, is the same however many
-    they are; making batches costs little next to learning from them.
+    Each process makes the whole batch and takes its share, so that augmentation, drawn for a whole
+    batch, is the same however many they are; making batches costs little next to learning from
+    them.
     """
 
     def __init__(self, epoch: Epoch) -> None:
@@ -57,7 +63,8 @@ class RankDataset(Dataset[Batch]):
         whole = self.epoch[number]
         own = rank_slice(len(whole.labels), rank(), world_size())
         if own.start == own.stop:
-            # A loss needs a clip, and the other processes wait for this one's gradients; `Fitter` gives it the weight 0.
+            # A loss needs a clip, and the other processes wait for this one's gradients; `Fitter`
+            # gives it the weight 0.
             own = slice(0, 1)
         teacher_inputs = tuple(tensor[own] for tensor in whole.teacher_inputs)
         return Batch(whole.inputs[own], teacher_inputs, whole.labels[own])
@@ -122,13 +129,17 @@ class Fitter(lightning.LightningModule):
         return float(measured["validation_accuracy"]), -float(measured["validation_loss"])
 
     def _shares(self, count: int, number: int) -> tuple[int, int]:
-        """Return how many clips batch `number` has over all processes, and how many of them are this process's."""
+        """Return how many clips batch `number` has over all processes, and how many of them are
+        this process's.
+        """
         clips = min(self.batch_size, count - number * self.batch_size)
         own = rank_slice(clips, rank(), world_size())
         return clips, own.stop - own.start
 
     def _weighted(self, loss: torch.Tensor, clips: int, own: int) -> torch.Tensor:
-        """Weight a process's loss so that the plain mean over processes, which DDP takes, is that of the whole batch."""
+        """Weight a process's loss so that the plain mean over processes, which DDP takes, is that
+        of the whole batch.
+        """
         if world_size() == 1:
             return loss
         return loss * (world_size() * own / clips)
@@ -185,7 +196,8 @@ class _Data(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         epoch = self.trainer.current_epoch
-        # Dropout draws from the global generator: seeded per epoch, a resumed run draws what an unbroken one does.
+        # Dropout draws from the global generator: seeded per epoch, a resumed run draws what an
+        # unbroken one does.
         torch.manual_seed(self._dropout_seed(epoch))
         return self._batches(self.clips, self.train, epoch)
 
@@ -201,8 +213,8 @@ class _Data(lightning.LightningDataModule):
     def _batches(self, clips: Clips, indices: Indices, epoch: int | None) -> DataLoader[Batch]:
         batches = Epoch(clips, indices, self.batch_size, seed=self.seed, epoch=epoch)
         own = batches if world_size() == 1 else RankDataset(batches)
-        # Without one of its own, a loader draws from the global generator, and Lightning makes more iterators in later epochs than in
-        # a resumed one: dropout would differ.
+        # Without one of its own, a loader draws from the global generator, and Lightning makes more
+        # iterators in later epochs than in a resumed one: dropout would differ.
         return DataLoader(own, batch_size=None, generator=torch.Generator())
 
 
@@ -224,9 +236,10 @@ def fit(
 ) -> int | None:
     """Fit a network in place; a run that was killed goes on after its last finished epoch.
 
-    Under `torchrun` all processes call this alike. Together they see what one process with the batch size of them all sees, and learn
-    the same up to the order of float sums: each has a share of every batch, and gradients are weighted by clips. Dropout is the
-    exception: each process draws its own, so that two runs with it agree in distribution only.
+    Under `torchrun` all processes call this alike. Together they see what one process with the
+    batch size of them all sees, and learn the same up to the order of float sums: each has a share
+    of every batch, and gradients are weighted by clips. Dropout is the exception: each process
+    draws its own, so that two runs with it agree in distribution only.
 
     Args:
         network: The network that is fitted.
@@ -235,10 +248,12 @@ def fit(
         train: Indices of the clips to fit on.
         validation: Indices of the clips to validate on.
         settings: Epochs, optimiser and the batch size of each process.
-        network_name: "teacher", "student" or "chip": names the checkpoint and the rows of metrics.csv.
+        network_name: "teacher", "student" or "chip": names the checkpoint and the rows of
+            metrics.csv.
         classes: Number of classes.
         seed: Seed of batches, augmentation and dropout.
-        run_folder: Gets checkpoints/<network_name>.ckpt and metrics.csv, each replaced in one move after every epoch, by rank 0.
+        run_folder: Gets checkpoints/<network_name>.ckpt and metrics.csv, each replaced in one move
+            after every epoch, by rank 0.
         validation_clips: The clips that `validation` chooses from; None for `clips`.
         module_class: Makes the Lightning module, for losses that change more than the network.
         callbacks: More Lightning callbacks, such as a progress bar; rank 0 alone has them.
@@ -247,7 +262,8 @@ def fit(
         The epoch whose weights were chosen; None where those of the last are kept.
 
     Raises:
-        RecipeError: A checkpoint of another fit, or a network that several processes cannot share on this machine.
+        RecipeError: A checkpoint of another fit, or a network that several processes cannot share
+            on this machine.
     """
     _assert_shareable(network)
     folder = run_folder / "checkpoints"
@@ -255,7 +271,8 @@ def fit(
     if rank() == 0:
         for leftover in folder.glob(f".{network_name}.ckpt.*.tmp"):
             leftover.unlink()  # of a run that was killed while it wrote
-    # For several processes Lightning replaces batch-norms by those that torch synchronises, and does not give back what was there.
+    # For several processes Lightning replaces batch-norms by those that torch synchronises, and
+    # does not give back what was there.
     fitted = network if world_size() == 1 else copy.deepcopy(network)
     fitter = module_class(fitted, loss, settings, classes, len(train), len(validation))
     data = _Data(
@@ -349,7 +366,8 @@ def _fit(
         warnings.filterwarnings(
             "ignore", message="The '(train|val)_dataloader' does not have many workers"
         )
-        # A process of several may have no clip to validate on; the accuracy is of what all of them have.
+        # A process of several may have no clip to validate on; the accuracy is of what all of them
+        # have.
         warnings.filterwarnings(
             "ignore", message="The ``compute`` method of metric MulticlassAccuracy was called"
         )
@@ -366,8 +384,9 @@ def _processes() -> dict[str, Any]:
     """Return the Trainer's settings for one process, or for all that torchrun has started."""
     if world_size() == 1:
         return {"devices": 1}
-    # Without the search for unused parameters DDP adds gradients up in another order from its second step on, thus in another order
-    # where a run resumes; the search also lets a network have parameters that its loss does not use, as one process does.
+    # Without the search for unused parameters DDP adds gradients up in another order from its
+    # second step on, thus in another order where a run resumes; the search also lets a network have
+    # parameters that its loss does not use, as one process does.
     strategy = DDPStrategy(
         cluster_environment=TorchElasticEnvironment(), find_unused_parameters=True
     )
@@ -382,7 +401,8 @@ def _processes() -> dict[str, Any]:
 def _load_finished(
     checkpoint: dict[str, Any], patience: EarlyStopping, fitter: Fitter, best: Best
 ) -> bool:
-    """Put the weights of a killed fit in place if it had lost its patience already, and return whether it had.
+    """Put the weights of a killed fit in place if it had lost its patience already, and return
+    whether it had.
 
     Lightning keeps the count of a stop, not the stop, and would fit one more epoch at every start.
     """

@@ -1,4 +1,6 @@
-"""What a system gives to training, export and evaluation; the loop, the files and the command line are the same for all."""
+"""What a system gives to training, export and evaluation; the loop, the files and the command line
+are the same for all.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,14 @@ FINGERPRINT_VERSION: Final = "2:"
 FINGERPRINT_CLIPS: Final = 16
 """Clips of each split that a fingerprint looks into, give or take one; labels it has of all."""
 ROUNDING_PER_UNIT: Final = 16
-"""Teacher inputs are hashed in steps of 1/16: another machine adds floats in another order, and its last bits are seldom other data."""
+"""Teacher inputs are hashed in steps of 1/16: another machine adds floats in another order, and its
+last bits are seldom other data.
+"""
 
 
 def fingerprint(splits: tuple[Clips, ...], *facts: Any) -> str:
-    """Return a SHA-256 over labels, over what student and teacher see of some clips of each split, and over plain facts.
+    """Return a SHA-256 over labels, over what student and teacher see of some clips of each split,
+    and over plain facts.
 
     Args:
         splits: Splits of the data set.
@@ -87,14 +92,17 @@ class RunData:
     Args:
         train: Clips to train and to validate on.
         test: Clips to test on.
-        groups: (N,) group of each training clip: a group never lies on both sides of the validation split.
+        groups: (N,) group of each training clip: a group never lies on both sides of the validation
+            split.
         class_names: One per class.
         name: Name of the data set, as published tables call it; generated data say so.
         coding: Coding of the student's inputs.
         subjects: (M,) person of each test clip; None where clips have none.
         lights: (M,) lighting of each test clip; None where there is none to tell apart.
-        validation: Indices of the training clips that are validated on; None where they are drawn by group.
-        names: (M,) names of the test clips, all different, over the folds of a data set too; empty numbers them.
+        validation: Indices of the training clips that are validated on; None where they are drawn
+            by group.
+        names: (M,) names of the test clips, all different, over the folds of a data set too; empty
+            numbers them.
         protocol: How training and test clips were parted, in words.
         fold: Number of the fold that is tested; None where there are no folds.
         fold_count: Number of folds.
@@ -118,7 +126,9 @@ class RunData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of labels, people, validation clips, and what student and teacher see of some clips: tells data sets apart."""
+        """Hash of labels, people, validation clips, and what student and teacher see of some clips:
+        tells data sets apart.
+        """
         validation = None if self.validation is None else self.validation.tolist()
         return fingerprint((self.train, self.test), self.groups.tolist(), self.subjects, validation)
 
@@ -154,7 +164,8 @@ class System(ABC, Generic[Settings]):
         """
 
     def folder_name(self) -> str:
-        """Return the name of the folder of generated data, which has the settings that they depend on.
+        """Return the name of the folder of generated data, which has the settings that they depend
+        on.
 
         Raises:
             RecipeError: The data are not generated.
@@ -177,7 +188,9 @@ class System(ABC, Generic[Settings]):
         settings.generate(root, progress)
 
     def passes(self, data: RunData, windows: int, seed: int) -> Sequence[Clips]:
-        """Return the test set as an evaluation sees it, once or through several random windows; the first is `data.test`."""
+        """Return the test set as an evaluation sees it, once or through several random windows; the
+        first is `data.test`.
+        """
         return [data.test]
 
     # --- networks
@@ -187,7 +200,9 @@ class System(ABC, Generic[Settings]):
         """Return a new teacher."""
 
     def teacher_settings(self) -> dict[str, Any]:
-        """Return all settings of networks that a teacher depends on, as plain values: runs that agree in them can share one."""
+        """Return all settings of networks that a teacher depends on, as plain values: runs that
+        agree in them can share one.
+        """
         return self.recipe.teacher.model_dump(mode="json")
 
     @abstractmethod
@@ -208,7 +223,8 @@ class System(ABC, Generic[Settings]):
 
     @abstractmethod
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
-        """Return `student_loss` for a student that runs in the chip's arithmetic, on as many steps as it was shown.
+        """Return `student_loss` for a student that runs in the chip's arithmetic, on as many steps
+        as it was shown.
 
         Raises:
             RecipeError: Settings of a student that no chip holds.
@@ -226,7 +242,8 @@ class System(ABC, Generic[Settings]):
             run_folder: Folder for more files of the run.
 
         Returns:
-            The clips that the student learns on, and `module_class` of `fit`; None for `Fitter` on all of them.
+            The clips that the student learns on, and `module_class` of `fit`; None for `Fitter` on
+            all of them.
         """
         return None
 
@@ -235,7 +252,9 @@ class System(ABC, Generic[Settings]):
         """Return the logits of a student as it is trained or saved, (B, classes)."""
 
     def saved_form(self, student: nn.Module) -> nn.Module:
-        """Return the network whose weights student.safetensors holds, made from a trained student."""
+        """Return the network whose weights student.safetensors holds, made from a trained
+        student.
+        """
         return student
 
     def new_saved_form(self, data: RunData) -> nn.Module:

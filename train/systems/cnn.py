@@ -1,4 +1,6 @@
-"""The small demonstration: digits or generated eyes, an ANN teacher on frames, a spiking CNN on events."""
+"""The small demonstration: digits or generated eyes, an ANN teacher on frames, a spiking CNN on
+events.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +176,9 @@ class Cnn(System[CnnRecipe]):
     def load(
         self, root: Path, *, cache: Path | None = None, progress: Progress | None = None
     ) -> RunData:
-        """Read both splits; see `System.load`. Reading takes no time, so nothing is cached or reported."""
+        """Read both splits; see `System.load`. Reading takes no time, so nothing is cached or
+        reported.
+        """
         settings = self.recipe.data
         if isinstance(settings, NmnistData):
             return _digits(settings, root)
@@ -229,7 +233,8 @@ class Cnn(System[CnnRecipe]):
 
     def _logits(self, volts: torch.Tensor) -> torch.Tensor:
         """Return logits (B, classes) of the readout's voltages (B, T, classes)."""
-        # The mean over time, so that clips of more steps are not more certain; the scale makes up for small voltages.
+        # The mean over time, so that clips of more steps are not more certain; the scale makes up
+        # for small voltages.
         return self.recipe.student.logit_scale * volts.mean(dim=1)
 
     def _distil(

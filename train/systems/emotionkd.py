@@ -1,7 +1,9 @@
-"""EmotionKD: emotion, or stress, from skin conductance alone, taught by EEG and skin or by heart rate and skin.
+"""EmotionKD: emotion, or stress, from skin conductance alone, taught by EEG and skin or by heart
+rate and skin.
 
-Networks are in `networks.emotion`, `gsr` and `stress`, losses and feedback in `losses.emotion` and `losses.feedback`, settings in
-`emotionkd_recipe` and data in `emotionkd_data`. The teacher is given what a wrist or a finger cannot measure; the student is worn.
+Networks are in `networks.emotion`, `gsr` and `stress`, losses and feedback in `losses.emotion` and
+`losses.feedback`, settings in `emotionkd_recipe` and data in `emotionkd_data`. The teacher is given
+what a wrist or a finger cannot measure; the student is worn.
 """
 
 from __future__ import annotations
@@ -155,9 +157,11 @@ class EmotionKd(System[EmotionRecipe]):
     def student_fitter(
         self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path
     ) -> tuple[Indices, Callable[..., Any]] | None:
-        """Return a fit with feedback, where the recipe asks for it; the quiz's people are no longer fitted on.
+        """Return a fit with feedback, where the recipe asks for it; the quiz's people are no longer
+        fitted on.
 
-        Its loop minimises `emotion_loss` alone: the penalty on convolution kernels of "ann" and "repeat" is left out.
+        Its loop minimises `emotion_loss` alone: the penalty on convolution kernels of "ann" and
+        "repeat" is left out.
 
         Raises:
             SettingsError: Too few groups to set one aside.
@@ -208,7 +212,8 @@ class EmotionKd(System[EmotionRecipe]):
         return (batch.teacher_inputs[1],)
 
     def _teacher_signals(self, signals: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        # `gsr_net` takes skin conductance without the EEG; Stress-Predict's two signals are one tensor.
+        # `gsr_net` takes skin conductance without the EEG; Stress-Predict's two signals are one
+        # tensor.
         return signals[1:] if self.recipe.teacher.kind == "gsr_net" else signals
 
     def _run_teacher(self, teacher: nn.Module, *signals: torch.Tensor) -> EmotionOutput:
@@ -225,7 +230,9 @@ class EmotionKd(System[EmotionRecipe]):
     # --- the baseline that energy is compared with
 
     def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module:
-        """Return the teacher for one tensor: (B, 29, samples), EEG above skin; skin alone (B, 1, samples); or heart and skin (B, 2, samples)."""
+        """Return the teacher for one tensor: (B, 29, samples), EEG above skin; skin alone (B, 1,
+        samples); or heart and skin (B, 2, samples).
+        """
         return _Packed(teacher, split=self.recipe.teacher.kind == "emotion_net").eval()
 
     def baseline_inputs(self, batch: Batch) -> torch.Tensor:
@@ -249,7 +256,9 @@ class _Packed(nn.Module):
 def run_frames(
     student: snn.SequentialState, frames: torch.Tensor, settings: GsrStudentSettings
 ) -> GsrOutput:
-    """Run `run_gsr_student` on frames (B, T, inputs): laid end to end, they are cut again as they were."""
+    """Run `run_gsr_student` on frames (B, T, inputs): laid end to end, they are cut again as they
+    were.
+    """
     steps, inputs = frames.shape[1:]
     end_to_end = settings.model_copy(
         update={"samples": steps * inputs, "kernel": inputs, "stride": inputs}
@@ -258,7 +267,9 @@ def run_frames(
 
 
 def _penalty(network: nn.Module) -> torch.Tensor | float:
-    """Return the published code's L2 of convolution kernels; 0 for networks that are not its own."""
+    """Return the published code's L2 of convolution kernels; 0 for networks that are not its
+    own.
+    """
     if isinstance(network, GsrRepeat):
         network = network.student
     if isinstance(network, (EmotionTeacher, EmotionStudent)):

@@ -1,4 +1,6 @@
-"""DEAP, MAHNOB-HCI and Stress-Predict as EmotionKD's recipes have them: one fold, scaled, and coded for the chip."""
+"""DEAP, MAHNOB-HCI and Stress-Predict as EmotionKD's recipes have them: one fold, scaled, and coded
+for the chip.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,8 @@ def folds_of(
 
 
 def fold_count(recipe: EmotionRecipe, root: Path, *, cache: Path | None = None) -> int:
-    """Return how many folds a recipe's data give: `data.folds`, or as many as there are people, who are then read.
+    """Return how many folds a recipe's data give: `data.folds`, or as many as there are people, who
+    are then read.
 
     Args:
         recipe: Recipe of this system.
@@ -135,8 +138,8 @@ class Scaler:
 
 def fit_scaler(windows: PhysioWindows, chosen: Indices) -> Scaler:
     """Return the scaler of the windows `chosen` alone, each sample counted once."""
-    # Window by window, since all of them at once would fill the memory; first means, then what is off them, since a
-    # mean of squares less a squared mean would cancel.
+    # Window by window, since all of them at once would fill the memory; first means, then what is
+    # off them, since a mean of squares less a squared mean would cancel.
     means = [signals_of(windows, index).mean(axis=1, dtype=np.float64) for index in chosen]
     mean = np.mean(means, axis=0)[:, None]
     squares = [np.square(signals_of(windows, index) - mean).mean(axis=1) for index in chosen]
@@ -154,8 +157,9 @@ def signals_of(windows: PhysioWindows, index: int) -> Floats:
 class PhysioClips:
     """Some windows. Teacher inputs are EEG (B, 28, samples) and skin conductance (B, 1, samples).
 
-    The chip's inputs cannot be negative: a sample of z standard deviations becomes round(128 + per_sd * z), cut to 0..255. Where the
-    first synapse has a bias, it takes the 128 away again and the student loses nothing by it.
+    The chip's inputs cannot be negative: a sample of z standard deviations becomes round(128 +
+    per_sd * z), cut to 0..255. Where the first synapse has a bias, it takes the 128 away again and
+    the student loses nothing by it.
 
     Args:
         windows: All windows.
@@ -276,7 +280,9 @@ def load_physio(
 
 
 def name_of(settings: PhysioData, read: Recordings) -> str:
-    """Return what published tables call the data, and how ours differ in whose recordings and which labels they are."""
+    """Return what published tables call the data, and how ours differ in whose recordings and which
+    labels they are.
+    """
     differs = []
     if settings.people is not None:
         differs.append(f"{len(settings.people)} people")
@@ -319,7 +325,8 @@ TEACHER_LIMIT_SD: Final = 4.0
 
 @dataclass(frozen=True, eq=False)
 class StressClips:
-    """Some windows. The teacher's input is (B, 2, samples): skin conductance, heart rate held for its second.
+    """Some windows. The teacher's input is (B, 2, samples): skin conductance, heart rate held for
+    its second.
 
     Args:
         windows: All windows.
@@ -389,9 +396,11 @@ def load_stress(settings: StressData, root: Path) -> RunData:
 
 
 def balanced(windows: StressWindows, chosen: Indices) -> Indices:
-    """Return `chosen`, and windows of each person's rarer class again until that person has as many of both, in rising order.
+    """Return `chosen`, and windows of each person's rarer class again until that person has as many
+    of both, in rising order.
 
-    However people are parted afterwards, both classes are alike on every side. Who has windows of one class alone stays as is.
+    However people are parted afterwards, both classes are alike on every side. Who has windows of
+    one class alone stays as is.
     """
     found = [chosen]
     for subject in np.unique(windows.subjects[chosen]):
@@ -399,6 +408,7 @@ def balanced(windows: StressWindows, chosen: Indices) -> Indices:
         rest, stress = (own[windows.labels[own] == label] for label in (0, 1))
         few, many = sorted((rest, stress), key=len)
         if len(few):
-            # `resize` goes round: every window comes again as often as any other, give or take once.
+            # `resize` goes round: every window comes again as often as any other, give or take
+            # once.
             found.append(np.resize(few, len(many) - len(few)))
     return np.sort(np.concatenate(found))

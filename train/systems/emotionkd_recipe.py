@@ -1,6 +1,8 @@
-"""Recipe of EmotionKD: EEG and skin conductance, or heart rate and skin conductance, teach a student of skin conductance alone.
+"""Recipe of EmotionKD: EEG and skin conductance, or heart rate and skin conductance, teach a
+student of skin conductance alone.
 
-What the published code and paper leave open is a setting here and a reconstruction; see the shipped recipes for which is which.
+What the published code and paper leave open is a setting here and a reconstruction; see the shipped
+recipes for which is which.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Folded(DataSettings):
     Args:
         folds: Number of folds; "loso" has as many as there are people, whatever stands here.
         fold: The fold that is tested, from 0.
-        split_seed: Seed of the draw of folds, apart from the run's seed so that all seeds have the same folds.
+        split_seed: Seed of the draw of folds, apart from the run's seed so that all seeds have the
+            same folds.
     """
 
     folds: int = Field(default=10, ge=2)
@@ -43,14 +46,16 @@ class PhysioData(Folded):
     Args:
         kind: "deap" or "mahnob".
         task: The rating that is the label.
-        split: "loso" tests one person, "kfold_subject" some, "kfold_trial" some trials of everybody, which is person-dependent.
+        split: "loso" tests one person, "kfold_subject" some, "kfold_trial" some trials of
+            everybody, which is person-dependent.
         people: Names of those who are read ("s01", "subject-01"); None for everybody.
         channels: Electrodes, by name and in this order.
         on_bad: "raise" at the first bad recording, or "skip": leave it out and warn.
         window_s: Length of a window, see `Windowing`, like the two below it.
         stride_s: Distance of two windows.
         gsr_unit: Unit in which skin conductance is given to the networks.
-        normalise: Scale each channel to mean 0 and variance 1, over each "window", or over all windows that are fitted on ("train").
+        normalise: Scale each channel to mean 0 and variance 1, over each "window", or over all
+            windows that are fitted on ("train").
         threshold: Rating above which a trial is of class 1.
         inclusive: Count a rating at the threshold as above it.
         frame: Samples that the spiking student is given in a step.
@@ -89,7 +94,8 @@ class PhysioData(Folded):
             self.window_s,
             self.stride_s,
             self.gsr_unit,
-            # What is scaled over the training windows is read as recorded: who trains is known later.
+            # What is scaled over the training windows is read as recorded: who trains is known
+            # later.
             "window" if self.normalise == "window" else "none",
             self.threshold,
             self.inclusive,
@@ -124,12 +130,14 @@ class StressData(Folded):
         kind: "stress_predict".
         task: "stress", for tables.
         split: See `PhysioData`; there are no trials here.
-        window_s: Length of a window, which is whole steps of 3 s; see `cut_windows`, like the two below it.
+        window_s: Length of a window, which is whole steps of 3 s; see `cut_windows`, like the two
+            below it.
         step_s: Distance of two windows.
         min_labelled: Share of a window that has to be of one class.
-        normalise: Scale over a "person"'s whole recording, which for a person tested uses later samples but no labels, or each "window".
-        balance: Repeat windows of the rarer class, person by person, until training and validation have as many of both; what is
-            tested stays as it is.
+        normalise: Scale over a "person"'s whole recording, which for a person tested uses later
+            samples but no labels, or each "window".
+        balance: Repeat windows of the rarer class, person by person, until training and validation
+            have as many of both; what is tested stays as it is.
     """
 
     kind: Literal["stress_predict"]
@@ -171,7 +179,8 @@ class EmotionTeacherRecipe(Fitted):
     """Settings of a teacher of DEAP or MAHNOB-HCI.
 
     Args:
-        kind: "emotion_net" is given EEG and skin conductance; "gsr_net", the paper's student as a teacher, skin conductance alone.
+        kind: "emotion_net" is given EEG and skin conductance; "gsr_net", the paper's student as a
+            teacher, skin conductance alone.
         network: Its layers.
     """
 
@@ -180,17 +189,21 @@ class EmotionTeacherRecipe(Fitted):
 
 
 class StressTeacherRecipe(Fitted):
-    """Settings of a small teacher of heart rate and skin conductance, or of skin conductance alone."""
+    """Settings of a small teacher of heart rate and skin conductance, or of skin conductance
+    alone.
+    """
 
     kind: Literal["stress_net"]
     network: StressTeacherSettings = StressTeacherSettings()
 
 
 class FeedbackRecipe(FeedbackSettings):
-    """Feedback to the teacher by a temporary student, see `losses.feedback`; the loss is the student's own and stands there.
+    """Feedback to the teacher by a temporary student, see `losses.feedback`; the loss is the
+    student's own and stands there.
 
     Args:
-        quiz_fraction: Share of the groups to fit on that is set aside for the quiz, where it is "heldout".
+        quiz_fraction: Share of the groups to fit on that is set aside for the quiz, where it is
+            "heldout".
     """
 
     loss: EmotionLossSettings = Field(default=EmotionLossSettings(), exclude=True)

@@ -1,6 +1,8 @@
-"""MSKD on SEE and on generated eyes: SEEN or a hybrid teaches a spiking student of frames [reconstruction, but for the data and SEEN].
+"""MSKD on SEE and on generated eyes: SEEN or a hybrid teaches a spiking student of frames
+[reconstruction, but for the data and SEEN].
 
-Teacher and student see sequences through windows, one draw for both: the teacher events and frames, the student frames.
+Teacher and student see sequences through windows, one draw for both: the teacher events and frames,
+the student frames.
 """
 
 from __future__ import annotations
@@ -54,11 +56,15 @@ from knarr.train.settings import (
 from knarr.train.systems.base import ChipLoss, Coding, Progress, RunData, System
 
 TEACHER_CHANNELS = 3
-"""Channels of the teacher's images: published code opens the grey ones as RGB, and SEEN has weights for each copy."""
+"""Channels of the teacher's images: published code opens the grey ones as RGB, and SEEN has weights
+for each copy.
+"""
 
 
 class Normalise(Frozen):
-    """Normalisation of the teacher's images, (x / 255 - mean) / std; SEE's published values by default."""
+    """Normalisation of the teacher's images, (x / 255 - mean) / std; SEE's published values by
+    default.
+    """
 
     event_mean: float = 0.504413
     event_std: Positive = 0.06928615
@@ -72,14 +78,18 @@ class SequencesData(DataSettings):
     Args:
         sampling: E<frames>-S<skipped>, see `knarr.train.datasets.see.windows`.
         size: Height and width of the images in pixels; others are resized.
-        split: "official" is the index's; in SEE it parts sequences, and people may be in both. "subject" draws folds of people.
+        split: "official" is the index's; in SEE it parts sequences, and people may be in both.
+            "subject" draws folds of people.
         folds: Number of folds of "subject".
         fold: The one of them that is tested on, from 0.
-        seed: Seed of the folds, and of generated data. The recipe's own seed leaves both as they are.
+        seed: Seed of the folds, and of generated data. The recipe's own seed leaves both as they
+            are.
         normalise: Normalisation of the teacher's images.
-        pixel_bits: Upper bits of the student's grey values. The fewer they are, the more of a neuron's accumulator is left for
-            weights: 255 times the 49 weights of the first layer can fill it before these have used their own 8 bits.
-        shift_px: Largest distance by which training clips are moved, teacher's and student's alike; published: none.
+        pixel_bits: Upper bits of the student's grey values. The fewer they are, the more of a
+            neuron's accumulator is left for weights: 255 times the 49 weights of the first layer
+            can fill it before these have used their own 8 bits.
+        shift_px: Largest distance by which training clips are moved, teacher's and student's alike;
+            published: none.
     """
 
     sampling: str = "E4-S3"
@@ -142,7 +152,8 @@ class SeeData(SequencesData):
 
 
 class MskdEyesData(SequencesData):
-    """Generated single-eye sequences in the same layout; people who train and people who test differ.
+    """Generated single-eye sequences in the same layout; people who train and people who test
+    differ.
 
     Args:
         frames: Images of each sequence.
@@ -205,9 +216,11 @@ class MskdStudentRecipe(Fitted):
 
     Args:
         network: Its layers.
-        centred: Each kernel of its first layer has a mean of 0, so that a clip's brightness, which says nothing of an emotion, has no
-            effect but at the borders. Frames come without their mean subtracted: other kernels answer to brightness most of all, and
-            the bias that a batch-norm sets against it leaves no room in the chip's registers for weights of a finer scale.
+        centred: Each kernel of its first layer has a mean of 0, so that a clip's brightness, which
+            says nothing of an emotion, has no effect but at the borders. Frames come without their
+            mean subtracted: other kernels answer to brightness most of all, and the bias that a
+            batch-norm sets against it leaves no room in the chip's registers for weights of a finer
+            scale.
         loss: Weights and readings of the teacher's terms.
     """
 
@@ -222,13 +235,16 @@ class MskdStudentRecipe(Fitted):
 
 DERIVED_OF_TEACHER = ("side_px", "channels", "steps")
 DERIVED_OF_STUDENT = ("side_px", "dt_s")
-"""Settings of the networks that a recipe's data decide. They are left out where a recipe is written, or another size or sampling could
-not replace the one in a recipe without naming these too. Classes are known when data are read, see `Mskd`."""
+"""Settings of the networks that a recipe's data decide. They are left out where a recipe is
+written, or another size or sampling could not replace the one in a recipe without naming these too.
+Classes are known when data are read, see `Mskd`.
+"""
 
 
 def _said(plain: dict[str, Any], settings: Frozen, derived: tuple[str, ...]) -> dict[str, Any]:
     """Return plain settings without those that the data decide."""
-    # A number of classes that a recipe names itself stays, and is compared with the data when they are read.
+    # A number of classes that a recipe names itself stays, and is compared with the data when they
+    # are read.
     unsaid = set(derived) | ({"classes"} - settings.model_fields_set)
     return {name: value for name, value in plain.items() if name not in unsaid}
 
@@ -268,9 +284,11 @@ def _assert_agreement(path: str, settings: Frozen, derived: Mapping[str, Any]) -
 
 
 GREY_BITS = 8
-"""Bits of the images' pixels. A pixel k goes to the student as k / 255 (of fewer bits, its upper ones), not less a mean: convolutions pad with
-zeros, before and after an offset not the same, so a mean could not be moved from the input into the first layer's bias; batch-norms can
-be folded and do its work."""
+"""Bits of the images' pixels. A pixel k goes to the student as k / 255 (of fewer bits, its upper
+ones), not less a mean: convolutions pad with zeros, before and after an offset not the same, so a
+mean could not be moved from the input into the first layer's bias; batch-norms can be folded and do
+its work.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,7 +369,9 @@ class SeeWindows:
         return np.ascontiguousarray(self._integers(self.sequences.frames[rows]))
 
     def passes(self, windows: int, seed: int) -> list[SeeWindows]:
-        """Return the same clips through several windows each, the first time through those they have."""
+        """Return the same clips through several windows each, the first time through those they
+        have.
+        """
         drawn = evaluation_windows(self.lengths, self.sampling, windows=windows, seed=seed)
         return [self, *(replace(self, fixed=fixed) for fixed in drawn[1:])]
 
@@ -367,7 +387,8 @@ class SeeWindows:
 
 def _normalised(images: Images, mean: float, std: float) -> torch.Tensor:
     """Return the teacher's float32 images (B, x, 3, H, W) for images (B, x, H, W)."""
-    # Constants of float32 too: with a float64 among them numpy would compute in float64 and round otherwise.
+    # Constants of float32 too: with a float64 among them numpy would compute in float64 and round
+    # otherwise.
     grey = (images.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
     return torch.from_numpy(grey)[:, :, None].expand(-1, -1, TEACHER_CHANNELS, -1, -1)
 
@@ -375,7 +396,9 @@ def _normalised(images: Images, mean: float, std: float) -> torch.Tensor:
 def shifted(
     margin: int, events: Images, frames: Images, rng: np.random.Generator
 ) -> tuple[Images, Images]:
-    """Return each clip (x, H, W) moved by up to `margin` pixels both ways, events and frames alike; edges are repeated."""
+    """Return each clip (x, H, W) moved by up to `margin` pixels both ways, events and frames alike;
+    edges are repeated.
+    """
     height, width = frames.shape[-2:]
     around = (*[(0, 0)] * 2, (margin, margin), (margin, margin))
     wide = [np.pad(images, around, mode="edge") for images in (events, frames)]
@@ -456,7 +479,8 @@ class Mskd(System[MskdRecipe]):
                 raise DataError(
                     root, f"no sequences: none to {name} on; check the subsets of the index"
                 )
-        # SEE's own split parts sequences and not people, so there the same person may be on both sides.
+        # SEE's own split parts sequences and not people, so there the same person may be on both
+        # sides.
         if settings.split == "subject" or isinstance(settings, MskdEyesData):
             try:
                 assert_apart(sequences.subjects, train, test)
@@ -479,7 +503,9 @@ class Mskd(System[MskdRecipe]):
         )
 
     def passes(self, data: RunData, windows: int, seed: int) -> Sequence[Clips]:
-        """Return the test set `windows` times, through drawn windows but for the first time; 20 times in the published protocol."""
+        """Return the test set `windows` times, through drawn windows but for the first time; 20
+        times in the published protocol.
+        """
         return cast(SeeWindows, data.test).passes(windows, seed)
 
     # --- networks
@@ -553,7 +579,9 @@ class Mskd(System[MskdRecipe]):
         return decide(cast(snn.SequentialState, student), batch.inputs).logits
 
     def deployable(self, student: nn.Module) -> snn.SequentialState:
-        """Return the student with its branches merged, its batch-norms folded and its decays on the chip's grid."""
+        """Return the student with its branches merged, its batch-norms folded and its decays on the
+        chip's grid.
+        """
         settings = self.recipe.student.network
         if settings.gate == "dynamic":
             fault = "gate: 'dynamic' depends on the image and"
@@ -579,7 +607,9 @@ class Mskd(System[MskdRecipe]):
 
 
 def _name_of(settings: SeeData | MskdEyesData, sequences: int, tested: int) -> str:
-    """Return the name of the data in tables: published numbers were measured on the whole of SEE under its own split alone."""
+    """Return the name of the data in tables: published numbers were measured on the whole of SEE
+    under its own split alone.
+    """
     if isinstance(settings, MskdEyesData):
         return "generated eyes"
     whole = sequences == SEE_SEQUENCES and (settings.split == "subject" or tested == SEE_TESTED)
@@ -594,7 +624,9 @@ class Centred(nn.Module):
 
 
 class OneTensor(nn.Module):
-    """A teacher of events and frames that takes both in one tensor: (B, T, 6, H, W), events first -> (B, classes)."""
+    """A teacher of events and frames that takes both in one tensor: (B, T, 6, H, W), events first
+    -> (B, classes).
+    """
 
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()

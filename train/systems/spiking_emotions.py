@@ -1,7 +1,9 @@
-"""Spiking Emotions: voters on the events of a simulated camera, with an ANN on all frames at once as teacher and baseline.
+"""Spiking Emotions: voters on the events of a simulated camera, with an ANN on all frames at once
+as teacher and baseline.
 
-The student sees a grey frame on both channels and then events: 8-bit integers, a grey level k and 255 for an event, of 255 units, so
-that an event is 1 in floating point. Pure spikes leave the grey frame out and are one bit.
+The student sees a grey frame on both channels and then events: 8-bit integers, a grey level k and
+255 for an event, of 255 units, so that an event is 1 in floating point. Pure spikes leave the grey
+frame out and are one bit.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ class CameraData(DataSettings):
         sensitivity: Change of grey, 0..1, above which a pixel has an event.
         resize: Whether frames are made smaller before or after they are compared.
         drop_short: Leave out segments with fewer frames; otherwise they end in empty steps.
-        grey_first: Show the first frame, grey, on both channels before the events. None follows `student.network.pure_spike`, which
-            is its contrary; given, it has to fit.
+        grey_first: Show the first frame, grey, on both channels before the events. None follows
+            `student.network.pure_spike`, which is its contrary; given, it has to fit.
         frames_per_s: Nominal rate, which gives the time step; networks see steps and never seconds.
         validation_fraction: Share of the videos to train on, where no video is in the fold "valid".
         workers: Processes that decode.
@@ -86,7 +88,8 @@ class MosiData(CameraData):
     """CMU-MOSI; see `knarr.train.datasets.mosi.read.read_mosi`.
 
     Args:
-        zeros: "drop" leaves out segments of score 0, "positive" counts them among the positive ones.
+        zeros: "drop" leaves out segments of score 0, "positive" counts them among the positive
+            ones.
         folds: "standard" folds, those of the label file's column "mode", or the fold of each video.
         fps: Frames per second to take; None for the video's own.
         on_bad: "raise" at the first bad segment, or "skip": leave it out.
@@ -100,13 +103,15 @@ class MosiData(CameraData):
 
 
 class ClipsData(CameraData):
-    """Generated faces, see `knarr.train.datasets.mosi.generate`; their pictures are twice as wide and high as `size`.
+    """Generated faces, see `knarr.train.datasets.mosi.generate`; their pictures are twice as wide
+    and high as `size`.
 
     Args:
         videos: Videos, each of a speaker of its own.
         clips_per_video: Segments of each.
         seed: Seed of the speakers. The recipe's own seed leaves them as they are.
-        shuffle_labels: Draw labels at random, so that nothing can be learned: accuracy above chance then has another cause.
+        shuffle_labels: Draw labels at random, so that nothing can be learned: accuracy above chance
+            then has another cause.
     """
 
     kind: Literal["clips"]
@@ -143,8 +148,8 @@ class AnnSettings(Fitted):
     """Settings of the ANN that teaches; its layers are those of `student.network`.
 
     Args:
-        ann_input: Its channels: "grey", all frames; or "difference", the first one and then ON minus OFF of every step. The paper
-            does not say which [unknown].
+        ann_input: Its channels: "grey", all frames; or "difference", the first one and then ON
+            minus OFF of every step. The paper does not say which [unknown].
         loss: Mean square error of its outputs, as of the voters' rates, or cross entropy [unknown].
     """
 
@@ -156,10 +161,11 @@ class VotersSettings(Fitted):
     """Settings of the student.
 
     Args:
-        kind: "voting"; "fang", the PLIF network of the paper's comparison; or "ann", its ANN as a row of its own, on
-            `teacher.ann_input` and without steps.
+        kind: "voting"; "fang", the PLIF network of the paper's comparison; or "ann", its ANN as a
+            row of its own, on `teacher.ann_input` and without steps.
         network: Its layers; what the data decide (`DERIVED`) is not set here.
-        kd_alpha: Share of the loss that pulls towards the ANN; 0 is the paper's loss, any other ours.
+        kd_alpha: Share of the loss that pulls towards the ANN; 0 is the paper's loss, any other
+            ours.
         kd_temperature: Temperature of that share.
         kd_scale: Logits per unit of a rate, 0..1, and of an output of an ANN with loss "mse".
     """
@@ -260,7 +266,9 @@ class CameraClips:
         )
 
     def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
-        """Return (B, T, 2, H, W) student inputs, a grey frame before the events where they are not pure."""
+        """Return (B, T, 2, H, W) student inputs, a grey frame before the events where they are not
+        pure.
+        """
         own = self.chosen[indices]
         spikes = self.clips.spikes(own)
         if self.pure_spike:
@@ -402,7 +410,9 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         return build[self.recipe.student.kind](self.recipe.network)
 
     def student_loss(self, teacher: nn.Module) -> Loss:
-        """Return the mean square error of the rates, with the ANN's share where the recipe gives it one."""
+        """Return the mean square error of the rates, with the ANN's share where the recipe gives it
+        one.
+        """
 
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             return self._distil(self.student_logits(network, batch), teacher, batch)
@@ -427,7 +437,8 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         hard = one_hot_mse if settings.kind == "ann" else voting_mse
         value = hard(outputs, batch.labels)
         if settings.kd_alpha:
-            # An ANN fitted by cross entropy gives logits already; one fitted to 0 and 1 gives what rates are.
+            # An ANN fitted by cross entropy gives logits already; one fitted to 0 and 1 gives what
+            # rates are.
             teacher_scale = settings.kd_scale if self.recipe.teacher.loss == "mse" else 1.0
             soft = softened_kl(
                 settings.kd_scale * outputs,
@@ -444,10 +455,12 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         network = cast(snn.SequentialState, student)
         if torch.is_grad_enabled():
             return self._rates(network, batch.inputs)
-        # A batch of evaluation is larger than one of training, and so may be its maps: 7 GB of 50 clips at full size.
+        # A batch of evaluation is larger than one of training, and so may be its maps: 7 GB of 50
+        # clips at full size.
         size = self.recipe.student.fit.batch_size
         rates = torch.cat([self._rates(network, part) for part in torch.split(batch.inputs, size)])
-        # Ties between classes are ties of whole spikes, as on the chip; float sums in another order would break them.
+        # Ties between classes are ties of whole spikes, as on the chip; float sums in another order
+        # would break them.
         most = batch.inputs.shape[1] * self.recipe.network.voters
         return (rates * most).round() / most
 
