@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from knarr.pipeline import report
 from knarr.pipeline.run_folder import read_run
-from knarr.train.datasets.see.sequences import read_see
+from knarr.train.datasets.see.sequences import read_sequences
 from knarr.train.systems.cnn import CnnEyesData
 
 
@@ -26,8 +26,8 @@ def main(run: Path) -> None:
     if not isinstance(recipe.data, CnnEyesData):
         sys.exit(f"{run}: not a run on eyes")
     size, steps = recipe.data.size, recipe.data.timesteps
-    train = read_see(root, subset="training", size=size, timesteps=steps)
-    test = read_see(root, subset="testing", size=size, timesteps=steps)
+    train = read_sequences(root, subset="training", size=size, timesteps=steps).clips()
+    test = read_sequences(root, subset="testing", size=size, timesteps=steps).clips()
     means = [clips.frames.mean(axis=1).reshape(len(clips.labels), -1) for clips in (train, test)]
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     grid = {"logisticregression__C": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]}

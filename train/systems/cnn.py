@@ -18,7 +18,7 @@ from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, EventClips, EyeClips
 from knarr.train.datasets.events.nmnist import CLASSES, Jitter, read_nmnist
 from knarr.train.datasets.eyes.generate import generate
-from knarr.train.datasets.see.sequences import assert_disjoint, read_see
+from knarr.train.datasets.see.sequences import assert_disjoint, read_sequences
 from knarr.train.errors import DataError
 from knarr.train.fitting.fit import Loss
 from knarr.train.losses.terms import distillation_loss
@@ -316,7 +316,9 @@ def _digits(settings: NmnistData, root: Path) -> RunData:
 
 def _eyes(settings: CnnEyesData, root: Path) -> RunData:
     training, testing = (
-        read_see(root, subset=subset, size=settings.size, timesteps=settings.timesteps)
+        read_sequences(
+            root, subset=subset, size=settings.size, timesteps=settings.timesteps
+        ).clips()
         for subset in ("training", "testing")
     )
     assert_disjoint(training, testing)

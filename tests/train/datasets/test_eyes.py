@@ -31,7 +31,7 @@ from knarr.train.datasets.eyes.generate import (
     illuminate,
     sense,
 )
-from knarr.train.datasets.see.sequences import SeeClips, assert_disjoint, read_see
+from knarr.train.datasets.see.sequences import SeeClips, assert_disjoint, read_sequences
 from knarr.train.datasets.see.tree import LIGHTS
 from knarr.train.errors import DataError
 
@@ -55,8 +55,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clips(tiny: Path) -> tuple[SeeClips, SeeClips]:
-    train = read_see(tiny, subset="training", size=24, timesteps=6)
-    test = read_see(tiny, subset="testing", size=24, timesteps=6)
+    train = read_sequences(tiny, subset="training", size=24, timesteps=6).clips()
+    test = read_sequences(tiny, subset="testing", size=24, timesteps=6).clips()
     return train, test
 
 
@@ -319,8 +319,8 @@ def test_blinks_hide_the_eye() -> None:
 def test_emotions_can_be_learned_and_shuffled_labels_cannot(tmp_path: Path) -> None:
     """Ridge regression on event counts, trained and tested on different people."""
     generate(tmp_path / "see", subjects=16, takes_per_emotion=1, size=24, frames=24, seed=6)
-    train = read_see(tmp_path / "see", subset="training", size=24, timesteps=24)
-    test = read_see(tmp_path / "see", subset="testing", size=24, timesteps=24)
+    train = read_sequences(tmp_path / "see", subset="training", size=24, timesteps=24).clips()
+    test = read_sequences(tmp_path / "see", subset="testing", size=24, timesteps=24).clips()
 
     def features(clips: SeeClips) -> NDArray[Any]:
         # 4 periods of 6 frames, ON and OFF, cells of 3 x 3 pixels

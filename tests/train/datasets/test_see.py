@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 
 from knarr.train.datasets.eyes.generate import QUALITY, generate
 from knarr.train.datasets.see import tree as see
-from knarr.train.datasets.see.sequences import SeeClips, assert_disjoint, read_see
+from knarr.train.datasets.see.sequences import SeeClips, assert_disjoint, read_sequences
 from knarr.train.errors import DataError
 
 LABELS = ("angry", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
@@ -40,7 +40,8 @@ def root(pristine: Path, tmp_path: Path) -> Path:
 
 
 def read(root: Path, **change: Any) -> SeeClips:
-    return read_see(root, **{"subset": "training", "size": 16, "timesteps": 3, **change})
+    options = {"subset": "training", "size": 16, "timesteps": 3, **change}
+    return read_sequences(root, **options).clips()
 
 
 def load_index(root: Path) -> Any:

@@ -1,7 +1,7 @@
 """Read SEE into memory: event and grey images of one eye for each emotion, indexed by a JSON file.
 
-`read_sequences` gives whole segments of whatever lengths, as grey images; `read_see` clips of equal length, with events
-as ON and OFF masks. Both decode the records that `tree` has checked.
+`read_sequences` decodes the records that `tree` has checked: whole segments of whatever lengths, as grey images, or their
+beginnings, with events as ON and OFF masks; these can be had as clips of one length.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -37,7 +37,8 @@ class SeeSequences:
     """Sequences of different lengths, N of them in the order of their names.
 
     Attributes:
-        events: (images, H, W) grey event images, 127 where nothing happened; bright ON, dark OFF.
+        events: (images, H, W) grey event images, 127 where nothing happened; bright ON, dark OFF. Masks (images, 2, H, W)
+            where read with `timesteps`.
         frames: (images, H, W) grey images, 0 .. 255.
         first: (N,) row of both in which each sequence begins.
         lengths: (N,) images of each.
@@ -64,6 +65,21 @@ class SeeSequences:
         """Return the rows (B, x) of `events` and `frames` at positions `windows` (B, x) in the sequences `indices` (B,)."""
         rows: Int64 = self.first[indices][:, None] + windows
         return rows
+
+    def clips(self) -> SeeClips:
+        """Return sequences of equal length, as read with `timesteps`, as clips."""
+        # Rows of a bad sequence are left blank between the others, so the stack is not simply cut.
+        rows = self.first[:, None] + np.arange(self.lengths[0])
+        return SeeClips(
+            self.frames[rows],
+            self.events[rows],
+            self.labels,
+            self.label_names,
+            self.names,
+            self.subjects,
+            self.lights,
+            self.skipped,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +111,9 @@ def read_sequences(
     root: Path,
     *,
     size: int,
+    timesteps: int | None = None,
     least: int = 1,
+    subset: Literal["training", "testing"] | None = None,
     on_bad: OnBad = "raise",
     event_dir: str = "event",
     frame_dir: str = "frame",
@@ -103,16 +121,21 @@ def read_sequences(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> SeeSequences:
-    """Read every sequence of both subsets, all images of its segment; none repeated, padded or cut.
+    """Read every sequence; no image is repeated, padded or repaired.
 
     Images of another size are resized by antialiased interpolation, events too, as the published code does. All of SEE at
-    90 x 90 takes 2.1 GB.
+    90 x 90 takes 2.1 GB. With `timesteps`, event images become ON and OFF masks before they are resized: a pixel then has
+    an event if any pixel it covers has one.
 
     Args:
         root: folder that holds the two image folders and the index.
         size: height and width of the result in pixels, 1 to 2048.
-        least: images that a sequence must have, at least 1.
-        on_bad: "raise" at the first bad record, or "skip" it, count it by reason, and warn once at the end.
+        timesteps: None for all images of a segment, events (images, H, W) grey; a number for so many from its first on,
+            events (images, 2, H, W) of 0 and 1, channel 0 ON (brighter), channel 1 OFF (darker).
+        least: images that a sequence must have; at least `timesteps`.
+        subset: which records to read, those of the other are not looked at; None for both subsets.
+        on_bad: "raise" at the first bad record, or "skip" it, count it by reason, and warn once at the end. A fault
+            of the index or the folders as a whole always raises.
         event_dir, frame_dir, index: names ("event_30" and "emotion_new_adjust2.json" for older code).
         cache: folder for decoded images, known by the content of the files; None decodes them every time.
         progress: called with (sequences done, in all); with a cache each counts twice, looked at and decoded.
@@ -122,71 +145,80 @@ def read_sequences(
         DataError: the root, the index or a folder is missing or malformed, a record is bad (with ``on_bad="raise"``), or no
             record is left.
     """
-    if not 1 <= size <= MAX_SIDE or least < 1:
-        raise ValueError(
-            f"size, least: {size}, {least} outside 1 .. {MAX_SIDE} and 1 ..; choose others"
-        )
-    tree = SeeTree(root, event_dir=event_dir, frame_dir=frame_dir, index=index)
-    return _read(tree, size, least, on_bad, cache=cache, progress=progress)
-
-
-def read_see(
-    root: Path,
-    *,
-    subset: Literal["training", "testing"],
-    size: int,
-    timesteps: int,
-    on_bad: OnBad = "raise",
-    event_dir: str = "event",
-    frame_dir: str = "frame",
-    index: str = "emotion.json",
-) -> SeeClips:
-    """Read one subset: the first `timesteps` images of every sequence's segment.
-
-    Nothing is repaired or padded. Images are resized to `size` where they differ: grey images by antialiased
-    interpolation, events after decoding, where a pixel has an event if any pixel it covers has one.
-
-    Args:
-        root: Folder that holds the two image folders and the index.
-        subset: Which records to read; those of the other subset are not looked at.
-        size: Height and width of the result in pixels, 1 to 2048.
-        timesteps: Images per clip, at least 1.
-        on_bad: "raise" at the first bad record, or "skip" it, count it by reason, and warn once at the end. A fault
-            of the index or the folders as a whole always raises.
-        event_dir: Name of the folder of event images ("event_30" for older code).
-        frame_dir: Name of the folder of grey images.
-        index: Name of the index file ("emotion_new_adjust2.json" for older code).
-
-    Returns:
-        The clips, sorted by sequence name.
-
-    Raises:
-        ValueError: An argument is out of its range.
-        DataError: The root, the index or a folder is missing or malformed, a record is bad (with ``on_bad="raise"``),
-            or no record is left.
-    """
-    if subset not in SUBSETS:
+    if subset not in (None, *SUBSETS):
         raise ValueError(
             f"subset: {subset!r} is neither 'training' nor 'testing'; name one of them"
         )
     check_on_bad(on_bad)
     if not 1 <= size <= MAX_SIDE:
         raise ValueError(f"size: {size} outside 1 .. {MAX_SIDE}; choose a size inside")
-    if timesteps < 1:
+    if timesteps is not None and timesteps < 1:
         raise ValueError(f"timesteps: {timesteps} < 1; read at least one image")
     tree = SeeTree(root, event_dir=event_dir, frame_dir=frame_dir, index=index)
-    found = _read(tree, size, timesteps, on_bad, subset=subset, count=timesteps, masks=True)
-    # Rows of a bad sequence are left blank between the others, so the stack is not simply cut into clips.
-    rows = found.first[:, None] + np.arange(timesteps)
-    return SeeClips(
-        frames=found.frames[rows],
-        events=found.events[rows],
-        labels=found.labels,
-        label_names=found.label_names,
-        names=found.names,
-        subjects=found.subjects,
-        lights=found.lights,
-        skipped=found.skipped,
+    strict = on_bad == "raise"
+    records: list[SeeRecord] = []
+    faults: list[DataError] = []
+    for name in tree.names:
+        try:
+            record = tree.record(name, subset=subset, least=max(least, timesteps or 1))
+        except DataError as error:
+            if strict:
+                raise
+            faults.append(error)
+        else:
+            if record is not None:
+                records.append(record)
+
+    lengths = np.array([len(record.images[:timesteps]) for record in records], np.int64)
+    first = np.cumsum(lengths) - lengths
+    passes = 1 if cache is None else 2
+
+    def say(done: int) -> None:
+        if progress is not None:
+            progress(done, passes * len(records))
+
+    def decode() -> Arrays:
+        begin = (passes - 1) * len(records)
+        return _decode(root, records, size, timesteps, strict, lambda done: say(begin + done))
+
+    if cache is None:
+        made = decode()
+    else:
+        digests = {}
+        for done, record in enumerate(records, start=1):
+            digests[record.name] = _digest(record)
+            say(done)
+        settings = {"size": size} if timesteps is None else {"size": size, "timesteps": timesteps}
+        made = cached(cache, cache_key("see", VERSION, digests, settings), decode)
+        say(2 * len(records))
+
+    broken = {
+        number: DataError(root / file, reason, records[number].name)
+        for number, file, reason in json.loads(made["faults"].tobytes())
+    }
+    if broken and strict:  # a file of the cache may come from a reader that skipped them
+        raise broken[min(broken)]
+    skipped = count_kinds([*faults, *broken.values()])
+    if skipped:
+        text = f"{root}: skipped {sum(skipped.values())} bad records: {kinds_text(skipped)}"
+        warnings.warn(text, stacklevel=2)
+    whole = [number for number in range(len(records)) if number not in broken]
+    if not whole:
+        which = "none" if subset is None else f"none of subset '{subset}'"
+        raise DataError(tree.index, f"no records: {which} can be used; check the dataset")
+    good = [records[number] for number in whole]
+    return SeeSequences(
+        events=made["events"],
+        frames=made["frames"],
+        first=first[whole],
+        lengths=lengths[whole],
+        labels=np.array([record.label for record in good], np.int64),
+        label_names=tree.labels,
+        names=tuple(record.name for record in good),
+        subjects=tuple(record.subject for record in good),
+        lights=tuple(record.light for record in good),
+        subsets=tuple(record.subset for record in good),
+        skipped=dict(skipped),
     )
 
 
@@ -198,10 +230,10 @@ def check(root: Path) -> DataReport:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it would warn of is in the report
-        found = _read(SeeTree(root), CHECK_SIZE, 1, "skip", count=1)
-    skipped = [
-        f"{root}: {kind}" for kind, count in sorted(found.skipped.items()) for _ in range(count)
-    ]
+        found = read_sequences(root, size=CHECK_SIZE, timesteps=1, on_bad="skip")
+    skipped: list[str] = []
+    for kind, count in sorted(found.skipped.items()):
+        skipped += [f"{root}: {kind}"] * count
     return DataReport(
         name="see",
         root=str(root),
@@ -223,141 +255,54 @@ def assert_disjoint(a: SeeClips, b: SeeClips) -> None:
         DataError: A subject is in both; the message names up to five.
     """
     shared = sorted(set(a.subjects) & set(b.subjects))
-    if not shared:
-        return
-    subject_of = zip(a.names + b.names, a.subjects + b.subjects, strict=True)
-    names = [name for name, subject in subject_of if subject == shared[0]]
-    more = " ..." if len(shared) > 5 else ""
-    reason = (
-        f"shared subjects: {', '.join(shared[:5])}{more} in both splits, none allowed; "
-        "split by person"
-    )
-    # Training names come first, so the two ends are one name of each side.
-    raise DataError("emotion.json", reason, f"{names[0]} and {names[-1]}")
+    if shared:
+        # One sequence of each side that shows the first person, to look at.
+        names = [part.names[part.subjects.index(shared[0])] for part in (a, b)]
+        more = " ..." if len(shared) > 5 else ""
+        reason = (
+            f"shared subjects: {', '.join(shared[:5])}{more} in both splits, none allowed; "
+            "split by person"
+        )
+        raise DataError("emotion.json", reason, " and ".join(names))
 
 
-def _read(
-    tree: SeeTree,
+def _decode(
+    root: Path,
+    records: Sequence[SeeRecord],
     size: int,
-    least: int,
-    on_bad: OnBad,
-    *,
-    subset: str | None = None,
-    count: int | None = None,
-    masks: bool = False,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-) -> SeeSequences:
-    """Read the sequences of a tree.
+    timesteps: int | None,
+    strict: bool,
+    say: Callable[[int], None],
+) -> Arrays:
+    """Decode the images of records one after another.
 
-    Args:
-        tree: index and folders.
-        size, least, on_bad, cache, progress: as of `read_sequences`.
-        subset: which records to look at; None for both subsets.
-        count: how many images of each, from the first; None for all.
-        masks: make events (images, 2, H, W) ON and OFF masks in place of grey images; such are never cached.
+    Returns:
+        "events", "frames", and "faults", JSON of [record, file, reason] of each record that could not be decoded.
     """
-    strict = on_bad == "raise"
-    records: list[SeeRecord] = []
-    faults: list[DataError] = []
-    for name in tree.names:
+    images = sum(len(record.images[:timesteps]) for record in records)
+    to_events = _resized if timesteps is None else _polarities
+    channels = () if timesteps is None else (2,)
+    events = np.zeros((images, *channels, size, size), np.uint8)
+    frames = np.zeros((images, size, size), np.uint8)
+    faults: list[tuple[int, str, str]] = []
+    row = 0
+    for number, record in enumerate(records):
+        end = row + len(record.images[:timesteps])
         try:
-            record = tree.record(name, subset=subset, least=least)
+            for event, frame in decoded(record, timesteps):
+                events[row], frames[row] = to_events(event, size), _resized(frame, size)
+                row += 1
         except DataError as error:
             if strict:
                 raise
-            faults.append(error)
-        else:
-            if record is not None:
-                records.append(record)
-
-    first, made = _images(tree, records, size, strict, count, masks, cache, progress)
-    broken = {
-        number: DataError(tree.root / file, reason, records[number].name)
-        for number, file, reason in json.loads(made["faults"].tobytes())
-    }
-    if broken and strict:  # a file of the cache may come from a reader that skipped them
-        raise broken[min(broken)]
-    skipped = count_kinds([*faults, *broken.values()])
-    if skipped:
-        text = f"{tree.root}: skipped {sum(skipped.values())} bad records: {kinds_text(skipped)}"
-        warnings.warn(text, stacklevel=3)
-    whole = [number for number in range(len(records)) if number not in broken]
-    if not whole:
-        which = "none" if subset is None else f"none of subset '{subset}'"
-        raise DataError(tree.index, f"no records: {which} can be used; check the dataset")
-    good = [records[number] for number in whole]
-    return SeeSequences(
-        events=made["events"],
-        frames=made["frames"],
-        first=first[whole],
-        lengths=np.array([len(record.images[:count]) for record in good], np.int64),
-        labels=np.array([record.label for record in good], np.int64),
-        label_names=tree.labels,
-        names=tuple(record.name for record in good),
-        subjects=tuple(record.subject for record in good),
-        lights=tuple(record.light for record in good),
-        subsets=tuple(record.subset for record in good),
-        skipped=dict(skipped),
-    )
-
-
-def _images(
-    tree: SeeTree,
-    records: Sequence[SeeRecord],
-    size: int,
-    strict: bool,
-    count: int | None,
-    masks: bool,
-    cache: Path | None,
-    progress: Progress | None,
-) -> tuple[Int64, Arrays]:
-    """Decode the images of records, or take them from the cache.
-
-    Returns:
-        The row in which each record begins; and "events", "frames", and "faults", JSON of [record, file, reason] of each
-        record that could not be decoded.
-    """
-    ends = np.cumsum([0] + [len(record.images[:count]) for record in records])
-
-    def say(done: int, passes: int) -> None:
-        if progress is not None:
-            progress(done, passes * len(records))
-
-    def decode() -> Arrays:
-        shape = (ends[-1], size, size)
-        events = np.zeros((ends[-1], 2, size, size) if masks else shape, np.uint8)
-        frames = np.zeros(shape, np.uint8)
-        to_events = _polarities if masks else _resized
-        faults: list[tuple[int, str, str]] = []
-        for number, record in enumerate(records):
-            try:
-                for row, (event, frame) in enumerate(decoded(record, count), start=ends[number]):
-                    events[row], frames[row] = to_events(event, size), _resized(frame, size)
-            except DataError as error:
-                if strict:
-                    raise
-                # Relative to the root, so that a cache file holds after the dataset has moved.
-                file = Path(error.file).relative_to(tree.root)
-                faults.append((number, str(file), error.reason))
-            if cache is None:
-                say(number + 1, 1)
-            else:
-                say(len(records) + number + 1, 2)
-        # A cache file holds arrays alone, so the text is stored as its bytes.
-        listed = np.frombuffer(json.dumps(faults).encode(), np.uint8)
-        return {"events": events, "frames": frames, "faults": listed}
-
-    first = ends[:-1].astype(np.int64)
-    if cache is None:
-        return first, decode()
-    digests = {}
-    for done, record in enumerate(records, start=1):
-        digests[record.name] = _digest(record)
-        say(done, 2)
-    made = cached(cache, cache_key("see", VERSION, digests, {"size": size}), decode)
-    say(2 * len(records), 2)
-    return first, made
+            # Relative to the root, so that a cache file holds after the dataset has moved.
+            file = Path(error.file).relative_to(root)
+            faults.append((number, str(file), error.reason))
+        row = end
+        say(number + 1)
+    # A cache file holds arrays alone, so the text is stored as its bytes.
+    listed = np.frombuffer(json.dumps(faults).encode(), np.uint8)
+    return {"events": events, "frames": frames, "faults": listed}
 
 
 def _digest(record: SeeRecord) -> str:
