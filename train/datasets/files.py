@@ -77,8 +77,9 @@ def check_root(root: Path) -> None:
         DataError: "missing root".
     """
     if not root.is_dir():
-        reason = "missing root: no such folder; check the path, or get the dataset first"
-        raise DataError(root, reason)
+        raise DataError(
+            root, "missing root: no such folder; check the path, or get the dataset first"
+        )
 
 
 def inside(path: Path, root: Path, record: str | None = None) -> Path:
@@ -89,8 +90,9 @@ def inside(path: Path, root: Path, record: str | None = None) -> Path:
     """
     # Both are resolved: the root may be a link itself, and then its files lie elsewhere too.
     if not path.resolve().is_relative_to(root.resolve()):
-        reason = f"outside root: leads to {path.resolve()}; keep the dataset in one folder"
-        raise DataError(path, reason, record)
+        raise DataError(
+            path, f"outside root: leads to {path.resolve()}; keep the dataset in one folder", record
+        )
     return path
 
 
@@ -116,8 +118,11 @@ def check_size(path: Path, n_bytes: int, max_bytes: int, record: str | None = No
     if n_bytes == 0:
         raise DataError(path, "empty file: 0 bytes; restore it", record)
     if n_bytes > max_bytes:
-        reason = f"file too large: {n_bytes} > {max_bytes} bytes; this is no file of the dataset"
-        raise DataError(path, reason, record)
+        raise DataError(
+            path,
+            f"file too large: {n_bytes} > {max_bytes} bytes; this is no file of the dataset",
+            record,
+        )
 
 
 def sha256_of(path: Path) -> str:

@@ -119,10 +119,11 @@ def simulate(frames: Iterable[AnyArray], camera: Dvs, *, source: str = "frames")
             first = grey if camera.size is None else resize_grey(grey, camera.size)
             frame_shape = frame.shape
         elif frame.shape != frame_shape:
-            reason = (
-                f"changing size: {frame.shape} after {frame_shape}; cut the video where it changes"
+            raise DataError(
+                source,
+                f"changing size: {frame.shape} after {frame_shape}; cut the video where it changes",
+                f"frame {number}",
             )
-            raise DataError(source, reason, f"frame {number}")
         else:
             events = polarities(before, grey, camera.sensitivity)
             steps.append(shrink_any(events, first.shape).astype(np.uint8))
@@ -132,8 +133,10 @@ def simulate(frames: Iterable[AnyArray], camera: Dvs, *, source: str = "frames")
     shown = len(steps)
     if camera.frames is not None and shown + 1 < camera.frames:
         if camera.drop_short:
-            reason = f"short clip: {shown + 1} of {camera.frames} frames; pad it (drop_short=False) or ask for fewer"
-            raise DataError(source, reason)
+            raise DataError(
+                source,
+                f"short clip: {shown + 1} of {camera.frames} frames; pad it (drop_short=False) or ask for fewer",
+            )
         steps += [np.zeros((2, *first.shape), np.uint8)] * (camera.frames - 1 - shown)
     spikes = np.stack(steps) if steps else np.zeros((0, 2, *first.shape), np.uint8)
     if not camera.grey_first:
@@ -202,5 +205,8 @@ def _check(frame: AnyArray, before: AnyArray | None, number: int, source: str) -
         raise ValueError(f"{source}: frames of {before.dtype} and {frame.dtype}; give one type")
     # NaN fails both comparisons.
     if not whole and not (frame.min() >= 0 and frame.max() <= 1):
-        reason = f"grey out of range: {np.min(frame)} .. {np.max(frame)}, allowed 0 .. 1; scale the frames"
-        raise DataError(source, reason, f"frame {number}")
+        raise DataError(
+            source,
+            f"grey out of range: {np.min(frame)} .. {np.max(frame)}, allowed 0 .. 1; scale the frames",
+            f"frame {number}",
+        )

@@ -132,16 +132,19 @@ def read_bs2(path: Path) -> npt.NDArray[np.void]:
     if not 0 < size <= MAX_FILE_BYTES:
         raise DataError(path, f"recording has {size} bytes, allowed 1..{MAX_FILE_BYTES}")
     if size % EVENT_BYTES:
-        reason = f"recording has {size} bytes, not a multiple of {EVENT_BYTES}: it is truncated; copy it again"
-        raise DataError(path, reason)
+        raise DataError(
+            path,
+            f"recording has {size} bytes, not a multiple of {EVENT_BYTES}: it is truncated; copy it again",
+        )
     # tonic takes y = 240 for a clock overflow of the full set; here it is off the sensor like any other, so check first.
     raw = np.frombuffer(path.read_bytes(), dtype=np.uint8).reshape(-1, EVENT_BYTES)
     off = (raw[:, :2] >= SENSOR).any(axis=1)
     if off.any():
         event = int(np.argmax(off))
         x, y = raw[event, :2]
-        reason = f"x, y = {x}, {y} lie off the {SENSOR}x{SENSOR} sensor"
-        raise DataError(path, reason, f"event {event}")
+        raise DataError(
+            path, f"x, y = {x}, {y} lie off the {SENSOR}x{SENSOR} sensor", f"event {event}"
+        )
     events: npt.NDArray[np.void] = tonic.io.read_mnist_file(
         io.BytesIO(raw.tobytes()), dtype=_EVENT_DTYPE, is_stream=True
     )

@@ -82,15 +82,18 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
             self._stream.codec_context.options = {"err_detect": "explode"}
             self.width, self.height = self._stream.width, self._stream.height
             if not (0 < self.width <= MAX_SIDE_PX and 0 < self.height <= MAX_SIDE_PX):
-                reason = f"picture size: {self.width} x {self.height}, allowed 1 .. {MAX_SIDE_PX} pixels; scale it"
-                raise DataError(self.path, reason)
+                raise DataError(
+                    self.path,
+                    f"picture size: {self.width} x {self.height}, allowed 1 .. {MAX_SIDE_PX} pixels; scale it",
+                )
         except BaseException:
             self._container.close()
             raise
 
     def _undecodable(self, error: av.error.FFmpegError, where: str | None = None) -> DataError:
-        reason = f"undecodable video: {error.strerror}; convert or restore it"
-        return DataError(self.path, reason, where)
+        return DataError(
+            self.path, f"undecodable video: {error.strerror}; convert or restore it", where
+        )
 
     def __exit__(self, *_: object) -> None:
         self._container.close()
@@ -126,10 +129,10 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
             raise self._undecodable(error, f"after frame {len(self.times_s)}") from error
         if not self.times_s:
             until = "its end" if end_s is None else f"{end_s} s"
-            reason = (
-                f"no frames: not one from {start_s} s to {until}; check the video and the times"
+            raise DataError(
+                self.path,
+                f"no frames: not one from {start_s} s to {until}; check the video and the times",
             )
-            raise DataError(self.path, reason)
 
     def _decode(
         self, packets: Iterator[Packet], start_s: float, end_s: float | None
@@ -140,21 +143,25 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         for packet in packets:
             where = f"after frame {len(self.times_s)}"
             if packet.is_corrupt:
-                reason = "truncated video: a frame is cut short; restore it"
-                raise DataError(self.path, reason, where)
+                raise DataError(
+                    self.path, "truncated video: a frame is cut short; restore it", where
+                )
             for frame in packet.decode():
                 if frame.is_corrupt:
-                    reason = "undecodable video: a frame is damaged; restore it"
-                    raise DataError(self.path, reason, where)
-                if frame.pts is None:
-                    reason = "no time stamps: a frame has none; wrap it as mp4"
-                    raise DataError(self.path, reason, where)
-                if (frame.width, frame.height) != (self.width, self.height):
-                    reason = (
-                        f"changing size: {frame.width} x {frame.height} after {self.width} x {self.height} pixels; "
-                        "cut it there"
+                    raise DataError(
+                        self.path, "undecodable video: a frame is damaged; restore it", where
                     )
-                    raise DataError(self.path, reason, where)
+                if frame.pts is None:
+                    raise DataError(
+                        self.path, "no time stamps: a frame has none; wrap it as mp4", where
+                    )
+                if (frame.width, frame.height) != (self.width, self.height):
+                    raise DataError(
+                        self.path,
+                        f"changing size: {frame.width} x {frame.height} after {self.width} x {self.height} pixels; "
+                        "cut it there",
+                        where,
+                    )
                 time_s = float(frame.pts * base) - origin_s
                 # A frame belongs to the span by its time, but for the rounding of a float.
                 if end_s is not None and time_s >= end_s - 1e-9:
@@ -165,8 +172,10 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
                     yield grey.to_ndarray().astype(np.uint8, copy=False)
         # The packets have ended before the span: some slack is left to the sound, which lasts longer.
         if end_s is not None and self.times_s and self.times_s[-1] < end_s - END_SLACK_S:
-            reason = f"short video: its last frame is at {self.times_s[-1]:.3f} s, before {end_s:.3f} s; correct the times"
-            raise DataError(self.path, reason)
+            raise DataError(
+                self.path,
+                f"short video: its last frame is at {self.times_s[-1]:.3f} s, before {end_s:.3f} s; correct the times",
+            )
 
     def _clock(self) -> tuple[Fraction, float]:
         """Return the seconds that a time stamp counts, and the first one's time."""
@@ -227,12 +236,20 @@ def events_of_video(
                 path, f"wrong rate: {shown} frames/s, expected {fps:g}; convert the video"
             )
         if not _same_rate(found, video.stated_fps):
-            text = "%s: its header states %s frames/s, its frames keep %s"
-            _log.warning(text, path, video.stated_fps, found)
+            _log.warning(
+                "%s: its header states %s frames/s, its frames keep %s",
+                path,
+                video.stated_fps,
+                found,
+            )
         steps_s = np.diff(video.times_s)
         if len(steps_s) and steps_s.max() > 1.5 * np.median(steps_s):
-            text = "%s: uneven frames: steps of %.4f .. %.4f s; events are differences of neighbours all the same"
-            _log.warning(text, path, steps_s.min(), steps_s.max())
+            _log.warning(
+                "%s: uneven frames: steps of %.4f .. %.4f s; events are differences of neighbours all the same",
+                path,
+                steps_s.min(),
+                steps_s.max(),
+            )
         return replace(events, fps=found)
 
 

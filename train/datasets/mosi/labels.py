@@ -149,8 +149,9 @@ def read_segments(
         if times[key] == 1:
             good.append(segment)
         else:
-            reason = f"duplicate id: {times[key]} records of it; keep one"
-            bad.append(DataError(path, reason, str(key)))
+            bad.append(
+                DataError(path, f"duplicate id: {times[key]} records of it; keep one", str(key))
+            )
     return tuple(sorted(good, key=lambda segment: segment.key)), tuple(bad)
 
 
@@ -165,11 +166,13 @@ def _segment(
 ) -> Segment | DataError:
     """Return a checked record; an error is returned too, so that a reader can go on."""
     if _VIDEO.fullmatch(video) is None:
-        reason = f"malformed id: {video[:80]!r} is no id of a video; correct it"
-        return DataError(path, reason, where)
+        return DataError(
+            path, f"malformed id: {video[:80]!r} is no id of a video; correct it", where
+        )
     if _K.fullmatch(k) is None or int(k) < 1:
-        reason = f"segment number: {k[:80]!r}, not a whole number from 1; correct it"
-        return DataError(path, reason, where)
+        return DataError(
+            path, f"segment number: {k[:80]!r}, not a whole number from 1; correct it", where
+        )
     key = Key(video, int(k))
     # From here on the record has a name, which says more than its line.
     name = str(key)
@@ -177,18 +180,20 @@ def _segment(
         value = float(score)
         span = None if span_s is None else (float(span_s[0]), float(span_s[1]))
     except ValueError:
-        reason = "malformed number: score or times are no numbers; correct them"
-        return DataError(path, reason, name)
+        return DataError(
+            path, "malformed number: score or times are no numbers; correct them", name
+        )
     # NaN is not <= anything.
     if not abs(value) <= SCORE_MAX:
-        reason = f"score out of range: {value:g}, allowed -3 .. 3; correct it"
-        return DataError(path, reason, name)
+        return DataError(path, f"score out of range: {value:g}, allowed -3 .. 3; correct it", name)
     if span is not None and not 0 <= span[0] < span[1] < math.inf:
-        reason = f"malformed times: [{span[0]:g}, {span[1]:g}) s is no span; correct them"
-        return DataError(path, reason, name)
+        return DataError(
+            path, f"malformed times: [{span[0]:g}, {span[1]:g}) s is no span; correct them", name
+        )
     if mode is not None and mode not in MODES:
-        reason = f"unknown split: {mode[:80]!r} is none of {', '.join(MODES)}; correct it"
-        return DataError(path, reason, name)
+        return DataError(
+            path, f"unknown split: {mode[:80]!r} is none of {', '.join(MODES)}; correct it", name
+        )
     return Segment(key, value, span, mode)
 
 
@@ -197,8 +202,9 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        reason = f"not UTF-8: {error.reason} at byte {error.start}; convert it"
-        raise DataError(path, reason) from error
+        raise DataError(
+            path, f"not UTF-8: {error.reason} at byte {error.start}; convert it"
+        ) from error
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in rows:
@@ -206,8 +212,9 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
             if any(fields):
                 yield f"line {rows.line_num}", fields
     except csv.Error as error:
-        reason = f"malformed CSV: {error}; restore it"
-        raise DataError(path, reason, f"line {rows.line_num}") from error
+        raise DataError(
+            path, f"malformed CSV: {error}; restore it", f"line {rows.line_num}"
+        ) from error
 
 
 def _csv(path: Path) -> Iterator[Segment | DataError]:
@@ -231,8 +238,9 @@ def _mmsa(path: Path) -> Iterator[Segment | DataError]:
             video, k, score, mode = (cells[name] for name in _COLUMNS)
             yield _segment(path, where, video, k, score, mode=mode)
         else:
-            reason = f"malformed record: {len(row)} fields, not {len(header)}; restore it"
-            yield DataError(path, reason, where)
+            yield DataError(
+                path, f"malformed record: {len(row)} fields, not {len(header)}; restore it", where
+            )
 
 
 def _csd(path: Path) -> Iterator[Segment | DataError]:
@@ -248,8 +256,9 @@ def _csd(path: Path) -> Iterator[Segment | DataError]:
         raise DataError(path, f"malformed csd: not HDF5 ({error}); restore it") from error
     for video, arrays in videos.items():
         if arrays is None:
-            reason = "malformed video: not features (n, 1) and intervals (n, 2); restore it"
-            yield DataError(path, reason, video)
+            yield DataError(
+                path, "malformed video: not features (n, 1) and intervals (n, 2); restore it", video
+            )
             continue
         scores, spans_s = (array.tolist() for array in arrays)
         for i, ((score,), span_s) in enumerate(zip(scores, spans_s, strict=True)):

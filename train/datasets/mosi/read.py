@@ -117,8 +117,9 @@ def read_mosi(
     for error in bad:
         _log.warning("%s", error)
     if bad:
-        text = f"{root}: skipped {len(bad)} bad segments: {kinds_text(count_kinds(bad))}"
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(
+            f"{root}: skipped {len(bad)} bad segments: {kinds_text(count_kinds(bad))}", stacklevel=2
+        )
     if not good:
         raise DataError(root, "no segments: none can be used; check the dataset")
     keys = tuple(segment.key for segment, _ in good)
@@ -188,12 +189,20 @@ def _scan(
     for segment in segments:
         video, k = segment.key
         if video not in fold_of:
-            reason = "no fold: the video is in none of them; name its fold, or take the segment out"
-            bad.append(DataError(path, reason, str(segment.key)))
+            bad.append(
+                DataError(
+                    path,
+                    "no fold: the video is in none of them; name its fold, or take the segment out",
+                    str(segment.key),
+                )
+            )
             continue
         if kind == "full" and segment.span_s is None:
-            reason = f"no times: {layout} labels have none to cut whole videos by; use the CSV or csd file"
-            raise DataError(path, reason, str(segment.key))
+            raise DataError(
+                path,
+                f"no times: {layout} labels have none to cut whole videos by; use the CSV or csd file",
+                str(segment.key),
+            )
         names = {
             "segmented": f"{video}_{k}.mp4",
             "mmsa": f"{video}/{k}.mp4",
@@ -226,8 +235,9 @@ def _folds(path: Path, segments: tuple[Segment, ...], folds: Folds) -> Mapping[s
     for video, modes in found.items():
         # A video is one person, who must not be on two sides.
         if len(modes) > 1:
-            reason = f"shared video: in {', '.join(sorted(modes))}; one fold is allowed"
-            raise DataError(path, reason, video)
+            raise DataError(
+                path, f"shared video: in {', '.join(sorted(modes))}; one fold is allowed", video
+            )
     return {video: mode for video, (mode,) in found.items()}
 
 

@@ -75,11 +75,13 @@ class Header:
         """
         found = [signal for signal in self.signals if plain_name(signal.label) == plain_name(name)]
         if not found:
-            reason = f"channel missing: no signal '{name}'; restore the file"
-            raise DataError(self.path, reason, name)
+            raise DataError(
+                self.path, f"channel missing: no signal '{name}'; restore the file", name
+            )
         if len(found) > 1:
-            reason = f"channel twice: {len(found)} signals '{name}'; restore the file"
-            raise DataError(self.path, reason, name)
+            raise DataError(
+                self.path, f"channel twice: {len(found)} signals '{name}'; restore the file", name
+            )
         return found[0]
 
     def rate_hz(self, signal: Signal) -> float:
@@ -102,31 +104,36 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         fixed = file.read(256)
         if len(fixed) < 256 or not fixed.startswith(_MAGIC):
-            reason = "not BDF: the first bytes are not those of the format; restore the file"
-            raise DataError(path, reason)
+            raise DataError(
+                path, "not BDF: the first bytes are not those of the format; restore the file"
+            )
         n_bytes = _whole(path, "header bytes", fixed[184:192])
         count = _whole(path, "signals", fixed[252:256])
         records = _whole(path, "records", fixed[236:244])
         record_s = _number(path, "record duration", fixed[244:252])
         # Bounded before it is believed: the header's own length decides how much is read next.
         if not 1 <= count <= MAX_SIGNALS or n_bytes != 256 * (count + 1):
-            reason = f"malformed header: {count} signals in {n_bytes} bytes, not 256 for each and 256; restore it"
-            raise DataError(path, reason)
+            raise DataError(
+                path,
+                f"malformed header: {count} signals in {n_bytes} bytes, not 256 for each and 256; restore it",
+            )
         table = file.read(n_bytes - 256)
     if records == -1:  # what the recorder writes at the start and corrects at the end
         raise DataError(path, "unfinished recording: its number of records is -1; restore the file")
     if records < 1 or record_s <= 0:
         raise DataError(path, f"no samples: {records} records of {record_s} s; restore the file")
     if len(table) != n_bytes - 256:
-        reason = f"truncated file: {256 + len(table)} < {n_bytes} bytes of header; restore it"
-        raise DataError(path, reason)
+        raise DataError(
+            path, f"truncated file: {256 + len(table)} < {n_bytes} bytes of header; restore it"
+        )
     signals = _signals(path, table, count)
     size = path.stat().st_size
     whole = n_bytes + records * 3 * sum(signal.samples for signal in signals)
     if size != whole:
         kind = "truncated file" if size < whole else "trailing bytes"
-        reason = f"{kind}: {size} bytes, not {whole} as its header says; restore the file"
-        raise DataError(path, reason)
+        raise DataError(
+            path, f"{kind}: {size} bytes, not {whole} as its header says; restore the file"
+        )
     return Header(path, n_bytes, records, record_s, signals)
 
 
@@ -172,8 +179,11 @@ def _signals(path: Path, table: bytes, count: int) -> tuple[Signal, ...]:
         samples = _whole(path, f"samples of '{label}'", per_record)
         ordered = _INT24[0] <= digital[0] < digital[1] <= _INT24[1]
         if samples < 1 or not ordered or physical[0] == physical[1]:
-            reason = f"malformed header: {samples} samples, digital {digital}, physical {physical}; restore the file"
-            raise DataError(path, reason, label)
+            raise DataError(
+                path,
+                f"malformed header: {samples} samples, digital {digital}, physical {physical}; restore the file",
+                label,
+            )
         text = unit.decode("latin1").strip()
         signals.append(Signal(label, text, physical, digital, samples, offset))
         offset += samples
@@ -183,8 +193,9 @@ def _signals(path: Path, table: bytes, count: int) -> tuple[Signal, ...]:
 def _whole(path: Path, what: str, field: bytes) -> int:
     value = _number(path, what, field)
     if not value.is_integer():
-        reason = f"malformed header: {what} is {value}, not a whole number; restore the file"
-        raise DataError(path, reason)
+        raise DataError(
+            path, f"malformed header: {what} is {value}, not a whole number; restore the file"
+        )
     return int(value)
 
 
@@ -192,8 +203,9 @@ def _number(path: Path, what: str, field: bytes) -> float:
     try:
         value = float(field.decode("ascii"))
     except ValueError as error:
-        text = f"malformed header: {what} is {field[:20]!r}, not a number; restore the file"
-        raise DataError(path, text) from error
+        raise DataError(
+            path, f"malformed header: {what} is {field[:20]!r}, not a number; restore the file"
+        ) from error
     if not math.isfinite(value):
         raise DataError(path, f"malformed header: {what} is {value}; restore the file")
     return value

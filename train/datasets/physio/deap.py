@@ -144,8 +144,10 @@ def read_deap(
         _log.warning("%s", error)
     if left_out or missing:
         counts = f", {kinds_text(found.skipped)}" if left_out else ""
-        text = f"{root}: skipped {len(left_out)} bad trials{counts}; missing {', '.join(missing) or 'nothing'}"
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(
+            f"{root}: skipped {len(left_out)} bad trials{counts}; missing {', '.join(missing) or 'nothing'}",
+            stacklevel=2,
+        )
     if not trials:
         raise DataError(root, "no trials: none can be used; check the dataset")
     return found
@@ -337,24 +339,27 @@ def read_dat(path: Path, layout: Layout) -> tuple[AnyArray, AnyArray]:
         raise
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
             OverflowError, MemoryError, DeprecationWarning) as error:  # fmt: skip
-        text = f"damaged pickle: {type(error).__name__}: {str(error)[:200]}; restore the file"
-        raise DataError(path, text) from error
+        raise DataError(
+            path, f"damaged pickle: {type(error).__name__}: {str(error)[:200]}; restore the file"
+        ) from error
     if not isinstance(content, dict) or set(content) != {"data", "labels"}:
         found = type(content).__name__
         if isinstance(content, dict):
             found = str(sorted(map(str, content))[:5])
-        reason = (
-            f"wrong content: {found}, not a dict of exactly 'data' and 'labels'; restore the file"
+        raise DataError(
+            path,
+            f"wrong content: {found}, not a dict of exactly 'data' and 'labels'; restore the file",
         )
-        raise DataError(path, reason)
     signals = _array(path, "data", content["data"], (layout.trials, CHANNELS, layout.samples))
     ratings = _array(path, "labels", content["labels"], (layout.trials, RATINGS))
     return signals, ratings
 
 
 def _refusal(path: Path, what: str) -> DataError:
-    reason = f"unsafe pickle: {what}, which no file of DEAP needs; nothing of it was run; get the file anew"
-    return DataError(path, reason)
+    return DataError(
+        path,
+        f"unsafe pickle: {what}, which no file of DEAP needs; nothing of it was run; get the file anew",
+    )
 
 
 class _Recorder:
@@ -428,18 +433,23 @@ def _array(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> AnyArra
     _, found, dtype, fortran, raw = state
     kind = _float_type(dtype)
     if kind is None:
-        reason = f"wrong type: '{name}' is not of float32 or float64 (objects are never read); restore the file"
-        raise DataError(path, reason, name)
+        raise DataError(
+            path,
+            f"wrong type: '{name}' is not of float32 or float64 (objects are never read); restore the file",
+            name,
+        )
     if found != shape:
-        reason = f"wrong shape: '{name}' is {found!r:.100}, not {shape}; restore the file"
-        raise DataError(path, reason, name)
+        raise DataError(
+            path, f"wrong shape: '{name}' is {found!r:.100}, not {shape}; restore the file", name
+        )
     if isinstance(raw, str):
         raw = raw.encode("latin1")
     size = int(np.prod(shape)) * kind.itemsize
     if not isinstance(raw, bytes) or len(raw) != size:
         n_bytes = len(raw) if isinstance(raw, bytes) else type(raw).__name__
-        reason = f"wrong shape: '{name}' has {n_bytes} bytes, not {size}; restore the file"
-        raise DataError(path, reason, name)
+        raise DataError(
+            path, f"wrong shape: '{name}' has {n_bytes} bytes, not {size}; restore the file", name
+        )
     return np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
 
 

@@ -101,10 +101,11 @@ class Session:
                 self.path, f"label missing: no {name}; restore the file", self.session_id
             )
         if not re.fullmatch("[1-9]", text):
-            reason = (
-                f"label out of range: {name} is '{text[:40]}', not one of 1 .. 9; restore the file"
+            raise DataError(
+                self.path,
+                f"label out of range: {name} is '{text[:40]}', not one of 1 .. 9; restore the file",
+                self.session_id,
             )
-            raise DataError(self.path, reason, self.session_id)
         return int(text)
 
 
@@ -165,8 +166,9 @@ def read_mahnob(
             raise error
         _log.warning("%s", error)
     if bad:
-        text = f"{root}: skipped {len(bad)} sessions: {kinds_text(found.skipped)}"
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(
+            f"{root}: skipped {len(bad)} sessions: {kinds_text(found.skipped)}", stacklevel=2
+        )
     if not trials:
         raise DataError(root, "no trials: none can be used; check the dataset")
     return found
@@ -224,11 +226,11 @@ def _load_sessions(
             claims = by_trial[session.subject, session.name]
         others = [folder for folder in claims if folder != own]
         if others:
-            reason = (
+            error = DataError(
+                session.folder,
                 f"duplicate session: id {session.session_id} {session.subject} {session.name}, "
-                f"also claimed by {others[0]}; keep the right one"
+                f"also claimed by {others[0]}; keep the right one",
             )
-            error = DataError(session.folder, reason)
             sessions[position] = _SessionSignals(session.folder, left_out=error)
     return sessions
 
@@ -268,12 +270,16 @@ def _load(
         session = read_session(xml)
         session_id = session.session_id
         if not session.rated:
-            reason = f"{_UNRATED}: no feltArsl; nothing to learn from it"
-            raise DataError(session.path, reason, folder.name)
+            raise DataError(
+                session.path, f"{_UNRATED}: no feltArsl; nothing to learn from it", folder.name
+            )
         path, person, number = _recording(folder, root)
         if session.subject != person:
-            reason = f"subject clash: person {session.subject}, but the recording is {path.name}; correct one"
-            raise DataError(session.path, reason, folder.name)
+            raise DataError(
+                session.path,
+                f"subject clash: person {session.subject}, but the recording is {path.name}; correct one",
+                folder.name,
+            )
         subject, name = f"subject-{person:02d}", f"trial-{number:02d}"
         valence, arousal = session.rating("feltVlnc"), session.rating("feltArsl")
         checked_file(path, root, MAX_BDF_BYTES, folder.name)
@@ -298,8 +304,10 @@ def _recording(folder: Path, root: Path) -> tuple[Path, int, int]:
     found = [match for match in map(_STIMULUS.fullmatch, names) if match is not None]
     if len(found) != 1:
         kind = "two recordings" if found else "missing recording"
-        reason = f"{kind}: {len(found)} files Part_<person>_S_Trial<n>_emotion.bdf, not 1; restore the session"
-        raise DataError(folder, reason)
+        raise DataError(
+            folder,
+            f"{kind}: {len(found)} files Part_<person>_S_Trial<n>_emotion.bdf, not 1; restore the session",
+        )
     return folder / found[0][0], int(found[0]["person"]), int(found[0]["trial"])
 
 
@@ -349,8 +357,11 @@ def read_session(path: Path) -> Session:
         found.get("id", "") for level, child, found in elements if (level, child) == (1, "subject")
     ]
     if len(people) != 1 or not re.fullmatch("[0-9]{1,9}", people[0]) or int(people[0]) < 1:
-        reason = f"malformed session: subjects {str(people)[:100]}, not one with a number from 1; restore the file"
-        raise DataError(path, reason, attributes["sessionId"])
+        raise DataError(
+            path,
+            f"malformed session: subjects {str(people)[:100]}, not one with a number from 1; restore the file",
+            attributes["sessionId"],
+        )
     return Session(path, attributes["sessionId"], int(people[0]), attributes)
 
 
@@ -420,6 +431,8 @@ def triggers(status: npt.NDArray[np.int32], path: Path) -> tuple[int, int]:
     active = inputs != values[np.argmax(counts)]
     starts = np.flatnonzero(np.diff(active, prepend=False) & active)
     if len(starts) != 2:
-        reason = f"wrong events: {len(starts)} on the status channel, not 2 (the clip's start and end); restore the file"
-        raise DataError(path, reason)
+        raise DataError(
+            path,
+            f"wrong events: {len(starts)} on the status channel, not 2 (the clip's start and end); restore the file",
+        )
     return int(starts[0]), int(starts[1])

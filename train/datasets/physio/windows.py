@@ -182,14 +182,23 @@ class PhysioWindows(Dataset[SignalWindow]):
         where, record = f"subject {trial.subject}", f"trial {trial.trial}"
         n = trial.eeg.shape[1]
         if trial.eeg.shape != (len(self.recordings.channels), n) or trial.gsr.shape != (n,):
-            reason = f"wrong shape: EEG {trial.eeg.shape} and skin conductance {trial.gsr.shape} do not agree"
-            raise DataError(where, reason, record)
+            raise DataError(
+                where,
+                f"wrong shape: EEG {trial.eeg.shape} and skin conductance {trial.gsr.shape} do not agree",
+                record,
+            )
         if n < self.length:
-            reason = f"short trial: {n} < {self.length} samples, no window; choose a shorter window"
-            raise DataError(where, reason, record)
+            raise DataError(
+                where,
+                f"short trial: {n} < {self.length} samples, no window; choose a shorter window",
+                record,
+            )
         if self.settings.gsr_unit == "siemens" and not (trial.gsr > 0).all():
-            reason = f"no conductance: resistance {trial.gsr.min()} ohm is not above 0; use gsr_unit='ohm'"
-            raise DataError(where, reason, record)
+            raise DataError(
+                where,
+                f"no conductance: resistance {trial.gsr.min()} ohm is not above 0; use gsr_unit='ohm'",
+                record,
+            )
 
     def __len__(self) -> int:
         return len(self._starts)

@@ -200,8 +200,10 @@ def read_sequences(
         raise broken[min(broken)]
     skipped = count_kinds([*faults, *broken.values()])
     if skipped:
-        text = f"{root}: skipped {sum(skipped.values())} bad records: {kinds_text(skipped)}"
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(
+            f"{root}: skipped {sum(skipped.values())} bad records: {kinds_text(skipped)}",
+            stacklevel=2,
+        )
     whole = [number for number in range(len(records)) if number not in broken]
     if not whole:
         which = "none" if subset is None else f"none of subset '{subset}'"
@@ -259,11 +261,12 @@ def assert_disjoint(a: SeeClips, b: SeeClips) -> None:
         # One sequence of each side that shows the first person, to look at.
         names = [part.names[part.subjects.index(shared[0])] for part in (a, b)]
         more = " ..." if len(shared) > 5 else ""
-        reason = (
+        raise DataError(
+            "emotion.json",
             f"shared subjects: {', '.join(shared[:5])}{more} in both splits, none allowed; "
-            "split by person"
+            "split by person",
+            " and ".join(names),
         )
-        raise DataError("emotion.json", reason, " and ".join(names))
 
 
 def _decode(

@@ -98,10 +98,11 @@ class SeeTree:
             DataError: A bad record.
         """
         if name not in self._database:
-            reason = (
-                "not in the index: the folder has no record there; add one or remove the folder"
+            raise DataError(
+                self.index,
+                "not in the index: the folder has no record there; add one or remove the folder",
+                name,
             )
-            raise DataError(self.index, reason, name)
         found, label, (start, end) = _check_record(
             self.index, name, self._database[name], self.labels
         )
@@ -109,8 +110,11 @@ class SeeTree:
             return None
         fields = _check_name(self.index, name, label)
         if end - start < least:
-            reason = f"short segment: [{start}, {end}) holds {end - start} < {least} images; ask for fewer"
-            raise DataError(self.index, reason, name)
+            raise DataError(
+                self.index,
+                f"short segment: [{start}, {end}) holds {end - start} < {least} images; ask for fewer",
+                name,
+            )
         events, frames = (folder.images(name, label, start, end) for folder in self._folders)
         images = tuple(zip(events, frames, strict=True))
         number = self.labels.index(label)
@@ -138,8 +142,11 @@ def decoded(
         side = side or event.width
         for path, image in zip(pair, (event, frame), strict=True):
             if image.width != side:
-                reason = f"changing size: {image.width} pixels after {side} in the same sequence; restore it"
-                raise DataError(path, reason, record.name)
+                raise DataError(
+                    path,
+                    f"changing size: {image.width} pixels after {side} in the same sequence; restore it",
+                    record.name,
+                )
         yield event, frame
 
 
@@ -159,15 +166,15 @@ class _Folder:
                 continue
             label = known.get(folder.name.casefold())
             if label is None:
-                reason = (
-                    f"unknown label: folder is none of {', '.join(labels)}; rename or remove it"
+                raise DataError(
+                    folder,
+                    f"unknown label: folder is none of {', '.join(labels)}; rename or remove it",
                 )
-                raise DataError(folder, reason)
             if label in self.emotions:
-                reason = (
-                    f"duplicate folder: as well as '{self.emotions[label].name}'; merge the two"
+                raise DataError(
+                    folder,
+                    f"duplicate folder: as well as '{self.emotions[label].name}'; merge the two",
                 )
-                raise DataError(folder, reason)
             self.emotions[label] = folder
             for entry in sorted(inside(folder, root).iterdir()):
                 if entry.is_dir():
@@ -177,11 +184,17 @@ class _Folder:
         """Return the paths of a sequence's images start .. end - 1, each checked to be there and inside the root."""
         found = self.sequences.get(name, [])
         if not found:
-            reason = f"missing sequence: no folder of that name; restore it or leave the record out ('{label}')"
-            raise DataError(self.path, reason, name)
+            raise DataError(
+                self.path,
+                f"missing sequence: no folder of that name; restore it or leave the record out ('{label}')",
+                name,
+            )
         if found != [label]:
-            reason = f"label clash: labelled '{label}' but lies in {', '.join(found)}; correct the index or move it"
-            raise DataError(self.path, reason, name)
+            raise DataError(
+                self.path,
+                f"label clash: labelled '{label}' but lies in {', '.join(found)}; correct the index or move it",
+                name,
+            )
         folder = inside(self.emotions[label] / name, self.root, name)
         # One listing instead of a question for each image: SEE has more than a hundred thousand.
         with os.scandir(folder) as entries:
@@ -191,10 +204,11 @@ class _Folder:
             path = folder / f"{k:05d}.jpg"
             entry = present.get(path.name)
             if entry is None:
-                reason = (
-                    f"missing image: not there, but the segment is [{start}, {end}); restore it"
+                raise DataError(
+                    path,
+                    f"missing image: not there, but the segment is [{start}, {end}); restore it",
+                    name,
                 )
-                raise DataError(path, reason, name)
             # The folder itself is inside the root, so only a link can lead out from here.
             if entry.is_symlink():
                 inside(path, self.root, name)
@@ -250,15 +264,18 @@ def _check_record(
         raise DataError(path, "malformed record: no object 'annotations'; restore it", name)
     subset, label, segment = record.get("subset"), notes.get("label"), notes.get("segment")
     if subset not in SUBSETS:
-        reason = f"unknown subset: {subset!r} is none of {', '.join(SUBSETS)}; correct it"
-        raise DataError(path, reason, name)
+        raise DataError(
+            path, f"unknown subset: {subset!r} is none of {', '.join(SUBSETS)}; correct it", name
+        )
     if label not in labels:
-        reason = f"unknown label: {label!r} is none of {', '.join(labels)}; correct it"
-        raise DataError(path, reason, name)
+        raise DataError(
+            path, f"unknown label: {label!r} is none of {', '.join(labels)}; correct it", name
+        )
     # type() and not isinstance(): True is an int, and 1.0 is not an index.
     if not isinstance(segment, list) or [type(end) for end in segment] != [int, int]:
-        reason = f"malformed segment: {segment!r} is not [start, end]; correct it"
-        raise DataError(path, reason, name)
+        raise DataError(
+            path, f"malformed segment: {segment!r} is not [start, end]; correct it", name
+        )
     start, end = segment
     if not 0 <= start < end:
         raise DataError(path, f"empty segment: [{start}, {end}) holds no image; correct it", name)
@@ -269,11 +286,15 @@ def _check_name(path: Path, name: str, label: str) -> re.Match[str]:
     """Split a sequence name into its fields and check its emotion against the label."""
     fields = _NAME.fullmatch(name)
     if fields is None:
-        reason = "malformed name: not the nine fields of a SEE sequence; correct it"
-        raise DataError(path, reason, name)
+        raise DataError(
+            path, "malformed name: not the nine fields of a SEE sequence; correct it", name
+        )
     if fields["emotion"].casefold() != label.casefold():
-        reason = f"label clash: labelled '{label}' but named '{fields['emotion']}'; correct one"
-        raise DataError(path, reason, name)
+        raise DataError(
+            path,
+            f"label clash: labelled '{label}' but named '{fields['emotion']}'; correct one",
+            name,
+        )
     return fields
 
 
@@ -288,16 +309,19 @@ def _read_jpeg(path: Path, name: str) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             # All three are known from the header, before any pixel is decoded.
             if image.width != image.height:
-                reason = (
-                    f"not square: {image.width} x {image.height} pixels; crop the images to squares"
+                raise DataError(
+                    path,
+                    f"not square: {image.width} x {image.height} pixels; crop the images to squares",
+                    name,
                 )
-                raise DataError(path, reason, name)
             if image.width > MAX_SIDE:
-                reason = f"image too large: {image.width} > {MAX_SIDE} pixels a side"
-                raise DataError(path, reason, name)
+                raise DataError(
+                    path, f"image too large: {image.width} > {MAX_SIDE} pixels a side", name
+                )
             if image.mode not in ("L", "RGB"):
-                reason = f"wrong channels: mode {image.mode}, not grey or RGB; convert it"
-                raise DataError(path, reason, name)
+                raise DataError(
+                    path, f"wrong channels: mode {image.mode}, not grey or RGB; convert it", name
+                )
             return image.convert("L")
     except DataError:
         raise
@@ -308,5 +332,6 @@ def _read_jpeg(path: Path, name: str) -> Image.Image:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        reason = f"truncated image: cannot decode it ({error}); restore it"
-        raise DataError(path, reason, name) from error
+        raise DataError(
+            path, f"truncated image: cannot decode it ({error}); restore it", name
+        ) from error

@@ -104,8 +104,10 @@ def read_people(root: Path, *, on_bad: OnBad = "raise") -> People:
     for subject in found.unlabelled:
         _log.info("%s: %s has no labels and is left out", root, subject)
     if found.left_out:
-        text = f"{root}: skipped {len(found.left_out)} bad recordings: {kinds_text(found.skipped)}"
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(
+            f"{root}: skipped {len(found.left_out)} bad recordings: {kinds_text(found.skipped)}",
+            stacklevel=2,
+        )
     if not found.people:
         raise DataError(root, "no recordings: none can be used; check the dataset")
     return found
@@ -164,8 +166,13 @@ def _scan(root: Path) -> People:
         elif _FOLDER.fullmatch(subject):
             unlabelled.append(subject)
         else:
-            reason = "unknown folder: not S and two digits; rename or remove it"
-            left_out.append(DataError(folder / subject, reason, subject))
+            left_out.append(
+                DataError(
+                    folder / subject,
+                    "unknown folder: not S and two digits; rename or remove it",
+                    subject,
+                )
+            )
     return People(tuple(people), tuple(left_out), tuple(unlabelled))
 
 
@@ -180,11 +187,12 @@ def _person(root: Path, subject: str, rows: list[list[str]]) -> Person:
     for what, times in (("start", starts), ("end", ends)):
         if max(times) - min(times) > END_SLACK_S:
             shown = ", ".join(str(time - eda_start_s) for time in times)
-            reason = (
+            raise DataError(
+                folder,
                 f"files do not match: EDA, HR and labels {what} {shown} s after EDA starts, allowed {END_SLACK_S} s apart; "
-                "a file is cut short or of somebody else, restore it"
+                "a file is cut short or of somebody else, restore it",
+                subject,
             )
-            raise DataError(folder, reason, subject)
     start_s, end_s = max(starts[:2]), min(ends[:2])
     if end_s <= start_s:
         raise DataError(folder, "too short: the signals do not overlap; restore them", subject)
@@ -213,8 +221,11 @@ def _signal(
     except ValueError as error:
         raise DataError(path, f"malformed number: {error}; restore it", subject) from error
     if len(values) < 3:
-        reason = f"truncated file: {len(values)} lines, no start, rate and values; restore it"
-        raise DataError(path, reason, subject)
+        raise DataError(
+            path,
+            f"truncated file: {len(values)} lines, no start, rate and values; restore it",
+            subject,
+        )
     # float() takes "nan" and "inf" too.
     if not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values)))
@@ -233,8 +244,11 @@ def _signal(
     outside = (signal < low) | (signal > high)
     if outside.any():
         line = int(np.argmax(outside)) + 3
-        reason = f"value out of range: {lines[line - 1]} in line {line}, allowed {low:g} .. {high:g}; restore it"
-        raise DataError(path, reason, subject)
+        raise DataError(
+            path,
+            f"value out of range: {lines[line - 1]} in line {line}, allowed {low:g} .. {high:g}; restore it",
+            subject,
+        )
     return int(start_s), signal
 
 
@@ -242,8 +256,9 @@ def _text(path: Path, subject: str | None = None) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        reason = f"not UTF-8: {error.reason} at byte {error.start}; convert it"
-        raise DataError(path, reason, subject) from error
+        raise DataError(
+            path, f"not UTF-8: {error.reason} at byte {error.start}; convert it", subject
+        ) from error
     # Every published file's last line ends, so one that does not was cut inside a number.
     if not text.endswith("\n"):
         raise DataError(path, "truncated file: the last line has no end; restore it", subject)
@@ -257,18 +272,22 @@ def _label_rows(path: Path) -> dict[str, list[list[str]]]:
     try:
         header = next(reader, [])
         if tuple(header) != HEADER:
-            reason = (
-                f"malformed header: {','.join(header)[:80]}, not {','.join(HEADER)}; restore it"
+            raise DataError(
+                path,
+                f"malformed header: {','.join(header)[:80]}, not {','.join(HEADER)}; restore it",
             )
-            raise DataError(path, reason)
         for row in reader:
             if not row or _WHOLE.fullmatch(row[0]) is None or not 1 <= int(row[0]) <= 99:
-                reason = "malformed record: no participant 1 .. 99; restore it"
-                raise DataError(path, reason, f"line {reader.line_num}")
+                raise DataError(
+                    path,
+                    "malformed record: no participant 1 .. 99; restore it",
+                    f"line {reader.line_num}",
+                )
             rows.setdefault(f"S{int(row[0]):02d}", []).append(row)
     except csv.Error as error:
-        reason = f"malformed CSV: {error}; restore it"
-        raise DataError(path, reason, f"line {reader.line_num}") from error
+        raise DataError(
+            path, f"malformed CSV: {error}; restore it", f"line {reader.line_num}"
+        ) from error
     if not rows:
         raise DataError(path, "no records: it labels nobody; restore it")
     return rows
@@ -280,21 +299,31 @@ def _labels(
     """Return (first unix second, label of it and of each one after), checked to be of the recording `hr`."""
     for row in rows:
         if len(row) != len(HEADER) or _WHOLE.fullmatch(row[3]) is None:
-            reason = f"malformed record: '{','.join(row)[:80]}' has no five fields with a whole second; restore it"
-            raise DataError(path, reason, subject)
+            raise DataError(
+                path,
+                f"malformed record: '{','.join(row)[:80]}' has no five fields with a whole second; restore it",
+                subject,
+            )
         if row[4] not in ("0", "1"):
-            reason = f"label out of range: '{row[4][:20]}' at {row[3]} s, allowed 0, 1; correct it"
-            raise DataError(path, reason, subject)
+            raise DataError(
+                path,
+                f"label out of range: '{row[4][:20]}' at {row[3]} s, allowed 0, 1; correct it",
+                subject,
+            )
     times = [int(row[3]) for row in rows]
     for before, after in pairwise(times):
         if after != before + 1:
             kind = "duplicate id" if after == before else "missing seconds"
-            reason = f"{kind}: {after} s follows {before} s, each one once; restore it"
-            raise DataError(path, reason, subject)
+            raise DataError(
+                path, f"{kind}: {after} s follows {before} s, each one once; restore it", subject
+            )
     for number, (row, beat) in enumerate(zip(rows, hr.tolist(), strict=False)):
         if row[1] and not _same(row[1], beat):  # some cells at the ends are empty
-            reason = f"labels of another recording: HR {row[1][:20]} at row {number}, {beat:g} in HR.csv; restore them"
-            raise DataError(path, reason, subject)
+            raise DataError(
+                path,
+                f"labels of another recording: HR {row[1][:20]} at row {number}, {beat:g} in HR.csv; restore them",
+                subject,
+            )
     return times[0], np.array([int(row[4]) for row in rows], np.int8)
 
 
