@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from sklearn.model_selection import GroupKFold
+from stress_codings import encode
 from stress_others import (
     PLAIN_LEAF,
     crossed_logits,
@@ -38,7 +39,7 @@ from stress_tune import KD, LEAVES, STUDENTS, tune
 from knarr.files import write_atomic
 from knarr.train.datasets.splits import Fold, assert_apart
 from knarr.train.datasets.stress.read import read_people
-from knarr.train.datasets.stress.windows import StressWindows, cut_windows, encode_windows
+from knarr.train.datasets.stress.windows import StressWindows, cut_windows
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDS: Final = 5
@@ -121,7 +122,7 @@ def fit_all(
     setting, kd = StudentSetting(*chosen["student"]), KdSetting(*chosen["kd"])
     teacher = fit_teacher(windows, train, kd.teacher, seed)
     found["teacher"] = counted(teacher_logits(teacher, windows, test).argmax(axis=1))
-    codes = encode_windows(windows.eda, setting.coding)
+    codes = encode(windows.eda, setting.coding)
     logits = crossed_logits(windows, train, kd.teacher, seed)
     for name, how in (("student", (None, None)), ("student_kd", (kd, logits))):
         network = fit_student(codes, labels, train, setting, seed, *how)

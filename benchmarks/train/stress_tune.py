@@ -13,12 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from stress_codings import encode
 from stress_others import crossed_logits, features, forest
 from stress_score import balanced_accuracy, count_people
 from stress_student import KdSetting, StudentSetting, fit_student, float_classes
 
 from knarr.train.datasets.splits import Fold, Indices, subject_folds
-from knarr.train.datasets.stress.windows import StressWindows, encode_windows
+from knarr.train.datasets.stress.windows import StressWindows
 
 INNER_FOLDS: Final = 2
 TUNING_SEED: Final = 100
@@ -65,7 +66,7 @@ def tune(windows: StressWindows, train: Indices, say: Say) -> dict[str, Any]:
 
     forests = [[leaf, _validated(windows, inner, plain_forest(leaf))] for leaf in LEAVES]
     say("  forests")
-    codes = {coding: encode_windows(windows.eda, coding) for coding in ("graded", "events")}  # type: ignore[arg-type]
+    codes = {coding: encode(windows.eda, coding) for coding in ("graded", "events")}  # type: ignore[arg-type]
 
     def student(
         setting: StudentSetting, kd: KdSetting | None = None

@@ -17,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "train"))
 import stress_others
 import stress_predict
 import stress_tune
+from stress_codings import Coding, encode
 from stress_others import balanced_draw, crossed_logits, fit_teacher, teacher_logits
 from stress_score import Interval, balanced_accuracy, over_people, over_seeds
 from stress_student import KdSetting, StudentSetting, fit_student, float_classes, run_on_chip
 from stress_table import answer, document
 
-from knarr.train.datasets.stress.windows import Coding, StressWindows, encode_windows
+from knarr.train.datasets.stress.windows import StressWindows
 
 
 def made_up(people: int = 8, each: int = 30, seed: int = 0) -> StressWindows:
@@ -42,19 +43,19 @@ def made_up(people: int = 8, each: int = 30, seed: int = 0) -> StressWindows:
 @pytest.mark.parametrize(("coding", "inputs"), [("graded", 12), ("events", 39)])
 def test_a_step_hears_no_later_sample(coding: Coding, inputs: int) -> None:
     windows = made_up(2)
-    codes = encode_windows(windows.eda, coding)
+    codes = encode(windows.eda, coding)
     assert codes.integers.shape == (len(windows), 20, inputs)
     assert codes.integers.max() < 2**codes.bits
     changed = windows.eda.copy()
     changed[:, 120:] = -changed[:, 120:] + 1
-    later = encode_windows(changed, coding).integers
+    later = encode(changed, coding).integers
     assert np.array_equal(later[:, :10], codes.integers[:, :10])
     assert (later[:, 10:] != codes.integers[:, 10:]).any(axis=(0, 1)).sum() > inputs / 2
 
 
 def test_graded_codes_are_shares_of_eight_bits() -> None:
     flat = np.stack([np.full(240, 1.5), np.full(240, -6.0)]).astype(np.float32)
-    codes = encode_windows(flat, "graded").integers
+    codes = encode(flat, "graded").integers
     assert (
         codes[0].tolist() == [[128, *[0] * 11]] * 20
     )  # 1.5 of 3 standard deviations; no change, no response
@@ -65,7 +66,7 @@ def test_events_mark_each_move_of_more_than_a_delta() -> None:
     eda = np.zeros((1, 240), np.float32)
     eda[0, 13:] = 0.1  # second step, first part: over the small delta alone
     eda[0, 20:] = -0.2  # second step, third part: down, over both
-    codes = encode_windows(eda, "events").integers[0]
+    codes = encode(eda, "events").integers[0]
     assert np.argwhere(codes[:, :16]).tolist() == [[1, 0], [1, 6], [1, 14]]
 
 
@@ -141,7 +142,7 @@ def test_an_answer_needs_both_intervals() -> None:
 def test_a_taught_student_learns_and_reaches_the_chip(coding: Coding) -> None:
     windows = made_up()
     train, test = np.arange(180), np.arange(180, 240)
-    codes = encode_windows(windows.eda, coding)
+    codes = encode(windows.eda, coding)
     kd = KdSetting("forest", 0.5, 2.0)
     logits = crossed_logits(windows, train, "forest", 0)
     network = fit_student(

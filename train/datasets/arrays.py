@@ -1,4 +1,4 @@
-"""Name the arrays that datasets are made of, so that a signature says the type of the numbers at a glance."""
+"""Name the arrays that datasets are made of and the generator that draws them, so that signatures read at a glance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+Rng: TypeAlias = np.random.Generator
 AnyArray: TypeAlias = npt.NDArray[Any]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 UInt8: TypeAlias = npt.NDArray[np.uint8]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +14,7 @@ from typing import Literal
 from knarr.train.errors import DataError
 
 _BLOCK_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
 
 OnBad = Literal["raise", "skip"]
 """What a reader does with a bad record: raise its error, or leave it out and count it."""
@@ -50,14 +53,31 @@ class DataReport:
         return {**asdict(self), "complete": self.complete}
 
 
-def check_on_bad(on_bad: str) -> None:
-    """Refuse a value that is no `OnBad`.
+def is_strict(on_bad: OnBad) -> bool:
+    """Say whether the first bad record is to be raised.
 
     Raises:
         ValueError: `on_bad` is neither "raise" nor "skip".
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad: {on_bad!r} is neither 'raise' nor 'skip'; name one of them")
+    return on_bad == "raise"
+
+
+def report_skipped(root: Path, what: str, errors: Sequence[DataError]) -> None:
+    """Log each error, and warn the caller of a reader once with their number and kinds.
+
+    Args:
+        root: the dataset's folder.
+        what: noun for what was left out, such as "sessions".
+        errors: one for each of them.
+    """
+    for error in errors:
+        _log.warning("%s", error)
+    if errors:
+        warnings.warn(
+            f"{root}: skipped {len(errors)} {what}: {kinds_text(count_kinds(errors))}", stacklevel=3
+        )
 
 
 def count_kinds(errors: Iterable[DataError]) -> Counter[str]:

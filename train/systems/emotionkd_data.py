@@ -375,7 +375,7 @@ def load_stress(settings: StressData, root: Path) -> RunData:
     windows = read_stress(settings, root)
     folds = folds_of(settings, windows.subjects)
     fold = _tested_fold(folds, settings)
-    codes = encode_windows(windows.eda, "graded")
+    codes = encode_windows(windows.eda)
     train = balanced(windows, fold.train) if settings.balance else fold.train
     _assert_two_groups(windows.subjects[train])
     subjects, starts_s = windows.subjects[fold.test], windows.starts_s[fold.test]

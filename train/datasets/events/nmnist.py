@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tonic.io
 
-from knarr.train.datasets.arrays import Float64, Int64, UInt8
+from knarr.train.datasets.arrays import Float64, Int64, Rng, UInt8
 from knarr.train.datasets.files import DataReport
 from knarr.train.errors import DataError
 
@@ -192,7 +192,7 @@ def bin_counts(
     bin_us: int,
     *,
     jitter: Jitter | None = None,
-    rng: np.random.Generator | None = None,
+    rng: Rng | None = None,
 ) -> npt.NDArray[np.int32]:
     """Count events per time bin, polarity and pixel.
 
@@ -235,6 +235,6 @@ def bin_counts(
     return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape).astype(np.int32)
 
 
-def _draw(rng: np.random.Generator, most: float, shape: int | tuple[int, int]) -> Float64:
+def _draw(rng: Rng, most: float, shape: int | tuple[int, int]) -> Float64:
     """Draw evenly between -`most` and `most`."""
     return rng.uniform(-most, most, shape)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from knarr.train.datasets.arrays import AnyArray, Float32
+from knarr.train.datasets.arrays import AnyArray, Float32, Rng
 
 # Texels of the skin texture, which spans [-2, 2) so that moving skin never runs out of it.
 TEXTURE_SIDE = 512
@@ -199,7 +199,7 @@ class Style:
     pace: float
 
 
-def draw_face(rng: np.random.Generator) -> Face:
+def draw_face(rng: Rng) -> Face:
     """Draw one person's anatomy.
 
     Args:
@@ -239,12 +239,12 @@ def draw_face(rng: np.random.Generator) -> Face:
     )
 
 
-def _draw_texture(rng: np.random.Generator) -> Float32:
+def _draw_texture(rng: Rng) -> Float32:
     """Draw pores over blotches: smooth noise at three scales, standard deviation about 0.07."""
     texture = np.zeros((TEXTURE_SIDE, TEXTURE_SIDE), np.float32)
     for cells, std in ((24, 0.03), (64, 0.04), (128, 0.05)):
-        coarse = rng.standard_normal((cells, cells)).astype(np.float32) * np.float32(std)
-        where = np.arange(TEXTURE_SIDE, dtype=np.float32) * np.float32(cells / TEXTURE_SIDE)
+        coarse = rng.standard_normal((cells, cells)).astype(np.float32) * std
+        where = np.arange(TEXTURE_SIDE, dtype=np.float32) * (cells / TEXTURE_SIDE)
         first = where.astype(np.int64)
         # Behind the last cell comes the first again, so that the texture has no edge.
         second, part = (first + 1) % cells, where - first
@@ -253,7 +253,7 @@ def _draw_texture(rng: np.random.Generator) -> Float32:
     return np.clip(texture, -0.25, 0.25, out=texture)
 
 
-def draw_style(rng: np.random.Generator) -> Style:
+def draw_style(rng: Rng) -> Style:
     """Draw one person's style of expressing: some barely move, some leave an action out."""
     strength = rng.uniform(0.75, 1.2)
     gain = strength * np.exp(rng.normal(0.0, 0.25, (len(LABELS), len(REACH))))
@@ -264,9 +264,7 @@ def draw_style(rng: np.random.Generator) -> Style:
 # --- motion
 
 
-def draw_motion(
-    rng: np.random.Generator, style: Style, label: str, frames: int, rate: int
-) -> EyeMotion:
+def draw_motion(rng: Rng, style: Style, label: str, frames: int, rate: int) -> EyeMotion:
     """Draw one take: an emotion's actions with this person's style, plus drift, saccades, blinks and pose.
 
     Args:
@@ -296,7 +294,7 @@ def draw_motion(
         pose = rng.normal(0.0, 0.2) + 0.09 * _wander(rng, t, frames)
         if name in ("squeeze", "cheek", "wrinkle"):  # muscles that only pull one way
             pose = np.clip(pose, 0.0, None)
-        action = np.float32(reach) * (share * gain * course + pose)
+        action = reach * (share * gain * course + pose)
         actions[name] = action.astype(np.float32)
     actions["gaze_x"] = 0.12 * rng.normal() + _saccades(rng, t, frames)
     actions["gaze_y"] += 0.5 * _saccades(rng, t, frames)
@@ -312,33 +310,33 @@ def _smooth(u: AnyArray) -> AnyArray:
     return np.asarray(v * v * (3.0 - 2.0 * v))
 
 
-def _wander(rng: np.random.Generator, t: Float32, frames: int) -> Float32:
+def _wander(rng: Rng, t: Float32, frames: int) -> Float32:
     """Slow drift of standard deviation about 1, from two sines of random period and phase."""
     drift = np.zeros_like(t)
     for _ in range(2):
-        period = np.float32(rng.uniform(0.5, 2.0) * max(frames, 12))
-        turns = t / period + np.float32(rng.random())
+        period = rng.uniform(0.5, 2.0) * max(frames, 12)
+        turns = t / period + rng.random()
         drift += np.sin(2.0 * np.pi * turns).astype(np.float32)
     return drift
 
 
-def _saccades(rng: np.random.Generator, t: Float32, frames: int) -> Float32:
+def _saccades(rng: Rng, t: Float32, frames: int) -> Float32:
     """Jumps of the gaze, about one a second, each done in about a frame."""
     gaze = np.zeros_like(t)
     for _ in range(rng.poisson(frames * FRAME_S)):
-        jump = np.float32(rng.normal(0.0, 0.1))
-        gaze += jump * _smooth((t - np.float32(rng.uniform(0.0, frames))) / 1.2)
+        jump = rng.normal(0.0, 0.1)
+        gaze += jump * _smooth((t - rng.uniform(0.0, frames)) / 1.2)
     return gaze
 
 
-def _blinks(rng: np.random.Generator, t: Float32, frames: int, per_s: float) -> Float32:
+def _blinks(rng: Rng, t: Float32, frames: int, per_s: float) -> Float32:
     """Blinks at a mean rate: shut in about 80 ms, open in about 150 ms; not always all the way."""
     blink = np.zeros_like(t)
     for _ in range(rng.poisson(frames * FRAME_S * per_s)):
-        start = np.float32(rng.uniform(-2.0, frames))
+        start = rng.uniform(-2.0, frames)
         shut, opened = rng.uniform(2.0, 3.0), rng.uniform(3.5, 6.0)
         course = _smooth((t - start) / shut) - _smooth((t - start - shut - 0.5) / opened)
-        blink = np.maximum(blink, np.float32(rng.uniform(0.8, 1.0)) * course)
+        blink = np.maximum(blink, rng.uniform(0.8, 1.0) * course)
     return blink.astype(np.float32)
 
 
@@ -422,7 +420,7 @@ class _Lids(NamedTuple):
 
 def _inside(distance: AnyArray, width: float) -> Float32:
     """Return a pixel's coverage by a region whose edge is `distance` away (positive inside), blurred over `width`."""
-    share = np.clip(distance * np.float32(1.0 / width) + np.float32(0.5), 0.0, 1.0)
+    share = np.clip(distance * (1.0 / width) + 0.5, 0.0, 1.0)
     return share.astype(np.float32, copy=False)
 
 
@@ -435,7 +433,7 @@ def _bump(position: AnyArray, centre: float, width: float) -> Float32:
 def _skin(face: Face, m: EyeMotion, x: AnyArray, y: AnyArray, lift: AnyArray) -> Float32:
     """Return textured skin that the brow and the cheek pull along, darker in the socket."""
     moved = y + lift * _bump(y, face.brow_y, 0.4) + m.cheek * _bump(y, 0.8, 0.3)
-    texels = np.float32(TEXTURE_SIDE / 4.0)
+    texels = TEXTURE_SIDE / 4.0
     row = ((moved + 2.0) * texels).astype(np.int32).clip(0, TEXTURE_SIDE - 1)
     column = ((x + 2.0) * texels).astype(np.int32).clip(0, TEXTURE_SIDE - 1)
     # One flat index is much faster than a pair of them.
@@ -443,7 +441,7 @@ def _skin(face: Face, m: EyeMotion, x: AnyArray, y: AnyArray, lift: AnyArray) ->
     nose = face.eye_x - face.eye_half_width
     socket = 0.22 * _bump(x, nose, 0.35) * _bump(y, face.eye_y - 0.25, 0.25)
     image += 1.0
-    image *= np.float32(face.skin) * (1.0 - socket)
+    image *= face.skin * (1.0 - socket)
     return image
 
 

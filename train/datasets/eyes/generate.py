@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from knarr.train.datasets.arrays import Float32, UInt8
+from knarr.train.datasets.arrays import Float32, Rng, UInt8
 from knarr.train.datasets.eyes.face import LABELS, draw_face, draw_motion, draw_style, render
 from knarr.train.datasets.generated import check_range, check_seed, new_folder
 from knarr.train.datasets.see.tree import LIGHTS
@@ -23,6 +23,14 @@ THRESHOLD = 0.22  # log-intensity step of one event, of the order of a DAVIS346'
 MISMATCH = 0.12  # relative standard deviation of the threshold over pixels
 NOISE_PER_FRAME = 0.002  # background events per pixel and frame in normal light
 DARK = 0.02  # intensity below which the logarithm flattens, as photoreceptors do
+
+# How bright each light is, from the least to the most of normal light; HDR's is that beyond the shadow.
+BRIGHTNESS = {
+    "normal": (0.8, 1.2),
+    "Overexposed": (1.6, 2.1),
+    "Low": (0.15, 0.25),
+    "HDR": (1.4, 2.0),
+}
 
 # What keeps the streams of random numbers of one seed apart.
 _SPLIT, _PERSON, _TAKE = range(3)
@@ -107,26 +115,23 @@ def generate(
         (folder / "emotion.json").write_text(index + "\n", encoding="utf-8")
 
 
-def illuminate(rng: np.random.Generator, light: str, size: int) -> Float32:
+def illuminate(rng: Rng, light: str, size: int) -> Float32:
     """Draw the light on the scene: gain per pixel, float32 of shape (1, size, size); 1 is normal light."""
     grid = ((np.arange(size, dtype=np.float32) + 0.5) * 2.0 / size - 1.0).astype(np.float32)
     angle = rng.uniform(0.0, 2.0 * np.pi)
     ramp = np.float32(np.cos(angle)) * grid[None, :] + np.float32(np.sin(angle)) * grid[:, None]
-    field = np.exp(np.float32(rng.uniform(0.05, 0.3)) * ramp)
-    if light == "Overexposed":
-        field *= np.float32(rng.uniform(1.6, 2.1))
-    elif light == "Low":
-        field *= np.float32(rng.uniform(0.15, 0.25))
-    elif light == "HDR":  # a hard shadow across the face
-        away = ramp - np.float32(rng.uniform(-0.4, 0.4))
-        edge = 1.0 / (1.0 + np.exp(-away / np.float32(0.12)))
-        field *= np.float32(0.3) + np.float32(rng.uniform(1.4, 2.0)) * edge
+    field = np.exp(rng.uniform(0.05, 0.3) * ramp)
+    low, high = BRIGHTNESS[light]
+    if light == "HDR":  # a hard shadow across the face
+        away = ramp - rng.uniform(-0.4, 0.4)
+        edge = 1.0 / (1.0 + np.exp(-away / 0.12))
+        field *= 0.3 + rng.uniform(low, high) * edge
     else:
-        field *= np.float32(rng.uniform(0.8, 1.2))
+        field *= rng.uniform(low, high)
     return field[None].astype(np.float32)
 
 
-def sense(intensity: Float32, rng: np.random.Generator, *, light: str) -> npt.NDArray[np.int8]:
+def sense(intensity: Float32, rng: Rng, *, light: str) -> npt.NDArray[np.int8]:
     """Turn intensity into events the way a dynamic vision sensor does.
 
     A pixel remembers the logarithm of the intensity at its last event and fires ON (OFF) when the present one is a
@@ -140,12 +145,12 @@ def sense(intensity: Float32, rng: np.random.Generator, *, light: str) -> npt.ND
     Returns:
         The last event of each pixel and frame, int8 of shape (frames, H, W): 1 ON, -1 OFF, 0 none.
     """
-    level = np.log(intensity + np.float32(DARK))
+    level = np.log(intensity + DARK)
     n, height, width = level.shape
     gain = THRESHOLD * (1.0 + MISMATCH * rng.standard_normal((2, height, width), dtype=np.float32))
     # A pixel far out in the noise would otherwise fire at every change, or at none.
     on, off = np.clip(gain, 0.4 * THRESHOLD, None)
-    start = rng.random((height, width), dtype=np.float32) - np.float32(0.5)
+    start = rng.random((height, width), dtype=np.float32) - 0.5
     memory = level[0] + THRESHOLD * start
     last = np.zeros(((n - 1) // RATE, height, width), np.int8)
     for k in range(1, n):
@@ -165,7 +170,7 @@ def sense(intensity: Float32, rng: np.random.Generator, *, light: str) -> npt.ND
     return last
 
 
-def expose(intensity: Float32, rng: np.random.Generator) -> UInt8:
+def expose(intensity: Float32, rng: Rng) -> UInt8:
     """Take the grey images of an ordinary camera: motion blur, shot and read noise, gamma, clipping.
 
     Args:

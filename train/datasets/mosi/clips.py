@@ -21,7 +21,7 @@ import PIL
 
 from knarr.train.datasets.arrays import Float32, Float64, Int64, UInt8
 from knarr.train.datasets.cache import Progress, cache_key, cached, parallel
-from knarr.train.datasets.events.camera import density, resize_grey
+from knarr.train.datasets.events.camera import resize_grey
 from knarr.train.datasets.events.video import GreyVideo
 from knarr.train.datasets.files import count_kinds, sha256_of
 from knarr.train.datasets.mosi.labels import Key
@@ -94,16 +94,6 @@ class MosiClips:
             return spikes
         grey = self.first[indices].astype(np.float32) / np.float32(255)
         return np.concatenate([np.stack([grey, grey], axis=1)[:, None], spikes], axis=1)
-
-    @property
-    def density(self) -> float:
-        """Share of event elements that are events, over all segments, padding left out; published: 10.79 %."""
-        events = steps = 0.0
-        # One segment at a time: unpacked, the complete set takes eight times its memory.
-        for index, shown in enumerate(self.shown.tolist()):
-            events += shown * density(self.spikes(np.array([index]))[0, :shown])
-            steps += shown
-        return events / steps if steps else 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from knarr.train.datasets.arrays import AnyArray, UInt8
+from knarr.train.datasets.arrays import AnyArray, Rng, UInt8
 from knarr.train.datasets.generated import check_range, check_seed, new_folder
 from knarr.train.datasets.mosi.labels import FILES, MODES
 
@@ -65,7 +65,7 @@ class FaceMotion:
     light: AnyArray  # gain of the whole picture
 
 
-def draw_speaker(rng: np.random.Generator) -> Speaker:
+def draw_speaker(rng: Rng) -> Speaker:
     """Draw one person; at rest people differ about as much as an expression changes them."""
 
     def draw(low: float, high: float) -> float:
@@ -90,9 +90,7 @@ def draw_speaker(rng: np.random.Generator) -> Speaker:
     )
 
 
-def draw_motion(
-    rng: np.random.Generator, speaker: Speaker, score: float, frames: int
-) -> FaceMotion:
+def draw_motion(rng: Rng, speaker: Speaker, score: float, frames: int) -> FaceMotion:
     """Draw what a face does in a segment of this score.
 
     Args:
@@ -128,7 +126,7 @@ def draw_motion(
     )
 
 
-def film(speaker: Speaker, motion: FaceMotion, size: int, rng: np.random.Generator) -> UInt8:
+def film(speaker: Speaker, motion: FaceMotion, size: int, rng: Rng) -> UInt8:
     """Render (frames, size, size) luma of a motion, with a camera's noise."""
     pixel = 2 / size
     grid = (np.arange(size) + 0.5) * pixel - 1

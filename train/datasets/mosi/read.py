@@ -14,7 +14,6 @@ The first two may also lie in ``Raw``, as the authors' archive has them.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -32,14 +31,12 @@ from knarr.train.datasets.files import (
     OnBad,
     check_root,
     checked_file,
-    count_kinds,
-    kinds_text,
+    report_skipped,
 )
 from knarr.train.datasets.mosi.clips import MosiClips, Source, source_key
 from knarr.train.datasets.mosi.labels import (
     MODES,
     STANDARD_FOLDS,
-    Layout,
     Segment,
     find_labels,
     read_segments,
@@ -60,7 +57,6 @@ def read_mosi(
     root: Path,
     camera: Dvs,
     *,
-    labels: tuple[Layout, Path] | None = None,
     zeros: Literal["drop", "positive"] = "drop",
     folds: Folds = "standard",
     fps: float | None = None,
@@ -74,7 +70,6 @@ def read_mosi(
     Args:
         root: folder with the label file and the videos.
         camera: settings of the simulation; `size` and `frames` must be numbers.
-        labels: layout and path of the label file; None finds the one there is.
         zeros: segments of score 0 are left out and counted, or are of the positive class.
         folds: "standard" for the 52, 10 and 31 videos, "mode" for what the label file says (MMSA only), or a fold of
             `MODES` for each video.
@@ -97,7 +92,7 @@ def read_mosi(
     if camera.size is None or camera.frames is None:
         raise ValueError("camera: size and frames must be numbers, for the clips are stacked")
     strict = on_bad == "raise"
-    every, fold_of, bad = _scan(root, labels, folds)
+    every, fold_of, bad = _scan(root, folds)
     if bad and strict:
         raise bad[0]
     items = [item for item in every if item[0].score != 0 or zeros == "positive"]
@@ -114,12 +109,7 @@ def read_mosi(
         else:
             made.append(result)
             good.append(item)
-    for error in bad:
-        _log.warning("%s", error)
-    if bad:
-        warnings.warn(
-            f"{root}: skipped {len(bad)} bad segments: {kinds_text(count_kinds(bad))}", stacklevel=2
-        )
+    report_skipped(root, "bad segments", bad)
     if not good:
         raise DataError(root, "no segments: none can be used; check the dataset")
     keys = tuple(segment.key for segment, _ in good)
@@ -140,9 +130,7 @@ def read_mosi(
     )
 
 
-def check(
-    root: Path, *, folds: Folds = "standard", workers: int = 1, progress: Progress | None = None
-) -> DataReport:
+def check(root: Path, *, folds: Folds = "standard") -> DataReport:
     """Read the label file, decode the beginning of every segment, and say what can be used.
 
     Returns:
@@ -151,12 +139,12 @@ def check(
     Raises:
         DataError: no root, label file or video folder; the label file is malformed; a video lies in two folds.
     """
-    items, fold_of, bad = _scan(root, None, folds)
+    items, fold_of, bad = _scan(root, folds)
     make = partial(_prepare, root=root, camera=Dvs(size=16), fps=None, cache=None, strict=False)
     named = len(items) + len(bad)
     videos = []
-    results = parallel(items, make, workers=workers, progress=progress)
-    for (segment, _), result in zip(items, results, strict=True):
+    for segment, source in items:
+        result = make((segment, source))
         if isinstance(result, DataError):
             bad.append(result)
         else:
@@ -175,12 +163,10 @@ def check(
     )
 
 
-def _scan(
-    root: Path, labels: tuple[Layout, Path] | None, folds: Folds
-) -> tuple[list[_Item], Mapping[str, str], list[DataError]]:
+def _scan(root: Path, folds: Folds) -> tuple[list[_Item], Mapping[str, str], list[DataError]]:
     """Return segments with their sources, the fold of each video, and what is wrong with the other segments."""
     check_root(root)
-    layout, path = labels or find_labels(root)
+    layout, path = find_labels(root)
     segments, errors = read_segments(root, path, layout)
     fold_of = _folds(path, segments, folds)
     folder, kind = _video_folder(root)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,10 +28,10 @@ from knarr.train.datasets.cache import Arrays, Progress, cache_key, cached, para
 from knarr.train.datasets.files import (
     DataReport,
     OnBad,
-    check_on_bad,
     checked_file,
     inside,
-    kinds_text,
+    is_strict,
+    report_skipped,
     sha256_of,
 )
 from knarr.train.datasets.physio.bdf import read_digital, read_header, read_physical
@@ -127,7 +126,6 @@ def read_mahnob(
     channels: Sequence[str] = EEG_28,
     on_bad: OnBad = "raise",
     cache: Path | None = None,
-    workers: int = 1,
     progress: Progress | None = None,
 ) -> Recordings:
     """Read the stimulus part of every rated emotion session.
@@ -141,7 +139,6 @@ def read_mahnob(
             always that of all 32.
         on_bad: "raise" at the first bad session, or "skip": leave it out, log it, count it by reason and warn at the end.
         cache: Folder for the prepared signals; without one every file is filtered again.
-        workers: Processes to read with.
         progress: Called with (sessions done, sessions in all).
 
     Returns:
@@ -152,34 +149,27 @@ def read_mahnob(
         ValueError: An argument is out of its range.
         DataError: The folder is missing, a session is bad (with ``on_bad="raise"``), or no trial is left.
     """
-    check_on_bad(on_bad)
+    strict = is_strict(on_bad)
     channel_rows(channels)  # refuses a wrong name before minutes of filtering
-    strict = on_bad == "raise"
     load = partial(_load, root=root, channels=tuple(channels), cache=cache, strict=strict)
-    sessions = _load_sessions(root, load, workers, progress)
+    sessions = _load_sessions(root, load, progress)
     bad = tuple(session.left_out for session in sessions if session.left_out is not None)
     trials = [session.trial for session in sessions if session.trial is not None]
     trials.sort(key=lambda trial: (trial.subject, trial.trial))
-    found = Recordings(tuple(trials), tuple(channels), bad)
     for error in bad:
         if strict and error.kind != _UNRATED:
             raise error
-        _log.warning("%s", error)
-    if bad:
-        warnings.warn(
-            f"{root}: skipped {len(bad)} sessions: {kinds_text(found.skipped)}", stacklevel=2
-        )
+    report_skipped(root, "sessions", bad)
     if not trials:
         raise DataError(root, "no trials: none can be used; check the dataset")
-    return found
+    return Recordings(tuple(trials), tuple(channels), bad)
 
 
-def check(root: Path, *, workers: int = 1, progress: Progress | None = None) -> DataReport:
+def check(root: Path, *, progress: Progress | None = None) -> DataReport:
     """Read every stimulus session and say what can be used.
 
     Args:
         root: Folder that holds `Sessions`.
-        workers: Processes to read with.
         progress: Called with (sessions done, sessions in all).
 
     Returns:
@@ -189,7 +179,7 @@ def check(root: Path, *, workers: int = 1, progress: Progress | None = None) -> 
     Raises:
         DataError: The folder is missing.
     """
-    sessions = _load_sessions(root, partial(_count, root=root), workers, progress)
+    sessions = _load_sessions(root, partial(_count, root=root), progress)
     people = Counter(session.subject for session in sessions if session.left_out is None)
     skipped = [str(session.left_out) for session in sessions if session.left_out is not None]
     absent = STIMULUS_RECORDINGS - len(sessions)
@@ -208,11 +198,10 @@ def check(root: Path, *, workers: int = 1, progress: Progress | None = None) -> 
 def _load_sessions(
     root: Path,
     load: Callable[[Path], _SessionSignals],
-    workers: int,
     progress: Progress | None,
 ) -> list[_SessionSignals]:
     """Read every stimulus session; refuse those that claim the same id, or the same person and trial."""
-    sessions = parallel(_stimulus_sessions(root), load, workers=workers, progress=progress)
+    sessions = parallel(_stimulus_sessions(root), load, workers=1, progress=progress)
     by_id: defaultdict[str, list[str]] = defaultdict(list)
     by_trial: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for session in sessions:
@@ -255,7 +244,7 @@ def _is_other(folder: Path) -> bool:
 
 
 def _count(folder: Path, *, root: Path) -> _SessionSignals:
-    """Do what `_load` does, without the signals: processes need not send them."""
+    """Do what `_load` does, without the signals: those of all sessions fill the memory."""
     session = _load(folder, root=root, channels=EEG_32, cache=None, strict=False)
     return replace(session, trial=None)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from knarr.train.datasets.arrays import Bools, Int64, UInt8
 from knarr.train.datasets.cache import Arrays, Progress, cache_key, cached
-from knarr.train.datasets.files import DataReport, OnBad, check_on_bad, count_kinds, kinds_text
+from knarr.train.datasets.files import DataReport, OnBad, count_kinds, is_strict, kinds_text
 from knarr.train.datasets.see.tree import MAX_SIDE, SUBSETS, SeeRecord, SeeTree, decoded
 from knarr.train.errors import DataError
 
@@ -149,13 +149,12 @@ def read_sequences(
         raise ValueError(
             f"subset: {subset!r} is neither 'training' nor 'testing'; name one of them"
         )
-    check_on_bad(on_bad)
+    strict = is_strict(on_bad)
     if not 1 <= size <= MAX_SIDE:
         raise ValueError(f"size: {size} outside 1 .. {MAX_SIDE}; choose a size inside")
     if timesteps is not None and timesteps < 1:
         raise ValueError(f"timesteps: {timesteps} < 1; read at least one image")
     tree = SeeTree(root, event_dir=event_dir, frame_dir=frame_dir, index=index)
-    strict = on_bad == "raise"
     records: list[SeeRecord] = []
     faults: list[DataError] = []
     for name in tree.names:
@@ -259,13 +258,14 @@ def assert_disjoint(a: SeeClips, b: SeeClips) -> None:
     shared = sorted(set(a.subjects) & set(b.subjects))
     if shared:
         # One sequence of each side that shows the first person, to look at.
-        names = [part.names[part.subjects.index(shared[0])] for part in (a, b)]
+        one = a.names[a.subjects.index(shared[0])]
+        other = b.names[::-1][b.subjects[::-1].index(shared[0])]
         more = " ..." if len(shared) > 5 else ""
         raise DataError(
             "emotion.json",
             f"shared subjects: {', '.join(shared[:5])}{more} in both splits, none allowed; "
             "split by person",
-            " and ".join(names),
+            f"{one} and {other}",
         )
 
 

@@ -50,11 +50,6 @@ class Sampling:
         return f"E{self.frames}-S{self.skipped}"
 
     @property
-    def span_s(self) -> float:
-        """Seconds from a window's first frame to the end of its last, (x + (x - 1) y) / 30: 13/30 s for E4-S3."""
-        return (self.frames + (self.frames - 1) * self.skipped) / FRAMES_PER_S
-
-    @property
     def least_frames(self) -> int:
         """The shortest segment of which every offset leaves a frame: 5, or 1 where none is skipped."""
         return LAST_OFFSET + 1 if self.skipped else 1
@@ -72,10 +67,6 @@ def sampling(name: str) -> Sampling:
             f"sampling: {name!r} is no name like 'E4-S3'; write frames and skipped frames so"
         )
     return Sampling(int(match[1]), int(match[2]))
-
-
-PUBLISHED = tuple(map(sampling, ("E4-S0", "E4-S1", "E4-S3", "E7-S0", "E7-S1", "E13-S0")))
-"""The samplings that SEEN's paper has numbers for."""
 
 
 def remaining(length: int, how: Sampling, offset: int) -> Int64:

@@ -12,7 +12,6 @@ import csv
 import io
 import logging
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,12 +24,12 @@ from knarr.train.datasets.arrays import Float64
 from knarr.train.datasets.files import (
     DataReport,
     OnBad,
-    check_on_bad,
     check_root,
     checked_file,
     count_kinds,
     inside,
-    kinds_text,
+    is_strict,
+    report_skipped,
 )
 from knarr.train.errors import DataError
 
@@ -95,19 +94,13 @@ def read_people(root: Path, *, on_bad: OnBad = "raise") -> People:
         DataError: the root or the label file as a whole cannot be used; somebody is bad (with ``on_bad="raise"``); or
             nobody is left.
     """
-    check_on_bad(on_bad)
+    strict = is_strict(on_bad)
     found = _scan(root)
-    if found.left_out and on_bad == "raise":
+    if found.left_out and strict:
         raise found.left_out[0]
-    for error in found.left_out:
-        _log.warning("%s", error)
     for subject in found.unlabelled:
         _log.info("%s: %s has no labels and is left out", root, subject)
-    if found.left_out:
-        warnings.warn(
-            f"{root}: skipped {len(found.left_out)} bad recordings: {kinds_text(found.skipped)}",
-            stacklevel=2,
-        )
+    report_skipped(root, "bad recordings", found.left_out)
     if not found.people:
         raise DataError(root, "no recordings: none can be used; check the dataset")
     return found

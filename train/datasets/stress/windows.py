@@ -1,8 +1,8 @@
 """Windows of Stress-Predict with one label each, and their skin conductance coded for a spiking student.
 
-A student takes a minute at 4 Hz in 20 steps of 3 s, as whole numbers that are never negative. The two codings say the same
-three things: the level, its change since the window began, and the fast responses. No step sees a later sample. Signals
-are standardised per person before (`cut_windows`).
+A student takes a minute at 4 Hz in 20 steps of 3 s, as whole numbers that are never negative. They say three things: the
+level, its change since the window began, and the fast responses. No step sees a later sample. Signals are standardised
+per person before (`cut_windows`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import lfilter
 
-from knarr.train.datasets.arrays import Bools, Float32, Int64, UInt8
+from knarr.train.datasets.arrays import Float32, Int64, UInt8
 from knarr.train.datasets.files import kinds_text
 from knarr.train.datasets.stress.read import EDA_HZ, HR_HZ, Person
 from knarr.train.errors import DataError
 
 FloatSignal = npt.NDArray[np.floating[Any]]
-Coding = Literal["graded", "events"]
 Normalise = Literal["person", "window", "none"]
 
 CLASS_NAMES = ("rest", "stress")
@@ -36,10 +35,6 @@ PART = 3
 DT_S = STEP / EDA_HZ
 LEVEL_TOP, CHANGE_TOP, PHASIC_TOP = 3.0, 2.0, 1.0
 """Standard deviations that fill the 8 bits; what is beyond is cut off."""
-DELTAS = (0.03, 0.15)
-"""Standard deviations the signal moves before it sends an event."""
-LEVELS = np.linspace(-1.5, 2.0, 15)
-CHANGES = np.linspace(-1.0, 1.0, 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +62,7 @@ class StressWindows:
 
     @property
     def eda_hr(self) -> Float32:
-        """(N, 2, 4 window_s): what a teacher sees; each heart rate is held for its second."""
+        """What a teacher sees, (N, 2, 4 window_s): each heart rate is held for its second."""
         return np.stack([self.eda, np.repeat(self.hr, EDA_HZ // HR_HZ, axis=1)], axis=1)
 
 
@@ -84,7 +79,7 @@ class Codes(NamedTuple):
     integers: UInt8
     units: float
     bits: int
-    kind: Coding
+    kind: Literal["graded", "events"]
 
 
 def cut_windows(
@@ -158,7 +153,7 @@ def cut_windows(
 
 
 def standardise(signal: FloatSignal, like: FloatSignal | None = None) -> FloatSignal:
-    """(x - mean) / standard deviation of `like`, or of `signal` itself, along the last axis; 0 where it is constant."""
+    """Return (x - mean) / standard deviation of `like`, or of `signal` itself, along the last axis; 0 where it is constant."""
     like = signal if like is None else like
     spread = like.std(axis=-1, keepdims=True)
     return (signal - like.mean(axis=-1, keepdims=True)) / np.where(spread > 0, spread, 1)
@@ -212,40 +207,14 @@ def tonic_phasic(
     return tonic, signal - tonic
 
 
-def encode_windows(eda: Float32, coding: Coding) -> Codes:
-    """Code standardised skin conductance (N, 240) for a student: 12 inputs a step if graded, 39 if events."""
+def encode_windows(eda: Float32) -> Codes:
+    """Code standardised skin conductance (N, 240) for a student as graded inputs, 12 a step."""
     level = frames(eda, STEP, STEP).mean(axis=-1, keepdims=True)
     change = level - level[:, :1]
-    if coding == "graded":
-        return Codes(_graded(eda, level, change), 255.0, 8, "graded")
-    moves = [_moved(eda, delta) for delta in DELTAS]
-    # Thermometers: one input for each mark that is passed.
-    events = np.concatenate([*moves, level > LEVELS, change > CHANGES], axis=-1)
-    return Codes(events.astype(np.uint8), 1.0, 1, "events")
-
-
-def _graded(eda: Float32, level: FloatSignal, change: FloatSignal) -> UInt8:
     _, phasic = tonic_phasic(eda, EDA_HZ)
     parts = frames(phasic, PART, PART).mean(axis=-1).reshape(*level.shape[:2], STEP // PART)
     channels = [level / LEVEL_TOP, change / CHANGE_TOP, parts / PHASIC_TOP]
     signed = np.concatenate(channels, axis=-1)
     # Above and below the mean are inputs of their own, as ON and OFF events are: nothing needs a sign.
     both = np.concatenate([signed, -signed], axis=-1)
-    return np.rint(255 * both.clip(0, 1)).astype(np.uint8)
-
-
-def _moved(eda: Float32, delta: float) -> Bools:
-    """Say whether a part of a step held an ON event, then OFF: the signal left its last mark by more than `delta`.
-
-    Returns:
-        (N, 20, 8): four parts of ON, four of OFF.
-    """
-    mark = eda[:, 0].copy()
-    fired = np.zeros((2, *eda.shape), bool)
-    for sample in range(1, eda.shape[1]):
-        away = eda[:, sample] - mark
-        fired[0, :, sample], fired[1, :, sample] = away > delta, away < -delta
-        # The mark jumps to the sample itself, not by whole deltas: one event, however far the signal went.
-        mark = np.where(np.abs(away) > delta, eda[:, sample], mark)
-    parts = fired.reshape(2, len(eda), -1, STEP // PART, PART).any(axis=-1)
-    return np.concatenate([parts[0], parts[1]], axis=-1)
+    return Codes(np.rint(255 * both.clip(0, 1)).astype(np.uint8), 255.0, 8, "graded")
