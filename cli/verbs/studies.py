@@ -1,4 +1,4 @@
-"""Verbs of many runs: table, sweep, pareto. Each works on its study beside any other workers, and prints what it says."""
+"""Verbs of many runs, which other workers may share: table, sweep, pareto."""
 
 from __future__ import annotations
 

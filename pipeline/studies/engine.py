@@ -1,17 +1,20 @@
 """Work on the points of a study in any number of processes, which share them through a database.
 
-A point is one run: a folder below the study's, and parameters that are fixed or drawn when its turn comes. Sweeps,
-tables and Pareto searches are lists of points. Optuna keeps a trial for each attempt at a point, in a SQLite file for
-the processes of one machine or on a database server for several machines, and every worker decides what to do next by
-these trials alone:
+A point is one run: a folder below the study's, and parameters that are fixed or drawn when its turn
+comes. Sweeps, tables and Pareto searches are lists of points. Optuna keeps a trial for each attempt
+at a point, in a SQLite file for the processes of one machine or on a database server for several
+machines, and every worker decides what to do next by these trials alone:
 
 - A worker takes the first point that nobody has finished and nobody works on.
-- A worker shows with a heartbeat that it lives. A trial whose heartbeat stops (its worker was killed, its machine
-  switched off) is failed by whoever looks next, and queued again for the same folder and with the same parameters, so
-  that its run goes on there after the last epoch that was saved.
-- Of two trials for one folder the earlier one counts, and the later one is dropped before it begins.
+- A worker shows with a heartbeat that it lives. A trial whose heartbeat stops (its worker was
+  killed, its machine switched off) is failed by whoever looks next, and queued again for the same
+  folder and with the same parameters, so that its run goes on there after the last epoch that was
+  saved.
+- Of two trials for one folder the earlier one counts, and the later one is dropped before it
+  begins.
 
-Nothing is unpickled: a database of somebody else's can name wrong parameters, which the recipe checks, but runs nothing.
+Nothing is unpickled: a database of somebody else's can name wrong parameters, which the recipe
+checks, but runs nothing.
 """
 
 from __future__ import annotations
@@ -40,28 +43,33 @@ DATABASES: Final = ("sqlite", "postgresql", "mysql")
 BUSY_S = 60
 TABLE_TRIES = 5
 FOLDER, BEGUN, REFUSED = "folder", "begun", "refused"
-"""Attributes of a trial: its point, whether all its parameters are known, and why they make no run."""
+"""Attributes of a trial: its point, whether its parameters are known, why they make no run."""
 DONE: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Report: TypeAlias = Callable[[int, float], None]
-"""A function to call with (epoch, value) after every epoch. What it raises ends the run, which has to let it pass."""
+"""A function to call with (epoch, value) after every epoch. What it raises ends the run, which has
+to let it pass."""
 Trials: TypeAlias = Mapping[str, Sequence[FrozenTrial]]
 """Trials by their point's folder, each list in the order in which they were made."""
 
 
 class StudyError(KnarrError, ValueError):
-    """A study's file or storage is unreadable or holds something else, or two of its settings contradict each other."""
+    """A study's file or storage is unreadable or holds something else, or two of its settings
+    contradict each other."""
 
 
 class RefusedError(Exception):
-    """The parameters of a point make no run, which is a result; any other exception ends the worker."""
+    """The parameters of a point make no run, which is a result; any other exception ends the
+    worker."""
 
 
 Run: TypeAlias = Callable[[int, dict[str, Any], Report], float]
-"""A function of (number of a point, its parameters, report) that makes its run, or goes on with one that was cut short, and
-returns its value. RefusedError says that the parameters make no run; any other exception ends the worker."""
+"""A function of (number of a point, its parameters, report) that makes its run, or goes on with one
+that was cut short, and returns its value. RefusedError says that the parameters make no run; any
+other exception ends the worker."""
 Draw: TypeAlias = Callable[[optuna.Trial, int], dict[str, Any]]
-"""A function of (trial, number of its point) that returns its parameters, asking the trial for those that it keeps."""
+"""A function of (trial, number of its point) that returns its parameters, asking the trial for
+those that it keeps."""
 
 
 class Study:
@@ -69,8 +77,8 @@ class Study:
 
     Args:
         name: Name of the study in its storage.
-        points: Folder of each point below the study's -> its fixed parameters as Optuna keeps them, in the order in
-            which they are begun.
+        points: Folder of each point below the study's -> its fixed parameters as Optuna keeps them,
+            in the order in which they are begun.
         folder: Folder of the study, made when it is not there.
         run: Makes the run of a point.
         storage: Address of a database, see `open_storage`; None for a SQLite file in `folder`.
@@ -87,8 +95,8 @@ class Study:
     heartbeat_s = 10
     """Seconds between two heartbeats of a worker."""
     grace_s = 90
-    """Seconds without a heartbeat after which a trial counts as left behind. A worker that stands still for longer,
-    such as a suspended laptop, loses its trial; it is told so when it goes on."""
+    """Seconds without a heartbeat after which a trial counts as left behind. A worker that stands
+    still for longer, such as a suspended laptop, loses its trial; it is told so when it goes on."""
 
     def __init__(
         self,
@@ -148,7 +156,8 @@ class Study:
         """Make one run, or look around.
 
         Returns:
-            None when all is done, a text that says what is waited for, or an empty one when there is more to do.
+            None when all is done, a text that says what is waited for, or an empty one when there
+            is more to do.
         """
         with _quiet():
             optuna.storages.fail_stale_trials(self.optuna)
@@ -188,7 +197,8 @@ class Study:
     def _watch(self, trials: Trials) -> None:
         """Give each running trial that is seen for the first time a heartbeat.
 
-        A worker that is killed between taking a trial and its own first heartbeat leaves one that never becomes stale.
+        A worker that is killed between taking a trial and its own first heartbeat leaves one that
+        never becomes stale.
         """
         for own in trials.values():
             for trial in own:
@@ -197,7 +207,8 @@ class Study:
                     self._storage.record_heartbeat(trial._trial_id)
 
     def _queue(self, folder: str, failed: Sequence[FrozenTrial]) -> None:
-        """Queue a trial for a point that is free, with the parameters of an earlier one that had begun."""
+        """Queue a trial for a point that is free, with the parameters of an earlier one that had
+        begun."""
         begun = [trial for trial in failed if trial.user_attrs.get(BEGUN)]
         if begun:
             self._queue_again(self.optuna, begun[-1])
@@ -206,7 +217,8 @@ class Study:
 
     def _queue_again(self, study: optuna.Study, failed: FrozenTrial) -> None:
         """Queue another trial for the folder and with the parameters of one that was cut short."""
-        # Before all its parameters are known nothing is in its folder; drawn from anew, the generator repeats them all.
+        # Before all its parameters are known nothing is in its folder; drawn from anew, the
+        # generator repeats them all.
         if not failed.user_attrs.get(BEGUN):
             return
         self.say(f"{failed.user_attrs[FOLDER]} was cut short; it goes on")
@@ -225,7 +237,8 @@ class Study:
         folder, trials = trial.user_attrs.get(FOLDER, ""), self._trials()
         other = first(trials[folder], [TrialState.RUNNING])
         taken = other is not None and other.number < trial.number
-        # A trial without a folder is what Optuna makes when another worker took the one that was queued.
+        # A trial without a folder is what Optuna makes when another worker took the one that was
+        # queued.
         if folder not in self.points or taken or self._done(folder, trials):
             self.optuna.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             return
@@ -238,7 +251,8 @@ class Study:
                 trial.set_user_attr(REFUSED, str(error)[:1000])
             except optuna.TrialPruned as error:
                 refusal = f"pruned after epoch {error}"
-            # Not failed but pruned: samplers learn to stay away from those, and know nothing of failed ones.
+            # Not failed but pruned: samplers learn to stay away from those, and know nothing of
+            # failed ones.
             state = TrialState.COMPLETE if refusal is None else TrialState.PRUNED
             told = self.optuna.tell(trial, value, state, skip_if_finished=True)
             if told.state != state:
@@ -246,14 +260,16 @@ class Study:
             if refusal is not None:
                 self.say(f"  {folder} {refusal}")
         except UpdateFinishedTrialError:
-            # It stood still for too long. The one that has the trial now goes on in the same folder.
+            # It stood still for too long. The one that has the trial now goes on in the same
+            # folder.
             self.say(f"{folder}: another worker has taken it over")
         except BaseException:
             self.optuna.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
 
     def _make(self, trial: optuna.Trial, folder: str, known: Mapping[int, float]) -> float:
-        """Make a run and return its value; `known` are the values by epoch that were reported before."""
+        """Make a run and return its value; `known` are the values by epoch that were reported
+        before."""
         number = list(self.points).index(folder)
         last = max(known, default=-1)
 
@@ -289,7 +305,8 @@ def first(trials: Sequence[FrozenTrial], states: Sequence[TrialState]) -> Frozen
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what Optuna says of heartbeats: that they are experimental, and made for Study.optimize."""
+    """Silence what Optuna says of heartbeats: that they are experimental, and made for
+    Study.optimize."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
@@ -305,8 +322,8 @@ def open_storage(
     """Open the database of a study, making its tables when they are not there.
 
     Args:
-        url: "sqlite:///file" for the processes of one machine, "postgresql://..." or "mysql://..." with their drivers
-            installed for several.
+        url: "sqlite:///file" for the processes of one machine, "postgresql://..." or "mysql://..."
+            with their drivers installed for several.
         heartbeat_s, grace_s: Seconds between two heartbeats, and without any.
         on_stale: Called by the worker that failed a trial whose heartbeat has stopped.
 
@@ -324,7 +341,8 @@ def open_storage(
     kind = parsed.get_backend_name()
     if kind not in DATABASES:
         raise StudyError(f"storage '{shown}': {kind} is none of {', '.join(DATABASES)}")
-    # Of SQLite's own, the driver's transactions are off: they begin with the first change, after what it depends on was read.
+    # The driver of SQLite begins a transaction with the first change only, after what the change
+    # depends on was read; its own transactions are off, and `_lock_file` begins them.
     arguments = {"timeout": BUSY_S, "isolation_level": None} if kind == "sqlite" else {}
     for attempt in range(1, TABLE_TRIES + 1):
         try:
@@ -349,8 +367,8 @@ def open_storage(
                 raise StudyError(f"storage '{shown}': {reason}; see that it is there") from error
             time.sleep(0.1 * 2**attempt)
     if kind == "sqlite":
-        # Optuna keeps two workers from taking one trial by SELECT .. FOR UPDATE, which SQLite has not: here each
-        # transaction locks the file from its beginning.
+        # Optuna keeps two workers from taking one trial by SELECT .. FOR UPDATE, which SQLite does
+        # not know: here each transaction locks the file from its beginning.
         sqlalchemy.event.listen(storage.engine, "begin", _lock_file)
     return storage
 

@@ -1,7 +1,9 @@
-"""Grids: many runs of recipes with settings changed, seeds and folds, read from YAML, as a list of single runs.
+"""Grids: many runs of recipes with settings changed, seeds and folds, read from YAML, as a list of
+single runs.
 
-A grid has `rows`, one by one, or `axes`, whose combinations are rows, or both. A row's runs are all its seeds and folds.
-Whatever depends on data (how many people can be left out) is asked of the caller.
+A grid has `rows`, one by one, or `axes`, whose combinations are rows, or both. A row's runs are all
+its seeds and folds. Whatever depends on data (how many people can be left out) is asked of the
+caller.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ class PlannedRow:
 
 
 CountFolds = Callable[[Recipe, PlannedRow], int | None]
-"""A function of (recipe, its row) that returns how many folds its data have; None where nobody can say."""
+"""A function of (recipe, its row) that returns how many folds its data have; None where nobody can
+say."""
 
 
 class PublishedReference(Frozen):
@@ -114,7 +117,8 @@ class GridRow(Frozen):
         name: Its name as printed.
         recipe: A shipped recipe or a file; the grid's where None.
         set: Settings of the recipe by dotted path.
-        runs_of: Name of the row whose runs these are, in place of its own: another network of them is looked at.
+        runs_of: Name of the row whose runs these are, in place of its own: another network of them
+            is looked at.
         network: The network whose predictions are measured; the grid's where None.
         beside: None where nothing was published.
         data: Folder below the one that the caller names; None for that one itself.
@@ -152,13 +156,15 @@ class RunGrid(Frozen):
         recipe: Recipe of rows that name none, and of the axes.
         network: The network whose predictions are measured, of rows that do not say.
         seeds: Seeds of the runs of each row.
-        folds: "all" that the data or `data.folds` of the recipe give, or their numbers from 0; None where a recipe has
-            none.
+        folds: "all" that the data or `data.folds` of the recipe give, or their numbers from 0; None
+            where a recipe has none.
         columns: Rates to print, `Measures.of`.
         costs: Whether to print operations and energy too.
         rows: Rows one by one.
-        axes: Dotted path -> values, or name of an axis -> name of a choice -> its settings; all combinations are rows.
-        exclude: Combinations to leave out: axis -> value or name of a choice; all that are given have to match.
+        axes: Dotted path -> values, or name of an axis -> name of a choice -> its settings; all
+            combinations are rows.
+        exclude: Combinations to leave out: axis -> value or name of a choice; all that are given
+            have to match.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,60}$")]
@@ -198,8 +204,8 @@ class RunGrid(Frozen):
         """Return all rows, those of the axes last.
 
         Raises:
-            GridError: A row has no recipe, stands twice, or names another one or a published one that is none; or there
-                are too many.
+            GridError: A row has no recipe, stands twice, or names another one or a published one
+                that is none; or there are too many.
         """
         try:
             rows = [self._plan(row) for row in self.rows]
@@ -244,7 +250,7 @@ class RunGrid(Frozen):
 
 
 def folder_name(row: str) -> str:
-    """Return a row's name as that of a folder, on any file system: letters, digits and . _ + = -."""
+    """Return a row's name as that of a folder, on any file system: letters, digits, . _ + = -."""
     return re.sub(r"[^A-Za-z0-9._+=-]+", "-", row).strip("-.") or "row"
 
 
@@ -264,7 +270,8 @@ def _combinations(axes: Axes, exclude: Sequence[Exclusion]) -> list[tuple[str, d
     """Return names and settings of all combinations, the last axis running fastest.
 
     Raises:
-        ValueError: Too many of them, a value twice, one path on two axes, or an exclusion of what is not there.
+        ValueError: Too many of them, a value twice, one path on two axes, or an exclusion of what
+            is not there.
     """
     choices = {axis: _choices(axis, values, axes) for axis, values in axes.items()}
     for axis, own in choices.items():
@@ -352,12 +359,13 @@ def expand(
 
     Args:
         grid: The rows.
-        count_folds: Asked where folds are "all" and depend on data: people left out one by one. Rows whose number is
-            not known have no runs.
+        count_folds: Asked where folds are "all" and depend on data: people left out one by one.
+            Rows whose number is not known have no runs.
         load: Gives a recipe by its name.
 
     Raises:
-        GridError: A setting or folds that a recipe does not have, two rows of the same runs, or more than `MAX_RUNS`.
+        GridError: A setting or folds that a recipe does not have, two rows of the same runs, or
+            more than `MAX_RUNS`.
         RecipeError: An unknown recipe.
     """
     cells: list[GridCell] = []

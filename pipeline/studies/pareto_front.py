@@ -1,4 +1,6 @@
-"""Pareto searches: one float student, fitted on in the chip's arithmetic at each of several costs, and which are worth it."""
+"""Pareto searches: one float student, fitted on in the chip's arithmetic at each of several costs,
+and which are worth it.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,8 @@ def pareto(
     storage: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> ParetoResult:
-    """Fit every combination that is not there yet, beside any other workers, and find those on the front.
+    """Fit every combination that is not there yet, beside any other workers, and find those on the
+    front.
 
     Args:
         name: Recipe; its `chip:` block, where it has one, says how trials are fitted.
@@ -128,7 +131,8 @@ def pareto(
 
 
 def _float_run(recipe: Recipe, data: Path | None, folder: Path, on_progress: OnProgress) -> Run:
-    """Return the run whose teacher, student and graph all trials share, making what is missing of it."""
+    """Return the run whose teacher, student and graph all trials share, making what is missing of
+    it."""
     folder.mkdir(parents=True, exist_ok=True)
     # The first of several workers makes it, and the others wait.
     with alone(folder / ".float.lock"):

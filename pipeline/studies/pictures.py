@@ -1,5 +1,5 @@
-"""Draw sweeps (how values went, which settings the better trials have in common) and Pareto searches (accuracy against
-energy, one panel per energy model).
+"""Draw sweeps (how values went, which settings the better trials have in common) and Pareto
+searches (accuracy against energy, one panel per energy model).
 """
 
 from __future__ import annotations

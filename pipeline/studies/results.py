@@ -25,7 +25,8 @@ class SweepTrial:
 
     Attributes:
         number: Its number, from 0.
-        state: "finished"; "pruned", with the value of its last epoch; or "refused" by the recipe, see `reason`.
+        state: "finished"; "pruned", with the value of its last epoch; or "refused" by the recipe,
+            see `reason`.
         value: Value of the metric; None where there is none.
         parameters: Dotted path -> value, in the order of the sweep's file.
         reason: Why the recipe refused it.
@@ -51,8 +52,8 @@ class SweepResult:
         sweep: What was asked for.
         out: Folder of the trials.
         trials: All trials, by number.
-        importance: Dotted path -> share of what the better trials have in common (PED-ANOVA, arXiv 2304.10255), adding
-            up to 1; empty with few trials.
+        importance: Dotted path -> share of what the better trials have in common (PED-ANOVA, arXiv
+            2304.10255), adding up to 1; empty with few trials.
     """
 
     sweep: Sweep
@@ -102,10 +103,11 @@ class ParetoPoint:
     """A chip network among the others.
 
     Attributes:
-        parameters: Weight bits, time steps, and the share of the lowered network's ACC that it may cost (None: all).
+        parameters: Weight bits, time steps, and the share of the lowered network's ACC that it may
+            cost (None: all).
         facts: The content of point.json.
-        front: Whether none is right as often on the validation clips and costs less, or costs no more and is right
-            more often.
+        front: Whether none is right as often on the validation clips and costs less, or costs no
+            more and is right more often.
     """
 
     parameters: dict[str, Any]
@@ -131,7 +133,8 @@ class ParetoResult:
         recipe: Name of the recipe.
         model: Energy model by which the front is found.
         out: Folder of the search.
-        float_validation: How many validation clips there are, and how many the float student decides rightly.
+        float_validation: How many validation clips there are, and how many the float student
+            decides rightly.
         points: The points from the cheapest on.
         refused: Trials that go onto no chip.
     """
@@ -169,7 +172,8 @@ def _named(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def fronted(points: Sequence[ParetoPoint], model: str) -> list[ParetoPoint]:
-    """Return the points from the cheapest on, those marked that no other one beats on validation clips."""
+    """Return the points from the cheapest on, those marked that no other one beats on validation
+    clips."""
 
     def cost(point: ParetoPoint) -> float:
         return float(point.energy(model)["nominal_pj"])

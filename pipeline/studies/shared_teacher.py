@@ -1,5 +1,5 @@
-"""Share one teacher among runs that differ in their students alone: the same settings, seed, data and threads give
-the same teacher.
+"""Share one teacher among runs that differ in their students alone: the same settings, seed, data
+and threads give the same teacher.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def shared_teacher(
     teachers: Path,
     callbacks: tuple[Callback, ...] = (),
 ) -> nn.Module:
-    """Return a run's teacher: that of the first run to finish it, else one that is trained here and left for the others.
+    """Return a run's teacher: that of the first run to finish it, else one that is trained here and
+    left for the others.
 
     Args:
         recipe, data, run_folder, callbacks: See `train_teacher`.
@@ -38,7 +39,8 @@ def shared_teacher(
     whole = _fits(shared, recipe, data)
     if whole and not own.is_file():
         write_atomic(own, shared.read_bytes())
-    # Finds the copy, or goes on with a fit of its own: two runs that begin at once both train one, and get the same.
+    # Finds the copy, or goes on with a fit of its own: two runs that begin at once both train one,
+    # and get the same.
     teacher = train_teacher(recipe, data, run_folder, callbacks)
     if not whole:
         teachers.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,8 @@ def shared_teacher(
 
 
 def _fits(path: Path, recipe: Recipe, data: RunData) -> bool:
-    """Return whether a shared file is there and whole; a damaged one would be copied into every run, and is replaced."""
+    """Return whether a shared file is there and whole; a damaged one would be copied into every
+    run, and is replaced."""
     if not path.is_file():
         return False
     try:
@@ -60,7 +63,8 @@ def _fits(path: Path, recipe: Recipe, data: RunData) -> bool:
 def _key(recipe: Recipe, data: RunData) -> str:
     """Return a hash of the data and of all of the recipe that a teacher may depend on."""
     own = system_of(recipe).teacher_settings()
-    # The split and the threads are there with the rest: who validates may choose the weights, and sums round by thread.
+    # The split and the threads are there with the rest: who validates may choose the weights, and
+    # sums round by thread.
     plain = recipe.model_dump(mode="json", exclude={"name", "teacher", "student", "deploy", "chip"})
     text = json.dumps({**plain, "teacher": own, "data_sha256": data.fingerprint}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

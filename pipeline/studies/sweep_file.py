@@ -1,5 +1,5 @@
-"""Read a sweep's file: which recipe, which of its settings are searched, how long and for what; all of it checked
-before the first trial is paid for.
+"""Read a sweep's file: which recipe, which of its settings are searched, how long and for what; all
+of it checked before the first trial is paid for.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ MAX_PATHS = 50
 MAX_TRIALS = 10_000
 MAX_VALUES, MAX_STEPS = 1_000, 1_000_000
 VALIDATION: Final = """
-    kind validation_fraction subjects takes_per_emotion split folds fold seed split_seed people task threshold
-    inclusive zeros balance min_labelled window_s step_s stride_s normalise drop_short fps videos clips_per_video
-    shuffle_labels event_dir frame_dir index on_bad
+    kind validation_fraction subjects takes_per_emotion split folds fold seed split_seed people
+    task threshold inclusive zeros balance min_labelled window_s step_s stride_s normalise
+    drop_short fps videos clips_per_video shuffle_labels event_dir frame_dir index on_bad
 """
-"""Settings of data known to change which clips are validated on, or what their classes are: values found with different
-ones do not compare. A trial that another setting gives other clips is refused when its data are read."""
+"""Settings of data known to change which clips are validated on, or what their classes are: values
+found with different ones do not compare. A trial that another setting gives other clips is refused
+when its data are read."""
 
 Scalar = (
     Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -45,12 +46,14 @@ Scalar = (
     | Annotated[str, Field(max_length=200)]
     | None
 )
-# No mappings, no nesting: a few bytes of YAML can name a structure that takes all memory once it is written out.
+# No mappings, no nesting: a few bytes of YAML can name a structure that takes all memory once it is
+# written out.
 Value = Scalar | Annotated[tuple[Scalar, ...], Field(max_length=64)]
 Finite = Annotated[float, Field(ge=-1e100, le=1e100)]  # optuna takes differences of them
 
 
-# `int` and `set` are words of Python: those fields have another name in it, and both names in a file.
+# `int` and `set` are words of Python: those fields have another name in it, and both names in a
+# file.
 ALIASED: Final = ConfigDict(
     extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True
 )
@@ -146,7 +149,8 @@ class Range(Frozen):
         """Return all that a grid tries.
 
         Raises:
-            StudyError: Any number in between is allowed, or there are more of them than a grid may have.
+            StudyError: Any number in between is allowed, or there are more of them than a grid may
+                have.
         """
         if self.step is None and not self.whole:
             raise StudyError("a grid needs values, a step or int")
@@ -161,7 +165,8 @@ class Range(Frozen):
         """Return the values that must fit the recipe for all that lies between to fit."""
         if self.whole:
             return [int(self.low), int(self.high)]
-        # Bounds may be whole by chance where the setting needs whole numbers; a number between them tells.
+        # Bounds may be whole by chance where the setting needs whole numbers; a number between them
+        # tells.
         inner = self.low + ((self.high - self.low) / math.e if self.step is None else self.step)
         return [self.low, inner, self.high]
 
@@ -171,7 +176,8 @@ class Range(Frozen):
 
 
 def _exact(number: float) -> Decimal:
-    """Return the decimal number that was written: 0.1 is not a tenth in binary, and 0.3 is not three of them."""
+    """Return the decimal number that was written: 0.1 is not a tenth in binary, and 0.3 is not
+    three of them."""
     return Decimal(repr(number))
 
 
@@ -193,14 +199,15 @@ class SweepSettings(Frozen):
     Attributes:
         name: Name of the study in its storage.
         recipe: A shipped recipe, or a YAML file beside the sweep's.
-        trials: How many are to end, over all processes, machines and restarts: finished, pruned or refused by the
-            recipe. Left out, all points of a grid.
-        metric: What is compared: a value of the student on the validation split, after its last epoch or the selected
-            one. Never one of test data.
-        sampler: "tpe" learns from the trials before, "random" does not, "grid" tries every combination once.
+        trials: How many are to end, over all processes, machines and restarts: finished, pruned or
+            refused by the recipe. Left out, all points of a grid.
+        metric: What is compared: a value of the student on the validation split, after its last
+            epoch or the selected one. Never one of test data.
+        sampler: "tpe" learns from the trials before, "random" does not, "grid" tries every
+            combination once.
         seed: Seed of the sampler. That of the recipe cannot be searched: it draws who validates.
-        pruner: "median" ends a trial whose best value so far is worse than the median of the others at its epoch, after
-            five finished trials and a third of the recipe's epochs.
+        pruner: "median" ends a trial whose best value so far is worse than the median of the others
+            at its epoch, after five finished trials and a third of the recipe's epochs.
         search: Dotted path of a setting -> its possible values.
         fixed: Settings that differ from the recipe in all trials; the file calls them `set`.
     """
@@ -235,7 +242,7 @@ class Sweep:
 
     @property
     def maximise(self) -> bool:
-        """Whether high values of the metric are good ones."""
+        """True where high values of the metric are good ones."""
         return self.settings.metric == "validation_accuracy"
 
     def values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,7 +276,8 @@ class Sweep:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that decides what a trial means, as plain JSON; how many there are may grow."""
+        """Return everything that decides what a trial means, as plain JSON; how many there are may
+        grow."""
         plain = self.settings.model_dump(
             mode="json", by_alias=True, exclude={"name", "trials", "fixed"}
         )
@@ -280,8 +288,8 @@ def load_sweep(path: Path) -> Sweep:
     """Read a sweep from a YAML file, and check every path and value in it against the recipe.
 
     Raises:
-        StudyError: The file is unreadable, has a setting that does not fit, or asks for a search that would not compare
-            trials fairly.
+        StudyError: The file is unreadable, has a setting that does not fit, or asks for a search
+            that would not compare trials fairly.
         RecipeError: The recipe is none, or `set` does not fit it.
     """
     settings = _read(path)
@@ -358,7 +366,8 @@ def _faults(settings: SweepSettings, recipe: Recipe) -> Iterator[str]:
             yield f"search.{path}: {error}"
             continue
         section, *_, last = path.split(".") if "." in path else (path, "")
-        # What is deployed comes after the student; the number of threads changes no more than rounding.
+        # What is deployed comes after the student; the number of threads changes no more than
+        # rounding.
         if section in ("name", "system", "threads", "deploy", "chip"):
             yield f"search.{path}: does not change the student that is trained; set it instead"
         # A recipe's own seed draws who validates.

@@ -1,11 +1,12 @@
 """Sweeps: trials of one recipe whose settings a sampler chooses, and the best of them as a recipe.
 
-A trial's folder is `trial-<number>`. It is done when it finished, was pruned, or was refused by the recipe.
+A trial's folder is `trial-<number>`. It is done when it finished, was pruned, or was refused by the
+recipe.
 
-Every trial has a random generator of its own, seeded by the sweep's seed and its number. "random" and "grid" therefore
-give each trial the same parameters however many workers there are and whenever they are killed. "tpe" also learns from
-what has ended, so it does only with one worker, killed or not. Values repeat as far as those of the recipe do: on one
-machine, with one thread setting.
+Every trial has a random generator of its own, seeded by the sweep's seed and its number. "random"
+and "grid" therefore give each trial the same parameters however many workers there are and whenever
+they are killed. "tpe" also learns from what has ended, so it does only with one worker, killed or
+not. Values repeat as far as those of the recipe do: on one machine, with one thread setting.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ IDENTITY = "sweep"
 TRIALS_FOR_IMPORTANCE = 8  # of fewer, what the better ones have in common is chance
 
 Objective: TypeAlias = Callable[[Recipe, Path, Report], float]
-"""A function of (recipe, folder of the trial, report) that returns the value of the metric. It is called again for a trial
-that was cut short, with the same folder. A SettingsError is a result, "refused"; any other exception ends the worker."""
+"""A function of (recipe, folder of the trial, report) that returns the value of the metric. It is
+called again for a trial that was cut short, with the same folder. A SettingsError is a result,
+"refused"; any other exception ends the worker."""
 
 
 def sweep(
@@ -80,8 +82,8 @@ def sweep(
     Args:
         path: YAML file of the sweep.
         data: Folder of the recipe's data; None where knarr generates them.
-        out: Folder of trials and results; runs/<sweep name> when left out. Started again, or at once in several places,
-            the sweep goes on with the same trials.
+        out: Folder of trials and results; runs/<sweep name> when left out. Started again, or at
+            once in several places, the sweep goes on with the same trials.
         storage: Address of a database; None for a SQLite file in `out`.
         on_progress: Called with the progress of the sweep and of its fits.
 
@@ -129,9 +131,11 @@ def run_sweep(
         poll_s: Seconds between two looks while others work on the last trials.
 
     Raises:
-        StudyError: The storage does not answer or holds another sweep, or a trial's folder holds another one's.
+        StudyError: The storage does not answer or holds another sweep, or a trial's folder holds
+            another one's.
         RecipeError: Another process works in a trial's folder.
-        Exception: Whatever the objective raises but SettingsError; its trial goes on at the next start.
+        Exception: Whatever the objective raises but SettingsError; its trial goes on at the next
+            start.
     """
     settings = sweep.settings
     fixed = sweep.grid_points() if settings.sampler == "grid" else [{}] * sweep.trials
@@ -214,13 +218,15 @@ def _fit(
     except RecipeError as error:
         raise RefusedError(str(error)) from error
     folder.mkdir(parents=True, exist_ok=True)
-    # Other commands keep out of a trial that is being fitted, and so does a worker that takes this one for dead.
+    # Other commands keep out of a trial that is being fitted, and so does a worker that takes this
+    # one for dead.
     hold(folder)
     try:
         _mark_folder(folder, parameters)
         return float(objective(changed, folder, report))
     except SettingsError as error:
-        # Other RecipeErrors (a damaged checkpoint, a folder of another run) can be cured: they end the worker.
+        # Other RecipeErrors (a damaged checkpoint, a folder of another run) can be cured: they end
+        # the worker.
         raise RefusedError(str(error)) from error
     finally:
         release(folder)
@@ -260,7 +266,8 @@ def _mark_folder(folder: Path, parameters: dict[str, Any]) -> None:
 
 
 def validation_set_of(recipe: Recipe, data: RunData) -> tuple[object, ...]:
-    """Return the classes, and class and group of each clip that a recipe is validated on; values of equal sets compare.
+    """Return the classes, and class and group of each clip that a recipe is validated on; values of
+    equal sets compare.
 
     Raises:
         SettingsError: No clip is left to fit on.
@@ -270,7 +277,8 @@ def validation_set_of(recipe: Recipe, data: RunData) -> tuple[object, ...]:
 
 
 class Fitting:
-    """The objective of a sweep: fit one run's teacher and student, and read the metric of the student that is kept.
+    """The objective of a sweep: fit one run's teacher and student, and read the metric of the
+    student that is kept.
 
     Args:
         data: Folder of the data; None where knarr generates them, beside `out` as for other runs.
@@ -279,7 +287,8 @@ class Fitting:
         on_progress: Called with the progress of the fits.
 
     Attributes:
-        validation_set: What the sweep's own recipe is validated on; a trial with another one is refused.
+        validation_set: What the sweep's own recipe is validated on; a trial with another one is
+            refused.
     """
 
     def __init__(
@@ -336,6 +345,7 @@ class _Reports(Callback):
         self.report, self.metric = report, metric
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Report the epoch, before its checkpoint is written: a pruned run needs none."""
         self.report(trainer.current_epoch, float(trainer.callback_metrics[self.metric]))
 
 

@@ -1,9 +1,10 @@
-"""Tables: the runs of a grid, those that are missing made where asked, as rows beside the published numbers.
+"""Tables: the runs of a grid, those that are missing made where asked, as rows beside the published
+numbers.
 
-Two intervals stand beside each other and are never mixed. That over seeds says what another run of the same recipe
-would give; that over people says what other people would give. The second is drawn with all seeds of a row at once
-(each is one more pass over the same samples), so it belongs to the mean that is printed; where seeds were tested on
-different samples there is none.
+Two intervals stand beside each other and are never mixed. That over seeds says what another run of
+the same recipe would give; that over people says what other people would give. The second is drawn
+with all seeds of a row at once (each is one more pass over the same samples), so it belongs to the
+mean that is printed; where seeds were tested on different samples there is none.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Rate:
     Attributes:
         value: Mean over seeds of the rate of all folds pooled.
         over_seeds: Student's interval; None with one seed.
-        over_people: Bootstrap of that mean; None where nobody's samples, one person's, or other ones for each seed.
+        over_people: Bootstrap of that mean; None where nobody's samples, one person's, or other
+            ones for each seed.
         over_folds: None where there is one fold.
     """
 
@@ -94,7 +96,8 @@ class RowSummary:
         folds, fold_count: How many folds are pooled, and how many there are.
         data: The data of our runs, in words; None with nothing finished.
         rates: Rates by column; None where a run lacks it, all None with nothing finished.
-        beside: The published row; None where there is none. With nothing finished it is there without ours.
+        beside: The published row; None where there is none. With nothing finished it is there
+            without ours.
         protocol: The protocol of our runs, in words; None with nothing finished.
         samples: How many test samples there are.
         subjects: How many people; None where the samples are nobody's.
@@ -116,7 +119,7 @@ class RowSummary:
 
     @property
     def partial(self) -> bool:
-        """Whether something is there, and runs or folds are missing behind it."""
+        """True where something is there, and runs or folds are missing behind it."""
         whole = self.finished == self.wanted and self.folds == self.fold_count
         return self.finished > 0 and not whole
 
@@ -134,14 +137,15 @@ class GridTable:
 
 @dataclass(frozen=True)
 class Costs:
-    """What one inference costs, mean over runs.
+    """The costs of one inference, mean over runs.
 
     Attributes:
         runs: How many runs the others are means over.
         parameters: Weights and biases that are stored; None where sizes were not counted.
         dense_macs: Multiplications if every input were active at every step.
         mac, acc: Operations that happened.
-        spike_rate: Spikes of a neuron in a step, 0 .. 1, a last layer that never fires left out; None for an ANN.
+        spike_rate: Spikes of a neuron in a step, 0 .. 1, a last layer that never fires left out;
+            None for an ANN.
         layer_rates: The same of each layer.
         energy_pj: Energy by the paper model; None where it was not priced.
     """
@@ -162,7 +166,8 @@ class TableResult:
 
     Attributes:
         summary: Its rows.
-        costs: What an inference of each row costs, by the row's name; empty where the grid does not ask for it.
+        costs: What an inference of each row costs, by the row's name; empty where the grid does not
+            ask for it.
         not_deployed: Runs that are measured without a chip, though they should have one, and why.
     """
 
@@ -189,12 +194,14 @@ def table(
         data: Folder of the data; None where they are generated, or for runs that are there.
         out: Folder of all grids.
         fit: Whether to make missing runs.
-        storage: Address of a database by which workers share them; None for a SQLite file in the grid's folder.
+        storage: Address of a database by which workers share them; None for a SQLite file in the
+            grid's folder.
         on_progress: Called with the progress of the runs.
 
     Raises:
         GridError: The grid is none, or has runs that do not belong together.
-        RecipeError: A recipe or a setting is not there, or a run has other settings than the grid says.
+        RecipeError: A recipe or a setting is not there, or a run has other settings than the grid
+            says.
         EvaluationError: An evaluation.json is damaged.
         StudyError: The storage does not answer.
     """
@@ -252,7 +259,8 @@ def _missing(
     data: Path | None,
     on_progress: OnProgress,
 ) -> list[tuple[str, GridCell]]:
-    """Return titles and runs that are to be made, and say which cannot be made for want of their data."""
+    """Return titles and runs that are to be made, and say which cannot be made for want of their
+    data."""
     rows = {cell.row for cell in cells}
     for row in grid.planned():
         if row.runs_of is None and row.name not in rows:
@@ -281,7 +289,8 @@ def fit_and_evaluate(
     grids: Path,
     on_progress: OnProgress = ignore,
 ) -> None:
-    """Make a run of a grid, or the rest of it: train it, put it on the chip where that is possible, evaluate it.
+    """Make a run of a grid, or the rest of it: train it, put it on the chip where that is possible,
+    evaluate it.
 
     Args:
         recipe: Settings of the run.
@@ -303,7 +312,8 @@ def fit_and_evaluate(
 
 
 def _put_on_chip(run: Run) -> None:
-    """Export, deploy and price a student that a chip can hold by its recipe, or note why that failed."""
+    """Export, deploy and price a student that a chip can hold by its recipe, or note why that
+    failed."""
     failure = run.path(NOT_DEPLOYED)
     failure.unlink(missing_ok=True)
     try:
@@ -316,7 +326,8 @@ def _put_on_chip(run: Run) -> None:
         for stage in (stages.export, stages.deploy, stages.record, stages.energy):
             stage(run)
     except KnarrError as error:
-        # One student that does not come onto the chip must not keep the others of a grid from being measured.
+        # One student that does not come onto the chip must not keep the others of a grid from being
+        # measured.
         run.say(f"  NOT DEPLOYED: {error}")
         write_atomic(failure, (" ".join(str(error).split()) + "\n").encode())
 
@@ -406,7 +417,8 @@ def summarise(grid: RunGrid, results: Results) -> GridTable:
 
 
 def _assert_columns(grid: RunGrid, runs: Sequence[RunEvaluation]) -> None:
-    """Refuse columns of a class or a lighting that no run has; a dash would look like one that is not defined."""
+    """Refuse columns of a class or a lighting that no run has; a dash would look like one that is
+    not defined."""
     there = {"recall": {name for run in runs for name in run.classes}}
     lights = {name for run in runs for name in run.lights or ()}
     if lights:
@@ -427,7 +439,8 @@ def _row(grid: RunGrid, row: PlannedRow, results: Results) -> RowSummary:
         if found is not None and row.network in found.predicted:
             finished.setdefault(cell.seed, []).append(found.only(row.network))
     wanted = Counter(cell.seed for cell, _ in results)
-    # A seed that lacks folds would be a mean over other people: it counts only where no seed is whole.
+    # A seed that lacks folds would be a mean over other people: it counts only where no seed is
+    # whole.
     whole = [seed for seed, found in finished.items() if len(found) == wanted[seed]]
     pooled = {seed: pool(finished[seed]) for seed in sorted(whole or finished)}
     runs = list(pooled.values())
@@ -500,14 +513,16 @@ def _rate(
 
 
 def _as_passes(runs: Sequence[RunEvaluation], network: Network) -> RunEvaluation | None:
-    """Return all seeds as passes over the same samples; None where they are not the same, or there are none."""
+    """Return all seeds as passes over the same samples; None where they are not the same, or there
+    are none."""
     rows = []
     for run in runs:
         wanted = _samples(runs[0])
         places = {sample: place for place, sample in enumerate(_samples(run))}
         if places.keys() != set(wanted):
             return None
-        # In the order of the first seed: the bootstrap draws by place, so another order gives another interval.
+        # In the order of the first seed: the bootstrap draws by place, so another order gives
+        # another interval.
         order = np.array([places[sample] for sample in wanted])
         rows.append(run.predicted[network][:, order])
     return replace(runs[0], predicted={network: np.concatenate(rows)}) if rows else None
@@ -553,7 +568,8 @@ def _costs(grid: RunGrid, results: Results, out: Path) -> dict[str, Costs | None
 
 
 def read_costs(path: Path, network: Network) -> Costs | None:
-    """Read what an inference of a run costs from its energy.json: of the student on the chip, or of the teacher's baseline.
+    """Read what an inference of a run costs from its energy.json: of the student on the chip, or of
+    the teacher's baseline.
 
     Returns:
         None where it was not counted whole.
@@ -590,7 +606,8 @@ def read_costs(path: Path, network: Network) -> Costs | None:
 
 
 def _firing(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return layers of neurons without a last one that never fires: a leaky integrator is read, and has no rate."""
+    """Return layers of neurons without a last one that never fires: a leaky integrator is read, and
+    has no rate."""
     found = {name: layer for name, layer in layers.items() if layer["neuron_updates"] > 0}
     if found and found[last := list(found)[-1]]["spikes"] == 0:
         del found[last]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import nn
 
 from knarr.pipeline.run_folder import claim_folder
@@ -39,10 +38,6 @@ class Clips:
     def chip_inputs(self, indices: Indices) -> np.ndarray:
         spikes = np.random.default_rng([self.seed, 1]).random((12, 3, 2, 24, 24)) < 0.2
         return spikes[indices].astype(np.uint8)
-
-
-OLD = "b2a91f4ef070ed0e0cf916649f129fe8fe34d51778450952384095f53f06ab30"
-"""What the first version, 7d75eeb, kept of `data()`."""
 
 
 def data(seed: int = 0) -> RunData:
@@ -142,19 +137,6 @@ def test_the_last_bits_of_floats_are_no_other_data() -> None:
         *(c.batch(np.arange(1), None).teacher_inputs[0] for c in (Clips(), Rounded()))
     )
     assert replace(data(), train=Rounded()).fingerprint == data().fingerprint
-
-
-def test_a_run_of_an_earlier_version_opens_with_the_number_it_holds(tmp_path: Path) -> None:
-    claim_folder(recipe(), data(), tmp_path, tmp_path / "run")
-    (tmp_path / "run" / "student.safetensors").touch()
-    path = tmp_path / "run" / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    config["data_sha256"] = OLD
-    path.write_text(yaml.safe_dump(config))
-    claim_folder(recipe(), data(), tmp_path, tmp_path / "run")
-    assert yaml.safe_load(path.read_text())["data_sha256"] == OLD
-    with pytest.raises(RecipeError, match="other settings or data"):
-        claim_folder(recipe(), data(1), tmp_path, tmp_path / "run")
 
 
 def _text(network: nn.Module) -> str:
