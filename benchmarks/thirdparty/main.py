@@ -22,7 +22,7 @@ from table import written
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-FIXTURES, DOC = ROOT / "tests" / "thirdparty", ROOT / "docs" / "thirdparty.md"
+FIXTURES, DOC = ROOT / "tests" / "export" / "thirdparty", ROOT / "docs" / "thirdparty.md"
 TOOLS = {
     "snntorch": (
         "3.10",

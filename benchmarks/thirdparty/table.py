@@ -160,19 +160,20 @@ def head(rows: list[Row], fails: int) -> Iterator[str]:
     decisions, differ = sum(r.decisions for r in both), sum(r.chip_differs or 0 for r in both)
     yield f"""# Networks of other tools on the chip
 
-snnTorch, Sinabs and SpikingJelly made {len(rows) + fails} networks, ran and exported {len(rows)}; knarr read
-their NIR files, stepped and lowered them.
+snnTorch, Sinabs and SpikingJelly made {len(rows) + fails} networks, and ran and exported {len(rows)} of them; knarr
+read their NIR files, ran them step by step and lowered them.
 
-- **{len(same)} files mean to knarr what they meant to their tool**: of {sum(r.decisions for r in same)} decisions, over all
-  spiking layers, 0 differ. {len(unsaid)} files do not say what their tool does (its reset, its decay); for each of them the same file
-  run by the tool's own rule gives 0 differences, so that the reason is proved.
-- **{ways["as it is"]} are lowered as they are**, {ways["near"]} with `allow_approximate`, {ways["refused"]} refused by `lower` and {ways["not read"]} by `read`.
-- **The chip differs from the tool where the manifest says it does**: where the file is the whole truth, {differ} of {decisions}
-  decisions ({differ / decisions:.1%}), and in every layer exactly the number of mismatches that `lower` measured and wrote down.
-- {fails} networks do not get past their own tool's exporter.
+- **{len(same)} files mean the same to knarr as to their tool**: of {sum(r.decisions for r in same)} decisions, over all
+  spiking layers, 0 differ. {len(unsaid)} files do not contain what their tool does (its reset, its decay). For each of them, the same
+  file run by the tool's own rule gives 0 differences, which proves the reason.
+- **{ways["as it is"]} are lowered unchanged**, {ways["near"]} with `allow_approximate`, {ways["refused"]} refused by `lower` and {ways["not read"]} by `read`.
+- **The chip differs from the tool where the manifest says so**: where the file says all that its tool does, {differ} of {decisions}
+  decisions ({differ / decisions:.1%}), and in every layer the number of mismatches is exactly the one that `lower` measured and recorded.
+- {fails} networks are refused by their own tool's exporter.
 
-`tests/export/test_third_party.py` checks all of this from the files in `tests/export/thirdparty`, without any of the tools. Made anew, in
-virtual environments of their own, in about a minute after those are there (`--doc`: this page alone):
+`tests/export/test_third_party.py` checks all of this from the files in `tests/export/thirdparty`, without any of the tools. This command
+makes the files and this page again, with each tool in a virtual environment of its own; it takes about a minute once the environments
+exist (`--doc` writes only this page):
 
 ```
 .venv/bin/python benchmarks/thirdparty/main.py
@@ -180,26 +181,28 @@ virtual environments of their own, in about a minute after those are there (`--d
 
 ## How to read the table
 
-- Random inputs, every feature with a rate of its own between 0 and 0.5; weights random, scaled layer by layer until the tool's own
-  neurons fire at 0.25 (0.15 where the reset is late). 4 samples of 50 steps for rows of Linear, of 40 steps for images of
-  2 x 12 x 12. **spikes**: per neuron and step, mean of the layers.
-- **file from tool**: `step_nir` at the time step of the exporter and the tool's own neurons, all layers; float32 and float64 agree.
-- **lowered**: as it is (weights and registers rounded, nothing else), or what was approximated
-  (near) or refused, in the words of `lower`. All samples calibrate, and the same are run, so that the manifest can be held to its word.
-- **chip from file**: mismatches per layer that the manifest states. They add up from layer to layer, because every layer hears the
-  chip's spikes, and in a loop from step to step.
-- **chip from tool**: all layers. Where the file is not the whole truth this is the tool's difference, not the chip's.
-- **unseen**: the same share when two samples calibrate and the other two are run.
+- Inputs are random; every feature has its own rate between 0 and 0.5. Weights are random and scaled layer by layer until the tool's own
+  neurons fire at 0.25 (0.15 where the reset is late). There are 4 samples, of 50 steps for chains of Linear and of 40 steps for images of
+  2 x 12 x 12. **spikes** is the number of spikes per neuron and step, as a mean over the layers.
+- **file from tool** compares `step_nir`, at the time step of the exporter, with the tool's own neurons in all layers; float32 and float64
+  agree.
+- **lowered** says "as it is" where only weights and registers were rounded; "near" and "refused" give what was approximated or refused in
+  the words of `lower`. The network is calibrated and run on the same samples, so that the manifest can be checked.
+- **chip from file** gives the mismatches per layer that the manifest states. They grow from layer to layer, because every layer receives
+  the chip's spikes, and in a loop from step to step.
+- **chip from tool** compares all layers. Where the file does not say all that its tool does, the difference comes from the tool, not from
+  the chip.
+- **unseen** is the same share when two samples calibrate and the other two are run.
 
-| tool | net | decisions | spikes | file from tool | lowered | chip from file | chip from tool | unseen |
+| tool | network | decisions | spikes | file from tool | lowered | chip from file | chip from tool | unseen |
 |---|---|---|---|---|---|---|---|---|"""
 
 
 FAILS = (
     "",
-    "## What does not leave its tool",
+    "## What its own tool does not export",
     "",
-    "| tool | net | its exporter says |",
+    "| tool | network | error of its exporter |",
     "|---|---|---|",
 )
 VERSIONS = ("", "## Versions", "", "| tool | versions |", "|---|---|")
