@@ -1,6 +1,4 @@
-"""Write files whole or not at all: a killed run leaves the old file or the new one, never half of
-one.
-"""
+"""Write files whole or not at all: a killed run leaves the old file or the new one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Tell apart the processes that `torchrun` starts to fit one network together; without it there is
-one, of rank 0.
-"""
+"""Tell apart the processes that `torchrun` starts; without it there is one, of rank 0."""
 
 from __future__ import annotations
 
@@ -8,9 +6,7 @@ import os
 
 
 def rank() -> int:
-    """Return the number of this process, from 0; only rank 0 writes files and speaks to the
-    user.
-    """
+    """Return the number of this process, from 0; rank 0 alone writes files and prints."""
     return int(os.environ["RANK"]) if _started_by_torchrun() else 0
 
 

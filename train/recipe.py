@@ -1,6 +1,4 @@
-"""Recipes: every setting of a run in one checked, frozen object, read from YAML and changed by
-dotted path.
-"""
+"""Recipes: all settings of a run in one frozen object, read from YAML, changed by dotted path."""
 
 from __future__ import annotations
 
@@ -89,8 +87,7 @@ def parse_recipe(text: str, origin: str) -> Recipe:
 
 
 def check_recipe(settings: Any, origin: str) -> Recipe:
-    """Make a recipe from plain values, as YAML or `model_dump` give them; `origin` names it in
-    errors.
+    """Make a recipe from plain values, as YAML gives them; `origin` names it in errors.
 
     Raises:
         RecipeError: An unknown system, or settings that do not fit, all of which are named.

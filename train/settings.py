@@ -99,11 +99,10 @@ class DeploySettings(Frozen):
 
 
 class ChipSettings(Frozen):
-    """How a lowered student is fitted on in the chip's own arithmetic; `chip: {}` takes all of it
-    as it is.
+    """Settings of a lowered student's fit in the chip's arithmetic; `chip: {}` takes all defaults.
 
-    The fit starts from the float student's weights in the scales that lowering chose, beside the
-    same teacher and with the same loss. What is kept is the epoch that is right most often on the
+    The fit starts from the float student's weights in the scales that lowering chose, with the
+    same teacher and the same loss. What is kept is the epoch that is right most often on the
     validation data, of those within the goal where there is one, and `student.net` holds its very
     integers.
 

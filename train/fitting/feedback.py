@@ -1,6 +1,4 @@
-"""Fit a student whose teacher learns too: each step of the fit is one `adaptive_step`, and a killed
-one resumes with both.
-"""
+"""Fit a student whose teacher learns too: each step of the fit is one `adaptive_step`."""
 
 from __future__ import annotations
 

@@ -38,9 +38,7 @@ FIELDS = (*ALWAYS, ACCUMULATES, VALIDATED_ON)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints that a kill cannot cut in half, unlike Lightning's own, which move a file across
-    file systems.
-    """
+    """Checkpoints that a kill cannot cut in half; Lightning moves its own across file systems."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -108,9 +106,7 @@ class CsvLog(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the rows of a checkpoint; those that a killed epoch wrote after it are written
-        over.
-        """
+        """Take the rows of a checkpoint; the file's later rows are written over."""
         self.rows = list(state_dict["rows"])
 
     def on_train_epoch_end(
@@ -194,8 +190,7 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a state of exactly this module's names, shapes and dtypes; leaves the module in eval
-    mode.
+    """Load a state of exactly this module's names, shapes and dtypes, and put it in eval mode.
 
     Raises:
         RecipeError: The file is not safetensors or holds something else.

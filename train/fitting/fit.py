@@ -1,7 +1,6 @@
 """Fit a network with Lightning, alone or with the other processes of `torchrun`.
 
-A fit that was killed goes on where its last epoch ended and gives the same numbers as an unbroken
-one.
+A fit that was killed goes on after its last epoch and gives the numbers of an unbroken one.
 """
 
 from __future__ import annotations
@@ -37,9 +36,7 @@ processes cannot share a batch.
 
 
 def rank_slice(clips: int, rank: int, processes: int) -> slice:
-    """Return which clips of a batch a process takes: in order, as equal as can be, none where there
-    are too few.
-    """
+    """Return the clips of a batch that a process takes: in order, each as many or one more."""
     # Ceiling division: the first ranks take what is left over.
     first, end = (-(-clips * edge // processes) for edge in (rank, rank + 1))
     return slice(first, end)
@@ -341,7 +338,7 @@ def _fit(
     mixed = settings.precision == "mixed" and torch.cuda.is_available()
     logger: TensorBoardLogger | bool = False
     if settings.tensorboard:
-        # Events of a resumed fit lie beside those of the killed one.
+        # In one folder with those of the killed fit that this one resumes: TensorBoard joins them.
         logger = TensorBoardLogger(run_folder, name="tensorboard", version=network_name)
     trainer = lightning.Trainer(
         max_epochs=settings.epochs,
@@ -366,8 +363,7 @@ def _fit(
         warnings.filterwarnings(
             "ignore", message="The '(train|val)_dataloader' does not have many workers"
         )
-        # A process of several may have no clip to validate on; the accuracy is of what all of them
-        # have.
+        # A process of several may have no clip to validate on; the accuracy is over all processes.
         warnings.filterwarnings(
             "ignore", message="The ``compute`` method of metric MulticlassAccuracy was called"
         )

@@ -1,6 +1,4 @@
-"""What a system gives to training, export and evaluation; the loop, the files and the command line
-are the same for all.
-"""
+"""The class of all systems: data, networks, losses and what is exported; the rest is shared."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ Settings = TypeVar("Settings", bound=Recipe)
 
 @dataclass(frozen=True)
 class Coding:
-    """How a student's inputs become integers of the chip: input * units, of so many bits.
+    """Coding of a student's inputs as integers of the chip: input * units, of so many bits.
 
     Args:
         bits: Bits of an input; 1 for spikes.

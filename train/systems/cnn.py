@@ -221,8 +221,8 @@ class Cnn(System[CnnRecipe]):
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
         """Return the distillation loss for a chip student's readout."""
 
-        def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._distil(self._logits(ran.step_logits), teacher, batch)
+        def loss(output: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._distil(self._logits(output.step_logits), teacher, batch)
 
         return loss
 

@@ -107,8 +107,10 @@ class EmotionKd(System[EmotionRecipe]):
         """Return EmotionKD's loss, and the published penalty on convolutions."""
 
         def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            learned = self._run_student(network, *self._student_inputs(batch))
-            return self._distil(learned, teacher, batch) + _penalty(network), learned.logits
+            student_output = self._run_student(network, *self._student_inputs(batch))
+            return self._distil(student_output, teacher, batch) + _penalty(
+                network
+            ), student_output.logits
 
         return loss
 
@@ -130,25 +132,31 @@ class EmotionKd(System[EmotionRecipe]):
             )
         spikes = settings.network.feature == "spike"
 
-        def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        def loss(chip_output: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             # The first layer that fires is the head; F_S is of the depths after it.
-            depths = ran.fired[1:] if spikes else [volts() for volts in ran.peaks[1:]]
-            volts = ran.step_logits
-            learned = GsrOutput(
-                volts.mean(1), torch.stack(list(depths)).sum(0).flatten(1), volts, ran.rates
+            depths = (
+                chip_output.fired[1:] if spikes else [volts() for volts in chip_output.peaks[1:]]
             )
-            return self._distil(learned, teacher, batch), learned.logits
+            volts = chip_output.step_logits
+            student_output = GsrOutput(
+                volts.mean(1), torch.stack(list(depths)).sum(0).flatten(1), volts, chip_output.rates
+            )
+            return self._distil(student_output, teacher, batch), student_output.logits
 
         return loss
 
-    def _distil(self, learned: StudentOutput, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+    def _distil(
+        self, student_output: StudentOutput, teacher: nn.Module, batch: Batch
+    ) -> torch.Tensor:
         settings = self.recipe.student.loss
-        # Running a teacher costs more than the student's step; a loss of labels alone does without.
-        taught: TeacherOutput = _NoTeacherOutput(learned.logits, learned.features)
+        # A loss of labels alone reads nothing of the teacher, which then is not run.
+        teacher_output: TeacherOutput = _NoTeacherOutput(
+            student_output.logits, student_output.features
+        )
         if settings.kl or settings.feature:
             with torch.no_grad():
-                taught = self._run_teacher(teacher, *batch.teacher_inputs)
-        return emotion_loss(learned, taught, batch.labels, settings).total
+                teacher_output = self._run_teacher(teacher, *batch.teacher_inputs)
+        return emotion_loss(student_output, teacher_output, batch.labels, settings).total
 
     def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the student's logits, (B, classes)."""

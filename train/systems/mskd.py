@@ -125,7 +125,7 @@ class SequencesData(DataSettings):
 
     @property
     def window(self) -> Sampling:
-        """How windows are cut from sequences."""
+        """The sampling by which windows are cut from sequences."""
         return sampling(self.sampling)
 
     @property
@@ -556,9 +556,9 @@ class Mskd(System[MskdRecipe]):
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
         """Return MSKD's loss for a chip student's readout."""
 
-        def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            volts = ran.step_logits
-            return self._distil(StepLogits(volts.mean(1), volts, ran.rates), teacher, batch)
+        def loss(output: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            volts = output.step_logits
+            return self._distil(StepLogits(volts.mean(1), volts, output.rates), teacher, batch)
 
         return loss
 
@@ -566,13 +566,15 @@ class Mskd(System[MskdRecipe]):
         self, seen: StepLogits, teacher: nn.Module, batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         settings = self.recipe.student.loss
-        taught = None
+        teacher_output = None
         if settings.needs_teacher:
             with torch.no_grad():
-                taught = _decided(teacher, batch)
+                teacher_output = _decided(teacher, batch)
             # A student that is shown fewer steps is compared with the teacher's first ones.
-            taught = taught._replace(step_logits=taught.step_logits[:, : seen.step_logits.shape[1]])
-        return mskd_loss(seen, taught, batch.labels, settings).total, seen.logits
+            teacher_output = teacher_output._replace(
+                step_logits=teacher_output.step_logits[:, : seen.step_logits.shape[1]]
+            )
+        return mskd_loss(seen, teacher_output, batch.labels, settings).total, seen.logits
 
     def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
         """Return the mean over time of the student's readout, (B, classes)."""

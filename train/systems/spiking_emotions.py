@@ -422,9 +422,9 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
         """Return the same loss for a chip student's votes."""
 
-        def loss(ran: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        def loss(output: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             # The chip counts spikes of all voters of a class; a rate is of one.
-            rates = ran.step_logits.mean(1) / self.recipe.network.voters
+            rates = output.step_logits.mean(1) / self.recipe.network.voters
             return self._distil(rates, teacher, batch)
 
         return loss
