@@ -36,7 +36,7 @@ processes cannot share a batch.
 
 
 def rank_slice(clips: int, rank: int, processes: int) -> slice:
-    """Return the clips of a batch that a process takes: in order, each as many or one more."""
+    """Return the part of a batch that a process takes; sizes differ by at most one clip."""
     # Ceiling division: the first ranks take what is left over.
     first, end = (-(-clips * edge // processes) for edge in (rank, rank + 1))
     return slice(first, end)
