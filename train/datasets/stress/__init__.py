@@ -1,1 +1,4 @@
-"""Read the Stress-Predict data set."""
+"""Stress-Predict: skin conductance and heart rate at rest and under stress.
+
+`read` reads the recordings and their labels, `windows` cuts them and codes them for the chip.
+"""
