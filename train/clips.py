@@ -1,7 +1,8 @@
-"""Give training what a recipe's data hold: batches of what student and teacher see, and labels, augmented or not.
+"""Give training the batches of a recipe's data: what student and teacher see, and labels.
 
-`Clips` is what every dataset is made into; here are those of event recordings and of eyes. `FirstSteps` cuts any clips
-short, since fewer steps cost less on the chip. `Epoch` batches them; `split_validation` parts them by group.
+`Clips` is what every dataset is made into; here are those of event recordings and of eyes.
+`FirstSteps` cuts any clips short, since fewer steps cost less on the chip. `Epoch` batches them;
+`split_validation` parts them by group.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Batch(NamedTuple):
     """One batch, a tuple so that Lightning can move it to a device.
 
     Args:
-        inputs: (B, T, *features) float32, what the student sees: whole numbers of the chip's input over its units.
+        inputs: (B, T, *features) float32, what the student sees: whole numbers of the chip's input
+            over its units.
         teacher_inputs: what the teacher sees, float32, batch first.
         labels: (B,) int64 classes.
     """
@@ -50,13 +52,16 @@ class Clips(Protocol):
         ...
 
     def chip_inputs(self, indices: Indices) -> UInt8:
-        """Return the student's inputs (B, T, *features), not augmented, as integers for the chip."""
+        """Return the student's inputs (B, T, *features) as integers for the chip, not augmented."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class EventClips:
-    """Event recordings: the student sees binary time bins, the teacher log counts in a few coarse bins."""
+    """Event recordings.
+
+    The student sees binary time bins, the teacher log counts in a few coarse bins.
+    """
 
     recordings: EventRecordings
     timesteps: int
@@ -90,7 +95,10 @@ class EventClips:
 
 @dataclass(frozen=True, eq=False)
 class EyeClips:
-    """Eye clips: the student sees event frames, the teacher a few intensity frames and the event counts between them."""
+    """Eye clips: the student sees event frames, the teacher grey frames and event counts.
+
+    The teacher has few of both: the counts are those of the time around each grey frame.
+    """
 
     clips: SeeClips
     teacher_bins: int
@@ -107,7 +115,8 @@ class EyeClips:
         if rng is not None and self.shift_px:
             events, frames = self._shift(events, frames, rng)
         steps = frames.shape[1]
-        # The teacher's instants lie in the middle of its bins, where the counts of a bin are centred too.
+        # The teacher's instants lie in the middle of its bins, where the counts of a bin are
+        # centred too.
         instants = (np.arange(self.teacher_bins) * steps + steps // 2) // self.teacher_bins
         grey = frames[:, instants].astype(np.float32) / 255 - 0.5
         teacher = np.concatenate([grey, _log_counts(events, self.teacher_bins)], axis=1)
@@ -122,7 +131,10 @@ class EyeClips:
         return self.clips.events[indices]
 
     def _shift(self, events: UInt8, frames: UInt8, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
-        """Move each clip by up to `shift_px` pixels: no events come in from outside, the frame's edge is repeated."""
+        """Move each clip by up to `shift_px` pixels.
+
+        No events come in from outside, the frame's edge is repeated.
+        """
         height, width = frames.shape[-2:]
         around = [(self.shift_px, self.shift_px)] * 2
         wide_events = np.pad(events, [(0, 0)] * 3 + around)
@@ -138,13 +150,15 @@ class EyeClips:
 
 
 def _log_counts(counts: npt.NDArray[np.integer[Any]], bins: int) -> Float32:
-    """(B, T, 2, H, W) -> (B, bins * 2, H, W) log(1 + events) in consecutive groups of time steps."""
+    """Return log(1 + events) in consecutive groups of time steps, (B, bins * 2, H, W)."""
     groups = [part.sum(axis=1) for part in np.array_split(counts, bins, axis=1)]
     return np.log1p(np.concatenate(groups, axis=1)).astype(np.float32)
 
 
 class Epoch(Dataset[Batch]):
-    """The batches of one epoch. What they hold depends on seed and epoch alone, so a resumed run repeats them.
+    """The batches of one epoch.
+
+    What they hold depends on seed and epoch alone, so a resumed run repeats them.
 
     Args:
         clips: the split that is batched.

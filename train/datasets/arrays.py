@@ -1,4 +1,4 @@
-"""Name the arrays that datasets are made of and the generator that draws them, so that signatures read at a glance."""
+"""Short names for types of arrays and for the random generator."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Prepared data on disk, known by what it was made of, and preparation in several processes.
 
-A cache file's name is a SHA-256 over the files' content, the settings and the version of the code that prepares them:
-change any of them and another file is made. What it holds carries a SHA-256 of its own, so a damaged file is made again
-and never trusted. Files are safetensors: numbers, and nothing that could run.
+A cache file's name is a SHA-256 over the files' content, the settings and the version of the code
+that prepares them: change any of them and another file is made. What it holds carries a SHA-256 of
+its own, so a damaged file is made again and never trusted. Files are safetensors: numbers, and
+nothing that could run.
 """
 
 from __future__ import annotations
@@ -50,9 +51,12 @@ def cache_key(
 
     Args:
         dataset: Name of the dataset.
-        version: Number of the code that prepares it; raise it whenever that code computes something else.
-        files: SHA-256 of the content of each file it is made of, by the file's name inside the dataset.
-        settings: Everything else the result depends on; plain values that `json.dumps` takes, finite numbers only.
+        version: Number of the code that prepares it; raise it whenever that code computes something
+            else.
+        files: SHA-256 of the content of each file it is made of, by the file's name inside the
+            dataset.
+        settings: Everything else the result depends on; plain values that `json.dumps` takes,
+            finite numbers only.
 
     Raises:
         TypeError, ValueError: A setting is not a plain finite value.
@@ -63,7 +67,8 @@ def cache_key(
         "files": dict(files),
         "settings": dict(settings),
     }
-    # One spelling for one content: sorted and without spaces, so that equal settings give equal keys.
+    # One spelling for one content: sorted and without spaces, so that equal settings give equal
+    # keys.
     text = json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -71,18 +76,21 @@ def cache_key(
 def cached(folder: Path, key: str, make: Callable[[], Mapping[str, AnyArray]]) -> Arrays:
     """Return the arrays under a key: read from the cache, or made and then stored there.
 
-    Safe with several processes: a file appears whole, by renaming. Two that make the same one write the same.
+    Safe with several processes: a file appears whole, by renaming. Two that make the same one write
+    the same.
 
     Args:
         folder: Folder of the cache; made where it is missing.
         key: A key from `cache_key`.
-        make: Called when there is no whole file of that key. Its arrays are of booleans or real numbers.
+        make: Called when there is no whole file of that key. Its arrays are of booleans or real
+            numbers.
 
     Returns:
         C-ordered arrays of native byte order, the same whether read or made.
 
     Raises:
-        ValueError: `key` is not one of `cache_key`, or `make` gave an array of another kind of values.
+        ValueError: `key` is not one of `cache_key`, or `make` gave an array of another kind of
+            values.
         OSError: The folder cannot be written to.
         Exception: Whatever `make` raises; nothing is stored then.
     """
@@ -111,8 +119,8 @@ def parallel(
     Args:
         items: What to work on; picklable when `workers` > 1.
         make: A pure function; of a module, or a partial of one, when `workers` > 1.
-        workers: Number of processes, at least 1; 1 works in this process. Each more imports what `make` needs, for knarr
-            with torch about ten seconds: worth it for minutes of work.
+        workers: Number of processes, at least 1; 1 works in this process. Each more imports what
+            `make` needs, for knarr with torch about ten seconds: worth it for minutes of work.
         progress: Called here with (items done, items in all) after each item.
 
     Returns:
@@ -121,8 +129,8 @@ def parallel(
     Raises:
         ValueError: `workers` < 1.
         DataError: As raised by `make`: it names its file already.
-        RuntimeError: `make` raised anything else, or its process died; the message names the item. What has not begun
-            by then is not begun.
+        RuntimeError: `make` raised anything else, or its process died; the message names the item.
+            What has not begun by then is not begun.
     """
     if workers < 1:
         raise ValueError(f"workers: {workers} < 1; use at least one process")
@@ -157,7 +165,8 @@ def _collect(
             if progress is not None:
                 progress(len(made), len(queue))
     except BrokenProcessPool as error:
-        # The pool does not say whose process died; the first result that is missing is the best guess.
+        # The pool does not say whose process died; the first result that is missing is the best
+        # guess.
         raise RuntimeError(
             f"item {_short(queue[len(made)])}, or another under way: its process died; "
             "give it more memory or use fewer workers"
@@ -201,7 +210,8 @@ def _read(path: Path, key: str) -> Arrays | None:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         _log.warning("%s: damaged cache file (%s); made again", path, error)
         return None
-    # The digest covers the key too: a whole file that was renamed to another key is not taken for it.
+    # The digest covers the key too: a whole file that was renamed to another key is not taken for
+    # it.
     if stored != _digest(key, arrays):
         _log.warning("%s: damaged cache file (its SHA-256 does not match); made again", path)
         return None

@@ -21,7 +21,7 @@ CHECKS: dict[str, Callable[[Path], DataReport]] = {
     "see": see.check,
     "stress_predict": stress_predict.check,
 }
-"""The function of each dataset that says how many samples a folder has and what is wrong with the others."""
+"""Each dataset's check, which says what can be used of a folder and what is wrong with the rest."""
 
 
 def check_dataset(name: str, root: Path) -> DataReport:

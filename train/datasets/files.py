@@ -1,4 +1,7 @@
-"""Files of a dataset: inside its folder, of a size that can be, known by their content; and what is said of the bad ones."""
+"""Open files of a dataset strictly, and report the bad ones.
+
+A file lies inside its folder, has a size that can be, and is known by its content.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,21 @@ _BLOCK_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 
 OnBad = Literal["raise", "skip"]
-"""What a reader does with a bad record: raise its error, or leave it out and count it."""
+"""Choice of a reader at a bad record: raise its error, or leave it out and count it."""
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """How many samples of a dataset can be used, and why each of the others cannot.
+    """Numbers of samples of a dataset that can be used, and why each of the others cannot.
 
     Attributes:
         name: The dataset, such as "deap".
         root: The folder that was checked.
-        samples: Number of usable samples. A sample is what carries one label of its own: a sequence, a trial, a
-            session; not the windows it is cut into later.
+        samples: Number of usable samples. A sample is what carries one label of its own: a
+            sequence, a trial, a session; not the windows it is cut into later.
         splits: Usable samples of each split, by its name.
-        subjects: Number of people (or videos, where a person is a video) with at least one usable sample.
+        subjects: Number of people (or videos, where a person is a video) with at least one usable
+            sample.
         skipped: One line for each sample left out: the file, the record and the reason.
         missing: What should be there and is not: files, folders, numbers of records.
     """
@@ -45,11 +49,11 @@ class DataReport:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing was left out and nothing is missing."""
+        """True where nothing was left out and nothing is missing."""
         return not self.skipped and not self.missing
 
     def to_json(self) -> dict[str, object]:
-        """Return plain values that `json.dump` takes, with the key "complete" after the attributes."""
+        """Return plain values that `json.dump` takes: the attributes, then "complete"."""
         return {**asdict(self), "complete": self.complete}
 
 

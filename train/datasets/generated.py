@@ -1,4 +1,4 @@
-"""Share what generators of datasets have in common: the ranges of their settings, and a folder that appears whole."""
+"""Help generators of datasets: ranges of settings, and a folder that appears whole."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ def check_seed(seed: int) -> None:
 
 @contextmanager
 def new_folder(root: Path) -> Iterator[Path]:
-    """Give a folder to write to, which becomes `root` when the block ends; an exception in the block removes it.
+    """Give a folder to write to, which becomes `root` when the block ends.
 
-    What a killed run left beside `root` is removed first, so one process at a time may write a given root.
+    An exception in the block removes it.
+
+    What a killed run left beside `root` is removed first, so one process at a time may write a
+    given root.
 
     Args:
         root: Folder to create; it must not exist. Missing parents are created.

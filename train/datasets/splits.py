@@ -1,10 +1,11 @@
 """Splits as index arrays: pure functions of the person (and the trial) that each sample belongs to.
 
-They depend on the ids alone: shuffling the samples moves the indices and nothing else. A person is never on two sides,
-but for `trial_folds`, which is person-dependent by intent and then divides no trial.
+They depend on the ids alone: shuffling the samples moves the indices and nothing else. A person is
+never on two sides, but for `trial_folds`, which is person-dependent by intent and then divides no
+trial.
 
-scikit-learn's GroupKFold deals groups out in another order: the same seed would name other folds than those that runs
-were made on. Hence the draws here.
+scikit-learn's GroupKFold deals groups out in another order: the same seed would name other folds
+than those that runs were made on. Hence the draws here.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def leave_one_subject_out(subjects: Ids) -> dict[str, Fold]:
 
 
 def subject_folds(subjects: Ids, k: int, *, seed: int) -> tuple[Fold, ...]:
-    """Make `k` folds over people; each person is in exactly one test set, and their numbers differ by at most one.
+    """Make `k` folds over people.
+
+    Each person is in exactly one test set, and their numbers differ by at most one.
 
     Args:
         subjects: (N,) person of each sample.
@@ -67,15 +70,17 @@ def subject_folds(subjects: Ids, k: int, *, seed: int) -> tuple[Fold, ...]:
 
 
 def trial_folds(subjects: Ids, trials: Ids, k: int, *, seed: int) -> tuple[Fold, ...]:
-    """Make `k` folds over the trials of each person: all windows of a trial on one side, a person on both.
+    """Make `k` folds over the trials of each person.
+
+    All windows of a trial are on one side, a person is on both.
 
     Person-dependent: what it measures is not how a model does on people it has not seen.
 
     Args:
         subjects: (N,) person of each sample.
         trials: (N,) trial of each sample; ids need to differ within a person only.
-        k: Number of folds, 2 .. number of trials in all. A person's trials are spread over the folds as evenly as they
-            can be, and so are all trials.
+        k: Number of folds, 2 .. number of trials in all. A person's trials are spread over the
+            folds as evenly as they can be, and so are all trials.
         seed: Seed of the draw.
 
     Raises:
@@ -95,7 +100,8 @@ def trial_folds(subjects: Ids, trials: Ids, k: int, *, seed: int) -> tuple[Fold,
     dealt = 0
     for number in range(len(people)):
         own = rng.permutation(np.flatnonzero(pairs[0] == number))
-        # The deal goes on where the last person's ended, so that the folds stay even over people too.
+        # The deal goes on where the last person's ended, so that the folds stay even over people
+        # too.
         fold_of[own] = (dealt + np.arange(len(own))) % k
         dealt += len(own)
     # numpy 2.0 gives the inverse of a 2-d unique as a row, other versions flat.

@@ -1,4 +1,4 @@
-"""The event camera that Spiking Emotions simulates from grey frames, for any video (CEUR-WS 3331, paper 8)."""
+"""Simulate the event camera of Spiking Emotions on grey frames (CEUR-WS 3331, paper 8)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from knarr.train.datasets.arrays import AnyArray, Bools, Float32, UInt8
 from knarr.train.errors import DataError
 
 PUBLISHED_DENSITY = 0.1079
-"""Share of event elements the paper reports for its data: what `Events.density` is compared with."""
+"""Share of event elements that the paper reports for its data; compare `Events.density`."""
 
 
 @dataclass(frozen=True)
 class Dvs:
-    """Settings of the simulated camera; the defaults are the published ones, but for `resize`, which is not known.
+    """Settings of the simulated camera.
+
+    The defaults are the published ones, but for `resize`, which is not known.
 
     Args:
-        sensitivity: an event is a change of grey strictly larger than this; grey in [0, 1], the value in [0, 1). One
-            level of an 8-bit pixel is 1/255, so at the published 0.001 every change is an event.
+        sensitivity: an event is a change of grey strictly larger than this; grey in [0, 1], the
+            value in [0, 1). One level of an 8-bit pixel is 1/255, so at the published 0.001 every
+            change is an event.
         size: height and width of the result in pixels; None keeps those of the frames.
         frames: how many frames are looked at, T; None for all of them.
-        resize: "before_diff" resizes the grey frames. "after_diff" takes events from the frames as they are; a pixel
-            of the result then has an event where any pixel it covers has one.
-        grey_first: the first step shows the first frame on both channels. Without it (the pure-spike variant) there
-            are T - 1 steps, of events only.
-        drop_short: refuse a clip of fewer than `frames` frames; otherwise empty event steps are appended.
+        resize: "before_diff" resizes the grey frames. "after_diff" takes events from the frames as
+            they are; a pixel of the result then has an event where any pixel it covers has one.
+        grey_first: the first step shows the first frame on both channels. Without it (the
+            pure-spike variant) there are T - 1 steps, of events only.
+        drop_short: refuse a clip of fewer than `frames` frames; otherwise empty event steps are
+            appended.
 
     Raises:
         ValueError: a value is out of its range.
@@ -60,10 +64,11 @@ class Dvs:
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """What the camera saw.
+    """Output of the camera.
 
     Attributes:
-        first: (H, W) first frame, grey as uint8 or as float32 in [0, 1]; None in the pure-spike variant.
+        first: (H, W) first frame, grey as uint8 or as float32 in [0, 1]; None in the pure-spike
+            variant.
         spikes: (T - 1, 2, H, W) uint8, 0 or 1: channel 0 brighter (ON), channel 1 darker (OFF).
         shown: event steps that stem from frames; those after are padding.
         fps: frames a second, measured from the time stamps; None where the frames came without.
@@ -87,7 +92,7 @@ class Events:
 
     @property
     def density(self) -> float:
-        """Share of elements of the event steps, padding left out, that are events; 0 where there is no such step."""
+        """Share of elements of the event steps that are events, padding left out."""
         return density(self.spikes[: self.shown])
 
 
@@ -97,14 +102,15 @@ def simulate(frames: Iterable[AnyArray], camera: Dvs, *, source: str = "frames")
         x[0] = (g[0], g[0]);  x[t] = (g[t] - g[t-1] > sensitivity, g[t] - g[t-1] < -sensitivity)
 
     Args:
-        frames: T arrays (H, W), or one of (T, H, W): uint8 luma, g = luma / 255, compared exactly; or floats in
-            [0, 1], compared in double precision.
+        frames: T arrays (H, W), or one of (T, H, W): uint8 luma, g = luma / 255, compared exactly;
+            or floats in [0, 1], compared in double precision.
         camera: settings.
         source: what errors call the frames, such as a file name.
 
     Raises:
         ValueError: a frame is neither uint8 nor float, or not (H, W).
-        DataError: no frames; too few, with ``drop_short``; sizes differ; a grey value is not finite or outside [0, 1].
+        DataError: no frames; too few, with ``drop_short``; sizes differ; a grey value is not finite
+            or outside [0, 1].
     """
     first: AnyArray | None = None
     before: AnyArray | None = None
@@ -145,9 +151,12 @@ def simulate(frames: Iterable[AnyArray], camera: Dvs, *, source: str = "frames")
 
 
 def polarities(before: AnyArray, after: AnyArray, sensitivity: float) -> Bools:
-    """Return (2, H, W): where `after` is brighter than `before` by more than `sensitivity`, and where darker.
+    """Return where a frame is brighter, and where darker, than the one before, (2, H, W).
 
-    For uint8 the test is ``difference / 255 > sensitivity`` in double precision, done on whole levels.
+    The difference must be more than `sensitivity`.
+
+    For uint8 the test is ``difference / 255 > sensitivity`` in double precision, done on whole
+    levels.
     """
     if before.dtype == np.uint8:
         step = after.astype(np.int16) - before.astype(np.int16)
@@ -158,12 +167,17 @@ def polarities(before: AnyArray, after: AnyArray, sensitivity: float) -> Bools:
 
 
 def threshold_levels(sensitivity: float) -> int:
-    """Return the smallest difference of 8-bit levels, 1 .. 255, that is an event: the first k with k / 255 > sensitivity."""
+    """Return the smallest difference of 8-bit levels that is an event.
+
+    It is the first k of 1 .. 255 with k / 255 > sensitivity.
+    """
     return next(level for level in range(1, 256) if level / 255 > sensitivity)
 
 
 def resize_grey(frame: AnyArray, size: int) -> AnyArray:
-    """Resize (H, W) to (size, size) by antialiased linear interpolation, aspect ratio given up; the type stays.
+    """Resize (H, W) to (size, size) by antialiased linear interpolation.
+
+    The aspect ratio is given up, the type stays.
 
     uint8 is rounded to whole levels, so that what follows is exact.
     """
@@ -174,14 +188,18 @@ def resize_grey(frame: AnyArray, size: int) -> AnyArray:
 
 
 def shrink_any(events: Bools, shape: tuple[int, ...]) -> Bools:
-    """Resize (C, H, W) to (C, *shape): set where any pixel that it covers, in part or whole, is set."""
+    """Resize (C, H, W) to (C, *shape).
+
+    A pixel is set where any that it covers, in part or whole, is set.
+    """
     for axis, size in enumerate(shape, start=1):
         length = events.shape[axis]
         if length == size:
             continue
         parts = []
         for i in range(size):
-            # Pixel i covers [i, i + 1) * length / size; in whole numbers, so that no edge is rounded away.
+            # Pixel i covers [i, i + 1) * length / size; in whole numbers, so that no edge is
+            # rounded away.
             first, last = i * length // size, -((i + 1) * length // -size)
             parts.append(np.take(events, range(first, last), axis).any(axis))
         events = np.stack(parts, axis)
@@ -189,7 +207,7 @@ def shrink_any(events: Bools, shape: tuple[int, ...]) -> Bools:
 
 
 def density(spikes: UInt8) -> float:
-    """Return the share of elements that are events, 0 .. 1; 0 where there is none. At most half at `before_diff`."""
+    """Return the share of elements that are events, 0 .. 1; 0 where there is no element."""
     return np.count_nonzero(spikes) / spikes.size if spikes.size else 0.0
 
 

@@ -1,8 +1,8 @@
-"""Read N-MNIST: `.bs2` recordings of an event camera and their label lists; count their events in time bins.
+"""Read N-MNIST, recordings of an event camera, and count their events in time bins.
 
-Strict: nothing is dropped or repaired in silence. Format: 5 bytes an event: x, y, then bit 7 of byte 2 is the polarity
-and its low 7 bits with bytes 3 and 4 (big-endian) the time in microseconds (Orchard et al. 2015,
-https://doi.org/10.3389/fnins.2015.00437). Decoded by tonic.
+Strict: nothing is dropped or repaired in silence. Format: 5 bytes an event: x, y, then bit 7 of
+byte 2 is the polarity and its low 7 bits with bytes 3 and 4 (big-endian) the time in microseconds
+(Orchard et al. 2015, https://doi.org/10.3389/fnins.2015.00437). Decoded by tonic.
 """
 
 from __future__ import annotations
@@ -121,7 +121,10 @@ def check(root: Path) -> DataReport:
 
 
 def read_bs2(path: Path) -> npt.NDArray[np.void]:
-    """Read the events of one recording, a structured array of x, y (0..33), t (microseconds, rising) and p (0 or 1).
+    """Read the events of one recording.
+
+    Returns:
+        A structured array of x, y (0..33), t (microseconds, rising) and p (0 or 1).
 
     Raises:
         DataError: missing, empty, too large, truncated, off the sensor, or time runs backwards.
@@ -136,7 +139,8 @@ def read_bs2(path: Path) -> npt.NDArray[np.void]:
             path,
             f"recording has {size} bytes, not a multiple of {EVENT_BYTES}: it is truncated; copy it again",
         )
-    # tonic takes y = 240 for a clock overflow of the full set; here it is off the sensor like any other, so check first.
+    # tonic takes y = 240 for a clock overflow of the full set; here it is off the sensor like any
+    # other, so check first.
     raw = np.frombuffer(path.read_bytes(), dtype=np.uint8).reshape(-1, EVENT_BYTES)
     off = (raw[:, :2] >= SENSOR).any(axis=1)
     if off.any():
@@ -158,7 +162,8 @@ def read_labels(path: Path) -> dict[str, int]:
     """Read the class 0..9 of each sample by its name, in the file's order.
 
     Raises:
-        DataError: missing, not text, a malformed row, a class out of range, a sample named twice, or no rows.
+        DataError: missing, not text, a malformed row, a class out of range, a sample named twice,
+            or no rows.
     """
     if not path.is_file():
         raise DataError(path, "label list is missing; point --data at the folder that holds it")
@@ -201,7 +206,8 @@ def bin_counts(
         indices: (B,) which recordings.
         timesteps: number of bins, T; events after the last bin are left out.
         bin_us: length of a bin, microseconds.
-        jitter: random motion of each recording, None for none; needs `rng`. Events moved off the sensor are lost.
+        jitter: random motion of each recording, None for none; needs `rng`. Events moved off the
+            sensor are lost.
         rng: source of the motion.
 
     Returns:

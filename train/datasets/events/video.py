@@ -1,6 +1,9 @@
-"""Video files as grey frames, one at a time, decoded by PyAV; a damaged file is refused, never shortened in silence.
+"""Decode video files to grey frames, one at a time, by PyAV.
 
-Decoders end at the end of a file, so a truncated one is told by the lengths that its container states.
+A damaged file is refused, never shortened in silence.
+
+Decoders end at the end of a file, so a truncated one is told by the lengths that its container
+states.
 """
 
 from __future__ import annotations
@@ -30,11 +33,18 @@ MAX_SIDE_PX = 8192
 FPS_TOLERANCE = 0.01
 """Relative difference of two frame rates that is still the same rate: 30 and 29.97 are."""
 END_SLACK_S = 0.5
-"""How much of a span may lie past the last frame: times are annotated by the sound, which outlasts the pictures."""
-SEEK_MARGIN_S = 2.0
-"""How far before a span decoding begins at least: a seek by storage order may end behind the time it is given."""
+"""Part of a span that may lie past the last frame.
 
-# Containers of single files. FFmpeg also reads playlists and scripts, which name other files; those are not opened.
+Times are annotated by the sound, which outlasts the pictures.
+"""
+SEEK_MARGIN_S = 2.0
+"""Least time before a span at which decoding begins.
+
+A seek by storage order may end behind the time it is given.
+"""
+
+# Containers of single files. FFmpeg also reads playlists and scripts, which name other files; those
+# are not opened.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,flv,asf,ogg"
 Packet: TypeAlias = "av.Packet[av.VideoStream]"
 _log = logging.getLogger(__name__)
@@ -101,22 +111,25 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
     def frames(
         self, start_s: float = 0.0, end_s: float | None = None
     ) -> Generator[UInt8, None, None]:
-        """Yield (height, width) luma, 0 .. 255, of the frames whose time is in [start_s, end_s), in order; once per video.
+        """Yield the luma of the frames whose time is in [start_s, end_s), in order.
+
+        Call it once per video. Each frame is (height, width), 0 .. 255.
 
         Args:
-            start_s: seconds since the stream's start, at least 0. Decoding begins at a key frame before.
+            start_s: seconds since the stream's start, at least 0. Decoding begins at a key frame
+                before.
             end_s: None for the end of the video.
 
         Raises:
             ValueError: the times are not 0 <= start_s < end_s.
-            DataError: a frame does not decode, has no time or another size; there is none in the span, or the video
-                ends more than `END_SLACK_S` before the span does.
+            DataError: a frame does not decode, has no time or another size; there is none in the
+                span, or the video ends more than `END_SLACK_S` before the span does.
         """
         if start_s < 0 or (end_s is not None and end_s <= start_s):
             raise ValueError(f"times: [{start_s}, {end_s}) s is no span; give 0 <= start_s < end_s")
         if start_s > SEEK_MARGIN_S:
-            # Some streams cannot be decoded from their middle without errors. Those are read again from the beginning,
-            # where an error is one of the file; what has been given stays.
+            # Some streams cannot be decoded from their middle without errors. Those are read again
+            # from the beginning, where an error is one of the file; what has been given stays.
             with contextlib.suppress(av.error.FFmpegError, DataError):
                 yield from self._decode(self._seek(start_s), start_s, end_s)
                 if self.times_s:
@@ -170,7 +183,8 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
                     self.times_s.append(time_s)
                     grey = self._grey.reformat(frame, format="gray", threads=1)
                     yield grey.to_ndarray().astype(np.uint8, copy=False)
-        # The packets have ended before the span: some slack is left to the sound, which lasts longer.
+        # The packets have ended before the span: some slack is left to the sound, which lasts
+        # longer.
         if end_s is not None and self.times_s and self.times_s[-1] < end_s - END_SLACK_S:
             raise DataError(
                 self.path,
@@ -187,7 +201,10 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         return base, float((self._stream.start_time or 0) * base)
 
     def _seek(self, start_s: float) -> Iterator[Packet]:
-        """Yield the stream's packets from a key frame before `start_s` on; none where the seek ended behind it."""
+        """Yield the stream's packets from a key frame before `start_s` on.
+
+        There is none where the seek ended behind that time.
+        """
         base, origin_s = self._clock()
         self._container.seek(int((start_s - SEEK_MARGIN_S + origin_s) / base), stream=self._stream)
         packets = self._container.demux(self._stream)
@@ -199,7 +216,10 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
 
     @property
     def fps(self) -> float | None:
-        """Frames a second by the times of the frames given so far; as stated while there are fewer than two."""
+        """Frames a second by the times of the frames given so far.
+
+        It is the stated rate while there are fewer than two.
+        """
         if len(self.times_s) < 2 or self.times_s[-1] <= self.times_s[0]:
             return self.stated_fps
         return (len(self.times_s) - 1) / (self.times_s[-1] - self.times_s[0])
@@ -215,7 +235,8 @@ def events_of_video(
 ) -> Events:
     """Return the events that a simulated camera sees in a video file.
 
-    A rate that the header states and the frames do not keep is logged as a warning; `Events.fps` is that of the frames.
+    A rate that the header states and the frames do not keep is logged as a warning; `Events.fps` is
+    that of the frames.
 
     Args:
         path: the video file.
@@ -276,8 +297,9 @@ def _check_file(path: Path) -> None:
 def claimed_bytes(file: BinaryIO, size: int) -> int:
     """Return how long a file must be by its container's own lengths; `size` where they do not say.
 
-    Decoders end at the end of a file, and the counts of frames in headers are right only for files that were not cut
-    from others, so this is how a truncated file is told. ISO 14496-12 4.2 (mp4, mov), RIFF (avi), EBML (mkv, webm).
+    Decoders end at the end of a file, and the counts of frames in headers are right only for files
+    that were not cut from others, so this is how a truncated file is told. ISO 14496-12 4.2 (mp4,
+    mov), RIFF (avi), EBML (mkv, webm).
     """
     head = file.read(64)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
@@ -290,7 +312,8 @@ def claimed_bytes(file: BinaryIO, size: int) -> int:
                 length = int.from_bytes(box[8:16], "big")
             if length == 0 and len(box) >= 8:  # to the end of the file
                 return size
-            # Every box has a header of 8 bytes, so damage that says less cannot keep the loop in place.
+            # Every box has a header of 8 bytes, so damage that says less cannot keep the loop in
+            # place.
             position += max(length, 8)
         return position
     if head[:4] == b"RIFF":
@@ -310,7 +333,8 @@ def _vint(data: bytes) -> tuple[int | None, int]:
     """Return (value, bytes used) of an EBML number; value None for one of all ones, "not known"."""
     if not data or data[0] == 0:
         return None, 0
-    # The first set bit of the first byte says how many bytes the number has, and is none of its own.
+    # The first set bit of the first byte says how many bytes the number has, and is none of its
+    # own.
     used = 9 - data[0].bit_length()
     largest = (1 << 7 * used) - 1
     value = int.from_bytes(data[:used], "big") & largest

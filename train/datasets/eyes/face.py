@@ -1,8 +1,11 @@
-"""A parametric eye with its brow: one person's anatomy and a course of muscle actions in, pixels out.
+"""A parametric eye with its brow.
 
-Lengths are in half image widths: x runs from -1 (nose side) to 1 (temple), y from -1 (brow) to 1 (cheek). All
-images are reflectances in [0, 1], before any light falls on them; light, camera and events are those of `generate`.
-People differ in their anatomy and in the style of their expressions, takes of one person in timing, pose, gaze and blinks.
+One person's anatomy and a course of muscle actions go in, pixels come out.
+
+Lengths are in half image widths: x runs from -1 (nose side) to 1 (temple), y from -1 (brow) to 1
+(cheek). All images are reflectances in [0, 1], before any light falls on them; light, camera and
+events are those of `generate`. People differ in their anatomy and in the style of their
+expressions, takes of one person in timing, pose, gaze and blinks.
 """
 
 from __future__ import annotations
@@ -50,7 +53,10 @@ class Face:
 
 @dataclass(frozen=True)
 class EyeMotion:
-    """Muscle actions over time, each of shape (n,). Zero is rest; lengths in half image widths, up positive."""
+    """Muscle actions over time, each of shape (n,).
+
+    Zero is rest; lengths in half image widths, up positive.
+    """
 
     brow_in: Float32  # inner brow raised
     brow_out: Float32  # outer brow raised
@@ -67,7 +73,8 @@ class EyeMotion:
     head_y: Float32  # down positive
 
 
-# The actions that an emotion moves, and the full displacement of each; at 48 pixels 0.1 is 2.4 pixels.
+# The actions that an emotion moves, and the full displacement of each; at 48 pixels 0.1 is 2.4
+# pixels.
 REACH = {
     "brow_in": 0.20,
     "brow_out": 0.19,
@@ -98,8 +105,8 @@ class Expression:
     ease: float
 
 
-# The overlaps are meant: fear and surprise share brow and lid, anger and disgust share the lowered brow, happiness and
-# disgust the pushed lower lid, sadness and fear the inner brow.
+# The overlaps are meant: fear and surprise share brow and lid, anger and disgust share the lowered
+# brow, happiness and disgust the pushed lower lid, sadness and fear the inner brow.
 EXPRESSIONS = {
     "angry": Expression(
         {
@@ -188,7 +195,7 @@ EXPRESSIONS = {
 
 @dataclass(frozen=True)
 class Style:
-    """How one person expresses: gain per emotion and action, and a personal speed.
+    """One person's way to express: gain per emotion and action, and a personal speed.
 
     Attributes:
         gain: float32 of shape (len(LABELS), len(REACH)).
@@ -206,7 +213,8 @@ def draw_face(rng: Rng) -> Face:
         rng: Source of randomness; the same state gives the same face.
 
     Returns:
-        A face whose resting brow height and lid aperture vary as much as the emotions displace them.
+        A face whose resting brow height and lid aperture vary as much as the emotions displace
+        them.
     """
 
     def normal(mean: float, std: float, low: float, high: float) -> float:
@@ -265,7 +273,9 @@ def draw_style(rng: Rng) -> Style:
 
 
 def draw_motion(rng: Rng, style: Style, label: str, frames: int, rate: int) -> EyeMotion:
-    """Draw one take: an emotion's actions with this person's style, plus drift, saccades, blinks and pose.
+    """Draw one take of an emotion in this person's style.
+
+    Drift, saccades, blinks and pose are added to the emotion's actions.
 
     Args:
         rng: Source of randomness; the same state gives the same take.
@@ -275,7 +285,8 @@ def draw_motion(rng: Rng, style: Style, label: str, frames: int, rate: int) -> E
         rate: Instants per frame.
 
     Returns:
-        Actions at ``frames * rate + 1`` instants: the state before the first frame, then each sub-frame's.
+        Actions at ``frames * rate + 1`` instants: the state before the first frame, then each
+        sub-frame's.
     """
     expression = EXPRESSIONS[label]
     t = (np.arange(frames * rate + 1) / rate).astype(np.float32)  # in frames
@@ -290,7 +301,8 @@ def draw_motion(rng: Rng, style: Style, label: str, frames: int, rate: int) -> E
         risen = _smooth((t - start) / (expression.rise_s * scale))
         eased = _smooth((t - start - held) / (0.25 * scale))
         course = risen * (1.0 - (1.0 - expression.ease) * eased)
-        # The resting pose of the take and its drift are as large as what the emotion does to one frame.
+        # The resting pose of the take and its drift are as large as what the emotion does to one
+        # frame.
         pose = rng.normal(0.0, 0.2) + 0.09 * _wander(rng, t, frames)
         if name in ("squeeze", "cheek", "wrinkle"):  # muscles that only pull one way
             pose = np.clip(pose, 0.0, None)
@@ -305,13 +317,13 @@ def draw_motion(rng: Rng, style: Style, label: str, frames: int, rate: int) -> E
 
 
 def _smooth(u: AnyArray) -> AnyArray:
-    """Smooth step from 0 at u <= 0 to 1 at u >= 1."""
+    """Return a smooth step from 0 at u <= 0 to 1 at u >= 1."""
     v = np.clip(u, 0.0, 1.0)
     return np.asarray(v * v * (3.0 - 2.0 * v))
 
 
 def _wander(rng: Rng, t: Float32, frames: int) -> Float32:
-    """Slow drift of standard deviation about 1, from two sines of random period and phase."""
+    """Draw a slow drift of deviation about 1: two sines of random period and phase."""
     drift = np.zeros_like(t)
     for _ in range(2):
         period = rng.uniform(0.5, 2.0) * max(frames, 12)
@@ -321,7 +333,7 @@ def _wander(rng: Rng, t: Float32, frames: int) -> Float32:
 
 
 def _saccades(rng: Rng, t: Float32, frames: int) -> Float32:
-    """Jumps of the gaze, about one a second, each done in about a frame."""
+    """Draw jumps of the gaze, about one a second, each done in about a frame."""
     gaze = np.zeros_like(t)
     for _ in range(rng.poisson(frames * FRAME_S)):
         jump = rng.normal(0.0, 0.1)
@@ -330,7 +342,7 @@ def _saccades(rng: Rng, t: Float32, frames: int) -> Float32:
 
 
 def _blinks(rng: Rng, t: Float32, frames: int, per_s: float) -> Float32:
-    """Blinks at a mean rate: shut in about 80 ms, open in about 150 ms; not always all the way."""
+    """Draw blinks at a mean rate: shut in about 80 ms, open in about 150 ms; some stop half way."""
     blink = np.zeros_like(t)
     for _ in range(rng.poisson(frames * FRAME_S * per_s)):
         start = rng.uniform(-2.0, frames)
@@ -356,8 +368,8 @@ def render(face: Face, motion: EyeMotion, size: int) -> Float32:
     """
     pixel = 2.0 / size
     grid = ((np.arange(size, dtype=np.float32) + 0.5) * pixel - 1.0).astype(np.float32)
-    # (n, 1, 1) per action, (n, 1, size) for what depends on x only, (n, size, 1) for y only: most of a face is
-    # separable, and only a few operations below touch every pixel of every instant.
+    # (n, 1, 1) per action, (n, 1, size) for what depends on x only, (n, size, 1) for y only: most
+    # of a face is separable, and only a few operations below touch every pixel of every instant.
     m = EyeMotion(**{f.name: getattr(motion, f.name)[:, None, None] for f in fields(motion)})
     x = grid[None, None, :] - m.head_x
     y = grid[None, :, None] - m.head_y
@@ -380,7 +392,8 @@ def render(face: Face, motion: EyeMotion, size: int) -> Float32:
     image = _skin(face, m, x, y, lift)
     lids = _Lids(x, y, upper, lower, bulge, across, pixel)
     image *= 1.0 - _furrows(face, m, lids)
-    # Eyeball and lashes touch only the rows between the highest and the lowest lid: half of the work.
+    # Eyeball and lashes touch only the rows between the highest and the lowest lid: half of the
+    # work.
     highest = float(np.min(upper + m.head_y)) - face.lash - 2.0 * pixel
     lowest = float(np.max(lower + m.head_y)) + face.lash + 2.0 * pixel
     first, last = (int(np.clip((edge + 1.0) / pixel, 0, size)) for edge in (highest, lowest))
@@ -399,12 +412,13 @@ def render(face: Face, motion: EyeMotion, size: int) -> Float32:
 
 
 class _Lids(NamedTuple):
-    """Where the lids are: pixel coordinates, the lids' edges, and their course from corner to corner.
+    """Place of the lids: pixel coordinates, edges, and the course from corner to corner.
 
     Attributes:
         x, y: (n, 1, size) and (n, size, 1) coordinates of the pixels on the moving head.
         upper, lower: (n, 1, size) y of the lids' edges.
-        bulge: (n, 1, size) share of the opening, 1 in the middle of the eye, 0 at and outside the corners.
+        bulge: (n, 1, size) share of the opening, 1 in the middle of the eye, 0 at and outside the
+            corners.
         across: (n, 1, size) from -1 at the inner corner to 1 at the outer one.
         pixel: side of a pixel.
     """
@@ -419,7 +433,10 @@ class _Lids(NamedTuple):
 
 
 def _inside(distance: AnyArray, width: float) -> Float32:
-    """Return a pixel's coverage by a region whose edge is `distance` away (positive inside), blurred over `width`."""
+    """Return a pixel's coverage by a region whose edge is `distance` away, positive inside.
+
+    The edge is blurred over `width`.
+    """
     share = np.clip(distance * (1.0 / width) + 0.5, 0.0, 1.0)
     return share.astype(np.float32, copy=False)
 
@@ -446,7 +463,10 @@ def _skin(face: Face, m: EyeMotion, x: AnyArray, y: AnyArray, lift: AnyArray) ->
 
 
 def _furrows(face: Face, m: EyeMotion, lids: _Lids) -> AnyArray:
-    """Return how much the lid crease, the furrow under the eye and the wrinkles that muscles throw darken the skin."""
+    """Return how much furrows darken the skin.
+
+    They are the lid crease, the furrow under the eye, and the wrinkles that muscles throw.
+    """
     x, y, upper, lower, bulge, across, _ = lids
     crease = upper - (face.crease - 0.6 * m.lid_up) * np.clip(bulge + 0.2, 0.0, 1.0)
     line = np.clip(1.0 - np.abs(y - crease) / 0.05, 0.0, None)
@@ -488,7 +508,10 @@ def _eyeball(face: Face, m: EyeMotion, lids: _Lids) -> tuple[AnyArray, AnyArray]
 
 
 def _lashes(face: Face, m: EyeMotion, lids: _Lids) -> AnyArray:
-    """Return how much the rim of the upper lid and the hairs on it darken; they hang down when the lid is shut."""
+    """Return how much the rim of the upper lid and the hairs on it darken.
+
+    The hairs hang down when the lid is shut.
+    """
     _, y, upper, _, bulge, across, pixel = lids
     rim = np.clip(4.0 * bulge, 0.0, 1.0)
     swing = 1.0 - 2.0 * m.blink

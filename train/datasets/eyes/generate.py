@@ -1,4 +1,7 @@
-"""Generate single-eye emotion data in the SEE layout: people, takes, light, an event camera, JPEG files."""
+"""Generate single-eye emotion data in the SEE layout.
+
+People, takes and lights are drawn, filmed by an event camera and written as JPEG files.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ MISMATCH = 0.12  # relative standard deviation of the threshold over pixels
 NOISE_PER_FRAME = 0.002  # background events per pixel and frame in normal light
 DARK = 0.02  # intensity below which the logarithm flattens, as photoreceptors do
 
-# How bright each light is, from the least to the most of normal light; HDR's is that beyond the shadow.
+# How bright each light is, from the least to the most of normal light; HDR's is that beyond the
+# shadow.
 BRIGHTNESS = {
     "normal": (0.8, 1.2),
     "Overexposed": (1.6, 2.1),
@@ -49,18 +53,20 @@ def generate(
 ) -> None:
     """Write a dataset of procedural eyes in the SEE layout.
 
-    The folder appears complete or not at all: everything is written beside it and renamed at the end. What a killed
-    run left there is removed first. One process at a time may write a given root.
+    The folder appears complete or not at all: everything is written beside it and renamed at the
+    end. What a killed run left there is removed first. One process at a time may write a given
+    root.
 
     Args:
         root: Folder to create; it must not exist. Missing parents are created.
         subjects: People, 2 to 999. Each is in the training or in the test subset, never in both.
         takes_per_emotion: Sequences per person and emotion, 1 to 999.
-        test_fraction: Share of the people in the test subset, in (0, 1); at least one person is on either side.
+        test_fraction: Share of the people in the test subset, in (0, 1); at least one person is on
+            either side.
         frames: Frames of 33 ms per sequence, at least 1.
         size: Height and width of the images in pixels, 8 to 512.
-        seed: Not negative. The same seed and settings give the same bytes (with the same libraries and
-            processor); more people or takes leave the images of the others as they are.
+        seed: Not negative. The same seed and settings give the same bytes (with the same libraries
+            and processor); more people or takes leave the images of the others as they are.
         progress: Called as ``progress(done, total)`` after every sequence.
 
     Raises:
@@ -88,7 +94,8 @@ def generate(
             sex = ("man", "woman")[int(rng.integers(2))]
             degree = DEGREES[int(rng.integers(len(DEGREES)))]
             age = int(rng.integers(19, 60))
-            # Lights are dealt to a round of takes like cards, so that no emotion is known by its light.
+            # Lights are dealt to a round of takes like cards, so that no emotion is known by its
+            # light.
             deal = np.arange(len(LABELS)) + rng.integers(len(LIGHTS))
             lights = [rng.permutation(deal + take) for take in range(takes_per_emotion)]
             for kind, label in enumerate(LABELS):
@@ -116,7 +123,11 @@ def generate(
 
 
 def illuminate(rng: Rng, light: str, size: int) -> Float32:
-    """Draw the light on the scene: gain per pixel, float32 of shape (1, size, size); 1 is normal light."""
+    """Draw the light on the scene.
+
+    Returns:
+        Gain per pixel, float32 of shape (1, size, size); 1 is normal light.
+    """
     grid = ((np.arange(size, dtype=np.float32) + 0.5) * 2.0 / size - 1.0).astype(np.float32)
     angle = rng.uniform(0.0, 2.0 * np.pi)
     ramp = np.float32(np.cos(angle)) * grid[None, :] + np.float32(np.sin(angle)) * grid[:, None]
@@ -134,11 +145,12 @@ def illuminate(rng: Rng, light: str, size: int) -> Float32:
 def sense(intensity: Float32, rng: Rng, *, light: str) -> npt.NDArray[np.int8]:
     """Turn intensity into events the way a dynamic vision sensor does.
 
-    A pixel remembers the logarithm of the intensity at its last event and fires ON (OFF) when the present one is a
-    threshold above (below) it; the memory moves by whole thresholds.
+    A pixel remembers the logarithm of the intensity at its last event and fires ON (OFF) when the
+    present one is a threshold above (below) it; the memory moves by whole thresholds.
 
     Args:
-        intensity: Linear light of shape (1 + frames * RATE, H, W), not negative; 1 is a white page in normal light.
+        intensity: Linear light of shape (1 + frames * RATE, H, W), not negative; 1 is a white page
+            in normal light.
         rng: Source of threshold mismatch and background events.
         light: One of LIGHTS; little light means noise.
 
@@ -171,7 +183,9 @@ def sense(intensity: Float32, rng: Rng, *, light: str) -> npt.NDArray[np.int8]:
 
 
 def expose(intensity: Float32, rng: Rng) -> UInt8:
-    """Take the grey images of an ordinary camera: motion blur, shot and read noise, gamma, clipping.
+    """Take the grey images of an ordinary camera.
+
+    It has motion blur, shot and read noise, gamma and clipping.
 
     Args:
         intensity: As for `sense`.

@@ -1,7 +1,7 @@
-"""Segments of CMU-MOSI in memory: as events, and as the grey frames behind them for networks that take pictures.
+"""Segments of CMU-MOSI in memory, as events and as the grey frames that these come from.
 
-The grey frames of the complete set are 2.4 GB at 128 pixels, so they stay in the cache and are read when they are asked
-for; without a cache they stay in memory.
+The grey frames of the complete set are 2.4 GB at 128 pixels, so they stay in the cache and are read
+when they are asked for; without a cache they stay in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ CLASS_NAMES = ("negative", "positive")
 VERSION = 1
 """Version of `grey_frames`: raise it whenever it computes something else."""
 Source = tuple[Path, tuple[float, float] | None]
-"""A video file, and start and end of a segment in it, seconds; None where the segment is the whole file."""
+"""A video file, and start and end in seconds of a segment in it; None for all of it.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,8 @@ class MosiClips:
 
     Attributes:
         first: (N, H, W) uint8 first frames, luma; (N, 0, 0) in the pure-spike variant.
-        packed: (N, T - 1, 2, H, ceil(W / 8)) uint8: eight pixels of a row to a byte; ON and OFF as in `camera.Events`.
+        packed: (N, T - 1, 2, H, ceil(W / 8)) uint8: eight pixels of a row to a byte; ON and OFF as
+            in `camera.Events`.
         width: W, pixels.
         shown: (N,) event steps before the padding.
         fps: (N,) frames a second.
@@ -48,7 +50,8 @@ class MosiClips:
         scores: (N,) -3 .. 3.
         keys: the segments' names.
         folds: fold of each, one of `MODES`; no video is in two.
-        left_out: what is wrong with each segment that is not here; empty unless read with ``on_bad="skip"``.
+        left_out: what is wrong with each segment that is not here; empty unless read with
+            ``on_bad="skip"``.
         zeros_dropped: segments without sentiment that ``zeros="drop"`` left out.
         sources: where each segment was read, for other views of it.
     """
@@ -88,7 +91,10 @@ class MosiClips:
         return np.unpackbits(self.packed[indices], axis=-1, count=self.width)
 
     def frames(self, indices: Int64) -> Float32:
-        """Return what the network is fed, (B, T, 2, H, W); the first step is grey, unless in the pure-spike variant."""
+        """Return what the network is fed, (B, T, 2, H, W).
+
+        The first step is grey, unless in the pure-spike variant.
+        """
         spikes = self.spikes(indices).astype(np.float32)
         if self.first.size == 0:
             return spikes
@@ -102,7 +108,8 @@ class GreyFrames:
 
     Args:
         sources: the segments.
-        size, frames: side in pixels and number of the frames given, as of the events that they go with.
+        size, frames: side in pixels and number of the frames given, as of the events that they go
+            with.
         parts: (frames, size, size) of each segment, or the key of its cache file.
         cache: folder of the files; None where nothing is a key.
     """
@@ -114,7 +121,9 @@ class GreyFrames:
     cache: Path | None
 
     def luma(self, indices: Int64) -> UInt8:
-        """Return (B, frames, size, size) luma; behind the end of a segment its last frame stays, as no event says otherwise.
+        """Return luma (B, frames, size, size).
+
+        Behind the end of a segment its last frame stays, as no event says otherwise.
 
         Raises:
             DataError: a file that is no longer in the cache, and no longer decodes.

@@ -1,10 +1,13 @@
-"""Generate talking heads in the layout of CMU-MOSI: mp4 files per segment and a label file, to try everything without the real set.
+"""Generate talking heads in the layout of CMU-MOSI, to try everything without the real set.
 
-A video is one speaker. Every segment talks, nods, blinks and flickers; a positive one lifts the corners of the mouth and
-the brows, a negative one lowers them as far, so that classes differ in where and in which direction something moves, not
-in how much does.
+A dataset is an mp4 file per segment and a label file.
 
-Lengths are in half image widths: x runs from -1 to 1, y from -1 (top) to 1. All greys are reflectances 0..1.
+A video is one speaker. Every segment talks, nods, blinks and flickers; a positive one lifts the
+corners of the mouth and the brows, a negative one lowers them as far, so that classes differ in
+where and in which direction something moves, not in how much does.
+
+Lengths are in half image widths: x runs from -1 to 1, y from -1 (top) to 1. All greys are
+reflectances 0..1.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ _HEADER = "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode\n
 
 @dataclass(frozen=True)
 class Speaker:
-    """What is one person's own."""
+    """Looks and manner of one person."""
 
     skin: float
     ink: float  # of brows, eyes and lips
@@ -54,7 +57,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class FaceMotion:
-    """What moves over time, each (frames,); 0 is rest, up is positive."""
+    """Movements over time, each (frames,); 0 is rest, up is positive."""
 
     corners: AnyArray
     brows: AnyArray
@@ -71,7 +74,8 @@ def draw_speaker(rng: Rng) -> Speaker:
     def draw(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
 
-    # In the order of the fields: each takes the next random number, so their order decides who is drawn.
+    # In the order of the fields: each takes the next random number, so their order decides who is
+    # drawn.
     skin = draw(0.45, 0.8)
     return Speaker(
         skin=skin,
@@ -96,7 +100,8 @@ def draw_motion(rng: Rng, speaker: Speaker, score: float, frames: int) -> FaceMo
     Args:
         rng: source of randomness.
         speaker: whose face.
-        score: sentiment, -3..3; its sign is the direction of what is expressed, its size a part of how strongly.
+        score: sentiment, -3..3; its sign is the direction of what is expressed, its size a part of
+            how strongly.
         frames: how many.
     """
     t = np.arange(frames) / max(1, frames - 1)
@@ -136,7 +141,10 @@ def film(speaker: Speaker, motion: FaceMotion, size: int, rng: Rng) -> UInt8:
     corners, brows, jaw, lids = (part[:, None, None] for part in moving)
 
     def paint(under: AnyArray, grey: AnyArray | float, inside: AnyArray) -> AnyArray:
-        """Cover what lies `inside` an edge, a length, with grey; the edge is a pixel and a half wide."""
+        """Cover what lies inside an edge with grey.
+
+        `inside` is the distance from the edge, which is a pixel and a half wide.
+        """
         share = np.clip(inside / (1.5 * pixel) + 0.5, 0, 1)
         return under * (1 - share) + grey * share
 
@@ -183,8 +191,9 @@ def generate_clips(
 ) -> None:
     """Write the videos and their label file (``label.csv``, with a fold for each video).
 
-    The folder appears complete or not at all: everything is written beside it and renamed at the end. What a killed
-    run left there is removed first. One process at a time may write a given root.
+    The folder appears complete or not at all: everything is written beside it and renamed at the
+    end. What a killed run left there is removed first. One process at a time may write a given
+    root.
 
     Args:
         root: folder to create; it must not exist. Missing parents are created.
@@ -192,8 +201,10 @@ def generate_clips(
         clips_per_video: segments of each, 2 to 9999; half of them are positive, or one more.
         frames: frames of a segment, 2 to 9999, at 30 a second.
         size: height and width of the pictures in pixels, even, 16 to 512.
-        seed: not negative. The same seed and settings give the same bytes (with the same libraries and processor).
-        shuffle_labels: deal each video's labels out at random: a twin in which there is nothing to be learned.
+        seed: not negative. The same seed and settings give the same bytes (with the same libraries
+            and processor).
+        shuffle_labels: deal each video's labels out at random: a twin in which there is nothing to
+            be learned.
         progress: called with (segments done, in all).
 
     Raises:

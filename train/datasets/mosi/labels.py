@@ -1,11 +1,14 @@
-"""The segments of CMU-MOSI and their scores, from any of the three label files that are in circulation.
+"""Read the segments of CMU-MOSI and their scores.
+
+Three label files are in circulation, and any of them will do:
 
 | file | what it says |
 |-|-|
 | ``OpinionLevelSentiment.csv`` | no header; start_s, end_s, video, k, score |
-| ``CMU_MOSI_Opinion_Labels.csd`` | HDF5, ``<any>/data/<video>/{features (n, 1), intervals (n, 2) s}``; row i is k = i + 1 |
+| ``CMU_MOSI_Opinion_Labels.csd`` | HDF5, ``<any>/data/<video>/{features, intervals}`` |
 | ``label.csv`` (MMSA) | header; video_id, clip_id, label and mode by name; no times |
 
+The features are (n, 1) scores and the intervals (n, 2) seconds; row i is k = i + 1.
 k counts a video's segments from 1 (Zadeh et al. 2016, https://arxiv.org/abs/1606.06259).
 """
 
@@ -121,9 +124,10 @@ def find_labels(root: Path) -> tuple[Layout, Path]:
 def read_segments(
     root: Path, path: Path, layout: Layout
 ) -> tuple[tuple[Segment, ...], tuple[DataError, ...]]:
-    """Read all segments of a label file, sorted by video and number, and what is wrong with each of the others.
+    """Read all segments of a label file, sorted by video and number, and the bad ones' errors.
 
-    A segment that is named twice is left out each time. UTF-8 with or without a byte-order mark; any line ends.
+    A segment that is named twice is left out each time. UTF-8 with or without a byte-order mark;
+    any line ends.
 
     Args:
         root: folder that the file must lie in.
@@ -134,7 +138,8 @@ def read_segments(
         The good segments, and one error for each bad record.
 
     Raises:
-        DataError: the file as a whole cannot be used: missing, of another format, cut off, without records.
+        DataError: the file as a whole cannot be used: missing, of another format, cut off, without
+            records.
     """
     checked_file(path, root, MAX_LABEL_BYTES)
     records = list({"csv": _csv, "csd": _csd, "mmsa": _mmsa}[layout](path))
@@ -270,7 +275,7 @@ def _is_group(item: Any) -> bool:
 
 
 def _csd_arrays(entry: Any) -> list[Any] | None:
-    """Return the scores (n, 1) and times (n, 2) of a video; None where it has no such arrays of numbers."""
+    """Return the scores (n, 1) and times (n, 2) of a video, or None where it has none."""
     if not _is_group(entry):
         return None
     arrays = [entry.get(name) for name in ("features", "intervals")]

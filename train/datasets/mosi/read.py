@@ -1,6 +1,9 @@
-"""CMU-MOSI: filmed opinions with a sentiment score, as the events of a simulated camera, in two classes.
+"""Read CMU-MOSI: filmed opinions with a sentiment score, in two classes.
 
-Labels come from any of the files that `labels` reads; pictures from the first of these folders that is there:
+A simulated event camera looks at the films.
+
+Labels come from any of the files that `labels` reads; pictures from the first of these folders that
+is there:
 
 | folder | what it holds |
 |-|-|
@@ -71,19 +74,20 @@ def read_mosi(
         root: folder with the label file and the videos.
         camera: settings of the simulation; `size` and `frames` must be numbers.
         zeros: segments of score 0 are left out and counted, or are of the positive class.
-        folds: "standard" for the 52, 10 and 31 videos, "mode" for what the label file says (MMSA only), or a fold of
-            `MODES` for each video.
+        folds: "standard" for the 52, 10 and 31 videos, "mode" for what the label file says (MMSA
+            only), or a fold of `MODES` for each video.
         fps: the rate that every video must have; None for any.
-        on_bad: "raise" at the first bad segment (no video, a damaged one, a bad record, no fold), or "skip": log each,
-            count them by reason and warn once at the end.
-        cache: folder for the events; 0.3 MB a segment at the default camera. Without one they are computed again.
+        on_bad: "raise" at the first bad segment (no video, a damaged one, a bad record, no fold),
+            or "skip": log each, count them by reason and warn once at the end.
+        cache: folder for the events; 0.3 MB a segment at the default camera. Without one they are
+            computed again.
         workers: processes to decode with.
         progress: called with (segments done, segments in all).
 
     Raises:
         ValueError: an argument is out of its range.
-        DataError: no root, label file or video folder; the label file is malformed; a video lies in two folds; a
-            segment is bad (with ``on_bad="raise"``); no segment is left.
+        DataError: no root, label file or video folder; the label file is malformed; a video lies in
+            two folds; a segment is bad (with ``on_bad="raise"``); no segment is left.
     """
     if on_bad not in ("raise", "skip") or zeros not in ("drop", "positive"):
         raise ValueError(
@@ -134,10 +138,12 @@ def check(root: Path, *, folds: Folds = "standard") -> DataReport:
     """Read the label file, decode the beginning of every segment, and say what can be used.
 
     Returns:
-        Samples are segments, those of score 0 included; a subject is a video; the splits are the folds.
+        Samples are segments, those of score 0 included; a subject is a video; the splits are the
+        folds.
 
     Raises:
-        DataError: no root, label file or video folder; the label file is malformed; a video lies in two folds.
+        DataError: no root, label file or video folder; the label file is malformed; a video lies in
+            two folds.
     """
     items, fold_of, bad = _scan(root, folds)
     make = partial(_prepare, root=root, camera=Dvs(size=16), fps=None, cache=None, strict=False)
@@ -164,7 +170,7 @@ def check(root: Path, *, folds: Folds = "standard") -> DataReport:
 
 
 def _scan(root: Path, folds: Folds) -> tuple[list[_Item], Mapping[str, str], list[DataError]]:
-    """Return segments with their sources, the fold of each video, and what is wrong with the other segments."""
+    """Return good segments with their sources, the fold of each video, and the bad ones' errors."""
     check_root(root)
     layout, path = find_labels(root)
     segments, errors = read_segments(root, path, layout)
@@ -244,7 +250,10 @@ def _video_folder(root: Path) -> tuple[Path, Literal["segmented", "full", "mmsa"
 def _prepare(
     item: _Item, *, root: Path, camera: Dvs, fps: float | None, cache: Path | None, strict: bool
 ) -> Arrays | DataError:
-    """Return the events of one segment, from the cache where it has them; what is wrong with it unless `strict`."""
+    """Return the events of one segment, from the cache where it has them.
+
+    What is wrong with the segment is returned too, or raised where `strict`.
+    """
     segment, source = item
     path, span_s = source
     record = str(segment.key)

@@ -1,9 +1,11 @@
 """BDF, the 24-bit format of BioSemi: strict, by channel name, only the signals asked for.
 
-A header of 256 bytes and 256 more for each signal, then records: the samples of each signal in turn, 3 bytes each, little
-end first, two's complement (https://www.biosemi.com/faq/file_format.htm). A file that is not exactly as long as its header
-says is refused. mne 1.12 is the library that would read it: it takes truncated files, bytes behind the end and two
-channels of one name in silence, and rounds values otherwise by their conversion to volts.
+A header of 256 bytes and 256 more for each signal, then records: the samples of each signal in
+turn, 3 bytes each, little end first, two's complement
+(https://www.biosemi.com/faq/file_format.htm). A file that is not exactly as long as its header says
+is refused. mne 1.12 is the library that would read it: it takes truncated files, bytes behind the
+end and two channels of one name in silence, and rounds values otherwise by their conversion to
+volts.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from knarr.train.errors import DataError
 MAX_SIGNALS = 1024
 _MAGIC = b"\xffBIOSEMI"
 _INT24 = (-(1 << 23), (1 << 23) - 1)
-# Widths of a signal's fields: label, transducer, unit, physical min and max, digital min and max, filter, samples, reserved.
+# Widths of a signal's fields: label, transducer, unit, physical min and max, digital min and max,
+# filter, samples, reserved.
 _WIDTHS = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
 
 
@@ -51,7 +54,7 @@ class Signal:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds.
+    """Header of a file.
 
     Args:
         path: The file.
@@ -98,8 +101,8 @@ def read_header(path: Path) -> Header:
     """Read and check the header of a file whose size was checked.
 
     Raises:
-        DataError: "not BDF", "malformed header", "unfinished recording", "no samples", or "truncated file" when the file's
-            length is not what the header says.
+        DataError: "not BDF", "malformed header", "unfinished recording", "no samples", or
+            "truncated file" when the file's length is not what the header says.
     """
     with path.open("rb") as file:
         fixed = file.read(256)
@@ -159,7 +162,8 @@ def read_physical(header: Header, signals: Sequence[Signal]) -> list[Float64]:
         low, high = signal.physical
         first, last = signal.digital
         step = (high - low) / (last - first)
-        # A range near the end of the floats gives no numbers; whoever uses the values refuses those.
+        # A range near the end of the floats gives no numbers; whoever uses the values refuses
+        # those.
         with np.errstate(over="ignore", invalid="ignore"):
             result.append((digital - first) * step + low)
     return result

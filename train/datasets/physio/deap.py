@@ -1,13 +1,15 @@
 """DEAP: EEG, skin conductance and ratings of 32 people who watched 40 music videos each.
 
-Reads the preprocessed release for Python, ``<root>/data_preprocessed_python/s01.dat`` .. ``s32.dat``: 128 Hz, EEG of
-4-45 Hz against the common average, 3 s before and 60 s of each video (Koelstra et al. 2012,
-https://doi.org/10.1109/T-AFFC.2011.15). The 3 s are dropped. The files do not name their channels: their order is that
-of the documentation and cannot be checked. DEAP defines no official split; the windows offer those by person and trial.
+Reads the preprocessed release for Python, ``<root>/data_preprocessed_python/s01.dat`` ..
+``s32.dat``: 128 Hz, EEG of 4-45 Hz against the common average, 3 s before and 60 s of each video
+(Koelstra et al. 2012, https://doi.org/10.1109/T-AFFC.2011.15). The 3 s are dropped. The files do
+not name their channels: their order is that of the documentation and cannot be checked. DEAP
+defines no official split; the windows offer those by person and trial.
 
-The files are pickles of Python 2, which are read without running anything they say. The unpickler knows only the names
-that numpy writes for an array, and these stand for inert recorders, so that not even numpy's code runs on what a file
-says; the arrays are then built from the recorded type, shape and bytes, every one of them checked.
+The files are pickles of Python 2, which are read without running anything they say. The unpickler
+knows only the names that numpy writes for an array, and these stand for inert recorders, so that
+not even numpy's code runs on what a file says; the arrays are then built from the recorded type,
+shape and bytes, every one of them checked.
 """
 
 from __future__ import annotations
@@ -50,9 +52,15 @@ VERSION = 1
 """Version of `_prepare`: raise it whenever it computes something else."""
 MAX_BYTES = 256 << 20  # `data` alone is 40 * 40 * 8064 * 8 = 103,219,200 bytes
 MAX_ENCODED = MAX_BYTES
-"""Characters that one file may have encoded: a text kept once and encoded 10,000 times would fill the memory."""
+"""Most characters that one file may have encoded.
+
+A text kept once and encoded 10,000 times would fill the memory.
+"""
 MAX_OPCODES = 10_000
-"""A dump of two arrays has about 100. Millions of small objects fill the memory, and the stack where they are nested."""
+"""Most opcodes of a file; a dump of two arrays has about 100.
+
+Millions of small objects fill the memory, and the stack where they are nested.
+"""
 ALLOWED = frozenset(
     {
         ("numpy.core.multiarray", "_reconstruct"),
@@ -62,7 +70,10 @@ ALLOWED = frozenset(
         ("_codecs", "encode"),
     }
 )
-"""The only names a file may mention: what numpy writes for an array, and what Python 3 writes for bytes."""
+"""The only names a file may mention.
+
+They are what numpy writes for an array, and what Python 3 writes for bytes.
+"""
 _log = logging.getLogger(__name__)
 
 
@@ -86,7 +97,10 @@ OFFICIAL = Layout()
 
 @dataclass(frozen=True, eq=False)
 class _PersonSignals:
-    """What one file gave: `good` trials (in `trials`, or only counted), and one error for each of the others."""
+    """Result of one file: its good trials, and one error for each of the others.
+
+    `good` is the number of good trials, which `trials` need not hold.
+    """
 
     subject: str
     digest: str = ""
@@ -112,9 +126,11 @@ def read_deap(
         root: Folder that holds `data_preprocessed_python`.
         subjects: Whom to read, of "s01" .. "s32".
         channels: Electrodes to keep, by name and in this order, of `windows.EEG_32`.
-        on_bad: "raise" at the first missing file, bad file or bad trial, or "skip": leave bad trials out, all 40 of a bad
-            file, log each, count them by reason and warn once at the end.
-        cache: Folder for the prepared signals, 36 MB a person; without one every file is unpickled again.
+        on_bad: "raise" at the first missing file, bad file or bad trial, or "skip": leave bad
+            trials out, all 40 of a bad file, log each, count them by reason and warn once at the
+            end.
+        cache: Folder for the prepared signals, 36 MB a person; without one every file is unpickled
+            again.
         progress: Called with (people done, people in all).
         layout: Shape of each file; DEAP's unless a test says otherwise.
 
@@ -123,8 +139,8 @@ def read_deap(
 
     Raises:
         ValueError: An argument is out of its range.
-        DataError: The folder is missing or holds a file that DEAP does not have, a file or a trial is bad (with
-            ``on_bad="raise"``), or no trial is left.
+        DataError: The folder is missing or holds a file that DEAP does not have, a file or a trial
+            is bad (with ``on_bad="raise"``), or no trial is left.
     """
     strict = is_strict(on_bad)
     load = partial(
@@ -159,7 +175,8 @@ def check(root: Path, *, progress: Progress | None = None, layout: Layout = OFFI
         layout: As for `read_deap`.
 
     Returns:
-        Samples are trials, 1,280 in all: ``samples + len(skipped) + 40 * len(missing)`` is always that. The splits are
+        Samples are trials, 1,280 in all: ``samples + len(skipped) + 40 * len(missing)`` is always
+            that. The splits are
         the test sets of leave-one-subject-out, "loso/s01" and so on.
 
     Raises:
@@ -186,7 +203,7 @@ def _load_people(
     load: Callable[[str], _PersonSignals],
     progress: Progress | None,
 ) -> list[_PersonSignals]:
-    """Read each subject's file; refuse those with the same content, for nobody knows whose it is."""
+    """Read each subject's file; refuse those of one content, for nobody knows whose it is."""
     channel_rows(channels)  # refuses a wrong name before minutes of reading
     if not subjects or len(set(subjects)) != len(subjects) or not set(subjects) <= set(SUBJECTS):
         raise ValueError(
@@ -314,11 +331,13 @@ def read_dat(path: Path, layout: Layout) -> tuple[AnyArray, AnyArray]:
         layout: What it should hold.
 
     Returns:
-        Signals (trials, 40, samples) and ratings (trials, 4), float32 or float64 as stored; values as in the file.
+        Signals (trials, 40, samples) and ratings (trials, 4), float32 or float64 as stored; values
+        as in the file.
 
     Raises:
-        DataError: "unsafe pickle" when it names or does what arrays do not need, "damaged pickle" when it is truncated or
-            no pickle, "wrong content", "wrong type" or "wrong shape" when it holds something else.
+        DataError: "unsafe pickle" when it names or does what arrays do not need, "damaged pickle"
+            when it is truncated or no pickle, "wrong content", "wrong type" or "wrong shape" when
+            it holds something else.
     """
     data = path.read_bytes()
     try:
@@ -394,7 +413,10 @@ class _Encode:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Every way of a pickle to a name of Python, an instance's class included, leads through `find_class`."""
+    """An unpickler that knows no names but those of ALLOWED.
+
+    Every way of a pickle to a name, an instance's class included, leads through `find_class`.
+    """
 
     def __init__(self, path: Path, data: bytes) -> None:
         super().__init__(
@@ -443,7 +465,10 @@ def _array(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> AnyArra
 
 
 def _float_type(recorded: Any) -> np.dtype[Any] | None:
-    """Return the numpy type of a recorded dtype, such as dtype('f8', 0, 1) with the state (3, '<', ...)."""
+    """Return the numpy type of a recorded dtype; None where it is no float.
+
+    It was written as dtype('f8', 0, 1), say, with the state (3, '<', ...).
+    """
     if not isinstance(recorded, _Recorder) or recorded.name != "dtype" or not recorded.arguments:
         return None
     code, state = recorded.arguments[0], recorded.state

@@ -1,11 +1,14 @@
-"""MAHNOB-HCI-Tagging: EEG, skin conductance and felt emotion of 27 people who watched 20 video clips each.
+"""Read MAHNOB-HCI-Tagging: EEG, skin conductance and felt emotion.
 
-Reads ``<root>/Sessions/<id>/session.xml`` and ``Part_<person>_S_Trial<n>_emotion.bdf`` (Soleymani et al. 2012,
-https://doi.org/10.1109/T-AFFC.2011.25). The clip lies between two triggers on the status channel, with 30 s before and
-after. The set defines no official split; the windows offer those by person and trial.
+27 people watched 20 video clips each.
 
-Ours, where the paper leaves it open: the whole recording is referred to the average and filtered without phase, then cut,
-so that the ends of the filters lie in the 30 s before and after the clip.
+Reads ``<root>/Sessions/<id>/session.xml`` and ``Part_<person>_S_Trial<n>_emotion.bdf`` (Soleymani
+et al. 2012, https://doi.org/10.1109/T-AFFC.2011.25). The clip lies between two triggers on the
+status channel, with 30 s before and after. The set defines no official split; the windows offer
+those by person and trial.
+
+Ours, where the paper leaves it open: the whole recording is referred to the average and filtered
+without phase, then cut, so that the ends of the filters lie in the 30 s before and after the clip.
 """
 
 from __future__ import annotations
@@ -85,7 +88,10 @@ class Session:
 
     @property
     def rated(self) -> bool:
-        """Whether the person said what it felt; neutral clips and damaged sessions have no felt arousal."""
+        """True where the person said what it felt.
+
+        Neutral clips and damaged sessions have no felt arousal.
+        """
         return "feltArsl" in self.attributes
 
     def rating(self, name: str) -> int:
@@ -110,7 +116,7 @@ class Session:
 
 @dataclass(frozen=True, eq=False)
 class _SessionSignals:
-    """What one session gave: a trial (kept or only counted) or why there is none."""
+    """Result of one session: a trial, which may be only counted, or why there is none."""
 
     folder: Path
     session_id: str = ""
@@ -130,24 +136,27 @@ def read_mahnob(
 ) -> Recordings:
     """Read the stimulus part of every rated emotion session.
 
-    Neutral clips and the tagging experiment have no felt scores and are none of this data: they are passed over and their
-    number is logged. A stimulus session without a felt arousal is left out and counted, also with ``on_bad="raise"``.
+    Neutral clips and the tagging experiment have no felt scores and are none of this data: they are
+    passed over and their number is logged. A stimulus session without a felt arousal is left out
+    and counted, also with ``on_bad="raise"``.
 
     Args:
         root: Folder that holds `Sessions`.
-        channels: Electrodes to keep, by name and in this order, of `windows.EEG_32`. The average that EEG refers to is
-            always that of all 32.
-        on_bad: "raise" at the first bad session, or "skip": leave it out, log it, count it by reason and warn at the end.
+        channels: Electrodes to keep, by name and in this order, of `windows.EEG_32`. The average
+            that EEG refers to is always that of all 32.
+        on_bad: "raise" at the first bad session, or "skip": leave it out, log it, count it by
+            reason and warn at the end.
         cache: Folder for the prepared signals; without one every file is filtered again.
         progress: Called with (sessions done, sessions in all).
 
     Returns:
-        The trials by person and trial, named "subject-01" and "trial-01", 128 Hz; EEG in microvolts, 4-45 Hz, against
-        the average, skin resistance in ohms.
+        The trials by person and trial, named "subject-01" and "trial-01", 128 Hz; EEG in
+        microvolts, 4-45 Hz, against the average, skin resistance in ohms.
 
     Raises:
         ValueError: An argument is out of its range.
-        DataError: The folder is missing, a session is bad (with ``on_bad="raise"``), or no trial is left.
+        DataError: The folder is missing, a session is bad (with ``on_bad="raise"``), or no trial is
+            left.
     """
     strict = is_strict(on_bad)
     channel_rows(channels)  # refuses a wrong name before minutes of filtering
@@ -173,8 +182,8 @@ def check(root: Path, *, progress: Progress | None = None) -> DataReport:
         progress: Called with (sessions done, sessions in all).
 
     Returns:
-        Samples are sessions; ``samples + len(skipped)`` is the number of stimulus sessions on disk. The splits are the test
-        sets of leave-one-subject-out, "loso/subject-01" and so on.
+        Samples are sessions; ``samples + len(skipped)`` is the number of stimulus sessions on disk.
+        The splits are the test sets of leave-one-subject-out, "loso/subject-01" and so on.
 
     Raises:
         DataError: The folder is missing.
@@ -200,7 +209,10 @@ def _load_sessions(
     load: Callable[[Path], _SessionSignals],
     progress: Progress | None,
 ) -> list[_SessionSignals]:
-    """Read every stimulus session; refuse those that claim the same id, or the same person and trial."""
+    """Read every stimulus session.
+
+    Refused are those that claim the same id, or the same person and trial.
+    """
     sessions = parallel(_stimulus_sessions(root), load, workers=1, progress=progress)
     by_id: defaultdict[str, list[str]] = defaultdict(list)
     by_trial: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
@@ -225,7 +237,7 @@ def _load_sessions(
 
 
 def _stimulus_sessions(root: Path) -> list[Path]:
-    """List the sessions that are not known to be neutral clips or of the tagging experiment, by number."""
+    """List the sessions by number, without neutral clips and the tagging experiment."""
     sessions = inside(root / FOLDER, root)
     if not sessions.is_dir():
         raise DataError(sessions, f"missing folder: not there; give the folder that holds {FOLDER}")
@@ -301,11 +313,13 @@ def _recording(folder: Path, root: Path) -> tuple[Path, int, int]:
 
 
 def read_session(path: Path) -> Session:
-    """Read a session.xml whose size was checked: plain attributes, and nothing that XML can do beyond them.
+    """Read a session.xml whose size was checked.
+
+    It may hold plain attributes, and nothing that XML can do beyond them.
 
     Raises:
-        DataError: "malformed XML" (a document type or an entity is refused too), or no `session` with a sessionId and
-            exactly one `subject` with a whole number for an id.
+        DataError: "malformed XML" (a document type or an entity is refused too), or no `session`
+            with a sessionId and exactly one `subject` with a whole number for an id.
     """
     elements: list[tuple[int, str, dict[str, str]]] = []
     depth = 0
@@ -358,11 +372,12 @@ def prepare(path: Path) -> Arrays:
     """Read a recording whose size was checked: the clip between the triggers, filtered, at 128 Hz.
 
     Returns:
-        "eeg" (32, samples) float32, microvolts, in `EEG_32`'s order, against the average, 4-45 Hz; "gsr" (samples,) float32,
-        ohms; both from the first trigger up to the second, at 128 Hz.
+        "eeg" (32, samples) float32, microvolts, in `EEG_32`'s order, against the average, 4-45 Hz;
+        "gsr" (samples,) float32, ohms; both from the first trigger up to the second, at 128 Hz.
 
     Raises:
-        DataError: No BDF, a channel missing, another rate or unit, not two triggers, or values no body has.
+        DataError: No BDF, a channel missing, another rate or unit, not two triggers, or values no
+            body has.
     """
     header = read_header(path)
     needed = [header.find(name) for name in (*EEG_32, "GSR1", "Status")]
@@ -395,7 +410,8 @@ def prepare(path: Path) -> Arrays:
     if not (np.abs(raw) <= MAX_VALUE).all():
         raise DataError(path, f"not finite: a signal goes beyond {MAX_VALUE:g}; restore the file")
     raw[:-1] -= raw[:-1].mean(axis=0)
-    # Electrodes drift by millivolts: padding along the line between the ends keeps a step out of the filter.
+    # Electrodes drift by millivolts: padding along the line between the ends keeps a step out of
+    # the filter.
     slow = signal.resample_poly(raw, 1, factor, axis=1, padtype="line")
     band = signal.butter(FILTER_ORDER, BAND_HZ, "bandpass", fs=RATE_HZ, output="sos")
     return {

@@ -1,7 +1,8 @@
 """Recordings of EEG and skin conductance, cut into the windows that EmotionKD's networks see.
 
-What DEAP and MAHNOB-HCI share once they are read: 128 Hz, the same electrodes in the same order, windows of 4 s,
-valence and arousal as two classes each. `splits` parts them by person, or by trial, through the windows' ids.
+What DEAP and MAHNOB-HCI share once they are read: 128 Hz, the same electrodes in the same order,
+windows of 4 s, valence and arousal as two classes each. `splits` parts them by person, or by trial,
+through the windows' ids.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ EEG_32 = (
 """The electrodes of both sets, in DEAP's order (its documentation, "Geneva")."""
 
 EEG_28 = tuple(name for name in EEG_32 if name not in ("Oz", "Pz", "Fz", "Cz"))
-"""Without the midline: left, then right. A same-shaped public pipeline's choice, so ours for EmotionKD."""
+"""Electrodes without the midline: left, then right.
+
+It is the choice of a public pipeline of the same shape, so ours for EmotionKD.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What one person's body did during one video, and what the person said of it.
+    """Signals of one person during one video, and the ratings that the person gave.
 
     Args:
         subject: The person, unique in the dataset.
@@ -56,7 +60,7 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Recordings:
-    """What was read of a dataset.
+    """The trials that were read of a dataset, and what was left out.
 
     Args:
         trials: In the order of the subjects, then of the trials.
@@ -78,14 +82,19 @@ class Recordings:
 
 @dataclass(frozen=True)
 class Windowing:
-    """How recordings become samples; the defaults are EmotionKD's shapes at 128 Hz, [28, 512] and [1, 512].
+    """Settings by which recordings become samples.
+
+    The defaults are EmotionKD's shapes at 128 Hz, [28, 512] and [1, 512].
 
     Args:
-        window_s: Length of a window in seconds; EmotionKD's kernel 32 is a quarter of the rate and its input 512 long.
-        stride_s: From the start of one to the start of the next; 4 s leaves no overlap (15 windows a trial of DEAP).
-        gsr_unit: "ohm" as recorded, or "siemens", its inverse: conductance, which rises with arousal.
-        normalise: "window": each channel of each window to mean 0 and variance 1. "none": as recorded, for a scaler
-            fitted on the training part.
+        window_s: Length of a window in seconds; EmotionKD's kernel 32 is a quarter of the rate and
+            its input 512 long.
+        stride_s: From the start of one to the start of the next; 4 s leaves no overlap (15 windows
+            a trial of DEAP).
+        gsr_unit: "ohm" as recorded, or "siemens", its inverse: conductance, which rises with
+            arousal.
+        normalise: "window": each channel of each window to mean 0 and variance 1. "none": as
+            recorded, for a scaler fitted on the training part.
         threshold: A rating above it is class 1.
         inclusive: A rating equal to it is class 1 too.
 
@@ -144,7 +153,9 @@ class SignalWindow(NamedTuple):
 
 
 class PhysioWindows(Dataset[SignalWindow]):
-    """The windows of recordings, in their order. Windows of a trial share its labels; none reaches into the next trial.
+    """The windows of recordings, in their order.
+
+    Windows of a trial share its labels; none reaches into the next trial.
 
     Attributes:
         subjects: (N,) person of each window.
@@ -152,7 +163,8 @@ class PhysioWindows(Dataset[SignalWindow]):
         valence, arousal: (N,) int64 classes.
 
     Raises:
-        DataError: No trial; one shorter than a window, of other channels, or a resistance that has no conductance.
+        DataError: No trial; one shorter than a window, of other channels, or a resistance that has
+            no conductance.
         ValueError: Two trials of a person have the same name.
     """
 
@@ -219,7 +231,9 @@ class PhysioWindows(Dataset[SignalWindow]):
         )
 
     def _scaled(self, signals: Float64) -> Float32:
-        """Scale each row to mean 0 and variance 1; a row that never changes has no variance and becomes exact zeros.
+        """Scale each row to mean 0 and variance 1.
+
+        A row that never changes has no variance and becomes exact zeros.
 
         The rows are float64 because a resistance of 1e6 ohm changes in its last float32 digits.
         """

@@ -1,7 +1,8 @@
 """Read SEE into memory: event and grey images of one eye for each emotion, indexed by a JSON file.
 
-`read_sequences` decodes the records that `tree` has checked: whole segments of whatever lengths, as grey images, or their
-beginnings, with events as ON and OFF masks; these can be had as clips of one length.
+`read_sequences` decodes the records that `tree` has checked: whole segments of whatever lengths, as
+grey images, or their beginnings, with events as ON and OFF masks; these can be had as clips of one
+length.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class SeeSequences:
     """Sequences of different lengths, N of them in the order of their names.
 
     Attributes:
-        events: (images, H, W) grey event images, 127 where nothing happened; bright ON, dark OFF. Masks (images, 2, H, W)
-            where read with `timesteps`.
+        events: (images, H, W) grey event images, 127 where nothing happened; bright ON, dark OFF.
+            Masks (images, 2, H, W) where read with `timesteps`.
         frames: (images, H, W) grey images, 0 .. 255.
         first: (N,) row of both in which each sequence begins.
         lengths: (N,) images of each.
@@ -62,7 +63,12 @@ class SeeSequences:
     skipped: Mapping[str, int]
 
     def rows(self, indices: Int64, windows: Int64) -> Int64:
-        """Return the rows (B, x) of `events` and `frames` at positions `windows` (B, x) in the sequences `indices` (B,)."""
+        """Return the rows (B, x) of `events` and `frames` that windows see.
+
+        Args:
+            indices: (B,) sequences.
+            windows: (B, x) positions in each of them.
+        """
         rows: Int64 = self.first[indices][:, None] + windows
         return rows
 
@@ -88,7 +94,8 @@ class SeeClips:
 
     Attributes:
         frames: Grey images, uint8 of shape (N, T, H, W), 0 .. 255.
-        events: uint8 of shape (N, T, 2, H, W), 0 or 1; channel 0 is ON (brighter), channel 1 OFF (darker).
+        events: uint8 of shape (N, T, 2, H, W), 0 or 1; channel 0 is ON (brighter), channel 1 OFF
+            (darker).
         labels: int64 of shape (N,): positions in `label_names`.
         label_names: The classes, in the order of the index file.
         names: Sequence names, N of them.
@@ -123,27 +130,31 @@ def read_sequences(
 ) -> SeeSequences:
     """Read every sequence; no image is repeated, padded or repaired.
 
-    Images of another size are resized by antialiased interpolation, events too, as the published code does. All of SEE at
-    90 x 90 takes 2.1 GB. With `timesteps`, event images become ON and OFF masks before they are resized: a pixel then has
-    an event if any pixel it covers has one.
+    Images of another size are resized by antialiased interpolation, events too, as the published
+    code does. All of SEE at 90 x 90 takes 2.1 GB. With `timesteps`, event images become ON and OFF
+    masks before they are resized: a pixel then has an event if any pixel it covers has one.
 
     Args:
         root: folder that holds the two image folders and the index.
         size: height and width of the result in pixels, 1 to 2048.
-        timesteps: None for all images of a segment, events (images, H, W) grey; a number for so many from its first on,
-            events (images, 2, H, W) of 0 and 1, channel 0 ON (brighter), channel 1 OFF (darker).
+        timesteps: None for all images of a segment, events (images, H, W) grey; a number for so
+            many from its first on, events (images, 2, H, W) of 0 and 1, channel 0 ON (brighter),
+            channel 1 OFF (darker).
         least: images that a sequence must have; at least `timesteps`.
         subset: which records to read, those of the other are not looked at; None for both subsets.
-        on_bad: "raise" at the first bad record, or "skip" it, count it by reason, and warn once at the end. A fault
-            of the index or the folders as a whole always raises.
-        event_dir, frame_dir, index: names ("event_30" and "emotion_new_adjust2.json" for older code).
-        cache: folder for decoded images, known by the content of the files; None decodes them every time.
-        progress: called with (sequences done, in all); with a cache each counts twice, looked at and decoded.
+        on_bad: "raise" at the first bad record, or "skip" it, count it by reason, and warn once at
+            the end. A fault of the index or the folders as a whole always raises.
+        event_dir, frame_dir, index: names ("event_30" and "emotion_new_adjust2.json" for older
+            code).
+        cache: folder for decoded images, known by the content of the files; None decodes them every
+            time.
+        progress: called with (sequences done, in all); with a cache each counts twice, looked at
+            and decoded.
 
     Raises:
         ValueError: an argument is out of its range.
-        DataError: the root, the index or a folder is missing or malformed, a record is bad (with ``on_bad="raise"``), or no
-            record is left.
+        DataError: the root, the index or a folder is missing or malformed, a record is bad (with
+            ``on_bad="raise"``), or no record is left.
     """
     if subset not in (None, *SUBSETS):
         raise ValueError(
@@ -280,7 +291,8 @@ def _decode(
     """Decode the images of records one after another.
 
     Returns:
-        "events", "frames", and "faults", JSON of [record, file, reason] of each record that could not be decoded.
+        "events", "frames", and "faults", JSON of [record, file, reason] of each record that could
+        not be decoded.
     """
     images = sum(len(record.images[:timesteps]) for record in records)
     to_events = _resized if timesteps is None else _polarities
@@ -313,7 +325,8 @@ def _digest(record: SeeRecord) -> str:
     digest = hashlib.sha256()
     for pair in record.images:
         for path in pair:
-            # Of each file's own digest: over the bare bytes, two files could exchange their ends unseen.
+            # Of each file's own digest: over the bare bytes, two files could exchange their ends
+            # unseen.
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Check what the index and the folders of a SEE dataset say of every sequence, and decode its images strictly."""
+"""Check the index and the folders of a SEE dataset, and decode its images strictly."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ class SeeTree:
         self.names = tuple(sorted(self._database.keys() | on_disk))
 
     def record(self, name: str, *, subset: str | None = None, least: int = 1) -> SeeRecord | None:
-        """Return what is known of a sequence; None where it is of another subset, and then nothing more is looked at.
+        """Return what is known of a sequence, or None where it is of another subset.
+
+        Nothing more is looked at then.
 
         Args:
             name: One of `names`.
@@ -131,7 +133,8 @@ def decoded(
         count: Number of instants, from the first; None for all.
 
     Raises:
-        DataError: An image that is truncated, not square, too large, neither grey nor RGB, or of another size.
+        DataError: An image that is truncated, not square, too large, neither grey nor RGB, or of
+            another size.
     """
     side = None
     for pair in record.images[:count]:
@@ -181,7 +184,10 @@ class _Folder:
                     self.sequences.setdefault(entry.name, []).append(label)
 
     def images(self, name: str, label: str, start: int, end: int) -> list[Path]:
-        """Return the paths of a sequence's images start .. end - 1, each checked to be there and inside the root."""
+        """Return the paths of a sequence's images start .. end - 1.
+
+        Each is checked to be there, inside the root, and of a size that can be.
+        """
         found = self.sequences.get(name, [])
         if not found:
             raise DataError(
@@ -301,8 +307,8 @@ def _check_name(path: Path, name: str, label: str) -> re.Match[str]:
 def _read_jpeg(path: Path, name: str) -> Image.Image:
     """Decode a whole square JPEG to grey."""
     data = path.read_bytes()
-    # Pillow can be told to accept truncated files, process-wide, so the end marker is checked here. A marker cannot
-    # occur inside the image data; cameras may pad the file with zeros.
+    # Pillow can be told to accept truncated files, process-wide, so the end marker is checked here.
+    # A marker cannot occur inside the image data; cameras may pad the file with zeros.
     if not data.startswith(b"\xff\xd8") or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise DataError(path, "truncated image: no JPEG from start to end marker; restore it", name)
     try:

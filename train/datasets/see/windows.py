@@ -1,10 +1,14 @@
-"""Draw Ex-Sy windows, the frames of a clip that a network sees: positions only, the same for events and frames.
+"""Draw Ex-Sy windows, the frames of a clip that a network sees.
 
-A window has x frames, and between two of them y are skipped. From a segment of n frames it is drawn in three steps, as in
-SEEN's paper and code (Zhang et al. 2023, arXiv 2310.04043):
+These are positions only, the same for events and frames, teacher and student.
 
-1. y >= 1 only: keep every (y + 1)-th frame from offset o, o ~ U{0 .. 4}, whatever y is. L frames are left (y = 0: n).
-2. begin ~ U{0 .. max(0, L - x - 1)}, and x frames from there. The last start that would fit, L - x, is never drawn: so it is
+A window has x frames, and between two of them y are skipped. From a segment of n frames it is drawn
+in three steps, as in SEEN's paper and code (Zhang et al. 2023, arXiv 2310.04043):
+
+1. y >= 1 only: keep every (y + 1)-th frame from offset o, o ~ U{0 .. 4}, whatever y is. L frames
+are left (y = 0: n).
+2. begin ~ U{0 .. max(0, L - x - 1)}, and x frames from there. The last start that would fit, L - x,
+is never drawn: so it is
    in their code, and so it stays.
 3. Where L < x, what is left is repeated from its start until there are x.
 
@@ -51,7 +55,7 @@ class Sampling:
 
     @property
     def least_frames(self) -> int:
-        """The shortest segment of which every offset leaves a frame: 5, or 1 where none is skipped."""
+        """Length of the shortest segment of which every offset leaves a frame: 5 or 1."""
         return LAST_OFFSET + 1 if self.skipped else 1
 
 
@@ -78,14 +82,16 @@ def remaining(length: int, how: Sampling, offset: int) -> Int64:
         offset: o, 0 .. 4; 0 where none is skipped.
 
     Raises:
-        ValueError: a length or an offset out of range. The published code would draw offsets that leave nothing of a segment
-            of fewer than 5 frames, and fail on some draws; here it fails on all.
+        ValueError: a length or an offset out of range. The published code would draw offsets that
+            leave nothing of a segment of fewer than 5 frames, and fail on some draws; here it fails
+            on all.
     """
     if length < how.least_frames:
         raise ValueError(
             f"segment: {length} frames < {how.least_frames}, of which {how} can leave none; take longer clips"
         )
-    # Offsets go to 4 even where fewer frames are skipped, so windows of E4-S1 may begin behind a whole stride.
+    # Offsets go to 4 even where fewer frames are skipped, so windows of E4-S1 may begin behind a
+    # whole stride.
     last = LAST_OFFSET if how.skipped else 0
     if not 0 <= offset <= last:
         raise ValueError(f"offset: {offset} outside 0 .. {last} of {how}; draw it from there")
@@ -98,7 +104,9 @@ def starts(left: int, how: Sampling) -> range:
 
 
 def window(length: int, how: Sampling, offset: int, begin: int) -> Int64:
-    """Return (x,) positions in the segment of the window with this offset and start; rising, but where it is repeated.
+    """Return the positions (x,) in the segment of the window with this offset and start.
+
+    They rise, but where the window is repeated.
 
     Args:
         length: n, frames of the segment.
@@ -118,7 +126,9 @@ def window(length: int, how: Sampling, offset: int, begin: int) -> Int64:
 
 
 def draw_window(length: int, how: Sampling, rng: np.random.Generator) -> Int64:
-    """Draw (x,) positions of one window: first the offset, where frames are skipped, then the start.
+    """Draw the positions (x,) of one window.
+
+    The offset is drawn first, where frames are skipped, then the start.
 
     Raises:
         ValueError: the segment is shorter than `how.least_frames`.
@@ -133,8 +143,8 @@ def evaluation_windows(
 ) -> Int64:
     """Draw (windows, N, x) positions: window k of every clip is what pass k over the test set sees.
 
-    A clip's windows depend on the seed and its place in the test set alone: not on the other clips, and the first ones not on
-    how many are drawn.
+    A clip's windows depend on the seed and its place in the test set alone: not on the other clips,
+    and the first ones not on how many are drawn.
 
     Args:
         lengths: (N,) frames of each segment.

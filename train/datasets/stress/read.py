@@ -1,9 +1,11 @@
-"""Stress-Predict: skin conductance and heart rate of 35 people at rest and under three stress tasks.
+"""Read Stress-Predict: skin conductance and heart rate of 35 people, at rest and in stress tasks.
 
-``<root>/Raw_data/S01 .. S35/{EDA,HR}.csv`` are an Empatica E4's: line 1 the start (unix s), line 2 the rate (Hz), then one
-value a line. ``<root>/Processed_data/Improved_All_Combined_hr_rsp_binary.csv`` labels every second of 34 of them, 0 at
-rest and 1 in a task (Iqbal et al. 2022, https://doi.org/10.3390/s22218135). Its clock is that of the recordings, but its
-heart rate is stamped one second early: row i is sample i of HR.csv, which is how the two are checked to belong together.
+``<root>/Raw_data/S01 .. S35/{EDA,HR}.csv`` are an Empatica E4's: line 1 the start (unix s), line 2
+the rate (Hz), then one value a line.
+``<root>/Processed_data/Improved_All_Combined_hr_rsp_binary.csv`` labels every second of 34 of them,
+0 at rest and 1 in a task (Iqbal et al. 2022, https://doi.org/10.3390/s22218135). Its clock is that
+of the recordings, but its heart rate is stamped one second early: row i is sample i of HR.csv,
+which is how the two are checked to belong together.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ HR_HZ = 1
 EDA_RANGE_US = (0.0, 100.0)  # the sensor's range, microsiemens
 HR_RANGE_BPM = (20.0, 300.0)
 END_SLACK_S = 30
-"""How far the ends of one person's files may lie apart; 5 s in the published set, so more is a file cut short."""
+"""Longest distance of the ends of one person's files.
+
+It is 5 s in the published set, so more is a file cut short.
+"""
 MAX_BYTES = 64 << 20
 
 _FOLDER = re.compile("S[0-9]{2}")
@@ -70,7 +75,14 @@ class Person:
 
 @dataclass(frozen=True, eq=False)
 class People:
-    """The recordings, by subject; what is wrong with the others; and whom the label file does not know (S01)."""
+    """All recordings, by subject.
+
+    Attributes:
+        people: the good ones.
+        left_out: one error for each of the others.
+        unlabelled: subjects whom the label file does not know, such as S01.
+
+    """
 
     people: tuple[Person, ...]
     left_out: tuple[DataError, ...]
@@ -87,12 +99,13 @@ def read_people(root: Path, *, on_bad: OnBad = "raise") -> People:
 
     Args:
         root: folder that holds `Raw_data` and `Processed_data`.
-        on_bad: "raise" at the first person with a bad file or label, or "skip": leave them out, log each, count them by
-            reason and warn once at the end. People without labels are left out and logged either way.
+        on_bad: "raise" at the first person with a bad file or label, or "skip": leave them out, log
+            each, count them by reason and warn once at the end. People without labels are left out
+            and logged either way.
 
     Raises:
-        DataError: the root or the label file as a whole cannot be used; somebody is bad (with ``on_bad="raise"``); or
-            nobody is left.
+        DataError: the root or the label file as a whole cannot be used; somebody is bad (with
+            ``on_bad="raise"``); or nobody is left.
     """
     strict = is_strict(on_bad)
     found = _scan(root)
@@ -110,8 +123,9 @@ def check(root: Path) -> DataReport:
     """Read every file of Stress-Predict and say what can be used.
 
     Returns:
-        Samples are stretches of one label, seven a person, 238 in all; windows are cut from them later. The splits are
-        the test sets of leave-one-subject-out, "loso/S02" and so on. Who has no labels (S01, as published) is skipped.
+        Samples are stretches of one label, seven a person, 238 in all; windows are cut from them
+        later. The splits are the test sets of leave-one-subject-out, "loso/S02" and so on. Who has
+        no labels (S01, as published) is skipped.
 
     Raises:
         DataError: the root or the label file as a whole cannot be used.
@@ -149,7 +163,8 @@ def _scan(root: Path) -> People:
     people: list[Person] = []
     left_out: list[DataError] = []
     unlabelled: list[str] = []
-    # Who is labelled without a recording is a fault; who is recorded without a label is not, since S01 is published so.
+    # Who is labelled without a recording is a fault; who is recorded without a label is not, since
+    # S01 is published so.
     for subject in sorted(present | rows.keys()):
         if subject in rows:
             try:
@@ -174,7 +189,8 @@ def _person(root: Path, subject: str, rows: list[list[str]]) -> Person:
     eda_start_s, eda = _signal(folder / "EDA.csv", root, EDA_HZ, EDA_RANGE_US, subject)
     hr_start_s, hr = _signal(folder / "HR.csv", root, HR_HZ, HR_RANGE_BPM, subject)
     first_s, label = _labels(root / LABEL_FILE, subject, rows, hr)
-    # The first value of EDA.csv is always 0 and none of the skin; where the signals overlap it has passed.
+    # The first value of EDA.csv is always 0 and none of the skin; where the signals overlap it has
+    # passed.
     starts = (eda_start_s + 1, hr_start_s, first_s)
     ends = (eda_start_s + len(eda) // EDA_HZ, hr_start_s + len(hr) // HR_HZ, first_s + len(label))
     for what, times in (("start", starts), ("end", ends)):
@@ -289,7 +305,10 @@ def _label_rows(path: Path) -> dict[str, list[list[str]]]:
 def _labels(
     path: Path, subject: str, rows: list[list[str]], hr: Float64
 ) -> tuple[int, npt.NDArray[np.int8]]:
-    """Return (first unix second, label of it and of each one after), checked to be of the recording `hr`."""
+    """Return (first unix second, label of it and of each one after).
+
+    They are checked to belong to the recording `hr`.
+    """
     for row in rows:
         if len(row) != len(HEADER) or _WHOLE.fullmatch(row[3]) is None:
             raise DataError(

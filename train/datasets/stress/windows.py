@@ -1,8 +1,8 @@
-"""Windows of Stress-Predict with one label each, and their skin conductance coded for a spiking student.
+"""Cut Stress-Predict into windows of one label each, and code them for a spiking student.
 
-A student takes a minute at 4 Hz in 20 steps of 3 s, as whole numbers that are never negative. They say three things: the
-level, its change since the window began, and the fast responses. No step sees a later sample. Signals are standardised
-per person before (`cut_windows`).
+A student takes a minute at 4 Hz in 20 steps of 3 s, as whole numbers that are never negative. They
+say three things: the level, its change since the window began, and the fast responses. No step sees
+a later sample. Signals are standardised per person before (`cut_windows`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Normalise = Literal["person", "window", "none"]
 
 CLASS_NAMES = ("rest", "stress")
 TONIC_HZ = 0.05
-"""Where slow level and responses are usually divided (Boucsein, Electrodermal Activity, 2012, chapter 2)."""
+"""Usual border of slow level and responses (Boucsein, Electrodermal Activity, 2012, chapter 2)."""
 STEP = 12
 """Samples of a step."""
 PART = 3
@@ -47,7 +47,8 @@ class StressWindows:
         labels: (N,) 0 rest, 1 stress.
         subjects: (N,) person of each, "S02" and so on: the groups that no split may divide.
         starts_s: (N,) seconds from the start of the person's recording.
-        dropped: number of windows left out: "two labels", "lost contact" (a sample of 0 microsiemens), "few labels".
+        dropped: number of windows left out: "two labels", "lost contact" (a sample of 0
+            microsiemens), "few labels".
     """
 
     eda: Float32
@@ -62,12 +63,12 @@ class StressWindows:
 
     @property
     def eda_hr(self) -> Float32:
-        """What a teacher sees, (N, 2, 4 window_s): each heart rate is held for its second."""
+        """A teacher's input, (N, 2, 4 window_s): each heart rate is held for its second."""
         return np.stack([self.eda, np.repeat(self.hr, EDA_HZ // HR_HZ, axis=1)], axis=1)
 
 
 class Codes(NamedTuple):
-    """What a student takes in.
+    """A student's input.
 
     Attributes:
         integers: (N, 20, inputs) uint8, as the chip gets them.
@@ -90,16 +91,18 @@ def cut_windows(
     min_labelled: float = 5 / 6,
     normalise: Normalise = "person",
 ) -> StressWindows:
-    """Cut recordings into windows, from the first second of each on; what has no one label is left out and counted.
+    """Cut recordings into windows, from the first second of each on.
+
+    A window without one label is left out and counted.
 
     Args:
         people: recordings from `read_people`.
         window_s: length, seconds.
         step_s: from one window's start to the next one's, seconds.
         min_labelled: share of a window's seconds that must be labelled, in (0, 1].
-        normalise: subtract the mean and divide by the standard deviation: "person" over a whole recording where the
-            contact held, which for a test person uses data that are not labelled but theirs; "window" over each window,
-            which forgets its level; or "none".
+        normalise: subtract the mean and divide by the standard deviation: "person" over a whole
+            recording where the contact held, which for a test person uses data that are not
+            labelled but theirs; "window" over each window, which forgets its level; or "none".
 
     Raises:
         ValueError: an argument is out of its range.
@@ -153,14 +156,19 @@ def cut_windows(
 
 
 def standardise(signal: FloatSignal, like: FloatSignal | None = None) -> FloatSignal:
-    """Return (x - mean) / standard deviation of `like`, or of `signal` itself, along the last axis; 0 where it is constant."""
+    """Return (x - mean) / standard deviation along the last axis; 0 where it is constant.
+
+    Mean and deviation are those of `like`, or of `signal` itself.
+    """
     like = signal if like is None else like
     spread = like.std(axis=-1, keepdims=True)
     return (signal - like.mean(axis=-1, keepdims=True)) / np.where(spread > 0, spread, 1)
 
 
 def frames(signal: FloatSignal, width: int, step: int) -> FloatSignal:
-    """Cut windows into the graded input of each time step: frame t is samples [t * step, t * step + width).
+    """Cut windows into the graded input of each time step.
+
+    Frame t is samples [t * step, t * step + width).
 
     Args:
         signal: (..., n) samples, n >= width. What is left after the last whole frame is not used.
@@ -183,9 +191,12 @@ def frames(signal: FloatSignal, width: int, step: int) -> FloatSignal:
 def tonic_phasic(
     signal: FloatSignal, rate_hz: float, cutoff_hz: float = TONIC_HZ
 ) -> tuple[FloatSignal, FloatSignal]:
-    """Split into slow level and fast responses with one leaky integrator, which sees no later sample.
+    """Split into slow level and fast responses with one leaky integrator.
 
-        tonic[0] = x[0];  tonic[n] = tonic[n-1] + a (x[n] - tonic[n-1]),  a = 1 - exp(-2 pi cutoff / rate)
+    It sees no later sample:
+
+        tonic[0] = x[0];  tonic[n] = tonic[n-1] + a (x[n] - tonic[n-1])
+        a = 1 - exp(-2 pi cutoff / rate)
         phasic = x - tonic
 
     Args:
@@ -215,6 +226,7 @@ def encode_windows(eda: Float32) -> Codes:
     parts = frames(phasic, PART, PART).mean(axis=-1).reshape(*level.shape[:2], STEP // PART)
     channels = [level / LEVEL_TOP, change / CHANGE_TOP, parts / PHASIC_TOP]
     signed = np.concatenate(channels, axis=-1)
-    # Above and below the mean are inputs of their own, as ON and OFF events are: nothing needs a sign.
+    # Above and below the mean are inputs of their own, as ON and OFF events are: nothing needs a
+    # sign.
     both = np.concatenate([signed, -signed], axis=-1)
     return Codes(np.rint(255 * both.clip(0, 1)).astype(np.uint8), 255.0, 8, "graded")
