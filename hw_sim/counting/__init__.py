@@ -2,7 +2,8 @@
 
 - `count`: the entry for networks that spike, from arrays or data loaders.
 - `chip`: chip networks of integers, simulated here or recorded elsewhere.
-- `graph`: NIR graphs, counted while their stepper runs them; imported only for a graph, since it needs torch.
+- `graph`: NIR graphs, counted while their stepper runs them; imported only for a graph, since it
+  needs torch.
 - `onnx`: ONNX files, the baseline of a network that does not spike.
 - `fan_out`: how many outputs an event reaches, through kernels and the pools folded into them.
 - `tally`: sums over frames of events, per layer, step and sample.

@@ -160,7 +160,7 @@ class ChipCounter:
         spikes: Mask,
         alive: Mask,
     ) -> int:
-        """Count (neuron, step) pairs that an event reaches, also one of an earlier step through a delay or loop."""
+        """Count (neuron, step) pairs that an event of this or of an earlier step reaches."""
         fan_outs = self.fan_outs[layer.name]
         if layer.name not in self.loops and list(fan_outs) == [0]:
             return int(fan_outs[0].touched_count(_paid_frames(active, alive)).sum())
@@ -239,7 +239,7 @@ def _as_mask(values: Array) -> Mask:
 
 
 def _paid_frames(values: Mask, alive: Mask) -> Mask:
-    """Return the frames that are alive, (frames, *features), without a copy where all of them are."""
+    """Return the frames that are alive, (frames, *features), uncopied where all are."""
     if alive.all():
         return values.reshape(-1, *values.shape[2:])
     return values[alive]
@@ -303,7 +303,8 @@ def _recorded(
             f"layer '{name}': recorded spikes have shape {spikes.shape}, the network makes {shape}"
         )
     mask = _as_mask(spikes)
-    # A view of the recording is made of bytes of 0 and 1 alone; comparing these would take as long as counting them.
+    # A view of the recording is made of bytes of 0 and 1 alone; comparing these would take as long
+    # as counting them.
     if not np.may_share_memory(mask, spikes) and not np.array_equal(spikes, mask):
         raise CountError(f"layer '{name}': recorded spikes hold values other than 0 and 1")
     if not neuron.spikes and mask.any():

@@ -1,4 +1,4 @@
-"""Count exact synaptic operations of a network on inputs, in one array or streamed from a data loader."""
+"""Count exact synaptic operations of a network on an array or on batches of a data loader."""
 
 from __future__ import annotations
 
@@ -36,22 +36,27 @@ def count(
     """Run a network on inputs and count what every layer did.
 
     Args:
-        model: a `ChipNetwork`, which the simulator runs, or a `nir.NIRGraph`, which `knarr.export.step_nir` runs.
-        inputs: (samples, timesteps, *features), or an iterable of such batches, such as a torch DataLoader; of a batch
-            that is a tuple or list the first element is taken. Memory is that of one batch.
-        dt_s: length of a step in seconds; a graph needs it. A chip network's own must agree where both are known.
-        pooling: "folded" delivers every event before a pool alone, with the fan-out of its cells, and the pool costs
-            nothing; "float" counts what pools give, fractions as MAC, and their additions apart. A chip network has its
-            pools in its synapses, so it takes "folded" alone.
-        lengths: (samples,) steps of each sample of an array; the steps behind are padding that nobody pays.
+        model: a `ChipNetwork`, which the simulator runs, or a `nir.NIRGraph`, which
+            `knarr.export.step_nir` runs.
+        inputs: (samples, timesteps, *features), or an iterable of such batches, such as a torch
+            DataLoader; of a batch that is a tuple or list the first element is taken. Memory is
+            that of one batch.
+        dt_s: length of a step in seconds; a graph needs it. A chip network's own must agree where
+            both are known.
+        pooling: "folded" delivers every event before a pool alone, with the fan-out of its cells,
+            and the pool costs nothing; "float" counts what pools give, fractions as MAC, and their
+            additions apart. A chip network has its pools in its synapses, so it takes "folded"
+            alone.
+        lengths: (samples,) steps of each sample of an array; the steps behind are padding that
+            nobody pays.
         progress: called with the samples counted so far after every block.
 
     Returns:
         Counts per inference: means over the samples, with their spread, per layer and per step.
 
     Raises:
-        CountError: a model, inputs or a policy that cannot be counted. What a graph holds that has no rule is a row of the
-            ledger instead, and `.total` raises.
+        CountError: a model, inputs or a policy that cannot be counted. What a graph holds that has
+            no rule is a row of the ledger instead, and `.total` raises.
         ChipError: inputs that do not fit a chip network.
         knarr.export.ExportError: a graph that `step_nir` refuses, or inputs that do not fit it.
     """

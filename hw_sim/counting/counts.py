@@ -1,7 +1,7 @@
 """What an inference did: integers per layer, and a ledger that says what they cover.
 
-A count never depends on a price. Numbers are exact rationals (a total over the samples, divided by their number) in
-memory and floats in JSON.
+A count never depends on a price. Numbers are exact rationals (a total over the samples, divided by
+their number) in memory and floats in JSON.
 """
 
 from __future__ import annotations
@@ -31,24 +31,34 @@ class LayerCounts:
     """Operations of one layer per inference, mean over samples, each at least 0.
 
     Args:
-        acc: synaptic events of binary or ternary frames: one addition each. Bias and neuron updates are not in here.
-        mac: synaptic events of graded frames, one multiplication and addition each; for an ANN, `dense_valid`.
-        acc_nonzero, mac_nonzero: the same without weights that are 0, which only sparse storage skips.
-        dense_valid: taps whose both ends exist if every input were active at every step (all steps of an inference).
+        acc: synaptic events of binary or ternary frames: one addition each. Bias and neuron updates
+            are not in here.
+        mac: synaptic events of graded frames, one multiplication and addition each; for an ANN,
+            `dense_valid`.
+        acc_nonzero, mac_nonzero: the same without weights that are 0, which only sparse storage
+            skips.
+        dense_valid: taps whose both ends exist if every input were active at every step (all steps
+            of an inference).
         dense_padded: the same with taps into the zero padding.
         bias_adds: additions of a bias, silent steps too.
         neuron_updates: clocked updates, steps times neurons, the readout's included; 0 for an ANN.
         spikes: spikes the layer sent; 0 for an ANN.
-        events: non-zero elements that arrived, of the layer's own spikes too where they come back; 0 for an ANN.
+        events: non-zero elements that arrived, of the layer's own spikes too where they come back;
+            0 for an ANN.
         signed: the part of `acc` from ternary frames that hold a -1.
         graded: the part of `events` in graded frames.
-        touched_updates: (neuron, step) pairs that an event or a bias reaches; what event-driven hardware would update.
-        recurrent_all_pairs: operations of the layer's own returning spikes if each neuron had a synapse to itself too.
-        recurrent_no_autapse: the same without those; the one of the two that the synapses hold is in `acc`.
+        touched_updates: (neuron, step) pairs that an event or a bias reaches; what event-driven
+            hardware would update.
+        recurrent_all_pairs: operations of the layer's own returning spikes if each neuron had a
+            synapse to itself too.
+        recurrent_no_autapse: the same without those; the one of the two that the synapses hold is
+            in `acc`.
         pool_adds: additions of a pool that is not folded: one per event inside a window.
-        merge_adds: additions where branches meet before a synapse: positions where more than one is not 0.
+        merge_adds: additions where branches meet before a synapse: positions where more than one is
+            not 0.
         comparisons: of max pools, one less than the elements of a window that exist, per output.
-        elementwise: multiplications, additions and functions of single elements: scales, norms, activations.
+        elementwise: multiplications, additions and functions of single elements: scales, norms,
+            activations.
 
     Raises:
         CountError: a negative or inexact number, or more synaptic events than synapses.
@@ -122,7 +132,8 @@ class LayerSizes:
         inputs, outputs: of one step.
         weights: stored ones; biases: likewise.
         states: words of neuron state, 0 for an ANN: one per neuron, two with a current that decays.
-        kernel: output channels times taps of a convolution, its addresses; outputs of a dense layer.
+        kernel: output channels times taps of a convolution, its addresses; outputs of a dense
+            layer.
         convolution: whether addresses of targets have to be computed.
         leaky: whether a state is multiplied at every update.
     """
@@ -139,7 +150,7 @@ class LayerSizes:
 
 @dataclass(frozen=True)
 class Spread:
-    """Synaptic operations (ACC + MAC) of single inferences: ranks that occurred, not interpolated ones."""
+    """Synaptic operations (ACC + MAC) of single inferences, as ranks that occurred."""
 
     least: int
     median: int
@@ -154,8 +165,8 @@ class LedgerRow:
     Args:
         name: its name in the model.
         operation: what it is, such as "Conv".
-        status: counted (in the numbers), folded (into another row), free (by policy, named in the note), unsupported
-            (cannot be counted) or not executed (present but never ran).
+        status: counted (in the numbers), folded (into another row), free (by policy, named in the
+            note), unsupported (cannot be counted) or not executed (present but never ran).
         note: the policy, the reason, or what was seen.
     """
 
@@ -175,13 +186,16 @@ class OperationCounts:
         samples: how many samples the means are over; 0 where shapes alone were counted.
         timesteps: steps of one inference, their mean where samples differ; 1 for an ANN.
         kind: "snn" or "ann".
-        effective: ANN run on inputs only: layer name -> multiplications left when zero activations are skipped.
+        effective: ANN run on inputs only: layer name -> multiplications left when zero activations
+            are skipped.
         effective_nonzero: the same, zero weights skipped too.
         sizes: layer name -> its words, None where nobody asked.
-        pooling: "folded" delivers each event before a pool alone, "float" counts what a pool gives; None for an ANN.
+        pooling: "folded" delivers each event before a pool alone, "float" counts what a pool gives;
+            None for an ANN.
         per_step: layer name -> synaptic operations in each step, means over the samples.
         later_macs: whether graded frames arrive in other steps than the first.
-        spread: layer name -> how they differ between samples; `total_spread` of all layers together.
+        spread: layer name -> how they differ between samples; `total_spread` of all layers
+            together.
 
     Raises:
         CountError: a layer without a counted row in the ledger.
@@ -224,7 +238,8 @@ class OperationCounts:
         """Sum over the layers.
 
         Raises:
-            CountError: something in the model was not counted (the message names it), or nothing was.
+            CountError: something in the model was not counted (the message names it), or nothing
+                was.
         """
         if self.refused:
             reasons = "; ".join(
@@ -254,7 +269,9 @@ class OperationCounts:
         return LayerCounts(**sums)
 
     def skipping_zeros(self) -> OperationCounts:
-        """The same ANN on hardware that skips activations that are 0: multiplications are the effective ones.
+        """Return the counts of the same ANN on hardware that skips activations that are 0.
+
+        Its multiplications are the effective ones.
 
         Raises:
             CountError: not run on inputs, so that nobody knows which activations are 0.
@@ -272,7 +289,10 @@ class OperationCounts:
         return replace(self, layers=layers)
 
     def to_json(self) -> dict[str, object]:
-        """Plain dict for json.dump: floats, the same names; `total` is None when it is refused (`total_refused` says why)."""
+        """Return a plain dict for json.dump: floats, the same names.
+
+        `total` is None when it is refused, and `total_refused` says why.
+        """
         total = reason = None
         try:
             total = _plain(self.total)

@@ -1,14 +1,16 @@
 """Count exactly how many outputs one event at each input position reaches.
 
-Along one axis, an event at position i meets kernel tap j at the output (i + p - d*j) / s, where that is a whole number
-and the output exists: n(i) = #{j in 0..k-1 : s divides (i + p - d*j), 0 <= (i + p - d*j) / s < outputs}. A convolution's
-fan-out is n_y * n_x * C_out / g. Taps into the zero padding do not exist.
+Along one axis, an event at position i meets kernel tap j at the output (i + p - d*j) / s, where that
+is a whole number and the output exists:
+    n(i) = #{j in 0..k-1 : s divides (i + p - d*j), 0 <= (i + p - d*j) / s < outputs}.
+A convolution's fan-out is n_y * n_x * C_out / g. Taps into the zero padding do not exist.
 
-Pools before and behind a synapse are folded into it: pools, kernel taps and pools compose to a list of (input, output)
-pairs, each with the taps that join them. A pair is one synapse of the folded network however many taps it has, so pools
-that overlap count distinct pairs.
+Pools before and behind a synapse are folded into it: pools, kernel taps and pools compose to a list
+of (input, output) pairs, each with the taps that join them. A pair is one synapse of the folded
+network however many taps it has, so pools that overlap count distinct pairs.
 
-Walks over every tap in plain Python certify these maps (tests/hw_sim/counting/test_fanout.py, test_count_oracle.py).
+Walks over every tap in plain Python certify these maps (tests/hw_sim/counting/test_fanout.py,
+test_count_oracle.py).
 """
 
 from __future__ import annotations
@@ -31,12 +33,15 @@ MAX_KERNEL_FAN_OUT = 2**18
 
 @dataclass(frozen=True)
 class AxisWindow:
-    """A kernel or pool along one axis: output o takes input o * stride + j * dilation - padding through tap j.
+    """A kernel or pool along one axis.
+
+    Output o takes input o * stride + j * dilation - padding through tap j.
 
     Args:
         inputs, outputs, kernel: sizes along this axis, at least 1.
         stride, dilation: at least 1.
-        padding: zeros before the first input, at least 0; those behind the last input follow from `outputs`.
+        padding: zeros before the first input, at least 0; those behind the last input follow from
+            `outputs`.
     """
 
     inputs: int
@@ -50,7 +55,8 @@ class AxisWindow:
         """Return (inputs, kernel): whether tap j joins input i to an output that exists."""
         offsets = self.padding - self.dilation * np.arange(self.kernel)
         start = np.arange(self.inputs)[:, None] + offsets
-        # Between the outputs of a stride there is nothing, as there is beyond the first and the last.
+        # Between the outputs of a stride there is nothing, as there is beyond the first and the
+        # last.
         on_stride = start % self.stride == 0
         exists = (start >= 0) & (start // self.stride < self.outputs)
         return on_stride & exists
@@ -60,8 +66,9 @@ class AxisWindow:
         return self._sources(range(self.kernel))[1]
 
     def matrix(self, taps: Sequence[int]) -> Any:
-        """Return the sparse (inputs, outputs) matrix of 0 and 1 of these taps; no two taps join the same pair."""
+        """Return the sparse (inputs, outputs) matrix of these taps, of 0 and 1."""
         source, exists = self._sources(taps)
+        # Two taps never join the same pair, so no entry is met twice.
         target = np.nonzero(exists)[0]
         pairs = (source[exists], target)
         ones = np.ones(len(target), dtype=np.int64)
@@ -72,14 +79,14 @@ class AxisWindow:
         return self.matrix(range(self.kernel))
 
     def _sources(self, taps: Sequence[int]) -> tuple[Int64, Mask]:
-        """Return the input positions that each output reads through these taps, and whether they exist."""
+        """Return the input positions that outputs read through taps, and whether they exist."""
         offsets = self.dilation * np.asarray(taps) - self.padding
         starts = self.stride * np.arange(self.outputs)
         source = starts[:, None] + offsets
         return source, (source >= 0) & (source < self.inputs)
 
     def footprint(self, outputs: set[int]) -> set[int]:
-        """Return the input positions that these output positions read when nothing ends at a border."""
+        """Return the input positions that these outputs read when nothing ends at a border."""
         offsets = range(0, self.kernel * self.dilation, self.dilation)
         starts = [output * self.stride for output in outputs]
         return {start + offset for start in starts for offset in offsets}
@@ -107,9 +114,10 @@ def compose_axis(
     before: Sequence[AxisWindow] = (),
     behind: Sequence[AxisWindow] = (),
 ) -> Axis:
-    """Compose pools before a synapse, the synapse and pools behind it along one axis; sizes must chain."""
+    """Compose a synapse with pools before and behind it along one axis; sizes must chain."""
     if not before and not behind:
-        # Every pair has one tap, so the table of pairs times taps, which long kernels would fill, is not needed.
+        # Every pair has one tap, so the table of pairs times taps, which long kernels would fill,
+        # is not needed.
         counts = synapse.input_taps().astype(np.int64)
         patterns = np.eye(synapse.kernel, dtype=np.int64)
         joined = synapse.joined().astype(np.float32)
@@ -163,7 +171,8 @@ class FanOut:
     """Every synapse that an event of an input can take.
 
     Args:
-        weight: (C_out, C_in / groups, *kernel), numbers of any type; a dense layer has no kernel axes.
+        weight: (C_out, C_in / groups, *kernel), numbers of any type; a dense layer has no kernel
+            axes.
         axes: one per kernel axis.
         groups: channel groups.
         no_autapses: the synapses are those of a layer with itself, and no neuron has one to itself.
@@ -192,7 +201,7 @@ class FanOut:
 
     @cached_property
     def nonzero(self) -> Int64:
-        """The same without weights that are 0; of pairs with several taps, without sums that are 0."""
+        """`stored` without weights that are 0 or, of pairs with several taps, sum to 0."""
         if self.present is not None:
             present = self.present & (self.weight != 0)
             return present.sum(axis=0, dtype=np.int64)
@@ -210,14 +219,14 @@ class FanOut:
 
     @cached_property
     def matrix(self) -> Float64:
-        """(inputs, 3): `stored`, `nonzero` and 1, in floats that hold the sum of any frame exactly."""
+        """`stored`, `nonzero` and 1, (inputs, 3), in floats that hold any frame's sum exactly."""
         ones = np.ones_like(self.stored)
         columns = [values.reshape(-1) for values in (self.stored, self.nonzero, ones)]
         return np.stack(columns, axis=1).astype(np.float64)
 
     @cached_property
     def small(self) -> tuple[Int32, Int32] | None:
-        """`stored` and `nonzero` in 32 bits, or None where a fan-out is too large for `tally.classify_and_sum`."""
+        """`stored` and `nonzero` in 32 bits, None where sums of them could overflow."""
         if self.stored.max(initial=0) >= MAX_KERNEL_FAN_OUT:
             return None
         return (
@@ -249,7 +258,14 @@ class FanOut:
         return prod(self.outputs[1:]) * self.weight_words
 
     def touched(self, active: Mask) -> Mask:
-        """Return which outputs some event reaches: (frames, C_in * sizes) -> (frames, C_out * sizes)."""
+        """Find the outputs that some event reaches.
+
+        Args:
+            active: (frames, C_in * sizes), where there are events.
+
+        Returns:
+            (frames, C_out * sizes).
+        """
         if self.no_autapses:
             # An output is reached if a neuron other than itself is active.
             return np.asarray(active.sum(axis=1, keepdims=True) > active)
@@ -262,7 +278,7 @@ class FanOut:
         return channels.reshape(len(active), -1)
 
     def touched_count(self, active: Mask) -> Int64:
-        """Count the outputs that `touched` finds in each frame, without making them where that can be avoided."""
+        """Count the outputs that `touched` finds in each frame, mostly without making them."""
         if self.no_autapses or self.present is not None:
             return self.touched(active).sum(axis=1, dtype=np.int64)
         groups = self._touched_groups(active)
@@ -274,7 +290,7 @@ class FanOut:
         return int(self.weight.shape[0]) // self.groups
 
     def _touched_groups(self, active: Mask) -> Mask:
-        """Return (frames, groups, positions): stored synapses join an input to all output channels of its group."""
+        """Return (frames, groups, positions): a group's output channels are reached alike."""
         sizes = [axis.joined.shape[0] for axis in self.axes]
         by_group = (len(active), self.groups, -1, *sizes)
         bits = active.view(np.uint8).reshape(by_group)
@@ -292,7 +308,7 @@ class FanOut:
 
 
 def layer_fan_outs(layer: Layer) -> dict[int, FanOut]:
-    """Return the synapses from a chip layer's input, by the steps after which they act; its own spikes are left out."""
+    """Return the synapses from a chip layer's input, by the steps after which they act."""
     weight = layer.weight_int
     if isinstance(layer, Dense) and layer.delay_int is not None:
         delays = np.unique(layer.delay_int).tolist()
@@ -306,7 +322,9 @@ def layer_fan_outs(layer: Layer) -> dict[int, FanOut]:
 
 
 def own_fan_out(weight: Array) -> FanOut:
-    """Return (neurons, neurons) synapses of a layer with itself, without autapses where all of them are 0.
+    """Return a layer's synapses with itself, without autapses where all of them are 0.
+
+    The weight is (neurons, neurons).
 
     Norse's recurrent cells keep such a diagonal of zeros and never use it.
     """

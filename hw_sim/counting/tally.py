@@ -1,9 +1,9 @@
-"""Add up what a layer did, block by block of frames: exact integers per layer, per time step and per sample.
+"""Add up what a layer did, in exact integers per layer, per time step and per sample.
 
-An event's class is that of its frame, the whole layer input at one (sample, time step). A frame of values in {0, 1} is
-binary, each event an addition (ACC). A frame in {-1, 0, 1} is signed, additions too. Any other frame is graded, and every
-non-zero element is a multiply-accumulate (MAC). Classes are never taken per batch, layer or run, so counts do not depend on
-batch size or sample order.
+An event's class is that of its frame, the whole layer input at one (sample, time step). A frame of
+values in {0, 1} is binary, each event an addition (ACC). A frame in {-1, 0, 1} is signed, additions
+too. Any other frame is graded, and every non-zero element is a multiply-accumulate (MAC). Classes
+are never taken per batch, layer or run, so counts do not depend on batch size or sample order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Int8 = npt.NDArray[np.int8]
 AT_ONCE = 8192
 """Elements whose partial sums stay in 32 bits: 8192 times a fan-out below 2**18."""
 FRAME_BLOCK_BYTES = 32 * 2**20
-"""Size of the frames, as floats, that are summed at one time: it bounds memory, whatever the batch."""
+"""Size of the frames, as floats, that are summed at one time, whatever the batch."""
 SAMPLE_BLOCK_BYTES = 128 * 2**20
 """Size of what is recorded at one time; larger batches are cut into blocks of samples."""
 CLASSES = ("binary", "signed", "graded", "silent")
@@ -133,7 +133,7 @@ def _class_and_sums(
     fan_out: FanOut,
     layer: str,
 ) -> tuple[Int8, Int64]:
-    """Return each frame's class, (frames,), and its sums of `stored`, `nonzero` and 1, (frames, 3)."""
+    """Return each frame's class, and its sums of `stored`, `nonzero` and 1, (frames, 3)."""
     if rows.dtype == np.bool_:
         # The kernel is compiled once less for bytes than for bytes and booleans.
         rows = rows.view(np.uint8)
@@ -195,7 +195,8 @@ class LayerTally:
             alive: (samples, steps) whether the frame is ever delivered; the others are not paid.
             step: time step of the first frame.
             own_spikes: the frames are the layer's own spikes, which come back to it.
-            repeated: the same events are delivered to other synapses of this layer too, and are counted there.
+            repeated: the same events are delivered to other synapses of this layer too, and are
+                counted there.
 
         Raises:
             CountError: NaN, infinity, or no numbers.
@@ -228,7 +229,8 @@ class LayerTally:
         elif not repeated:
             self._note_classes(frame_class)
         operations = stored.reshape(samples, steps)
-        # Steps arrive in any number of calls, the same step more than once where several synapses hear it.
+        # Steps arrive in any number of calls, the same step more than once where several synapses
+        # hear it.
         self.per_step.extend([0] * (step + steps - len(self.per_step)))
         amounts = operations.sum(axis=0).tolist()
         for at, amount in enumerate(amounts, start=step):
@@ -236,7 +238,7 @@ class LayerTally:
         self.per_sample[-1] += operations.sum(axis=1)
 
     def note_classes(self, frames: Array, alive: Mask) -> None:
-        """Note the classes of frames (samples, steps, features) that were delivered as `repeated` ones."""
+        """Note the classes of frames (samples, steps, features) delivered as `repeated` ones."""
         rows = frames.reshape(alive.size, -1)[alive.reshape(-1)]
         self._note_classes(classify_frames(rows, self.name)[0])
 

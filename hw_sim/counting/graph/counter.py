@@ -1,4 +1,4 @@
-"""Count a NIR graph while `step_nir`'s stepper runs it: one time step in memory, whatever the length."""
+"""Count a NIR graph while `step_nir`'s stepper runs it, with one time step in memory."""
 
 from __future__ import annotations
 
@@ -185,7 +185,8 @@ class _Batch:
         for tally in self.tallies.values():
             tally.begin(run.samples)
         lags = [route.lag for site in self.plan.sites for route in site.routes]
-        # What nodes gave in this step and those before it, the latest first; merges look one step back.
+        # What nodes gave in this step and those before it, the latest first; merges look one step
+        # back.
         self.past: deque[Values] = deque(maxlen=1 + max([1, *lags]))
         self.touched = _Touched(self.plan)
         self.pool_windows = {
@@ -318,11 +319,13 @@ class _Touched:
             # A bias reaches its neurons in every step.
             if any(feed.site.bias for feed in feeds):
                 self.always.add(name)
-            # Where events take one path alone, its outputs can be counted without making their masks.
+            # Where events take one path alone, its outputs can be counted without making their
+            # masks.
             alone = len(feeds) == 1 and len(feeds[0].site.routes) == 1
             if alone and feeds[0].lag == 0 and not feeds[0].changes:
                 self.direct[name] = feeds[0].site
-        # Site -> events (samples, features) of each of its routes, in this step and in the one before.
+        # Site -> events (samples, features) of each of its routes, in this step and in the one
+        # before.
         self.now: dict[str, list[Mask]] = {}
         self.before: dict[str, list[Mask]] = {}
 
@@ -348,7 +351,7 @@ class _Touched:
         return delayed
 
     def count(self, name: str, alive: Mask) -> int:
-        """Count the neurons of a node that are reached in this step, in the samples that are alive."""
+        """Count the neurons of a node that are reached in this step, in samples that are alive."""
         features = prod(self.paths.leaving[name])
         if name in self.always:
             return int(alive.sum()) * features

@@ -1,8 +1,9 @@
-"""Plan what has to be counted in a NIR graph: the paths of its events, the synapses they meet, the cost of every other node.
+"""Plan what has to be counted in a NIR graph: paths of events, synapses, and other nodes.
 
-A site is a synapse node, or a bare edge into a neuron (an identity synapse of fan-out 1). Under the folded policy each path
-from an event source (input, neuron, Threshold, Delay, or a synapse whose currents go on) to a site is a route of its own,
-with the pools on it folded into the synapse. Under the float policy a site hears the sum of all that arrives, as it is.
+A site is a synapse node, or a bare edge into a neuron (an identity synapse of fan-out 1). Under the
+folded policy each path from an event source (input, neuron, Threshold, Delay, or a synapse whose
+currents go on) to a site is a route of its own, with the pools on it folded into the synapse. Under
+the float policy a site hears the sum of all that arrives, as it is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ POOLS = (nir.AvgPool2d, nir.SumPool2d)
 MAX_PATHS = 10_000
 
 Neighbour = tuple[str, int]
-"""A node next to another one, and the steps that what passes between them waits: 1 where the edge closes a loop."""
+"""A node next to another one, and its edge's lag in steps: 1 where it closes a loop."""
 
 
 class Path(NamedTuple):
@@ -61,7 +62,8 @@ class EventPaths:
         synapses: nodes that hold weights.
         neurons: nodes that have neurons; a Threshold is one without a state.
         event_sources: neurons and the input.
-        converters: nodes that give something else than what arrives: events become currents, or currents events.
+        converters: nodes that give something else than what arrives: events become currents, or
+            currents events.
         hearers: nodes at which what arrives goes no further.
         stops: nodes at which what arrives goes no further in the same step, Delays included.
         cutters: Scales with zeros, which cut some of what passes.
@@ -105,7 +107,7 @@ class EventPaths:
         return int(self.delays[name].steps.min()) if name in self.delays else 0
 
     def carries(self, name: str) -> set[str]:
-        """Return which of "events" and "currents" a node passes on, seen through everything without synapses."""
+        """Return whether a node passes on "events", "currents" or both, from however far."""
         origins = {name}
         if name not in self.converters:
             origins = self._reach(name, self.sources, self.converters)
@@ -130,7 +132,7 @@ class EventPaths:
         neighbours: Callable[[str], list[Neighbour]],
         opaque: set[str],
     ) -> set[str]:
-        """Return all nodes in one direction, opaque ones included, but nothing that lies behind them alone."""
+        """Return all nodes in one direction, up to and with the first opaque one on each path."""
         reached: set[str] = set()
         waiting = [name]
         while waiting:
@@ -175,7 +177,7 @@ class EventPaths:
         )
 
     def arrivals(self, name: str) -> list[Path]:
-        """Return the paths that this policy tells apart: with pools folded all of them, else the edges."""
+        """Return the paths that this policy tells apart: all with pools folded, else the edges."""
         if self.folded:
             return list(self.event_paths(name))
         return [Path(source, lag) for source, lag in self.sources(name)]
@@ -188,7 +190,7 @@ class EventPaths:
     def _chain(
         self, name: str, neighbours: Callable[[str], list[Neighbour]]
     ) -> Iterator[Neighbour]:
-        """Walk in one direction as long as there is one neighbour alone; lags are those of each edge."""
+        """Walk in one direction as long as there is one neighbour; lags are those of each edge."""
         # More steps than there are nodes would go round a loop.
         for _ in self.nodes:
             found = neighbours(name)
@@ -198,7 +200,7 @@ class EventPaths:
             name = found[0][0]
 
     def _folded_behind(self, name: str) -> list[str]:
-        """Return pools and scales between a synapse and its neurons that no other node feeds or hears."""
+        """Return pools and scales between a synapse and its neurons alone, which it takes in."""
         if not self.folded:
             return []
         passed = []
@@ -235,7 +237,7 @@ class EventPaths:
         return min(heard, default=0)
 
     def waits(self, name: str) -> Int64 | None:
-        """Return (outputs,) steps until what each output of a synapse gives is heard; None where all wait alike."""
+        """Return the steps until each output of a synapse is heard, None where all wait alike."""
         steps = np.zeros(prod(self.leaving[name]), dtype=np.int64)
         for node, lag in self._chain(name, self.targets.__getitem__):
             steps += lag
@@ -265,7 +267,7 @@ class EventPaths:
     def _end_of_chain(
         self, name: str, neighbours: Callable[[str], list[Neighbour]]
     ) -> tuple[str, int, int] | None:
-        """Return the end of a path without forks, the loop edges on it, and the steps of its Delays."""
+        """Return the end of a path without forks, its loop edges, and the steps of its Delays."""
         lags = delays = 0
         for node, lag in self._chain(name, neighbours):
             lags += lag
@@ -300,7 +302,8 @@ def site_fan_out(
         if passing in paths.cutters:
             return f"scale '{passing}' holds zeros; multiply it into the weights, or use pooling='float'"
         flattened |= isinstance(paths.nodes[passing], nir.Flatten)
-        # A pool or a kernel behind a Flatten slides over axes that are no longer those of the pools before.
+        # A pool or a kernel behind a Flatten slides over axes that are no longer those of the pools
+        # before.
         partial |= flattened and passing in pools
     if pools and (partial or (flattened and isinstance(node, CONVS))):
         return (
@@ -316,7 +319,8 @@ def site_fan_out(
     shape = paths.leaving[pools[-1]] if pools else (prod(paths.entering[name]),)
     if not isinstance(node, MATRICES):
         return _identity(shape, before)
-    # Each output of a matrix reads every position that the pools give: a kernel as large as they are.
+    # Each output of a matrix reads every position that the pools give: a kernel as large as they
+    # are.
     weight = np.asarray(node.weight)
     whole = [AxisWindow(size, 1, size) for size in shape[1:]]
     return FanOut(weight.reshape(len(weight), *shape), _axes(whole, before))
@@ -375,8 +379,10 @@ class Route:
         source: node whose value they are; None: the sum of everything that arrives.
         lag: steps they wait in loops.
         fan_out: the synapses they take.
-        wait: steps until what they do is heard, in loops and Delays: what would act after the inference is not paid.
-        repeated: the same events take other synapses too, with a shorter wait, and are counted there.
+        wait: steps until what they do is heard, in loops and Delays: what would act after the
+            inference is not paid.
+        repeated: the same events take other synapses too, with a shorter wait, and are counted
+            there.
     """
 
     source: str | None
@@ -418,8 +424,10 @@ class CountingPlan:
     Attributes:
         sites: where events meet synapses, in the order of the graph.
         rows: names of layers.
-        owner: neuron -> layer that its updates and spikes are counted in: that of the first synapse that feeds it.
-        pools, scales, merges: nodes that cost additions or multiplications of their own under this policy.
+        owner: neuron -> layer that its updates and spikes are counted in: that of the first synapse
+            that feeds it.
+        pools, scales, merges: nodes that cost additions or multiplications of their own under this
+            policy.
         passing: node that is neither synapse nor neuron -> its ledger row.
         refused: synapse or neuron -> why it cannot be counted under this policy.
     """
@@ -528,7 +536,7 @@ class CountingPlan:
             self.rows.append(name)
 
     def _biased(self, name: str) -> int:
-        """Count the neurons that get a bias from a synapse; NIR stores zeros where there is none."""
+        """Count the neurons that a synapse biases; NIR stores zeros where there is no bias."""
         bias = getattr(self.paths.nodes[name], "bias", None)
         if bias is None or not np.asarray(bias).any():
             return 0
@@ -555,7 +563,8 @@ class CountingPlan:
         }
         note = notes.get(type(node), "passes on what it gets")
         if name in paths.delays and paths.folded:
-            # A Delay is a source of events for what comes after it, so nothing before it can be folded.
+            # A Delay is a source of events for what comes after it, so nothing before it can be
+            # folded.
             passed = [node for path in paths.bare_events(name) for node in path.passed]
             pools = [node for node in passed if node in paths.pools]
             if pools:
@@ -608,7 +617,8 @@ def _by_wait(
     for delay in np.unique(steps).tolist():
         present = np.broadcast_to((steps == delay)[:, None], weight.shape)
         part = FanOut(weight, present=present)
-        # Events are counted with the outputs that wait least, which they reach before the inference ends if any.
+        # Events are counted with the outputs that wait least, which they reach before the inference
+        # ends if any.
         repeated = bool(delay > steps.min())
         found.append(replace(route, fan_out=part, wait=delay, repeated=repeated))
     return found

@@ -1,7 +1,8 @@
 """Count convolutions of ONNX over any number of axes, forward and transposed, float and quantised.
 
-A transposed convolution walks the taps of a forward one from its outputs to its inputs, so both have the same windows, with
-the two ends exchanged. Zeros that pad a forward convolution are, transposed, elements cropped from the output.
+A transposed convolution walks the taps of a forward one from its outputs to its inputs, so both
+have the same windows, with the two ends exchanged. Zeros that pad a forward convolution are,
+transposed, elements cropped from the output.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def axis_windows(
         kernel, inputs, outputs: sizes along the spatial axes.
 
     Returns:
-        One window for each axis. That of ConvTranspose has the node's outputs as its inputs and the other way round.
+        One window for each axis. That of ConvTranspose has the node's outputs as its inputs and the
+        other way round.
 
     Raises:
         UnsupportedError: attributes that do not fit the axes.
@@ -98,7 +100,7 @@ def _listed(
     *,
     least: int,
 ) -> tuple[int, ...]:
-    """Return an attribute with one or more numbers per axis, the least ones where it is left out."""
+    """Return an attribute with numbers for each axis, the least ones where it is left out."""
     # The zeros before each axis are followed by those behind each.
     length = 2 * axes if name == "pads" else axes
     values = tuple(attributes.get(name, [least] * length))
@@ -125,7 +127,8 @@ def _convolution(node: OnnxNode) -> NodeCounts:
     shape = graph.shape(weight)
     transposed = node.operation == "ConvTranspose"
     groups = _groups(node, inputs, shape)
-    # Weights are stored as (outputs, inputs per group, *kernel), transposed as (inputs, outputs per group, *kernel).
+    # Weights are stored as (outputs, inputs per group, *kernel), transposed as (inputs, outputs per
+    # group, *kernel).
     if transposed:
         channels = shape[1] * groups
         fits = shape[0] == inputs[1]
@@ -157,7 +160,8 @@ def _convolution(node: OnnxNode) -> NodeCounts:
         factor(graph, source, partial(_events_per_tap, taps=taps), zero=zeros[0]),
         factor(graph, weight, targets, zero=zeros[1]),
     )
-    # Dense hardware walks every tap of every place, those beyond a border or cropped from the output too.
+    # Dense hardware walks every tap of every place, those beyond a border or cropped from the
+    # output too.
     places = inputs if transposed else outputs
     return product_row(
         node,
@@ -173,7 +177,7 @@ def _groups(
     inputs: Sizes,
     shape: Sizes,
 ) -> int:
-    """Return `group` of a convolution over (batch, channels, *axes), checked against its weight's shape."""
+    """Return `group` of a convolution, checked against the shapes of its input and weight."""
     attributes = node.attributes
     groups = attributes.get("group", 1)
     if len(shape) < 3 or len(inputs) != len(shape):
@@ -225,7 +229,7 @@ def _explicit_padding(source: str, graph: OnnxGraph) -> tuple[str, list[int]] | 
 
 
 def _events_per_tap(mask: Mask, taps: Sequence[Mask]) -> Int64:
-    """Count the present elements that each tap joins to an output that exists: (batch, C, *axes) -> (C, *kernel)."""
+    """Count the elements that each tap joins to an output: (batch, C, *axes) -> (C, *kernel)."""
     # Floats are multiplied many times as fast as integers, and are exact below 2^53.
     events = np.asarray(mask.sum(axis=0, dtype=np.float64))
     for joined in taps:

@@ -1,9 +1,11 @@
 """Count the operations of an ONNX file: the baseline that a spiking network is compared with.
 
-Products are counted from shapes, one pass at batch 1; pools, normalisations and activations stand apart from them. What
-only moves data is free by policy and listed; everything else is listed as unsupported, and then there is no total.
+Products are counted from shapes, one pass at batch 1; pools, normalisations and activations stand
+apart from them. What only moves data is free by policy and listed; everything else is listed as
+unsupported, and then there is no total.
 
-Effective products need inputs: samples are run one by one, and multiplications with an exact 0 are skipped.
+Effective products need inputs: samples are run one by one, and multiplications with an exact 0 are
+skipped.
 """
 
 from __future__ import annotations
@@ -42,19 +44,21 @@ def count_onnx(path: str | Path, inputs: Array | None = None) -> OperationCounts
     """Count one inference of an ONNX file.
 
     Args:
-        path: file with static shapes (a dynamic first dimension is taken as batch 1), exported in eval mode.
-        inputs: (samples, *shape) of the type the file takes, to count effective operations too: zero activations
-            skipped, one sample at a time, so that results do not depend on batch size. Between two activations an
-            operation is effective where both are non-zero.
+        path: file with static shapes (a dynamic first dimension is taken as batch 1), exported in
+            eval mode.
+        inputs: (samples, *shape) of the type the file takes, to count effective operations too:
+            zero activations skipped, one sample at a time, so that results do not depend on batch
+            size. Between two activations an operation is effective where both are non-zero.
 
     Returns:
-        Per layer, for one inference: `dense_padded` (taps into the padding included), `dense_valid`, `mac` =
-        `dense_valid` (a real multiplication needs both ends), `mac_nonzero` (weights that are 0 skipped), `bias_adds`,
-        `comparisons` and `elementwise`. With `inputs`, also `effective` and `effective_nonzero` of the products.
+        Per layer, for one inference: `dense_padded` (taps into the padding included), `dense_valid`,
+        `mac` = `dense_valid` (a real multiplication needs both ends), `mac_nonzero` (weights that
+        are 0 skipped), `bias_adds`, `comparisons` and `elementwise`. With `inputs`, also
+        `effective` and `effective_nonzero` of the products.
 
     Raises:
-        CountError: not an ONNX file, shapes that are not static, or inputs that do not fit. Operations that cannot be
-            counted are rows of the ledger, and `.total` raises.
+        CountError: not an ONNX file, shapes that are not static, or inputs that do not fit.
+            Operations that cannot be counted are rows of the ledger, and `.total` raises.
         FileNotFoundError: no such file.
     """
     graph = read_onnx(Path(path))
@@ -106,7 +110,7 @@ def _initializer_rows(graph: OnnxGraph) -> list[LedgerRow]:
 
 
 def _unique(node: Any, names: set[str]) -> str:
-    """Return the name of a node's rows: its own, or its operation and output where that is missing or taken."""
+    """Return the name of a node's rows: its own, or where that will not do one made up."""
     output = node.output[0] if node.output else ""
     name: str = node.name or f"{node.op_type}:{output}"
     if name in names:
@@ -190,7 +194,8 @@ def _effective_counts(
         Layer -> mean per sample, with zero weights multiplied and with zero weights skipped too.
 
     Raises:
-        CountError: inputs that do not fit, a model that onnxruntime does not run, or NaN and infinity on the way.
+        CountError: inputs that do not fit, a model that onnxruntime does not run, or NaN and
+            infinity on the way.
     """
     name = _checked_input(graph, inputs)
     # Tensor -> the layer that reads it; of several the first one, which is written last.

@@ -1,8 +1,9 @@
-"""Count what ONNX nodes do apart from products of weights: pools, normalisations, activations, arithmetic between elements.
+"""Count what ONNX nodes do apart from products: pools, normalisations, activations, arithmetic.
 
-One operation per element produced, whatever the formula inside an activation costs; reductions and windows one per element
-they read. A maximum over n elements is n - 1 comparisons. Normalisations cost what their written-out form costs, so that a
-file counts the same before and after a converter took them apart. All of it stays out of `mac`.
+One operation per element produced, whatever the formula inside an activation costs; reductions and
+windows one per element they read. A maximum over n elements is n - 1 comparisons. Normalisations
+cost what their written-out form costs, so that a file counts the same before and after a converter
+took them apart. All of it stays out of `mac`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PER_INPUT = {
     "ReduceSum": (1, 0),
     "ReduceSumSquare": (2, 0),
 }
-"""Operations per element read and per element produced; a mean of n is n - 1 additions and a division."""
+"""Operations per element read and produced; a mean of n is n - 1 additions and a division."""
 MAXIMA = frozenset({"ArgMax", "ArgMin", "GlobalMaxPool", "ReduceMax", "ReduceMin"})
 """Operations that compare: once less than there are elements, for each element produced."""
 NEIGHBOURS = {b"linear": 2, b"cubic": 4}
@@ -57,7 +58,7 @@ def _row(
     comparisons: int = 0,
     note: str = "",
 ) -> NodeCounts:
-    """Return the counts of a node that works in place: no words of its own but stored parameters."""
+    """Return the counts of a node that works in place: its words are stored parameters."""
     constants = node.graph.constants
     stored = [constants[name].size for name in node.proto.input if name in constants]
     sizes = LayerSizes(weights=sum(stored))
@@ -92,7 +93,8 @@ def _maximum(node: OnnxNode) -> NodeCounts:
 def _add(node: OnnxNode) -> NodeCounts:
     """Count an addition, which is a bias where it adds one stored number per channel of a product.
 
-    `Linear` on more than two axes is written as MatMul and Add, a folded batch-norm at times as Conv and Add.
+    `Linear` on more than two axes is written as MatMul and Add, a folded batch-norm at times as
+    Conv and Add.
     """
     outputs = node.output_shape
     size = prod(outputs)
@@ -166,7 +168,7 @@ def _normalisation(node: OnnxNode) -> NodeCounts:
 
 
 def _local_response(node: OnnxNode) -> NodeCounts:
-    """Count a square; the sum over neighbouring channels; times alpha, plus bias, power, quotient."""
+    """Count a square; the sum over neighbours; times alpha, plus bias, power, quotient."""
     channels, size = node.input_shape[1], node.attributes["size"]
     check_axes([size], [channels])
     # The definition puts the smaller half of an even window before the channel.

@@ -1,9 +1,10 @@
-"""Count matrix products of ONNX, float and quantised, and the recurrent layers that are made of them.
+"""Count matrix products of ONNX, float and quantised, and recurrent layers made of them.
 
-LSTM, GRU and RNN multiply the input and the state before it at each step of each direction. With weights W, R and biases Wb, Rb
-of a direction, step t and batch element, their gates are
+LSTM, GRU and RNN multiply the input and the state before it at each step of each direction. With
+weights W, R and biases Wb, Rb of a direction, step t and batch element, their gates are
     W x_t + R h_(t-1) + Wb + Rb, h_(-1) being the initial state, zeros where none is given.
-The hidden sequence Y shows h_(t-1) at every step but the first; a reverse direction walks it from its end.
+The hidden sequence Y shows h_(t-1) at every step but the first; a reverse direction walks it from
+its end.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def _matrix_product(node: OnnxNode) -> NodeCounts:
 def _einsum(node: OnnxNode) -> NodeCounts:
     """Count a product of two tensors.
 
-    An index of one of them alone, or of both, has no other partner, so every pair that meets is multiplied.
+    An index of one of them alone, or of both, has no other partner, so every pair that meets is
+    multiplied.
     """
     graph, tensors = node.graph, node.proto.input
     equation = node.attributes["equation"].decode(errors="replace").replace(" ", "")
@@ -209,7 +211,7 @@ def _lengths(
 
 
 def _weight(graph: OnnxGraph, name: str) -> Factor:
-    """Make a factor of weights (directions, rows, columns), of which each column meets one input."""
+    """Make a factor of weights (directions, rows, columns); each column meets one input."""
     partners = partial(np.sum, axis=1, dtype=np.int64)
     value = graph.constant(name, "weight")
     return Factor(graph.shape(name), partners, name, value, weight=True)
@@ -220,7 +222,7 @@ def _inputs_read(
     lengths: Int64,
     directions: int,
 ) -> Int64:
-    """Count the elements that each direction reads: (steps, batch, features) -> (directions, features)."""
+    """Count elements that are read: (steps, batch, features) -> (directions, features)."""
     steps = np.arange(len(mask))[:, None]
     walked = steps < lengths
     elements = mask & walked[..., None]
@@ -233,11 +235,12 @@ def _states_read(
     lengths: Int64,
     reverse: Sequence[bool],
 ) -> Int64:
-    """Count the states that come back: (steps, directions, batch, hidden) -> (directions, hidden)."""
+    """Count states that come back: (steps, directions, batch, hidden) -> (directions, hidden)."""
     step = np.arange(len(mask))[:, None]
     counts = []
     for direction, backward in enumerate(reverse):
-        # The last state of each walk does not come back, which is the first one in time where it runs backward.
+        # The last state of each walk does not come back, which is the first one in time where it
+        # runs backward.
         last = 0 if backward else lengths - 1
         back = (step < lengths) & (step != last)
         states = mask[:, direction] & back[..., None]

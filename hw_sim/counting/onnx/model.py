@@ -1,8 +1,9 @@
-"""Read an ONNX file as the counter sees it: shapes at batch 1, values of constants, and clear refusals.
+"""Read an ONNX file as the counter sees it: shapes at batch 1 and values of constants.
 
-Shape inference alone gives up where a shape is computed (`x.view(x.size(0), -1)` leaves Shape, Gather and Concat in the
-file), and a quantised weight is a constant only behind its DequantizeLinear. So inference and evaluation of what has
-constant inputs take turns until neither finds more.
+Shape inference alone gives up where a shape is computed (`x.view(x.size(0), -1)` leaves Shape,
+Gather and Concat in the file), and a quantised weight is a constant only behind its
+DequantizeLinear. So inference and evaluation of what has constant inputs take turns until neither
+finds more.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from knarr.hw_sim.errors import CountError
 Shape = tuple[int, ...]
 
 MOST_ELEMENTS = 2**30
-"""Elements of a tensor that is counted; a shape beyond it is a mistake in the file, and counting it would take hours."""
+"""Most elements of a tensor that is counted; a shape beyond it is a mistake in the file."""
 MOST_FOLDED = 2**27
 """Elements of a value that is worked out here; 512 MB of float32."""
 LIGHT = 4096
-"""Elements of a constant that inference may want to see; heavier ones are weights, and would only be copied around."""
+"""Most elements of a constant that inference may want to see; heavier ones are weights."""
 MOST_MULTIPLIED = 2**22
 """Elements of each factor of a constant product; 2048 x 2048 takes a second or two."""
 PRODUCTS = frozenset({"Einsum", "Gemm", "MatMul"})
@@ -93,7 +94,7 @@ class OnnxGraph:
         return shape
 
     def constant(self, tensor: str, what: str) -> Array:
-        """Return the value of a tensor that the file holds; `what` it should have been is for the message.
+        """Return the value of a tensor that the file holds; `what` names it in the message.
 
         Raises:
             UnsupportedError: the file does not hold it.
@@ -254,7 +255,8 @@ def _settle(model: Any) -> tuple[dict[str, Shape], dict[str, Any], dict[str, Arr
         if len(waiting) == len(nodes) and not found:
             shapes |= {name: value.shape for name, value in constants.items()}
             return shapes, types, constants
-        # What has become a constant is no node any more, but an input to the inference of the others.
+        # What has become a constant is no node any more, but an input to the inference of the
+        # others.
         nodes = waiting
 
 
@@ -273,7 +275,7 @@ def _same_as_input(
     shapes: Mapping[str, Shape],
     types: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return types of outputs that onnx has no inference for: tensor -> onnx.ValueInfoProto of the node's first input."""
+    """Return the types of outputs that onnx cannot infer: those of the nodes' first inputs."""
     found = {}
     for node in nodes:
         if node.op_type not in NOT_INFERRED or node.domain not in ("", "ai.onnx"):
@@ -292,7 +294,7 @@ def _infer(
     constants: Mapping[str, Array],
     given: Mapping[str, Any],
 ) -> tuple[dict[str, Shape], dict[str, Any]]:
-    """Infer shapes once over the nodes that are left; heavy constants are inputs of known shape to it."""
+    """Infer shapes once; heavy constants are taken as inputs of known shape."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     light = onnx.ModelProto()
     light.ir_version = max(model.ir_version, 4)  # before 4, initializers had to be inputs
@@ -346,7 +348,7 @@ def _value(
     constants: Mapping[str, Array],
     shapes: Mapping[str, Shape],
 ) -> dict[str, Array] | None:
-    """Return the outputs of a node that depends on no input, None where it does or is not worked out."""
+    """Return the outputs of a node that depends on no input and can be worked out, or None."""
     if node.domain not in ("", "ai.onnx") or holds_subgraph(node) or node.op_type in NEVER_FOLDED:
         return None
     # A shape may be known where the value is not.
@@ -378,7 +380,10 @@ def _evaluate(
     outputs: Sequence[str],
     feed: Mapping[str, Array],
 ) -> list[Array] | None:
-    """Run one node on constants: by onnx itself, which knows all types, or by onnxruntime, which knows old versions."""
+    """Run one node on constants.
+
+    onnx itself knows all types, onnxruntime knows old versions of operations.
+    """
     graph = onnx.helper.make_graph(
         [node],
         "constant",
@@ -418,7 +423,7 @@ def _read_by(node: Any) -> Iterator[str]:
 
 
 def _name_hidden_sequences(model: Any) -> None:
-    """Name the hidden sequence of recurrent nodes that keep only the last state: effective counts need to see it."""
+    """Name the hidden sequence of recurrent nodes, so that effective counts can see it."""
     taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
     for index, node in enumerate(model.graph.node):
         if node.op_type in RECURRENT and node.domain in ("", "ai.onnx"):

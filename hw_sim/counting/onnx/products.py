@@ -1,9 +1,10 @@
 """Count the multiplications of one ONNX node, with and without zeros.
 
-Every product counted here joins two tensors along indices that both share, such as the inner axis of a matrix product or
-(input channel, kernel tap) of a convolution. If factor a has m_a(i) non-zero partners at shared index i and factor b has
-m_b(i), the product multiplies sum_i m_a(i) m_b(i) pairs that are non-zero. Dense, pruned and effective counts are this one
-sum with other elements taken as present.
+Every product counted here joins two tensors along indices that both share, such as the inner axis
+of a matrix product or (input channel, kernel tap) of a convolution. If factor a has m_a(i) non-zero
+partners at shared index i and factor b has m_b(i), the product multiplies sum_i m_a(i) m_b(i) pairs
+that are non-zero. Dense, pruned and effective counts are this one sum with other elements taken as
+present.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ class Factor:
 
     Args:
         shape: of the tensor.
-        occurrences: (mask of present elements, shaped as the tensor) -> how many are present per shared index; the
-            results of a product's two factors broadcast against each other.
-        tensor: name under which a run of the model shows its values; "" is never seen and taken as non-zero.
+        occurrences: (mask of present elements, shaped as the tensor) -> how many are present per
+            shared index; the results of a product's two factors broadcast against each other.
+        tensor: name under which a run of the model shows its values; "" is never seen and taken as
+            non-zero.
         value: what the file holds, if it does.
         weight: stored, so that a zero is skipped by sparse storage alone and not as an activation.
         zero: value that means 0 (a zero point), or the name of the tensor that holds it.
@@ -97,7 +99,11 @@ class Product:
     b: Factor
 
     def count(self, values: Values | None = None) -> tuple[int, int]:
-        """Count the multiplications left, with zero weights and without; `values` as those of `Factor.count`."""
+        """Count the multiplications left, with zero weights and without.
+
+        Args:
+            values: of one run, or None to take every activation as non-zero.
+        """
         pairs = zip(self.a.count(values), self.b.count(values), strict=True)
         stored, nonzero = (int((a * b).sum(dtype=np.int64)) for a, b in pairs)
         return stored, nonzero
@@ -163,7 +169,7 @@ def factor(
     zero: str = "",
     zero_axis: int = 0,
 ) -> Factor:
-    """Make a factor from a tensor of the graph: a weight if the file holds its value, an activation otherwise.
+    """Make a factor from a tensor: a weight if the file holds its value, else an activation.
 
     Args:
         graph: the model.
@@ -171,7 +177,8 @@ def factor(
         zero: tensor of its zero points, "" for none.
 
     Raises:
-        UnsupportedError: zero points that do not fit the tensor, or are not known where its value is.
+        UnsupportedError: zero points that do not fit the tensor, or are not known where its value
+            is.
     """
     value, shape = graph.constants.get(tensor), graph.shape(tensor)
     zero_point = graph.constants.get(zero, zero) if zero else None
