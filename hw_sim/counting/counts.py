@@ -1,4 +1,4 @@
-"""What an inference did: integers per layer, and a ledger that says what they cover.
+"""Hold what an inference did: integers per layer, and a ledger that says what they cover.
 
 A count never depends on a price. Numbers are exact rationals (a total over the samples, divided by
 their number) in memory and floats in JSON.
@@ -160,7 +160,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """What became of one node, neuron population or parameter tensor.
+    """Says what became of one node, neuron population or parameter tensor.
 
     Args:
         name: its name in the model.

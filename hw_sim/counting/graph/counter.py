@@ -295,7 +295,7 @@ class _Feed:
 
 
 class _Touched:
-    """Which neurons an event or a bias reaches in a step: what event-driven hardware would update.
+    """Finds the neurons that event-driven hardware would update: those an event or bias reaches.
 
     Args:
         plan: what is counted in the graph.

@@ -414,12 +414,12 @@ class Site:
 
     @property
     def is_bare(self) -> bool:
-        """Whether it is an edge into a neuron, without a synapse of its own."""
+        """True for an edge into a neuron, without a synapse of its own."""
         return self.name != self.node
 
 
 class CountingPlan:
-    """What has to be counted in a graph.
+    """Lists what has to be counted in a graph.
 
     Attributes:
         sites: where events meet synapses, in the order of the graph.

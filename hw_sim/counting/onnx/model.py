@@ -118,7 +118,7 @@ class OnnxNode:
 
     @property
     def operation(self) -> str:
-        """What the node does, such as "Conv"."""
+        """Name of its operation, such as "Conv"."""
         return str(self.proto.op_type)
 
     @cached_property

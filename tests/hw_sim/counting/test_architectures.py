@@ -144,7 +144,7 @@ def parameters(module: nn.Module, kind: str) -> int:
 
 
 def corrections(calls: Calls) -> dict[str, int]:
-    """What has to be added to torchinfo's count, by the reason why."""
+    """Return what has to be added to torchinfo's count, by the reason why."""
     found = dict.fromkeys(("biases", "norms", "rows", "attention", "transposed"), 0)
     for part, before, after in calls:
         biases, weights = parameters(part, "bias"), parameters(part, "weight")

@@ -61,7 +61,7 @@ def back(way: str, **nodes: Any) -> nir.NIRGraph:
 
 
 def total(graph: nir.NIRGraph, inputs: Any, pooling: str = "folded", **more: Any) -> Found:
-    """What is not 0, of all samples; every node has a row of its own."""
+    """Return the totals that are not 0, of all samples; every node has a row of its own."""
     counts = count(graph, inputs, dt_s=DT_S, pooling=pooling, **more)
     names = [row.name for row in counts.ledger]
     assert len(set(names)) == len(names)
@@ -195,7 +195,7 @@ def test_lengths_are_runs_that_end_there(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("delays", [[[0, 2]], [[1, 2], [0, 2]], [[2, 2], [2, 9]]])
 def test_delays_of_a_chip_network(delays: list[list[int]]) -> None:
-    """What would arrive after the inference is not paid; an event is one, whatever the delays of its synapses."""
+    """Arrivals after the inference are not paid; an event is one, whatever its synapses' delays."""
     late = np.array(delays, dtype=np.int32)
     inputs = np.array([[[1, 0], [0, 0], [0, 1], [1, 1], [0, 0]]])
     layer = Dense("a", np.ones(late.shape, dtype=np.int32), Neuron(4096, 0, 1), delay_int=late)

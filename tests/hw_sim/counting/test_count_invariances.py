@@ -1,4 +1,4 @@
-"""What must not change a count: batches, order, layout, dtype, nesting, engine, and whether a graph or its chip network runs."""
+"""Counts do not change with batches, order, layout, dtype, nesting, engine, or graph versus chip network."""
 
 from __future__ import annotations
 

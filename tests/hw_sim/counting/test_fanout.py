@@ -25,7 +25,7 @@ def conv(weight: Array, input_shape: tuple[int, int, int], **geometry: Any) -> C
 
 
 def walk_taps(layer: Conv, *, skip_zero_weights: bool) -> Array:
-    """From the output's side: output (o, y, x) reads input y * stride + j * dilation - padding through tap j."""
+    """Count from the outputs: (o, y, x) reads y * stride + j * dilation - padding through tap j."""
     _, height, width = layer.input_shape
     outputs, in_group, kernel_y, kernel_x = layer.weight_int.shape
     reach = np.zeros(layer.input_shape, dtype=np.int64)

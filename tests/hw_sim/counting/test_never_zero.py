@@ -1,4 +1,4 @@
-"""What other counters pass over in silence is counted here, or refused by name."""
+"""Everything that other counters pass over in silence is counted here, or refused by name."""
 
 from __future__ import annotations
 

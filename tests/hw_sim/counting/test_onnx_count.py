@@ -763,7 +763,7 @@ def test_a_zero_point_found_at_run_time(tmp_path: Path) -> None:
 def windows(
     sizes: Sequence[int], outputs: Sequence[int], g: dict[str, Any], begins: Sequence[int]
 ) -> list[int]:
-    """How many elements that exist each window of one channel holds."""
+    """Count the elements that exist in each window of one channel."""
     held = []
     for at in product(*map(range, outputs)):
         inside = 0
