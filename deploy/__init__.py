@@ -1,4 +1,12 @@
-"""From a certified graph to a chip network, its `.net` file, and the Lava simulator."""
+"""From a certified graph to a chip network, its `.net` file, and the Lava simulator.
+
+rules         what the chip, and netx on the way to it, demand of a network
+lowering      a graph as a network of integers
+netx          `.net` files: reading, checking, writing
+lava          the Lava simulator behind a supervised process
+verification  Norse, NIR, the simulator and Lava side by side
+placement     the cores that a network takes
+"""
 
 from knarr.deploy.errors import DeployError, LavaError
 from knarr.deploy.lava.run import lava_python, run_on_lava

@@ -1,4 +1,4 @@
-"""What can go wrong on the way to the chip. Every message says: object: observed vs allowed; cure."""
+"""Errors on the way to the chip; every message says: object: observed vs allowed; cure."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy"
+DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy" / "lava"
 I_KEEP, V_KEEP = (4096 - 1024) / 4096, (4096 - 128) / 4096
 
 
@@ -69,7 +69,7 @@ def read_job() -> PeerJob:
     """The job of the folder named on the command line; from now on this process ends when its starter does."""
     folder = Path(sys.argv[1])
     if "KNARR_STARTER_FD" in os.environ:
-        die = sibling("lava_worker")._die_with_starter
+        die = sibling("worker")._die_with_starter
         pipe = int(os.environ["KNARR_STARTER_FD"])
         threading.Thread(target=die, args=(pipe, folder), daemon=True).start()
     settings = json.loads((folder / "job.json").read_text("utf-8"))
@@ -87,7 +87,7 @@ def read_job() -> PeerJob:
 
 
 def sibling(name: str) -> Any:
-    """A module of deploy/ by its file, without importing knarr."""
+    """A module of deploy/lava/ by its file, without importing knarr."""
     spec = importlib.util.spec_from_file_location(name, DEPLOY / f"{name}.py")
     if spec is None or spec.loader is None:
         raise ImportError(f"{name}.py is not in {DEPLOY}")

@@ -117,15 +117,14 @@ def checked(job: PeerJob) -> dict[str, npt.NDArray[Any]]:
     samples, steps = job.settings["samples"], job.settings["steps"]
     inputs = job.inputs[:samples, :steps]
     net = twin(job.stages, inputs.reshape(-1, *inputs.shape[2:]), steps)
-    recorder = sibling("lava_recorder")
-    recorder.install()
+    recorder = sibling("worker").Recorder()
     in_all = samples * steps + net.neurons[-1][1]
     for index, (lif, _) in enumerate(net.neurons):
         sink = Sink(shape=lif.s_out.shape, buffer=1)
         lif.s_out.connect(sink.a_in)
         recorder.record(sink, f"spikes/{index}", in_all, lif.s_out.shape)
         net.parts.append(sink)
-    with sibling("lava_worker")._Watch(net.source, job.folder):
+    with sibling("worker")._Watch(net.source, job.folder):
         net.run(in_all)
     recorded = {
         key: net.stretch(data, int(key.partition("/")[2]), samples, steps).astype(np.uint8)
@@ -146,7 +145,7 @@ def timed_run(job: PeerJob) -> dict[str, npt.NDArray[Any]]:
     sink = Sink(shape=lif.s_out.shape, buffer=in_all)
     lif.s_out.connect(sink.a_in)
     times = []
-    with sibling("lava_worker")._Watch(net.source, job.folder):
+    with sibling("worker")._Watch(net.source, job.folder):
         net.run(warm_up)
         for _ in range(repeats):
             start = time.perf_counter()

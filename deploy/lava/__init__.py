@@ -1,1 +1,5 @@
-"""Run `.net` files on the Lava simulator, in a supervised process of its own."""
+"""Run `.net` files on the Lava simulator, in a supervised process of its own.
+
+run     what a worker is told, its supervision, and its results as a recording
+worker  the script that runs Lava, in an interpreter that need not have knarr
+"""

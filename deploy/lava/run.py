@@ -1,6 +1,7 @@
-"""How samples become runs of the Lava worker, and its results a Recording.
+"""Run `.net` files in the Lava simulator, behind a supervised worker.
 
-`run_on_lava`: the Lava simulator behind a supervised worker, since Lava hangs in silence and orphans its children.
+Lava hangs in silence and orphans its children, so a process of its own runs it, and whatever
+happens to that process the caller hears of it and nothing of it stays.
 """
 
 from __future__ import annotations
@@ -16,123 +17,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError, LavaError
-from knarr.deploy.lava.process_group import kill_group
+from knarr.deploy.lava.worker import kill_group
 from knarr.deploy.netx.files import read_net
 from knarr.deploy.rules import check_network, fatal
 from knarr.hw_sim import ChipNetwork, Conv, Dense, Recording, Recurrent
+from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.network import Layer
 from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE
 
-Arrays = dict[str, npt.NDArray[Any]]
-
-
-def outlives_a_sample(layer: Layer) -> bool:
-    """Whether spikes of a sample can arrive in the next: Lava's reset clears neurons, not what is under way to them."""
-    return isinstance(layer, Recurrent) or (
-        isinstance(layer, Dense) and layer.delay_int is not None
-    )
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one worker is told.
-
-    Args:
-        net: the `.net` file.
-        network: what it holds.
-        record: names of `knarr.hw_sim.simulate`.
-    """
-
-    net: Path
-    network: ChipNetwork
-    record: tuple[str, ...]
-
-    @property
-    def driven(self) -> bool:
-        return self.network.input.neuron is not None
-
-    @property
-    def isolated(self) -> bool:
-        return any(outlives_a_sample(layer) for layer in self.network.layers)
-
-    @property
-    def layer_names(self) -> list[str]:
-        """In netx's order: an input layer is one only where it has neurons."""
-        return [
-            *([INPUT_LAYER] if self.driven else []),
-            *(layer.name for layer in self.network.layers),
-        ]
-
-    def steps(self, samples: int, timesteps: int) -> int:
-        """Time steps Lava runs: the pipeline is drained once per network, and some jobs take one per sample."""
-        drained = samples if self.driven or self.isolated else 1
-        return samples * timesteps + drained * len(self.layer_names)
-
-    def batches(self, samples: int, timesteps: int, most_steps: int) -> list[slice]:
-        """Samples of each worker run, as many as stay within `most_steps` time steps, at least one."""
-        size = 1
-        while size < samples and self.steps(size + 1, timesteps) <= most_steps:
-            size += 1
-        return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
-
-    def write(self, folder: Path, events: npt.NDArray[np.integer[Any]]) -> None:
-        """job.json and inputs.npy; events are (samples, timesteps, *features)."""
-        job = {
-            "net": str(self.net.resolve()),
-            "bits": self.network.input.bits,
-            "readout": self.network.readout.kind,
-            "record": list(self.record),
-            "driven": self.driven,
-            "isolated": self.isolated,
-        }
-        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        # netx feeds a first dense layer a vector
-        flat = not self.driven and not isinstance(self.network.layers[0], Conv)
-        ordered = events.reshape(*events.shape[:2], -1) if flat else events
-        np.save(folder / "inputs.npy", ordered.astype(np.int64))
-
-
-def read_result(folder: Path) -> Arrays:
-    """Arrays of result.npz: output, and <kind>/<number of the layer>."""
-    with np.load(folder / "result.npz", allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files}
-
-
-def as_recording(job: Job, parts: Sequence[Arrays]) -> Recording:
-    """Batches after one another, under the layers' names."""
-    result = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    recorded = {
-        kind: {
-            name: result[f"{kind}/{i}"]
-            for i, name in enumerate(job.layer_names)
-            if kind in job.record
-        }
-        for kind in ("spikes", "v", "u")
-    }
-    spikes = {name: array.astype(np.uint8) for name, array in recorded["spikes"].items()}
-    return Recording(
-        output=result["output"],
-        spikes=spikes,
-        v=recorded["v"],
-        u=recorded["u"],
-        event_counts={
-            name: s.sum(axis=tuple(range(2, s.ndim)), dtype=np.int64) for name, s in spikes.items()
-        },
-        engine="lava",
-    )
-
-
 IMPORT_ALLOWANCE_S = 120.0
+"""Time that a worker may take to import Lava."""
 STEP_ALLOWANCE_S = 1.0
+"""Time that one time step may take."""
 BATCH_STEPS = 10_000
-"""Time steps of one worker: minutes of Lava against seconds of imports, and what it records stays within memory."""
+"""Time steps of one worker: minutes of Lava against seconds of imports, and a bounded memory."""
 POLL_S = 0.05
 CRASH_GRACE_S = 3.0
 """How long a worker may live on after a traceback in its log: Lava never recovers from one."""
@@ -143,7 +47,7 @@ Progress = Callable[[int, int], None]
 
 
 def lava_python() -> str:
-    """Interpreter that has Lava: KNARR_LAVA_PYTHON, or the one that runs knarr."""
+    """Return the interpreter that has Lava: KNARR_LAVA_PYTHON, or the one that runs knarr."""
     return os.environ.get("KNARR_LAVA_PYTHON") or sys.executable
 
 
@@ -157,26 +61,32 @@ def run_on_lava(
     batch_steps: int = BATCH_STEPS,
     progress: Progress | None = None,
 ) -> Recording:
-    """Run a `.net` file in the Lava simulator (fixed_pt), samples in pipelined runs with reset between them.
+    """Run a `.net` file in the Lava simulator (fixed_pt).
+
+    Samples run pipelined with a reset between them. Those whose spikes could be under way when the
+    next begins (delays, loops) get a network each.
 
     Args:
         path: netx file; checked before launch, because a bad one hangs Lava.
         inputs: (samples, timesteps, *features) integers as `knarr.hw_sim.simulate` takes them.
-            Samples whose spikes could be under way when the next begins (delays, loops) get a network each.
-        record: any of "output", "spikes" (every layer), "v" and "u" (every layer's voltage and current).
+        record: any of "output", "spikes" (every layer), "v" and "u" (every layer's voltage and
+            current).
         timesteps: how many, where the inputs are a bias without a time axis.
-        timeout_s: the whole run, seconds; by default 120 for each worker's imports and 1 for every time step.
-        batch_steps: time steps after which a fresh worker goes on with the next samples; the result does not depend on it.
+        timeout_s: limit of the whole run, seconds; by default 120 for each worker's imports and 1
+            for every time step.
+        batch_steps: time steps after which a fresh worker goes on with the next samples; the result
+            does not depend on it.
         progress: called with (steps done, steps in all).
 
     Returns:
         Recording aligned like the simulator's own: column t answers input t.
 
     Raises:
-        DeployError: the file is malformed or breaks a rule, or record or batch_steps are nothing this can do.
+        DeployError: the file is malformed or breaks a rule, or record or batch_steps are nothing
+            this can do.
         ChipError: the inputs do not fit.
-        LavaError: the worker could not start, died, lost a child or ran out of time; carries the tail of its log. Nothing
-            of it is left running.
+        LavaError: the worker could not start, died, lost a child or ran out of time; carries the
+            tail of its log. Nothing of it is left running.
     """
     network = read_net(path)
     broken = fatal(check_network(network))
@@ -189,13 +99,14 @@ def run_on_lava(
         raise DeployError(f"batch_steps: {batch_steps}, needs at least 1")
     events = check_inputs(network.input, inputs, timesteps)
     samples, steps = events.shape[:2]
-    job = Job(path, network, tuple(record))
+    job = LavaJob(path, network, tuple(record))
     batches = job.batches(samples, steps, batch_steps)
-    in_all = sum(job.steps(batch.stop - batch.start, steps) for batch in batches)
+    batch_lengths = [job.steps(batch.stop - batch.start, steps) for batch in batches]
+    in_all = sum(batch_lengths)
     limit_s = timeout_s or IMPORT_ALLOWANCE_S * len(batches) + STEP_ALLOWANCE_S * in_all
     started, before, shown = time.monotonic(), 0, -1
     parts = []
-    for batch in batches:
+    for batch, length in zip(batches, batch_lengths, strict=True):
 
         def show(done: int, _: int, before: int = before) -> None:
             nonlocal shown
@@ -214,10 +125,106 @@ def run_on_lava(
                 raise LavaError(
                     f"samples {batch.start}..{batch.stop - 1} of {samples}: {error}"
                 ) from error
-            parts.append(read_result(Path(folder)))
-        before += job.steps(batch.stop - batch.start, steps)
+            with np.load(Path(folder) / "result.npz", allow_pickle=False) as arrays:
+                parts.append(dict(arrays))
+        before += length
         show(0, in_all, before)
-    return as_recording(job, parts)
+    return _as_recording(job, parts)
+
+
+# --- what a worker is told, and what it gives back
+
+
+@dataclass(frozen=True)
+class LavaJob:
+    """What one worker is told.
+
+    Args:
+        net: path of the `.net` file.
+        network: the network in it.
+        record: names of `knarr.hw_sim.simulate`.
+    """
+
+    net: Path
+    network: ChipNetwork
+    record: tuple[str, ...]
+
+    @property
+    def driven(self) -> bool:
+        """Whether the inputs are biases of an input layer."""
+        return self.network.input.neuron is not None
+
+    @property
+    def isolated(self) -> bool:
+        """Whether every sample needs a network of its own."""
+        return any(_outlives_a_sample(layer) for layer in self.network.layers)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the layers in netx's order: an input is one only where it has neurons."""
+        names = [layer.name for layer in self.network.layers]
+        return [INPUT_LAYER, *names] if self.driven else names
+
+    def steps(self, samples: int, timesteps: int) -> int:
+        """Count the time steps that Lava runs for so many samples."""
+        # Every network is run on until its last layer has answered the last input.
+        networks = samples if self.driven or self.isolated else 1
+        return samples * timesteps + networks * len(self.layer_names)
+
+    def batches(self, samples: int, timesteps: int, most_steps: int) -> list[slice]:
+        """Share samples out to worker runs of at most `most_steps` steps and at least one sample."""
+        size = 1
+        while size < samples and self.steps(size + 1, timesteps) <= most_steps:
+            size += 1
+        return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
+
+    def write(self, folder: Path, events: IntArray) -> None:
+        """Write job.json and inputs.npy; events are (samples, timesteps, *features)."""
+        job = {
+            "net": str(self.net.resolve()),
+            "bits": self.network.input.bits,
+            "readout": self.network.readout.kind,
+            "record": list(self.record),
+            "driven": self.driven,
+            "isolated": self.isolated,
+        }
+        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        # netx feeds a first dense layer a vector.
+        if not self.driven and not isinstance(self.network.layers[0], Conv):
+            events = events.reshape(*events.shape[:2], -1)
+        np.save(folder / "inputs.npy", events.astype(np.int64))
+
+
+def _outlives_a_sample(layer: Layer) -> bool:
+    # Lava's reset clears neurons, not what is under way to them.
+    delayed = isinstance(layer, Dense) and layer.delay_int is not None
+    return delayed or isinstance(layer, Recurrent)
+
+
+def _as_recording(job: LavaJob, parts: Sequence[dict[str, Array]]) -> Recording:
+    """Join the results of all batches, whose arrays are "output" and "<kind>/<layer's number>"."""
+    result = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    recorded: dict[str, dict[str, Array]] = {"spikes": {}, "v": {}, "u": {}}
+    for kind, arrays in recorded.items():
+        # The worker records a voltage readout's v, or the last spikes, even if nobody asked.
+        if kind in job.record:
+            for number, name in enumerate(job.layer_names):
+                arrays[name] = result[f"{kind}/{number}"]
+    spikes = {name: array.astype(np.uint8) for name, array in recorded["spikes"].items()}
+    return Recording(
+        output=result["output"],
+        spikes=spikes,
+        v=recorded["v"],
+        u=recorded["u"],
+        event_counts={
+            name: array.sum(axis=tuple(range(2, array.ndim)), dtype=np.int64)
+            for name, array in spikes.items()
+        },
+        engine="lava",
+    )
+
+
+# --- supervision
 
 
 def supervise(
@@ -228,7 +235,9 @@ def supervise(
     *,
     started: float | None = None,
 ) -> None:
-    """Run a worker in its own process group until result.npz appears; whatever happens, nothing of it stays.
+    """Run a worker in its own process group until result.npz appears.
+
+    Whatever happens, nothing of it stays.
 
     Args:
         command: what to start, in job_folder.
@@ -237,10 +246,11 @@ def supervise(
         progress: called with (steps done, steps in all).
 
     Raises:
-        LavaError: it could not start, ended without a result, wrote a traceback, lost a child, or passed the limit.
+        LavaError: it could not start, ended without a result, wrote a traceback, lost a child, or
+            passed the limit.
     """
     log_path = job_folder / "log.txt"
-    # The worker's end of this pipe reads end-of-file when we die, whatever of.
+    # The worker's end of this pipe reads end-of-file when this process dies, whatever of.
     theirs, ours = os.pipe()
     environment = {
         **os.environ,
@@ -250,7 +260,8 @@ def supervise(
     }
     try:
         with log_path.open("wb") as log:
-            # Files, not pipes: a pipe held by an orphan never ends. Its own session, so that one kill ends them all.
+            # Files, not pipes: a pipe held by an orphan never ends. Its own session, so that one
+            # kill ends them all.
             worker = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -264,19 +275,14 @@ def supervise(
     except OSError as error:
         os.close(ours)
         raise LavaError(
-            f"Lava worker: cannot start {command[0]} ({error}); set KNARR_LAVA_PYTHON to Python 3.10 with Lava"
+            f"Lava worker: cannot start {command[0]} ({error}); set KNARR_LAVA_PYTHON to Python "
+            "3.10 with Lava"
         ) from error
     finally:
         os.close(theirs)
+    deadline = (time.monotonic() if started is None else started) + limit_s
     try:
-        _wait(
-            worker,
-            job_folder,
-            log_path,
-            limit_s,
-            time.monotonic() if started is None else started,
-            progress,
-        )
+        _wait(worker, job_folder, limit_s, deadline, progress)
     finally:
         kill_group(worker.pid)
         os.close(ours)  # only now: it would start to end itself
@@ -287,15 +293,15 @@ def supervise(
 def _wait(
     worker: subprocess.Popen[bytes],
     job_folder: Path,
-    log_path: Path,
     limit_s: float,
-    started: float,
+    deadline: float,
     progress: Progress | None,
 ) -> None:
+    result, log_path = job_folder / "result.npz", job_folder / "log.txt"
     crashed_at: float | None = None
     shown = -1
-    result = job_folder / "result.npz"
     while not result.exists():
+        # Once more for the result: the worker may have ended between the two looks.
         ended = worker.poll() is not None and not result.exists()
         now = time.monotonic()
         steps, of = _progress(job_folder)
@@ -304,24 +310,21 @@ def _wait(
             shown = steps
         if crashed_at is None and b"Traceback (most recent call last)" in log_path.read_bytes():
             crashed_at = now
-        if ended:
-            raise LavaError(
-                f"Lava worker: died with {_ending(worker.returncode)} after {steps} steps; {_tail(log_path)}"
-            )
+        fault = None
         lost = _lost_child(job_folder)
-        if lost is not None:
-            raise LavaError(
-                f"Lava worker: one of Lava's processes {lost} after {steps} steps; {_tail(log_path)}"
+        if ended:
+            fault = f"died with {_ending(worker.returncode)} after {steps} steps"
+        elif lost is not None:
+            fault = f"one of Lava's processes {lost} after {steps} steps"
+        elif crashed_at is not None and now - crashed_at > CRASH_GRACE_S:
+            fault = f"an exception in a Lava process hung it after {steps} steps"
+        elif now > deadline:
+            fault = (
+                f"no result within {limit_s:.0f} s ({steps} of {of or 'unknown'} steps done); it "
+                "hangs or needs a longer limit"
             )
-        if crashed_at is not None and now - crashed_at > CRASH_GRACE_S:
-            raise LavaError(
-                f"Lava worker: an exception in a Lava process hung it after {steps} steps; {_tail(log_path)}"
-            )
-        if now - started > limit_s:
-            raise LavaError(
-                f"Lava worker: no result within {limit_s:.0f} s ({steps} of {of or 'unknown'} steps done); it hangs or needs "
-                f"a longer limit; {_tail(log_path)}"
-            )
+        if fault is not None:
+            raise LavaError(f"Lava worker: {fault}; {_tail(log_path)}")
         time.sleep(POLL_S)
 
 
@@ -334,16 +337,14 @@ def _progress(job_folder: Path) -> tuple[int, int]:
 
 
 def _lost_child(job_folder: Path) -> str | None:
-    """What ended a child of the worker, which the rest of Lava would wait for without end."""
+    """Say what ended a child of the worker, for which the rest of Lava would wait without end."""
     try:
         status = int(json.loads((job_folder / "fault.json").read_text(encoding="utf-8"))["status"])
     except FileNotFoundError:
         return None
-    return (
-        f"was killed by {_signal(-status)}"
-        if status < 0
-        else f"ended too early, with exit status {status},"
-    )
+    if status < 0:
+        return f"was killed by {_signal(-status)}"
+    return f"ended too early, with exit status {status},"
 
 
 def _ending(status: int) -> str:
@@ -355,12 +356,11 @@ def _signal(number: int) -> str:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    # What the kernel sends when memory runs out; a user's kill -9 looks the same.
+    # The kernel sends it when memory runs out; a user's kill -9 looks the same.
     return f"{name} (out of memory?)" if number == signal.SIGKILL else name
 
 
 def _tail(log_path: Path) -> str:
-    lines = [
-        line.strip() for line in log_path.read_text(errors="replace").splitlines() if line.strip()
-    ]
+    stripped = [line.strip() for line in log_path.read_text(errors="replace").splitlines()]
+    lines = [line for line in stripped if line]
     return "log: " + " | ".join(lines[-LOG_TAIL_LINES:]) if lines else "its log is empty"

@@ -1,8 +1,14 @@
-"""What a chip holds, as data: every limit with its unit, what it counts, its source and how far to trust it (`chips.json`).
+"""What a chip holds, as data (`chips.json`): every limit with its unit, source and confidence.
 
-Word counts follow one formula. A row of n synapses that one input axon (or one tap of a shared kernel) has on a core is
-cut into blocks of B (one block where B is None), and each block takes ceil((header + n_block * bits) / word) words with
-bits = weight + delay, if the layer has delays, + index, if targets are left out.
+To add a chip, add an entry to `chips.json`, after the pattern of those there: `Chip` says which
+limits it needs at least and refuses an entry that lacks one, and `place`, `knarr deploy --chip` and
+the tables take its name from the file. A chip of one's own need not be in the file: `place` takes a
+`Chip` as well.
+
+Word counts follow one formula. A row of n synapses that one input axon (or one tap of a shared
+kernel) has on a core is cut into blocks of B (one block where B is None), and each block takes
+ceil((header + n_block * bits) / word) words with bits = weight + delay, if the layer has delays,
++ index, if targets are left out.
 """
 
 from __future__ import annotations
@@ -16,8 +22,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from knarr.deploy.errors import DeployError
+from knarr.hw_sim.arrays import Int64
 
-Int64 = npt.NDArray[np.int64]
 Resource = Literal[
     "neurons",
     "input_axons",
@@ -32,19 +38,24 @@ Resource = Literal[
 Confidence = Literal["high", "medium", "low"]
 
 
-class Limit(BaseModel):
+class _Frozen(BaseModel):
+    """An entry of `chips.json`, in which a misspelt key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limit(_Frozen):
     """One limit of one core or chip.
 
     Args:
-        resource: what it limits.
+        resource: the resource that it limits.
         per: "core" or "chip".
         value: the largest number that fits, in `unit`.
-        unit, counts: what one of them is, and what is counted.
+        unit: what one of them is.
+        counts: what is counted.
         source: who says so.
         confidence: high or medium: a network beyond it does not fit; low: it only draws a warning.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     resource: Resource
     per: Literal["core", "chip"]
@@ -60,18 +71,17 @@ class Limit(BaseModel):
         return self.confidence != "low"
 
 
-class SynapseMemory(BaseModel):
+class SynapseMemory(_Frozen):
     """How synapses become words (formula: this module's docstring).
 
     Args:
         word_bits, weight_bits, delay_bits, header_bits: widths in bits.
         synapses_per_block: B, None where a row is one block.
         index_bits: widths an index may have, ascending; empty where rows are never sparse.
-        kernel: whether a core stores a convolution's kernel once ("shared") or every synapse ("expanded").
+        kernel: whether a core stores a convolution's kernel once ("shared") or every synapse
+            ("expanded").
         counts, source, confidence: as in `Limit`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     word_bits: int = Field(gt=0)
     weight_bits: int = Field(gt=0)
@@ -87,12 +97,13 @@ class SynapseMemory(BaseModel):
     def words(
         self, synapses: npt.ArrayLike, *, delays: bool = False, targets: int | None = None
     ) -> Int64:
-        """Words of rows of synapses.
+        """Count the words of rows of synapses.
 
         Args:
             synapses: synapses per row, any shape, whole numbers >= 0.
             delays: every synapse stores a delay.
-            targets: neurons of the core, where a row leaves some of them out and so stores indices; None for dense rows.
+            targets: neurons of the core, where a row leaves some of them out and so stores indices;
+                None for dense rows.
 
         Returns:
             int64 of the same shape: words per row, 0 where a row is empty.
@@ -104,6 +115,7 @@ class SynapseMemory(BaseModel):
         bits = self.weight_bits + (self.delay_bits if delays else 0)
         if targets is not None and self.index_bits:
             bits += self._index(targets)
+        # Without blocks the longest row is one block, and the others are the rest of one.
         block = self.synapses_per_block or max(1, int(rows.max(initial=0)))
         full, rest = np.divmod(rows, block)
         return np.asarray(full * self._block(np.int64(block), bits) + self._block(rest, bits))
@@ -117,21 +129,20 @@ class SynapseMemory(BaseModel):
             if width >= needed:
                 return width
         raise DeployError(
-            f"synapse index: {targets} neurons on a core > {2 ** self.index_bits[-1]} reached; split the layer"
+            f"synapse index: {targets} neurons on a core > {2 ** self.index_bits[-1]} reached; "
+            "split the layer"
         )
 
 
-class Chip(BaseModel):
-    """A chip's profile.
+class Chip(_Frozen):
+    """Profile of a chip.
 
     Args:
         title: its name in print.
-        limits: at least the neurons, input axons and synapse words of a core and the cores of a chip; a resource may
-            have several limits of different confidence.
+        limits: at least the neurons, input axons and synapse words of a core and the cores of a
+            chip; a resource may have several limits of different confidence.
         synapse_memory: how synapses become words.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str = Field(min_length=1)
     limits: tuple[Limit, ...]
@@ -140,16 +151,12 @@ class Chip(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> Chip:
         have = {(limit.resource, limit.per) for limit in self.limits if limit.hard}
-        need = {
-            ("neurons", "core"),
-            ("input_axons", "core"),
-            ("synapse_words", "core"),
-            ("cores", "chip"),
-        }
-        if missing := sorted(need - have):
+        need = {(resource, "core") for resource in ("neurons", "input_axons", "synapse_words")}
+        if missing := sorted((need | {("cores", "chip")}) - have):
             raise ValueError(
                 f"chip '{self.title}': no limit of high or medium confidence for {missing}"
             )
+        # One limit that fails and one that warns can stand beside each other.
         keys = [(limit.resource, limit.per, limit.hard) for limit in self.limits]
         if len(set(keys)) != len(keys):
             raise ValueError(f"chip '{self.title}': two limits of one resource weigh the same")
@@ -161,24 +168,25 @@ class Chip(BaseModel):
         return self
 
     def limit(self, resource: Resource, per: Literal["core", "chip"] = "core") -> Limit | None:
-        """The limit that fails for this resource, None when no trusted one is known."""
-        return next(
-            (x for x in self.limits if (x.resource, x.per) == (resource, per) and x.hard), None
-        )
+        """Return the limit that fails for a resource, None when no trusted one is known."""
+        for limit in self.limits:
+            if (limit.resource, limit.per) == (resource, per) and limit.hard:
+                return limit
+        return None
 
 
 @cache
 def chips() -> dict[str, Chip]:
-    """Read and check the package's chips, name -> profile."""
+    """Read and check the chips of the package, name -> profile."""
     text = files("knarr.deploy.placement").joinpath("chips.json").read_text(encoding="utf-8")
     return TypeAdapter(dict[str, Chip]).validate_json(text)
 
 
 def chip_profile(chip: str | Chip) -> Chip:
-    """A chip by name, or the profile itself.
+    """Return the profile of a chip by its name, or the profile itself.
 
     Raises:
-        DeployError: unknown name.
+        DeployError: the name is unknown.
     """
     if isinstance(chip, Chip):
         return chip

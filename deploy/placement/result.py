@@ -1,7 +1,4 @@
-"""What a placement says: cores, axons and synapse memory, frozen and ready for JSON.
-
-A placement on one page.
-"""
+"""What a placement says, frozen and ready for JSON, and its table on one page."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ class Use:
     """How much of a resource is used.
 
     Args:
-        resource: one of `knarr.deploy.chips.Resource`.
+        resource: one of `knarr.deploy.placement.chips.Resource`.
         used: how many.
         available: the limit that fails, None when no trusted one is known.
         unit: what one of them is.
@@ -39,9 +36,12 @@ class LayerPlacement:
         name: the layer's name; "input" for input neurons.
         neurons: how many.
         cores: how many.
-        split: blocks along channels, rows and columns, whose product is `cores`; (cores, 1, 1) for flat layers.
-        per_core: what the fullest core needs of each resource; the maxima may lie on different cores.
-        synapses: stored on all cores together, zeros included; a shared kernel counts once per core.
+        split: blocks along channels, rows and columns, whose product is `cores`; (cores, 1, 1) for
+            flat layers.
+        per_core: what the fullest core needs of each resource; the maxima may lie on different
+            cores.
+        synapses: stored on all cores together, zeros included; a shared kernel counts once per
+            core.
         synapses_expanded: the same with none shared.
         decided_by: the resource that alone needs the most cores, None when one core is enough.
         note: how the synapses were counted, empty when there is nothing to say.
@@ -58,7 +58,7 @@ class LayerPlacement:
     note: str
 
     def use(self, resource: Resource) -> Use:
-        """The fullest core's need of one resource."""
+        """Return what the fullest core needs of a resource."""
         return next(use for use in self.per_core if use.resource == resource)
 
 
@@ -90,67 +90,44 @@ class Placement:
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as dicts, lists, numbers and text."""
+        """Return everything as dicts, lists, numbers and text."""
         return {**asdict(self), "fits": self.fits}
 
 
-COLUMNS: tuple[Resource, ...] = ("neurons", "input_axons", "output_axons", "synapse_words")
-SHORT: dict[Resource, str] = {
+COLUMNS: dict[Resource, str] = {
     "neurons": "neurons",
     "input_axons": "in axons",
     "output_axons": "out axons",
     "synapse_words": "syn words",
 }
+"""Resources of the table, and their short names."""
 
 
 def table(placement: Placement) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """A one-page table, at most 100 characters wide with a border and a space on both sides of every cell.
+    """Return a one-page table, at most 100 characters wide with a border and padded cells.
 
     Returns:
-        Header, and rows: one per layer with what its fullest core needs, then their sum (cores used, of how many),
-        the limits of a core, and how far to trust these. Notes, problems and warnings are not in it.
+        Header, and rows: one per layer with what its fullest core needs, then their sum (cores
+        used, of how many), the limits of a core, and how far to trust these. Notes, problems and
+        warnings are not in it.
     """
-    header = (
-        "layer",
-        "neurons",
-        "cores",
-        "neurons/core",
-        "in axons",
-        "out axons",
-        "syn words",
-        "decided by",
-    )
-    rows = [
-        (
-            layer.name if len(layer.name) <= 14 else layer.name[:13] + "…",
-            str(layer.neurons),
-            str(layer.cores),
-            *(str(layer.use(resource).used) for resource in COLUMNS),
-            SHORT[layer.decided_by] if layer.decided_by else "",
-        )
-        for layer in placement.layers
-    ]
+    _, *short = COLUMNS.values()
+    header = ("layer", "neurons", "cores", "neurons/core", *short, "decided by")
+    rows = []
+    for layer in placement.layers:
+        # Every other column is as wide as its header, so a long name would pass the page.
+        name = layer.name if len(layer.name) <= 14 else layer.name[:13] + "…"
+        used = (str(layer.use(resource).used) for resource in COLUMNS)
+        decided_by = COLUMNS[layer.decided_by] if layer.decided_by else ""
+        rows.append((name, str(layer.neurons), str(layer.cores), *used, decided_by))
+    neurons = sum(layer.neurons for layer in placement.layers)
+    chips = f"{placement.chips} chip" + ("s" if placement.chips > 1 else "")
+    rows.append(("all", str(neurons), str(placement.cores), *[""] * len(COLUMNS), chips))
     cores = next(use for use in placement.utilisation if use.resource == "cores")
+    # The limits of a core are the same for every layer.
     limits = [placement.layers[0].use(resource) for resource in COLUMNS]
-    rows.append(
-        (
-            "all",
-            str(sum(layer.neurons for layer in placement.layers)),
-            str(placement.cores),
-            *[""] * len(COLUMNS),
-            f"{placement.chips} chip" + ("s" if placement.chips > 1 else ""),
-        )
-    )
-    rows.append(
-        (
-            "limit",
-            "",
-            str(cores.available),
-            *("?" if use.available is None else str(use.available) for use in limits),
-            "",
-        )
-    )
-    rows.append(
-        ("confidence", "", str(cores.confidence), *(use.confidence or "" for use in limits), "")
-    )
+    most = ("?" if use.available is None else str(use.available) for use in limits)
+    rows.append(("limit", "", str(cores.available), *most, ""))
+    confidence = (use.confidence or "" for use in limits)
+    rows.append(("confidence", "", str(cores.confidence), *confidence, ""))
     return header, rows

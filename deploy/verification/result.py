@@ -11,14 +11,16 @@ FLOAT_STAGES, CHIP_STAGES = ("Norse", "NIR"), ("hw_sim", "Lava")
 
 @dataclass(frozen=True)
 class Side:
-    """One neuron in one step, as one stage saw it. Floats in the graph's units, integers in the chip's.
+    """One neuron in one step, as one stage saw it.
+
+    Numbers are floats in the graph's units, or integers in the chip's.
 
     Args:
         value: what was compared: spike 0 or 1, voltage or current.
-        u: its current, None where the stage keeps none.
-        v: its voltage after the reset.
-        v_reached: its voltage before the reset, which met the threshold; None where it cannot be had.
-        threshold: it fires above; None for neurons that never fire.
+        u: current of the neuron, None where the stage keeps none.
+        v: voltage after the reset.
+        v_reached: voltage before the reset, which met the threshold; None where it cannot be had.
+        threshold: the neuron fires above it; None for neurons that never fire.
     """
 
     value: float
@@ -33,8 +35,8 @@ class FirstDivergence:
     """Earliest mismatch of a comparison: in time first, then by sample.
 
     Args:
-        sample, timestep: where.
-        index: of the neuron in its layer: (feature,) or (channel, row, column).
+        sample, timestep: place of the mismatch.
+        index: index of the neuron in its layer: (feature,) or (channel, row, column).
         left, right: what the pair's two stages had there.
     """
 
@@ -50,11 +52,13 @@ class Comparison:
     """One layer, two stages, one quantity.
 
     Args:
-        pair: such as "hw_sim = Lava"; "=" must be equal, "~" is measured only (float against integers).
+        pair: such as "hw_sim = Lava"; "=" must be equal, "~" is measured only (float against
+            integers).
         layer: the node's name.
         what: "spikes", "v" or "u".
-        compared, mismatches: values.
-        active: values other than 0, left and right: the spikes, so that equal silence is seen for what it is.
+        compared, mismatches: how many values.
+        active: values other than 0, left and right: the spikes, so that equal silence is seen for
+            what it is.
         by_step: mismatches in each time step.
         first: earliest mismatch, None when equal.
     """
@@ -70,6 +74,7 @@ class Comparison:
 
     @property
     def required(self) -> bool:
+        """Whether the pair must be equal."""
         return "=" in self.pair
 
     @property
@@ -82,11 +87,13 @@ class Comparison:
     @property
     def rate_error(self) -> float | None:
         """|right - left| / left of the spike rates; None for states and where the left is silent."""
-        if self.what != "spikes" or not self.active[0]:
+        left, right = self.active
+        if self.what != "spikes" or not left:
             return None
-        return abs(self.active[1] - self.active[0]) / self.active[0]
+        return abs(right - left) / left
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain numbers, text and lists."""
         return {**asdict(self), "rates": self.rates, "rate_error": self.rate_error}
 
 
@@ -95,7 +102,7 @@ class Raster:
     """Spikes of a few neurons of one sample, to be drawn.
 
     Args:
-        pair, layer, sample: of which comparison.
+        pair, layer, sample: the comparison that is drawn.
         neurons: flat indices in the layer, rising.
         left, right: per neuron, the time steps in which it fired.
         first: (time step, flat neuron) of the first divergence, None when equal.
@@ -131,17 +138,19 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Every pair that must be equal is equal, and no compared layer is silent.
+        """Whether every pair that must be equal is equal, and no compared layer is silent.
 
-        A layer is alive when it fires; one that never fires by its nature, a readout, when its voltage ever leaves 0.
+        A layer is alive when it fires; one that never fires by its nature, a readout, when its
+        voltage ever leaves 0.
         """
         required = [row for row in self.rows if row.required]
         spiking = {(row.pair, row.layer) for row in required if row.what == "spikes"}
-        alive = [
-            row.active[0] > 0
-            for row in required
-            if row.what == "spikes" or (row.what == "v" and (row.pair, row.layer) not in spiking)
-        ]
+        alive = []
+        for row in required:
+            # The voltage speaks for layers that have no row of spikes.
+            readout = row.what == "v" and (row.pair, row.layer) not in spiking
+            if row.what == "spikes" or readout:
+                alive.append(row.active[0] > 0)
         return bool(alive) and all(alive) and all(row.mismatches == 0 for row in required)
 
     @property
@@ -157,6 +166,7 @@ class Verification:
     @property
     def decided_differently(self) -> int | None:
         """Samples on which float and chip decide differently; None without a float stage."""
+        # Stages of a kind decide alike where the verification holds, so one of each speaks for it.
         floats = [self.decisions[stage] for stage in FLOAT_STAGES if stage in self.decisions]
         chips = [self.decisions[stage] for stage in CHIP_STAGES if stage in self.decisions]
         if not floats or not chips:
@@ -164,7 +174,7 @@ class Verification:
         return sum(a != b for a, b in zip(floats[0], chips[0], strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, text and lists."""
+        """Return plain numbers, text and lists."""
         return {
             "holds": self.holds,
             "samples": self.samples,

@@ -1,11 +1,16 @@
-"""`verify`: the same inputs through Norse, NIR, our simulator and Lava, and the first place where two of them part."""
+"""Run the same inputs through Norse, NIR, our simulator and Lava, and find where two of them part.
+
+`verify` compares a graph and its `.net` file, `verify_network` a `.net` file alone. Every stage is
+a view: its arrays (samples, timesteps, *features) by layer, and the state of any single neuron.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import isclose, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nir
 import norse.torch as snn
@@ -16,15 +21,27 @@ from knarr.deploy.errors import DeployError
 from knarr.deploy.lava.run import run_on_lava
 from knarr.deploy.lowering.chain import chip_shape
 from knarr.deploy.netx.files import read_net
-from knarr.deploy.verification.compare import Array, ChipView, Comparisons, FloatView
-from knarr.deploy.verification.result import Verification
-from knarr.export import graph_hash, step_nir, to_nir, trace_module
+from knarr.deploy.verification.result import (
+    Comparison,
+    FirstDivergence,
+    Raster,
+    Side,
+    Verification,
+)
+from knarr.export import ExportError, Trace, graph_hash, step_nir, to_nir, trace_module
 from knarr.export.graph.shapes import graph_input_shape
-from knarr.hw_sim import ChipNetwork, simulate
+from knarr.export.graph.topology import inline, topology
+from knarr.hw_sim import ChipNetwork, Neuron, Recording, simulate
+from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT, decay
+from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.coding import check_inputs
-from knarr.hw_sim.recording import RECORDABLE
+from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE
 
 Progress = Callable[[int, int], None]
+At = tuple[int, ...]
+"""Place of a value in an array: (sample, time step, *index of the neuron)."""
+SHOWN_NEURONS = 30
+"""Neurons of a raster that a page can show."""
 
 
 def verify(
@@ -40,40 +57,43 @@ def verify(
 ) -> Verification:
     """Run inputs through every stage and compare neighbours layer by layer.
 
-    Norse and NIR must agree in spikes and voltages, simulator and Lava in spikes, voltages and currents. NIR and the
-    simulator are compared in spikes: what integers cost is measured, not forbidden.
+    Norse and NIR must agree in spikes and voltages, simulator and Lava in spikes, voltages and
+    currents. NIR and the simulator are compared in spikes: what integers cost is measured, not
+    forbidden.
 
     Args:
-        graph_or_module: the certified graph, or a Norse module (which is exported first and compared too).
+        graph_or_module: the certified graph, or a Norse module (which is exported first and
+            compared too).
         path: the `.net` file that was lowered from it.
-        inputs: (samples, timesteps, *features) integers as the chip takes them. Norse and NIR are fed the floats they stand
-            for, inputs / network.input.units; 0 and 1 stay what they are.
+        inputs: (samples, timesteps, *features) integers as the chip takes them. Norse and NIR are
+            fed the floats they stand for, inputs / network.input.units; 0 and 1 stay what they are.
         dt_s: time step, seconds.
         module: the Norse module beside a graph, to be compared with it.
-        labels: (samples,) true classes, to count what each stage decides rightly. The readout of the `.net` file decides,
-            of float stages by the same reduction of the graph's output.
+        labels: (samples,) true classes, to count what each stage decides rightly. The readout of
+            the `.net` file decides, of float stages by the same reduction of the graph's output.
         timeout_s: limit of the Lava run, seconds.
         progress: called with (Lava steps done, in all).
 
     Raises:
-        DeployError: the file was not lowered from this graph, its input is driven by bias, or the labels do not fit.
+        DeployError: the file was not lowered from this graph, its input is driven by bias, or the
+            labels do not fit.
         ExportError, ChipError, LavaError: whatever else keeps a stage from running.
     """
     network = read_net(path)
     if network.input.neuron is not None:
         raise DeployError(
-            f"{path}: its input is driven by bias, which no graph is lowered to; use verify_network for it"
+            f"{path}: its input is driven by bias, which no graph is lowered to; use "
+            "verify_network for it"
         )
     events = check_inputs(network.input, inputs)
     floats = events / network.input.units
     graph = graph_or_module
     sizes = graph_input_shape(graph) if isinstance(graph, nir.NIRGraph) else np.shape(inputs)[2:]
+    # Signals are images one pixel high on the chip.
     if chip_shape(sizes) == network.input.shape:
-        floats = floats.reshape(
-            *events.shape[:2], *sizes
-        )  # signals are images one pixel high on the chip
+        floats = floats.reshape(*events.shape[:2], *sizes)
     if not isinstance(graph, nir.NIRGraph):
-        module = graph_or_module
+        module = graph
         graph = to_nir(module, tuple(floats.shape[2:]), dt_s, samples=floats)
     if network.lowered_from is not None and network.lowered_from != graph_hash(graph):
         raise DeployError(
@@ -81,48 +101,33 @@ def verify(
         )
     if network.dt_s is not None and not isclose(network.dt_s, dt_s, rel_tol=1e-9):
         raise DeployError(
-            f"{path}: was lowered with steps of {network.dt_s:g} s, not {dt_s:g} s; use its own or lower again"
+            f"{path}: was lowered with steps of {network.dt_s:g} s, not {dt_s:g} s; use its own or "
+            "lower again"
         )
     true = _labels(labels, len(events))
     stepped = FloatView("NIR", step_nir(graph, floats, dt_s), graph, floats, dt_s)
-    missing = [layer.neuron.name for layer in network.layers if layer.neuron.name not in stepped.v]
-    if missing:
-        raise DeployError(
-            f"{path}: its neuron '{missing[0]}' is not in the graph; lower this graph again"
-        )
+    for layer in network.layers:
+        if layer.neuron.name not in stepped.v:
+            raise DeployError(
+                f"{path}: its neuron '{layer.neuron.name}' is not in the graph; lower this graph "
+                "again"
+            )
     outputs: dict[str, Array] = {"NIR": stepped.trace.output}
     found = Comparisons()
     if module is not None:
         live = FloatView("Norse", trace_module(module, floats))
         outputs = {"Norse": live.trace.output, **outputs}
-        strangers = [name for name in live.v if name not in stepped.v]
-        if strangers:
-            raise DeployError(
-                f"module: its neuron '{strangers[0]}' is not in the graph; export this module again"
-            )
-        unheard = [name for name in stepped.v if name not in live.v]
-        if unheard:
-            raise DeployError(
-                f"module: has no neuron '{unheard[0]}', which the graph has; give the whole module"
-            )
+        _same_neurons(live, stepped)
         for name in live.v:
-            if name in live.spikes:
-                found.add(live, stepped, (name, name), "spikes", "=")
-            found.add(live, stepped, (name, name), "v", "=")
+            found.add_all(live, stepped, name, ("spikes", "v"))
     ours, lava = _run_chip(path, network, events, timeout_s, progress)
     for layer in network.layers:
         if layer.neuron.spikes:
             found.add(stepped, ours, (layer.neuron.name, layer.name), "spikes", "~")
-    _add_chip(found, ours, lava)
+    for name in ours.v:
+        found.add_all(ours, lava, name, ("spikes", "v", "u"))
     outputs |= {view.name: view.recording.output for view in (ours, lava)}
-    return Verification(
-        rows=tuple(found.rows),
-        samples=events.shape[0],
-        timesteps=events.shape[1],
-        decisions={stage: _decide(network, stage, output) for stage, output in outputs.items()},
-        labels=true,
-        raster=found.raster(),
-    )
+    return _verification(network, events, found, outputs, true)
 
 
 def verify_network(
@@ -133,11 +138,12 @@ def verify_network(
     timeout_s: float | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Run a `.net` file without a graph, ours or not, in the simulator and in Lava, and compare every integer.
+    """Run a `.net` file, ours or not, in the simulator and in Lava, and compare every integer.
 
     Args:
         path: the `.net` file.
-        inputs: (samples, timesteps, *features) integers, or bias mantissas, as `knarr.hw_sim.simulate` takes them.
+        inputs: (samples, timesteps, *features) integers, or bias mantissas, as
+            `knarr.hw_sim.simulate` takes them.
         timesteps: how many, where the inputs are a bias without a time axis.
         timeout_s: limit of the Lava run, seconds.
         progress: called with (Lava steps done, in all).
@@ -149,49 +155,10 @@ def verify_network(
     events = check_inputs(network.input, inputs, timesteps)
     ours, lava = _run_chip(path, network, events, timeout_s, progress)
     found = Comparisons()
-    _add_chip(found, ours, lava)
-    return Verification(
-        rows=tuple(found.rows),
-        samples=events.shape[0],
-        timesteps=events.shape[1],
-        decisions={
-            view.name: _decide(network, view.name, view.recording.output) for view in (ours, lava)
-        },
-        raster=found.raster(),
-    )
-
-
-def _run_chip(
-    path: Path,
-    network: ChipNetwork,
-    events: npt.NDArray[np.integer[Any]],
-    timeout_s: float | None,
-    progress: Progress | None,
-) -> tuple[ChipView, ChipView]:
-    ours = simulate(network, events, record=RECORDABLE)
-    lava = run_on_lava(path, events, record=RECORDABLE, timeout_s=timeout_s, progress=progress)
-    return ChipView("hw_sim", ours, network, events), ChipView("Lava", lava, network, events)
-
-
-def _add_chip(found: Comparisons, ours: ChipView, lava: ChipView) -> None:
-    """Every recorded integer of simulator and Lava."""
     for name in ours.v:
-        if name in ours.spikes:
-            found.add(ours, lava, (name, name), "spikes", "=")
-        found.add(ours, lava, (name, name), "v", "=")
-        found.add(ours, lava, (name, name), "u", "=")
-
-
-def _decide(network: ChipNetwork, stage: str, output: Array) -> tuple[int, ...]:
-    flat = output.reshape(*output.shape[:2], -1)
-    if flat.shape[2] != prod(network.output_shape):
-        raise DeployError(
-            f"{stage}: {flat.shape[2]} outputs, the chip network has {prod(network.output_shape)}; "
-            "they are not the same network"
-        )
-    # float32 sums of a readout would depend on their order
-    wide = flat.astype(np.float64 if np.issubdtype(flat.dtype, np.floating) else np.int64)
-    return tuple(int(decision) for decision in network.readout.decide(wide))
+        found.add_all(ours, lava, name, ("spikes", "v", "u"))
+    outputs = {view.name: view.recording.output for view in (ours, lava)}
+    return _verification(network, events, found, outputs, None)
 
 
 def _labels(labels: npt.ArrayLike | None, samples: int) -> tuple[int, ...] | None:
@@ -202,4 +169,354 @@ def _labels(labels: npt.ArrayLike | None, samples: int) -> tuple[int, ...] | Non
         raise DeployError(
             f"labels: {array.dtype} of shape {array.shape}, needs integers of shape ({samples},)"
         )
-    return tuple(int(label) for label in array)
+    return tuple(array.tolist())
+
+
+def _same_neurons(live: FloatView, stepped: FloatView) -> None:
+    for name in live.v:
+        if name not in stepped.v:
+            raise DeployError(
+                f"module: its neuron '{name}' is not in the graph; export this module again"
+            )
+    for name in stepped.v:
+        if name not in live.v:
+            raise DeployError(
+                f"module: has no neuron '{name}', which the graph has; give the whole module"
+            )
+
+
+def _run_chip(
+    path: Path,
+    network: ChipNetwork,
+    events: IntArray,
+    timeout_s: float | None,
+    progress: Progress | None,
+) -> tuple[ChipView, ChipView]:
+    ours = simulate(network, events, record=RECORDABLE)
+    lava = run_on_lava(path, events, record=RECORDABLE, timeout_s=timeout_s, progress=progress)
+    return ChipView("hw_sim", ours, network, events), ChipView("Lava", lava, network, events)
+
+
+def _verification(
+    network: ChipNetwork,
+    events: IntArray,
+    found: Comparisons,
+    outputs: Mapping[str, Array],
+    labels: tuple[int, ...] | None,
+) -> Verification:
+    return Verification(
+        rows=tuple(found.rows),
+        samples=events.shape[0],
+        timesteps=events.shape[1],
+        decisions={stage: _decide(network, stage, output) for stage, output in outputs.items()},
+        labels=labels,
+        raster=found.raster(),
+    )
+
+
+def _decide(network: ChipNetwork, stage: str, output: Array) -> tuple[int, ...]:
+    flat = output.reshape(*output.shape[:2], -1)
+    width = prod(network.output_shape)
+    if flat.shape[2] != width:
+        raise DeployError(
+            f"{stage}: {flat.shape[2]} outputs, the chip network has {width}; they are not the "
+            "same network"
+        )
+    # float32 sums of a readout would depend on their order.
+    wide = flat.astype(np.float64 if np.issubdtype(flat.dtype, np.floating) else np.int64)
+    return tuple(network.readout.decide(wide).tolist())
+
+
+# --- stages
+
+
+@dataclass(frozen=True, eq=False)
+class FloatView:
+    """Norse or NIR; its layers are the graph's neuron nodes.
+
+    Args:
+        name: name of the stage.
+        trace: what was recorded.
+        graph, inputs, dt_s: those of NIR's trace; they tell thresholds, and let it step one sample
+            again.
+    """
+
+    name: str
+    trace: Trace
+    graph: nir.NIRGraph | None = None
+    inputs: Array = field(default_factory=lambda: np.zeros(0))
+    dt_s: float = 0.0
+    u: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def spikes(self) -> Mapping[str, Array]:
+        """Spikes by layer."""
+        return self.trace.spikes
+
+    @property
+    def v(self) -> Mapping[str, Array]:
+        """Voltages after the reset by layer."""
+        return self.trace.v
+
+    def side(self, layer: str, value: float, at: At) -> Side:
+        """Return the state of one neuron; `value` is what was compared there."""
+        v, currents = float(self.v[layer][at]), self.trace.i.get(layer)
+        u = None if currents is None else float(currents[at])
+        fired = layer in self.spikes and bool(self.spikes[layer][at])
+        if self.graph is None:
+            return Side(value, u, v, None if fired else v)
+        node = inline(self.graph)[0][layer]
+        threshold = None
+        if hasattr(node, "v_threshold"):
+            threshold = self._parameter(node, "v_threshold", layer, at)
+        # Without a spike nothing was reset.
+        reached = self._before_reset(self.graph, layer, node, at) if fired else v
+        return Side(value, u, v, reached, threshold)
+
+    def _parameter(self, node: Any, name: str, layer: str, at: At) -> float:
+        values = np.asarray(getattr(node, name), dtype=np.float64)
+        return float(np.broadcast_to(values, self.v[layer].shape[2:])[at[2:]])
+
+    def _before_reset(self, graph: nir.NIRGraph, layer: str, node: Any, at: At) -> float | None:
+        """Return the voltage that crossed the threshold, rounded as float64 does.
+
+        Returns:
+            None for nodes that are not looked into.
+        """
+
+        def parameter(name: str) -> float:
+            return self._parameter(node, name, layer, at)
+
+        before = (at[0], at[1] - 1, *at[2:])
+        # The sums keep the order that the stepper adds in, down to the last bit.
+        if isinstance(node, nir.CubaLIF) and layer in self.trace.i:
+            leak = parameter("v_leak")
+            v = float(self.v[layer][before]) if at[1] else leak
+            current = parameter("r") * float(self.trace.i[layer][at])
+            return v + self.dt_s / parameter("tau_mem") * (leak - v + current)
+        if isinstance(node, nir.LIF):
+            arriving = self._arriving(graph, layer, node, at)
+            if arriving is None:
+                return None
+            leak = parameter("v_leak")
+            v = float(self.v[layer][before]) if at[1] else leak
+            return v + self.dt_s / parameter("tau") * (parameter("r") * arriving + leak - v)
+        return None
+
+    def _arriving(self, graph: nir.NIRGraph, layer: str, node: nir.LIF, at: At) -> float | None:
+        """Return what the neuron's synapses give in this step.
+
+        It is the voltage of a leak in the neuron's place that forgets within one step.
+        """
+        # Inside a nested graph the node has another name, and a loop would carry the voltages of
+        # the leak instead of spikes.
+        if layer not in graph.nodes or any(topology(*inline(graph), self.dt_s).looping.values()):
+            return None
+        ones = np.ones_like(np.asarray(node.tau, dtype=np.float64))
+        leak = nir.LI(tau=self.dt_s * ones, r=ones, v_leak=0 * ones)
+        probed = nir.NIRGraph({**graph.nodes, layer: leak}, graph.edges)
+        try:
+            trace = step_nir(probed, self.inputs[at[0] : at[0] + 1, : at[1] + 1], self.dt_s)
+        except ExportError:  # what follows the leak may not take voltages
+            return None
+        probed_at = (0, *at[1:])
+        return float(trace.v[layer][probed_at])
+
+
+@dataclass(frozen=True, eq=False)
+class ChipView:
+    """The simulator or Lava; its layers are the chip network's.
+
+    Args:
+        name: name of the stage.
+        recording: what was recorded.
+        network: the chip network.
+        inputs: what it was fed.
+    """
+
+    name: str
+    recording: Recording
+    network: ChipNetwork
+    inputs: Array
+
+    @property
+    def spikes(self) -> Mapping[str, Array]:
+        """Spikes of layers that fire by their nature."""
+        never = {layer.name for layer in self.network.layers if not layer.neuron.spikes}
+        return {name: spikes for name, spikes in self.recording.spikes.items() if name not in never}
+
+    @property
+    def v(self) -> Mapping[str, Array]:
+        """Voltages after the reset by layer."""
+        return self.recording.v
+
+    @property
+    def u(self) -> Mapping[str, Array]:
+        """Currents by layer."""
+        return self.recording.u
+
+    def side(self, layer: str, value: float, at: At) -> Side:
+        """Return the state of one neuron; `value` is what was compared there."""
+        neuron, bias = self._neuron(layer, at)
+        before = (at[0], at[1] - 1, *at[2:])
+        u = int(self.u[layer][at])
+        v = np.asarray(self.v[layer][before] if at[1] else 0, dtype=np.int64)
+        # The step of `knarr.hw_sim.arithmetic` as far as the threshold.
+        reached = int(decay(v, neuron.v_decay)) + u + (bias << STATE_SHIFT)
+        return Side(
+            value=value,
+            u=u,
+            v=int(self.v[layer][at]),
+            v_reached=max(min(reached, STATE_MAX - 1), 1 - STATE_MAX),
+            threshold=neuron.vth_int << STATE_SHIFT if neuron.spikes else None,
+        )
+
+    def _neuron(self, layer: str, at: At) -> tuple[Neuron, int]:
+        """Return the registers of a layer, and the neuron's bias in this step."""
+        if self.network.input.neuron is not None and layer == INPUT_LAYER:
+            return self.network.input.neuron, int(self.inputs[at])
+        found = next(one for one in self.network.layers if one.name == layer)
+        # at[2] is the channel of a convolution, whose neurons share one bias.
+        return found.neuron, 0 if found.bias_int is None else int(found.bias_int[at[2]])
+
+
+View = FloatView | ChipView
+Quantity = Literal["spikes", "v", "u"]
+
+
+# --- comparisons
+
+
+class Comparisons:
+    """Collects one row for every quantity of every layer of every pair."""
+
+    def __init__(self) -> None:
+        self.rows: list[Comparison] = []
+        self._spikes: dict[tuple[str, str], tuple[Array, Array]] = {}
+
+    def add_all(self, left: View, right: View, layer: str, what: tuple[Quantity, ...]) -> None:
+        """Compare quantities of a layer that must be equal, its spikes only where it fires."""
+        for quantity in what:
+            if quantity != "spikes" or layer in left.spikes:
+                self.add(left, right, (layer, layer), quantity, "=")
+
+    def add(
+        self,
+        left: View,
+        right: View,
+        layers: tuple[str, str],
+        what: Quantity,
+        sign: Literal["=", "~"],
+    ) -> None:
+        """Compare one quantity of one layer, exactly.
+
+        Args:
+            left, right: the stages.
+            layers: what each of them calls the layer; the right one's name is kept.
+            what: which of their arrays.
+            sign: "=" where they must be equal, "~" where the difference is measured.
+
+        Raises:
+            DeployError: the arrays have different shapes, so that equality would not mean anything.
+        """
+        a, b = getattr(left, what)[layers[0]], getattr(right, what)[layers[1]]
+        pair = f"{left.name} {sign} {right.name}"
+        left_features = a.shape[2:]
+        # The chip has rows where a graph has one, and vectors where it has maps.
+        if sign == "~" and a.shape[:2] == b.shape[:2] and a.size == b.size:
+            a = a.reshape(b.shape)
+        if a.shape != b.shape:
+            raise DeployError(
+                f"layer '{layers[1]}': {pair}: shapes {a.shape} and {b.shape}; they are not the "
+                "same network"
+            )
+        differs = a != b
+        first = None
+        if differs.any():
+            at = _first_in_time(differs)
+            flat = int(np.ravel_multi_index(at[2:], b.shape[2:]))
+            left_index = (int(i) for i in np.unravel_index(flat, left_features))
+            first = FirstDivergence(
+                sample=at[0],
+                timestep=at[1],
+                index=at[2:],
+                left=left.side(layers[0], a[at].item(), (*at[:2], *left_index)),
+                right=right.side(layers[1], b[at].item(), at),
+            )
+        self.rows.append(
+            Comparison(
+                pair=pair,
+                layer=layers[1],
+                what=what,
+                compared=int(a.size),
+                mismatches=int(differs.sum()),
+                active=(int(np.count_nonzero(a)), int(np.count_nonzero(b))),
+                by_step=tuple(differs.sum(axis=(0, *range(2, differs.ndim))).tolist()),
+                first=first,
+            )
+        )
+        if what == "spikes":
+            self._spikes[pair, layers[1]] = a, b
+
+    def raster(self, shown: int = SHOWN_NEURONS) -> Raster | None:
+        """Return a raster of the sample with the first divergence.
+
+        A pair that had to be equal goes before one that is measured.
+
+        Args:
+            shown: neurons at most: those that part first, then the busiest.
+
+        Returns:
+            None where no layer fires.
+        """
+        candidates = [row for row in self.rows if (row.pair, row.layer) in self._spikes]
+        if not candidates:
+            return None
+        row = min(candidates, key=_urgency)
+        return _raster(row, *self._spikes[row.pair, row.layer], shown)
+
+
+def _first_in_time(differs: Array) -> At:
+    """Return the place of the earliest difference, of several that of the first sample."""
+    timestep = int(differs.any(axis=(0, *range(2, differs.ndim))).argmax())
+    step = differs[:, timestep]
+    sample, *index = (int(i) for i in np.unravel_index(int(step.argmax()), step.shape))
+    return (sample, timestep, *index)
+
+
+def _urgency(row: Comparison) -> tuple[bool, bool, int]:
+    """Order rows for the raster.
+
+    Diverging rows come first, of these the pairs that must be equal, of these the earliest; if none
+    diverges, what is measured comes first.
+    """
+    if row.first is None:
+        return True, row.required, 0
+    return False, not row.required, row.first.timestep
+
+
+def _raster(row: Comparison, a: Array, b: Array, shown: int) -> Raster:
+    sample = row.first.sample if row.first else 0
+    left, right = (side[sample].reshape(side.shape[1], -1) != 0 for side in (a, b))
+    differs = left != right
+    # The step in which each neuron parts; those that never do come last.
+    parted = np.where(differs.any(axis=0), differs.argmax(axis=0), len(left))
+    first = None
+    if row.first is not None:
+        first = row.first.timestep, int(np.ravel_multi_index(row.first.index, a.shape[2:]))
+        parted[first[1]] = -1  # also where only its voltage differs
+    busiest = -(left.sum(axis=0) + right.sum(axis=0))
+    neurons = np.sort(np.lexsort((busiest, parted))[:shown])
+    return Raster(
+        pair=row.pair,
+        layer=row.layer,
+        sample=sample,
+        neurons=tuple(neurons.tolist()),
+        left=_spike_steps(left[:, neurons]),
+        right=_spike_steps(right[:, neurons]),
+        first=first,
+    )
+
+
+def _spike_steps(fired: Array) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(np.flatnonzero(neuron).tolist()) for neuron in fired.T)

@@ -15,7 +15,7 @@ import pytest
 from shared_pieces import until
 
 from knarr.deploy import write_net
-from knarr.deploy.lava.process_group import kill_group, members, shared_memory
+from knarr.deploy.lava.worker import kill_group, members, shared_memory
 from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout
 
 LEFT_WITHIN_S = 10.0  # a bound on waiting: below 1 s on an idle machine, several on a busy one

@@ -204,7 +204,7 @@ def test_the_voltage_before_the_reset_crossed_the_threshold(
 def test_every_spike_s_voltage_can_be_told_again(crossing: SimpleNamespace) -> None:
     """For each spike and each silence of a sample, on both sides: above the threshold exactly where it fired."""
     from knarr.deploy import read_net
-    from knarr.deploy.verification.compare import ChipView, FloatView
+    from knarr.deploy.verification.verify import ChipView, FloatView
 
     network = read_net(crossing.path)
     events = crossing.events[:1]

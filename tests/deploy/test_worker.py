@@ -19,7 +19,7 @@ import pytest
 
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
 from knarr.deploy.lava import run as lava
-from knarr.deploy.lava.process_group import kill_group, members, shared_memory
+from knarr.deploy.lava.worker import kill_group, members, shared_memory
 from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout
 
 LONG_S = 300.0
