@@ -99,6 +99,8 @@ class FloatLayer:
         recurrent: (out, out) from the layer's own spikes of the step before, or None.
         delay: (out, in) whole steps, or None.
         geometry: geometry of a convolution, None for a dense layer.
+        units: integers per unit of what arrives: 1 for spikes, such as 255 for frames of 8 bits.
+        bits: bits of what arrives.
     """
 
     name: str
@@ -108,6 +110,8 @@ class FloatLayer:
     recurrent: Float64 | None = None
     delay: Int32 | None = None
     geometry: Geometry | None = None
+    units: float = 1.0
+    bits: int = 1
 
 
 @dataclass(frozen=True)

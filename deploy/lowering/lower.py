@@ -2,29 +2,61 @@
 
 fold        pooling and scales into synapses                  knarr.export.fold
 read_chain  a row of layers; every neuron in one normal form  chain.py
-calibrate   one scale per layer, and what it costs            calibrate.py
+            one scale per layer, and what it costs            here
 quantise    integers                                          quantise.py
+
+Without calibration samples a scale comes from the layer's weights alone. With samples, layers are
+chosen from input to output, each hearing on the chip what the chip's layers before it sent, and the
+scale is the one with which the layer's output comes nearest to the float graph's. What is known of
+a layer is a dictionary of JSON values, which goes into the manifest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import nir
+import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
-from knarr.deploy.lowering.calibrate import (
-    LoweringTask,
-    calibrate,
-    from_weights_alone,
-    rounding_notes,
+from knarr.deploy.lowering.chain import Chain, FloatLayer, chip_shape, read_chain
+from knarr.deploy.lowering.quantise import (
+    bias_error,
+    is_exact,
+    largest_weight,
+    quantise,
+    register_scale,
+    rounded_away,
+    weight_error,
+    widest_scale,
 )
-from knarr.deploy.lowering.chain import chip_shape, read_chain
-from knarr.export import ExportError, fold, graph_hash
+from knarr.deploy.rules import ACCUMULATOR, check_network, fatal, worst_sums
+from knarr.export import ExportError, Trace, fold, graph_hash, step_nir
 from knarr.export.arguments import as_dt
-from knarr.hw_sim import ChipError, ChipNetwork, InputCoding, Readout
+from knarr.hw_sim import ChipError, ChipNetwork, Conv, InputCoding, Readout, simulate
+from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
+from knarr.hw_sim.arrays import Array, Int64, IntArray
+from knarr.hw_sim.coding import check_inputs
+from knarr.hw_sim.network import DECAY_UNITY, Layer
+
+FIRST_FACTORS = np.geomspace(0.5, 4.0, 16)
+"""Parts of the widest scale; above 1 the largest weights are clipped and the others finer."""
+NEAR_FACTORS = np.geomspace(0.92, 1.08, 13)
+"""Parts of the best scale so far, tried next."""
+STEP_DOWN = 1.2
+"""Ratio of scales below the first ones, where only they keep the sums inside the accumulator."""
+OFFSETS = (-2, -1, 1, 2)
+"""Thresholds beside the rounded one: truncation toward zero makes the chip's voltages small."""
+UNWRAPPED = STATE_MAX - (ACCUMULATOR << STATE_SHIFT)
+"""While sums fit their accumulator a wrap leaves |u| above it, so below it there was none."""
+COARSE_ERROR = 0.1
+"""Share of its size by which rounding may move a kind of integers unmentioned.
+
+4-bit weights lie near it.
+"""
 
 
 def lower(
@@ -82,7 +114,8 @@ def lower(
         raise DeployError(f"weight_bits: {weight_bits!r}, allowed 2..8")
     if allow_approximate and calibration is None:
         raise DeployError(
-            "allow_approximate: nothing to measure the error of an approximation on; give calibration samples"
+            "allow_approximate: nothing to measure the error of an approximation on; give "
+            "calibration samples"
         )
     if labels is not None and calibration is None:
         raise DeployError("labels: they are classes of calibration samples; give calibration")
@@ -101,23 +134,484 @@ def lower(
         readout = Readout(kind, over_time, votes)
     except ChipError as error:
         raise DeployError(f"graph: {error}; choose other options or another input shape") from error
-    task = LoweringTask(folded, chain, coding, readout, float(dt_s), weight_bits)
+    # Only the first layer may receive more than spikes.
+    first = replace(chain.layers[0], units=coding.units, bits=coding.bits)
+    chain = replace(chain, layers=(first, *chain.layers[1:]))
+    task = _Task(folded, chain, coding, readout, float(dt_s), weight_bits)
+    overall = None
     if calibration is None:
-        found = from_weights_alone(task)
+        layers, facts = _from_weights_alone(task)
     else:
-        found = calibrate(task, calibration, labels, progress)
+        layers, facts, overall = _calibrate(task, calibration, labels, progress)
     rounding = [line for neuron in neurons for line in neuron.rounded]
-    rounding += [line for facts in found.facts for line in rounding_notes(facts)]
+    rounding += [line for known in facts for line in _rounding_notes(known)]
     notes = {
         "weight_bits": weight_bits,
         "folded": str(folded.metadata.get("folded", "")).splitlines(),
         "rewrites": [line for neuron in neurons for line in neuron.rewrites],
         "approximations": [line for neuron in neurons for line in neuron.approximations],
         "rounding": rounding,
-        "calibration": found.overall,
-        "layers": list(found.facts),
+        "calibration": overall,
+        "layers": facts,
     }
     try:
-        return ChipNetwork(found.layers, coding, readout, float(dt_s), graph_hash(graph), notes)
+        return ChipNetwork(tuple(layers), coding, readout, float(dt_s), graph_hash(graph), notes)
     except ChipError as error:
         raise DeployError(f"graph: {error}; choose other options") from error
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A graph that is lowered, and its surroundings.
+
+    Args:
+        folded: the folded graph.
+        chain: the layers read from it.
+        coding: how the network is fed.
+        readout: how the network is read.
+        dt_s: time step, seconds.
+        weight_bits: signed bits of a weight.
+    """
+
+    folded: nir.NIRGraph
+    chain: Chain
+    coding: InputCoding
+    readout: Readout
+    dt_s: float
+    weight_bits: int
+
+
+Facts = dict[str, Any]
+"""What is known of a layer or of the whole network, as JSON values."""
+
+
+def _from_weights_alone(task: _Task) -> tuple[list[Layer], list[Facts]]:
+    """Lower with the widest scales, measuring nothing.
+
+    Raises:
+        DeployError: a layer that one scale cannot hold.
+    """
+    layers, facts = [], []
+    for layer in task.chain.layers:
+        chosen = _scale_from_weights(layer, task.weight_bits)
+        layers.append(chosen.layer)
+        facts.append(_describe(layer, chosen, task.dt_s))
+    return layers, facts
+
+
+def _calibrate(
+    task: _Task,
+    samples: npt.ArrayLike,
+    labels: npt.ArrayLike | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[Layer], list[Facts], Facts]:
+    """Lower with the scales that agree best with the float graph, and measure the difference.
+
+    Args:
+        task: what is lowered.
+        samples: (samples, timesteps, *features) integers as the chip gets them.
+        labels: (samples,) classes, or None.
+        progress: called with (layers done, in all).
+
+    Raises:
+        DeployError: samples that do not fit or leave a layer silent, or a layer that no legal scale
+            can hold.
+    """
+    try:
+        events = check_inputs(task.coding, samples)
+    except (ChipError, ValueError) as error:
+        raise DeployError(f"calibration: {error}") from error
+    true = _labels(labels, len(events))
+    values = events.reshape(*events.shape[:2], *task.chain.input_shape) / task.coding.units
+    try:
+        floats = step_nir(task.folded, values, task.dt_s)
+    except ExportError as error:
+        raise DeployError(f"graph: not calibrated, {error}") from error
+    float_classes = _decide(task.readout, floats.output)
+    class_count = int(np.prod(floats.output.shape[2:])) // task.readout.votes
+    if true is not None and not 0 <= true.min() <= true.max() < class_count:
+        raise DeployError(
+            f"labels: {true.min()}..{true.max()}, the network has classes 0..{class_count - 1}"
+        )
+    arriving: IntArray = events
+    layers, facts = [], []
+    in_all = len(task.chain.layers)
+    for level, layer in enumerate(task.chain.layers):
+        wanted = _float_output(layer, floats)
+        name = layer.neuron.name
+        if layer.neuron.fires and not wanted.any():
+            raise DeployError(
+                f"node '{name}': never fires on the calibration samples, so they say nothing about "
+                "it; give others"
+            )
+        chosen = _scale_from_spikes(layer, task.weight_bits, arriving, wanted)
+        run = _run_alone(_alone(chosen.layer, layer.bits), arriving, states=True)
+        arriving = run.output
+        classes = _classes_from(task, name, run.output.reshape(wanted.shape), level + 1 == in_all)
+        found = _describe(layer, chosen, task.dt_s)
+        found |= _measure(layer, chosen, run, wanted)
+        found["classes_kept"] = int((classes == float_classes).sum())
+        if true is not None:
+            found["correct"] = int((classes == true).sum())
+        layers.append(chosen.layer)
+        facts.append(found)
+        if progress is not None:
+            progress(level + 1, in_all)
+    overall = {
+        "samples": int(events.shape[0]),
+        "timesteps": int(events.shape[1]),
+        "classes_kept": facts[-1]["classes_kept"],
+    }
+    if true is not None:
+        overall["correct_float"] = int((float_classes == true).sum())
+        overall["correct_chip"] = facts[-1]["correct"]
+    return layers, facts, overall
+
+
+def _labels(labels: npt.ArrayLike | None, samples: int) -> IntArray | None:
+    if labels is None:
+        return None
+    true = np.asarray(labels)
+    if true.shape != (samples,) or true.dtype.kind not in "iu":
+        raise DeployError(
+            f"labels: {true.dtype}{true.shape}, needs one integer for each of {samples} samples"
+        )
+    return true
+
+
+def _decide(readout: Readout, output: Array) -> Int64:
+    return readout.decide(output.reshape(*output.shape[:2], -1))
+
+
+def _float_output(layer: FloatLayer, floats: Trace) -> Array:
+    """Return spikes of the float graph, or volts of a readout above its rest.
+
+    Returns:
+        (samples, timesteps, *features).
+    """
+    if layer.neuron.fires:
+        return floats.spikes[layer.neuron.name]
+    return floats.v[layer.neuron.name] - layer.neuron.rest
+
+
+def _classes_from(task: _Task, neuron: str, sent: Array, last: bool) -> Int64:
+    """Decide classes when all behind a neuron stays float and hears what the chip sent.
+
+    Args:
+        task: what is lowered.
+        neuron: name of the neuron's node.
+        sent: (samples, timesteps, *features) of this neuron on the chip.
+        last: nothing stands behind it.
+    """
+    if last:
+        return _decide(task.readout, sent)
+    graph, start = task.folded, "sent_by_the_chip"
+    behind = _nodes_behind(graph, neuron)
+    nodes: dict[str, Any] = {start: nir.Input({"input": np.array(sent.shape[2:])})}
+    nodes |= {name: graph.nodes[name] for name in behind}
+    edges = [
+        (start if source == neuron else source, target)
+        for source, target in graph.edges
+        if target in behind and (source in behind or source == neuron)
+    ]
+    tail = nir.NIRGraph(nodes, edges, type_check=False)
+    return _decide(task.readout, step_nir(tail, sent, task.dt_s).output)
+
+
+def _nodes_behind(graph: nir.NIRGraph, neuron: str) -> list[str]:
+    """Return the nodes that a neuron's spikes reach without coming back to itself."""
+    loop = {
+        source
+        for source, target in graph.edges
+        if target == neuron and (neuron, source) in graph.edges
+    }
+    found: list[str] = []
+    todo = [neuron]
+    while todo:
+        here = todo.pop()
+        for source, target in graph.edges:
+            if source == here and target not in (neuron, *found, *loop):
+                found.append(target)
+                todo.append(target)
+    return found
+
+
+# --- the scale of one layer
+
+
+@dataclass(frozen=True, eq=False)
+class _ScaledLayer:
+    """A layer of integers and how its scale was found.
+
+    Args:
+        layer: the integers.
+        scale: integers per unit of weight, S of `quantise`.
+        score: distance from the float graph, nan where it was not measured.
+        tried: how many scales and thresholds were tried.
+    """
+
+    layer: Layer
+    scale: float
+    score: float
+    tried: int
+
+
+def _scale_from_weights(layer: FloatLayer, weight_bits: int) -> _ScaledLayer:
+    """Choose the largest scale that the registers hold and netx runs as it is written."""
+    widest = widest_scale(layer, weight_bits)
+    scales = [float(widest * factor) for factor in np.linspace(1.0, 0.5, 51)]
+    # A power of two is worth its smaller range where it rounds nothing.
+    if is_exact(layer, _dyadic(widest)):
+        scales.insert(0, _dyadic(widest))
+    for tried, scale in enumerate(scales, start=1):
+        made = quantise(layer, scale, weight_bits)
+        if not fatal(check_network(_alone(made, 1))):
+            return _ScaledLayer(made, scale, float("nan"), tried)
+    raise DeployError(
+        f"node '{layer.name}': netx would run other weights than its own at any scale; give the "
+        "matrix both signs"
+    )
+
+
+def _scale_from_spikes(
+    layer: FloatLayer,
+    weight_bits: int,
+    events: IntArray,
+    wanted: Array,
+) -> _ScaledLayer:
+    """Choose scale and threshold with which a layer comes nearest to the float graph.
+
+    Args:
+        layer, weight_bits: as `quantise` takes them.
+        events: (samples, timesteps, *features) that arrive on the chip, from the chip's own layers
+            before.
+        wanted: (samples, timesteps, *features) of the float graph: spikes, or volts of a readout.
+
+    Returns:
+        The first of the best.
+
+    Raises:
+        DeployError: no scale is legal, or every one overflows the accumulator on these events.
+    """
+    widest = _scale_from_weights(layer, weight_bits).scale
+    fires = layer.neuron.fires
+    tried = 0
+    best: _ScaledLayer | None = None
+
+    def attempt(scale: float, offset: int = 0) -> None:
+        nonlocal best, tried
+        if scale > register_scale(layer) or (fires and round(scale * layer.units) + offset < 1):
+            return
+        made = quantise(layer, scale, weight_bits, vth_offset=offset)
+        network = _alone(made, layer.bits)
+        violations = check_network(network)
+        if fatal(violations):
+            return
+        tried += 1
+        # States are recorded only where they could leave their registers: it takes time.
+        may_leave = any(violation.rule == "states_fit_registers" for violation in violations)
+        run = _run_alone(network, events, states=may_leave)
+        if not run.stays_in_registers:
+            return
+        score = _distance(run.output, wanted, None if fires else _per_volt(layer, scale))
+        if best is None or score < best.score:
+            best = _ScaledLayer(made, scale, score, tried)
+
+    attempt(widest)
+    attempt(_dyadic(widest))
+    for factor in FIRST_FACTORS:
+        attempt(float(widest * factor))
+    smaller = widest * FIRST_FACTORS[0]
+    # Scales at which not even the largest weight rounds to 1 say nothing.
+    while best is None and smaller * largest_weight(layer) >= 1:
+        smaller /= STEP_DOWN
+        attempt(float(smaller))
+    if best is not None:
+        middle = best.scale
+        for factor in NEAR_FACTORS:
+            attempt(float(middle * factor))
+        middle = best.scale
+        for offset in OFFSETS if fires else ():
+            attempt(middle, offset)
+    if best is None:
+        raise DeployError(
+            f"node '{layer.name}': at every legal scale its sums pass the accumulator's "
+            f"{ACCUMULATOR - 1}, or its states leave 24 bits, on the calibration samples; "
+            "use fewer weight bits or smaller payloads"
+        )
+    return _ScaledLayer(best.layer, best.scale, best.score, tried)
+
+
+def _dyadic(scale: float) -> float:
+    """Return the largest power of two that is no larger: weights of k/2**n lie exactly on it."""
+    return float(2.0 ** np.floor(np.log2(scale)))
+
+
+def _per_volt(layer: FloatLayer, scale: float) -> float:
+    """Return how many units of a readout's chip voltage stand for one volt."""
+    return (1 << STATE_SHIFT) * scale * layer.units
+
+
+def _distance(output: IntArray, wanted: Array, per_volt: float | None) -> float:
+    """Measure how far the output of a chip layer is from the float graph's.
+
+    Spikes count decisions that differ plus differences of spike counts, so that silence is no cheap
+    agreement; readouts the mean absolute difference in volts.
+    """
+    wanted = wanted.reshape(output.shape)
+    if per_volt is not None:
+        return float(np.abs(output / per_volt - wanted).mean())
+    counts = np.abs(output.sum(axis=1) - wanted.sum(axis=1, dtype=np.int64)).sum()
+    return float((output != wanted).sum() + counts)
+
+
+@dataclass(frozen=True, eq=False)
+class _LayerRun:
+    """What one layer gave on the calibration samples, and how far its registers went.
+
+    Args:
+        output: (samples, timesteps, *features) spikes, or chip voltages of a readout.
+        peak_sum: largest absolute sum that was met.
+        peak_u, peak_v: largest absolute current and voltage, 0 where they were not recorded.
+    """
+
+    output: IntArray
+    peak_sum: int
+    peak_u: int = 0
+    peak_v: int = 0
+
+    @property
+    def stays_in_registers(self) -> bool:
+        """Whether sums fitted their accumulator, and no recorded state wrapped or saturated."""
+        states_fit = self.peak_u < UNWRAPPED and self.peak_v < STATE_MAX - 1
+        return self.peak_sum < ACCUMULATOR and states_fit
+
+
+def _alone(layer: Layer, bits: int) -> ChipNetwork:
+    """Return a layer as a network of its own."""
+    shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
+    kind: Literal["spikes", "voltage"] = "spikes" if layer.neuron.spikes else "voltage"
+    return ChipNetwork((layer,), InputCoding(shape, bits), Readout(kind))
+
+
+def _run_alone(network: ChipNetwork, events: IntArray, *, states: bool) -> _LayerRun:
+    """Run a network of one layer on what arrives at it.
+
+    Args:
+        network: the layer, as `_alone` gives it.
+        events: (samples, timesteps, *features).
+        states: record currents and voltages too.
+    """
+    (layer,) = network.layers
+    # A dense layer takes flat what a convolution sends as an image.
+    inputs = events.reshape(*events.shape[:2], *network.input.shape)
+    record = ("output", "u", "v") if states else ("output",)
+    recording = simulate(network, inputs, record=record)
+    output = recording.output.reshape(*events.shape[:2], *layer.output_shape)
+    peak_u, peak_v = (
+        int(np.abs(state[layer.name]).max()) if states else 0
+        for state in (recording.u, recording.v)
+    )
+    return _LayerRun(output, recording.peak_sum[layer.name], peak_u, peak_v)
+
+
+# --- what is known of one layer
+
+
+def _describe(layer: FloatLayer, chosen: _ScaledLayer, dt_s: float) -> Facts:
+    """Say what can be said of a layer without running it."""
+    made, neuron = chosen.layer, layer.neuron
+    ((_, up, down),) = worst_sums(_alone(made, layer.bits))
+    error, clipped = weight_error(layer, made, chosen.scale)
+    lost_rows, lost_biases = rounded_away(layer, made)
+    threshold = threshold_error = None
+    if neuron.fires:
+        threshold = made.neuron.vth_int
+        threshold_error = abs(threshold / (chosen.scale * layer.units) - 1)
+    facts: Facts = {
+        "name": layer.name,
+        "neuron": neuron.name,
+        "units_per_volt": made.scale,
+        "threshold_int": threshold,
+        "weight_error": error,
+        "weights_clipped": clipped,
+        "bias_error": bias_error(layer, made, chosen.scale),
+        "threshold_error": threshold_error,
+        "outputs_without_weights": lost_rows,
+        "biases_without_value": lost_biases,
+        "largest_weight": int(np.abs(made.weight_int).max()),
+        "sum_bound": max(int(up.max()), int(down.max())),
+        "sum_limit": ACCUMULATOR - 1,
+        "state_limit": STATE_MAX - 1,
+        "scale": chosen.scale,
+        "scales_tried": chosen.tried,
+    }
+    for field, share, register in (
+        ("tau_mem_s", neuron.v_share, made.neuron.v_decay),
+        ("tau_syn_s", neuron.i_share, made.neuron.i_decay),
+    ):
+        if share is not None:
+            # A register of 0 never forgets: its time constant is no number.
+            on_chip = dt_s * DECAY_UNITY / register if register else None
+            facts[field] = {"asked": dt_s / share, "on_chip": on_chip}
+    return facts
+
+
+def _rounding_notes(facts: Facts) -> list[str]:
+    """Return a line for all of a layer that became 0, and for all that is far from its float."""
+    name = facts["name"]
+    notes = []
+    for key, what in (
+        ("outputs_without_weights", "outputs' weights"),
+        ("biases_without_value", "biases"),
+    ):
+        if facts[key]:
+            notes.append(f"'{name}': {facts[key]} {what} round to nothing")
+    for key, what in (
+        ("weight_error", "weights"),
+        ("threshold_error", "threshold"),
+        ("bias_error", "biases"),
+    ):
+        if facts[key] is not None and facts[key] > COARSE_ERROR:
+            notes.append(
+                f"'{name}': {what} off by {facts[key]:.0%}: one scale holds weights, thresholds and "
+                "biases, bring them closer together in training"
+            )
+    return notes
+
+
+def _measure(layer: FloatLayer, chosen: _ScaledLayer, run: _LayerRun, wanted: Array) -> Facts:
+    """Compare a chip layer, which hears the chip's layers before it, with the float graph's."""
+    facts: Facts = {
+        "sum_peak": run.peak_sum,
+        "u_peak": run.peak_u,
+        "v_peak": run.peak_v,
+    }
+    wanted = wanted.reshape(run.output.shape)
+    if not layer.neuron.fires:
+        off = np.abs(run.output / _per_volt(layer, chosen.scale) - wanted)
+        return facts | {"volts_float": float(np.abs(wanted).mean()), "volts_off": float(off.mean())}
+    differs = np.argwhere(run.output != wanted)
+    first = None
+    if len(differs):
+        # The earliest in time, of these the first sample; rows are (sample, time step, *index).
+        sample, timestep, *index = differs[np.lexsort((differs[:, 0], differs[:, 1]))[0]]
+        first = {
+            "sample": int(sample),
+            "timestep": int(timestep),
+            "index": [int(i) for i in index],
+        }
+    # Neuron by neuron, so that one too many here and one too few there do not make it 0.
+    counts, chip_counts = (
+        spikes.sum(axis=(0, 1), dtype=np.int64) for spikes in (wanted, run.output)
+    )
+    fired = int(counts.sum())
+    rate_error = int(np.abs(counts - chip_counts).sum()) / fired if fired else None
+    return facts | {
+        "decisions": int(wanted.size),
+        "mismatches": len(differs),
+        "spikes_float": fired,
+        "spikes_chip": int(chip_counts.sum()),
+        "rate_error": rate_error,
+        "first_divergence": first,
+    }

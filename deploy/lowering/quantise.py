@@ -4,8 +4,8 @@
     recurrent = round(S * units * R)               bias = round(S * units * b)
     chip voltage = 64 * S * units * v
 
-`units` are the integers per unit of what arrives: 1 for spikes, such as 255 for frames of 8 bits.
-What comes back to a recurrent layer is spikes.
+`units` are the integers per unit of what arrives at the layer; what comes back to a recurrent one is
+spikes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def weight_limits(weight_bits: int) -> tuple[int, int]:
     return -(2 ** (weight_bits - 1)), 2 ** (weight_bits - 1) - 1
 
 
-def widest_scale(layer: FloatLayer, weight_bits: int, units: float) -> float:
+def widest_scale(layer: FloatLayer, weight_bits: int) -> float:
     """Return the scale at which the largest weight is the grid's largest.
 
     It is less where threshold or bias would not fit their registers.
@@ -40,11 +40,11 @@ def widest_scale(layer: FloatLayer, weight_bits: int, units: float) -> float:
         DeployError: no weight but 0, or weights, threshold and bias so far apart that one scale
             rounds one of them away.
     """
-    largest = largest_weight(layer, units)
+    largest = largest_weight(layer)
     if largest == 0:
         raise DeployError(f"node '{layer.name}': all its weights are 0; remove the layer")
-    scale = min(weight_limits(weight_bits)[1] / largest, register_scale(layer, units))
-    if scale * largest < 1 or (layer.neuron.fires and round(scale * units) < 1):
+    scale = min(weight_limits(weight_bits)[1] / largest, register_scale(layer))
+    if scale * largest < 1 or (layer.neuron.fires and round(scale * layer.units) < 1):
         raise DeployError(
             f"node '{layer.name}': with weights up to {largest:g} and a bias up to "
             f"{np.abs(layer.bias).max():g} of its threshold one scale leaves nothing of the smaller "
@@ -53,26 +53,23 @@ def widest_scale(layer: FloatLayer, weight_bits: int, units: float) -> float:
     return scale
 
 
-def register_scale(layer: FloatLayer, units: float) -> float:
+def register_scale(layer: FloatLayer) -> float:
     """Return the largest scale at which threshold and bias fit their registers."""
-    highest = VTH_MAX / units if layer.neuron.fires else np.inf
+    highest = VTH_MAX / layer.units if layer.neuron.fires else np.inf
     bias = float(np.abs(layer.bias).max(initial=0.0))
-    return min(highest, BIAS_MAX / (units * bias)) if bias else highest
+    return min(highest, BIAS_MAX / (layer.units * bias)) if bias else highest
 
 
-def quantise(
-    layer: FloatLayer, scale: float, weight_bits: int, units: float, *, vth_offset: int = 0
-) -> Layer:
+def quantise(layer: FloatLayer, scale: float, weight_bits: int, *, vth_offset: int = 0) -> Layer:
     """Round a layer to integers.
 
     Args:
         layer: a float layer in the normal form of `knarr.deploy.lowering.chain`.
         scale: S above.
         weight_bits: signed bits of a weight, 2..8; larger weights are clipped.
-        units: integers per unit of what arrives.
         vth_offset: added to the rounded threshold.
     """
-    neuron = layer.neuron
+    neuron, units = layer.neuron, layer.units
     vth_int = NON_SPIKING_VTH
     if neuron.fires:
         vth_int = _threshold(layer, scale * units) + vth_offset
@@ -104,19 +101,19 @@ def _threshold(layer: FloatLayer, height: float) -> int:
     return round(height)
 
 
-def is_exact(layer: FloatLayer, scale: float, units: float) -> bool:
+def is_exact(layer: FloatLayer, scale: float) -> bool:
     """Tell whether a scale makes whole numbers of all weights, so that none is rounded."""
-    weights = scale * _weights(layer, units)
+    weights = scale * _weights(layer)
     return np.array_equal(np.rint(weights), weights)
 
 
-def weight_error(layer: FloatLayer, made: Layer, scale: float, units: float) -> tuple[float, int]:
+def weight_error(layer: FloatLayer, made: Layer, scale: float) -> tuple[float, int]:
     """Measure the rounding of weights.
 
     Returns:
         The root mean square error relative to that of the weights, and how many were clipped.
     """
-    wanted = scale * _weights(layer, units)
+    wanted = scale * _weights(layer)
     integers = made.weight_int.reshape(-1)
     if isinstance(made, Recurrent):
         integers = np.concatenate((integers, made.recurrent_int.reshape(-1)))
@@ -131,11 +128,11 @@ def bias_error(layer: FloatLayer, made: Layer, scale: float) -> float | None:
     Args:
         layer: the float layer.
         made: its integers.
-        scale: integers per unit of v, S * units above.
+        scale: S above.
     """
     if not layer.bias.any() or made.bias_int is None:
         return None
-    return _relative_error(made.bias_int, scale * layer.bias)
+    return _relative_error(made.bias_int, scale * layer.units * layer.bias)
 
 
 def _relative_error(integers: Int32, wanted: Float64) -> float:
@@ -152,18 +149,18 @@ def rounded_away(layer: FloatLayer, made: Layer) -> tuple[int, int]:
     return int((wanted & ~rounded).sum()), int(((layer.bias != 0) & (bias == 0)).sum())
 
 
-def largest_weight(layer: FloatLayer, units: float) -> float:
+def largest_weight(layer: FloatLayer) -> float:
     """Return the greatest |weight| of a layer, those of its loop included."""
-    return float(np.abs(_weights(layer, units)).max(initial=0.0))
+    return float(np.abs(_weights(layer)).max(initial=0.0))
 
 
-def _weights(layer: FloatLayer, units: float) -> Float64:
+def _weights(layer: FloatLayer) -> Float64:
     """Return all weights of a layer in a row, as one scale rounds them."""
     weights = layer.weight.reshape(-1)
     if layer.recurrent is None:
         return weights
     # Spikes that come back are worth 1, what arrives is worth `units`.
-    return np.concatenate((weights, units * layer.recurrent.reshape(-1)))
+    return np.concatenate((weights, layer.units * layer.recurrent.reshape(-1)))
 
 
 def unrounded_weights(graph: nir.NIRGraph, network: ChipNetwork) -> dict[str, Float64]:

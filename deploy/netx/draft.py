@@ -1,8 +1,8 @@
 """A `.net` file as it lies on the disk, and the layers that can be built from it.
 
-`load_raw` reads plain arrays within limits and judges nothing but their size. `draft_of` builds
-every layer that can be built, so that the network's rules can look at it even where others cannot
-be; the file rules say why those cannot.
+`load_groups` reads plain arrays within limits and judges nothing but their size. `read_draft`
+builds every layer that can be built, so that the network's rules can look at it even where others
+cannot be; the file rules say why those cannot.
 
 Layout (lava-dl 0.6.0 `netx/hdf5.py`): /layer/<i>/ with type, shape, weight, stride, padding,
 dilation, groups, bias and neuron/{type, iDecay, vDecay, vThMant}; what else may lie there netx does
@@ -11,7 +11,7 @@ not read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -40,21 +40,33 @@ REGISTERS = ("iDecay", "vDecay", "vThMant")
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class RawLayer:
-    """A group /layer/<index> as it lies in the file.
+@dataclass(eq=False)
+class NetLayer:
+    """A group /layer/<index> of a file, and what could be made of it.
 
     Args:
         index: its number.
         group: its items by name: arrays, text, or dictionaries for groups; empty when it is no
             group.
-        kind: what `type` says, "" when that is missing or no text.
+
+    Attributes, which `read_draft` fills in:
+        name: what people call it: the manifest's name, or its kind and number.
+        incoming: shape of what arrives, None when unknown.
+        outgoing: shape of what it sends, None when unknown.
+        sender: the nearest layer before it that is no flatten, None when there is none.
+        neuron: None when it has no neurons, or none that can be built.
+        layer: None when it is no synapse or cannot be built.
     """
 
     index: int
     group: Mapping[str, Any]
-    kind: str
-    _whole: dict[str, Int64 | None] = field(default_factory=dict, compare=False, repr=False)
+    name: str = ""
+    incoming: Shape | None = None
+    outgoing: Shape | None = None
+    sender: NetLayer | None = None
+    neuron: Neuron | None = None
+    layer: Layer | None = None
+    _whole: dict[str, Int64 | None] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -62,7 +74,12 @@ class RawLayer:
         return f"/layer/{self.index}"
 
     @property
-    def neuron(self) -> Mapping[str, Any] | None:
+    def kind(self) -> str:
+        """What `type` says, "" when that is missing or no text."""
+        return text(self.group.get("type"))
+
+    @property
+    def neuron_group(self) -> Mapping[str, Any] | None:
         """Items of the neuron group, None when there is no such group."""
         found = self.group.get("neuron")
         return found if isinstance(found, dict) else None
@@ -86,9 +103,9 @@ class RawLayer:
         return tuple(int(number) for number in value.reshape(-1))
 
 
-@dataclass(frozen=True)
-class RawNet:
-    """A file as it lies on the disk.
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """All layers of a file.
 
     Args:
         names: names under /layer; None when there is no such group.
@@ -96,11 +113,19 @@ class RawNet:
     """
 
     names: tuple[str, ...] | None
-    layers: tuple[RawLayer, ...]
+    layers: tuple[NetLayer, ...]
+
+    @property
+    def synapses(self) -> tuple[NetLayer, ...]:
+        """Layers that hold weights, built or not."""
+        return tuple(found for found in self.layers if found.kind in SYNAPSES)
 
 
-def load_raw(path: Path) -> RawNet:
-    """Read a `.net` file as it is, in bounded time and memory.
+def load_groups(path: Path) -> dict[str, Any] | None:
+    """Read what lies under /layer as it is, in bounded time and memory.
+
+    Returns:
+        Items by name; None when there is no such group.
 
     Raises:
         DeployError: the file is missing, not HDF5, damaged, or beyond a limit.
@@ -110,18 +135,7 @@ def load_raw(path: Path) -> RawNet:
     except ExportError as error:
         raise DeployError(str(error)) from error
     found = tree.get("layer")
-    if not isinstance(found, dict):
-        return RawNet(None, ())
-    # The length is bounded because int() refuses thousands of digits.
-    digits = [name for name in found if name.isascii() and name.isdigit() and len(name) < 9]
-    layers = []
-    for index in sorted(int(name) for name in digits):
-        # netx asks for "1" and never sees a group "01".
-        if str(index) in found:
-            item = found[str(index)]
-            group = item if isinstance(item, dict) else {}
-            layers.append(RawLayer(index, group, text(group.get("type"))))
-    return RawNet(tuple(found), tuple(layers))
+    return found if isinstance(found, dict) else None
 
 
 def is_array(value: Any, kinds: str = "iuf") -> TypeGuard[Array]:
@@ -170,97 +184,67 @@ def one_integer(value: Any) -> int | None:
     return int(value.reshape(()))
 
 
-@dataclass(frozen=True)
-class DraftLayer:
-    """One layer of the file and what could be made of it.
-
-    Args:
-        raw: the layer as it lies in the file.
-        name: what people call it: the manifest's name, or its kind and number.
-        incoming: shape of what arrives, None when unknown.
-        outgoing: shape of what it sends, None when unknown.
-        sender: the nearest layer before it that is no flatten, None when there is none.
-        neuron: None when it has no neurons, or none that can be built.
-        layer: None when it is no synapse or cannot be built.
-    """
-
-    raw: RawLayer
-    name: str
-    incoming: Shape | None
-    outgoing: Shape | None
-    sender: DraftLayer | None = field(default=None, repr=False)
-    neuron: Neuron | None = None
-    layer: Layer | None = None
-
-    @property
-    def kind(self) -> str:
-        """Kind of the layer, as the file says it."""
-        return self.raw.kind
-
-
-@dataclass(frozen=True)
-class Draft:
-    """All layers of a file, in order."""
-
-    raw: RawNet
-    layers: tuple[DraftLayer, ...]
-
-    @property
-    def synapses(self) -> tuple[DraftLayer, ...]:
-        """Layers that hold weights, built or not."""
-        return tuple(found for found in self.layers if found.kind in SYNAPSES)
-
-
-def draft_of(raw: RawNet, named: Mapping[int, Mapping[str, Any]]) -> Draft:
+def read_draft(groups: dict[str, Any] | None, named: Mapping[int, Mapping[str, Any]]) -> Draft:
     """Build every layer of a file that can be built.
 
     Args:
-        raw: the file.
+        groups: what `load_groups` gave.
         named: entries of the manifest, by position among the layers with synapses; -1 is the input.
     """
-    layers: list[DraftLayer] = []
+    if groups is None:
+        return Draft(None, ())
+    # The length is bounded because int() refuses thousands of digits.
+    digits = [name for name in groups if name.isascii() and name.isdigit() and len(name) < 9]
+    layers = []
+    for index in sorted(int(name) for name in digits):
+        # netx asks for "1" and never sees a group "01".
+        if str(index) in groups:
+            group = groups[str(index)]
+            layers.append(NetLayer(index, group if isinstance(group, dict) else {}))
+    sender: NetLayer | None = None
     synapses = 0
     shape: Shape | None = None
-    sender: DraftLayer | None = None
-    for position, found in enumerate(raw.layers):
-        neuron, layer = None, None
+    for position, found in enumerate(layers):
+        found.incoming, found.sender = shape, sender
         if found.kind == "input":
-            name = "input" if position == 0 else f"input_{found.index}"
-            neuron = _neuron(found, str(named.get(-1, {}).get("neuron") or ""))
-            outgoing = _input_shape(found, raw.layers[position + 1 :])
+            found.name = "input" if position == 0 else f"input_{found.index}"
+            found.neuron = _neuron(found, str(named.get(-1, {}).get("neuron") or ""))
+            found.outgoing = _input_shape(found, layers[position + 1 :])
         elif found.kind in SYNAPSES:
             entry = named.get(synapses, {})
             synapses += 1
-            name = str(entry.get("name", f"{found.kind}_{found.index}"))
-            neuron = _neuron(found, str(entry.get("neuron", f"neuron_{found.index}")))
-            layer = _synapse(found, name, neuron, shape, entry.get("units_per_volt"))
+            found.name = str(entry.get("name", f"{found.kind}_{found.index}"))
+            found.neuron = _neuron(found, str(entry.get("neuron", f"neuron_{found.index}")))
+            found.layer = _synapse(found, entry.get("units_per_volt"))
             # What a layer says of itself lets the layers behind a broken one be checked.
-            outgoing = _declared(found) if layer is None else layer.output_shape
+            built = found.layer
+            found.outgoing = _declared(found) if built is None else built.output_shape
         else:
-            name = f"{_printable(found.kind)}_{found.index}"
-            outgoing = None
+            # A kind that is unknown may be any text, too long or odd for a message.
+            short = found.kind.isidentifier() and len(found.kind) < 40
+            found.name = f"{found.kind if short else 'layer'}_{found.index}"
             if shape is not None and found.kind == "flatten":
-                outgoing = (prod(shape),)
-        layers.append(DraftLayer(found, name, shape, outgoing, sender, neuron, layer))
+                found.outgoing = (prod(shape),)
+        shape = found.outgoing
         if found.kind != "flatten":
-            sender = layers[-1]
-        shape = outgoing
-    return Draft(raw, tuple(layers))
+            sender = found
+    return Draft(tuple(groups), tuple(layers))
 
 
-def _printable(kind: str) -> str:
-    return kind if kind.isidentifier() and len(kind) < 40 else "layer"
-
-
-def _input_shape(found: RawLayer, after: tuple[RawLayer, ...]) -> Shape | None:
+def _input_shape(found: NetLayer, after: Sequence[NetLayer]) -> Shape | None:
     shape = found.integers("shape")
     synapse = next((layer.kind for layer in after if layer.kind != "flatten"), "")
-    if shape is not None and shape[1:] == (1, 1) and found.neuron is None and synapse != "conv":
+    if (
+        shape is not None
+        and shape[1:] == (1, 1)
+        and found.neuron_group is None
+        and synapse != "conv"
+    ):
         return shape[:1]  # slayer writes (features, 1, 1) for a plain vector
     return shape
 
 
-def _declared(found: RawLayer) -> Shape | None:
+def _declared(found: NetLayer) -> Shape | None:
     """Return what a layer that is not built would send, as far as the file says it."""
     weight, shape = found.whole("weight"), found.integers("shape")
     if found.kind != "conv" and weight is not None and weight.ndim == 2 and weight.size:
@@ -270,8 +254,8 @@ def _declared(found: RawLayer) -> Shape | None:
     return shape if found.kind == "conv" else (prod(shape),)
 
 
-def _neuron(found: RawLayer, name: str) -> Neuron | None:
-    group = found.neuron
+def _neuron(found: NetLayer, name: str) -> Neuron | None:
+    group = found.neuron_group
     if group is None or text(group.get("type")) not in NEURON_TYPES:
         return None
     i_decay, v_decay, vth_int = (one_integer(group.get(register)) for register in REGISTERS)
@@ -283,15 +267,14 @@ def _neuron(found: RawLayer, name: str) -> Neuron | None:
         return None
 
 
-def _synapse(
-    found: RawLayer, name: str, neuron: Neuron | None, incoming: Shape | None, scale: float | None
-) -> Layer | None:
+def _synapse(found: NetLayer, scale: float | None) -> Layer | None:
+    name, neuron = found.name, found.neuron
     if neuron is None:
         return None
     try:
         weight = _stored(found, "weight")
         if found.kind == "conv":
-            return _conv(found, name, neuron, weight, incoming, scale)
+            return _conv(found, neuron, weight, scale)
         # netx cuts a vector of weights into as many rows as `shape` says.
         rows = prod(found.integers("shape") or ()) if weight.ndim == 1 else weight.shape[0]
         matrix = weight.reshape(rows, -1)
@@ -306,25 +289,18 @@ def _synapse(
         return None  # the file rules say why not
 
 
-def _conv(
-    found: RawLayer,
-    name: str,
-    neuron: Neuron,
-    weight: Int32,
-    incoming: Shape | None,
-    scale: float | None,
-) -> Conv | None:
+def _conv(found: NetLayer, neuron: Neuron, weight: Int32, scale: float | None) -> Conv | None:
     stride, padding, dilation = (pair(found, key) for key in ("stride", "padding", "dilation"))
     groups = found.integers("groups")
     if stride is None or padding is None or dilation is None or groups is None:
         return None
-    if incoming is None or len(incoming) != 3:
+    if found.incoming is None:
         return None
-    # slayer writes kernels with a last axis of time, of length 1; any other is refused below.
+    channels, height, width = found.incoming
+    # slayer writes kernels with a last axis of time, of length 1; any other cannot be reshaped.
     kernel = weight.reshape(weight.shape[:4])
-    channels, height, width = incoming
     return Conv(
-        name,
+        found.name,
         kernel,
         neuron,
         (channels, height, width),
@@ -337,7 +313,7 @@ def _conv(
     )
 
 
-def pair(found: RawLayer, key: str) -> tuple[int, int] | None:
+def pair(found: NetLayer, key: str) -> tuple[int, int] | None:
     """Return (height, width) of a convolution's step, None when there are none.
 
     netx takes two integers, or one without a dimension.
@@ -348,14 +324,14 @@ def pair(found: RawLayer, key: str) -> tuple[int, int] | None:
     return numbers[0], numbers[-1]
 
 
-def _stored(found: RawLayer, key: str) -> Int32:
+def _stored(found: NetLayer, key: str) -> Int32:
     whole = found.whole(key)
     if whole is None or not fits_32_bits(whole):
         raise ValueError(f"{found.where}/{key} is not made of whole numbers of 32 bits")
     return whole.astype(np.int32)
 
 
-def _bias(found: RawLayer, outputs: int) -> Int32 | None:
+def _bias(found: NetLayer, outputs: int) -> Int32 | None:
     if "bias" not in found.group:
         return None
     bias = _stored(found, "bias")
@@ -364,7 +340,7 @@ def _bias(found: RawLayer, outputs: int) -> Int32 | None:
     return bias
 
 
-def _delay(found: RawLayer, shape: Shape) -> Int32 | None:
+def _delay(found: NetLayer, shape: Shape) -> Int32 | None:
     if "delay" not in found.group:
         return None
     delay = spread_delay(_stored(found, "delay"), shape)
@@ -397,7 +373,7 @@ def partial_network(draft: Draft) -> PartialNetwork:
     # Only the last layer may be a voltage readout. Where its neuron is not built, none is.
     last = synapses[-1].neuron if synapses else None
     silent = last is not None and not last.spikes
-    biases = ((found.name, found.raw.whole("bias")) for found in synapses)
+    biases = ((found.name, found.whole("bias")) for found in synapses)
     return PartialNetwork(
         tuple(found.layer for found in synapses if found.layer is not None),
         tuple((found.name, found.neuron) for found in synapses if found.neuron is not None),

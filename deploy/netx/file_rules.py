@@ -4,7 +4,7 @@ Nearly all of it netx accepts in silence, or lets hang in a child process. What 
 wrong, whether it came from a file or not, is in `knarr.deploy.rules`; a rule that stands in both
 finds here the numbers that a `Neuron` or a layer cannot even hold.
 
-To add a rule, write one function with the rule's name that takes a `DraftLayer` and yields a
+To add a rule, write one function with the rule's name that takes a `NetLayer` and yields a
 message for everything in it that breaks the rule, and append it to `LAYER_RULES`.
 """
 
@@ -21,7 +21,7 @@ from knarr.deploy.netx.draft import (
     REGISTERS,
     SYNAPSES,
     Draft,
-    DraftLayer,
+    NetLayer,
     Shape,
     fits_32_bits,
     is_array,
@@ -75,13 +75,13 @@ def shorten(value: object) -> str:
 
 def file_holds_layers(draft: Draft) -> Iterator[Violation]:
     """Demand at least one layer that holds weights."""
-    if draft.raw.names is None:
+    if draft.names is None:
         message = "has no /layer group, so it is not a netx file; write one with `knarr deploy`"
     elif draft.synapses:
         return
     else:
         message = (
-            f"/layer has {len(draft.raw.names)} groups and none is conv, dense or dense_rec; "
+            f"/layer has {len(draft.names)} groups and none is conv, dense or dense_rec; "
             "add a layer"
         )
     yield Violation("file_holds_layers", "file", message)
@@ -89,7 +89,7 @@ def file_holds_layers(draft: Draft) -> Iterator[Violation]:
 
 def layers_are_numbered(draft: Draft) -> Iterator[Violation]:
     """Demand groups 0, 1, 2, ...: netx counts the groups and asks for these names."""
-    names = set(draft.raw.names or ())
+    names = set(draft.names or ())
     wanted = {str(number) for number in range(len(names))}
     if names != wanted:
         yield Violation(
@@ -107,21 +107,21 @@ def one_input_comes_first(draft: Draft) -> Iterator[Violation]:
     for found in inputs:
         if found is draft.layers[0]:
             continue
-        message = f"{found.raw.where} is an input after other layers; move it to /layer/0"
+        message = f"{found.where} is an input after other layers; move it to /layer/0"
         if found is not inputs[0]:
-            message = f"{found.raw.where} is a second input; a network has one, remove it"
+            message = f"{found.where} is a second input; a network has one, remove it"
         yield Violation("one_input_comes_first", found.name, message)
 
 
 def inputs_are_not_changed(draft: Draft) -> Iterator[Violation]:
     """Warn of weights and biases that slayer learns for the input and netx never applies."""
     for found in draft.layers:
-        unread = [key for key in ("weight", "bias") if key in found.raw.group]
-        if found.kind == "input" and found.raw.neuron and unread:
+        unread = [key for key in ("weight", "bias") if key in found.group]
+        if found.kind == "input" and found.neuron_group and unread:
             yield Violation(
                 "nothing_is_unread",
                 found.name,
-                f"{found.raw.where} has {' and '.join(unread)}, which netx applies to nothing; "
+                f"{found.where} has {' and '.join(unread)}, which netx applies to nothing; "
                 f"apply {'them' if len(unread) > 1 else 'it'} to the inputs",
                 "warning",
             )
@@ -130,9 +130,9 @@ def inputs_are_not_changed(draft: Draft) -> Iterator[Violation]:
 # --- rules on kinds and neurons
 
 
-def types_are_known(found: DraftLayer) -> Iterator[str]:
+def types_are_known(found: NetLayer) -> Iterator[str]:
     """Demand a kind of layer that is supported."""
-    kind, where = found.kind, found.raw.where
+    kind, where = found.kind, found.where
     if not kind:
         yield f"{where} has no type as text; write input, conv, flatten, dense or dense_rec"
     elif kind in UNSUPPORTED:
@@ -147,11 +147,11 @@ def types_are_known(found: DraftLayer) -> Iterator[str]:
         )
 
 
-def neurons_are_there(found: DraftLayer) -> Iterator[str]:
+def neurons_are_there(found: NetLayer) -> Iterator[str]:
     """Demand neurons behind every synapse, of the one type that the chip has."""
-    group, where = found.raw.neuron, found.raw.where
+    group, where = found.neuron_group, found.where
     if group is None:
-        if "neuron" in found.raw.group:
+        if "neuron" in found.group:
             yield f"{where}/neuron is no group; write one with type, iDecay, vDecay and vThMant"
         elif found.kind in SYNAPSES:
             yield f"{where} has no neuron group, so netx gives it neurons that never fire; add one"
@@ -161,9 +161,9 @@ def neurons_are_there(found: DraftLayer) -> Iterator[str]:
         yield f"{where} has neuron type {shorten(kind)}, supported are CUBA and LOIHI; use one"
 
 
-def registers_are_integers(found: DraftLayer) -> Iterator[str]:
+def registers_are_integers(found: NetLayer) -> Iterator[str]:
     """Demand one stored integer for every register of a neuron."""
-    group, where = found.raw.neuron, f"{found.raw.where}/neuron"
+    group, where = found.neuron_group, f"{found.where}/neuron"
     if group is None or found.kind not in ("input", *SYNAPSES):
         return
     for register in REGISTERS:
@@ -182,25 +182,25 @@ def registers_are_integers(found: DraftLayer) -> Iterator[str]:
         yield f"{where}/{register} must be one integer, is {fault}"
 
 
-def decays_fit_registers(found: DraftLayer) -> Iterator[str]:
+def decays_fit_registers(found: NetLayer) -> Iterator[str]:
     """Demand decays that a `Neuron` can hold; the network's rule knows what hardware has."""
-    group = found.raw.neuron or {}
+    group = found.neuron_group or {}
     for register in ("iDecay", "vDecay"):
         value = one_integer(group.get(register))
         if value is not None and not 0 <= value <= DECAY_UNITY:
             yield decay_message(register, value)
 
 
-def thresholds_fit_registers(found: DraftLayer) -> Iterator[str]:
+def thresholds_fit_registers(found: NetLayer) -> Iterator[str]:
     """Demand thresholds that a `Neuron` can hold; the network's rule knows what hardware has."""
-    value = one_integer((found.raw.neuron or {}).get("vThMant"))
+    value = one_integer((found.neuron_group or {}).get("vThMant"))
     if value is not None and not 0 <= value <= NON_SPIKING_VTH:
         yield threshold_message(value)
 
 
-def nothing_is_unread(found: DraftLayer) -> Iterator[str]:
+def nothing_is_unread(found: NetLayer) -> Iterator[str]:
     """Refuse what a neuron asks for and netx leaves out."""
-    group = found.raw.neuron or {}
+    group = found.neuron_group or {}
     for key, allowed, cure in UNREAD_NEURON_ITEMS:
         if key not in group:
             continue
@@ -211,12 +211,12 @@ def nothing_is_unread(found: DraftLayer) -> Iterator[str]:
         if whole is None or not np.isin(whole, allowed).all():
             first = shorten(np.asarray(group[key]).reshape(-1)[:3].tolist())
             yield (
-                f"{found.raw.where}/neuron/{key} is {first}, allowed {allowed[-1]}, "
+                f"{found.where}/neuron/{key} is {first}, allowed {allowed[-1]}, "
                 f"netx does not read it; {cure}"
             )
     if "messageBits" in group:
         yield (
-            f"{found.raw.where}/neuron/messageBits stops netx 0.6.0, which reads no number there; "
+            f"{found.where}/neuron/messageBits stops netx 0.6.0, which reads no number there; "
             "remove it"
         )
 
@@ -224,143 +224,129 @@ def nothing_is_unread(found: DraftLayer) -> Iterator[str]:
 # --- rules on arrays: whole numbers of the right shape, which netx keeps
 
 
-def weights_are_integers(found: DraftLayer) -> Iterator[str]:
+def weights_are_integers(found: NetLayer) -> Iterator[str]:
     """Demand weights that are whole numbers of 32 bits."""
     if found.kind not in SYNAPSES:
         return
     for key in ("weight", "weight_rec") if found.kind == "dense_rec" else ("weight",):
-        where, whole = f"{found.raw.where}/{key}", found.raw.whole(key)
-        if key not in found.raw.group:
-            message: str | None = f"{found.raw.where} has no {key}; write an array of integers"
+        whole = found.whole(key)
+        if key not in found.group:
+            yield f"{found.where} has no {key}; write an array of integers"
         elif whole is not None and whole.size and not fits_32_bits(whole):
-            message = (
-                f"{where} spans {whole.min()}..{whole.max()}, allowed -256..254; "
+            yield (
+                f"{found.where}/{key} spans {whole.min()}..{whole.max()}, allowed -256..254; "
                 "quantise it to 8 bits"
             )
         else:
-            message = _array_fault(where, found.raw.group[key])
-        if message is not None:
-            yield message
+            yield from _array_faults(found, key)
 
 
-def _array_fault(where: str, value: Any) -> str | None:
-    """Return why an item is no array of integers, or None."""
-    if isinstance(value, dict):
-        # h5py, and slayer with it, writes a complex number as a group of two.
-        if {"real", "imag"} & set(value):
-            return f"{where} is a group; only real weights are supported, write one array"
-        return f"{where} is a group; write an array of integers"
-    if not is_array(value):
-        return f"{where} holds no numbers; write an array of integers"
-    if not value.size:
-        return f"{where} is empty, of shape {value.shape}; write an array of integers"
-    if whole_numbers(value) is not None:
-        return None
-    flat = value.reshape(-1)
-    shape = value.shape or (1,)
-    infinite = np.flatnonzero(~np.isfinite(flat))
-    if len(infinite):
-        first = infinite[0]
-        return f"{where} holds {flat[first]} at {_place(first, shape)}; write an array of integers"
-    # From 2**53 on floats have no fraction, but do not hold every integer either.
-    broken = np.flatnonzero((flat != np.rint(flat)) | (np.abs(flat) >= 2.0**53))
-    first = broken[0]
-    return (
-        f"{where} is not made of integers: {len(broken)} of {flat.size} have a fraction or are "
-        f"too large, first {flat[first]} at {_place(first, shape)}, and netx truncates them; "
-        "quantise it"
-    )
+def _array_faults(found: NetLayer, key: str) -> Iterator[str]:
+    """Say why an item is no array of integers."""
+    where, value = f"{found.where}/{key}", found.group[key]
+    # h5py, and slayer with it, writes a complex number as a group of two.
+    if isinstance(value, dict) and {"real", "imag"} & set(value):
+        yield f"{where} is a group; only real weights are supported, write one array"
+    elif isinstance(value, dict):
+        yield f"{where} is a group; write an array of integers"
+    elif not is_array(value):
+        yield f"{where} holds no numbers; write an array of integers"
+    elif not value.size:
+        yield f"{where} is empty, of shape {value.shape}; write an array of integers"
+    elif found.whole(key) is None:
+        flat = value.reshape(-1)
+        finite = np.isfinite(flat)
+        # From 2**53 on floats have no fraction, but do not hold every integer either.
+        broken = ~finite if not finite.all() else (flat != np.rint(flat)) | (abs(flat) >= 2.0**53)
+        first = int(broken.argmax())
+        place = tuple(int(i) for i in np.unravel_index(first, value.shape or (1,)))
+        if not finite.all():
+            yield f"{where} holds {flat[first]} at {place}; write an array of integers"
+            return
+        yield (
+            f"{where} is not made of integers: {broken.sum()} of {flat.size} have a fraction or "
+            f"are too large, first {flat[first]} at {place}, and netx truncates them; quantise it"
+        )
 
 
-def _place(index: Any, shape: Shape) -> Shape:
-    return tuple(int(i) for i in np.unravel_index(index, shape))
-
-
-def biases_are_integers(found: DraftLayer) -> Iterator[str]:
+def biases_are_integers(found: NetLayer) -> Iterator[str]:
     """Demand biases that are whole numbers, one per output."""
-    if found.kind not in SYNAPSES or "bias" not in found.raw.group:
+    if found.kind not in SYNAPSES or "bias" not in found.group:
         return
-    where, value = f"{found.raw.where}/bias", found.raw.group["bias"]
-    message = _array_fault(where, value)
-    if message is not None:
-        yield message
+    yield from _array_faults(found, "bias")
+    bias, outputs = found.whole("bias"), _outputs(found)
+    if bias is None or not bias.size or outputs is None:
         return
-    outputs = _outputs(found)
     # netx spreads one bias over a dense layer.
-    spread = found.kind != "conv" and value.shape in ((), (1,))
-    if outputs is not None and value.shape != (outputs,) and not spread:
+    spread = found.kind != "conv" and bias.shape in ((), (1,))
+    if bias.shape != (outputs,) and not spread:
         channel = " channel" if found.kind == "conv" else ""
         yield (
-            f"{where} is of shape {value.shape}, allowed ({outputs},); "
+            f"{found.where}/bias is of shape {bias.shape}, allowed ({outputs},); "
             f"write one per output{channel}"
         )
 
 
-def biases_fit_registers(found: DraftLayer) -> Iterator[str]:
+def biases_fit_registers(found: NetLayer) -> Iterator[str]:
     """Demand biases that a layer can hold; the network's rule knows what hardware has."""
-    bias = found.raw.whole("bias")
+    bias = found.whole("bias")
     if found.kind in SYNAPSES and bias is not None and bias.size and not fits_32_bits(bias):
         yield bias_message(bias)
 
 
-def delays_are_kept(found: DraftLayer) -> Iterator[str]:
+def delays_are_kept(found: NetLayer) -> Iterator[str]:
     """Demand delays that netx applies as they are written."""
-    if found.kind not in SYNAPSES or "delay" not in found.raw.group:
+    if found.kind not in SYNAPSES or "delay" not in found.group:
         return
-    where = f"{found.raw.where}/delay"
+    where = f"{found.where}/delay"
     if found.kind == "conv":
-        message: str | None = f"{where} is a conv delay, which netx ignores; remove it"
-    elif found.kind == "dense_rec":
-        message = f"{where} in dense_rec makes netx drop the weight exponent; remove the delay"
-    else:
-        message = _array_fault(where, found.raw.group["delay"]) or _delay_fault(found, where)
-    if message is not None:
-        yield message
-
-
-def _delay_fault(found: DraftLayer, where: str) -> str | None:
-    delay, weight = found.raw.whole("delay"), found.raw.whole("weight")
-    if delay is None:
-        return None
+        yield f"{where} is a conv delay, which netx ignores; remove it"
+        return
+    if found.kind == "dense_rec":
+        yield f"{where} in dense_rec makes netx drop the weight exponent; remove the delay"
+        return
+    yield from _array_faults(found, "delay")
+    delay, weight = found.whole("delay"), found.whole("weight")
+    if delay is None or not delay.size:
+        return
     if delay.min() < 0 or delay.max() > MAX_DELAY:
-        return (
+        yield (
             f"{where} spans {delay.min()}..{delay.max()}, allowed 0..{MAX_DELAY}, netx clamps "
             "longer ones and stops at negative ones; train with delays in that range"
         )
+        return
     outputs = _outputs(found)
-    if weight is None or not outputs or weight.size % outputs:
-        return None
-    shape = (outputs, weight.size // outputs)
-    if spread_delay(delay, shape) is None:
-        return (
-            f"{where} is of shape {delay.shape} for weights of {shape}; "
-            "give one per output, input or synapse"
-        )
-    return None
+    if weight is not None and outputs and weight.size % outputs == 0:
+        shape = (outputs, weight.size // outputs)
+        if spread_delay(delay, shape) is None:
+            yield (
+                f"{where} is of shape {delay.shape} for weights of {shape}; "
+                "give one per output, input or synapse"
+            )
 
 
-def _outputs(found: DraftLayer) -> int | None:
+def _outputs(found: NetLayer) -> int | None:
     """Return the number of outputs, or of output channels; None where the file does not say."""
-    weight = found.raw.whole("weight")
+    weight = found.whole("weight")
     if weight is not None and weight.ndim > 1:
         return len(weight)
     return None if found.kind == "conv" else _declared_rows(found)
 
 
-def _declared_rows(found: DraftLayer) -> int | None:
-    shape = found.raw.integers("shape")
+def _declared_rows(found: NetLayer) -> int | None:
+    shape = found.integers("shape")
     return None if shape is None else prod(shape)
 
 
 # --- rules on shapes: what one layer sends is what the next was made for
 
 
-def inputs_have_shapes(found: DraftLayer) -> Iterator[str]:
+def inputs_have_shapes(found: NetLayer) -> Iterator[str]:
     """Demand the shape of the input, which no array of the file tells."""
     if found.kind != "input":
         return
-    where, shape = found.raw.where, found.raw.integers("shape")
-    if "shape" not in found.raw.group:
+    where, shape = found.where, found.integers("shape")
+    if "shape" not in found.group:
         yield f"{where} has no shape; write (features,) or (C, H, W)"
     elif shape is None:
         yield (
@@ -372,9 +358,9 @@ def inputs_have_shapes(found: DraftLayer) -> Iterator[str]:
         )
 
 
-def kernels_fit(found: DraftLayer) -> Iterator[str]:
+def kernels_fit(found: NetLayer) -> Iterator[str]:
     """Demand weights of the right rank, whatever arrives."""
-    weight, where = found.raw.whole("weight"), f"{found.raw.where}/weight"
+    weight, where = found.whole("weight"), f"{found.where}/weight"
     if found.kind not in SYNAPSES or weight is None or not weight.size:
         return
     if found.kind == "conv":
@@ -394,7 +380,7 @@ def kernels_fit(found: DraftLayer) -> Iterator[str]:
             "write (out, in)"
         )
         return
-    recurrent = found.raw.whole("weight_rec")
+    recurrent = found.whole("weight_rec")
     if found.kind == "dense_rec" and recurrent is not None and recurrent.size:
         # Next to a flat matrix netx takes the other one flat as well.
         flat = weight.ndim == 1 and recurrent.shape == (rows * rows,)
@@ -402,161 +388,156 @@ def kernels_fit(found: DraftLayer) -> Iterator[str]:
             yield f"{where}_rec is of shape {recurrent.shape}, needs ({rows}, {rows}); reshape it"
 
 
-def _rows(found: DraftLayer, weight: Any) -> int:
+def _rows(found: NetLayer, weight: Any) -> int:
     """Return the outputs of a matrix; of a flat one the file's `shape` says them, else 0."""
     return (_declared_rows(found) or 0) if weight.ndim == 1 else len(weight)
 
 
-def steps_are_integers(found: DraftLayer) -> Iterator[str]:
+def steps_are_integers(found: NetLayer) -> Iterator[str]:
     """Demand strides, paddings, dilations and groups as netx reads them."""
     if found.kind != "conv":
         return
     for key, low in (("stride", 1), ("padding", 0), ("dilation", 1)):
-        step, where = pair(found.raw, key), f"{found.raw.where}/{key}"
+        step, where = pair(found, key), f"{found.where}/{key}"
         if step is None:
             yield f"{where} is {_item(found, key)}; netx needs one integer or two (height, width)"
         elif min(step) < low or max(step) > MAX_STEP:
             yield f"{where} is {step}, allowed {low}..{MAX_STEP}; write the one that was trained"
-    groups = found.raw.integers("groups")
-    if groups is None or np.shape(found.raw.group["groups"]) != () or groups[0] < 1:
+    groups = found.integers("groups")
+    if groups is None or np.shape(found.group["groups"]) != () or groups[0] < 1:
         yield (
-            f"{found.raw.where}/groups is {_item(found, 'groups')}; netx needs one integer above 0 "
+            f"{found.where}/groups is {_item(found, 'groups')}; netx needs one integer above 0 "
             "without a dimension, an array stops it"
         )
 
 
-def _item(found: DraftLayer, key: str) -> str:
+def _item(found: NetLayer, key: str) -> str:
     """Describe an item that should hold integers."""
-    if key not in found.raw.group:
+    if key not in found.group:
         return "missing"
-    value = found.raw.group[key]
+    value = found.group[key]
     if not isinstance(value, (np.ndarray, np.generic)):
         return "no number"
     return f"{value.dtype}{value.shape} {shorten(value.reshape(-1)[:3].tolist())}"
 
 
-def descriptions_agree(found: DraftLayer) -> Iterator[str]:
+def descriptions_agree(found: NetLayer) -> Iterator[str]:
     """Demand that what is said twice is the same: netx reads one of the two, or stops."""
     for key, said, holds in _descriptions(found):
         cure = "write what it is"
         # slayer counts the axes of an image from the other end.
         if isinstance(holds, tuple) and len(holds) == 3 and said == holds[::-1]:
             cure = "it looks like (W, H, C), write (C, H, W)"
-        yield f"{found.raw.where}/{key} says {said}, the layer gives {holds}; {cure}"
+        yield f"{found.where}/{key} says {said}, the layer gives {holds}; {cure}"
 
 
-def _descriptions(found: DraftLayer) -> Iterator[tuple[str, Any, Any]]:
+def _descriptions(found: NetLayer) -> Iterator[tuple[str, Any, Any]]:
     """Yield (item, what it says, what the layer holds) of every item that is wrong."""
-    raw, weight = found.raw, found.raw.whole("weight")
-    shape = raw.integers("shape")
+    weight = found.whole("weight")
+    shape = found.integers("shape")
     if shape is None:
-        if raw.kind in SYNAPSES:
+        if found.kind in SYNAPSES:
             yield "shape", _item(found, "shape"), found.outgoing or "another"
-    elif raw.kind == "conv":
+    elif found.kind == "conv":
         # The shape of a layer that is not built is what the file says itself.
         if found.layer is not None and shape != found.outgoing:
             yield "shape", shape, found.outgoing
-    elif raw.kind == "flatten" and found.outgoing and prod(shape) != prod(found.outgoing):
+    elif found.kind == "flatten" and found.outgoing and prod(shape) != prod(found.outgoing):
         yield "shape", shape, found.outgoing
     known: dict[str, Shape] = {}
-    if raw.kind == "conv" and weight is not None and weight.ndim >= 4:
-        groups = raw.integers("groups") or (1,)
+    if found.kind == "conv" and weight is not None and weight.ndim >= 4:
+        groups = found.integers("groups") or (1,)
         known = {
             "inChannels": (weight.shape[1] * groups[0],),
             "outChannels": (len(weight),),
             "kernelSize": weight.shape[2:4],
         }
-    elif raw.kind in ("dense", "dense_rec") and weight is not None and weight.ndim == 2:
+    elif found.kind in ("dense", "dense_rec") and weight is not None and weight.ndim == 2:
         known = {"inFeatures": (weight.shape[1],), "outFeatures": (len(weight),)}
         if shape is not None and prod(shape) != len(weight):
             yield "shape", shape, (len(weight),)
     for key, holds in known.items():
-        said = raw.integers(key)
-        if key in raw.group and said != holds:
+        said = found.integers(key)
+        if key in found.group and said != holds:
             yield key, _item(found, key) if said is None else said, holds
 
 
-def shapes_chain(found: DraftLayer) -> Iterator[str]:
+def shapes_chain(found: NetLayer) -> Iterator[str]:
     """Demand that every layer receives what it was made for."""
-    message = None
+    incoming, sender = found.incoming, found.sender
     if found.kind == "conv":
         # Where a layer before it is broken, that one says so.
-        if found.incoming is not None or found.sender is None:
-            message = _conv_fault(found)
+        if incoming is not None or sender is None:
+            yield from _conv_faults(found)
     elif found.kind in ("dense", "dense_rec"):
-        message = _dense_fault(found)
-    elif found.kind == "flatten" and found.sender is not None:
+        yield from _dense_faults(found)
+    elif found.kind == "flatten" and sender is not None and incoming is not None:
         # netx transposes the three axes of what comes before, unless that is an input without
         # neurons.
-        bare = found.sender.kind == "input" and found.sender.raw.neuron is None
-        if not bare and found.incoming is not None and len(found.incoming) != 3:
-            message = (
-                f"{found.raw.where} flattens {found.incoming}, needs (C, H, W), which stops netx; "
-                "remove it"
-            )
-    if message is not None:
-        yield message
+        bare = sender.kind == "input" and sender.neuron_group is None
+        if not bare and len(incoming) != 3:
+            yield f"{found.where} flattens {incoming}, needs (C, H, W), which stops netx; remove it"
 
 
-def _dense_fault(found: DraftLayer) -> str | None:
-    weight, incoming, where = found.raw.whole("weight"), found.incoming, found.raw.where
+def _dense_faults(found: NetLayer) -> Iterator[str]:
+    weight, incoming, where = found.whole("weight"), found.incoming, found.where
     if incoming is None:
-        return None
+        return
     if len(incoming) == 3:
-        return f"{where}: dense receives {incoming}; netx needs a flatten layer before it, add one"
-    if weight is None or weight.ndim not in (1, 2) or not weight.size:
-        return None
-    rows = _rows(found, weight)
-    inputs = weight.size // rows if rows > 0 else 0
-    if inputs == prod(incoming):
-        return None
-    return (
-        f"{where} receives {prod(incoming)} values, has {inputs} inputs; fit the one to the other"
-    )
+        yield f"{where}: dense receives {incoming}; netx needs a flatten layer before it, add one"
+    elif weight is not None and weight.ndim in (1, 2) and weight.size:
+        rows = _rows(found, weight)
+        inputs = weight.size // rows if rows > 0 else 0
+        if inputs != prod(incoming):
+            yield (
+                f"{where} receives {prod(incoming)} values, has {inputs} inputs; "
+                "fit the one to the other"
+            )
 
 
-def _conv_fault(found: DraftLayer) -> str | None:
-    where, incoming = found.raw.where, found.incoming
+def _conv_faults(found: NetLayer) -> Iterator[str]:
+    where, incoming = found.where, found.incoming
     if incoming is None or len(incoming) != 3:
         arrives = "an unknown shape" if incoming is None else str(incoming)
-        return (
+        yield (
             f"{where}: a convolution receives {arrives}, needs (C, H, W); "
             "add an input layer of that shape"
         )
-    weight, groups = found.raw.whole("weight"), found.raw.integers("groups")
+        return
+    weight, groups = found.whole("weight"), found.integers("groups")
     if weight is None or weight.ndim < 4 or not weight.size or groups is None or groups[0] < 1:
-        return None
+        return
     outputs, inputs = weight.shape[0], weight.shape[1] * groups[0]
     if inputs != incoming[0] or outputs % groups[0]:
         cure = "fit the one to the other"
         if inputs == incoming[2]:
             cure = "it looks like (W, H, C), write (C, H, W)"
-        return (
+        yield (
             f"{where} receives {incoming[0]} channels of {incoming}, its kernel has "
             f"{weight.shape[1]} inputs in {groups[0]} groups and {outputs} outputs; {cure}"
         )
-    stride, padding, dilation = (pair(found.raw, key) for key in ("stride", "padding", "dilation"))
+        return
+    stride, padding, dilation = (pair(found, key) for key in ("stride", "padding", "dilation"))
     if stride is None or padding is None or dilation is None:
-        return None
+        return
     # Steps that are out of their range have a rule of their own.
     if min(stride) < 1 or min(padding) < 0 or min(dilation) < 1:
-        return None
+        return
     axes = zip(weight.shape[2:4], incoming[1:], padding, dilation, strict=True)
-    if all(step * (taps - 1) < size + 2 * pad for taps, size, pad, step in axes):
-        return None
-    return (
-        f"{where}: its kernel {weight.shape[2:4]} is larger than its padded input {incoming}; "
-        "pad more"
-    )
+    if any(step * (taps - 1) >= size + 2 * pad for taps, size, pad, step in axes):
+        yield (
+            f"{where}: its kernel {weight.shape[2:4]} is larger than its padded input {incoming}; "
+            "pad more"
+        )
 
 
-def sizes_are_bounded(found: DraftLayer) -> Iterator[str]:
+def sizes_are_bounded(found: NetLayer) -> Iterator[str]:
     """Demand layers whose states a memory can hold."""
     shape = found.outgoing
     # A size below 1 has a rule of its own, and two of them would multiply to a positive number.
     if shape is not None and min(shape, default=0) > 0 and prod(shape) > MAX_NEURONS:
         yield (
-            f"{found.raw.where} sends {prod(shape):,} values of {shape}, allowed {MAX_NEURONS:,}; "
+            f"{found.where} sends {prod(shape):,} values of {shape}, allowed {MAX_NEURONS:,}; "
             "make it smaller"
         )
 
@@ -569,7 +550,7 @@ FILE_RULES: list[Callable[[Draft], Iterator[Violation]]] = [
 ]
 """Rules on the file as a whole, which name the layer themselves."""
 
-LAYER_RULES: list[Callable[[DraftLayer], Iterator[str]]] = [
+LAYER_RULES: list[Callable[[NetLayer], Iterator[str]]] = [
     types_are_known,
     neurons_are_there,
     registers_are_integers,

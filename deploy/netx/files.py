@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from knarr.deploy.errors import DeployError
-from knarr.deploy.netx.draft import Draft, draft_of, load_raw, partial_network
+from knarr.deploy.netx.draft import Draft, load_groups, partial_network, read_draft
 from knarr.deploy.netx.file_rules import file_violations, shorten
 from knarr.deploy.rules import Violation, check_network, fatal
 from knarr.files import replacing, write_atomic
@@ -130,7 +130,7 @@ class _Examined:
 
 
 def _examine(path: Path) -> _Examined:
-    raw = load_raw(path)
+    groups = load_groups(path)
     violations: list[Violation] = []
     manifest: Mapping[str, Any] = {}
     entries: Mapping[int, Mapping[str, Any]] = {}
@@ -144,7 +144,7 @@ def _examine(path: Path) -> _Examined:
         # json, h5py and a manifest of another structure raise all of these.
         message = f"its manifest cannot be read ({type(error).__name__}: {_reason(error)}); {CURE}"
         violations.append(Violation("manifest_fits", "file", message))
-    draft = draft_of(raw, entries)
+    draft = read_draft(groups, entries)
     violations += file_violations(draft)
     network = None
     if not fatal(violations):
@@ -167,7 +167,7 @@ def _reason(error: Exception) -> str:
 def _network(draft: Draft, manifest: Mapping[str, Any]) -> ChipNetwork:
     first = draft.layers[0]
     layers = [found.layer for found in draft.synapses if found.layer is not None]
-    driven = first.kind == "input" and first.raw.neuron is not None
+    driven = first.kind == "input" and first.neuron_group is not None
     if len(layers) < len(draft.synapses) or (driven and first.neuron is None):
         raise ChipError(
             "no rule explains why a layer cannot be built; this is a fault in knarr, report it"

@@ -11,7 +11,7 @@ padding do not exist. A brute-force tap walk certifies all counts (tests/deploy/
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, lru_cache, reduce
+from functools import cache, reduce
 from itertools import product
 from math import prod
 
@@ -169,6 +169,10 @@ class ConvCounter(LayerCounter):
         self.layer = layer
         self.shared = memory.kernel == "shared"
         self.inputs_per_group = layer.weight_int.shape[1]
+        # Loads of these are the product of what each axis of a core takes.
+        self.products = {"neurons", "input_axons", "synapses"}
+        if self.shared:
+            self.products.add("synapse_words")
         # A search asks for the same blocks of an axis in many splits.
         self._blocks = cache(self._find_blocks)
         self._kinds = cache(self._find_kinds)
@@ -219,18 +223,18 @@ class ConvCounter(LayerCounter):
 
     def loads(self, resource: Resource, split: Split) -> Int64:
         """Return what each core needs, as in `LayerCounter`."""
-        if resource == "output_axons":
-            need = self.reached
-            for axis, parts in enumerate(split):
-                need = np.add.reduceat(need, edges(self.shape[axis], parts)[:-1], axis=axis)
-            return need
-        if resource == "synapse_words" and not self.shared:
+        if resource in self.products:
+            return _outer(*self._factors(resource, split))
+        if resource == "synapse_words":
             return self._expanded_words(split)
-        return _outer(*self._factors(resource, split))
+        need = self.reached
+        for axis, parts in enumerate(split):
+            need = np.add.reduceat(need, edges(self.shape[axis], parts)[:-1], axis=axis)
+        return need
 
     def worst(self, resource: Resource, split: Split) -> int:
         """Return the fullest core's load."""
-        if resource == "output_axons" or (resource == "synapse_words" and not self.shared):
+        if resource not in self.products:
             return super().worst(resource, split)
         # The largest product has the largest factors.
         return prod(int(axis.max()) for axis in self._factors(resource, split))
@@ -279,11 +283,11 @@ class ConvCounter(LayerCounter):
 
     def least_cores(self, resource: Resource, limit: int) -> int:
         """Return a bound from below, as in `LayerCounter`."""
-        if resource == "synapse_words" and not self.shared:
-            # Headers, indices and unfilled words only add to the bits of the weights.
-            least = self.expanded() * self.memory.weight_bits // self.memory.word_bits
-            return max(1, -(-least // limit))
-        return super().least_cores(resource, limit)
+        if resource in self.products or resource == "output_axons":
+            return super().least_cores(resource, limit)
+        # Headers, indices and unfilled words only add to the bits of the weights.
+        words = self.expanded() * self.memory.weight_bits // self.memory.word_bits
+        return max(1, -(-words // limit))
 
     def expanded(self) -> int:
         """Count the synapses with none shared."""
@@ -302,29 +306,25 @@ def _outer(channels: Int64, rows: Int64, columns: Int64) -> Int64:
     return channels[:, None, None] * rows[:, None] * columns
 
 
-@lru_cache(maxsize=4096)
-def _divisors(number: int) -> tuple[int, ...]:
-    return tuple(divisor for divisor in range(1, number + 1) if number % divisor == 0)
-
-
 def splits(shape: Split, cores: int) -> Iterator[Split]:
     """Yield every split of a grid into exactly this many blocks, none of them empty."""
-    for channels in _divisors(cores):
-        for rows in _divisors(cores // channels):
-            columns = cores // channels // rows
-            if channels <= shape[0] and rows <= shape[1] and columns <= shape[2]:
+    for channels in range(1, min(cores, shape[0]) + 1):
+        if cores % channels:
+            continue
+        rest = cores // channels
+        for rows in range(1, min(rest, shape[1]) + 1):
+            columns, over = divmod(rest, rows)
+            if not over and columns <= shape[2]:
                 yield channels, rows, columns
 
 
 def fits(counter: LayerCounter, split: Split, limits: dict[Resource, int]) -> bool:
     """Tell whether the fullest core stays within every limit."""
-    for resource in COUNTED:
-        if resource not in limits:
-            continue
+    for resource, limit in limits.items():
         # Most splits of a search are far too full, and one core tells that.
-        if resource == "synapse_words" and counter.peak_words(split) > limits[resource]:
+        if resource == "synapse_words" and counter.peak_words(split) > limit:
             return False
-        if counter.worst(resource, split) > limits[resource]:
+        if counter.worst(resource, split) > limit:
             return False
     return True
 
