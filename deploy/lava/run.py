@@ -304,7 +304,8 @@ def _wait(
         # Once more for the result: the worker may have ended between the two looks.
         ended = worker.poll() is not None and not result.exists()
         now = time.monotonic()
-        steps, of = _progress(job_folder)
+        state = _read_json(job_folder / "progress.json")
+        steps, of = state.get("steps", 0), state.get("of", 0)
         if progress is not None and of and steps != shown:
             progress(steps, of)
             shown = steps
@@ -328,19 +329,18 @@ def _wait(
         time.sleep(POLL_S)
 
 
-def _progress(job_folder: Path) -> tuple[int, int]:
+def _read_json(path: Path) -> dict[str, int]:
     try:
-        state = json.loads((job_folder / "progress.json").read_text(encoding="utf-8"))
+        content: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return 0, 0
-    return int(state["steps"]), int(state["of"])
+        return {}  # the worker has not written it yet, or has nothing to say
+    return content
 
 
 def _lost_child(job_folder: Path) -> str | None:
     """Say what ended a child of the worker, for which the rest of Lava would wait without end."""
-    try:
-        status = int(json.loads((job_folder / "fault.json").read_text(encoding="utf-8"))["status"])
-    except FileNotFoundError:
+    status = _read_json(job_folder / "fault.json").get("status")
+    if status is None:
         return None
     if status < 0:
         return f"was killed by {_signal(-status)}"

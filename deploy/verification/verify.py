@@ -7,7 +7,6 @@ a view: its arrays (samples, timesteps, *features) by layer, and the state of an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from math import isclose, prod
 from pathlib import Path
 from typing import Any, Literal
@@ -230,7 +229,6 @@ def _decide(network: ChipNetwork, stage: str, output: Array) -> tuple[int, ...]:
 # --- stages
 
 
-@dataclass(frozen=True, eq=False)
 class FloatView:
     """Norse or NIR; its layers are the graph's neuron nodes.
 
@@ -241,27 +239,22 @@ class FloatView:
             again.
     """
 
-    name: str
-    trace: Trace
-    graph: nir.NIRGraph | None = None
-    inputs: Array = field(default_factory=lambda: np.zeros(0))
-    dt_s: float = 0.0
-    u: Mapping[str, Array] = field(default_factory=dict)
-
-    @property
-    def spikes(self) -> Mapping[str, Array]:
-        """Spikes by layer."""
-        return self.trace.spikes
-
-    @property
-    def v(self) -> Mapping[str, Array]:
-        """Voltages after the reset by layer."""
-        return self.trace.v
+    def __init__(
+        self,
+        name: str,
+        trace: Trace,
+        graph: nir.NIRGraph | None = None,
+        inputs: Array | None = None,
+        dt_s: float = 0.0,
+    ) -> None:
+        self.name, self.trace = name, trace
+        self.graph, self.inputs, self.dt_s = graph, inputs, dt_s
+        self.spikes, self.v, self.u = trace.spikes, trace.v, trace.i
 
     def side(self, layer: str, value: float, at: At) -> Side:
         """Return the state of one neuron; `value` is what was compared there."""
-        v, currents = float(self.v[layer][at]), self.trace.i.get(layer)
-        u = None if currents is None else float(currents[at])
+        v = float(self.v[layer][at])
+        u = float(self.u[layer][at]) if layer in self.u else None
         fired = layer in self.spikes and bool(self.spikes[layer][at])
         if self.graph is None:
             return Side(value, u, v, None if fired else v)
@@ -289,10 +282,10 @@ class FloatView:
 
         before = (at[0], at[1] - 1, *at[2:])
         # The sums keep the order that the stepper adds in, down to the last bit.
-        if isinstance(node, nir.CubaLIF) and layer in self.trace.i:
+        if isinstance(node, nir.CubaLIF) and layer in self.u:
             leak = parameter("v_leak")
             v = float(self.v[layer][before]) if at[1] else leak
-            current = parameter("r") * float(self.trace.i[layer][at])
+            current = parameter("r") * float(self.u[layer][at])
             return v + self.dt_s / parameter("tau_mem") * (leak - v + current)
         if isinstance(node, nir.LIF):
             arriving = self._arriving(graph, layer, node, at)
@@ -308,9 +301,10 @@ class FloatView:
 
         It is the voltage of a leak in the neuron's place that forgets within one step.
         """
-        # Inside a nested graph the node has another name, and a loop would carry the voltages of
-        # the leak instead of spikes.
-        if layer not in graph.nodes or any(topology(*inline(graph), self.dt_s).looping.values()):
+        if self.inputs is None or layer not in graph.nodes:
+            return None  # inside a nested graph the node has another name
+        # A loop would carry the voltages of the leak instead of spikes.
+        if any(topology(*inline(graph), self.dt_s).looping.values()):
             return None
         ones = np.ones_like(np.asarray(node.tau, dtype=np.float64))
         leak = nir.LI(tau=self.dt_s * ones, r=ones, v_leak=0 * ones)
@@ -323,7 +317,6 @@ class FloatView:
         return float(trace.v[layer][probed_at])
 
 
-@dataclass(frozen=True, eq=False)
 class ChipView:
     """The simulator or Lava; its layers are the chip network's.
 
@@ -334,26 +327,15 @@ class ChipView:
         inputs: what it was fed.
     """
 
-    name: str
-    recording: Recording
-    network: ChipNetwork
-    inputs: Array
-
-    @property
-    def spikes(self) -> Mapping[str, Array]:
-        """Spikes of layers that fire by their nature."""
-        never = {layer.name for layer in self.network.layers if not layer.neuron.spikes}
-        return {name: spikes for name, spikes in self.recording.spikes.items() if name not in never}
-
-    @property
-    def v(self) -> Mapping[str, Array]:
-        """Voltages after the reset by layer."""
-        return self.recording.v
-
-    @property
-    def u(self) -> Mapping[str, Array]:
-        """Currents by layer."""
-        return self.recording.u
+    def __init__(
+        self, name: str, recording: Recording, network: ChipNetwork, inputs: Array
+    ) -> None:
+        self.name, self.recording = name, recording
+        self.network, self.inputs = network, inputs
+        self.v, self.u = recording.v, recording.u
+        # Layers that never fire by their nature have no spikes to compare.
+        never = {layer.name for layer in network.layers if not layer.neuron.spikes}
+        self.spikes = {name: s for name, s in recording.spikes.items() if name not in never}
 
     def side(self, layer: str, value: float, at: At) -> Side:
         """Return the state of one neuron; `value` is what was compared there."""
@@ -458,13 +440,11 @@ class Comparisons:
         if what == "spikes":
             self._spikes[pair, layers[1]] = a, b
 
-    def raster(self, shown: int = SHOWN_NEURONS) -> Raster | None:
+    def raster(self) -> Raster | None:
         """Return a raster of the sample with the first divergence.
 
-        A pair that had to be equal goes before one that is measured.
-
-        Args:
-            shown: neurons at most: those that part first, then the busiest.
+        A pair that had to be equal goes before one that is measured. The raster shows the neurons
+        that part first, then the busiest.
 
         Returns:
             None where no layer fires.
@@ -473,7 +453,7 @@ class Comparisons:
         if not candidates:
             return None
         row = min(candidates, key=_urgency)
-        return _raster(row, *self._spikes[row.pair, row.layer], shown)
+        return _raster(row, *self._spikes[row.pair, row.layer])
 
 
 def _first_in_time(differs: Array) -> At:
@@ -495,7 +475,7 @@ def _urgency(row: Comparison) -> tuple[bool, bool, int]:
     return False, not row.required, row.first.timestep
 
 
-def _raster(row: Comparison, a: Array, b: Array, shown: int) -> Raster:
+def _raster(row: Comparison, a: Array, b: Array) -> Raster:
     sample = row.first.sample if row.first else 0
     left, right = (side[sample].reshape(side.shape[1], -1) != 0 for side in (a, b))
     differs = left != right
@@ -506,7 +486,7 @@ def _raster(row: Comparison, a: Array, b: Array, shown: int) -> Raster:
         first = row.first.timestep, int(np.ravel_multi_index(row.first.index, a.shape[2:]))
         parted[first[1]] = -1  # also where only its voltage differs
     busiest = -(left.sum(axis=0) + right.sum(axis=0))
-    neurons = np.sort(np.lexsort((busiest, parted))[:shown])
+    neurons = np.sort(np.lexsort((busiest, parted))[:SHOWN_NEURONS])
     return Raster(
         pair=row.pair,
         layer=row.layer,
