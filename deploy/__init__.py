@@ -1,4 +1,4 @@
-"""From a certified graph to a chip network, its `.net` file, and the Lava simulator.
+"""Turn a certified graph into a chip network and its `.net` file, and run it in Lava.
 
 rules         what the chip, and netx on the way to it, demand of a network
 lowering      a graph as a network of integers

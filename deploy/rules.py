@@ -58,7 +58,7 @@ class Violation:
 
 @dataclass(frozen=True)
 class PartialNetwork:
-    """What could be built of a faulty file; the parts need not fit each other.
+    """The parts of a faulty file that could be built; they need not fit each other.
 
     Args:
         layers: the layers that could be built.
@@ -76,7 +76,7 @@ class PartialNetwork:
 
 
 Network = ChipNetwork | PartialNetwork
-"""What a rule looks at."""
+"""A network that a rule can look at."""
 
 
 def fatal(violations: Iterable[Violation]) -> list[Violation]:

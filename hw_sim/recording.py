@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from knarr.files import replacing
-from knarr.hw_sim.arrays import Array, Int64, IntArray, UInt8
+from knarr.hw_sim.arrays import Array, Int64, IntArray, Mask, UInt8
 from knarr.hw_sim.errors import ChipError
 
 FORMAT = 1
@@ -100,16 +100,14 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
         # numpy would broadcast shapes that differ, and call them equal.
         if one.shape != other.shape:
             raise ChipError(f"recordings: {what} has shape {one.shape} vs {other.shape}")
-        differs = np.argwhere(one != other)
-        if not len(differs):
+        differs = one != other
+        if not differs.any():
             continue
-        # Earliest in time first, then by sample: what comes later may only follow from it.
-        first = differs[np.lexsort((differs[:, 0], differs[:, 1]))[0]]
-        sample, step, *index = at = tuple(map(int, first))
+        sample, step, *index = at = first_difference(differs)
         found.append(
             Divergence(
                 what,
-                len(differs),
+                int(differs.sum()),
                 int(one.size),
                 sample,
                 step,
@@ -119,6 +117,19 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
             )
         )
     return found
+
+
+def first_difference(differs: Mask) -> tuple[int, ...]:
+    """Return the place (sample, time step, *index) of the first difference.
+
+    Earliest in time comes first, then by sample: what comes later may only follow from it.
+
+    Args:
+        differs: (samples, timesteps, *features), True at least once.
+    """
+    by_time = differs.swapaxes(0, 1)
+    step, sample, *index = (int(i) for i in np.unravel_index(by_time.argmax(), by_time.shape))
+    return (sample, step, *index)
 
 
 def save_recording(recording: Recording, path: Path) -> None:

@@ -39,7 +39,7 @@ BATCH_STEPS = 10_000
 """Time steps of one worker: minutes of Lava against seconds of imports, and a bounded memory."""
 POLL_S = 0.05
 CRASH_GRACE_S = 3.0
-"""How long a worker may live on after a traceback in its log: Lava never recovers from one."""
+"""Time that a worker may live on after a traceback in its log; Lava recovers from none."""
 LOG_TAIL_LINES = 8
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -137,7 +137,7 @@ def run_on_lava(
 
 @dataclass(frozen=True)
 class LavaJob:
-    """What one worker is told.
+    """The task of one worker.
 
     Args:
         net: path of the `.net` file.
@@ -151,12 +151,12 @@ class LavaJob:
 
     @property
     def driven(self) -> bool:
-        """Whether the inputs are biases of an input layer."""
+        """True where the inputs are biases of an input layer."""
         return self.network.input.neuron is not None
 
     @property
     def isolated(self) -> bool:
-        """Whether every sample needs a network of its own."""
+        """True where every sample needs a network of its own."""
         return any(_outlives_a_sample(layer) for layer in self.network.layers)
 
     @property
@@ -172,7 +172,7 @@ class LavaJob:
         return samples * timesteps + networks * len(self.layer_names)
 
     def batches(self, samples: int, timesteps: int, most_steps: int) -> list[slice]:
-        """Share samples out to worker runs of at most `most_steps` steps and at least one sample."""
+        """Share samples out to workers: at most `most_steps` steps, at least one sample each."""
         size = 1
         while size < samples and self.steps(size + 1, timesteps) <= most_steps:
             size += 1

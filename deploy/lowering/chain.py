@@ -158,7 +158,8 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
                 )
             before = None if before is None else before.reshape(-1)
         elif isinstance(node, nir.Delay):
-            steps = np.broadcast_to(delay_steps(name, node, dt_s).astype(np.int32), leaving[name])
+            steps = delay_steps(name, node, dt_s).astype(np.int32)
+            steps = np.broadcast_to(steps, leaving[name])
             if synapse is None:
                 before = steps if before is None else before + steps
             else:
@@ -437,7 +438,7 @@ def _float_layer(
 
 
 def _pair(node: Any, field: str, one_pixel: int) -> tuple[int, int]:
-    """Return (height, width) of a step; `one_pixel` along the height that a signal does not have."""
+    """Return (height, width) of a step; a signal has `one_pixel` for a height."""
     if isinstance(node, nir.Conv1d):
         (width,) = ints(getattr(node, field), 1)
         return one_pixel, width
@@ -448,7 +449,9 @@ def _pair(node: Any, field: str, one_pixel: int) -> tuple[int, int]:
 def _values(name: str, node: Any) -> tuple[Float64, Float64]:
     """Return weights and bias of a synapse's node, 0 where it has no bias."""
     weight = np.asarray(node.weight, dtype=np.float64)
-    bias = np.asarray(getattr(node, "bias", np.zeros(len(weight))), dtype=np.float64).reshape(-1)
+    bias = np.zeros(len(weight))
+    if hasattr(node, "bias"):
+        bias = np.asarray(node.bias, dtype=np.float64).reshape(-1)
     if not np.isfinite(weight).all() or not np.isfinite(bias).all():
         raise DeployError(f"node '{name}': holds weights or a bias that are not finite; repair it")
     return weight, bias

@@ -41,6 +41,7 @@ from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
 from knarr.hw_sim.arrays import Array, Int64, IntArray
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.network import DECAY_UNITY, Layer
+from knarr.hw_sim.recording import first_difference
 
 FIRST_FACTORS = np.geomspace(0.5, 4.0, 16)
 """Parts of the widest scale; above 1 the largest weights are clipped and the others finer."""
@@ -182,7 +183,7 @@ class _Task:
 
 
 Facts = dict[str, Any]
-"""What is known of a layer or of the whole network, as JSON values."""
+"""JSON values that say what is known of a layer, or of the whole network."""
 
 
 def _from_weights_alone(task: _Task) -> tuple[list[Layer], list[Facts]]:
@@ -461,13 +462,13 @@ def _distance(output: IntArray, wanted: Array, per_volt: float | None) -> float:
     wanted = wanted.reshape(output.shape)
     if per_volt is not None:
         return float(np.abs(output / per_volt - wanted).mean())
-    counts = np.abs(output.sum(axis=1) - wanted.sum(axis=1, dtype=np.int64)).sum()
-    return float((output != wanted).sum() + counts)
+    counts, wanted_counts = (spikes.sum(axis=1, dtype=np.int64) for spikes in (output, wanted))
+    return float((output != wanted).sum() + np.abs(counts - wanted_counts).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class _LayerRun:
-    """What one layer gave on the calibration samples, and how far its registers went.
+    """The run of one layer on the calibration samples.
 
     Args:
         output: (samples, timesteps, *features) spikes, or chip voltages of a readout.
@@ -482,7 +483,7 @@ class _LayerRun:
 
     @property
     def stays_in_registers(self) -> bool:
-        """Whether sums fitted their accumulator, and no recorded state wrapped or saturated."""
+        """True when sums fitted their accumulator and no recorded state wrapped or saturated."""
         states_fit = self.peak_u < UNWRAPPED and self.peak_v < STATE_MAX - 1
         return self.peak_sum < ACCUMULATOR and states_fit
 
@@ -574,8 +575,8 @@ def _rounding_notes(facts: Facts) -> list[str]:
     ):
         if facts[key] is not None and facts[key] > COARSE_ERROR:
             notes.append(
-                f"'{name}': {what} off by {facts[key]:.0%}: one scale holds weights, thresholds and "
-                "biases, bring them closer together in training"
+                f"'{name}': {what} off by {facts[key]:.0%}: one scale holds weights, thresholds "
+                "and biases, bring them closer together in training"
             )
     return notes
 
@@ -590,17 +591,14 @@ def _measure(layer: FloatLayer, chosen: _ScaledLayer, run: _LayerRun, wanted: Ar
     wanted = wanted.reshape(run.output.shape)
     if not layer.neuron.fires:
         off = np.abs(run.output / _per_volt(layer, chosen.scale) - wanted)
-        return facts | {"volts_float": float(np.abs(wanted).mean()), "volts_off": float(off.mean())}
-    differs = np.argwhere(run.output != wanted)
+        facts["volts_float"] = float(np.abs(wanted).mean())
+        facts["volts_off"] = float(off.mean())
+        return facts
+    differs = run.output != wanted
     first = None
-    if len(differs):
-        # The earliest in time, of these the first sample; rows are (sample, time step, *index).
-        sample, timestep, *index = differs[np.lexsort((differs[:, 0], differs[:, 1]))[0]]
-        first = {
-            "sample": int(sample),
-            "timestep": int(timestep),
-            "index": [int(i) for i in index],
-        }
+    if differs.any():
+        sample, timestep, *index = first_difference(differs)
+        first = {"sample": sample, "timestep": timestep, "index": index}
     # Neuron by neuron, so that one too many here and one too few there do not make it 0.
     counts, chip_counts = (
         spikes.sum(axis=(0, 1), dtype=np.int64) for spikes in (wanted, run.output)
@@ -609,7 +607,7 @@ def _measure(layer: FloatLayer, chosen: _ScaledLayer, run: _LayerRun, wanted: Ar
     rate_error = int(np.abs(counts - chip_counts).sum()) / fired if fired else None
     return facts | {
         "decisions": int(wanted.size),
-        "mismatches": len(differs),
+        "mismatches": int(differs.sum()),
         "spikes_float": fired,
         "spikes_chip": int(chip_counts.sum()),
         "rate_error": rate_error,

@@ -4,8 +4,8 @@
     recurrent = round(S * units * R)               bias = round(S * units * b)
     chip voltage = 64 * S * units * v
 
-`units` are the integers per unit of what arrives at the layer; what comes back to a recurrent one is
-spikes.
+`units` are the integers per unit of what arrives at the layer. What comes back to a recurrent layer
+is spikes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def widest_scale(layer: FloatLayer, weight_bits: int) -> float:
     if scale * largest < 1 or (layer.neuron.fires and round(scale * layer.units) < 1):
         raise DeployError(
             f"node '{layer.name}': with weights up to {largest:g} and a bias up to "
-            f"{np.abs(layer.bias).max():g} of its threshold one scale leaves nothing of the smaller "
-            "after rounding; bring weights, bias and threshold closer together in training"
+            f"{np.abs(layer.bias).max():g} of its threshold one scale leaves nothing of the "
+            "smaller after rounding; bring weights, bias and threshold closer together in training"
         )
     return scale
 
@@ -136,17 +136,19 @@ def bias_error(layer: FloatLayer, made: Layer, scale: float) -> float | None:
 
 
 def _relative_error(integers: Int32, wanted: Float64) -> float:
-    return float(np.sqrt(np.mean((integers - wanted) ** 2) / np.mean(wanted**2)))
+    error = np.mean((integers - wanted) ** 2)
+    return float(np.sqrt(error / np.mean(wanted**2)))
 
 
 def rounded_away(layer: FloatLayer, made: Layer) -> tuple[int, int]:
     """Count the outputs whose weights, and those whose bias, all became 0 without being it."""
-    wanted, rounded = (
-        (weight.reshape(len(weight), -1) != 0).any(axis=1)
-        for weight in (layer.weight, made.weight_int)
+    wanted, kept = (
+        weight.reshape(len(weight), -1).any(axis=1) for weight in (layer.weight, made.weight_int)
     )
+    # A layer without a single bias left has no array of them.
     bias = np.zeros(len(layer.bias)) if made.bias_int is None else made.bias_int
-    return int((wanted & ~rounded).sum()), int(((layer.bias != 0) & (bias == 0)).sum())
+    lost_biases = (layer.bias != 0) & (bias == 0)
+    return int((wanted & ~kept).sum()), int(lost_biases.sum())
 
 
 def largest_weight(layer: FloatLayer) -> float:

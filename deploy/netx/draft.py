@@ -75,7 +75,7 @@ class NetLayer:
 
     @property
     def kind(self) -> str:
-        """What `type` says, "" when that is missing or no text."""
+        """Text of `type`, "" when that is missing or no text."""
         return text(self.group.get("type"))
 
     @property
@@ -160,8 +160,9 @@ def whole_numbers(value: Any) -> Int64 | None:
         return None
     array = np.asarray(value)
     if array.dtype.kind == "f":
-        # Written so that a nan is refused too: it is not below anything.
-        if np.any(~(np.abs(array) < 2.0**53)) or not np.array_equal(array, np.rint(array)):
+        # From 2**53 on a float does not hold every integer. A nan is not below it either.
+        exact = (np.abs(array) < 2.0**53).all()
+        if not exact or not np.array_equal(array, np.rint(array)):
             return None
     elif array.dtype == np.uint64:
         # Larger ones would turn negative; at this size every rule refuses them all the same.
@@ -171,7 +172,9 @@ def whole_numbers(value: Any) -> Int64 | None:
 
 def fits_32_bits(whole: Int64) -> bool:
     """Tell whether there are numbers and a chip network can hold all of them."""
-    return bool(whole.size) and INT32_MIN <= int(whole.min()) <= int(whole.max()) <= INT32_MAX
+    if not whole.size:
+        return False
+    return bool(whole.min() >= INT32_MIN and whole.max() <= INT32_MAX)
 
 
 def one_integer(value: Any) -> int | None:

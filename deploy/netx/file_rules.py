@@ -209,7 +209,8 @@ def nothing_is_unread(found: NetLayer) -> Iterator[str]:
             value = value.astype(np.int64)
         whole = whole_numbers(value)
         if whole is None or not np.isin(whole, allowed).all():
-            first = shorten(np.asarray(group[key]).reshape(-1)[:3].tolist())
+            numbers = np.asarray(group[key]).reshape(-1)
+            first = shorten(numbers[:3].tolist())
             yield (
                 f"{found.where}/neuron/{key} is {first}, allowed {allowed[-1]}, "
                 f"netx does not read it; {cure}"
@@ -256,8 +257,10 @@ def _array_faults(found: NetLayer, key: str) -> Iterator[str]:
     elif found.whole(key) is None:
         flat = value.reshape(-1)
         finite = np.isfinite(flat)
-        # From 2**53 on floats have no fraction, but do not hold every integer either.
-        broken = ~finite if not finite.all() else (flat != np.rint(flat)) | (abs(flat) >= 2.0**53)
+        broken = ~finite
+        if finite.all():
+            # From 2**53 on floats have no fraction, but do not hold every integer either.
+            broken = (flat != np.rint(flat)) | (abs(flat) >= 2.0**53)
         first = int(broken.argmax())
         place = tuple(int(i) for i in np.unravel_index(first, value.shape or (1,)))
         if not finite.all():

@@ -207,7 +207,7 @@ def _read_manifest(file: h5py.File) -> Mapping[str, Any]:
 
 
 def _entries(manifest: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """Return the manifest's entries by position among the layers with synapses, -1 for the input."""
+    """Return the manifest's entries by position among the synapses, -1 for the input."""
     entries = {-1: manifest.get("input", {}), **dict(enumerate(manifest.get("layers", [])))}
     for entry in entries.values():
         for key in ("name", "neuron"):

@@ -1,4 +1,4 @@
-"""What a chip holds, as data (`chips.json`): every limit with its unit, source and confidence.
+"""Chips as data (`chips.json`): every limit with its unit, source and confidence.
 
 To add a chip, add an entry to `chips.json`, after the pattern of those there: `Chip` says which
 limits it needs at least and refuses an entry that lacks one, and `place`, `knarr deploy --chip` and
@@ -67,12 +67,12 @@ class Limit(_Frozen):
 
     @property
     def hard(self) -> bool:
-        """Whether breaking it is an error."""
+        """True where breaking it is an error."""
         return self.confidence != "low"
 
 
 class SynapseMemory(_Frozen):
-    """How synapses become words (formula: this module's docstring).
+    """Widths that turn synapses into words (formula: this module's docstring).
 
     Args:
         word_bits, weight_bits, delay_bits, header_bits: widths in bits.
@@ -163,7 +163,8 @@ class Chip(_Frozen):
         neurons, index = self.limit("neurons"), self.synapse_memory.index_bits
         if neurons is not None and index and neurons.value > 2 ** index[-1]:
             raise ValueError(
-                f"chip '{self.title}': an index of {index[-1]} bits does not reach {neurons.value} neurons"
+                f"chip '{self.title}': an index of {index[-1]} bits does not reach "
+                f"{neurons.value} neurons"
             )
         return self
 

@@ -189,7 +189,8 @@ class ConvCounter(LayerCounter):
             whole = np.repeat(groups, self.shape[0] // self.layer.groups, axis=0)
         else:
             whole = self._taps(axis - 1)
-        return np.add.reduceat(whole, edges(self.shape[axis], parts)[:-1], axis=0)
+        starts = edges(self.shape[axis], parts)[:-1]
+        return np.add.reduceat(whole, starts, axis=0)
 
     def _taps(self, axis: int) -> Int64:
         """Return (outputs, inputs) int64 of rows (axis 0) or columns: 1 where a tap joins them."""
@@ -229,7 +230,8 @@ class ConvCounter(LayerCounter):
             return self._expanded_words(split)
         need = self.reached
         for axis, parts in enumerate(split):
-            need = np.add.reduceat(need, edges(self.shape[axis], parts)[:-1], axis=axis)
+            starts = edges(self.shape[axis], parts)[:-1]
+            need = np.add.reduceat(need, starts, axis=axis)
         return need
 
     def worst(self, resource: Resource, split: Split) -> int:
@@ -263,9 +265,11 @@ class ConvCounter(LayerCounter):
         taps in it.
         """
         blocks = self._blocks(axis, parts)
-        sizes = np.diff(edges(self.shape[axis], parts))
-        counts = [(blocks == taps).sum(axis=1) for taps in range(int(blocks.max()) + 1)]
-        kind, place = np.unique(np.stack([sizes, *counts], axis=1), axis=0, return_inverse=True)
+        columns = [np.diff(edges(self.shape[axis], parts))]
+        for taps in range(int(blocks.max()) + 1):
+            columns.append((blocks == taps).sum(axis=1))
+        rows = np.stack(columns, axis=1)
+        kind, place = np.unique(rows, axis=0, return_inverse=True)
         return kind, place.reshape(-1)
 
     def _row_words(self, channels: Int64, rows: Int64, columns: Int64) -> int:
@@ -291,8 +295,8 @@ class ConvCounter(LayerCounter):
 
     def expanded(self) -> int:
         """Count the synapses with none shared."""
-        rows, columns = (int(self._taps(axis).sum()) for axis in (0, 1))
-        return self.inputs_per_group * self.shape[0] * rows * columns
+        kernels = self.inputs_per_group * self.shape[0]
+        return kernels * int(self._taps(0).sum()) * int(self._taps(1).sum())
 
     def receivers(self, split: Split) -> Int64:
         """Count the cores that each sender reaches, as in `LayerCounter`."""

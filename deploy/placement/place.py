@@ -152,12 +152,15 @@ class _Placing:
         assert on_chip is not None  # a profile without one is refused when it is read
         cores = chips * on_chip.value
         used = Use("cores", self.totals["cores"], cores, on_chip.unit, on_chip.confidence)
+        utilisation = [used]
+        for resource in COUNTED:
+            utilisation.append(self._use(resource, self.totals[resource], cores))
         return Placement(
             self.profile.title,
             tuple(self.layers),
             self.totals["cores"],
             chips,
-            (used, *(self._use(resource, self.totals[resource], cores) for resource in COUNTED)),
+            tuple(utilisation),
             tuple(self.problems),
             (*self._core_warnings(), *self._chip_warnings(chips)),
         )

@@ -1,4 +1,4 @@
-"""What a placement says, frozen and ready for JSON, and its table on one page."""
+"""Results of a placement, frozen and ready for JSON, and their table on one page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from knarr.deploy.placement.layer import Split
 
 @dataclass(frozen=True)
 class Use:
-    """How much of a resource is used.
+    """The use of one resource.
 
     Args:
         resource: one of `knarr.deploy.placement.chips.Resource`.
@@ -86,7 +86,7 @@ class Placement:
 
     @property
     def fits(self) -> bool:
-        """Whether every core holds what it is given, on as many chips as `chips` says."""
+        """True when every core holds what it is given, on as many chips as `chips` says."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:

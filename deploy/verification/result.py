@@ -1,4 +1,4 @@
-"""What a verification found: frozen, plain numbers, ready for JSON."""
+"""Results of a verification: frozen, plain numbers, ready for JSON."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Comparison:
 
     @property
     def required(self) -> bool:
-        """Whether the pair must be equal."""
+        """True where the pair must be equal."""
         return "=" in self.pair
 
     @property
@@ -86,7 +86,7 @@ class Comparison:
 
     @property
     def rate_error(self) -> float | None:
-        """|right - left| / left of the spike rates; None for states and where the left is silent."""
+        """|right - left| / left of the spike rates; None for states, and for a silent left."""
         left, right = self.active
         if self.what != "spikes" or not left:
             return None
@@ -138,7 +138,7 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether every pair that must be equal is equal, and no compared layer is silent.
+        """True when every pair that must be equal is equal and no compared layer is silent.
 
         A layer is alive when it fires; one that never fires by its nature, a readout, when its
         voltage ever leaves 0.

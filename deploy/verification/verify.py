@@ -34,7 +34,7 @@ from knarr.hw_sim import ChipNetwork, Neuron, Recording, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT, decay
 from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.coding import check_inputs
-from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE
+from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE, first_difference
 
 Progress = Callable[[int, int], None]
 At = tuple[int, ...]
@@ -222,7 +222,8 @@ def _decide(network: ChipNetwork, stage: str, output: Array) -> tuple[int, ...]:
             "same network"
         )
     # float32 sums of a readout would depend on their order.
-    wide = flat.astype(np.float64 if np.issubdtype(flat.dtype, np.floating) else np.int64)
+    floats = np.issubdtype(flat.dtype, np.floating)
+    wide = flat.astype(np.float64 if floats else np.int64)
     return tuple(network.readout.decide(wide).tolist())
 
 
@@ -268,7 +269,8 @@ class FloatView:
 
     def _parameter(self, node: Any, name: str, layer: str, at: At) -> float:
         values = np.asarray(getattr(node, name), dtype=np.float64)
-        return float(np.broadcast_to(values, self.v[layer].shape[2:])[at[2:]])
+        features = self.v[layer].shape[2:]
+        return float(np.broadcast_to(values, features)[at[2:]])
 
     def _before_reset(self, graph: nir.NIRGraph, layer: str, node: Any, at: At) -> float | None:
         """Return the voltage that crossed the threshold, rounded as float64 does.
@@ -309,8 +311,10 @@ class FloatView:
         ones = np.ones_like(np.asarray(node.tau, dtype=np.float64))
         leak = nir.LI(tau=self.dt_s * ones, r=ones, v_leak=0 * ones)
         probed = nir.NIRGraph({**graph.nodes, layer: leak}, graph.edges)
+        sample, timestep = at[:2]
+        inputs = self.inputs[sample : sample + 1, : timestep + 1]
         try:
-            trace = step_nir(probed, self.inputs[at[0] : at[0] + 1, : at[1] + 1], self.dt_s)
+            trace = step_nir(probed, inputs, self.dt_s)
         except ExportError:  # what follows the leak may not take voltages
             return None
         probed_at = (0, *at[1:])
@@ -415,16 +419,18 @@ class Comparisons:
         differs = a != b
         first = None
         if differs.any():
-            at = _first_in_time(differs)
+            at = first_difference(differs)
             flat = int(np.ravel_multi_index(at[2:], b.shape[2:]))
             left_index = (int(i) for i in np.unravel_index(flat, left_features))
+            left_at = (*at[:2], *left_index)
             first = FirstDivergence(
                 sample=at[0],
                 timestep=at[1],
                 index=at[2:],
-                left=left.side(layers[0], a[at].item(), (*at[:2], *left_index)),
+                left=left.side(layers[0], a[at].item(), left_at),
                 right=right.side(layers[1], b[at].item(), at),
             )
+        by_step = differs.sum(axis=(0, *range(2, differs.ndim)))
         self.rows.append(
             Comparison(
                 pair=pair,
@@ -433,7 +439,7 @@ class Comparisons:
                 compared=int(a.size),
                 mismatches=int(differs.sum()),
                 active=(int(np.count_nonzero(a)), int(np.count_nonzero(b))),
-                by_step=tuple(differs.sum(axis=(0, *range(2, differs.ndim))).tolist()),
+                by_step=tuple(by_step.tolist()),
                 first=first,
             )
         )
@@ -456,14 +462,6 @@ class Comparisons:
         return _raster(row, *self._spikes[row.pair, row.layer])
 
 
-def _first_in_time(differs: Array) -> At:
-    """Return the place of the earliest difference, of several that of the first sample."""
-    timestep = int(differs.any(axis=(0, *range(2, differs.ndim))).argmax())
-    step = differs[:, timestep]
-    sample, *index = (int(i) for i in np.unravel_index(int(step.argmax()), step.shape))
-    return (sample, timestep, *index)
-
-
 def _urgency(row: Comparison) -> tuple[bool, bool, int]:
     """Order rows for the raster.
 
@@ -483,8 +481,9 @@ def _raster(row: Comparison, a: Array, b: Array) -> Raster:
     parted = np.where(differs.any(axis=0), differs.argmax(axis=0), len(left))
     first = None
     if row.first is not None:
-        first = row.first.timestep, int(np.ravel_multi_index(row.first.index, a.shape[2:]))
-        parted[first[1]] = -1  # also where only its voltage differs
+        neuron = int(np.ravel_multi_index(row.first.index, a.shape[2:]))
+        first = row.first.timestep, neuron
+        parted[neuron] = -1  # also where only its voltage differs
     busiest = -(left.sum(axis=0) + right.sum(axis=0))
     neurons = np.sort(np.lexsort((busiest, parted))[:SHOWN_NEURONS])
     return Raster(
