@@ -1,7 +1,7 @@
 """What a peer's process reads and writes; only NumPy and the standard library, since it may run without knarr.
 
 A job folder holds job.json (settings) and, wherever job.json says, the stages and inputs of a workload as .npz. Renaming
-result.npz into place comes last: that file is the only sign of success (see `knarr.deploy.lava.supervise`).
+result.npz into place comes last: that file is the only sign of success (see `knarr.deploy.lava.run.supervise`).
 """
 
 from __future__ import annotations
