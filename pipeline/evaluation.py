@@ -122,7 +122,9 @@ class RunEvaluation:
                 raise EvaluationError(f"{what}: {len(each)} for {samples} names; give one each")
         twice = samples - len(set(self.names))
         if twice:
-            raise EvaluationError(f"names: {twice} there again; each sample has a name of its own")
+            raise EvaluationError(
+                f"names: {twice} stand there already; each sample needs a name of its own"
+            )
         try:
             for row in rows.values():
                 check_classes(row, labels, self.classes)
@@ -231,7 +233,7 @@ def pool(evaluations: Sequence[RunEvaluation]) -> RunEvaluation:
                 f"samples: {len(again)} tested twice, {again[0]!r} among them; folds share none"
             )
         if again_folds := sorted(folds & set(other.fold_numbers)):
-            raise EvaluationError(f"folds: {again_folds} there twice; evaluate each once")
+            raise EvaluationError(f"folds: {again_folds} are there twice; evaluate each once")
         names |= set(other.names)
         folds |= set(other.fold_numbers)
     return replace(

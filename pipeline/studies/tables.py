@@ -459,7 +459,7 @@ def _row(grid: RunGrid, row: PlannedRow, results: Results) -> RowSummary:
     if row.beside is not None:
         # With nothing finished there is nothing to mark as other data.
         ours = data or row.beside.table.data
-        beside = compare_with_published(_Rates(rates), row.beside, data=ours, name=row.name)
+        beside = compare_with_published(_Rates(rates), row.beside, data=ours)
         cells = [cell for cell in beside.cells if cell.measure in grid.columns]
         if runs and folds < fold_count:  # a part of the data is other data
             cells = [replace(cell, difference=None) for cell in cells]

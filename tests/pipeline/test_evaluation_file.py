@@ -104,7 +104,7 @@ def test_the_mean_over_folds_counts_each_once() -> None:
     ("change", "message"),
     [
         ({"fold": 0}, "samples: 10 tested twice, 'p0/0' among them; folds share none"),
-        ({"fold": 1, "folds": np.zeros(12, int)}, r"folds: \[0\] there twice"),
+        ({"fold": 1, "folds": np.zeros(12, int)}, r"folds: \[0\] are there twice"),
         (
             {"fold": 1, "data": "SEE"},
             "data: 'DEAP' in one fold, 'SEE' in another; evaluate them alike",
@@ -134,7 +134,7 @@ def test_folds_that_do_not_belong_together(change: dict[str, Any], message: str)
         ({"predicted": {"student": np.zeros(10)}}, "whole numbers, not scores"),
         ({"labels": np.zeros(9, int)}, "labels: 9 for 10 names; give one each"),
         ({"subjects": ("p",)}, "subjects: 1 for 10 names"),
-        ({"names": ("a",) * 10}, "names: 9 there again"),
+        ({"names": ("a",) * 10}, "names: 9 stand there already"),
         ({"folds": np.full(10, 4)}, r"folds: of 4, but samples in \[4\]"),
         ({"classes": ("one",)}, "needs two or more different names"),
         (
@@ -211,7 +211,7 @@ STUDENT = "networks.student"
         (put(f"{STUDENT}.predicted", []), r"passes of \[\] samples"),
         (put("networks.nobody", {"predicted": [[0]]}), "networks.nobody"),
         (put("networks", {}), "networks: none"),
-        (put("samples.names.0", "p0/1"), "names: 1 there again"),
+        (put("samples.names.0", "p0/1"), "names: 1 stand there already"),
         (put("samples.names", []), r"passes of \[10\] samples for 0 names"),
         (put("samples.lights", ["Low"]), "lights: 1 for 10 names"),
         (put("samples.folds.0", 7), "folds: of 4"),

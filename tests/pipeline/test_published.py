@@ -155,22 +155,13 @@ def test_beside_on_the_same_data() -> None:
     assert (low.value, angry.value) == (1.0, 1.0)
     assert cells["Ha"].ours is None  # no such class of ours
     assert cells["Ha"].difference is None
-    assert len(found.marks) == 1
-    assert "*" not in "".join(found.lines())
 
 
 def test_beside_on_other_data_is_marked_and_not_subtracted() -> None:
     row = published().row("see", "E4-S3")
-    found = compare_with_published(ours(), row, data="generated eyes", name="student")
+    found = compare_with_published(ours(), row, data="generated eyes")
     assert not found.same_data
     assert {cell.difference for cell in found.cells} == {None}
-    assert found.marks[0] == "* other data: generated eyes, theirs SEE; not comparable"
-    lines = found.lines()
-    assert lines[0] == "| | E4-S3 | student |"
-    war = next(line for line in lines if line.startswith("| WAR"))
-    assert war.startswith(f"| WAR | {row.value('WAR'):g} | 75.0* [")
-    assert "| Ha | 85 | - |" in lines
-    assert lines[-1].startswith("published: Zhang")
 
 
 def test_beside_takes_both_averages_of_an_f1_that_the_paper_does_not_name() -> None:
@@ -178,14 +169,12 @@ def test_beside_takes_both_averages_of_an_f1_that_the_paper_does_not_name() -> N
     found = compare_with_published(ours(("low", "high")), row, data="DEAP valence")
     assert [cell.measure for cell in found.cells] == ["war", "macro_f1", "weighted_f1"]
     assert found.cells[1].published == found.cells[2].published
-    assert any(line.startswith("| F1 (macro_f1) |") for line in found.lines())
-    assert found.marks[-1].startswith("Student: above its teacher")
 
 
 def test_beside_an_unknown_number() -> None:
     found = compare_with_published(ours(), published().row("mskd_see", "MSKD"), data="SEE")
     assert [cell.difference for cell in found.cells] == [None, None]
-    assert "| WAR | unknown | 75.0 [" in "\n".join(found.lines())
+    assert [cell.published for cell in found.cells] == [None, None]
 
 
 def test_names_that_are_not_there() -> None:
@@ -218,8 +207,8 @@ tables:
         ("[1, 200.5]", "['1', 2]", "valid number"),
         ("[1, 200.5]", "[.nan, 2]", "finite"),
         ("[1, 200.5]", "[-1, 2]", "greater than or equal to 0"),
-        ("method: n", "method: m", "methods: m there twice"),
-        ("name: ms", "name: WAR", "columns: WAR there twice"),
+        ("method: n", "method: m", "methods: m named twice"),
+        ("name: ms", "name: WAR", "columns: WAR named twice"),
         ("source: s", "sauce: s", "tables.0.sauce"),
         ("source: s", "source: ''", "at least 1 character"),
         ("tables:", "tables: [", "not YAML"),
