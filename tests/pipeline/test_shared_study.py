@@ -38,17 +38,24 @@ NOT_INSTALLED = "PostgreSQL is not installed: apt-get install postgresql"
 
 
 @pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
+def own_folder() -> Iterator[Path]:
+    """A folder that other users can reach, which pytest's own are not; its path is short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="knarr-postgresql-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def postgresql(own_folder: Path) -> Iterator[str]:
     """The address of a PostgreSQL server of our own, on a socket in a folder of its own."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     on_path = shutil.which("initdb")
     programs = found[-1].parent if found else Path(on_path).parent if on_path else None
     if programs is None:
         pytest.skip(NOT_INSTALLED)
-    # It refuses to run as root, and pytest's own folders are closed to other users.
+    # It refuses to run as root.
     user = "postgres" if os.getuid() == 0 else getpass.getuser()
     account = pwd.getpwnam(user)
-    folder = Path(tempfile.mkdtemp(prefix="knarr-postgresql-"))
+    folder = own_folder
     os.chown(folder, account.pw_uid, account.pw_gid)
     who: dict[str, Any] = {"user": user, "group": account.pw_gid, "extra_groups": []}
     run: dict[str, Any] = who if os.getuid() == 0 else {}
@@ -74,7 +81,6 @@ def postgresql() -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGINT)  # at once, without waiting for clients
         server.wait(LIMIT_S)
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)
