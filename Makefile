@@ -13,23 +13,23 @@ lint: install
 	cp -r train export deploy hw_sim pipeline cli build/imports/knarr
 	cd build/imports && ../../.venv/bin/lint-imports --config ../../pyproject.toml --no-cache
 
-# -ra (pyproject.toml) names every skip; KNARR_STRICT_SKIPS=1 fails on one whose reason is not listed in tests/conftest.py.
+# Option -ra (pyproject.toml) names every skip. KNARR_STRICT_SKIPS=1 fails on a skip whose reason is not listed in tests/conftest.py.
 test: install
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile
 
-# Random networks on Lava, about 6 s each, and in full what `make test` samples: exports, and the fast engine.
+# Runs random networks on Lava, about 6 s each, and all cases of the export and fast-engine tests that `make test` only samples.
 conformance: install
 	KNARR_CONFORMANCE=220 .venv/bin/pytest tests/deploy/test_conformance.py tests/export/test_export_random.py tests/export/test_export_grid.py tests/hw_sim/test_fast.py \
 	  tests/deploy/test_verify.py tests/deploy/test_lower_measured.py tests/train/test_chip_exact.py \
 	  tests/pipeline/test_chip_fit.py tests/deploy/test_kill.py tests/deploy/test_slayer.py
 
-# Speed against Lava, Norse, snnTorch and slayer, about 20 minutes on a machine that does nothing else; snnTorch gets an environment of
-# its own in build/. Table and pictures go to benchmarks/results.
+# Measures the speed against Lava, Norse, snnTorch and slayer, which takes about 20 minutes on a machine that does nothing else. snnTorch
+# gets its own environment in build/. Table and pictures are written to benchmarks/results.
 bench: install
 	.venv/bin/python benchmarks/hw_sim/main.py
 
-# Energy tables: a published one from counted networks (a minute), and operations beside NeuroBench's, which gets an environment of
-# its own in build/ (5 GB, 4 minutes the first time). Results go to benchmarks/results.
+# Makes two energy tables: a published one from counted networks (a minute), and our operation counts beside NeuroBench's. NeuroBench gets
+# its own environment in build/ (5 GB, 4 minutes the first time). Results are written to benchmarks/results.
 energy-tables: install
 	.venv/bin/python benchmarks/energy/spiking_emotions.py
 	.venv/bin/python benchmarks/energy/against_neurobench.py
