@@ -110,7 +110,8 @@ LabelsOption = Annotated[
 
 
 def refuse_unrelated_options(context: typer.Context, what: str, allowed: set[str]) -> None:
-    """Refuse options that do not go with the source that was named, instead of leaving them out in silence.
+    """Refuse options that do not go with the source that was named, instead of leaving them out in
+    silence.
 
     Args:
         context: Of the verb.
@@ -121,6 +122,7 @@ def refuse_unrelated_options(context: typer.Context, what: str, allowed: set[str
         UsageError: Another one was given.
     """
     for parameter in context.command.params:
+        # A default says nothing about what the user wants; click calls what was typed COMMANDLINE.
         source = context.get_parameter_source(str(parameter.name))
         given = source is not None and source.name == "COMMANDLINE"
         if given and parameter.name not in {"source", "json", *allowed}:
@@ -135,12 +137,15 @@ def finish(holds: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit; every expected fault is one line on standard error, never a traceback."""
+    """Run the command line and exit; every expected fault is one line on standard error, never a
+    traceback.
+    """
     try:
         app(args=arguments, prog_name="knarr")
     except KnarrError as error:
         # A RuntimeError says that the thing itself failed; anything else that its input cannot be used.
         _fail(str(error), DOES_NOT_HOLD if isinstance(error, RuntimeError) else BAD_INPUT)
+    # A full disk or a folder without permission is the user's to mend, and names its file.
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)
     finally:
@@ -149,5 +154,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     show_progress.close()  # or the terminal's cursor stays hidden behind a bar
+    # One line, whatever line breaks the message of a library has.
     print(f"knarr: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

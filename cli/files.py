@@ -27,6 +27,7 @@ def keep_apart(out: Path | None, *inputs: Path | None) -> None:
     """
     if out is None:
         return
+    # Graphs, chip networks and recordings lie beside a .json of facts, which a writer replaces too.
     mine = {path.resolve() for path in (out, out.with_name(f"{out.name}.json"))}
     for path in inputs:
         if path is None:
@@ -51,6 +52,7 @@ def read_array(path: Path) -> np.ndarray[Any, Any]:
         raise UsageError(
             f"{path}: not a .npy array of numbers ({error}); save one with numpy.save"
         ) from error
+    # numpy.load also opens .npz archives, whatever their names end in.
     if not isinstance(array, np.ndarray):
         raise UsageError(f"{path}: holds several arrays; save one with numpy.save")
     return array
@@ -95,7 +97,8 @@ def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
     Args:
         factory: "package.module:function" of a function without arguments; the current folder is
             looked in first.
-        checkpoint: safetensors file of exactly the module's state; None keeps what the factory made.
+        checkpoint: safetensors file of exactly the module's state; None keeps what the factory
+            made.
 
     Raises:
         UsageError: It cannot be imported or called, or gives something else than a torch module.
@@ -108,6 +111,7 @@ def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
     where, _, name = factory.partition(":")
     if not where or not name:
         raise UsageError(f"'{factory}': write package.module:factory, such as mystudent:build")
+    # A console script has its own folder first in the path, not the one it is called from.
     sys.path.insert(0, os.getcwd())
     try:
         module = getattr(importlib.import_module(where), name)()
@@ -121,6 +125,7 @@ def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
         raise UsageError(
             f"'{factory}': gives {type(module).__name__}, needs a torch module; return the network"
         )
+    # Batch-norm and dropout of a module in training would differ from its graph.
     module.eval()
     if checkpoint is not None:
         load_weights(module, checkpoint)

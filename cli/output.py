@@ -1,4 +1,4 @@
-"""How the command talks to a person: a console of 100 columns, and progress on standard error."""
+"""Output for a person: a console of 100 columns, tables, and progress on standard error."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ REDRAW_EVERY_S = 0.1
 def make_console() -> Console:
     """Return a console of a terminal's own width where it is narrow, of 100 columns otherwise."""
     console = Console(highlight=False, markup=False)
+    # Nothing is wider, not even on a wide terminal: tables are read, and compared in logs.
     if console.is_terminal and console.width <= WIDTH:
         return console
     return Console(highlight=False, markup=False, width=WIDTH)
@@ -57,6 +58,7 @@ class ProgressPrinter:
     """Shows progress on standard error: bars on a terminal, a line now and then in a log."""
 
     def __init__(self) -> None:
+        """Show nothing yet."""
         self.console = Console(stderr=True)
         self.bar: ProgressBar | None = None
         self.text, self.done, self.shown_s = "", 0, 0.0
@@ -71,6 +73,7 @@ class ProgressPrinter:
             return
         if event.text != self.text or event.done < self.done:
             self.shown_s = 0.0  # the first of a new count is shown at once
+        # So that the next event can be told from the first one of a new count.
         self.text, self.done = event.text, event.done
         if self.console.is_terminal and event.unit:
             self._draw_bar(event, event.done, event.total)

@@ -1,4 +1,5 @@
-"""The main flow: runs and their folders, the stages of a run, evaluation, pictures, reports, many runs.
+"""The main flow: runs and their folders, the stages of a run, evaluation, pictures, reports, many
+runs.
 
     from knarr.pipeline import run
     result = run("eyes", "runs/eyes")

@@ -1,4 +1,6 @@
-"""The facts of energy.json: counts of both networks, three models side by side, what flips, and where it breaks even."""
+"""Facts of energy.json: counts of both networks, three models side by side, what flips, and where
+it breaks even.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import nir
 import numpy as np
@@ -36,21 +38,31 @@ from knarr.hw_sim.energy import (
 from knarr.hw_sim.energy import baseline as measure_baseline
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
 
-DIGITAL, NEUROMORPHIC = "horowitz_fp32", ("loihi1_table", "loihi1_cal")
-REUSE = 16.0
-"""Times a word of an ANN is used once fetched: as in a 16 x 16 array of multipliers. An assumption, shown beside 1."""
+DIGITAL: Final = "horowitz_fp32"
+NEUROMORPHIC: Final = ("loihi1_table", "loihi1_cal")
+REUSE: Final = 16.0
+"""Times a word of an ANN is used once fetched: as in a 16 x 16 array of multipliers. An assumption,
+shown beside 1.
+"""
+TRADE_SAMPLES: Final = 32
+NOT_ASKED: Final = "not asked for; --measure does it"
+POOLED: Final = ("AvgPool2d", "SumPool2d", "Scale")
+"""Nodes that the two policies for pools count differently."""
+Array = npt.NDArray[Any]
+Pairs = dict[str, tuple[EnergyEstimate, EnergyEstimate]]
+"""Name of a comparison -> energies of the student and of its rival, of one technology."""
 
 
 @dataclass(frozen=True)
 class Pricing:
-    """How counts are priced.
+    """Prices and models to turn counts into energy with.
 
-    Args:
-        profile: name or .toml file; None: table values at 45 nm, and both sets of Loihi 1.
+    Attributes:
+        profile: Name or .toml file; None: table values at 45 nm, and both sets of Loihi 1.
         model: "paper", "memory" or "chip"; None: all that the profile has prices for.
-        options: of the models.
-        mix_technologies: ratios across technologies too, labelled.
-        allow_partial: price what was counted where something was not.
+        options: Options of the models.
+        mix_technologies: Whether to take ratios across technologies too, labelled.
+        allow_partial: Whether to price what was counted where something was not.
     """
 
     profile: str | None = None
@@ -62,27 +74,34 @@ class Pricing:
     allow_partial: bool = False
 
     def pairs(self) -> list[tuple[str, Profile]]:
-        """Models and the profiles they use.
+        """Return the models and the profiles that they use.
 
         Raises:
-            PriceError: a profile that prices nothing, or does not go with the model.
+            PriceError: A profile that prices nothing, or does not go with the model.
         """
         names = [self.profile] if self.profile is not None else [DIGITAL, *NEUROMORPHIC]
         found: list[tuple[str, Profile]] = []
         for name in names:
-            loaded = load_profile(name)
-            if loaded.kind == "reference":
-                loaded.record("add")  # says what a reference is, and what to choose instead
-            models = ("chip",) if loaded.kind == "neuromorphic" else ("paper", "memory")
-            if loaded.kind == "digital" and not any(one.term == "sram_8k" for one in loaded.prices):
-                models = ("paper",)
-            found += [(model, loaded) for model in models if self.model in (None, model)]
+            profile = load_profile(name)
+            models = ["chip"] if profile.kind == "neuromorphic" else ["paper", "memory"]
+            if profile.kind == "reference":
+                profile.record("add")  # says what a reference is, and what to choose instead
+            # Of a table of operations alone nobody knows what a memory costs.
+            if profile.kind == "digital" and all(one.term != "sram_8k" for one in profile.prices):
+                models = ["paper"]
+            found += [(model, profile) for model in models if self.model in (None, model)]
         if not found:
+            where = self.profile or "the default profiles"
             raise PriceError(
-                f"--model: '{self.model}' finds no prices in '{self.profile or 'the default profiles'}'; paper and memory need "
+                f"--model: '{self.model}' finds no prices in '{where}'; paper and memory need "
                 "a digital profile, chip a neuromorphic one"
             )
         return found
+
+    def price(self, counts: OperationCounts, model: str, profile: Profile) -> EnergyEstimate:
+        """Price counts with these options, in part where that is allowed."""
+        allow = self.allow_partial
+        return price(counts, profile, model=model, options=self.options, allow_partial=allow)
 
 
 def energy_facts(
@@ -95,35 +114,37 @@ def energy_facts(
     trades_of: str = "",
     measured: dict[str, object] | None = None,
 ) -> dict[str, Any]:
-    """Everything, as plain data.
+    """Price counts by all models and compare them, as plain data.
 
     Args:
-        student: the spiking network; what is priced.
-        baseline: the network beside it.
-        pricing: how.
-        other: the student counted by the other policy for pools, where that differs.
-        trades: runs with fewer steps or other thresholds.
-        trades_of: which samples those are, in words.
-        measured: of `Baseline.to_json`.
+        student: Counts of the spiking network; what is priced.
+        baseline: Counts of the network beside it.
+        pricing: Prices and models.
+        other: The student counted by the other policy for pools, where that differs.
+        trades: Runs with fewer steps or other thresholds.
+        trades_of: The samples of those runs, in words.
+        measured: What `Baseline.to_json` gives.
 
     Raises:
-        CountError: something was not counted, and a part was not asked for.
-        PriceError: prices that do not fit.
+        CountError: Something was not counted, and a part was not asked for.
+        PriceError: Prices that do not fit.
     """
     rows: list[dict[str, Any]] = []
-    compared: dict[str, tuple[EnergyEstimate, EnergyEstimate]] = {}
+    compared: Pairs = {}
     for model, profile in pricing.pairs():
         if model == "chip" and student.pooling == "float":
             continue  # a chip has its pools in its synapses
         for options in _variants(model, pricing.options, with_baseline=baseline is not None):
-            row, pairs = _row(student, baseline, model, profile, options, pricing)
+            row, pairs = _row(student, baseline, model, profile, replace(pricing, options=options))
             rows.append(row)
             compared |= pairs
     if not rows:
         raise PriceError(
             "--pooling: 'float' has no chip model; use paper or memory, or pools folded"
         )
-    first = rows[0]
+    first, comparison = rows[0], None
+    if compared:
+        comparison = asdict(compare_models(list(compared.values()), list(compared)))
     return {
         "student": {
             "counts": student.to_json(),
@@ -135,9 +156,7 @@ def energy_facts(
         else {"counts": baseline.to_json(), "energy": first["baseline"]},
         "ratio": first["ratio"],
         "models": rows,
-        "comparison": asdict(compare_models(list(compared.values()), list(compared)))
-        if compared
-        else None,
+        "comparison": comparison,
         "break_even": [] if baseline is None else _break_even(student, baseline, pricing),
         "trades": [one.to_json() for one in trades],
         "trades_of": trades_of,
@@ -146,7 +165,9 @@ def energy_facts(
 
 
 def _variants(model: str, options: Options, *, with_baseline: bool) -> list[Options]:
-    """Both readings of an active update; an ANN's memory with no reuse of a fetched word, and with some."""
+    """Return both readings of an active update; an ANN's memory with no reuse of a fetched word,
+    and with some.
+    """
     if model == "chip":
         return [options, replace(options, active="touched")]
     if model == "memory" and with_baseline:
@@ -155,24 +176,27 @@ def _variants(model: str, options: Options, *, with_baseline: bool) -> list[Opti
     return [options]
 
 
+def _rivals(baseline: OperationCounts) -> dict[str, OperationCounts]:
+    """Return the baseline, and where its zeros were counted the same without them."""
+    if baseline.effective is None:
+        return {"baseline": baseline}
+    return {"baseline": baseline, "effective": baseline.skipping_zeros()}
+
+
 def _row(
     student: OperationCounts,
     baseline: OperationCounts | None,
     model: str,
     profile: Profile,
-    options: Options,
     pricing: Pricing,
-) -> tuple[dict[str, Any], dict[str, tuple[EnergyEstimate, EnergyEstimate]]]:
-    def priced(counts: OperationCounts, *, mine: bool = False) -> EnergyEstimate:
-        mixed = model == "chip" and not mine  # no chip prices an ANN
-        prices, by = (load_profile(DIGITAL), "paper") if mixed else (profile, model)
-        return price(counts, prices, model=by, options=options, allow_partial=pricing.allow_partial)
-
-    mine = priced(student, mine=True)
+) -> tuple[dict[str, Any], Pairs]:
+    """Return one model's row, and the comparisons of it that rank something."""
+    chip, options = model == "chip", pricing.options
+    mine = pricing.price(student, model, profile)
     row: dict[str, Any] = {
         "model": model,
         "profile": profile.name,
-        "active": options.active if model == "chip" else None,
+        "active": options.active if chip else None,
         "reuse": options.reuse_weights if model == "memory" and baseline is not None else None,
         "student": mine.to_json(),
         "baseline": None,
@@ -181,49 +205,40 @@ def _row(
         "ratio_effective": None,
         "mixed": False,
     }
-    if baseline is None or (model == "chip" and not pricing.mix_technologies):
+    if baseline is None or (chip and not pricing.mix_technologies):
         return row, {}
-    rivals = {"baseline": priced(baseline)}
-    if baseline.effective is not None:
-        rivals["effective"] = priced(baseline.skipping_zeros())
+    # No chip prices an ANN, so that its rival is priced at 45 nm.
+    theirs = ("paper", load_profile(DIGITAL)) if chip else (model, profile)
+    rivals = {side: pricing.price(one, *theirs) for side, one in _rivals(baseline).items()}
     row |= {side: estimate.to_json() for side, estimate in rivals.items()}
-    row["mixed"] = model == "chip"
-    if any(one.partial for one in (mine, *rivals.values())):  # a bound of one side ranks nothing
-        return row, {}
-    label = f"{model}, {profile.name}" + (
-        f", reuse {options.reuse_weights:g}" if row["reuse"] else ""
-    )
+    row["mixed"] = chip
+    if mine.partial or any(one.partial for one in rivals.values()):
+        return row, {}  # a bound of one side ranks nothing
+    label = f"{model}, {profile.name}"
+    if row["reuse"]:
+        label += f", reuse {options.reuse_weights:g}"
     pairs = {}
-    for side, name in (("baseline", "ratio"), ("effective", "ratio_effective")):
-        if side in rivals and rivals[side].nominal_pj > 0:
-            row[name] = ratio(mine, rivals[side], mix_technologies=pricing.mix_technologies)
-            pairs[label + ("" if side == "baseline" else ", zeros skipped")] = (mine, rivals[side])
-    return row, {} if model == "chip" else pairs
+    for side, rival in rivals.items():
+        if rival.nominal_pj > 0:
+            name = "ratio" if side == "baseline" else "ratio_effective"
+            row[name] = ratio(mine, rival, mix_technologies=pricing.mix_technologies)
+            pairs[label + ("" if side == "baseline" else ", zeros skipped")] = (mine, rival)
+    return row, {} if chip else pairs
 
 
 def _break_even(
     student: OperationCounts, baseline: OperationCounts, pricing: Pricing
 ) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    rivals = [("dense", baseline)]
-    if baseline.effective is not None:
-        rivals.append(("effective", baseline.skipping_zeros()))
     if student.refused or baseline.refused:
         return []  # no break-even of a part
+    found = []
+    names = {"baseline": "dense", "effective": "effective"}
     for model, profile in pricing.pairs():
-        for against, rival in rivals if model != "chip" else []:
+        for side, rival in _rivals(baseline).items() if model != "chip" else ():
             limit = break_even(student, rival, profile, model=model, options=pricing.options)
-            found.append(
-                {"model": model, "profile": profile.name, "against": against, **limit.to_json()}
-            )
+            head = {"model": model, "profile": profile.name, "against": names[side]}
+            found.append({**head, **limit.to_json()})
     return found
-
-
-TRADE_SAMPLES = 32
-NOT_ASKED = "not asked for; --measure does it"
-POOLED = ("AvgPool2d", "SumPool2d", "Scale")
-"""Nodes that the two policies for pools count differently."""
-Array = npt.NDArray[Any]
 
 
 def energy_of(
@@ -265,6 +280,7 @@ def energy_of(
     Returns:
         What `energy_facts` gives.
     """
+    # The baseline first: a file that cannot be counted is found in seconds.
     rival = None if baseline is None else count_onnx(baseline, baseline_inputs)
     on_progress(Progress(f"Counting {len(inputs)} samples of {inputs.shape[1]} steps"))
     show = counter(on_progress, "samples")
@@ -277,6 +293,7 @@ def energy_of(
     student = counted(pooling) if counts is None else counts
     other = None
     chip = isinstance(model, ChipNetwork)
+    # Only a graph with pools is counted by both policies.
     if not chip and any(row.operation in POOLED for row in student.ledger):
         other = counted("float" if pooling == "folded" else "folded")
         other = other if other.layers != student.layers else None

@@ -1,4 +1,6 @@
-"""What the networks of a run saw in each test sample, and folds of several runs as one result over all people."""
+"""Evaluations: what networks saw in each test sample, and folds of several runs as one result over
+all people.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,16 @@ from knarr.errors import KnarrError
 from knarr.pipeline.measures import Measures, check_classes, measure
 
 MAX_CELLS: Final = 20_000_000
-"""Most numbers that a bootstrap may hold at a time, 160 MB: a small file must not ask for more memory than there is."""
+"""Most numbers that a bootstrap may hold at a time, 160 MB: a small file must not ask for more
+memory than there is.
+"""
 MAX_MATRICES: Final = 1_000_000  # of people, passes and lightings; each takes some 50 us
 
 Network = Literal["teacher", "student", "chip"]
 """The teacher, the student in floating point, the student on the simulated chip."""
 StoredNetwork = Literal["teacher", "student", "chip", "lowered"]
-"""Networks whose predictions are stored; "lowered" is the chip's before its integers were fitted."""
+"""Networks whose predictions are stored; "lowered" is the chip's before its integers were fitted.
+"""
 NETWORKS: Final[tuple[Network, ...]] = get_args(Network)
 Indices = npt.NDArray[np.int64]
 
@@ -61,7 +66,8 @@ def check_size(
 
 @dataclass(frozen=True, eq=False)
 class RunEvaluation:
-    """What was evaluated and what its networks saw, for one run or for the folds of several.
+    """An evaluation of one run, or of the folds of several: the samples and what networks saw in
+    them.
 
     Attributes:
         data: Name of the data set: that of a published table if and only if it is the same ("SEE");
@@ -84,7 +90,8 @@ class RunEvaluation:
         draws: Draws of the bootstrap, see `measure`.
 
     Raises:
-        EvaluationError: Lengths that differ, a name twice, a class or a fold out of range, no network.
+        EvaluationError: Lengths that differ, a name twice, a class or a fold out of range, no
+            network.
     """
 
     data: str
@@ -212,7 +219,8 @@ SHARED: Final = tuple(
 
 
 def pool(evaluations: Sequence[RunEvaluation]) -> RunEvaluation:
-    """Pool folds into one evaluation: every sample once, as the network saw it that was not trained on it.
+    """Pool folds into one evaluation: every sample once, as the network saw it that was not trained
+    on it.
 
     Args:
         evaluations: Different folds of the same data, at least one.
@@ -223,6 +231,7 @@ def pool(evaluations: Sequence[RunEvaluation]) -> RunEvaluation:
     """
     if not evaluations:
         raise EvaluationError("pool: no evaluation; evaluate a fold at least")
+    # By fold, so that the order of samples does not depend on which run ended first.
     ordered = sorted(evaluations, key=lambda one: one.fold_numbers)
     first = ordered[0]
     names, folds = set(first.names), set(first.fold_numbers)
@@ -268,6 +277,7 @@ def _check_alike(first: RunEvaluation, other: RunEvaluation) -> None:
 
 def _joined(what: str, parts: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
     known = [part for part in parts if part is not None]
+    # Half of the people would make an interval of half of them.
     if known and len(known) < len(parts):
         raise EvaluationError(
             f"{what}: known in {len(known)} of {len(parts)} folds; evaluate them alike"

@@ -1,4 +1,4 @@
-"""`evaluation.json`: what a run's networks saw in each test sample.
+"""The file `evaluation.json`: what a run's networks saw in each test sample.
 
 Predictions are stored, so that folds can be pooled into one result over all people. Measures are
 not: they follow from the predictions and are computed after reading.

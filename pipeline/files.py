@@ -22,6 +22,7 @@ _NUMBERS = re.compile(r"\[\n[-+.\deE,\s]*\]")
 
 def json_text(value: object) -> str:
     """Return indented JSON with each list of numbers in one line."""
+    # NaN is no JSON, and other readers refuse it.
     text = json.dumps(value, indent=2, allow_nan=False)
     return _NUMBERS.sub(
         lambda found: " ".join(found.group().split()).replace("[ ", "[").replace(" ]", "]"), text

@@ -41,6 +41,7 @@ class FitProgress(Callback):
         """Emit the finished epoch with its loss and accuracy."""
         loss = float(trainer.callback_metrics["train_loss"])
         accuracy = float(trainer.callback_metrics["validation_accuracy"])
+        # Scores on test data choose the weights, so nobody should take them for validation.
         split = "TEST" if self.on_test else "validation"
         self.note = f"loss {loss:.3f}, {split} accuracy {accuracy:.1%}"
         self._emit(trainer, trainer.current_epoch + 1)

@@ -1,4 +1,4 @@
-"""How right predictions are, and how sure that is: rates from torchmetrics, Wilson's intervals, a bootstrap over people.
+"""Measures of predictions: rates from torchmetrics, Wilson's intervals, a bootstrap over people.
 
 **The unit is the person, not the window.** Clips and windows of one person resemble each other. The
 bootstrap draws whole people, and its interval is the one to quote. Wilson's is for one look at each
@@ -6,9 +6,9 @@ of N independent clips (windows are never counted): too narrow where a person's 
 wrong together, too wide where a mean over passes evens out chance.
 
 **Classes that never occur.** A class without a true sample has no recall: it is None there, and
-named in `absent`. UAR and macro F1 are means over the classes that occur, so such a class is neither
-a 0 in them nor left out without a word. (A mean over all classes, torchmetrics' own, would count a
-class that is only ever predicted as 0.) Predictions of it still count as wrong.
+named in `absent`. UAR and macro F1 are means over the classes that occur, so such a class is
+neither a 0 in them nor left out without a word. (A mean over all classes, torchmetrics' own, would
+count a class that is only ever predicted as 0.) Predictions of it still count as wrong.
 
 With several passes over the same samples (20 random windows of each clip), a value is the mean over
 passes of the pass's own value, as SEEN's code averages (Zhang et al. 2023, arXiv 2310.04043), and
@@ -73,7 +73,7 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Measures:
-    """What `measure` found.
+    """Rates of predictions, as `measure` finds them.
 
     Attributes:
         classes: Names of the C classes.
@@ -144,7 +144,8 @@ def measure(
         predicted: (N,) classes, or (W, N): W passes over the same samples.
         true: (N,) classes.
         classes: C names, two or more, all different; class c is the c-th.
-        groups: (N,) group of each sample, such as its lighting; each is measured on its own as well.
+        groups: (N,) group of each sample, such as its lighting; each is measured on its own as
+            well.
         subjects: (N,) person of each sample; None leaves the bootstrap out.
         level: Level of all intervals, 0 < level < 1.
         draws: Draws of the bootstrap, at least 1.
@@ -242,7 +243,9 @@ def confusions(guesses: Classes, truth: Classes, classes: int) -> Array:
 
 
 class _FromConfusion:
-    """Feeds a torchmetrics metric with confusion matrices, each a sample of its own, in place of predictions."""
+    """Feeds a torchmetrics metric with confusion matrices, each a sample of its own, in place of
+    predictions.
+    """
 
     def update(self, confusion: torch.Tensor) -> None:
         """Take (B, C, C) counts, rows true."""
@@ -267,8 +270,9 @@ class _F1(_FromConfusion, MulticlassF1Score):
 def rates(confusion: Array, names: tuple[str, ...]) -> dict[str, Array]:
     """Return RATES and "recall/<class>" of each confusion matrix.
 
-    recall_c = hits_c / true_c;  F1_c = 2 hits_c / (true_c + predicted_c);  WAR = sum hits / sum true;
-    UAR, macro F1: means over the classes with true_c > 0;  weighted F1 = sum true_c F1_c / sum true.
+    recall_c = hits_c / true_c;  F1_c = 2 hits_c / (true_c + predicted_c);  WAR = sum hits / sum
+    true; UAR, macro F1: means over the classes with true_c > 0;  weighted F1 = sum true_c F1_c /
+    sum true.
 
     Args:
         confusion: (..., C, C) counts, rows true; each matrix holds one sample at least.
@@ -304,10 +308,11 @@ def rates(confusion: Array, names: tuple[str, ...]) -> dict[str, Array]:
 
 
 def wilson(share: float, samples: int, level: float = 0.95) -> ConfidenceInterval:
-    """Return Wilson's score interval of a proportion p of n (Wilson 1927, doi 10.1080/01621459.1927.10502953).
+    """Return Wilson's score interval of a proportion p of n (Wilson 1927, doi
+    10.1080/01621459.1927.10502953).
 
-    (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n), z the (1 + level)/2 quantile of the
-    normal distribution. `scipy.stats.binomtest` has it for whole hits alone.
+    (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n), z the (1 + level)/2 quantile of
+    the normal distribution. `scipy.stats.binomtest` has it for whole hits alone.
 
     Args:
         share: p, 0 .. 1; a mean over passes need not be a multiple of 1/n.
@@ -332,9 +337,9 @@ def wilson(share: float, samples: int, level: float = 0.95) -> ConfidenceInterva
 def t_interval(values: Sequence[float], level: float = 0.95) -> ConfidenceInterval:
     """Return Student's interval of the mean of n runs' rates.
 
-    mean -+ t s / sqrt(n), t the (1 + level)/2 quantile with n - 1 degrees of freedom. It says how far
-    runs with other seeds lie apart, and nothing about other people. A rate is never outside 0 .. 1,
-    so neither are the bounds.
+    mean -+ t s / sqrt(n), t the (1 + level)/2 quantile with n - 1 degrees of freedom. It says how
+    far runs with other seeds lie apart, and nothing about other people. A rate is never outside 0
+    .. 1, so neither are the bounds.
 
     Args:
         values: Rates of the runs, at least two, 0 .. 1.

@@ -1,6 +1,8 @@
-"""Progress of long work as plain events: the pipeline emits them, and whoever calls it decides what to show.
+"""Progress of long work as plain events: the pipeline emits them, and whoever calls it decides what
+to show.
 
-Nothing here prints. The `knarr` command shows these events on standard error; a notebook may draw a bar from them.
+Nothing here prints. The `knarr` command shows these events on standard error; a notebook may draw a
+bar from them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ class Progress:
     """One event of long work: a sentence, or how many of something are done.
 
     Attributes:
-        text: A sentence for a person, or with `total` the name of what is counted ("samples read", "teacher").
+        text: A sentence for a person, or with `total` the name of what is counted ("samples read",
+            "teacher").
         done: How many are finished; None for a sentence.
         total: How many there are; None for a sentence.
         unit: What a fit counts, "epoch"; empty where `text` names what is counted.

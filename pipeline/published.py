@@ -1,7 +1,8 @@
 """Published results, read from published.yaml, and a row of ours beside one of theirs.
 
-A number that is not public is null there. A number of ours on other data than the published one is marked so, and no difference is taken:
-generated eyes, or a stress data set in the shape of DEAP, say nothing about the published ranking.
+A number that is not public is null there. A number of ours on other data than the published one is
+marked so, and no difference is taken: generated eyes, or a stress data set in the shape of DEAP,
+say nothing about the published ranking.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from knarr.train.settings import Frozen, YamlError, faults_of, read_yaml
 FILE = "published.yaml"
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Text = Annotated[str, Field(min_length=1)]
+# The mark of a number that is on other data than theirs.
 OTHER_DATA = "*"
 Value = TypeVar("Value")
 
@@ -144,7 +146,8 @@ class PublishedCell:
         measure: Name of our measure, as `Measures.of` takes it.
         published: Their value, %; None where it is not public.
         ours: None where we have none: another class list, no groups, a class that never occurs.
-        difference: Ours less theirs, percentage points; None where one is missing, or the data differ.
+        difference: Ours less theirs, percentage points; None where one is missing, or the data
+            differ.
     """
 
     column: str
@@ -185,6 +188,7 @@ def compare_with_published(ours: Rates, row: Row, *, data: str) -> Beside:
     same_data = data == row.table.data
     cells = []
     for column, value in zip(row.table.columns, row.entry.values, strict=True):
+        # A paper that says F1 and not which is compared with both.
         for key in column.measures:
             own = ours.of(key)
             difference = None

@@ -34,6 +34,7 @@ from knarr.train.train import (
     train_validation_split,
 )
 
+# Raise it with any change that an older run does not have; there is no reading of older ones.
 FORMAT: Final = 1
 """Number of the format of config.yaml and of all other files of a run, which go together."""
 
@@ -144,7 +145,8 @@ def open_run(
         on_progress: Called with the progress of opening the run and of its stages.
 
     Raises:
-        RecipeError: A recipe or a setting that does not fit, or a folder with another run or at work.
+        RecipeError: A recipe or a setting that does not fit, or a folder with another run or at
+            work.
         RunError: The folder holds a run of an older knarr.
         DataError: Data that are missing or malformed.
     """
@@ -157,6 +159,7 @@ def open_run(
     if (folder / CONFIG).is_file():
         refuse_older(folder)  # before data are generated for nothing
     cache = folder.parent / "data" if cache is None else cache
+    # Beside the runs, so that all of one data set share it.
     root = generated_data(recipe, cache, show) if data is None else Path(data)
     loaded = load_data(recipe, root, cache=cache, progress=counter(show, "samples read"))
     show(
@@ -167,6 +170,7 @@ def open_run(
     )
     # Before anything is written: what is refused later leaves a folder that refuses the corrected recipe.
     check_networks(recipe, loaded)
+    # Where the test data choose every epoch, no clips are needed to validate on.
     if len(recipe.chosen_on_test) < 2 or recipe.chip is not None:
         train_validation_split(recipe, loaded)
     if recipe.chip is not None and world_size() > 1:
@@ -176,6 +180,7 @@ def open_run(
         )
     folder.mkdir(parents=True, exist_ok=True)
     hold(folder)
+    # The others would race for one file.
     if rank() == 0:
         claim_folder(recipe, loaded, root, folder, cache=cache)
     return Run(folder, recipe, loaded, show)
@@ -203,6 +208,7 @@ def reopen(
             f"{root}: the data of run {folder} are not there; give their folder, "
             f"`knarr evaluate {folder} --data FOLDER`, or correct data_root in {folder / CONFIG}"
         )
+    # Before data are loaded, which takes longer than another process needs to begin.
     hold(folder)
     cache = read_config(folder).get("cache")
     loaded = load_data(
@@ -253,6 +259,7 @@ def claim_folder(
     same_data = config.get("data_sha256") == data.fingerprint
     if found == recipe and same_data:
         return
+    # Settings of `chip` are asked for late, when teacher and student are there already.
     but_chip = found.model_copy(update={"chip": recipe.chip})
     lowered = any((folder / name).is_file() for name in CHIP_FILES)
     if not same_data or but_chip != recipe or lowered:
@@ -303,6 +310,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: not YAML ({error}); correct it") from error
     if not isinstance(config, dict):
         raise RecipeError(f"{path}: {short(config)} is not the settings of a run; correct it")
+    # Checked before anything else of it: an older recipe may lack any setting.
     if config.get("format") != FORMAT:
         found = f"format {short(config['format'])}" if "format" in config else "no format"
         made_by = "another" if "format" in config else "an older"
@@ -314,7 +322,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def refuse_older(folder: Path) -> None:
-    """Refuse a folder with a run of an older knarr; what else its config.yaml holds is looked at later.
+    """Refuse a folder with a run of an older knarr; what else its config.yaml holds is looked at
+    later.
 
     Raises:
         RunError: An older knarr made it.
@@ -348,16 +357,19 @@ def _begun(folder: Path) -> bool:
 
 
 def hold(folder: Path) -> None:
-    """Keep other processes out of a run folder until it is released or this one ends, however it ends.
+    """Keep other processes out of a run folder until it is released or this one ends, however it
+    ends.
 
     Under torchrun the first process holds the folder for all of them.
 
     Raises:
         RecipeError: Another process works in the folder.
     """
+    # One folder has one lock, by whatever path it is named.
     key = folder.resolve()
     if key in _HELD or rank() > 0:
         return
+    # The kernel lets go of the lock when the process ends, however it ends.
     lock = os.open(key / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -371,6 +383,7 @@ def hold(folder: Path) -> None:
 
 def release(folder: Path) -> None:
     """Let others in again; of a thousand runs of a grid a process cannot hold all."""
+    # A folder that was never held is free already.
     lock = _HELD.pop(folder.resolve(), None)
     if lock is not None:
         os.close(lock)

@@ -1,4 +1,4 @@
-"""What the files of a finished run say, as plain data and in words."""
+"""The report of a finished run: what its files say, as plain data and in words."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def report(folder: Path | str) -> dict[str, Any]:
             sums = pairs.setdefault(row["pair"], {"compared": 0, "mismatches": 0})
             for key in sums:
                 sums[key] += row[key]
+        # "baseline" is the teacher as ONNX.
         student, teacher = energy["student"], energy["baseline"]
         return {
             "run": str(folder),

@@ -1,4 +1,5 @@
-"""The stages of a run: each reads what the one before wrote and leaves its own file, whole or not at all.
+"""The stages of a run: each reads what the one before wrote and leaves its own file, whole or not
+at all.
 
 A stage whose files are there does nothing, so that a killed run goes on where it stopped.
 """
@@ -63,7 +64,8 @@ FLOAT_FILES: Final = (TEACHER, STUDENT, GRAPH, f"{GRAPH}.json")
 """Files that a student needs to be lowered and fitted on."""
 CERTIFY_SAMPLES: Final = 20
 BASELINE_BYTES: Final = 2**30
-"""Memory for the clips on which the baseline's zeros are counted; its other counts need no clips."""
+"""Memory for the clips on which the baseline's zeros are counted; its other counts need no clips.
+"""
 BASELINE_BATCH: Final = 50
 WEIGHTS_IN_WORDS: Final = {
     "last": "weights of the last epoch",
@@ -224,7 +226,9 @@ def chip_decisions(
 
 
 def fork_run(run: Run, recipe: Recipe, folder: Path) -> Run:
-    """Put the same teacher, student and graph in a folder of their own, to be deployed by another `chip`."""
+    """Put the same teacher, student and graph in a folder of their own, to be deployed by another
+    `chip`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in FLOAT_FILES:
         if not (folder / name).is_file():
@@ -335,7 +339,8 @@ def simulate(run: Run) -> None:
 
 
 def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluation:
-    """Write evaluation.json: what teacher, student and, where it was deployed, chip see in each test clip.
+    """Write evaluation.json: what teacher, student and, where it was deployed, chip see in each
+    test clip.
 
     Args:
         run: A trained run.
@@ -344,7 +349,8 @@ def evaluate(run: Run, *, windows: int = WINDOWS, seed: int = 0) -> RunEvaluatio
 
     Raises:
         RecipeError: It is not trained yet.
-        EvaluationError: A test set that cannot be measured, or more windows than a measure may take.
+        EvaluationError: A test set that cannot be measured, or more windows than a measure may
+            take.
     """
     data = run.data
     if data.sampling is not None:
@@ -498,7 +504,9 @@ def price_run(
 
 
 def _baseline_inputs(run: Run) -> npt.NDArray[np.float32]:
-    """Return (n, *features) of the test set: all of it, or as many evenly spaced clips as BASELINE_BYTES hold."""
+    """Return (n, *features) of the test set: all of it, or as many evenly spaced clips as
+    BASELINE_BYTES hold.
+    """
     test, whole = run.data.test, len(run.data.test.labels)
 
     def inputs_of(chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What lowering did and where the network will lie, as tables of 100 columns."""
+"""A chip network as tables of 100 columns: what lowering did, its rules, and where it will lie."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ def _print_lowering(network: ChipNetwork, console: Console) -> None:
     if not notes:
         return
     bits = f"{notes['weight_bits']}-bit weights"
+    # What lowering measured is of weights that the fit has changed since.
     if TRAINED in notes:
         console.print(f"{bits}, fitted in the chip's arithmetic after lowering")
         return
@@ -148,6 +149,7 @@ def _print_placement(placement: Placement, console: Console) -> None:
             page.add_section()
         page.add_row(*row)
     console.print(page)
+    # Problems first, for they say why it does not fit.
     notes = (f"layer '{layer.name}': {layer.note}" for layer in placement.layers if layer.note)
     _print_lines((*placement.problems, *placement.warnings, *notes), console)
     console.print("It fits." if placement.fits else "It does NOT fit.")

@@ -1,4 +1,6 @@
-"""`energy.json` as tables: operations per layer, three models, break-even, what a change would buy, GPU floors."""
+"""The facts of energy.json as tables: operations per layer, three models, break-even, what a change
+would buy, GPU floors.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ NOT_INCLUDED: Final = (
 )
 COLUMNS: Final = ("spikes", "acc", "mac", "bias_adds", "neuron_updates")
 OTHER: Final = ("pool_adds", "merge_adds", "comparisons", "elementwise")
-"""Counts that stand in one column: additions of pools and merges, comparisons, scales and activations."""
+"""Counts that stand in one column: additions of pools and merges, comparisons, scales and
+activations.
+"""
 SHOWN_FLOORS: Final = ("v100", "h100_sxm_h200", "agx_orin")
 
 
@@ -88,11 +92,13 @@ def _add_layers(
     layers, total = counts["layers"], counts["total"]
     for name, layer in layers.items():
         if any(layer[column] for column in shown):
+            # Layers that cost nothing have no price.
             pj = None if energy is None else energy["layers_pj"].get(name)
             table.add_row(label, _short(name), *_cells(layer, pj))
     name = "total"
     if total is None:
         name = "LOWER BOUND"
+        # A total that leaves something out would be read as one; the sum is shown as a bound.
         keys = next(reversed(layers.values()))
         total = {key: sum(layer[key] for layer in layers.values()) for key in keys}
     table.add_row(label, name, *_cells(total, None if energy is None else energy["nominal_pj"]))
@@ -198,6 +204,7 @@ def _print_ranking(facts: Facts, console: Console) -> None:
             f"{ratios[high][1]:.3g} ({high}). What costs the student most: {blame}."
         )
     elif len(ratios) > 1:
+        # An interval with an unknown end cannot be compared.
         unknown = any(None in (lo, hi) for lo, _, hi in ratios.values())
         what = "Nominal values" if unknown else "Intervals"
         console.print(

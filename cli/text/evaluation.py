@@ -1,4 +1,4 @@
-"""How right each network of a run is, per class and lighting, and how sure that is."""
+"""Rates of each network of a run, per class and lighting, with their intervals."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def print_evaluation(evaluation: RunEvaluation, console: Console) -> None:
         padding=(0, 1, 0, 0), show_edge=False,
     )  # fmt: skip
     for column in table.columns[1:]:
+        # A rate and its interval in two lines would look like two rates.
         column.no_wrap = True
     for number, key in enumerate(_keys(evaluation), start=1):
         rates = (_rate(found.of(key)) for found in measures.values())
@@ -42,7 +43,9 @@ def print_evaluation(evaluation: RunEvaluation, console: Console) -> None:
 
 
 def _keys(evaluation: RunEvaluation) -> list[str]:
-    """Return the names of the rates that are printed: of the whole, of each lighting, of each class."""
+    """Return the names of the rates that are printed: of the whole, of each lighting, of each
+    class.
+    """
     groups = next(iter(evaluation.measures.values())).groups
     recalls = (f"recall/{name}" for name in evaluation.classes)
     return [*RATES, *(f"group/{name}" for name in groups), *recalls]
@@ -83,6 +86,7 @@ def _notes(evaluation: RunEvaluation) -> Iterable[str]:
         few = seen.subjects is not None and seen.subjects < FEW_PEOPLE
         warning = " Fewer than ten people: too narrow." if few else ""
         yield f"[ ]: {level}, bootstrap over people.{warning}"
+    # A rate without people falls back to Wilson's.
     keys = _keys(evaluation)
     if any(_rate(found.of(key)).endswith("w") for found in measures.values() for key in keys):
         yield (

@@ -18,6 +18,7 @@ def describe_nodes(graph: nir.NIRGraph) -> list[str]:
     lines = []
     for name in execution_order(graph):
         node = graph.nodes.get(name)
+        # The order names nodes of nested graphs by their path, which the outer graph does not hold.
         kind = "inside a nested graph" if node is None else type(node).__name__
         shape: tuple[int, ...] = ()
         if node is not None and node.output_type:
@@ -33,6 +34,7 @@ def _time_constants(node: Any) -> str:
         if values is None:
             continue
         low, high = 1e3 * float(np.min(values)), 1e3 * float(np.max(values))
+        # Learned time constants differ from neuron to neuron.
         spread = f"{low:.3g}" if math.isclose(low, high) else f"{low:.3g}..{high:.3g}"
         parts.append(f"{field} {spread} ms")
     return ", ".join(parts)

@@ -1,4 +1,6 @@
-"""A run's results, and any other facts, as tables a person can read in 100 columns or as one JSON document."""
+"""A run's results, and any other facts, as tables a person can read in 100 columns or as one JSON
+document.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +44,7 @@ def print_certificate(path: Path, *, json: bool) -> None:
 
 def print_run(folder: Path, *, json: bool) -> bool:
     """Print a finished run; return whether its verification holds."""
+    # Read from the files, so that the table is of what lies there.
     facts = report(folder)
     if json:
         print(json_module.dumps(facts, indent=2))
@@ -56,6 +59,7 @@ def print_run(folder: Path, *, json: bool) -> bool:
     console.print(f"Energy: {facts['provenance']}. {NOT_INCLUDED}")
     title = f"mismatches on {facts['lava_samples']} test samples"
     compared = make_table(title, "stages", "values compared", "mismatches")
+    # A column of words, behind the numbers that they explain.
     compared.add_column("")
     for pair, counts in facts["mismatches"].items():
         meaning = "must be 0" if "=" in pair else "measured: integers against floats"

@@ -41,6 +41,7 @@ def _plain(trial: SweepTrial) -> dict[str, Any]:
 def print_sweep(result: SweepResult, console: Console) -> None:
     """Print the best trials, and where the results lie."""
     settings = result.sweep.settings
+    # The best first; a search has hundreds of trials.
     shown = result.ranked()[:SHOWN]
     what = (
         f"best {len(shown)} of {len(result.trials)} trials"
@@ -102,6 +103,7 @@ def print_pareto(result: ParetoResult, console: Console) -> None:
     correct = result.float_validation["correct"]
     console.print(f"Float student: {correct / clips:.1%} of the validation clips.")
     console.print("Validation clips chose epochs and front, test clips nothing.")
+    # A combination that no chip can hold is an answer too.
     for refused in facts["refused"]:
         steps = "" if refused["timesteps"] is None else f", {refused['timesteps']} steps"
         console.print(
@@ -114,6 +116,7 @@ def print_pareto(result: ParetoResult, console: Console) -> None:
 def _goal(share: float | None, point: ParetoPoint) -> str:
     if share is None:
         return "-"
+    # The goal is held against validation clips, as in training.
     missed = point.facts["validation"]["accumulates"] > point.facts["acc_goal"]
     return f"{share:.0%}" + (" missed" if missed else "")
 

@@ -1,4 +1,6 @@
-"""A grid's table: ours beside what was published, with a source for each number and a mark where the two cannot be compared."""
+"""A grid's table: ours beside what was published, with a source for each number and a mark where
+the two cannot be compared.
+"""
 
 from __future__ import annotations
 
@@ -77,12 +79,14 @@ def _rates(table: GridTable, sources: dict[str, int]) -> Table:
     if published:
         columns["differ"] = _difference
     text = make_table(f"{table.title}, %", "", "runs", *columns, fold=("",), **STYLE)
+    # Or rich would squeeze the names first, which stand in no other column.
     text.columns[0].min_width = 20
     for column in text.columns[1:]:
         column.no_wrap = True
         # Intervals are read as text.
         column.justify = "left" if str(column.header).startswith("over") else "right"
     for row in table.rows:
+        # A row of the grid is a heading, its rates are lines below it.
         text.add_row(f"{row.name} ({row.network})", f"{row.finished}/{row.wanted or '?'}")
         cells = {} if row.beside is None else {cell.measure: cell for cell in row.beside.cells}
         for key, rate in row.rates.items():
@@ -152,6 +156,7 @@ def _notes(row: RowSummary) -> list[str]:
         )
     elif mark.endswith(OTHER_DATA) and beside is not None:
         theirs = f"{row.data}, theirs {beside.row.table.data}"
+        # A difference of two data sets would say nothing about the two methods.
         found.append(f"{OTHER_DATA} other data: {theirs}; not comparable, no difference taken")
     if row.partial:
         folds = f"; folds {row.folds} of {row.fold_count}" if row.fold_count > 1 else ""

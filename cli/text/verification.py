@@ -47,6 +47,7 @@ def _print_tables(result: dict[str, Any], console: Console) -> None:
         f"{samples} samples, {result['timesteps']} time steps; "
         "spikes also as a share of neurons and steps"
     )
+    # Pairs in the order in which the network went through the stages.
     for pair in dict.fromkeys(row["pair"] for row in rows):
         console.print(_pair_table(pair, [row for row in rows if row["pair"] == pair]))
     parted = [row for row in rows if row["first"] is not None]
@@ -110,6 +111,7 @@ def _decision_table(result: dict[str, Any]) -> Table:
         right = result["correct"].values()
         table.add_row("accuracy", *(f"{n}/{samples} ({n / samples:.1%})" for n in right))
     name, first = next(iter(decisions.items()))
+    # The first stage is the one nearest to training, so the others are counted against it.
     unlike = (
         sum(a != b for a, b in zip(first, other, strict=True)) for other in decisions.values()
     )
@@ -127,6 +129,7 @@ def _faults(result: dict[str, Any]) -> list[str]:
         if row["mismatches"]:
             counts = f"{row['mismatches']:,} of {row['compared']:,}"
             found.append(f"{where}: {counts} {row['what']} differ")
+        # Two layers that never fire are equal whatever their weights.
         if row["what"] == "spikes" and not row["active"][0]:
             found.append(f"{where}: never fires, so that equality says nothing; use other inputs")
     if not found and not result["holds"]:

@@ -96,6 +96,7 @@ def simulate(
     from knarr.hw_sim import simulate as simulate_network
     from knarr.pipeline import counter, read_deployable
 
+    # All options are checked before a network is run, which may take minutes.
     wanted = _recorded(record, out)
     _check_engine(engine, threads, timeout_s)
     if sample and picture is None:
@@ -107,11 +108,13 @@ def simulate(
     network = read_deployable(net, "simulated")
     values, classes = _samples(data, labels, split)
     encoded = encode(network.input, values, timesteps=timesteps)
+    # Once here, so that Lava refuses with the same words as the simulator.
     events = check_inputs(network.input, encoded, timesteps)
     if not 0 <= sample < len(events):
         raise UsageError(f"--sample: {sample}, there are 0..{len(events) - 1}")
     if classes is not None and len(classes) != len(events):
         raise UsageError(f"labels: {len(classes)} for {len(events)} samples; give one each")
+    # Reading and coding are not the engine's time.
     started = time.perf_counter()
     if engine == "lava":
         recording = run_on_lava(
@@ -175,6 +178,7 @@ def simulate(
 def _recorded(record: str | None, out: Path | None) -> tuple[str, ...]:
     from knarr.hw_sim import RECORDABLE
 
+    # Where nothing is written, the output is all that the decisions need.
     if record is None:
         return ("output", "spikes") if out is not None else ("output",)
     names = tuple(name.strip() for name in record.split(","))
@@ -205,6 +209,7 @@ def _samples(
     """Return the inputs, and the class of each where one is known."""
     classes = read_labels(labels)
     if not data.is_dir():
+        # A file knows no splits.
         if split is not SplitName.test:
             raise UsageError(
                 f"--split: {split.value} of a run; {data} is a file, give a run folder as --data"
@@ -217,7 +222,9 @@ def _samples(
 
 
 def _slow_layers(network: ChipNetwork, engine: str) -> dict[str, str]:
-    """Return the layers that a fast engine leaves to the reference, and why: they take a thousand times as long."""
+    """Return the layers that a fast engine leaves to the reference, and why: they take a thousand
+    times as long.
+    """
     from knarr.hw_sim import choose_engine, laid_out_layers
 
     if engine in ("lava", "reference"):
@@ -260,10 +267,13 @@ def _draw(
     else:  # of this sample alone, whatever the others would need
         again = simulate_network(network, one, timesteps=timesteps, record=("spikes",))
         spikes = {name: array[0] for name, array in again.spikes.items()}
+    # Layers that are read out never fire, and would be empty images.
     silent = {layer.name for layer in network.layers if not layer.neuron.spikes}
     spikes = {name: values for name, values in spikes.items() if name not in silent}
+    # Inputs of a layer with neurons are biases, no spikes.
     if network.input.neuron is None:
         spikes = {"input": one[0], **spikes}
+    # Outputs that spike are drawn as a layer already.
     readout = recording.output[sample] if network.readout.kind == "voltage" else None
     title = f"Sample {sample} on the chip"
     write_png(picture, draw_raster(spikes, readout, network.dt_s, title))
@@ -315,7 +325,8 @@ def verify(
     chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,
 ) -> None:
-    """Compare Norse, NIR, the chip simulator and Lava, layer by layer; or check one file. Exit 1 when it fails.
+    """Compare Norse, NIR, the chip simulator and Lava, layer by layer; or check one file. Exit 1
+    when it fails.
 
     A FILE.net without --inputs is checked against the chip's rules and placed on its cores.
     """
@@ -326,12 +337,15 @@ def verify(
     if source.suffix == ".nir" and not source.is_dir():
         refuse_unrelated_options(context, "a .nir file", {"module", "checkpoint", "inputs", "dt_s"})
         finish(_verify_graph(source, module, checkpoint, inputs, dt_s, json=json))
+    # Anything but a file of ours is taken for a run, so that a wrong path is answered as one.
     elif source.suffix != ".net" or source.is_dir():
         refuse_unrelated_options(context, "a run", {"samples"})
         run = pipeline.reopen(source, on_progress=show_progress)
+        # Who asks for it wants it done now, not read from the last time.
         pipeline.verify(run, samples=samples, again=True)
         finish(print_verification_file(source / pipeline.VERIFICATION, json=json))
     elif inputs is None:
+        # Two refusals: the first says what goes with no .net file at all.
         refuse_unrelated_options(context, "a .net file", {*_OF_NET, "chip"})
         refuse_unrelated_options(context, "a .net file without --inputs", {"chip"})
         finish(print_net(source, chip.value, json=json))
@@ -450,6 +464,7 @@ def _verify_graph(
     if filled:
         facts["filled_in"] = filled.splitlines()
     certificate, sidecar = None, path.with_name(f"{path.name}.json")
+    # Broken bytes become marks that are no JSON, which the certificate's reader names.
     if sidecar.is_file():
         certificate = Certificate.from_json(sidecar.read_bytes().decode("utf-8", "replace"))
     holds = False
@@ -475,6 +490,7 @@ def _verify_graph(
         facts["certificate"] = "of another graph: its hash differs; export the module again"
     else:
         trace = step_nir(graph, replay_inputs(graph_input_shape(graph)), certificate.dt_s)
+        # Spikes of seeded inputs: the same on every machine, or its float arithmetic differs.
         holds = replay_sha256(trace) == certificate.replay_sha256
         verdict = "as certified"
         if not holds:

@@ -42,10 +42,13 @@ def check(
     path: Annotated[Path, Argument(help="Folder of the dataset, as it is published.")],
     json: JsonOption = False,
 ) -> None:
-    """Say what was found, what is missing, and how many samples each split has. Exit 1 when something is left out."""
+    """Say what was found, what is missing, and how many samples each split has. Exit 1 when
+    something is left out.
+    """
     from knarr.pipeline import json_text
     from knarr.train import CHECKS, check_dataset
 
+    # Published names have hyphens and capitals.
     if name.lower().replace("-", "_") not in CHECKS:
         raise UsageError(f"data: '{name}' is not known; choose one of {', '.join(CHECKS)}")
     report = check_dataset(name, path)
@@ -140,6 +143,7 @@ def events(
     keep_apart(out, video)
     found = events_of_video(video, Dvs(sensitivity=sensitivity, size=size, frames=frames))
     buffer = io.BytesIO()
+    # An .npz has no None.
     fps = float("nan") if found.fps is None else found.fps
     np.savez_compressed(buffer, frames=found.frames, density=found.density, fps=fps)
     write_atomic(out, buffer.getvalue())
@@ -147,6 +151,7 @@ def events(
         "events": str(out),
         "shape": list(found.frames.shape),
         "fps": found.fps,
+        # The share of pixels that fire; --sensitivity is chosen so that it comes near the published one.
         "density": round(float(found.density), 6),
         "published_density_of_cmu_mosi": PUBLISHED_DENSITY,
     }

@@ -34,7 +34,7 @@ from knarr.hw_sim import (
 LAVA_LIMIT_S: Final = 120.0
 RECORD: Final = ("output", "spikes", "u", "v")
 Verdict = tuple[bool, str]
-"""Whether a backend works; and how, or what to do about it."""
+"""(does it work, how it works or what to do about it)."""
 Check = Callable[[], Verdict]
 
 _RANDOM = np.random.default_rng(0)

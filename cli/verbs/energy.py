@@ -140,12 +140,14 @@ def energy(
 ) -> None:
     """Count an inference and price it by three models, against an ONNX baseline.
 
-    A RUN has everything in it and keeps energy.json and its picture; with options of pricing its counts are priced anew.
+    A RUN has everything in it and keeps energy.json and its picture; with options of pricing its
+    counts are priced anew.
     """
     from knarr import pipeline
     from knarr.cli.text.energy import print_energy
     from knarr.hw_sim import Options
 
+    # Options at their defaults were not asked for: such a run is read from its own energy.json.
     given = {
         name
         for name in context.params
@@ -160,6 +162,7 @@ def energy(
         return
     if not source.exists():
         raise UsageError(f"{source}: no such run folder, .nir or .net file")
+    # These say how a graph is counted; a chip network fixed them when it was lowered.
     if is_run or source.suffix == ".net":
         of_graph = {
             "--dt": dt_s is not None,
@@ -175,6 +178,7 @@ def energy(
             raise UsageError(f"{option}: {source} is a run and has its own; leave it out")
     elif data is None:
         raise UsageError("--data: needed with a file: .npy of (samples, timesteps, *features)")
+    # The baseline is priced with no reuse too, whatever is given here.
     times = pipeline.REUSE if reuse is None else reuse
     pricing = pipeline.Pricing(
         profile,
@@ -191,6 +195,7 @@ def energy(
         allow_partial,
     )
     read_from = [source, data, labels, baseline, baseline_data]
+    # Both files of a run are inputs as well, though nobody named them.
     run = None
     if is_run:
         run = pipeline.reopen(source, on_progress=show_progress)
@@ -251,6 +256,7 @@ def _check_outputs(out: Path | None, picture: Path | None, read_from: list[Path]
     keep_apart(picture, *read_from, out)
     runs = [path.resolve() for path in read_from if path.is_dir()]
     for option, path in given.items():
+        # Also of a run that is only read for its data.
         inside = any(run in path.parents for run in runs)
         # A run's own energy.json and pictures may be made anew; its other files hold results.
         ours = path.name == "energy.json" or path.parent.name == "pictures"
@@ -279,6 +285,7 @@ def _read_student(
         network = read(source)
     else:
         network = read_deployable(source, "counted")
+        # A graph takes inputs as they are, a chip integers of its coding.
         inputs = check_inputs(network.input, encode(network.input, inputs))
     if inputs.ndim < 2 or 0 in inputs.shape:
         raise UsageError(

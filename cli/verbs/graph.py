@@ -52,11 +52,14 @@ def export(
     ),
     json: JsonOption = False,
 ) -> None:
-    """Export a run's student, or any one-step Norse module, to a certified NIR graph; a run's teacher to ONNX."""
+    """Export a run's student, or any one-step Norse module, to a certified NIR graph; a run's
+    teacher to ONNX.
+    """
     from knarr import pipeline
     from knarr.cli.text.report import print_certificate
 
     run = Path(source)
+    # A folder may have a colon in its name.
     if ":" in source and not run.is_dir():
         if input_shape is None:
             raise UsageError("--input-shape: needed with MODULE:FACTORY, such as 2,34,34")
@@ -139,13 +142,15 @@ def deploy(
     chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,
 ) -> None:
-    """Lower a graph to integers, write the netx .net file, and show what that cost and where it will lie.
+    """Lower a graph to integers, write the netx .net file, and show what that cost and where it
+    will lie.
 
     A run has all options but --chip and --json in its recipe.
     """
     from knarr import pipeline
     from knarr.cli.text.deployment import print_net
 
+    # Anything but a .nir file is taken for a run, so that a wrong path is answered as one.
     if source.suffix != ".nir" or source.is_dir():
         refuse_unrelated_options(context, "a run", {"chip"})
         pipeline.deploy(pipeline.reopen(source, on_progress=show_progress))
@@ -155,12 +160,14 @@ def deploy(
     from knarr.export import graph_input_shape, read
     from knarr.hw_sim import InputCoding, encode
 
+    # Before anything is read: a mistake must not cost a lowering first.
     keep_apart(out, source, calibration, labels)
     graph = read(source)
     samples = None
     step_s = time_step(graph.metadata.get("dt_s"), dt_s, source)
     if calibration is not None:
         samples = read_array(calibration)
+        # Calibration looks at what the chip will be given, so data are coded as they will be.
         if input_kind is not InputKind.events:
             shape = chip_shape(graph_input_shape(graph))
             coding = InputCoding(shape, input_bits, None, input_units, input_kind.value)

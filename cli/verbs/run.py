@@ -33,17 +33,22 @@ def pipeline(
 
 @app.command(epilog="Example: knarr report runs/nmnist")
 def report(run: RunArgument, json: JsonOption = False) -> None:
-    """Print a finished run's table and the paths of its pictures; exit 1 when its verification does not hold."""
+    """Print a finished run's table and the paths of its pictures; exit 1 when its verification does
+    not hold.
+    """
     from knarr.cli.text.report import print_run
     from knarr.pipeline import draw_pictures, reopen
 
+    # A run that was killed before its last stage has results and no pictures yet.
     draw_pictures(reopen(run, on_progress=show_progress))
     finish(print_run(run, json=json))
 
 
 @app.command(epilog="Example: knarr doctor")
 def doctor(json: JsonOption = False) -> None:
-    """Say which backends work on this machine and why others do not; exit 1 when a needed one fails."""
+    """Say which backends work on this machine and why others do not; exit 1 when a needed one
+    fails.
+    """
     from knarr.cli.verbs.doctor import print_findings
 
     finish(print_findings(json=json))

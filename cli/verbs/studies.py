@@ -38,6 +38,7 @@ def numbers(
         UsageError: Something else than different numbers above 0.
     """
     try:
+        # A comma at the end is no number.
         found = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise UsageError(
@@ -65,7 +66,9 @@ def table(
     storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print a grid of runs beside published numbers, with a source for each and a mark where data differ."""
+    """Print a grid of runs beside published numbers, with a source for each and a mark where data
+    differ.
+    """
     from knarr import pipeline
     from knarr.cli.text.table import print_table, table_json
 
@@ -78,6 +81,7 @@ def table(
         print(pipeline.json_text({**facts, "not_deployed": failed}))
     else:
         print_table(result.summary, result.costs, make_console())
+    # The table is printed all the same: what was measured stands in it.
     if failed and fit:
         raise UsageError(
             f"{len(failed)} run(s) measured without a chip: {'; '.join(failed)}; remove a run's evaluation.json to try it again"
@@ -96,7 +100,9 @@ def sweep(
     storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Search settings by the validation split; several machines may share one study, and killed trials go on."""
+    """Search settings by the validation split; several machines may share one study, and killed
+    trials go on.
+    """
     from knarr import pipeline
     from knarr.cli.text.studies import print_sweep, sweep_facts
 
@@ -137,7 +143,9 @@ def pareto(
     changes: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Fit one student in the chip's arithmetic at each of several costs; table and picture; a killed search goes on."""
+    """Fit one student in the chip's arithmetic at each of several costs; table and picture; a
+    killed search goes on.
+    """
     from knarr import pipeline
     from knarr.cli.text.studies import print_pareto
 

@@ -28,7 +28,9 @@ def train(
     changes: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train the teacher and distil the student, with `chip:` to the chip's integers; a killed run goes on after its last epoch."""
+    """Train the teacher and distil the student, with `chip:` to the chip's integers; a killed run
+    goes on after its last epoch.
+    """
     from knarr import pipeline
     from knarr.cli.text.report import print_facts
     from knarr.train import STUDENT, TEACHER
@@ -42,6 +44,7 @@ def train(
     facts: dict[str, object] = {"run": str(run.folder)}
     facts |= {"teacher": TEACHER, "student": STUDENT}
     if run.recipe.chip is not None:
+        # The fit of integers starts from the lowered graph, so both stages before it run too.
         pipeline.export(run)
         pipeline.deploy(run)
         facts["chip"] = pipeline.NET
@@ -67,7 +70,9 @@ def evaluate(
     seed: Annotated[int, Option(help="Seed of the windows and of the intervals.", min=0)] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Measure a run on its test set: accuracy, recall, F1, each with its interval; writes evaluation.json."""
+    """Measure a run on its test set: accuracy, recall, F1, each with its interval; writes
+    evaluation.json.
+    """
     from knarr import pipeline
     from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
 

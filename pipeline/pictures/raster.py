@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 
 ROWS: Final = 250
 COLUMNS: Final = 1000
-"""Most rows and columns of a layer's image. Of more neurons or steps, a pixel is the share that fired."""
+"""Most rows and columns of a layer's image. Of more neurons or steps, a pixel is the share that
+fired.
+"""
 LEGEND_OUTPUTS: Final = 12
 
 
@@ -67,9 +69,12 @@ def _draw_layer(axis: Axes, name: str, fired: npt.NDArray[np.bool_], unit: float
 
 
 def _binned(fired: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], int]:
-    """Return the (neurons, steps) share of spikes in at most ROWS x COLUMNS, and how many neurons make a row."""
+    """Return the (neurons, steps) share of spikes in at most ROWS x COLUMNS, and how many neurons
+    make a row.
+    """
     steps, neurons = fired.shape
     rows, columns = -(-neurons // ROWS), -(-steps // COLUMNS)
+    # reduceat takes a shorter last group too, where neurons do not divide.
     over_time = np.add.reduceat(fired.astype(np.float64), np.arange(0, steps, columns), axis=0)
     image = np.add.reduceat(over_time, np.arange(0, neurons, rows), axis=1)
     return image.T / (rows * columns), rows

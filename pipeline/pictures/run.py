@@ -89,7 +89,8 @@ def _verification(run: Run) -> Figure:
 def draw_samples(
     teacher: Array, student: Array, names: Sequence[str], dt_s: float, *, on_channel: int = 0
 ) -> Figure:
-    """Draw a few clips, each in a row: as the teacher sees it, then as the student does through time.
+    """Draw a few clips, each in a row: as the teacher sees it, then as the student does through
+    time.
 
     Args:
         teacher: (N, ...) first input of the teacher: images, clips of images, or signals
@@ -157,7 +158,9 @@ def _draw_numbers(axis: Axes, student: Array, dt_s: float) -> None:
 
 
 def _frame(seen: Array, on_channel: int) -> Array:
-    """Return (C, H, W) integers as a picture: events in colour where they are events, else grey or RGB."""
+    """Return (C, H, W) integers as a picture: events in colour where they are events, else grey or
+    RGB.
+    """
     if seen.shape[0] != 2:
         return seen[0] if seen.shape[0] == 1 else seen.transpose(1, 2, 0)
     if len(np.unique(seen)) > 2:

@@ -1,4 +1,6 @@
-"""A verification as a picture: how much differs in which layer and when, and the sample where two stages part first."""
+"""A verification as a picture: how much differs in which layer and when, and the sample where two
+stages part first.
+"""
 
 from __future__ import annotations
 
