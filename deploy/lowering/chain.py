@@ -149,7 +149,7 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
     before: Int32 | None = None
     synapse: str | None = None
     after: Int32 | None = None
-    for name in row[1:-1]:
+    for name in row[1:-1]:  # without Input and Output
         node = nodes[name]
         if isinstance(node, nir.Flatten) and synapse is None:
             if len(leaving[name]) != 1:
@@ -218,6 +218,7 @@ def _row(
             sources[target] += 1
     for name, following in targets.items():
         node = nodes[name]
+        # One edge in and one out, but for the two ends.
         expected = (not isinstance(node, nir.Input), not isinstance(node, nir.Output))
         if (sources[name], len(following)) != expected:
             raise DeployError(
@@ -364,6 +365,7 @@ def _register(name: str, which: str, share: Float64, low: int, near: list[str] |
 
     Where they need several, it is the mean of them and noted in `near`, or refused without `near`.
     """
+    # A layer of a .net file has one register, whatever its neurons would need.
     registers = np.rint(DECAY_UNITY * share).astype(np.int64)
     least, most = int(registers.min()), int(registers.max())
     if least < low or most > DECAY_UNITY:
@@ -530,6 +532,7 @@ def _recurrent(layer: FloatLayer, source: str, node: Any, approximate: bool) -> 
         )
     outputs = (len(layer.weight),)
     weight, bias = _values(name, _identity(outputs) if node is None else node)
+    # Spikes that come back reach the neuron through the same gain as those that arrive.
     gain = _rows(layer.neuron.name, "gain", layer.neuron.gain, outputs)
     bias, neuron = _unfiltered_bias(name, layer.neuron, bias, approximate)
     return replace(

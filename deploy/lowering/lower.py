@@ -223,6 +223,7 @@ def _calibrate(
     except (ChipError, ValueError) as error:
         raise DeployError(f"calibration: {error}") from error
     true = _labels(labels, len(events))
+    # The float graph hears the floats that the chip's integers stand for.
     values = events.reshape(*events.shape[:2], *task.chain.input_shape) / task.coding.units
     try:
         floats = step_nir(task.folded, values, task.dt_s)
@@ -247,6 +248,7 @@ def _calibrate(
             )
         chosen = _scale_from_spikes(layer, task.weight_bits, arriving, wanted)
         run = _run_alone(_alone(chosen.layer, layer.bits), arriving, states=True)
+        # What rounding changed here reaches the next layer as it will on the chip.
         arriving = run.output
         classes = _classes_from(task, name, run.output.reshape(wanted.shape), level + 1 == in_all)
         found = _describe(layer, chosen, task.dt_s)
@@ -308,6 +310,7 @@ def _classes_from(task: _Task, neuron: str, sent: Array, last: bool) -> Int64:
         return _decide(task.readout, sent)
     graph, start = task.folded, "sent_by_the_chip"
     behind = _nodes_behind(graph, neuron)
+    # An input of the neuron's shape takes the neuron's place.
     nodes: dict[str, Any] = {start: nir.Input({"input": np.array(sent.shape[2:])})}
     nodes |= {name: graph.nodes[name] for name in behind}
     edges = [
@@ -360,6 +363,7 @@ class _ScaledLayer:
 def _scale_from_weights(layer: FloatLayer, weight_bits: int) -> _ScaledLayer:
     """Choose the largest scale that the registers hold and netx runs as it is written."""
     widest = widest_scale(layer, weight_bits)
+    # netx may run a matrix as it is written at one scale and not at the next.
     scales = [float(widest * factor) for factor in np.linspace(1.0, 0.5, 51)]
     # A power of two is worth its smaller range where it rounds nothing.
     if is_exact(layer, _dyadic(widest)):

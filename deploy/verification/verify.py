@@ -92,6 +92,7 @@ def verify(
     if chip_shape(sizes) == network.input.shape:
         floats = floats.reshape(*events.shape[:2], *sizes)
     if not isinstance(graph, nir.NIRGraph):
+        # Export certifies the graph on the very samples that are compared.
         module = graph
         graph = to_nir(module, tuple(floats.shape[2:]), dt_s, samples=floats)
     if network.lowered_from is not None and network.lowered_from != graph_hash(graph):
