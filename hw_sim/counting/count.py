@@ -94,7 +94,7 @@ def _counter(
         return ChipCounter(model)
     # Asked by name: whoever has a graph has nir and torch, and nobody else needs to import them.
     if any(kind.__name__ == "NIRGraph" for kind in type(model).__mro__):
-        from knarr.hw_sim.counting.graph.counter import GraphCounter
+        from knarr.hw_sim.counting.graph import GraphCounter
 
         if dt_s is None:
             raise CountError("dt_s: a graph does not say how long a step is; give dt_s in seconds")

@@ -7,17 +7,18 @@ their number) in memory and floats in JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal
 
 from knarr.hw_sim.errors import CountError
+from knarr.hw_sim.json_values import plain
 
 Status = Literal["counted", "folded", "free", "unsupported", "not executed"]
 REFUSED: tuple[Status, ...] = ("unsupported", "not executed")
 """A single row of these makes every total unknown."""
-
+NONE = Fraction(0)
 
 JSON_NAMES = (
     "kind", "samples", "timesteps", "pooling", "layers", "total", "total_refused", "effective",
@@ -73,16 +74,16 @@ class LayerCounts:
     bias_adds: Fraction
     neuron_updates: Fraction
     spikes: Fraction
-    events: Fraction = Fraction(0)
-    signed: Fraction = Fraction(0)
-    graded: Fraction = Fraction(0)
-    touched_updates: Fraction = Fraction(0)
-    recurrent_all_pairs: Fraction = Fraction(0)
-    recurrent_no_autapse: Fraction = Fraction(0)
-    pool_adds: Fraction = Fraction(0)
-    merge_adds: Fraction = Fraction(0)
-    comparisons: Fraction = Fraction(0)
-    elementwise: Fraction = Fraction(0)
+    events: Fraction = NONE
+    signed: Fraction = NONE
+    graded: Fraction = NONE
+    touched_updates: Fraction = NONE
+    recurrent_all_pairs: Fraction = NONE
+    recurrent_no_autapse: Fraction = NONE
+    pool_adds: Fraction = NONE
+    merge_adds: Fraction = NONE
+    comparisons: Fraction = NONE
+    elementwise: Fraction = NONE
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -261,9 +262,7 @@ class OperationCounts:
                 "no total: the model holds no layer that is counted; 0 would say it costs nothing"
             )
         sums = {
-            field.name: sum(
-                (getattr(layer, field.name) for layer in self.layers.values()), Fraction(0)
-            )
+            field.name: sum((getattr(layer, field.name) for layer in self.layers.values()), NONE)
             for field in fields(LayerCounts)
         }
         return LayerCounts(**sums)
@@ -295,23 +294,10 @@ class OperationCounts:
         """
         total = reason = None
         try:
-            total = _plain(self.total)
+            total = plain(self.total)
         except CountError as error:
             reason = str(error)
         sums = {"total": total, "total_refused": reason}
         return {
-            name: sums[name] if name in sums else _plain(getattr(self, name)) for name in JSON_NAMES
+            name: sums[name] if name in sums else plain(getattr(self, name)) for name in JSON_NAMES
         }
-
-
-def _plain(value: object) -> object:
-    """Return what JSON can hold."""
-    if isinstance(value, Fraction):
-        return float(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return value

@@ -1,6 +1,6 @@
 """Joules from counts: prices as data, three models, and comparisons that say when they hold."""
 
-from knarr.hw_sim.energy.baseline import Baseline, Floor, baseline, gpu_floor, gpu_floors
+from knarr.hw_sim.energy.baseline import Baseline, Floor, baseline, gpu_floors
 from knarr.hw_sim.energy.estimate import (
     EnergyEstimate,
     ModelComparison,
@@ -43,7 +43,6 @@ __all__ = [
     "baseline",
     "break_even",
     "compare_models",
-    "gpu_floor",
     "gpu_floors",
     "load_profile",
     "measure_cpu",

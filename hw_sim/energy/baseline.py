@@ -12,7 +12,7 @@ It is a bound and never a consumption: small batches cost far more. `measure_gpu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,15 +23,16 @@ from knarr.hw_sim.energy.measure.cpu import CpuMeasurement, measure_cpu
 from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
 from knarr.hw_sim.energy.measure.protocol import MeasureError, Measurement, MeasurementPlan
 from knarr.hw_sim.energy.measure.workload import batches, check_inputs, read_source
-from knarr.hw_sim.energy.prices import Grade, PriceError, PriceRecord, load_profile
+from knarr.hw_sim.energy.prices import Grade, load_profile
 from knarr.hw_sim.errors import CountError
+from knarr.hw_sim.json_values import JsonRecord
 
 LABEL = "a bound at 100 % utilisation, never consumption"
 PROFILE = "gpu_floor"
 
 
 @dataclass(frozen=True)
-class Floor:
+class Floor(JsonRecord):
     """The least energy of one inference on a device, from its datasheet.
 
     Args:
@@ -53,72 +54,35 @@ class Floor:
     source: str
     label: str = LABEL
 
-    def to_json(self) -> dict[str, object]:
-        """Return a plain dict for json.dump, with the same names."""
-        return asdict(self)
 
-
-def gpu_floor(counts: OperationCounts, device: str, precision: str) -> Floor:
-    """Compute the floor of one inference: 2 TDP / peak times the dense padded multiplications.
+def gpu_floors(counts: OperationCounts) -> tuple[Floor, ...]:
+    """Compute the floors of one inference on every device and precision of the profile: 2 TDP / peak
+    times the dense padded multiplications. TF32 has no row, and fp32 does not bound it.
 
     Args:
         counts: of `count_onnx` (of `count` for a spiking network that is run densely, all its
             steps).
-        device: a device of the profile `gpu_floor`, or a part of its name that only one has, such
-            as "h200".
-        precision: one that the device has, such as "fp32"; TF32 has no row, fp32 does not bound it.
-
-    Raises:
-        PriceError: unknown device or precision; says which there are.
-        CountError: the counts have no total.
-    """
-    records = _records()
-    devices = dict.fromkeys(name for name, _ in records)
-    # A whole name wins over parts of others; parts end at underscores.
-    found = [device] if device in devices else [n for n in devices if f"_{device}_" in f"_{n}_"]
-    if len(found) != 1:
-        problem = "does not exist" if not found else f"may be any of {', '.join(found)}"
-        raise PriceError(f"device: '{device}' {problem}; choose one of {', '.join(devices)}")
-    record = records.get((found[0], precision))
-    if record is None:
-        known = [of for name, of in records if name == found[0]]
-        raise PriceError(
-            f"precision: '{precision}' of device '{found[0]}' does not exist; choose one of {', '.join(known)}"
-        )
-    return _floor(counts, found[0], precision, record)
-
-
-def gpu_floors(counts: OperationCounts) -> tuple[Floor, ...]:
-    """Compute the floors of every device and precision of the profile.
 
     Raises:
         CountError: the counts have no total.
     """
-    return tuple(_floor(counts, *names, record) for names, record in _records().items())
-
-
-def _floor(counts: OperationCounts, device: str, precision: str, record: PriceRecord) -> Floor:
-    assert record.nominal is not None  # the test of the profile holds it to 2 TDP / peak
     macs = float(counts.total.dense_padded)
-    return Floor(
-        device=device,
-        precision=precision,
-        pj_per_mac=record.nominal,
-        macs_dense_padded=macs,
-        floor_j=macs * record.nominal * 1e-12,
-        grade=record.grade,
-        source=f"{record.source}: {record.note.partition(';')[0]}",
-    )
-
-
-def _records() -> dict[tuple[str, str], PriceRecord]:
-    """Return device and precision -> price; an id of the profile is `device_precision`."""
-    records = {}
+    floors = []
     for record in load_profile(PROFILE).prices:
-        # Names of devices may have underscores of their own.
+        # An id is `device_precision`, and names of devices may have underscores of their own.
         device, _, precision = record.id.rpartition("_")
-        records[device, precision] = record
-    return records
+        assert record.nominal is not None  # the test of the profile holds it to 2 TDP / peak
+        floor = Floor(
+            device=device,
+            precision=precision,
+            pj_per_mac=record.nominal,
+            macs_dense_padded=macs,
+            floor_j=macs * record.nominal * 1e-12,
+            grade=record.grade,
+            source=f"{record.source}: {record.note.partition(';')[0]}",
+        )
+        floors.append(floor)
+    return tuple(floors)
 
 
 Kind = TypeVar("Kind", bound=Measurement)
@@ -126,7 +90,7 @@ NOTHING_TO_RUN = "no inputs were given, nothing was run"
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Baseline(JsonRecord):
     """Floors and measurements of one ONNX file; what is None has a reason.
 
     Args:
@@ -145,15 +109,6 @@ class Baseline:
     floors_refused: str = ""
     gpu_refused: str = ""
     cpu_refused: str = ""
-
-    def to_json(self) -> dict[str, object]:
-        """Return a plain dict for json.dump, units in the names."""
-        return {
-            **vars(self),
-            "floors": [floor.to_json() for floor in self.floors],
-            "gpu": None if self.gpu is None else self.gpu.to_json(),
-            "cpu": None if self.cpu is None else self.cpu.to_json(),
-        }
 
 
 def baseline(

@@ -17,10 +17,11 @@ from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy import models
 from knarr.hw_sim.energy.models import MODELS, ZERO, Interval, Options
 from knarr.hw_sim.energy.prices import GRADES, PriceError, Profile, load_profile
+from knarr.hw_sim.json_values import JsonRecord
 
 
 @dataclass(frozen=True)
-class EnergyEstimate:
+class EnergyEstimate(JsonRecord):
     """Energy of one inference in picojoules.
 
     Args:
@@ -57,17 +58,6 @@ class EnergyEstimate:
     def __post_init__(self) -> None:
         for name in ("layers_pj", "terms", "layer_terms", "options"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-
-    def to_json(self) -> dict[str, object]:
-        """Return a plain dict for json.dump, with the same names."""
-        return {
-            **vars(self),
-            "layers_pj": dict(self.layers_pj),
-            "terms": {name: interval.to_json() for name, interval in self.terms.items()},
-            "layer_terms": {name: dict(parts) for name, parts in self.layer_terms.items()},
-            "notes": list(self.notes),
-            "options": dict(self.options),
-        }
 
 
 def price(

@@ -16,16 +16,17 @@ chip    E = S e_syn + U_act e_act + U_inact e_inact + Q (e_tile + h e_hop), and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
 from knarr.hw_sim.counting.counts import LayerCounts, LayerSizes
 from knarr.hw_sim.energy.prices import PriceError, Profile
+from knarr.hw_sim.json_values import JsonRecord
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(JsonRecord):
     """A nominal energy between bounds, in pJ; None is unknown."""
 
     lo: float | None
@@ -46,10 +47,6 @@ class Interval:
             return ZERO
         lo, hi = (None if bound is None else bound * count for bound in (self.lo, self.hi))
         return Interval(lo, self.nominal * count, hi)
-
-    def to_json(self) -> dict[str, float | None]:
-        """Return lo, nominal and hi."""
-        return asdict(self)
 
 
 ZERO = Interval(0.0, 0.0, 0.0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, inf, log2
 from pathlib import Path
@@ -30,6 +30,7 @@ from knarr.hw_sim.counting.counts import LayerCounts, OperationCounts
 from knarr.hw_sim.energy.estimate import price
 from knarr.hw_sim.energy.models import Options
 from knarr.hw_sim.energy.prices import PriceError, Profile
+from knarr.hw_sim.json_values import JsonRecord
 from knarr.hw_sim.network import NON_SPIKING_VTH, ChipNetwork, Readout
 from knarr.hw_sim.simulation import simulate
 
@@ -38,7 +39,7 @@ FACTORS = (0.8, 1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
-class WhatIf:
+class WhatIf(JsonRecord):
     """One run with something changed.
 
     Args:
@@ -59,10 +60,6 @@ class WhatIf:
     relative: float
     agreement: float
     accuracy: float | None
-
-    def to_json(self) -> dict[str, object]:
-        """Return a plain dict for json.dump, with the same names."""
-        return asdict(self)
 
 
 def what_if(
@@ -191,7 +188,7 @@ def _run(
 
 
 @dataclass(frozen=True)
-class BreakEven:
+class BreakEven(JsonRecord):
     """The point at which two energies are equal, under one model.
 
     Args:
@@ -227,10 +224,6 @@ class BreakEven:
     step_pj: float
     spike_pj: float
     quantised_rival_bits: int
-
-    def to_json(self) -> dict[str, object]:
-        """Return a plain dict for json.dump, with the same names."""
-        return asdict(self)
 
 
 def break_even(

@@ -3,8 +3,7 @@
 - `count`: the entry; one row for each node, and effective operations where there are inputs.
 - `model`: the file as the counter sees it: shapes at batch 1, values of constants, and clear
   refusals.
-- `products`: multiplications as two factors, counted with and without zeros.
-- `convolutions`: convolutions over any number of axes.
-- `matrices`: matrix products and recurrent layers.
+- `products`: convolutions, matrix products and recurrent layers as products of two factors, counted
+  with and without zeros.
 - `elementwise`: pools, normalisations, activations and arithmetic between elements.
 """

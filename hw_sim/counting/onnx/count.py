@@ -21,9 +21,7 @@ import onnx
 
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import LayerCounts, LedgerRow, OperationCounts, Status
-from knarr.hw_sim.counting.onnx.convolutions import CONVOLUTIONS
 from knarr.hw_sim.counting.onnx.elementwise import ELEMENTWISE
-from knarr.hw_sim.counting.onnx.matrices import MATRICES
 from knarr.hw_sim.counting.onnx.model import (
     OnnxGraph,
     OnnxNode,
@@ -32,10 +30,10 @@ from knarr.hw_sim.counting.onnx.model import (
     read_onnx,
     session_of,
 )
-from knarr.hw_sim.counting.onnx.products import NodeCounts, Product, Rule
+from knarr.hw_sim.counting.onnx.products import PRODUCT_RULES, NodeCounts, Product, Rule
 from knarr.hw_sim.errors import CountError
 
-RULES: dict[str, Rule] = {**ELEMENTWISE, **CONVOLUTIONS, **MATRICES}
+RULES: dict[str, Rule] = {**ELEMENTWISE, **PRODUCT_RULES}
 """Operation -> the function that returns its counts, or why it is free."""
 Means = dict[str, Fraction]
 

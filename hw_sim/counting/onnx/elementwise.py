@@ -14,9 +14,8 @@ import numpy as np
 
 from knarr.hw_sim.counting.counts import LayerSizes
 from knarr.hw_sim.counting.fan_out import AxisWindow
-from knarr.hw_sim.counting.onnx.convolutions import axis_windows, check_axes
 from knarr.hw_sim.counting.onnx.model import OnnxNode, UnsupportedError
-from knarr.hw_sim.counting.onnx.products import NodeCounts, Rule
+from knarr.hw_sim.counting.onnx.products import NodeCounts, Rule, axis_windows, check_axes
 
 PER_OUTPUT = frozenset({
     "Abs", "Acos", "Acosh", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd",

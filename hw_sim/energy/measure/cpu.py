@@ -133,10 +133,6 @@ class CpuMeasurement(Measurement):
     threads: int
     grade: Grade = "C"
 
-    def to_json(self) -> dict[str, object]:
-        """Return a plain dict for json.dump, units in the names."""
-        return super().to_json() | {"packages": list(self.packages)}
-
 
 def measure_cpu(
     path: str | Path,

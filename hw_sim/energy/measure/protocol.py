@@ -25,6 +25,7 @@ from typing import Protocol
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy.prices import Grade
 from knarr.hw_sim.errors import ChipError
+from knarr.hw_sim.json_values import JsonRecord
 
 MAX_IDLE_DRIFT = 0.05
 """Largest relative difference of idle power before and after a window that is kept."""
@@ -62,7 +63,7 @@ def spread(values: Sequence[float]) -> MeasuredSpread:
 
 
 @dataclass(frozen=True)
-class MeasuredWindow:
+class MeasuredWindow(JsonRecord):
     """One window of looped inference between two synchronised ends.
 
     Args:
@@ -161,11 +162,7 @@ class MeasuredWindow:
             "idle_drift",
             "polled_difference",
         ]
-        return {
-            **vars(self),
-            "conditions": dict(self.conditions),
-            **{name: getattr(self, name) for name in derived},
-        }
+        return super().to_json() | {name: getattr(self, name) for name in derived}
 
 
 @dataclass(frozen=True)
@@ -273,7 +270,7 @@ def per_mac_pj(energy_j: float, macs: float | None) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class Measurement(JsonRecord):
     """Energy of an inference, per batch size, on whatever device.
 
     Args:
@@ -294,12 +291,7 @@ class Measurement:
 
     def to_json(self) -> dict[str, object]:
         """Return a plain dict for json.dump, units in the names."""
-        return {
-            **vars(self),
-            "macs": None if self.macs is None else vars(self.macs),
-            "batches": [batch.to_json(self.macs) for batch in self.batches],
-            "notes": list(self.notes),
-        }
+        return super().to_json() | {"batches": [batch.to_json(self.macs) for batch in self.batches]}
 
 
 class Clock:

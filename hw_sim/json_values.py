@@ -1,0 +1,30 @@
+"""Values as JSON holds them, for results that are written to files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from fractions import Fraction
+
+
+class JsonRecord:
+    """Base of dataclasses that JSON holds field by field, units in the names."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return a plain dict for json.dump, with the same names."""
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+def plain(value: object) -> object:
+    """Return what JSON can hold: fractions become floats, tuples lists, and dataclasses dicts."""
+    if isinstance(value, JsonRecord):
+        return value.to_json()
+    if isinstance(value, Fraction):
+        return float(value)
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return value
