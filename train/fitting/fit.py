@@ -6,6 +6,7 @@ A fit that was killed goes on after its last epoch and gives the numbers of an u
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,6 +29,9 @@ from knarr.ranks import local_world_size, rank, world_size
 from knarr.train.clips import Batch, Clips, Epoch, Indices
 from knarr.train.fitting.files import METRICS, AtomicCheckpoints, Best, CsvLog
 from knarr.train.settings import Fit, RecipeError
+
+# Lightning announces devices and tips at every fit; progress is reported by the callbacks that the caller gives.
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 Loss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 """(network, batch) -> (loss, (B, classes) logits). The loss is a mean over clips, or several
