@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from knarr.train.datasets.arrays import Float32, UInt8
+from knarr.train.datasets.arrays import Float32, Int64, Rng, UInt8
 from knarr.train.datasets.events.nmnist import EventRecordings, Jitter, bin_counts
 from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.settings import Recipe, SettingsError
 
-Indices = npt.NDArray[np.int64]
+Indices = Int64
 
 
 class Batch(NamedTuple):
@@ -34,9 +35,9 @@ class Batch(NamedTuple):
         labels: (B,) int64 classes.
     """
 
-    inputs: torch.Tensor
-    teacher_inputs: tuple[torch.Tensor, ...]
-    labels: torch.Tensor
+    inputs: Tensor
+    teacher_inputs: tuple[Tensor, ...]
+    labels: Tensor
 
 
 class Clips(Protocol):
@@ -47,7 +48,7 @@ class Clips(Protocol):
         """(N,) int64 class of each clip."""
         ...
 
-    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+    def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return the clips `indices`, augmented when `rng` is given."""
         ...
 
@@ -74,7 +75,7 @@ class EventClips:
         """(N,) int64 class of each recording."""
         return self.recordings.labels
 
-    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+    def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return the recordings `indices`, moved at random when `rng` is given."""
         jitter = None if rng is None else self.jitter
         counts = bin_counts(
@@ -109,11 +110,12 @@ class EyeClips:
         """(N,) int64 class of each clip."""
         return self.clips.labels
 
-    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+    def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return the clips `indices`, shifted at random when `rng` is given."""
         events, frames = self.clips.events[indices], self.clips.frames[indices]
         if rng is not None and self.shift_px:
-            events, frames = self._shift(events, frames, rng)
+            # No events come in from outside.
+            events, frames = shifted(self.shift_px, events, frames, rng, event_edge="constant")
         steps = frames.shape[1]
         # The teacher's instants lie in the middle of its bins, where the counts of a bin are
         # centred too.
@@ -130,23 +132,34 @@ class EyeClips:
         """Return the event frames (B, T, 2, H, W)."""
         return self.clips.events[indices]
 
-    def _shift(self, events: UInt8, frames: UInt8, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
-        """Move each clip by up to `shift_px` pixels.
 
-        No events come in from outside, the frame's edge is repeated.
-        """
-        height, width = frames.shape[-2:]
-        around = [(self.shift_px, self.shift_px)] * 2
-        wide_events = np.pad(events, [(0, 0)] * 3 + around)
-        wide_frames = np.pad(frames, [(0, 0)] * 2 + around, mode="edge")
-        moved_events, moved_frames = np.empty_like(events), np.empty_like(frames)
-        # Corners of the window in the padded images: `shift_px` is where it stood.
-        corners = rng.integers(0, 2 * self.shift_px, (len(events), 2), endpoint=True)
-        for clip, (y, x) in enumerate(corners):
-            window = (..., slice(y, y + height), slice(x, x + width))
-            moved_events[clip] = wide_events[clip][window]
-            moved_frames[clip] = wide_frames[clip][window]
-        return moved_events, moved_frames
+def shifted(
+    margin: int,
+    events: UInt8,
+    frames: UInt8,
+    rng: Rng,
+    *,
+    event_edge: Literal["edge", "constant"] = "edge",
+) -> tuple[UInt8, UInt8]:
+    """Return each clip moved by up to `margin` pixels both ways, events and frames alike.
+
+    Args:
+        margin: Largest distance in pixels.
+        events: (B, T, ..., H, W) images of events.
+        frames: (B, T, H, W) grey images, whose edges are repeated.
+        rng: Generator of the distances.
+        event_edge: Whether events repeat their "edge" too, or a "constant" 0 comes in.
+    """
+    height, width = frames.shape[-2:]
+    # Corners of the window in the padded images: `margin` is where it stood.
+    corners = rng.integers(0, 2 * margin, (len(events), 2), endpoint=True)
+
+    def moved(images: UInt8, mode: Literal["edge", "constant"]) -> UInt8:
+        around = [(0, 0)] * (images.ndim - 2) + [(margin, margin)] * 2
+        clips = zip(np.pad(images, around, mode=mode), corners, strict=True)
+        return np.stack([clip[..., y : y + height, x : x + width] for clip, (y, x) in clips])
+
+    return moved(events, event_edge), moved(frames, "edge")
 
 
 def _log_counts(counts: npt.NDArray[np.integer[Any]], bins: int) -> Float32:
@@ -231,7 +244,7 @@ class FirstSteps:
         """(N,) int64 class of each clip."""
         return self.clips.labels
 
-    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+    def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return the clips `indices`, the student's inputs cut short."""
         batch = self.clips.batch(indices, rng)
         return batch._replace(inputs=batch.inputs[:, : self.timesteps])

@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from knarr.errors import KnarrError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
+# Fractions differ in their ends: 0 may switch something off, and 1 may leave nothing.
 UnitFraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ProperFraction = Annotated[float, Field(ge=0, lt=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+WeightBits = Annotated[int, Field(ge=2, le=8)]
+Decay = Annotated[float, Field(ge=0, le=1000)]
 MAX_THREADS = 256
 Rate = Annotated[float, Field(gt=0, le=1000)]
 """A learning rate; its upper bound is far beyond what any fit bears, and within float32."""
@@ -69,9 +76,9 @@ class Fit(Frozen):
     epochs: Count
     batch_size: Count
     learning_rate: Rate
-    weight_decay: float = Field(default=1e-3, ge=0, le=1000)
+    weight_decay: Decay = 1e-3
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: ProperFraction = 0.9
     amsgrad: bool = False
     schedule: Literal["one_cycle", "exponential", "constant"] = "one_cycle"
     decay: UnitFraction = 0.94
@@ -92,9 +99,9 @@ class DeploySettings(Frozen):
         allow_approximate: Lower layers that the chip cannot hold exactly, see docs/deploy.md.
     """
 
-    weight_bits: int = Field(default=8, ge=2, le=8)
+    weight_bits: WeightBits = 8
     lava_samples: Count = 20
-    calibration_samples: int = Field(default=20, ge=0)
+    calibration_samples: NonNegativeInt = 20
     allow_approximate: bool = False
 
 
@@ -128,11 +135,11 @@ class ChipSettings(Frozen):
         surrogate_width: Width of that gradient.
     """
 
-    weight_bits: int = Field(default=8, ge=2, le=8)
+    weight_bits: WeightBits = 8
     epochs: Count = 10
     batch_size: Count | None = None
     learning_rate: Rate = 0.001
-    weight_decay: float = Field(default=0.0, ge=0, le=1000)
+    weight_decay: Decay = 0.0
     learn: tuple[Literal["weights", "steps", "thresholds", "biases", "decays"], ...] = (
         "weights",
         "steps",
@@ -177,7 +184,7 @@ class DataSettings(Frozen):
     """
 
     kind: str
-    validation_fraction: float = Field(gt=0, lt=1)
+    validation_fraction: OpenFraction
 
     @property
     def dt_s(self) -> float:

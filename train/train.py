@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.ranks import rank
 from knarr.train.clips import Batch, Clips, Epoch, Indices, split_validation
+from knarr.train.datasets.arrays import Int64
 from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.fitting.fit import Fitter, Loss, fit
 from knarr.train.settings import Fit, Recipe, SettingsError
@@ -28,7 +28,7 @@ teacher's.
 """
 EVALUATION_BATCH = 50
 """Clips that are evaluated at once."""
-Logits = Callable[[nn.Module, Batch], torch.Tensor]
+Logits = Callable[[nn.Module, Batch], Tensor]
 
 
 def train_teacher(
@@ -89,7 +89,7 @@ def train_student(
     teacher.eval().requires_grad_(False)
     student_loss = system.student_loss(teacher)
 
-    def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         # The teacher is no part of the module that Lightning moves to a device.
         teacher.to(batch.inputs.device)
         return student_loss(network, batch)
@@ -160,14 +160,14 @@ def _fit(
     )
 
 
-def teacher_predictions(recipe: Recipe, teacher: nn.Module, clips: Clips) -> npt.NDArray[np.int64]:
+def teacher_predictions(recipe: Recipe, teacher: nn.Module, clips: Clips) -> Int64:
     """Return the class that the teacher gives each clip, (N,)."""
     return _classes(system_of(recipe).teacher_logits, teacher, clips)
 
 
 def student_predictions(
     recipe: Recipe, student: nn.Module, clips: Clips, chosen: Indices | None = None
-) -> npt.NDArray[np.int64]:
+) -> Int64:
     """Return the class that the student, in its saved form, gives each clip, or each of the chosen
     ones, (N,).
     """
@@ -176,7 +176,7 @@ def student_predictions(
 
 def _classes(
     logits: Logits, network: nn.Module, clips: Clips, chosen: Indices | None = None
-) -> npt.NDArray[np.int64]:
+) -> Int64:
     network.eval()
     with torch.no_grad():
         seen = [logits(network, batch).argmax(dim=1) for batch in evaluation_batches(clips, chosen)]

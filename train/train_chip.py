@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from knarr.hw_sim import ChipNetwork
 from knarr.train.chip import ChipStudent, ChipStudentOutput, Limits, Surrogate
 from knarr.train.clips import Batch, Clips, Indices, truncate_timesteps
+from knarr.train.datasets.arrays import Float64
 from knarr.train.fitting.files import ACCUMULATES, METRICS, read_rows
 from knarr.train.fitting.fit import Fitter, Loss, fit
 from knarr.train.settings import ChipSettings, Fit, Recipe, SettingsError
@@ -186,7 +186,7 @@ class ChipFitter(Fitter):
 def chip_student(
     chip: ChipSettings,
     start: ChipNetwork,
-    unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None,
+    unrounded: Mapping[str, Float64] | None = None,
 ) -> ChipStudent:
     """Make a student that starts as a lowered network; see `ChipStudent.from_network`.
 
@@ -214,7 +214,7 @@ def train_chip(
     start: ChipNetwork,
     run_folder: Path,
     *,
-    unrounded: Mapping[str, npt.NDArray[np.float64]] | None = None,
+    unrounded: Mapping[str, Float64] | None = None,
     callbacks: tuple[Callback, ...] = (),
 ) -> ChipFit:
     """Fit a lowered network further; a killed fit goes on after its last epoch, a finished one is

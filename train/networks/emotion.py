@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from knarr.train.settings import Count, Frozen, Positive
+from knarr.train.settings import AtLeastTwo, Count, Frozen, Positive, ProperFraction
 
 BN_EPS, BN_MOMENTUM = 1e-3, 0.01
 """Keras's epsilon; its momentum of 0.99 is torch's 0.01."""
@@ -54,7 +54,7 @@ class EmotionSettings(Frozen):
 
     eeg_channels: Count = 28
     samples: Count = 512
-    classes: int = Field(default=2, ge=2)
+    classes: AtLeastTwo = 2
     width: Count = 64
     kernel: Count = 32
     stride: Count = 8
@@ -62,9 +62,9 @@ class EmotionSettings(Frozen):
     head_width: Count = 64
     positions: Count = 64
     blocks: int = Field(default=3, ge=3, le=3)
-    head_dropout: float = Field(default=0.3, ge=0, lt=1)
-    encoder_dropout: float = Field(default=0.1, ge=0, lt=1)
-    classifier_dropout: float = Field(default=0.5, ge=0, lt=1)
+    head_dropout: ProperFraction = 0.3
+    encoder_dropout: ProperFraction = 0.1
+    classifier_dropout: ProperFraction = 0.5
     classifier: Count = 128
     score_pool: bool = False
     bug_compat_imf: bool = False
@@ -85,6 +85,11 @@ class EmotionSettings(Frozen):
     def tokens(self) -> int:
         """Count the tokens of a window."""
         return (self.samples - self.kernel) // self.stride + 1
+
+    @property
+    def features(self) -> int:
+        """Count the values of F_S, a student's tokens in a row."""
+        return self.tokens * self.width
 
 
 class Rectifier(nn.Module):
@@ -318,7 +323,7 @@ class EmotionStudent(nn.Module):
         self.scores = nn.ModuleList(
             Score(settings.width, settings.score_pool) for _ in range(settings.blocks)
         )
-        self.classifier = Classifier(settings, settings.tokens * settings.width)
+        self.classifier = Classifier(settings, settings.features)
         as_keras(self)
 
     def forward(self, gsr: Tensor) -> EmotionOutput:
@@ -374,7 +379,7 @@ class EmotionTeacher(nn.Module):
         self.gsr_encoder = Encoder(settings)
         self.early = Fusion(settings)
         self.late = Fusion(settings)
-        self.classifier = Classifier(settings, 2 * settings.tokens * settings.width)
+        self.classifier = Classifier(settings, 2 * settings.features)
         if settings.feat_proj == "linear_tokens":
             self.projection = nn.Linear(2 * settings.tokens, settings.tokens)
         as_keras(self)

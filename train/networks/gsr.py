@@ -17,13 +17,13 @@ from typing import Literal, NamedTuple
 
 import norse.torch as snn
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from knarr.train.networks.emotion import EmotionOutput, EmotionSettings, EmotionStudent
 from knarr.train.networks.heads import over_time
 from knarr.train.networks.neurons import BoxCell, NeuronSettings, ReadoutCell
-from knarr.train.settings import Count, Frozen, Positive, UnitFraction
+from knarr.train.settings import AtLeastTwo, Count, Frozen, Positive, UnitFraction
 
 PLIF = NeuronSettings(coefficient=0.5, learned=True, v_th=1.0, surrogate="atan", width=2.0)
 
@@ -50,7 +50,7 @@ class GsrStudentSettings(Frozen):
     stride: Count = 8
     hidden: Count = 64
     depth: Count = 3
-    classes: int = Field(default=2, ge=2)
+    classes: AtLeastTwo = 2
     neuron: NeuronSettings = PLIF
     readout_coefficient: UnitFraction = 0.5
     norm: Literal["all", "head", "none"] = "all"
@@ -69,6 +69,11 @@ class GsrStudentSettings(Frozen):
     def steps(self) -> int:
         """Count the steps of a window."""
         return (self.samples - self.kernel) // self.stride + 1
+
+    @property
+    def features(self) -> int:
+        """Count the values of F_S."""
+        return self.steps * self.hidden
 
 
 class GsrOutput(NamedTuple):
@@ -122,17 +127,21 @@ def frames_of(gsr: Tensor, settings: GsrStudentSettings) -> Tensor:
 def run_gsr_student(
     student: snn.SequentialState, gsr: Tensor, settings: GsrStudentSettings
 ) -> GsrOutput:
-    """Run all steps of windows.
+    """Run all steps of windows (B, 1, samples), cut by `frames_of`; see `run_frames`."""
+    return run_frames(student, frames_of(gsr, settings), settings)
+
+
+def run_frames(
+    student: snn.SequentialState, frames: Tensor, settings: GsrStudentSettings
+) -> GsrOutput:
+    """Run all steps.
 
     Args:
         student: network of `build_gsr_student`.
-        gsr: (B, 1, samples).
+        frames: (B, steps, kernel) inputs of each step.
         settings: those it was built with.
-
-    Raises:
-        ValueError: a window of another length.
     """
-    ran = over_time(student, frames_of(gsr, settings), record=True)
+    ran = over_time(student, frames, record=True)
     layers = ran.membranes if settings.feature == "membrane" else ran.spikes
     # The first layer is the head, the others are the depths.
     features = torch.stack(layers[1:]).sum(0).flatten(1)
@@ -153,6 +162,11 @@ class GsrRepeatSettings(Frozen):
     neuron: NeuronSettings = PLIF
     steps: Count = 8
     dt_s: Positive = 0.001
+
+    @property
+    def features(self) -> int:
+        """Count the values of F_S."""
+        return self.network.features
 
 
 class GsrRepeat(nn.Module):

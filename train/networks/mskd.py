@@ -20,14 +20,14 @@ from typing import Literal
 
 import norse.torch as snn
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from knarr.train.networks.branch_merge import Gate, MultiScale
 from knarr.train.networks.heads import StepLogits, each_step, through_time
 from knarr.train.networks.neurons import BoxCell, DecayCell, NeuronSettings, ReadoutCell
 from knarr.train.networks.seen import SEEN_NEURON, Seen, SeenSettings, side_after
-from knarr.train.settings import Count, Frozen, Positive, UnitFraction
+from knarr.train.settings import AtLeastTwo, Count, Frozen, Positive, UnitFraction
 
 
 class MskdTeacherSettings(Frozen):
@@ -173,7 +173,7 @@ class MskdStudentSettings(Frozen):
 
     side_px: Count = 90
     in_channels: Literal[1, 3] = 3
-    classes: int = Field(default=7, ge=2)
+    classes: AtLeastTwo = 7
     width: UnitFraction = 0.5
     gate: Gate = "static"
     conv_bias: bool = False

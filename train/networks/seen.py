@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from knarr.train.networks.branch_merge import ScaleGate, gate_shares, gated
 from knarr.train.networks.heads import StepLogits, through_time
 from knarr.train.networks.neurons import DecayCell, NeuronSettings
-from knarr.train.settings import Count, Frozen
+from knarr.train.settings import AtLeastTwo, Count, Frozen
 
 STEM_CHANNELS = 3
 KERNELS = (3, 5, 7)
@@ -46,7 +45,7 @@ class SeenSettings(Frozen):
 
     side_px: Count = 90
     channels: Count = 3
-    classes: int = Field(default=7, ge=2)
+    classes: AtLeastTwo = 7
     widths: tuple[Count, Count, Count, Count] = (64, 256, 512, 256)
     frames: Literal["first_last", "first", "first_second", "all"] = "first_last"
     steps: Count = 4

@@ -14,12 +14,12 @@ from types import MappingProxyType
 from typing import Literal
 
 import norse.torch as snn
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from knarr.train.networks.heads import ClipDropout, StepLogits, over_time, vote
 from knarr.train.networks.neurons import BoxCell, NeuronSettings
-from knarr.train.settings import Count, Frozen, Positive
+from knarr.train.settings import AtLeastTwo, Count, Frozen, Positive, ProperFraction
 
 POLARITIES = 2
 TAU_STEPS = 2.0
@@ -58,8 +58,8 @@ class SpikingEmotionsSettings(Frozen):
     pure_spike: bool = False
     fires: Literal["gt", "ge"] = "gt"
     fc_bias: bool = False
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    classes: int = Field(default=2, ge=2)
+    dropout: ProperFraction = 0.5
+    classes: AtLeastTwo = 2
     voters: Count = 10
     frames: Count = 68
     dt_s: Positive = 0.001

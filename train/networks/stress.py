@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from knarr.train.datasets.stress.windows import STEP
 from knarr.train.networks.emotion import EmotionOutput
-from knarr.train.settings import Count, Frozen
+from knarr.train.settings import AtLeastTwo, Count, Frozen, ProperFraction
 
 
 class StressTeacherSettings(Frozen):
@@ -34,8 +34,8 @@ class StressTeacherSettings(Frozen):
     samples: Count = 240
     inner: Count = 16
     width: Count = 32
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    classes: int = Field(default=2, ge=2)
+    dropout: ProperFraction = 0.5
+    classes: AtLeastTwo = 2
 
     @model_validator(mode="after")
     def _whole_steps(self) -> StressTeacherSettings:
@@ -50,6 +50,11 @@ class StressTeacherSettings(Frozen):
     def steps(self) -> int:
         """Count the tokens, one for each step of the student."""
         return self.samples // STEP
+
+    @property
+    def features(self) -> int:
+        """Count the values of F_T."""
+        return self.steps * self.width
 
 
 class StressTeacher(nn.Module):
@@ -75,7 +80,7 @@ class StressTeacher(nn.Module):
             nn.BatchNorm1d(settings.width),
         )
         self.dropout = nn.Dropout(settings.dropout)
-        self.classifier = nn.Linear(settings.steps * settings.width, settings.classes)
+        self.classifier = nn.Linear(settings.features, settings.classes)
 
     def forward(self, signals: Tensor) -> EmotionOutput:
         """Map (B, 2, samples), skin conductance first, to logits and features (B, steps * width),

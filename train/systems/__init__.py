@@ -6,6 +6,7 @@ mskd              single-eye emotion: SEEN or a hybrid teaches a spiking student
 emotionkd         skin conductance: EEG and skin conductance teach a spiking student
 spiking_emotions  emotion polarity: PLIF voters on a simulated event camera
 base              `System`, the class of all, and `RunData`, the data of a run
+generated_eyes    the making of eyes, which `cnn` and `mskd` share
 registry          `SYSTEMS`, the systems by name
 
 To add a system, write a module here with two classes: a `Recipe` whose `system` is a Literal of its

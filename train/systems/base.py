@@ -14,16 +14,19 @@ from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 import norse.torch as snn
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Clips, Indices
+from knarr.train.datasets.arrays import AnyArray
 from knarr.train.fitting.fit import Loss
-from knarr.train.settings import DataSettings, Recipe, RecipeError
+from knarr.train.settings import Recipe, RecipeError
 
-ChipLoss = Callable[[ChipStudentOutput, Batch], tuple[torch.Tensor, torch.Tensor]]
-"""(output of a chip student, batch) -> (loss, (B, classes) logits), a mean over clips."""
+Scored = tuple[Tensor, Tensor]
+"""A loss, which is a mean over clips, and the (B, classes) logits that it was computed from."""
+ChipLoss = Callable[[ChipStudentOutput, Batch], Scored]
+"""(output of a chip student, batch) -> loss and logits."""
 Progress = Callable[[int, int], None]
 """A function that is called with (done, in all)."""
 Settings = TypeVar("Settings", bound=Recipe)
@@ -78,7 +81,7 @@ def fingerprint(splits: tuple[Clips, ...], *facts: Any) -> str:
     return FINGERPRINT_VERSION + digest.hexdigest()
 
 
-def _add(digest: Any, values: npt.NDArray[Any]) -> None:
+def _add(digest: Any, values: AnyArray) -> None:
     # The shape too: the same bytes in another shape are other data.
     digest.update(str(values.shape).encode() + np.ascontiguousarray(values).tobytes())
 
@@ -182,8 +185,7 @@ class System(ABC, Generic[Settings]):
             RecipeError: The data are not generated.
         """
         self.folder_name()
-        settings: DataSettings = self.recipe.data
-        settings.generate(root, progress)
+        self.recipe.data.generate(root, progress)
 
     def passes(self, data: RunData, windows: int, seed: int) -> Sequence[Clips]:
         """Return the test set as an evaluation sees it, once or through several random windows; the
@@ -203,23 +205,35 @@ class System(ABC, Generic[Settings]):
         """
         return self.recipe.teacher.model_dump(mode="json")
 
-    @abstractmethod
     def teacher_loss(self) -> Loss:
         """Return the loss that the teacher is fitted by."""
 
-    @abstractmethod
-    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+        def loss(network: nn.Module, batch: Batch) -> Scored:
+            logits = self.teacher_logits(network, batch)
+            return self.teacher_error(logits, batch.labels), logits
+
+        return loss
+
+    def teacher_error(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross entropy of a teacher's logits, smoothed where its recipe says so."""
+        smoothing = getattr(self.recipe.teacher, "label_smoothing", 0.0)
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> Tensor:
         """Return the teacher's logits, (B, classes)."""
+        return teacher(*batch.teacher_inputs)
 
     @abstractmethod
     def student(self, data: RunData) -> nn.Module:
         """Return a new student, in the form in which it is trained."""
 
-    @abstractmethod
     def student_loss(self, teacher: nn.Module) -> Loss:
         """Return the loss that the student is fitted by, with a frozen teacher in eval mode."""
+        # The student runs first: dropout draws in this order, and a resumed fit draws the same.
+        return lambda student, batch: self.distil(
+            self.student_output(student, batch), teacher, batch
+        )
 
-    @abstractmethod
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
         """Return `student_loss` for a student that runs in the chip's arithmetic, on as many steps
         as it was shown.
@@ -227,6 +241,21 @@ class System(ABC, Generic[Settings]):
         Raises:
             RecipeError: Settings of a student that no chip holds.
         """
+        return lambda output, batch: self.distil(self.chip_output(output), teacher, batch)
+
+    def student_output(self, student: nn.Module, batch: Batch) -> Any:
+        """Return what `distil` reads of a student: its logits, or more where a system overrides
+        this.
+        """
+        return self.student_logits(student, batch)
+
+    @abstractmethod
+    def chip_output(self, output: ChipStudentOutput) -> Any:
+        """Return the same of a student that runs in the chip's arithmetic."""
+
+    @abstractmethod
+    def distil(self, output: Any, teacher: nn.Module, batch: Batch) -> Scored:
+        """Return the loss of a student's output, with the teacher's terms, and its logits."""
 
     def student_fitter(
         self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path
@@ -246,7 +275,7 @@ class System(ABC, Generic[Settings]):
         return None
 
     @abstractmethod
-    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+    def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of a student as it is trained or saved, (B, classes)."""
 
     def saved_form(self, student: nn.Module) -> nn.Module:
@@ -273,6 +302,24 @@ class System(ABC, Generic[Settings]):
         """Return the teacher as a network from one tensor to one tensor, as an ONNX file is."""
         return teacher
 
-    def baseline_inputs(self, batch: Batch) -> torch.Tensor:
+    def baseline_inputs(self, batch: Batch) -> Tensor:
         """Return the inputs of that network."""
         return batch.teacher_inputs[0]
+
+
+class OneTensor(nn.Module):
+    """A teacher of several inputs that takes them in one tensor, as an ONNX file does, and gives
+    logits alone.
+
+    Args:
+        teacher: Network whose output has `logits`.
+        split: Function that parts the one tensor into the teacher's inputs.
+    """
+
+    def __init__(self, teacher: nn.Module, split: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.teacher, self.split = teacher, split
+
+    def forward(self, joined: Tensor) -> Tensor:
+        """Return (B, classes) logits."""
+        return self.teacher(*self.split(joined)).logits

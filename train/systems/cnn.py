@@ -5,41 +5,35 @@ events.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import norse.torch as snn
 import numpy as np
-import torch
-import torch.nn.functional as F
-from pydantic import Field, model_validator
-from torch import nn
+from pydantic import Field, NonNegativeInt, model_validator
+from torch import Tensor, nn
 
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, EventClips, EyeClips
 from knarr.train.datasets.events.nmnist import CLASSES, Jitter, read_nmnist
-from knarr.train.datasets.eyes.generate import generate
 from knarr.train.datasets.see.sequences import assert_disjoint, read_sequences
 from knarr.train.errors import DataError
-from knarr.train.fitting.fit import Loss
 from knarr.train.losses.terms import distillation_loss
 from knarr.train.networks.chip_form import plain
-from knarr.train.networks.cnn import (
-    StudentShape,
-    Teacher,
-    build_student,
-    run_student,
-)
+from knarr.train.networks.cnn import StudentShape, Teacher, build_student, run_student
 from knarr.train.settings import (
     Count,
     DataSettings,
     Fitted,
     Positive,
+    ProperFraction,
     Recipe,
     RecipeError,
     Seed,
+    Share,
     shift_within,
 )
-from knarr.train.systems.base import ChipLoss, Progress, RunData, System
+from knarr.train.systems.base import Progress, RunData, Scored, System
+from knarr.train.systems.generated_eyes import GeneratedEyes
 
 SENSOR_PX = 34
 
@@ -61,7 +55,7 @@ class NmnistData(DataSettings):
     bin_us: Count
     teacher_bins: Count = 3
     rotation_deg: float = Field(default=0, ge=0, le=180)
-    scale: float = Field(default=0, ge=0, lt=1)
+    scale: ProperFraction = 0
     shift_px: float = Field(default=0, ge=0, le=SENSOR_PX)
 
     @property
@@ -70,7 +64,7 @@ class NmnistData(DataSettings):
         return self.bin_us * 1e-6
 
 
-class CnnEyesData(DataSettings):
+class CnnEyesData(GeneratedEyes, DataSettings):
     """Generated single-eye clips on the SEE layout; `train` and `test` people differ.
 
     Args:
@@ -92,7 +86,7 @@ class CnnEyesData(DataSettings):
     takes_per_emotion: Count = 2
     seed: Seed = 0
     teacher_bins: Count = 4
-    shift_px: int = Field(default=0, ge=0)
+    shift_px: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _within(self) -> CnnEyesData:
@@ -105,22 +99,9 @@ class CnnEyesData(DataSettings):
         return 1.0 / self.frames_per_s
 
     @property
-    def generated_folder(self) -> str:
-        """Name of the folder of these data."""
-        people = f"{self.subjects}p-{self.takes_per_emotion}t-{self.seed}"
-        return f"eyes-{self.size}px-{self.timesteps}f-{people}"
-
-    def generate(self, root: Path, progress: Progress | None = None) -> None:
-        """Write the clips; see `knarr.train.datasets.eyes.generate`."""
-        generate(
-            root,
-            subjects=self.subjects,
-            takes_per_emotion=self.takes_per_emotion,
-            frames=self.timesteps,
-            size=self.size,
-            seed=self.seed,
-            progress=progress,
-        )
+    def frames(self) -> int:
+        """Frames of a clip, each of which is a time step."""
+        return self.timesteps
 
 
 class CnnTeacherRecipe(Fitted):
@@ -133,8 +114,8 @@ class CnnTeacherRecipe(Fitted):
     """
 
     width: Count
-    dropout: float = Field(default=0.3, ge=0, lt=1)
-    label_smoothing: float = Field(default=0.05, ge=0, lt=1)
+    dropout: ProperFraction = 0.3
+    label_smoothing: ProperFraction = 0.05
 
 
 class CnnStudentRecipe(Fitted):
@@ -151,11 +132,11 @@ class CnnStudentRecipe(Fitted):
     """
 
     channels: tuple[Count, Count]
-    first_padding: int = Field(default=0, ge=0)
+    first_padding: NonNegativeInt = 0
     tau_mem_s: Positive
     tau_readout_s: Positive
     logit_scale: Positive = 8.0
-    kd_alpha: float = Field(default=0.5, ge=0, le=1)
+    kd_alpha: Share = 0.5
     kd_temperature: Positive = 3.0
 
 
@@ -187,72 +168,46 @@ class Cnn(System[CnnRecipe]):
     def teacher(self, data: RunData) -> nn.Module:
         """Return a new ANN for frames of the data's shape."""
         frames = data.train.batch(np.arange(1), None).teacher_inputs[0]
-        shape = (frames.shape[1], frames.shape[2], frames.shape[3])
+        _, channels, height, width = frames.shape
         settings = self.recipe.teacher
-        return Teacher(shape, len(data.class_names), settings.width, settings.dropout)
-
-    def teacher_loss(self) -> Loss:
-        """Return a smoothed cross entropy."""
-        smoothing = self.recipe.teacher.label_smoothing
-
-        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = self.teacher_logits(network, batch)
-            return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing), logits
-
-        return loss
-
-    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the ANN's logits, (B, classes)."""
-        logits: torch.Tensor = teacher(*batch.teacher_inputs)
-        return logits
+        return Teacher(
+            (channels, height, width), len(data.class_names), settings.width, settings.dropout
+        )
 
     def student(self, data: RunData) -> nn.Module:
         """Return a new spiking CNN with batch-norms."""
         return build_student(self._shape(data), batch_norm=True)
 
-    def student_loss(self, teacher: nn.Module) -> Loss:
-        """Return the distillation loss."""
-
-        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._distil(self.student_logits(network, batch), teacher, batch)
-
-        return loss
-
-    def chip_loss(self, teacher: nn.Module) -> ChipLoss:
-        """Return the distillation loss for a chip student's readout."""
-
-        def loss(output: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._distil(self._logits(output.step_logits), teacher, batch)
-
-        return loss
-
-    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+    def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of a student with or without its batch-norms, (B, classes)."""
-        outputs, _ = run_student(cast(snn.SequentialState, student), batch.inputs)
+        outputs, _ = run_student(student, batch.inputs)
         return self._logits(outputs)
 
-    def _logits(self, volts: torch.Tensor) -> torch.Tensor:
+    def chip_output(self, output: ChipStudentOutput) -> Tensor:
+        """Return the logits of a chip student's readout, (B, classes)."""
+        return self._logits(output.step_logits)
+
+    def _logits(self, volts: Tensor) -> Tensor:
         """Return logits (B, classes) of the readout's voltages (B, T, classes)."""
         # The mean over time, so that clips of more steps are not more certain; the scale makes up
         # for small voltages.
         return self.recipe.student.logit_scale * volts.mean(dim=1)
 
-    def _distil(
-        self, logits: torch.Tensor, teacher: nn.Module, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def distil(self, output: Tensor, teacher: nn.Module, batch: Batch) -> Scored:
+        """Return the distillation loss of logits, and the logits."""
         settings = self.recipe.student
         value = distillation_loss(
-            logits,
+            output,
             self.teacher_logits(teacher, batch),
             batch.labels,
             alpha=settings.kd_alpha,
             temperature=settings.kd_temperature,
         )
-        return value, logits
+        return value, output
 
     def saved_form(self, student: nn.Module) -> nn.Module:
         """Return the student with its batch-norms folded into its convolutions."""
-        return plain(cast(snn.SequentialState, student))
+        return plain(student)
 
     def new_saved_form(self, data: RunData) -> nn.Module:
         """Return a new student without batch-norms."""
@@ -260,7 +215,7 @@ class Cnn(System[CnnRecipe]):
 
     def deployable(self, student: nn.Module) -> snn.SequentialState:
         """Return the saved student itself."""
-        return cast(snn.SequentialState, student)
+        return student
 
     def _shape(self, data: RunData) -> StudentShape:
         """Return what decides the student's layers on these data.
@@ -275,7 +230,7 @@ class Cnn(System[CnnRecipe]):
                 f"student: needs images (channels, height, width), the data have {features}"
             )
         return StudentShape(
-            input_shape=(features[0], features[1], features[2]),
+            input_shape=features,
             classes=len(data.class_names),
             channels=settings.channels,
             first_padding=settings.first_padding,

@@ -11,31 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final
 
 import norse.torch as snn
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Indices, split_validation
 from knarr.train.fitting.feedback import FED_BACK, FeedbackFitter, FeedbackSetup
 from knarr.train.fitting.fit import Loss
-from knarr.train.losses.emotion import StudentOutput, TeacherOutput, emotion_loss
+from knarr.train.losses.emotion import StudentOutput, emotion_loss
 from knarr.train.losses.feedback import DistillationBatch
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.emotion import EmotionOutput, EmotionStudent, EmotionTeacher, conv_l2
-from knarr.train.networks.gsr import (
-    GsrOutput,
-    GsrRepeat,
-    GsrStudentSettings,
-    build_gsr_student,
-    run_gsr_student,
-)
+from knarr.train.networks.gsr import GsrOutput, GsrRepeat, build_gsr_student, run_frames
 from knarr.train.networks.stress import StressTeacher
 from knarr.train.settings import RecipeError, SettingsError
-from knarr.train.systems.base import ChipLoss, Progress, RunData, System
+from knarr.train.systems.base import ChipLoss, OneTensor, Progress, RunData, Scored, System
 from knarr.train.systems.emotionkd_data import load_physio, load_stress
 from knarr.train.systems.emotionkd_recipe import (
     AnnStudent,
@@ -47,13 +40,6 @@ from knarr.train.systems.emotionkd_recipe import (
 
 QUIZ_SEED: Final = 500_000
 """Added to the run's seed: who is set aside for the quiz is no second draw of who validates."""
-
-
-class _NoTeacherOutput(NamedTuple):
-    """Stands for the output of a teacher where no term of the loss reads it."""
-
-    logits: torch.Tensor
-    matched: torch.Tensor
 
 
 class EmotionKd(System[EmotionRecipe]):
@@ -83,14 +69,9 @@ class EmotionKd(System[EmotionRecipe]):
 
     def teacher_loss(self) -> Loss:
         """Return the cross entropy, and the published penalty on convolutions."""
+        return _penalised(super().teacher_loss())
 
-        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = self.teacher_logits(network, batch)
-            return F.cross_entropy(logits, batch.labels) + _penalty(network), logits
-
-        return loss
-
-    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> Tensor:
         """Return the teacher's logits, (B, classes)."""
         return self._run_teacher(teacher, *batch.teacher_inputs).logits
 
@@ -105,14 +86,7 @@ class EmotionKd(System[EmotionRecipe]):
 
     def student_loss(self, teacher: nn.Module) -> Loss:
         """Return EmotionKD's loss, and the published penalty on convolutions."""
-
-        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            student_output = self._run_student(network, *self._student_inputs(batch))
-            return self._distil(student_output, teacher, batch) + _penalty(
-                network
-            ), student_output.logits
-
-        return loss
+        return _penalised(super().student_loss(teacher))
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
         """Return EmotionKD's loss for a chip student's spikes or voltages.
@@ -130,37 +104,38 @@ class EmotionKd(System[EmotionRecipe]):
             raise SettingsError(
                 "chip.timesteps: F_S of fewer steps has no F_T to be compared with; set student.loss.feature to 0, or leave it out"
             )
-        spikes = settings.network.feature == "spike"
+        return super().chip_loss(teacher)
 
-        def loss(chip_output: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            # The first layer that fires is the head; F_S is of the depths after it.
-            depths = (
-                chip_output.fired[1:] if spikes else [volts() for volts in chip_output.peaks[1:]]
-            )
-            volts = chip_output.step_logits
-            student_output = GsrOutput(
-                volts.mean(1), torch.stack(list(depths)).sum(0).flatten(1), volts, chip_output.rates
-            )
-            return self._distil(student_output, teacher, batch), student_output.logits
+    def student_output(self, student: nn.Module, batch: Batch) -> StudentOutput:
+        """Return the student's logits and features."""
+        return self._run_student(student, *self._student_inputs(batch))
 
-        return loss
+    def chip_output(self, output: ChipStudentOutput) -> GsrOutput:
+        """Return a chip student's logits and features, of its spikes or voltages."""
+        network: Any = self.recipe.student.network
+        # The first layer that fires is the head; F_S is of the depths after it.
+        if network.feature == "spike":
+            depths = list(output.fired[1:])
+        else:
+            depths = [peak() for peak in output.peaks[1:]]
+        volts = output.step_logits
+        features = torch.stack(depths).sum(0).flatten(1)
+        return GsrOutput(volts.mean(1), features, volts, output.rates)
 
-    def _distil(
-        self, student_output: StudentOutput, teacher: nn.Module, batch: Batch
-    ) -> torch.Tensor:
+    def distil(self, output: StudentOutput, teacher: nn.Module, batch: Batch) -> Scored:
+        """Return EmotionKD's loss, and the logits."""
         settings = self.recipe.student.loss
-        # A loss of labels alone reads nothing of the teacher, which then is not run.
-        teacher_output: TeacherOutput = _NoTeacherOutput(
-            student_output.logits, student_output.features
-        )
+        # A loss of labels alone reads nothing of the teacher, which then is not run; the student's
+        # own output fills its place.
+        teacher_output = EmotionOutput(output.logits, output.features, output.features)
         if settings.kl or settings.feature:
             with torch.no_grad():
                 teacher_output = self._run_teacher(teacher, *batch.teacher_inputs)
-        return emotion_loss(student_output, teacher_output, batch.labels, settings).total
+        return emotion_loss(output, teacher_output, batch.labels, settings).total, output.logits
 
-    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+    def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the student's logits, (B, classes)."""
-        return self._run_student(student, *self._student_inputs(batch)).logits
+        return self.student_output(student, batch).logits
 
     def student_fitter(
         self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path
@@ -206,34 +181,32 @@ class EmotionKd(System[EmotionRecipe]):
                 f"student.kind: {settings.kind} has softmax attention, which no graph or chip holds; train student.kind 'frames' to "
                 "deploy it"
             )
-        return chip_form(cast(snn.SequentialState, student), snap=True)
+        return chip_form(student, snap=True)
 
     # --- how they are run
 
     def _distillation_batch(self, batch: Batch) -> DistillationBatch:
         return DistillationBatch(batch.teacher_inputs, self._student_inputs(batch), batch.labels)
 
-    def _student_inputs(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+    def _student_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         if isinstance(self.recipe.student, FramesStudent):
             return (batch.inputs,)
         # The other students take skin conductance as the teacher does, which stands behind the EEG.
         return (batch.teacher_inputs[1],)
 
-    def _teacher_signals(self, signals: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def _teacher_signals(self, signals: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # `gsr_net` takes skin conductance without the EEG; Stress-Predict's two signals are one
         # tensor.
         return signals[1:] if self.recipe.teacher.kind == "gsr_net" else signals
 
-    def _run_teacher(self, teacher: nn.Module, *signals: torch.Tensor) -> EmotionOutput:
-        output: EmotionOutput = teacher(*self._teacher_signals(signals))
-        return output
+    def _run_teacher(self, teacher: nn.Module, *signals: Tensor) -> EmotionOutput:
+        return teacher(*self._teacher_signals(signals))
 
-    def _run_student(self, student: nn.Module, inputs: torch.Tensor) -> StudentOutput:
+    def _run_student(self, student: nn.Module, inputs: Tensor) -> StudentOutput:
         settings = self.recipe.student
         if isinstance(settings, FramesStudent):
-            return run_frames(cast(snn.SequentialState, student), inputs, settings.network)
-        output: EmotionOutput = student(inputs)
-        return output
+            return run_frames(student, inputs, settings.network)
+        return student(inputs)
 
     # --- the baseline that energy is compared with
 
@@ -241,40 +214,27 @@ class EmotionKd(System[EmotionRecipe]):
         """Return the teacher for one tensor: (B, 29, samples), EEG above skin; skin alone (B, 1,
         samples); or heart and skin (B, 2, samples).
         """
-        return _Packed(teacher, split=self.recipe.teacher.kind == "emotion_net").eval()
+        both = self.recipe.teacher.kind == "emotion_net"
+        return OneTensor(
+            teacher, lambda signals: (signals[:, :-1], signals[:, -1:]) if both else (signals,)
+        ).eval()
 
-    def baseline_inputs(self, batch: Batch) -> torch.Tensor:
+    def baseline_inputs(self, batch: Batch) -> Tensor:
         """Return the teacher's signals above each other."""
         return torch.cat(self._teacher_signals(batch.teacher_inputs), dim=1)
 
 
-class _Packed(nn.Module):
-    """A teacher that takes one tensor and gives logits alone."""
+def _penalised(plain: Loss) -> Loss:
+    """Return a loss with the published penalty on its network's convolutions."""
 
-    def __init__(self, teacher: nn.Module, *, split: bool) -> None:
-        super().__init__()
-        self.teacher, self.split = teacher, split
+    def loss(network: nn.Module, batch: Batch) -> Scored:
+        value, logits = plain(network, batch)
+        return value + _penalty(network), logits
 
-    def forward(self, signals: torch.Tensor) -> torch.Tensor:
-        parts = (signals[:, :-1], signals[:, -1:]) if self.split else (signals,)
-        logits: torch.Tensor = self.teacher(*parts).logits
-        return logits
+    return loss
 
 
-def run_frames(
-    student: snn.SequentialState, frames: torch.Tensor, settings: GsrStudentSettings
-) -> GsrOutput:
-    """Run `run_gsr_student` on frames (B, T, inputs): laid end to end, they are cut again as they
-    were.
-    """
-    steps, inputs = frames.shape[1:]
-    end_to_end = settings.model_copy(
-        update={"samples": steps * inputs, "kernel": inputs, "stride": inputs}
-    )
-    return run_gsr_student(student, frames.flatten(1).unsqueeze(1), end_to_end)
-
-
-def _penalty(network: nn.Module) -> torch.Tensor | float:
+def _penalty(network: nn.Module) -> Tensor | float:
     """Return the published code's L2 of convolution kernels; 0 for networks that are not its
     own.
     """

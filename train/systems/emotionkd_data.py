@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from knarr.train.clips import Batch, Indices, split_validation
+from knarr.train.datasets.arrays import Float32, Float64, Int64, Rng, UInt8
 from knarr.train.datasets.physio.deap import SUBJECTS, read_deap
 from knarr.train.datasets.physio.mahnob import read_mahnob
 from knarr.train.datasets.physio.windows import PhysioWindows, Recordings
@@ -31,8 +32,6 @@ from knarr.train.datasets.stress.windows import (
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import Coding, Progress, RunData
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe, Folded, PhysioData, StressData
-
-Floats = npt.NDArray[np.float32]
 
 # --- people and folds
 
@@ -128,10 +127,10 @@ class Scaler:
         spread: (29, 1) float64 standard deviations; 1 where a channel never changes.
     """
 
-    mean: npt.NDArray[np.float64]
-    spread: npt.NDArray[np.float64]
+    mean: Float64
+    spread: Float64
 
-    def __call__(self, signals: Floats) -> Floats:
+    def __call__(self, signals: Float32) -> Float32:
         """Return (..., 29, samples) signals, scaled."""
         return ((signals - self.mean) / self.spread).astype(np.float32)
 
@@ -147,7 +146,7 @@ def fit_scaler(windows: PhysioWindows, chosen: Indices) -> Scaler:
     return Scaler(mean, np.where(spread > 0, spread, 1.0))
 
 
-def signals_of(windows: PhysioWindows, index: int) -> Floats:
+def signals_of(windows: PhysioWindows, index: int) -> Float32:
     """Return the signals of a window, (29, samples): EEG, then skin conductance."""
     window = windows[index]
     return np.concatenate([window.eeg.numpy(), window.gsr.numpy()])
@@ -174,12 +173,12 @@ class PhysioClips:
     scaler: Scaler | None = None
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Int64:
         """(N,) classes of the recipe's task."""
-        every: npt.NDArray[np.int64] = getattr(self.windows, self.settings.task)
+        every: Int64 = getattr(self.windows, self.settings.task)
         return every[self.chosen]
 
-    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+    def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return clips `indices`; nothing is augmented."""
         signals = self._signals(indices)
         eeg, gsr = signals[:, :-1], signals[:, -1:]
@@ -192,18 +191,18 @@ class PhysioClips:
             torch.from_numpy(self.labels[indices]),
         )
 
-    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+    def chip_inputs(self, indices: Indices) -> UInt8:
         """Return (B, T, frame) codes of skin conductance."""
         return self._coded(self._signals(indices)[:, -1:])
 
-    def _signals(self, indices: Indices) -> Floats:
+    def _signals(self, indices: Indices) -> Float32:
         rows, samples = len(self.settings.channels) + 1, self.settings.samples
         signals = np.zeros((len(indices), rows, samples), np.float32)
         for row, index in enumerate(indices):
             signals[row] = signals_of(self.windows, int(self.chosen[index]))
         return signals if self.scaler is None else self.scaler(signals)
 
-    def _coded(self, gsr: Floats) -> npt.NDArray[np.uint8]:
+    def _coded(self, gsr: Float32) -> UInt8:
         settings = self.settings
         # In float64: in float32 a product may round to another side of a half.
         codes = CODE_OF_MEAN + settings.per_sd * gsr[:, 0].astype(np.float64)
@@ -339,11 +338,11 @@ class StressClips:
     codes: Codes
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Int64:
         """(N,) classes, 0 for rest and 1 for stress."""
         return self.windows.labels[self.chosen]
 
-    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+    def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return clips `indices`; nothing is augmented."""
         own = self.chosen[indices]
         inputs = self.codes.integers[own].astype(np.float32) / np.float32(self.codes.units)
@@ -354,7 +353,7 @@ class StressClips:
             torch.from_numpy(self.windows.labels[own]),
         )
 
-    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+    def chip_inputs(self, indices: Indices) -> UInt8:
         """Return (B, T, 12) codes of skin conductance."""
         return self.codes.integers[self.chosen[indices]]
 

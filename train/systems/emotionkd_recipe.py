@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
 
 from knarr.train.datasets.physio.windows import EEG_28, RATE_HZ, Windowing, channel_rows
 from knarr.train.datasets.stress.read import EDA_HZ
@@ -19,7 +19,18 @@ from knarr.train.losses.feedback import FeedbackSettings
 from knarr.train.networks.emotion import EmotionSettings
 from knarr.train.networks.gsr import GsrRepeatSettings, GsrStudentSettings
 from knarr.train.networks.stress import StressTeacherSettings
-from knarr.train.settings import Count, DataSettings, Fitted, Frozen, Positive, Recipe, Seed
+from knarr.train.settings import (
+    AtLeastTwo,
+    Count,
+    DataSettings,
+    Fitted,
+    Frozen,
+    OpenFraction,
+    Positive,
+    Recipe,
+    Seed,
+    UnitFraction,
+)
 
 SPLIT_SEED = 2021
 """Seed of the folds of a related public pipeline."""
@@ -35,8 +46,8 @@ class Folded(DataSettings):
             same folds.
     """
 
-    folds: int = Field(default=10, ge=2)
-    fold: int = Field(default=0, ge=0)
+    folds: AtLeastTwo = 10
+    fold: NonNegativeInt = 0
     split_seed: Seed = SPLIT_SEED
 
 
@@ -143,10 +154,10 @@ class StressData(Folded):
     kind: Literal["stress_predict"]
     task: Literal["stress"] = "stress"
     split: Literal["loso", "kfold_subject"] = "kfold_subject"
-    folds: int = Field(default=5, ge=2)
+    folds: AtLeastTwo = 5
     window_s: Count = 60
     step_s: Count = 30
-    min_labelled: float = Field(default=5 / 6, gt=0, le=1)
+    min_labelled: UnitFraction = 5 / 6
     normalise: Literal["person", "window"] = "person"
     balance: bool = True
 
@@ -207,7 +218,7 @@ class FeedbackRecipe(FeedbackSettings):
     """
 
     loss: EmotionLossSettings = Field(default=EmotionLossSettings(), exclude=True)
-    quiz_fraction: float = Field(default=0.2, gt=0, lt=1)
+    quiz_fraction: OpenFraction = 0.2
 
     @model_validator(mode="before")
     @classmethod
@@ -253,11 +264,6 @@ class FramesStudent(StudentRecipe):
     kind: Literal["frames"]
     network: GsrStudentSettings = GsrStudentSettings()
 
-    @property
-    def features(self) -> int:
-        """Size of F_S."""
-        return self.network.steps * self.network.hidden
-
 
 class AnnStudent(StudentRecipe):
     """Settings of the paper's own student, an ANN; not exportable."""
@@ -265,22 +271,12 @@ class AnnStudent(StudentRecipe):
     kind: Literal["ann"]
     network: EmotionSettings = EmotionSettings()
 
-    @property
-    def features(self) -> int:
-        """Size of F_S."""
-        return self.network.tokens * self.network.width
-
 
 class RepeatStudent(StudentRecipe):
     """Settings of the paper's student with spiking cells, see `networks.gsr`; not exportable."""
 
     kind: Literal["repeat"]
     network: GsrRepeatSettings = GsrRepeatSettings()
-
-    @property
-    def features(self) -> int:
-        """Size of F_S."""
-        return self.network.network.tokens * self.network.network.width
 
 
 class EmotionRecipe(Recipe):
@@ -294,11 +290,8 @@ class EmotionRecipe(Recipe):
     @model_validator(mode="after")
     def _fits_together(self) -> EmotionRecipe:
         self._assert_data_fit()
-        weight, ours, theirs = (
-            self.student.loss.feature,
-            self.student.features,
-            self._teacher_features(),
-        )
+        weight = self.student.loss.feature
+        ours, theirs = self.student.network.features, self.teacher.network.features
         if weight and ours != theirs:
             raise ValueError(
                 f"student.loss.feature: {weight:g}, but the student has {ours} features and "
@@ -312,27 +305,18 @@ class EmotionRecipe(Recipe):
         if stress != isinstance(teacher, StressTeacherRecipe):
             cure = "stress_net" if stress else "emotion_net or gsr_net"
             raise ValueError(f"teacher.kind: {teacher.kind} does not hear {data.kind}; take {cure}")
-        if isinstance(data, StressData) or isinstance(teacher, StressTeacherRecipe):
-            if student.kind != "frames":
-                raise ValueError(
-                    f"student.kind: {student.kind} does not hear {data.kind}; take frames"
-                )
-            _same("teacher.network", teacher.network, samples=data.samples, classes=2)
-        else:
-            shape = {"eeg_channels": len(data.channels), "samples": data.samples, "classes": 2}
-            _same("teacher.network", teacher.network, **shape)
-            if isinstance(student, AnnStudent):
-                _same("student.network", student.network, samples=data.samples, classes=2)
-            if isinstance(student, RepeatStudent):
-                inner = student.network.network
-                _same("student.network.network", inner, samples=data.samples, classes=2)
+        if stress and student.kind != "frames":
+            raise ValueError(f"student.kind: {student.kind} does not hear {data.kind}; take frames")
+        shape = {"samples": data.samples, "classes": 2}
+        if isinstance(data, PhysioData):
+            _same("teacher.network", teacher.network, eeg_channels=len(data.channels))
+        _same("teacher.network", teacher.network, **shape)
         if isinstance(student, FramesStudent):
             _same("student.network", student.network, **data.student_shape)
-
-    def _teacher_features(self) -> int:
-        if isinstance(self.teacher, StressTeacherRecipe):
-            return self.teacher.network.steps * self.teacher.network.width
-        return self.teacher.network.tokens * self.teacher.network.width
+        elif isinstance(student, AnnStudent):
+            _same("student.network", student.network, **shape)
+        else:
+            _same("student.network.network", student.network.network, **shape)
 
 
 def _same(where: str, settings: Frozen, **wanted: float) -> None:

@@ -7,23 +7,22 @@ the student frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import norse.torch as snn
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from pydantic import Field, field_serializer, field_validator, model_validator
-from torch import nn
+from pydantic import Field, NonNegativeInt, field_serializer, field_validator, model_validator
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from knarr.train.chip.network import ChipStudentOutput
-from knarr.train.clips import Batch, Clips, Indices
-from knarr.train.datasets.eyes.generate import generate
+from knarr.train.clips import Batch, Clips, Indices, shifted
+from knarr.train.datasets.arrays import Rng, UInt8
 from knarr.train.datasets.see.sequences import Images, SeeSequences, read_sequences
 from knarr.train.datasets.see.tree import MAX_SIDE
 from knarr.train.datasets.see.windows import (
@@ -35,25 +34,28 @@ from knarr.train.datasets.see.windows import (
 )
 from knarr.train.datasets.splits import assert_apart, subject_folds
 from knarr.train.errors import DataError
-from knarr.train.fitting.fit import Loss
 from knarr.train.losses.mskd import MskdLossSettings, mskd_loss
 from knarr.train.networks.branch_merge import MultiScale
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.heads import StepLogits, decide
 from knarr.train.networks.mskd import MskdStudentSettings, build_mskd_student, build_mskd_teacher
 from knarr.train.networks.mskd import MskdTeacherSettings as Network
-from knarr.train.networks.seen import SeenSettings
 from knarr.train.settings import (
+    AtLeastTwo,
     DataSettings,
     Fitted,
     Frozen,
     Positive,
+    ProperFraction,
     Recipe,
     RecipeError,
     Seed,
     shift_within,
 )
-from knarr.train.systems.base import ChipLoss, Coding, Progress, RunData, System
+from knarr.train.systems.base import Coding, OneTensor, Progress, RunData, Scored, System
+from knarr.train.systems.generated_eyes import GeneratedEyes
+
+NetworkSettings = TypeVar("NetworkSettings", bound=Frozen)
 
 TEACHER_CHANNELS = 3
 """Channels of the teacher's images: published code opens the grey ones as RGB, and SEEN has weights
@@ -95,12 +97,12 @@ class SequencesData(DataSettings):
     sampling: str = "E4-S3"
     size: int = Field(default=90, ge=1, le=MAX_SIDE)
     split: Literal["official", "subject"] = "official"
-    folds: int = Field(default=3, ge=2)
-    fold: int = Field(default=0, ge=0)
+    folds: AtLeastTwo = 3
+    fold: NonNegativeInt = 0
     seed: Seed = 0
     normalise: Normalise = Normalise()
     pixel_bits: int = Field(default=8, ge=1, le=8)
-    shift_px: int = Field(default=0, ge=0)
+    shift_px: NonNegativeInt = 0
 
     @field_validator("sampling")
     @classmethod
@@ -151,7 +153,7 @@ class SeeData(SequencesData):
     on_bad: Literal["raise", "skip"] = "raise"
 
 
-class MskdEyesData(SequencesData):
+class MskdEyesData(GeneratedEyes, SequencesData):
     """Generated single-eye sequences in the same layout; people who train and people who test
     differ.
 
@@ -175,24 +177,6 @@ class MskdEyesData(SequencesData):
             )
         return self
 
-    @property
-    def generated_folder(self) -> str:
-        """Name of the folder of these data."""
-        people = f"{self.subjects}p-{self.takes_per_emotion}t-{self.seed}"
-        return f"eyes-{self.size}px-{self.frames}f-{people}"
-
-    def generate(self, root: Path, progress: Progress | None = None) -> None:
-        """Write the sequences; see `knarr.train.datasets.eyes.generate`."""
-        generate(
-            root,
-            subjects=self.subjects,
-            takes_per_emotion=self.takes_per_emotion,
-            frames=self.frames,
-            size=self.size,
-            seed=self.seed,
-            progress=progress,
-        )
-
 
 class MskdTeacherRecipe(Fitted):
     """Settings of the teacher; sizes that the data decide need not be said.
@@ -203,7 +187,7 @@ class MskdTeacherRecipe(Fitted):
     """
 
     network: Network = Network()
-    label_smoothing: float = Field(default=0, ge=0, lt=1)
+    label_smoothing: ProperFraction = 0
 
     @field_serializer("network")
     def _without_derived(self, network: Network) -> dict[str, Any]:
@@ -259,28 +243,39 @@ class MskdRecipe(Recipe):
 
     @model_validator(mode="after")
     def _as_the_data(self) -> MskdRecipe:
-        data = self.data
-        seen, student = self.teacher.network.seen, self.student.network
-        for_seen = {"side_px": data.size, "channels": TEACHER_CHANNELS, "steps": data.window.frames}
-        for_student = {"side_px": data.size, "dt_s": data.dt_s}
-        _assert_agreement("teacher.network.seen", seen, for_seen)
-        _assert_agreement("student.network", student, for_student)
-        seen, student = seen.model_copy(update=for_seen), student.model_copy(update=for_student)
-        teacher = self.teacher.network.model_copy(update={"seen": seen})
+        data, network = self.data, self.teacher.network
+        seen = _derived(
+            "teacher.network.seen",
+            network.seen,
+            side_px=data.size,
+            channels=TEACHER_CHANNELS,
+            steps=data.window.frames,
+        )
+        student = _derived(
+            "student.network", self.student.network, side_px=data.size, dt_s=data.dt_s
+        )
+        teacher = network.model_copy(update={"seen": seen})
         # Frozen for everybody else: what is derived here is as if it had been said.
-        for name, network in (("teacher", teacher), ("student", student)):
-            settings = getattr(self, name).model_copy(update={"network": network})
+        for name, full in (("teacher", teacher), ("student", student)):
+            settings = getattr(self, name).model_copy(update={"network": full})
             object.__setattr__(self, name, settings)
         return self
 
 
-def _assert_agreement(path: str, settings: Frozen, derived: Mapping[str, Any]) -> None:
-    """Refuse what a recipe says and its data contradict."""
-    for name, value in derived.items():
+def _derived(
+    path: str, settings: NetworkSettings, source: str = "the data give", **values: Any
+) -> NetworkSettings:
+    """Return settings of a network with those that the data decide.
+
+    Raises:
+        RecipeError: The recipe says another value.
+    """
+    for name, value in values.items():
         # A default is no claim: it gives way to the data.
         said = getattr(settings, name)
         if name in settings.model_fields_set and said != value:
-            raise ValueError(f"{path}.{name}: {said}, but the data give {value}; leave it out")
+            raise RecipeError(f"{path}.{name}: {said}, but {source} {value}; leave it out")
+    return settings.model_copy(update=values)
 
 
 GREY_BITS = 8
@@ -331,21 +326,11 @@ class SeeWindows:
         return tuple(self.sequences.names[n] for n in self.own)
 
     @property
-    def subjects(self) -> tuple[str, ...]:
-        """(N,) person of each sequence."""
-        return tuple(self.sequences.subjects[n] for n in self.own)
-
-    @property
-    def lights(self) -> tuple[str, ...]:
-        """(N,) lighting of each sequence."""
-        return tuple(self.sequences.lights[n] for n in self.own)
-
-    @property
     def units(self) -> int:
         """Integers of the chip per unit of the student's input."""
         return (1 << self.bits) - 1
 
-    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+    def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return clips `indices`, through drawn windows and moved when `rng` is given."""
         windows = self.fixed[indices] if rng is None else self._drawn(indices, rng)
         # One draw of windows for all that student and teacher see.
@@ -363,7 +348,7 @@ class SeeWindows:
             torch.from_numpy(self.labels[indices]),
         )
 
-    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+    def chip_inputs(self, indices: Indices) -> UInt8:
         """Return (B, x, channels, H, W) student inputs through the fixed windows."""
         rows = self.sequences.rows(self.own[indices], self.fixed[indices])
         return np.ascontiguousarray(self._integers(self.sequences.frames[rows]))
@@ -375,7 +360,7 @@ class SeeWindows:
         drawn = evaluation_windows(self.lengths, self.sampling, windows=windows, seed=seed)
         return [self, *(replace(self, fixed=fixed) for fixed in drawn[1:])]
 
-    def _drawn(self, indices: Indices, rng: np.random.Generator) -> Indices:
+    def _drawn(self, indices: Indices, rng: Rng) -> Indices:
         lengths = self.lengths[indices].tolist()
         return np.stack([draw_window(length, self.sampling, rng) for length in lengths])
 
@@ -385,28 +370,12 @@ class SeeWindows:
         return np.broadcast_to((frames >> (GREY_BITS - self.bits))[:, :, None], shape)
 
 
-def _normalised(images: Images, mean: float, std: float) -> torch.Tensor:
+def _normalised(images: Images, mean: float, std: float) -> Tensor:
     """Return the teacher's float32 images (B, x, 3, H, W) for images (B, x, H, W)."""
     # Constants of float32 too: with a float64 among them numpy would compute in float64 and round
     # otherwise.
     grey = (images.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
     return torch.from_numpy(grey)[:, :, None].expand(-1, -1, TEACHER_CHANNELS, -1, -1)
-
-
-def shifted(
-    margin: int, events: Images, frames: Images, rng: np.random.Generator
-) -> tuple[Images, Images]:
-    """Return each clip (x, H, W) moved by up to `margin` pixels both ways, events and frames alike;
-    edges are repeated.
-    """
-    height, width = frames.shape[-2:]
-    around = (*[(0, 0)] * 2, (margin, margin), (margin, margin))
-    wide = [np.pad(images, around, mode="edge") for images in (events, frames)]
-    moved = np.empty_like(events), np.empty_like(frames)
-    for clip, (y, x) in enumerate(rng.integers(0, 2 * margin, (len(events), 2), endpoint=True)):
-        for source, target in zip(wide, moved, strict=True):
-            target[clip] = source[clip, :, y : y + height, x : x + width]
-    return moved
 
 
 SEE_SEQUENCES, SEE_TESTED = 2405, 767
@@ -426,22 +395,11 @@ class Mskd(System[MskdRecipe]):
         """Read the sequences and part them into training and test; see `System.load`."""
         settings = self.recipe.data
         least = settings.window.least_frames
-        if isinstance(settings, SeeData):
-            sequences = read_sequences(
-                root,
-                size=settings.size,
-                least=least,
-                on_bad=settings.on_bad,
-                event_dir=settings.event_dir,
-                frame_dir=settings.frame_dir,
-                index=settings.index,
-                cache=cache,
-                progress=progress,
-            )
-        else:
-            sequences = read_sequences(
-                root, size=settings.size, least=least, cache=cache, progress=progress
-            )
+        # Generated data have none of these settings: they lie as the reader's defaults say.
+        layout = settings.model_dump(include={"on_bad", "event_dir", "frame_dir", "index"})
+        sequences = read_sequences(
+            root, size=settings.size, least=least, cache=cache, progress=progress, **layout
+        )
         train, test = self._split(root, sequences)
         tested = self._windows(sequences, test)
         by_people = settings.split == "subject"
@@ -452,9 +410,9 @@ class Mskd(System[MskdRecipe]):
             sequences.label_names,
             _name_of(settings, len(sequences.labels), len(test)),
             Coding(bits=tested.bits, units=tested.units, kind="graded", over_time="mean"),
-            tested.subjects,
-            tested.lights,
-            names=tuple(sequences.names[at] for at in test),
+            tuple(sequences.subjects[at] for at in test),
+            tuple(sequences.lights[at] for at in test),
+            names=tested.names,
             protocol=f"{settings.folds} folds of people" if by_people else "the index's split",
             fold=settings.fold if by_people else None,
             fold_count=settings.folds if by_people else 1,
@@ -513,97 +471,78 @@ class Mskd(System[MskdRecipe]):
     def teacher(self, data: RunData) -> nn.Module:
         """Return a new SEEN or hybrid for the data's classes."""
         settings = self.recipe.teacher.network
-        seen = settings.seen.model_copy(
-            update=_classes("teacher.network.seen", settings.seen, data)
-        )
+        seen = _with_classes("teacher.network.seen", settings.seen, data)
         return build_mskd_teacher(settings.model_copy(update={"seen": seen}))
 
-    def teacher_loss(self) -> Loss:
-        """Return a cross entropy, smoothed where the recipe says so."""
-        smoothing = self.recipe.teacher.label_smoothing
-
-        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = self.teacher_logits(network, batch)
-            return F.cross_entropy(logits, batch.labels, label_smoothing=smoothing), logits
-
-        return loss
-
-    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
+    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> Tensor:
         """Return the teacher's decision on whole clips, (B, classes)."""
-        return _decided(teacher, batch).logits
+        return teacher(*batch.teacher_inputs).logits
 
     def student(self, data: RunData) -> nn.Module:
         """Return a new student, its first kernels kept at a mean of 0 where the recipe says so."""
-        settings = self.recipe.student.network
-        student = build_mskd_student(
-            settings.model_copy(update=_classes("student.network", settings, data))
-        )
+        settings = _with_classes("student.network", self.recipe.student.network, data)
+        student = build_mskd_student(settings)
         if self.recipe.student.centred:
             for branch in cast(MultiScale, student[0]).branches:
                 register_parametrization(branch, "weight", Centred())
         return student
 
-    def student_loss(self, teacher: nn.Module) -> Loss:
-        """Return MSKD's loss."""
+    def student_output(self, student: nn.Module, batch: Batch) -> StepLogits:
+        """Return the student's readout at every step."""
+        return decide(student, batch.inputs)
 
-        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._distil(
-                decide(cast(snn.SequentialState, network), batch.inputs), teacher, batch
-            )
+    def chip_output(self, output: ChipStudentOutput) -> StepLogits:
+        """Return a chip student's readout at every step."""
+        volts = output.step_logits
+        return StepLogits(volts.mean(1), volts, output.rates)
 
-        return loss
-
-    def chip_loss(self, teacher: nn.Module) -> ChipLoss:
-        """Return MSKD's loss for a chip student's readout."""
-
-        def loss(output: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            volts = output.step_logits
-            return self._distil(StepLogits(volts.mean(1), volts, output.rates), teacher, batch)
-
-        return loss
-
-    def _distil(
-        self, seen: StepLogits, teacher: nn.Module, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def distil(self, output: StepLogits, teacher: nn.Module, batch: Batch) -> Scored:
+        """Return MSKD's loss, and the logits."""
         settings = self.recipe.student.loss
         teacher_output = None
         if settings.needs_teacher:
             with torch.no_grad():
-                teacher_output = _decided(teacher, batch)
+                teacher_output = teacher(*batch.teacher_inputs)
             # A student that is shown fewer steps is compared with the teacher's first ones.
+            steps = output.step_logits.shape[1]
             teacher_output = teacher_output._replace(
-                step_logits=teacher_output.step_logits[:, : seen.step_logits.shape[1]]
+                step_logits=teacher_output.step_logits[:, :steps]
             )
-        return mskd_loss(seen, teacher_output, batch.labels, settings).total, seen.logits
+        return mskd_loss(output, teacher_output, batch.labels, settings).total, output.logits
 
-    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+    def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the mean over time of the student's readout, (B, classes)."""
-        return decide(cast(snn.SequentialState, student), batch.inputs).logits
+        return decide(student, batch.inputs).logits
 
     def deployable(self, student: nn.Module) -> snn.SequentialState:
         """Return the student with its branches merged, its batch-norms folded and its decays on the
         chip's grid.
         """
         settings = self.recipe.student.network
-        if settings.gate == "dynamic":
-            fault = "gate: 'dynamic' depends on the image and"
-            cure = "train with 'static' or 'none'"
-        elif settings.readout == "membrane":
-            fault = "readout: 'membrane', a neuron read before its reset,"
-            cure = "train with 'li'"
-        elif settings.neuron.fires == "ge":
-            fault, cure = "neuron.fires: 'ge', at the threshold,", "train with 'gt'"
-        else:
-            return chip_form(cast(snn.SequentialState, student), snap=True)
-        raise RecipeError(f"student.network.{fault} cannot be exported; {cure}")
+        for refused, fault, cure in (
+            (
+                settings.gate == "dynamic",
+                "gate: 'dynamic' depends on the image and",
+                "'static' or 'none'",
+            ),
+            (
+                settings.readout == "membrane",
+                "readout: 'membrane', a neuron read before its reset,",
+                "'li'",
+            ),
+            (settings.neuron.fires == "ge", "neuron.fires: 'ge', at the threshold,", "'gt'"),
+        ):
+            if refused:
+                raise RecipeError(f"student.network.{fault} cannot be exported; train with {cure}")
+        return chip_form(student, snap=True)
 
     # --- the baseline
 
     def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module:
-        """Return the teacher for events and frames in one tensor, see `OneTensor`."""
-        return OneTensor(teacher)
+        """Return the teacher for events and frames in one tensor, (B, T, 6, H, W), events first."""
+        return OneTensor(teacher, partial(torch.chunk, chunks=2, dim=2))
 
-    def baseline_inputs(self, batch: Batch) -> torch.Tensor:
+    def baseline_inputs(self, batch: Batch) -> Tensor:
         """Return events and frames side by side, (B, T, 6, H, W)."""
         return torch.cat(batch.teacher_inputs, dim=2)
 
@@ -621,41 +560,9 @@ def _name_of(settings: SeeData | MskdEyesData, sequences: int, tested: int) -> s
 class Centred(nn.Module):
     """Kernels (out, in, k, k) less the mean of each: w - mean(w)."""
 
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+    def forward(self, weight: Tensor) -> Tensor:
         return weight - weight.mean((2, 3), keepdim=True)
 
 
-class OneTensor(nn.Module):
-    """A teacher of events and frames that takes both in one tensor: (B, T, 6, H, W), events first
-    -> (B, classes).
-    """
-
-    def __init__(self, teacher: nn.Module) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, both: torch.Tensor) -> torch.Tensor:
-        events, frames = both.chunk(2, dim=2)
-        decided: StepLogits = self.teacher(events, frames)
-        return decided.logits
-
-
-def _decided(teacher: nn.Module, batch: Batch) -> StepLogits:
-    decided: StepLogits = teacher(*batch.teacher_inputs)
-    return decided
-
-
-def _classes(
-    path: str, settings: SeenSettings | MskdStudentSettings, data: RunData
-) -> dict[str, int]:
-    """Return the number of classes in the data, as an update of a network's settings.
-
-    Raises:
-        RecipeError: The recipe says another.
-    """
-    found = len(data.class_names)
-    if settings.classes != found and "classes" in settings.model_fields_set:
-        raise RecipeError(
-            f"{path}.classes: {settings.classes}, but {data.name} has {found}; leave it out"
-        )
-    return {"classes": found}
+def _with_classes(path: str, settings: NetworkSettings, data: RunData) -> NetworkSettings:
+    return _derived(path, settings, f"{data.name} has", classes=len(data.class_names))

@@ -11,25 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal
 
 import norse.torch as snn
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_serializer, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Indices
+from knarr.train.datasets.arrays import Float32, Int64, Rng, UInt8
 from knarr.train.datasets.events.camera import Dvs
 from knarr.train.datasets.mosi.clips import CLASS_NAMES, GreyFrames, MosiClips, read_grey
 from knarr.train.datasets.mosi.generate import generate_clips
-from knarr.train.datasets.mosi.read import Folds, read_mosi
+from knarr.train.datasets.mosi.read import read_mosi
 from knarr.train.datasets.splits import assert_apart
 from knarr.train.errors import DataError
-from knarr.train.fitting.fit import Loss
 from knarr.train.losses.terms import one_hot_mse, softened_kl, voting_mse
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.spiking_emotions import (
@@ -40,8 +39,18 @@ from knarr.train.networks.spiking_emotions import (
     build_voting_network,
     votes,
 )
-from knarr.train.settings import DataSettings, Fitted, Positive, Recipe, RecipeError, Seed
-from knarr.train.systems.base import ChipLoss, Coding, Progress, RunData, System
+from knarr.train.settings import (
+    DataSettings,
+    Fitted,
+    OpenFraction,
+    Positive,
+    ProperFraction,
+    Recipe,
+    RecipeError,
+    Seed,
+    Share,
+)
+from knarr.train.systems.base import Coding, Progress, RunData, Scored, System
 
 DERIVED: Final[Mapping[str, str]] = {
     "size_px": "data.size",
@@ -70,12 +79,12 @@ class CameraData(DataSettings):
 
     size: Annotated[int, Field(ge=4, le=1024)] = 128
     frames: Annotated[int, Field(ge=2, le=4096)] = 68
-    sensitivity: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    sensitivity: ProperFraction = 0.001
     resize: Literal["before_diff", "after_diff"] = "before_diff"
     drop_short: bool = False
     grey_first: bool | None = None
     frames_per_s: Positive = 30.0
-    validation_fraction: float = Field(default=0.15, gt=0, lt=1)
+    validation_fraction: OpenFraction = 0.15
     workers: Annotated[int, Field(ge=1, le=64)] = 1
 
     @property
@@ -120,7 +129,7 @@ class ClipsData(CameraData):
     seed: Seed = 0
     size: Annotated[int, Field(ge=8, le=256)] = 36
     frames: Annotated[int, Field(ge=2, le=4096)] = 20
-    sensitivity: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    sensitivity: ProperFraction = 0.02
     shuffle_labels: bool = False
 
     @property
@@ -172,7 +181,7 @@ class VotersSettings(Fitted):
 
     kind: Literal["voting", "fang", "ann"] = "voting"
     network: SpikingEmotionsSettings = SpikingEmotionsSettings()
-    kd_alpha: float = Field(default=0, ge=0, le=1)
+    kd_alpha: Share = 0
     kd_temperature: Positive = 3.0
     kd_scale: Positive = 8.0
 
@@ -245,7 +254,7 @@ class CameraClips:
     grey: GreyFrames | None
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Int64:
         """(N,) classes."""
         return self.clips.labels[self.chosen]
 
@@ -254,7 +263,7 @@ class CameraClips:
         """(N,) video of each segment, which shows one speaker."""
         return self.clips.videos[self.chosen]
 
-    def batch(self, indices: Indices, rng: np.random.Generator | None) -> Batch:
+    def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return clips `indices`; nothing is augmented, as in the paper as far as it says."""
         inputs = self.chip_inputs(indices).astype(np.float32)
         if not self.pure_spike:
@@ -265,7 +274,7 @@ class CameraClips:
             torch.from_numpy(self.labels[indices]),
         )
 
-    def chip_inputs(self, indices: Indices) -> npt.NDArray[np.uint8]:
+    def chip_inputs(self, indices: Indices) -> UInt8:
         """Return (B, T, 2, H, W) student inputs, a grey frame before the events where they are not
         pure.
         """
@@ -276,7 +285,7 @@ class CameraClips:
         first = np.repeat(self.clips.first[own, None, None], 2, axis=2)
         return np.concatenate([first, spikes * np.uint8(GREY_LEVELS)], axis=1)
 
-    def _channels(self, indices: Indices) -> npt.NDArray[np.float32]:
+    def _channels(self, indices: Indices) -> Float32:
         """Return the ANN's inputs (B, frames, H, W): grey 0..1, or that and then -1, 0 or 1."""
         own = self.chosen[indices]
         if self.grey is not None:
@@ -287,6 +296,12 @@ class CameraClips:
         return np.concatenate([first[:, None], spikes[:, :, 0] - spikes[:, :, 1]], axis=1)
 
 
+BUILDERS: Final[Mapping[str, Callable[..., nn.Module]]] = {
+    "voting": build_voting_network,
+    "fang": build_plif_fang,
+    "ann": build_ann,
+}
+"""Builders of the student by `VotersSettings.kind`."""
 _PROTOCOLS = {
     "standard": "standard folds, speakers apart",
     "mode": "folds of the label file, speakers apart",
@@ -305,10 +320,11 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
     ) -> RunData:
         """Read and film the segments, and part them by video; see `System.load`."""
         settings, pure = self.recipe.data, self.recipe.network.pure_spike
-        parts = 2 if self.recipe.teacher.ann_input == "grey" else 1
+        needs_grey = self.recipe.teacher.ann_input == "grey"
+        parts = 2 if needs_grey else 1
         clips = self._segments(root, cache, _part(progress, 0, parts))
         grey = None
-        if self.recipe.teacher.ann_input == "grey":
+        if needs_grey:
             grey = read_grey(
                 clips.sources,
                 size=settings.size,
@@ -343,30 +359,23 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
             subjects=tuple(tested.videos.tolist()),
             validation=np.flatnonzero(np.isin(both, valid)) if len(valid) else None,
             names=tuple(str(clips.keys[at]) for at in test),
-            protocol=_PROTOCOLS.get(str(self._folds), "folds that the recipe names"),
+            protocol=_PROTOCOLS.get(
+                str(getattr(settings, "folds", "mode")), "folds that the recipe names"
+            ),
         )
-
-    @property
-    def _folds(self) -> Folds:
-        settings = self.recipe.data
-        return settings.folds if isinstance(settings, MosiData) else "mode"
 
     def _segments(self, root: Path, cache: Path | None, progress: Progress | None) -> MosiClips:
         settings = self.recipe.data
-        camera = Dvs(
-            sensitivity=settings.sensitivity,
-            size=settings.size,
-            frames=settings.frames,
-            resize=settings.resize,
-            drop_short=settings.drop_short,
+        camera = settings.model_dump(
+            include={"sensitivity", "size", "frames", "resize", "drop_short"}
         )
+        # Generated segments have none of these but the folds of their label file; otherwise they
+        # are read by the reader's defaults.
+        selection = settings.model_dump(include={"zeros", "fps", "on_bad", "folds"})
         return read_mosi(
             root,
-            camera,
-            folds=self._folds,
-            zeros=settings.zeros if isinstance(settings, MosiData) else "drop",
-            fps=settings.fps if isinstance(settings, MosiData) else None,
-            on_bad=settings.on_bad if isinstance(settings, MosiData) else "raise",
+            Dvs(**camera),
+            **{"folds": "mode", **selection},
             cache=cache,
             workers=settings.workers,
             progress=progress,
@@ -383,82 +392,50 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
         network = self.recipe.network.model_dump(mode="json")
         return {**super().teacher_settings(), "network": network}
 
-    def teacher_loss(self) -> Loss:
+    def teacher_error(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean square error or the cross entropy, as the recipe says."""
-        squares = self.recipe.teacher.loss == "mse"
-
-        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            outputs = self.teacher_logits(network, batch)
-            if squares:
-                return one_hot_mse(outputs, batch.labels), outputs
-            return F.cross_entropy(outputs, batch.labels), outputs
-
-        return loss
-
-    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the ANN's outputs, (B, classes)."""
-        outputs: torch.Tensor = teacher(*batch.teacher_inputs)
-        return outputs
+        if self.recipe.teacher.loss == "mse":
+            return one_hot_mse(logits, labels)
+        return super().teacher_error(logits, labels)
 
     def student(self, data: RunData) -> nn.Module:
         """Return a new network of the recipe's kind."""
-        build: dict[str, Callable[..., nn.Module]] = {
-            "voting": build_voting_network,
-            "fang": build_plif_fang,
-            "ann": build_ann,
-        }
-        return build[self.recipe.student.kind](self.recipe.network)
+        return BUILDERS[self.recipe.student.kind](self.recipe.network)
 
-    def student_loss(self, teacher: nn.Module) -> Loss:
-        """Return the mean square error of the rates, with the ANN's share where the recipe gives it
-        one.
+    def chip_output(self, output: ChipStudentOutput) -> Tensor:
+        """Return mean rates of a chip student's voters, (B, classes)."""
+        # The chip counts spikes of all voters of a class; a rate is of one.
+        return output.step_logits.mean(1) / self.recipe.network.voters
+
+    def distil(self, output: Tensor, teacher: nn.Module, batch: Batch) -> Scored:
+        """Return the mean square error of mean rates of each class's voters, or of an ANN's
+        outputs, with the teacher's share where the recipe gives it one; and the outputs.
         """
-
-        def loss(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._distil(self.student_logits(network, batch), teacher, batch)
-
-        return loss
-
-    def chip_loss(self, teacher: nn.Module) -> ChipLoss:
-        """Return the same loss for a chip student's votes."""
-
-        def loss(output: ChipStudentOutput, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            # The chip counts spikes of all voters of a class; a rate is of one.
-            rates = output.step_logits.mean(1) / self.recipe.network.voters
-            return self._distil(rates, teacher, batch)
-
-        return loss
-
-    def _distil(
-        self, outputs: torch.Tensor, teacher: nn.Module, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss of mean rates of each class's voters, or of an ANN's outputs."""
         settings = self.recipe.student
         hard = one_hot_mse if settings.kind == "ann" else voting_mse
-        value = hard(outputs, batch.labels)
+        value = hard(output, batch.labels)
         if settings.kd_alpha:
             # An ANN fitted by cross entropy gives logits already; one fitted to 0 and 1 gives what
             # rates are.
             teacher_scale = settings.kd_scale if self.recipe.teacher.loss == "mse" else 1.0
             soft = softened_kl(
-                settings.kd_scale * outputs,
+                settings.kd_scale * output,
                 teacher_scale * self.teacher_logits(teacher, batch),
                 temperature=settings.kd_temperature,
             )
             value = (1 - settings.kd_alpha) * value + settings.kd_alpha * soft
-        return value, outputs
+        return value, output
 
-    def student_logits(self, student: nn.Module, batch: Batch) -> torch.Tensor:
+    def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return mean rates of the voters, 0..1, or outputs of an ANN, (B, classes)."""
         if self.recipe.student.kind == "ann":
             return self.teacher_logits(student, batch)
-        network = cast(snn.SequentialState, student)
         if torch.is_grad_enabled():
-            return self._rates(network, batch.inputs)
+            return self._rates(student, batch.inputs)
         # A batch of evaluation is larger than one of training, and so may be its maps: 7 GB of 50
         # clips at full size.
         size = self.recipe.student.fit.batch_size
-        rates = torch.cat([self._rates(network, part) for part in torch.split(batch.inputs, size)])
+        rates = torch.cat([self._rates(student, part) for part in torch.split(batch.inputs, size)])
         # Ties between classes are ties of whole spikes, as on the chip; float sums in another order
         # would break them.
         most = batch.inputs.shape[1] * self.recipe.network.voters
@@ -477,9 +454,9 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
                     f"{setting}: {found}, which no chip network holds; it can be trained and evaluated, set it to {allowed} to "
                     "export"
                 )
-        return chip_form(cast(snn.SequentialState, student), snap=True)
+        return chip_form(student, snap=True)
 
-    def _rates(self, network: snn.SequentialState, inputs: torch.Tensor) -> torch.Tensor:
+    def _rates(self, network: snn.SequentialState, inputs: Tensor) -> Tensor:
         # The data have left the grey frame out already where it is not wanted.
         settings = self.recipe.network.model_copy(update={"pure_spike": False})
         return votes(network, inputs, settings).logits

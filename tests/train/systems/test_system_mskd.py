@@ -19,11 +19,12 @@ from knarr.export import Certificate, read
 from knarr.hw_sim import count_onnx, load_recording
 from knarr.pipeline import run_folder, stages
 from knarr.train import DataError, RecipeError, generate, load_recipe, train_student, train_teacher
+from knarr.train.clips import shifted
 from knarr.train.datasets.see import sequences as see_sequences
 from knarr.train.datasets.see.sequences import SeeSequences, read_sequences
 from knarr.train.datasets.see.windows import draw_window, evaluation_windows, sampling
 from knarr.train.recipe import check_recipe, with_settings
-from knarr.train.systems.mskd import Mskd, MskdEyesData, MskdRecipe, Normalise, SeeWindows, shifted
+from knarr.train.systems.mskd import Mskd, MskdEyesData, MskdRecipe, Normalise, SeeWindows
 
 PEOPLE, FRAMES, SIZE = 6, 7, 16
 SMALL: dict[str, Any] = {
