@@ -1,4 +1,3 @@
-# ruff: noqa: T201
 """Checks the image from within: one small network must give the same integers in Lava and in knarr.
 
 check.sh runs this file in a container, as the image's user, in an empty folder. Each step is a process group of its own with

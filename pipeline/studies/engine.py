@@ -55,12 +55,14 @@ Trials: TypeAlias = Mapping[str, Sequence[FrozenTrial]]
 
 class StudyError(KnarrError, ValueError):
     """A study's file or storage is unreadable or holds something else, or two of its settings
-    contradict each other."""
+    contradict each other.
+    """
 
 
 class RefusedError(Exception):
     """The parameters of a point make no run, which is a result; any other exception ends the
-    worker."""
+    worker.
+    """
 
 
 Run: TypeAlias = Callable[[int, dict[str, Any], Report], float]
@@ -208,7 +210,8 @@ class Study:
 
     def _queue(self, folder: str, failed: Sequence[FrozenTrial]) -> None:
         """Queue a trial for a point that is free, with the parameters of an earlier one that had
-        begun."""
+        begun.
+        """
         begun = [trial for trial in failed if trial.user_attrs.get(BEGUN)]
         if begun:
             self._queue_again(self.optuna, begun[-1])
@@ -269,7 +272,8 @@ class Study:
 
     def _make(self, trial: optuna.Trial, folder: str, known: Mapping[int, float]) -> float:
         """Make a run and return its value; `known` are the values by epoch that were reported
-        before."""
+        before.
+        """
         number = list(self.points).index(folder)
         last = max(known, default=-1)
 
@@ -306,7 +310,8 @@ def first(trials: Sequence[FrozenTrial], states: Sequence[TrialState]) -> Frozen
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what Optuna says of heartbeats: that they are experimental, and made for
-    Study.optimize."""
+    Study.optimize.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)

@@ -132,7 +132,8 @@ def pareto(
 
 def _float_run(recipe: Recipe, data: Path | None, folder: Path, on_progress: OnProgress) -> Run:
     """Return the run whose teacher, student and graph all trials share, making what is missing of
-    it."""
+    it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # The first of several workers makes it, and the others wait.
     with alone(folder / ".float.lock"):

@@ -173,7 +173,8 @@ def _named(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def fronted(points: Sequence[ParetoPoint], model: str) -> list[ParetoPoint]:
     """Return the points from the cheapest on, those marked that no other one beats on validation
-    clips."""
+    clips.
+    """
 
     def cost(point: ParetoPoint) -> float:
         return float(point.energy(model)["nominal_pj"])

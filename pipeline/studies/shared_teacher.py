@@ -50,7 +50,8 @@ def shared_teacher(
 
 def _fits(path: Path, recipe: Recipe, data: RunData) -> bool:
     """Return whether a shared file is there and whole; a damaged one would be copied into every
-    run, and is replaced."""
+    run, and is replaced.
+    """
     if not path.is_file():
         return False
     try:

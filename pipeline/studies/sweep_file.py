@@ -177,7 +177,8 @@ class Range(Frozen):
 
 def _exact(number: float) -> Decimal:
     """Return the decimal number that was written: 0.1 is not a tenth in binary, and 0.3 is not
-    three of them."""
+    three of them.
+    """
     return Decimal(repr(number))
 
 
@@ -277,7 +278,8 @@ class Sweep:
 
     def identity(self) -> dict[str, Any]:
         """Return everything that decides what a trial means, as plain JSON; how many there are may
-        grow."""
+        grow.
+        """
         plain = self.settings.model_dump(
             mode="json", by_alias=True, exclude={"name", "trials", "fixed"}
         )

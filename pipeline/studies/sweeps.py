@@ -298,6 +298,7 @@ class Fitting:
         self.validation_set: tuple[object, ...] | None = None
 
     def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
+        """Fit the trial's student and return its metric; `report` takes the metric of each epoch."""
         root, data = self.data_of(recipe)
         if self.validation_set not in (None, validation_set_of(recipe, data)):
             raise SettingsError(

@@ -260,7 +260,8 @@ def _missing(
     on_progress: OnProgress,
 ) -> list[tuple[str, GridCell]]:
     """Return titles and runs that are to be made, and say which cannot be made for want of their
-    data."""
+    data.
+    """
     rows = {cell.row for cell in cells}
     for row in grid.planned():
         if row.runs_of is None and row.name not in rows:
@@ -313,7 +314,8 @@ def fit_and_evaluate(
 
 def _put_on_chip(run: Run) -> None:
     """Export, deploy and price a student that a chip can hold by its recipe, or note why that
-    failed."""
+    failed.
+    """
     failure = run.path(NOT_DEPLOYED)
     failure.unlink(missing_ok=True)
     try:
@@ -418,7 +420,8 @@ def summarise(grid: RunGrid, results: Results) -> GridTable:
 
 def _assert_columns(grid: RunGrid, runs: Sequence[RunEvaluation]) -> None:
     """Refuse columns of a class or a lighting that no run has; a dash would look like one that is
-    not defined."""
+    not defined.
+    """
     there = {"recall": {name for run in runs for name in run.classes}}
     lights = {name for run in runs for name in run.lights or ()}
     if lights:
@@ -514,7 +517,8 @@ def _rate(
 
 def _as_passes(runs: Sequence[RunEvaluation], network: Network) -> RunEvaluation | None:
     """Return all seeds as passes over the same samples; None where they are not the same, or there
-    are none."""
+    are none.
+    """
     rows = []
     for run in runs:
         wanted = _samples(runs[0])
@@ -607,7 +611,8 @@ def read_costs(path: Path, network: Network) -> Costs | None:
 
 def _firing(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return layers of neurons without a last one that never fires: a leaky integrator is read, and
-    has no rate."""
+    has no rate.
+    """
     found = {name: layer for name, layer in layers.items() if layer["neuron_updates"] > 0}
     if found and found[last := list(found)[-1]]["spikes"] == 0:
         del found[last]

@@ -111,7 +111,7 @@ class ChipLayer(nn.Module):
         self.limits = limits
         self.surrogate = surrogate
         self.compiled: bool | None = None
-        """Whether numba runs its neurons; None: on the CPU."""
+        """True where numba runs its neurons, False where torch does; None: numba on the CPU, torch elsewhere."""
         grid = limits.grid_of(layer)
         first = _first_step(layer, units)
         self.first_step: Tensor

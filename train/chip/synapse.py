@@ -131,7 +131,7 @@ class Synapse(nn.Module):
         self.grid = grid
         self.shape = layer.output_shape
         self.unfolds = False
-        """Whether convolutions are unfolded on the CPU too, as on a device."""
+        """True where convolutions are unfolded on the CPU too, as they are on a device."""
         self.entering = entering
         self.conv = layer if isinstance(layer, Conv) else None
         delay = layer.delay_int if isinstance(layer, Dense) else None

@@ -561,6 +561,7 @@ class Centred(nn.Module):
     """Kernels (out, in, k, k) less the mean of each: w - mean(w)."""
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Return the kernels without their means."""
         return weight - weight.mean((2, 3), keepdim=True)
 
 
