@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
 from knarr.pipeline.progress import OnProgress, Progress
+
+# Lightning's own chatter (devices found, cloud loggers) would go past `on_progress` to standard error.
+# Its import sets another level, so this stands below it.
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 class FitProgress(Callback):
