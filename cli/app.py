@@ -20,7 +20,9 @@ DOES_NOT_HOLD, BAD_INPUT = 1, 2
 
 app = typer.Typer(
     no_args_is_help=True,
+    # Completion would write to the configuration of the user's shell.
     add_completion=False,
+    # A traceback is a fault in knarr, and is reported best as Python prints it.
     pretty_exceptions_enable=False,
     help="Carries a spiking student network from Norse to Loihi, and proves that what arrives is what left.",
     epilog="Example: knarr pipeline eyes --out runs/eyes",
@@ -44,6 +46,7 @@ def refuse_torchrun(context: typer.Context) -> None:
 class InputKind(str, Enum):
     """Codings of data as the integers of a chip network's input."""
 
+    # The names of `InputCoding.kind`.
     events = "events"
     graded = "graded"
     rate = "rate"
@@ -132,6 +135,7 @@ def refuse_unrelated_options(context: typer.Context, what: str, allowed: set[str
 
 def finish(holds: bool) -> None:
     """End a verb that checked something: with exit code 1 if it does not hold."""
+    # typer turns the exception into the exit code without a message.
     if not holds:
         raise typer.Exit(DOES_NOT_HOLD)
 

@@ -107,6 +107,7 @@ class ProgressPrinter:
     def _draw_count(self, text: str, done: int, total: int) -> None:
         if self._is_due(REDRAW_EVERY_S) or done == total:
             # Over the line before it; the last one stays.
+            # Not through rich, which would end the line.
             sys.stderr.write(f"\r  {text}: {done}/{total}" + ("\n" if done == total else ""))
             sys.stderr.flush()
 

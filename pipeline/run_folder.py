@@ -121,6 +121,7 @@ class Run:
                 raise RecipeError(
                     f"{self.path(name)}: not trained yet; run `knarr train {self.recipe.name}` first"
                 )
+        # Both files are there, so this loads and fits nothing.
         teacher = train_teacher(self.recipe, self.data, self.folder)
         return teacher, train_student(self.recipe, self.data, teacher, self.folder)
 

@@ -231,6 +231,7 @@ def fork_run(run: Run, recipe: Recipe, folder: Path) -> Run:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in FLOAT_FILES:
+        # Copies, so that a later change of one run cannot reach the other.
         if not (folder / name).is_file():
             write_atomic(folder / name, run.path(name).read_bytes())
     return replace(run, recipe=recipe, folder=folder)
@@ -393,6 +394,7 @@ def _evaluate(
     found = RunEvaluation(
         data=data.name,
         classes=data.class_names,
+        # Numbers serve one test set; folds are pooled by names alone.
         names=data.names or tuple(f"{number}" for number in range(samples)),
         labels=data.test.labels,
         predicted={name: np.stack(rows) for name, rows in predicted.items()},  # type: ignore[misc]  # a dict of literals

@@ -106,6 +106,7 @@ def _print_lowering(network: ChipNetwork, console: Console) -> None:
 def _cells(layer: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
     cells = [f"{layer['weight_error']:.2%}", f"{layer['weights_clipped']:,}"]
     if not measured:
+        # Without samples only the largest sum that could occur is known.
         return [*cells, f"at most {layer['sum_bound'] / layer['sum_limit']:.0%}"]
     cells.append(f"{layer['sum_peak'] / layer['sum_limit']:.0%}")
     cells.append(f"{layer['v_peak'] / layer['state_limit']:.0%}")
@@ -145,6 +146,7 @@ def _print_placement(placement: Placement, console: Console) -> None:
     title = f"placement on {placement.chip}"
     page = make_table(title, *header, fold=header[:1], **STYLE)
     for row in rows:
+        # The last row sums the others.
         if row[0] == "all":
             page.add_section()
         page.add_row(*row)

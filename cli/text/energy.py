@@ -117,6 +117,7 @@ def _other_counts(facts: Facts) -> list[str]:
             )
     if facts["baseline"] is not None and facts["baseline"]["counts"]["total"] is not None:
         theirs = facts["baseline"]["counts"]
+        # Published counts take it in or leave it out, and do not say which.
         padded = theirs["total"]["dense_padded"]
         found.append(f"baseline with taps into the padding: {padded:,.0f} MAC")
         if theirs["effective"] is not None:
@@ -131,6 +132,7 @@ def _cells(layer: dict[str, float], pj: float | None) -> list[str]:
 
 
 def _nj(pj: float) -> str:
+    # Layers differ by orders of magnitude; each shows three digits at least.
     return f"{pj / 1000:,.1f}" if pj >= 100 or pj == 0 else f"{pj / 1000:.3g}"
 
 

@@ -46,6 +46,7 @@ def _keys(evaluation: RunEvaluation) -> list[str]:
     """Return the names of the rates that are printed: of the whole, of each lighting, of each
     class.
     """
+    # All networks saw the same samples, so one says it for all.
     groups = next(iter(evaluation.measures.values())).groups
     recalls = (f"recall/{name}" for name in evaluation.classes)
     return [*RATES, *(f"group/{name}" for name in groups), *recalls]
@@ -97,6 +98,7 @@ def _notes(evaluation: RunEvaluation) -> Iterable[str]:
         yield f"No test sample of {', '.join(seen.absent)}: left out of UAR and macro F1."
     for network in measures:
         own = list(_people(evaluation, network).values())
+        # One person is no spread.
         if len(own) > 1:
             low, middle, high = (100 * float(f(own)) for f in (np.min, np.median, np.max))
             spread = f"{low:.1f} worst, {middle:.1f} median, {high:.1f} best"

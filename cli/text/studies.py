@@ -35,6 +35,7 @@ def _plain(trial: SweepTrial) -> dict[str, Any]:
         "value": trial.value,
         "parameters": trial.parameters,
     }
+    # Only trials that were refused have one.
     return {**facts, "reason": trial.reason} if trial.reason else facts
 
 

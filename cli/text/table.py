@@ -110,6 +110,7 @@ def _ours(row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str
 
 
 def _mark(row: RowSummary) -> str:
+    # It holds whatever the data are, so it stands first.
     mark = PARTIAL if row.partial else ""
     if row.beside is None or row.data is None:
         return mark
@@ -208,6 +209,7 @@ def _row_json(row: RowSummary, costs: Costs | None) -> dict[str, Any]:
             "protocol": theirs.protocol,
             "source": theirs.source,
             "note": entry.note,
+            # With nothing finished there is nothing to call the same.
             "same_data": row.beside.same_data if row.data is not None else None,
             "values": {cell.measure: cell.published for cell in cells},
             "difference": {cell.measure: cell.difference for cell in cells},

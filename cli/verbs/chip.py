@@ -50,6 +50,7 @@ def simulate(
     data: Annotated[
         Path,
         Option(
+            # Two names of one option: samples in a file are --inputs elsewhere, those of a run --data.
             "--data",
             "--inputs",
             help=".npy file of integers, (samples, timesteps, *features), or of data as the file's "
@@ -171,6 +172,7 @@ def simulate(
         }
         if right is not None:
             facts["right"] = f"{right} of {samples}"
+        # A machine finds the same names whatever was asked for.
         facts = {name: value for name, value in facts.items() if value not in (None, {})}
     print_facts(facts, json=json)
 
@@ -236,6 +238,7 @@ def _slow_layers(network: ChipNetwork, engine: str) -> dict[str, str]:
 def _activity(network: ChipNetwork, recording: Recording) -> dict[str, float]:
     """Return the spikes per neuron and step of every layer."""
     neurons = {layer.name: math.prod(layer.output_shape) for layer in network.layers}
+    # Inputs are counted too, but are no layer of neurons.
     return {
         name: round(float(counts.mean()) / neurons[name], 6)
         for name, counts in recording.event_counts.items()
@@ -404,6 +407,7 @@ def _verify_net(
             net, events, timesteps=timesteps, timeout_s=timeout_s, progress=show
         )
     else:
+        # A file of another tool may name no time step.
         step_s = time_step(network.dt_s, dt_s, net)
         result = verify_stages(
             read(graph),

@@ -151,7 +151,7 @@ def events(
         "events": str(out),
         "shape": list(found.frames.shape),
         "fps": found.fps,
-        # The share of pixels that fire; --sensitivity is chosen so that it comes near the published one.
+        # The share of pixels that fire, to be set beside the published one.
         "density": round(float(found.density), 6),
         "published_density_of_cmu_mosi": PUBLISHED_DENSITY,
     }

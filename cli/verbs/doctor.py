@@ -32,6 +32,7 @@ from knarr.hw_sim import (
 )
 
 LAVA_LIMIT_S: Final = 120.0
+# States too: spikes alone may agree by luck.
 RECORD: Final = ("output", "spikes", "u", "v")
 Verdict = tuple[bool, str]
 """(does it work, how it works or what to do about it)."""
@@ -58,6 +59,7 @@ def print_findings(*, json: bool) -> bool:
     Returns:
         Whether everything that knarr needs works.
     """
+    # Without these not one of the stages runs.
     packages = ("torch", "norse", "nir", "onnxruntime")
     needed: dict[str, Check] = {
         "Python": _check_python,
@@ -109,6 +111,7 @@ def _check_engine(name: str, note: str) -> Verdict:
     """Prove one of the fast engines against the reference on this machine."""
     try:
         engine = choose_engine(name)
+    # The engine says itself what it lacks on this machine.
     except ChipError as error:
         return False, str(error).removeprefix("engine: ")
     ours, theirs = (

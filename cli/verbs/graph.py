@@ -86,6 +86,7 @@ def _export_module(
         raise UsageError(
             f"--input-shape '{input_shape}': write sizes with commas, such as 2,34,34"
         ) from error
+    # The shape first: making a module may take long.
     module = make_module(factory, checkpoint)
     inputs = None if samples is None else as_inputs(read_array(samples), str(samples))
     if inputs is not None and inputs.shape[2:] != shape:
@@ -118,6 +119,7 @@ def deploy(
             help="Map what has no exact form to a near one, and measure the difference.",
         ),
     ] = False,
+    # A synapse of the chip holds 8 bits at most.
     weight_bits: Annotated[int, Option(help="Signed bits of a weight.", min=2, max=8)] = 8,
     input_bits: Annotated[
         int,

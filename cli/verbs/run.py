@@ -27,6 +27,7 @@ def pipeline(
     from knarr.cli.text.report import print_run
     from knarr.pipeline import run
 
+    # Settings of a run that is there must be the same, so they may be given again.
     finished = run(recipe, out, data=data, settings=changes or (), on_progress=show_progress)
     finish(print_run(finished.folder, json=json))
 

@@ -60,6 +60,7 @@ def evaluate(
         Path | None,
         Option(help="Folder where the run's data lie now, if they were moved."),
     ] = None,
+    # 20 passes, as in the published protocol of SEE.
     windows: Annotated[
         int,
         Option(
