@@ -39,6 +39,12 @@ class Batch(NamedTuple):
     teacher_inputs: tuple[Tensor, ...]
     labels: Tensor
 
+    @classmethod
+    def from_arrays(cls, inputs: Float32, *teacher_inputs: Float32, labels: Int64) -> Batch:
+        """Make a batch of numpy arrays, whose memory it shares."""
+        shown = map(torch.from_numpy, teacher_inputs)
+        return cls(torch.from_numpy(inputs), tuple(shown), torch.from_numpy(labels))
+
 
 class Clips(Protocol):
     """A split of a data set."""
@@ -82,11 +88,8 @@ class EventClips:
             self.recordings, indices, self.timesteps, self.bin_us, jitter=jitter, rng=rng
         )
         teacher = _log_counts(counts, self.teacher_bins)
-        return Batch(
-            torch.from_numpy((counts > 0).astype(np.float32)),
-            (torch.from_numpy(teacher),),
-            torch.from_numpy(self.labels[indices]),
-        )
+        inputs = (counts > 0).astype(np.float32)
+        return Batch.from_arrays(inputs, teacher, labels=self.labels[indices])
 
     def chip_inputs(self, indices: Indices) -> UInt8:
         """Return the binary time bins (B, T, 2, height, width)."""
@@ -122,11 +125,8 @@ class EyeClips:
         instants = (np.arange(self.teacher_bins) * steps + steps // 2) // self.teacher_bins
         grey = frames[:, instants].astype(np.float32) / 255 - 0.5
         teacher = np.concatenate([grey, _log_counts(events, self.teacher_bins)], axis=1)
-        return Batch(
-            torch.from_numpy(events.astype(np.float32)),
-            (torch.from_numpy(teacher),),
-            torch.from_numpy(self.labels[indices]),
-        )
+        inputs = events.astype(np.float32)
+        return Batch.from_arrays(inputs, teacher, labels=self.labels[indices])
 
     def chip_inputs(self, indices: Indices) -> UInt8:
         """Return the event frames (B, T, 2, H, W)."""

@@ -24,6 +24,15 @@ Gate = Literal["static", "dynamic", "none"]
 Synapse = TypeVar("Synapse", bound=nn.Conv2d | nn.Linear)
 
 
+def padded_conv(
+    channels: int, outputs: int, kernel: int, stride: int = 1, *, bias: bool = True
+) -> nn.Conv2d:
+    """Return a convolution with half its odd kernel around the map, so that a side s becomes
+    ceil(s / stride).
+    """
+    return nn.Conv2d(channels, outputs, kernel, stride, kernel // 2, bias=bias)
+
+
 class ScaleGate(nn.Module):
     """One number per map and image [SEEN, code]: global mean, 1x1 to 8, batch-norm, ReLU, 1x1 to 1;
     545 parameters at 64.
@@ -83,15 +92,7 @@ class MultiScale(nn.Module):
                 f"kernels: {kernels}, only odd sizes lie on one centre; choose odd ones"
             )
         self.branches = nn.ModuleList(
-            nn.Conv2d(
-                in_channels,
-                channels,
-                k,
-                stride=stride,
-                padding=k // 2,
-                bias=bias,
-            )
-            for k in kernels
+            padded_conv(in_channels, channels, k, stride, bias=bias) for k in kernels
         )
         make = nn.BatchNorm2d if norm else nn.Identity
         self.norms = nn.ModuleList(make(channels) for _ in kernels)

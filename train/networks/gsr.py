@@ -110,27 +110,6 @@ def build_gsr_student(settings: GsrStudentSettings) -> snn.SequentialState:
     return snn.SequentialState(*layers, nn.Linear(hidden, settings.classes), readout)
 
 
-def frames_of(gsr: Tensor, settings: GsrStudentSettings) -> Tensor:
-    """Cut windows (B, 1, samples) into the input of each step, (B, steps, kernel).
-
-    Raises:
-        ValueError: a window of another length.
-    """
-    # unfold would take a longer window too, and leave its end out without a word.
-    if gsr.dim() != 3 or gsr.shape[1:] != (1, settings.samples):
-        raise ValueError(
-            f"gsr: shape {tuple(gsr.shape)}, needs (B, 1, {settings.samples}); cut or resample it"
-        )
-    return gsr[:, 0].unfold(1, settings.kernel, settings.stride)
-
-
-def run_gsr_student(
-    student: snn.SequentialState, gsr: Tensor, settings: GsrStudentSettings
-) -> GsrOutput:
-    """Run all steps of windows (B, 1, samples), cut by `frames_of`; see `run_frames`."""
-    return run_frames(student, frames_of(gsr, settings), settings)
-
-
 def run_frames(
     student: snn.SequentialState, frames: Tensor, settings: GsrStudentSettings
 ) -> GsrOutput:

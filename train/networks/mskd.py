@@ -23,7 +23,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from knarr.train.networks.branch_merge import Gate, MultiScale
+from knarr.train.networks.branch_merge import Gate, MultiScale, padded_conv
 from knarr.train.networks.heads import StepLogits, each_step, through_time
 from knarr.train.networks.neurons import BoxCell, DecayCell, NeuronSettings, ReadoutCell
 from knarr.train.networks.seen import SEEN_NEURON, Seen, SeenSettings, side_after
@@ -54,20 +54,14 @@ class Residual(nn.Module):
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         self.long = nn.Sequential(
-            nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
+            padded_conv(channels, out, 3, stride=2, bias=False),
             nn.BatchNorm2d(out),
             nn.ReLU(),
-            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            padded_conv(out, out, 3, bias=False),
             nn.BatchNorm2d(out),
         )
         self.short = nn.Sequential(
-            nn.Conv2d(
-                channels,
-                out,
-                1,
-                stride=2,
-                bias=False,
-            ),
+            padded_conv(channels, out, 1, stride=2, bias=False),
             nn.BatchNorm2d(out),
         )
 
@@ -92,14 +86,7 @@ class FramePerStep(nn.Module):
         half = max(scale // 2, 1)
         quarter = max(second // 2, 1)
         self.frame_branch = nn.Sequential(
-            nn.Conv2d(
-                settings.channels,
-                half,
-                3,
-                stride=2,
-                padding=1,
-                bias=False,
-            ),
+            padded_conv(settings.channels, half, 3, stride=2, bias=False),
             nn.BatchNorm2d(half),
             nn.ReLU(),
             Residual(half, scale),
@@ -111,8 +98,8 @@ class FramePerStep(nn.Module):
         self.synapses = nn.ModuleList(
             [
                 MultiScale(settings.channels, scale, scale, gate="dynamic", norm=True),
-                nn.Conv2d(scale, second, 3, stride=2, padding=1),
-                nn.Conv2d(second, third, 3, stride=4, padding=1),
+                padded_conv(scale, second, 3, stride=2),
+                padded_conv(second, third, 3, stride=4),
             ]
         )
         self.hidden = nn.Linear(settings.features, hidden)
@@ -226,10 +213,10 @@ def build_mskd_student(settings: MskdStudentSettings) -> snn.SequentialState:
             settings.in_channels, scale, scale, bias=bias, gate=settings.gate, norm=settings.norm
         ),
         cell(),
-        nn.Conv2d(scale, second, 3, stride=2, padding=1, bias=bias),
+        padded_conv(scale, second, 3, stride=2, bias=bias),
         *norm(second),
         cell(),
-        nn.Conv2d(second, third, 3, stride=4, padding=1, bias=bias),
+        padded_conv(second, third, 3, stride=4, bias=bias),
         *norm(third),
         cell(),
         nn.Flatten(),

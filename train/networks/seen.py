@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knarr.train.networks.branch_merge import ScaleGate, gate_shares, gated
+from knarr.train.networks.branch_merge import ScaleGate, gate_shares, gated, padded_conv
 from knarr.train.networks.heads import StepLogits, through_time
 from knarr.train.networks.neurons import DecayCell, NeuronSettings
 from knarr.train.settings import AtLeastTwo, Count, Frozen
@@ -85,20 +85,11 @@ class Seen(nn.Module):
         scale, second, third, hidden = settings.widths
         seen_frames = {"first": 1, "all": settings.steps}.get(settings.frames, 2)
         self.stem = nn.Conv2d(settings.channels * seen_frames, STEM_CHANNELS, 1)
-        self.scales = nn.ModuleList(
-            nn.Conv2d(
-                STEM_CHANNELS,
-                scale,
-                k,
-                stride=2,
-                padding=k // 2,
-            )
-            for k in KERNELS
-        )
+        self.scales = nn.ModuleList(padded_conv(STEM_CHANNELS, scale, k, stride=2) for k in KERNELS)
         self.gates = nn.ModuleList(ScaleGate(scale) for _ in KERNELS)
         self.join = nn.Conv2d(len(KERNELS) * scale, scale, 1)
-        self.second = nn.Conv2d(scale, second, 3, stride=2, padding=1)
-        self.third = nn.Conv2d(second, third, 3, stride=4, padding=1)
+        self.second = padded_conv(scale, second, 3, stride=2)
+        self.third = padded_conv(second, third, 3, stride=4)
         self.static_cell = DecayCell(settings.neuron)
         self.cells = nn.ModuleList(DecayCell(settings.neuron) for _ in range(4))
         self.hidden = nn.Linear(settings.features, hidden)

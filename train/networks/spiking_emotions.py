@@ -9,8 +9,7 @@ parameters; 9,144,576 and 47,940,608 operations a step).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Literal
 
 import norse.torch as snn
@@ -94,31 +93,10 @@ class SpikingEmotionsSettings(Frozen):
         return BoxCell(neuron, self.dt_s)
 
 
-TABLE_I: Mapping[str, SpikingEmotionsSettings] = MappingProxyType(
-    {
-        "LIF": SpikingEmotionsSettings(neuron="lif"),
-        "PLIF": SpikingEmotionsSettings(),
-        "PLIF, V_th 0.8": SpikingEmotionsSettings(v_th=0.8),
-        "PLIF, V_th 0.4": SpikingEmotionsSettings(v_th=0.4),
-        "PLIF, V_th 0.4, max-pool": SpikingEmotionsSettings(v_th=0.4, pool="max"),
-        "pureSNN": SpikingEmotionsSettings(v_th=0.4, pure_spike=True),
-    }
-)
-"""The voting networks of the paper's Table I; PLIF-Fang and the ANN have builders of their own."""
-
-
 def build_voting_network(settings: SpikingEmotionsSettings) -> snn.SequentialState:
     """Build one time step: (B, 2, size, size) to (B, classes * voters) spikes. `votes` runs a clip."""
     layers = _features(settings, POLARITIES, settings.cell)
-    return snn.SequentialState(
-        *layers,
-        ClipDropout(settings.dropout),
-        nn.Linear(_flat(settings), settings.hidden, bias=settings.fc_bias),
-        settings.cell(),
-        ClipDropout(settings.dropout),
-        nn.Linear(settings.hidden, settings.classes * settings.voters, bias=settings.fc_bias),
-        settings.cell(),
-    )
+    return snn.SequentialState(*layers, *_voters(settings, settings.width * settings.side**2))
 
 
 def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
@@ -134,23 +112,18 @@ def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
     side = settings.size_px // 2**FANG_BLOCKS
     if side < 1:
         raise ValueError(f"size_px: {settings.size_px}, five pools need at least {2**FANG_BLOCKS}")
-    layers: list[nn.Module] = []
-    for at in range(FANG_BLOCKS):
-        channels = POLARITIES if at == 0 else FANG_CHANNELS
-        conv = nn.Conv2d(channels, FANG_CHANNELS, 3, padding=1, bias=False)
-        layers += [conv, nn.BatchNorm2d(FANG_CHANNELS), settings.cell(), nn.MaxPool2d(2)]
     # Its convolutions are padded, so pools alone make maps smaller.
     flat = FANG_CHANNELS * side**2
-    return snn.SequentialState(
-        *layers,
-        nn.Flatten(),
-        ClipDropout(settings.dropout),
-        nn.Linear(flat, flat // 4, bias=False),
-        settings.cell(),
-        ClipDropout(settings.dropout),
-        nn.Linear(flat // 4, settings.classes * settings.voters, bias=False),
-        settings.cell(),
-    )
+    fixed = {
+        "blocks": FANG_BLOCKS,
+        "width": FANG_CHANNELS,
+        "hidden": flat // 4,
+        "pool": "max",
+        "fc_bias": False,
+    }
+    fang = settings.model_copy(update=fixed)
+    layers = _features(fang, POLARITIES, fang.cell, padding=1)
+    return snn.SequentialState(*layers, *_voters(fang, flat))
 
 
 def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
@@ -161,7 +134,7 @@ def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
     return nn.Sequential(
         *layers,
         nn.Dropout(settings.dropout),
-        nn.Linear(_flat(settings), settings.hidden, bias=settings.fc_bias),
+        nn.Linear(settings.width * settings.side**2, settings.hidden, bias=settings.fc_bias),
         nn.ReLU(),
         nn.Dropout(settings.dropout),
         nn.Linear(settings.hidden, settings.classes, bias=settings.fc_bias),
@@ -195,19 +168,29 @@ def votes(
 
 
 def _features(
-    settings: SpikingEmotionsSettings, channels: int, activation: Callable[[], nn.Module]
+    settings: SpikingEmotionsSettings,
+    channels: int,
+    activation: Callable[[], nn.Module],
+    *,
+    padding: int = 0,
 ) -> list[nn.Module]:
     """Build blocks of convolution, batch-norm, activation and pool; flattened."""
     width = settings.width
     layers: list[nn.Module] = []
     for _ in range(settings.blocks):
         # Batch-norm has its own offset, so the convolution needs none.
-        conv = nn.Conv2d(channels, width, 3, bias=False)
+        conv = nn.Conv2d(channels, width, 3, padding=padding, bias=False)
         pool = nn.AvgPool2d(2) if settings.pool == "avg" else nn.MaxPool2d(2)
         layers += [conv, nn.BatchNorm2d(width), activation(), pool]
         channels = width
     return [*layers, nn.Flatten()]
 
 
-def _flat(settings: SpikingEmotionsSettings) -> int:
-    return settings.width * settings.side**2
+def _voters(settings: SpikingEmotionsSettings, features: int) -> list[nn.Module]:
+    """Build the hidden layer and the voters, each behind its dropout."""
+    layers: list[nn.Module] = []
+    for outputs in (settings.hidden, settings.classes * settings.voters):
+        synapse = nn.Linear(features, outputs, bias=settings.fc_bias)
+        layers += [ClipDropout(settings.dropout), synapse, settings.cell()]
+        features = outputs
+    return layers

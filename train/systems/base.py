@@ -61,26 +61,6 @@ last bits are seldom other data.
 """
 
 
-def fingerprint(splits: tuple[Clips, ...], *facts: Any) -> str:
-    """Return a SHA-256 over labels, over what student and teacher see of some clips of each split,
-    and over plain facts.
-
-    Args:
-        splits: Splits of the data set.
-        facts: Groups, people, indices, as lists of plain values.
-    """
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for clips in splits:
-        _add(digest, clips.labels)
-        count = len(clips.labels)
-        for number in range(0, count, max(1, count // FINGERPRINT_CLIPS)):
-            one = np.array([number])
-            _add(digest, clips.chip_inputs(one))
-            for seen in clips.batch(one, None).teacher_inputs:
-                _add(digest, np.rint(ROUNDING_PER_UNIT * seen.numpy()).astype(np.int32))
-    return FINGERPRINT_VERSION + digest.hexdigest()
-
-
 def _add(digest: Any, values: AnyArray) -> None:
     # The shape too: the same bytes in another shape are other data.
     digest.update(str(values.shape).encode() + np.ascontiguousarray(values).tobytes())
@@ -127,11 +107,21 @@ class RunData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of labels, people, validation clips, and what student and teacher see of some clips:
-        tells data sets apart.
+        """SHA-256 of labels, people, validation clips, and what student and teacher see of some
+        clips: tells data sets apart.
         """
         validation = None if self.validation is None else self.validation.tolist()
-        return fingerprint((self.train, self.test), self.groups.tolist(), self.subjects, validation)
+        people = [self.groups.tolist(), self.subjects, validation]
+        digest = hashlib.sha256(json.dumps(people).encode())
+        for clips in (self.train, self.test):
+            _add(digest, clips.labels)
+            count = len(clips.labels)
+            for number in range(0, count, max(1, count // FINGERPRINT_CLIPS)):
+                one = np.array([number])
+                _add(digest, clips.chip_inputs(one))
+                for seen in clips.batch(one, None).teacher_inputs:
+                    _add(digest, np.rint(ROUNDING_PER_UNIT * seen.numpy()).astype(np.int32))
+        return FINGERPRINT_VERSION + digest.hexdigest()
 
 
 class System(ABC, Generic[Settings]):

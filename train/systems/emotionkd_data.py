@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from knarr.train.clips import Batch, Indices, split_validation
 from knarr.train.datasets.arrays import Float32, Float64, Int64, Rng, UInt8
@@ -36,27 +35,24 @@ from knarr.train.systems.emotionkd_recipe import EmotionRecipe, Folded, PhysioDa
 # --- people and folds
 
 
-def folds_of(
-    settings: PhysioData | StressData,
-    subjects: npt.NDArray[np.generic],
-    trials: npt.NDArray[np.generic] | None = None,
-) -> tuple[Fold, ...]:
+def folds_of(settings: PhysioData | StressData, windows: Any) -> tuple[Fold, ...]:
     """Part windows into folds as the recipe says.
 
     Args:
         settings: Split, number of folds and their seed.
-        subjects: (N,) person of each window.
-        trials: (N,) trial of each window; None for data without trials.
+        windows: `PhysioWindows` or `StressWindows`; the latter have no trials, and their settings
+            no split by them.
 
     Raises:
         RecipeError: More folds than people or trials.
     """
+    subjects, count, seed = windows.subjects, settings.folds, settings.split_seed
     try:
         if settings.split == "loso":
             return tuple(leave_one_subject_out(subjects).values())
-        if settings.split == "kfold_trial" and trials is not None:
-            return trial_folds(subjects, trials, settings.folds, seed=settings.split_seed)
-        return subject_folds(subjects, settings.folds, seed=settings.split_seed)
+        if settings.split == "kfold_trial":
+            return trial_folds(subjects, windows.trials, count, seed=seed)
+        return subject_folds(subjects, count, seed=seed)
     except ValueError as error:
         raise RecipeError(f"data.split: {settings.split}: {error}") from error
 
@@ -77,9 +73,9 @@ def fold_count(recipe: EmotionRecipe, root: Path, *, cache: Path | None = None) 
     if settings.split != "loso":
         return settings.folds
     if isinstance(settings, StressData):
-        return len(folds_of(settings, read_stress(settings, root).subjects))
+        return len(folds_of(settings, read_stress(settings, root)))
     windows = PhysioWindows(read_physio(settings, root, cache, None), settings.windowing)
-    return len(folds_of(settings, windows.subjects, windows.trials))
+    return len(folds_of(settings, windows))
 
 
 def _tested_fold(folds: tuple[Fold, ...], settings: Folded) -> Fold:
@@ -90,12 +86,12 @@ def _tested_fold(folds: tuple[Fold, ...], settings: Folded) -> Fold:
     return folds[settings.fold]
 
 
-def _split_in_words(split: str, folds: int) -> str:
-    if split == "loso":
-        return f"one of {folds} people left out"
-    if split == "kfold_subject":
-        return f"{folds} folds by person"
-    return f"{folds} folds by trial, all people on both sides"
+SPLITS: Final = {
+    "loso": "one of {} people left out",
+    "kfold_subject": "{} folds by person",
+    "kfold_trial": "{} folds by trial, all people on both sides",
+}
+"""Splits in words, for a number of folds."""
 
 
 def _assert_two_groups(groups: npt.NDArray[np.generic]) -> None:
@@ -182,24 +178,16 @@ class PhysioClips:
         """Return clips `indices`; nothing is augmented."""
         signals = self._signals(indices)
         eeg, gsr = signals[:, :-1], signals[:, -1:]
-        return Batch(
-            torch.from_numpy(self._coded(gsr).astype(np.float32) / np.float32(CODE_UNITS)),
-            (
-                torch.from_numpy(np.ascontiguousarray(eeg)),
-                torch.from_numpy(np.ascontiguousarray(gsr)),
-            ),
-            torch.from_numpy(self.labels[indices]),
-        )
+        inputs = self._coded(gsr).astype(np.float32) / np.float32(CODE_UNITS)
+        shown = map(np.ascontiguousarray, (eeg, gsr))
+        return Batch.from_arrays(inputs, *shown, labels=self.labels[indices])
 
     def chip_inputs(self, indices: Indices) -> UInt8:
         """Return (B, T, frame) codes of skin conductance."""
         return self._coded(self._signals(indices)[:, -1:])
 
     def _signals(self, indices: Indices) -> Float32:
-        rows, samples = len(self.settings.channels) + 1, self.settings.samples
-        signals = np.zeros((len(indices), rows, samples), np.float32)
-        for row, index in enumerate(indices):
-            signals[row] = signals_of(self.windows, int(self.chosen[index]))
+        signals = np.stack([signals_of(self.windows, at) for at in self.chosen[indices].tolist()])
         return signals if self.scaler is None else self.scaler(signals)
 
     def _coded(self, gsr: Float32) -> UInt8:
@@ -249,7 +237,7 @@ def load_physio(
 ) -> RunData:
     """Read one fold; `seed` is the run's, which draws who validates: no scaler sees them."""
     windows = PhysioWindows(read_physio(settings, root, cache, progress), settings.windowing)
-    folds = folds_of(settings, windows.subjects, windows.trials)
+    folds = folds_of(settings, windows)
     fold = _tested_fold(folds, settings)
     groups = windows.subjects
     if settings.split == "kfold_trial":
@@ -294,7 +282,7 @@ def name_of(settings: PhysioData, read: Recordings) -> str:
 
 
 def _protocol(settings: PhysioData, folds: int, people: int) -> str:
-    parts = [_split_in_words(settings.split, folds), f"windows of {settings.window_s:g} s"]
+    parts = [SPLITS[settings.split].format(folds), f"windows of {settings.window_s:g} s"]
     # Where people are left out one by one, the first part says how many they are.
     if settings.people is not None and settings.split != "loso":
         parts.append(f"{people} people")
@@ -347,11 +335,7 @@ class StressClips:
         own = self.chosen[indices]
         inputs = self.codes.integers[own].astype(np.float32) / np.float32(self.codes.units)
         signals = self.windows.eda_hr[own].clip(-TEACHER_LIMIT_SD, TEACHER_LIMIT_SD)
-        return Batch(
-            torch.from_numpy(inputs),
-            (torch.from_numpy(signals),),
-            torch.from_numpy(self.windows.labels[own]),
-        )
+        return Batch.from_arrays(inputs, signals, labels=self.windows.labels[own])
 
     def chip_inputs(self, indices: Indices) -> UInt8:
         """Return (B, T, 12) codes of skin conductance."""
@@ -372,7 +356,7 @@ def read_stress(settings: StressData, root: Path) -> StressWindows:
 def load_stress(settings: StressData, root: Path) -> RunData:
     """Read one fold."""
     windows = read_stress(settings, root)
-    folds = folds_of(settings, windows.subjects)
+    folds = folds_of(settings, windows)
     fold = _tested_fold(folds, settings)
     codes = encode_windows(windows.eda)
     train = balanced(windows, fold.train) if settings.balance else fold.train
@@ -388,7 +372,7 @@ def load_stress(settings: StressData, root: Path) -> RunData:
         Coding(bits=codes.bits, units=codes.units, kind=codes.kind),
         subjects=tuple(map(str, subjects)),
         names=tuple(f"{who}/{start_s} s" for who, start_s in zip(subjects, starts_s, strict=True)),
-        protocol=f"{_split_in_words(settings.split, len(folds))}; {cut}",
+        protocol=f"{SPLITS[settings.split].format(len(folds))}; {cut}",
         fold=settings.fold,
         fold_count=len(folds),
     )

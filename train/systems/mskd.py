@@ -191,8 +191,8 @@ class MskdTeacherRecipe(Fitted):
 
     @field_serializer("network")
     def _without_derived(self, network: Network) -> dict[str, Any]:
-        plain = network.model_dump(mode="json")
-        return plain | {"seen": _said(plain["seen"], network.seen, DERIVED_OF_TEACHER)}
+        unsaid = _unsaid(network.seen, DERIVED_OF_TEACHER)
+        return network.model_dump(mode="json", exclude={"seen": unsaid})
 
 
 class MskdStudentRecipe(Fitted):
@@ -214,23 +214,22 @@ class MskdStudentRecipe(Fitted):
 
     @field_serializer("network")
     def _without_derived(self, network: MskdStudentSettings) -> dict[str, Any]:
-        return _said(network.model_dump(mode="json"), network, DERIVED_OF_STUDENT)
+        return network.model_dump(mode="json", exclude=_unsaid(network, DERIVED_OF_STUDENT))
 
 
-DERIVED_OF_TEACHER = ("side_px", "channels", "steps")
-DERIVED_OF_STUDENT = ("side_px", "dt_s")
+DERIVED_OF_TEACHER = {"side_px", "channels", "steps"}
+DERIVED_OF_STUDENT = {"side_px", "dt_s"}
 """Settings of the networks that a recipe's data decide. They are left out where a recipe is
 written, or another size or sampling could not replace the one in a recipe without naming these too.
 Classes are known when data are read, see `Mskd`.
 """
 
 
-def _said(plain: dict[str, Any], settings: Frozen, derived: tuple[str, ...]) -> dict[str, Any]:
-    """Return plain settings without those that the data decide."""
+def _unsaid(settings: Frozen, derived: set[str]) -> set[str]:
+    """Return the names of a network's settings that the data decide."""
     # A number of classes that a recipe names itself stays, and is compared with the data when they
     # are read.
-    unsaid = set(derived) | ({"classes"} - settings.model_fields_set)
-    return {name: value for name, value in plain.items() if name not in unsaid}
+    return derived | ({"classes"} - settings.model_fields_set)
 
 
 class MskdRecipe(Recipe):
@@ -438,8 +437,8 @@ class Mskd(System[MskdRecipe]):
                     root, f"no sequences: none to {name} on; check the subsets of the index"
                 )
         # SEE's own split parts sequences and not people, so there the same person may be on both
-        # sides.
-        if settings.split == "subject" or isinstance(settings, MskdEyesData):
+        # sides; folds of people divide nobody.
+        if isinstance(settings, MskdEyesData):
             try:
                 assert_apart(sequences.subjects, train, test)
             except ValueError as error:

@@ -268,11 +268,7 @@ class CameraClips:
         inputs = self.chip_inputs(indices).astype(np.float32)
         if not self.pure_spike:
             inputs /= np.float32(GREY_LEVELS)
-        return Batch(
-            torch.from_numpy(inputs),
-            (torch.from_numpy(self._channels(indices)),),
-            torch.from_numpy(self.labels[indices]),
-        )
+        return Batch.from_arrays(inputs, self._channels(indices), labels=self.labels[indices])
 
     def chip_inputs(self, indices: Indices) -> UInt8:
         """Return (B, T, 2, H, W) student inputs, a grey frame before the events where they are not

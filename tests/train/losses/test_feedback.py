@@ -27,7 +27,7 @@ from knarr.train.losses.feedback import (
     temporary_student,
 )
 from knarr.train.networks.emotion import EmotionSettings, EmotionStudent, EmotionTeacher
-from knarr.train.networks.gsr import GsrStudentSettings, build_gsr_student, run_gsr_student
+from knarr.train.networks.gsr import GsrStudentSettings, build_gsr_student, run_frames
 
 ETA = 0.3
 Array = NDArray[np.float64]
@@ -396,7 +396,10 @@ def emotion_networks(spiking: bool) -> tuple[Learner[Any], Learner[Any]]:
     teacher: Learner[Any] = Learner(EmotionTeacher(SIZES).double().eval())
     if spiking:
         return teacher, Learner(
-            build_gsr_student(GSR).double(), partial(run_gsr_student, settings=GSR)
+            build_gsr_student(GSR).double(),
+            lambda network, gsr: run_frames(
+                network, gsr[:, 0].unfold(1, GSR.kernel, GSR.stride), GSR
+            ),
         )
     return teacher, Learner(EmotionStudent(SIZES).double().eval())
 

@@ -37,7 +37,7 @@ from knarr.train.networks.emotion import (
     EmotionStudent,
     EmotionTeacher,
 )
-from knarr.train.networks.gsr import GsrStudentSettings, build_gsr_student, run_gsr_student
+from knarr.train.networks.gsr import GsrStudentSettings, build_gsr_student, run_frames
 from knarr.train.networks.heads import StepLogits, decide
 from knarr.train.networks.mskd import (
     MskdStudentSettings,
@@ -668,7 +668,8 @@ def test_the_networks_themselves_learn_from_them() -> None:
     ours = GsrStudentSettings(samples=64, kernel=16, hidden=8)
     spiking = build_gsr_student(ours)
     taught = tutor(eeg, gsr)
-    for output in (pupil(gsr), run_gsr_student(spiking, gsr, ours)):
+    frames = gsr[:, 0].unfold(1, ours.kernel, ours.stride)
+    for output in (pupil(gsr), run_frames(spiking, frames, ours)):
         torch.autograd.backward(
             emotion_loss(output, taught, labels % 2, EmotionLossSettings()).total
         )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from published_networks import TABLE_I
 from pydantic import ValidationError
 from torch import nn
 
@@ -36,8 +37,7 @@ from knarr.train.networks.gsr import (
     GsrRepeatSettings,
     GsrStudentSettings,
     build_gsr_student,
-    frames_of,
-    run_gsr_student,
+    run_frames,
 )
 from knarr.train.networks.heads import ClipDropout, decide, over_time, vote
 from knarr.train.networks.mskd import (
@@ -57,7 +57,6 @@ from knarr.train.networks.neurons import (
 )
 from knarr.train.networks.seen import SEEN_NEURON, Seen, SeenSettings
 from knarr.train.networks.spiking_emotions import (
-    TABLE_I,
     SpikingEmotionsSettings,
     build_ann,
     build_plif_fang,
@@ -246,7 +245,7 @@ NETWORKS: dict[str, Case] = {
     ),
     "EmotionKD student": (lambda: EmotionStudent(SMALL_EMOTION), lambda n, x: n(*x).logits, ((1, 96),), (2,)),
     "GSR student": (
-        lambda: build_gsr_student(SMALL_GSR), lambda n, x: run_gsr_student(n, x[0], SMALL_GSR).logits, ((1, 96),), (2,)
+        lambda: build_gsr_student(SMALL_GSR), lambda n, x: run_frames(n, x[0][:, 0].unfold(1, 32, 8), SMALL_GSR).logits, ((1, 96),), (2,)
     ),
     "GSR student, repeated": (
         lambda: GsrRepeat(GsrRepeatSettings(network=SMALL_EMOTION, steps=2)), lambda n, x: n(*x).logits, ((1, 96),), (2,)
@@ -697,24 +696,17 @@ def test_variants_of_table_i_differ_where_they_say() -> None:
     assert float(cell.get_parameter("w")) == 0.0  # -ln(tau - 1) at tau = 2
 
 
-def test_the_gsr_student_hears_windows_and_sums_its_depths() -> None:
+def test_the_gsr_student_hears_frames_and_sums_its_depths() -> None:
     settings = GsrStudentSettings(samples=48, hidden=5)
-    window = torch.arange(48.0).reshape(1, 1, 48)
-    frames = frames_of(window, settings)
-    assert frames.shape == (1, 3, 32)
-    assert [frames[0, t, 0].item() for t in range(3)] == [0, 8, 16]
-    assert frames[0, 2].tolist() == list(range(16, 48))
+    frames = torch.arange(48.0).unfold(0, 32, 8).unsqueeze(0)
+    assert frames.shape == (1, settings.steps, 32)
     torch.manual_seed(0)
     student = build_gsr_student(settings).eval()
     ran = over_time(student, frames / 16, record=True)
     for feature, kept in (("membrane", ran.membranes), ("spike", ran.spikes)):
-        out = run_gsr_student(
-            student, window / 16, settings.model_copy(update={"feature": feature})
-        )
+        out = run_frames(student, frames / 16, settings.model_copy(update={"feature": feature}))
         assert torch.equal(out.features, (kept[1] + kept[2] + kept[3]).reshape(1, 15))
         assert torch.equal(out.logits, ran.outputs.mean(1))
-    with pytest.raises(ValueError, match="needs \\(B, 1, 48\\)"):
-        frames_of(window[:, 0], settings)
 
 
 # --- to the chip

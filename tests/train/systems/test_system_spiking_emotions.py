@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import yaml
 from chip_pieces import fitted
 from lightning.pytorch.callbacks import Callback
+from published_networks import TABLE_I
 
 from knarr.deploy import lower
 from knarr.export import to_nir
@@ -38,7 +39,7 @@ from knarr.train.datasets.mosi.generate import generate_clips
 from knarr.train.datasets.mosi.read import read_mosi
 from knarr.train.datasets.splits import assert_apart
 from knarr.train.networks.heads import over_time
-from knarr.train.networks.spiking_emotions import TABLE_I, votes
+from knarr.train.networks.spiking_emotions import votes
 from knarr.train.recipe import parse_recipe, with_settings
 from knarr.train.systems.base import RunData
 from knarr.train.systems.spiking_emotions import (
