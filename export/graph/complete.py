@@ -14,7 +14,7 @@ import nir
 import numpy as np
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.shapes import PER_NEURON, infer
+from knarr.export.graph.shapes import PER_NEURON, infer, spread
 from knarr.export.graph.topology import inline, topology
 
 KINDS = {
@@ -197,8 +197,7 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
         for field in PER_NEURON.get(type(node), ()):
             value = np.asarray(getattr(node, field))
             if value.shape != into:
-                spread = np.broadcast_to(value.reshape(-1)[0] if value.size == 1 else value, into)
-                setattr(node, field, np.array(spread))
+                setattr(node, field, spread(value, into))
                 if field not in DEFAULTS or not any(
                     f"'{name}': {field} missing" in line for line in filled
                 ):

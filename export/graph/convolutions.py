@@ -42,42 +42,39 @@ def restore_groups(node: Any) -> Any:
         return node
     axes = len(kernel)
     # The exporter puts as many zeros before a short side as behind it.
-    around = [(side - k) // 2 for side, k in zip(weight.shape[2:], kernel, strict=True)]
+    around = (np.array(weight.shape[2:]) - kernel) // 2
     sides = [slice(cut, cut + k) for cut, k in zip(around, kernel, strict=True)]
     inner = (slice(None), slice(None), *sides)
-    rows, columns = weight.shape[0] // groups, weight.shape[1] // groups
     blocks = []
-    for g in range(groups):
-        part = weight[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns]
-        blocks.append(part[inner])
+    # The groups lie along the diagonal of outputs and inputs.
+    for g, rows in enumerate(np.split(weight, groups)):
+        block = np.split(rows, groups, axis=1)[g]
+        blocks.append(block[inner])
     found = np.concatenate(blocks)
-    padding = [
-        p - d * cut
-        for p, d, cut in zip(
-            ints(node.padding, axes), ints(node.dilation, axes), around, strict=True
-        )
-    ]
+    # The zeros of a kernel and those of the padding stand for each other, as far as the taps are dilated.
+    padding = np.array(ints(node.padding, axes)) - np.array(ints(node.dilation, axes)) * around
     if np.count_nonzero(found) != np.count_nonzero(weight) or min(padding) < 0:
         return node  # edited since
     trained = copy.copy(node)
     trained.weight, trained.groups = found, groups
-    trained.padding = padding[0] if axes == 1 else np.array(padding)
+    trained.padding = int(padding[0]) if axes == 1 else padding
     return trained
 
 
 def _said(node: Any, weight: np.ndarray[Any, Any]) -> tuple[int, tuple[int, ...]]:
     """Read groups and kernel from the metadata; those of the node itself where the metadata make no sense."""
-    none = 1, weight.shape[2:]
+    sides = weight.shape[2:]
     try:
         groups = int(np.asarray(node.metadata.get(GROUPS, 1)))
-        kernel = ints(node.metadata.get(KERNEL, np.array(none[1])), weight.ndim - 2)
+        kernel = ints(node.metadata.get(KERNEL, np.array(sides)), len(sides))
     except (TypeError, ValueError):
-        return none
-    sides = all(
-        0 < k <= side and (side - k) % 2 == 0 for k, side in zip(kernel, none[1], strict=True)
-    )
-    whole = groups > 0 and weight.shape[0] % groups == 0 and weight.shape[1] % groups == 0
-    return (groups, kernel) if sides and whole else none
+        return 1, sides
+    missing = np.array(sides) - kernel
+    # A centred kernel lacks as much on the one side as on the other.
+    centred = min(kernel) > 0 and (missing >= 0).all() and not (missing % 2).any()
+    if not centred or groups < 1 or weight.shape[0] % groups or weight.shape[1] % groups:
+        return 1, sides
+    return groups, kernel
 
 
 def dense_kernel(weight: torch.Tensor, groups: int) -> torch.Tensor:
@@ -85,15 +82,22 @@ def dense_kernel(weight: torch.Tensor, groups: int) -> torch.Tensor:
     per_group_out, per_group_in = weight.shape[0] // groups, weight.shape[1]
     dense = weight.new_zeros(weight.shape[0], per_group_in * groups, *weight.shape[2:])
     for g in range(groups):
-        rows, columns = (
-            slice(g * per_group_out, (g + 1) * per_group_out),
-            slice(g * per_group_in, (g + 1) * per_group_in),
-        )
+        rows = slice(g * per_group_out, (g + 1) * per_group_out)
+        columns = slice(g * per_group_in, (g + 1) * per_group_in)
         dense[rows, columns] = weight[rows]
     return dense
 
 
-def same_padding(dilation: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return padding 'same' per axis as numbers; None where it would differ on the two sides."""
+def padding_numbers(
+    padding: str | Sequence[int], dilation: Sequence[int], kernel: Sequence[int]
+) -> tuple[int, ...] | None:
+    """Return a padding per axis as numbers; None for 'same' where it would differ on the two sides."""
+    if padding == "valid":
+        return (0,) * len(kernel)
+    if padding != "same":
+        return ints(padding, len(kernel))
+    # Together both sides hold what the kernel spans beyond the pixel at its centre.
     total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    return None if any(t % 2 for t in total) else tuple(t // 2 for t in total)
+    if any(t % 2 for t in total):
+        return None
+    return tuple(t // 2 for t in total)

@@ -13,25 +13,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
+from torch.nn.grad import conv2d_input
 
 from knarr.export.arguments import as_dt
 from knarr.export.errors import ExportError
 from knarr.export.graph.complete import complete
-from knarr.export.graph.convolutions import dense_kernel, restore_groups, same_padding
-from knarr.export.graph.shapes import Shape, infer
+from knarr.export.graph.convolutions import dense_kernel, padding_numbers, restore_groups
+from knarr.export.graph.shapes import Shape, infer, spread
 from knarr.export.graph.step import step_nir
 from knarr.export.graph.step_synapses import ints
 from knarr.export.graph.topology import NEURONS, Edge, graph_hash, inline, topology
 
 Float64 = npt.NDArray[np.float64]
-Sides = tuple[int, ...]
 POOLS = (nir.AvgPool2d, nir.SumPool2d)
 CONVS = (nir.Conv1d, nir.Conv2d)
 SYNAPSES = (nir.Linear, nir.Affine, *CONVS)
@@ -73,11 +72,7 @@ def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
         ExportError: pooling or a scale that no single synapse beside it can take in; names it and the cure.
     """
     nodes, edges = inline(graph)
-    work = _Fold({name: copy.copy(node) for name, node in nodes.items()}, list(edges))
-    if keep_groups:
-        work.nodes = {name: restore_groups(node) for name, node in work.nodes.items()}
-    work.bridge_inner_ends()
-    work.infer_shapes()
+    work = _Fold(nodes, edges, keep_groups)
     # Scales go first: a scale between a pool and a synapse would keep the two apart.
     for name in work.order:
         if isinstance(work.nodes[name], nir.Scale):
@@ -205,20 +200,25 @@ def _paths(nodes: dict[str, Any], edges: list[Edge]) -> set[tuple[str, str, int]
 
 
 class _Fold:
-    """A graph while it is folded: its nodes and edges change, and `done` tells what was folded where."""
+    """A graph while it is folded: its nodes and edges change, and `done` tells what was folded where.
 
-    def __init__(self, nodes: dict[str, Any], edges: list[Edge]) -> None:
-        self.nodes, self.edges = nodes, edges
+    The shapes that enter and leave a node are those before anything is folded; a fold leaves the shapes of the other
+    nodes as they are.
+    """
+
+    def __init__(self, nodes: dict[str, Any], edges: list[Edge], keep_groups: bool) -> None:
+        self.nodes = {name: copy.copy(node) for name, node in nodes.items()}
+        if keep_groups:
+            self.nodes = {name: restore_groups(node) for name, node in self.nodes.items()}
+        self.edges = list(edges)
         self.done: list[str] = []
-        self.entering: dict[str, Shape] = {}
-        self.order: tuple[str, ...] = ()
-        self.looping: dict[str, tuple[str, ...]] = {}
-
-    def infer_shapes(self) -> None:
-        """Infer the shapes once, before anything is folded; a fold leaves the shapes of the other nodes."""
-        order = topology(self.nodes, self.edges)
-        self.entering, self.leaving = infer(self.nodes, order)
-        self.order, self.looping = order.order, order.looping
+        for name, node in nodes.items():
+            # The ends of nested graphs only pass on what they get.
+            if "." in name and isinstance(node, (nir.Input, nir.Output)):
+                self.remove(name)
+        topo = topology(self.nodes, self.edges)
+        self.order, self.looping = topo.order, topo.looping
+        self.entering, self.leaving = infer(self.nodes, topo)
 
     def sources(self, name: str) -> list[str]:
         """List the nodes that feed this one."""
@@ -228,22 +228,16 @@ class _Fold:
         """List the nodes that this one feeds."""
         return [target for source, target in self.edges if source == name]
 
-    def bridge_inner_ends(self) -> None:
-        """Remove the Input and Output of nested graphs, which only pass on what they get."""
-        for name, node in list(self.nodes.items()):
-            if "." in name and isinstance(node, (nir.Input, nir.Output)):
-                self.remove(name)
-
     def remove(self, name: str) -> None:
         """Take a node out and let its sources feed its targets."""
         bridges = [(s, t) for s in self.sources(name) for t in self.targets(name)]
-        kept = [edge for edge in self.edges if name not in edge]
+        remaining = [edge for edge in self.edges if name not in edge]
         for edge in bridges:
-            if edge in kept:
+            if edge in remaining:
                 raise ExportError(
                     f"node '{name}': without it {edge[0]} -> {edge[1]} would stand twice, which NIR cannot hold; merge them first"
                 )
-        self.edges = kept + bridges
+        self.edges = remaining + bridges
         del self.nodes[name]
 
     def fold_scale(self, name: str) -> None:
@@ -253,14 +247,14 @@ class _Fold:
             ExportError: neither side can take it in.
         """
         scale = np.asarray(self.nodes[name].scale, dtype=np.float64)
-        before = self.sources(name)
-        synapse = self.nodes[before[0]] if len(before) == 1 else None
-        # The synapse before must feed nothing else, which would be scaled as well.
-        if isinstance(synapse, SYNAPSES) and self.targets(before[0]) == [name]:
-            rows = _per_channel(scale, synapse, self.leaving[before[0]])
-            if rows is not None:
-                self.nodes[before[0]] = _scale_rows(synapse, rows)
-                self._finish(name, f"scale '{name}' into '{before[0]}'")
+        before = self._own_source(name, SYNAPSES)
+        if before is not None:
+            synapse = self.nodes[before]
+            factors = _factors(scale, synapse, self.leaving[before])
+            if factors is not None:
+                self.nodes[before] = _scaled(synapse, factors, axis=0)
+                self.done.append(f"scale '{name}' into '{before}'")
+                self.remove(name)
                 return
         after = self.targets(name)
         scaled = {}
@@ -269,17 +263,26 @@ class _Fold:
             # The synapse after must receive nothing else, which would be scaled as well.
             if not isinstance(synapse, SYNAPSES) or self.sources(target) != [name]:
                 break
-            columns = _per_channel(scale, synapse, self.leaving[name])
-            if columns is None:
+            factors = _factors(scale, synapse, self.leaving[name])
+            if factors is None:
                 break
-            scaled[target] = _scale_columns(synapse, columns)
+            scaled[target] = _scaled(synapse, factors, axis=1)
+        # All of them or none: a synapse that could not take it in would lose it.
         if not after or len(scaled) < len(after):
             raise ExportError(
                 f"node '{name}': no synapse directly before or after can take in this scale of {scale.shape}; "
                 "multiply it into the weights"
             )
         self.nodes |= scaled
-        self._finish(name, f"scale '{name}' into {after}")
+        self.done.append(f"scale '{name}' into {after}")
+        self.remove(name)
+
+    def _own_source(self, name: str, kinds: tuple[type, ...]) -> str | None:
+        """Find the node of these kinds that alone feeds this one, and feeds nothing else, which would be changed too."""
+        before = self.sources(name)
+        if len(before) != 1 or self.targets(before[0]) != [name]:
+            return None
+        return before[0] if isinstance(self.nodes[before[0]], kinds) else None
 
     def fold_pool(self, name: str) -> None:
         """Fold a pool into the synapses behind it, else into the convolution before it, else write it as a convolution.
@@ -287,26 +290,19 @@ class _Fold:
         Raises:
             ExportError: a synapse behind it has other inputs or sees a partial flatten of it.
         """
-        pool, shape = self.nodes[name], self.entering[name]
-        before = self.sources(name)
         # What comes round a loop waits at this pool; handed on to several nodes it would wait at some of them alone.
         several = bool(self.looping[name]) and len(self.targets(name)) > 1
         if not several:
             for target in self.targets(name):
-                self._fold_pool_forward(name, target, before)
+                self._fold_pool_forward(name, target)
         remaining = self.targets(name)
-        first = self.nodes[before[0]]
+        # A convolution before it that a loop enters in place of the pool would let the loop wait elsewhere.
+        before = None if self.looping[name] else self._own_source(name, (nir.Conv2d,))
         if not remaining:
             self.edges = [edge for edge in self.edges if name not in edge]
             del self.nodes[name]
-        elif (
-            not self.looping[name]
-            and len(before) == 1
-            and isinstance(first, nir.Conv2d)
-            and self.targets(before[0]) == [name]
-        ):
-            self.nodes[before[0]] = conv_then_pool(before[0], first, pool, name)
-            self._finish(name, f"pooling '{name}' into '{before[0]}'")
+        elif before is not None:
+            self._fold_pool_back(name, before)
         elif not several and any(
             isinstance(self.nodes[target], (*SYNAPSES, nir.Flatten)) for target in remaining
         ):
@@ -316,69 +312,114 @@ class _Fold:
             )
         else:
             # Only neurons are behind it, which take the sums of a convolution as well.
-            self.nodes[name] = conv_of_pool(pool, shape)
+            self.nodes[name] = _conv_of_pool(self.nodes[name], self.entering[name][0])
             self.done.append(f"pooling '{name}' as a convolution of its own")
 
-    def _fold_pool_forward(self, name: str, target: str, before: list[str]) -> None:
+    def _fold_pool_forward(self, name: str, target: str) -> None:
         """Fold a pool into the synapse at `target`, or behind the Flatten at `target`, where one can take it in."""
-        pool, shape = self.nodes[name], self.entering[name]
-        flatten = None
-        synapse = target
-        if isinstance(self.nodes[target], nir.Flatten):
-            flatten = self.nodes[target]
-            whole = int(flatten.start_dim) == 0 and int(flatten.end_dim) in (-1, 2)
+        if self.sources(target) != [name]:
+            return
+        node, synapse = self.nodes[target], target
+        if isinstance(node, nir.Conv2d):
+            self.nodes[target] = self._pool_then_conv(name, target)
+        elif isinstance(node, nir.Flatten):
+            whole = int(node.start_dim) == 0 and int(node.end_dim) in (-1, 2)
             behind = self.targets(target)
-            # Pixels keep their order only where all of (C, H, W) is flattened, for one synapse and from this pool alone.
-            if not whole or len(behind) != 1 or self.sources(target) != [name]:
+            # Pixels keep their order only where all of (C, H, W) is flattened, and for one synapse alone.
+            if not whole or len(behind) != 1 or self.sources(behind[0]) != [target]:
                 return
             synapse = behind[0]
-        if self.sources(synapse) != [name if flatten is None else target]:
-            return
-        node = self.nodes[synapse]
-        if flatten is None and isinstance(node, nir.Conv2d):
-            self.nodes[synapse] = pool_then_conv(synapse, pool, shape, node, name)
-        elif flatten is not None and isinstance(node, (nir.Linear, nir.Affine)):
-            self.nodes[synapse] = pool_then_linear(pool, shape, node)
-            larger = copy.copy(flatten)
-            larger.input_type = {"input": np.array(shape)}
-            self.nodes[target] = larger
+            if not isinstance(self.nodes[synapse], (nir.Linear, nir.Affine)):
+                return
+            self.nodes[synapse] = self._pool_then_linear(name, synapse)
         else:
             return
         self.edges.remove((name, target))
-        self.edges += [(source, target) for source in before]
+        self.edges += [(source, target) for source in self.sources(name)]
         self.done.append(f"pooling '{name}' into '{synapse}'")
 
-    def _finish(self, name: str, line: str) -> None:
+    def _pool_then_conv(self, name: str, conv_name: str) -> nir.Conv2d:
+        """Return conv(pool(x)) as one convolution of x.
+
+        Raises:
+            ExportError: the convolution's padding would meet pixels that the pool left out or covers twice.
+        """
+        conv_node = numeric_padding(self.nodes[conv_name])
+        pool, conv = _as_kernel(self.nodes[name]), _as_kernel(conv_node)
+        size, step = pool.weight.shape[2:], ints(self.nodes[name].stride)
+        sides, cells = self.entering[name][1:], self.leaving[name][1:]
+        # Padding of p cells becomes p * step pixels of zeros: right only where cells tile the image without rest.
+        left_over = np.array(sides) + 2 * pool.padding > np.array(cells) * pool.stride
+        untiled = left_over | (np.array(size) > pool.stride) | (pool.padding > 0)
+        if (untiled & (conv.padding > 0)).any():
+            raise ExportError(
+                f"node '{name}': pool {size} with stride {step} on {sides} does not fold into the padded convolution "
+                f"'{conv_name}': its zeros would meet pixels; choose sizes that the pool divides"
+            )
+        return _one_convolution(pool, conv, conv_node.bias, int(conv_node.groups))
+
+    def _fold_pool_back(self, name: str, conv_name: str) -> None:
+        """Fold a pool into the convolution before it.
+
+        Raises:
+            ExportError: a padded pool, whose zeros are not the convolution's.
+        """
+        conv_node = numeric_padding(self.nodes[conv_name])
+        pool, conv = _as_kernel(self.nodes[name]), _as_kernel(conv_node)
+        if pool.padding.any():
+            raise ExportError(
+                f"node '{name}': a padded pool after '{conv_name}' is no convolution, since its zeros lack the bias; remove the padding"
+            )
+        # A sum of a window adds the bias once per cell, an average once.
+        high, wide = pool.weight.shape[2:]
+        times = _gain(self.nodes[name]) * high * wide
+        bias = np.asarray(conv_node.bias, dtype=np.float64) * times
+        self.nodes[conv_name] = _one_convolution(conv, pool, bias, int(conv_node.groups))
+        self.done.append(f"pooling '{name}' into '{conv_name}'")
         self.remove(name)
-        self.done.append(line)
+
+    def _pool_then_linear(self, name: str, linear_name: str) -> nir.Linear | nir.Affine:
+        """Return linear(flatten(pool(x))) as linear'(flatten(x)): a cell's column goes to every pixel of its window."""
+        pool, linear = self.nodes[name], self.nodes[linear_name]
+        weight = np.asarray(linear.weight, dtype=np.float64)
+        rows = len(weight)
+        columns = torch.as_tensor(weight.reshape(rows, *self.leaving[name]))
+        shape = self.entering[name]
+        window = torch.full(
+            (shape[0], 1, *ints(pool.kernel_size)), _gain(pool), dtype=torch.float64
+        )
+        # The gradient of pooling is its adjoint: it hands the weight of a cell to the pixels below it, and 0 to pixels
+        # that no window reaches.
+        pixels = conv2d_input(  # type: ignore[no-untyped-call]
+            (rows, *shape), window, columns, ints(pool.stride), ints(pool.padding), 1, shape[0]
+        )
+        flat = pixels.reshape(rows, -1).numpy().copy()
+        if isinstance(linear, nir.Affine):
+            return nir.Affine(flat, np.array(linear.bias))
+        return nir.Linear(flat)
 
 
-def _per_channel(scale: Float64, synapse: Any, shape: Shape) -> Float64 | None:
+def _factors(scale: Float64, synapse: Any, shape: Shape) -> Float64 | None:
     """Return one factor per feature of a Linear, per channel of a Conv; None where a Conv cannot hold the scale."""
-    whole = np.broadcast_to(scale.reshape(-1)[0] if scale.size == 1 else scale, shape)
+    whole = spread(scale, shape)
     if not isinstance(synapse, CONVS):
-        return np.array(whole)
+        return whole
     # The taps of a kernel are shared by all pixels, so a channel can have one factor alone.
     flat = whole.reshape(shape[0], -1)
     return np.array(flat[:, 0]) if (flat == flat[:, :1]).all() else None
 
 
-def _scale_rows(synapse: Any, factors: Float64) -> Any:
-    """Scale what a synapse gives: its rows and its bias."""
-    scaled = copy.copy(synapse)
-    weight = np.asarray(synapse.weight, dtype=np.float64)
-    scaled.weight = weight * factors.reshape(-1, *(1,) * (weight.ndim - 1))
-    if hasattr(synapse, "bias"):
-        scaled.bias = np.asarray(synapse.bias, dtype=np.float64) * factors
-    return scaled
-
-
-def _scale_columns(synapse: Any, factors: Float64) -> Any:
-    """Scale what a synapse takes: its columns."""
+def _scaled(synapse: Any, factors: Float64, axis: int) -> Any:
+    """Scale what a synapse gives (axis 0: its rows and its bias) or what it takes (axis 1: its columns)."""
     # A grouped kernel has the columns of one group alone, and the groups would need factors of their own.
-    scaled = dense_groups(synapse) if isinstance(synapse, CONVS) else copy.copy(synapse)
+    dense = axis == 1 and isinstance(synapse, CONVS)
+    scaled = dense_groups(synapse) if dense else copy.copy(synapse)
     weight = np.asarray(scaled.weight, dtype=np.float64)
-    scaled.weight = weight * factors.reshape(1, -1, *(1,) * (weight.ndim - 2))
+    along = [1] * weight.ndim
+    along[axis] = -1
+    scaled.weight = weight * factors.reshape(along)
+    if axis == 0 and hasattr(synapse, "bias"):
+        scaled.bias = np.asarray(synapse.bias, dtype=np.float64) * factors
     return scaled
 
 
@@ -390,17 +431,15 @@ def numeric_padding(node: Any) -> Any:
     """
     if not isinstance(node.padding, str):
         return node
-    plain = copy.copy(node)
     kernel = np.asarray(node.weight).shape[2:]
-    axes = len(kernel)
-    padding: Sides | None = (0,) * axes
-    if node.padding == "same":
-        padding = same_padding(ints(node.dilation, axes), kernel)
+    padding = padding_numbers(node.padding, ints(node.dilation, len(kernel)), kernel)
     if padding is None:
         raise ExportError(
             "Conv: padding 'same' of an even kernel differs on both sides; use an odd kernel"
         )
-    plain.padding = padding[0] if axes == 1 else np.array(padding)
+    plain = copy.copy(node)
+    # NIR holds one number for the one axis of a Conv1d, and an array for two.
+    plain.padding = padding[0] if len(kernel) == 1 else np.array(padding)
     return plain
 
 
@@ -413,117 +452,72 @@ def dense_groups(node: Any) -> Any:
     return plain
 
 
+class _Kernel(NamedTuple):
+    """A convolution, or a pool as one: its weight is the window (1, 1, rows, columns) that every channel has.
+
+    `stride`, `padding` and `dilation` are arrays of (rows, columns).
+    """
+
+    weight: Float64
+    stride: npt.NDArray[np.int64]
+    padding: npt.NDArray[np.int64]
+    dilation: npt.NDArray[np.int64]
+
+
+def _as_kernel(node: Any) -> _Kernel:
+    """Read a pool, or a convolution whose padding is numbers."""
+    if isinstance(node, POOLS):
+        weight = np.full((1, 1, *ints(node.kernel_size)), _gain(node))
+        dilation: Shape = (1, 1)
+    else:
+        weight = np.asarray(node.weight, dtype=np.float64)
+        dilation = ints(node.dilation)
+    return _Kernel(
+        weight, np.array(ints(node.stride)), np.array(ints(node.padding)), np.array(dilation)
+    )
+
+
 def _gain(pool: Any) -> float:
     high, wide = ints(pool.kernel_size)
     return 1.0 / (high * wide) if isinstance(pool, nir.AvgPool2d) else 1.0
 
 
-def _geometry(pool: Any) -> tuple[Sides, Sides, Sides]:
-    """Size, stride and padding of a pool, (rows, columns) each."""
-    return ints(pool.kernel_size), ints(pool.stride), ints(pool.padding)
+def _one_convolution(first: _Kernel, second: _Kernel, bias: Any, groups: int) -> nir.Conv2d:
+    """Return second(first(x)) as one convolution of x, where one of the two is a pool.
 
-
-def pool_then_conv(
-    name: str, pool: Any, shape: tuple[int, ...], conv: nir.Conv2d, pool_name: str
-) -> nir.Conv2d:
-    """Return conv(pool(x)) as one convolution of x, shape (C, H, W).
-
-    Raises:
-        ExportError: the convolution's padding would meet pixels that the pool left out or covers twice.
+    K[a*spacing + b*d_first] += W_second[a] * W_first[b] with spacing = d_second * s_first, for all taps a and b.
     """
-    conv = numeric_padding(conv)
-    size, step, pad = _geometry(pool)
-    stride, padding, dilation = (ints(v) for v in (conv.stride, conv.padding, conv.dilation))
-    for axis in (0, 1):
-        extent = shape[1 + axis] + 2 * pad[axis]
-        cells = (extent - size[axis]) // step[axis] + 1
-        # Padding of p cells becomes p * step pixels of zeros: right only where cells tile the image without rest.
-        left_over = extent > cells * step[axis]
-        if padding[axis] and (size[axis] > step[axis] or left_over or pad[axis]):
-            raise ExportError(
-                f"node '{pool_name}': pool {size} with stride {step} on {shape[1:]} does not fold into the padded convolution "
-                f"'{name}': its zeros would meet pixels; choose sizes that the pool divides"
-            )
-    weight = np.asarray(conv.weight, dtype=np.float64)
-    sides = [(weight.shape[2 + i] - 1) * dilation[i] * step[i] + size[i] for i in (0, 1)]
-    kernel = np.zeros((*weight.shape[:2], *sides))
-    for a, b in np.ndindex(*weight.shape[2:]):
-        top, left = a * dilation[0] * step[0], b * dilation[1] * step[1]
-        window = kernel[:, :, top : top + size[0], left : left + size[1]]
-        window += _gain(pool) * weight[:, :, a, b, None, None]  # windows of a pool may overlap
-    folded_stride = tuple(stride[i] * step[i] for i in (0, 1))
-    folded_padding = tuple(padding[i] * step[i] + pad[i] for i in (0, 1))
-    return _conv(kernel, conv.bias, folded_stride, folded_padding, int(conv.groups))
+    taps = second.weight.shape[2:]
+    spacing = second.dilation * first.stride
+    # What the taps of `first` span with their dilation, and what all that `second` combines spans together.
+    span = (np.array(first.weight.shape[2:]) - 1) * first.dilation + 1
+    sides = (np.array(taps) - 1) * spacing + span
+    channels = np.broadcast_shapes(first.weight.shape[:2], second.weight.shape[:2])
+    kernel = np.zeros((*channels, *sides))
+    for row, column in np.ndindex(*taps):
+        top, left = row * spacing[0], column * spacing[1]
+        rows = slice(top, top + span[0], first.dilation[0])
+        columns = slice(left, left + span[1], first.dilation[1])
+        # Windows may overlap: then several taps meet at one place and add up, always in this order, which fixes rounding.
+        kernel[:, :, rows, columns] += first.weight * second.weight[:, :, row, column, None, None]
+    # Padding of `second` counts cells of `first`, each of them a stride of pixels apart.
+    padding = second.padding * first.stride + first.padding
+    return _conv(kernel, bias, first.stride * second.stride, padding, groups)
 
 
-def conv_then_pool(name: str, conv: nir.Conv2d, pool: Any, pool_name: str) -> nir.Conv2d:
-    """Return pool(conv(x)) as one convolution of x.
-
-    Raises:
-        ExportError: a padded pool, whose zeros are not the convolution's.
-    """
-    conv = numeric_padding(conv)
-    size, step, pad = _geometry(pool)
-    if any(pad):
-        raise ExportError(
-            f"node '{pool_name}': a padded pool after '{name}' is no convolution, since its zeros lack the bias; remove the padding"
-        )
-    stride, padding, dilation = (ints(v) for v in (conv.stride, conv.padding, conv.dilation))
-    weight = np.asarray(conv.weight, dtype=np.float64)
-    # What one kernel spans with its dilation, and what all kernels of a window span together.
-    spans = [(weight.shape[2 + i] - 1) * dilation[i] + 1 for i in (0, 1)]
-    kernel = np.zeros((*weight.shape[:2], *((size[i] - 1) * stride[i] + spans[i] for i in (0, 1))))
-    for y, x in np.ndindex(*size):
-        top, left = y * stride[0], x * stride[1]
-        rows = slice(top, top + spans[0], dilation[0])
-        columns = slice(left, left + spans[1], dilation[1])
-        kernel[:, :, rows, columns] += _gain(pool) * weight
-    # A sum of a window adds the bias once per cell, an average once.
-    bias = np.asarray(conv.bias, dtype=np.float64) * (_gain(pool) * size[0] * size[1])
-    folded_stride = tuple(stride[i] * step[i] for i in (0, 1))
-    return _conv(kernel, bias, folded_stride, padding, int(conv.groups))
-
-
-def conv_of_pool(pool: Any, shape: tuple[int, ...]) -> nir.Conv2d:
+def _conv_of_pool(pool: Any, channels: int) -> nir.Conv2d:
     """Return a pool as a convolution: every channel sees itself through a window of ones."""
-    size, stride, padding = _geometry(pool)
-    channels = shape[0]
-    kernel = np.zeros((channels, channels, *size))
-    kernel[np.arange(channels), np.arange(channels)] = _gain(pool)
-    return _conv(kernel, np.zeros(channels), stride, padding)
+    window = _as_kernel(pool)
+    kernel = np.eye(channels)[:, :, None, None] * window.weight
+    return _conv(kernel, np.zeros(channels), window.stride, window.padding, 1)
 
 
-def pool_then_linear(
-    pool: Any, shape: tuple[int, ...], linear: nir.Linear | nir.Affine
-) -> nir.Linear | nir.Affine:
-    """Return linear(flatten(pool(x))) as linear'(flatten(x)): a cell's column goes to every pixel of its window."""
-    size, step, pad = _geometry(pool)
-    channels, height, width = shape
-    cells = [(shape[1 + i] + 2 * pad[i] - size[i]) // step[i] + 1 for i in (0, 1)]
-    weight = np.asarray(linear.weight, dtype=np.float64)
-    rows = len(weight)
-    columns = torch.as_tensor(weight.reshape(rows, channels, *cells))
-    window = torch.full((channels, 1, *size), _gain(pool), dtype=torch.float64)
-    # A transposed convolution is the adjoint of pooling: it hands the weight of a cell to the pixels below it.
-    spread = F.conv_transpose2d(columns, window, None, step, (0, 0), (0, 0), channels)
-    # Pixels that no window reaches keep weight 0; those of the padding are cut away.
-    pixels = torch.zeros(
-        rows, channels, height + 2 * pad[0], width + 2 * pad[1], dtype=torch.float64
-    )
-    pixels[:, :, : spread.shape[2], : spread.shape[3]] = spread
-    inner = pixels[:, :, pad[0] : pad[0] + height, pad[1] : pad[1] + width]
-    flat = inner.reshape(rows, -1).numpy().copy()
-    if isinstance(linear, nir.Affine):
-        return nir.Affine(flat, np.array(linear.bias))
-    return nir.Linear(flat)
-
-
-def _conv(kernel: Float64, bias: Any, stride: Sides, padding: Sides, groups: int = 1) -> nir.Conv2d:
+def _conv(kernel: Float64, bias: Any, stride: Any, padding: Any, groups: int) -> nir.Conv2d:
     return nir.Conv2d(
         input_shape=None,
         weight=kernel,
-        stride=np.array(stride),
-        padding=np.array(padding),
+        stride=stride,
+        padding=padding,
         dilation=np.array([1, 1]),
         groups=groups,
         bias=np.array(bias, dtype=np.float64),

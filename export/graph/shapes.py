@@ -242,6 +242,12 @@ def _fits(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> N
         )
 
 
+def spread(value: np.ndarray[Any, Any], shape: Shape) -> np.ndarray[Any, Any]:
+    """Return a copy with one value per neuron of a parameter that `node_shape` found to fit."""
+    # A single value may have more axes than the neurons, which numpy alone would not spread.
+    return np.array(np.broadcast_to(value.reshape(-1)[0] if value.size == 1 else value, shape))
+
+
 def _exactly(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> None:
     if value.shape != shape:
         raise ExportError(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.convolutions import dense_kernel, groups_metadata, same_padding
+from knarr.export.graph.convolutions import dense_kernel, groups_metadata, padding_numbers
 from knarr.export.norse.layers import Layer, Layers
 from knarr.export.norse.modules import OUTPUT, StepGraph, SumPool2d
 
@@ -172,17 +172,13 @@ def _plain_conv(leaf: Layer) -> tuple[nn.Module, str]:
 
 
 def _padding(leaf: Layer, conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    if conv.padding == "valid":
-        return (0,) * len(conv.kernel_size)
-    if conv.padding != "same":
-        return tuple(int(p) for p in conv.padding)
-    same = same_padding(conv.dilation, conv.kernel_size)
-    if same is None:
+    padding = padding_numbers(conv.padding, conv.dilation, conv.kernel_size)
+    if padding is None:
         raise ExportError(
             f"module '{leaf.path}': padding 'same' of kernel {tuple(conv.kernel_size)} is not the same on both sides, which "
             "NIR cannot hold; use an odd kernel"
         )
-    return same
+    return padding
 
 
 def _square(
