@@ -24,6 +24,7 @@ from knarr.export.certificate import certify, replay_inputs
 from knarr.export.errors import ExportError
 from knarr.export.files import read, write
 from knarr.export.graph.step import METADATA
+from knarr.export.graph.step_synapses import ints
 from knarr.export.graph.topology import NEURONS, Edge, bare_delays
 from knarr.export.norse.layers import NEURON_CELLS, Layer, Layers, take_apart
 from knarr.export.norse.modules import INPUT, OUTPUT, PLIFBoxCell, SumPool2d
@@ -170,8 +171,7 @@ class _Reader:
 
 
 def _linear(layer: Layer, shape: Shape) -> Any:
-    linear = layer.module
-    assert isinstance(linear, nn.Linear)  # the table chose this converter by type
+    linear: Any = layer.module
     if shape != (linear.in_features,):
         raise ExportError(
             f"module '{layer.path}': receives {shape}, needs ({linear.in_features},); flatten before it"
@@ -181,54 +181,47 @@ def _linear(layer: Layer, shape: Shape) -> Any:
 
 
 def _conv(layer: Layer, shape: Shape) -> Any:
-    conv = layer.module
-    assert isinstance(conv, (nn.Conv1d, nn.Conv2d))  # the table chose this converter by type
+    conv: Any = layer.module
     axes = len(conv.kernel_size)
     if len(shape) != 1 + axes or shape[0] != conv.in_channels:
         wanted = f"({conv.in_channels}, {'H, W' if axes == 2 else 'length'})"
         raise ExportError(
             f"module '{layer.path}': receives {shape}, needs {wanted}; reshape what comes before it"
         )
-    bias = np.zeros(conv.out_channels) if conv.bias is None else array(conv.bias)
-    fields: dict[str, Any] = {
-        "weight": array(conv.weight),
-        "groups": conv.groups,
-        "bias": bias,
-        "metadata": getattr(conv, WRITTEN_FROM, {}),
-    }
-    if isinstance(conv, nn.Conv1d):
-        return nir.Conv1d(
-            input_shape=shape[1],
-            stride=int(conv.stride[0]),
-            padding=int(conv.padding[0]),
-            dilation=int(conv.dilation[0]),
-            **fields,
-        )
-    return nir.Conv2d(
-        input_shape=(shape[1], shape[2]),
-        stride=np.array(conv.stride),
-        padding=np.array(conv.padding),
-        dilation=np.array(conv.dilation),
+    sizes = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+    fields: dict[str, Any] = {name: np.array(size) for name, size in sizes.items()}
+    kind: Any = nir.Conv2d
+    if axes == 1:
+        # NIR holds plain integers for the one axis of a Conv1d.
+        fields = {name: int(size[0]) for name, size in sizes.items()}
+        kind = nir.Conv1d
+    return kind(
+        input_shape=shape[1] if axes == 1 else shape[1:],
+        weight=array(conv.weight),
+        groups=conv.groups,
+        # NIR leaves open what a Conv without a bias is, so zeros are written.
+        bias=np.zeros(conv.out_channels) if conv.bias is None else array(conv.bias),
+        metadata=getattr(conv, WRITTEN_FROM, {}),
         **fields,
     )
 
 
 def _avg_pool(layer: Layer, shape: Shape) -> Any:
-    pool = layer.module
-    assert isinstance(pool, nn.AvgPool2d)  # the table chose this converter by type
-    kernel, stride, padding = (_pair(v) for v in (pool.kernel_size, pool.stride, pool.padding))
-    if pool.ceil_mode or pool.divisor_override is not None or any(padding):
+    pool: Any = layer.module
+    padding = np.array(ints(pool.padding))
+    if pool.ceil_mode or pool.divisor_override is not None or padding.any():
         raise ExportError(
             f"module '{layer.path}': ceil_mode, divisor_override and padding are not in NIR; pad or crop before it"
         )
     return nir.AvgPool2d(
-        kernel_size=np.array(kernel), stride=np.array(stride), padding=np.array(padding)
+        kernel_size=np.array(ints(pool.kernel_size)),
+        stride=np.array(ints(pool.stride)),
+        padding=padding,
     )
 
 
 def _sum_pool(layer: Layer, shape: Shape) -> Any:
-    pool = layer.module
-    assert isinstance(pool, SumPool2d)  # the table chose this converter by type
+    pool: Any = layer.module
     return nir.SumPool2d(
         kernel_size=np.array(pool.kernel_size),
         stride=np.array(pool.stride),
@@ -237,8 +230,7 @@ def _sum_pool(layer: Layer, shape: Shape) -> Any:
 
 
 def _flatten(layer: Layer, shape: Shape) -> Any:
-    flatten = layer.module
-    assert isinstance(flatten, nn.Flatten)  # the table chose this converter by type
+    flatten: Any = layer.module
     end = flatten.end_dim if flatten.end_dim >= 0 else len(shape) + 1 + flatten.end_dim
     if not 1 <= flatten.start_dim <= end <= len(shape):
         raise ExportError(
@@ -252,10 +244,7 @@ def _flatten(layer: Layer, shape: Shape) -> Any:
     )
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
+# Each converter takes the one type it stands under; `take_apart` lets no subclass through.
 CONVERTERS: dict[type[nn.Module], Callable[[Layer, Shape], Any]] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
@@ -266,17 +255,21 @@ CONVERTERS: dict[type[nn.Module], Callable[[Layer, Shape], Any]] = {
 }
 
 
+def _require_finite(layer: Layer) -> None:
+    for name, parameter in layer.module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ExportError(
+                f"module '{layer.path}': {name} holds NaN or infinity; retrain or reload it"
+            )
+
+
 def synapse(layer: Layer, shape: Shape) -> tuple[Any, Shape]:
     """Return the NIR node of a stateless layer and the shape that leaves it.
 
     Raises:
         ExportError: the layer does not fit what it receives, holds NaN or infinity, or does what NIR cannot say.
     """
-    for name, parameter in layer.module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ExportError(
-                f"module '{layer.path}': {name} holds NaN or infinity; retrain or reload it"
-            )
+    _require_finite(layer)
     node = CONVERTERS[type(layer.module)](layer, shape)
     # Asking torch is safer than computing the shape again beside it.
     try:
@@ -301,12 +294,7 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
     Raises:
         ExportError: names the module that cannot be exported, why, and what to do.
     """
-    input_shape, dt_s = as_shape(input_shape), as_dt(dt_s)
-    build = _Build(
-        {INPUT: nir.Input(input_type={"input": np.array(input_shape)})},
-        [],
-        {INPUT: tuple(input_shape)},
-    )
+    build = _Build(input_shape)
     for layer in layers.leaves:
         build.add(layer, dt_s)
     build.nodes[OUTPUT] = nir.Output(
@@ -333,8 +321,11 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
 class _Build:
     """A graph that grows layer by layer, with the shape that leaves each node."""
 
-    def __init__(self, nodes: dict[str, Any], edges: list[Edge], shapes: dict[str, Shape]) -> None:
-        self.nodes, self.edges, self.shapes = nodes, edges, shapes
+    def __init__(self, input_shape: Shape) -> None:
+        start = nir.Input(input_type={"input": np.array(input_shape)})
+        self.nodes: dict[str, Any] = {INPUT: start}
+        self.edges: list[Edge] = []
+        self.shapes = {INPUT: input_shape}
         self.arrives_at: dict[str, Shape] = {}
 
     def arriving(self, path: str, sources: tuple[str, ...]) -> Shape:
@@ -372,11 +363,7 @@ class _Build:
             raise ExportError(
                 f"module '{layer.path}': receives {shape}, needs ({w_in.shape[1]},); flatten before it"
             )
-        for which, weight in (("input_weights", w_in), ("recurrent_weights", w_rec)):
-            if not np.isfinite(weight).all():
-                raise ExportError(
-                    f"module '{layer.path}': {which} holds NaN or infinity; retrain or reload it"
-                )
+        _require_finite(layer)
         if layer.delayed:
             raise ExportError(
                 f"module '{layer.path}': a recurrent edge into a cell that is recurrent itself; use LIFCell and StepGraph"

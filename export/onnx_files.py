@@ -31,6 +31,7 @@ from knarr.files import write_atomic
 
 OPSET = 17
 TRACER_WARNING = torch.jit.TracerWarning  # type: ignore[attr-defined]  # public, but missing from torch's __all__
+Float32 = npt.NDArray[np.float32]
 CHECKED_BATCHES = (1, 3)
 """Batch sizes that are compared: 1 is what is counted, a larger one shows that the batch was not baked into the file."""
 RELATIVE_TOLERANCE = 1e-4
@@ -64,19 +65,40 @@ def to_onnx(module: torch.nn.Module, input_shape: tuple[int, ...], path: Path) -
     write_atomic(path, exported)
 
 
-def open_session(
+def _trace(
+    module: nn.Module, arguments: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str]
+) -> bytes:
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        module,
+        arguments,
+        buffer,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
+        opset_version=OPSET,
+    )
+    return buffer.getvalue()
+
+
+def _open_session(
     exported: bytes, options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
-    """Open a file on one thread of the CPU.
-
-    Raises:
-        ExportError: onnxruntime does not take it.
-    """
+    # One thread: more of them would compete with those of torch, and order some sums otherwise.
     options.intra_op_num_threads = 1
     try:
         return onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no other base
         raise ExportError(f"module: onnxruntime does not take the file ({error})") from error
+
+
+def _run_session(
+    session: onnxruntime.InferenceSession, feed: dict[str, Float32], batch: int
+) -> list[Float32]:
+    try:
+        return list(session.run(None, feed))
+    except Exception as error:
+        raise ExportError(f"module: the file does not run at batch {batch} ({error})") from error
 
 
 def _check_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> None:
@@ -102,7 +124,7 @@ def _samples(module: torch.nn.Module, input_shape: tuple[int, ...], batch: int) 
     return torch.randn((batch, *input_shape), generator=generator).to(device)
 
 
-def _run(module: torch.nn.Module, inputs: torch.Tensor) -> npt.NDArray[np.float32]:
+def _run(module: torch.nn.Module, inputs: torch.Tensor) -> Float32:
     try:
         with torch.no_grad():
             output = module(inputs)
@@ -120,22 +142,12 @@ def _run(module: torch.nn.Module, inputs: torch.Tensor) -> npt.NDArray[np.float3
 
 def _export(module: torch.nn.Module, input_shape: tuple[int, ...]) -> bytes:
     inputs = _samples(module, input_shape, 1)
-    buffer = io.BytesIO()
     try:
         _run(module, inputs)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            torch.onnx.export(
-                module,
-                (inputs,),
-                buffer,
-                input_names=["input"],
-                output_names=["output"],
-                dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
-                opset_version=OPSET,
-                training=torch.onnx.TrainingMode.EVAL,
-            )
-        onnx.checker.check_model(onnx.load_model_from_string(buffer.getvalue()), full_check=True)
+            exported = _trace(module, (inputs,), ["input"], ["output"])
+        onnx.checker.check_model(onnx.load_model_from_string(exported), full_check=True)
     except ExportError:
         raise
     except (
@@ -157,21 +169,17 @@ def _export(module: torch.nn.Module, input_shape: tuple[int, ...]) -> bytes:
             raise ExportError(
                 f"module: cannot be exported, its trace depends on the input ({where}: {warning.message})"
             )
+        # Other warnings are the caller's, as if nothing had caught them.
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return buffer.getvalue()
+    return exported
 
 
 def _compare(module: torch.nn.Module, input_shape: tuple[int, ...], exported: bytes) -> None:
-    session = open_session(exported, onnxruntime.SessionOptions())
+    session = _open_session(exported, onnxruntime.SessionOptions())
     for batch in CHECKED_BATCHES:
         inputs = _samples(module, input_shape, batch)
         expected = _run(module, inputs)
-        try:
-            (got,) = session.run(None, {"input": inputs.cpu().numpy()})
-        except Exception as error:
-            raise ExportError(
-                f"module: the file does not run at batch {batch} ({error})"
-            ) from error
+        (got,) = _run_session(session, {"input": inputs.cpu().numpy()}, batch)
         if got.shape != expected.shape or len(got) != batch:
             raise ExportError(
                 f"module: batch {batch} gives shape {got.shape} in onnxruntime and {expected.shape} in torch; "
@@ -181,7 +189,9 @@ def _compare(module: torch.nn.Module, input_shape: tuple[int, ...], exported: by
             raise ExportError(
                 f"module: outputs of random inputs are not finite at batch {batch}; check its weights"
             )
-        difference, scale = float(np.abs(got - expected).max()), float(np.abs(expected).max())
+        difference = float(np.abs(got - expected).max())
+        scale = float(np.abs(expected).max())
+        # NaN in the file's output compares false, so the negated comparison refuses it.
         if not difference <= RELATIVE_TOLERANCE * scale:
             raise ExportError(
                 f"module: onnxruntime differs from torch by {difference:g} at batch {batch}, allowed "
@@ -191,7 +201,6 @@ def _compare(module: torch.nn.Module, input_shape: tuple[int, ...], exported: by
 
 NEXT = ".next"
 CHECKED_STEPS = 16
-Float32 = npt.NDArray[np.float32]
 
 
 def student_step_to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
@@ -281,33 +290,27 @@ def _parts(value: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def _export_step(step: _Step, input_shape: tuple[int, ...]) -> bytes:
-    names, after = ["input", *step.names], ["output", *(name + NEXT for name in step.names)]
-    buffer = io.BytesIO()
+    arguments = (torch.zeros(1, *input_shape), *step.initial)
+    inputs = ["input", *step.names]
+    outputs = ["output", *(name + NEXT for name in step.names)]
     try:
         with warnings.catch_warnings():
             # Sizes of this trace are asserted by the comparison at another batch.
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                step,
-                (torch.zeros(1, *input_shape), *step.initial),
-                buffer,
-                input_names=names,
-                output_names=after,
-                dynamic_axes={name: {0: "batch"} for name in (*names, *after)},
-                opset_version=OPSET,
-                do_constant_folding=True,
-            )
-        model = onnx.load_model_from_string(buffer.getvalue())
+            model = onnx.load_model_from_string(_trace(step, arguments, inputs, outputs))
     except Exception as error:  # tracing runs the module's own code
         raise ExportError(
             f"module: cannot be traced ({str(error).strip().splitlines()[0]})"
         ) from error
-    kept = {value.name for value in model.graph.input}
+    # The tracer drops inputs that nothing reads, such as the spikes of the step before.
+    taken = {value.name for value in model.graph.input}
+    pairs = {}
     for name, value in zip(step.names, step.initial, strict=True):
-        if name in kept:  # an initializer under an input's name is its default value
+        if name in taken:
+            # An initializer under an input's name is its default value.
             model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
+            pairs[name] = name + NEXT
     entry = model.metadata_props.add()
-    pairs = {name: name + NEXT for name in step.names if name in kept}
     entry.key, entry.value = "knarr_states", json.dumps(pairs)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
@@ -317,42 +320,30 @@ def _check(step: _Step, input_shape: tuple[int, ...], exported: bytes) -> None:
     options = onnxruntime.SessionOptions()
     # It warns that default states are no constants, which is their purpose.
     options.log_severity_level = 3
-    session = open_session(exported, options)
-    taken = {value.name for value in session.get_inputs()} | {
-        v.name for v in session.get_overridable_initializers()
-    }
+    session = _open_session(exported, options)
+    taken = {value.name for value in session.get_overridable_initializers()}
     for batch in CHECKED_BATCHES:
         generator = torch.Generator().manual_seed(batch)
-        state: list[torch.Tensor] | None = None
+        state = step.initial
+        feed: dict[str, Float32] = {}  # the first step runs on the defaults
         for t in range(CHECKED_STEPS):
             x = (torch.rand((batch, *input_shape), generator=generator) < 0.4).float()
-            before = (
-                [v.expand(batch, *v.shape[1:]) for v in step.initial] if state is None else state
-            )
             with torch.no_grad():
-                expected = [value.numpy() for value in step(x, *before)]
-            feed = {"input": x.numpy()}
-            if state is not None:  # the first step runs on the defaults
-                feed |= {
-                    n: v.numpy() for n, v in zip(step.names, before, strict=True) if n in taken
-                }
-            try:
-                got = session.run(None, feed)
-            except Exception as error:
-                raise ExportError(
-                    f"module: the file does not run at batch {batch} ({error})"
-                ) from error
-            _compare_step(step, expected, got, f"batch {batch}, step {t}")
-            state = [torch.as_tensor(value) for value in expected[1:]]
+                output, *state = step(x, *state)
+            got = _run_session(session, {"input": x.numpy(), **feed}, batch)
+            after = {name: value.numpy() for name, value in zip(step.names, state, strict=True)}
+            # In the order the layers act, and the output last.
+            expected = {**after, "output": output.numpy()}
+            _compare_step(step, expected, [*got[1:], got[0]], f"batch {batch}, step {t}")
+            # Both sides go on from torch's states, so that roundings do not add up.
+            feed = {name: value for name, value in after.items() if name in taken}
 
 
-def _compare_step(step: _Step, expected: list[Float32], got: list[Float32], where: str) -> None:
+def _compare_step(
+    step: _Step, expected: dict[str, Float32], got: list[Float32], where: str
+) -> None:
     flipped = False  # a neuron stood on its threshold: what it feeds in this step may differ
-    # In the order the layers act, and the output last.
-    names = [*step.names, "output"]
-    for name, ours, theirs in zip(
-        names, [*expected[1:], expected[0]], [*got[1:], got[0]], strict=True
-    ):
+    for (name, ours), theirs in zip(expected.items(), got, strict=True):
         if ours.shape != theirs.shape:
             raise ExportError(
                 f"module: '{name}' has shape {theirs.shape} in onnxruntime, {ours.shape} in torch at {where}"
@@ -375,12 +366,12 @@ def _compare_step(step: _Step, expected: list[Float32], got: list[Float32], wher
 def _on_threshold(step: _Step, name: str, ours: Float32, theirs: Float32, tolerance: float) -> Any:
     """Mark where a neuron may fire on one side alone, because its voltage is at the threshold but for rounding."""
     key, _, field = name.rpartition(".")
-    cell = step.graph.nodes[key] if key in step.graph.nodes else None  # noqa: SIM401 - a ModuleDict has no get
+    cell = dict(step.graph.nodes.items()).get(key)
     if field not in ("v", "z") or not isinstance(cell, NEURON_CELLS) or not hasattr(cell.p, "v_th"):
         return np.zeros(ours.shape, dtype=np.bool_)
     if field == "z":  # comes before v in the state; v of the same step judges it
         return np.ones(ours.shape, dtype=np.bool_)
     threshold: Float32 = np.broadcast_to(cell.p.v_th.detach().numpy(), ours.shape)
-    return (
-        np.abs(np.maximum(ours, theirs) - threshold) <= tolerance
-    )  # a reset lies below the threshold
+    # The side that fired holds its reset, below the threshold; the larger one is the voltage of the side that did not.
+    near: Any = np.abs(np.maximum(ours, theirs) - threshold) <= tolerance
+    return near

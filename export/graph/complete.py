@@ -47,54 +47,59 @@ def build(tree: dict[str, Any], filled: list[str], path: str = "", depth: int = 
     # HDF5 has no empty list of texts, so a graph without edges comes back as an empty array of numbers.
     if isinstance(edges, np.ndarray) and edges.size == 0:
         edges = []
-    pairs = [tuple(edge) for edge in edges] if isinstance(edges, list) else None
-    if pairs is None or not all(
-        len(pair) == 2 and all(isinstance(n, str) for n in pair) for pair in pairs
-    ):
+    whole = isinstance(edges, list) and all(
+        len(edge) == 2 and isinstance(edge[0], str) and isinstance(edge[1], str) for edge in edges
+    )
+    if not whole:
         raise ExportError(f"graph '{path}': its edges are not pairs of names; it is no NIR graph")
     built = {}
     for name, node in nodes.items():
         where = f"{path}.{name}" if path else name
-        if not isinstance(node, dict) or node.get("type") not in KINDS:
-            kind = node.get("type") if isinstance(node, dict) else type(node).__name__
+        kind = node.get("type") if isinstance(node, dict) else type(node).__name__
+        if not isinstance(node, dict) or kind not in KINDS:
             raise ExportError(
                 f"node '{where}': type {kind!r} is unknown; supported are {', '.join(sorted(KINDS))}"
             )
-        kind = node["type"]
         if kind == "NIRGraph":
             built[name] = build(node, filled, where, depth + 1)
         else:
-            built[name] = _node(where, kind, node, filled)
+            built[name] = _node(where, node, filled)
     metadata = tree.get("metadata", {})
     if not isinstance(metadata, dict):
         raise ExportError(f"graph '{path}': its metadata are no group; it is no NIR graph")
+    pairs = [tuple(edge) for edge in edges]
     return nir.NIRGraph(built, pairs, metadata=dict(metadata), type_check=False)
 
 
-def _node(where: str, kind: str, tree: dict[str, Any], filled: list[str]) -> Any:
-    given = {key: value for key, value in tree.items() if key not in ("type", "metadata")}
-    metadata = tree.get("metadata", {})
-    cls = KINDS[kind]
-    if cls in (nir.Input, nir.Output):
-        side = "input_type" if cls is nir.Input else "output_type"
-        shape = given.pop("shape", None)
-        _no_others(where, kind, given)
+def _node(where: str, tree: dict[str, Any], filled: list[str]) -> Any:
+    given = dict(tree)
+    kind: Any = KINDS[given.pop("type")]
+    metadata = given.pop("metadata", {})
+    allowed = {
+        f.name: f for f in fields(kind) if f.name not in ("metadata", "output_type", "input_type")
+    }
+    ends = kind in (nir.Input, nir.Output)
+    if kind is nir.Flatten:
+        given.pop("input_type", None)  # complete() knows it from what arrives
+    for field in given:
+        # A file holds the shape of an end under another name than nir's own field.
+        if field not in allowed and not (ends and field == "shape"):
+            raise ExportError(
+                f"node '{where}': {kind.__name__} has no field '{field}', so its meaning is open; remove it"
+            )
+    if ends:
+        shape = given.get("shape")
         declared = None if shape is None else _array(where, "shape", shape)
-        node = cls(**{side: {side.removesuffix("_type"): declared}})
+        node = kind({kind.__name__.lower(): declared})
         node.metadata = metadata
         return node
-    allowed = {
-        f.name: f for f in fields(cls) if f.name not in ("metadata", "output_type", "input_type")
-    }
     values: dict[str, Any] = {}
-    if cls is nir.Flatten:
-        given.pop("input_type", None)  # complete() knows it from what arrives
-    _no_others(where, kind, {k: v for k, v in given.items() if k not in allowed})
     for field, spec in allowed.items():
         if field in given:
             value = given[field]
             # The only text that NIR knows in a field is a padding, which nir itself checks.
-            values[field] = value if isinstance(value, str) else _array(where, field, value)
+            text = isinstance(value, str) and kind not in PER_NEURON
+            values[field] = value if text else _array(where, field, value)
         elif field in DEFAULTS:
             values[field] = np.full((), DEFAULTS[field][0])
             filled.append(f"node '{where}': {field} missing, {DEFAULTS[field][1]}")
@@ -102,59 +107,49 @@ def _node(where: str, kind: str, tree: dict[str, Any], filled: list[str]) -> Any
             values[field] = None
         elif spec.default is MISSING:
             raise ExportError(
-                f"node '{where}': {kind} without {field}, which NIR leaves open; write it"
+                f"node '{where}': {kind.__name__} without {field}, which NIR leaves open; write it"
             )
-    if cls in PER_NEURON:  # nir wants equal shapes at once; complete() gives them their features
-        for field in PER_NEURON[cls]:
-            value = values[field]
-            if not isinstance(value, np.ndarray):
-                raise ExportError(f"node '{where}': {field} is no array of numbers; rewrite it")
-        node = object.__new__(cls)
-        for field, value in values.items():
-            setattr(node, field, value)
-        node.input_type, node.output_type = {"input": None}, {"output": None}
+    if kind in PER_NEURON:
+        # nir's constructor wants equal shapes at once; complete() gives them their features.
+        node = object.__new__(kind)
+        vars(node).update(values, input_type={"input": None}, output_type={"output": None})
     else:
-        for field in ("groups", "start_dim", "end_dim"):
-            if field in values:
-                values[field] = _integer(where, field, values[field])
-        if cls is nir.Conv1d:
-            for field in ("stride", "padding", "dilation"):
-                if not isinstance(values[field], str):
-                    values[field] = _integer(where, field, values[field])
-        node = _construct(where, cls, values)
+        node = _construct(where, kind, values)
     node.metadata = metadata
     return node
 
 
-def _construct(where: str, cls: Any, values: dict[str, Any]) -> Any:
+def _construct(where: str, kind: Any, values: dict[str, Any]) -> Any:
+    integers = ["groups", "start_dim", "end_dim"]
+    if kind is nir.Conv1d:
+        integers += ["stride", "padding", "dilation"]
+    for field in integers:
+        value = values.get(field)
+        if value is not None and not (field == "padding" and isinstance(value, str)):
+            values[field] = _integer(where, field, value)
+    # nir computes shapes in the constructor and fails on what it does not expect, so it gets none; complete() sets the
+    # others.
     shape = values.get("input_shape")
     if shape is not None:
         sizes = np.atleast_1d(shape)
-        if sizes.dtype.kind not in "iu" or sizes.size != (1 if cls is nir.Conv1d else 2):
+        axes = 1 if kind is nir.Conv1d else 2
+        if sizes.dtype.kind not in "iu" or sizes.size != axes:
             raise ExportError(
                 f"node '{where}': input_shape {sizes.tolist()[:4]} is no size per axis; correct it"
             )
-        values["input_shape"] = int(sizes[0]) if cls is nir.Conv1d else tuple(int(s) for s in sizes)
-    # nir computes shapes in the constructor and fails on what it does not expect; complete() sets them.
-    shapes = {"input_shape": values.pop("input_shape")} if "input_shape" in values else {}
-    if cls is nir.Flatten:
+        shape = int(sizes[0]) if axes == 1 else tuple(sizes.tolist())
+        values["input_shape"] = None
+    if kind is nir.Flatten:
         values["input_type"] = {"input": None}
     try:
-        node = cls(**values, **{key: None for key in shapes})
+        node = kind(**values)
     except Exception as error:  # an assertion, a ValueError or an IndexError of nir's constructors
         raise ExportError(
             f"node '{where}': nir refuses its fields ({error}); rewrite it"
         ) from error
-    for key, value in shapes.items():
-        setattr(node, key, value)
+    if shape is not None:
+        node.input_shape = shape
     return node
-
-
-def _no_others(where: str, kind: str, others: dict[str, Any]) -> None:
-    for field in others:
-        raise ExportError(
-            f"node '{where}': {kind} has no field '{field}', so its meaning is open; remove it"
-        )
 
 
 def _array(where: str, field: str, value: Any) -> np.ndarray[Any, Any]:
@@ -196,16 +191,14 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
         into, out = entering[name], leaving[name]
         for field in PER_NEURON.get(type(node), ()):
             value = np.asarray(getattr(node, field))
-            if value.shape != into:
-                setattr(node, field, spread(value, into))
-                if field not in DEFAULTS or not any(
-                    f"'{name}': {field} missing" in line for line in filled
-                ):
-                    filled.append(
-                        f"node '{name}': {field} of shape {value.shape} spread over {into}"
-                    )
+            if value.shape == into:
+                continue
+            setattr(node, field, spread(value, into))
+            # A default has a line of its own already, and is a scalar for that reason alone.
+            if not any(f"'{name}': {field} missing" in line for line in filled):
+                filled.append(f"node '{name}': {field} of shape {value.shape} spread over {into}")
         if isinstance(node, (nir.Conv1d, nir.Conv2d)) and node.input_shape is None:
-            node.input_shape = into[1] if isinstance(node, nir.Conv1d) else (into[1], into[2])
+            node.input_shape = into[1] if isinstance(node, nir.Conv1d) else into[1:]
             filled.append(f"node '{name}': input_shape missing, {into[1:]} from what arrives")
         if isinstance(node, (nir.Input, nir.Output)):
             declared = node.input_type if isinstance(node, nir.Input) else node.output_type

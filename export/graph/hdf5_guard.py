@@ -98,16 +98,15 @@ class _FileWalk:
         self.values += int(item.size or 0)
         # A chunk is unpacked whole, and may be declared larger than the data it belongs to.
         self.declared += max(int(item.size or 0), prod(item.chunks or (0,))) * item.dtype.itemsize
-        if self.declared > MAX_DECLARED_BYTES:
-            raise ExportError(
-                f"{self.path}: {item.name!r} of shape {item.shape} brings the data to {self.declared:,} bytes, at most "
-                f"{MAX_DECLARED_BYTES:,} are read; split the {self.noun}"
-            )
-        if self.max_values is not None and self.values > self.max_values:
-            raise ExportError(
-                f"{self.path}: {item.name!r} of shape {item.shape} brings the data to {self.values:,} values, at most "
-                f"{self.max_values:,} are read; split the {self.noun}"
-            )
+        for unit, found, most in (
+            ("bytes", self.declared, MAX_DECLARED_BYTES),
+            ("values", self.values, self.max_values),
+        ):
+            if most is not None and found > most:
+                raise ExportError(
+                    f"{self.path}: {item.name!r} of shape {item.shape} brings the data to {found:,} {unit}, at most "
+                    f"{most:,} are read; split the {self.noun}"
+                )
         value = item[()]
         if not text:
             return value
