@@ -142,7 +142,7 @@ def certify(
     live, stepped, rewrites = _compared(module, graph, inputs, dt_s)
     # A user's inputs may leave much of the graph untouched; random ones leave less.
     replay = replay_inputs(graph_input_shape(graph))
-    compare_with_module(module, graph, replay, dt_s)
+    _compared(module, graph, replay, dt_s)
     require_metadata(graph, dt_s)
     counts = {name: int(z.sum()) for name, z in live.spikes.items()}
     for name, count in counts.items():
@@ -170,20 +170,10 @@ def certify(
     )
 
 
-def compare_with_module(
-    module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
-) -> tuple[Trace, Trace]:
-    """Return the traces of module and graph on inputs; equal silence passes here.
-
-    Raises:
-        ExportError: at the first difference.
-    """
-    return _compared(module, graph, inputs, dt_s)[:2]
-
-
 def _compared(
     module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
 ) -> tuple[Trace, Trace, dict[str, str]]:
+    """Return the traces of module and graph, and what was rewritten; equal silence passes here."""
     # Both sides run on the same inputs; an unstable module must be shown to be unstable in the graph as well.
     live, stepped = trace_module(module, inputs), run_graph(graph, inputs, dt_s, unstable=True)
     if not live.spikes:

@@ -10,6 +10,7 @@ import copy
 import io
 import json
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _trace(
 def _open_session(
     exported: bytes, options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
-    # One thread: more of them would compete with those of torch, and order some sums otherwise.
+    # One thread: the comparison should not depend on how many cores a machine has.
     options.intra_op_num_threads = 1
     try:
         return onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
@@ -253,22 +254,20 @@ class _Step(nn.Module):
             raise ExportError(
                 f"module: does not run on {input_shape} ({str(error).splitlines()[0]})"
             ) from error
-        self.kinds = {key: type(value) for key, value in state.items()}
-        self.names = [
-            f"{key}.{field}" if field else key
-            for key, value in state.items()
-            for field in getattr(value, "_fields", ("",))
-        ]
-        self.initial = [
-            self._at_start(key, field, value)
-            for key, part in state.items()
-            for field, value in _parts(part)
-        ]
+        self.kinds: dict[str, Any] = {key: type(value) for key, value in state.items()}
+        self.names: list[str] = []
+        for key, kind in self.kinds.items():
+            self.names += [f"{key}.{f}" for f in kind._fields] if issubclass(kind, tuple) else [key]
+        values = zip(self.names, _tensors(state), strict=True)
+        self.initial = [self._at_start(name, value) for name, value in values]
 
-    def _at_start(self, key: str, field: str, value: torch.Tensor) -> torch.Tensor:
+    def _at_start(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        key, _, field = name.rpartition(".")
+        # Currents, spikes and what recurrent edges carry are 0 before the first step.
         if field != "v":
             return torch.zeros_like(value)
         p: Any = self.graph.nodes[key].p
+        # An IAFCell has no leak and starts at its reset.
         start = p.v_leak if hasattr(p, "v_leak") else p.v_reset
         return start.detach().expand_as(value).clone()
 
@@ -278,15 +277,20 @@ class _Step(nn.Module):
         parts = iter([value.expand(x.shape[0], *value.shape[1:]) for value in state])
         before: dict[str, Any] = {}
         for key, kind in self.kinds.items():
-            fields = getattr(kind, "_fields", None)
-            before[key] = next(parts) if fields is None else kind(*(next(parts) for _ in fields))
+            if issubclass(kind, tuple):
+                before[key] = kind(*islice(parts, len(kind._fields)))
+            else:
+                before[key] = next(parts)
         output, after = self.graph(x, before)
-        return (output, *(value for key in self.kinds for _, value in _parts(after[key])))
+        return (output, *_tensors(after))
 
 
-def _parts(value: Any) -> list[tuple[str, torch.Tensor]]:
-    fields = getattr(value, "_fields", None)
-    return [("", value)] if fields is None else list(zip(fields, value, strict=True))
+def _tensors(state: dict[str, Any]) -> list[torch.Tensor]:
+    """List the tensors of a state; a StepGraph returns its nodes in the same order at every step."""
+    found: list[torch.Tensor] = []
+    for part in state.values():
+        found += part if isinstance(part, tuple) else [part]
+    return found
 
 
 def _export_step(step: _Step, input_shape: tuple[int, ...]) -> bytes:

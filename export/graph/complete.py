@@ -14,7 +14,7 @@ import nir
 import numpy as np
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.shapes import PER_NEURON, infer, spread
+from knarr.export.graph.shapes import PER_NEURON, declared_shape, infer, spread
 from knarr.export.graph.topology import inline, topology
 
 KINDS = {
@@ -200,10 +200,8 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
         if isinstance(node, (nir.Conv1d, nir.Conv2d)) and node.input_shape is None:
             node.input_shape = into[1] if isinstance(node, nir.Conv1d) else into[1:]
             filled.append(f"node '{name}': input_shape missing, {into[1:]} from what arrives")
-        if isinstance(node, (nir.Input, nir.Output)):
-            declared = node.input_type if isinstance(node, nir.Input) else node.output_type
-            if declared is None or next(iter(declared.values())) is None:
-                filled.append(f"node '{name}': shape missing, {into} from what arrives")
+        if isinstance(node, (nir.Input, nir.Output)) and not declared_shape(node).size:
+            filled.append(f"node '{name}': shape missing, {into} from what arrives")
         node.input_type, node.output_type = {"input": np.array(into)}, {"output": np.array(out)}
     _ends(graph)
     return graph

@@ -114,14 +114,12 @@ def fold_difference(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> 
     """
     folded = fold(graph)
     differing = {}
-    v_difference = 0.0
     for dtype in ("float64", "float32"):  # float32 last: its traces give the voltages
         before = step_nir(graph, inputs, dt_s, dtype=dtype)
         after = step_nir(folded, inputs, dt_s, dtype=dtype)
-        pairs = [(before.spikes[name], after.spikes[name]) for name in before.spikes]
-        differing[dtype] = sum(int((one != other).sum()) for one, other in pairs)
-        moved = [float(np.abs(v - after.v[name]).max(initial=0)) for name, v in before.v.items()]
-        v_difference = max(moved, default=0.0)
+        unequal = [z != after.spikes[name] for name, z in before.spikes.items()]
+        differing[dtype] = sum(int(each.sum()) for each in unequal)
+    moved = [float(np.abs(v - after.v[name]).max(initial=0)) for name, v in before.v.items()]
     spikes = sum(int(z.sum()) for z in before.spikes.values())
     if not spikes:
         raise ExportError(
@@ -129,7 +127,11 @@ def fold_difference(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> 
         )
     decisions = sum(z.size for z in before.spikes.values())
     return FoldDifference(
-        decisions, spikes, differing["float64"], differing["float32"], v_difference
+        decisions,
+        spikes,
+        differing_float64=differing["float64"],
+        differing_float32=differing["float32"],
+        v_difference_float32=max(moved, default=0.0),
     )
 
 
@@ -183,19 +185,18 @@ def _paths(nodes: dict[str, Any], edges: list[Edge]) -> set[tuple[str, str, int]
             after[source].append((name, 1))
     stops = (*NEURONS, nir.Delay, nir.Threshold)
     starts = [name for name in nodes if name == order.input or isinstance(nodes[name], stops)]
+    todo = [(start, start, 0) for start in starts]
     found: set[tuple[str, str, int]] = set()
-    for start in starts:
-        todo = [(start, 0)]
-        met: set[tuple[str, int]] = set()
-        while todo:
-            here, steps = todo.pop()
-            for name, waiting in after[here]:
-                reached = (name, steps + waiting)
-                if isinstance(nodes[name], stops) or name == order.output:
-                    found.add((start, *reached))
-                elif reached not in met:
-                    met.add(reached)
-                    todo.append(reached)
+    met: set[tuple[str, str, int]] = set()
+    while todo:
+        start, here, steps = todo.pop()
+        for name, waiting in after[here]:
+            path = (start, name, steps + waiting)
+            if isinstance(nodes[name], stops) or name == order.output:
+                found.add(path)
+            elif path not in met:
+                met.add(path)
+                todo.append(path)
     return found
 
 

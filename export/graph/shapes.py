@@ -39,7 +39,7 @@ def input_shape(name: str, node: nir.Input) -> Shape:
     Raises:
         ExportError: none is declared, or it is not made of positive sizes.
     """
-    sizes = _declared(node.input_type).ravel()
+    sizes = declared_shape(node).ravel()
     if not sizes.size:
         raise ExportError(
             f"node '{name}': Input without a shape, which NIR leaves open; write the shape of one step"
@@ -51,8 +51,9 @@ def input_shape(name: str, node: nir.Input) -> Shape:
     return _bounded(name, tuple(int(n) for n in sizes))
 
 
-def _declared(side: object) -> np.ndarray[Any, Any]:
+def declared_shape(node: nir.Input | nir.Output) -> np.ndarray[Any, Any]:
     """Return the shape that an Input or Output declares; empty where it declares none."""
+    side: Any = node.input_type if isinstance(node, nir.Input) else node.output_type
     shape = next(iter(side.values()), None) if isinstance(side, dict) else None
     return np.asarray([] if shape is None else shape)
 
@@ -106,13 +107,12 @@ def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
         for field in PER_NEURON[type(node)]:
             _fits(name, field, np.asarray(getattr(node, field)), shape)
         return shape
-    if isinstance(
-        node, (nir.Input, nir.Output)
-    ):  # an Input that something enters is a nested graph's
-        declared = _declared(node.input_type if isinstance(node, nir.Input) else node.output_type)
-        if declared.size and tuple(declared.tolist()) != shape:
+    if isinstance(node, (nir.Input, nir.Output)):
+        # An Input that something enters is a nested graph's.
+        declared = tuple(declared_shape(node).tolist())
+        if declared and declared != shape:
             raise ExportError(
-                f"node '{name}': declares {tuple(declared.tolist())} and receives {shape}; correct the one that is wrong"
+                f"node '{name}': declares {declared} and receives {shape}; correct the one that is wrong"
             )
         return shape
     if isinstance(node, (nir.Linear, nir.Affine)):

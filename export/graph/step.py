@@ -33,7 +33,7 @@ import torch
 from knarr.export.arguments import as_dt, as_inputs
 from knarr.export.errors import ExportError
 from knarr.export.graph.shapes import Shape, infer
-from knarr.export.graph.step_synapses import DelayLine, delay_steps, synapse_step
+from knarr.export.graph.step_synapses import DelayLine, Step, add_up, delay_steps, synapse_step
 from knarr.export.graph.topology import NEURONS, Topology, inline, topology
 
 
@@ -212,18 +212,21 @@ def run_graph(
     x = run.check(x)
     with plain_arithmetic():
         outputs = [run.step(x[:, t])[run.order.output] for t in range(x.shape[1])]
-    firing = {name: s for name, s in run.neurons.items() if s.threshold is not None}
-    cuba = {name: s for name, s in run.neurons.items() if s.currents}
-    spikes = {name: torch.stack(s.spikes, 1).numpy().astype(np.uint8) for name, s in firing.items()}
-    # A Threshold node spikes without a voltage of its own.
-    spikes |= {name: torch.stack(z, 1).numpy().astype(np.uint8) for name, z in run.crossed.items()}
+    neurons = run.neurons.items()
+    spikes = {name: neuron.spikes for name, neuron in neurons}
+    spikes |= run.crossed  # a Threshold node spikes without a voltage of its own
     return Trace(
         output=torch.stack(outputs, 1).numpy(),
-        spikes=spikes,
-        v={name: torch.stack(s.voltages, 1).numpy() for name, s in run.neurons.items()},
-        i={name: torch.stack(s.currents, 1).numpy() for name, s in cuba.items()},
-        margin={name: s.margin for name, s in firing.items()},
+        spikes={name: z.astype(np.uint8) for name, z in stacked(spikes).items()},
+        v=stacked({name: neuron.voltages for name, neuron in neurons}),
+        i=stacked({name: neuron.currents for name, neuron in neurons}),
+        margin={name: neuron.margin for name, neuron in neurons if neuron.spikes},
     )
+
+
+def stacked(steps: Mapping[str, list[torch.Tensor]]) -> dict[str, npt.NDArray[Any]]:
+    """Join what nodes did step by step into arrays (samples, timesteps, *features); drop nodes that did nothing."""
+    return {name: torch.stack(each, 1).cpu().numpy() for name, each in steps.items() if each}
 
 
 @contextmanager
@@ -261,33 +264,32 @@ class Stepper:
         dt_s = as_dt(dt_s)
         if dtype not in ("float32", "float64"):
             raise ExportError(f"dtype: {dtype!r}, choose 'float32' or 'float64'")
-        self.dtype = {"float32": torch.float32, "float64": torch.float64}[dtype]
+        self.dtype: torch.dtype = getattr(torch, dtype)
         self.nodes, edges = inline(graph)
         self.order: Topology = topology(self.nodes, edges, dt_s)
         self.entering, self.leaving = infer(self.nodes, self.order)
         self.samples, self.keep = samples, keep
-        nodes, order = self.nodes, self.order
-        self.neurons = {
-            name: NeuronStepper(name, nodes[name], dt_s, self.dtype, unstable=unstable, keep=keep)
-            for name in order.order
-            if isinstance(nodes[name], NEURONS)
-        }
-        self.delays = {
-            name: DelayLine(delay_steps(name, nodes[name], dt_s))
-            for name in order.order
-            if isinstance(nodes[name], nir.Delay)
-        }
-        self.stateless = {
-            name: synapse_step(name, nodes[name], self.dtype)
-            for name in order.order
-            if name not in self.neurons and name not in self.delays
-        }
-        self.crossed: dict[str, list[torch.Tensor]] = {
-            name: [] for name in order.order if isinstance(nodes[name], nir.Threshold)
-        }
-        looping = {source for sources in order.looping.values() for source in sources}
+        self.neurons: dict[str, NeuronStepper] = {}
+        self.delays: dict[str, DelayLine] = {}
+        self.stateless: dict[str, Step] = {}
+        self.crossed: dict[str, list[torch.Tensor]] = {}
+        for name in self.order.order:
+            node = self.nodes[name]
+            if isinstance(node, NEURONS):
+                self.neurons[name] = NeuronStepper(
+                    name, node, dt_s, self.dtype, unstable=unstable, keep=keep
+                )
+            elif isinstance(node, nir.Delay):
+                self.delays[name] = DelayLine(delay_steps(name, node, dt_s))
+            else:
+                self.stateless[name] = synapse_step(name, node, self.dtype)
+            if isinstance(node, nir.Threshold):
+                self.crossed[name] = []
         self.rest = self._at_rest()
-        self.before = {source: self.rest[source] for source in looping}
+        # The value of the step before; before the first step a neuron is silent and a synapse gives its bias.
+        self.before: dict[str, torch.Tensor] = {}
+        for sources in self.order.looping.values():
+            self.before |= {source: self.rest[source] for source in sources}
 
     def check(self, x: torch.Tensor) -> torch.Tensor:
         """Return the inputs (samples, timesteps, *features) in the graph's arithmetic.
@@ -315,7 +317,7 @@ class Stepper:
             parts = [rest[source] for source in sources if source in rest]
             # Neurons and delays are silent, and so is what only a loop feeds: before the first step nothing came round.
             if name in self.stateless and parts and len(parts) == len(sources):
-                rest[name] = self.stateless[name](_sum(parts))
+                rest[name] = self.stateless[name](add_up(parts, []))
             else:
                 rest[name] = self._silence(self.leaving[name])
         return rest
@@ -334,23 +336,17 @@ class Stepper:
             parts = [value[source] for source in self.order.sources[name]]
             back = [self.before[source] for source in self.order.looping[name]]
             if name in self.neurons:
-                total = _sum(parts) if parts else self._silence(self.entering[name])
-                value[name] = self.neurons[name](total, _sum(back) if back else None)
+                # A neuron takes what came round apart, since a current adds it last.
+                total = add_up(parts, []) if parts else self._silence(self.entering[name])
+                looping = add_up(back, []) if back else None
+                value[name] = self.neurons[name](total, looping)
                 continue
-            if back:
-                # What arrives is summed before what came round, as for a current.
-                parts = [*([_sum(parts)] if parts else []), _sum(back)]
-            total = _sum(parts)
             apply = self.delays[name] if name in self.delays else self.stateless[name]
-            value[name] = apply(total)
+            value[name] = apply(add_up(parts, back))
             if name in self.crossed and self.keep:
                 self.crossed[name].append(value[name])
         for name in late:
             parts = [value[source] for source in self.order.sources[name]]
-            self.delays[name].push(_sum(parts))
+            self.delays[name].push(add_up(parts, []))
         self.before = {source: value[source] for source in self.before}
         return value
-
-
-def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
-    return sum(parts[1:], start=parts[0])

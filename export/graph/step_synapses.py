@@ -35,6 +35,13 @@ def ints(value: object, n: int = 2) -> tuple[int, ...]:
     return tuple(int(v) for v in np.broadcast_to(array.reshape(-1), (n,)))
 
 
+def add_up(forward: list[torch.Tensor], looping: list[torch.Tensor]) -> torch.Tensor:
+    """Sum what arrives at this step, and then what comes round a loop; one of the two may be missing."""
+    # Two sums and not one: float32 rounds by the brackets, and Norse's recurrent cells have these.
+    sums = [sum(parts[1:], start=parts[0]) for parts in (forward, looping) if parts]
+    return sums[0] if len(sums) == 1 else sums[0] + sums[1]
+
+
 def sum_pool2d(
     x: torch.Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> torch.Tensor:

@@ -16,7 +16,7 @@ from norse.torch.functional.lif_box import (
 from torch import nn
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.step_synapses import sum_pool2d
+from knarr.export.graph.step_synapses import add_up, sum_pool2d
 from knarr.export.graph.topology import Edge, bare_delays
 
 INPUT, OUTPUT = "input", "output"
@@ -235,23 +235,22 @@ class StepGraph(nn.Module):
             forward, looping = self._arriving(name, value, before)
             module = self._module(name)
             if module is None:
-                value[name] = _both(forward, looping)
-            elif not is_stateful(module):
+                value[name] = add_up(forward, looping)
+                continue
+            if not is_stateful(module):
                 if not forward and not looping:
                     # The first step of a Linear that receives recurrent edges alone.
                     forward = [x.new_zeros(x.shape[0], module.in_features)]
-                value[name] = module(_both(forward, looping))
-            else:
-                cell = before.get(name)
-                if looping and forward and isinstance(module, (snn.LIFCell, snn.LICell)):
-                    # The current takes what loops back after what arrives forward, as LIFRecurrentCell does.
-                    total = _sum(forward)
-                    cell = module.state_fallback(total) if cell is None else cell
-                    value[name], after[name] = module(
-                        _sum(looping), cell._replace(i=cell.i + total)
-                    )
-                else:
-                    value[name], after[name] = module(_both(forward, looping), cell)
+                value[name] = module(add_up(forward, looping))
+                continue
+            cell = before.get(name)
+            if looping and forward and isinstance(module, (snn.LIFCell, snn.LICell)):
+                # The current takes what loops back after what arrives forward, as LIFRecurrentCell does.
+                total = add_up(forward, [])
+                cell = module.state_fallback(total) if cell is None else cell
+                cell = cell._replace(i=cell.i + total)
+                forward = []
+            value[name], after[name] = module(add_up(forward, looping), cell)
         for source, _ in self.recurrent:
             after[f"{source}.before"] = value[source]
         return value[OUTPUT], after
@@ -262,30 +261,19 @@ class StepGraph(nn.Module):
         """Collect what arrives at a node forward, and what comes round a loop."""
         forward: list[torch.Tensor] = []
         looping: list[torch.Tensor] = []
-        for source, target in self.edges:
-            if target == name:
-                (looping if (source, target) in self.looping else forward).append(value[source])
-        for source, target in self.recurrent:
-            old = before.get(f"{source}.before")
-            if target == name and old is not None:
-                (looping if (source, target) in self.looping else forward).append(old)
+        # The edges of this step come first, in their order: a sum of three rounds by its order.
+        arriving = [(edge, value.get(edge[0])) for edge in self.edges]
+        arriving += [(edge, before.get(f"{edge[0]}.before")) for edge in self.recurrent]
+        for edge, brought in arriving:
+            if edge[1] != name or brought is None:
+                continue
+            (looping if edge in self.looping else forward).append(brought)
         return forward, looping
 
 
 def is_stateful(module: nn.Module | None) -> bool:
     """Tell whether a module takes and returns a state beside its input."""
     return module is not None and "state" in inspect.signature(module.forward).parameters
-
-
-def _sum(parts: list[torch.Tensor]) -> torch.Tensor:
-    return sum(parts[1:], start=parts[0])
-
-
-def _both(forward: list[torch.Tensor], looping: list[torch.Tensor]) -> torch.Tensor:
-    """Sum what arrives forward, and then what loops back: the brackets of `step_nir`."""
-    if not forward or not looping:
-        return _sum(forward or looping)
-    return _sum(forward) + _sum(looping)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

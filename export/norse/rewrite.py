@@ -6,6 +6,8 @@ as it is, and every bit with the rewritten one.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +19,6 @@ from knarr.export.graph.convolutions import dense_kernel, groups_metadata, paddi
 from knarr.export.norse.layers import Layer, Layers
 from knarr.export.norse.modules import OUTPUT, StepGraph, SumPool2d
 
-Synapse = nn.Linear | nn.Conv1d | nn.Conv2d
 WRITTEN_FROM = "knarr_written_from"
 """Name of the attribute that says, on a convolution that was made dense and square, what it was."""
 
@@ -29,33 +30,30 @@ def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
         ExportError: a batch-norm that follows no synapse, or a kernel that no square one equals.
     """
     done: dict[str, str] = {}
-    leaves = list(layers.leaves)
+    leaves = {leaf.name: leaf for leaf in layers.leaves}
     output = layers.output
-    for norm in layers.leaves:
+    for name in list(leaves):
+        norm = leaves[name]
         if not isinstance(norm.module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             continue
-        # What fed a norm may have been replaced by an earlier fold, so it is looked for among the leaves of now.
-        norm = next(leaf for leaf in leaves if leaf.name == norm.name)
-        before = _synapse_before(norm, leaves, output)
-        rest = []
-        for leaf in leaves:
-            if leaf.name == before.name:
-                leaf = replace(before, module=_fold(before, norm))
-            if leaf.name != norm.name:
-                rest.append(replace(leaf, sources=_renamed(leaf.sources, norm, before)))
-        leaves, output = rest, _renamed(output, norm, before)
+        before = _synapse_before(norm, leaves.values(), output)
+        leaves[before.name] = replace(before, module=_fold(before, norm))
+        del leaves[name]
+        # What read the norm reads the synapse, another norm behind it among them.
+        for other, leaf in leaves.items():
+            leaves[other] = replace(leaf, sources=_renamed(leaf.sources, norm, before))
+        output = _renamed(output, norm, before)
         done[norm.path] = f"batch-norm folded into '{before.path}'"
-    for index, leaf in enumerate(leaves):
+    for name, leaf in leaves.items():
+        why: list[str] = []
         if isinstance(leaf.module, (nn.Conv1d, nn.Conv2d)):
             plain, why = _plain_conv(leaf)
         elif isinstance(leaf.module, nn.LPPool2d):
-            plain, why = _sum_pool(leaf), "LPPool2d of norm 1 as an exact sum"
-        else:
-            continue
+            plain, why = _sum_pool(leaf), ["LPPool2d of norm 1 as an exact sum"]
         if why:
-            leaves[index] = replace(leaf, module=plain)
-            done[leaf.path] = why
-    return Layers(tuple(leaves), output), done
+            leaves[name] = replace(leaf, module=plain)
+            done[leaf.path] = ", ".join(why)
+    return Layers(tuple(leaves.values()), output), done
 
 
 def _renamed(names: tuple[str, ...], old: Layer, new: Layer) -> tuple[str, ...]:
@@ -70,22 +68,21 @@ def as_module(layers: Layers) -> StepGraph:
     return StepGraph({leaf.name: leaf.module for leaf in layers.leaves}, edges, delayed).eval()
 
 
-def _synapse_before(norm: Layer, leaves: list[Layer], output: tuple[str, ...]) -> Layer:
-    before = next(
-        (leaf for leaf in leaves if norm.sources == (leaf.name,) and not norm.delayed), None
-    )
+def _synapse_before(norm: Layer, leaves: Collection[Layer], output: tuple[str, ...]) -> Layer:
+    # A norm that a recurrent edge reaches, too, normalises a sum that no single synapse gives.
+    before = None
+    for leaf in leaves:
+        if norm.sources == (leaf.name,) and not norm.delayed:
+            before = leaf
     wanted = nn.Conv2d if isinstance(norm.module, nn.BatchNorm2d) else (nn.Linear, nn.Conv1d)
     if before is None or not isinstance(before.module, wanted):
         raise ExportError(
             f"module '{norm.path}': {type(norm.module).__name__} folds only into the Linear or Conv directly before it; "
             "move it there"
         )
-    others = [
-        leaf.path
-        for leaf in leaves
-        if leaf.name != norm.name and before.name in leaf.sources + leaf.delayed
-    ]
-    if others or before.name in output:
+    # The fold changes what the synapse gives, so the norm must be all that reads it.
+    readers = [leaf for leaf in leaves if before.name in leaf.sources + leaf.delayed]
+    if readers != [norm] or before.name in output:
         raise ExportError(
             f"module '{norm.path}': what it normalises is also used elsewhere, so it cannot be folded; "
             "branch after the batch-norm"
@@ -93,14 +90,13 @@ def _synapse_before(norm: Layer, leaves: list[Layer], output: tuple[str, ...]) -
     return before
 
 
-def _fold(before: Layer, norm: Layer) -> Synapse:
+def _fold(before: Layer, norm: Layer) -> nn.Module:
     """Fold a batch-norm, in float64.
 
     w' = w * gamma / sqrt(var + eps);  b' = beta + (b - mean) * gamma / sqrt(var + eps)
     """
-    layer, bn = before.module, norm.module
-    assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))  # _synapse_before chose it
-    assert isinstance(bn, (nn.BatchNorm1d, nn.BatchNorm2d))
+    layer: Any = before.module
+    bn: Any = norm.module
     if bn.running_mean is None or bn.running_var is None:
         raise ExportError(
             f"module '{norm.path}': without running statistics it depends on the batch; set track_running_stats"
@@ -115,70 +111,44 @@ def _fold(before: Layer, norm: Layer) -> Synapse:
     gain = gamma.double() / (bn.running_var.double() + bn.eps).sqrt()
     bias = torch.zeros(channels) if layer.bias is None else layer.bias.detach()
     offset = beta.double() + (bias.double() - bn.running_mean.double()) * gain
+    # The gain of a channel stands before all its columns or taps.
     weight = layer.weight.detach().double() * gain.reshape(-1, *[1] * (layer.weight.dim() - 1))
-    return _like(layer, weight.float(), offset.float())
+    folded = copy.deepcopy(layer)
+    folded.weight = nn.Parameter(weight.float())
+    folded.bias = nn.Parameter(offset.float())
+    return folded
 
 
-def _like(
-    layer: Synapse, weight: torch.Tensor, bias: torch.Tensor | None, **changes: object
-) -> Synapse:
-    """Return a copy of a layer with other weights; `changes` are arguments of the convolution."""
-    if isinstance(layer, nn.Linear):
-        fresh: Synapse = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
-    else:
-        arguments: dict[str, Any] = {
-            "stride": layer.stride,
-            "padding": layer.padding,
-            "dilation": layer.dilation,
-            "groups": layer.groups,
-            "padding_mode": layer.padding_mode,
-            **changes,
-        }
-        make: Any = type(layer)
-        width = weight.shape[1] * arguments["groups"]
-        fresh = make(
-            width, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **arguments
-        )
-    with torch.no_grad():
-        fresh.weight.copy_(weight)
-        if bias is not None and fresh.bias is not None:
-            fresh.bias.copy_(bias)
-    return fresh.eval()
-
-
-def _plain_conv(leaf: Layer) -> tuple[nn.Module, str]:
-    conv = leaf.module
-    assert isinstance(conv, (nn.Conv1d, nn.Conv2d))
+def _plain_conv(leaf: Layer) -> tuple[nn.Module, list[str]]:
+    conv: Any = leaf.module
     if conv.padding_mode != "zeros":
         raise ExportError(
             f"module '{leaf.path}': padding of mode '{conv.padding_mode}', NIR pads with zeros; use padding_mode='zeros'"
         )
-    weight, why = conv.weight.detach(), []
-    padding = _padding(leaf, conv)
+    why = []
+    weight, kernel = conv.weight.detach(), tuple(conv.kernel_size)
+    padding = padding_numbers(conv.padding, conv.dilation, kernel)
+    if padding is None:
+        raise ExportError(
+            f"module '{leaf.path}': padding 'same' of kernel {kernel} is not the same on both sides, which "
+            "NIR cannot hold; use an odd kernel"
+        )
     if isinstance(conv.padding, str):
         why.append(f"padding '{conv.padding}' as numbers")
     if conv.groups > 1:
         weight = dense_kernel(weight, conv.groups)
         why.append(f"{conv.groups} groups as one dense kernel")
-    if isinstance(conv, nn.Conv2d) and weight.shape[2] != weight.shape[3]:
+    if isinstance(conv, nn.Conv2d) and kernel[0] != kernel[1]:
         weight, padding = _square(leaf, weight, padding, conv.dilation)
-        why.append(f"kernel {tuple(conv.kernel_size)} as a square one with zeros around")
+        why.append(f"kernel {kernel} as a square one with zeros around")
     if not why:
-        return conv, ""
-    bias = None if conv.bias is None else conv.bias.detach()
-    plain = _like(conv, weight, bias, padding=padding, groups=1)
-    setattr(plain, WRITTEN_FROM, groups_metadata(conv.groups, conv.kernel_size))
-    return plain, ", ".join(why)
-
-
-def _padding(leaf: Layer, conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    padding = padding_numbers(conv.padding, conv.dilation, conv.kernel_size)
-    if padding is None:
-        raise ExportError(
-            f"module '{leaf.path}': padding 'same' of kernel {tuple(conv.kernel_size)} is not the same on both sides, which "
-            "NIR cannot hold; use an odd kernel"
-        )
-    return padding
+        return conv, why
+    plain = copy.deepcopy(conv)
+    plain.weight = nn.Parameter(weight)
+    plain.kernel_size, plain.padding, plain.groups = tuple(weight.shape[2:]), padding, 1
+    # The node's metadata get this, so that whoever stores or counts synapses finds the groups again.
+    setattr(plain, WRITTEN_FROM, groups_metadata(conv.groups, kernel))
+    return plain, why
 
 
 def _square(
@@ -193,13 +163,13 @@ def _square(
             "cannot be centred in a square one; make both sides odd or both even"
         )
     tall, wide = (m // 2 for m in missing)
+    # `pad` takes the last axis first.
     squared = nn.functional.pad(weight, (wide, wide, tall, tall))
     return squared, (padding[0] + dilation[0] * tall, padding[1] + dilation[1] * wide)
 
 
 def _sum_pool(leaf: Layer) -> SumPool2d:
-    pool = leaf.module
-    assert isinstance(pool, nn.LPPool2d)
+    pool: Any = leaf.module
     if pool.norm_type != 1 or pool.ceil_mode:
         raise ExportError(
             f"module '{leaf.path}': LPPool2d of norm {pool.norm_type} and ceil_mode {pool.ceil_mode}; only norm 1 without "

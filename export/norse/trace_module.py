@@ -12,7 +12,7 @@ from torch import nn
 
 from knarr.export.arguments import as_inputs
 from knarr.export.errors import ExportError
-from knarr.export.graph.step import Trace
+from knarr.export.graph.step import Trace, stacked
 from knarr.export.norse.layers import NEURON_CELLS, take_apart
 
 
@@ -63,8 +63,6 @@ def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
             handle.remove()
     return Trace(
         output=torch.stack(outputs, 1).cpu().numpy(),
-        spikes={
-            name: torch.stack(z, 1).cpu().numpy().astype(np.uint8) for name, z in spikes.items()
-        },
-        v={name: torch.stack(v, 1).cpu().numpy() for name, v in voltages.items()},
+        spikes={name: z.astype(np.uint8) for name, z in stacked(spikes).items()},
+        v=stacked(voltages),
     )
