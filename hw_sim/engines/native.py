@@ -1,8 +1,8 @@
 """The fast engine: chains of layers through a compiled kernel (csrc/cuba.c), samples over threads.
 
-`load` finds the kernel, `fast_layer` lays out a layer as the kernel takes it (weights in blocks of
-32 outputs, and the bounds that make 16 bits enough), `FastEngine` runs chains of them. What it does
-not take, the reference runs.
+`load` finds the kernel. `FastEngine` lays out layers as the kernel takes them (weights in blocks of
+32 outputs, and the bounds that make 16 bits enough), and runs chains of them. What it does not take,
+the reference runs.
 
 Sums are exact whatever the input: 16 bits are carried into 32 before they could overflow. States
 are exact while every |sum| stays within `MAX_SUM`; the kernel reports the largest it met, and a
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from knarr.hw_sim.arithmetic import STATE_MAX
-from knarr.hw_sim.arrays import Array, Int32, IntArray, UInt8
+from knarr.hw_sim.arrays import Array, Int32, UInt8
 from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, LayerResult, RunRequest, cores
 from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
 from knarr.hw_sim.errors import ChipError
@@ -61,9 +61,10 @@ class LayerStruct(ctypes.Structure):
     _fields_ = (
         *_fields(_P, "in_ out weight dot bias state count u v peak"),
         *_fields(_P, "windows bytes items begin events stop"),
-        *_fields(_I, "mode steps channels groups planes blocks in_h in_w out_h out_w kh kw"),
-        *_fields(_I, "stride_y stride_x pad_y pad_x dil_y dil_x flush quads dot_flush dot_above"),
-        *_fields(_I, "narrow_weight may_wrap biased may_clip"),
+        *_fields(_I, "mode steps channels groups planes blocks"),
+        # Of each pair csrc has two members, height or y first.
+        *_fields(_I * 2, "seen out_size kernel stride padding dilation"),
+        *_fields(_I, "flush quads dot_flush dot_above narrow_weight may_wrap biased may_clip"),
         *_fields(_F, "keep_u keep_v threshold unit"),
     )
 
@@ -127,100 +128,13 @@ class FastLayer:
 
     Args:
         view: its synapses.
-        mode: WORDS, LISTS or TABLE.
-        weight: int16 in the kernel's layout, or bytes in pairs.
-        bias: (blocks * 32,) float32, times 64.
-        dot: (blocks, taps, quads, 32, 4) int8 weights for dot products of four channels at a time,
-            None where 8 bits do not hold them.
-        struct: the kernel's view of it, with addresses in the arrays above; steps and arrays of a
-            run are left out.
+        struct: the kernel's view of it; steps and arrays of a run are left out.
+        arrays: weights, biases and weights for dot products, whose addresses `struct` holds.
     """
 
     view: SynapseView
-    mode: int
-    weight: IntArray
-    bias: Array
-    dot: Array | None
     struct: LayerStruct
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of 32 outputs, the last one filled up."""
-        return len(self.bias) // LANES
-
-
-def fast_layer(layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer | str:
-    """Lay out a layer, or say why the kernel does not take it.
-
-    Args:
-        layer: a layer of a chip network.
-        entering: shape of what arrives, (features,) or (C, H, W).
-        bits: width of what arrives.
-    """
-    view = synapse_view(layer, entering, bits)
-    if isinstance(view, str):
-        return view
-    layer, small, unit = view.layer, view.weight, view.unit
-    bias = np.zeros(len(small), np.int32) if layer.bias_int is None else layer.bias_int
-    largest, largest_bias = _largest(small), _largest(bias)
-    if largest_bias > MAX_BIAS:
-        return "its bias passes 16 bits"
-    # At least 32 rows have to fit before 16 bits are carried into 32.
-    if largest * 32 > INT16:
-        return f"weights up to {largest * unit} need more than 16 bits"
-    if view.bound * unit >= 2**31:
-        return f"sums up to {view.bound * unit} need more than 32 bits"
-    if isinstance(layer, Conv) and small[0, 0].size > MAX_TAPS:
-        return f"a window of {small.shape[2:]} has too many taps"
-    mode, weight = _laid_out(view)
-    narrow = view.dense and _fits_bytes(small)
-    flush = max(1, INT16 // max(largest, 1))
-    if narrow:
-        weight, flush = _paired(weight), min(MAX_PAIRED, flush)
-    else:
-        weight = np.ascontiguousarray(weight, dtype=np.int16)
-    lanes = np.zeros(-(-len(small) // LANES) * LANES, dtype=np.float32)
-    lanes[: len(bias)] = 64.0 * bias
-    neuron = layer.neuron
-    keep_u, keep_v = (1 - decay / DECAY_UNITY for decay in (neuron.i_decay, neuron.v_decay))
-    # A geometric series bounds u; v starts a step below the threshold. Where they stay inside,
-    # nothing has to be checked.
-    worst_u = 64 * view.bound * unit / (1 - keep_u) if keep_u < 1 else inf
-    worst_v = 64 * neuron.vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * largest_bias
-    channels, _, _ = view.entering
-    _, out_h, out_w = view.out
-    struct = LayerStruct(
-        weight=_address(weight),
-        bias=_address(lanes),
-        mode=mode,
-        channels=channels,
-        groups=-(-channels // 32),
-        planes=view.planes,
-        blocks=len(lanes) // LANES,
-        out_h=out_h,
-        out_w=out_w,
-        flush=flush,
-        narrow_weight=narrow,
-        may_wrap=worst_u >= STATE_MAX,
-        biased=bool(bias.any()),
-        may_clip=worst_v >= STATE_MAX - 1,
-        keep_u=keep_u,
-        keep_v=keep_v,
-        threshold=64.0 * neuron.vth_int,
-        unit=unit,
-    )
-    struct.in_h, struct.in_w = view.seen
-    struct.kh, struct.kw = view.kernel
-    struct.stride_y, struct.stride_x = view.stride
-    struct.pad_y, struct.pad_x = view.padding
-    struct.dil_y, struct.dil_x = view.dilation
-    found = None if mode == TABLE else _dots(small, view.payload)
-    if found is None:
-        return FastLayer(view, mode, weight, lanes, None, struct)
-    dot, struct.dot_flush = found
-    struct.dot, struct.quads = _address(dot), dot.shape[2]
-    struct.dot_above = DENSE_DOTS_ABOVE if view.dense else CONV_DOTS_ABOVE
-    return FastLayer(view, mode, weight, lanes, dot, struct)
+    arrays: list[Array]
 
 
 def _address(array: Array) -> int:
@@ -239,7 +153,8 @@ def _fits_bytes(values: Int32) -> bool:
 def _paired(weight: Array) -> UInt8:
     """Turn rows of 32 weights into 16 pairs of bytes: weight i plus 128, and weight 16 + i."""
     # One 16-bit addition then adds two weights; with the offset, low bytes need no sign.
-    low, high = weight[..., : LANES // 2] + 128, weight[..., LANES // 2 :] & 255
+    low = weight[..., : LANES // 2] + 128
+    high = weight[..., LANES // 2 :] & 255
     pairs = np.stack([low, high], axis=-1).reshape(weight.shape)
     return np.ascontiguousarray(pairs.astype(np.uint8))
 
@@ -248,13 +163,15 @@ def _dots(small: Int32, payload: int) -> tuple[Array, int] | None:
     """Return weights four channels by four, if every product of two channels fits 16 bits.
 
     Returns:
-        The weights, and how many quads of them 16 bits take, 0 for all.
+        (blocks, taps, quads, 32, 4) int8 weights for dot products of four channels at a time, and
+        how many quads of them 16 bits take, 0 for all; None where 8 bits do not hold the weights.
     """
     outputs, channels, high, wide = small.shape
     taps = high * wide
     if not _fits_bytes(small) or payload > 255 or taps > MAX_TAPS:
         return None
-    quads, blocks = -(-channels // 4), -(-outputs // LANES)
+    quads = -(-channels // 4)
+    blocks = -(-outputs // LANES)
     padded = np.zeros((blocks * LANES, quads * 4, taps), dtype=np.int32)
     padded[:outputs, :channels] = small.reshape(outputs, channels, -1)
     pairs = padded.reshape(blocks * LANES, quads, 2, 2, taps)
@@ -265,16 +182,17 @@ def _dots(small: Int32, payload: int) -> tuple[Array, int] | None:
     if most > INT16:
         return None
     in_all = max(int(side.sum(axis=(1, 3)).max()) for side in sides)
-    blocked = padded.reshape(blocks, LANES, quads, 4, taps).transpose(0, 4, 2, 1, 3)
     flush = 0 if in_all <= INT16 else INT16 // most
-    return np.ascontiguousarray(blocked.astype(np.int8)), flush
+    blocked = padded.astype(np.int8).reshape(blocks, LANES, quads, 4, taps)
+    return np.ascontiguousarray(blocked.transpose(0, 4, 2, 1, 3)), flush
 
 
 def _laid_out(view: SynapseView) -> tuple[int, Array]:
     """Choose the mode, and return it with weights as (blocks, taps, rows, lanes)."""
     small, planes = view.weight, view.planes
     outputs, channels, high, wide = small.shape
-    groups, blocks = -(-channels // 32), -(-outputs // LANES)
+    groups = -(-channels // 32)
+    blocks = -(-outputs // LANES)
     lanes = np.zeros((blocks * LANES, channels, high, wide), dtype=np.int32)
     lanes[:outputs] = small
     # Tables and lists add in 16 bits without carrying.
@@ -319,7 +237,73 @@ class FastEngine:
 
     def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer | str:
         """Lay out a layer, see `Engine.lay_out`."""
-        return fast_layer(layer, entering, bits)
+        view = synapse_view(layer, entering, bits)
+        if isinstance(view, str):
+            return view
+        small, unit = view.weight, view.unit
+        bias = np.zeros(len(small), np.int32) if layer.bias_int is None else layer.bias_int
+        largest, largest_bias = _largest(small), _largest(bias)
+        if largest_bias > MAX_BIAS:
+            return "its bias passes 16 bits"
+        # At least 32 rows have to fit before 16 bits are carried into 32.
+        if largest * 32 > INT16:
+            return f"weights up to {largest * unit} need more than 16 bits"
+        if view.bound * unit >= 2**31:
+            return f"sums up to {view.bound * unit} need more than 32 bits"
+        if isinstance(layer, Conv) and small[0, 0].size > MAX_TAPS:
+            return f"a window of {small.shape[2:]} has too many taps"
+        mode, weight = _laid_out(view)
+        flush = max(1, INT16 // max(largest, 1))
+        narrow = view.dense and _fits_bytes(small)
+        if narrow:
+            weight = _paired(weight)
+            flush = min(MAX_PAIRED, flush)
+        else:
+            weight = np.ascontiguousarray(weight, dtype=np.int16)
+        blocks = -(-len(small) // LANES)
+        lanes = np.zeros(blocks * LANES, dtype=np.float32)
+        lanes[: len(bias)] = 64.0 * bias
+        neuron = layer.neuron
+        keep_u = 1 - neuron.i_decay / DECAY_UNITY
+        keep_v = 1 - neuron.v_decay / DECAY_UNITY
+        # A geometric series bounds u; v starts a step below the threshold. Where they stay inside,
+        # nothing has to be checked.
+        worst_u = 64 * view.bound * unit / (1 - keep_u) if keep_u < 1 else inf
+        worst_v = 64 * neuron.vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * largest_bias
+        channels = view.entering[0]
+        struct = LayerStruct(
+            weight=_address(weight),
+            bias=_address(lanes),
+            mode=mode,
+            channels=channels,
+            groups=-(-channels // 32),
+            planes=view.planes,
+            blocks=blocks,
+            seen=view.seen,
+            out_size=view.out[1:],
+            kernel=view.kernel,
+            stride=view.stride,
+            padding=view.padding,
+            dilation=view.dilation,
+            flush=flush,
+            narrow_weight=narrow,
+            may_wrap=worst_u >= STATE_MAX,
+            biased=bool(bias.any()),
+            may_clip=worst_v >= STATE_MAX - 1,
+            keep_u=keep_u,
+            keep_v=keep_v,
+            threshold=64.0 * neuron.vth_int,
+            unit=unit,
+        )
+        arrays = [weight, lanes]
+        found = None if mode == TABLE else _dots(small, view.payload)
+        if found is not None:
+            dot, struct.dot_flush = found
+            struct.dot = _address(dot)
+            struct.quads = dot.shape[2]
+            struct.dot_above = DENSE_DOTS_ABOVE if view.dense else CONV_DOTS_ABOVE
+            arrays.append(dot)
+        return FastLayer(view, struct, arrays)
 
     def bytes_per_step(self, laid_out: FastLayer) -> int:
         """Estimate words in and out, and lists of what is set."""
@@ -329,13 +313,14 @@ class FastEngine:
         lists = channels * view.planes * (4 if view.dense else 1)
         arriving = height * width * (channels + lists + 16)
         # Words go out in blocks of 32 outputs, and a thread sums a block of one pixel at a time.
-        return arriving + out_h * out_w * laid_out.blocks * 8 + 4 * LANES
+        return arriving + out_h * out_w * laid_out.struct.blocks * 8 + 4 * LANES
 
     def run(self, request: RunRequest) -> list[LayerResult] | None:
         """Run consecutive layers on a block, see `Engine.run`."""
         layers: list[FastLayer] = request.chain
-        bits, threads, states = request.bits, request.threads, request.states
+        threads, states = request.threads, request.states
         samples, steps = request.events.shape[:2]
+        bits = request.bits
         dtype = np.uint8 if bits <= 8 else np.uint16
         inputs = np.ascontiguousarray(request.events, dtype=dtype)
         channels, height, width = layers[0].view.entering
@@ -346,7 +331,7 @@ class FastEngine:
         for i, layer in enumerate(layers):
             if request.carry and states[i] is None:
                 _, high, wide = layer.view.out
-                shape = (samples, high * wide, layer.blocks, 2, LANES)
+                shape = (samples, high * wide, layer.struct.blocks, 2, LANES)
                 states[i] = np.zeros(shape, dtype=np.float32)
         # Every thread has samples of its own, or all share each sample where there are fewer of
         # them.
@@ -370,11 +355,24 @@ class FastEngine:
         held = (inputs, chains, records, peaks, states, layers)
 
         def part(index: int) -> int:
-            team, (inputs, chains, *_) = index // members, held
+            inputs, chains, *_ = held
+            team = index // members
             failed: int = self.kernel.run(
-                teams[team], index % members, chains[index], len(layers), _address(inputs), inputs.itemsize, channels,
-                height * width, bits, steps, int(bounds[team]), int(bounds[team + 1]), self.level, ctypes.addressof(stop),
-            )  # fmt: skip
+                teams[team],
+                index % members,
+                chains[index],
+                len(layers),
+                _address(inputs),
+                inputs.itemsize,
+                channels,
+                height * width,
+                bits,
+                steps,
+                int(bounds[team]),
+                int(bounds[team + 1]),
+                self.level,
+                ctypes.addressof(stop),
+            )
             return failed
 
         futures: list[Future[int]] = []
@@ -398,13 +396,9 @@ class FastEngine:
                     self.kernel.free_team(team)
         if failed:
             raise ChipError("simulate: out of memory in the kernel; give fewer time steps at once")
-        found_peaks = [
-            int(peak) * layer.view.unit
-            for peak, layer in zip(peaks.max(axis=0), layers, strict=True)
-        ]
-        if max(found_peaks) > MAX_SUM:
-            return None
-        return [record.result(peak) for record, peak in zip(records, found_peaks, strict=True)]
+        highest = peaks.max(axis=0)
+        results = [record.result(peak) for record, peak in zip(records, highest, strict=True)]
+        return None if any(result.peak > MAX_SUM for result in results) else results
 
 
 class _Record:
@@ -420,7 +414,7 @@ class _Record:
             shape = (samples, steps, *layer.view.layer.output_shape)
             self.spikes = np.empty(shape, dtype=np.uint8)
         if want.states:
-            wide = (samples, height * width, steps, layer.blocks * LANES)
+            wide = (samples, height * width, steps, layer.struct.blocks * LANES)
             self.states = [np.empty(wide, dtype=np.int32) for _ in range(2)]
 
     def fill(self, stage: StageStruct, peak: Int32, state: Array | None) -> None:
@@ -439,8 +433,8 @@ class _Record:
             stage.u, stage.v = map(_address, self.states)
 
     def result(self, peak: int) -> LayerResult:
-        """Return what was written, in the order of features."""
-        result = LayerResult(self.counts, peak, self.spikes)
+        """Return what was written, in the order of features; the peak is in units of weights."""
+        result = LayerResult(self.counts, int(peak) * self.layer.view.unit, self.spikes)
         if self.states:
             result.u, result.v = map(self._in_order, self.states)
         return result

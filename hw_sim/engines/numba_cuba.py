@@ -69,7 +69,8 @@ def advance(
             stop = min(start + AT_ONCE, last)
             n = stop - start
             # Slices with a unit stride, without which the loop below does not become vectors.
-            b, uu, vv = bias[start:stop], u[s, start:stop], v[s, start:stop]
+            b = bias[start:stop]
+            uu, vv = u[s, start:stop], v[s, start:stop]
             for t in range(begin, end):
                 a, z = sums[s, t, start:stop], spikes[s, t, start:stop]
                 # A store into the first cache costs less than a branch for every neuron.
@@ -91,11 +92,9 @@ def advance(
                 if counts.size:
                     counts[s, t] += fires
                 if currents.size:
-                    for i in range(n):
-                        currents[s, t, start + i] = uu[i]
+                    currents[s, t, start:stop] = uu
                 if voltages.size:
-                    for i in range(n):
-                        voltages[s, t, start + i] = vv[i]
+                    voltages[s, t, start:stop] = vv
 
 
 @compiled
@@ -121,8 +120,10 @@ def add_rows(x: Any, weight: Any, sums: Any, first: int, last: int) -> None:
         at = 0
         # Four rows for one load and store of the sums, which are the bottleneck.
         while at + 4 <= n:
-            a, b, c, d = events[at], events[at + 1], events[at + 2], events[at + 3]
-            fa, fb, fc, fd = weight[a], weight[b], weight[c], weight[d]
+            a, b = events[at], events[at + 1]
+            c, d = events[at + 2], events[at + 3]
+            fa, fb = weight[a], weight[b]
+            fc, fd = weight[c], weight[d]
             wa = weight.dtype.type(x[frame, a])
             wb = weight.dtype.type(x[frame, b])
             wc = weight.dtype.type(x[frame, c])

@@ -113,13 +113,13 @@ def synapse_view(layer: Layer, entering: tuple[int, ...], bits: int) -> SynapseV
 def _ungrouped(layer: Conv) -> Int32:
     """Return the kernel over all channels, zeros where a group does not see them."""
     kernel, groups = layer.weight_int, layer.groups
-    outputs, inner = kernel.shape[:2]
-    whole = np.zeros((outputs, inner * groups, *kernel.shape[2:]), dtype=np.int32)
+    outputs, inner, *size = kernel.shape
     each = outputs // groups
-    for group in range(groups):
-        rows = slice(group * each, (group + 1) * each)
-        whole[rows, group * inner : (group + 1) * inner] = kernel[rows]
-    return whole
+    whole = np.zeros((groups, each, groups, inner, *size), dtype=np.int32)
+    # Outputs of a group meet the channels of the same group.
+    group = np.arange(groups)
+    whole[group, :, group] = kernel.reshape(groups, each, inner, *size)
+    return whole.reshape(outputs, groups * inner, *size)
 
 
 def _can_pool(layer: Dense | Conv, whole: Int32) -> bool:
@@ -132,8 +132,8 @@ def _can_pool(layer: Dense | Conv, whole: Int32) -> bool:
             return False
     elif high < 2 or wide < 2:
         return False
-    inner = whole[:, :, : high // 2 * 2, : wide // 2 * 2]
-    corner = inner[:, :, ::2, ::2]
-    same = all(np.array_equal(corner, inner[:, :, i::2, j::2]) for i, j in ((0, 1), (1, 0), (1, 1)))
-    rest = whole[:, :, high // 2 * 2 :].any() or whole[:, :, :, wide // 2 * 2 :].any()
-    return bool(same and not rest)
+    corners = whole[:, :, : high - 1 : 2, : wide - 1 : 2]
+    pooled = corners.repeat(2, axis=2).repeat(2, axis=3)
+    # Nothing may come from an odd last row or column, alone in its pixels.
+    odd = [(0, 0), (0, 0), (0, high % 2), (0, wide % 2)]
+    return np.array_equal(whole, np.pad(pooled, odd))

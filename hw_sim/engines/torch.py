@@ -50,17 +50,14 @@ class TorchLayer:
         weight: on the device: (outputs, inputs) of a dense layer, a kernel of a convolution.
         bias: (features,) in units of v, channels last.
         rows: (inputs, outputs) weights of a dense layer on the CPU, else None.
-        keep_u, keep_v: shares that states keep in a step.
-        threshold: in units of v.
+        registers: shares of u and v that a step keeps, and the threshold in units of v.
     """
 
     view: SynapseView
     weight: Tensor
     bias: Float64
     rows: Array | None
-    keep_u: float
-    keep_v: float
-    threshold: float
+    registers: tuple[float, float, float]
 
 
 class TorchEngine:
@@ -91,24 +88,21 @@ class TorchEngine:
         if largest >= FLOAT64_EXACT or np.abs(bias.astype(np.float64)).max() >= MAX_BIAS:
             return f"sums up to {largest} or its biases need more bits"
         exact = torch.float32 if view.bound < FLOAT32_EXACT else torch.float64
-        weight, rows = torch.tensor(view.weight, dtype=exact, device=self.device), None
+        weight = torch.tensor(view.weight, dtype=exact, device=self.device)
+        rows = None
         if view.dense:
             # Features of an image arrive with channels last.
             weight = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
-            rows = weight.T.contiguous().numpy() if self.device == "cpu" else None
+            if self.device == "cpu":
+                rows = weight.T.contiguous().numpy()
         elif self.device == "cpu":
             weight = weight.contiguous(memory_format=torch.channels_last)
         _, high, wide = view.out
         neuron = layer.neuron
-        return TorchLayer(
-            view,
-            weight,
-            np.tile(64.0 * bias, high * wide),
-            rows,
-            1 - neuron.i_decay / DECAY_UNITY,
-            1 - neuron.v_decay / DECAY_UNITY,
-            64.0 * neuron.vth_int,
-        )
+        keep_u = 1 - neuron.i_decay / DECAY_UNITY
+        keep_v = 1 - neuron.v_decay / DECAY_UNITY
+        registers = (keep_u, keep_v, 64.0 * neuron.vth_int)
+        return TorchLayer(view, weight, np.tile(64.0 * bias, high * wide), rows, registers)
 
     def bytes_per_step(self, laid_out: TorchLayer) -> int:
         """Count events as floats of 8 bytes."""
@@ -117,38 +111,28 @@ class TorchEngine:
     def run(self, request: RunRequest) -> list[LayerResult] | None:
         """Run consecutive layers on a block, see `Engine.run`."""
         chain, threads = request.chain, request.threads
-        before = torch.get_num_threads()
-        # It takes milliseconds, and rows are added by threads of ours.
-        other = threads != before and any(not layer.view.dense for layer in chain)
-        if other:
-            torch.set_num_threads(threads)
-        try:
-            with torch.inference_mode(), _exact_floats(self.device):
-                dtype = np.uint8 if request.bits <= 8 else np.int32
-                block = np.ascontiguousarray(request.events, dtype=dtype)
-                # torch warns of arrays that it could not write to.
-                flow = torch.from_numpy(block if block.flags.writeable else block.copy())
-                arriving = flow.to(self.device).reshape(*flow.shape[:2], *chain[0].view.entering)
-                arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()
-                results = []
-                for i, (layer, want) in enumerate(zip(chain, request.wanted, strict=True)):
-                    if request.states[i] is None:
-                        request.states[i] = self._at_rest(layer, len(arriving))
-                    state = request.states[i]
-                    result, arriving = self._layer(layer, arriving, want, state, threads)
-                    # One wrap may not bring u back, nor 24 bits hold the sum of a convolution.
-                    if result.peak > MAX_SUM:
-                        return None
-                    results.append(result)
-                return results
-        finally:
-            if other:
-                torch.set_num_threads(before)
-
-    def _at_rest(self, layer: TorchLayer, samples: int) -> list[Tensor]:
-        """Return [u, v] of (samples, features)."""
-        shape = (samples, len(layer.bias))
-        return [torch.zeros(shape, dtype=torch.float64, device=self.device) for _ in range(2)]
+        # Rows of dense layers are added by threads of ours: those of torch stay as many as they are.
+        dense = all(layer.view.dense for layer in chain)
+        of_torch = torch.get_num_threads() if dense else threads
+        with torch.inference_mode(), _exact_floats(self.device, of_torch):
+            dtype = np.uint8 if request.bits <= 8 else np.int32
+            block = np.ascontiguousarray(request.events, dtype=dtype)
+            # torch warns of arrays that it could not write to.
+            flow = torch.from_numpy(block if block.flags.writeable else block.copy())
+            arriving = flow.to(self.device).reshape(*flow.shape[:2], *chain[0].view.entering)
+            arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()
+            results = []
+            for i, (layer, want) in enumerate(zip(chain, request.wanted, strict=True)):
+                if request.states[i] is None:
+                    rest = np.zeros((2, len(arriving), len(layer.bias)))
+                    request.states[i] = list(torch.from_numpy(rest).to(self.device))
+                state = request.states[i]
+                result, arriving = self._layer(layer, arriving, want, state, threads)
+                # One wrap may not bring u back, nor 24 bits hold the sum of a convolution.
+                if result.peak > MAX_SUM:
+                    return None
+                results.append(result)
+            return results
 
     def _layer(
         self,
@@ -174,8 +158,9 @@ class TorchEngine:
         per_step = samples * features * layer.weight.element_size()
         block = max(1, (SUM_BYTES * threads if on_cpu else DEVICE_SUM_BYTES) // per_step)
         for start in range(0, steps, block):
-            now = slice(start, min(start + block, steps))
-            sums = self._sums(layer, arriving[:, now], threads).reshape(samples, -1, features)
+            now = slice(start, start + block)
+            sums = self._sums(layer, arriving[:, now], threads)
+            sums = sums.reshape(samples, -1, features)
             low, top = torch.aminmax(sums)
             peak = max(peak, -int(low), int(top))
             into = (spikes[:, now], u[:, now], v[:, now])
@@ -183,17 +168,18 @@ class TorchEngine:
                 counts[:, now] = _neurons_on_cpu(layer, sums, state, into, threads)
             else:
                 counts[:, now] = _neurons_on_device(layer, sums, state, into)
+        images = (samples, steps, high, wide, channels)
 
         def in_order(array: Tensor) -> Array:
-            images = array.reshape(samples, steps, high, wide, channels).permute(0, 1, 4, 2, 3)
-            return images.cpu().numpy().reshape(samples, steps, *view.layer.output_shape)
+            features_first = array.reshape(images).permute(0, 1, 4, 2, 3)
+            return features_first.cpu().numpy().reshape(samples, steps, *view.layer.output_shape)
 
         result = LayerResult(counts, peak * view.unit)
         if want.spikes:
             result.spikes = in_order(spikes)
         if want.states:
             result.u, result.v = in_order(u), in_order(v)
-        return result, spikes.reshape(samples, steps, high, wide, channels)
+        return result, spikes.reshape(images)
 
     def _sums(self, layer: TorchLayer, arriving: Tensor, threads: int) -> Tensor:
         """Turn (samples, timesteps, H, W, C) into (frames, H, W, C) sums, divided by the unit."""
@@ -201,7 +187,8 @@ class TorchEngine:
         frames = arriving.reshape(-1, *arriving.shape[2:])
         if view.pooled:
             # Counts of 2x2 pixels; an odd last row or column is filled up with silence.
-            frames = F.pad(frames, (0, 0, 0, frames.shape[2] % 2, 0, frames.shape[1] % 2))
+            _, high, wide, _ = frames.shape
+            frames = F.pad(frames, (0, 0, 0, wide % 2, 0, high % 2))
             rows = frames[:, ::2] + frames[:, 1::2]
             frames = rows[:, :, ::2] + rows[:, :, 1::2]
         if view.dense:
@@ -253,9 +240,22 @@ def _neurons_on_cpu(
         # Each thread counts for itself: they share samples and steps.
         counts = np.zeros((samples, steps), dtype=np.int64)
         advance(
-            arriving, 64.0 * layer.view.unit, layer.bias, layer.keep_u, layer.keep_v, layer.threshold,
-            u, v, spikes, counts, no_peaks, currents, voltages, 0, steps, first, last,
-        )  # fmt: skip
+            arriving,
+            64.0 * layer.view.unit,
+            layer.bias,
+            *layer.registers,
+            u,
+            v,
+            spikes,
+            counts,
+            no_peaks,
+            currents,
+            voltages,
+            0,
+            steps,
+            first,
+            last,
+        )
         return counts
 
     return np.sum(_shared(part, features, threads), axis=0)
@@ -273,9 +273,7 @@ def _neurons_on_device(
     u, v = state
     for t in range(sums.shape[1]):
         arriving = sums[:, t].double() * (64 * layer.view.unit)
-        u, peak, fired = torch_step(
-            u, v, arriving, bias, layer.keep_u, layer.keep_v, layer.threshold
-        )
+        u, peak, fired = torch_step(u, v, arriving, bias, *layer.registers)
         v = peak.masked_fill(fired, 0)
         spikes[:, t] = fired
         if currents.numel():
@@ -333,10 +331,19 @@ def _shared(part: Callable[[int, int], Any], n: int, threads: int) -> list[Any]:
 
 
 @contextmanager
-def _exact_floats(device: str) -> Iterator[None]:
-    """Switch off what rounds: TF32, autocast to 16 bits, and NNPACK's transforms in convolutions."""
-    before = torch.get_float32_matmul_precision()
+def _exact_floats(device: str, threads: int) -> Iterator[None]:
+    """Switch off what rounds: TF32, autocast to 16 bits, and NNPACK's transforms in convolutions.
+
+    Args:
+        device: torch's name of it.
+        threads: torch's own while it lasts.
+    """
+    precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
+    before = torch.get_num_threads()
+    # Setting them takes milliseconds, even to as many as there were.
+    if threads != before:
+        torch.set_num_threads(threads)
     try:
         with (
             torch.autocast(torch.device(device).type, enabled=False),
@@ -344,4 +351,6 @@ def _exact_floats(device: str) -> Iterator[None]:
         ):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
+        if threads != before:
+            torch.set_num_threads(before)

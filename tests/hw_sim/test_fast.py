@@ -212,9 +212,9 @@ def test_every_integer_of_random_networks(
             seen[name] += met
         for found in laid_out_layers(network, selection.choose_engine("fast")):
             if isinstance(found, FastLayer):
-                modes.add((type(found.view.layer).__name__, found.mode, found.view.pooled))
+                modes.add((type(found.view.layer).__name__, found.struct.mode, found.view.pooled))
                 taken += 1
-                dots += found.dot is not None
+                dots += found.struct.dot is not None
             else:
                 left += 1
     assert fired > 10_000

@@ -6,7 +6,7 @@
    weights, in 16 bits, carried into 32 before they could overflow.
 
    States are floats that hold integers: rounding a product toward zero drops no bit of an integer below 2^24, so truncating
-   it is exact (fast_layer.py checks the bounds under which every value stays below). */
+   it is exact (engines/native.py checks the bounds under which every value stays below). */
 
 #include <fenv.h>
 #include <sched.h>
