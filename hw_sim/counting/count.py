@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,8 @@ from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, blocks
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.network import ChipNetwork
 
-
-class _Counter(Protocol):
-    def feed(self, inputs: Array, lengths: Int64) -> None: ...
-
-    def bytes_per_sample(self, inputs: Array) -> int: ...
-
-    def finish(self) -> OperationCounts: ...
+if TYPE_CHECKING:
+    from knarr.hw_sim.counting.graph import GraphCounter
 
 
 def count(
@@ -81,7 +76,7 @@ def _counter(
     model: object,
     dt_s: float | None,
     pooling: str,
-) -> _Counter:
+) -> ChipCounter | GraphCounter:
     if isinstance(model, ChipNetwork):
         if pooling != "folded":
             raise CountError(

@@ -38,8 +38,8 @@ MATRICES = (nir.Linear, nir.Affine)
 POOLS = (nir.AvgPool2d, nir.SumPool2d)
 MAX_PATHS = 10_000
 
-Neighbour = tuple[str, int]
-"""A node next to another one, and its edge's lag in steps: 1 where it closes a loop."""
+Edges = dict[str, list[tuple[str, int]]]
+"""Node -> its neighbours on one side, each with the lag of the edge in steps: 1 where it closes a loop."""
 
 
 class Path(NamedTuple):
@@ -65,6 +65,7 @@ class EventPaths:
 
     Attributes:
         names: all nodes, sources before targets.
+        sources, targets: node -> everything that arrives at it, and where it goes.
         synapses: nodes that hold weights.
         neurons: nodes that have neurons; a Threshold is one without a state.
         event_sources: neurons and the input.
@@ -84,9 +85,13 @@ class EventPaths:
         self.folded = pooling == "folded"
         # A grouped convolution may have been written as one with zeros between its groups.
         self.nodes = {name: restore_groups(node) for name, node in run.nodes.items()}
-        self.targets: dict[str, list[Neighbour]] = {name: [] for name in self.nodes}
+        self.sources: Edges = {}
+        self.targets: Edges = {name: [] for name in self.nodes}
         for name in self.names:
-            for source, lag in self.sources(name):
+            direct = [(source, 0) for source in self.order.sources[name]]
+            looping = [(source, 1) for source in self.order.looping[name]]
+            self.sources[name] = direct + looping
+            for source, lag in self.sources[name]:
                 self.targets[source].append((name, lag))
         self.synapses = self._of_kind(*MATRICES, *CONVS)
         self.neurons = self._of_kind(*NEURONS, nir.Threshold)
@@ -103,11 +108,6 @@ class EventPaths:
     def _of_kind(self, *kinds: type) -> set[str]:
         return {name for name, node in self.nodes.items() if isinstance(node, kinds)}
 
-    def sources(self, name: str) -> list[Neighbour]:
-        """Return everything that arrives at a node."""
-        direct = [(source, 0) for source in self.order.sources[name]]
-        return direct + [(source, 1) for source in self.order.looping[name]]
-
     def delay(self, name: str) -> int:
         """Return the shortest delay of a node in steps, 0 where it is no Delay."""
         return int(self.delays[name].steps.min()) if name in self.delays else 0
@@ -123,51 +123,39 @@ class EventPaths:
     def fed_neurons(self, name: str) -> set[str]:
         """Return the neurons that a synapse feeds in the same step."""
 
-        def this_step(node: str) -> list[Neighbour]:
-            return [(target, lag) for target, lag in self.targets[node] if lag == 0]
-
+        this_step = {
+            node: [edge for edge in edges if edge[1] == 0] for node, edges in self.targets.items()
+        }
         return self._reach(name, this_step, self.converters) & self.neurons
 
     def stops_ahead(self, name: str) -> set[str]:
         """Return the nodes at which what a node gives stops."""
-        return self._reach(name, self.targets.__getitem__, self.stops) & self.stops
+        return self._reach(name, self.targets, self.stops) & self.stops
 
     def _reach(
         self,
         name: str,
-        neighbours: Callable[[str], list[Neighbour]],
+        edges: Edges,
         opaque: set[str],
     ) -> set[str]:
         """Return all nodes in one direction, up to and with the first opaque one on each path."""
         reached: set[str] = set()
         waiting = [name]
         while waiting:
-            for node, _ in neighbours(waiting.pop()):
+            for node, _ in edges[waiting.pop()]:
                 if node not in reached:
                     reached.add(node)
                     if node not in opaque:
                         waiting.append(node)
         return reached
 
-    def event_paths(self, name: str) -> Iterator[Path]:
-        """Yield every path from an event source, a synapse or a Delay to a node.
+    def paths(self, name: str, starts: set[str]) -> Iterator[Path]:
+        """Yield every path to a node from the first of `starts` on each, seen from the node.
 
         Raises:
             CountError: there are more than `MAX_PATHS`.
         """
-        return self._paths(name, self.converters | self.delays.keys())
-
-    def current_paths(self, name: str) -> list[Path]:
-        """Return every path of currents from a synapse to a neuron, through Delays too.
-
-        Raises:
-            CountError: there are more than `MAX_PATHS`.
-        """
-        found = self._paths(name, self.converters)
-        return [path for path in found if path.source in self.synapses]
-
-    def _paths(self, name: str, starts: set[str]) -> Iterator[Path]:
-        waiting = [Path(source, lag) for source, lag in self.sources(name)]
+        waiting = self._edges_to(name)
         for _ in range(MAX_PATHS):
             if not waiting:
                 return
@@ -176,42 +164,45 @@ class EventPaths:
                 yield path
             elif path.source not in path.passed:  # a loop through a Delay is taken once
                 passed = (path.source, *path.passed)
-                for source, lag in self.sources(path.source):
+                for source, lag in self.sources[path.source]:
                     waiting.append(Path(source, path.lag + lag, passed))
         raise CountError(
             f"node '{name}': more than {MAX_PATHS} paths of events lead here; put neurons between"
         )
 
     def arrivals(self, name: str) -> list[Path]:
-        """Return the paths that this policy tells apart: all with pools folded, else the edges."""
+        """Return the paths that this policy tells apart: all with pools folded, else the edges.
+
+        They start at an event source, a synapse or a Delay.
+        """
         if self.folded:
-            return list(self.event_paths(name))
-        return [Path(source, lag) for source, lag in self.sources(name)]
+            return list(self.paths(name, self.converters | self.delays.keys()))
+        return self._edges_to(name)
+
+    def _edges_to(self, name: str) -> list[Path]:
+        return [Path(source, lag) for source, lag in self.sources[name]]
 
     def bare_events(self, name: str) -> list[Path]:
         """Return the arrivals of events that no synapse turns into currents."""
         arrivals = self.arrivals(name)
         return [path for path in arrivals if "currents" not in self.carries(path.source)]
 
-    def _chain(
-        self, name: str, neighbours: Callable[[str], list[Neighbour]]
-    ) -> Iterator[Neighbour]:
+    def _chain(self, name: str, edges: Edges) -> Iterator[tuple[str, int]]:
         """Walk in one direction as long as there is one neighbour; lags are those of each edge."""
         # More steps than there are nodes would go round a loop.
         for _ in self.nodes:
-            found = neighbours(name)
-            if len(found) != 1:
+            if len(edges[name]) != 1:
                 return
-            yield found[0]
-            name = found[0][0]
+            ((name, lag),) = edges[name]
+            yield name, lag
 
     def _folded_behind(self, name: str) -> list[str]:
         """Return pools and scales between a synapse and its neurons alone, which it takes in."""
         if not self.folded:
             return []
         passed = []
-        for target, lag in self._chain(name, self.targets.__getitem__):
-            shared = len(self.sources(target)) != 1
+        for target, lag in self._chain(name, self.targets):
+            shared = len(self.sources[target]) != 1
             if lag or shared or target in self.stops | self.cutters:
                 break
             passed.append(target)
@@ -245,7 +236,7 @@ class EventPaths:
     def waits(self, name: str) -> Int64 | None:
         """Return the steps until each output of a synapse is heard, None where all wait alike."""
         steps = np.zeros(prod(self.leaving[name]), dtype=np.int64)
-        for node, lag in self._chain(name, self.targets.__getitem__):
+        for node, lag in self._chain(name, self.targets):
             steps += lag
             if node in self.delays:
                 each = self.delays[node].steps.expand(self.leaving[node])
@@ -261,7 +252,7 @@ class EventPaths:
         if not isinstance(node, MATRICES) or len(set(np.shape(node.weight))) != 1:
             return None
         before = self._end_of_chain(name, self.sources)
-        behind = self._end_of_chain(name, self.targets.__getitem__)
+        behind = self._end_of_chain(name, self.targets)
         if before is None or behind is None:
             return None
         sender, lag, delay = before
@@ -270,12 +261,10 @@ class EventPaths:
         later = lag == 0 and self.wait(name) + delay > 0
         return sender if closed and later else None
 
-    def _end_of_chain(
-        self, name: str, neighbours: Callable[[str], list[Neighbour]]
-    ) -> tuple[str, int, int] | None:
+    def _end_of_chain(self, name: str, edges: Edges) -> tuple[str, int, int] | None:
         """Return the end of a path without forks, its loop edges, and the steps of its Delays."""
         lags = delays = 0
-        for node, lag in self._chain(name, neighbours):
+        for node, lag in self._chain(name, edges):
             lags += lag
             if node in self.converters | self.hearers:
                 return node, lags, delays
@@ -493,7 +482,7 @@ class CountingPlan:
             own_spikes=neuron is not None,
         )
         self.sites.append(site)
-        if not paths.folded and len(paths.sources(name)) > 1:
+        if not paths.folded and len(paths.sources[name]) > 1:
             self.merges.append(name)
         # Neurons fed by several synapses are counted with the first of them.
         for target in paths.fed_neurons(name):
@@ -506,7 +495,7 @@ class CountingPlan:
             fan_out = site_fan_out(paths, name, ())
             assert isinstance(fan_out, FanOut)  # only what is passed can be refused
             return [Route(None, 0, fan_out)]
-        found = (self._route(name, path) for path in paths.event_paths(name))
+        found = (self._route(name, path) for path in paths.arrivals(name))
         routes = [route for route in found if route is not None]
         for node in paths.behind[name]:
             self._absorbed[node].append(name)
@@ -553,7 +542,7 @@ class CountingPlan:
         """Decide what a node that is neither synapse nor neuron costs under this policy."""
         paths = self.paths
         node = paths.nodes[name]
-        merging = len(paths.sources(name)) > 1 and paths.carries(name) == {"events"}
+        merging = len(paths.sources[name]) > 1 and paths.carries(name) == {"events"}
         if merging and not paths.folded and name != paths.order.output:
             self.merges.append(name)
             self.rows.append(name)
@@ -862,7 +851,7 @@ class _Batch:
 
     def _parts(self, name: str) -> list[torch.Tensor]:
         """Return what each source of a node gives it in this step."""
-        return [self._given(source, lag) for source, lag in self.paths.sources(name)]
+        return [self._given(source, lag) for source, lag in self.paths.sources[name]]
 
     def _given(self, source: str, lag: int) -> torch.Tensor:
         if lag < len(self.past):
@@ -895,6 +884,11 @@ class _Feed:
     lag: int
     changes: list[Callable[[Mask], Mask]]
 
+    @property
+    def is_direct(self) -> bool:
+        """True where outputs that events reach can be counted without making their masks."""
+        return not self.lag and not self.changes and len(self.site.routes) == 1
+
 
 class _Touched:
     """Finds the neurons that event-driven hardware would update: those an event or bias reaches.
@@ -905,27 +899,18 @@ class _Touched:
 
     def __init__(self, plan: CountingPlan) -> None:
         self.paths = plan.paths
-        synapses = {site.name: site for site in plan.sites}
+        synapses = {site.name: site for site in plan.sites if not site.is_bare}
         self.feeds: dict[str, list[_Feed]] = {}
         for name in plan.owner:
-            feeds = [
+            # Currents start at synapses, and Delays let them pass.
+            self.feeds[name] = [
                 _Feed(synapses[path.source], path.lag, self._changes(path.passed))
-                for path in self.paths.current_paths(name)
+                for path in self.paths.paths(name, self.paths.converters)
                 if path.source in synapses
             ]
-            bare = [site for site in plan.sites if site.is_bare and site.node == name]
-            self.feeds[name] = feeds + [_Feed(site, 0, []) for site in bare]
-        self.always: set[str] = set()
-        self.direct: dict[str, Site] = {}
-        for name, feeds in self.feeds.items():
-            # A bias reaches its neurons in every step.
-            if any(feed.site.bias for feed in feeds):
-                self.always.add(name)
-            # Where events take one path alone, its outputs can be counted without making their
-            # masks.
-            alone = len(feeds) == 1 and len(feeds[0].site.routes) == 1
-            if alone and feeds[0].lag == 0 and not feeds[0].changes:
-                self.direct[name] = feeds[0].site
+        for site in plan.sites:
+            if site.is_bare:
+                self.feeds[site.node].append(_Feed(site, 0, []))
         # Site -> events (samples, features) of each of its routes, in this step and in the one
         # before.
         self.now: dict[str, list[Mask]] = {}
@@ -955,14 +940,16 @@ class _Touched:
     def count(self, name: str, alive: Mask) -> int:
         """Count the neurons of a node that are reached in this step, in samples that are alive."""
         features = prod(self.paths.leaving[name])
-        if name in self.always:
+        feeds = self.feeds[name]
+        # A bias reaches its neurons in every step.
+        if any(feed.site.bias for feed in feeds):
             return int(alive.sum()) * features
-        if name in self.direct:
-            site = self.direct[name]
+        if len(feeds) == 1 and feeds[0].is_direct:
+            site = feeds[0].site
             events = self.now[site.name][0][alive]
             return int(site.routes[0].fan_out.touched_count(events).sum())
         found = np.zeros((len(alive), features), dtype=np.bool_)
-        for feed in self.feeds[name]:
+        for feed in feeds:
             routes = feed.site.routes
             arriving = self.before if feed.lag else self.now
             if feed.site.name in arriving:

@@ -21,7 +21,12 @@ from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.counting.onnx.count import count_onnx
 from knarr.hw_sim.energy.measure.cpu import CpuMeasurement, measure_cpu
 from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
-from knarr.hw_sim.energy.measure.protocol import MeasureError, Measurement, MeasurementPlan
+from knarr.hw_sim.energy.measure.protocol import (
+    USUAL_PLAN,
+    MeasureError,
+    Measurement,
+    MeasurementPlan,
+)
 from knarr.hw_sim.energy.measure.workload import batches, check_inputs, read_source
 from knarr.hw_sim.energy.prices import Grade, load_profile
 from knarr.hw_sim.errors import CountError
@@ -116,8 +121,7 @@ def baseline(
     inputs: Array | None,
     *,
     device: int = 0,
-    window_s: float = 10.0,
-    repeats: int = 3,
+    plan: MeasurementPlan = USUAL_PLAN,
     large_batch: int = 64,
     tf32: bool = True,
     counts: OperationCounts | None = None,
@@ -130,7 +134,7 @@ def baseline(
     Args:
         path: ONNX file, static shapes beyond the batch.
         inputs: (samples, *shape) of the file's type; None measures nothing.
-        device, window_s, repeats, large_batch, tf32: as `measure_gpu` takes them; those that
+        device, plan, large_batch, tf32: as `measure_gpu` takes them; those that
             `measure_cpu` has go there too.
         counts: of `count_onnx`; counted here, with the inputs, where None.
         on_gpu, on_cpu: in place of those two.
@@ -144,7 +148,6 @@ def baseline(
             floors.
         FileNotFoundError: no such file.
     """
-    plan = MeasurementPlan(window_s=window_s, repeats=repeats)
     # What no machine could measure is an error, before anything is counted or run.
     source = read_source(path)
     batches(source, large_batch)

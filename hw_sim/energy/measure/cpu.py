@@ -17,6 +17,7 @@ from pathlib import Path
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy.measure.protocol import (
+    USUAL_PLAN,
     Clock,
     MeasureError,
     Measurement,
@@ -138,12 +139,10 @@ def measure_cpu(
     path: str | Path,
     inputs: Array,
     *,
-    window_s: float = 10.0,
-    repeats: int = 3,
     large_batch: int = 64,
     threads: int = 0,
     counts: OperationCounts | None = None,
-    plan: MeasurementPlan | None = None,
+    plan: MeasurementPlan = USUAL_PLAN,
     powercap: Path = POWERCAP,
     make_workload: Callable[[OnnxSource, Array, int, int], Workload] | None = None,
     clock: Clock | None = None,
@@ -151,18 +150,16 @@ def measure_cpu(
     """Measure an ONNX file on the CPU by RAPL, by the protocol of `measure_gpu`.
 
     The counters are those of whole packages: whatever else runs on the machine is in gross_j, and
-    what runs all the time is in idle_w. Leave the machine alone meanwhile, about (window_s + 10) *
-    repeats seconds per batch size.
+    what runs all the time is in idle_w. Leave the machine alone meanwhile, about
+    (plan.window_s + 10) * plan.repeats seconds per batch size.
 
     Args:
         path: the file that is counted; static shapes beyond the batch.
         inputs: (samples, *shape) of the file's type; the first 64 batches are run in turn.
-        window_s: looped inference per window, at least 8.
-        repeats: windows per batch size, at least 3.
         large_batch: the second batch size, from 2.
         threads: of onnxruntime, 0 takes every core.
         counts: of `count_onnx` for energies per multiplication.
-        plan: all durations, in place of `window_s` and `repeats`.
+        plan: durations, and windows per batch size.
         powercap, make_workload, clock: in place of Linux' folder of counters, onnxruntime and the
             machine's clock.
 
@@ -172,7 +169,6 @@ def measure_cpu(
         CountError: the counts have no total.
         FileNotFoundError: no such file.
     """
-    plan = plan or MeasurementPlan(window_s=window_s, repeats=repeats)
     source, sizes, notes, macs = prepare(path, inputs, large_batch, counts)
     if type(threads) is not int or threads < 0:
         raise MeasureError(f"threads: {threads}, needs an integer from 0 (every core)")

@@ -19,6 +19,7 @@ from typing import Any
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy.measure.protocol import (
+    USUAL_PLAN,
     Clock,
     MeasureError,
     Measurement,
@@ -273,12 +274,10 @@ def measure_gpu(
     inputs: Array,
     *,
     device: int = 0,
-    window_s: float = 10.0,
-    repeats: int = 3,
     large_batch: int = 64,
     tf32: bool = True,
     counts: OperationCounts | None = None,
-    plan: MeasurementPlan | None = None,
+    plan: MeasurementPlan = USUAL_PLAN,
     open_device: Callable[[int], NvmlDevice] = open_nvml,
     make_workload: MakeWorkload | None = None,
     clock: Clock | None = None,
@@ -286,19 +285,17 @@ def measure_gpu(
     """Measure an ONNX file on a GPU by the counter nvmlDeviceGetTotalEnergyConsumption (Volta and
     newer).
 
-    It takes about (window_s + 10) * repeats seconds per batch size. Start it before anything else
+    It takes about (plan.window_s + 10) * plan.repeats seconds per batch size. Start it before anything else
     in the process uses CUDA, on a GPU that nobody else uses.
 
     Args:
         path: the file that is counted; static shapes beyond the batch.
         inputs: (samples, *shape) of the file's type; the first 64 batches are run in turn.
         device: NVML's number, that of nvidia-smi.
-        window_s: looped inference per window, at least 8.
-        repeats: windows per batch size, at least 3.
         large_batch: the second batch size, from 2.
         tf32: let fp32 products be computed in TF32 (onnxruntime's default).
         counts: of `count_onnx` for energies per multiplication.
-        plan: all durations, in place of `window_s` and `repeats`.
+        plan: durations, and windows per batch size.
         open_device, make_workload, clock: in place of NVML, onnxruntime on CUDA and the machine's
             clock.
 
@@ -309,7 +306,6 @@ def measure_gpu(
         CountError: the counts have no total.
         FileNotFoundError: no such file.
     """
-    plan = plan or MeasurementPlan(window_s=window_s, repeats=repeats)
     source, sizes, notes, macs = prepare(path, inputs, large_batch, counts)
     if type(device) is not int:
         raise MeasureError(f"device: {device!r}, needs a number from 0")

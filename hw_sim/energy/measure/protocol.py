@@ -376,6 +376,9 @@ class MeasurementPlan:
             )
 
 
+USUAL_PLAN = MeasurementPlan()
+
+
 def measure_batches(
     sizes: Sequence[int],
     make_workload: Callable[[int], Workload],

@@ -316,7 +316,9 @@ def test_notes_of_a_batch() -> None:
         ({"window_s": 7.99}, r"window_s: 7\.99, needs at least 8 s"),
         ({"window_s": float("nan")}, "window_s: nan"),
         ({"window_s": float("inf")}, "window_s: inf"),
+        ({"window_s": 5.0}, r"window_s: 5\.0, needs at least 8 s"),
         ({"repeats": 2}, "repeats: 2, needs at least 3"),
+        ({"repeats": 1}, "repeats: 1, needs at least 3"),
         ({"repeats": 3.0}, r"repeats: 3\.0"),
         ({"warm_up_s": 0.5}, r"warm_up_s: 0\.5, needs at least 1 s"),
         ({"settle_s": 0.0}, r"settle_s: 0\.0"),
@@ -551,8 +553,6 @@ def test_nvml_is_shut_down_after_an_interrupt(onnx_file: Path, samples: Any) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window_s": 5.0}, r"window_s: 5\.0, needs at least 8 s"),
-        ({"repeats": 1}, "repeats: 1, needs at least 3"),
         ({"large_batch": 1}, "large_batch: 1, needs an integer from 2"),
         ({"large_batch": 2.5}, r"large_batch: 2\.5"),
         ({"device": "cuda"}, "device: 'cuda', needs a number from 0"),
@@ -1092,13 +1092,9 @@ def test_what_can_be_measured_is_in_the_baseline(
             clock=packages,
         )
 
-    found = baseline(
-        onnx_file, samples, window_s=9.0, repeats=4, large_batch=8, on_gpu=on_gpu, on_cpu=on_cpu
-    )
-    assert (seen[0]["plan"], seen[0]["large_batch"]) == (
-        MeasurementPlan(window_s=9.0, repeats=4),
-        8,
-    )
+    plan = MeasurementPlan(window_s=9.0, repeats=4)
+    found = baseline(onnx_file, samples, plan=plan, large_batch=8, on_gpu=on_gpu, on_cpu=on_cpu)
+    assert (seen[0]["plan"], seen[0]["large_batch"]) == (plan, 8)
     values = json.loads(json.dumps(found.to_json()))
     assert (values["gpu_refused"], values["cpu_refused"]) == ("", "")
     for part, gross_j in (("gpu", 4.0), ("cpu", 40.0)):
@@ -1139,7 +1135,7 @@ def test_what_cannot_be_counted_has_no_floor_but_is_measured(tmp_path: Path) -> 
 
 def test_wrong_arguments_are_errors_and_not_reasons(onnx_file: Path, samples: Any) -> None:
     with pytest.raises(MeasureError, match="window_s: 3"):
-        baseline(onnx_file, samples, window_s=3)
+        baseline(onnx_file, samples, plan=MeasurementPlan(window_s=3))
     with pytest.raises(MeasureError, match="large_batch: 0"):
         baseline(onnx_file, samples, large_batch=0)
 
@@ -1166,7 +1162,9 @@ def test_a_real_gpu(onnx_file: Path, samples: Any) -> None:
     except MeasureError as error:
         pytest.skip(f"no NVIDIA GPU: {error}")
     counts = count_onnx(onnx_file, samples)
-    found = measure_gpu(onnx_file, samples, window_s=8.0, large_batch=256, counts=counts)
+    found = measure_gpu(
+        onnx_file, samples, plan=MeasurementPlan(window_s=8.0), large_batch=256, counts=counts
+    )
     one, many = found.batches
     assert 0 < many.windows[0].gross_j < one.windows[0].gross_j
     assert one.windows[0].power_w > one.windows[0].idle_w
