@@ -19,9 +19,10 @@ at v_leak (IF: at v_reset), so that leak is exact only where the two are equal. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import networkx as nx
 import nir
 import numpy as np
 
@@ -54,9 +55,6 @@ class FloatNeuron:
             not.
         volts: volts of one unit of v, None where they differ between neurons.
         rest: volts at which a readout rests, which the chip calls 0.
-        rewrites: what was changed exactly, a line each.
-        approximations: what was changed to something near, a line each.
-        rounded: what a register rounds, a line each.
     """
 
     name: str
@@ -69,21 +67,7 @@ class FloatNeuron:
     bias: Float64
     filtered: bool
     volts: float | None
-    rest: float = 0.0
-    rewrites: tuple[str, ...] = ()
-    approximations: tuple[str, ...] = ()
-    rounded: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The geometry of a convolution: (height, width) each, and the (C, H, W) that it receives."""
-
-    input_shape: tuple[int, int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
+    rest: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +82,8 @@ class FloatLayer:
         bias: (out,) per output or channel.
         recurrent: (out, out) from the layer's own spikes of the step before, or None.
         delay: (out, in) whole steps, or None.
-        geometry: geometry of a convolution, None for a dense layer.
+        geometry: input_shape, stride, padding, dilation and groups of a `knarr.hw_sim.Conv`, None
+            for a dense layer.
         units: integers per unit of what arrives: 1 for spikes, such as 255 for frames of 8 bits.
         bits: bits of what arrives.
     """
@@ -109,17 +94,45 @@ class FloatLayer:
     bias: Float64
     recurrent: Float64 | None = None
     delay: Int32 | None = None
-    geometry: Geometry | None = None
+    geometry: dict[str, Any] | None = None
     units: float = 1.0
     bits: int = 1
 
 
 @dataclass(frozen=True)
+class Notes:
+    """What reading a graph changed, a line each.
+
+    Args:
+        allowed: map what has no exact form as nearly as the chip can, instead of refusing it.
+        rewrites: what was changed exactly.
+        approximations: what was changed to something near.
+        rounded: what a register rounds.
+    """
+
+    allowed: bool
+    rewrites: list[str] = field(default_factory=list)
+    approximations: list[str] = field(default_factory=list)
+    rounded: list[str] = field(default_factory=list)
+
+    def approximate(self, found: str, cure: str, instead: str) -> None:
+        """Note what the chip does instead of what was found.
+
+        Raises:
+            DeployError: approximations are not allowed; says the cure.
+        """
+        if not self.allowed:
+            raise DeployError(f"{found}; {cure} or allow approximation")
+        self.approximations.append(f"{found}: {instead}")
+
+
+@dataclass(frozen=True)
 class Chain:
-    """Layers from input to output, and the shape of the graph's input."""
+    """Layers from input to output, the shape of the graph's input, and what was changed."""
 
     layers: tuple[FloatLayer, ...]
     input_shape: Shape
+    notes: Notes
 
 
 def chip_shape(shape: Shape) -> Shape:
@@ -144,6 +157,7 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
     entering, leaving = infer(nodes, order)
     loops = _loops(nodes, edges, order)
     row = _row(nodes, edges, order, leaving, {source for source, _ in loops.values()})
+    notes = Notes(approximate)
     layers: list[FloatLayer] = []
     # What was met since the last neuron: delays, a synapse, and delays behind it.
     before: Int32 | None = None
@@ -172,15 +186,14 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
                     f"node '{layers[-1].neuron.name}': never fires, so nothing after it would hear "
                     "it; only the last may"
                 )
-            neuron = normalise(name, node, dt_s, approximate=approximate)
+            neuron = normalise(name, node, dt_s, notes)
             shape = entering[synapse or name]
             source = nodes[synapse] if synapse is not None else _identity(shape)
-            layer = _float_layer(
-                synapse or f"{name}_identity", source, shape, leaving[name], neuron, approximate
-            )
+            layer_name = synapse or f"{name}_identity"
+            layer = _float_layer(layer_name, source, shape, leaving[name], neuron, notes)
             layer = _delayed(layer, before, after)
             if name in loops:
-                layer = _recurrent(layer, *loops[name], approximate)
+                layer = _recurrent(layer, *loops[name], notes)
             layers.append(layer)
             before = synapse = after = None
         else:
@@ -199,7 +212,7 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
             "graph: ends without a neuron behind its last node, or holds none; end with a synapse "
             "and neurons"
         )
-    return Chain(tuple(layers), leaving[order.input])
+    return Chain(tuple(layers), leaving[order.input], notes)
 
 
 def _row(
@@ -210,19 +223,18 @@ def _row(
     back: set[str],
 ) -> list[str]:
     """Return the nodes from Input to Output, edge by edge, without those that close loops."""
-    targets: dict[str, list[str]] = {name: [] for name in nodes if name not in back}
-    sources = dict.fromkeys(targets, 0)
+    row: Any = nx.DiGraph()
+    row.add_nodes_from(name for name in nodes if name not in back)
     for source, target in edges:
         if source not in back and target not in back and source != target:
-            targets[source].append(target)
-            sources[target] += 1
-    for name, following in targets.items():
+            row.add_edge(source, target)
+    for name in row:
         node = nodes[name]
+        into, out = row.in_degree(name), row.out_degree(name)
         # One edge in and one out, but for the two ends.
-        expected = (not isinstance(node, nir.Input), not isinstance(node, nir.Output))
-        if (sources[name], len(following)) != expected:
+        if (into, out) != (not isinstance(node, nir.Input), not isinstance(node, nir.Output)):
             raise DeployError(
-                f"node '{name}': {sources[name]} edges in, {len(following)} out; only plain chains "
+                f"node '{name}': {into} edges in, {out} out; only plain chains "
                 "are lowered, netx adds no branches"
             )
         if len(leaving[name]) not in (1, 2, 3):
@@ -230,10 +242,7 @@ def _row(
                 f"node '{name}': shape {leaving[name]}; a chip layer has (features,), (channels, "
                 "length) or (C, H, W), flatten it"
             )
-    row = [order.input]
-    while targets[row[-1]]:
-        row += targets[row[-1]]
-    return row
+    return list(nx.dfs_preorder_nodes(row, order.input))
 
 
 def _loops(nodes: dict[str, Any], edges: list[Edge], order: Topology) -> dict[str, tuple[str, Any]]:
@@ -261,22 +270,18 @@ def _loops(nodes: dict[str, Any], edges: list[Edge], order: Topology) -> dict[st
 # --- neurons
 
 
-def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatNeuron:
+def normalise(name: str, node: Any, dt_s: float, notes: Notes) -> FloatNeuron:
     """Put a neuron node into the normal form.
 
     Args:
         name: name of the node, for messages.
         node: LIF, CubaLIF, LI, CubaLI, IF or I.
         dt_s: time step, seconds.
-        approximate: round what the chip has no exact form of, and say so, instead of refusing it.
+        notes: receive what was changed, and tell what may be.
 
     Raises:
         DeployError: a parameter that the chip cannot hold; names node, reason and cure.
     """
-    rewrites: list[str] = []
-    rounded: list[str] = []
-    approximations: list[str] = []
-    near = approximations if approximate else None
     integrates = isinstance(node, (nir.IF, nir.I))
     filtered = isinstance(node, (nir.CubaLIF, nir.CubaLI))
     v_share = None if integrates else dt_s / _field(name, node, "tau_mem" if filtered else "tau")
@@ -285,17 +290,17 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
     v_decay, i_decay = 0, DECAY_UNITY
     gain_per_r: Float64 | float = dt_s
     if v_share is not None:
-        v_decay = _register(name, "voltage", v_share, 0, near)
+        v_decay = _register(name, "voltage", v_share, 0, notes)
         gain_per_r = v_share
     if i_share is not None:
-        i_decay = _register(name, "current", i_share, 1, near)
+        i_decay = _register(name, "current", i_share, 1, notes)
     gain = _field(name, node, "r") * gain_per_r
     if i_share is not None:
         gain = gain * _field(name, node, "w_in") * i_share
     leak = np.zeros(1) if integrates else _field(name, node, "v_leak")
     if v_decay == DECAY_UNITY:
         v_decay -= 1
-        rounded.append(
+        notes.rounded.append(
             f"'{name}': forgets within a step; keeps 1/4096 of v, the shortest memory in hardware"
         )
     fires = hasattr(node, "v_threshold")
@@ -309,11 +314,15 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
                 "it above the voltage it resets to"
             )
         if reset.any():
-            rewrites.append(f"'{name}': voltages moved by v_reset, {_span(reset)} V")
+            notes.rewrites.append(f"'{name}': voltages moved by v_reset, {_span(reset)} V")
         if not integrates:
             leak = leak - reset
         if leak.any():
-            _start_at_reset(name, leak, near)
+            notes.approximate(
+                f"node '{name}': rests at v_leak, {_span(leak)} V above v_reset, and starts there",
+                "the chip starts at v_reset, set both equal",
+                "the chip starts at v_reset and climbs by a bias",
+            )
         # An integrator has no leak, so its bias is 0 whatever it would be a share of.
         bias = (0.0 if v_share is None else v_share) * leak / height
     elif leak.any():
@@ -323,10 +332,10 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
                 f"node '{name}': v_leak differs between readouts, {_span(leak)} V, and the chip's "
                 "all start at 0; use one v_leak"
             )
-        rewrites.append(f"'{name}': voltages read {_span(leak)} V lower, all of them")
+        notes.rewrites.append(f"'{name}': voltages read {_span(leak)} V lower, all of them")
         rest = float(leak.flat[0])
     if np.ptp(height) or np.ptp(gain):
-        rewrites.append(
+        notes.rewrites.append(
             f"'{name}': its own thresholds and gains multiplied into the rows of weights"
         )
     return FloatNeuron(
@@ -341,9 +350,6 @@ def normalise(name: str, node: Any, dt_s: float, *, approximate: bool) -> FloatN
         filtered=i_decay < DECAY_UNITY,
         volts=None if np.ptp(height) else float(height.flat[0]),
         rest=rest,
-        rewrites=tuple(rewrites),
-        rounded=tuple(rounded),
-        approximations=tuple(approximations),
     )
 
 
@@ -360,11 +366,8 @@ def _field(name: str, node: Any, field: str) -> Float64:
     return array
 
 
-def _register(name: str, which: str, share: Float64, low: int, near: list[str] | None) -> int:
-    """Return the decay register of all neurons.
-
-    Where they need several, it is the mean of them and noted in `near`, or refused without `near`.
-    """
+def _register(name: str, which: str, share: Float64, low: int, notes: Notes) -> int:
+    """Return the decay register of all neurons, the mean of them where they need several."""
     # A layer of a .net file has one register, whatever its neurons would need.
     registers = np.rint(DECAY_UNITY * share).astype(np.int64)
     least, most = int(registers.min()), int(registers.max())
@@ -376,23 +379,13 @@ def _register(name: str, which: str, share: Float64, low: int, near: list[str] |
         )
     if least == most:
         return least
-    needs = f"node '{name}': {which} decays differ between neurons, registers {least}..{most}"
-    if near is None:
-        raise DeployError(
-            f"{needs}; a layer of a .net file has one, use one tau or allow approximation"
-        )
     middle = round(float(registers.mean()))
-    near.append(f"{needs}: all take {middle}")
+    notes.approximate(
+        f"node '{name}': {which} decays differ between neurons, registers {least}..{most}",
+        "a layer of a .net file has one, use one tau",
+        f"all take {middle}",
+    )
     return middle
-
-
-def _start_at_reset(name: str, leak: Float64, near: list[str] | None) -> None:
-    text = f"node '{name}': rests at v_leak, {_span(leak)} V above v_reset, and starts there"
-    if near is None:
-        raise DeployError(
-            f"{text}; the chip starts at v_reset, set both equal or allow approximation"
-        )
-    near.append(f"{text}: the chip starts at v_reset and climbs by a bias")
 
 
 def _span(values: Float64) -> str:
@@ -416,26 +409,25 @@ def _identity(shape: Shape) -> Any:
 
 
 def _float_layer(
-    name: str, node: Any, shape: Shape, out: Shape, neuron: FloatNeuron, approximate: bool
+    name: str, node: Any, shape: Shape, out: Shape, neuron: FloatNeuron, notes: Notes
 ) -> FloatLayer:
     weight, bias = _values(name, node)
     gain = _rows(neuron.name, "gain or threshold", neuron.gain, out)
     rest = _rows(neuron.name, "v_leak", neuron.bias, out)
-    bias, neuron = _unfiltered_bias(name, neuron, bias, approximate)
+    bias = _unfiltered_bias(name, neuron, bias, notes)
     # Neurons with thresholds or gains of their own get them as a factor of their row of weights.
     weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
     geometry = None
     if isinstance(node, CONVS):
         if isinstance(node, nir.Conv1d):
             weight = weight[:, :, None, :]
-        channels, height, width = chip_shape(shape)
-        geometry = Geometry(
-            (channels, height, width),
-            _pair(node, "stride", 1),
-            _pair(node, "padding", 0),
-            _pair(node, "dilation", 1),
-            int(node.groups),
-        )
+        geometry = {
+            "input_shape": chip_shape(shape),
+            "stride": _pair(node, "stride", 1),
+            "padding": _pair(node, "padding", 0),
+            "dilation": _pair(node, "dilation", 1),
+            "groups": int(node.groups),
+        }
     return FloatLayer(name, neuron, weight, gain * bias + rest, geometry=geometry)
 
 
@@ -472,25 +464,22 @@ def _rows(name: str, what: str, values: Float64, out: Shape) -> Float64:
     return rows[:, 0].copy()
 
 
-def _unfiltered_bias(
-    name: str, neuron: FloatNeuron, bias: Float64, approximate: bool
-) -> tuple[Float64, FloatNeuron]:
-    """Return a synapse's bias as the chip adds it, to the voltage, and its neuron with a note.
+def _unfiltered_bias(name: str, neuron: FloatNeuron, bias: Float64, notes: Notes) -> Float64:
+    """Return a synapse's bias as the chip adds it, to the voltage.
 
     Behind a synaptic current the bias of the graph climbs to its end value bias / i_share; the
     chip's has that value from the first step.
     """
     if not neuron.filtered or not bias.any():
-        return bias, neuron
-    text = (
-        f"node '{name}': its bias passes the synaptic filter of '{neuron.name}', the chip's bias "
-        "does not"
-    )
-    if not approximate:
-        raise DeployError(f"{text}; train without bias, use LIF neurons, or allow approximation")
+        return bias
     assert neuron.i_share is not None  # a filtered neuron has a synaptic current
-    near = (*neuron.approximations, f"{text}: it acts in full from the first step")
-    return bias / neuron.i_share, replace(neuron, approximations=near)
+    notes.approximate(
+        f"node '{name}': its bias passes the synaptic filter of '{neuron.name}', the chip's bias "
+        "does not",
+        "train without bias, use LIF neurons,",
+        "it acts in full from the first step",
+    )
+    return bias / neuron.i_share
 
 
 def _delayed(layer: FloatLayer, before: Int32 | None, after: Int32 | None) -> FloatLayer:
@@ -518,7 +507,7 @@ def _delayed(layer: FloatLayer, before: Int32 | None, after: Int32 | None) -> Fl
     return replace(layer, delay=steps)
 
 
-def _recurrent(layer: FloatLayer, source: str, node: Any, approximate: bool) -> FloatLayer:
+def _recurrent(layer: FloatLayer, source: str, node: Any, notes: Notes) -> FloatLayer:
     """Return a layer that hears itself through a node, or directly where that is None."""
     name = source or layer.neuron.name
     if layer.geometry is not None:
@@ -534,7 +523,5 @@ def _recurrent(layer: FloatLayer, source: str, node: Any, approximate: bool) -> 
     weight, bias = _values(name, _identity(outputs) if node is None else node)
     # Spikes that come back reach the neuron through the same gain as those that arrive.
     gain = _rows(layer.neuron.name, "gain", layer.neuron.gain, outputs)
-    bias, neuron = _unfiltered_bias(name, layer.neuron, bias, approximate)
-    return replace(
-        layer, neuron=neuron, recurrent=weight * gain.reshape(-1, 1), bias=layer.bias + gain * bias
-    )
+    bias = layer.bias + gain * _unfiltered_bias(name, layer.neuron, bias, notes)
+    return replace(layer, recurrent=weight * gain.reshape(-1, 1), bias=bias)

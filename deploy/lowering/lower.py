@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import networkx as nx
 import nir
 import numpy as np
 import numpy.typing as npt
@@ -128,8 +129,8 @@ def lower(
     except ExportError as error:
         raise DeployError(f"graph: not lowered, {error}") from error
     shape = chip_shape(chain.input_shape)
-    neurons = [layer.neuron for layer in chain.layers]
-    kind: Literal["spikes", "voltage"] = "spikes" if neurons[-1].fires else "voltage"
+    fires = chain.layers[-1].neuron.fires
+    kind: Literal["spikes", "voltage"] = "spikes" if fires else "voltage"
     try:
         coding = InputCoding(shape, input_bits, None, float(input_units), input_kind)
         readout = Readout(kind, over_time, votes)
@@ -144,14 +145,13 @@ def lower(
         layers, facts = _from_weights_alone(task)
     else:
         layers, facts, overall = _calibrate(task, calibration, labels, progress)
-    rounding = [line for neuron in neurons for line in neuron.rounded]
-    rounding += [line for known in facts for line in _rounding_notes(known)]
+    lost = [line for known in facts for line in _rounding_notes(known)]
     notes = {
         "weight_bits": weight_bits,
         "folded": str(folded.metadata.get("folded", "")).splitlines(),
-        "rewrites": [line for neuron in neurons for line in neuron.rewrites],
-        "approximations": [line for neuron in neurons for line in neuron.approximations],
-        "rounding": rounding,
+        "rewrites": chain.notes.rewrites,
+        "approximations": chain.notes.approximations,
+        "rounding": chain.notes.rounded + lost,
         "calibration": overall,
         "layers": facts,
     }
@@ -247,12 +247,12 @@ def _calibrate(
                 "it; give others"
             )
         chosen = _scale_from_spikes(layer, task.weight_bits, arriving, wanted)
-        run = _run_alone(_alone(chosen.layer, layer.bits), arriving, states=True)
         # What rounding changed here reaches the next layer as it will on the chip.
-        arriving = run.output
-        classes = _classes_from(task, name, run.output.reshape(wanted.shape), level + 1 == in_all)
-        found = _describe(layer, chosen, task.dt_s)
-        found |= _measure(layer, chosen, run, wanted)
+        arriving, peaks = _run_alone(_alone(chosen.layer, layer.bits), arriving)
+        sent = arriving.reshape(wanted.shape)
+        classes = _classes_from(task, name, sent, last=level + 1 == in_all)
+        found = _describe(layer, chosen, task.dt_s) | peaks
+        found |= _measure(layer, chosen, arriving, wanted)
         found["classes_kept"] = int((classes == float_classes).sum())
         if true is not None:
             found["correct"] = int((classes == true).sum())
@@ -309,7 +309,10 @@ def _classes_from(task: _Task, neuron: str, sent: Array, last: bool) -> Int64:
     if last:
         return _decide(task.readout, sent)
     graph, start = task.folded, "sent_by_the_chip"
-    behind = _nodes_behind(graph, neuron)
+    everything: Any = nx.DiGraph()
+    everything.add_edges_from(graph.edges)
+    # What also leads to the neuron is its own loop.
+    behind = nx.descendants(everything, neuron) - nx.ancestors(everything, neuron)
     # An input of the neuron's shape takes the neuron's place.
     nodes: dict[str, Any] = {start: nir.Input({"input": np.array(sent.shape[2:])})}
     nodes |= {name: graph.nodes[name] for name in behind}
@@ -322,24 +325,6 @@ def _classes_from(task: _Task, neuron: str, sent: Array, last: bool) -> Int64:
     return _decide(task.readout, step_nir(tail, sent, task.dt_s).output)
 
 
-def _nodes_behind(graph: nir.NIRGraph, neuron: str) -> list[str]:
-    """Return the nodes that a neuron's spikes reach without coming back to itself."""
-    loop = {
-        source
-        for source, target in graph.edges
-        if target == neuron and (neuron, source) in graph.edges
-    }
-    found: list[str] = []
-    todo = [neuron]
-    while todo:
-        here = todo.pop()
-        for source, target in graph.edges:
-            if source == here and target not in (neuron, *found, *loop):
-                found.append(target)
-                todo.append(target)
-    return found
-
-
 # --- the scale of one layer
 
 
@@ -350,13 +335,11 @@ class _ScaledLayer:
     Args:
         layer: the integers.
         scale: integers per unit of weight, S of `quantise`.
-        score: distance from the float graph, nan where it was not measured.
         tried: how many scales and thresholds were tried.
     """
 
     layer: Layer
     scale: float
-    score: float
     tried: int
 
 
@@ -371,7 +354,7 @@ def _scale_from_weights(layer: FloatLayer, weight_bits: int) -> _ScaledLayer:
     for tried, scale in enumerate(scales, start=1):
         made = quantise(layer, scale, weight_bits)
         if not fatal(check_network(_alone(made, 1))):
-            return _ScaledLayer(made, scale, float("nan"), tried)
+            return _ScaledLayer(made, scale, tried)
     raise DeployError(
         f"node '{layer.name}': netx would run other weights than its own at any scale; give the "
         "matrix both signs"
@@ -402,9 +385,10 @@ def _scale_from_spikes(
     fires = layer.neuron.fires
     tried = 0
     best: _ScaledLayer | None = None
+    nearest = np.inf
 
     def attempt(scale: float, offset: int = 0) -> None:
-        nonlocal best, tried
+        nonlocal best, nearest, tried
         if scale > register_scale(layer) or (fires and round(scale * layer.units) + offset < 1):
             return
         made = quantise(layer, scale, weight_bits, vth_offset=offset)
@@ -415,12 +399,15 @@ def _scale_from_spikes(
         tried += 1
         # States are recorded only where they could leave their registers: it takes time.
         may_leave = any(violation.rule == "states_fit_registers" for violation in violations)
-        run = _run_alone(network, events, states=may_leave)
-        if not run.stays_in_registers:
+        output, peaks = _run_alone(network, events, states=may_leave)
+        # A recorded state may neither have wrapped nor saturated.
+        states_fit = peaks["u_peak"] < UNWRAPPED and peaks["v_peak"] < STATE_MAX - 1
+        if peaks["sum_peak"] >= ACCUMULATOR or not states_fit:
             return
-        score = _distance(run.output, wanted, None if fires else _per_volt(layer, scale))
-        if best is None or score < best.score:
-            best = _ScaledLayer(made, scale, score, tried)
+        distance = _distance(output, wanted, None if fires else _per_volt(layer, scale))
+        if best is None or distance < nearest:
+            nearest = distance
+            best = _ScaledLayer(made, scale, tried)
 
     attempt(widest)
     attempt(_dyadic(widest))
@@ -444,7 +431,7 @@ def _scale_from_spikes(
             f"{ACCUMULATOR - 1}, or its states leave 24 bits, on the calibration samples; "
             "use fewer weight bits or smaller payloads"
         )
-    return _ScaledLayer(best.layer, best.scale, best.score, tried)
+    return replace(best, tried=tried)
 
 
 def _dyadic(scale: float) -> float:
@@ -470,28 +457,6 @@ def _distance(output: IntArray, wanted: Array, per_volt: float | None) -> float:
     return float((output != wanted).sum() + np.abs(counts - wanted_counts).sum())
 
 
-@dataclass(frozen=True, eq=False)
-class _LayerRun:
-    """The run of one layer on the calibration samples.
-
-    Args:
-        output: (samples, timesteps, *features) spikes, or chip voltages of a readout.
-        peak_sum: largest absolute sum that was met.
-        peak_u, peak_v: largest absolute current and voltage, 0 where they were not recorded.
-    """
-
-    output: IntArray
-    peak_sum: int
-    peak_u: int = 0
-    peak_v: int = 0
-
-    @property
-    def stays_in_registers(self) -> bool:
-        """True when sums fitted their accumulator and no recorded state wrapped or saturated."""
-        states_fit = self.peak_u < UNWRAPPED and self.peak_v < STATE_MAX - 1
-        return self.peak_sum < ACCUMULATOR and states_fit
-
-
 def _alone(layer: Layer, bits: int) -> ChipNetwork:
     """Return a layer as a network of its own."""
     shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
@@ -499,13 +464,19 @@ def _alone(layer: Layer, bits: int) -> ChipNetwork:
     return ChipNetwork((layer,), InputCoding(shape, bits), Readout(kind))
 
 
-def _run_alone(network: ChipNetwork, events: IntArray, *, states: bool) -> _LayerRun:
+def _run_alone(
+    network: ChipNetwork, events: IntArray, *, states: bool = True
+) -> tuple[IntArray, Facts]:
     """Run a network of one layer on what arrives at it.
 
     Args:
         network: the layer, as `_alone` gives it.
         events: (samples, timesteps, *features).
         states: record currents and voltages too.
+
+    Returns:
+        (samples, timesteps, *features) spikes, or chip voltages of a readout; and the largest
+        absolute sum, current and voltage, the last two 0 where they were not recorded.
     """
     (layer,) = network.layers
     # A dense layer takes flat what a convolution sends as an image.
@@ -513,11 +484,11 @@ def _run_alone(network: ChipNetwork, events: IntArray, *, states: bool) -> _Laye
     record = ("output", "u", "v") if states else ("output",)
     recording = simulate(network, inputs, record=record)
     output = recording.output.reshape(*events.shape[:2], *layer.output_shape)
-    peak_u, peak_v = (
-        int(np.abs(state[layer.name]).max()) if states else 0
-        for state in (recording.u, recording.v)
-    )
-    return _LayerRun(output, recording.peak_sum[layer.name], peak_u, peak_v)
+    peaks = {"sum_peak": recording.peak_sum[layer.name], "u_peak": 0, "v_peak": 0}
+    if states:
+        peaks["u_peak"] = int(np.abs(recording.u[layer.name]).max())
+        peaks["v_peak"] = int(np.abs(recording.v[layer.name]).max())
+    return output, peaks
 
 
 # --- what is known of one layer
@@ -585,31 +556,22 @@ def _rounding_notes(facts: Facts) -> list[str]:
     return notes
 
 
-def _measure(layer: FloatLayer, chosen: _ScaledLayer, run: _LayerRun, wanted: Array) -> Facts:
+def _measure(layer: FloatLayer, chosen: _ScaledLayer, output: IntArray, wanted: Array) -> Facts:
     """Compare a chip layer, which hears the chip's layers before it, with the float graph's."""
-    facts: Facts = {
-        "sum_peak": run.peak_sum,
-        "u_peak": run.peak_u,
-        "v_peak": run.peak_v,
-    }
-    wanted = wanted.reshape(run.output.shape)
+    wanted = wanted.reshape(output.shape)
     if not layer.neuron.fires:
-        off = np.abs(run.output / _per_volt(layer, chosen.scale) - wanted)
-        facts["volts_float"] = float(np.abs(wanted).mean())
-        facts["volts_off"] = float(off.mean())
-        return facts
-    differs = run.output != wanted
+        off = np.abs(output / _per_volt(layer, chosen.scale) - wanted)
+        return {"volts_float": float(np.abs(wanted).mean()), "volts_off": float(off.mean())}
+    differs = output != wanted
     first = None
     if differs.any():
         sample, timestep, *index = first_difference(differs)
         first = {"sample": sample, "timestep": timestep, "index": index}
     # Neuron by neuron, so that one too many here and one too few there do not make it 0.
-    counts, chip_counts = (
-        spikes.sum(axis=(0, 1), dtype=np.int64) for spikes in (wanted, run.output)
-    )
+    counts, chip_counts = (spikes.sum(axis=(0, 1), dtype=np.int64) for spikes in (wanted, output))
     fired = int(counts.sum())
     rate_error = int(np.abs(counts - chip_counts).sum()) / fired if fired else None
-    return facts | {
+    return {
         "decisions": int(wanted.size),
         "mismatches": int(differs.sum()),
         "spikes_float": fired,

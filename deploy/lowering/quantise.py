@@ -87,7 +87,7 @@ def quantise(layer: FloatLayer, scale: float, weight_bits: int, *, vth_offset: i
         optional["scale"] = (1 << STATE_SHIFT) * scale * units / neuron.volts
     weight = rounded(layer.weight)
     if layer.geometry is not None:
-        return Conv(layer.name, weight, registers, **vars(layer.geometry), **optional)
+        return Conv(layer.name, weight, registers, **layer.geometry, **optional)
     if layer.recurrent is not None:
         recurrent = rounded(units * layer.recurrent)
         return Recurrent(layer.name, weight, recurrent, registers, **optional)

@@ -18,7 +18,7 @@ from math import prod
 import numpy as np
 
 from knarr.deploy.placement.chips import Resource, SynapseMemory
-from knarr.hw_sim import Conv, Recurrent
+from knarr.hw_sim import Conv, Dense, Recurrent
 from knarr.hw_sim.arrays import Int64
 from knarr.hw_sim.counting.fan_out import AxisWindow
 from knarr.hw_sim.network import Layer
@@ -40,139 +40,37 @@ def edges(size: int, parts: int) -> Int64:
 class LayerCounter:
     """Counts what the cores of a layer need.
 
+    A flat layer is counted as a convolution of one pixel, whose channels are its neurons.
+
     Args:
-        shape: (C, H, W) of the neurons, (n, 1, 1) of a flat layer.
+        layer: the layer; None for input neurons, which nothing feeds.
         memory: how synapses become words.
         reached: cores that each neuron sends to outside its layer, one per neuron, any shape.
 
     Attributes:
+        shape: (C, H, W) of the neurons, (n, 1, 1) of a flat layer.
+        conv: the layer where it is a convolution, else None.
         loops: the layer's neurons send to the layer itself.
         delays: every synapse stores a delay.
+        whole_rows: a core stores the same synapses wherever its block lies: a matrix's rows, or a
+            kernel once.
     """
 
-    loops = False
-    delays = False
-
-    def __init__(self, shape: Split, memory: SynapseMemory, reached: Int64) -> None:
-        self.shape = shape
+    def __init__(self, layer: Layer | None, memory: SynapseMemory, reached: Int64) -> None:
         self.memory = memory
-        self.reached = reached.reshape(shape)
-
-    def loads(self, resource: Resource, split: Split) -> Int64:
-        """Return what each core needs of a resource of `COUNTED`, or of stored "synapses".
-
-        Returns:
-            int64 of shape `split`.
-        """
-        raise NotImplementedError
-
-    def expanded(self) -> int:
-        """Count the synapses of the layer with none shared."""
-        raise NotImplementedError
-
-    def receivers(self, split: Split) -> Int64:
-        """Count the cores of this layer that each sender in front of it reaches.
-
-        Returns:
-            (in features,) of a flat layer, (C_in, H, W) of a convolution.
-        """
-        raise NotImplementedError
-
-    def worst(self, resource: Resource, split: Split) -> int:
-        """Return the fullest core's load."""
-        return int(self.loads(resource, split).max())
-
-    def peak_words(self, split: Split) -> int:
-        """Return a number of synapse words that the fullest core has at least, quickly."""
-        return 0
-
-    def least_cores(self, resource: Resource, limit: int) -> int:
-        """Return a bound from below on the cores that a resource needs."""
-        return max(1, -(-self.worst(resource, (1, 1, 1)) // limit))
-
-
-def layer_counter(layer: Layer, memory: SynapseMemory, reached: Int64) -> LayerCounter:
-    """Return the counter of a layer; arguments as in `LayerCounter`."""
-    if isinstance(layer, Conv):
-        return ConvCounter(layer, memory, reached)
-    neurons, inputs = layer.weight_int.shape
-    if isinstance(layer, Recurrent):
-        return FlatCounter(neurons, inputs, memory, reached, loops=True)
-    delays = layer.delay_int is not None and bool(layer.delay_int.any())
-    return FlatCounter(neurons, inputs, memory, reached, delays=delays)
-
-
-class FlatCounter(LayerCounter):
-    """Counts of a dense or recurrent layer, or of input neurons, which nothing feeds.
-
-    Args:
-        neurons, inputs: how many.
-        memory, reached, loops, delays: as in `LayerCounter`.
-    """
-
-    def __init__(
-        self,
-        neurons: int,
-        inputs: int,
-        memory: SynapseMemory,
-        reached: Int64,
-        *,
-        loops: bool = False,
-        delays: bool = False,
-    ) -> None:
-        super().__init__((neurons, 1, 1), memory, reached)
-        self.inputs = inputs
-        self.loops, self.delays = loops, delays
-        # Every neuron hears every sender, and so does every core.
-        self.senders = inputs + (neurons if loops else 0)
-
-    def loads(self, resource: Resource, split: Split) -> Int64:
-        """Return what each core needs, as in `LayerCounter`."""
-        bounds = edges(self.shape[0], split[0])
-        neurons = np.diff(bounds)
-        if resource == "neurons":
-            need = neurons
-        elif resource == "input_axons":
-            need = np.full(split[0], self.senders)
-        elif resource == "synapse_words":
-            need = self.senders * self.memory.words(neurons, delays=self.delays)
-        elif resource == "synapses":
-            need = self.senders * neurons
-        else:
-            need = np.add.reduceat(self.reached.reshape(-1), bounds[:-1])
-            # A neuron of a loop sends to every core of its own layer.
-            if self.loops:
-                need = need + neurons * split[0]
-        return need.reshape(split)
-
-    def least_cores(self, resource: Resource, limit: int) -> int:
-        """Return a bound from below, as in `LayerCounter`."""
-        # More cores do not have fewer senders each, nor fewer output axons in a loop.
-        if resource == "input_axons" or (resource == "output_axons" and self.loops):
-            return 1
-        return super().least_cores(resource, limit)
-
-    def expanded(self) -> int:
-        """Count the synapses, as in `LayerCounter`."""
-        return self.senders * self.shape[0]
-
-    def receivers(self, split: Split) -> Int64:
-        """Count the cores that each sender reaches, as in `LayerCounter`."""
-        return np.full(self.inputs, prod(split))
-
-
-class ConvCounter(LayerCounter):
-    """Counts of a convolution; memory and reached are as in `LayerCounter`."""
-
-    def __init__(self, layer: Conv, memory: SynapseMemory, reached: Int64) -> None:
-        super().__init__(layer.output_shape, memory, reached)
-        self.layer = layer
-        self.shared = memory.kernel == "shared"
-        self.inputs_per_group = layer.weight_int.shape[1]
-        # Loads of these are the product of what each axis of a core takes.
-        self.products = {"neurons", "input_axons", "synapses"}
-        if self.shared:
-            self.products.add("synapse_words")
+        self.conv = layer if isinstance(layer, Conv) else None
+        self.loops = isinstance(layer, Recurrent)
+        delay = layer.delay_int if isinstance(layer, Dense) else None
+        self.delays = delay is not None and bool(delay.any())
+        self.whole_rows = self.conv is None or memory.kernel == "shared"
+        self.shape: Split = (reached.size, 1, 1) if self.conv is None else self.conv.output_shape
+        self.reached = reached.reshape(self.shape)
+        self.groups = 1 if self.conv is None else self.conv.groups
+        inputs, *kernel = (0,) if layer is None else layer.weight_int.shape[1:]
+        self.taps = prod(kernel)
+        self.input_shape = (inputs,) if self.conv is None else self.conv.input_shape
+        # Senders that a neuron has at one tap: in a loop its whole layer is among them.
+        self.senders = inputs + (self.shape[0] if self.loops else 0)
         # A search asks for the same blocks of an axis in many splits.
         self._blocks = cache(self._find_blocks)
         self._kinds = cache(self._find_kinds)
@@ -185,46 +83,57 @@ class ConvCounter(LayerCounter):
             from each input row or column.
         """
         if axis == 0:
-            groups = np.eye(self.layer.groups, dtype=np.int64)
-            whole = np.repeat(groups, self.shape[0] // self.layer.groups, axis=0)
+            groups = np.eye(self.groups, dtype=np.int64)
+            whole = np.repeat(groups, self.shape[0] // self.groups, axis=0)
         else:
-            whole = self._taps(axis - 1)
+            whole = self._joined(axis)
         starts = edges(self.shape[axis], parts)[:-1]
         return np.add.reduceat(whole, starts, axis=0)
 
-    def _taps(self, axis: int) -> Int64:
-        """Return (outputs, inputs) int64 of rows (axis 0) or columns: 1 where a tap joins them."""
-        layer = self.layer
+    def _joined(self, axis: int) -> Int64:
+        """Return (outputs, inputs) int64 of rows (axis 1) or columns: 1 where a tap joins them."""
+        if self.conv is None:
+            return np.ones((1, 1), dtype=np.int64)
         window = AxisWindow(
-            layer.input_shape[axis + 1],
-            self.shape[axis + 1],
-            layer.weight_int.shape[axis + 2],
-            layer.stride[axis],
-            layer.padding[axis],
-            layer.dilation[axis],
+            self.conv.input_shape[axis],
+            self.shape[axis],
+            self.conv.weight_int.shape[axis + 1],
+            self.conv.stride[axis - 1],
+            self.conv.padding[axis - 1],
+            self.conv.dilation[axis - 1],
         )
         return np.asarray(window.joined().T.toarray())
+
+    def _is_product(self, resource: Resource) -> bool:
+        """Tell whether the load of a core is the product of what each of its axes takes."""
+        if resource == "synapse_words":
+            return self.whole_rows
+        return resource != "output_axons"
 
     def _factors(self, resource: Resource, split: Split) -> tuple[Int64, Int64, Int64]:
         """Return three axes whose product is the load of every core, where it is such a product."""
         channels, rows, columns = (self._blocks(axis, parts) for axis, parts in enumerate(split))
         sizes = [np.diff(edges(size, parts)) for size, parts in zip(self.shape, split, strict=True)]
-        inputs = self.inputs_per_group
         if resource == "neurons":
             return sizes[0], sizes[1], sizes[2]
         if resource == "input_axons":
             groups = (channels > 0).sum(axis=1)
-            return inputs * groups, (rows > 0).sum(axis=1), (columns > 0).sum(axis=1)
-        if resource == "synapses" and not self.shared:
-            return inputs * sizes[0], rows.sum(axis=1), columns.sum(axis=1)
-        # A shared kernel takes the same wherever on the image its core lies.
-        taps = inputs * prod(self.layer.weight_int.shape[2:])
-        kernels = sizes[0] if resource == "synapses" else self.memory.words(channels).sum(axis=1)
-        return taps * kernels, np.ones_like(sizes[1]), np.ones_like(sizes[2])
+            return self.senders * groups, (rows > 0).sum(axis=1), (columns > 0).sum(axis=1)
+        if resource == "synapses" and not self.whole_rows:
+            return self.senders * sizes[0], rows.sum(axis=1), columns.sum(axis=1)
+        # Whole rows take the same wherever on the image their core lies.
+        stored = sizes[0]
+        if resource == "synapse_words":
+            stored = self.memory.words(channels, delays=self.delays).sum(axis=1)
+        return self.senders * self.taps * stored, np.ones_like(sizes[1]), np.ones_like(sizes[2])
 
     def loads(self, resource: Resource, split: Split) -> Int64:
-        """Return what each core needs, as in `LayerCounter`."""
-        if resource in self.products:
+        """Return what each core needs of a resource of `COUNTED`, or of stored "synapses".
+
+        Returns:
+            int64 of shape `split`.
+        """
+        if self._is_product(resource):
             return _outer(*self._factors(resource, split))
         if resource == "synapse_words":
             return self._expanded_words(split)
@@ -232,12 +141,13 @@ class ConvCounter(LayerCounter):
         for axis, parts in enumerate(split):
             starts = edges(self.shape[axis], parts)[:-1]
             need = np.add.reduceat(need, starts, axis=axis)
-        return need
+        # A neuron of a loop sends to every core of its own layer.
+        return need + self.loads("neurons", split) * prod(split) if self.loops else need
 
     def worst(self, resource: Resource, split: Split) -> int:
         """Return the fullest core's load."""
-        if resource not in self.products:
-            return super().worst(resource, split)
+        if not self._is_product(resource):
+            return int(self.loads(resource, split).max())
         # The largest product has the largest factors.
         return prod(int(axis.max()) for axis in self._factors(resource, split))
 
@@ -249,8 +159,11 @@ class ConvCounter(LayerCounter):
         return words.reshape([len(kind) for kind in kinds])[np.ix_(*places)]
 
     def peak_words(self, split: Split) -> int:
-        """Return the expanded words of the core with the most synapses, 0 if they are shared."""
-        if self.shared:
+        """Return the expanded words of the core with the most synapses, 0 for whole rows.
+
+        It is a number that the fullest core has at least, quickly found.
+        """
+        if self.whole_rows:
             return 0
         rows = []
         for axis, factor in enumerate(self._factors("synapses", split)):
@@ -283,27 +196,34 @@ class ConvCounter(LayerCounter):
         senders = reduce(np.multiply.outer, [axis[1:] for axis in axes])
         targets = prod(int(axis[0]) for axis in axes)
         words = self.memory.words(lengths, targets=targets)
-        return self.inputs_per_group * int((senders * words).sum())
+        return self.senders * int((senders * words).sum())
 
     def least_cores(self, resource: Resource, limit: int) -> int:
-        """Return a bound from below, as in `LayerCounter`."""
-        if resource in self.products or resource == "output_axons":
-            return super().least_cores(resource, limit)
-        # Headers, indices and unfilled words only add to the bits of the weights.
-        words = self.expanded() * self.memory.weight_bits // self.memory.word_bits
-        return max(1, -(-words // limit))
+        """Return a bound from below on the cores that a resource needs."""
+        if resource != "synapse_words" or self.whole_rows:
+            # All cores together need no less than one that holds the whole layer.
+            need = self.worst(resource, (1, 1, 1))
+        else:
+            # Headers, indices and unfilled words only add to the bits of the weights.
+            need = self.expanded() * self.memory.weight_bits // self.memory.word_bits
+        return max(1, -(-need // limit))
 
     def expanded(self) -> int:
-        """Count the synapses with none shared."""
-        kernels = self.inputs_per_group * self.shape[0]
-        return kernels * int(self._taps(0).sum()) * int(self._taps(1).sum())
+        """Count the synapses of the layer with none shared."""
+        rows, columns = (int(self._joined(axis).sum()) for axis in (1, 2))
+        return self.senders * self.shape[0] * rows * columns
 
     def receivers(self, split: Split) -> Int64:
-        """Count the cores that each sender reaches, as in `LayerCounter`."""
+        """Count the cores of this layer that each sender in front of it reaches.
+
+        Returns:
+            (in features,) of a flat layer, (C_in, H, W) of a convolution.
+        """
         channels, rows, columns = (
             (self._blocks(axis, parts) > 0).sum(axis=0) for axis, parts in enumerate(split)
         )
-        return _outer(np.repeat(channels, self.inputs_per_group), rows, columns)
+        inputs = self.input_shape[0] // self.groups
+        return _outer(np.repeat(channels, inputs), rows, columns).reshape(self.input_shape)
 
 
 def _outer(channels: Int64, rows: Int64, columns: Int64) -> Int64:

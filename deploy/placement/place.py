@@ -25,15 +25,7 @@ from math import prod
 import numpy as np
 
 from knarr.deploy.placement.chips import Chip, Limit, Resource, chip_profile
-from knarr.deploy.placement.layer import (
-    COUNTED,
-    ConvCounter,
-    FlatCounter,
-    LayerCounter,
-    Split,
-    layer_counter,
-    smallest_split,
-)
+from knarr.deploy.placement.layer import COUNTED, LayerCounter, Split, smallest_split
 from knarr.deploy.placement.result import LayerPlacement, Placement, Use
 from knarr.hw_sim import ChipNetwork
 from knarr.hw_sim.arrays import Int64
@@ -70,10 +62,10 @@ def place(network: ChipNetwork, chip: str | Chip = "loihi2") -> Placement:
     readers = 1 if network.readout.kind == "spikes" else 0
     reached: Int64 = np.full(prod(network.output_shape), readers, dtype=np.int64)
     for layer in reversed(network.layers):
-        counter = layer_counter(layer, memory, reached)
+        counter = LayerCounter(layer, memory, reached)
         reached = counter.receivers(placing.add(layer.name, counter))
     if network.input.neuron is not None:
-        placing.add("input", FlatCounter(prod(network.input.shape), 0, memory, reached))
+        placing.add("input", LayerCounter(None, memory, reached))
     return placing.placement()
 
 
@@ -82,64 +74,55 @@ class _Placing:
 
     def __init__(self, profile: Chip) -> None:
         self.profile = profile
+        found = {resource: profile.limit(resource) for resource in COUNTED}
+        self.limits = {key: limit for key, limit in found.items() if limit is not None}
         self.layers: list[LayerPlacement] = []
         self.problems: list[str] = []
         self.totals: Counter[Resource] = Counter()
 
     def add(self, name: str, counter: LayerCounter) -> Split:
         """Place a layer before those that were added, and return its split."""
-        limits = {
-            resource: limit.value
-            for resource in COUNTED
-            if (limit := self.profile.limit(resource)) is not None
-        }
-        alone: dict[Resource, Split] = {}
-        known = 1
+        limits = {resource: limit.value for resource, limit in self.limits.items()}
+        # Resource -> cores that it needs, for all that some split meets.
+        needs: dict[Resource, int] = {}
         for resource, value in limits.items():
             # A core is only so large; every other resource is asked for cores beside that.
             both: dict[Resource, int] = {"neurons": limits["neurons"], resource: value}
-            split = smallest_split(counter, both, known)
+            split = smallest_split(counter, both, needs.get("neurons", 1))
             if split is not None:
-                alone[resource] = split
-            if resource == "neurons":
-                known = prod(split or counter.shape)
-        needs = {resource: prod(split) for resource, split in alone.items()}
-        met = {resource: limits[resource] for resource in alone}
+                needs[resource] = prod(split)
+        met = {resource: limits[resource] for resource in needs}
         split = smallest_split(counter, met, max(needs.values()))
         if split is None:
             # Only a loop does this: more cores take fewer synapses each, and more output axons
             # together.
             met.pop("output_axons")
             split = smallest_split(counter, met, max(needs[resource] for resource in met))
-        assert (
-            split is not None
-        )  # one neuron per core meets each of these alone, and so all of them
-        problems = [
-            self._problem(name, resource, counter, split)
-            for resource in limits
-            if resource not in met
-        ]
+        # One neuron per core meets each of these alone, and so all of them.
+        assert split is not None
+        unmet = [limit for resource, limit in self.limits.items() if resource not in met]
+        problems = [self._problem(name, limit, counter, split) for limit in unmet]
         self.problems = problems + self.problems
-        for resource in (*COUNTED, "synapses"):
+        used: dict[Resource, int] = {}
+        for resource in COUNTED:
+            used[resource] = counter.worst(resource, split)
             self.totals[resource] += int(counter.loads(resource, split).sum())
-        cores = prod(split)
-        self.totals["cores"] += cores
-        used: dict[Resource, int] = {
-            resource: counter.worst(resource, split) for resource in COUNTED
-        }
         used["memory_bytes"] = used["synapse_words"] * self.profile.synapse_memory.word_bits // 8
         used["compartment_configs"] = used["threshold_configs"] = 1
         decided_by = max(met, key=needs.__getitem__)
+        cores, stored = prod(split), int(counter.loads("synapses", split).sum())
+        self.totals["cores"] += cores
+        self.totals["synapses"] += stored
         placed = LayerPlacement(
             name,
             prod(counter.shape),
             cores,
             split,
             tuple(self._use(resource, amount) for resource, amount in used.items()),
-            int(counter.loads("synapses", split).sum()),
+            stored,
             counter.expanded(),
             decided_by if cores > 1 else None,
-            _note(counter, split),
+            _note(counter, stored),
         )
         self.layers.insert(0, placed)
         return split
@@ -151,16 +134,14 @@ class _Placing:
         on_chip = self.profile.limit("cores", "chip")
         assert on_chip is not None  # a profile without one is refused when it is read
         cores = chips * on_chip.value
-        used = Use("cores", self.totals["cores"], cores, on_chip.unit, on_chip.confidence)
-        utilisation = [used]
-        for resource in COUNTED:
-            utilisation.append(self._use(resource, self.totals[resource], cores))
+        taken = Use("cores", self.totals["cores"], cores, on_chip.unit, on_chip.confidence)
+        uses = [self._use(resource, self.totals[resource], cores) for resource in COUNTED]
         return Placement(
             self.profile.title,
             tuple(self.layers),
-            self.totals["cores"],
+            taken.used,
             chips,
-            tuple(utilisation),
+            (taken, *uses),
             tuple(self.problems),
             (*self._core_warnings(), *self._chip_warnings(chips)),
         )
@@ -171,9 +152,8 @@ class _Placing:
             return Use(resource, used, None, _in_words(resource), None)
         return Use(resource, used, limit.value * cores, limit.unit, limit.confidence)
 
-    def _problem(self, name: str, resource: Resource, counter: LayerCounter, split: Split) -> str:
-        limit = self.profile.limit(resource)
-        assert limit is not None  # resources with a problem are those with a limit
+    def _problem(self, name: str, limit: Limit, counter: LayerCounter, split: Split) -> str:
+        resource = limit.resource
         subject, need = "one neuron alone", counter.worst(resource, counter.shape)
         if counter.loops and resource == "output_axons":
             # The finest split is the worst for a loop.
@@ -218,11 +198,11 @@ def _in_words(resource: Resource) -> str:
     return resource.replace("_configs", "_configurations").replace("_", " ")
 
 
-def _note(counter: LayerCounter, split: Split) -> str:
+def _note(counter: LayerCounter, stored: int) -> str:
     notes = []
-    if isinstance(counter, ConvCounter):
-        stored, expanded = int(counter.loads("synapses", split).sum()), counter.expanded()
-        if counter.shared:
+    if counter.conv is not None:
+        expanded = counter.expanded()
+        if counter.whole_rows:
             notes.append(f"kernel stored once per core: {stored} weights for {expanded} synapses")
         else:
             notes.append(f"no sharing assumed: all {expanded} synapses stored")

@@ -18,9 +18,9 @@ from knarr.deploy import DeployError
 from knarr.deploy.placement.chips import Chip, chip_profile, chips
 from knarr.deploy.placement.layer import (
     COUNTED,
+    LayerCounter,
     Split,
     edges,
-    layer_counter,
     smallest_split,
     splits,
 )
@@ -187,7 +187,7 @@ def test_every_count_of_every_core_against_a_tap_walk(
     assert len(split) == 3
     reached = np.arange(prod(shape), dtype=np.int64) % 5
     memory = chip_profile(chip).synapse_memory
-    counter = layer_counter(layer, memory, reached)
+    counter = LayerCounter(layer, memory, reached)
     cores, walked = core_of(shape, split), taps(layer)
 
     senders: dict[Any, set[Any]] = {core: set() for core in cores.values()}
@@ -224,7 +224,7 @@ def test_the_split_fits_and_no_smaller_one_does(
 ) -> None:
     reached = np.ones(prod(grid_shape(layer)), dtype=np.int64)
     memory = chip_profile(chip).synapse_memory
-    counter = layer_counter(layer, memory, reached)
+    counter = LayerCounter(layer, memory, reached)
     limits = {
         resource: data.draw(st.integers(1, max(1, counter.worst(resource, (1, 1, 1)))))
         for resource in COUNTED
