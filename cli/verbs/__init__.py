@@ -1,18 +1,13 @@
-"""The verbs of the `knarr` command.
+"""The verbs of the `knarr` command, a file for each family.
 
 Importing this package registers them with the root in the order of the help. Heavy imports happen
 inside a verb, so that help and bad input answer at once.
 """
 
-from knarr.cli.verbs import run as run
-from knarr.cli.verbs import train as train  # isort: split
+from importlib import import_module
 
-from knarr.cli.verbs import studies as studies  # isort: split
+FAMILIES = ("run", "train", "studies", "graph", "chip", "energy", "data")
+"""The files of verbs in the order in which the help lists them."""
 
-from knarr.cli.verbs import graph as graph  # isort: split
-
-from knarr.cli.verbs import chip as chip  # isort: split
-
-from knarr.cli.verbs import energy as energy  # isort: split
-
-from knarr.cli.verbs import data as data  # isort: split
+for _family in FAMILIES:
+    import_module(f"knarr.cli.verbs.{_family}")

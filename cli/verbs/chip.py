@@ -328,10 +328,9 @@ def verify(
     chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,
 ) -> None:
-    """Compare Norse, NIR, the chip simulator and Lava, layer by layer; or check one file. Exit 1
-    when it fails.
+    """Compare Norse, NIR, the chip simulator and Lava layer by layer, or check one file.
 
-    A FILE.net without --inputs is checked against the chip's rules and placed on its cores.
+    The exit code is 1 when they differ or the file breaks a rule. A FILE.net without --inputs is checked against the chip's rules and placed on its cores.
     """
     from knarr import pipeline
     from knarr.cli.text.deployment import print_net

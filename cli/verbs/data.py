@@ -42,8 +42,9 @@ def check(
     path: Annotated[Path, Argument(help="Folder of the dataset, as it is published.")],
     json: JsonOption = False,
 ) -> None:
-    """Say what was found, what is missing, and how many samples each split has. Exit 1 when
-    something is left out.
+    """Say what was found, what is missing, and how many samples each split has.
+
+    The exit code is 1 when something is left out.
     """
     from knarr.pipeline import json_text
     from knarr.train import CHECKS, check_dataset

@@ -52,8 +52,9 @@ def export(
     ),
     json: JsonOption = False,
 ) -> None:
-    """Export a run's student, or any one-step Norse module, to a certified NIR graph; a run's
-    teacher to ONNX.
+    """Export a run's student, or any one-step Norse module, as a certified NIR graph.
+
+    A run's teacher is written as an ONNX file beside it.
     """
     from knarr import pipeline
     from knarr.cli.text.report import print_certificate
@@ -144,10 +145,9 @@ def deploy(
     chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,
 ) -> None:
-    """Lower a graph to integers, write the netx .net file, and show what that cost and where it
-    will lie.
+    """Lower a graph to integers, write its netx .net file, and show what was lost and where.
 
-    A run has all options but --chip and --json in its recipe.
+    The table also says on which cores the network lies. A run has all options but --chip and --json in its recipe.
     """
     from knarr import pipeline
     from knarr.cli.text.deployment import print_net

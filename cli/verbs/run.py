@@ -23,7 +23,7 @@ def pipeline(
     changes: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run all stages from data to energy; run again, it goes on after the last finished one."""
+    """Run all stages from data to energy; run again, it resumes after the last finished one."""
     from knarr.cli.text.report import print_run
     from knarr.pipeline import run
 
@@ -34,8 +34,9 @@ def pipeline(
 
 @app.command(epilog="Example: knarr report runs/nmnist")
 def report(run: RunArgument, json: JsonOption = False) -> None:
-    """Print a finished run's table and the paths of its pictures; exit 1 when its verification does
-    not hold.
+    """Print a finished run's table and the paths of its pictures.
+
+    The exit code is 1 when the run's verification does not hold.
     """
     from knarr.cli.text.report import print_run
     from knarr.pipeline import draw_pictures, reopen
@@ -47,8 +48,9 @@ def report(run: RunArgument, json: JsonOption = False) -> None:
 
 @app.command(epilog="Example: knarr doctor")
 def doctor(json: JsonOption = False) -> None:
-    """Say which backends work on this machine and why others do not; exit 1 when a needed one
-    fails.
+    """Say which backends work on this machine, and why others do not.
+
+    The exit code is 1 when one that knarr needs fails.
     """
     from knarr.cli.verbs.doctor import print_findings
 

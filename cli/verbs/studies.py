@@ -66,8 +66,9 @@ def table(
     storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print a grid of runs beside published numbers, with a source for each and a mark where data
-    differ.
+    """Print a table of runs beside published numbers.
+
+    Each published number has its source, and a mark where the data differ.
     """
     from knarr import pipeline
     from knarr.cli.text.table import print_table, table_json
@@ -100,8 +101,9 @@ def sweep(
     storage: StorageOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Search settings by the validation split; several machines may share one study, and killed
-    trials go on.
+    """Search settings by their accuracy on the validation split.
+
+    Several machines may share one study, and a killed trial is resumed.
     """
     from knarr import pipeline
     from knarr.cli.text.studies import print_sweep, sweep_facts
@@ -143,8 +145,9 @@ def pareto(
     changes: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Fit one student in the chip's arithmetic at each of several costs; table and picture; a
-    killed search goes on.
+    """Fit one student in the chip's arithmetic at each of several costs, with table and picture.
+
+    A killed search resumes when the same command is given again.
     """
     from knarr import pipeline
     from knarr.cli.text.studies import print_pareto

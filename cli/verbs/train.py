@@ -28,8 +28,10 @@ def train(
     changes: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Train the teacher and distil the student, with `chip:` to the chip's integers; a killed run
-    goes on after its last epoch.
+    """Train the teacher and distil the student.
+
+    With `chip:` in the recipe the student is fitted on the chip's integers as well. A killed run
+    resumes after its last epoch.
     """
     from knarr import pipeline
     from knarr.cli.text.report import print_facts
@@ -71,8 +73,9 @@ def evaluate(
     seed: Annotated[int, Option(help="Seed of the windows and of the intervals.", min=0)] = 0,
     json: JsonOption = False,
 ) -> None:
-    """Measure a run on its test set: accuracy, recall, F1, each with its interval; writes
-    evaluation.json.
+    """Measure a run on its test set: accuracy, recall, F1, each with its interval.
+
+    The results are written to evaluation.json in the run's folder.
     """
     from knarr import pipeline
     from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
