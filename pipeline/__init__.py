@@ -58,14 +58,8 @@ if TYPE_CHECKING:
         verify,
     )
     from knarr.pipeline.studies.engine import StudyError
-    from knarr.pipeline.studies.pareto_front import pareto
-    from knarr.pipeline.studies.results import (
-        ParetoPoint,
-        ParetoResult,
-        SweepResult,
-        SweepTrial,
-    )
-    from knarr.pipeline.studies.sweeps import sweep
+    from knarr.pipeline.studies.pareto_front import ParetoPoint, ParetoResult, pareto
+    from knarr.pipeline.studies.sweeps import SweepResult, SweepTrial, sweep
     from knarr.pipeline.studies.tables import (
         Costs,
         GridTable,
@@ -96,9 +90,8 @@ else:
                 "price_run read_deployable run simulate train verify"
             ),
             "studies.engine": "StudyError",
-            "studies.pareto_front": "pareto",
-            "studies.results": "ParetoPoint ParetoResult SweepResult SweepTrial",
-            "studies.sweeps": "sweep",
+            "studies.pareto_front": "ParetoPoint ParetoResult pareto",
+            "studies.sweeps": "SweepResult SweepTrial sweep",
             "studies.tables": "Costs GridTable Rate RowSummary TableResult table",
         },
     )

@@ -79,9 +79,10 @@ def print_sweep(result: SweepResult, console: Console) -> None:
 
 def print_pareto(result: ParetoResult, console: Console) -> None:
     """Print all points from the cheapest on, and what was refused."""
-    facts, clips = result.to_json(), result.float_validation["clips"]
+    facts, model = result.facts, result.facts["model"]
+    clips = facts["float_validation"]["clips"]
     table = Table(
-        title=f"{result.recipe}: accuracy against energy, {result.model} model, per inference on {clips} validation clips"
+        title=f"{facts['recipe']}: accuracy against energy, {model} model, per inference on {clips} validation clips"
     )
     for heading in ("bits", "steps", "ACC goal", "validation", "test", "ACC", "nJ [interval]"):
         table.add_column(heading, justify="right")
@@ -95,13 +96,13 @@ def print_pareto(result: ParetoResult, console: Console) -> None:
             f"{point.accuracy:.1%}",
             f"{test['correct'] / test['clips']:.1%}",
             f"{point.facts['counts']['acc']:,.0f}",
-            interval_text(point.energy(result.model)),
+            interval_text(point.energy(model)),
             "*" if point.front else "",
         )
     if result.points:
         console.print(table)
-        console.print(f"Energy: {result.points[0].energy(result.model)['provenance']}.")
-    correct = result.float_validation["correct"]
+        console.print(f"Energy: {result.points[0].energy(model)['provenance']}.")
+    correct = facts["float_validation"]["correct"]
     console.print(f"Float student: {correct / clips:.1%} of the validation clips.")
     console.print("Validation clips chose epochs and front, test clips nothing.")
     # A combination that no chip can hold is an answer too.

@@ -165,7 +165,7 @@ def pareto(
         on_progress=show_progress,
     )
     if json:
-        print(pipeline.json_text(result.to_json()))
+        print(pipeline.json_text(result.facts))
     else:
         print_pareto(result, make_console())
     finish(bool(result.points))

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from knarr.pipeline.pictures import SMALL
 
 COLOURS: Final = {"baseline": "tab:gray", "effective": "tab:blue", "student": "tab:red"}
 SHIFTS: Final = {"baseline": -0.15, "effective": 0.0, "student": 0.15}
 """Places of a model's points beside each other, in columns."""
 
 
+@mpl.rc_context(SMALL)
 def draw_energy(facts: dict[str, Any]) -> Figure:
     """Draw the layers of both networks above and the models below, of what `energy_facts` gives."""
     # Under a chip's prices the baseline has no energy of its own.
-    priced = {
-        side: facts[side]["energy"]
-        for side in ("baseline", "student")
-        if facts[side] and facts[side]["energy"] is not None
-    }
+    priced = {}
+    for side in ("baseline", "student"):
+        if facts[side] and facts[side]["energy"] is not None:
+            priced[side] = facts[side]["energy"]
     figure = Figure(figsize=(9, 6), layout="constrained")
     grid = figure.add_gridspec(2, len(priced), height_ratios=(1.2, 1))
     layers = [pj for energy in priced.values() for pj in energy["layers_pj"].values()]
@@ -36,7 +39,7 @@ def _draw_layers(axes: Axes, energy: dict[str, Any], side: str, largest_nj: floa
     paying = {name: pj / 1000 for name, pj in energy["layers_pj"].items() if pj > 0}
     # ONNX names a node by its whole path; the module and the operation say enough.
     names = ["/".join(name.split("/")[-2:]) for name in paying]
-    places, values = list(range(len(names))), list(paying.values())
+    places, values = range(len(names)), list(paying.values())
     bars = axes.barh(places, values, color=COLOURS[side])
     labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
     axes.bar_label(bars, labels, padding=2, fontsize=8)
@@ -46,7 +49,7 @@ def _draw_layers(axes: Axes, energy: dict[str, Any], side: str, largest_nj: floa
     bound = "at least " if energy["partial"] else ""
     total = f"{energy['nominal_pj'] / 1e6:,.3f} uJ ({energy['model']} model)"
     axes.set_title(f"{side}: {bound}{total}", fontsize=10)
-    axes.set_xlabel(f"nJ per inference and layer, {energy['profile']}", fontsize=8)
+    axes.set_xlabel(f"nJ per inference and layer, {energy['profile']}")
 
 
 def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
@@ -62,10 +65,11 @@ def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
             if energy is None or energy["nominal_pj"] <= 0 or (each["mixed"] and side != "student"):
                 continue
             middle = energy["nominal_pj"] / 1e6
-            # A bound that nobody published is drawn as none.
-            ends = (energy["lo_pj"], energy["hi_pj"])
-            lo, hi = (middle if end is None else end / 1e6 for end in ends)
-            spread = [[max(0.0, middle - lo)], [max(0.0, hi - middle)]]
+            spread = []
+            for bound, sign in (("lo_pj", -1), ("hi_pj", 1)):
+                # A bound that nobody published is drawn as none.
+                end = middle if energy[bound] is None else energy[bound] / 1e6
+                spread.append([max(0.0, sign * (end - middle))])
             place = column + SHIFTS[side]
             axes.errorbar(place, middle, yerr=spread, fmt="o", color=colour, capsize=3)
     for side, colour in COLOURS.items():
@@ -73,8 +77,8 @@ def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
         axes.plot([], [], "o", color=colour, label=name)
     axes.set_yscale("log")
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
-    axes.set_ylabel("uJ per inference")
+    axes.set_ylabel("uJ per inference", fontsize=10)
     title = "Models and prices; lines are intervals where a source gives bounds"
     axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=3)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=3)
     axes.margins(x=0.08)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from knarr.pipeline.pictures import SMALL
+
 ROWS: Final = 250
 COLUMNS: Final = 1000
 """Most rows and columns of a layer's image. Of more neurons or steps, a pixel is the share that
@@ -19,6 +21,7 @@ fired.
 LEGEND_OUTPUTS: Final = 12
 
 
+@mpl.rc_context(SMALL)
 def draw_raster(
     spikes: Mapping[str, npt.NDArray[Any]],
     readout: npt.NDArray[np.int64] | None,
@@ -43,8 +46,8 @@ def draw_raster(
         _draw_layer(axis, name, values.reshape(len(values), -1) != 0, unit)
     if readout is not None:
         _draw_voltages(axes[-1], readout, unit, classes)
-    axes[-1].set_xlabel("time step" if dt_s is None else "time, ms")
-    figure.suptitle(title, fontsize=10)
+    axes[-1].set_xlabel("time step" if dt_s is None else "time, ms", fontsize=10)
+    figure.suptitle(title)
     return figure
 
 
@@ -63,7 +66,7 @@ def _draw_layer(axis: Axes, name: str, fired: npt.NDArray[np.bool_], unit: float
         extent=(-0.5 * unit, (steps - 0.5) * unit, -0.5, neurons - 0.5),
     )
     grouped = f"\n{together} a row" if together > 1 else ""
-    axis.set_ylabel(f"{name}\n{neurons:,} neurons{grouped}", fontsize=8)
+    axis.set_ylabel(f"{name}\n{neurons:,} neurons{grouped}")
     rate = f"{fired.sum():,} spikes, {fired.mean():.2%} of neurons per step"
     axis.set_title(rate, fontsize=8, loc="right")
 
@@ -84,11 +87,10 @@ def _draw_voltages(
     axis: Axes, readout: npt.NDArray[np.int64], unit: float, classes: Sequence[str]
 ) -> None:
     steps, outputs = readout.shape
-    for output in range(outputs):
+    times = np.arange(steps) * unit
+    for output, voltages in enumerate(readout.T):
         label = classes[output] if output < len(classes) else str(output)
-        colour = mpl.colormaps["tab10"](output % 10)
-        times = np.arange(steps) * unit
-        axis.plot(times, readout[:, output], label=label, linewidth=1, color=colour)
-    axis.set_ylabel("readout\nchip units", fontsize=8)
+        axis.plot(times, voltages, label=label, linewidth=1, color=f"C{output}")
+    axis.set_ylabel("readout\nchip units")
     if outputs <= LEGEND_OUTPUTS:
         axis.legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from knarr.hw_sim import load_recording
 from knarr.pipeline.files import expecting, read_json, write_png
+from knarr.pipeline.pictures import SMALL
 from knarr.pipeline.pictures.energy import draw_energy
 from knarr.pipeline.pictures.raster import draw_raster
 from knarr.pipeline.pictures.verification import draw_verification
@@ -86,6 +88,7 @@ def _verification(run: Run) -> Figure:
         return draw_verification(read_json(run.path(VERIFICATION)))
 
 
+@mpl.rc_context(SMALL)
 def draw_samples(
     teacher: Array, student: Array, names: Sequence[str], dt_s: float, *, on_channel: int = 0
 ) -> Figure:
@@ -111,7 +114,7 @@ def draw_samples(
     axes = figure.subplots(len(names), len(width), squeeze=False, width_ratios=width)
     for row, name in enumerate(names):
         _draw_teacher(axes[row, 0], teacher[row])
-        axes[row, 0].set_ylabel(name)
+        axes[row, 0].set_ylabel(name, fontsize=10)
         if not images:
             _draw_numbers(axes[row, 1], student[row], dt_s)
             continue
@@ -122,14 +125,12 @@ def draw_samples(
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
-                axis.set_title(f"{step * dt_s * 1000:.0f} ms", fontsize=9)
-    axes[0, 0].set_title("teacher", fontsize=9)
+                axis.set_title(f"{step * dt_s * 1000:.0f} ms")
+    axes[0, 0].set_title("teacher")
     if not images:
-        axes[0, 1].set_title("student: integers of the chip's input", fontsize=9)
+        axes[0, 1].set_title("student: integers of the chip's input")
     polarities = "; red ON, blue OFF" if images and student.shape[2] == 2 else ""
-    figure.suptitle(
-        f"Test clips: what the teacher sees, and what the student sees{polarities}", fontsize=10
-    )
+    figure.suptitle(f"Test clips: what the teacher sees, and what the student sees{polarities}")
     return figure
 
 
@@ -153,8 +154,8 @@ def _draw_numbers(axis: Axes, student: Array, dt_s: float) -> None:
     axis.imshow(
         rows, aspect="auto", interpolation="nearest", origin="lower", cmap="Greys", extent=extent
     )
-    axis.set_ylabel("input", fontsize=8)
-    axis.set_xlabel("time, s", fontsize=8)
+    axis.set_ylabel("input")
+    axis.set_xlabel("time, s")
 
 
 def _frame(seen: Array, on_channel: int) -> Array:

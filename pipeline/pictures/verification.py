@@ -4,14 +4,15 @@ stages part first.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, Final
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from knarr.pipeline.pictures import SMALL
 from knarr.pipeline.run_report import divergence_text
 
 COLOURS: Final = {"left": "tab:blue", "right": "tab:orange"}
@@ -21,6 +22,7 @@ Row = dict[str, Any]
 """One layer of a verification, as `Verification.to_json` gives it."""
 
 
+@mpl.rc_context(SMALL)
 def draw_verification(result: dict[str, Any]) -> Figure:
     """Draw what `Verification.to_json` gives.
 
@@ -31,13 +33,16 @@ def draw_verification(result: dict[str, Any]) -> Figure:
     spikes = [row for row in result["rows"] if row["what"] == "spikes"]
     rows = [row for row in spikes if "~" in row["pair"]] or spikes
     raster = result["raster"]
-    lower = 0.0 if raster is None else 0.15 * len(raster["neurons"])
-    heights = [2.2, 1.2 + lower] if lower else [2.2]
-    figure = Figure(figsize=(10, 3.0 + lower + (1.6 if lower else 0)), layout="constrained")
-    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    height, ratios = 3.0, [2.2]
+    if raster is not None:
+        lower = 0.15 * len(raster["neurons"])
+        height += lower + 1.6
+        ratios.append(1.2 + lower)
+    figure = Figure(figsize=(10, height), layout="constrained")
+    grid = figure.add_gridspec(len(ratios), 2, height_ratios=ratios)
     _draw_shares(figure.add_subplot(grid[0, 0]), rows)
     _draw_over_time(figure.add_subplot(grid[0, 1]), rows)
-    if lower:
+    if raster is not None:
         drawn = (raster["pair"], raster["layer"])
         row = next(row for row in spikes if (row["pair"], row["layer"]) == drawn)
         _draw_raster(figure.add_subplot(grid[1, :]), raster, row, result["timesteps"])
@@ -48,14 +53,13 @@ def draw_verification(result: dict[str, Any]) -> Figure:
 
 def _colours(rows: list[Row]) -> list[Any]:
     # The bright end of the map is not seen on white.
-    return [mpl.colormaps["viridis"](0.85 * i / max(len(rows) - 1, 1)) for i in range(len(rows))]
+    return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, len(rows))))
 
 
 def _draw_shares(axis: Axes, rows: list[Row]) -> None:
     shares = [row["mismatches"] / row["compared"] for row in rows]
     bars = axis.barh(range(len(rows)), shares, height=0.6, color=_colours(rows))
-    counts = [f"({row['mismatches']:,})" for row in rows]
-    labels = [f"{share:.2%} {count}" for share, count in zip(shares, counts, strict=True)]
+    labels = [f"{row['mismatches'] / row['compared']:.2%} ({row['mismatches']:,})" for row in rows]
     axis.bar_label(bars, labels, padding=3, fontsize=8)
     axis.set_yticks(range(len(rows)), [row["layer"] for row in rows])
     axis.invert_yaxis()
@@ -64,29 +68,28 @@ def _draw_shares(axis: Axes, rows: list[Row]) -> None:
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.xaxis.set_major_locator(MaxNLocator(4))
     pairs = " and ".join(dict.fromkeys(row["pair"] for row in rows))
-    axis.set_title(f"{pairs}: spikes that differ, per layer", fontsize=9)
-    axis.set_xlabel("share of neurons and time steps", fontsize=8)
+    axis.set_title(f"{pairs}: spikes that differ, per layer")
+    axis.set_xlabel("share of neurons and time steps")
 
 
 def _draw_over_time(axis: Axes, rows: list[Row]) -> None:
     for row, colour in zip(rows, _colours(rows), strict=True):
         by_step = row["by_step"]
         steps = len(by_step)
-        edges = [*range(0, steps, -(-steps // SHOWN_BARS)), steps]
+        starts = np.arange(0, steps, -(-steps // SHOWN_BARS))
+        edges = np.append(starts, steps)
         # `compared` counts all steps, a bar those that are drawn as one.
-        shares = [
-            sum(by_step[start:end]) * steps / row["compared"] / (end - start)
-            for start, end in itertools.pairwise(edges)
-        ]
+        compared = row["compared"] / steps * np.diff(edges)
+        shares = np.add.reduceat(by_step, starts) / compared
         axis.stairs(shares, edges, label=row["layer"], color=colour, linewidth=1.4)
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axis.set_title("the same over time", fontsize=9)
-    axis.set_xlabel("time step", fontsize=8)
+    axis.set_title("the same over time")
+    axis.set_xlabel("time step")
     if rows:
-        axis.legend(fontsize=8)
+        axis.legend()
 
 
 def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -> None:
@@ -101,19 +104,23 @@ def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -
         # A third of the picture shows what led to the divergence.
         begin = max(0, min(first[0] - SHOWN_STEPS // 3, timesteps - SHOWN_STEPS))
     end = min(begin + SHOWN_STEPS, timesteps)
-    for key, other, name, rival in (("left", "right", left, right), ("right", "left", right, left)):
-        offset = -0.21 if key == "left" else 0.21  # the axis points down
+    # The axis points down: the upper half of a line begins 0.42 above its middle.
+    for key, other, name, rival, top in (
+        ("left", "right", left, right, -0.42),
+        ("right", "left", right, left, 0.0),
+    ):
         for alone in (False, True):
             fired = [
-                (step, line + offset)
+                (step, line + top)
                 for line, (own, others) in enumerate(zip(raster[key], raster[other], strict=True))
                 for step in own
                 if begin <= step < end and (step not in others) == alone
             ]
+            steps, tops = np.array(fired).reshape(-1, 2).T
             axis.vlines(
-                [step for step, _ in fired],
-                [middle - 0.21 for _, middle in fired],
-                [middle + 0.21 for _, middle in fired],
+                steps,
+                tops,
+                tops + 0.42,
                 color=COLOURS[key],
                 linewidth=4.0 if alone else 2.4,
                 alpha=1.0 if alone else 0.4,
@@ -124,8 +131,8 @@ def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -
         title += f"sample {raster['sample']}: every spike equal"
     else:
         axis.scatter(
-            [first[0]],
-            [neurons.index(first[1])],
+            first[0],
+            neurons.index(first[1]),
             s=220,
             facecolors="none",
             edgecolors="black",
@@ -134,7 +141,7 @@ def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -
             label="first divergence",
         )
         title += "first divergence\n" + divergence_text(row).partition(": ")[2]
-    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_title(title, loc="left")
     lines = range(len(neurons))
     for line in lines[1::2]:
         axis.axhspan(line - 0.5, line + 0.5, color="0.965", zorder=0)
@@ -143,6 +150,6 @@ def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -
     axis.set_ylim(len(neurons) - 0.5, -0.5)
     axis.set_xlim(begin - 0.8, end - 0.2)
     axis.xaxis.set_major_locator(MaxNLocator(16, integer=True))
-    axis.set_ylabel("neuron (flat index)", fontsize=8)
-    axis.set_xlabel("time step", fontsize=8)
-    axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.09), frameon=False)
+    axis.set_ylabel("neuron (flat index)")
+    axis.set_xlabel("time step")
+    axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.09), frameon=False)

@@ -4,7 +4,6 @@
 - `sweep_file`, `sweeps`: a sampler searches settings of a recipe.
 - `grid`, `tables`: runs of recipes, seeds and folds as a table beside published numbers.
 - `pareto_front`: what accuracy costs on the chip.
-- `pictures`: sweeps and Pareto searches as figures.
 
 Their names are at hand in `knarr.pipeline`.
 """

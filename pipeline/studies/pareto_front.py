@@ -6,16 +6,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from knarr.deploy import DeployError, read_net
 from knarr.hw_sim import ChipError, count_events, price, simulate
 from knarr.pipeline import stages
 from knarr.pipeline.energy_facts import Pricing
 from knarr.pipeline.files import read_json, write_json, write_png
+from knarr.pipeline.pictures import SMALL
 from knarr.pipeline.progress import OnProgress, ignore
 from knarr.pipeline.run_folder import (
     FITTED,
@@ -29,17 +35,7 @@ from knarr.pipeline.run_folder import (
     release,
 )
 from knarr.pipeline.studies.engine import Report
-from knarr.pipeline.studies.pictures import draw_pareto
-from knarr.pipeline.studies.results import (
-    BITS,
-    PARETO_PICTURE,
-    SHARE,
-    STEPS,
-    ParetoPoint,
-    ParetoResult,
-    fronted,
-)
-from knarr.pipeline.studies.sweep_file import Sweep, SweepSettings
+from knarr.pipeline.studies.sweep_file import Choices, Sweep, SweepSettings
 from knarr.pipeline.studies.sweeps import run_sweep
 from knarr.train import Recipe, RecipeError, student_predictions
 from knarr.train.recipe import load_recipe, parse_setting, with_settings
@@ -47,7 +43,56 @@ from knarr.train.settings import ChipSettings, SettingsError
 from knarr.train.systems.registry import check_networks
 from knarr.train.train import train_validation_split
 
-POINT, FLOAT = "point.json", "float"
+POINT, FLOAT, PICTURE = "point.json", "float", "pareto.png"
+BITS: Final = "chip.weight_bits"
+STEPS: Final = "chip.timesteps"
+SHARE: Final = "chip.acc_share"
+MARKERS = "os^Dv<>p"
+COLUMNS = 2
+DECADE = 10
+"""Costs that differ by more lie on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """A chip network among the others.
+
+    Attributes:
+        parameters: Weight bits, time steps, and the share of the lowered network's ACC that it may
+            cost (None: all).
+        facts: The content of point.json.
+        front: Whether none is right as often on the validation clips and costs less, or costs no
+            more and is right more often.
+    """
+
+    parameters: dict[str, Any]
+    facts: dict[str, Any]
+    front: bool = False
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on validation clips."""
+        return float(self.facts["validation"]["correct"] / self.facts["validation"]["clips"])
+
+    def energy(self, model: str) -> dict[str, Any]:
+        """Return its interval in one of the models, pJ."""
+        found: dict[str, Any] = self.facts["energy"][model]
+        return found
+
+
+@dataclass(frozen=True)
+class ParetoResult:
+    """A finished Pareto search.
+
+    Attributes:
+        points: The points from the cheapest on.
+        facts: Everything as plain data: recipe, energy model, folder, how many validation clips
+            there are and how many the float student decides rightly, points, and trials that go
+            onto no chip.
+    """
+
+    points: tuple[ParetoPoint, ...]
+    facts: dict[str, Any]
 
 
 def pareto(
@@ -97,7 +142,7 @@ def pareto(
     wanted = steps or sorted({length, max(1, length // 2)}, reverse=True)
     # All steps are no setting: some losses take nothing else.
     limits = [None if step == length else step for step in wanted]
-    root = read_run(base.folder)[1]
+    _, root = read_run(base.folder)
 
     def fit(recipe: Recipe, folder: Path, report: Report) -> float:
         # Before anything is copied: a folder of another search is refused as it is.
@@ -112,22 +157,30 @@ def pareto(
         data_sha256=base.data.fingerprint,
         on_progress=on_progress,
     )
-    points = []
+    found, refused = [], []
     for trial in result.trials:
-        if trial.state == "finished":
+        if trial.reason:
+            refused.append({**_named(trial.parameters), "reason": trial.reason})
+        else:
             parameters = {**trial.parameters, STEPS: trial.parameters[STEPS] or length}
-            points.append(ParetoPoint(parameters, read_json(folder / trial.folder / POINT)))
-    found = ParetoResult(
-        recipe.name,
-        model,
-        folder,
-        _float_validation(base),
-        tuple(fronted(points, model)),
-        tuple(trial for trial in result.trials if trial.reason),
-    )
+            found.append(ParetoPoint(parameters, read_json(folder / trial.folder / POINT)))
+    points = fronted(found, model)
+    facts = {
+        "recipe": recipe.name,
+        "model": model,
+        "out": str(folder),
+        "float_validation": _float_validation(base),
+        # The facts of a point are point.json as it is, so that both say the same by the same names.
+        "points": [
+            {**_named(each.parameters), "front": each.front, **each.facts} for each in points
+        ],
+        "refused": refused,
+    }
+    # Without a point nothing is drawn, and a picture there would be an earlier search's.
     if points:
-        write_png(folder / PARETO_PICTURE, draw_pareto(found.points, found.to_json()))
-    return found
+        facts["picture"] = str(folder / PICTURE)
+        write_png(folder / PICTURE, draw_pareto(points, facts))
+    return ParetoResult(tuple(points), facts)
 
 
 def _float_run(recipe: Recipe, data: Path | None, folder: Path, on_progress: OnProgress) -> Run:
@@ -164,18 +217,15 @@ def _sweep(
     """Return all combinations, as a sweep that may grow no further."""
     goals = [None if share == 1 else share for share in shares]
     searched = {BITS: bits, STEPS: steps, SHARE: goals}
-    settings = SweepSettings.model_validate(
-        {
-            "name": f"pareto-{recipe.name}"[:100],
-            "recipe": name,
-            "sampler": "grid",
-            "search": {path: {"values": values} for path, values in searched.items()},
-        }
+    settings = SweepSettings(
+        name=f"pareto-{recipe.name}"[:100],
+        recipe=name,
+        sampler="grid",
+        search={path: Choices(values=tuple(values)) for path, values in searched.items()},
     )
     # What is searched is taken out of the recipe's own block.
-    chip = (recipe.chip or ChipSettings()).model_copy(
-        update={"acc_per_inference": None, "acc_share": None, "timesteps": None}
-    )
+    searched_too = dict.fromkeys(("acc_per_inference", "acc_share", "timesteps"))
+    chip = (recipe.chip or ChipSettings()).model_copy(update=searched_too)
     count = math.prod(map(len, searched.values()))
     return Sweep(settings, recipe.model_copy(update={"chip": chip}), count)
 
@@ -193,9 +243,9 @@ def _fit(run: Run) -> float:
     except (DeployError, ChipError) as error:
         # This student at these bits goes onto no chip: a result, the others go on.
         raise SettingsError(str(error)) from error
-    facts = _measured(run)
-    write_json(run.path(POINT), facts)
-    return float(facts["validation"]["correct"] / facts["validation"]["clips"])
+    point = ParetoPoint({}, _measured(run))
+    write_json(run.path(POINT), point.facts)
+    return point.accuracy
 
 
 def _measured(run: Run) -> dict[str, Any]:
@@ -235,3 +285,100 @@ def _float_validation(base: Run) -> dict[str, int]:
 def _label(model: str, profile: Any) -> str:
     # Only the chip's model has several profiles.
     return model if model != "chip" else f"chip:{profile.name}"
+
+
+def _named(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a point by the names of the JSON document."""
+    return {path.removeprefix("chip."): parameters[path] for path in (BITS, STEPS, SHARE)}
+
+
+def fronted(points: Sequence[ParetoPoint], model: str) -> list[ParetoPoint]:
+    """Return the points from the cheapest on, those marked that no other one beats on validation
+    clips."""
+
+    def rank(point: ParetoPoint) -> tuple[float, float]:
+        # Of equal costs the best comes first, so that only it is better than all before.
+        return point.energy(model)["nominal_pj"], -point.accuracy
+
+    ordered = sorted(points, key=rank)
+    best_before = accumulate((point.accuracy for point in ordered), max, initial=-1.0)
+    return [
+        replace(point, front=point.accuracy > best)
+        for point, best in zip(ordered, best_before, strict=False)
+    ]
+
+
+# --- picture
+
+
+@mpl.rc_context(SMALL)
+def draw_pareto(points: Sequence[ParetoPoint], facts: dict[str, Any]) -> Figure:
+    """Draw the points by all energy models; the front is drawn where it was found.
+
+    Args:
+        points: The points, at least one.
+        facts: `ParetoResult.facts` of the search.
+    """
+    models = list(points[0].facts["energy"])
+    rows = -(-len(models) // COLUMNS)  # rounded up
+    figure = Figure(figsize=(10, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True)
+    for model, panel in zip(models, axes.flat, strict=False):
+        _panel(panel, points, model, facts)
+    for panel in axes.flat[len(models) :]:
+        panel.set_visible(False)
+    for row in axes:
+        row[0].set_ylabel("accuracy on validation clips", fontsize=10)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    # All panels have the same entries, and a label may stand there twice.
+    drawn = dict(zip(labels, handles, strict=True))
+    names = sorted(drawn)
+    marks = [drawn[name] for name in names]
+    figure.legend(marks, names, loc="outside lower center", ncols=6)
+    figure.suptitle(
+        f"{facts['recipe']}: what accuracy costs; small marks: small ACC goals; bars: intervals of the prices"
+    )
+    return figure
+
+
+def _panel(axes: Axes, points: Sequence[ParetoPoint], model: str, facts: dict[str, Any]) -> None:
+    steps = sorted({point.parameters[STEPS] for point in points}, reverse=True)
+    bits = sorted({point.parameters[BITS] for point in points}, reverse=True)
+    # Picojoules are nanojoules / 1000.
+    costs = [point.energy(model)["nominal_pj"] / 1e3 for point in points]
+    unknown = False
+    for point, cost in zip(points, costs, strict=True):
+        energy, values, share = point.energy(model), point.parameters, point.parameters[SHARE]
+        spread = None
+        # Where one bound is unknown, half a bar would look like a sharp price.
+        if energy["lo_pj"] is None or energy["hi_pj"] is None:
+            unknown = True
+        else:
+            spread = [[cost - energy["lo_pj"] / 1e3], [energy["hi_pj"] / 1e3 - cost]]
+        axes.errorbar(
+            cost,
+            point.accuracy,
+            xerr=spread,
+            capsize=2,
+            elinewidth=0.8,
+            linestyle="none",
+            marker=MARKERS[steps.index(values[STEPS]) % len(MARKERS)],
+            color=f"C{bits.index(values[BITS])}",
+            markersize=4 + 4 * (1 if share is None else share),
+            # One entry of the legend for all shares, which the size of the mark tells apart.
+            label=f"{values[BITS]} bits, {values[STEPS]} steps" if share is None else None,
+        )
+    if model == facts["model"]:
+        front = [point for point in points if point.front]
+        paid = [point.energy(model)["nominal_pj"] / 1e3 for point in front]
+        won = [point.accuracy for point in front]
+        axes.step(paid, won, where="post", color="black", linewidth=0.8, label="front")
+    found = facts["float_validation"]
+    right = found["correct"] / found["clips"]
+    axes.axhline(right, color="gray", linestyle=":", linewidth=1, label="float student")
+    # A cost of 0, of a student without spikes, has no logarithm.
+    if min(costs) > 0 and max(costs) > DECADE * min(costs):
+        axes.set_xscale("log")
+    note = " (no bounds published)" if unknown else ""
+    axes.set_xlabel(f"{model} model, nJ per inference{note}")
+    axes.grid(visible=True, alpha=0.3)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -123,26 +124,31 @@ class Range(Frozen):
             raise ValueError(f"log needs low above 0, not {self.low:g}")
         if self.log and self.step is not None:
             raise ValueError("log and step do not go together; leave one out")
-        bounds = [bound for bound in (self.low, self.high, self.step) if bound is not None]
-        if self.whole and not all(bound.is_integer() for bound in bounds):
-            raise ValueError("int needs whole low, high and step")
-        # Above it two neighbouring integers are one float64.
-        if self.whole and max(abs(self.low), abs(self.high)) > 2**53:
-            raise ValueError("int beyond 2^53; use smaller bounds")
+        if self.whole:
+            if not all(bound.is_integer() for bound in (self.low, self.high, self.step or 1.0)):
+                raise ValueError("int needs whole low, high and step")
+            # Above it two neighbouring integers are one float64.
+            if max(abs(self.low), abs(self.high)) > 2**53:
+                raise ValueError("int beyond 2^53; use smaller bounds")
         if self.step is not None:
             if (self.high - self.low) / self.step > MAX_STEPS:
                 raise ValueError(f"more than {MAX_STEPS} steps; make them larger")
-            if (_exact(self.high) - _exact(self.low)) % _exact(self.step) != 0:
+            if self._steps % 1 != 0:
                 raise ValueError(
                     f"high {self.high:g} is not low {self.low:g} plus whole steps of {self.step:g}"
                 )
         return self
 
+    @property
+    def _steps(self) -> Decimal:
+        """How many steps lie between the bounds."""
+        return (_exact(self.high) - _exact(self.low)) / _exact(self.step or 1.0)
+
     def suggest(self, trial: optuna.Trial, path: str) -> Any:
         """Return a number that the sampler chooses."""
         if self.whole:
-            low, high, step = int(self.low), int(self.high), int(self.step or 1)
-            return trial.suggest_int(path, low, high, log=self.log, step=step)
+            low, high = self.extremes()
+            return trial.suggest_int(path, low, high, log=self.log, step=int(self.step or 1))
         return trial.suggest_float(path, self.low, self.high, log=self.log, step=self.step)
 
     def points(self) -> list[Any]:
@@ -154,12 +160,12 @@ class Range(Frozen):
         """
         if self.step is None and not self.whole:
             raise StudyError("a grid needs values, a step or int")
-        step = _exact(self.step or 1.0)
-        count = int((_exact(self.high) - _exact(self.low)) / step) + 1
+        count = int(self._steps) + 1
         if count > MAX_TRIALS:
             raise StudyError(f"{count} steps are more than the {MAX_TRIALS} trials of a grid")
-        found = [_exact(self.low) + number * step for number in range(count)]
-        return [int(point) if self.whole else float(point) for point in found]
+        low, step = _exact(self.low), _exact(self.step or 1.0)
+        kind = int if self.whole else float
+        return [kind(low + number * step) for number in range(count)]
 
     def extremes(self) -> list[Any]:
         """Return the values that must fit the recipe for all that lies between to fit."""
@@ -253,9 +259,8 @@ class Sweep:
             StudyError: The parameters are those of another sweep.
         """
         try:
-            return {
-                path: space.value(parameters[path]) for path, space in self.settings.search.items()
-            }
+            search = self.settings.search.items()
+            return {path: space.value(parameters[path]) for path, space in search}
         except (KeyError, ValueError) as error:
             raise StudyError(
                 f"sweep '{self.settings.name}': a trial in its storage has other parameters ({error}); give another storage"
@@ -266,23 +271,16 @@ class Sweep:
 
         They are shuffled by the seed, so that a part of a grid is spread over it.
         """
-        sides = [space.points() for space in self.settings.search.values()]
-        sizes = [len(side) for side in sides]
-        order = np.random.default_rng(self.settings.seed).permutation(math.prod(sizes))
-        found = []
-        for place in order[: self.trials]:
-            chosen = zip(sides, np.unravel_index(place, sizes), strict=True)
-            values = (side[index] for side, index in chosen)
-            found.append(dict(zip(self.settings.search, values, strict=True)))
-        return found
+        search = self.settings.search
+        points = list(product(*(space.points() for space in search.values())))
+        order = np.random.default_rng(self.settings.seed).permutation(len(points))
+        return [dict(zip(search, points[place], strict=True)) for place in order[: self.trials]]
 
     def identity(self) -> dict[str, Any]:
         """Return everything that decides what a trial means, as plain JSON; how many there are may
-        grow.
-        """
-        plain = self.settings.model_dump(
-            mode="json", by_alias=True, exclude={"name", "trials", "fixed"}
-        )
+        grow."""
+        left_out = {"name", "trials", "fixed"}
+        plain = self.settings.model_dump(mode="json", by_alias=True, exclude=left_out)
         return {**plain, "recipe": self.recipe.model_dump(mode="json")}
 
 
@@ -319,25 +317,26 @@ def _read(path: Path) -> SweepSettings:
 
 def _base(settings: SweepSettings, path: Path) -> Recipe:
     """Return the recipe that a sweep names, without its `set`."""
-    if settings.recipe in shipped_recipes():
+    shipped = shipped_recipes()
+    if settings.recipe in shipped:
         return load_recipe(settings.recipe)
     beside = path.parent / settings.recipe
     if not beside.is_file():
         raise RecipeError(
-            f"sweep '{path}': its recipe '{settings.recipe}' is neither shipped ({', '.join(shipped_recipes())}) nor a "
+            f"sweep '{path}': its recipe '{settings.recipe}' is neither shipped ({', '.join(shipped)}) nor a "
             f"YAML file beside it ({beside})"
         )
     return load_recipe(str(beside))
 
 
 def _count_trials(settings: SweepSettings, path: Path) -> int:
+    trials, points = settings.trials, 1
     if settings.sampler != "grid":
-        if settings.trials is None:
+        if trials is None:
             raise StudyError(
                 f"sweep '{path}': trials: needed where the sampler is {settings.sampler}"
             )
-        return settings.trials
-    points = 1
+        return trials
     for name, space in settings.search.items():
         try:
             points *= len(space.points())
@@ -347,27 +346,27 @@ def _count_trials(settings: SweepSettings, path: Path) -> int:
         raise StudyError(
             f"sweep '{path}': a grid of {points} points, at most {MAX_TRIALS}; use another sampler"
         )
-    if settings.trials is not None and settings.trials > points:
+    if trials is not None and trials > points:
         raise StudyError(
-            f"sweep '{path}': trials: {settings.trials}, but the grid has {points} points; leave it out"
+            f"sweep '{path}': trials: {trials}, but the grid has {points} points; leave it out"
         )
-    return points if settings.trials is None else settings.trials
+    return trials or points
 
 
 def _faults(settings: SweepSettings, recipe: Recipe) -> Iterator[str]:
     """Yield what makes a sweep meaningless."""
     for path, space in settings.search.items():
-        others = [*settings.fixed, *(name for name in settings.search if name != path)]
-        for other in others:
+        for other in (*settings.fixed, *(name for name in settings.search if name != path)):
             # One that holds the other counts too: student.fit and student.fit.epochs.
-            if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
+            shorter, longer = sorted((f"{path}.", f"{other}."), key=len)
+            if longer.startswith(shorter):
                 yield f"search.{path}: '{other}' is set or searched too; keep one of them"
         try:
             assert_path(recipe, path)
         except RecipeError as error:
             yield f"search.{path}: {error}"
             continue
-        section, *_, last = path.split(".") if "." in path else (path, "")
+        section, last = path.partition(".")[0], path.rpartition(".")[2]
         # What is deployed comes after the student; the number of threads changes no more than
         # rounding.
         if section in ("name", "system", "threads", "deploy", "chip"):
@@ -381,6 +380,5 @@ def _faults(settings: SweepSettings, recipe: Recipe) -> Iterator[str]:
                 yield f"search.{path}: {value!r} does not fit: {fault}"
         if last == "select" and "best_on_test" in space.extremes():
             yield f"search.{path}: best_on_test looks at the test data; a sweep never does"
-    for stage in ("teacher", "student"):
-        if getattr(recipe, stage).fit.select == "best_on_test":
-            yield f"recipe '{recipe.name}': {stage}.fit.select best_on_test looks at the test data; set it to last or val"
+    for stage in recipe.chosen_on_test:
+        yield f"recipe '{recipe.name}': {stage}.fit.select best_on_test looks at the test data; set it to last or val"

@@ -14,14 +14,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import lightning
+import matplotlib as mpl
 import numpy as np
 import optuna
 import yaml
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import LambdaCallback
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from optuna.pruners import MedianPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
@@ -29,6 +34,7 @@ from optuna.trial import FrozenTrial, TrialState
 from knarr.files import write_atomic
 from knarr.pipeline.files import write_png
 from knarr.pipeline.fit_progress import FitProgress
+from knarr.pipeline.pictures import SMALL
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
 from knarr.pipeline.run_folder import claim_folder, generated_data, hold, release
 from knarr.pipeline.studies.engine import (
@@ -40,15 +46,6 @@ from knarr.pipeline.studies.engine import (
     StudyError,
     first,
 )
-from knarr.pipeline.studies.pictures import draw_sweep
-from knarr.pipeline.studies.results import (
-    BEST,
-    SWEEP_PICTURE,
-    State,
-    SweepResult,
-    SweepTrial,
-    folder_name,
-)
 from knarr.pipeline.studies.shared_teacher import TEACHERS, shared_teacher
 from knarr.pipeline.studies.sweep_file import Sweep, load_sweep
 from knarr.train import Recipe, RunData, load_data, train_student
@@ -58,15 +55,97 @@ from knarr.train.settings import RecipeError, SettingsError
 from knarr.train.systems.registry import check_networks
 from knarr.train.train import train_validation_split
 
-PARAMETERS = "parameters.json"
+PARAMETERS, BEST, PICTURE = "parameters.json", "best.yaml", "sweep.png"
 IDENTITY = "sweep"
 """Attribute of a study: everything that decides what its trials mean."""
 TRIALS_FOR_IMPORTANCE = 8  # of fewer, what the better ones have in common is chance
+FINISHED_COLOUR, BEST_COLOUR, PRUNED_COLOUR = "tab:blue", "tab:red", "tab:gray"
 
 Objective: TypeAlias = Callable[[Recipe, Path, Report], float]
 """A function of (recipe, folder of the trial, report) that returns the value of the metric. It is
 called again for a trial that was cut short, with the same folder. A SettingsError is a result,
 "refused"; any other exception ends the worker."""
+
+State: TypeAlias = Literal["finished", "pruned", "refused"]
+
+
+@dataclass(frozen=True)
+class SweepTrial:
+    """A trial of a sweep that is done.
+
+    Attributes:
+        number: Its number, from 0.
+        state: "finished"; "pruned", with the value of its last epoch; or "refused" by the recipe,
+            see `reason`.
+        value: Value of the metric; None where there is none.
+        parameters: Dotted path -> value, in the order of the sweep's file.
+        reason: Why the recipe refused it.
+    """
+
+    number: int
+    state: State
+    value: float | None
+    parameters: dict[str, Any]
+    reason: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the sweep's."""
+        return folder_name(self.number)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep with all its trials done.
+
+    Attributes:
+        sweep: What was asked for.
+        out: Folder of the trials.
+        trials: All trials, by number.
+        importance: Dotted path -> share of what the better trials have in common (PED-ANOVA, arXiv
+            2304.10255), adding up to 1; empty with few trials.
+    """
+
+    sweep: Sweep
+    out: Path
+    trials: tuple[SweepTrial, ...]
+    importance: dict[str, float]
+
+    def ranked(self) -> list[SweepTrial]:
+        """Return finished trials from the best on, then pruned ones, then refused ones."""
+        order = ("finished", "pruned", "refused")
+        # Sorting puts low values first, and a metric such as accuracy is good where it is high.
+        sign = -1.0 if self.sweep.maximise else 1.0
+
+        def rank(trial: SweepTrial) -> tuple[int, float, int]:
+            return order.index(trial.state), sign * (trial.value or 0.0), trial.number
+
+        return sorted(self.trials, key=rank)
+
+    @property
+    def best(self) -> SweepTrial | None:
+        """The first of the best finished trials; None where none finished."""
+        trial = self.ranked()[0]  # a sweep has at least one trial
+        return trial if trial.state == "finished" else None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Recipe of the best trial, with the sweep's name and "-best"."""
+        if self.best is None:
+            return None
+        name = f"{self.sweep.settings.name}-best"
+        return with_settings(self.sweep.recipe, {**self.best.parameters, "name": name})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Paths of what `sweep` writes beside the trials."""
+        files = {"picture": str(self.out / PICTURE)}
+        return files if self.best is None else files | {"best_recipe": str(self.out / BEST)}
+
+
+def folder_name(number: int) -> str:
+    """Return the name of a trial's folder."""
+    return f"trial-{number:05d}"
 
 
 def sweep(
@@ -105,7 +184,10 @@ def sweep(
         data_sha256=found.fingerprint,
         on_progress=on_progress,
     )
-    _write(result)
+    write_png(folder / PICTURE, draw_sweep(result))
+    if result.recipe is not None:
+        text = yaml.safe_dump(result.recipe.model_dump(mode="json"), sort_keys=False)
+        write_atomic(folder / BEST, text.encode())
     return result
 
 
@@ -177,13 +259,16 @@ def run_sweep(
     )
     _claim(study.optuna, sweep, data_sha256)
     trials = study.work(poll_s)
-    found = [first(trials[folder], DONE) for folder in study.points]
-    done = tuple(_trial(sweep, number, trial) for number, trial in enumerate(found) if trial)
+    done = []
+    for number, folder in enumerate(study.points):
+        trial = first(trials[folder], DONE)
+        if trial is not None:
+            done.append(_trial(sweep, number, trial))
     values = [trial.value for trial in done if trial.state == "finished"]
     importance: dict[str, float] = {}
     if len(values) >= TRIALS_FOR_IMPORTANCE and len(set(values)) > 1:
         importance = optuna.importance.get_param_importances(study.optuna)
-    return SweepResult(sweep, out, done, importance)
+    return SweepResult(sweep, out, tuple(done), importance)
 
 
 def _claim(study: optuna.Study, sweep: Sweep, data_sha256: str) -> None:
@@ -233,12 +318,12 @@ def _fit(
 
 
 def _trial(sweep: Sweep, number: int, trial: FrozenTrial) -> SweepTrial:
-    reason = str(trial.user_attrs.get(REFUSED, ""))
+    parameters, reason = sweep.values(trial.params), str(trial.user_attrs.get(REFUSED, ""))
+    if reason:
+        # It may have reported epochs, but the value of the last one means nothing.
+        return SweepTrial(number, "refused", None, parameters, reason)
     state: State = "finished" if trial.state == TrialState.COMPLETE else "pruned"
-    # A refused trial that reported epochs has the value of the last one, which means nothing.
-    value = None if reason else trial.value
-    parameters = sweep.values(trial.params)
-    return SweepTrial(number, "refused" if reason else state, value, parameters, reason)
+    return SweepTrial(number, state, trial.value, parameters)
 
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:
@@ -310,7 +395,13 @@ class Fitting:
         # Trials that differ in their students alone share the teacher of the first to finish it.
         show = FitProgress(self.on_progress, "teacher")
         teacher = shared_teacher(recipe, data, folder, self.out / TEACHERS, (show,))
-        callbacks = (FitProgress(self.on_progress, "student"), _Reports(report, self.metric))
+
+        def end_epoch(trainer: lightning.Trainer, student: Any) -> None:
+            # Before the checkpoint of the epoch is written: a pruned run needs none.
+            report(trainer.current_epoch, float(trainer.callback_metrics[self.metric]))
+
+        show = FitProgress(self.on_progress, "student")
+        callbacks = (show, LambdaCallback(on_train_epoch_end=end_epoch))
         train_student(recipe, data, teacher, folder, callbacks)
         rows = [row for row in read_rows(folder / METRICS) if row["stage"] == "student"]
         return score(rows, self.metric, recipe.student.fit.select)
@@ -341,18 +432,53 @@ def score(rows: Sequence[Mapping[str, Any]], metric: str, select: str) -> float:
     return float(max(rows, key=rank)[metric])
 
 
-class _Reports(Callback):
-    def __init__(self, report: Report, metric: str) -> None:
-        self.report, self.metric = report, metric
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Report the epoch, before its checkpoint is written: a pruned run needs none."""
-        self.report(trainer.current_epoch, float(trainer.callback_metrics[self.metric]))
+# --- picture
 
 
-def _write(result: SweepResult) -> None:
-    """Write best.yaml and sweep.png, each whole or not at all."""
-    write_png(result.out / SWEEP_PICTURE, draw_sweep(result))
-    if result.recipe is not None:
-        text = yaml.safe_dump(result.recipe.model_dump(mode="json"), sort_keys=False)
-        write_atomic(result.out / BEST, text.encode())
+@mpl.rc_context(SMALL)
+def draw_sweep(result: SweepResult) -> Figure:
+    """Draw values by trial, and importance beside them where there are trials enough for it."""
+    settings = result.sweep.settings
+    height = max(3.6, 0.3 * len(result.importance) + 1.2)  # inches; a bar needs 0.3
+    figure = Figure(figsize=(9, height), layout="constrained")
+    columns = 2 if result.importance else 1
+    _history(figure.add_subplot(1, columns, 1), result)
+    if result.importance:
+        _importance(figure.add_subplot(1, columns, 2), result.importance)
+    figure.suptitle(f"{settings.name}: {len(result.trials)} trials, {settings.sampler}")
+    return figure
+
+
+def _history(axes: Axes, result: SweepResult) -> None:
+    """Draw every trial with a value as a point, and the best one up to each trial as a line."""
+    looks = (("finished", "o", FINISHED_COLOUR), ("pruned", "x", PRUNED_COLOUR))
+    for state, marker, colour in looks:
+        # A trial that was pruned before its first epoch ended has no value.
+        shown = [t for t in result.trials if t.state == state and t.value is not None]
+        if not shown:
+            continue
+        # People count trials from 1, as the progress of a sweep does.
+        places = [trial.number + 1 for trial in shown]
+        values = np.array([trial.value for trial in shown], dtype=float)
+        axes.scatter(places, values, s=18, marker=marker, c=colour, label=state)
+        if state == "finished":
+            best = (np.maximum if result.sweep.maximise else np.minimum).accumulate(values)
+            axes.step(places, best, where="post", color=BEST_COLOUR, label="best so far")
+    # A legend without entries would be an empty box.
+    if result.best is not None:
+        axes.legend()
+    refused = sum(trial.state == "refused" for trial in result.trials)
+    note = f" ({refused} refused by the recipe, not shown)" if refused else ""
+    axes.set_xlabel(f"trial{note}")
+    axes.set_ylabel(result.sweep.settings.metric.replace("_", " "))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _importance(axes: Axes, importance: dict[str, float]) -> None:
+    places = range(len(importance))
+    bars = axes.barh(places, list(importance.values()), color=FINISHED_COLOUR)
+    axes.bar_label(bars, [f"{share:.0%}" for share in importance.values()], padding=2, fontsize=8)
+    axes.set_yticks(places, list(importance), fontsize=8)
+    axes.invert_yaxis()  # the most important one on top
+    axes.set_xlim(0, 1.15)  # shares end at 1; room for the text of the longest bar
+    axes.set_xlabel("importance (PED-ANOVA)")

@@ -14,8 +14,7 @@ from knarr.cli.verbs import studies
 from knarr.cli.verbs.studies import numbers
 from knarr.deploy import DeployError
 from knarr.pipeline.studies import pareto_front
-from knarr.pipeline.studies.pictures import draw_pareto
-from knarr.pipeline.studies.results import ParetoPoint, fronted
+from knarr.pipeline.studies.pareto_front import ParetoPoint, draw_pareto, fronted
 from knarr.train import RecipeError
 
 LITTLE = [

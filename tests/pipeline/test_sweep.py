@@ -24,9 +24,8 @@ from knarr.cli.verbs import studies
 from knarr.pipeline.progress import Progress
 from knarr.pipeline.studies import engine, sweeps
 from knarr.pipeline.studies.engine import STUDY_FILE, Report, StudyError, open_storage
-from knarr.pipeline.studies.results import SweepResult
 from knarr.pipeline.studies.sweep_file import Sweep, load_sweep
-from knarr.pipeline.studies.sweeps import run_sweep, validation_set_of
+from knarr.pipeline.studies.sweeps import SweepResult, run_sweep, validation_set_of
 from knarr.train import Recipe, RecipeError, load_recipe
 from knarr.train.recipe import with_settings
 from knarr.train.settings import SettingsError
