@@ -133,7 +133,7 @@ class Row:
         Raises:
             ValueError: There is no such column.
         """
-        names = [own.name for own in self.table.columns]
+        names = (own.name for own in self.table.columns)
         return _find("column", column, dict(zip(names, self.entry.values, strict=True)))
 
 

@@ -24,6 +24,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -74,10 +75,11 @@ Draw: TypeAlias = Callable[[optuna.Trial, int], dict[str, Any]]
 those that it keeps."""
 
 
+@dataclass(eq=False)
 class Study:
     """A list of points and its storage.
 
-    Args:
+    Attributes:
         name: Name of the study in its storage.
         points: Folder of each point below the study's -> its fixed parameters as Optuna keeps them,
             in the order in which they are begun.
@@ -100,33 +102,29 @@ class Study:
     """Seconds without a heartbeat after which a trial counts as left behind. A worker that stands
     still for longer, such as a suspended laptop, loses its trial; it is told so when it goes on."""
 
-    def __init__(
-        self,
-        name: str,
-        points: Mapping[str, Mapping[str, Any]],
-        folder: Path,
-        run: Run,
-        storage: str | None = None,
-        *,
-        draw: Draw = lambda trial, number: {},
-        is_done: Callable[[str], bool] | None = None,
-        maximise: bool = True,
-        pruner: optuna.pruners.BasePruner | None = None,
-        on_progress: OnProgress = ignore,
-    ) -> None:
-        self.name, self.points, self.on_progress = name, points, on_progress
-        self._run, self._draw, self._is_done = run, draw, is_done
+    name: str
+    points: Mapping[str, Mapping[str, Any]]
+    folder: Path
+    run: Run
+    storage: str | None = None
+    draw: Draw = lambda trial, number: {}
+    is_done: Callable[[str], bool] | None = None
+    maximise: bool = True
+    pruner: optuna.pruners.BasePruner | None = None
+    on_progress: OnProgress = ignore
+
+    def __post_init__(self) -> None:
         self._watched: set[int] = set()
-        folder.mkdir(parents=True, exist_ok=True)
-        url = storage or f"sqlite:///{folder / STUDY_FILE}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        url = self.storage or f"sqlite:///{self.folder / STUDY_FILE}"
         self._storage = open_storage(url, self.heartbeat_s, self.grace_s, self._queue_again)
         with self._storage_errors():
             self.optuna = optuna.create_study(
                 storage=self._storage,
-                study_name=name,
-                direction="maximize" if maximise else "minimize",
+                study_name=self.name,
+                direction="maximize" if self.maximise else "minimize",
                 sampler=RandomSampler(),  # `draw` sets another one for each point
-                pruner=pruner or optuna.pruners.NopPruner(),
+                pruner=self.pruner or optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
 
@@ -173,7 +171,7 @@ class Study:
             free = (name for name in left if first(trials[name], [TrialState.RUNNING]) is None)
             folder = next(free, None)
             if folder is None:
-                self._watch(trials)
+                self._watch()
                 running = states[TrialState.RUNNING]
                 return (
                     f"Waiting for other workers: {running} of {len(self.points)} trials are running"
@@ -186,8 +184,8 @@ class Study:
         return ""
 
     def _done(self, folder: str, trials: Trials) -> bool:
-        if self._is_done is not None:
-            return self._is_done(folder)
+        if self.is_done is not None:
+            return self.is_done(folder)
         return first(trials[folder], DONE) is not None
 
     def _trials(self) -> Trials:
@@ -196,17 +194,16 @@ class Study:
             found[trial.user_attrs.get(FOLDER, "")].append(trial)
         return found
 
-    def _watch(self, trials: Trials) -> None:
+    def _watch(self) -> None:
         """Give each running trial that is seen for the first time a heartbeat.
 
         A worker that is killed between taking a trial and its own first heartbeat leaves one that
         never becomes stale.
         """
-        for own in trials.values():
-            for trial in own:
-                if trial.state == TrialState.RUNNING and trial.number not in self._watched:
-                    self._watched.add(trial.number)
-                    self._storage.record_heartbeat(trial._trial_id)
+        for trial in self.optuna.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if trial.number not in self._watched:
+                self._watched.add(trial.number)
+                self._storage.record_heartbeat(trial._trial_id)
 
     def _queue(self, folder: str, failed: Sequence[FrozenTrial]) -> None:
         """Queue a trial for a point that is free, with the parameters of an earlier one that had
@@ -286,9 +283,9 @@ class Study:
             if trial.should_prune():
                 raise optuna.TrialPruned(last + 1)
 
-        parameters = self._draw(trial, number)
+        parameters = self.draw(trial, number)
         trial.set_user_attr(BEGUN, True)
-        return self._run(number, parameters, report)
+        return self.run(number, parameters, report)
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:

@@ -192,9 +192,9 @@ class RunGrid(Frozen):
 
     @model_validator(mode="after")
     def _whole(self) -> RunGrid:
-        folds = self.folds if isinstance(self.folds, tuple) else ()
-        for what, values in (("seeds", self.seeds), ("folds", folds), ("columns", self.columns)):
-            if len(set(values)) < len(values):
+        for what in ("seeds", "folds", "columns"):
+            values = getattr(self, what)
+            if isinstance(values, tuple) and len(set(values)) < len(values):
                 raise ValueError(f"{what}: a value stands twice; keep one")
         if self.axes and self.recipe is None:
             raise ValueError("axes: no recipe that they could change; name one for the grid")
@@ -207,8 +207,8 @@ class RunGrid(Frozen):
             GridError: A row has no recipe, stands twice, or names another one or a published one
                 that is none; or there are too many.
         """
+        rows = [self._plan(row) for row in self.rows]
         try:
-            rows = [self._plan(row) for row in self.rows]
             made = _combinations(self.axes, self.exclude)
         except ValueError as error:
             raise GridError(f"grid '{self.name}': {error}") from None
@@ -236,16 +236,15 @@ class RunGrid(Frozen):
         return tuple(rows)
 
     def _plan(self, row: GridRow) -> PlannedRow:
-        recipe = row.recipe or self.recipe
+        recipe, network = row.recipe or self.recipe, row.network or self.network
         if recipe is None and row.runs_of is None:
-            raise ValueError(f"row '{row.name}' has no recipe; name one")
+            raise GridError(f"grid '{self.name}': row '{row.name}' has no recipe; name one")
         beside = None
-        if row.beside is not None:
-            try:
+        try:
+            if row.beside is not None:
                 beside = published().row(row.beside.table, row.beside.method)
-            except ValueError as error:
-                raise ValueError(f"row '{row.name}': {error}") from None
-        network = row.network or self.network
+        except ValueError as error:
+            raise GridError(f"grid '{self.name}': row '{row.name}': {error}") from None
         return PlannedRow(row.name, recipe, row.set, network, row.runs_of, beside, row.data)
 
 
@@ -273,9 +272,10 @@ def _combinations(axes: Axes, exclude: Sequence[Exclusion]) -> list[tuple[str, d
         ValueError: Too many of them, a value twice, one path on two axes, or an exclusion of what
             is not there.
     """
-    choices = {axis: _choices(axis, values, axes) for axis, values in axes.items()}
-    for axis, own in choices.items():
-        labels = [choice.label for choice in own]
+    choices = {}
+    for axis, values in axes.items():
+        choices[axis] = _choices(axis, values, axes)
+        labels = [choice.label for choice in choices[axis]]
         if len(set(labels)) < len(labels):
             raise ValueError(f"axis '{axis}': a value twice among {', '.join(labels)}; keep one")
     for rule in exclude:
@@ -290,10 +290,7 @@ def _combinations(axes: Axes, exclude: Sequence[Exclusion]) -> list[tuple[str, d
     found = []
     for combination in product(*choices.values()) if axes else ():
         picked = dict(zip(choices, combination, strict=True))
-        if any(
-            all(_same(value, picked[axis].value) for axis, value in rule.items())
-            for rule in exclude
-        ):
+        if any(_matches(rule, picked) for rule in exclude):
             continue
         settings: dict[str, Any] = {}
         for choice in combination:
@@ -313,11 +310,16 @@ def _choices(axis: str, values: Axis, axes: Axes) -> list[_Choice]:
         short = axis
     found = []
     for value in values:
-        text = "none" if value is None else str(value)
+        label = str(value)
         # As it stands in the file: YAML's true, Python's True.
-        label = text.lower() if isinstance(value, bool) else text
+        if value is None or isinstance(value, bool):
+            label = label.lower()
         found.append(_Choice(f"{short} {label}", value, {axis: value}))
     return found
+
+
+def _matches(rule: Exclusion, picked: Mapping[str, _Choice]) -> bool:
+    return all(_same(value, picked[axis].value) for axis, value in rule.items())
 
 
 def _same(one: Scalar, other: Scalar) -> bool:
@@ -431,8 +433,8 @@ def _folds(
 
 def shipped_grids() -> list[str]:
     """Return the names of the grids that come with knarr."""
-    names = (entry.name for entry in _SHIPPED.iterdir())
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    names = (Path(entry.name) for entry in _SHIPPED.iterdir())
+    return sorted(name.stem for name in names if name.suffix == ".yaml")
 
 
 def load_grid(name_or_path: str) -> RunGrid:

@@ -361,26 +361,25 @@ def validation_set_of(recipe: Recipe, data: RunData) -> tuple[object, ...]:
     return data.class_names, data.train.labels[chosen].tolist(), data.groups[chosen].tolist()
 
 
+@dataclass
 class Fitting:
     """The objective of a sweep: fit one run's teacher and student, and read the metric of the
     student that is kept.
 
-    Args:
+    Attributes:
         data: Folder of the data; None where knarr generates them, beside `out` as for other runs.
         out: Folder of the sweep.
         metric: Column of metrics.csv.
         on_progress: Called with the progress of the fits.
-
-    Attributes:
         validation_set: What the sweep's own recipe is validated on; a trial with another one is
             refused.
     """
 
-    def __init__(
-        self, data: Path | None, out: Path, metric: str, on_progress: OnProgress = ignore
-    ) -> None:
-        self.data, self.out, self.metric, self.on_progress = data, out, metric, on_progress
-        self.validation_set: tuple[object, ...] | None = None
+    data: Path | None
+    out: Path
+    metric: str
+    on_progress: OnProgress = ignore
+    validation_set: tuple[object, ...] | None = None
 
     def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
         """Fit the trial's student and return its metric; `report` takes the metric of each epoch."""

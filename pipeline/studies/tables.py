@@ -9,7 +9,7 @@ mean that is printed; where seeds were tested on different samples there is none
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,14 +108,19 @@ class RowSummary:
     finished: int
     wanted: int | None
     seeds: tuple[int, ...]
-    folds: int
-    fold_count: int
-    data: str | None
     rates: Mapping[str, Rate | None]
-    beside: Beside | None
+    folds: int = 0
+    fold_count: int = 1
+    data: str | None = None
+    beside: Beside | None = None
     protocol: str | None = None
     samples: int = 0
     subjects: int | None = None
+
+    def of(self, key: str) -> Estimate | None:
+        """Return a rate by name, as `compare_with_published` takes it; None where there is none."""
+        rate = self.rates.get(key)
+        return None if rate is None else Estimate(rate.value, None, rate.over_people, None)
 
     @property
     def partial(self) -> bool:
@@ -243,11 +248,12 @@ def table(
         study.work()
         found |= {cell.folder: _finished(cell, out) for _, cell in missing}
     results = [(cell, found[cell.folder]) for cell in cells]
-    failed = []
-    for cell in cells:
-        note = out / cell.folder / NOT_DEPLOYED
-        if note.is_file():
-            failed.append(f"{cell.folder}: {note.read_text('utf-8').strip()}")
+    notes = {folder: out / folder / NOT_DEPLOYED for folder in found}
+    failed = [
+        f"{folder}: {note.read_text('utf-8').strip()}"
+        for folder, note in notes.items()
+        if note.is_file()
+    ]
     costs = _costs(grid, results, out) if grid.costs else {}
     return TableResult(summarise(grid, results), costs, failed)
 
@@ -270,10 +276,9 @@ def _missing(
             on_progress(Progress(text))
     missing = []
     for number, cell in enumerate(cells, start=1):
-        title = f"Run {number} of {len(cells)}: {cell.folder}"
-        own = _data_folder(data, cell.data)
         if found[cell.folder] is not None:
             continue
+        title, own = f"Run {number} of {len(cells)}: {cell.folder}", _data_folder(data, cell.data)
         # Data that lie nowhere below are generated, or missed by the recipe in its own words.
         if cell.data is None or (own is not None and own.is_dir()):
             missing.append((title, cell))
@@ -376,17 +381,6 @@ def _finished(cell: GridCell, out: Path) -> RunEvaluation | None:
 # --- rows
 
 
-@dataclass(frozen=True)
-class _Rates:
-    """Rates by name, as `compare_with_published` takes them."""
-
-    rates: Mapping[str, Rate | None]
-
-    def of(self, key: str) -> Estimate | None:
-        rate = self.rates.get(key)
-        return None if rate is None else Estimate(rate.value, None, rate.over_people, None)
-
-
 def summarise(grid: RunGrid, results: Results) -> GridTable:
     """Return the rows of a grid, in its order.
 
@@ -436,11 +430,11 @@ def _assert_columns(grid: RunGrid, runs: Sequence[RunEvaluation]) -> None:
 
 
 def _row(grid: RunGrid, row: PlannedRow, results: Results) -> RowSummary:
-    finished: dict[int, list[RunEvaluation]] = {}
+    finished: dict[int, list[RunEvaluation]] = defaultdict(list)
     for cell, found in results:
         # A run whose student did not come onto the chip has no predictions of the chip.
         if found is not None and row.network in found.predicted:
-            finished.setdefault(cell.seed, []).append(found.only(row.network))
+            finished[cell.seed].append(found.only(row.network))
     wanted = Counter(cell.seed for cell, _ in results)
     # A seed that lacks folds would be a mean over other people: it counts only where no seed is
     # whole.
@@ -450,36 +444,34 @@ def _row(grid: RunGrid, row: PlannedRow, results: Results) -> RowSummary:
     _assert_alike(runs, row.network)
     joined = _as_passes(runs, row.network)
     rates = {key: _rate(runs, joined, row.network, key) for key in grid.columns}
-    folds = min((len(run.fold_numbers) for run in runs), default=0)
-    facts: dict[str, Any] = {}
-    data, fold_count = None, 1
-    if runs:
-        first = runs[0]
-        people = None if first.subjects is None else len(set(first.subjects))
-        facts = {"protocol": first.protocol, "samples": len(first.names), "subjects": people}
-        data, fold_count = first.on, first.fold_count
-    beside = None
-    if row.beside is not None:
-        # With nothing finished there is nothing to mark as other data.
-        ours = data or row.beside.table.data
-        beside = compare_with_published(_Rates(rates), row.beside, data=ours)
-        cells = [cell for cell in beside.cells if cell.measure in grid.columns]
-        if runs and folds < fold_count:  # a part of the data is other data
-            cells = [replace(cell, difference=None) for cell in cells]
-        beside = replace(beside, cells=tuple(cells))
-    return RowSummary(
+    summary = RowSummary(
         name=row.name,
         network=row.network,
         finished=sum(map(len, finished.values())),
         wanted=len(results) or None,  # without any, nobody could say how many folds there are
         seeds=tuple(pooled),
-        folds=folds,
-        fold_count=fold_count,
-        data=data,
         rates=rates,
-        beside=beside,
-        **facts,
     )
+    if runs:
+        first = runs[0]
+        summary = replace(
+            summary,
+            folds=min(len(run.fold_numbers) for run in runs),
+            fold_count=first.fold_count,
+            data=first.on,
+            protocol=first.protocol,
+            samples=len(first.names),
+            subjects=None if first.subjects is None else len(set(first.subjects)),
+        )
+    if row.beside is None:
+        return summary
+    # With nothing finished there is nothing to mark as other data.
+    data = summary.data or row.beside.table.data
+    beside = compare_with_published(summary, row.beside, data=data)
+    cells = [cell for cell in beside.cells if cell.measure in grid.columns]
+    if runs and summary.folds < summary.fold_count:  # a part of the data is other data
+        cells = [replace(cell, difference=None) for cell in cells]
+    return replace(summary, beside=replace(beside, cells=tuple(cells)))
 
 
 def _assert_alike(runs: Sequence[RunEvaluation], network: Network) -> None:
@@ -521,31 +513,28 @@ def _as_passes(runs: Sequence[RunEvaluation], network: Network) -> RunEvaluation
     """
     rows = []
     for run in runs:
-        wanted = _samples(runs[0])
-        places = {sample: place for place, sample in enumerate(_samples(run))}
-        if places.keys() != set(wanted):
+        wanted, places = _samples(runs[0]), _samples(run)
+        if places.keys() != wanted.keys():
             return None
         # In the order of the first seed: the bootstrap draws by place, so another order gives
         # another interval.
-        order = np.array([places[sample] for sample in wanted])
-        rows.append(run.predicted[network][:, order])
+        rows.append(run.predicted[network][:, [places[sample] for sample in wanted]])
     return replace(runs[0], predicted={network: np.concatenate(rows)}) if rows else None
 
 
-def _samples(run: RunEvaluation) -> list[tuple[object, ...]]:
-    """Return name, class and person of each sample."""
+def _samples(run: RunEvaluation) -> dict[tuple[object, ...], int]:
+    """Return the place of each sample by its name, class and person."""
     people = run.subjects or (None,) * len(run.names)
-    return list(zip(run.names, run.labels.tolist(), people, strict=True))
+    samples = zip(run.names, run.labels.tolist(), people, strict=True)
+    return {sample: place for place, sample in enumerate(samples)}
 
 
 def _over_folds(runs: Sequence[RunEvaluation], network: Network, key: str) -> OverFolds | None:
-    if runs[0].fold_count == 1:
-        return None
-    by_fold: dict[int, list[float]] = {}
+    by_fold: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         for fold, value in run.of_folds(network, key).items():
-            by_fold.setdefault(fold, []).append(value)
-    if not by_fold:
+            by_fold[fold].append(value)
+    if runs[0].fold_count == 1 or not by_fold:
         return None
     # Over seeds first: a fold counts once, however many seeds were tested in it.
     means = [float(np.mean(values)) for values in by_fold.values()]
@@ -560,14 +549,13 @@ def _costs(grid: RunGrid, results: Results, out: Path) -> dict[str, Costs | None
     """Return the costs of each row by its name, means over its finished runs that were priced."""
     found: dict[str, Costs | None] = {}
     for row in grid.planned():
-        own: list[Costs] = []
+        own = []
         for cell, evaluation in results:
             path = out / cell.folder / ENERGY
             of_row = cell.row == (row.runs_of or row.name)
             if of_row and evaluation is not None and path.is_file():
-                costs = read_costs(path, row.network)
-                own += [] if costs is None else [costs]
-        found[row.name] = mean_costs(own)
+                own.append(read_costs(path, row.network))
+        found[row.name] = mean_costs([costs for costs in own if costs is not None])
     return found
 
 
@@ -589,12 +577,16 @@ def read_costs(path: Path, network: Network) -> Costs | None:
         counts = facts[side]["counts"]
         total, sizes = counts["total"], counts["sizes"]
         priced = [row[side] for row in facts["models"] if row["model"] == "paper" and row[side]]
-        fires = _firing(counts["layers"])
+        layers = counts["layers"].items()
+        fires = {name: layer for name, layer in layers if layer["neuron_updates"] > 0}
+        # A last layer that never fires is a leaky integrator, which is read, and has no rate.
+        if fires and list(fires.values())[-1]["spikes"] == 0:
+            fires.popitem()
         updates = sum(layer["neuron_updates"] for layer in fires.values())
+        spikes = sum(layer["spikes"] for layer in fires.values())
         parameters = None
         if sizes is not None:
             parameters = float(sum(one["weights"] + one["biases"] for one in sizes.values()))
-        spikes = sum(layer["spikes"] for layer in fires.values())
         return Costs(
             runs=1,
             parameters=parameters,
@@ -609,16 +601,6 @@ def read_costs(path: Path, network: Network) -> Costs | None:
         )
 
 
-def _firing(layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return layers of neurons without a last one that never fires: a leaky integrator is read, and
-    has no rate.
-    """
-    found = {name: layer for name, layer in layers.items() if layer["neuron_updates"] > 0}
-    if found and found[last := list(found)[-1]]["spikes"] == 0:
-        del found[last]
-    return found
-
-
 def mean_costs(found: Sequence[Costs]) -> Costs | None:
     """Return the mean over runs; None of none. What only some of them have is left out."""
     if not found:
@@ -627,10 +609,10 @@ def mean_costs(found: Sequence[Costs]) -> Costs | None:
     def mean(values: list[Any]) -> Any:
         return None if None in values else sum(values) / len(values)
 
-    rates = {}
-    for layer in found[0].layer_rates:
-        if all(layer in one.layer_rates for one in found):
-            rates[layer] = mean([one.layer_rates[layer] for one in found])
+    rates = {
+        layer: mean([one.layer_rates.get(layer) for one in found]) for layer in found[0].layer_rates
+    }
+    shared = {layer: rate for layer, rate in rates.items() if rate is not None}
     names = ("parameters", "dense_macs", "mac", "acc", "spike_rate", "energy_pj")
     means: dict[str, Any] = {name: mean([getattr(one, name) for one in found]) for name in names}
-    return Costs(runs=len(found), layer_rates=rates, **means)
+    return Costs(runs=len(found), layer_rates=shared, **means)
