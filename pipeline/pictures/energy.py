@@ -10,8 +10,16 @@ from matplotlib.figure import Figure
 
 from knarr.pipeline.pictures import SMALL
 
-COLOURS: Final = {"baseline": "tab:gray", "effective": "tab:blue", "student": "tab:red"}
-SHIFTS: Final = {"baseline": -0.15, "effective": 0.0, "student": 0.15}
+COLOURS: Final = {
+    "baseline": "tab:gray",
+    "effective": "tab:blue",
+    "student": "tab:red",
+}
+SHIFTS: Final = {
+    "baseline": -0.15,
+    "effective": 0.0,
+    "student": 0.15,
+}
 """Places of a model's points beside each other, in columns."""
 
 
@@ -25,9 +33,11 @@ def draw_energy(facts: dict[str, Any]) -> Figure:
             priced[side] = facts[side]["energy"]
     figure = Figure(figsize=(9, 6), layout="constrained")
     grid = figure.add_gridspec(2, len(priced), height_ratios=(1.2, 1))
-    layers = [pj for energy in priced.values() for pj in energy["layers_pj"].values()]
+    layers_pj = [0.0]
+    for energy in priced.values():
+        layers_pj += energy["layers_pj"].values()
     # The same scale on both sides.
-    largest_nj = max(layers, default=1.0) / 1000
+    largest_nj = max(layers_pj) / 1000
     for column, (side, energy) in enumerate(priced.items()):
         _draw_layers(figure.add_subplot(grid[0, column]), energy, side, largest_nj)
     _draw_models(figure.add_subplot(grid[1, :]), facts["models"])
@@ -39,9 +49,10 @@ def _draw_layers(axes: Axes, energy: dict[str, Any], side: str, largest_nj: floa
     paying = {name: pj / 1000 for name, pj in energy["layers_pj"].items() if pj > 0}
     # ONNX names a node by its whole path; the module and the operation say enough.
     names = ["/".join(name.split("/")[-2:]) for name in paying]
-    places, values = range(len(names)), list(paying.values())
+    places = range(len(names))
+    values = list(paying.values())
     bars = axes.barh(places, values, color=COLOURS[side])
-    labels = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+    labels = [_three_digits(value) for value in values]
     axes.bar_label(bars, labels, padding=2, fontsize=8)
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
@@ -52,17 +63,28 @@ def _draw_layers(axes: Axes, energy: dict[str, Any], side: str, largest_nj: floa
     axes.set_xlabel(f"nJ per inference and layer, {energy['profile']}")
 
 
+def _three_digits(value: float) -> str:
+    # Format g alone would write a thousand as 1e+03.
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
     """Draw nominal values as points and intervals as lines, on one logarithmic scale."""
     labels = []
     for column, each in enumerate(models):
         label = f"{each['model']}\n{each['profile']}"
-        label += f", {each['active']}" if each["active"] else ""
-        labels.append(label + (f", reuse {each['reuse']:g}" if each["reuse"] else ""))
+        if each["active"]:
+            label += f", {each['active']}"
+        if each["reuse"]:
+            label += f", reuse {each['reuse']:g}"
+        labels.append(label)
         for side, colour in COLOURS.items():
             energy = each[side]
+            # A logarithmic scale has no place for what costs nothing.
+            if energy is None or energy["nominal_pj"] <= 0:
+                continue
             # Another technology's dots in a chip's column would invite a comparison.
-            if energy is None or energy["nominal_pj"] <= 0 or (each["mixed"] and side != "student"):
+            if each["mixed"] and side != "student":
                 continue
             middle = energy["nominal_pj"] / 1e6
             spread = []
@@ -80,5 +102,6 @@ def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
     axes.set_ylabel("uJ per inference", fontsize=10)
     title = "Models and prices; lines are intervals where a source gives bounds"
     axes.set_title(title, fontsize=10)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncol=3)
+    below = (0.5, -0.22)
+    axes.legend(loc="upper center", bbox_to_anchor=below, ncol=3)
     axes.margins(x=0.08)

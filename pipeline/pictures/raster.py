@@ -55,6 +55,8 @@ def _draw_layer(axis: Axes, name: str, fired: npt.NDArray[np.bool_], unit: float
     """Draw (steps, neurons) spikes."""
     steps, neurons = fired.shape
     image, together = _binned(fired)
+    # Half a pixel more on every side: step and neuron n are centred at n.
+    half = 0.5
     axis.imshow(
         image,
         origin="lower",
@@ -62,8 +64,7 @@ def _draw_layer(axis: Axes, name: str, fired: npt.NDArray[np.bool_], unit: float
         interpolation="nearest",
         cmap="Greys",
         vmin=0,
-        # Half a pixel more on every side: step and neuron n are centred at n.
-        extent=(-0.5 * unit, (steps - 0.5) * unit, -0.5, neurons - 0.5),
+        extent=(-half * unit, (steps - half) * unit, -half, neurons - half),
     )
     grouped = f"\n{together} a row" if together > 1 else ""
     axis.set_ylabel(f"{name}\n{neurons:,} neurons{grouped}")
@@ -76,10 +77,13 @@ def _binned(fired: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.float64], int]
     make a row.
     """
     steps, neurons = fired.shape
-    rows, columns = -(-neurons // ROWS), -(-steps // COLUMNS)
-    # reduceat takes a shorter last group too, where neurons do not divide.
-    over_time = np.add.reduceat(fired.astype(np.float64), np.arange(0, steps, columns), axis=0)
-    image = np.add.reduceat(over_time, np.arange(0, neurons, rows), axis=1)
+    # Rounded up, so that all of them fit; the last pixel may have fewer.
+    rows = -(-neurons // ROWS)
+    columns = -(-steps // COLUMNS)
+    starts = np.arange(0, steps, columns)
+    over_time = np.add.reduceat(fired.astype(np.float64), starts, axis=0)
+    starts = np.arange(0, neurons, rows)
+    image = np.add.reduceat(over_time, starts, axis=1)
     return image.T / (rows * columns), rows
 
 
@@ -93,4 +97,5 @@ def _draw_voltages(
         axis.plot(times, voltages, label=label, linewidth=1, color=f"C{output}")
     axis.set_ylabel("readout\nchip units")
     if outputs <= LEGEND_OUTPUTS:
-        axis.legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
+        corner = (1, 1)
+        axis.legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=corner)

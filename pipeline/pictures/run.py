@@ -51,13 +51,13 @@ def draw_run(run: Run, again: str | None = None) -> None:
 
 def _samples(run: Run) -> Figure:
     """Draw the first test clip of a few classes."""
-    labels = run.data.test.labels
-    classes = np.unique(labels)[:SHOWN_CLIPS]
-    chosen = np.array([int(np.argmax(labels == label)) for label in classes])
+    test = run.data.test
+    classes, chosen = np.unique(test.labels, return_index=True)
+    chosen = chosen[:SHOWN_CLIPS]
     return draw_samples(
-        run.data.test.batch(chosen, None).teacher_inputs[0].numpy(),
-        run.on_chip(run.data.test).chip_inputs(chosen),
-        [run.data.class_names[label] for label in classes],
+        test.batch(chosen, None).teacher_inputs[0].numpy(),
+        run.on_chip(test).chip_inputs(chosen),
+        [run.data.class_names[label] for label in classes[:SHOWN_CLIPS]],
         run.recipe.data.dt_s,
         # N-MNIST's polarity 1 is ON; everywhere else the first plane is
         on_channel=1 if run.recipe.data.kind == "nmnist" else 0,
@@ -66,15 +66,19 @@ def _samples(run: Run) -> Figure:
 
 def _raster(run: Run) -> Figure:
     """Draw every spike of every layer on the first test sample, as the chip fired it."""
+    test, names = run.data.test, run.data.class_names
     recording = load_recording(run.path(RECORDING))
-    layers = {name: spikes[0] for name, spikes in recording.spikes.items() if spikes.any()}
-    label = run.data.class_names[int(run.data.test.labels[0])]
+    layers = {"input": run.on_chip(test).chip_inputs(np.array([0]))[0]}
+    for name, spikes in recording.spikes.items():
+        # What never fires, such as a readout, would be an empty image.
+        if spikes.any():
+            layers[name] = spikes[0]
     return draw_raster(
-        {"input": run.on_chip(run.data.test).chip_inputs(np.array([0]))[0], **layers},
+        layers,
         recording.output[0],
         run.recipe.data.dt_s,
-        f"First test sample ({label}) on the chip: spikes per layer",
-        run.data.class_names,
+        f"First test sample ({names[test.labels[0]]}) on the chip: spikes per layer",
+        names,
     )
 
 
@@ -106,10 +110,11 @@ def draw_samples(
     """
     images = student.ndim == 5
     width, steps = [3.0, 4.0], np.zeros(1, int)
+    columns = SHOWN_STEPS + 1  # the teacher's beside the student's
     if images:
-        width = [1.0] * (SHOWN_STEPS + 1)
+        width = [1.0] * columns
         steps = np.linspace(0, student.shape[1] - 1, SHOWN_STEPS).astype(int)
-    size = 1.6 * (SHOWN_STEPS + 1), 1.75 * len(names) + 0.4
+    size = 1.6 * columns, 1.75 * len(names) + 0.4
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(names), len(width), squeeze=False, width_ratios=width)
     for row, name in enumerate(names):
@@ -159,11 +164,11 @@ def _draw_numbers(axis: Axes, student: Array, dt_s: float) -> None:
 
 
 def _frame(seen: Array, on_channel: int) -> Array:
-    """Return (C, H, W) integers as a picture: events in colour where they are events, else grey or
-    RGB.
-    """
+    """Return (C, H, W) integers as a picture: events in colour where they are events, else grey or RGB."""
+    if seen.shape[0] == 1:
+        return seen[0]
     if seen.shape[0] != 2:
-        return seen[0] if seen.shape[0] == 1 else seen.transpose(1, 2, 0)
+        return seen.transpose(1, 2, 0)
     if len(np.unique(seen)) > 2:
         return seen[0]  # a grey frame, which both polarities show
     picture = np.full((*seen.shape[1:], 3), 255, np.uint8)

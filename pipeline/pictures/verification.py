@@ -104,18 +104,14 @@ def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -
         # A third of the picture shows what led to the divergence.
         begin = max(0, min(first[0] - SHOWN_STEPS // 3, timesteps - SHOWN_STEPS))
     end = min(begin + SHOWN_STEPS, timesteps)
-    # The axis points down: the upper half of a line begins 0.42 above its middle.
-    for key, other, name, rival, top in (
-        ("left", "right", left, right, -0.42),
-        ("right", "left", right, left, 0.0),
-    ):
+    for key, other, name, rival in (("left", "right", left, right), ("right", "left", right, left)):
+        # The axis points down: the upper half of a line begins 0.42 above its middle.
+        top = -0.42 if key == "left" else 0.0
         for alone in (False, True):
-            fired = [
-                (step, line + top)
-                for line, (own, others) in enumerate(zip(raster[key], raster[other], strict=True))
-                for step in own
-                if begin <= step < end and (step not in others) == alone
-            ]
+            fired = []
+            for line, (own, others) in enumerate(zip(raster[key], raster[other], strict=True)):
+                shown = (step for step in own if begin <= step < end)
+                fired += [(step, line + top) for step in shown if (step not in others) == alone]
             steps, tops = np.array(fired).reshape(-1, 2).T
             axis.vlines(
                 steps,
@@ -152,4 +148,5 @@ def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -
     axis.xaxis.set_major_locator(MaxNLocator(16, integer=True))
     axis.set_ylabel("neuron (flat index)")
     axis.set_xlabel("time step")
-    axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.09), frameon=False)
+    below = (0.5, -0.09)
+    axis.legend(ncols=3, loc="upper center", bbox_to_anchor=below, frameon=False)

@@ -344,7 +344,7 @@ def open_storage(
     if kind not in DATABASES:
         raise StudyError(f"storage '{shown}': {kind} is none of {', '.join(DATABASES)}")
     # The driver of SQLite begins a transaction with the first change only, after what the change
-    # depends on was read; its own transactions are off, and `_lock_file` begins them.
+    # depends on was read; its own transactions are off, and the listener below begins them.
     arguments = {"timeout": BUSY_S, "isolation_level": None} if kind == "sqlite" else {}
     for attempt in range(1, TABLE_TRIES + 1):
         try:
@@ -371,9 +371,7 @@ def open_storage(
     if kind == "sqlite":
         # Optuna keeps two workers from taking one trial by SELECT .. FOR UPDATE, which SQLite does
         # not know: here each transaction locks the file from its beginning.
-        sqlalchemy.event.listen(storage.engine, "begin", _lock_file)
+        sqlalchemy.event.listen(
+            storage.engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE")
+        )
     return storage
-
-
-def _lock_file(connection: sqlalchemy.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
