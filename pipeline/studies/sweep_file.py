@@ -68,22 +68,17 @@ class Choices(Frozen):
     @model_validator(mode="after")
     def _differ(self) -> Choices:
         # 1, 1.0 and true are one key in a set, and one category of Optuna's.
-        if len(set(self.labels)) < len(self.labels):
+        if len(set(self.points())) < len(self.values):
             raise ValueError("two values are the same; leave one out")
         return self
 
-    @property
-    def labels(self) -> list[bool | int | float | str | None]:
-        """The values as Optuna keeps them: lists as their JSON text."""
-        return [json.dumps(value) if isinstance(value, tuple) else value for value in self.values]
-
     def suggest(self, trial: optuna.Trial, path: str) -> Any:
         """Return a value that the sampler chooses."""
-        return self.value(trial.suggest_categorical(path, self.labels))
+        return self.value(trial.suggest_categorical(path, self.points()))
 
     def points(self) -> list[Any]:
-        """Return all that a grid tries, as Optuna keeps it."""
-        return list(self.labels)
+        """Return all that a grid tries, as Optuna keeps it: lists as their JSON text."""
+        return [json.dumps(value) if isinstance(value, tuple) else value for value in self.values]
 
     def extremes(self) -> list[Any]:
         """Return the values that must fit the recipe for all that lies between to fit."""
@@ -95,7 +90,7 @@ class Choices(Frozen):
         Raises:
             ValueError: There is none.
         """
-        value = self.values[self.labels.index(label)]
+        value = self.values[self.points().index(label)]
         return list(value) if isinstance(value, tuple) else value
 
 

@@ -248,12 +248,11 @@ def table(
         study.work()
         found |= {cell.folder: _finished(cell, out) for _, cell in missing}
     results = [(cell, found[cell.folder]) for cell in cells]
-    notes = {folder: out / folder / NOT_DEPLOYED for folder in found}
-    failed = [
-        f"{folder}: {note.read_text('utf-8').strip()}"
-        for folder, note in notes.items()
-        if note.is_file()
-    ]
+    failed = []
+    for folder in found:
+        note = out / folder / NOT_DEPLOYED
+        if note.is_file():
+            failed.append(f"{folder}: {note.read_text('utf-8').strip()}")
     costs = _costs(grid, results, out) if grid.costs else {}
     return TableResult(summarise(grid, results), costs, failed)
 
