@@ -294,7 +294,8 @@ def _named(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def fronted(points: Sequence[ParetoPoint], model: str) -> list[ParetoPoint]:
     """Return the points from the cheapest on, those marked that no other one beats on validation
-    clips."""
+    clips.
+    """
 
     def rank(point: ParetoPoint) -> tuple[float, float]:
         # Of equal costs the best comes first, so that only it is better than all before.

@@ -273,7 +273,8 @@ class Sweep:
 
     def identity(self) -> dict[str, Any]:
         """Return everything that decides what a trial means, as plain JSON; how many there are may
-        grow."""
+        grow.
+        """
         left_out = {"name", "trials", "fixed"}
         plain = self.settings.model_dump(mode="json", by_alias=True, exclude=left_out)
         return {**plain, "recipe": self.recipe.model_dump(mode="json")}
