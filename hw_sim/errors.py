@@ -11,3 +11,8 @@ class ChipError(KnarrError, ValueError):
 
 class CountError(ChipError):
     """An operation cannot be counted; no total is given for a model that holds one."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library raised; the rest is for its own developers."""
+    return str(error).strip().partition("\n")[0]

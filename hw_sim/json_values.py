@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from fractions import Fraction
+from types import MappingProxyType
 
 
 class JsonRecord:
-    """Base of dataclasses that JSON holds field by field, units in the names."""
+    """Base of frozen dataclasses that JSON holds field by field, units in the names."""
+
+    def __post_init__(self) -> None:
+        # A frozen dataclass would still let its dictionaries be written to.
+        for name, value in vars(self).items():
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, MappingProxyType(dict(value)))
 
     def to_json(self) -> dict[str, object]:
         """Return a plain dict for json.dump, with the same names."""

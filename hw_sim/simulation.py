@@ -183,12 +183,13 @@ class RecordingBuffer:
 
 @dataclass
 class _Segment:
-    """Consecutive layers that one engine runs."""
+    """Consecutive layers that one engine runs, and what it keeps of them from block to block."""
 
     engine: Engine
     first: int
     chain: list[Any] = field(default_factory=list)
     wanted: list[LayerRequest] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
 
     @property
     def layers(self) -> slice:
@@ -234,7 +235,8 @@ class BlockScheduler:
         """Run all steps of some samples; False where they have to be run again with other segments."""
         network = self.network
         samples, steps = flow.shape[:2]
-        states: list[Any] = [None] * len(network.layers)
+        for segment in self.segments:
+            segment.states = [None] * len(segment.chain)
         zeros = np.zeros((rows.stop - rows.start, *flow.shape[2:]), dtype=np.int64)
         input_state = LayerState(zeros, zeros, zeros, np.zeros(0, dtype=np.uint8))
         for start in range(0, steps, block):
@@ -248,13 +250,12 @@ class BlockScheduler:
                 assert result.spikes is not None  # the reference always gives them
                 events = result.spikes
             for segment in self.segments:
-                mine = states[segment.layers]
                 request = RunRequest(
                     chain=segment.chain,
                     events=events,
                     bits=network.input.bits if segment.first == 0 else 1,
                     wanted=segment.wanted,
-                    states=mine,
+                    states=segment.states,
                     threads=self.threads,
                     carry=now.stop < steps,
                 )
@@ -262,7 +263,6 @@ class BlockScheduler:
                 if results is None:
                     self.too_large.update(range(len(network.layers))[segment.layers])
                     return False
-                states[segment.layers] = mine  # the slice above was a copy
                 for layer, result in zip(network.layers[segment.layers], results, strict=True):
                     self.buffer.put(layer.name, rows, now, result)
                 if results[-1].spikes is not None:
@@ -275,23 +275,23 @@ class BlockScheduler:
 
     def _segments(self) -> list[_Segment]:
         network = self.network
+        chain = list(laid_out_layers(network, self.engine))
+        engines = [self.engine] * len(chain)
+        for i, layer in enumerate(network.layers):
+            if isinstance(chain[i], str) or i in self.too_large:
+                chain[i], engines[i] = layer, REFERENCE
+        record, voltage = self.buffer.record, network.readout.kind == "voltage"
+        last = len(chain) - 1
         segments: list[_Segment] = []
-        laid_out_all = laid_out_layers(network, self.engine)
-        for i, (layer, laid_out) in enumerate(zip(network.layers, laid_out_all, strict=True)):
-            refused = isinstance(laid_out, str) or i in self.too_large
-            engine: Engine = REFERENCE if refused else self.engine
-            if not segments or segments[-1].engine is not engine:
+        for i, engine in enumerate(engines):
+            if i == 0 or engine is not engines[i - 1]:
                 segments.append(_Segment(engine, i))
-            segments[-1].chain.append(layer if refused else laid_out)
-        record, voltage = self.buffer.record, self.network.readout.kind == "voltage"
-        for segment in segments:
-            for i in range(len(network.layers))[segment.layers]:
-                last = i == len(network.layers) - 1
-                # Within a segment spikes go from layer to layer inside the engine.
-                hands_on = i == segment.layers.stop - 1 and not last
-                spikes = "spikes" in record or hands_on or (last and not voltage)
-                states = "u" in record or "v" in record or (last and voltage)
-                segment.wanted.append(LayerRequest(spikes, states))
+            # Within a segment spikes go from layer to layer inside the engine.
+            hands_on = i < last and engine is not engines[i + 1]
+            spikes = "spikes" in record or hands_on or (i == last and not voltage)
+            states = "u" in record or "v" in record or (i == last and voltage)
+            segments[-1].chain.append(chain[i])
+            segments[-1].wanted.append(LayerRequest(spikes, states))
         return segments
 
     def _sizes(self, steps: int) -> tuple[int, int]:

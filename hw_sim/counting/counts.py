@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from types import MappingProxyType
 from typing import Literal
 
 from knarr.hw_sim.errors import CountError
-from knarr.hw_sim.json_values import plain
+from knarr.hw_sim.json_values import JsonRecord, plain
 
 Status = Literal["counted", "folded", "free", "unsupported", "not executed"]
 REFUSED: tuple[Status, ...] = ("unsupported", "not executed")
@@ -178,7 +177,7 @@ class LedgerRow:
 
 
 @dataclass(frozen=True)
-class OperationCounts:
+class OperationCounts(JsonRecord):
     """Counts of a model, per layer.
 
     Args:
@@ -223,11 +222,7 @@ class OperationCounts:
                 raise CountError(
                     f"layer '{name}': has counts but no counted row in the ledger; add the row"
                 )
-        for field in ("layers", "effective", "effective_nonzero", "sizes", "per_step", "spread"):
-            mapping = getattr(self, field)
-            # A frozen dataclass would still let its dictionaries be written to.
-            if mapping is not None:
-                object.__setattr__(self, field, MappingProxyType(dict(mapping)))
+        super().__post_init__()
 
     @property
     def refused(self) -> tuple[LedgerRow, ...]:
@@ -292,12 +287,9 @@ class OperationCounts:
 
         `total` is None when it is refused, and `total_refused` says why.
         """
-        total = reason = None
+        values = super().to_json() | {"total": None, "total_refused": None}
         try:
-            total = plain(self.total)
+            values["total"] = plain(self.total)
         except CountError as error:
-            reason = str(error)
-        sums = {"total": total, "total_refused": reason}
-        return {
-            name: sums[name] if name in sums else plain(getattr(self, name)) for name in JSON_NAMES
-        }
+            values["total_refused"] = str(error)
+        return {name: values[name] for name in JSON_NAMES}

@@ -120,10 +120,8 @@ def baseline(
     path: str | Path,
     inputs: Array | None,
     *,
-    device: int = 0,
     plan: MeasurementPlan = USUAL_PLAN,
     large_batch: int = 64,
-    tf32: bool = True,
     counts: OperationCounts | None = None,
     on_gpu: Callable[..., GpuMeasurement] = measure_gpu,
     on_cpu: Callable[..., CpuMeasurement] = measure_cpu,
@@ -134,10 +132,9 @@ def baseline(
     Args:
         path: ONNX file, static shapes beyond the batch.
         inputs: (samples, *shape) of the file's type; None measures nothing.
-        device, plan, large_batch, tf32: as `measure_gpu` takes them; those that
-            `measure_cpu` has go there too.
+        plan, large_batch: as `measure_gpu` and `measure_cpu` take them.
         counts: of `count_onnx`; counted here, with the inputs, where None.
-        on_gpu, on_cpu: in place of those two.
+        on_gpu, on_cpu: in place of those two, or them with other options.
 
     Returns:
         What was found. A GPU or CPU that cannot be measured is a reason in it, not an error.
@@ -162,23 +159,22 @@ def baseline(
         floors = gpu_floors(counts)
     except CountError as error:
         floors_refused = str(error)
-    gpu, gpu_refused = None, NOTHING_TO_RUN
-    cpu, cpu_refused = None, NOTHING_TO_RUN
-    if inputs is not None:
-        shared: dict[str, Any] = {
-            "plan": plan,
-            "large_batch": large_batch,
-            "counts": None if floors_refused else counts,
-        }
-        gpu, gpu_refused = _tried(lambda: on_gpu(path, inputs, device=device, tf32=tf32, **shared))
-        cpu, cpu_refused = _tried(lambda: on_cpu(path, inputs, **shared))
+    shared: dict[str, Any] = {
+        "plan": plan,
+        "large_batch": large_batch,
+        "counts": None if floors_refused else counts,
+    }
+
+    def tried(measure: Callable[..., Kind]) -> tuple[Kind | None, str]:
+        if inputs is None:
+            return None, NOTHING_TO_RUN
+        try:
+            return measure(path, inputs, **shared), ""
+        except MeasureError as error:
+            return None, str(error)
+
+    gpu, gpu_refused = tried(on_gpu)
+    cpu, cpu_refused = tried(on_cpu)
     return Baseline(
         source.path.name, source.sha256, floors, gpu, cpu, floors_refused, gpu_refused, cpu_refused
     )
-
-
-def _tried(measure: Callable[[], Kind]) -> tuple[Kind | None, str]:
-    try:
-        return measure(), ""
-    except MeasureError as error:
-        return None, str(error)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from knarr.hw_sim.counting.counts import OperationCounts
@@ -54,10 +53,6 @@ class EnergyEstimate(JsonRecord):
     notes: tuple[str, ...] = ()
     partial: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("layers_pj", "terms", "layer_terms", "options"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
 
 def price(

@@ -177,11 +177,13 @@ def _dots(small: Int32, payload: int) -> tuple[Array, int] | None:
     pairs = padded.reshape(blocks * LANES, quads, 2, 2, taps)
     # The instructions add two products in 16 bits; weights of one sign are the worst that events
     # can choose.
-    sides = [payload * np.maximum(sign * pairs, 0).sum(axis=3) for sign in (1, -1)]
-    most = max(int(side.max()) for side in sides)
+    positive = np.maximum(pairs, 0).sum(axis=3)
+    negative = np.maximum(-pairs, 0).sum(axis=3)
+    sides = payload * np.stack([positive, negative])
+    most = int(sides.max())
     if most > INT16:
         return None
-    in_all = max(int(side.sum(axis=(1, 3)).max()) for side in sides)
+    in_all = int(sides.sum(axis=(2, 4)).max())
     flush = 0 if in_all <= INT16 else INT16 // most
     blocked = padded.astype(np.int8).reshape(blocks, LANES, quads, 4, taps)
     return np.ascontiguousarray(blocked.transpose(0, 4, 2, 1, 3)), flush
@@ -203,7 +205,8 @@ def _laid_out(view: SynapseView) -> tuple[int, Array]:
         for x in range(wide):
             for c in range(channels):
                 on = (patterns >> (x * channels + c)) & 1
-                column = lanes[:, c, :, x].reshape(blocks, LANES, high).transpose(0, 2, 1)
+                column = lanes[:, c, :, x].reshape(blocks, LANES, high)
+                column = column.transpose(0, 2, 1)
                 table += on[:, None] * column[:, :, None, :]
         return TABLE, table
     rows = np.zeros((blocks, high * wide, groups * 32, LANES), dtype=np.int16)
@@ -222,13 +225,14 @@ class FastEngine:
 
     Args:
         kernel: the kernel that `load` gives.
-        level: index into `LEVELS` of the instructions to use, the best by default.
+        level: index into `LEVELS` of the instructions to use.
     """
 
     name = "fast"
 
-    def __init__(self, kernel: Kernel, level: int | None = None) -> None:
-        self.kernel, self.level = kernel, kernel.level if level is None else level
+    def __init__(self, kernel: Kernel, level: int) -> None:
+        self.kernel = kernel
+        self.level = level
 
     @property
     def description(self) -> str:
@@ -424,9 +428,12 @@ class _Record:
         stage.layer.steps = self.counts.shape[1]
         if state is not None:
             stage.layer.state = _address(state)
-        stage.dense, stage.pool, stage.outputs = view.dense, view.pooled, view.out[0]
+        stage.dense = view.dense
+        stage.pool = view.pooled
+        stage.outputs = view.out[0]
         _, stage.map_h, stage.map_w = view.entering
-        stage.counts, stage.peak = _address(self.counts), _address(peak)
+        stage.counts = _address(self.counts)
+        stage.peak = _address(peak)
         if self.spikes is not None:
             stage.spikes = _address(self.spikes)
         if self.states:
@@ -434,7 +441,8 @@ class _Record:
 
     def result(self, peak: int) -> LayerResult:
         """Return what was written, in the order of features; the peak is in units of weights."""
-        result = LayerResult(self.counts, int(peak) * self.layer.view.unit, self.spikes)
+        largest = int(peak) * self.layer.view.unit
+        result = LayerResult(self.counts, largest, self.spikes)
         if self.states:
             result.u, result.v = map(self._in_order, self.states)
         return result

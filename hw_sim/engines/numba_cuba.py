@@ -72,7 +72,8 @@ def advance(
             b = bias[start:stop]
             uu, vv = u[s, start:stop], v[s, start:stop]
             for t in range(begin, end):
-                a, z = sums[s, t, start:stop], spikes[s, t, start:stop]
+                a = sums[s, t, start:stop]
+                z = spikes[s, t, start:stop]
                 # A store into the first cache costs less than a branch for every neuron.
                 p = peaks[s, t, start:stop] if peaks.size else unwanted[:n]
                 fires = 0

@@ -46,8 +46,10 @@ def synaptic_sum(layer: Layer, events: IntArray) -> Int64:
 
 
 def _convolve(layer: Conv, events: IntArray) -> Int64:
-    (pad_y, pad_x), (kernel_y, kernel_x) = layer.padding, layer.weight_int.shape[2:]
-    (stride_y, stride_x), (dilation_y, dilation_x) = layer.stride, layer.dilation
+    pad_y, pad_x = layer.padding
+    kernel_y, kernel_x = layer.weight_int.shape[2:]
+    stride_y, stride_x = layer.stride
+    dilation_y, dilation_x = layer.dilation
     padded = np.pad(events, ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x)))
     reach = (dilation_y * (kernel_y - 1) + 1, dilation_x * (kernel_x - 1) + 1)
     # numpy 1.26's stub forgets that several axes may be named.
@@ -57,7 +59,8 @@ def _convolve(layer: Conv, events: IntArray) -> Int64:
     windows = windows[:, :, ::stride_y, ::stride_x, ::dilation_y, ::dilation_x]
     frames, (outputs, height, width) = events.shape[0], layer.output_shape
     sums = np.empty((frames, outputs, height, width), dtype=np.int64)
-    in_group, out_group = layer.input_shape[0] // layer.groups, outputs // layer.groups
+    in_group = layer.input_shape[0] // layer.groups
+    out_group = outputs // layer.groups
     for group in range(layer.groups):
         arriving = slice(group * in_group, (group + 1) * in_group)
         leaving = slice(group * out_group, (group + 1) * out_group)
@@ -160,7 +163,8 @@ def run_neurons(
         included.
     """
     spikes = np.empty(sums.shape, dtype=np.bool_)
-    currents, voltages = np.empty(sums.shape, dtype=np.int64), np.empty(sums.shape, dtype=np.int64)
+    currents = np.empty(sums.shape, dtype=np.int64)
+    voltages = np.empty(sums.shape, dtype=np.int64)
     per_step = isinstance(bias, np.ndarray) and bias.ndim == sums.ndim
     peak = 0
     for t in range(sums.shape[1]):
@@ -168,7 +172,9 @@ def run_neurons(
         peak = max(peak, int(np.abs(arriving).max(initial=0)))
         now = bias[:, t] if per_step else bias  # type: ignore[index]  # an array where it has steps
         state.u, state.v, spike = step(state.u, state.v, arriving, now, neuron)
-        spikes[:, t], currents[:, t], voltages[:, t] = spike, state.u, state.v
+        spikes[:, t] = spike
+        currents[:, t] = state.u
+        voltages[:, t] = state.v
         if recurrent is not None:
             # Delivered one step later: a spike does not reach its own step.
             state.back = _exact_matmul(

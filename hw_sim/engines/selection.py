@@ -4,6 +4,7 @@ first time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,7 +104,8 @@ def differs(engine: Engine) -> str:
     engines hand back to the reference, so that all are compared.
     """
     rng = np.random.default_rng(0)
-    for layer, bits in _layers(rng):
+    # All layers are drawn before the first event is.
+    for layer, bits in list(_layers(rng)):
         shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
         laid_out = engine.lay_out(layer, shape, bits)
         if isinstance(laid_out, str):
@@ -123,24 +125,26 @@ def differs(engine: Engine) -> str:
     return ""
 
 
-def _layers(rng: np.random.Generator) -> list[tuple[Layer, int]]:
+def _layers(rng: np.random.Generator) -> Iterator[tuple[Layer, int]]:
     """Draw layers, each with the bits of its input."""
 
     def weight(*shape: int, limit: int = 60) -> Int32:
         return rng.integers(-limit, limit + 1, shape, dtype=np.int32)
 
-    pooled = weight(34, 5, 3, 3).repeat(2, axis=2).repeat(2, axis=3)
+    corners = weight(34, 5, 3, 3)
+    pooled = corners.repeat(2, axis=2).repeat(2, axis=3)
+    usual = Neuron(1024, 128, 900)
     keeps_current = Neuron(0, 4096, 60_000)  # u wraps
     pairs = np.array([[1, 1], [-1, 1], [1, 0]])
-    pair_of_pixels = np.array([[[[1, -1]]], [[[1, 1]]]])
-    return [
-        (Dense("dense", weight(40, 70), Neuron(1024, 128, 300), weight(40)), 1),
-        (Dense("graded", weight(5, 9, limit=50), Neuron(700, 300, 60_000)), 8),
-        (Dense("wide", pairs, keeps_current), 16),
-        (Conv("wide images", pair_of_pixels, keeps_current, (1, 5, 6)), 16),
-        (Dense("voltage", weight(3, 33), Neuron(4096, 0, NON_SPIKING_VTH)), 1),
-        (Conv("table", weight(8, 2, 3, 3), Neuron(2000, 100, 150), (2, 7, 9), (1, 2), (1, 1)), 1),
-        (Conv("window", weight(33, 12, 3, 3), Neuron(1024, 128, 900), (12, 6, 6)), 1),
-        (Conv("pooled", pooled, Neuron(1024, 128, 900), (5, 9, 8), (2, 2), (2, 2)), 1),
-        (Conv("images", weight(6, 3, 2, 2, limit=127), Neuron(4096, 300, 9_000), (3, 5, 5)), 8),
-    ]
+    pairs_of_pixels = np.array([[1, -1], [1, 1]]).reshape(2, 1, 1, 2)
+    yield Dense("dense", weight(40, 70), Neuron(1024, 128, 300), weight(40)), 1
+    yield Dense("graded", weight(5, 9, limit=50), Neuron(700, 300, 60_000)), 8
+    yield Dense("wide", pairs, keeps_current), 16
+    yield Conv("wide images", pairs_of_pixels, keeps_current, (1, 5, 6)), 16
+    yield Dense("voltage", weight(3, 33), Neuron(4096, 0, NON_SPIKING_VTH)), 1
+    table = weight(8, 2, 3, 3)
+    yield Conv("table", table, Neuron(2000, 100, 150), (2, 7, 9), (1, 2), (1, 1)), 1
+    yield Conv("window", weight(33, 12, 3, 3), usual, (12, 6, 6)), 1
+    yield Conv("pooled", pooled, usual, (5, 9, 8), (2, 2), (2, 2)), 1
+    images = weight(6, 3, 2, 2, limit=127)
+    yield Conv("images", images, Neuron(4096, 300, 9_000), (3, 5, 5)), 8

@@ -61,7 +61,9 @@ class SynapseView:
     def seen(self) -> Pair:
         """Size of the map after pooling, (height, width)."""
         _, h, w = self.entering
-        return (-(-h // 2), -(-w // 2)) if self.pooled else (h, w)
+        if self.pooled:
+            h, w = -(-h // 2), -(-w // 2)
+        return h, w
 
     @property
     def out(self) -> tuple[int, int, int]:
@@ -93,7 +95,8 @@ def synapse_view(layer: Layer, entering: tuple[int, ...], bits: int) -> SynapseV
     pooled = bits == 1 and _can_pool(layer, whole)
     seen = whole
     if pooled:
-        stride, padding = (stride[0] // 2, stride[1] // 2), (padding[0] // 2, padding[1] // 2)
+        stride = stride[0] // 2, stride[1] // 2
+        padding = padding[0] // 2, padding[1] // 2
         # One weight for 2x2 pixels. An odd last row or column, alone in its pixels, weighs nothing.
         seen = whole[:, :, ::2, ::2]
     # The lowest bit that is set in any weight; two's complement finds it.
@@ -102,7 +105,9 @@ def synapse_view(layer: Layer, entering: tuple[int, ...], bits: int) -> SynapseV
     small = seen // unit
     flat = small.reshape(len(small), -1).astype(np.int64)
     # Events are at least 0: weights of one sign alone make the largest sums.
-    heaviest = max(int(np.maximum(sign * flat, 0).sum(axis=1).max()) for sign in (1, -1))
+    positive = np.maximum(flat, 0).sum(axis=1)
+    negative = np.maximum(-flat, 0).sum(axis=1)
+    heaviest = max(int(positive.max()), int(negative.max()))
     planes = 3 if pooled else bits
     payload = 4 if pooled else 2**bits - 1
     return SynapseView(

@@ -92,7 +92,7 @@ class TorchEngine:
         rows = None
         if view.dense:
             # Features of an image arrive with channels last.
-            weight = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+            weight = weight.permute(0, 2, 3, 1).flatten(1)
             if self.device == "cpu":
                 rows = weight.T.contiguous().numpy()
         elif self.device == "cpu":
@@ -119,7 +119,8 @@ class TorchEngine:
             block = np.ascontiguousarray(request.events, dtype=dtype)
             # torch warns of arrays that it could not write to.
             flow = torch.from_numpy(block if block.flags.writeable else block.copy())
-            arriving = flow.to(self.device).reshape(*flow.shape[:2], *chain[0].view.entering)
+            shape = (*flow.shape[:2], *chain[0].view.entering)
+            arriving = flow.to(self.device).reshape(shape)
             arriving = arriving.permute(0, 1, 3, 4, 2).contiguous()
             results = []
             for i, (layer, want) in enumerate(zip(chain, request.wanted, strict=True)):
@@ -151,7 +152,8 @@ class TorchEngine:
         shape = (samples, steps, features)
         spikes = torch.empty(shape, dtype=torch.uint8, device=self.device)
         state_shape = shape if want.states else (0, 0, 0)
-        u, v = (torch.empty(state_shape, dtype=torch.int32, device=self.device) for _ in range(2))
+        u = torch.empty(state_shape, dtype=torch.int32, device=self.device)
+        v = torch.empty_like(u)
         counts = np.zeros((samples, steps), dtype=np.int64)
         peak = 0
         on_cpu = self.device == "cpu"
@@ -204,7 +206,8 @@ class TorchEngine:
             columns = F.unfold(image, view.kernel, view.dilation, view.padding, view.stride)
             product = layer.weight.reshape(channels, -1) @ columns
             reach = view.dilation[1] * (view.kernel[1] - 1) + 1
-            across = (image.shape[3] + 2 * view.padding[1] - reach) // view.stride[1] + 1
+            padded = image.shape[3] + 2 * view.padding[1]
+            across = (padded - reach) // view.stride[1] + 1
             sums = product.reshape(len(image), channels, -1, across)
         # An odd last row or column, filled up for pooling, may give outputs that the layer does not
         # have.
@@ -307,7 +310,8 @@ def torch_step(
     u = torch.trunc(u * keep_u) + arriving
     u = torch.where(u > STATE_MAX, u - 2 * STATE_MAX, u)
     u = torch.where(u <= -STATE_MAX, u + 2 * STATE_MAX, u)
-    peak = (torch.trunc(v * keep_v) + u + bias).clamp(-(STATE_MAX - 1), STATE_MAX - 1)
+    peak = torch.trunc(v * keep_v) + u + bias
+    peak = peak.clamp(1 - STATE_MAX, STATE_MAX - 1)
     return u, peak, peak > threshold
 
 

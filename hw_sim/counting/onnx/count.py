@@ -31,7 +31,7 @@ from knarr.hw_sim.counting.onnx.model import (
     session_of,
 )
 from knarr.hw_sim.counting.onnx.products import PRODUCT_RULES, NodeCounts, Product, Rule
-from knarr.hw_sim.errors import CountError
+from knarr.hw_sim.errors import CountError, first_line
 
 RULES: dict[str, Rule] = {**ELEMENTWISE, **PRODUCT_RULES}
 """Operation -> the function that returns its counts, or why it is free."""
@@ -268,7 +268,6 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first_line = str(error).strip().partition("\n")[0]
         raise CountError(
-            f"model: onnxruntime cannot run it ({first_line}); leave inputs out"
+            f"model: onnxruntime cannot run it ({first_line(error)}); leave inputs out"
         ) from error

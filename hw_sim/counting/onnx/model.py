@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.reference import ReferenceEvaluator
 
 from knarr.hw_sim.arrays import Array
-from knarr.hw_sim.errors import CountError
+from knarr.hw_sim.errors import CountError, first_line
 
 Shape = tuple[int, ...]
 
@@ -204,8 +204,9 @@ def read_onnx(path: Path) -> OnnxGraph:
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
     ) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise CountError(f"{path}: not a valid ONNX file ({first_line}); export it again") from None
+        raise CountError(
+            f"{path}: not a valid ONNX file ({first_line(error)}); export it again"
+        ) from None
     needed = {value.name for value in model.graph.output}
     readers: dict[str, list[str]] = {tensor.name: [] for tensor in model.graph.initializer}
     # Nodes stand behind what they read, so backward each is met after all that need it.

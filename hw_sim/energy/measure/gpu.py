@@ -93,11 +93,13 @@ class NvmlDevice:
         """Tell whether the GPU is partitioned."""
         try:
             # Current and pending.
-            return bool(self._module.nvmlDeviceGetMigMode(self._handle)[0])
-        except self._module.NVMLError as error:
-            if type(error).__name__ in ("NVMLError_NotSupported", "NVMLError_FunctionNotFound"):
-                return False  # GPUs and drivers before MIG
-            raise _refused("nvmlDeviceGetMigMode", error) from error
+            return bool(self._get("MigMode")[0])
+        except MeasureError as error:
+            # GPUs and drivers before MIG.
+            before = ("NVMLError_NotSupported", "NVMLError_FunctionNotFound")
+            if type(error.__cause__).__name__ in before:
+                return False
+            raise
 
     def compute_pids(self) -> frozenset[int]:
         """Return the processes that compute on it."""
@@ -115,12 +117,8 @@ def _call(module: Any, name: str, *arguments: object) -> Any:
     try:
         return getattr(module, name)(*arguments)
     except module.NVMLError as error:
-        raise _refused(name, error) from error
-
-
-def _refused(name: str, error: Exception) -> MeasureError:
-    cure = CURES.get(type(error).__name__, "see the NVML manual")
-    return MeasureError(f"NVML: {name}: {error}; {cure}")
+        cure = CURES.get(type(error).__name__, "see the NVML manual")
+        raise MeasureError(f"NVML: {name}: {error}; {cure}") from error
 
 
 def _text(value: str | bytes) -> str:

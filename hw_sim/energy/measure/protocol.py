@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from math import isfinite
 from statistics import fmean, stdev
-from types import MappingProxyType
 from typing import Protocol
 
 from knarr.hw_sim.counting.counts import OperationCounts
@@ -90,7 +89,7 @@ class MeasuredWindow(JsonRecord):
     conditions: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "conditions", MappingProxyType(dict(self.conditions)))
+        super().__post_init__()
         if self.batch < 1 or self.runs < 1:
             raise MeasureError(
                 f"window: {self.runs} runs of batch {self.batch}, needs at least one inference"

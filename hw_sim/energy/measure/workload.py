@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy.measure.protocol import Macs, MeasureError, macs_of
+from knarr.hw_sim.errors import first_line
 
 MAX_BATCHES = 64
 """Batches that lie ready on the device; they are run in turn, so that energy is no property of one
@@ -74,9 +75,8 @@ def read_source(path: str | Path) -> OnnxSource:
         model = onnx.load_model_from_string(content)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError) as error:
-        first_line = str(error).strip().partition("\n")[0]
         raise MeasureError(
-            f"{path}: not a valid ONNX file ({first_line}); export it again"
+            f"{path}: not a valid ONNX file ({first_line(error)}); export it again"
         ) from None
     graph = model.graph
     # Older files list weights among the inputs.
@@ -239,7 +239,7 @@ class OnnxWorkload:
                 self._bindings.append(binding)
         except Exception as error:  # onnxruntime's errors share no other base
             raise MeasureError(
-                f"{provider}: inputs do not get to the device ({_first_line(error)}); is its memory full?"
+                f"{provider}: inputs do not get to the device ({first_line(error)}); is its memory full?"
             ) from error
         self._next = 0
 
@@ -251,7 +251,7 @@ class OnnxWorkload:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's errors share no other base
             raise MeasureError(
-                f"onnxruntime: run of batch {self.batch} failed ({_first_line(error)})"
+                f"onnxruntime: run of batch {self.batch} failed ({first_line(error)})"
             ) from error
 
     def synchronise(self) -> None:
@@ -300,7 +300,7 @@ def _session(
         )
     except Exception as error:  # onnxruntime's errors share no other base
         raise MeasureError(
-            f"{provider}: cannot run {source.path} ({_first_line(error)}); on a GPU, CUDA and cuDNN must be those "
+            f"{provider}: cannot run {source.path} ({first_line(error)}); on a GPU, CUDA and cuDNN must be those "
             "that onnxruntime-gpu needs, and every node must have a CUDA kernel"
         ) from error
     # It may fall back all the same, where the libraries of a provider do not load.
@@ -311,7 +311,3 @@ def _session(
             "(the log above says which), so nothing was measured"
         )
     return session
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
