@@ -64,7 +64,7 @@ class PartialNetwork:
         layers: the layers that could be built.
         neurons: (name of its layer, neuron) of every layer that has one, built or not.
         biases: (name of its layer, mantissas) of every layer that has some, built or not.
-        input: neurons of the input, if it has any; its shape stands for nothing.
+        input: neurons of the input, if it has any; its shape is a dummy that no rule may use.
         readout: how the last layer is read.
     """
 

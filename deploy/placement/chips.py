@@ -1,8 +1,9 @@
 """Chips as data (`chips.json`): every limit with its unit, source and confidence.
 
 To add a chip, add an entry to `chips.json`, after the pattern of those there: `Chip` says which
-limits it needs at least and refuses an entry that lacks one, and `place`, `knarr deploy --chip` and
-the tables take its name from the file. A chip of one's own need not be in the file: `place` takes a
+limits it needs at least and refuses an entry that lacks one, and `place` and the
+tables take its name from the file. The command line takes it once it is a choice of `ChipName` in
+`cli/app.py`. A chip of one's own need not be in the file: `place` takes a
 `Chip` as well.
 
 Word counts follow one formula. A row of n synapses that one input axon (or one tap of a shared
@@ -159,7 +160,9 @@ class Chip(_Frozen):
         # One limit that fails and one that warns can stand beside each other.
         keys = [(limit.resource, limit.per, limit.hard) for limit in self.limits]
         if len(set(keys)) != len(keys):
-            raise ValueError(f"chip '{self.title}': two limits of one resource weigh the same")
+            raise ValueError(
+                f"chip '{self.title}': two limits of one resource have the same confidence"
+            )
         neurons, index = self.limit("neurons"), self.synapse_memory.index_bits
         if neurons is not None and index and neurons.value > 2 ** index[-1]:
             raise ValueError(
@@ -169,7 +172,7 @@ class Chip(_Frozen):
         return self
 
     def limit(self, resource: Resource, per: Literal["core", "chip"] = "core") -> Limit | None:
-        """Return the limit that fails for a resource, None when no trusted one is known."""
+        """Return the limit beyond which a network does not fit, None when no trusted one is known."""
         for limit in self.limits:
             if (limit.resource, limit.per) == (resource, per) and limit.hard:
                 return limit

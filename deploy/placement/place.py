@@ -86,7 +86,7 @@ class _Placing:
         # Resource -> cores that it needs, for all that some split meets.
         needs: dict[Resource, int] = {}
         for resource, value in limits.items():
-            # A core is only so large; every other resource is asked for cores beside that.
+            # The size of a core bounds the split; the other resources may ask for more cores than that.
             both: dict[Resource, int] = {"neurons": limits["neurons"], resource: value}
             split = smallest_split(counter, both, needs.get("neurons", 1))
             if split is not None:

@@ -16,7 +16,7 @@ class Use:
     Args:
         resource: one of `knarr.deploy.placement.chips.Resource`.
         used: how many.
-        available: the limit that fails, None when no trusted one is known.
+        available: the limit beyond which the network does not fit, None when no trusted one is known.
         unit: what one of them is.
         confidence: how far to trust the limit, None without one.
     """

@@ -150,7 +150,10 @@ class LayerSizes:
 
 @dataclass(frozen=True)
 class Spread:
-    """Synaptic operations (ACC + MAC) of single inferences, as ranks that occurred."""
+    """Synaptic operations (ACC + MAC) of single inferences: least, median, 95th percentile, most.
+
+    Each value is that of an inference that occurred; nothing is interpolated.
+    """
 
     least: int
     median: int

@@ -524,7 +524,9 @@ def test_profiles_refuse_what_is_missing_or_unknown() -> None:
     raw = chip_profile("loihi2").model_dump()
     with pytest.raises(ValidationError, match="no limit of high or medium confidence"):
         Chip.model_validate({**raw, "limits": raw["limits"][1:]})
-    with pytest.raises(ValidationError, match="two limits of one resource weigh the same"):
+    with pytest.raises(
+        ValidationError, match="two limits of one resource have the same confidence"
+    ):
         Chip.model_validate({**raw, "limits": [*raw["limits"], raw["limits"][0]]})
     with pytest.raises(ValidationError, match="an index of 12 bits does not reach 4097 neurons"):
         custom("loihi1", neurons=4097)

@@ -30,13 +30,13 @@ Shape = tuple[int, ...]
 MOST_ELEMENTS = 2**30
 """Most elements of a tensor that is counted; a shape beyond it is a mistake in the file."""
 MOST_FOLDED = 2**27
-"""Elements of a value that is worked out here; 512 MB of float32."""
+"""Most elements of a constant that is computed here; 512 MB of float32."""
 LIGHT = 4096
 """Most elements of a constant that inference may want to see; heavier ones are weights."""
 MOST_MULTIPLIED = 2**22
 """Elements of each factor of a constant product; 2048 x 2048 takes a second or two."""
 PRODUCTS = frozenset({"Einsum", "Gemm", "MatMul"})
-"""Products that are worked out where their factors are constants."""
+"""Operators of products that are computed here where all their factors are constants."""
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 """Operations whose hidden sequence is looked at."""
 NEVER_FOLDED = RECURRENT | {
@@ -349,7 +349,7 @@ def _value(
     constants: Mapping[str, Array],
     shapes: Mapping[str, Shape],
 ) -> dict[str, Array] | None:
-    """Return the outputs of a node that depends on no input and can be worked out, or None."""
+    """Return the outputs of a node that depends on no input and can be computed here, or None."""
     if node.domain not in ("", "ai.onnx") or holds_subgraph(node) or node.op_type in NEVER_FOLDED:
         return None
     # A shape may be known where the value is not.
