@@ -43,7 +43,8 @@ def draw_raster(
     figure = Figure(figsize=(9, 2.0 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
     for axis, (name, values) in zip(axes, spikes.items(), strict=False):
-        _draw_layer(axis, name, values.reshape(len(values), -1) != 0, unit)
+        fired = values.reshape(len(values), -1) != 0
+        _draw_layer(axis, name, fired, unit)
     if readout is not None:
         _draw_voltages(axes[-1], readout, unit, classes)
     axes[-1].set_xlabel("time step" if dt_s is None else "time, ms", fontsize=10)

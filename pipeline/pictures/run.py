@@ -68,7 +68,8 @@ def _raster(run: Run) -> Figure:
     """Draw every spike of every layer on the first test sample, as the chip fired it."""
     test, names = run.data.test, run.data.class_names
     recording = load_recording(run.path(RECORDING))
-    layers = {"input": run.on_chip(test).chip_inputs(np.array([0]))[0]}
+    first = np.arange(1)
+    layers = {"input": run.on_chip(test).chip_inputs(first)[0]}
     for name, spikes in recording.spikes.items():
         # What never fires, such as a readout, would be an empty image.
         if spikes.any():
@@ -113,7 +114,8 @@ def draw_samples(
     columns = SHOWN_STEPS + 1  # the teacher's beside the student's
     if images:
         width = [1.0] * columns
-        steps = np.linspace(0, student.shape[1] - 1, SHOWN_STEPS).astype(int)
+        last = student.shape[1] - 1
+        steps = np.linspace(0, last, SHOWN_STEPS).astype(int)
     size = 1.6 * columns, 1.75 * len(names) + 0.4
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(names), len(width), squeeze=False, width_ratios=width)
@@ -127,8 +129,7 @@ def draw_samples(
         for axis, step in zip(axes[row, 1:], steps, strict=True):
             picture = _frame(student[row, step], on_channel)
             axis.imshow(picture, cmap="gray", vmin=0, vmax=brightest)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             if row == 0:
                 axis.set_title(f"{step * dt_s * 1000:.0f} ms")
     axes[0, 0].set_title("teacher")
@@ -147,31 +148,34 @@ def _draw_teacher(axis: Axes, seen: Array) -> None:
     elif seen.ndim == 1:
         axis.plot(seen, ".", markersize=3)
     else:
-        axis.imshow(seen[0] if seen.ndim == 3 else seen[0, 0], cmap="gray")
-    axis.set_xticks([])
-    axis.set_yticks([])
+        image = seen[0] if seen.ndim == 3 else seen[0, 0]
+        axis.imshow(image, cmap="gray")
+    axis.set(xticks=[], yticks=[])
 
 
 def _draw_numbers(axis: Axes, student: Array, dt_s: float) -> None:
     rows = student.reshape(len(student), -1).T
     # Half a row more on both sides, so that the middle of a row lies at its number.
-    extent = (0, len(student) * dt_s, -0.5, len(rows) - 0.5)
+    duration_s = len(student) * dt_s
+    extent = (0, duration_s, -0.5, len(rows) - 0.5)
     axis.imshow(
         rows, aspect="auto", interpolation="nearest", origin="lower", cmap="Greys", extent=extent
     )
-    axis.set_ylabel("input")
-    axis.set_xlabel("time, s")
+    axis.set(xlabel="time, s", ylabel="input")
 
 
 def _frame(seen: Array, on_channel: int) -> Array:
-    """Return (C, H, W) integers as a picture: events in colour where they are events, else grey or RGB."""
+    """Return (C, H, W) integers as a picture: events in colour where they are events, else grey or
+    RGB.
+    """
     if seen.shape[0] == 1:
         return seen[0]
     if seen.shape[0] != 2:
         return seen.transpose(1, 2, 0)
     if len(np.unique(seen)) > 2:
         return seen[0]  # a grey frame, which both polarities show
-    picture = np.full((*seen.shape[1:], 3), 255, np.uint8)
+    height, width = seen.shape[1:]
+    picture = np.full((height, width, 3), 255, np.uint8)
     # ON last: a pixel with both in one step shows as ON.
     picture[seen[1 - on_channel] > 0] = (255 * OFF_COLOUR).astype(np.uint8)
     picture[seen[on_channel] > 0] = (255 * ON_COLOUR).astype(np.uint8)

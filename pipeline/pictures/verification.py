@@ -45,7 +45,8 @@ def draw_verification(result: dict[str, Any]) -> Figure:
     if raster is not None:
         drawn = (raster["pair"], raster["layer"])
         row = next(row for row in spikes if (row["pair"], row["layer"]) == drawn)
-        _draw_raster(figure.add_subplot(grid[1, :]), raster, row, result["timesteps"])
+        below = figure.add_subplot(grid[1, :])
+        _draw_raster(below, raster, row, result["timesteps"])
     verdict = "holds" if result["holds"] else "does NOT hold"
     figure.suptitle(f"Verification on {result['samples']} samples {verdict}", fontsize=11)
     return figure
@@ -53,23 +54,25 @@ def draw_verification(result: dict[str, Any]) -> Figure:
 
 def _colours(rows: list[Row]) -> list[Any]:
     # The bright end of the map is not seen on white.
-    return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, len(rows))))
+    places = np.linspace(0, 0.85, len(rows))
+    return list(mpl.colormaps["viridis"](places))
 
 
 def _draw_shares(axis: Axes, rows: list[Row]) -> None:
     shares = [row["mismatches"] / row["compared"] for row in rows]
-    bars = axis.barh(range(len(rows)), shares, height=0.6, color=_colours(rows))
+    places = range(len(rows))
+    bars = axis.barh(places, shares, height=0.6, color=_colours(rows))
     labels = [f"{row['mismatches'] / row['compared']:.2%} ({row['mismatches']:,})" for row in rows]
     axis.bar_label(bars, labels, padding=3, fontsize=8)
-    axis.set_yticks(range(len(rows)), [row["layer"] for row in rows])
+    axis.set_yticks(places, [row["layer"] for row in rows])
     axis.invert_yaxis()
     # Room for the labels, and an axis even where nothing differs.
     axis.set_xlim(0, 1.45 * max([*shares, 1e-4]))
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.xaxis.set_major_locator(MaxNLocator(4))
     pairs = " and ".join(dict.fromkeys(row["pair"] for row in rows))
-    axis.set_title(f"{pairs}: spikes that differ, per layer")
-    axis.set_xlabel("share of neurons and time steps")
+    title = f"{pairs}: spikes that differ, per layer"
+    axis.set(title=title, xlabel="share of neurons and time steps")
 
 
 def _draw_over_time(axis: Axes, rows: list[Row]) -> None:
@@ -82,12 +85,11 @@ def _draw_over_time(axis: Axes, rows: list[Row]) -> None:
         compared = row["compared"] / steps * np.diff(edges)
         shares = np.add.reduceat(by_step, starts) / compared
         axis.stairs(shares, edges, label=row["layer"], color=colour, linewidth=1.4)
+    axis.set(title="the same over time", xlabel="time step")
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axis.set_title("the same over time")
-    axis.set_xlabel("time step")
     if rows:
         axis.legend()
 
@@ -102,16 +104,19 @@ def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -
     begin = 0
     if first is not None:
         # A third of the picture shows what led to the divergence.
-        begin = max(0, min(first[0] - SHOWN_STEPS // 3, timesteps - SHOWN_STEPS))
+        wanted = first[0] - SHOWN_STEPS // 3
+        begin = max(0, min(wanted, timesteps - SHOWN_STEPS))
     end = min(begin + SHOWN_STEPS, timesteps)
-    for key, other, name, rival in (("left", "right", left, right), ("right", "left", right, left)):
+    stages = {"left": left, "right": right}
+    for key, other in (("left", "right"), ("right", "left")):
         # The axis points down: the upper half of a line begins 0.42 above its middle.
         top = -0.42 if key == "left" else 0.0
         for alone in (False, True):
             fired = []
             for line, (own, others) in enumerate(zip(raster[key], raster[other], strict=True)):
-                shown = (step for step in own if begin <= step < end)
-                fired += [(step, line + top) for step in shown if (step not in others) == alone]
+                for step in own:
+                    if begin <= step < end and (step not in others) == alone:
+                        fired.append((step, line + top))
             steps, tops = np.array(fired).reshape(-1, 2).T
             axis.vlines(
                 steps,
@@ -120,7 +125,7 @@ def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -
                 color=COLOURS[key],
                 linewidth=4.0 if alone else 2.4,
                 alpha=1.0 if alone else 0.4,
-                label=f"{name} spike, {'missing' if alone else 'also'} in {rival}",
+                label=f"{stages[key]} spike, {'missing' if alone else 'also'} in {stages[other]}",
             )
     title = f"{raster['pair']}, layer {raster['layer']}: "
     if first is None:
@@ -143,10 +148,12 @@ def _draw_raster(axis: Axes, raster: dict[str, Any], row: Row, timesteps: int) -
         axis.axhspan(line - 0.5, line + 0.5, color="0.965", zorder=0)
     axis.set_yticks(lines, [f"{neuron:,}" for neuron in neurons], fontsize=6.5)
     axis.tick_params(axis="y", length=0)
-    axis.set_ylim(len(neurons) - 0.5, -0.5)
-    axis.set_xlim(begin - 0.8, end - 0.2)
+    axis.set(
+        xlabel="time step",
+        ylabel="neuron (flat index)",
+        xlim=(begin - 0.8, end - 0.2),
+        ylim=(len(neurons) - 0.5, -0.5),
+    )
     axis.xaxis.set_major_locator(MaxNLocator(16, integer=True))
-    axis.set_ylabel("neuron (flat index)")
-    axis.set_xlabel("time step")
     below = (0.5, -0.09)
     axis.legend(ncols=3, loc="upper center", bbox_to_anchor=below, frameon=False)

@@ -370,9 +370,9 @@ def _panel(axes: Axes, points: Sequence[ParetoPoint], model: str, facts: dict[st
             label=f"{values[BITS]} bits, {values[STEPS]} steps" if share is None else None,
         )
     if model == facts["model"]:
-        front = [point for point in points if point.front]
-        paid = [point.energy(model)["nominal_pj"] / 1e3 for point in front]
-        won = [point.accuracy for point in front]
+        front = [pair for pair in zip(costs, points, strict=True) if pair[1].front]
+        paid = [cost for cost, _ in front]
+        won = [point.accuracy for _, point in front]
         axes.step(paid, won, where="post", color="black", linewidth=0.8, label="front")
     found = facts["float_validation"]
     right = found["correct"] / found["clips"]

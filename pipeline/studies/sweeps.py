@@ -382,7 +382,7 @@ class Fitting:
     validation_set: tuple[object, ...] | None = None
 
     def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
-        """Fit the trial's student and return its metric; `report` takes the metric of each epoch."""
+        """Fit the trial's student and return its metric; `report` takes that of each epoch."""
         root, data = self.data_of(recipe)
         if self.validation_set not in (None, validation_set_of(recipe, data)):
             raise SettingsError(
@@ -468,8 +468,7 @@ def _history(axes: Axes, result: SweepResult) -> None:
         axes.legend()
     refused = sum(trial.state == "refused" for trial in result.trials)
     note = f" ({refused} refused by the recipe, not shown)" if refused else ""
-    axes.set_xlabel(f"trial{note}")
-    axes.set_ylabel(result.sweep.settings.metric.replace("_", " "))
+    axes.set(xlabel=f"trial{note}", ylabel=result.sweep.settings.metric.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -479,5 +478,5 @@ def _importance(axes: Axes, importance: dict[str, float]) -> None:
     axes.bar_label(bars, [f"{share:.0%}" for share in importance.values()], padding=2, fontsize=8)
     axes.set_yticks(places, list(importance), fontsize=8)
     axes.invert_yaxis()  # the most important one on top
-    axes.set_xlim(0, 1.15)  # shares end at 1; room for the text of the longest bar
-    axes.set_xlabel("importance (PED-ANOVA)")
+    # Shares end at 1; the text of the longest bar needs room.
+    axes.set(xlabel="importance (PED-ANOVA)", xlim=(0, 1.15))

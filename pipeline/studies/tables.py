@@ -362,17 +362,18 @@ def _finished(cell: GridCell, out: Path) -> RunEvaluation | None:
         GridError: The run or its evaluation is another one than the grid's.
     """
     folder = out / cell.folder
-    if not (folder / EVALUATION).is_file():
+    path = folder / EVALUATION
+    if not path.is_file():
         return None
     recipe, _ = read_run(folder)
     if recipe != cell.recipe:
         raise GridError(
             f"{folder}: holds a run with other settings than row '{cell.row}'; remove it or give another --out"
         )
-    found = read(folder / EVALUATION)
+    found = read(path)
     if cell.fold is not None and found.fold_numbers != (cell.fold,):
         raise GridError(
-            f"{folder / EVALUATION}: of folds {list(found.fold_numbers)}, not {cell.fold}; remove it and evaluate again"
+            f"{path}: of folds {list(found.fold_numbers)}, not {cell.fold}; remove it and evaluate again"
         )
     return found
 
