@@ -294,7 +294,8 @@ def faults_of(error: ValidationError, given: Any, whole: str) -> str:
     """
     # Alternatives of one place may say the same; a dict keeps each once, in order.
     found = dict.fromkeys(
-        f"{_place(fault, given) or whole}: {in_words(fault)}" for fault in error.errors()
+        f"{'.'.join(map(str, _parts(fault, given))) or whole}: {in_words(fault)}"
+        for fault in error.errors()
     )
     return "; ".join(found)[:MAX_FAULTS_CHARACTERS]
 
@@ -315,14 +316,10 @@ def in_words(fault: ErrorDetails) -> str:
     return f"{said}, not {short(fault['input'])}"
 
 
-def _place(fault: ErrorDetails, given: Any) -> str:
-    """Return the dotted path of a fault; pydantic puts names of alternatives ("eyes") between its
-    parts.
-    """
-    return ".".join(map(str, _parts(fault, given)))
-
-
 def _parts(fault: ErrorDetails, at: Any) -> Iterator[int | str]:
+    """Yield the parts of a fault's path; pydantic puts names of alternatives ("eyes") between
+    them.
+    """
     for number, part in enumerate(fault["loc"], start=1):
         if isinstance(at, Mapping):
             found = part in at

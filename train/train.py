@@ -87,13 +87,7 @@ def train_student(
     torch.manual_seed(recipe.seed + 1)
     student = system.student(data)
     teacher.eval().requires_grad_(False)
-    student_loss = system.student_loss(teacher)
-
-    def loss(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        # The teacher is no part of the module that Lightning moves to a device.
-        teacher.to(batch.inputs.device)
-        return student_loss(network, batch)
-
+    loss = system.student_loss(teacher)
     _fit(student, loss, recipe, data, run_folder, "student", callbacks, teacher)
     teacher.cpu()
     saved = system.saved_form(student).eval()
@@ -140,9 +134,7 @@ def _fit(
         train, validation = train_validation_split(recipe, data)
     module_class: Callable[..., Fitter] = Fitter
     if teacher is not None:
-        chosen = system_of(recipe).student_fitter(teacher, data, train, run_folder)
-        if chosen is not None:
-            train, module_class = chosen
+        train, module_class = system_of(recipe).student_fitter(teacher, data, train, run_folder)
     fit(
         network,
         loss,

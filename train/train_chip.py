@@ -30,8 +30,8 @@ from knarr.train.chip import ChipStudent, ChipStudentOutput, Limits, Surrogate
 from knarr.train.clips import Batch, Clips, Indices, truncate_timesteps
 from knarr.train.datasets.arrays import Float64
 from knarr.train.fitting.files import ACCUMULATES, METRICS, read_rows
-from knarr.train.fitting.fit import Fitter, Loss, fit
-from knarr.train.settings import ChipSettings, Fit, Recipe, SettingsError
+from knarr.train.fitting.fit import Fitter, fit
+from knarr.train.settings import ChipSettings, Recipe, SettingsError
 from knarr.train.systems.base import ChipLoss, RunData
 from knarr.train.systems.registry import system_of
 from knarr.train.train import evaluation_batches, train_validation_split
@@ -87,27 +87,16 @@ class ChipFitter(Fitter):
     """Fitter of a chip student; its accuracy is that of the chip's decisions, to the clip.
 
     Args:
-        network, settings, classes, clips, validation_clips: see `Fitter`.
-        loss: not used; `Fitter` asks for it.
+        fitted: positional arguments of `Fitter`, whose loss is not used.
         chip_loss: the student's loss.
         chip: weights of the terms that are added to it.
         goal: accumulates that an inference may cost; None for no goal.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        loss: Loss,
-        settings: Fit,
-        classes: int,
-        clips: int,
-        validation_clips: int,
-        *,
-        chip_loss: ChipLoss,
-        chip: ChipSettings,
-        goal: float | None,
+        self, *fitted: Any, chip_loss: ChipLoss, chip: ChipSettings, goal: float | None
     ) -> None:
-        super().__init__(network, loss, settings, classes, clips, validation_clips)
+        super().__init__(*fitted)
         self.chip_loss = chip_loss
         self.chip = chip
         self.goal = goal
@@ -245,14 +234,8 @@ def train_chip(
     train, validation = train_validation_split(recipe, data)
     before = validate(student, clips, validation)
     student.train()
-
-    def loss_on_device(ran: ChipStudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-        # Lightning moves the student alone; the teacher is no part of what is fitted.
-        teacher.to(batch.inputs.device)
-        return loss(ran, batch)
-
     goal = goal_of(chip, before)
-    module_class = partial(ChipFitter, chip_loss=loss_on_device, chip=chip, goal=goal)
+    module_class = partial(ChipFitter, chip_loss=loss, chip=chip, goal=goal)
     epoch = fit(
         student,
         _no_loss,

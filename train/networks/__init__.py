@@ -2,8 +2,7 @@
 the chip.
 
 cnn                an ANN teacher and a spiking student, for the small demonstration
-seen               SEEN on events and frames of eyes
-mskd               MSKD's teachers and student
+mskd               SEEN on events and frames of eyes, MSKD's teachers and student
 branch_merge       convolutions of several sizes that become one
 emotion            EmotionKD's teacher and student on EEG and skin conductance
 stress             a smaller teacher of skin conductance and heart rate

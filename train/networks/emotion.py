@@ -390,18 +390,8 @@ class EmotionTeacher(nn.Module):
         """
         eegs, _ = self.eeg_encoder(self.eeg_head(eeg)[0])
         gsrs, _ = self.gsr_encoder(self.gsr_head(gsr)[0])
-        early = self.early(
-            eegs[0],
-            gsrs[0],
-            eegs[1],
-            gsrs[1],
-        )
-        fused = early + self.late(
-            eegs[1],
-            gsrs[1],
-            eegs[2],
-            gsrs[2],
-        )
+        first, second, third = zip(eegs, gsrs, strict=True)
+        fused = self.early(*first, *second) + self.late(*second, *third)
         features = fused.flatten(1)
         return EmotionOutput(self.classifier(features), features, self._matched(fused))
 

@@ -100,6 +100,7 @@ def build_gsr_student(settings: GsrStudentSettings) -> snn.SequentialState:
     dt_s = settings.dt_s
     layers: list[nn.Module] = []
     inputs = settings.kernel
+    # The head comes first, and the depths behind it.
     for at in range(settings.depth + 1):
         layers.append(nn.Linear(inputs, hidden))
         if settings.norm == "all" or (settings.norm == "head" and at == 0):
@@ -167,5 +168,6 @@ class GsrRepeat(nn.Module):
         for _ in range(self.settings.steps):
             output, state = self.student.step(gsr, state)
             shown.append(output)
+        # From outputs of each step to steps of each output.
         parts = zip(*shown, strict=True)
         return EmotionOutput(*(torch.stack(part).mean(0) for part in parts))

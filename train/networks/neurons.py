@@ -67,6 +67,7 @@ class _Fire(torch.autograd.Function):
         width: float,
         fires: str,
     ) -> Tensor:
+        # Through torch, which then notices if it is overwritten before the backward pass.
         ctx.save_for_backward(over)
         ctx.surrogate = surrogate
         ctx.width = width
@@ -258,6 +259,7 @@ def _hold_rate(cell: Any, coefficient: float, *, learned: bool, snap: bool) -> N
     """Give a cell its a: parameter `w` with a = sigmoid(w), or buffer `tau_mem_inv` = a / dt, per
     second.
     """
+    # The logit of a: whatever the optimiser does to w, a stays between 0 and 1.
     if learned:
         cell.w = nn.Parameter(torch.logit(torch.tensor(coefficient)))
         return

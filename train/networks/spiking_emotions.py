@@ -162,6 +162,7 @@ def votes(
             "clips: no steps left; give at least two frames of which the first is dropped"
         )
     ran = over_time(network, clips)
+    # The first class's voters lie first, so an axis of classes comes before one of voters.
     classes = settings.classes
     voters = ran.outputs.reshape(*ran.outputs.shape[:2], classes, settings.voters)
     return StepLogits(vote(ran.outputs, classes), voters.mean(3), ran.rates)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Clips, Indices
 from knarr.train.datasets.arrays import AnyArray
-from knarr.train.fitting.fit import Loss
+from knarr.train.fitting.fit import Fitter, Loss
 from knarr.train.settings import Recipe, RecipeError
 
 Scored = tuple[Tensor, Tensor]
@@ -219,9 +219,9 @@ class System(ABC, Generic[Settings]):
 
     def student_loss(self, teacher: nn.Module) -> Loss:
         """Return the loss that the student is fitted by, with a frozen teacher in eval mode."""
-        # The student runs first: dropout draws in this order, and a resumed fit draws the same.
+        # Lightning moves the student alone to a device: the teacher is no part of what is fitted.
         return lambda student, batch: self.distil(
-            self.student_output(student, batch), teacher, batch
+            self.student_output(student, batch), teacher.to(batch.inputs.device), batch
         )
 
     def chip_loss(self, teacher: nn.Module) -> ChipLoss:
@@ -231,7 +231,9 @@ class System(ABC, Generic[Settings]):
         Raises:
             RecipeError: Settings of a student that no chip holds.
         """
-        return lambda output, batch: self.distil(self.chip_output(output), teacher, batch)
+        return lambda output, batch: self.distil(
+            self.chip_output(output), teacher.to(batch.inputs.device), batch
+        )
 
     def student_output(self, student: nn.Module, batch: Batch) -> Any:
         """Return what `distil` reads of a student: its logits, or more where a system overrides
@@ -249,8 +251,8 @@ class System(ABC, Generic[Settings]):
 
     def student_fitter(
         self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path
-    ) -> tuple[Indices, Callable[..., Any]] | None:
-        """Return how the student is fitted where a plain `Fitter` and `student_loss` do not do.
+    ) -> tuple[Indices, Callable[..., Fitter]]:
+        """Return how the student is fitted.
 
         Args:
             teacher: Frozen, in eval mode.
@@ -259,10 +261,10 @@ class System(ABC, Generic[Settings]):
             run_folder: Folder for more files of the run.
 
         Returns:
-            The clips that the student learns on, and `module_class` of `fit`; None for `Fitter` on
-            all of them.
+            The clips that the student learns on, and `module_class` of `fit`: a plain `Fitter` on
+            all of them where `student_loss` is all that is asked for.
         """
-        return None
+        return train, Fitter
 
     @abstractmethod
     def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:

@@ -276,10 +276,12 @@ def _eyes(settings: CnnEyesData, root: Path) -> RunData:
         ).clips()
         for subset in ("training", "testing")
     )
+    # The index says which people test; a damaged one could name somebody on both sides.
     assert_disjoint(training, testing)
     train, test = (
         EyeClips(clips, settings.teacher_bins, settings.shift_px) for clips in (training, testing)
     )
+    # Validation parts people too: eyes of one person are alike.
     return RunData(
         train,
         test,

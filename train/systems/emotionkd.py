@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Indices, split_validation
 from knarr.train.fitting.feedback import FED_BACK, FeedbackFitter, FeedbackSetup
-from knarr.train.fitting.fit import Loss
+from knarr.train.fitting.fit import Fitter, Loss
 from knarr.train.losses.emotion import StudentOutput, emotion_loss
 from knarr.train.losses.feedback import DistillationBatch
 from knarr.train.networks.chip_form import chip_form
@@ -139,7 +139,7 @@ class EmotionKd(System[EmotionRecipe]):
 
     def student_fitter(
         self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path
-    ) -> tuple[Indices, Callable[..., Any]] | None:
+    ) -> tuple[Indices, Callable[..., Fitter]]:
         """Return a fit with feedback, where the recipe asks for it; the quiz's people are no longer
         fitted on.
 
@@ -151,7 +151,7 @@ class EmotionKd(System[EmotionRecipe]):
         """
         feedback = self.recipe.student.feedback
         if feedback is None:
-            return None
+            return super().student_fitter(teacher, data, train, run_folder)
         heldout = train[:0]  # a quiz on the next batch sets nobody aside
         if feedback.quiz == "heldout":
             lessons, quiz = split_validation(

@@ -42,10 +42,10 @@ from knarr.train.networks.heads import StepLogits, decide
 from knarr.train.networks.mskd import (
     MskdStudentSettings,
     MskdTeacherSettings,
+    SeenSettings,
     build_mskd_student,
     build_mskd_teacher,
 )
-from knarr.train.networks.seen import SeenSettings
 from knarr.train.networks.spiking_emotions import (
     SpikingEmotionsSettings,
     build_voting_network,

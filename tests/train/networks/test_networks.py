@@ -41,9 +41,12 @@ from knarr.train.networks.gsr import (
 )
 from knarr.train.networks.heads import ClipDropout, decide, over_time, vote
 from knarr.train.networks.mskd import (
+    SEEN_NEURON,
     FramePerStep,
     MskdStudentSettings,
     MskdTeacherSettings,
+    Seen,
+    SeenSettings,
     build_mskd_student,
     build_mskd_teacher,
 )
@@ -55,7 +58,6 @@ from knarr.train.networks.neurons import (
     fire,
     slope,
 )
-from knarr.train.networks.seen import SEEN_NEURON, Seen, SeenSettings
 from knarr.train.networks.spiking_emotions import (
     SpikingEmotionsSettings,
     build_ann,
