@@ -3,7 +3,6 @@
 from knarr.hw_sim.coding import check_inputs, encode
 from knarr.hw_sim.counting import (
     LayerCounts,
-    LedgerRow,
     OperationCounts,
     count,
     count_events,
@@ -12,14 +11,10 @@ from knarr.hw_sim.counting import (
 from knarr.hw_sim.energy import (
     EnergyEstimate,
     GpuMeasurement,
-    MeasureError,
     Options,
     PriceError,
-    load_profile,
     measure_gpu,
     price,
-    profiles,
-    ratio,
 )
 from knarr.hw_sim.engines.selection import ENGINES, choose_engine
 from knarr.hw_sim.errors import ChipError, CountError
@@ -59,8 +54,6 @@ __all__ = [
     "GpuMeasurement",
     "InputCoding",
     "LayerCounts",
-    "LedgerRow",
-    "MeasureError",
     "Neuron",
     "OperationCounts",
     "Options",
@@ -76,12 +69,9 @@ __all__ = [
     "count_onnx",
     "encode",
     "laid_out_layers",
-    "load_profile",
     "load_recording",
     "measure_gpu",
     "price",
-    "profiles",
-    "ratio",
     "save_recording",
     "simulate",
 ]

@@ -135,7 +135,8 @@ class RecordingBuffer:
         self, network: ChipNetwork, record: tuple[str, ...], shape: tuple[int, int]
     ) -> None:
         self.network, self.record, self.shape = network, record, shape
-        self.arrays: dict[str, dict[str, Array]] = {"spikes": {}, "u": {}, "v": {}}
+        kinds = [kind for kind in ("spikes", "u", "v") if kind in record]
+        self.arrays: dict[str, dict[str, Array]] = {kind: {} for kind in kinds}
         self.counts: dict[str, Int64] = {}
         self.peaks: dict[str, int] = {}
         self.output = np.zeros((*shape, prod(network.output_shape)), dtype=np.int64)
@@ -148,8 +149,6 @@ class RecordingBuffer:
         if name != INPUT_LAYER:
             self.peaks[name] = max(self.peaks.get(name, 0), result.peak)
         for kind, arrays in self.arrays.items():
-            if kind not in self.record:
-                continue
             values = getattr(result, kind)
             if name not in arrays:
                 dtype = np.uint8 if kind == "spikes" else np.int64
@@ -172,9 +171,7 @@ class RecordingBuffer:
 
         return Recording(
             output=self.output.reshape(*shape, -1),
-            spikes=shaped(self.arrays["spikes"]),
-            v=shaped(self.arrays["v"]),
-            u=shaped(self.arrays["u"]),
+            **{kind: shaped(arrays) for kind, arrays in self.arrays.items()},
             event_counts=shaped(self.counts),
             peak_sum=self.peaks,
             engine=engine,

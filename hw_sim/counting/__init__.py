@@ -14,19 +14,15 @@ from knarr.hw_sim.counting.chip import count_events
 from knarr.hw_sim.counting.count import count
 from knarr.hw_sim.counting.counts import (
     LayerCounts,
-    LayerSizes,
     LedgerRow,
     OperationCounts,
-    Spread,
 )
 from knarr.hw_sim.counting.onnx.count import count_onnx
 
 __all__ = [
     "LayerCounts",
-    "LayerSizes",
     "LedgerRow",
     "OperationCounts",
-    "Spread",
     "count",
     "count_events",
     "count_onnx",

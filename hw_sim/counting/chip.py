@@ -11,7 +11,7 @@ from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts
 from knarr.hw_sim.counting.fan_out import layer_fan_outs, own_fan_out
-from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, LayerTally, assemble, blocks
+from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, LayerTally, Tallies, blocks
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.network import DECAY_UNITY, ChipNetwork, Conv, Layer, Neuron, Recurrent
 from knarr.hw_sim.recording import INPUT_LAYER, Recording
@@ -72,8 +72,7 @@ class ChipCounter:
             if isinstance(layer, Recurrent)
         }
         driven = [INPUT_LAYER] if network.input.neuron is not None else []
-        self.tallies = {name: LayerTally(name) for name in (*driven, *self.fan_outs)}
-        self.samples = self.steps = 0
+        self.tallies = Tallies([*driven, *self.fan_outs])
 
     def feed(self, inputs: Array, lengths: Int64) -> None:
         """Simulate and count one batch; arguments as those of `add`.
@@ -108,10 +107,7 @@ class ChipCounter:
 
         alive = acting(0)
         paid = int(alive.sum())
-        self.samples += samples
-        self.steps += paid
-        for tally in self.tallies.values():
-            tally.begin(samples)
+        self.tallies.begin(lengths)
         events, active = inputs, _as_mask(inputs)
         source, shape = self.network.input.neuron, self.network.input.shape
         if source is not None:
@@ -181,8 +177,7 @@ class ChipCounter:
 
     def finish(self) -> OperationCounts:
         """Return the means over everything that was added."""
-        sizes = self._sizes()
-        return assemble(self.tallies, self._ledger(), sizes, self.samples, self.steps, "folded")
+        return self.tallies.counts(self._ledger(), self._sizes(), "folded")
 
     def _ledger(self) -> list[LedgerRow]:
         rows: list[LedgerRow] = []

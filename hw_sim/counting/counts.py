@@ -119,8 +119,9 @@ class LayerCounts:
         samples: int = 1,
     ) -> LayerCounts:
         """Divide totals by the number of samples; fields without a total are 0."""
-        names = [field.name for field in fields(cls)]
-        means = {name: Fraction(totals.get(name, 0), samples) for name in names}
+        means = {}
+        for field in fields(cls):
+            means[field.name] = Fraction(totals.get(field.name, 0), samples)
         return cls(**means)
 
 

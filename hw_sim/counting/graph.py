@@ -30,12 +30,14 @@ from knarr.export.graph.topology import NEURONS
 from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts, Status
 from knarr.hw_sim.counting.fan_out import Axis, AxisWindow, FanOut, compose_axis, own_fan_out
-from knarr.hw_sim.counting.tally import LayerTally, assemble
+from knarr.hw_sim.counting.tally import Tallies
 from knarr.hw_sim.errors import CountError
 
 CONVS = (nir.Conv1d, nir.Conv2d)
 MATRICES = (nir.Linear, nir.Affine)
 POOLS = (nir.AvgPool2d, nir.SumPool2d)
+STATES = {nir.Threshold: 0, nir.CubaLIF: 2, nir.CubaLI: 2}
+"""States of a neuron, 1 of every other kind; CUBA neurons hold a current besides the voltage."""
 MAX_PATHS = 10_000
 
 Edges = dict[str, list[tuple[str, int]]]
@@ -78,7 +80,7 @@ class EventPaths:
     """
 
     def __init__(self, run: Stepper, pooling: str) -> None:
-        self.run, self.order = run, run.order
+        self.order = run.order
         self.names = run.order.order
         self.delays = run.delays
         self.entering, self.leaving = run.entering, run.leaving
@@ -97,7 +99,8 @@ class EventPaths:
         self.neurons = self._of_kind(*NEURONS, nir.Threshold)
         self.pools = self._of_kind(*POOLS)
         self.scales = self._of_kind(nir.Scale)
-        self.cutters = {name for name in self.scales if not np.all(self.nodes[name].scale)}
+        whole = {name for name in self.scales if np.all(self.nodes[name].scale)}
+        self.cutters = self.scales - whole
         self.event_sources = self.neurons | {self.order.input}
         self.converters = self.synapses | self.event_sources
         self.hearers = self.synapses | self.neurons | {self.order.output}
@@ -421,8 +424,8 @@ class CountingPlan:
         rows: names of layers.
         owner: neuron -> layer that its updates and spikes are counted in: that of the first synapse
             that feeds it.
-        pools, scales, merges: nodes that cost additions or multiplications of their own under this
-            policy.
+        pools: node that adds up under this policy -> windows that each of its inputs lies in.
+        scales, merges: nodes that cost multiplications or additions of their own under this policy.
         passing: node that is neither synapse nor neuron -> its ledger row.
         refused: synapse or neuron -> why it cannot be counted under this policy.
     """
@@ -432,7 +435,7 @@ class CountingPlan:
         self.sites: list[Site] = []
         self.rows: list[str] = []
         self.owner: dict[str, str] = {}
-        self.pools: list[str] = []
+        self.pools: dict[str, Int64] = {}
         self.scales: list[str] = []
         self.merges: list[str] = []
         self.passing: dict[str, LedgerRow] = {}
@@ -472,16 +475,11 @@ class CountingPlan:
         if neuron is not None:
             itself = own_fan_out(np.asarray(paths.nodes[name].weight))
             routes = [replace(route, fan_out=itself) for route in routes]
-        routes = [delayed for route in routes for delayed in _by_wait(paths, name, route)]
-        site = Site(
-            name,
-            name,
-            row,
-            tuple(routes),
-            bias=self._biased(name),
-            own_spikes=neuron is not None,
-        )
-        self.sites.append(site)
+        found: list[Route] = []
+        for route in routes:
+            found += _by_wait(route, waits, paths.wait(name))
+        bias = self._biased(name)
+        self.sites.append(Site(name, name, row, tuple(found), bias, neuron is not None))
         if not paths.folded and len(paths.sources[name]) > 1:
             self.merges.append(name)
         # Neurons fed by several synapses are counted with the first of them.
@@ -577,7 +575,7 @@ class CountingPlan:
             self._pass(name, "folded", f"into {into}")
             return
         if name in self.paths.pools:
-            self.pools.append(name)
+            self.pools[name] = pool_fan_out(self.paths, name).stored
             note = "pool_adds: one per event inside a window"
         else:
             self.scales.append(name)
@@ -598,15 +596,20 @@ class CountingPlan:
 
 
 def _by_wait(
-    paths: EventPaths,
-    name: str,
     route: Route,
+    steps: Int64 | None,
+    least: int,
 ) -> list[Route]:
-    """Return one route for each number of steps that outputs of a dense synapse wait."""
-    steps = paths.waits(name)
+    """Return one route for each number of steps that outputs of a dense synapse wait.
+
+    Args:
+        route: to the synapse.
+        steps: each output's, None where all wait alike.
+        least: steps until the first output is heard, which is all that other synapses have.
+    """
     fan_out = route.fan_out
     if steps is None or fan_out.axes or fan_out.no_autapses:
-        return [replace(route, wait=paths.wait(name))]
+        return [replace(route, wait=least)]
     weight = fan_out.weight
     found = []
     for delay in np.unique(steps).tolist():
@@ -641,11 +644,13 @@ class GraphCounter:
         dt_s: float,
         pooling: str,
     ) -> None:
-        self.graph, self.dt_s, self.pooling = graph, dt_s, pooling
+        self.graph, self.dt_s = graph, dt_s
+        self.pooling = pooling
         self.paths = EventPaths(Stepper(graph, dt_s, 1, keep=False), pooling)
         self.plan = CountingPlan(self.paths)
-        self.tallies = {name: LayerTally(name) for name in self.plan.rows}
-        self.samples = self.steps = 0
+        self.tallies = Tallies(self.plan.rows)
+        # What nodes gave in this step of the batch and in those before it, the latest first.
+        self.past: deque[Values] = deque()
 
     def feed(self, inputs: Array, lengths: Int64) -> None:
         """Run and count one batch.
@@ -656,12 +661,89 @@ class GraphCounter:
         """
         run = Stepper(self.graph, self.dt_s, len(inputs), keep=False)
         x = run.check(torch.as_tensor(as_inputs(inputs)))
-        batch = _Batch(self, run, lengths)
-        self.samples += len(inputs)
-        self.steps += int(lengths.sum())
+        self.tallies.begin(lengths)
+        self.touched = _Touched(self.plan)
+        lags = [route.lag for site in self.plan.sites for route in site.routes]
+        # Merges look one step back. Before the first step every neuron was silent.
+        length = 1 + max([1, *lags])
+        self.past = deque([run.rest] * length, maxlen=length)
         with plain_arithmetic():
             for t in range(x.shape[1]):
-                batch.step(t, x[:, t])
+                self.past.appendleft(run.step(x[:, t]))
+                self._step(t, lengths)
+
+    def _step(self, t: int, lengths: Int64) -> None:
+        """Count a step of a batch that ran."""
+        alive = t < lengths
+        paid = int(alive.sum())
+        for site in self.plan.sites:
+            tally = self.tallies[site.row]
+            active = []
+            for route in site.routes:
+                frames = self._frames(site, route)
+                frames = frames.reshape(len(frames), 1, -1)
+                # What would act after the inference is not paid.
+                delivered = (t + route.wait < lengths)[:, None]
+                tally.deliver(
+                    route.fan_out,
+                    frames,
+                    delivered,
+                    t,
+                    own_spikes=site.own_spikes,
+                    repeated=route.repeated,
+                )
+                tally.dense(route.fan_out, paid)
+                active.append(frames[:, 0] != 0)
+            tally.add("bias_adds", paid * site.bias)
+            self.touched.now[site.name] = active
+        for name in self.plan.owner:
+            self._count_neuron(name, alive)
+        self._count_passing(alive)
+        self.touched.step_done()
+
+    def _count_neuron(self, name: str, alive: Mask) -> None:
+        node = self.paths.nodes[name]
+        tally = self.tallies[self.plan.owner[name]]
+        updates = int(alive.sum()) * prod(self.paths.leaving[name])
+        stateless = isinstance(node, nir.Threshold)
+        if stateless or hasattr(node, "v_threshold"):
+            out = self.past[0][name].numpy()
+            tally.add("spikes", np.count_nonzero(out[alive]))
+        if stateless:
+            # It compares what arrives and updates nothing.
+            tally.add("comparisons", updates)
+            return
+        tally.add("neuron_updates", updates)
+        tally.add("touched_updates", self.touched.count(name, alive))
+
+    def _count_passing(self, alive: Mask) -> None:
+        """Count pools, scales and merges that are not folded."""
+        for name in self.plan.merges:
+            active = [part.numpy() != 0 for part in self._parts(name)]
+            # The first of the branches that meet at a position costs nothing.
+            adds = np.maximum(np.sum(active, axis=0) - 1, 0)
+            self.tallies[name].add("merge_adds", adds[alive].sum())
+        for name in self.plan.scales:
+            # A multiplication with 0 is skipped, as that of a silent synapse is.
+            scaled = np.count_nonzero(self._arriving(name)[alive])
+            self.tallies[name].add("elementwise", scaled)
+        for name, windows in self.plan.pools.items():
+            events = self._arriving(name)[alive] != 0
+            self.tallies[name].add("pool_adds", (events * windows).sum())
+
+    def _parts(self, name: str) -> list[torch.Tensor]:
+        """Return what each source of a node gives it in this step."""
+        return [self.past[lag][source] for source, lag in self.paths.sources[name]]
+
+    def _arriving(self, name: str) -> Array:
+        # One after another, as the stepper adds them: floats depend on the order.
+        first, *others = self._parts(name)
+        return sum(others, start=first).numpy()
+
+    def _frames(self, site: Site, route: Route) -> Array:
+        if route.source is None:
+            return self._arriving(site.node)
+        return self.past[route.lag][route.source].numpy()
 
     def bytes_per_sample(self, inputs: Array) -> int:
         """Return about how much a sample takes while it is counted."""
@@ -671,18 +753,8 @@ class GraphCounter:
 
     def finish(self) -> OperationCounts:
         """Return the means over everything that was fed."""
-        counted = {
-            name: tally for name, tally in self.tallies.items() if name not in self.plan.refused
-        }
-        sizes = {name: self._sizes(name) for name in counted}
-        return assemble(
-            counted,
-            self._ledger(),
-            sizes,
-            self.samples,
-            self.steps,
-            self.pooling,
-        )
+        sizes = {name: self._sizes(name) for name in self.tallies if name not in self.plan.refused}
+        return self.tallies.counts(self._ledger(), sizes, self.pooling)
 
     def _ledger(self) -> list[LedgerRow]:
         rows: list[LedgerRow] = []
@@ -733,7 +805,11 @@ class GraphCounter:
         arriving = [site for site in sites if not site.own_spikes]
         forward = [route.fan_out for site in arriving for route in site.routes]
         neurons = [name for name, owner in self.plan.owner.items() if owner == row]
-        outputs = sum(prod(self.paths.leaving[name]) for name in neurons)
+        outputs = states = 0
+        for name in neurons:
+            size = prod(self.paths.leaving[name])
+            outputs += size
+            states += size * STATES.get(type(nodes[name]), 1)
         # A layer without synapses or neurons, such as a pool, is as large as what arrives.
         alone = prod(self.paths.entering[row]) if row in nodes else 0
         largest = max((prod(fan_out.outputs) for fan_out in forward), default=alone)
@@ -742,132 +818,15 @@ class GraphCounter:
             outputs=outputs or largest,
             weights=sum(fan_out.weight_words for fan_out in every),
             biases=sum(np.size(nodes[site.name].bias) for site in sites if site.bias),
-            states=sum(
-                _states_per_neuron(nodes[name]) * prod(self.paths.leaving[name]) for name in neurons
-            ),
+            states=states,
             kernel=sum(fan_out.kernel_words for fan_out in forward),
             convolution=isinstance(nodes.get(row), CONVS),
             leaky=any(_is_leaky(nodes[name]) for name in neurons),
         )
 
 
-def _states_per_neuron(node: Any) -> int:
-    if isinstance(node, nir.Threshold):
-        return 0
-    # These hold a current besides the voltage.
-    return 2 if isinstance(node, (nir.CubaLIF, nir.CubaLI)) else 1
-
-
 def _is_leaky(node: Any) -> bool:
     return isinstance(node, NEURONS) and not isinstance(node, (nir.IF, nir.I))
-
-
-class _Batch:
-    """One batch on its way through time."""
-
-    def __init__(
-        self,
-        counter: GraphCounter,
-        run: Stepper,
-        lengths: Int64,
-    ) -> None:
-        self.run, self.lengths = run, lengths
-        self.plan, self.paths, self.tallies = counter.plan, counter.paths, counter.tallies
-        for tally in self.tallies.values():
-            tally.begin(run.samples)
-        lags = [route.lag for site in self.plan.sites for route in site.routes]
-        # What nodes gave in this step and those before it, the latest first; merges look one step
-        # back.
-        self.past: deque[Values] = deque(maxlen=1 + max([1, *lags]))
-        self.touched = _Touched(self.plan)
-        self.pool_windows = {
-            name: pool_fan_out(self.paths, name).stored for name in self.plan.pools
-        }
-
-    def step(self, t: int, x: torch.Tensor) -> None:
-        """Run one step and count it."""
-        value = self.run.step(x)
-        self.past.appendleft(value)
-        alive = t < self.lengths
-        paid = int(alive.sum())
-        for site in self.plan.sites:
-            tally = self.tallies[site.row]
-            active = []
-            for route in site.routes:
-                frames = self._frames(site, route)
-                frames = frames.reshape(len(frames), 1, -1)
-                # What would act after the inference is not paid.
-                delivered = (t + route.wait < self.lengths)[:, None]
-                tally.deliver(
-                    route.fan_out,
-                    frames,
-                    delivered,
-                    t,
-                    own_spikes=site.own_spikes,
-                    repeated=route.repeated,
-                )
-                tally.dense(route.fan_out, paid)
-                active.append(frames[:, 0] != 0)
-            tally.add("bias_adds", paid * site.bias)
-            self.touched.now[site.name] = active
-        for name, row in self.plan.owner.items():
-            self._count_neuron(name, self.tallies[row], value[name].numpy(), alive)
-        self._count_passing(alive)
-        self.touched.step_done()
-
-    def _count_neuron(
-        self,
-        name: str,
-        tally: LayerTally,
-        out: Array,
-        alive: Mask,
-    ) -> None:
-        node = self.paths.nodes[name]
-        updates = int(alive.sum()) * prod(self.paths.leaving[name])
-        stateless = isinstance(node, nir.Threshold)
-        if stateless or hasattr(node, "v_threshold"):
-            tally.add("spikes", np.count_nonzero(out[alive]))
-        if stateless:
-            # It compares what arrives and updates nothing.
-            tally.add("comparisons", updates)
-            return
-        tally.add("neuron_updates", updates)
-        tally.add("touched_updates", self.touched.count(name, alive))
-
-    def _count_passing(self, alive: Mask) -> None:
-        """Count pools, scales and merges that are not folded."""
-        for name in self.plan.merges:
-            active = [part.numpy() != 0 for part in self._parts(name)]
-            # The first of the branches that meet at a position costs nothing.
-            adds = np.maximum(np.sum(active, axis=0) - 1, 0)
-            self.tallies[name].add("merge_adds", adds[alive].sum())
-        for name in self.plan.scales:
-            # A multiplication with 0 is skipped, as that of a silent synapse is.
-            scaled = np.count_nonzero(self._arriving(name)[alive])
-            self.tallies[name].add("elementwise", scaled)
-        for name, windows in self.pool_windows.items():
-            events = self._arriving(name)[alive] != 0
-            self.tallies[name].add("pool_adds", (events * windows).sum())
-
-    def _parts(self, name: str) -> list[torch.Tensor]:
-        """Return what each source of a node gives it in this step."""
-        return [self._given(source, lag) for source, lag in self.paths.sources[name]]
-
-    def _given(self, source: str, lag: int) -> torch.Tensor:
-        if lag < len(self.past):
-            return self.past[lag][source]
-        # Before the first step every neuron was silent.
-        return self.run.rest[source]
-
-    def _arriving(self, name: str) -> Array:
-        # One after another, as the stepper adds them: floats depend on the order.
-        first, *others = self._parts(name)
-        return sum(others, start=first).numpy()
-
-    def _frames(self, site: Site, route: Route) -> Array:
-        if route.source is None:
-            return self._arriving(site.node)
-        return self._given(route.source, route.lag).numpy()
 
 
 @dataclass

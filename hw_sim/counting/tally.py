@@ -9,7 +9,7 @@ are never taken per batch, layer or run, so counts do not depend on batch size o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -283,45 +283,61 @@ def _spread(per_sample: list[Int64]) -> Spread:
     return Spread(ordered[0], rank(50), rank(95), ordered[-1])
 
 
-def assemble(
-    tallies: dict[str, LayerTally],
-    ledger: list[LedgerRow],
-    sizes: dict[str, LayerSizes],
-    samples: int,
-    steps: int,
-    pooling: str,
-) -> OperationCounts:
-    """Make the counts of an inference from tallies.
+class Tallies(dict[str, LayerTally]):
+    """Tallies of all layers, by name, which see the same batches.
 
     Args:
-        tallies: layer -> its tally; all have seen the same batches.
-        ledger: one row for everything the model holds.
-        sizes: layer -> its words.
-        samples: number of samples.
-        steps: time steps of all samples together.
-        pooling: "folded" or "float".
-
-    Raises:
-        CountError: there was no sample.
+        names: of the layers, input to output.
     """
-    if not samples:
-        raise CountError("inputs: no sample; give at least one")
-    mean = Fraction(steps, samples)
-    batches = zip(*(tally.per_sample for tally in tallies.values()), strict=True)
-    whole = [np.sum(layers, axis=0) for layers in batches]
-    return OperationCounts(
-        layers={name: LayerCounts.mean(tally.columns, samples) for name, tally in tallies.items()},
-        ledger=tuple(ledger),
-        samples=samples,
-        timesteps=int(mean) if mean.denominator == 1 else mean,
-        kind="snn",
-        sizes=sizes,
-        pooling="float" if pooling == "float" else "folded",
-        per_step={
-            name: tuple(Fraction(amount, samples) for amount in tally.per_step)
-            for name, tally in tallies.items()
-        },
-        later_macs=any(tally.later_macs for tally in tallies.values()),
-        spread={name: _spread(tally.per_sample) for name, tally in tallies.items()},
-        total_spread=_spread(whole) if whole else None,
-    )
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__((name, LayerTally(name)) for name in names)
+        self.samples = self.steps = 0
+
+    def begin(self, lengths: Int64) -> None:
+        """Start a batch of samples of so many steps each."""
+        self.samples += len(lengths)
+        self.steps += int(lengths.sum())
+        for tally in self.values():
+            tally.begin(len(lengths))
+
+    def counts(
+        self,
+        ledger: list[LedgerRow],
+        sizes: dict[str, LayerSizes],
+        pooling: str,
+    ) -> OperationCounts:
+        """Return the counts of an inference.
+
+        Args:
+            ledger: one row for everything the model holds.
+            sizes: layer -> its words, for layers that are counted.
+            pooling: "folded" or "float".
+
+        Raises:
+            CountError: there was no sample.
+        """
+        if not self.samples:
+            raise CountError("inputs: no sample; give at least one")
+        mean = Fraction(self.steps, self.samples)
+        tallies = {name: self[name] for name in sizes}
+        batches = zip(*(tally.per_sample for tally in tallies.values()), strict=True)
+        whole = [np.sum(layers, axis=0) for layers in batches]
+        layers, per_step, spread = {}, {}, {}
+        for name, tally in tallies.items():
+            layers[name] = LayerCounts.mean(tally.columns, self.samples)
+            per_step[name] = tuple(Fraction(amount, self.samples) for amount in tally.per_step)
+            spread[name] = _spread(tally.per_sample)
+        return OperationCounts(
+            layers=layers,
+            ledger=tuple(ledger),
+            samples=self.samples,
+            timesteps=int(mean) if mean.denominator == 1 else mean,
+            kind="snn",
+            sizes=sizes,
+            pooling="float" if pooling == "float" else "folded",
+            per_step=per_step,
+            later_macs=any(tally.later_macs for tally in tallies.values()),
+            spread=spread,
+            total_spread=_spread(whole) if whole else None,
+        )

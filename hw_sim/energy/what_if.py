@@ -27,7 +27,7 @@ from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.counting.chip import count_events
 from knarr.hw_sim.counting.count import count
 from knarr.hw_sim.counting.counts import LayerCounts, OperationCounts
-from knarr.hw_sim.energy.estimate import price
+from knarr.hw_sim.energy.estimate import EnergyEstimate, price
 from knarr.hw_sim.energy.models import Options
 from knarr.hw_sim.energy.prices import PriceError, Profile
 from knarr.hw_sim.json_values import JsonRecord
@@ -105,16 +105,15 @@ def what_if(
     steps = frames.shape[1]
     # All steps first: rows are compared with the first. Shares of few steps may round to the same.
     lengths = dict.fromkeys([steps, *(max(1, round(share * steps)) for share in shares)])
-    runs: list[tuple[Literal["timesteps", "threshold"], float]] = []
-    runs += [("timesteps", float(n)) for n in lengths]
-    runs += [("threshold", float(factor)) for factor in factors]
+    runs: list[tuple[Literal["timesteps", "threshold"], float, Any, Array]] = []
+    for length in lengths:
+        runs.append(("timesteps", float(length), model, frames[:, :length]))
+    for factor in factors:
+        runs.append(("threshold", float(factor), with_thresholds(model, factor), frames))
     found: list[WhatIf] = []
     before: Array | None = None
-    for change, value in runs:
-        if change == "timesteps":
-            counts, decided = _run(model, frames[:, : int(value)], dt_s, readout)
-        else:
-            counts, decided = _run(with_thresholds(model, value), frames, dt_s, readout)
+    for change, value, network, shown in runs:
+        counts, decided = _run(network, shown, dt_s, readout)
         energy = price(counts, profile, model=energy_model, options=options).nominal_pj
         before = decided if before is None else before
         now = found[0].energy_pj if found else energy
@@ -247,16 +246,16 @@ def break_even(
     if (snn.kind, ann.kind) != ("snn", "ann"):
         raise PriceError(f"break-even: of '{snn.kind}' and '{ann.kind}', needs 'snn' and 'ann'")
 
-    def energy(counts: OperationCounts) -> float:
-        return price(counts, profile, model=model, options=options).nominal_pj
+    def priced(counts: OperationCounts) -> EnergyEstimate:
+        return price(counts, profile, model=model, options=options)
 
-    estimate = price(snn, profile, model=model, options=options)
-    whole, limit = estimate.nominal_pj, energy(ann)
+    estimate = priced(snn)
+    whole, limit = estimate.nominal_pj, priced(ann).nominal_pj
     # Every model is linear in counts: what is left without binary events does not depend on
     # activity.
-    silent = energy(_without_events(snn, steps=1))
+    silent = priced(_without_events(snn, steps=1)).nominal_pj
     # And what is left of no steps is a graded frame that only the first one shows.
-    none = energy(_without_events(snn, steps=0))
+    none = priced(_without_events(snn, steps=0)).nominal_pj
     scale = (limit - silent) / (whole - silent) if whole > silent else None
     total, timesteps = snn.total, float(snn.timesteps)
     dense, updates = float(total.dense_valid), float(total.neuron_updates)

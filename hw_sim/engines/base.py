@@ -71,12 +71,15 @@ class Engine(Protocol):
     """One way to compute the chip's integers."""
 
     name: str
+    description: str
+    """Text for people: what the engine uses of this machine."""
 
-    @property
-    def description(self) -> str:
-        """Text for people: what the engine uses of this machine."""
-
-    def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> Any:
+    def lay_out(
+        self,
+        layer: Layer,
+        entering: tuple[int, ...],
+        bits: int,
+    ) -> Any:
         """Return a layer as this engine wants it, or a string that says why it does not take it.
 
         Args:

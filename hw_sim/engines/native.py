@@ -233,19 +233,22 @@ class FastEngine:
     def __init__(self, kernel: Kernel, level: int) -> None:
         self.kernel = kernel
         self.level = level
+        self.description = f"with {LEVELS[level]} on {cores()} cores"
 
-    @property
-    def description(self) -> str:
-        """Text for people: instructions and cores."""
-        return f"with {LEVELS[self.level]} on {cores()} cores"
-
-    def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> FastLayer | str:
+    def lay_out(
+        self,
+        layer: Layer,
+        entering: tuple[int, ...],
+        bits: int,
+    ) -> FastLayer | str:
         """Lay out a layer, see `Engine.lay_out`."""
         view = synapse_view(layer, entering, bits)
         if isinstance(view, str):
             return view
         small, unit = view.weight, view.unit
-        bias = np.zeros(len(small), np.int32) if layer.bias_int is None else layer.bias_int
+        bias = layer.bias_int
+        if bias is None:
+            bias = np.zeros(len(small), np.int32)
         largest, largest_bias = _largest(small), _largest(bias)
         if largest_bias > MAX_BIAS:
             return "its bias passes 16 bits"
@@ -340,7 +343,8 @@ class FastEngine:
         # Every thread has samples of its own, or all share each sample where there are fewer of
         # them.
         members = 1 if samples >= threads else threads
-        bounds = np.linspace(0, samples, max(1, threads // members) + 1).astype(int)
+        parts = max(1, threads // members)
+        bounds = np.linspace(0, samples, parts + 1).astype(int).tolist()
         words = height * width * -(-channels // 32) * bits * steps
         # Threads have structures of their own: the kernel fills in pointers, and peaks are not
         # shared.
@@ -349,9 +353,8 @@ class FastEngine:
         for stages, found in zip(chains, peaks, strict=True):
             for i, record in enumerate(records):
                 record.fill(stages[i], found[i:], states[i])
-        teams = [
-            self.kernel.team(chains[0], len(layers), words, steps, members) for _ in bounds[1:]
-        ]
+        sizes = (len(layers), words, steps, members)
+        teams = [self.kernel.team(chains[0], *sizes) for _ in range(parts)]
         stop = ctypes.c_int32(0)
 
         # The kernel sees addresses alone; a thread that outlives us after a second Ctrl-C must not
@@ -372,8 +375,8 @@ class FastEngine:
                 height * width,
                 bits,
                 steps,
-                int(bounds[team]),
-                int(bounds[team + 1]),
+                bounds[team],
+                bounds[team + 1],
                 self.level,
                 ctypes.addressof(stop),
             )
@@ -408,7 +411,13 @@ class FastEngine:
 class _Record:
     """Arrays that the kernel writes for one layer."""
 
-    def __init__(self, layer: FastLayer, samples: int, steps: int, want: LayerRequest) -> None:
+    def __init__(
+        self,
+        layer: FastLayer,
+        samples: int,
+        steps: int,
+        want: LayerRequest,
+    ) -> None:
         self.layer = layer
         self.counts = np.zeros((samples, steps), dtype=np.int32)
         self.spikes: UInt8 | None = None
@@ -419,7 +428,7 @@ class _Record:
             self.spikes = np.empty(shape, dtype=np.uint8)
         if want.states:
             wide = (samples, height * width, steps, layer.struct.blocks * LANES)
-            self.states = [np.empty(wide, dtype=np.int32) for _ in range(2)]
+            self.states = list(np.empty((2, *wide), dtype=np.int32))
 
     def fill(self, stage: StageStruct, peak: Int32, state: Array | None) -> None:
         """Write the layer and the addresses of these arrays into the kernel's structure."""

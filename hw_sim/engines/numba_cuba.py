@@ -99,7 +99,13 @@ def advance(
 
 
 @compiled
-def add_rows(x: Any, weight: Any, sums: Any, first: int, last: int) -> None:
+def add_rows(
+    x: Any,
+    weight: Any,
+    sums: Any,
+    first: int,
+    last: int,
+) -> None:
     """Compute sums of frames first..last, event by event, four rows of weights at a time.
 
     Args:

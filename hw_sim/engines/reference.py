@@ -38,7 +38,8 @@ def synaptic_sum(layer: Layer, events: IntArray) -> Int64:
     """
     frames = events.shape[0]
     if isinstance(layer, Conv):
-        per_frame = 8 * prod(layer.output_shape[1:]) * prod(layer.weight_int.shape[1:])
+        positions = prod(layer.output_shape[1:])
+        per_frame = 8 * positions * prod(layer.weight_int.shape[1:])
         at_once = max(1, WINDOW_BYTES // per_frame)
         parts = [_convolve(layer, events[at : at + at_once]) for at in range(0, frames, at_once)]
         return wrap_synapse(np.concatenate(parts))
@@ -50,7 +51,8 @@ def _convolve(layer: Conv, events: IntArray) -> Int64:
     kernel_y, kernel_x = layer.weight_int.shape[2:]
     stride_y, stride_x = layer.stride
     dilation_y, dilation_x = layer.dilation
-    padded = np.pad(events, ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x)))
+    border = ((0, 0), (0, 0), (pad_y, pad_y), (pad_x, pad_x))
+    padded = np.pad(events, border)
     reach = (dilation_y * (kernel_y - 1) + 1, dilation_x * (kernel_x - 1) + 1)
     # numpy 1.26's stub forgets that several axes may be named.
     windows: Array = sliding_window_view(padded, reach, axis=(2, 3))  # type: ignore[call-overload]
@@ -67,7 +69,8 @@ def _convolve(layer: Conv, events: IntArray) -> Int64:
         # Taps in the order of the kernel's axes, so that both flatten alike.
         taps = windows[:, arriving].transpose(0, 2, 3, 1, 4, 5)
         kernel = layer.weight_int[leaving].reshape(out_group, -1)
-        product = _exact_matmul(taps.reshape(frames * height * width, -1), kernel.T, layer.name)
+        rows = taps.reshape(frames * height * width, -1)
+        product = _exact_matmul(rows, kernel.T, layer.name)
         block = product.reshape(frames, height, width, out_group)
         sums[:, leaving] = block.transpose(0, 3, 1, 2)
     return sums
@@ -79,7 +82,8 @@ def _exact_matmul(x: IntArray, weight: IntArray, name: str) -> Int64:
     """
     # No partial sum passes the largest input times the heaviest column, whatever the order of
     # summation.
-    heaviest = int(np.abs(weight.astype(np.int64)).sum(axis=0).max(initial=0))
+    magnitudes = np.abs(weight.astype(np.int64))
+    heaviest = int(magnitudes.sum(axis=0).max(initial=0))
     largest = int(np.abs(x).max(initial=0)) * heaviest
     if largest >= 2**53:
         raise ChipError(
@@ -203,11 +207,13 @@ def run_layer(
     bias: Int64 | int = 0
     if layer.bias_int is not None:
         # One bias per channel, the same at every pixel.
-        bias = layer.bias_int.astype(np.int64).reshape(-1, *[1] * (len(shape) - 1))
+        pixels = [1] * (len(shape) - 1)
+        bias = layer.bias_int.astype(np.int64).reshape(-1, *pixels)
     if isinstance(layer, Dense) and layer.delay_int is not None:
         # Events of the block before that are still under way come first, and leave with it.
         before = state.sent.shape[1]
-        flow = np.concatenate([state.sent, events.reshape(samples, timesteps, -1)], axis=1)
+        arriving = events.reshape(samples, timesteps, -1)
+        flow = np.concatenate([state.sent, arriving], axis=1)
         state.sent = flow[:, flow.shape[1] - before :]
         sums = delayed_sums(layer, flow)[:, before:]
     else:
@@ -224,7 +230,12 @@ class ReferenceEngine:
     name = "reference"
     description = "in numpy"
 
-    def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> Layer:
+    def lay_out(
+        self,
+        layer: Layer,
+        entering: tuple[int, ...],
+        bits: int,
+    ) -> Layer:
         """Return the layer as it is."""
         return layer
 
@@ -252,5 +263,6 @@ class ReferenceEngine:
 def layer_result(fired: Spikes, u: Int64, v: Int64, peak: int) -> LayerResult:
     """Return what the reference's neurons did, spikes counted."""
     spikes = fired.view(np.uint8)
-    counts = spikes.sum(axis=tuple(range(2, spikes.ndim)), dtype=np.int64)
+    features = tuple(range(2, spikes.ndim))
+    counts = spikes.sum(axis=features, dtype=np.int64)
     return LayerResult(counts, peak, spikes, u, v)

@@ -113,8 +113,15 @@ def differs(engine: Engine) -> str:
         for rate in (0.05, 0.6):
             size = (2, 13, *shape)
             events = (rng.random(size) < rate) * rng.integers(1, 2**bits, size)
-            wanted = [LayerRequest(spikes=True, states=True)]
-            request = RunRequest([laid_out], events, bits, wanted, [None], threads=1, carry=False)
+            request = RunRequest(
+                chain=[laid_out],
+                events=events,
+                bits=bits,
+                wanted=[LayerRequest(spikes=True, states=True)],
+                states=[None],
+                threads=1,
+                carry=False,
+            )
             results = engine.run(request)
             if results is None:
                 return f"layer '{layer.name}' is handed back at activity {rate}"

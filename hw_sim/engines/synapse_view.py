@@ -72,7 +72,11 @@ class SynapseView:
         return shape if len(shape) == 3 else (shape[0], 1, 1)
 
 
-def synapse_view(layer: Layer, entering: tuple[int, ...], bits: int) -> SynapseView | str:
+def synapse_view(
+    layer: Layer,
+    entering: tuple[int, ...],
+    bits: int,
+) -> SynapseView | str:
     """Look at a layer, or say why time cannot be taken out of its synapses.
 
     Args:
@@ -111,7 +115,16 @@ def synapse_view(layer: Layer, entering: tuple[int, ...], bits: int) -> SynapseV
     planes = 3 if pooled else bits
     payload = 4 if pooled else 2**bits - 1
     return SynapseView(
-        layer, small, unit, pooled, planes, shape, stride, padding, dilation, payload * heaviest
+        layer,
+        small,
+        unit,
+        pooled,
+        planes,
+        shape,
+        stride,
+        padding,
+        dilation,
+        payload * heaviest,
     )
 
 

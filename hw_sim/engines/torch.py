@@ -71,21 +71,24 @@ class TorchEngine:
 
     def __init__(self, device: str) -> None:
         self.device = device
+        self.description = f"on {device}"
 
-    @property
-    def description(self) -> str:
-        """Text for people: the device it runs on."""
-        return f"on {self.device}"
-
-    def lay_out(self, layer: Layer, entering: tuple[int, ...], bits: int) -> TorchLayer | str:
+    def lay_out(
+        self,
+        layer: Layer,
+        entering: tuple[int, ...],
+        bits: int,
+    ) -> TorchLayer | str:
         """Lay out a layer, see `Engine.lay_out`."""
         view = synapse_view(layer, entering, bits)
         if isinstance(view, str):
             return view
-        bias = np.zeros(len(view.weight)) if layer.bias_int is None else layer.bias_int
+        bias = np.zeros(len(view.weight))
+        if layer.bias_int is not None:
+            # In float64 |-2**31| is a positive number.
+            bias = layer.bias_int.astype(np.float64)
         largest = view.bound * view.unit
-        # In float64, where |-2**31| is a positive number.
-        if largest >= FLOAT64_EXACT or np.abs(bias.astype(np.float64)).max() >= MAX_BIAS:
+        if largest >= FLOAT64_EXACT or np.abs(bias).max() >= MAX_BIAS:
             return f"sums up to {largest} or its biases need more bits"
         exact = torch.float32 if view.bound < FLOAT32_EXACT else torch.float64
         weight = torch.tensor(view.weight, dtype=exact, device=self.device)
@@ -102,7 +105,8 @@ class TorchEngine:
         keep_u = 1 - neuron.i_decay / DECAY_UNITY
         keep_v = 1 - neuron.v_decay / DECAY_UNITY
         registers = (keep_u, keep_v, 64.0 * neuron.vth_int)
-        return TorchLayer(view, weight, np.tile(64.0 * bias, high * wide), rows, registers)
+        biases = np.tile(64.0 * bias, high * wide)
+        return TorchLayer(view, weight, biases, rows, registers)
 
     def bytes_per_step(self, laid_out: TorchLayer) -> int:
         """Count events as floats of 8 bytes."""
@@ -201,7 +205,8 @@ class TorchEngine:
         image = frames.to(layer.weight.dtype).permute(0, 3, 1, 2)
         channels, high, wide = view.out
         if self.device == "cpu":
-            sums = F.conv2d(image, layer.weight, None, view.stride, view.padding, view.dilation)
+            geometry = (view.stride, view.padding, view.dilation)
+            sums = F.conv2d(image, layer.weight, None, *geometry)
         else:
             columns = F.unfold(image, view.kernel, view.dilation, view.padding, view.stride)
             product = layer.weight.reshape(channels, -1) @ columns
@@ -236,7 +241,8 @@ def _neurons_on_cpu(
     """
     arriving = sums.contiguous().numpy()
     samples, steps, features = arriving.shape
-    u, v, spikes, currents, voltages = (tensor.numpy() for tensor in (*state, *into))
+    u, v = (tensor.numpy() for tensor in state)
+    spikes, currents, voltages = (tensor.numpy() for tensor in into)
     no_peaks = np.zeros((0, 0, 0), dtype=np.float32)
 
     def part(first: int, last: int) -> Int64:
@@ -323,7 +329,11 @@ def _sums_of_rows(rows: Array, frames: Tensor, threads: int) -> Tensor:
     return torch.from_numpy(sums)
 
 
-def _shared(part: Callable[[int, int], Any], n: int, threads: int) -> list[Any]:
+def _shared(
+    part: Callable[[int, int], Any],
+    n: int,
+    threads: int,
+) -> list[Any]:
     """Call `part` on ranges first..last that cover n, by several threads where that pays."""
     # Below 32 items a thread costs more than it does.
     threads = min(threads, max(1, n // 32))

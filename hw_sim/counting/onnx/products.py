@@ -291,23 +291,17 @@ def axis_windows(
     dilations = _listed(attributes, "dilations", rank, least=1)
     if transposed:
         inputs, outputs = outputs, inputs
-    axes = zip(inputs, outputs, kernel, strides, dilations, strict=True)
-    windows = [
-        AxisWindow(size, places, taps, stride, dilation=dilation)
-        for size, places, taps, stride, dilation in axes
-    ]
     auto_pad = attributes.get("auto_pad", b"NOTSET").decode(errors="replace")
     if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise UnsupportedError(f"auto_pad {auto_pad} does not exist")
+    padding = (0,) * rank
     # Whoever names the output's shape leaves the padding to follow from it, whatever auto_pad says.
-    if "output_shape" not in attributes:
-        if auto_pad == "VALID":
-            return windows
-        if auto_pad == "NOTSET":
-            pads = _listed(attributes, "pads", rank, least=0)
-            return [
-                replace(window, padding=pad) for window, pad in zip(windows, pads, strict=False)
-            ]
+    if "output_shape" not in attributes and auto_pad == "NOTSET":
+        padding = _listed(attributes, "pads", rank, least=0)[:rank]
+    axes = zip(inputs, outputs, kernel, strides, padding, dilations, strict=True)
+    windows = [AxisWindow(*axis) for axis in axes]
+    if "output_shape" not in attributes and auto_pad in ("NOTSET", "VALID"):
+        return windows
     extra = attributes.get("output_padding", [0] * rank)
     found = []
     for axis, window in enumerate(windows):

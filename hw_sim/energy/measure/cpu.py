@@ -10,7 +10,7 @@ counter of it.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from knarr.hw_sim.energy.measure.protocol import (
     MeasureError,
     Measurement,
     MeasurementPlan,
+    Meter,
     Workload,
     measure_batches,
 )
@@ -31,8 +32,11 @@ from knarr.hw_sim.energy.prices import Grade
 POWERCAP = Path("/sys/class/powercap")
 
 
-class RaplMeter:
+class RaplMeter(Meter):
     """The packages of the machine as a `Meter`. Whatever else runs on them is counted too.
+
+    Clocks differ between cores and moments, so there are no conditions. Nobody has a processor alone:
+    every load is accepted, and that of others shows as drift of idle power.
 
     Args:
         powercap: folder of the counters.
@@ -73,15 +77,6 @@ class RaplMeter:
         self.energy_j()
         return None
 
-    def conditions(self) -> Mapping[str, float]:
-        """Return nothing: clocks differ between cores and moments."""
-        return {}
-
-    def check(self) -> None:
-        """Accept every load: nobody has a processor alone, and load of others shows as drift of
-        idle power.
-        """
-
     def _counters_uj(self) -> list[int]:
         return [_number(zone / "energy_uj") for zone in self._zones]
 
@@ -118,6 +113,11 @@ def _read(path: Path) -> str:
         ) from error
 
 
+def cpu_workload(source: OnnxSource, inputs: Array, batch: int, threads: int) -> Workload:
+    """Load the file in onnxruntime's CPUExecutionProvider."""
+    return OnnxWorkload(source, inputs, batch, "CPUExecutionProvider", threads=threads)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CpuMeasurement(Measurement):
     """Energy of an inference on the processor's packages.
@@ -144,7 +144,7 @@ def measure_cpu(
     counts: OperationCounts | None = None,
     plan: MeasurementPlan = USUAL_PLAN,
     powercap: Path = POWERCAP,
-    make_workload: Callable[[OnnxSource, Array, int, int], Workload] | None = None,
+    make_workload: Callable[[OnnxSource, Array, int, int], Workload] = cpu_workload,
     clock: Clock | None = None,
 ) -> CpuMeasurement:
     """Measure an ONNX file on the CPU by RAPL, by the protocol of `measure_gpu`.
@@ -173,9 +173,8 @@ def measure_cpu(
     if type(threads) is not int or threads < 0:
         raise MeasureError(f"threads: {threads}, needs an integer from 0 (every core)")
     meter = RaplMeter(powercap)
-    make = make_workload or cpu_workload
     measured = measure_batches(
-        sizes, lambda batch: make(source, inputs, batch, threads), meter, clock, plan
+        sizes, lambda batch: make_workload(source, inputs, batch, threads), meter, clock, plan
     )
     batch_notes = [note for batch in measured for note in batch.notes]
     return CpuMeasurement(
@@ -193,8 +192,3 @@ def measure_cpu(
             *batch_notes,
         ),
     )
-
-
-def cpu_workload(source: OnnxSource, inputs: Array, batch: int, threads: int) -> Workload:
-    """Load the file in onnxruntime's CPUExecutionProvider."""
-    return OnnxWorkload(source, inputs, batch, "CPUExecutionProvider", threads=threads)

@@ -242,6 +242,13 @@ class NvmlMeter:
             )
 
 
+def cuda_workload(
+    source: OnnxSource, inputs: Array, batch: int, ordinal: int, tf32: bool
+) -> Workload:
+    """Load the file in onnxruntime's CUDAExecutionProvider; no node may run on the CPU."""
+    return OnnxWorkload(source, inputs, batch, "CUDAExecutionProvider", ordinal=ordinal, tf32=tf32)
+
+
 MakeWorkload = Callable[[OnnxSource, Array, int, int, bool], Workload]
 
 
@@ -277,7 +284,7 @@ def measure_gpu(
     counts: OperationCounts | None = None,
     plan: MeasurementPlan = USUAL_PLAN,
     open_device: Callable[[int], NvmlDevice] = open_nvml,
-    make_workload: MakeWorkload | None = None,
+    make_workload: MakeWorkload = cuda_workload,
     clock: Clock | None = None,
 ) -> GpuMeasurement:
     """Measure an ONNX file on a GPU by the counter nvmlDeviceGetTotalEnergyConsumption (Volta and
@@ -308,14 +315,14 @@ def measure_gpu(
     if type(device) is not int:
         raise MeasureError(f"device: {device!r}, needs a number from 0")
     with closing(open_device(device)) as gpu:  # closed on KeyboardInterrupt too
-        if make_workload is None:
+        if make_workload is cuda_workload:
+            # Before CUDA is looked for: without the provider it would not be used.
             require_provider("CUDAExecutionProvider")
-        make = make_workload or cuda_workload
         meter = NvmlMeter(gpu)
         ordinal = cuda_ordinal(gpu, device)
 
         def ready(batch: int) -> Workload:
-            workload = make(source, inputs, batch, ordinal, tf32)
+            workload = make_workload(source, inputs, batch, ordinal, tf32)
             workload.run()  # the CUDA context of this process exists from here on
             meter.adopt_own_process()
             return workload
@@ -336,10 +343,3 @@ def measure_gpu(
             sha256=source.sha256,
             notes=(*notes, *batch_notes),
         )
-
-
-def cuda_workload(
-    source: OnnxSource, inputs: Array, batch: int, ordinal: int, tf32: bool
-) -> Workload:
-    """Load the file in onnxruntime's CUDAExecutionProvider; no node may run on the CPU."""
-    return OnnxWorkload(source, inputs, batch, "CUDAExecutionProvider", ordinal=ordinal, tf32=tf32)

@@ -320,19 +320,22 @@ class Workload(Protocol):
 
 
 class Meter(Protocol):
-    """A device's energy counter."""
+    """A device's energy counter; one that inherits from it knows energy alone."""
 
     def energy_j(self) -> float:
         """Return joules since some start; never goes back."""
 
     def power_w(self) -> float | None:
         """Return power now, W; None where there is nothing to poll."""
+        return None
 
     def conditions(self) -> Mapping[str, float]:
         """Return clocks and the like; units in the names."""
+        return {}
 
     def check(self) -> None:
         """Raise MeasureError where something else uses the device."""
+        return
 
 
 @dataclass(frozen=True)
