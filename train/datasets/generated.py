@@ -1,4 +1,4 @@
-"""Help generators of datasets: ranges of settings, and a folder that appears whole."""
+"""Help generators of datasets: ranges of settings, tables, and a folder that appears whole."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def check_seed(seed: int) -> None:
     """
     if seed < 0:
         raise ValueError(f"seed: {seed} < 0; use a number that is not negative")
+
+
+def numbers_by_name(table: str) -> dict[str, list[float]]:
+    """Return the numbers of each line of a table, by the name at the line's beginning."""
+    rows = map(str.split, table.strip().splitlines())
+    return {name: [float(number) for number in numbers] for name, *numbers in rows}
 
 
 @contextmanager

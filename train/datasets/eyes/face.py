@@ -10,13 +10,14 @@ expressions, takes of one person in timing, pose, gaze and blinks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 
 from knarr.train.datasets.arrays import AnyArray, Float32, Rng
+from knarr.train.datasets.generated import numbers_by_name
 
 # Texels of the skin texture, which spans [-2, 2) so that moving skin never runs out of it.
 TEXTURE_SIDE = 512
@@ -75,122 +76,59 @@ class EyeMotion:
 
 # The actions that an emotion moves, and the full displacement of each; at 48 pixels 0.1 is 2.4
 # pixels.
-REACH = {
-    "brow_in": 0.20,
-    "brow_out": 0.19,
-    "squeeze": 0.13,
-    "lid_up": 0.13,
-    "lid_low": 0.11,
-    "cheek": 0.13,
-    "wrinkle": 0.12,
-    "pupil": 0.06,
-    "gaze_y": 0.18,
-}
-
-
-@dataclass(frozen=True)
-class Expression:
-    """One emotion: how far each action goes (share of its reach), and when.
-
-    Attributes:
-        share: Signed share of each action; one that is not named does not move.
-        rise_s: Mean time from rest to full expression.
-        hold_s: Mean time it stays before it eases.
-        ease: Share of the expression that is left after easing.
-    """
-
-    share: Mapping[str, float]
-    rise_s: float
-    hold_s: float
-    ease: float
-
+REACH = numbers_by_name("""
+    brow_in   0.20
+    brow_out  0.19
+    squeeze   0.13
+    lid_up    0.13
+    lid_low   0.11
+    cheek     0.13
+    wrinkle   0.12
+    pupil     0.06
+    gaze_y    0.18
+""")
 
 # The overlaps are meant: fear and surprise share brow and lid, anger and disgust share the lowered
 # brow, happiness and disgust the pushed lower lid, sadness and fear the inner brow.
-EXPRESSIONS = {
-    "angry": Expression(
-        {
-            "brow_in": -1.0,
-            "brow_out": -0.6,
-            "squeeze": 0.8,
-            "lid_up": 0.15,
-            "lid_low": 0.55,
-            "wrinkle": 0.1,
-            "pupil": -0.2,
-        },
-        rise_s=0.18,
-        hold_s=0.45,
-        ease=0.8,
-    ),
-    "disgust": Expression(
-        {
-            "brow_in": -0.55,
-            "brow_out": -0.3,
-            "squeeze": 0.45,
-            "lid_up": -0.35,
-            "lid_low": 0.75,
-            "cheek": 0.35,
-            "wrinkle": 1.0,
-            "pupil": -0.1,
-            "gaze_y": 0.1,
-        },
-        rise_s=0.26,
-        hold_s=0.35,
-        ease=0.6,
-    ),
-    "fear": Expression(
-        {
-            "brow_in": 0.9,
-            "brow_out": 0.2,
-            "squeeze": 0.8,
-            "lid_up": 0.85,
-            "lid_low": 0.25,
-            "pupil": 1.0,
-        },
-        rise_s=0.3,
-        hold_s=0.6,
-        ease=0.9,
-    ),
-    "happiness": Expression(
-        {
-            "brow_out": 0.1,
-            "lid_up": -0.4,
-            "lid_low": 0.9,
-            "cheek": 1.0,
-            "wrinkle": 0.1,
-        },
-        rise_s=0.28,
-        hold_s=0.5,
-        ease=0.8,
-    ),
-    "neutral": Expression({}, rise_s=0.3, hold_s=0.4, ease=0.5),
-    "sadness": Expression(
-        {
-            "brow_in": 0.7,
-            "brow_out": -0.2,
-            "squeeze": 0.25,
-            "lid_up": -0.7,
-            "lid_low": 0.05,
-            "gaze_y": 0.9,
-        },
-        rise_s=0.42,
-        hold_s=0.6,
-        ease=0.9,
-    ),
-    "surprise": Expression(
-        {
-            "brow_in": 0.85,
-            "brow_out": 1.0,
-            "lid_up": 0.95,
-            "lid_low": -0.1,
-            "pupil": 0.2,
-            "gaze_y": -0.1,
-        },
-        rise_s=0.1,
-        hold_s=0.2,
-        ease=0.35,
-    ),
-}
+EXPRESSIONS = numbers_by_name("""
+    angry      -1.0   -0.6   0.8    0.15   0.55  0.0   0.1  -0.2   0.0   0.18  0.45  0.8
+    disgust    -0.55  -0.3   0.45  -0.35   0.75  0.35  1.0  -0.1   0.1   0.26  0.35  0.6
+    fear        0.9    0.2   0.8    0.85   0.25  0.0   0.0   1.0   0.0   0.3   0.6   0.9
+    happiness   0.0    0.1   0.0   -0.4    0.9   1.0   0.1   0.0   0.0   0.28  0.5   0.8
+    neutral     0.0    0.0   0.0    0.0    0.0   0.0   0.0   0.0   0.0   0.3   0.4   0.5
+    sadness     0.7   -0.2   0.25  -0.7    0.05  0.0   0.0   0.0   0.9   0.42  0.6   0.9
+    surprise    0.85   1.0   0.0    0.95  -0.1   0.0   0.0   0.2  -0.1   0.1   0.2   0.35
+""")
+"""Each emotion: how far each action of REACH goes (signed share of its reach), and when.
+
+The last three numbers are the mean seconds from rest to full expression, the mean seconds that it
+stays before it eases, and the share of it that is left after easing.
+"""
+
+# Mean, standard deviation, and the least and the greatest value of each length; each takes the next
+# random number, so the order of the lines decides who is drawn.
+_LIDS_AND_BROW = numbers_by_name("""
+    eye_x            0.04  0.03   -0.04   0.12
+    eye_y            0.26  0.03    0.18   0.34
+    eye_half_width   0.64  0.04    0.54   0.74
+    tilt            -0.01  0.04   -0.1    0.08
+    open_up          0.25  0.045   0.15   0.36
+    open_low         0.15  0.03    0.08   0.22
+    brow_x           0.02  0.04   -0.08   0.12
+    brow_y          -0.36  0.07   -0.52  -0.2
+    brow_half_width  0.76  0.06    0.6    0.9
+    brow_arch        0.1   0.04    0.0    0.2
+    brow_slope       0.0   0.05   -0.12   0.12
+    brow_thickness   0.08  0.02    0.045  0.13
+    brow_darkness    0.65  0.15    0.3    0.92
+""")
+_EYEBALL_AND_SKIN = numbers_by_name("""
+    iris_radius      0.235  0.015  0.2    0.27
+    pupil_radius     0.09   0.018  0.055  0.125
+    crease           0.1    0.03   0.05   0.17
+    bag              0.15   0.08   0.0    0.35
+    lash             0.09   0.03   0.03   0.16
+""")
 
 
 @dataclass(frozen=True)
@@ -217,34 +155,19 @@ def draw_face(rng: Rng) -> Face:
         them.
     """
 
-    def normal(mean: float, std: float, low: float, high: float) -> float:
-        return float(np.clip(rng.normal(mean, std), low, high))
+    def draw(table: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        drawn = {}
+        for name, (mean, std, low, high) in table.items():
+            drawn[name] = float(np.clip(rng.normal(mean, std), low, high))
+        return drawn
 
-    # Each part takes the next random number, so the order of these lines decides who is drawn.
+    # Here too the order decides who is drawn.
     skin = float(np.exp(rng.uniform(np.log(0.28), np.log(0.7))))
-    return Face(
-        eye_x=normal(0.04, 0.03, -0.04, 0.12),
-        eye_y=normal(0.26, 0.03, 0.18, 0.34),
-        eye_half_width=normal(0.64, 0.04, 0.54, 0.74),
-        tilt=normal(-0.01, 0.04, -0.1, 0.08),
-        open_up=normal(0.25, 0.045, 0.15, 0.36),
-        open_low=normal(0.15, 0.03, 0.08, 0.22),
-        brow_x=normal(0.02, 0.04, -0.08, 0.12),
-        brow_y=normal(-0.36, 0.07, -0.52, -0.2),
-        brow_half_width=normal(0.76, 0.06, 0.6, 0.9),
-        brow_arch=normal(0.1, 0.04, 0.0, 0.2),
-        brow_slope=normal(0.0, 0.05, -0.12, 0.12),
-        brow_thickness=normal(0.08, 0.02, 0.045, 0.13),
-        brow_darkness=normal(0.65, 0.15, 0.3, 0.92),
-        skin=skin,
-        iris=float(rng.uniform(0.06, 0.34)),
-        iris_radius=normal(0.235, 0.015, 0.2, 0.27),
-        pupil_radius=normal(0.09, 0.018, 0.055, 0.125),
-        crease=normal(0.1, 0.03, 0.05, 0.17),
-        bag=normal(0.15, 0.08, 0.0, 0.35),
-        lash=normal(0.09, 0.03, 0.03, 0.16),
-        texture=_draw_texture(rng),
-    )
+    lids_and_brow = draw(_LIDS_AND_BROW)
+    iris = float(rng.uniform(0.06, 0.34))
+    eyeball_and_skin = draw(_EYEBALL_AND_SKIN)
+    texture = _draw_texture(rng)
+    return Face(**lids_and_brow, **eyeball_and_skin, skin=skin, iris=iris, texture=texture)
 
 
 def _draw_texture(rng: Rng) -> Float32:
@@ -288,19 +211,18 @@ def draw_motion(rng: Rng, style: Style, label: str, frames: int, rate: int) -> E
         Actions at ``frames * rate + 1`` instants: the state before the first frame, then each
         sub-frame's.
     """
-    expression = EXPRESSIONS[label]
+    *shares, rise_s, hold_s, ease = EXPRESSIONS[label]
     t = (np.arange(frames * rate + 1) / rate).astype(np.float32)  # in frames
     scale = style.pace * float(np.exp(rng.normal(0.0, 0.2))) / FRAME_S
     onset = rng.uniform(0.08, 0.3) * frames
     gains = style.gain[LABELS.index(label)] * rng.uniform(0.7, 1.15)
-    held = (expression.rise_s + expression.hold_s) * scale
+    held = (rise_s + hold_s) * scale
     actions: dict[str, AnyArray] = {}
-    for (name, reach), gain in zip(REACH.items(), gains, strict=True):
-        share = expression.share.get(name, 0.0)
+    for (name, (reach,)), share, gain in zip(REACH.items(), shares, gains, strict=True):
         start = onset + rng.normal(0.0, 0.6)  # muscles do not start together
-        risen = _smooth((t - start) / (expression.rise_s * scale))
+        risen = _smooth((t - start) / (rise_s * scale))
         eased = _smooth((t - start - held) / (0.25 * scale))
-        course = risen * (1.0 - (1.0 - expression.ease) * eased)
+        course = risen * (1.0 - (1.0 - ease) * eased)
         # The resting pose of the take and its drift are as large as what the emotion does to one
         # frame.
         pose = rng.normal(0.0, 0.2) + 0.09 * _wander(rng, t, frames)

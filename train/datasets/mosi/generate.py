@@ -21,7 +21,7 @@ import av
 import numpy as np
 
 from knarr.train.datasets.arrays import AnyArray, Rng, UInt8
-from knarr.train.datasets.generated import check_range, check_seed, new_folder
+from knarr.train.datasets.generated import check_range, check_seed, new_folder, numbers_by_name
 from knarr.train.datasets.mosi.labels import FILES, MODES
 
 NOISE = 0.006  # standard deviation of a pixel's grey
@@ -55,6 +55,25 @@ class Speaker:
     liveliness: float  # of everything that expresses nothing
 
 
+# Least and greatest value of each; each takes the next random number, so the order of the lines
+# decides who is drawn.
+_SPEAKER_RANGES = numbers_by_name("""
+    skin               0.45   0.8
+    ink                0.15   0.55
+    wall               0.1    0.9
+    half_width         0.58   0.7
+    half_height        0.76   0.9
+    eye_y             -0.22  -0.12
+    brow_y            -0.52  -0.42
+    mouth_y            0.36   0.46
+    mouth_half_width   0.28   0.38
+    mouth_curve       -0.06   0.06
+    brow_slope        -0.15   0.15
+    strength           0.8    1.2
+    liveliness         0.6    1.2
+""")
+
+
 @dataclass(frozen=True)
 class FaceMotion:
     """Movements over time, each (frames,); 0 is rest, up is positive."""
@@ -70,28 +89,10 @@ class FaceMotion:
 
 def draw_speaker(rng: Rng) -> Speaker:
     """Draw one person; at rest people differ about as much as an expression changes them."""
-
-    def draw(low: float, high: float) -> float:
-        return float(rng.uniform(low, high))
-
-    # In the order of the fields: each takes the next random number, so their order decides who is
-    # drawn.
-    skin = draw(0.45, 0.8)
-    return Speaker(
-        skin=skin,
-        ink=draw(0.15, 0.55) * skin,
-        wall=draw(0.1, 0.9),
-        half_width=draw(0.58, 0.7),
-        half_height=draw(0.76, 0.9),
-        eye_y=draw(-0.22, -0.12),
-        brow_y=draw(-0.52, -0.42),
-        mouth_y=draw(0.36, 0.46),
-        mouth_half_width=draw(0.28, 0.38),
-        mouth_curve=draw(-0.06, 0.06),
-        brow_slope=draw(-0.15, 0.15),
-        strength=draw(0.8, 1.2),
-        liveliness=draw(0.6, 1.2),
-    )
+    drawn = {name: float(rng.uniform(low, high)) for name, (low, high) in _SPEAKER_RANGES.items()}
+    # Ink is drawn as a share of the skin, than which it is always darker.
+    drawn["ink"] *= drawn["skin"]
+    return Speaker(**drawn)
 
 
 def draw_motion(rng: Rng, speaker: Speaker, score: float, frames: int) -> FaceMotion:
