@@ -5,11 +5,13 @@ A file lies inside its folder, has a size that can be, and is known by its conte
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,6 +57,33 @@ class DataReport:
     def to_json(self) -> dict[str, object]:
         """Return plain values that `json.dump` takes: the attributes, then "complete"."""
         return {**asdict(self), "complete": self.complete}
+
+
+def data_report(
+    name: str,
+    root: Path,
+    splits: Mapping[str, int],
+    skipped: Iterable[DataError],
+    *,
+    missing: Iterable[str] = (),
+    subjects: int | None = None,
+) -> DataReport:
+    """Return the report of a dataset whose splits hold every usable sample once.
+
+    Args:
+        name, root, splits, missing: as in the report.
+        skipped: an error for each sample left out.
+        subjects: number of people; None where each split is the samples of one person.
+    """
+    return DataReport(
+        name,
+        str(root),
+        sum(splits.values()),
+        splits,
+        len(splits) if subjects is None else subjects,
+        tuple(map(str, skipped)),
+        tuple(missing),
+    )
 
 
 def is_strict(on_bad: OnBad) -> bool:
@@ -147,6 +176,49 @@ def check_size(path: Path, n_bytes: int, max_bytes: int, record: str | None = No
             f"file too large: {n_bytes} > {max_bytes} bytes; this is no file of the dataset",
             record,
         )
+
+
+def checked_folder(path: Path, root: Path, cure: str) -> Path:
+    """Return `path` itself, when it is a folder inside the root.
+
+    Raises:
+        DataError: "outside root", or "missing folder" with the cure.
+    """
+    inside(path, root)
+    if not path.is_dir():
+        raise DataError(path, f"missing folder: not there; {cure}")
+    return path
+
+
+def read_text(path: Path, record: str | None = None) -> str:
+    """Read a file of UTF-8, with or without a byte-order mark.
+
+    Raises:
+        DataError: "not UTF-8".
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            path, f"not UTF-8: {error.reason} at byte {error.start}; convert it", record
+        ) from error
+
+
+def csv_rows(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the place of each row of a file's text, such as "line 3", and its fields.
+
+    Raises:
+        DataError: "malformed CSV".
+    """
+    # Line ends are left to the reader: one inside quotes belongs to the field.
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in rows:
+            yield f"line {rows.line_num}", row
+    except csv.Error as error:
+        raise DataError(
+            path, f"malformed CSV: {error}; restore it", f"line {rows.line_num}"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

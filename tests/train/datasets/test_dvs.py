@@ -31,8 +31,8 @@ RAW = Dvs(size=None, frames=None)
 
 
 def loop(frames: npt.NDArray[np.generic], sensitivity: float) -> npt.NDArray[np.float32]:
-    """The definition, pixel by pixel: luma / 255 for whole numbers."""
-    scale = 255 if frames.dtype == np.uint8 else 1
+    """The definition, pixel by pixel: luma / 255."""
+    scale = 255
     steps, height, width = frames.shape
     shown = np.zeros((steps, 2, height, width), np.float32)
     for t in range(steps):
@@ -93,20 +93,6 @@ def write(
 def test_whole_levels_are_compared_exactly(frames: Frames, sensitivity: float) -> None:
     shown = simulate(frames, Dvs(sensitivity, size=None, frames=None))
     assert shown.frames.dtype == np.float32
-    np.testing.assert_array_equal(shown.frames, loop(frames, sensitivity))
-
-
-@given(
-    hnp.arrays(
-        np.float32, (3, 4, 5), elements=st.sampled_from([0.0, 0.25, 0.5, 0.5009765625, 0.75, 1.0])
-    ),
-    st.sampled_from([0.0, 0.001, 0.25, 0.5]),
-)
-@settings(max_examples=40, deadline=None)
-def test_floats_are_compared_in_double_precision(
-    frames: npt.NDArray[np.float32], sensitivity: float
-) -> None:
-    shown = simulate(frames, Dvs(sensitivity, size=None, frames=None))
     np.testing.assert_array_equal(shown.frames, loop(frames, sensitivity))
 
 
@@ -218,19 +204,13 @@ def test_settings_out_of_range_are_refused(settings_: dict[str, object], message
     [
         ([], DataError, "no frames"),
         (
-            [np.zeros((2, 2)), np.full((2, 2), np.nan)],
-            DataError,
-            "record frame 2: grey out of range",
-        ),
-        ([np.full((2, 2), 1.5)], DataError, r"grey out of range: 1.5 .. 1.5, allowed 0 .. 1"),
-        (
-            [np.zeros((2, 2)), np.zeros((2, 3))],
+            [np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8)],
             DataError,
             r"changing size: \(2, 3\) after \(2, 2\)",
         ),
         ([np.zeros((2, 2, 3))], ValueError, r"shape \(2, 2, 3\), not \(H, W\)"),
         ([np.zeros((2, 2), np.int32)], ValueError, "frames of int32"),
-        ([np.zeros((2, 2)), np.zeros((2, 2), np.uint8)], ValueError, "float64 and uint8"),
+        ([np.zeros((2, 2), np.uint8), np.zeros((2, 2))], ValueError, "frames of float64"),
     ],
 )
 def test_unusable_frames_are_refused(

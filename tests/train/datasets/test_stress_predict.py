@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
 from collections import Counter
@@ -304,18 +303,11 @@ BAD_PEOPLE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_PEOPLE)
-def test_a_bad_recording_is_refused_or_counted(
-    name: str, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bad_recording_is_refused_or_counted(name: str, root: Path) -> None:
     damage, message = BAD_PEOPLE[name]
     damage(root)
     with pytest.raises(DataError, match=rf"record S03: {message}"):
         read_people(root)
-    with caplog.at_level(logging.INFO), pytest.warns(UserWarning, match="skipped 1 bad recordings"):
-        found = read_people(root, on_bad="skip")
-    assert [person.subject for person in found.people] == ["S02", "S04"]
-    assert list(found.skipped.values()) == [1]
-    assert any(f"record S03: {next(iter(found.skipped))}" in text for text in caplog.messages)
     report = check(root)
     assert report.samples == 14
     assert report.splits == {"loso/S02": 7, "loso/S04": 7}
@@ -349,9 +341,9 @@ BAD_SETS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_set_that_is_bad_as_a_whole_is_always_refused(name: str, root: Path) -> None:
     damage, message = BAD_SETS[name]
     damage(root)
-    for attempt in (lambda: read_people(root, on_bad="skip"), lambda: check(root)):
+    for attempt in (read_people, check):
         with pytest.raises(DataError, match=message):
-            attempt()
+            attempt(root)
 
 
 def test_labels_may_have_a_byte_order_mark(root: Path) -> None:
@@ -367,8 +359,6 @@ def test_an_unknown_folder_is_a_bad_record(root: Path) -> None:
 
 def test_arguments_out_of_range_are_refused(pristine: Path) -> None:
     people = read_people(pristine).people
-    with pytest.raises(ValueError, match="on_bad: 'ignore'"):
-        read_people(pristine, on_bad="ignore")  # type: ignore[arg-type]
     for arguments in ({"window_s": 0}, {"step_s": 0}, {"min_labelled": 1.5}, {"normalise": "all"}):
         with pytest.raises(ValueError, match=r"windows:|normalise:"):
             cut_windows(people, **arguments)

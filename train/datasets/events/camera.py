@@ -67,14 +67,13 @@ class Events:
     """Output of the camera.
 
     Attributes:
-        first: (H, W) first frame, grey as uint8 or as float32 in [0, 1]; None in the pure-spike
-            variant.
+        first: (H, W) uint8 luma of the first frame; None in the pure-spike variant.
         spikes: (T - 1, 2, H, W) uint8, 0 or 1: channel 0 brighter (ON), channel 1 darker (OFF).
         shown: event steps that stem from frames; those after are padding.
         fps: frames a second, measured from the time stamps; None where the frames came without.
     """
 
-    first: AnyArray | None
+    first: UInt8 | None
     spikes: UInt8
     shown: int
     fps: float | None = None
@@ -82,18 +81,27 @@ class Events:
     @property
     def frames(self) -> Float32:
         """(T, 2, H, W), or (T - 1, 2, H, W) in the pure-spike variant: what the network is fed."""
-        spikes = self.spikes.astype(np.float32)
-        if self.first is None:
-            return spikes
-        grey = self.first.astype(np.float32)
-        if self.first.dtype == np.uint8:
-            grey = grey / np.float32(255)
-        return np.concatenate([np.stack([grey, grey])[None], spikes])
+        return with_grey_first(self.first, self.spikes)
 
     @property
     def density(self) -> float:
         """Share of elements of the event steps that are events, padding left out."""
         return density(self.spikes[: self.shown])
+
+
+def with_grey_first(first: UInt8 | None, spikes: UInt8) -> Float32:
+    """Put the grey first step before the event steps (..., T - 1, 2, H, W), on both channels.
+
+    Args:
+        first: (..., H, W) luma; None in the pure-spike variant, which has no such step.
+        spikes: 0 or 1.
+    """
+    steps = spikes.astype(np.float32)
+    if first is None:
+        return steps
+    grey = first.astype(np.float32) / np.float32(255)
+    shown = np.stack([grey, grey], axis=-3)
+    return np.concatenate([np.expand_dims(shown, -4), steps], axis=-4)
 
 
 def simulate(frames: Iterable[AnyArray], camera: Dvs, *, source: str = "frames") -> Events:
@@ -102,26 +110,30 @@ def simulate(frames: Iterable[AnyArray], camera: Dvs, *, source: str = "frames")
         x[0] = (g[0], g[0]);  x[t] = (g[t] - g[t-1] > sensitivity, g[t] - g[t-1] < -sensitivity)
 
     Args:
-        frames: T arrays (H, W), or one of (T, H, W): uint8 luma, g = luma / 255, compared exactly;
-            or floats in [0, 1], compared in double precision.
+        frames: T arrays (H, W), or one of (T, H, W): uint8 luma, g = luma / 255, compared exactly.
         camera: settings.
         source: what errors call the frames, such as a file name.
 
     Raises:
-        ValueError: a frame is neither uint8 nor float, or not (H, W).
-        DataError: no frames; too few, with ``drop_short``; sizes differ; a grey value is not finite
-            or outside [0, 1].
+        ValueError: a frame is not uint8, or not (H, W).
+        DataError: no frames; too few, with ``drop_short``; sizes differ.
     """
-    first: AnyArray | None = None
-    before: AnyArray | None = None
-    steps: list[UInt8] = []
+    first: UInt8 | None = None
+    before = np.empty((0, 0), np.uint8)
+    steps: list[Bools] = []
+    levels = threshold_levels(camera.sensitivity)
     # Not one frame more is pulled than is looked at, for a video would decode it.
     for number, frame in enumerate(islice(frames, camera.frames), start=1):
-        _check(frame, before, number, source)
+        if frame.ndim != 2 or frame.size == 0:
+            raise ValueError(
+                f"{source}: frame of shape {frame.shape}, not (H, W); give one grey channel"
+            )
+        if frame.dtype != np.uint8:
+            raise ValueError(f"{source}: frames of {frame.dtype}; give uint8 luma")
         grey = frame
         if camera.resize == "before_diff" and camera.size is not None:
             grey = resize_grey(frame, camera.size)
-        if first is None or before is None:
+        if first is None:
             first = grey if camera.size is None else resize_grey(grey, camera.size)
             frame_shape = frame.shape
         elif frame.shape != frame_shape:
@@ -131,39 +143,24 @@ def simulate(frames: Iterable[AnyArray], camera: Dvs, *, source: str = "frames")
                 f"frame {number}",
             )
         else:
-            events = polarities(before, grey, camera.sensitivity)
-            steps.append(shrink_any(events, first.shape).astype(np.uint8))
+            # In 16 bits, for the difference of two 8-bit levels has a sign.
+            change = grey.astype(np.int16) - before
+            events = np.stack([change >= levels, change <= -levels])
+            steps.append(shrink_any(events, first.shape))
         before = grey
     if first is None:
         raise DataError(source, "no frames: not one; check the video and the times")
     shown = len(steps)
-    if camera.frames is not None and shown + 1 < camera.frames:
-        if camera.drop_short:
-            raise DataError(
-                source,
-                f"short clip: {shown + 1} of {camera.frames} frames; pad it (drop_short=False) or ask for fewer",
-            )
-        steps += [np.zeros((2, *first.shape), np.uint8)] * (camera.frames - 1 - shown)
-    spikes = np.stack(steps) if steps else np.zeros((0, 2, *first.shape), np.uint8)
-    if not camera.grey_first:
-        return Events(None, spikes, shown)
-    return Events(first if first.dtype == np.uint8 else first.astype(np.float32), spikes, shown)
-
-
-def polarities(before: AnyArray, after: AnyArray, sensitivity: float) -> Bools:
-    """Return where a frame is brighter, and where darker, than the one before, (2, H, W).
-
-    The difference must be more than `sensitivity`.
-
-    For uint8 the test is ``difference / 255 > sensitivity`` in double precision, done on whole
-    levels.
-    """
-    if before.dtype == np.uint8:
-        step = after.astype(np.int16) - before.astype(np.int16)
-        levels = threshold_levels(sensitivity)
-        return np.stack([step >= levels, step <= -levels])
-    change = after.astype(np.float64) - before.astype(np.float64)
-    return np.stack([change > sensitivity, change < -sensitivity])
+    wanted = shown if camera.frames is None else camera.frames - 1
+    if shown < wanted and camera.drop_short:
+        raise DataError(
+            source,
+            f"short clip: {shown + 1} of {camera.frames} frames; pad it (drop_short=False) or ask for fewer",
+        )
+    spikes = np.zeros((wanted, 2, *first.shape), np.uint8)
+    if steps:
+        spikes[:shown] = steps
+    return Events(first if camera.grey_first else None, spikes, shown)
 
 
 def threshold_levels(sensitivity: float) -> int:
@@ -174,16 +171,14 @@ def threshold_levels(sensitivity: float) -> int:
     return next(level for level in range(1, 256) if level / 255 > sensitivity)
 
 
-def resize_grey(frame: AnyArray, size: int) -> AnyArray:
-    """Resize (H, W) to (size, size) by antialiased linear interpolation.
+def resize_grey(frame: UInt8, size: int) -> UInt8:
+    """Resize luma (H, W) to (size, size) by antialiased linear interpolation.
 
-    The aspect ratio is given up, the type stays.
-
-    uint8 is rounded to whole levels, so that what follows is exact.
+    The aspect ratio is given up; levels are rounded to whole ones, so that what follows is exact.
     """
     if frame.shape == (size, size):
         return frame
-    image = Image.fromarray(frame if frame.dtype == np.uint8 else frame.astype(np.float32))
+    image = Image.fromarray(frame)
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -209,22 +204,3 @@ def shrink_any(events: Bools, shape: tuple[int, ...]) -> Bools:
 def density(spikes: UInt8) -> float:
     """Return the share of elements that are events, 0 .. 1; 0 where there is no element."""
     return np.count_nonzero(spikes) / spikes.size if spikes.size else 0.0
-
-
-def _check(frame: AnyArray, before: AnyArray | None, number: int, source: str) -> None:
-    if frame.ndim != 2 or 0 in frame.shape:
-        raise ValueError(
-            f"{source}: frame of shape {frame.shape}, not (H, W); give one grey channel"
-        )
-    whole = frame.dtype == np.uint8
-    if not whole and not np.issubdtype(frame.dtype, np.floating):
-        raise ValueError(f"{source}: frames of {frame.dtype}; give uint8 luma or floats in [0, 1]")
-    if before is not None and (before.dtype == np.uint8) != whole:
-        raise ValueError(f"{source}: frames of {before.dtype} and {frame.dtype}; give one type")
-    # NaN fails both comparisons.
-    if not whole and not (frame.min() >= 0 and frame.max() <= 1):
-        raise DataError(
-            source,
-            f"grey out of range: {np.min(frame)} .. {np.max(frame)}, allowed 0 .. 1; scale the frames",
-            f"frame {number}",
-        )

@@ -21,7 +21,7 @@ import PIL
 
 from knarr.train.datasets.arrays import Float32, Float64, Int64, UInt8
 from knarr.train.datasets.cache import Progress, cache_key, cached, parallel
-from knarr.train.datasets.events.camera import resize_grey
+from knarr.train.datasets.events.camera import resize_grey, with_grey_first
 from knarr.train.datasets.events.video import GreyVideo
 from knarr.train.datasets.files import count_kinds, sha256_of
 from knarr.train.datasets.mosi.labels import Key
@@ -95,11 +95,8 @@ class MosiClips:
 
         The first step is grey, unless in the pure-spike variant.
         """
-        spikes = self.spikes(indices).astype(np.float32)
-        if self.first.size == 0:
-            return spikes
-        grey = self.first[indices].astype(np.float32) / np.float32(255)
-        return np.concatenate([np.stack([grey, grey], axis=1)[:, None], spikes], axis=1)
+        pure = self.first.size == 0
+        return with_grey_first(None if pure else self.first[indices], self.spikes(indices))
 
 
 @dataclass(frozen=True, eq=False)

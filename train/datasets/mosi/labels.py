@@ -14,8 +14,6 @@ k counts a video's segments from 1 (Zadeh et al. 2016, https://arxiv.org/abs/160
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections import Counter
@@ -27,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import h5py
 import numpy as np
 
-from knarr.train.datasets.files import checked_file
+from knarr.train.datasets.files import checked_file, csv_rows, read_text
 from knarr.train.errors import DataError
 
 Layout = Literal["csv", "csd", "mmsa"]
@@ -204,22 +202,10 @@ def _segment(
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield (place, fields) of every row that is not empty."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            path, f"not UTF-8: {error.reason} at byte {error.start}; convert it"
-        ) from error
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in rows:
-            fields = [field.strip() for field in row]
-            if any(fields):
-                yield f"line {rows.line_num}", fields
-    except csv.Error as error:
-        raise DataError(
-            path, f"malformed CSV: {error}; restore it", f"line {rows.line_num}"
-        ) from error
+    for where, row in csv_rows(path, read_text(path)):
+        fields = [field.strip() for field in row]
+        if any(fields):
+            yield where, fields
 
 
 def _csv(path: Path) -> Iterator[Segment | DataError]:

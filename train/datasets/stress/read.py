@@ -10,11 +10,8 @@ which is how the two are checked to belong together.
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,13 +22,12 @@ import numpy.typing as npt
 from knarr.train.datasets.arrays import Float64
 from knarr.train.datasets.files import (
     DataReport,
-    OnBad,
     check_root,
     checked_file,
-    count_kinds,
-    inside,
-    is_strict,
-    report_skipped,
+    checked_folder,
+    csv_rows,
+    data_report,
+    read_text,
 )
 from knarr.train.errors import DataError
 
@@ -81,39 +77,30 @@ class People:
         people: the good ones.
         left_out: one error for each of the others.
         unlabelled: subjects whom the label file does not know, such as S01.
-
     """
 
     people: tuple[Person, ...]
     left_out: tuple[DataError, ...]
     unlabelled: tuple[str, ...]
 
-    @property
-    def skipped(self) -> Mapping[str, int]:
-        """Number of people left out, by reason."""
-        return count_kinds(self.left_out)
 
-
-def read_people(root: Path, *, on_bad: OnBad = "raise") -> People:
+def read_people(root: Path) -> People:
     """Read everybody's skin conductance, heart rate and labels.
+
+    People without labels are left out and logged.
 
     Args:
         root: folder that holds `Raw_data` and `Processed_data`.
-        on_bad: "raise" at the first person with a bad file or label, or "skip": leave them out, log
-            each, count them by reason and warn once at the end. People without labels are left out
-            and logged either way.
 
     Raises:
-        DataError: the root or the label file as a whole cannot be used; somebody is bad (with
-            ``on_bad="raise"``); or nobody is left.
+        DataError: the root or the label file as a whole cannot be used; somebody has a bad file or
+            label; or nobody is left.
     """
-    strict = is_strict(on_bad)
     found = _scan(root)
-    if found.left_out and strict:
+    if found.left_out:
         raise found.left_out[0]
     for subject in found.unlabelled:
         _log.info("%s: %s has no labels and is left out", root, subject)
-    report_skipped(root, "bad recordings", found.left_out)
     if not found.people:
         raise DataError(root, "no recordings: none can be used; check the dataset")
     return found
@@ -136,28 +123,25 @@ def check(root: Path) -> DataReport:
         labelled = person.labels[person.labels >= 0]
         stretches[f"loso/{person.subject}"] = 1 + np.count_nonzero(np.diff(labelled))
     unlabelled = [
-        str(DataError(root / LABEL_FILE, "no labels: not one row", subject))
+        DataError(root / LABEL_FILE, "no labels: not one row", subject)
         for subject in found.unlabelled
     ]
+    # Everybody of whom there is anything: a recording, a fault, or a folder without labels.
     known = {person.subject for person in found.people}
-    known |= {str(error.record) for error in found.left_out}
-    absent = sorted(set(PEOPLE) - known - set(found.unlabelled))
-    return DataReport(
-        name="stress_predict",
-        root=str(root),
-        samples=sum(stretches.values()),
-        splits=stretches,
-        subjects=len(stretches),
-        skipped=(*map(str, found.left_out), *unlabelled),
-        missing=tuple(f"Raw_data/{subject}" for subject in absent),
+    known |= {str(error.record) for error in (*found.left_out, *unlabelled)}
+    absent = sorted(set(PEOPLE) - known)
+    return data_report(
+        "stress_predict",
+        root,
+        stretches,
+        (*found.left_out, *unlabelled),
+        missing=(f"Raw_data/{subject}" for subject in absent),
     )
 
 
 def _scan(root: Path) -> People:
     check_root(root)
-    folder = inside(root / "Raw_data", root)
-    if not folder.is_dir():
-        raise DataError(folder, "missing folder: not there; check the root")
+    folder = checked_folder(root / "Raw_data", root, "check the root")
     rows = _label_rows(checked_file(root / LABEL_FILE, root, MAX_BYTES))
     present = {entry.name for entry in folder.iterdir() if entry.is_dir()}
     people: list[Person] = []
@@ -262,12 +246,7 @@ def _signal(
 
 
 def _text(path: Path, subject: str | None = None) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            path, f"not UTF-8: {error.reason} at byte {error.start}; convert it", subject
-        ) from error
+    text = read_text(path, subject)
     # Every published file's last line ends, so one that does not was cut inside a number.
     if not text.endswith("\n"):
         raise DataError(path, "truncated file: the last line has no end; restore it", subject)
@@ -276,27 +255,17 @@ def _text(path: Path, subject: str | None = None) -> str:
 
 def _label_rows(path: Path) -> dict[str, list[list[str]]]:
     """Return the rows of each subject, fields still text."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    rows: dict[str, list[list[str]]] = {}
-    try:
-        header = next(reader, [])
-        if tuple(header) != HEADER:
-            raise DataError(
-                path,
-                f"malformed header: {','.join(header)[:80]}, not {','.join(HEADER)}; restore it",
-            )
-        for row in reader:
-            if not row or _WHOLE.fullmatch(row[0]) is None or not 1 <= int(row[0]) <= 99:
-                raise DataError(
-                    path,
-                    "malformed record: no participant 1 .. 99; restore it",
-                    f"line {reader.line_num}",
-                )
-            rows.setdefault(f"S{int(row[0]):02d}", []).append(row)
-    except csv.Error as error:
+    lines = csv_rows(path, _text(path))
+    _, header = next(lines, ("", []))
+    if tuple(header) != HEADER:
         raise DataError(
-            path, f"malformed CSV: {error}; restore it", f"line {reader.line_num}"
-        ) from error
+            path, f"malformed header: {','.join(header)[:80]}, not {','.join(HEADER)}; restore it"
+        )
+    rows: dict[str, list[list[str]]] = {}
+    for where, row in lines:
+        if not row or _WHOLE.fullmatch(row[0]) is None or not 1 <= int(row[0]) <= 99:
+            raise DataError(path, "malformed record: no participant 1 .. 99; restore it", where)
+        rows.setdefault(f"S{int(row[0]):02d}", []).append(row)
     if not rows:
         raise DataError(path, "no records: it labels nobody; restore it")
     return rows
