@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from norse.torch.functional.reset import reset_value
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.export.arguments import as_dt, as_inputs, as_shape
 from knarr.export.certificate import certify, replay_inputs
@@ -27,7 +27,7 @@ from knarr.export.graph.step import METADATA
 from knarr.export.graph.step_synapses import ints
 from knarr.export.graph.topology import NEURONS, Edge, bare_delays
 from knarr.export.norse.layers import NEURON_CELLS, Layer, Layers, take_apart
-from knarr.export.norse.modules import INPUT, OUTPUT, PLIFBoxCell, SumPool2d
+from knarr.export.norse.modules import INPUT, OUTPUT, SumPool2d
 from knarr.export.norse.rewrite import WRITTEN_FROM, rewrite
 
 Shape = tuple[int, ...]
@@ -83,7 +83,7 @@ def to_nir(
     return graph
 
 
-def array(tensor: torch.Tensor) -> Float64:
+def array(tensor: Tensor) -> Float64:
     """Return a float64 copy: NIR must never alias live parameters."""
     return np.array(tensor.detach().cpu().numpy(), dtype=np.float64)
 
@@ -120,16 +120,17 @@ def neuron(layer: Layer, shape: Shape, dt_s: float) -> Any:
         )
     fields: dict[str, Float64] = {"r": np.ones(shape), "v_leak": read.voltage("v_leak")}
     tau_mem_s = read.time_constant("tau_mem_inv")
-    if isinstance(cell, (snn.LIFBoxCell, PLIFBoxCell, snn.LIFCell, snn.LIFRecurrentCell)):
+    spiking = hasattr(cell.p, "v_th")
+    if spiking:
         fields |= {"v_threshold": read.voltage("v_th"), "v_reset": read.voltage("v_reset")}
-    if isinstance(cell, (snn.LIFBoxCell, PLIFBoxCell)):
-        return nir.LIF(tau=tau_mem_s, **fields)
-    if isinstance(cell, snn.LIBoxCell):
-        return nir.LI(tau=tau_mem_s, **fields)
+    # Norse's box cells feed the voltage directly, its other cells by way of a synaptic current.
+    if not hasattr(cell.p, "tau_syn_inv"):
+        kind: Any = nir.LIF if spiking else nir.LI
+        return kind(tau=tau_mem_s, **fields)
     tau_syn_s = read.time_constant("tau_syn_inv")
+    kind = nir.CubaLIF if spiking else nir.CubaLI
     # An input jumps the current by 1 in Norse, by w_in * dt / tau_syn in NIR.
-    fields |= {"tau_mem": tau_mem_s, "tau_syn": tau_syn_s, "w_in": tau_syn_s / dt_s}
-    return nir.CubaLI(**fields) if isinstance(cell, snn.LICell) else nir.CubaLIF(**fields)
+    return kind(tau_mem=tau_mem_s, tau_syn=tau_syn_s, w_in=tau_syn_s / dt_s, **fields)
 
 
 class _Reader:
@@ -142,7 +143,7 @@ class _Reader:
     def voltage(self, field: str) -> Float64:
         """Return a parameter of the cell, one value per neuron."""
         value = getattr(self.p, field)
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, Tensor):
             raise ExportError(
                 f"{self.where}: {field} is a {type(value).__name__}, needs a tensor; use torch.tensor({value})"
             )
@@ -294,22 +295,19 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
     Raises:
         ExportError: names the module that cannot be exported, why, and what to do.
     """
-    build = _Build(input_shape)
+    build = _Build(input_shape, dt_s)
+    delayed: dict[str, list[Edge]] = {}
     for layer in layers.leaves:
-        build.add(layer, dt_s)
+        build.add(layer)
+        for source in layer.delayed:
+            delayed.setdefault(layer.owner, []).append((source, layer.name))
     build.nodes[OUTPUT] = nir.Output(
         output_type={"output": np.array(build.arriving("output", layers.output))}
     )
     build.edges += [(source, OUTPUT) for source in layers.output]
     # Each StepGraph knows its own loops alone, so each decides alone how its delays are written.
-    for owner in dict.fromkeys(leaf.owner for leaf in layers.leaves if leaf.delayed):
-        mine = [
-            (source, leaf.name)
-            for leaf in layers.leaves
-            if leaf.owner == owner
-            for source in leaf.delayed
-        ]
-        build.delay(mine, dt_s)
+    for own in delayed.values():
+        build.delay(own)
     return nir.NIRGraph(
         nodes=build.nodes,
         edges=build.edges,
@@ -321,7 +319,8 @@ def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
 class _Build:
     """A graph that grows layer by layer, with the shape that leaves each node."""
 
-    def __init__(self, input_shape: Shape) -> None:
+    def __init__(self, input_shape: Shape, dt_s: float) -> None:
+        self.dt_s = dt_s
         start = nir.Input(input_type={"input": np.array(input_shape)})
         self.nodes: dict[str, Any] = {INPUT: start}
         self.edges: list[Edge] = []
@@ -337,11 +336,11 @@ class _Build:
             )
         return shapes.pop()
 
-    def add(self, layer: Layer, dt_s: float) -> None:
+    def add(self, layer: Layer) -> None:
         """Add the node of a layer and the edges of this step that lead to it."""
         name, module = layer.name, layer.module
         if isinstance(module, snn.LIFRecurrentCell):
-            self._recurrent(layer, dt_s)
+            self._recurrent(layer)
             return
         if not layer.sources:  # StepGraph lets only a Linear live on delayed inputs alone
             shape: Shape = (int(module.in_features),)
@@ -349,12 +348,13 @@ class _Build:
             shape = self.arriving(layer.path, layer.sources)
         self.arrives_at[name] = shape
         if isinstance(module, NEURON_CELLS):
-            self.nodes[name], self.shapes[name] = neuron(layer, shape, dt_s), shape
+            self.nodes[name] = neuron(layer, shape, self.dt_s)
+            self.shapes[name] = shape
         else:
             self.nodes[name], self.shapes[name] = synapse(layer, shape)
         self.edges += [(source, name) for source in layer.sources]
 
-    def _recurrent(self, layer: Layer, dt_s: float) -> None:
+    def _recurrent(self, layer: Layer) -> None:
         """Add a LIFRecurrentCell as Linear(W_in) -> CubaLIF, and CubaLIF -> Linear(W_rec) -> CubaLIF."""
         cell: Any = layer.module
         name, shape = layer.name, self.arriving(layer.path, layer.sources)
@@ -368,13 +368,14 @@ class _Build:
             raise ExportError(
                 f"module '{layer.path}': a recurrent edge into a cell that is recurrent itself; use LIFCell and StepGraph"
             )
-        self.nodes[f"{name}_in"], self.nodes[f"{name}_rec"] = nir.Linear(w_in), nir.Linear(w_rec)
-        self.nodes[name] = neuron(layer, (len(w_in),), dt_s)
+        self.nodes[f"{name}_in"] = nir.Linear(w_in)
+        self.nodes[f"{name}_rec"] = nir.Linear(w_rec)
+        self.nodes[name] = neuron(layer, (len(w_in),), self.dt_s)
         self.shapes[name] = (len(w_in),)
         self.edges += [(source, f"{name}_in") for source in layer.sources]
         self.edges += [(f"{name}_in", name), (name, f"{name}_rec"), (f"{name}_rec", name)]
 
-    def delay(self, delayed: list[Edge], dt_s: float) -> None:
+    def delay(self, delayed: list[Edge]) -> None:
         """Add edges that wait one step: as bare edges where NIR's reader delays just these, as Delay nodes elsewhere."""
         stateful = {name for name, node in self.nodes.items() if isinstance(node, NEURONS)}
         if bare_delays(list(self.nodes), self.edges, delayed, INPUT, stateful, OUTPUT) is not None:
@@ -387,5 +388,5 @@ class _Build:
                     f"module: recurrent edge '{source}' -> '{target}' brings {self.shapes[source]}, needs "
                     f"{self.arrives_at[target]}; correct one of the two"
                 )
-            self.nodes[name] = nir.Delay(np.full(self.shapes[source], dt_s))
+            self.nodes[name] = nir.Delay(np.full(self.shapes[source], self.dt_s))
             self.edges += [(source, name), (name, target)]

@@ -21,7 +21,7 @@ import onnx.numpy_helper
 import onnxruntime
 import torch
 from norse.torch.module.snn import SNNCell, SNNRecurrentCell
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.export.arguments import as_shape
 from knarr.export.errors import ExportError
@@ -41,7 +41,7 @@ order: a sum of n terms differs by about sqrt(n) * 6e-8, 5e-6 for n = 6272, and 
 axis differs by 1e-2 and more."""
 
 
-def to_onnx(module: torch.nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
+def to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
     """Export a network in eval mode (batch-norm folds into the synapse before it) and check the file against torch.
 
     The file takes one float32 input "input" of shape (batch, *input_shape), batch dynamic, and gives one "output". It
@@ -58,7 +58,7 @@ def to_onnx(module: torch.nn.Module, input_shape: tuple[int, ...], path: Path) -
         OSError: the file cannot be written.
     """
     path, input_shape = Path(path), as_shape(input_shape)
-    if not isinstance(module, torch.nn.Module):
+    if not isinstance(module, nn.Module):
         raise ExportError(f"module: {type(module).__name__} is no torch module; wrap it in one")
     _check_module(module, input_shape)
     exported = _export(module, input_shape)
@@ -67,7 +67,7 @@ def to_onnx(module: torch.nn.Module, input_shape: tuple[int, ...], path: Path) -
 
 
 def _trace(
-    module: nn.Module, arguments: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str]
+    module: nn.Module, arguments: tuple[Tensor, ...], inputs: list[str], outputs: list[str]
 ) -> bytes:
     buffer = io.BytesIO()
     torch.onnx.export(
@@ -102,7 +102,7 @@ def _run_session(
         raise ExportError(f"module: the file does not run at batch {batch} ({error})") from error
 
 
-def _check_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> None:
+def _check_module(module: nn.Module, input_shape: tuple[int, ...]) -> None:
     training = [
         name or "the module itself" for name, part in module.named_modules() if part.training
     ]
@@ -119,13 +119,13 @@ def _check_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> None
             )
 
 
-def _samples(module: torch.nn.Module, input_shape: tuple[int, ...], batch: int) -> torch.Tensor:
+def _samples(module: nn.Module, input_shape: tuple[int, ...], batch: int) -> Tensor:
     generator = torch.Generator().manual_seed(batch)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     return torch.randn((batch, *input_shape), generator=generator).to(device)
 
 
-def _run(module: torch.nn.Module, inputs: torch.Tensor) -> Float32:
+def _run(module: nn.Module, inputs: Tensor) -> Float32:
     try:
         with torch.no_grad():
             output = module(inputs)
@@ -134,23 +134,21 @@ def _run(module: torch.nn.Module, inputs: torch.Tensor) -> Float32:
         raise ExportError(
             f"module: cannot be exported for input {tuple(inputs.shape[1:])} ({reason}); see that it runs"
         ) from error
-    if not isinstance(output, torch.Tensor):
+    if not isinstance(output, Tensor):
         raise ExportError(f"module: returns {type(output).__name__}, needs one tensor; wrap it")
     if output.ndim < 1 or output.numel() == 0:
         raise ExportError(f"module: returns shape {tuple(output.shape)}, needs a batch of values")
     return np.asarray(output.cpu().numpy())
 
 
-def _export(module: torch.nn.Module, input_shape: tuple[int, ...]) -> bytes:
+def _export(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     inputs = _samples(module, input_shape, 1)
+    _run(module, inputs)
     try:
-        _run(module, inputs)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             exported = _trace(module, (inputs,), ["input"], ["output"])
         onnx.checker.check_model(onnx.load_model_from_string(exported), full_check=True)
-    except ExportError:
-        raise
     except (
         RuntimeError,  # torch.onnx.errors.OnnxExporterError too
         TypeError,
@@ -175,7 +173,7 @@ def _export(module: torch.nn.Module, input_shape: tuple[int, ...]) -> bytes:
     return exported
 
 
-def _compare(module: torch.nn.Module, input_shape: tuple[int, ...], exported: bytes) -> None:
+def _compare(module: nn.Module, input_shape: tuple[int, ...], exported: bytes) -> None:
     session = _open_session(exported, onnxruntime.SessionOptions())
     for batch in CHECKED_BATCHES:
         inputs = _samples(module, input_shape, batch)
@@ -245,7 +243,7 @@ class _Step(nn.Module):
             if isinstance(cell, (SNNCell, SNNRecurrentCell)):
                 # Norse leaves gradients on parameters it starts from, which tracing refuses.
                 values = cell.p._asdict().items()
-                free = {key: v.detach() for key, v in values if isinstance(v, torch.Tensor)}
+                free = {key: v.detach() for key, v in values if isinstance(v, Tensor)}
                 cell.p = cell.p._replace(**free)
         try:
             with torch.no_grad():
@@ -261,7 +259,7 @@ class _Step(nn.Module):
         values = zip(self.names, _tensors(state), strict=True)
         self.initial = [self._at_start(name, value) for name, value in values]
 
-    def _at_start(self, name: str, value: torch.Tensor) -> torch.Tensor:
+    def _at_start(self, name: str, value: Tensor) -> Tensor:
         key, _, field = name.rpartition(".")
         # Currents, spikes and what recurrent edges carry are 0 before the first step.
         if field != "v":
@@ -271,7 +269,7 @@ class _Step(nn.Module):
         start = p.v_leak if hasattr(p, "v_leak") else p.v_reset
         return start.detach().expand_as(value).clone()
 
-    def forward(self, x: torch.Tensor, *state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Return the output and the states after the step, in the order of `names`."""
         # A default state is of one sample: every sample of the batch starts so.
         parts = iter([value.expand(x.shape[0], *value.shape[1:]) for value in state])
@@ -285,9 +283,9 @@ class _Step(nn.Module):
         return (output, *_tensors(after))
 
 
-def _tensors(state: dict[str, Any]) -> list[torch.Tensor]:
+def _tensors(state: dict[str, Any]) -> list[Tensor]:
     """List the tensors of a state; a StepGraph returns its nodes in the same order at every step."""
-    found: list[torch.Tensor] = []
+    found: list[Tensor] = []
     for part in state.values():
         found += part if isinstance(part, tuple) else [part]
     return found

@@ -14,14 +14,14 @@ import nir
 import numpy as np
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.shapes import PER_NEURON, declared_shape, infer, spread
+from knarr.export.graph.shapes import PER_NEURON, Array, declared_shape, infer, spread
 from knarr.export.graph.topology import inline, topology
 
-KINDS = {
-    kind.__name__: kind
+KINDS: dict[str, Any] = {
+    kind: getattr(nir, kind)
     for kind in (
-        nir.Affine, nir.AvgPool2d, nir.Conv1d, nir.Conv2d, nir.CubaLI, nir.CubaLIF, nir.Delay, nir.Flatten, nir.I, nir.IF,
-        nir.Input, nir.LI, nir.LIF, nir.Linear, nir.NIRGraph, nir.Output, nir.Scale, nir.SumPool2d, nir.Threshold,
+        "Affine", "AvgPool2d", "Conv1d", "Conv2d", "CubaLI", "CubaLIF", "Delay", "Flatten", "I", "IF",
+        "Input", "LI", "LIF", "Linear", "NIRGraph", "Output", "Scale", "SumPool2d", "Threshold",
     )
 }  # fmt: skip
 DEFAULTS = {"v_reset": (0.0, "0 by the NIR standard"), "w_in": (1.0, "1 by the NIR standard")}
@@ -73,7 +73,7 @@ def build(tree: dict[str, Any], filled: list[str], path: str = "", depth: int = 
 
 def _node(where: str, tree: dict[str, Any], filled: list[str]) -> Any:
     given = dict(tree)
-    kind: Any = KINDS[given.pop("type")]
+    kind = KINDS[given.pop("type")]
     metadata = given.pop("metadata", {})
     allowed = {
         f.name: f for f in fields(kind) if f.name not in ("metadata", "output_type", "input_type")
@@ -152,7 +152,7 @@ def _construct(where: str, kind: Any, values: dict[str, Any]) -> Any:
     return node
 
 
-def _array(where: str, field: str, value: Any) -> np.ndarray[Any, Any]:
+def _array(where: str, field: str, value: Any) -> Array:
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise ExportError(f"node '{where}': {field} is no array of numbers; rewrite it")

@@ -13,9 +13,12 @@ from typing import Any
 
 import nir
 import numpy as np
-import torch
+import numpy.typing as npt
+from torch import Tensor
 
 from knarr.export.graph.step_synapses import ints
+
+Array = npt.NDArray[Any]
 
 GROUPS, KERNEL = "knarr_groups", "knarr_kernel"
 
@@ -52,7 +55,8 @@ def restore_groups(node: Any) -> Any:
         blocks.append(block[inner])
     found = np.concatenate(blocks)
     # The zeros of a kernel and those of the padding stand for each other, as far as the taps are dilated.
-    padding = np.array(ints(node.padding, axes)) - np.array(ints(node.dilation, axes)) * around
+    moved = around * ints(node.dilation, axes)
+    padding = np.array(ints(node.padding, axes)) - moved
     if np.count_nonzero(found) != np.count_nonzero(weight) or min(padding) < 0:
         return node  # edited since
     trained = copy.copy(node)
@@ -61,7 +65,7 @@ def restore_groups(node: Any) -> Any:
     return trained
 
 
-def _said(node: Any, weight: np.ndarray[Any, Any]) -> tuple[int, tuple[int, ...]]:
+def _said(node: Any, weight: Array) -> tuple[int, tuple[int, ...]]:
     """Read groups and kernel from the metadata; those of the node itself where the metadata make no sense."""
     sides = weight.shape[2:]
     try:
@@ -77,7 +81,7 @@ def _said(node: Any, weight: np.ndarray[Any, Any]) -> tuple[int, tuple[int, ...]
     return groups, kernel
 
 
-def dense_kernel(weight: torch.Tensor, groups: int) -> torch.Tensor:
+def dense_kernel(weight: Tensor, groups: int) -> Tensor:
     """Turn the (O, I/groups, ...) weight of a grouped convolution into (O, I, ...), with zeros between the groups."""
     per_group_out, per_group_in = weight.shape[0] // groups, weight.shape[1]
     dense = weight.new_zeros(weight.shape[0], per_group_in * groups, *weight.shape[2:])

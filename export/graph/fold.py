@@ -27,7 +27,7 @@ from knarr.export.graph.complete import complete
 from knarr.export.graph.convolutions import dense_kernel, padding_numbers, restore_groups
 from knarr.export.graph.shapes import Shape, infer, spread
 from knarr.export.graph.step import step_nir
-from knarr.export.graph.step_synapses import ints
+from knarr.export.graph.step_synapses import float64, ints
 from knarr.export.graph.topology import NEURONS, Edge, graph_hash, inline, topology
 
 Float64 = npt.NDArray[np.float64]
@@ -90,9 +90,11 @@ def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
         else:
             work.nodes[name] = numeric_padding(node)
     # The certificate is of the voltages of the graph before, which folding moves by roundings.
-    dropped = ("certificate", "knarr_filled")
-    metadata = {key: value for key, value in graph.metadata.items() if key not in dropped}
-    metadata |= {"folded": "\n".join(work.done), "folded_from": graph_hash(graph)}
+    metadata = dict(graph.metadata)
+    for dropped in ("certificate", "knarr_filled"):
+        metadata.pop(dropped, None)
+    metadata["folded"] = "\n".join(work.done)
+    metadata["folded_from"] = graph_hash(graph)
     folded = complete(nir.NIRGraph(work.nodes, work.edges, metadata=metadata, type_check=False), [])
     if _paths(nodes, edges) != _paths(folded.nodes, folded.edges):
         raise ExportError(
@@ -119,7 +121,7 @@ def fold_difference(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> 
         after = step_nir(folded, inputs, dt_s, dtype=dtype)
         unequal = [z != after.spikes[name] for name, z in before.spikes.items()]
         differing[dtype] = sum(int(each.sum()) for each in unequal)
-    moved = [float(np.abs(v - after.v[name]).max(initial=0)) for name, v in before.v.items()]
+    moved = [np.abs(v - after.v[name]).max(initial=0) for name, v in before.v.items()]
     spikes = sum(int(z.sum()) for z in before.spikes.values())
     if not spikes:
         raise ExportError(
@@ -131,7 +133,7 @@ def fold_difference(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> 
         spikes,
         differing_float64=differing["float64"],
         differing_float32=differing["float32"],
-        v_difference_float32=max(moved, default=0.0),
+        v_difference_float32=float(max(moved, default=0.0)),
     )
 
 
@@ -157,15 +159,15 @@ def scale_currents(graph: nir.NIRGraph, dt_s: float) -> nir.NIRGraph:
     for name, node in inline(scaled)[0].items():
         if not isinstance(node, nir.CubaLIF):
             continue
-        r = np.asarray(node.r, dtype=np.float64)
+        r = float64(node.r)
         if (r <= 0).any():
             raise ExportError(
                 f"node '{name}': r is not above 0, and no factor turns a threshold round; rewrite its weights"
             )
-        factor = np.asarray(node.tau_mem, dtype=np.float64) / dt_s / r
+        factor = float64(node.tau_mem) / dt_s / r
         for field in ("r", "v_threshold", "v_reset", "v_leak"):
-            setattr(node, field, np.asarray(getattr(node, field), dtype=np.float64) * factor)
-    scaled.metadata = {key: value for key, value in graph.metadata.items() if key != "certificate"}
+            setattr(node, field, float64(getattr(node, field)) * factor)
+    scaled.metadata.pop("certificate", None)
     scaled.metadata["scaled_from"] = graph_hash(graph)
     return scaled
 
@@ -208,9 +210,11 @@ class _Fold:
     """
 
     def __init__(self, nodes: dict[str, Any], edges: list[Edge], keep_groups: bool) -> None:
-        self.nodes = {name: copy.copy(node) for name, node in nodes.items()}
-        if keep_groups:
-            self.nodes = {name: restore_groups(node) for name, node in self.nodes.items()}
+        self.nodes: dict[str, Any] = {}
+        for name, node in nodes.items():
+            # Copies, since `complete` fills in fields: the graph that is folded stays as it is.
+            own = copy.copy(node)
+            self.nodes[name] = restore_groups(own) if keep_groups else own
         self.edges = list(edges)
         self.done: list[str] = []
         for name, node in nodes.items():
@@ -247,7 +251,7 @@ class _Fold:
         Raises:
             ExportError: neither side can take it in.
         """
-        scale = np.asarray(self.nodes[name].scale, dtype=np.float64)
+        scale = float64(self.nodes[name].scale)
         before = self._own_source(name, SYNAPSES)
         if before is not None:
             synapse = self.nodes[before]
@@ -374,7 +378,7 @@ class _Fold:
         # A sum of a window adds the bias once per cell, an average once.
         high, wide = pool.weight.shape[2:]
         times = _gain(self.nodes[name]) * high * wide
-        bias = np.asarray(conv_node.bias, dtype=np.float64) * times
+        bias = float64(conv_node.bias) * times
         self.nodes[conv_name] = _one_convolution(conv, pool, bias, int(conv_node.groups))
         self.done.append(f"pooling '{name}' into '{conv_name}'")
         self.remove(name)
@@ -382,13 +386,12 @@ class _Fold:
     def _pool_then_linear(self, name: str, linear_name: str) -> nir.Linear | nir.Affine:
         """Return linear(flatten(pool(x))) as linear'(flatten(x)): a cell's column goes to every pixel of its window."""
         pool, linear = self.nodes[name], self.nodes[linear_name]
-        weight = np.asarray(linear.weight, dtype=np.float64)
+        weight = float64(linear.weight)
         rows = len(weight)
         columns = torch.as_tensor(weight.reshape(rows, *self.leaving[name]))
         shape = self.entering[name]
-        window = torch.full(
-            (shape[0], 1, *ints(pool.kernel_size)), _gain(pool), dtype=torch.float64
-        )
+        size = (shape[0], 1, *ints(pool.kernel_size))
+        window = torch.full(size, _gain(pool), dtype=torch.float64)
         # The gradient of pooling is its adjoint: it hands the weight of a cell to the pixels below it, and 0 to pixels
         # that no window reaches.
         pixels = conv2d_input(  # type: ignore[no-untyped-call]
@@ -407,7 +410,8 @@ def _factors(scale: Float64, synapse: Any, shape: Shape) -> Float64 | None:
         return whole
     # The taps of a kernel are shared by all pixels, so a channel can have one factor alone.
     flat = whole.reshape(shape[0], -1)
-    return np.array(flat[:, 0]) if (flat == flat[:, :1]).all() else None
+    uniform = (flat == flat[:, :1]).all()
+    return np.array(flat[:, 0]) if uniform else None
 
 
 def _scaled(synapse: Any, factors: Float64, axis: int) -> Any:
@@ -415,12 +419,12 @@ def _scaled(synapse: Any, factors: Float64, axis: int) -> Any:
     # A grouped kernel has the columns of one group alone, and the groups would need factors of their own.
     dense = axis == 1 and isinstance(synapse, CONVS)
     scaled = dense_groups(synapse) if dense else copy.copy(synapse)
-    weight = np.asarray(scaled.weight, dtype=np.float64)
+    weight = float64(scaled.weight)
     along = [1] * weight.ndim
     along[axis] = -1
     scaled.weight = weight * factors.reshape(along)
     if axis == 0 and hasattr(synapse, "bias"):
-        scaled.bias = np.asarray(synapse.bias, dtype=np.float64) * factors
+        scaled.bias = float64(synapse.bias) * factors
     return scaled
 
 
@@ -447,7 +451,7 @@ def numeric_padding(node: Any) -> Any:
 def dense_groups(node: Any) -> Any:
     """Return a convolution with one dense kernel and padding as numbers."""
     plain = copy.copy(numeric_padding(node))
-    weight = torch.as_tensor(np.asarray(node.weight, dtype=np.float64))
+    weight = torch.as_tensor(float64(node.weight))
     plain.weight = dense_kernel(weight, int(node.groups)).numpy()
     plain.groups = 1
     return plain
@@ -471,11 +475,11 @@ def _as_kernel(node: Any) -> _Kernel:
         weight = np.full((1, 1, *ints(node.kernel_size)), _gain(node))
         dilation: Shape = (1, 1)
     else:
-        weight = np.asarray(node.weight, dtype=np.float64)
+        weight = float64(node.weight)
         dilation = ints(node.dilation)
-    return _Kernel(
-        weight, np.array(ints(node.stride)), np.array(ints(node.padding)), np.array(dilation)
-    )
+    stride = np.array(ints(node.stride))
+    padding = np.array(ints(node.padding))
+    return _Kernel(weight, stride, padding, np.array(dilation))
 
 
 def _gain(pool: Any) -> float:
@@ -500,26 +504,23 @@ def _one_convolution(first: _Kernel, second: _Kernel, bias: Any, groups: int) ->
         rows = slice(top, top + span[0], first.dilation[0])
         columns = slice(left, left + span[1], first.dilation[1])
         # Windows may overlap: then several taps meet at one place and add up, always in this order, which fixes rounding.
-        kernel[:, :, rows, columns] += first.weight * second.weight[:, :, row, column, None, None]
+        tap = second.weight[:, :, row, column, None, None]
+        kernel[:, :, rows, columns] += first.weight * tap
     # Padding of `second` counts cells of `first`, each of them a stride of pixels apart.
     padding = second.padding * first.stride + first.padding
-    return _conv(kernel, bias, first.stride * second.stride, padding, groups)
-
-
-def _conv_of_pool(pool: Any, channels: int) -> nir.Conv2d:
-    """Return a pool as a convolution: every channel sees itself through a window of ones."""
-    window = _as_kernel(pool)
-    kernel = np.eye(channels)[:, :, None, None] * window.weight
-    return _conv(kernel, np.zeros(channels), window.stride, window.padding, 1)
-
-
-def _conv(kernel: Float64, bias: Any, stride: Any, padding: Any, groups: int) -> nir.Conv2d:
     return nir.Conv2d(
-        input_shape=None,
+        input_shape=None,  # `complete` knows it from what arrives
         weight=kernel,
-        stride=stride,
+        stride=first.stride * second.stride,
         padding=padding,
         dilation=np.array([1, 1]),
         groups=groups,
         bias=np.array(bias, dtype=np.float64),
     )
+
+
+def _conv_of_pool(pool: Any, channels: int) -> nir.Conv2d:
+    """Return a pool as a convolution: every channel sees itself alone."""
+    one = np.array([1, 1])
+    themselves = _Kernel(np.eye(channels)[:, :, None, None], one, one * 0, one)
+    return _one_convolution(themselves, _as_kernel(pool), np.zeros(channels), 1)

@@ -11,12 +11,14 @@ from typing import Any
 
 import nir
 import numpy as np
+import numpy.typing as npt
 
 from knarr.export.errors import ExportError
 from knarr.export.graph.step_synapses import ints
 from knarr.export.graph.topology import Topology
 
 Shape = tuple[int, ...]
+Array = npt.NDArray[Any]
 MAX_FEATURES = 2**22
 """Most neurons of one layer; Loihi 2 has 2**20 on a chip. A file that declares more asks for memory, not for an answer."""
 PER_NEURON = {
@@ -51,7 +53,7 @@ def input_shape(name: str, node: nir.Input) -> Shape:
     return _bounded(name, tuple(int(n) for n in sizes))
 
 
-def declared_shape(node: nir.Input | nir.Output) -> np.ndarray[Any, Any]:
+def declared_shape(node: nir.Input | nir.Output) -> Array:
     """Return the shape that an Input or Output declares; empty where it declares none."""
     side: Any = node.input_type if isinstance(node, nir.Input) else node.output_type
     shape = next(iter(side.values()), None) if isinstance(side, dict) else None
@@ -70,18 +72,19 @@ def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], 
     entering[topology.input] = leaving[topology.input] = start
     waiting = [name for name in topology.order if name != topology.input]
     while waiting:
-        known = [n for n in waiting if any(s in leaving for s in topology.sources[n])]
         # A loop through a Delay gives its shape only round the loop, so one known source is enough to go on.
         # A node all of whose sources are known goes first, so that its shapes are compared, not taken from one of them.
-        ready = [n for n in known if all(s in leaving for s in topology.sources[n])] or known
-        if not ready:
+        known = [n for n in waiting if not leaving.keys().isdisjoint(topology.sources[n])]
+        whole = [n for n in known if leaving.keys() >= set(topology.sources[n])]
+        if not known:
             raise ExportError(
                 f"node '{waiting[0]}': nothing with a shape reaches it; connect it to the input"
             )
-        name = ready[0]
+        name = (whole or known)[0]
         waiting.remove(name)
-        entering[name] = next(leaving[s] for s in topology.sources[name] if s in leaving)
-        leaving[name] = _bounded(name, node_shape(name, nodes[name], entering[name]))
+        shapes = [leaving[source] for source in topology.sources[name] if source in leaving]
+        entering[name] = shapes[0]
+        leaving[name] = _bounded(name, node_shape(name, nodes[name], shapes[0]))
     for name in topology.order:
         for source in (*topology.sources[name], *topology.looping[name]):
             if leaving[source] != entering[name]:
@@ -122,7 +125,7 @@ def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
                 f"node '{name}': receives {shape}, its weight is {weight.shape} and takes (features,) alone; flatten before it"
             )
         if isinstance(node, nir.Affine):
-            _exactly(name, "bias", np.asarray(node.bias), (weight.shape[0],))
+            _require_bias(name, node, weight)
         return (weight.shape[0],)
     if isinstance(node, (nir.Conv1d, nir.Conv2d)):
         return _conv_shape(name, node, shape)
@@ -135,7 +138,8 @@ def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
             raise ExportError(
                 f"node '{name}': flattens {start}..{node.end_dim} of {shape}; NIR counts without the batch"
             )
-        return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+        flattened = math.prod(shape[start : end + 1])
+        return (*shape[:start], flattened, *shape[end + 1 :])
     raise ExportError(f"node '{name}': {type(node).__name__} is not supported")
 
 
@@ -158,7 +162,9 @@ def finite(name: str, node: Any) -> None:
         if isinstance(value, str) and field == "padding":
             continue
         array = np.asarray(value)
-        if array.dtype.kind not in "iuf" or not np.isfinite(array.astype(np.float64)).all():
+        real = array.dtype.kind in "iuf"
+        # In float64, where the stepper takes it: a long double beyond its range becomes infinite there.
+        if not (real and np.isfinite(array.astype(np.float64)).all()):
             raise ExportError(
                 f"node '{name}': {field} holds something else than finite numbers; retrain or rewrite it"
             )
@@ -176,14 +182,13 @@ def _conv_shape(name: str, node: Any, shape: Shape) -> Shape:
         raise ExportError(
             f"node '{name}': receives {shape}, needs {weight.shape[1] * groups} channels and {axes} axes; reshape what comes before"
         )
-    _exactly(name, "bias", np.asarray(node.bias), (weight.shape[0],))
-    if (
-        node.input_shape is not None
-        and tuple(np.atleast_1d(node.input_shape).tolist()) != shape[1:]
-    ):
-        raise ExportError(
-            f"node '{name}': input_shape {np.atleast_1d(node.input_shape).tolist()} and receives {shape}; correct it"
-        )
+    _require_bias(name, node, weight)
+    if node.input_shape is not None:
+        declared = np.atleast_1d(node.input_shape).tolist()
+        if tuple(declared) != shape[1:]:
+            raise ExportError(
+                f"node '{name}': input_shape {declared} and receives {shape}; correct it"
+            )
     stride, dilation = ints(node.stride, axes), ints(node.dilation, axes)
     if isinstance(node.padding, str):
         # torch defines 'same' for stride 1 alone; elsewhere the readers of NIR differ.
@@ -196,21 +201,21 @@ def _conv_shape(name: str, node: Any, shape: Shape) -> Shape:
         padding: tuple[int, ...] = (0,) * axes
     else:
         padding = ints(node.padding, axes)
-    return (
-        weight.shape[0],
-        *_windows(name, shape[1:], weight.shape[2:], stride, padding, dilation),
-    )
+    sides = _windows(name, shape[1:], weight.shape[2:], stride, padding, dilation)
+    return (weight.shape[0], *sides)
 
 
 def _pool_shape(name: str, node: Any, shape: Shape) -> Shape:
     if len(shape) != 3:
         raise ExportError(f"node '{name}': pooling receives {shape}, needs (C, H, W)")
-    size, stride, padding = ints(node.kernel_size), ints(node.stride), ints(node.padding)
+    size, stride = ints(node.kernel_size), ints(node.stride)
+    padding = ints(node.padding)
     if isinstance(node, nir.AvgPool2d) and any(padding):
         raise ExportError(
             f"node '{name}': AvgPool2d with padding {padding}; NIR does not say whether the mean counts the zeros, pad before it"
         )
-    return (shape[0], *_windows(name, shape[1:], size, stride, padding, (1, 1)))
+    sides = _windows(name, shape[1:], size, stride, padding, (1, 1))
+    return (shape[0], *sides)
 
 
 def _windows(
@@ -229,7 +234,7 @@ def _windows(
     return out
 
 
-def _fits(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> None:
+def _fits(name: str, field: str, value: Array, shape: Shape) -> None:
     # A size of 1 along an axis stands for all neurons of the axis, as numpy would spread it.
     scalar = value.size == 1 and value.ndim <= max(len(shape), 1)
     same_axes = value.ndim == len(shape) and all(
@@ -242,17 +247,18 @@ def _fits(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> N
         )
 
 
-def spread(value: np.ndarray[Any, Any], shape: Shape) -> np.ndarray[Any, Any]:
+def spread(value: Array, shape: Shape) -> Array:
     """Return a copy with one value per neuron of a parameter that `node_shape` found to fit."""
     # A single value may have more axes than the neurons, which numpy alone would not spread.
-    return np.array(np.broadcast_to(value.reshape(-1)[0] if value.size == 1 else value, shape))
+    if value.size == 1:
+        value = value.reshape(())
+    return np.array(np.broadcast_to(value, shape))
 
 
-def _exactly(name: str, field: str, value: np.ndarray[Any, Any], shape: Shape) -> None:
-    if value.shape != shape:
-        raise ExportError(
-            f"node '{name}': {field} has shape {value.shape}, needs {shape}; rewrite it"
-        )
+def _require_bias(name: str, node: Any, weight: Array) -> None:
+    found, needed = np.shape(node.bias), weight.shape[:1]
+    if found != needed:
+        raise ExportError(f"node '{name}': bias has shape {found}, needs {needed}; rewrite it")
 
 
 def _bounded(name: str, shape: Shape) -> Shape:

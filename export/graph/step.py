@@ -29,11 +29,19 @@ import nir
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from knarr.export.arguments import as_dt, as_inputs
 from knarr.export.errors import ExportError
 from knarr.export.graph.shapes import Shape, infer
-from knarr.export.graph.step_synapses import DelayLine, Step, add_up, delay_steps, synapse_step
+from knarr.export.graph.step_synapses import (
+    DelayLine,
+    Step,
+    add_up,
+    delay_steps,
+    float64,
+    synapse_step,
+)
 from knarr.export.graph.topology import NEURONS, Topology, inline, topology
 
 
@@ -69,39 +77,46 @@ class NeuronStepper:
         self.threshold = self._tensor(node.v_threshold) if hasattr(node, "v_threshold") else None
         if self.threshold is not None:
             self.v_reset = self._tensor(node.v_reset)
-        if isinstance(node, (nir.IF, nir.I)):
-            self.gain = self._tensor(dt_s * np.asarray(node.r, dtype=np.float64))
-            self.v_init = self.v_reset if isinstance(node, nir.IF) else torch.zeros((), dtype=dtype)
-        else:
-            tau_name = "tau_mem" if isinstance(node, (nir.CubaLIF, nir.CubaLI)) else "tau"
+        self.cuba = isinstance(node, (nir.CubaLIF, nir.CubaLI))
+        self.leaky = not isinstance(node, (nir.IF, nir.I))
+        if self.leaky:
+            tau_name = "tau_mem" if self.cuba else "tau"
             self.a_mem = dt * self._inverse(tau_name, getattr(node, tau_name), dt_s)
-            self.v_leak, self.r = self._tensor(node.v_leak), self._tensor(node.r)
+            self.v_leak = self._tensor(node.v_leak)
+            self.r = self._tensor(node.r)
             self.v_init = self.v_leak
-        if isinstance(node, (nir.CubaLIF, nir.CubaLI)):
-            tau_syn = np.asarray(node.tau_syn, dtype=np.float64)
+        else:
+            self.gain = self._tensor(dt_s * float64(node.r))
+            # Without a leak there is no rest: Norse starts an IAFCell at its reset.
+            self.v_init = self._tensor(0.0) if self.threshold is None else self.v_reset
+        if self.cuba:
+            tau_syn = float64(node.tau_syn)
             self.a_syn = dt * self._inverse("tau_syn", tau_syn, dt_s)
-            self.gain = self._tensor(np.asarray(node.w_in, dtype=np.float64) * dt_s / tau_syn)
-        self.v: torch.Tensor | None = None
-        self.i: torch.Tensor | None = None
+            self.gain = self._tensor(float64(node.w_in) * dt_s / tau_syn)
+        self.v: Tensor | None = None
+        self.i: Tensor | None = None
         self.margin = float("inf")
-        self.spikes: list[torch.Tensor] = []
-        self.voltages: list[torch.Tensor] = []
-        self.currents: list[torch.Tensor] = []
+        self.spikes: list[Tensor] = []
+        self.voltages: list[Tensor] = []
+        self.currents: list[Tensor] = []
 
-    def _tensor(self, array: object) -> torch.Tensor:
-        return torch.as_tensor(np.array(array, dtype=np.float64)).to(self.dtype)
+    def _tensor(self, array: object) -> Tensor:
+        # A copy: what a caller does to the graph while it runs must not reach the stepper.
+        copied = np.array(array, dtype=np.float64)
+        return torch.as_tensor(copied).to(self.dtype)
 
-    def _inverse(self, field: str, tau_s: object, dt_s: float) -> torch.Tensor:
-        tau = np.asarray(tau_s, dtype=np.float64)
+    def _inverse(self, field: str, tau_s: object, dt_s: float) -> Tensor:
+        tau = float64(tau_s)
         # float32 rounds dt/tau = 1 up at times, which the tolerance lets pass; a whole step too much is refused.
-        if not ((tau > 0) & (self.unstable | (dt_s < tau * (1 + 1e-6)))).all():
+        stable = self.unstable | (dt_s < tau * (1 + 1e-6))
+        if not ((tau > 0) & stable).all():
             raise ExportError(
                 f"node '{self.name}': {field} spans {tau.min():g}..{tau.max():g} s, and forward Euler with dt {dt_s:g} s needs "
                 "at least dt; use a shorter dt or another model"
             )
         return self._tensor(1.0 / tau)
 
-    def __call__(self, x: torch.Tensor, looping: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(self, x: Tensor, looping: Tensor | None = None) -> Tensor:
         """Return what the node gives at this step.
 
         Args:
@@ -109,7 +124,7 @@ class NeuronStepper:
             looping: what came round a loop, added to a current last.
         """
         v = self.v_init.expand_as(x) if self.v is None else self.v
-        if isinstance(self.node, (nir.CubaLIF, nir.CubaLI)):
+        if self.cuba:
             i = torch.zeros_like(x) if self.i is None else self.i
             # The brackets are those of Norse: another order of these sums rounds otherwise.
             i = (i - self.a_syn * i) + self.gain * x
@@ -118,9 +133,10 @@ class NeuronStepper:
             self._note(self.currents, self.i)
         else:
             x = x if looping is None else x + looping
-            if isinstance(self.node, (nir.IF, nir.I)):
+            if not self.leaky:
                 v = v + self.gain * x
             elif isinstance(self.node, nir.LIF):
+                # Norse brackets LIF and LI differently.
                 v = v + self.a_mem * ((self.r * x + self.v_leak) - v)
             else:
                 v = v + self.a_mem * ((self.v_leak - v) + self.r * x)
@@ -130,13 +146,14 @@ class NeuronStepper:
             return v
         z = v > self.threshold
         # How near a voltage came to the threshold says how much rounding would have changed a spike.
-        self.margin = min(self.margin, float((v - self.threshold).abs().min()))
+        nearest = (v - self.threshold).abs().min()
+        self.margin = min(self.margin, float(nearest))
         self.v = torch.where(z, self.v_reset.expand_as(v), v)
         self._note(self.spikes, z)
         self._note(self.voltages, self.v)
         return z.to(self.dtype)
 
-    def _note(self, steps: list[torch.Tensor], value: torch.Tensor) -> None:
+    def _note(self, steps: list[Tensor], value: Tensor) -> None:
         if self.keep:
             steps.append(value)
 
@@ -211,7 +228,7 @@ def run_graph(
     run = Stepper(graph, dt_s, len(x), dtype, unstable=unstable)
     x = run.check(x)
     with plain_arithmetic():
-        outputs = [run.step(x[:, t])[run.order.output] for t in range(x.shape[1])]
+        outputs = [run.step(now)[run.order.output] for now in x.unbind(1)]
     neurons = run.neurons.items()
     spikes = {name: neuron.spikes for name, neuron in neurons}
     spikes |= run.crossed  # a Threshold node spikes without a voltage of its own
@@ -224,9 +241,13 @@ def run_graph(
     )
 
 
-def stacked(steps: Mapping[str, list[torch.Tensor]]) -> dict[str, npt.NDArray[Any]]:
+def stacked(steps: Mapping[str, list[Tensor]]) -> dict[str, npt.NDArray[Any]]:
     """Join what nodes did step by step into arrays (samples, timesteps, *features); drop nodes that did nothing."""
-    return {name: torch.stack(each, 1).cpu().numpy() for name, each in steps.items() if each}
+    arrays = {}
+    for name, each in steps.items():
+        if each:
+            arrays[name] = torch.stack(each, 1).cpu().numpy()
+    return arrays
 
 
 @contextmanager
@@ -272,7 +293,7 @@ class Stepper:
         self.neurons: dict[str, NeuronStepper] = {}
         self.delays: dict[str, DelayLine] = {}
         self.stateless: dict[str, Step] = {}
-        self.crossed: dict[str, list[torch.Tensor]] = {}
+        self.crossed: dict[str, list[Tensor]] = {}
         for name in self.order.order:
             node = self.nodes[name]
             if isinstance(node, NEURONS):
@@ -287,11 +308,11 @@ class Stepper:
                 self.crossed[name] = []
         self.rest = self._at_rest()
         # The value of the step before; before the first step a neuron is silent and a synapse gives its bias.
-        self.before: dict[str, torch.Tensor] = {}
+        self.before: dict[str, Tensor] = {}
         for sources in self.order.looping.values():
             self.before |= {source: self.rest[source] for source in sources}
 
-    def check(self, x: torch.Tensor) -> torch.Tensor:
+    def check(self, x: Tensor) -> Tensor:
         """Return the inputs (samples, timesteps, *features) in the graph's arithmetic.
 
         Raises:
@@ -304,12 +325,12 @@ class Stepper:
             )
         return x.to(self.dtype)
 
-    def _silence(self, shape: Shape) -> torch.Tensor:
+    def _silence(self, shape: Shape) -> Tensor:
         return torch.zeros((self.samples, *shape), dtype=self.dtype)
 
-    def _at_rest(self) -> dict[str, torch.Tensor]:
+    def _at_rest(self) -> dict[str, Tensor]:
         """Compute what every node gives while every neuron is silent: a synapse gives its bias; empty without loops."""
-        rest: dict[str, torch.Tensor] = {}
+        rest: dict[str, Tensor] = {}
         if not any(self.order.looping.values()):
             return rest
         for name in self.order.order:
@@ -317,28 +338,30 @@ class Stepper:
             parts = [rest[source] for source in sources if source in rest]
             # Neurons and delays are silent, and so is what only a loop feeds: before the first step nothing came round.
             if name in self.stateless and parts and len(parts) == len(sources):
-                rest[name] = self.stateless[name](add_up(parts, []))
+                rest[name] = self.stateless[name](add_up(parts))
             else:
                 rest[name] = self._silence(self.leaving[name])
         return rest
 
-    def step(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def step(self, x: Tensor) -> dict[str, Tensor]:
         """Return what every node gives for the input (samples, *features) of one step."""
-        value: dict[str, torch.Tensor] = {self.order.input: x}
+        value: dict[str, Tensor] = {self.order.input: x}
         late: list[str] = []  # delays whose input of this step is not there yet
         for name in self.order.order:
             if name == self.order.input:
                 continue
-            if name in self.delays and any(s not in value for s in self.order.sources[name]):
-                value[name] = self.delays[name].read(self._silence(self.leaving[name]))
+            sources = self.order.sources[name]
+            if name in self.delays and not value.keys() >= set(sources):
+                silence = self._silence(self.leaving[name])
+                value[name] = self.delays[name].read(silence)
                 late.append(name)
                 continue
-            parts = [value[source] for source in self.order.sources[name]]
+            parts = [value[source] for source in sources]
             back = [self.before[source] for source in self.order.looping[name]]
             if name in self.neurons:
                 # A neuron takes what came round apart, since a current adds it last.
-                total = add_up(parts, []) if parts else self._silence(self.entering[name])
-                looping = add_up(back, []) if back else None
+                total = add_up(parts) if parts else self._silence(self.entering[name])
+                looping = add_up(back) if back else None
                 value[name] = self.neurons[name](total, looping)
                 continue
             apply = self.delays[name] if name in self.delays else self.stateless[name]
@@ -347,6 +370,6 @@ class Stepper:
                 self.crossed[name].append(value[name])
         for name in late:
             parts = [value[source] for source in self.order.sources[name]]
-            self.delays[name].push(add_up(parts, []))
+            self.delays[name].push(add_up(parts))
         self.before = {source: value[source] for source in self.before}
         return value

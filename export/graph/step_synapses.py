@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import nir
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from knarr.export.errors import ExportError
 
-Step = Callable[[torch.Tensor], torch.Tensor]
+Step = Callable[[Tensor], Tensor]
+Steps = npt.NDArray[np.int64]
 STEPS_TOLERANCE = 1e-6
 """Relative rounding allowed in delay / dt, a float64 quotient: 0.003 / 0.001 is 3 but for a rounding."""
 MAX_DELAY_STEPS = 100_000
@@ -32,23 +35,32 @@ def ints(value: object, n: int = 2) -> tuple[int, ...]:
     )
     if not whole or array.size not in (1, n) or array.ndim > 1:
         raise ExportError(f"a size or stride of {value!r} is no integer or {n} of them; rewrite it")
-    return tuple(int(v) for v in np.broadcast_to(array.reshape(-1), (n,)))
+    sizes = [int(size) for size in array.reshape(-1)]
+    return tuple(sizes * n if len(sizes) < n else sizes)
 
 
-def add_up(forward: list[torch.Tensor], looping: list[torch.Tensor]) -> torch.Tensor:
+def float64(value: object) -> npt.NDArray[np.float64]:
+    """Return a parameter in float64; a file may hold it in less."""
+    return np.asarray(value, dtype=np.float64)
+
+
+def add_up(forward: Sequence[Tensor], looping: Sequence[Tensor] = ()) -> Tensor:
     """Sum what arrives at this step, and then what comes round a loop; one of the two may be missing."""
+    if not forward or not looping:
+        parts = forward or looping
+        return sum(parts[1:], start=parts[0])
     # Two sums and not one: float32 rounds by the brackets, and Norse's recurrent cells have these.
-    sums = [sum(parts[1:], start=parts[0]) for parts in (forward, looping) if parts]
-    return sums[0] if len(sums) == 1 else sums[0] + sums[1]
+    return add_up(forward) + add_up(looping)
 
 
 def sum_pool2d(
-    x: torch.Tensor, size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-) -> torch.Tensor:
+    x: Tensor, size: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]
+) -> Tensor:
     """Sum (B, C, H, W) over windows of `size`, with zeros around."""
     # A convolution with one kernel of ones per channel: exact for spikes, where torch's mean times the size rounds twice.
     channels = x.shape[1]
-    return F.conv2d(x, x.new_ones(channels, 1, *size), None, stride, padding, 1, channels)
+    ones = x.new_ones(channels, 1, *size)
+    return F.conv2d(x, ones, None, stride, padding, groups=channels)
 
 
 def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
@@ -58,7 +70,7 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
         ExportError: a node type without a meaning here.
     """
 
-    def tensor(array: object) -> torch.Tensor:
+    def tensor(array: object) -> Tensor:
         return torch.as_tensor(np.asarray(array)).to(dtype)
 
     if isinstance(node, (nir.Input, nir.Output)):
@@ -77,6 +89,7 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
         axes = np.asarray(node.weight).ndim - 2
         kernel, offset = tensor(node.weight), tensor(node.bias)
         stride, dilation = ints(node.stride, axes), ints(node.dilation, axes)
+        # torch takes 'same' and 'valid' as NIR writes them.
         padding = node.padding if isinstance(node.padding, str) else ints(node.padding, axes)
         conv: Any = F.conv1d if axes == 1 else F.conv2d
         return lambda x: conv(x, kernel, offset, stride, padding, dilation, int(node.groups))
@@ -84,10 +97,8 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
         size, step = ints(node.kernel_size), ints(node.stride)
         return lambda x: F.avg_pool2d(x, size, step)
     if isinstance(node, nir.SumPool2d):
-        (high, wide), (down, right), (top, left) = (
-            ints(v) for v in (node.kernel_size, node.stride, node.padding)
-        )
-        return lambda x: sum_pool2d(x, (high, wide), (down, right), (top, left))
+        size, step, around = ints(node.kernel_size), ints(node.stride), ints(node.padding)
+        return lambda x: sum_pool2d(x, size, step, around)
     if isinstance(node, nir.Flatten):
         # +1: NIR counts dimensions without the batch.
         start, end = int(node.start_dim) + 1, int(node.end_dim)
@@ -98,20 +109,17 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
     )
 
 
-def delay_steps(name: str, node: Any, dt_s: float) -> np.ndarray[Any, np.dtype[np.int64]]:
+def delay_steps(name: str, node: Any, dt_s: float) -> Steps:
     """Return a Delay in whole time steps, one per element.
 
     Raises:
         ExportError: a delay that is negative, too long, or no whole number of steps, which NIR leaves open.
     """
-    exact = np.asarray(node.delay, dtype=np.float64) / dt_s
+    exact = float64(node.delay) / dt_s
     steps = np.rint(exact)
-    # NaN compares false, so the negated comparison refuses it.
-    bad = (
-        ~(np.abs(exact - steps) <= STEPS_TOLERANCE * np.maximum(steps, 1))
-        | (steps < 0)
-        | (steps > MAX_DELAY_STEPS)
-    )
+    whole = np.abs(exact - steps) <= STEPS_TOLERANCE * np.maximum(steps, 1)
+    # NaN compares false, so a comparison that is negated refuses it.
+    bad = ~whole | (steps < 0) | (steps > MAX_DELAY_STEPS)
     if bad.any():
         raise ExportError(
             f"node '{name}': delay {float(np.asarray(node.delay)[bad].flat[0]):g} s is not a whole number of steps of {dt_s:g} s "
@@ -123,13 +131,13 @@ def delay_steps(name: str, node: Any, dt_s: float) -> np.ndarray[Any, np.dtype[n
 class DelayLine:
     """A delay per element: y[t] = x[t - steps], zero before the first input."""
 
-    def __init__(self, steps: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+    def __init__(self, steps: Steps) -> None:
         self.steps = torch.as_tensor(steps)
         # Only delays that occur are looked up, newest input last.
         self.agos = [int(ago) for ago in np.unique(steps) if ago > 0]
-        self.past: deque[torch.Tensor] = deque(maxlen=int(steps.max(initial=0)))
+        self.past: deque[Tensor] = deque(maxlen=int(steps.max(initial=0)))
 
-    def read(self, silence: torch.Tensor) -> torch.Tensor:
+    def read(self, silence: Tensor) -> Tensor:
         """Return the output of this step when every delay is at least one; call before `push`."""
         out = silence.clone()
         steps = self.steps.expand(silence.shape[1:])
@@ -138,13 +146,15 @@ class DelayLine:
                 out = torch.where(steps == ago, self.past[-ago], out)
         return out
 
-    def push(self, x: torch.Tensor) -> None:
+    def push(self, x: Tensor) -> None:
         """Take in the input of this step; what is older than the longest delay is forgotten."""
         if self.past.maxlen:
             self.past.append(x)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Return the output for the input of this step; delays of zero are allowed."""
-        out = torch.where(self.steps.expand(x.shape[1:]) == 0, x, self.read(torch.zeros_like(x)))
+        delayed = self.read(torch.zeros_like(x))
+        at_once = self.steps.expand(x.shape[1:]) == 0
+        out = torch.where(at_once, x, delayed)
         self.push(x)
         return out

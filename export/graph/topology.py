@@ -141,21 +141,22 @@ def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = 
     Raises:
         ExportError: not one Input and one Output at the top, a node that nothing feeds, a loop without a meaning.
     """
-    top = {}
+    ends = []
     for kind in (nir.Input, nir.Output):
         # A nested graph's ends carry a dot and only pass on what they get.
         names = [n for n, node in nodes.items() if isinstance(node, kind) and "." not in n]
         if len(names) != 1:
             raise ExportError(f"graph: {len(names)} {kind.__name__} nodes, needs exactly one")
-        top[kind] = names[0]
+        ends.append(names[0])
+    start, end = ends
     fed = {target for _, target in edges}
-    if top[nir.Input] in fed:
+    if start in fed:
         raise ExportError(
-            f"node '{top[nir.Input]}': something feeds this Input, which only passes on what is given; cut the edge, or add up "
+            f"node '{start}': something feeds this Input, which only passes on what is given; cut the edge, or add up "
             "behind it"
         )
     for name in sorted(nodes):
-        if name != top[nir.Input] and name not in fed:
+        if name != start and name not in fed:
             raise ExportError(f"node '{name}': nothing feeds it; connect or remove it")
     delays = {
         name
@@ -165,27 +166,26 @@ def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = 
         and bool((np.asarray(node.delay) > (dt_s or 0.0) * 0.5).all())
     }
     stateful = {name for name, node in nodes.items() if isinstance(node, NEURONS)}
-    closing = loop_edges(list(nodes), edges, top[nir.Input], stateful, delays)
+    closing = loop_edges(list(nodes), edges, start, stateful, delays)
     forward = [edge for edge in edges if edge not in closing]
     # The value of a Delay at this step is known before what feeds it, so edges into it put nothing in order.
     graph: Any = nx.DiGraph()
     graph.add_nodes_from(nodes)
     graph.add_edges_from(edge for edge in forward if edge[1] not in delays)
-    order = [
-        top[nir.Input],
-        *(n for n in nx.lexicographical_topological_sort(graph) if n != top[nir.Input]),
-    ]
+    # Ties go by name, so that no order of a file changes what is summed first.
+    order = list(nx.lexicographical_topological_sort(graph))
+    order.remove(start)
     sources: dict[str, tuple[str, ...]] = dict.fromkeys(nodes, ())
     looping: dict[str, tuple[str, ...]] = dict.fromkeys(nodes, ())
     for source, target in edges:
         where = looping if (source, target) in closing else sources
         where[target] = (*where[target], source)
     return Topology(
-        order=tuple(order),
+        order=(start, *order),
         sources=sources,
         looping=looping,
-        input=top[nir.Input],
-        output=top[nir.Output],
+        input=start,
+        output=end,
     )
 
 

@@ -13,10 +13,10 @@ from norse.torch.functional.lif_box import (
     LIFBoxParameters,
     lif_box_feed_forward_step,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.step_synapses import add_up, sum_pool2d
+from knarr.export.graph.step_synapses import add_up, ints, sum_pool2d
 from knarr.export.graph.topology import Edge, bare_delays
 
 INPUT, OUTPUT = "input", "output"
@@ -76,7 +76,7 @@ class PLIFBoxCell(nn.Module):
             alpha=self.alpha,
         )
 
-    def forward(self, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Step once; `x` is (B, *features) input, the state Norse's own."""
         p = self.p
         if state is None:
@@ -100,10 +100,10 @@ class SumPool2d(nn.Module):
         self, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None
     ) -> None:
         super().__init__()
-        self.kernel_size = _pair(kernel_size)
-        self.stride = self.kernel_size if stride is None else _pair(stride)
+        self.kernel_size = ints(kernel_size)
+        self.stride = self.kernel_size if stride is None else ints(stride)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Pool (B, C, H, W)."""
         return sum_pool2d(x, self.kernel_size, self.stride, (0, 0))
 
@@ -217,8 +217,8 @@ class StepGraph(nn.Module):
         return found or frozenset()
 
     def forward(
-        self, x: torch.Tensor, state: dict[str, Any] | None = None
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        self, x: Tensor, state: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Step once.
 
         Args:
@@ -246,7 +246,7 @@ class StepGraph(nn.Module):
             cell = before.get(name)
             if looping and forward and isinstance(module, (snn.LIFCell, snn.LICell)):
                 # The current takes what loops back after what arrives forward, as LIFRecurrentCell does.
-                total = add_up(forward, [])
+                total = add_up(forward)
                 cell = module.state_fallback(total) if cell is None else cell
                 cell = cell._replace(i=cell.i + total)
                 forward = []
@@ -256,11 +256,11 @@ class StepGraph(nn.Module):
         return value[OUTPUT], after
 
     def _arriving(
-        self, name: str, value: dict[str, torch.Tensor], before: dict[str, Any]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        self, name: str, value: dict[str, Tensor], before: dict[str, Any]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Collect what arrives at a node forward, and what comes round a loop."""
-        forward: list[torch.Tensor] = []
-        looping: list[torch.Tensor] = []
+        forward: list[Tensor] = []
+        looping: list[Tensor] = []
         # The edges of this step come first, in their order: a sum of three rounds by its order.
         arriving = [(edge, value.get(edge[0])) for edge in self.edges]
         arriving += [(edge, before.get(f"{edge[0]}.before")) for edge in self.recurrent]
@@ -274,7 +274,3 @@ class StepGraph(nn.Module):
 def is_stateful(module: nn.Module | None) -> bool:
     """Tell whether a module takes and returns a state beside its input."""
     return module is not None and "state" in inspect.signature(module.forward).parameters
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.export.errors import ExportError
 from knarr.export.graph.convolutions import dense_kernel, groups_metadata, padding_numbers
@@ -152,8 +152,8 @@ def _plain_conv(leaf: Layer) -> tuple[nn.Module, list[str]]:
 
 
 def _square(
-    leaf: Layer, weight: torch.Tensor, padding: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[torch.Tensor, tuple[int, ...]]:
+    leaf: Layer, weight: Tensor, padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...]]:
     """Put the same taps into a square kernel: zeros on both sides of the shorter axis, and as much more padding."""
     side = max(weight.shape[2:])
     missing = [side - k for k in weight.shape[2:]]

@@ -8,7 +8,7 @@ import norse.torch as snn
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.export.arguments import as_inputs
 from knarr.export.errors import ExportError
@@ -34,8 +34,8 @@ def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
     leaves = [leaf for leaf in take_apart(module).leaves if isinstance(leaf.module, NEURON_CELLS)]
     # Hooks get the module alone; a cell stands in one place, so its identity gives its name.
     names = {id(leaf.module): leaf.name for leaf in leaves}
-    spikes: dict[str, list[torch.Tensor]] = {}
-    voltages: dict[str, list[torch.Tensor]] = {}
+    spikes: dict[str, list[Tensor]] = {}
+    voltages: dict[str, list[Tensor]] = {}
 
     def remember(cell: nn.Module, _: Any, result: Any) -> None:
         out, state = result
