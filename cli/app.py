@@ -82,8 +82,7 @@ DataOption = Annotated[
     Option("--data", help="Folder of the recipe's data; leave it out where knarr generates them."),
 ]
 OutOption = Annotated[
-    Path | None,
-    Option("--out", help="Folder of the run; runs/<recipe name> when left out."),
+    Path | None, Option("--out", help="Folder of the run; runs/<recipe name> when left out.")
 ]
 SetOption = Annotated[
     list[str] | None,

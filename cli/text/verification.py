@@ -1,10 +1,12 @@
-"""A verification as tables of 100 columns: what was compared, where stages part, what they decide."""
+"""A verification as tables of 100 columns, and a graph as lines: what was compared, where stages part, what they decide."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
@@ -12,7 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from knarr.cli.output import make_console, make_table
+from knarr.export import execution_order
 from knarr.pipeline import divergence_text, expecting, json_text, read_json
+
+if TYPE_CHECKING:
+    import nir
 
 Row = dict[str, Any]
 """One layer of a verification, as `Verification.to_json` gives it."""
@@ -135,3 +141,30 @@ def _faults(result: dict[str, Any]) -> list[str]:
     if not found and not result["holds"]:
         found.append("nothing ever left rest, so that equality says nothing; use other inputs")
     return found
+
+
+def describe_nodes(graph: nir.NIRGraph) -> list[str]:
+    """Return a line for each node in the order of execution: name, kind, shape, time constants."""
+    lines = []
+    for name in execution_order(graph):
+        node = graph.nodes.get(name)
+        # The order names nodes of nested graphs by their path, which the outer graph does not hold.
+        kind = "inside a nested graph" if node is None else type(node).__name__
+        shape: tuple[int, ...] = ()
+        if node is not None and node.output_type:
+            shape = tuple(int(size) for size in next(iter(node.output_type.values())))
+        lines.append(f"{name}: {kind} {shape or ''} {_time_constants(node)}".rstrip())
+    return lines
+
+
+def _time_constants(node: Any) -> str:
+    parts = []
+    for field in ("tau", "tau_mem", "tau_syn"):
+        values = getattr(node, field, None)
+        if values is None:
+            continue
+        low, high = 1e3 * float(np.min(values)), 1e3 * float(np.max(values))
+        # Learned time constants differ from neuron to neuron.
+        spread = f"{low:.3g}" if math.isclose(low, high) else f"{low:.3g}..{high:.3g}"
+        parts.append(f"{field} {spread} ms")
+    return ", ".join(parts)

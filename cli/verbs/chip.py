@@ -60,29 +60,21 @@ def simulate(
     out: Annotated[Path | None, Option(help="Recording to write (.npz).")] = None,
     record: Annotated[
         str | None,
-        Option(
-            help="Contents of the recording: any of output,spikes,u,v. Default: output,spikes.",
-        ),
+        Option(help="Contents of the recording: any of output,spikes,u,v. Default: output,spikes."),
     ] = None,
     picture: Annotated[
-        Path | None,
-        Option(help="PNG to draw of one sample's spikes through all layers."),
+        Path | None, Option(help="PNG to draw of one sample's spikes through all layers.")
     ] = None,
     sample: Annotated[int, Option(help="Number of the sample that --picture draws.", min=0)] = 0,
     labels: LabelsOption = None,
     split: Annotated[
-        SplitName,
-        Option(help="Clips of a run's folder: its test set, or those it validates on."),
+        SplitName, Option(help="Clips of a run's folder: its test set, or those it validates on.")
     ] = SplitName.test,
     engine: Annotated[
-        str,
-        Option(
-            help="Engine: auto, fast (compiled), torch (CUDA or CPU), reference or lava.",
-        ),
+        str, Option(help="Engine: auto, fast (compiled), torch (CUDA or CPU), reference or lava.")
     ] = "auto",
     threads: Annotated[
-        int | None,
-        Option(help="Largest number of threads; all cores by default.", min=1),
+        int | None, Option(help="Largest number of threads; all cores by default.", min=1)
     ] = None,
     timesteps: TimestepsOption = None,
     timeout_s: Annotated[
@@ -293,23 +285,20 @@ def verify(
         Argument(help="Folder of a run, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net"),
     ],
     samples: Annotated[
-        int | None,
-        Option(help="Number of test samples to run on Lava (RUN).", min=1),
+        int | None, Option(help="Number of test samples to run on Lava (RUN).", min=1)
     ] = None,
     module: Annotated[
         str | None,
         Option(
-            help="package.module:factory of a module to compare with (FILE.nir; FILE.net with --graph).",
+            help="package.module:factory of a module to compare with (FILE.nir; FILE.net with --graph)."
         ),
     ] = None,
     checkpoint: CheckpointOption = None,
     graph: Annotated[
-        Path | None,
-        Option(help=".nir file that the network was lowered from (FILE.net)."),
+        Path | None, Option(help=".nir file that the network was lowered from (FILE.net).")
     ] = None,
     inputs: Annotated[
-        Path | None,
-        Option(help=".npy file of samples; with FILE.net they run on Lava as well."),
+        Path | None, Option(help=".npy file of samples; with FILE.net they run on Lava as well.")
     ] = None,
     labels: LabelsOption = None,
     timesteps: TimestepsOption = None,
@@ -322,8 +311,7 @@ def verify(
         Option("--timeout", help="Limit of a Lava run, seconds (FILE.net).", min=0.001),
     ] = None,
     picture: Annotated[
-        Path | None,
-        Option(help="PNG to draw of where the stages part (FILE.net with --inputs)."),
+        Path | None, Option(help="PNG to draw of where the stages part (FILE.net with --inputs).")
     ] = None,
     chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,
@@ -438,8 +426,8 @@ def _verify_graph(
     Without a module the spikes that the certificate promises on its replay inputs are stepped
     again. With one, the graph is compared with the live module, spike for spike.
     """
-    from knarr.cli.text.graph import describe_nodes
     from knarr.cli.text.report import print_facts
+    from knarr.cli.text.verification import describe_nodes
     from knarr.export import (
         FILLED,
         Certificate,

@@ -90,8 +90,7 @@ def generate(
     path: Annotated[Path, Argument(help="Folder to make; it must not exist.")],
     seed: Annotated[int, Option(help="Seed; the same seed draws the same data.", min=0)] = 0,
     size: Annotated[
-        int | None,
-        Option(help="Height and width of the pictures, pixels.", min=1),
+        int | None, Option(help="Height and width of the pictures, pixels.", min=1)
     ] = None,
     frames: Annotated[int | None, Option(help="Number of frames of a clip.", min=1)] = None,
     json: JsonOption = False,
@@ -125,8 +124,7 @@ def events(
     video: Annotated[Path, Argument(help="Video file of any kind.")],
     out: Annotated[Path, Option(help=".npz file to write.")] = Path("events.npz"),
     sensitivity: Annotated[
-        float,
-        Option(help="Change of grey (0..1) at which a pixel fires.", min=0, max=1),
+        float, Option(help="Change of grey (0..1) at which a pixel fires.", min=0, max=1)
     ] = 0.001,
     size: Annotated[int, Option(help="Height and width of the frames, pixels.", min=1)] = 128,
     frames: Annotated[int, Option(help="Number of frames taken, the first as grey.", min=2)] = 68,

@@ -49,26 +49,25 @@ def energy(
     data: Annotated[
         Path | None,
         Option(
-            help=".npy file of (samples, timesteps, *features), or the folder of a run (files).",
+            help=".npy file of (samples, timesteps, *features), or the folder of a run (files)."
         ),
     ] = None,
     baseline: Annotated[Path | None, Option(help="ONNX file to compare with (files).")] = None,
     baseline_data: Annotated[
         Path | None,
         Option(
-            help=".npy file of the baseline's inputs, whose zeros skipped are counted too (files).",
+            help=".npy file of the baseline's inputs, whose zeros skipped are counted too (files)."
         ),
     ] = None,
     labels: LabelsOption = None,
     profile: Annotated[
         str | None,
         Option(
-            help="Prices: the name of a profile, or a .toml file; 45 nm and Loihi 1 when left out.",
+            help="Prices: the name of a profile, or a .toml file; 45 nm and Loihi 1 when left out."
         ),
     ] = None,
     model: Annotated[
-        EnergyModel | None,
-        Option(help="Model of energy; all that have prices when left out."),
+        EnergyModel | None, Option(help="Model of energy; all that have prices when left out.")
     ] = None,
     dt_s: Annotated[
         float | None,
@@ -76,37 +75,27 @@ def energy(
     ] = None,
     over_time: Annotated[
         OverTime,
-        Option(
-            help="Way in which the outputs of all steps of a .nir file become a score.",
-        ),
+        Option(help="Way in which the outputs of all steps of a .nir file become a score."),
     ] = OverTime.sum,
     votes: Annotated[int, Option(help="Number of outputs per class of a .nir file.", min=1)] = 1,
     pooling: Annotated[
-        Pooling,
-        Option(help="Pools of a .nir file: folded into synapses, or as they are."),
+        Pooling, Option(help="Pools of a .nir file: folded into synapses, or as they are.")
     ] = Pooling.folded,
     word_bits: Annotated[
         int | None,
         Option(
-            help="Bits of a word in memory; the precision's when left out (memory).",
-            min=1,
-            max=64,
+            help="Bits of a word in memory; the precision's when left out (memory).", min=1, max=64
         ),
     ] = None,
     reuse: Annotated[
         float | None,
-        Option(
-            help="Times that a fetched word of the baseline is used, beside 1 (memory).",
-            min=1,
-        ),
+        Option(help="Times that a fetched word of the baseline is used, beside 1 (memory).", min=1),
     ] = None,
     on_chip_bytes: Annotated[
-        float | None,
-        Option(help="Bytes above which a buffer lies in DRAM (memory).", min=0),
+        float | None, Option(help="Bytes above which a buffer lies in DRAM (memory).", min=0)
     ] = None,
     hops: Annotated[
-        float | None,
-        Option(help="Mean number of hops of a spike between cores (chip).", min=0),
+        float | None, Option(help="Mean number of hops of a spike between cores (chip).", min=0)
     ] = None,
     latency_s: Annotated[
         float | None,
@@ -117,8 +106,7 @@ def energy(
     mix_technologies: Annotated[
         bool,
         Option(
-            "--mix-tech",
-            help="Print ratios across technologies too, labelled; they rank nothing.",
+            "--mix-tech", help="Print ratios across technologies too, labelled; they rank nothing."
         ),
     ] = False,
     allow_partial: Annotated[
@@ -133,8 +121,7 @@ def energy(
     ] = False,
     out: Annotated[Path | None, Option(help="energy.json file to write (files).")] = None,
     picture: Annotated[
-        Path | None,
-        Option(help="PNG to draw of energy per layer against the baseline (files)."),
+        Path | None, Option(help="PNG to draw of energy per layer against the baseline (files).")
     ] = None,
     json: JsonOption = False,
 ) -> None:

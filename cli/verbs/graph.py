@@ -37,15 +37,12 @@ def export(
     ],
     checkpoint: CheckpointOption = None,
     input_shape: Annotated[
-        str | None,
-        Option(help="Sizes of one time step, such as 2,34,34 (MODULE:FACTORY)."),
+        str | None, Option(help="Sizes of one time step, such as 2,34,34 (MODULE:FACTORY).")
     ] = None,
     dt_s: Annotated[float, Option("--dt", help="Time step, seconds (MODULE:FACTORY).")] = 0.001,
     inputs: Annotated[
         Path | None,
-        Option(
-            help=".npy file of (samples, timesteps, *features); random spikes when left out.",
-        ),
+        Option(help=".npy file of (samples, timesteps, *features); random spikes when left out."),
     ] = None,
     out: Annotated[Path, Option(help="Graph file to write (MODULE:FACTORY).")] = Path(
         "student.nir"
@@ -108,9 +105,7 @@ def deploy(
     out: Annotated[Path, Option(help="netx file to write (FILE.nir).")] = Path("student.net"),
     calibration: Annotated[
         Path | None,
-        Option(
-            help=".npy file of samples to choose scales by and to measure on, never test data.",
-        ),
+        Option(help=".npy file of samples to choose scales by and to measure on, never test data."),
     ] = None,
     labels: LabelsOption = None,
     allow_approximate: Annotated[
@@ -123,8 +118,7 @@ def deploy(
     # A synapse of the chip holds 8 bits at most.
     weight_bits: Annotated[int, Option(help="Signed bits of a weight.", min=2, max=8)] = 8,
     input_bits: Annotated[
-        int,
-        Option(help="Bits of an input: 1 for spikes, more for graded.", min=1, max=16),
+        int, Option(help="Bits of an input: 1 for spikes, more for graded.", min=1, max=16)
     ] = 1,
     input_units: Annotated[
         float, Option(help="Integers per unit of float input, such as 255.")
@@ -133,14 +127,12 @@ def deploy(
         InputKind, Option(help="Coding of data as the input's integers.")
     ] = InputKind.events,
     over_time: Annotated[
-        OverTime,
-        Option(help="Way in which the outputs of all steps become a score."),
+        OverTime, Option(help="Way in which the outputs of all steps become a score.")
     ] = OverTime.sum,
     votes: Annotated[int, Option(help="Number of neighbouring outputs per class.", min=1)] = 1,
     timesteps: TimestepsOption = None,
     dt_s: Annotated[
-        float | None,
-        Option("--dt", help="Time step, seconds; the file's when left out."),
+        float | None, Option("--dt", help="Time step, seconds; the file's when left out.")
     ] = None,
     chip: ChipOption = ChipName.loihi2,
     json: JsonOption = False,

@@ -71,7 +71,7 @@ def table(
     Each published number has its source, and a mark where the data differ.
     """
     from knarr import pipeline
-    from knarr.cli.text.table import print_table, table_json
+    from knarr.cli.text.grid_table import print_table, table_json
 
     result = pipeline.table(
         grid, data=data, out=out, fit=fit, storage=storage, on_progress=show_progress
@@ -121,25 +121,21 @@ def pareto(
     recipe: RecipeArgument,
     data: DataOption = None,
     out: Annotated[
-        Path | None,
-        Option(help="Folder of the trials; runs/pareto-<recipe> when left out."),
+        Path | None, Option(help="Folder of the trials; runs/pareto-<recipe> when left out.")
     ] = None,
     bits: Annotated[str, Option(help="Weight bits to try, with commas between.")] = "8,6,4,3",
     steps: Annotated[
         str,
-        Option(
-            help="Time steps to try, with commas between; all and half of them when left out.",
-        ),
+        Option(help="Time steps to try, with commas between; all and half of them when left out."),
     ] = "",
     shares: Annotated[
         str,
         Option(
-            help="Shares of the lowered network's ACC to aim at, with commas between; 1 sets no goal.",
+            help="Shares of the lowered network's ACC to aim at, with commas between; 1 sets no goal."
         ),
     ] = "1,0.5,0.25",
     model: Annotated[
-        str,
-        Option(help="Energy that the front is found by: paper, memory, chip:PROFILE."),
+        str, Option(help="Energy that the front is found by: paper, memory, chip:PROFILE.")
     ] = "paper",
     storage: StorageOption = None,
     changes: SetOption = None,

@@ -59,8 +59,7 @@ def train(
 def evaluate(
     run: RunArgument,
     data: Annotated[
-        Path | None,
-        Option(help="Folder where the run's data lie now, if they were moved."),
+        Path | None, Option(help="Folder where the run's data lie now, if they were moved.")
     ] = None,
     # 20 passes, as in the published protocol of SEE.
     windows: Annotated[
