@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 
 from knarr.cli.output import make_table
-from knarr.cli.text.grid_table import percent, title_of
+from knarr.cli.text.studies import percent, title_of
 from knarr.pipeline import RATES, SHARED, Estimate, Network, RunEvaluation, measures_json
 
 HEADINGS: Final[dict[Network, str]] = {

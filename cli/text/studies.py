@@ -1,13 +1,242 @@
-"""Tables of sweeps and Pareto searches."""
+"""Studies of many runs as tables: a grid beside published numbers, a sweep's trials, a Pareto search.
+
+A published number has its source, and a mark where it cannot be compared with ours.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from knarr.pipeline import ParetoPoint, ParetoResult, SweepResult, SweepTrial
+from knarr.cli.output import make_table
+from knarr.pipeline import (
+    OTHER_DATA,
+    ConfidenceInterval,
+    Costs,
+    GridTable,
+    ParetoPoint,
+    ParetoResult,
+    PublishedCell,
+    Rate,
+    RowSummary,
+    SweepResult,
+    SweepTrial,
+)
+
+OTHER_PROTOCOL: Final = "**"
+PARTIAL: Final = "~"
+TITLES: Final = {
+    "war": "accuracy (WAR)",
+    "uar": "UAR",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+}
+STYLE: Final[dict[str, Any]] = {"box": box.SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
+Cell = Callable[[RowSummary, Rate | None, PublishedCell | None], str]
+"""(row, our rate, published cell) -> text of one column; both may be missing."""
+
+
+def title_of(key: str) -> str:
+    """Return the name of a rate for people."""
+    kind, _, name = key.partition("/")
+    return TITLES.get(key) or f"{'recall' if kind == 'recall' else 'WAR'}, {name}"
+
+
+def percent(interval: ConfidenceInterval | None) -> str:
+    """Return [lo, hi] in %."""
+    return "-" if interval is None else f"[{100 * interval.lo:.1f}, {100 * interval.hi:.1f}]"
+
+
+def print_table(table: GridTable, costs: Mapping[str, Costs | None], console: Console) -> None:
+    """Print the rates of all rows, what has to be known of them, and what inferences cost."""
+    sources: dict[str, int] = {}
+    console.print(_rates(table, sources))
+    for line in _footnotes(table):
+        console.print(line)
+    for source, number in sources.items():
+        console.print(f"[{number}] {source}")
+    if costs:
+        console.print(_costs(costs))
+        console.print(
+            "Per inference, mean over runs. Energy: paper model, ACC and MAC alone at 45 nm; "
+            "see `knarr energy`."
+        )
+
+
+def _rates(table: GridTable, sources: dict[str, int]) -> Table:
+    """Return the table; `sources` is filled with the papers' numbers, in the order they are named."""
+    rates = [rate for row in table.rows for rate in row.rates.values() if rate is not None]
+    published = any(row.beside is not None for row in table.rows)
+    columns: dict[str, Cell] = {}
+    if published:
+        columns["published"] = lambda row, rate, cell: _published(row, cell, sources)
+    columns["ours"] = _ours
+    columns["over people"] = lambda row, rate, cell: percent(getattr(rate, "over_people", None))
+    if any(rate.over_seeds is not None for rate in rates):
+        columns["over seeds"] = lambda row, rate, cell: percent(getattr(rate, "over_seeds", None))
+    if any(rate.over_folds is not None for rate in rates):
+        columns["folds"] = _folds
+    if published:
+        columns["differ"] = _difference
+    text = make_table(f"{table.title}, %", "", "runs", *columns, fold=("",), **STYLE)
+    # Or rich would squeeze the names first, which stand in no other column.
+    text.columns[0].min_width = 20
+    for column in text.columns[1:]:
+        column.no_wrap = True
+        # Intervals are read as text.
+        column.justify = "left" if str(column.header).startswith("over") else "right"
+    for row in table.rows:
+        # A row of the grid is a heading, its rates are lines below it.
+        text.add_row(f"{row.name} ({row.network})", f"{row.finished}/{row.wanted or '?'}")
+        cells = {} if row.beside is None else {cell.measure: cell for cell in row.beside.cells}
+        for key, rate in row.rates.items():
+            line = (write(row, rate, cells.get(key)) for write in columns.values())
+            text.add_row(f"  {title_of(key)}", "", *line)
+        text.add_section()
+    return text
+
+
+def _published(row: RowSummary, cell: PublishedCell | None, sources: dict[str, int]) -> str:
+    if cell is None or row.beside is None:
+        return ""
+    table = row.beside.row.table
+    source = f"{table.source}. Protocol: {table.protocol}"
+    number = sources.setdefault(source, len(sources) + 1)
+    return f"{'unknown' if cell.published is None else f'{cell.published:g}'} [{number}]"
+
+
+def _ours(row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str:
+    return "-" if rate is None else f"{100 * rate.value:.1f}{_mark(row)}"
+
+
+def _mark(row: RowSummary) -> str:
+    # It holds whatever the data are, so it stands first.
+    mark = PARTIAL if row.partial else ""
+    if row.beside is None or row.data is None:
+        return mark
+    return mark + (OTHER_PROTOCOL if row.beside.same_data else OTHER_DATA)
+
+
+def _folds(row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str:
+    if rate is None or rate.over_folds is None:
+        return "-"
+    folds = rate.over_folds
+    spread = "" if folds.spread is None else f" sd {100 * folds.spread:.1f}"
+    return f"{100 * folds.mean:.1f}{spread}"
+
+
+def _difference(row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str:
+    return "-" if cell is None or cell.difference is None else f"{cell.difference:+.1f}"
+
+
+def _footnotes(table: GridTable) -> list[str]:
+    found: dict[str, list[str]] = {}
+    for row in table.rows:
+        for note in _notes(row):
+            found.setdefault(note, []).append(row.name)
+    lines = []
+    for note, rows in found.items():
+        # A note on all rows, or on the only one, needs no names.
+        everywhere = len(rows) == len(table.rows)
+        lines.append(note if everywhere else f"{note} ({'; '.join(rows)})")
+    if any(rate is not None for row in table.rows for rate in row.rates.values()):
+        level = "" if table.level is None else f"{100 * table.level:g} % intervals. "
+        lines.append(
+            f"{level}over people: bootstrap of the mean over seeds; over seeds: Student's; "
+            "folds: mean and standard deviation over folds."
+        )
+    lines.append("runs: finished/wanted; -: nothing yet, or not defined.")
+    return lines
+
+
+def _notes(row: RowSummary) -> list[str]:
+    found, mark, beside = [], _mark(row), row.beside
+    if mark.endswith(OTHER_PROTOCOL):
+        found.append(
+            f"{OTHER_PROTOCOL} the same data, another protocol; ours: {row.protocol or 'not stated'}"
+        )
+    elif mark.endswith(OTHER_DATA) and beside is not None:
+        theirs = f"{row.data}, theirs {beside.row.table.data}"
+        # A difference of two data sets would say nothing about the two methods.
+        found.append(f"{OTHER_DATA} other data: {theirs}; not comparable, no difference taken")
+    if row.partial:
+        folds = f"; folds {row.folds} of {row.fold_count}" if row.fold_count > 1 else ""
+        found.append(f"{PARTIAL} not all runs: {row.finished} of {row.wanted or '?'}{folds}")
+    if beside is not None and beside.row.entry.note:
+        found.append(f"{beside.row.entry.method}, published: {beside.row.entry.note}")
+    return found
+
+
+def _costs(costs: Mapping[str, Costs | None]) -> Table:
+    headings = ("runs", "parameters", "dense MAC", "MAC", "ACC", "spike rate", "uJ")
+    text = make_table("costs", "row", *headings, fold=("row",), **STYLE)
+    text.columns[0].max_width = 30
+    for name, one in costs.items():
+        if one is None:
+            text.add_row(name, "0", *["-"] * (len(headings) - 1))
+            continue
+        parameters, rate, energy_pj = one.parameters, one.spike_rate, one.energy_pj
+        text.add_row(
+            name,
+            str(one.runs),
+            "-" if parameters is None else f"{parameters:,.0f}",
+            *(f"{value / 1e6:,.3f} M" for value in (one.dense_macs, one.mac, one.acc)),
+            "-" if rate is None else f"{rate:.2%}",
+            "-" if energy_pj is None else f"{energy_pj / 1e6:,.3f}",
+        )
+    return text
+
+
+def table_json(table: GridTable, costs: Mapping[str, Costs | None]) -> dict[str, Any]:
+    """Return the same as plain data; rates are 0 .. 1, published values and differences in %."""
+    return {
+        "name": table.name,
+        "title": table.title,
+        "columns": list(table.columns),
+        "level": table.level,
+        "rows": [_row_json(row, costs.get(row.name)) for row in table.rows],
+    }
+
+
+def _row_json(row: RowSummary, costs: Costs | None) -> dict[str, Any]:
+    published = None
+    if row.beside is not None:
+        cells, (theirs, entry) = row.beside.cells, (row.beside.row.table, row.beside.row.entry)
+        published = {
+            "table": theirs.name,
+            "method": entry.method,
+            "data": theirs.data,
+            "protocol": theirs.protocol,
+            "source": theirs.source,
+            "note": entry.note,
+            # With nothing finished there is nothing to call the same.
+            "same_data": row.beside.same_data if row.data is not None else None,
+            "values": {cell.measure: cell.published for cell in cells},
+            "difference": {cell.measure: cell.difference for cell in cells},
+        }
+    return {
+        "name": row.name,
+        "network": row.network,
+        "finished": row.finished,
+        "wanted": row.wanted,
+        "partial": row.partial,
+        "seeds": list(row.seeds),
+        "folds": row.folds,
+        "fold_count": row.fold_count,
+        "data": row.data,
+        "protocol": row.protocol,
+        "samples": row.samples,
+        "subjects": row.subjects,
+        "rates": {key: None if rate is None else asdict(rate) for key, rate in row.rates.items()},
+        "published": published,
+        "costs": None if costs is None else asdict(costs),
+    }
+
 
 SHOWN: Final = 10
 """Trials of a sweep that are listed."""

@@ -71,7 +71,7 @@ def table(
     Each published number has its source, and a mark where the data differ.
     """
     from knarr import pipeline
-    from knarr.cli.text.grid_table import print_table, table_json
+    from knarr.cli.text.studies import print_table, table_json
 
     result = pipeline.table(
         grid, data=data, out=out, fit=fit, storage=storage, on_progress=show_progress

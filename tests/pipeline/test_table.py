@@ -21,7 +21,7 @@ from test_grid import FOLDED, FoldRecipe, folded  # noqa: F401  (folded is a fix
 
 from knarr.cli.output import show_progress
 from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
-from knarr.cli.text.grid_table import print_table, table_json
+from knarr.cli.text.studies import print_table, table_json
 from knarr.cli.verbs import studies
 from knarr.hw_sim import count
 from knarr.pipeline import RunError
