@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tonic.io
 
 from knarr.train.datasets.arrays import Float64, Int64, Rng, UInt8
-from knarr.train.datasets.files import DataReport
+from knarr.train.datasets.files import DataReport, data_report
 from knarr.train.errors import DataError
 
 SENSOR = 34
@@ -108,16 +108,16 @@ def check(root: Path) -> DataReport:
     if not root.is_dir():
         raise DataError(root, "data folder is missing; give the N-MNIST folder")
     splits = dict.fromkeys(LISTS, 0)
-    skipped: list[str] = []
+    skipped: list[DataError] = []
     for split, file in LISTS.items():
         for name in read_labels(root / file):
             try:
                 read_bs2(root / f"{name}.bs2")
                 splits[split] += 1
             except DataError as error:
-                skipped.append(str(error))
+                skipped.append(error)
     # The lists do not say who wrote a digit, so there are no subjects to count.
-    return DataReport("nmnist", str(root), sum(splits.values()), splits, 0, tuple(skipped))
+    return data_report("nmnist", root, splits, skipped, subjects=0)
 
 
 def read_bs2(path: Path) -> npt.NDArray[np.void]:

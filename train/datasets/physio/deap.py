@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import pickle
 import pickletools
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +34,8 @@ from knarr.train.datasets.files import (
     DataReport,
     OnBad,
     checked_file,
-    inside,
+    checked_folder,
+    data_report,
     is_strict,
     kinds_text,
     sha256_of,
@@ -77,8 +77,7 @@ They are what numpy writes for an array, and what Python 3 writes for bytes.
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The shape of a subject's file; the default is DEAP's.
 
     Args:
@@ -95,8 +94,7 @@ class Layout:
 OFFICIAL = Layout()
 
 
-@dataclass(frozen=True, eq=False)
-class _PersonSignals:
+class _PersonSignals(NamedTuple):
     """Result of one file: its good trials, and one error for each of the others.
 
     `good` is the number of good trials, which `trials` need not hold.
@@ -143,10 +141,12 @@ def read_deap(
             is bad (with ``on_bad="raise"``), or no trial is left.
     """
     strict = is_strict(on_bad)
-    load = partial(
-        _load, root=root, channels=tuple(channels), cache=cache, layout=layout, strict=strict
-    )
-    people = _load_people(root, subjects, channels, load, progress)
+    channel_rows(channels)  # refuses a wrong name before minutes of reading
+
+    def load(subject: str) -> _PersonSignals:
+        return _load(root, subject, tuple(channels), layout, cache=cache, strict=strict)
+
+    people = _load_people(root, subjects, load, progress)
     trials = tuple(trial for person in people for trial in person.trials)
     left_out = tuple(error for person in people for error in person.left_out)
     missing = tuple(person.missing for person in people if person.missing)
@@ -182,51 +182,46 @@ def check(root: Path, *, progress: Progress | None = None, layout: Layout = OFFI
     Raises:
         DataError: The folder is missing, or holds files that DEAP does not have.
     """
-    load = partial(_count, root=root, layout=layout)
-    people = _load_people(root, SUBJECTS, EEG_32, load, progress)
-    splits = {f"loso/{person.subject}": person.good for person in people if person.good}
-    return DataReport(
-        name="deap",
-        root=str(root),
-        samples=sum(splits.values()),
-        splits=splits,
-        subjects=len(splits),
-        skipped=tuple(str(error) for person in people for error in person.left_out),
-        missing=tuple(person.missing for person in people if person.missing),
+
+    def count(subject: str) -> _PersonSignals:
+        # Without the signals: those of 32 people take 1.3 GB.
+        return _load(root, subject, EEG_32, layout)._replace(trials=())
+
+    people = _load_people(root, SUBJECTS, count, progress)
+    return data_report(
+        "deap",
+        root,
+        {f"loso/{person.subject}": person.good for person in people if person.good},
+        (error for person in people for error in person.left_out),
+        missing=(person.missing for person in people if person.missing),
     )
 
 
 def _load_people(
     root: Path,
     subjects: Sequence[str],
-    channels: Sequence[str],
     load: Callable[[str], _PersonSignals],
     progress: Progress | None,
 ) -> list[_PersonSignals]:
     """Read each subject's file; refuse those of one content, for nobody knows whose it is."""
-    channel_rows(channels)  # refuses a wrong name before minutes of reading
     if not subjects or len(set(subjects)) != len(subjects) or not set(subjects) <= set(SUBJECTS):
         raise ValueError(
             f"subjects: {list(subjects)} are not different ones of s01 .. s32; name some of them"
         )
-    folder = inside(root / FOLDER, root)
-    if not folder.is_dir():
-        raise DataError(folder, f"missing folder: not there; give the folder that holds {FOLDER}")
+    folder = checked_folder(root / FOLDER, root, f"give the folder that holds {FOLDER}")
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() == ".dat" and path.stem not in SUBJECTS:
             raise DataError(path, "unknown file: none of s01.dat .. s32.dat; rename or remove it")
     people = parallel(sorted(subjects), load, workers=1, progress=progress)
-    owners: defaultdict[str, list[str]] = defaultdict(list)
-    for person in people:
-        owners[person.digest].append(person.subject)
-    for position, person in enumerate(people):
-        others = [subject for subject in owners[person.digest] if subject != person.subject]
+    for position, (subject, digest, _, good, left_out, _) in enumerate(people):
+        same = [other.subject for other in people if other.digest == digest]
         # Files that are missing or damaged have no digest, and then nothing in common.
-        if person.digest and others:
-            reason = f"duplicate recording: the same content as {others[0]}.dat, so whose is unknown; restore both"
-            n_trials = person.good + len(person.left_out)
-            errors = _of_each_trial(folder / f"{person.subject}.dat", reason, n_trials)
-            people[position] = _PersonSignals(person.subject, person.digest, left_out=errors)
+        if digest and len(same) > 1:
+            other = next(name for name in same if name != subject)
+            reason = f"duplicate recording: the same content as {other}.dat, so whose is unknown; restore both"
+            path = folder / f"{subject}.dat"
+            errors = _of_each_trial(path, reason, good + len(left_out))
+            people[position] = _PersonSignals(subject, digest, left_out=errors)
     return people
 
 
@@ -238,26 +233,20 @@ def _of_each_trial(
     return tuple(DataError(path, reason, trial) for trial in trials)
 
 
-def _count(subject: str, *, root: Path, layout: Layout) -> _PersonSignals:
-    """Count what `_load` finds, without the signals: those of 32 people take 1.3 GB."""
-    person = _load(subject, root=root, channels=EEG_32, cache=None, layout=layout, strict=False)
-    return replace(person, trials=())
-
-
 def _load(
-    subject: str,
-    *,
     root: Path,
+    subject: str,
     channels: tuple[str, ...],
-    cache: Path | None,
     layout: Layout,
-    strict: bool,
+    *,
+    cache: Path | None = None,
+    strict: bool = False,
 ) -> _PersonSignals:
     """Read one subject's file; with `strict`, raise its first fault."""
     path = root / FOLDER / f"{subject}.dat"
     try:
         # A link that leads nowhere is not missing but bad: `checked_file` says so.
-        if not strict and not path.exists() and not path.is_symlink():
+        if not strict and not os.path.lexists(path):
             return _PersonSignals(subject, missing=f"{FOLDER}/{subject}.dat")
         checked_file(path, root, MAX_BYTES)
         digest = sha256_of(path)
@@ -265,10 +254,7 @@ def _load(
         if cache is None:
             arrays = prepare()
         else:
-            settings = {
-                "channels": list(channels),
-                "layout": [layout.trials, layout.samples, layout.baseline],
-            }
+            settings = {"channels": channels, "layout": layout}
             key = cache_key("deap", VERSION, {path.name: digest}, settings)
             arrays = cached(cache, key, prepare)
     except DataError as error:
@@ -283,9 +269,8 @@ def _load(
         fault = _fault(arrays, row)
         if fault is None:
             valence, arousal = map(float, arrays["labels"][row, :2])
-            trials.append(
-                Trial(subject, name, arrays["eeg"][row], arrays["gsr"][row], valence, arousal)
-            )
+            signals = arrays["eeg"][row], arrays["gsr"][row]
+            trials.append(Trial(subject, name, *signals, valence, arousal))
         else:
             left_out.append(DataError(path, fault, f"trial {name}"))
     if strict and left_out:

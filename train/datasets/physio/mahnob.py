@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 from xml.parsers import expat
 
 import numpy as np
@@ -32,6 +32,8 @@ from knarr.train.datasets.files import (
     DataReport,
     OnBad,
     checked_file,
+    checked_folder,
+    data_report,
     inside,
     is_strict,
     report_skipped,
@@ -114,8 +116,7 @@ class Session:
         return int(text)
 
 
-@dataclass(frozen=True, eq=False)
-class _SessionSignals:
+class _SessionSignals(NamedTuple):
     """Result of one session: a trial, which may be only counted, or why there is none."""
 
     folder: Path
@@ -160,7 +161,10 @@ def read_mahnob(
     """
     strict = is_strict(on_bad)
     channel_rows(channels)  # refuses a wrong name before minutes of filtering
-    load = partial(_load, root=root, channels=tuple(channels), cache=cache, strict=strict)
+
+    def load(folder: Path) -> _SessionSignals:
+        return _load(root, folder, channels, cache=cache, strict=strict)
+
     sessions = _load_sessions(root, load, progress)
     bad = tuple(session.left_out for session in sessions if session.left_out is not None)
     trials = [session.trial for session in sessions if session.trial is not None]
@@ -188,18 +192,20 @@ def check(root: Path, *, progress: Progress | None = None) -> DataReport:
     Raises:
         DataError: The folder is missing.
     """
-    sessions = _load_sessions(root, partial(_count, root=root), progress)
+
+    def count(folder: Path) -> _SessionSignals:
+        # Without the signals: those of all sessions fill the memory.
+        return _load(root, folder, EEG_32)._replace(trial=None)
+
+    sessions = _load_sessions(root, count, progress)
     people = Counter(session.subject for session in sessions if session.left_out is None)
-    skipped = [str(session.left_out) for session in sessions if session.left_out is not None]
     absent = STIMULUS_RECORDINGS - len(sessions)
-    missing = (f"{absent} of {STIMULUS_RECORDINGS} stimulus sessions",)
-    return DataReport(
-        name="mahnob",
-        root=str(root),
-        samples=sum(people.values()),
-        splits={f"loso/{subject}": count for subject, count in sorted(people.items())},
-        subjects=len(people),
-        skipped=tuple(skipped),
+    missing = [f"{absent} of {STIMULUS_RECORDINGS} stimulus sessions"]
+    return data_report(
+        "mahnob",
+        root,
+        {f"loso/{subject}": trials for subject, trials in sorted(people.items())},
+        (session.left_out for session in sessions if session.left_out is not None),
         missing=missing if absent > 0 else (),
     )
 
@@ -214,33 +220,29 @@ def _load_sessions(
     Refused are those that claim the same id, or the same person and trial.
     """
     sessions = parallel(_stimulus_sessions(root), load, workers=1, progress=progress)
-    by_id: defaultdict[str, list[str]] = defaultdict(list)
-    by_trial: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    checked = []
     for session in sessions:
-        by_id[session.session_id].append(session.folder.name)
-        by_trial[session.subject, session.name].append(session.folder.name)
-    for position, session in enumerate(sessions):
-        own = session.folder.name
+        own_id, own_trial = session.session_id, (session.subject, session.name)
+        others = [other for other in sessions if other is not session]
         # A session that was refused early has no id or no name yet, and claims nothing by it.
-        claims = by_id[session.session_id] if session.session_id else []
-        if len(claims) < 2 and session.name:
-            claims = by_trial[session.subject, session.name]
-        others = [folder for folder in claims if folder != own]
-        if others:
+        rivals = [other for other in others if own_id and other.session_id == own_id]
+        if session.name:
+            rivals += [other for other in others if (other.subject, other.name) == own_trial]
+        if rivals:
             error = DataError(
                 session.folder,
-                f"duplicate session: id {session.session_id} {session.subject} {session.name}, "
-                f"also claimed by {others[0]}; keep the right one",
+                f"duplicate session: id {own_id} {session.subject} {session.name}, "
+                f"also claimed by {rivals[0].folder.name}; keep the right one",
             )
-            sessions[position] = _SessionSignals(session.folder, left_out=error)
-    return sessions
+            checked.append(_SessionSignals(session.folder, left_out=error))
+        else:
+            checked.append(session)
+    return checked
 
 
 def _stimulus_sessions(root: Path) -> list[Path]:
     """List the sessions by number, without neutral clips and the tagging experiment."""
-    sessions = inside(root / FOLDER, root)
-    if not sessions.is_dir():
-        raise DataError(sessions, f"missing folder: not there; give the folder that holds {FOLDER}")
+    sessions = checked_folder(root / FOLDER, root, f"give the folder that holds {FOLDER}")
     folders = [path for path in sessions.iterdir() if path.is_dir()]
     stimulus = [path for path in folders if not _is_other(path)]
     others = len(folders) - len(stimulus)
@@ -255,14 +257,13 @@ def _is_other(folder: Path) -> bool:
     return bool(recordings) and all(map(_OTHER.fullmatch, recordings))
 
 
-def _count(folder: Path, *, root: Path) -> _SessionSignals:
-    """Do what `_load` does, without the signals: those of all sessions fill the memory."""
-    session = _load(folder, root=root, channels=EEG_32, cache=None, strict=False)
-    return replace(session, trial=None)
-
-
 def _load(
-    folder: Path, *, root: Path, channels: tuple[str, ...], cache: Path | None, strict: bool
+    root: Path,
+    folder: Path,
+    channels: Sequence[str],
+    *,
+    cache: Path | None = None,
+    strict: bool = False,
 ) -> _SessionSignals:
     """Read one session; with `strict`, raise its fault."""
     session_id = subject = name = ""

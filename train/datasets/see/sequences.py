@@ -20,7 +20,14 @@ from PIL import Image
 
 from knarr.train.datasets.arrays import Bools, Int64, UInt8
 from knarr.train.datasets.cache import Arrays, Progress, cache_key, cached
-from knarr.train.datasets.files import DataReport, OnBad, count_kinds, is_strict, kinds_text
+from knarr.train.datasets.files import (
+    DataReport,
+    OnBad,
+    count_kinds,
+    data_report,
+    is_strict,
+    kinds_text,
+)
 from knarr.train.datasets.see.tree import MAX_SIDE, SUBSETS, SeeRecord, SeeTree, decoded
 from knarr.train.errors import DataError
 
@@ -243,17 +250,12 @@ def check(root: Path) -> DataReport:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it would warn of is in the report
         found = read_sequences(root, size=CHECK_SIZE, timesteps=1, on_bad="skip")
-    skipped: list[str] = []
+    # The kinds are all that is known of them: one line for each.
+    skipped: list[DataError] = []
     for kind, count in sorted(found.skipped.items()):
-        skipped += [f"{root}: {kind}"] * count
-    return DataReport(
-        name="see",
-        root=str(root),
-        samples=len(found.names),
-        splits={subset: found.subsets.count(subset) for subset in SUBSETS},
-        subjects=len(set(found.subjects)),
-        skipped=tuple(skipped),
-    )
+        skipped += [DataError(root, kind)] * count
+    splits = {subset: found.subsets.count(subset) for subset in SUBSETS}
+    return data_report("see", root, splits, skipped, subjects=len(set(found.subjects)))
 
 
 def assert_disjoint(a: SeeClips, b: SeeClips) -> None:

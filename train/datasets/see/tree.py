@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from PIL import Image
 
-from knarr.train.datasets.files import check_root, check_size, inside
+from knarr.train.datasets.files import check_root, check_size, checked_folder, inside
 from knarr.train.errors import DataError
 
 LIGHTS = ("normal", "Overexposed", "Low", "HDR")
@@ -80,7 +80,7 @@ class SeeTree:
         self.root, self.index = root, root / index
         self.labels, self._database = _read_index(inside(self.index, root))
         self._folders = tuple(
-            _Folder(inside(root / name, root), root, self.labels) for name in (event_dir, frame_dir)
+            _Folder(root / name, root, self.labels) for name in (event_dir, frame_dir)
         )
         # A folder without a record is a fault like a record without a folder, so both give names.
         on_disk = {name for folder in self._folders for name in folder.sequences}
@@ -157,9 +157,8 @@ class _Folder:
     """The event or the frame folder: where each sequence lies, found once."""
 
     def __init__(self, path: Path, root: Path, labels: tuple[str, ...]) -> None:
-        if not path.is_dir():
-            raise DataError(path, "missing folder: not there; check the root and the folder names")
-        self.path, self.root = path, root
+        self.path = checked_folder(path, root, "check the root and the folder names")
+        self.root = root
         self.emotions: dict[str, Path] = {}
         self.sequences: dict[str, list[str]] = {}
         # Folders and index may write the same emotion in upper and in lower case.
