@@ -213,12 +213,10 @@ def bin_counts(
     Returns:
         (B, T, 2, height, width) counts.
     """
-    firsts = recordings.offsets[indices]
-    lengths = recordings.offsets[indices + 1] - firsts
-    owner = np.repeat(np.arange(len(indices)), lengths)
-    # One flat index list over all chosen recordings: start of each, plus the position within it.
-    position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    events = firsts[owner] + position
+    # Indices of all events of the chosen recordings, and which of these each belongs to.
+    spans = [np.arange(*recordings.offsets[index : index + 2]) for index in indices]
+    events = np.concatenate(spans)
+    owner = np.repeat(np.arange(len(spans)), [len(span) for span in spans])
     x, y = recordings.x[events].astype(np.int64), recordings.y[events].astype(np.int64)
     height, width = recordings.height, recordings.width
     if jitter is not None:

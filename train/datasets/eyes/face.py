@@ -289,7 +289,7 @@ def render(face: Face, motion: EyeMotion, size: int) -> Float32:
         Reflectances in [0, 1], float32 of shape (n, size, size).
     """
     pixel = 2.0 / size
-    grid = ((np.arange(size, dtype=np.float32) + 0.5) * pixel - 1.0).astype(np.float32)
+    grid = (np.arange(size, dtype=np.float32) + 0.5) * pixel - 1.0
     # (n, 1, 1) per action, (n, 1, size) for what depends on x only, (n, size, 1) for y only: most
     # of a face is separable, and only a few operations below touch every pixel of every instant.
     m = EyeMotion(**{f.name: getattr(motion, f.name)[:, None, None] for f in fields(motion)})
@@ -354,19 +354,17 @@ class _Lids(NamedTuple):
     pixel: float
 
 
-def _inside(distance: AnyArray, width: float) -> Float32:
+def _inside(distance: Float32, width: float) -> Float32:
     """Return a pixel's coverage by a region whose edge is `distance` away, positive inside.
 
     The edge is blurred over `width`.
     """
-    share = np.clip(distance * (1.0 / width) + 0.5, 0.0, 1.0)
-    return share.astype(np.float32, copy=False)
+    return np.clip(distance * (1.0 / width) + 0.5, 0.0, 1.0)
 
 
-def _bump(position: AnyArray, centre: float, width: float) -> Float32:
+def _bump(position: Float32, centre: float, width: float) -> Float32:
     """Return a bell of height 1."""
-    bell = np.exp(-(((position - centre) / width) ** 2))
-    return bell.astype(np.float32, copy=False)
+    return np.exp(-(((position - centre) / width) ** 2))
 
 
 def _skin(face: Face, m: EyeMotion, x: AnyArray, y: AnyArray, lift: AnyArray) -> Float32:

@@ -128,7 +128,7 @@ def illuminate(rng: Rng, light: str, size: int) -> Float32:
     Returns:
         Gain per pixel, float32 of shape (1, size, size); 1 is normal light.
     """
-    grid = ((np.arange(size, dtype=np.float32) + 0.5) * 2.0 / size - 1.0).astype(np.float32)
+    grid = (np.arange(size, dtype=np.float32) + 0.5) * 2.0 / size - 1.0
     angle = rng.uniform(0.0, 2.0 * np.pi)
     ramp = np.float32(np.cos(angle)) * grid[None, :] + np.float32(np.sin(angle)) * grid[:, None]
     field = np.exp(rng.uniform(0.05, 0.3) * ramp)

@@ -7,7 +7,7 @@ when they are asked for; without a cache they stay in memory.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache as once
 from functools import partial
@@ -104,18 +104,10 @@ class GreyFrames:
     """Grey frames of segments.
 
     Args:
-        sources: the segments.
-        size, frames: side in pixels and number of the frames given, as of the events that they go
-            with.
-        parts: (frames, size, size) of each segment, or the key of its cache file.
-        cache: folder of the files; None where nothing is a key.
+        parts: gives the frames (frames, size, size) of each segment when it is called.
     """
 
-    sources: tuple[Source, ...]
-    size: int
-    frames: int
-    parts: tuple[UInt8 | str, ...]
-    cache: Path | None
+    parts: tuple[Callable[[], UInt8], ...]
 
     def luma(self, indices: Int64) -> UInt8:
         """Return luma (B, frames, size, size).
@@ -125,14 +117,7 @@ class GreyFrames:
         Raises:
             DataError: a file that is no longer in the cache, and no longer decodes.
         """
-        return np.stack([self._one(int(index)) for index in indices])
-
-    def _one(self, index: int) -> UInt8:
-        part = self.parts[index]
-        if not isinstance(part, str):
-            return part
-        assert self.cache is not None  # or there were no key
-        return _cached_grey(self.cache, part, self.sources[index], self.size, self.frames)
+        return np.stack([self.parts[index]() for index in indices])
 
 
 def read_grey(
@@ -155,8 +140,7 @@ def read_grey(
         DataError: a video that does not decode.
     """
     make = partial(_grey_part, size=size, frames=frames, cache=cache)
-    parts = parallel(sources, make, workers=workers, progress=progress)
-    return GreyFrames(tuple(sources), size, frames, tuple(parts), cache)
+    return GreyFrames(tuple(parallel(sources, make, workers=workers, progress=progress)))
 
 
 def grey_frames(source: Source, size: int, frames: int) -> UInt8:
@@ -193,13 +177,17 @@ def source_key(
     )
 
 
-def _grey_part(source: Source, *, size: int, frames: int, cache: Path | None) -> UInt8 | str:
+def _grey_part(
+    source: Source, *, size: int, frames: int, cache: Path | None
+) -> Callable[[], UInt8]:
+    """Decode a segment, and return what gives its frames: from memory, or from their cache file."""
     if cache is None:
-        return grey_frames(source, size, frames)
+        return partial(np.asarray, grey_frames(source, size, frames))
     settings = {"size": size, "frames": frames}
     key = source_key("mosi_grey", VERSION, source[0].name, source, settings)
-    _cached_grey(cache, key, source, size, frames)
-    return key
+    part = partial(_cached_grey, cache, key, source, size, frames)
+    part()
+    return part
 
 
 def _cached_grey(cache: Path, key: str, source: Source, size: int, frames: int) -> UInt8:

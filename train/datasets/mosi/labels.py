@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -178,25 +179,19 @@ def _segment(
         )
     key = Key(video, int(k))
     # From here on the record has a name, which says more than its line.
-    name = str(key)
+    fault = partial(DataError, path, record=str(key))
     try:
         value = float(score)
         span = None if span_s is None else (float(span_s[0]), float(span_s[1]))
     except ValueError:
-        return DataError(
-            path, "malformed number: score or times are no numbers; correct them", name
-        )
+        return fault("malformed number: score or times are no numbers; correct them")
     # NaN is not <= anything.
     if not abs(value) <= SCORE_MAX:
-        return DataError(path, f"score out of range: {value:g}, allowed -3 .. 3; correct it", name)
+        return fault(f"score out of range: {value:g}, allowed -3 .. 3; correct it")
     if span is not None and not 0 <= span[0] < span[1] < math.inf:
-        return DataError(
-            path, f"malformed times: [{span[0]:g}, {span[1]:g}) s is no span; correct them", name
-        )
+        return fault(f"malformed times: [{span[0]:g}, {span[1]:g}) s is no span; correct them")
     if mode is not None and mode not in MODES:
-        return DataError(
-            path, f"unknown split: {mode[:80]!r} is none of {', '.join(MODES)}; correct it", name
-        )
+        return fault(f"unknown split: {mode[:80]!r} is none of {', '.join(MODES)}; correct it")
     return Segment(key, value, span, mode)
 
 

@@ -34,6 +34,7 @@ from knarr.train.datasets.files import (
     OnBad,
     check_root,
     checked_file,
+    data_report,
     report_skipped,
 )
 from knarr.train.datasets.mosi.clips import MosiClips, Source, source_key
@@ -50,6 +51,14 @@ SEGMENTS = 2199
 """Segments of the complete set, of 93 videos: 1,284 to train, 229 to validate, 686 to test."""
 VERSION = 1
 """Version of `_prepare`: raise it whenever it computes something else."""
+
+_VIDEO_FILES = {
+    "Video/Segmented": "{video}_{k}.mp4",
+    "Raw/Video/Segmented": "{video}_{k}.mp4",
+    "Video/Full": "{video}.mp4",
+    "Raw/Video/Full": "{video}.mp4",
+    "Raw": "{video}/{k}.mp4",
+}
 
 Folds = Mapping[str, str] | Literal["standard", "mode"]
 _Item = tuple[Segment, Source]
@@ -104,26 +113,19 @@ def read_mosi(
     if zeros_dropped:
         _log.info("%s: %d segments of score 0 dropped", root, zeros_dropped)
     make = partial(_prepare, root=root, camera=camera, fps=fps, cache=cache, strict=strict)
-    made: list[Arrays] = []
-    good: list[_Item] = []
     results = parallel(items, make, workers=workers, progress=progress)
-    for item, result in zip(items, results, strict=True):
-        if isinstance(result, DataError):
-            bad.append(result)
-        else:
-            made.append(result)
-            good.append(item)
+    made = [result for result in results if not isinstance(result, DataError)]
+    good = _good(items, results)
+    bad += [result for result in results if isinstance(result, DataError)]
     report_skipped(root, "bad segments", bad)
     if not good:
         raise DataError(root, "no segments: none can be used; check the dataset")
+    stacked = {name: np.stack([arrays[name] for arrays in made]) for name in made[0]}
     keys = tuple(segment.key for segment, _ in good)
     scores = np.array([segment.score for segment, _ in good])
     return MosiClips(
-        first=np.stack([arrays["first"] for arrays in made]),
-        packed=np.stack([arrays["packed"] for arrays in made]),
+        **stacked,
         width=camera.size,
-        shown=np.array([int(arrays["shown"]) for arrays in made]),
-        fps=np.array([float(arrays["fps"]) for arrays in made]),
         labels=(scores >= 0).astype(np.int64),
         scores=scores,
         keys=keys,
@@ -148,25 +150,26 @@ def check(root: Path, *, folds: Folds = "standard") -> DataReport:
     items, fold_of, bad = _scan(root, folds)
     make = partial(_prepare, root=root, camera=Dvs(size=16), fps=None, cache=None, strict=False)
     named = len(items) + len(bad)
-    videos = []
-    for segment, source in items:
-        result = make((segment, source))
-        if isinstance(result, DataError):
-            bad.append(result)
-        else:
-            videos.append(segment.key.video)
+    results = [make(item) for item in items]
+    bad += [result for result in results if isinstance(result, DataError)]
+    videos = [segment.key.video for segment, _ in _good(items, results)]
     counts = Counter(fold_of[video] for video in videos)
     absent = SEGMENTS - named
-    missing = (f"{absent} of {SEGMENTS} segments are not in the label file",)
-    return DataReport(
-        name="mosi",
-        root=str(root),
-        samples=len(videos),
-        splits={mode: counts[mode] for mode in MODES},
+    missing = [f"{absent} of {SEGMENTS} segments are not in the label file"]
+    return data_report(
+        "mosi",
+        root,
+        {mode: counts[mode] for mode in MODES},
+        bad,
         subjects=len(set(videos)),
-        skipped=tuple(map(str, bad)),
         missing=missing if absent > 0 else (),
     )
+
+
+def _good(items: list[_Item], results: list[Arrays | DataError]) -> list[_Item]:
+    """Return the segments that were read."""
+    pairs = zip(items, results, strict=True)
+    return [item for item, result in pairs if not isinstance(result, DataError)]
 
 
 def _scan(root: Path, folds: Folds) -> tuple[list[_Item], Mapping[str, str], list[DataError]]:
@@ -175,34 +178,25 @@ def _scan(root: Path, folds: Folds) -> tuple[list[_Item], Mapping[str, str], lis
     layout, path = find_labels(root)
     segments, errors = read_segments(root, path, layout)
     fold_of = _folds(path, segments, folds)
-    folder, kind = _video_folder(root)
+    folder, files = _video_folder(root)
+    whole_videos = "{k}" not in files
     bad = list(errors)
     items: list[_Item] = []
     for segment in segments:
         video, k = segment.key
         if video not in fold_of:
-            bad.append(
-                DataError(
-                    path,
-                    "no fold: the video is in none of them; name its fold, or take the segment out",
-                    str(segment.key),
-                )
-            )
+            reason = "no fold: the video is in none of them; name its fold, or take the segment out"
+            bad.append(DataError(path, reason, str(segment.key)))
             continue
-        if kind == "full" and segment.span_s is None:
+        if whole_videos and segment.span_s is None:
             raise DataError(
                 path,
                 f"no times: {layout} labels have none to cut whole videos by; use the CSV or csd file",
                 str(segment.key),
             )
-        names = {
-            "segmented": f"{video}_{k}.mp4",
-            "mmsa": f"{video}/{k}.mp4",
-            "full": f"{video}.mp4",
-        }
         # A file per segment is cut already, whatever times the label file has.
-        span_s = segment.span_s if kind == "full" else None
-        items.append((segment, (folder / names[kind], span_s)))
+        span_s = segment.span_s if whole_videos else None
+        items.append((segment, (folder / files.format(video=video, k=k), span_s)))
     return items, fold_of, bad
 
 
@@ -233,15 +227,11 @@ def _folds(path: Path, segments: tuple[Segment, ...], folds: Folds) -> Mapping[s
     return {video: mode for video, (mode,) in found.items()}
 
 
-def _video_folder(root: Path) -> tuple[Path, Literal["segmented", "full", "mmsa"]]:
-    for folder in (root / "Video/Segmented", root / "Raw/Video/Segmented"):
-        if folder.is_dir():
-            return folder, "segmented"
-    for folder in (root / "Video/Full", root / "Raw/Video/Full"):
-        if folder.is_dir():
-            return folder, "full"
-    if (root / "Raw").is_dir():
-        return root / "Raw", "mmsa"
+def _video_folder(root: Path) -> tuple[Path, str]:
+    """Return the first folder of `_VIDEO_FILES` that is there, and how its files are called."""
+    for name, files in _VIDEO_FILES.items():
+        if (root / name).is_dir():
+            return root / name, files
     raise DataError(
         root, "missing videos: no folder Video/Segmented, Video/Full or Raw; check the root"
     )

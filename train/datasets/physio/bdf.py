@@ -77,14 +77,9 @@ class Header:
             DataError: "channel missing", or "channel twice".
         """
         found = [signal for signal in self.signals if plain_name(signal.label) == plain_name(name)]
-        if not found:
-            raise DataError(
-                self.path, f"channel missing: no signal '{name}'; restore the file", name
-            )
-        if len(found) > 1:
-            raise DataError(
-                self.path, f"channel twice: {len(found)} signals '{name}'; restore the file", name
-            )
+        if len(found) != 1:
+            kind = f"channel twice: {len(found)} signals" if found else "channel missing: no signal"
+            raise DataError(self.path, f"{kind} '{name}'; restore the file", name)
         return found[0]
 
     def rate_hz(self, signal: Signal) -> float:

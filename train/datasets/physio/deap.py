@@ -418,34 +418,27 @@ class _Unpickler(pickle.Unpickler):
 
 def _array(path: Path, name: str, value: Any, shape: tuple[int, ...]) -> AnyArray:
     """Build the array that a recorder stands for."""
+    fault = partial(DataError, path, record=name)
     state = value.state if isinstance(value, _Recorder) else None
     if not isinstance(state, tuple) or value.name != "_reconstruct":
-        raise DataError(path, f"wrong content: '{name}' is no array; restore the file", name)
+        raise fault(f"wrong content: '{name}' is no array; restore the file")
     if len(state) != 5:
-        raise DataError(
-            path, f"wrong content: '{name}' has a state of {len(state)} parts, not 5", name
-        )
+        raise fault(f"wrong content: '{name}' has a state of {len(state)} parts, not 5")
     # What ndarray.__setstate__ takes: version, shape, type, order, bytes.
     _, found, dtype, fortran, raw = state
     kind = _float_type(dtype)
     if kind is None:
-        raise DataError(
-            path,
-            f"wrong type: '{name}' is not of float32 or float64 (objects are never read); restore the file",
-            name,
+        raise fault(
+            f"wrong type: '{name}' is not of float32 or float64 (objects are never read); restore the file"
         )
     if found != shape:
-        raise DataError(
-            path, f"wrong shape: '{name}' is {found!r:.100}, not {shape}; restore the file", name
-        )
+        raise fault(f"wrong shape: '{name}' is {found!r:.100}, not {shape}; restore the file")
     if isinstance(raw, str):
         raw = raw.encode("latin1")
     size = int(np.prod(shape)) * kind.itemsize
     if not isinstance(raw, bytes) or len(raw) != size:
         n_bytes = len(raw) if isinstance(raw, bytes) else type(raw).__name__
-        raise DataError(
-            path, f"wrong shape: '{name}' has {n_bytes} bytes, not {size}; restore the file", name
-        )
+        raise fault(f"wrong shape: '{name}' has {n_bytes} bytes, not {size}; restore the file")
     return np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")
 
 

@@ -323,20 +323,15 @@ def read_session(path: Path) -> Session:
             with a sessionId and exactly one `subject` with a whole number for an id.
     """
     elements: list[tuple[int, str, dict[str, str]]] = []
-    depth = 0
+    opened: list[str] = []
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        if depth >= MAX_DEPTH:
+        if len(opened) >= MAX_DEPTH:
             raise DataError(
                 path, f"malformed XML: deeper than {MAX_DEPTH} elements; restore the file"
             )
-        elements.append((depth, name, attributes))
-        depth += 1
-
-    def end(name: str) -> None:
-        nonlocal depth
-        depth -= 1
+        elements.append((len(opened), name, attributes))
+        opened.append(name)
 
     # Entities can name other files, or grow to gigabytes from a few lines.
     def refuse(*_: object) -> NoReturn:
@@ -345,7 +340,8 @@ def read_session(path: Path) -> Session:
         )
 
     parser = expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda _: opened.pop()
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
     try:
         parser.Parse(path.read_bytes(), True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -120,14 +121,14 @@ class Windowing:
             raise ValueError(
                 f"threshold: {self.threshold} outside the ratings 1 .. 9; choose one inside"
             )
-        if self.gsr_unit not in ("ohm", "siemens"):
-            raise ValueError(
-                f"gsr_unit: {self.gsr_unit!r} is neither 'ohm' nor 'siemens'; name one of them"
-            )
-        if self.normalise not in ("window", "none"):
-            raise ValueError(
-                f"normalise: {self.normalise!r} is neither 'window' nor 'none'; name one of them"
-            )
+        for name, choice, (one, other) in (
+            ("gsr_unit", self.gsr_unit, ("ohm", "siemens")),
+            ("normalise", self.normalise, ("window", "none")),
+        ):
+            if choice not in (one, other):
+                raise ValueError(
+                    f"{name}: {choice!r} is neither '{one}' nor '{other}'; name one of them"
+                )
 
     def label(self, rating: float) -> int:
         """Return 1 for a high rating, else 0."""
@@ -191,25 +192,19 @@ class PhysioWindows(Dataset[SignalWindow]):
         self.arousal = np.array([settings.label(trial.arousal) for trial in owners], np.int64)
 
     def _check(self, trial: Trial) -> None:
-        where, record = f"subject {trial.subject}", f"trial {trial.trial}"
+        fault = partial(DataError, f"subject {trial.subject}", record=f"trial {trial.trial}")
         n = trial.eeg.shape[1]
         if trial.eeg.shape != (len(self.recordings.channels), n) or trial.gsr.shape != (n,):
-            raise DataError(
-                where,
-                f"wrong shape: EEG {trial.eeg.shape} and skin conductance {trial.gsr.shape} do not agree",
-                record,
+            raise fault(
+                f"wrong shape: EEG {trial.eeg.shape} and skin conductance {trial.gsr.shape} do not agree"
             )
         if n < self.length:
-            raise DataError(
-                where,
-                f"short trial: {n} < {self.length} samples, no window; choose a shorter window",
-                record,
+            raise fault(
+                f"short trial: {n} < {self.length} samples, no window; choose a shorter window"
             )
         if self.settings.gsr_unit == "siemens" and not (trial.gsr > 0).all():
-            raise DataError(
-                where,
-                f"no conductance: resistance {trial.gsr.min()} ohm is not above 0; use gsr_unit='ohm'",
-                record,
+            raise fault(
+                f"no conductance: resistance {trial.gsr.min()} ohm is not above 0; use gsr_unit='ohm'"
             )
 
     def __len__(self) -> int:

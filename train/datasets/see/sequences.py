@@ -12,6 +12,8 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -189,25 +191,25 @@ def read_sequences(
     lengths = np.array([len(record.images[:timesteps]) for record in records], np.int64)
     first = np.cumsum(lengths) - lengths
     passes = 1 if cache is None else 2
+    steps = count(1)
 
-    def say(done: int) -> None:
+    def step() -> None:
         if progress is not None:
-            progress(done, passes * len(records))
+            progress(next(steps), passes * len(records))
 
-    def decode() -> Arrays:
-        begin = (passes - 1) * len(records)
-        return _decode(root, records, size, timesteps, strict, lambda done: say(begin + done))
-
+    decode = partial(_decode, root, records, size, timesteps, strict, step)
     if cache is None:
         made = decode()
     else:
         digests = {}
-        for done, record in enumerate(records, start=1):
+        for record in records:
             digests[record.name] = _digest(record)
-            say(done)
+            step()
         settings = {"size": size} if timesteps is None else {"size": size, "timesteps": timesteps}
         made = cached(cache, cache_key("see", VERSION, digests, settings), decode)
-        say(2 * len(records))
+        if progress is not None:
+            # What the cache has is not decoded, and then nobody has counted it.
+            progress(2 * len(records), 2 * len(records))
 
     broken = {
         number: DataError(root / file, reason, records[number].name)
@@ -252,8 +254,8 @@ def check(root: Path) -> DataReport:
         found = read_sequences(root, size=CHECK_SIZE, timesteps=1, on_bad="skip")
     # The kinds are all that is known of them: one line for each.
     skipped: list[DataError] = []
-    for kind, count in sorted(found.skipped.items()):
-        skipped += [DataError(root, kind)] * count
+    for kind, number in sorted(found.skipped.items()):
+        skipped += [DataError(root, kind)] * number
     splits = {subset: found.subsets.count(subset) for subset in SUBSETS}
     return data_report("see", root, splits, skipped, subjects=len(set(found.subjects)))
 
@@ -288,7 +290,7 @@ def _decode(
     size: int,
     timesteps: int | None,
     strict: bool,
-    say: Callable[[int], None],
+    step: Callable[[], None],
 ) -> Arrays:
     """Decode the images of records one after another.
 
@@ -316,7 +318,7 @@ def _decode(
             file = Path(error.file).relative_to(root)
             faults.append((number, str(file), error.reason))
         row = end
-        say(number + 1)
+        step()
     # A cache file holds arrays alone, so the text is stored as its bytes.
     listed = np.frombuffer(json.dumps(faults).encode(), np.uint8)
     return {"events": events, "frames": frames, "faults": listed}

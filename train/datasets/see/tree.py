@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,9 +73,9 @@ class SeeTree:
         self,
         root: Path,
         *,
-        event_dir: str = "event",
-        frame_dir: str = "frame",
-        index: str = "emotion.json",
+        event_dir: str,
+        frame_dir: str,
+        index: str,
     ) -> None:
         check_root(root)
         self.root, self.index = root, root / index
@@ -86,7 +87,7 @@ class SeeTree:
         on_disk = {name for folder in self._folders for name in folder.sequences}
         self.names = tuple(sorted(self._database.keys() | on_disk))
 
-    def record(self, name: str, *, subset: str | None = None, least: int = 1) -> SeeRecord | None:
+    def record(self, name: str, *, subset: str | None, least: int) -> SeeRecord | None:
         """Return what is known of a sequence, or None where it is of another subset.
 
         Nothing more is looked at then.
@@ -99,33 +100,52 @@ class SeeTree:
         Raises:
             DataError: A bad record.
         """
+        fault = partial(DataError, self.index, record=name)
         if name not in self._database:
-            raise DataError(
-                self.index,
-                "not in the index: the folder has no record there; add one or remove the folder",
-                name,
+            raise fault(
+                "not in the index: the folder has no record there; add one or remove the folder"
             )
-        found, label, (start, end) = _check_record(
-            self.index, name, self._database[name], self.labels
-        )
+        found, label, (start, end) = self._indexed(name)
         if subset not in (None, found):
             return None
-        fields = _check_name(self.index, name, label)
+        fields = _NAME.fullmatch(name)
+        if fields is None:
+            raise fault("malformed name: not the nine fields of a SEE sequence; correct it")
+        if fields["emotion"].casefold() != label.casefold():
+            raise fault(
+                f"label clash: labelled '{label}' but named '{fields['emotion']}'; correct one"
+            )
         if end - start < least:
-            raise DataError(
-                self.index,
-                f"short segment: [{start}, {end}) holds {end - start} < {least} images; ask for fewer",
-                name,
+            raise fault(
+                f"short segment: [{start}, {end}) holds {end - start} < {least} images; ask for fewer"
             )
         events, frames = (folder.images(name, label, start, end) for folder in self._folders)
         images = tuple(zip(events, frames, strict=True))
         number = self.labels.index(label)
         return SeeRecord(name, found, number, fields["volunteer"], fields["light"], images)
 
+    def _indexed(self, name: str) -> tuple[str, str, tuple[int, int]]:
+        """Return (subset, label, (start, end)) of a record of the index, or refuse it."""
+        fault = partial(DataError, self.index, record=name)
+        record = self._database[name]
+        notes = record.get("annotations") if isinstance(record, dict) else None
+        if not isinstance(notes, dict):
+            raise fault("malformed record: no object 'annotations'; restore it")
+        subset, label, segment = record.get("subset"), notes.get("label"), notes.get("segment")
+        if subset not in SUBSETS:
+            raise fault(f"unknown subset: {subset!r} is none of {', '.join(SUBSETS)}; correct it")
+        if label not in self.labels:
+            raise fault(f"unknown label: {label!r} is none of {', '.join(self.labels)}; correct it")
+        # type() and not isinstance(): True is an int, and 1.0 is not an index.
+        if not isinstance(segment, list) or [type(end) for end in segment] != [int, int]:
+            raise fault(f"malformed segment: {segment!r} is not [start, end]; correct it")
+        start, end = segment
+        if not 0 <= start < end:
+            raise fault(f"empty segment: [{start}, {end}) holds no image; correct it")
+        return subset, label, (start, end)
 
-def decoded(
-    record: SeeRecord, count: int | None = None
-) -> Iterator[tuple[Image.Image, Image.Image]]:
+
+def decoded(record: SeeRecord, count: int | None) -> Iterator[tuple[Image.Image, Image.Image]]:
     """Decode event and frame image of each instant to grey, all square and of one size.
 
     Args:
@@ -223,7 +243,7 @@ class _Folder:
 
 
 def _read_index(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Read labels and database; a record's content is checked by `_check_record`."""
+    """Read labels and database; a record's content is checked by `SeeTree.record`."""
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         # json keeps the last of two equal keys in silence.
@@ -260,73 +280,24 @@ def _read_index(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(labels), database
 
 
-def _check_record(
-    path: Path, name: str, record: Any, labels: tuple[str, ...]
-) -> tuple[str, str, tuple[int, int]]:
-    """Return (subset, label, (start, end)) of a record, or refuse it."""
-    notes = record.get("annotations") if isinstance(record, dict) else None
-    if not isinstance(notes, dict):
-        raise DataError(path, "malformed record: no object 'annotations'; restore it", name)
-    subset, label, segment = record.get("subset"), notes.get("label"), notes.get("segment")
-    if subset not in SUBSETS:
-        raise DataError(
-            path, f"unknown subset: {subset!r} is none of {', '.join(SUBSETS)}; correct it", name
-        )
-    if label not in labels:
-        raise DataError(
-            path, f"unknown label: {label!r} is none of {', '.join(labels)}; correct it", name
-        )
-    # type() and not isinstance(): True is an int, and 1.0 is not an index.
-    if not isinstance(segment, list) or [type(end) for end in segment] != [int, int]:
-        raise DataError(
-            path, f"malformed segment: {segment!r} is not [start, end]; correct it", name
-        )
-    start, end = segment
-    if not 0 <= start < end:
-        raise DataError(path, f"empty segment: [{start}, {end}) holds no image; correct it", name)
-    return subset, label, (start, end)
-
-
-def _check_name(path: Path, name: str, label: str) -> re.Match[str]:
-    """Split a sequence name into its fields and check its emotion against the label."""
-    fields = _NAME.fullmatch(name)
-    if fields is None:
-        raise DataError(
-            path, "malformed name: not the nine fields of a SEE sequence; correct it", name
-        )
-    if fields["emotion"].casefold() != label.casefold():
-        raise DataError(
-            path,
-            f"label clash: labelled '{label}' but named '{fields['emotion']}'; correct one",
-            name,
-        )
-    return fields
-
-
 def _read_jpeg(path: Path, name: str) -> Image.Image:
     """Decode a whole square JPEG to grey."""
+    fault = partial(DataError, path, record=name)
     data = path.read_bytes()
     # Pillow can be told to accept truncated files, process-wide, so the end marker is checked here.
     # A marker cannot occur inside the image data; cameras may pad the file with zeros.
     if not data.startswith(b"\xff\xd8") or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise DataError(path, "truncated image: no JPEG from start to end marker; restore it", name)
+        raise fault("truncated image: no JPEG from start to end marker; restore it")
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             # All three are known from the header, before any pixel is decoded.
-            if image.width != image.height:
-                raise DataError(
-                    path,
-                    f"not square: {image.width} x {image.height} pixels; crop the images to squares",
-                    name,
-                )
-            if image.width > MAX_SIDE:
-                raise DataError(
-                    path, f"image too large: {image.width} > {MAX_SIDE} pixels a side", name
-                )
+            width, height = image.size
+            if width != height:
+                raise fault(f"not square: {width} x {height} pixels; crop the images to squares")
+            if width > MAX_SIDE:
+                raise fault(f"image too large: {width} > {MAX_SIDE} pixels a side")
             if image.mode not in ("L", "RGB"):
-                raise DataError(
-                    path, f"wrong channels: mode {image.mode}, not grey or RGB; convert it", name
-                )
+                raise fault(f"wrong channels: mode {image.mode}, not grey or RGB; convert it")
             return image.convert("L")
     except DataError:
         raise
@@ -337,6 +308,4 @@ def _read_jpeg(path: Path, name: str) -> Image.Image:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise DataError(
-            path, f"truncated image: cannot decode it ({error}); restore it", name
-        ) from error
+        raise fault(f"truncated image: cannot decode it ({error}); restore it") from error

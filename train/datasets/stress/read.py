@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -207,40 +208,32 @@ def _signal(
     path: Path, root: Path, rate_hz: int, allowed: tuple[float, float], subject: str
 ) -> tuple[int, Float64]:
     """Return (start in unix s, values) of an E4 file."""
+    fault = partial(DataError, path, record=subject)
     checked_file(path, root, MAX_BYTES, subject)
     lines = _text(path, subject).splitlines()
     try:
         values = np.array([float(line) for line in lines])
     except ValueError as error:
-        raise DataError(path, f"malformed number: {error}; restore it", subject) from error
+        raise fault(f"malformed number: {error}; restore it") from error
     if len(values) < 3:
-        raise DataError(
-            path,
-            f"truncated file: {len(values)} lines, no start, rate and values; restore it",
-            subject,
-        )
+        raise fault(f"truncated file: {len(values)} lines, no start, rate and values; restore it")
     # float() takes "nan" and "inf" too.
     if not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values)))
-        raise DataError(path, f"not finite: '{lines[at]}' in line {at + 1}; restore it", subject)
+        raise fault(f"not finite: '{lines[at]}' in line {at + 1}; restore it")
     start_s, rate = values[:2]
     if rate != rate_hz:
-        raise DataError(
-            path, f"wrong rate: {rate:g} Hz, not {rate_hz}; take the original file", subject
-        )
+        raise fault(f"wrong rate: {rate:g} Hz, not {rate_hz}; take the original file")
     if start_s != int(start_s) or start_s < 0:
-        raise DataError(
-            path, f"malformed start: {lines[0]} is no whole unix second; restore it", subject
-        )
+        raise fault(f"malformed start: {lines[0]} is no whole unix second; restore it")
     low, high = allowed
     signal = values[2:]
     outside = (signal < low) | (signal > high)
     if outside.any():
+        # Lines count from 1, and the start and the rate stand before the signal.
         line = int(np.argmax(outside)) + 3
-        raise DataError(
-            path,
-            f"value out of range: {lines[line - 1]} in line {line}, allowed {low:g} .. {high:g}; restore it",
-            subject,
+        raise fault(
+            f"value out of range: {lines[line - 1]} in line {line}, allowed {low:g} .. {high:g}; restore it"
         )
     return int(start_s), signal
 
@@ -278,32 +271,25 @@ def _labels(
 
     They are checked to belong to the recording `hr`.
     """
+    fault = partial(DataError, path, record=subject)
     for row in rows:
         if len(row) != len(HEADER) or _WHOLE.fullmatch(row[3]) is None:
-            raise DataError(
-                path,
-                f"malformed record: '{','.join(row)[:80]}' has no five fields with a whole second; restore it",
-                subject,
+            raise fault(
+                f"malformed record: '{','.join(row)[:80]}' has no five fields with a whole second; restore it"
             )
         if row[4] not in ("0", "1"):
-            raise DataError(
-                path,
-                f"label out of range: '{row[4][:20]}' at {row[3]} s, allowed 0, 1; correct it",
-                subject,
+            raise fault(
+                f"label out of range: '{row[4][:20]}' at {row[3]} s, allowed 0, 1; correct it"
             )
     times = [int(row[3]) for row in rows]
     for before, after in pairwise(times):
         if after != before + 1:
             kind = "duplicate id" if after == before else "missing seconds"
-            raise DataError(
-                path, f"{kind}: {after} s follows {before} s, each one once; restore it", subject
-            )
+            raise fault(f"{kind}: {after} s follows {before} s, each one once; restore it")
     for number, (row, beat) in enumerate(zip(rows, hr.tolist(), strict=False)):
         if row[1] and not _same(row[1], beat):  # some cells at the ends are empty
-            raise DataError(
-                path,
-                f"labels of another recording: HR {row[1][:20]} at row {number}, {beat:g} in HR.csv; restore them",
-                subject,
+            raise fault(
+                f"labels of another recording: HR {row[1][:20]} at row {number}, {beat:g} in HR.csv; restore them"
             )
     return times[0], np.array([int(row[4]) for row in rows], np.int8)
 
