@@ -108,7 +108,7 @@ def compare(a: Recording, b: Recording) -> list[Divergence]:
             Divergence(
                 what,
                 int(differs.sum()),
-                int(one.size),
+                one.size,
                 sample,
                 step,
                 tuple(index),

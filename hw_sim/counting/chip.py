@@ -157,16 +157,18 @@ class ChipCounter:
         alive: Mask,
     ) -> int:
         """Count (neuron, step) pairs that an event of this or of an earlier step reaches."""
-        fan_outs = self.fan_outs[layer.name]
-        if layer.name not in self.loops and list(fan_outs) == [0]:
-            return int(fan_outs[0].touched_count(_paid_frames(active, alive)).sum())
-        reached = [
-            fan_out.touched(_later(active, delay)[alive]) for delay, fan_out in fan_outs.items()
-        ]
+        ways = [(active, *way) for way in self.fan_outs[layer.name].items()]
         if layer.name in self.loops:
-            returning = _later(spikes, 1)[alive]
-            reached.append(self.loops[layer.name].touched(returning))
-        return int(np.count_nonzero(np.logical_or.reduce(reached)))
+            ways.append((spikes, 1, self.loops[layer.name]))
+        masks = [
+            fan_out.touched(_paid_frames(_later(events, delay), alive))
+            for events, delay, fan_out in ways
+        ]
+        reached = masks.pop()
+        # In place: these are as large as the recording.
+        for mask in masks:
+            reached |= mask
+        return int(np.count_nonzero(reached))
 
     def bytes_per_sample(self, inputs: Array) -> int:
         """Return about how much a sample and its recording take."""
@@ -253,6 +255,8 @@ def _count_neurons(
 
 def _later(active: Mask, steps: int) -> Mask:
     """Shift (samples, steps, features) to so many steps later."""
+    if steps == 0:
+        return active
     moved = np.zeros_like(active)
     # A delay may be longer than the inference.
     left = max(0, active.shape[1] - steps)

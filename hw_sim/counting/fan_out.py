@@ -24,11 +24,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from knarr.hw_sim.arrays import Array, Float64, Int32, Int64, Mask
+from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.network import Conv, Dense, Layer
-
-MAX_KERNEL_FAN_OUT = 2**18
-"""Fan-outs from here on could overflow the 32-bit partial sums of `tally.classify_and_sum`."""
 
 
 @dataclass(frozen=True)
@@ -218,23 +215,6 @@ class FanOut:
         return fan_out
 
     @cached_property
-    def matrix(self) -> Float64:
-        """`stored`, `nonzero` and 1, (inputs, 3), in floats that hold any frame's sum exactly."""
-        ones = np.ones_like(self.stored)
-        columns = [values.reshape(-1) for values in (self.stored, self.nonzero, ones)]
-        return np.stack(columns, axis=1).astype(np.float64)
-
-    @cached_property
-    def small(self) -> tuple[Int32, Int32] | None:
-        """`stored` and `nonzero` in 32 bits, None where sums of them could overflow."""
-        if self.stored.max(initial=0) >= MAX_KERNEL_FAN_OUT:
-            return None
-        return (
-            self.stored.reshape(-1).astype(np.int32),
-            self.nonzero.reshape(-1).astype(np.int32),
-        )
-
-    @cached_property
     def dense_valid(self) -> int:
         """Operations of one step in which every input has an event."""
         return int(self.stored.sum())
@@ -273,24 +253,6 @@ class FanOut:
             # numpy multiplies matrices of booleans without a library, and many times as slowly.
             joined = self.present.T.astype(np.float32)
             return active.astype(np.float32) @ joined > 0
-        groups = self._touched_groups(active)
-        channels = groups.repeat(self._group_channels, axis=1)
-        return channels.reshape(len(active), -1)
-
-    def touched_count(self, active: Mask) -> Int64:
-        """Count the outputs that `touched` finds in each frame, mostly without making them."""
-        if self.no_autapses or self.present is not None:
-            return self.touched(active).sum(axis=1, dtype=np.int64)
-        groups = self._touched_groups(active)
-        counts = groups.sum(axis=(1, 2), dtype=np.int64)
-        return np.asarray(counts * self._group_channels)
-
-    @property
-    def _group_channels(self) -> int:
-        return int(self.weight.shape[0]) // self.groups
-
-    def _touched_groups(self, active: Mask) -> Mask:
-        """Return (frames, groups, positions): a group's output channels are reached alike."""
         sizes = [axis.joined.shape[0] for axis in self.axes]
         by_group = (len(active), self.groups, -1, *sizes)
         bits = active.view(np.uint8).reshape(by_group)
@@ -304,7 +266,11 @@ class FanOut:
             # A sparse matrix must stand on the left.
             reached = (axis.joined.T @ rows.T).T > 0
             found = np.asarray(reached).reshape(*others, -1)
-        return found.reshape(len(active), self.groups, -1)
+        # A group's output channels are reached alike.
+        groups = found.reshape(len(active), self.groups, 1, -1)
+        channels = len(self.weight) // self.groups
+        shape = (len(active), self.groups, channels, groups.shape[-1])
+        return np.broadcast_to(groups, shape).reshape(len(active), -1)
 
 
 def layer_fan_outs(layer: Layer) -> dict[int, FanOut]:

@@ -843,11 +843,6 @@ class _Feed:
     lag: int
     changes: list[Callable[[Mask], Mask]]
 
-    @property
-    def is_direct(self) -> bool:
-        """True where outputs that events reach can be counted without making their masks."""
-        return not self.lag and not self.changes and len(self.site.routes) == 1
-
 
 class _Touched:
     """Finds the neurons that event-driven hardware would update: those an event or bias reaches.
@@ -903,10 +898,6 @@ class _Touched:
         # A bias reaches its neurons in every step.
         if any(feed.site.bias for feed in feeds):
             return int(alive.sum()) * features
-        if len(feeds) == 1 and feeds[0].is_direct:
-            site = feeds[0].site
-            events = self.now[site.name][0][alive]
-            return int(site.routes[0].fan_out.touched_count(events).sum())
         found = np.zeros((len(alive), features), dtype=np.bool_)
         for feed in feeds:
             routes = feed.site.routes

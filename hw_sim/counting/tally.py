@@ -31,10 +31,6 @@ from knarr.hw_sim.errors import CountError
 
 Int8 = npt.NDArray[np.int8]
 
-AT_ONCE = 8192
-"""Elements whose partial sums stay in 32 bits: 8192 times a fan-out below 2**18."""
-FRAME_BLOCK_BYTES = 32 * 2**20
-"""Size of the frames, as floats, that are summed at one time, whatever the batch."""
 SAMPLE_BLOCK_BYTES = 128 * 2**20
 """Size of what is recorded at one time; larger batches are cut into blocks of samples."""
 CLASSES = ("binary", "signed", "graded", "silent")
@@ -58,37 +54,26 @@ def classify_and_sum(
 
     Args:
         rows: (frames, features) uint8, float32 or float64, in one piece.
-        stored, nonzero: (features,) int32 below `MAX_KERNEL_FAN_OUT`.
+        stored, nonzero: (features,) int64.
         table: (frames, 3) int64, written.
         frame_class: (frames,) int8, written; `NOT_FINITE` where no other class applies.
     """
     frames, features = rows.shape
     for r in range(frames):
-        stored_sum = nonzero_sum = events = ones = minus_ones = np.int64(0)
-        finite = True
-        # Sums of a stretch in 32 bits become vector instructions twice as wide as 64 bits allow.
-        for start in range(0, features, AT_ONCE):
-            stop = min(start + AT_ONCE, features)
-            x, f, g = rows[r, start:stop], stored[start:stop], nonzero[start:stop]
-            f_sum = g_sum = n = up = down = odd = np.int32(0)
-            # No branch in here: branches would keep the loop from becoming vectors.
-            for i in range(stop - start):
-                event = np.int32(x[i] != 0)
-                f_sum += event * f[i]
-                g_sum += event * g[i]
-                n += event
-                up += np.int32(x[i] == 1)
-                down += np.int32(x[i] == -1)
-                # NaN compares as false with everything, so this catches it with the infinities.
-                odd += np.int32(not abs(x[i]) < np.inf)
-            stored_sum += f_sum
-            nonzero_sum += g_sum
-            events += n
-            ones += up
-            minus_ones += down
-            finite = finite and odd == 0
+        stored_sum = nonzero_sum = events = ones = minus_ones = not_finite = np.int64(0)
+        # No branch in here: branches would keep the loop from becoming vectors.
+        for i in range(features):
+            x = rows[r, i]
+            event = np.int64(x != 0)
+            stored_sum += event * stored[i]
+            nonzero_sum += event * nonzero[i]
+            events += event
+            ones += np.int64(x == 1)
+            minus_ones += np.int64(x == -1)
+            # NaN compares as false with everything, so this catches it with the infinities.
+            not_finite += np.int64(not abs(x) < np.inf)
         table[r] = (stored_sum, nonzero_sum, events)
-        if not finite:
+        if not_finite:
             frame_class[r] = NOT_FINITE
         elif events == 0:
             frame_class[r] = SILENT
@@ -100,11 +85,17 @@ def classify_and_sum(
             frame_class[r] = GRADED
 
 
-def classify_frames(rows: Array, layer: str) -> tuple[Int8, Mask]:
-    """Return the class of each frame, and which elements are events.
+def _class_and_sums(
+    rows: Array,
+    stored: Int64,
+    nonzero: Int64,
+    layer: str,
+) -> tuple[Int8, Int64]:
+    """Return each frame's class, and its sums of `stored`, `nonzero` and 1, (frames, 3).
 
     Args:
         rows: (frames, features), boolean, integer or float.
+        stored, nonzero: summed over the events, as many as there are features.
         layer: name, for messages.
 
     Raises:
@@ -114,39 +105,21 @@ def classify_frames(rows: Array, layer: str) -> tuple[Int8, Mask]:
         raise CountError(
             f"layer '{layer}': events of dtype {rows.dtype} are no numbers; pass integers"
         )
-    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-        raise CountError(
-            f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"
-        )
-    active = rows != 0
-    ones = rows == 1
-    silent = ~active.any(axis=1)
-    binary = (active == ones).all(axis=1)
-    signed = (active == (ones | (rows == -1))).all(axis=1)
-    # The first condition that holds decides: a silent frame is binary and signed too.
-    frame_class = np.select([silent, binary, signed], [SILENT, BINARY, SIGNED], default=GRADED)
-    return frame_class.astype(np.int8), active
-
-
-def _class_and_sums(
-    rows: Array,
-    fan_out: FanOut,
-    layer: str,
-) -> tuple[Int8, Int64]:
-    """Return each frame's class, and its sums of `stored`, `nonzero` and 1, (frames, 3)."""
     if rows.dtype == np.bool_:
         # The kernel is compiled once less for bytes than for bytes and booleans.
         rows = rows.view(np.uint8)
-    if rows.dtype in (np.uint8, np.float32, np.float64) and fan_out.small is not None:
-        table = np.empty((len(rows), 3), dtype=np.int64)
-        frame_class = np.empty(len(rows), dtype=np.int8)
-        classify_and_sum(np.ascontiguousarray(rows), *fan_out.small, table, frame_class)
-        if frame_class.max(initial=BINARY) < NOT_FINITE:
-            return frame_class, table
-    frame_class, active = classify_frames(rows, layer)
-    # These are integers in floats that hold the sum of any frame exactly.
-    sums = active.astype(np.float64) @ fan_out.matrix
-    return frame_class, sums.astype(np.int64)
+    elif rows.dtype not in (np.uint8, np.float32):
+        # Rounding leaves every number in its class: none becomes 0, 1 or -1.
+        rows = rows.astype(np.float64)
+    table = np.empty((len(rows), 3), dtype=np.int64)
+    frame_class = np.empty(len(rows), dtype=np.int8)
+    flat = np.ascontiguousarray(rows)
+    classify_and_sum(flat, stored.reshape(-1), nonzero.reshape(-1), table, frame_class)
+    if frame_class.max(initial=BINARY) == NOT_FINITE:
+        raise CountError(
+            f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"
+        )
+    return frame_class, table
 
 
 @dataclass
@@ -203,10 +176,7 @@ class LayerTally:
         """
         samples, steps = alive.shape
         rows = frames.reshape(samples * steps, -1)
-        table = np.zeros((samples * steps, 3), dtype=np.int64)
-        frame_class = np.zeros(samples * steps, dtype=np.int8)
-        for block in blocks(len(rows), 8 * rows.shape[1], FRAME_BLOCK_BYTES):
-            frame_class[block], table[block] = _class_and_sums(rows[block], fan_out, self.name)
+        frame_class, table = _class_and_sums(rows, fan_out.stored, fan_out.nonzero, self.name)
         frame_class[~alive.reshape(-1)] = UNPAID
         table[frame_class == UNPAID] = 0
         stored, nonzero, events = table.T
@@ -240,7 +210,8 @@ class LayerTally:
     def note_classes(self, frames: Array, alive: Mask) -> None:
         """Note the classes of frames (samples, steps, features) delivered as `repeated` ones."""
         rows = frames.reshape(alive.size, -1)[alive.reshape(-1)]
-        self._note_classes(classify_frames(rows, self.name)[0])
+        nothing = np.zeros(rows.shape[1], dtype=np.int64)
+        self._note_classes(_class_and_sums(rows, nothing, nothing, self.name)[0])
 
     def _note_classes(self, frame_class: Int8) -> None:
         for number, name in enumerate(CLASSES):

@@ -205,19 +205,22 @@ def ratio(snn: EnergyEstimate, ann: EnergyEstimate, *, mix_technologies: bool = 
     return snn.nominal_pj / ann.nominal_pj
 
 
+Ratio = tuple[float | None, float, float | None]
+"""Lowest, nominal and highest ratio; a bound is None where one is unknown."""
+
+
 @dataclass(frozen=True)
 class ModelComparison:
     """Ratios of the same two networks under several models.
 
     Args:
-        ratios: model and profile -> (lo, nominal, hi) of E_snn / E_ann; a bound is None where one
-            is unknown.
+        ratios: model and profile -> E_snn / E_ann.
         flips: whether the ratio crosses 1 within an interval or between two models: then there is
             no winner.
         responsible: where it flips, the term of the spiking network that costs most, per model.
     """
 
-    ratios: dict[str, tuple[float | None, float, float | None]]
+    ratios: dict[str, Ratio]
     flips: bool
     responsible: dict[str, str]
 
@@ -241,7 +244,7 @@ def compare_models(
         raise PriceError(
             f"compare: {len(pairs)} pairs under the names {sorted(set(names))}; give each its own label"
         )
-    ratios: dict[str, tuple[float | None, float, float | None]] = {}
+    ratios: dict[str, Ratio] = {}
     for name, (snn, ann) in zip(names, pairs, strict=True):
         nominal = ratio(snn, ann)
         # The least against the most, and the other way round; an ANN that costs nothing bounds

@@ -170,13 +170,13 @@ def measure_cpu(
         FileNotFoundError: no such file.
     """
     source, sizes, notes, macs = prepare(path, inputs, large_batch, counts)
+    # type(), since True is an int too.
     if type(threads) is not int or threads < 0:
         raise MeasureError(f"threads: {threads}, needs an integer from 0 (every core)")
     meter = RaplMeter(powercap)
-    measured = measure_batches(
+    measured, batch_notes = measure_batches(
         sizes, lambda batch: make_workload(source, inputs, batch, threads), meter, clock, plan
     )
-    batch_notes = [note for batch in measured for note in batch.notes]
     return CpuMeasurement(
         batches=measured,
         macs=macs,

@@ -249,9 +249,6 @@ def cuda_workload(
     return OnnxWorkload(source, inputs, batch, "CUDAExecutionProvider", ordinal=ordinal, tf32=tf32)
 
 
-MakeWorkload = Callable[[OnnxSource, Array, int, int, bool], Workload]
-
-
 @dataclass(frozen=True, kw_only=True)
 class GpuMeasurement(Measurement):
     """Energy of an inference on a GPU's board.
@@ -284,7 +281,7 @@ def measure_gpu(
     counts: OperationCounts | None = None,
     plan: MeasurementPlan = USUAL_PLAN,
     open_device: Callable[[int], NvmlDevice] = open_nvml,
-    make_workload: MakeWorkload = cuda_workload,
+    make_workload: Callable[[OnnxSource, Array, int, int, bool], Workload] = cuda_workload,
     clock: Clock | None = None,
 ) -> GpuMeasurement:
     """Measure an ONNX file on a GPU by the counter nvmlDeviceGetTotalEnergyConsumption (Volta and
@@ -312,6 +309,7 @@ def measure_gpu(
         FileNotFoundError: no such file.
     """
     source, sizes, notes, macs = prepare(path, inputs, large_batch, counts)
+    # type(), since True is an int too.
     if type(device) is not int:
         raise MeasureError(f"device: {device!r}, needs a number from 0")
     with closing(open_device(device)) as gpu:  # closed on KeyboardInterrupt too
@@ -327,10 +325,9 @@ def measure_gpu(
             meter.adopt_own_process()
             return workload
 
-        measured = measure_batches(sizes, ready, meter, clock, plan)
+        measured, batch_notes = measure_batches(sizes, ready, meter, clock, plan)
         if source.precision == "fp32" and tf32:
             notes = (*notes, "TF32 is allowed: the fp32 floors of gpu_floor do not bound this run")
-        batch_notes = [note for batch in measured for note in batch.notes]
         return GpuMeasurement(
             batches=measured,
             macs=macs,

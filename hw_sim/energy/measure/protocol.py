@@ -387,8 +387,8 @@ def measure_batches(
     meter: Meter,
     clock: Clock | None,
     plan: MeasurementPlan,
-) -> tuple[BatchMeasurement, ...]:
-    """Measure a network at several batch sizes, one after the other.
+) -> tuple[tuple[BatchMeasurement, ...], list[str]]:
+    """Measure a network at several batch sizes, one after the other; return the notes on them too.
 
     Args:
         sizes: batch sizes.
@@ -401,13 +401,16 @@ def measure_batches(
         MeasureError: the counter stands still or goes back, or something else uses the device.
     """
     measured = []
+    notes: list[str] = []
     for batch in sizes:
         workload = make_workload(batch)
-        measured.append(measure_batch(workload, meter, clock or Clock(), plan))
+        found = measure_batch(workload, meter, clock or Clock(), plan)
+        measured.append(found)
+        notes += found.notes
         # Before the next one asks for memory; and its threads must not spin in the idle time of the
         # next one.
         del workload
-    return tuple(measured)
+    return tuple(measured), notes
 
 
 def measure_batch(
