@@ -127,12 +127,12 @@ class _FullyConnected(_Synapses):
     @property
     def in_features(self) -> int:
         """Number of values that arrive."""
-        return int(self.weight_int.shape[1])
+        return self.weight_int.shape[1]
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of what the layer sends: (neurons,)."""
-        return (int(self.weight_int.shape[0]),)
+        return (len(self.weight_int),)
 
 
 @dataclass(frozen=True, eq=False)

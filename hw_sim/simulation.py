@@ -91,7 +91,7 @@ def simulate(
     samples, steps = events.shape[:2]
     # Without reset all samples are one: the next begins with the states that the last one left.
     flow = events if reset else events.reshape(1, samples * steps, *events.shape[2:])
-    buffer = RecordingBuffer(network, tuple(record), (flow.shape[0], flow.shape[1]))
+    buffer = RecordingBuffer(network, tuple(record), flow.shape[:2])
     BlockScheduler(network, chosen, buffer, threads or cores()).run(flow, progress)
     return buffer.recording((samples, steps), chosen.name)
 
@@ -132,7 +132,7 @@ class RecordingBuffer:
     """
 
     def __init__(
-        self, network: ChipNetwork, record: tuple[str, ...], shape: tuple[int, int]
+        self, network: ChipNetwork, record: tuple[str, ...], shape: tuple[int, ...]
     ) -> None:
         self.network, self.record, self.shape = network, record, shape
         kinds = [kind for kind in ("spikes", "u", "v") if kind in record]

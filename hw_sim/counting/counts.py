@@ -18,6 +18,16 @@ Status = Literal["counted", "folded", "free", "unsupported", "not executed"]
 REFUSED: tuple[Status, ...] = ("unsupported", "not executed")
 """A single row of these makes every total unknown."""
 NONE = Fraction(0)
+PART_OF = {
+    "acc_nonzero": "acc",
+    "mac_nonzero": "mac",
+    "dense_valid": "dense_padded",
+    "signed": "acc",
+    "graded": "events",
+    "touched_updates": "neuron_updates",
+    "recurrent_no_autapse": "recurrent_all_pairs",
+}
+"""Count -> the one that it is a part of; where it is larger, the counter has slipped."""
 
 JSON_NAMES = (
     "kind", "samples", "timesteps", "pooling", "layers", "total", "total_refused", "effective",
@@ -93,19 +103,10 @@ class LayerCounts:
                 )
             # An int becomes a Fraction too, so that means divide exactly.
             object.__setattr__(self, field.name, Fraction(value))
-        # A count that is a part of another one is a slip of the counter where it is larger.
-        for smaller, larger in (
-            ("acc_nonzero", self.acc),
-            ("mac_nonzero", self.mac),
-            ("dense_valid", self.dense_padded),
-            ("signed", self.acc),
-            ("graded", self.events),
-            ("touched_updates", self.neuron_updates),
-            ("recurrent_no_autapse", self.recurrent_all_pairs),
-        ):
-            if getattr(self, smaller) > larger:
+        for part, whole in PART_OF.items():
+            if getattr(self, part) > getattr(self, whole):
                 raise CountError(
-                    f"{smaller}: {getattr(self, smaller)} > {larger}, the count it is a part of"
+                    f"{part}: {getattr(self, part)} > {getattr(self, whole)}, the count it is a part of"
                 )
         if self.acc + self.mac > self.dense_valid:
             raise CountError(

@@ -186,7 +186,7 @@ class FanOut:
     def outputs(self) -> tuple[int, ...]:
         """Shape of the outputs, (C_out, *sizes)."""
         sizes = [axis.joined.shape[1] for axis in self.axes]
-        return (self.weight.shape[0], *sizes)
+        return (len(self.weight), *sizes)
 
     @cached_property
     def stored(self) -> Int64:
@@ -223,12 +223,12 @@ class FanOut:
     def kernel_words(self) -> int:
         """Output channels times taps: the words that address targets."""
         taps = prod(axis.footprint for axis in self.axes)
-        return int(self.weight.shape[0]) * taps
+        return len(self.weight) * taps
 
     @property
     def weight_words(self) -> int:
         """Stored weights of the folded synapse."""
-        return self.kernel_words * int(self.weight.shape[1])
+        return self.kernel_words * self.weight.shape[1]
 
     @property
     def dense_padded(self) -> int:

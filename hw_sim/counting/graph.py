@@ -68,6 +68,7 @@ class EventPaths:
     Attributes:
         names: all nodes, sources before targets.
         sources, targets: node -> everything that arrives at it, and where it goes.
+        same_step: `targets` without the edges that close loops.
         synapses: nodes that hold weights.
         neurons: nodes that have neurons; a Threshold is one without a state.
         event_sources: neurons and the input.
@@ -89,10 +90,13 @@ class EventPaths:
         self.nodes = {name: restore_groups(node) for name, node in run.nodes.items()}
         self.sources: Edges = {}
         self.targets: Edges = {name: [] for name in self.nodes}
+        self.same_step: Edges = {name: [] for name in self.nodes}
         for name in self.names:
             direct = [(source, 0) for source in self.order.sources[name]]
             looping = [(source, 1) for source in self.order.looping[name]]
             self.sources[name] = direct + looping
+            for source, _ in direct:
+                self.same_step[source].append((name, 0))
             for source, lag in self.sources[name]:
                 self.targets[source].append((name, lag))
         self.synapses = self._of_kind(*MATRICES, *CONVS)
@@ -119,23 +123,11 @@ class EventPaths:
         """Return whether a node passes on "events", "currents" or both, from however far."""
         origins = {name}
         if name not in self.converters:
-            origins = self._reach(name, self.sources, self.converters)
+            origins = self.reach(name, self.sources, self.converters)
         kinds = {"currents" for origin in origins & self.synapses}
         return kinds | {"events" for origin in origins & self.event_sources}
 
-    def fed_neurons(self, name: str) -> set[str]:
-        """Return the neurons that a synapse feeds in the same step."""
-
-        this_step = {
-            node: [edge for edge in edges if edge[1] == 0] for node, edges in self.targets.items()
-        }
-        return self._reach(name, this_step, self.converters) & self.neurons
-
-    def stops_ahead(self, name: str) -> set[str]:
-        """Return the nodes at which what a node gives stops."""
-        return self._reach(name, self.targets, self.stops) & self.stops
-
-    def _reach(
+    def reach(
         self,
         name: str,
         edges: Edges,
@@ -483,7 +475,8 @@ class CountingPlan:
         if not paths.folded and len(paths.sources[name]) > 1:
             self.merges.append(name)
         # Neurons fed by several synapses are counted with the first of them.
-        for target in paths.fed_neurons(name):
+        fed = paths.reach(name, paths.same_step, paths.converters)
+        for target in fed & paths.neurons:
             self.owner.setdefault(target, row)
 
     def _routes(self, name: str) -> list[Route]:
@@ -566,16 +559,18 @@ class CountingPlan:
         self._pass(name, status, note)
 
     def _add_pool_or_scale(self, name: str) -> None:
+        paths = self.paths
         synapses = self._absorbed[name]
         into = ", ".join(dict.fromkeys(synapses))
         # Behind the synapse it is folded into, neurons hear it, as they should.
-        behind = name in self.paths.folded_behind
-        unfolded = not behind and self.paths.stops_ahead(name) - set(synapses)
-        if into and not unfolded:
+        unfolded: set[str] = set()
+        if name not in paths.folded_behind:
+            unfolded = paths.reach(name, paths.targets, paths.stops) & paths.stops
+        if into and unfolded <= set(synapses):
             self._pass(name, "folded", f"into {into}")
             return
-        if name in self.paths.pools:
-            self.pools[name] = pool_fan_out(self.paths, name).stored
+        if name in paths.pools:
+            self.pools[name] = pool_fan_out(paths, name).stored
             note = "pool_adds: one per event inside a window"
         else:
             self.scales.append(name)

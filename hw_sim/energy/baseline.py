@@ -27,7 +27,7 @@ from knarr.hw_sim.energy.measure.protocol import (
     Measurement,
     MeasurementPlan,
 )
-from knarr.hw_sim.energy.measure.workload import batches, check_inputs, read_source
+from knarr.hw_sim.energy.measure.workload import prepare
 from knarr.hw_sim.energy.prices import Grade, load_profile
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.json_values import JsonRecord
@@ -146,10 +146,7 @@ def baseline(
         FileNotFoundError: no such file.
     """
     # What no machine could measure is an error, before anything is counted or run.
-    source = read_source(path)
-    batches(source, large_batch)
-    if inputs is not None:
-        check_inputs(source, inputs)
+    source, *_ = prepare(path, inputs, large_batch, None)
     if counts is None:
         runnable = inputs is not None and inputs.dtype == "float32"  # all that `count_onnx` runs
         counts = count_onnx(path, inputs if runnable else None)

@@ -55,7 +55,8 @@ class SynapseView:
     @property
     def kernel(self) -> Pair:
         """Size of the kernel, (height, width)."""
-        return int(self.weight.shape[2]), int(self.weight.shape[3])
+        high, wide = self.weight.shape[2:]
+        return high, wide
 
     @property
     def seen(self) -> Pair:

@@ -33,7 +33,7 @@ from knarr.hw_sim.counting.onnx.model import (
 from knarr.hw_sim.counting.onnx.products import PRODUCT_RULES, NodeCounts, Product, Rule
 from knarr.hw_sim.errors import CountError, first_line
 
-RULES: dict[str, Rule] = {**ELEMENTWISE, **PRODUCT_RULES}
+RULES: dict[str, Rule | str] = {**ELEMENTWISE, **PRODUCT_RULES}
 """Operation -> the function that returns its counts, or why it is free."""
 Means = dict[str, Fraction]
 
@@ -143,7 +143,8 @@ def _outcome(node: Any, graph: OnnxGraph) -> NodeCounts | tuple[Status, str]:
         )
     if node.op_type not in RULES:
         raise UnsupportedError("there is no rule to count it by")
-    outcome = RULES[node.op_type](OnnxNode(node, graph))
+    rule = RULES[node.op_type]
+    outcome = rule if isinstance(rule, str) else rule(OnnxNode(node, graph))
     return ("free", outcome) if isinstance(outcome, str) else outcome
 
 

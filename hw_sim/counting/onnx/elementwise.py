@@ -219,10 +219,6 @@ def _scatter(node: OnnxNode) -> str:
     return MOVES
 
 
-def _free(node: OnnxNode) -> str:
-    return FREE[node.operation]
-
-
 MOVES = "moves data, computes nothing"
 MOVING = (
     "CenterCropPad", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
@@ -240,12 +236,12 @@ FREE = {
 }
 """Operations that cost nothing here by policy, and why."""
 
-ELEMENTWISE: dict[str, Rule] = {
+ELEMENTWISE: dict[str, Rule | str] = {
+    **FREE,
     **dict.fromkeys(PER_OUTPUT, _per_output),
     **dict.fromkeys(VARIADIC, _variadic),
     **dict.fromkeys(PER_INPUT, _per_input),
     **dict.fromkeys(MAXIMA, _maximum),
-    **dict.fromkeys(FREE, _free),
     "Add": _add,
     "AveragePool": _pool,
     "BatchNormalization": _batch_norm,

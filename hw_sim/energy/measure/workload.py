@@ -143,13 +143,13 @@ def batches(source: OnnxSource, large_batch: int) -> tuple[tuple[int, ...], tupl
 
 
 def prepare(
-    path: str | Path, inputs: Array, large_batch: int, counts: OperationCounts | None
+    path: str | Path, inputs: Array | None, large_batch: int, counts: OperationCounts | None
 ) -> tuple[OnnxSource, tuple[int, ...], tuple[str, ...], Macs | None]:
     """Check all that can be checked before a device is touched.
 
     Args:
         path: the ONNX file.
-        inputs: (samples, *shape) of the file's type.
+        inputs: (samples, *shape) of the file's type, or None.
         large_batch: the second batch size, from 2.
         counts: counts of the file, or None.
 
@@ -162,7 +162,8 @@ def prepare(
         FileNotFoundError: no such file.
     """
     source = read_source(path)
-    check_inputs(source, inputs)
+    if inputs is not None:
+        check_inputs(source, inputs)
     sizes, notes = batches(source, large_batch)
     return source, sizes, notes, None if counts is None else macs_of(counts)
 
