@@ -165,9 +165,9 @@ class ChipCounter:
             for events, delay, fan_out in ways
         ]
         reached = masks.pop()
-        # In place: these are as large as the recording.
+        # One after another: stacked, they would take a copy of the recording each.
         for mask in masks:
-            reached |= mask
+            reached = reached | mask
         return int(np.count_nonzero(reached))
 
     def bytes_per_sample(self, inputs: Array) -> int:

@@ -8,7 +8,7 @@ does not hold.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,11 +48,11 @@ class EnergyEstimate(JsonRecord):
     node_nm: int | None
     precision: str
     scope: str
-    terms: Mapping[str, Interval] = field(default_factory=dict)
-    layer_terms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    partial: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    terms: Mapping[str, Interval]
+    layer_terms: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...]
+    partial: bool
+    options: Mapping[str, Any]
 
 
 def price(

@@ -36,6 +36,11 @@ from knarr.hw_sim.simulation import simulate
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
 FACTORS = (0.8, 1.25, 1.5, 2.0)
+OF_BINARY_EVENTS = (
+    "acc", "acc_nonzero", "spikes", "signed", "recurrent_all_pairs", "recurrent_no_autapse",
+    "touched_updates",
+)  # fmt: skip
+"""Counts that are 0 where no binary event occurs."""
 
 
 @dataclass(frozen=True)
@@ -288,23 +293,16 @@ def _without_events(counts: OperationCounts, *, steps: int) -> OperationCounts:
     # Graded frames are what an input shows: they do not follow the activity. Where they come at
     # every step, more steps show more of them; a first frame alone stays.
     graded = steps if counts.later_macs else 1
-    none = Fraction(0)
     layers: Mapping[str, LayerCounts] = {
         name: replace(
             one,
-            acc=none,
-            acc_nonzero=none,
             mac=one.mac * graded,
             mac_nonzero=one.mac_nonzero * graded,
-            spikes=none,
             events=one.graded * graded,
             graded=one.graded * graded,
-            signed=none,
-            recurrent_all_pairs=none,
-            recurrent_no_autapse=none,
             bias_adds=one.bias_adds * steps,
             neuron_updates=one.neuron_updates * steps,
-            touched_updates=none,
+            **dict.fromkeys(OF_BINARY_EVENTS, Fraction(0)),
         )
         for name, one in counts.layers.items()
     }
