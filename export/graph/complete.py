@@ -15,7 +15,7 @@ import numpy as np
 
 from knarr.export.errors import ExportError
 from knarr.export.graph.shapes import PER_NEURON, Array, declared_shape, infer, spread
-from knarr.export.graph.topology import inline, topology
+from knarr.export.graph.topology import CONVS, ENDS, inline, topology
 
 KINDS: dict[str, Any] = {
     kind: getattr(nir, kind)
@@ -78,7 +78,7 @@ def _node(where: str, tree: dict[str, Any], filled: list[str]) -> Any:
     allowed = {
         f.name: f for f in fields(kind) if f.name not in ("metadata", "output_type", "input_type")
     }
-    ends = kind in (nir.Input, nir.Output)
+    ends = kind in ENDS
     if kind is nir.Flatten:
         given.pop("input_type", None)  # complete() knows it from what arrives
     for field in given:
@@ -179,10 +179,10 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
     nodes, edges = inline(graph)
     entering, leaving = infer(nodes, topology(nodes, edges))
     # A file of a few bytes may declare scalars over millions of neurons: count before anything is spread.
-    total = sum(
-        8 * prod(entering[name]) * len(PER_NEURON.get(type(node), ()))
-        for name, node in nodes.items()
-    )
+    total = 0
+    for name, node in nodes.items():
+        parameters = PER_NEURON.get(type(node), ())
+        total += 8 * prod(entering[name]) * len(parameters)  # each is a float64
     if total > MAX_SPREAD_BYTES:
         raise ExportError(
             f"graph: its neurons' parameters take {total:,} bytes, at most {MAX_SPREAD_BYTES:,}; check the shapes it declares"
@@ -197,12 +197,13 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
             # A default has a line of its own already, and is a scalar for that reason alone.
             if not any(f"'{name}': {field} missing" in line for line in filled):
                 filled.append(f"node '{name}': {field} of shape {value.shape} spread over {into}")
-        if isinstance(node, (nir.Conv1d, nir.Conv2d)) and node.input_shape is None:
+        if isinstance(node, CONVS) and node.input_shape is None:
             node.input_shape = into[1] if isinstance(node, nir.Conv1d) else into[1:]
             filled.append(f"node '{name}': input_shape missing, {into[1:]} from what arrives")
-        if isinstance(node, (nir.Input, nir.Output)) and not declared_shape(node).size:
+        if isinstance(node, ENDS) and not declared_shape(node).size:
             filled.append(f"node '{name}': shape missing, {into} from what arrives")
-        node.input_type, node.output_type = {"input": np.array(into)}, {"output": np.array(out)}
+        node.input_type = {"input": np.array(into)}
+        node.output_type = {"output": np.array(out)}
     _ends(graph)
     return graph
 

@@ -11,12 +11,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import nir
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from knarr.export.graph.step_synapses import ints
+from knarr.export.graph.topology import CONVS
 
 Array = npt.NDArray[Any]
 
@@ -37,7 +37,7 @@ def restore_groups(node: Any) -> Any:
     Returns:
         A copy of the same function with fewer stored weights, or the node itself.
     """
-    if not isinstance(node, (nir.Conv1d, nir.Conv2d)) or isinstance(node.padding, str):
+    if not isinstance(node, CONVS) or isinstance(node.padding, str):
         return node
     weight = np.asarray(node.weight)
     groups, kernel = _said(node, weight)
@@ -45,23 +45,21 @@ def restore_groups(node: Any) -> Any:
         return node
     axes = len(kernel)
     # The exporter puts as many zeros before a short side as behind it.
-    around = (np.array(weight.shape[2:]) - kernel) // 2
+    around = [(side - k) // 2 for side, k in zip(weight.shape[2:], kernel, strict=True)]
     sides = [slice(cut, cut + k) for cut, k in zip(around, kernel, strict=True)]
     inner = (slice(None), slice(None), *sides)
-    blocks = []
     # The groups lie along the diagonal of outputs and inputs.
-    for g, rows in enumerate(np.split(weight, groups)):
-        block = np.split(rows, groups, axis=1)[g]
-        blocks.append(block[inner])
+    rows = np.split(weight[inner], groups)
+    blocks = [np.split(row, groups, axis=1)[g] for g, row in enumerate(rows)]
     found = np.concatenate(blocks)
-    # The zeros of a kernel and those of the padding stand for each other, as far as the taps are dilated.
-    moved = around * ints(node.dilation, axes)
-    padding = np.array(ints(node.padding, axes)) - moved
+    # The exporter padded by as much more as those zeros reach with the dilation.
+    sizes = zip(ints(node.padding, axes), ints(node.dilation, axes), around, strict=True)
+    padding = [p - d * cut for p, d, cut in sizes]
     if np.count_nonzero(found) != np.count_nonzero(weight) or min(padding) < 0:
         return node  # edited since
     trained = copy.copy(node)
     trained.weight, trained.groups = found, groups
-    trained.padding = int(padding[0]) if axes == 1 else padding
+    trained.padding = padding[0] if axes == 1 else np.array(padding)
     return trained
 
 
@@ -76,20 +74,22 @@ def _said(node: Any, weight: Array) -> tuple[int, tuple[int, ...]]:
     missing = np.array(sides) - kernel
     # A centred kernel lacks as much on the one side as on the other.
     centred = min(kernel) > 0 and (missing >= 0).all() and not (missing % 2).any()
-    if not centred or groups < 1 or weight.shape[0] % groups or weight.shape[1] % groups:
+    if not centred or groups < 1:
+        return 1, sides
+    outputs, inputs = weight.shape[:2]
+    if outputs % groups or inputs % groups:
         return 1, sides
     return groups, kernel
 
 
 def dense_kernel(weight: Tensor, groups: int) -> Tensor:
     """Turn the (O, I/groups, ...) weight of a grouped convolution into (O, I, ...), with zeros between the groups."""
-    per_group_out, per_group_in = weight.shape[0] // groups, weight.shape[1]
-    dense = weight.new_zeros(weight.shape[0], per_group_in * groups, *weight.shape[2:])
-    for g in range(groups):
-        rows = slice(g * per_group_out, (g + 1) * per_group_out)
-        columns = slice(g * per_group_in, (g + 1) * per_group_in)
-        dense[rows, columns] = weight[rows]
-    return dense
+    outputs, inputs, *kernel = weight.shape
+    dense = weight.new_zeros(groups, outputs // groups, groups, inputs, *kernel)
+    # Each group of outputs sees its own group of inputs alone.
+    for g, rows in enumerate(weight.chunk(groups)):
+        dense[g, :, g] = rows
+    return dense.reshape(outputs, groups * inputs, *kernel)
 
 
 def padding_numbers(

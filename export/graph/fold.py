@@ -28,12 +28,20 @@ from knarr.export.graph.convolutions import dense_kernel, padding_numbers, resto
 from knarr.export.graph.shapes import Shape, infer, spread
 from knarr.export.graph.step import step_nir
 from knarr.export.graph.step_synapses import float64, ints
-from knarr.export.graph.topology import NEURONS, Edge, graph_hash, inline, topology
+from knarr.export.graph.topology import (
+    CONVS,
+    ENDS,
+    LINEARS,
+    NEURONS,
+    POOLS,
+    Edge,
+    graph_hash,
+    inline,
+    topology,
+)
 
 Float64 = npt.NDArray[np.float64]
-POOLS = (nir.AvgPool2d, nir.SumPool2d)
-CONVS = (nir.Conv1d, nir.Conv2d)
-SYNAPSES = (nir.Linear, nir.Affine, *CONVS)
+SYNAPSES = (*LINEARS, *CONVS)
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,7 @@ class _Fold:
         self.done: list[str] = []
         for name, node in nodes.items():
             # The ends of nested graphs only pass on what they get.
-            if "." in name and isinstance(node, (nir.Input, nir.Output)):
+            if "." in name and isinstance(node, ENDS):
                 self.remove(name)
         topo = topology(self.nodes, self.edges)
         self.order, self.looping = topo.order, topo.looping
@@ -334,7 +342,7 @@ class _Fold:
             if not whole or len(behind) != 1 or self.sources(behind[0]) != [target]:
                 return
             synapse = behind[0]
-            if not isinstance(self.nodes[synapse], (nir.Linear, nir.Affine)):
+            if not isinstance(self.nodes[synapse], LINEARS):
                 return
             self.nodes[synapse] = self._pool_then_linear(name, synapse)
         else:
@@ -377,7 +385,7 @@ class _Fold:
             )
         # A sum of a window adds the bias once per cell, an average once.
         high, wide = pool.weight.shape[2:]
-        times = _gain(self.nodes[name]) * high * wide
+        times = pool.weight[0, 0, 0, 0] * high * wide
         bias = float64(conv_node.bias) * times
         self.nodes[conv_name] = _one_convolution(conv, pool, bias, int(conv_node.groups))
         self.done.append(f"pooling '{name}' into '{conv_name}'")
@@ -385,17 +393,18 @@ class _Fold:
 
     def _pool_then_linear(self, name: str, linear_name: str) -> nir.Linear | nir.Affine:
         """Return linear(flatten(pool(x))) as linear'(flatten(x)): a cell's column goes to every pixel of its window."""
-        pool, linear = self.nodes[name], self.nodes[linear_name]
+        pool, linear = _as_kernel(self.nodes[name]), self.nodes[linear_name]
         weight = float64(linear.weight)
         rows = len(weight)
         columns = torch.as_tensor(weight.reshape(rows, *self.leaving[name]))
         shape = self.entering[name]
-        size = (shape[0], 1, *ints(pool.kernel_size))
-        window = torch.full(size, _gain(pool), dtype=torch.float64)
+        # torch pools each channel by itself when there are as many groups.
+        groups = shape[0]
+        window = torch.as_tensor(np.repeat(pool.weight, groups, axis=0))
         # The gradient of pooling is its adjoint: it hands the weight of a cell to the pixels below it, and 0 to pixels
         # that no window reaches.
         pixels = conv2d_input(  # type: ignore[no-untyped-call]
-            (rows, *shape), window, columns, ints(pool.stride), ints(pool.padding), 1, shape[0]
+            (rows, *shape), window, columns, tuple(pool.stride), tuple(pool.padding), 1, groups
         )
         flat = pixels.reshape(rows, -1).numpy().copy()
         if isinstance(linear, nir.Affine):
@@ -472,7 +481,9 @@ class _Kernel(NamedTuple):
 def _as_kernel(node: Any) -> _Kernel:
     """Read a pool, or a convolution whose padding is numbers."""
     if isinstance(node, POOLS):
-        weight = np.full((1, 1, *ints(node.kernel_size)), _gain(node))
+        high, wide = ints(node.kernel_size)
+        gain = 1.0 / (high * wide) if isinstance(node, nir.AvgPool2d) else 1.0
+        weight = np.full((1, 1, high, wide), gain)
         dilation: Shape = (1, 1)
     else:
         weight = float64(node.weight)
@@ -480,11 +491,6 @@ def _as_kernel(node: Any) -> _Kernel:
     stride = np.array(ints(node.stride))
     padding = np.array(ints(node.padding))
     return _Kernel(weight, stride, padding, np.array(dilation))
-
-
-def _gain(pool: Any) -> float:
-    high, wide = ints(pool.kernel_size)
-    return 1.0 / (high * wide) if isinstance(pool, nir.AvgPool2d) else 1.0
 
 
 def _one_convolution(first: _Kernel, second: _Kernel, bias: Any, groups: int) -> nir.Conv2d:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from knarr.export.errors import ExportError
 from knarr.export.graph.step_synapses import ints
-from knarr.export.graph.topology import Topology
+from knarr.export.graph.topology import CONVS, ENDS, LINEARS, POOLS, Topology
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[Any]
@@ -56,8 +56,10 @@ def input_shape(name: str, node: nir.Input) -> Shape:
 def declared_shape(node: nir.Input | nir.Output) -> Array:
     """Return the shape that an Input or Output declares; empty where it declares none."""
     side: Any = node.input_type if isinstance(node, nir.Input) else node.output_type
-    shape = next(iter(side.values()), None) if isinstance(side, dict) else None
-    return np.asarray([] if shape is None else shape)
+    shapes = list(side.values()) if isinstance(side, dict) else []
+    if not shapes or shapes[0] is None:
+        return np.array([])
+    return np.asarray(shapes[0])
 
 
 def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], dict[str, Shape]]:
@@ -110,7 +112,7 @@ def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
         for field in PER_NEURON[type(node)]:
             _fits(name, field, np.asarray(getattr(node, field)), shape)
         return shape
-    if isinstance(node, (nir.Input, nir.Output)):
+    if isinstance(node, ENDS):
         # An Input that something enters is a nested graph's.
         declared = tuple(declared_shape(node).tolist())
         if declared and declared != shape:
@@ -118,7 +120,7 @@ def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
                 f"node '{name}': declares {declared} and receives {shape}; correct the one that is wrong"
             )
         return shape
-    if isinstance(node, (nir.Linear, nir.Affine)):
+    if isinstance(node, LINEARS):
         weight = np.asarray(node.weight)
         if weight.ndim != 2 or shape != (weight.shape[1],) or not weight.size:
             raise ExportError(
@@ -127,9 +129,9 @@ def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
         if isinstance(node, nir.Affine):
             _require_bias(name, node, weight)
         return (weight.shape[0],)
-    if isinstance(node, (nir.Conv1d, nir.Conv2d)):
+    if isinstance(node, CONVS):
         return _conv_shape(name, node, shape)
-    if isinstance(node, (nir.AvgPool2d, nir.SumPool2d)):
+    if isinstance(node, POOLS):
         return _pool_shape(name, node, shape)
     if isinstance(node, nir.Flatten):
         start, end = int(node.start_dim), int(node.end_dim)
@@ -225,13 +227,14 @@ def _windows(
         raise ExportError(
             f"node '{name}': window {size}, stride {stride}, padding {padding}, dilation {dilation}; not possible"
         )
-    out = tuple(
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(sides, size, stride, padding, dilation, strict=True)
-    )
+    out = []
+    # In Python's integers: those of a hostile file would overflow numpy's and seem to fit.
+    for n, k, s, p, d in zip(sides, size, stride, padding, dilation, strict=True):
+        span = d * (k - 1) + 1
+        out.append((n + 2 * p - span) // s + 1)
     if min(out) < 1:
         raise ExportError(f"node '{name}': window {size} is larger than {sides}; make it smaller")
-    return out
+    return tuple(out)
 
 
 def _fits(name: str, field: str, value: Array, shape: Shape) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from knarr.export.errors import ExportError
+from knarr.export.graph.topology import CONVS, ENDS, LINEARS
 
 Step = Callable[[Tensor], Tensor]
 Steps = npt.NDArray[np.int64]
@@ -73,9 +74,9 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
     def tensor(array: object) -> Tensor:
         return torch.as_tensor(np.asarray(array)).to(dtype)
 
-    if isinstance(node, (nir.Input, nir.Output)):
+    if isinstance(node, ENDS):
         return lambda x: x
-    if isinstance(node, (nir.Linear, nir.Affine)):
+    if isinstance(node, LINEARS):
         weight = tensor(node.weight)
         bias = tensor(node.bias) if isinstance(node, nir.Affine) else None
         return lambda x: F.linear(x, weight, bias)
@@ -85,7 +86,7 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
     if isinstance(node, nir.Threshold):
         threshold = tensor(node.threshold)
         return lambda x: (x > threshold).to(dtype)
-    if isinstance(node, (nir.Conv1d, nir.Conv2d)):
+    if isinstance(node, CONVS):
         axes = np.asarray(node.weight).ndim - 2
         kernel, offset = tensor(node.weight), tensor(node.bias)
         stride, dilation = ints(node.stride, axes), ints(node.dilation, axes)
@@ -97,7 +98,8 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
         size, step = ints(node.kernel_size), ints(node.stride)
         return lambda x: F.avg_pool2d(x, size, step)
     if isinstance(node, nir.SumPool2d):
-        size, step, around = ints(node.kernel_size), ints(node.stride), ints(node.padding)
+        size, step = ints(node.kernel_size), ints(node.stride)
+        around = ints(node.padding)
         return lambda x: sum_pool2d(x, size, step, around)
     if isinstance(node, nir.Flatten):
         # +1: NIR counts dimensions without the batch.

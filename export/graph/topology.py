@@ -25,6 +25,10 @@ Edge = tuple[str, str]
 MAX_DEPTH = 16
 MAX_EDGES = 20_000
 NEURONS = (nir.LIF, nir.CubaLIF, nir.LI, nir.CubaLI, nir.IF, nir.I)
+LINEARS = (nir.Linear, nir.Affine)
+CONVS = (nir.Conv1d, nir.Conv2d)
+POOLS = (nir.AvgPool2d, nir.SumPool2d)
+ENDS = (nir.Input, nir.Output)
 _ROOT = ""
 
 
@@ -67,17 +71,20 @@ def inline(
             f"graph: {len(graph.edges):,} edges, at most {MAX_EDGES:,}; it is no network"
         )
     nodes: dict[str, Any] = {}
-    ends: dict[str, tuple[str, str]] = {}  # nested graph -> names of its opened input and output
+    ends: dict[
+        str, tuple[str, str]
+    ] = {}  # node -> where edges into it and out of it stand once it is opened
     edges: list[Edge] = []
     for name in sorted(graph.nodes):  # the order of a dictionary must not change what a graph means
         node, path = graph.nodes[name], prefix + name
-        if isinstance(node, nir.Input | nir.Output) and not prefix and "." in name:
+        if isinstance(node, ENDS) and not prefix and "." in name:
             raise ExportError(
                 f"node '{name}': a dot in the name of an end stands for a nested graph; rename it"
             )
         if not isinstance(node, nir.NIRGraph):
             _new(path, nodes)
             nodes[path] = node
+            ends[path] = (path, path)
             continue
         inner_nodes, inner_edges = inline(node, f"{path}.", depth + 1)
         ends[path] = _ends(node, path)
@@ -91,24 +98,18 @@ def inline(
         raise ExportError(
             f"graph: its edges are not pairs of names ({error}); rewrite them"
         ) from error
-    twice, times = Counter(pairs).most_common(1)[0] if pairs else (("", ""), 0)
-    if times > 1:
-        raise ExportError(
-            f"graph: edge {twice[0]} -> {twice[1]} stands twice; NIR edges are unique"
-        )
+    for (source, target), times in Counter(pairs).most_common(1):
+        if times > 1:
+            raise ExportError(
+                f"graph: edge {source} -> {target} stands twice; NIR edges are unique"
+            )
     for source, target in pairs:
         for name in (source, target):
             if name not in graph.nodes:
                 raise ExportError(
                     f"graph: edge {source} -> {target} names '{name}', which is not a node; add it or cut the edge"
                 )
-        outer_source, outer_target = prefix + source, prefix + target
-        edges.append(
-            (
-                ends[outer_source][1] if outer_source in ends else outer_source,
-                ends[outer_target][0] if outer_target in ends else outer_target,
-            )
-        )
+        edges.append((ends[prefix + source][1], ends[prefix + target][0]))
     return nodes, edges
 
 
@@ -121,7 +122,7 @@ def _new(path: str, nodes: dict[str, Any]) -> None:
 
 def _ends(graph: nir.NIRGraph, path: str) -> tuple[str, str]:
     found = []
-    for kind in (nir.Input, nir.Output):
+    for kind in ENDS:
         names = [name for name, node in graph.nodes.items() if isinstance(node, kind)]
         if len(names) != 1:
             raise ExportError(
@@ -142,7 +143,7 @@ def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = 
         ExportError: not one Input and one Output at the top, a node that nothing feeds, a loop without a meaning.
     """
     ends = []
-    for kind in (nir.Input, nir.Output):
+    for kind in ENDS:
         # A nested graph's ends carry a dot and only pass on what they get.
         names = [n for n, node in nodes.items() if isinstance(node, kind) and "." not in n]
         if len(names) != 1:
@@ -172,7 +173,7 @@ def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = 
     graph: Any = nx.DiGraph()
     graph.add_nodes_from(nodes)
     graph.add_edges_from(edge for edge in forward if edge[1] not in delays)
-    # Ties go by name, so that no order of a file changes what is summed first.
+    # Ties go by name, so the order of a file's nodes does not matter.
     order = list(nx.lexicographical_topological_sort(graph))
     order.remove(start)
     sources: dict[str, tuple[str, ...]] = dict.fromkeys(nodes, ())

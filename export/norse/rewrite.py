@@ -106,10 +106,12 @@ def _fold(before: Layer, norm: Layer) -> nn.Module:
         raise ExportError(
             f"module '{norm.path}': {bn.num_features} features after {channels} channels"
         )
-    gamma = torch.ones(channels) if bn.weight is None else bn.weight.detach()
-    beta = torch.zeros(channels) if bn.bias is None else bn.bias.detach()
+    # A norm may be without gamma and beta, and the synapse without bias.
+    gamma, beta, bias = (
+        torch.full((channels,), default) if parameter is None else parameter.detach()
+        for parameter, default in ((bn.weight, 1.0), (bn.bias, 0.0), (layer.bias, 0.0))
+    )
     gain = gamma.double() / (bn.running_var.double() + bn.eps).sqrt()
-    bias = torch.zeros(channels) if layer.bias is None else layer.bias.detach()
     offset = beta.double() + (bias.double() - bn.running_mean.double()) * gain
     # The gain of a channel stands before all its columns or taps.
     weight = layer.weight.detach().double() * gain.reshape(-1, *[1] * (layer.weight.dim() - 1))
