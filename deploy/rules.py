@@ -21,10 +21,11 @@ from knarr.hw_sim.network import DECAY_UNITY, Layer
 
 WEIGHT_MIN, WEIGHT_MAX = -128, 127
 """Signed 8-bit weights."""
-I_DECAY_MIN, I_DECAY_MAX = 1, DECAY_UNITY
-"""4096ths of the current that a step forgets; hardware has no current that never decays."""
-V_DECAY_MIN, V_DECAY_MAX = 0, DECAY_UNITY - 1
-"""4096ths of the voltage that a step forgets; hardware keeps at least one of them."""
+DECAY_LIMITS = {"i": (1, DECAY_UNITY), "v": (0, DECAY_UNITY - 1)}
+"""4096ths that a step forgets of the current and of the voltage.
+
+Hardware has no current that never decays, and keeps at least one 4096th of the voltage.
+"""
 VTH_MAX = 2**17 - 1
 """Largest threshold mantissa, in units of 64."""
 BIAS_MAX = 4095
@@ -212,19 +213,16 @@ def _as_lava_holds(weight: Int64, bits: int) -> Int64:
 def decays_fit_registers(network: Network) -> Iterator[Violation]:
     """Demand decays that hardware has."""
     for name, neuron in _neurons(network):
-        if not I_DECAY_MIN <= neuron.i_decay <= I_DECAY_MAX:
-            message = decay_message("i_decay", neuron.i_decay)
-            yield Violation("decays_fit_registers", name, message)
-        if not V_DECAY_MIN <= neuron.v_decay <= V_DECAY_MAX:
-            message = decay_message("v_decay", neuron.v_decay)
-            yield Violation("decays_fit_registers", name, message)
+        for register in ("i_decay", "v_decay"):
+            value = getattr(neuron, register)
+            low, high = DECAY_LIMITS[register[0]]
+            if not low <= value <= high:
+                yield Violation("decays_fit_registers", name, decay_message(register, value))
 
 
 def decay_message(register: str, value: int) -> str:
     """Say what hardware has of a decay register, whose name begins with i or v."""
-    low, high = V_DECAY_MIN, V_DECAY_MAX
-    if register.startswith("i"):
-        low, high = I_DECAY_MIN, I_DECAY_MAX
+    low, high = DECAY_LIMITS[register[0]]
     return f"{register} {value}, hardware has {low}..{high}; choose another time constant"
 
 

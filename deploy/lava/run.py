@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -204,24 +205,17 @@ def _outlives_a_sample(layer: Layer) -> bool:
 def _as_recording(job: LavaJob, parts: Sequence[dict[str, Array]]) -> Recording:
     """Join the results of all batches, whose arrays are "output" and "<kind>/<layer's number>"."""
     result = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    recorded: dict[str, dict[str, Array]] = {"spikes": {}, "v": {}, "u": {}}
+    recorded: dict[str, dict[str, Any]] = {"spikes": {}, "v": {}, "u": {}}
     for kind, arrays in recorded.items():
         # The worker records a voltage readout's v, or the last spikes, even if nobody asked.
         if kind in job.record:
             for number, name in enumerate(job.layer_names):
                 arrays[name] = result[f"{kind}/{number}"]
-    spikes = {name: array.astype(np.uint8) for name, array in recorded["spikes"].items()}
-    return Recording(
-        output=result["output"],
-        spikes=spikes,
-        v=recorded["v"],
-        u=recorded["u"],
-        event_counts={
-            name: array.sum(axis=tuple(range(2, array.ndim)), dtype=np.int64)
-            for name, array in spikes.items()
-        },
-        engine="lava",
-    )
+    counts = {}
+    for name, spikes in recorded["spikes"].items():
+        recorded["spikes"][name] = spikes.astype(np.uint8)
+        counts[name] = spikes.sum(axis=tuple(range(2, spikes.ndim)), dtype=np.int64)
+    return Recording(result["output"], **recorded, event_counts=counts, engine="lava")
 
 
 # --- supervision

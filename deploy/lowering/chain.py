@@ -160,9 +160,9 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
     notes = Notes(approximate)
     layers: list[FloatLayer] = []
     # What was met since the last neuron: delays, a synapse, and delays behind it.
-    before: Int32 | None = None
+    before: list[Int32] = []
     synapse: str | None = None
-    after: Int32 | None = None
+    after: list[Int32] = []
     for name in row[1:-1]:  # without Input and Output
         node = nodes[name]
         if isinstance(node, nir.Flatten) and synapse is None:
@@ -170,14 +170,11 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
                 raise DeployError(
                     f"node '{name}': flattens only part of {entering[name]}; flatten all of it"
                 )
-            before = None if before is None else before.reshape(-1)
+            before = [steps.reshape(-1) for steps in before]
         elif isinstance(node, nir.Delay):
             steps = delay_steps(name, node, dt_s).astype(np.int32)
-            steps = np.broadcast_to(steps, leaving[name])
-            if synapse is None:
-                before = steps if before is None else before + steps
-            else:
-                after = steps if after is None else after + steps
+            delays = before if synapse is None else after
+            delays.append(np.broadcast_to(steps, leaving[name]))
         elif isinstance(node, (*DENSE, *CONVS)) and synapse is None:
             synapse = name
         elif isinstance(node, (*SPIKING, *READOUTS)):
@@ -195,7 +192,7 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
             if name in loops:
                 layer = _recurrent(layer, *loops[name], notes)
             layers.append(layer)
-            before = synapse = after = None
+            before, synapse, after = [], None, []
         else:
             raise DeployError(
                 f"node '{name}': {type(node).__name__} cannot stand here; a chip layer is Linear, "
@@ -207,7 +204,7 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
             f"node '{synapse}': no neuron follows it; a chip layer is a synapse and its neurons, "
             "end with LI or a spiking neuron"
         )
-    if not layers or before is not None:
+    if not layers or before:
         raise DeployError(
             "graph: ends without a neuron behind its last node, or holds none; end with a synapse "
             "and neurons"
@@ -324,7 +321,7 @@ def normalise(name: str, node: Any, dt_s: float, notes: Notes) -> FloatNeuron:
                 "the chip starts at v_reset and climbs by a bias",
             )
         # An integrator has no leak, so its bias is 0 whatever it would be a share of.
-        bias = (0.0 if v_share is None else v_share) * leak / height
+        bias = gain_per_r * leak / height
     elif leak.any():
         # A readout that starts at v_leak and rests there: the same voltages, moved by a constant.
         if np.ptp(leak):
@@ -414,7 +411,7 @@ def _float_layer(
     weight, bias = _values(name, node)
     gain = _rows(neuron.name, "gain or threshold", neuron.gain, out)
     rest = _rows(neuron.name, "v_leak", neuron.bias, out)
-    bias = _unfiltered_bias(name, neuron, bias, notes)
+    bias = gain * _unfiltered_bias(name, neuron, bias, notes) + rest
     # Neurons with thresholds or gains of their own get them as a factor of their row of weights.
     weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
     geometry = None
@@ -428,7 +425,7 @@ def _float_layer(
             "dilation": _pair(node, "dilation", 1),
             "groups": int(node.groups),
         }
-    return FloatLayer(name, neuron, weight, gain * bias + rest, geometry=geometry)
+    return FloatLayer(name, neuron, weight, bias, geometry=geometry)
 
 
 def _pair(node: Any, field: str, one_pixel: int) -> tuple[int, int]:
@@ -482,10 +479,10 @@ def _unfiltered_bias(name: str, neuron: FloatNeuron, bias: Float64, notes: Notes
     return bias / neuron.i_share
 
 
-def _delayed(layer: FloatLayer, before: Int32 | None, after: Int32 | None) -> FloatLayer:
+def _delayed(layer: FloatLayer, before: list[Int32], after: list[Int32]) -> FloatLayer:
     """Return a layer whose synapses hold the delays before and behind it, in steps per feature."""
-    inputs = 0 if before is None else before.reshape(1, -1)
-    outputs = 0 if after is None else after.reshape(-1, 1)
+    inputs = np.reshape(sum(before), (1, -1))
+    outputs = np.reshape(sum(after), (-1, 1))
     if not np.any(inputs) and not np.any(outputs):
         return layer
     if layer.geometry is not None:
@@ -498,7 +495,7 @@ def _delayed(layer: FloatLayer, before: Int32 | None, after: Int32 | None) -> Fl
             f"node '{layer.name}': its bias is delayed and the chip's is not; put the delay before "
             "it"
         )
-    steps = np.zeros(layer.weight.shape, dtype=np.int32) + inputs + outputs
+    steps = np.broadcast_to(inputs + outputs, layer.weight.shape).astype(np.int32)
     if steps.max() > MAX_DELAY:
         raise DeployError(
             f"node '{layer.name}': delays up to {steps.max()} steps, netx has 0..{MAX_DELAY}; use "

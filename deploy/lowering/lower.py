@@ -250,7 +250,7 @@ def _calibrate(
         # What rounding changed here reaches the next layer as it will on the chip.
         arriving, peaks = _run_alone(_alone(chosen.layer, layer.bits), arriving)
         sent = arriving.reshape(wanted.shape)
-        classes = _classes_from(task, name, sent, last=level + 1 == in_all)
+        classes = _classes_from(task, name, sent)
         found = _describe(layer, chosen, task.dt_s) | peaks
         found |= _measure(layer, chosen, arriving, wanted)
         found["classes_kept"] = int((classes == float_classes).sum())
@@ -297,16 +297,15 @@ def _float_output(layer: FloatLayer, floats: Trace) -> Array:
     return floats.v[layer.neuron.name] - layer.neuron.rest
 
 
-def _classes_from(task: _Task, neuron: str, sent: Array, last: bool) -> Int64:
+def _classes_from(task: _Task, neuron: str, sent: Array) -> Int64:
     """Decide classes when all behind a neuron stays float and hears what the chip sent.
 
     Args:
         task: what is lowered.
         neuron: name of the neuron's node.
         sent: (samples, timesteps, *features) of this neuron on the chip.
-        last: nothing stands behind it.
     """
-    if last:
+    if neuron == task.chain.layers[-1].neuron.name:
         return _decide(task.readout, sent)
     graph, start = task.folded, "sent_by_the_chip"
     everything: Any = nx.DiGraph()

@@ -29,7 +29,6 @@ from knarr.hw_sim.network import Layer
 
 MAX_VALUES = 2**25
 """Numbers in one file. Each becomes 8 bytes here; netx and Lava keep several copies of each."""
-INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 SYNAPSES = ("conv", "dense", "dense_rec")
 """Kinds of layers that hold weights."""
 NEURON_TYPES = ("CUBA", "LOIHI")
@@ -172,9 +171,7 @@ def whole_numbers(value: Any) -> Int64 | None:
 
 def fits_32_bits(whole: Int64) -> bool:
     """Tell whether there are numbers and a chip network can hold all of them."""
-    if not whole.size:
-        return False
-    return bool(whole.min() >= INT32_MIN and whole.max() <= INT32_MAX)
+    return whole.size > 0 and np.array_equal(whole.astype(np.int32), whole)
 
 
 def one_integer(value: Any) -> int | None:

@@ -333,12 +333,9 @@ def _outputs(found: NetLayer) -> int | None:
     weight = found.whole("weight")
     if weight is not None and weight.ndim > 1:
         return len(weight)
-    return None if found.kind == "conv" else _declared_rows(found)
-
-
-def _declared_rows(found: NetLayer) -> int | None:
+    # Of a flat matrix `shape` says the rows.
     shape = found.integers("shape")
-    return None if shape is None else prod(shape)
+    return None if found.kind == "conv" or shape is None else prod(shape)
 
 
 # --- rules on shapes: what one layer sends is what the next was made for
@@ -376,7 +373,7 @@ def kernels_fit(found: NetLayer) -> Iterator[str]:
     if weight.ndim not in (1, 2):
         yield f"{where} is of shape {weight.shape}, needs (out, in); reshape it"
         return
-    rows = _rows(found, weight)
+    rows = _outputs(found) or 0
     if weight.ndim == 1 and (rows < 1 or weight.size % rows):
         yield (
             f"{where} of {weight.size} values does not divide into {rows} rows of /shape; "
@@ -389,11 +386,6 @@ def kernels_fit(found: NetLayer) -> Iterator[str]:
         flat = weight.ndim == 1 and recurrent.shape == (rows * rows,)
         if recurrent.shape != (rows, rows) and not flat:
             yield f"{where}_rec is of shape {recurrent.shape}, needs ({rows}, {rows}); reshape it"
-
-
-def _rows(found: NetLayer, weight: Any) -> int:
-    """Return the outputs of a matrix; of a flat one the file's `shape` says them, else 0."""
-    return (_declared_rows(found) or 0) if weight.ndim == 1 else len(weight)
 
 
 def steps_are_integers(found: NetLayer) -> Iterator[str]:
@@ -489,7 +481,7 @@ def _dense_faults(found: NetLayer) -> Iterator[str]:
     if len(incoming) == 3:
         yield f"{where}: dense receives {incoming}; netx needs a flatten layer before it, add one"
     elif weight is not None and weight.ndim in (1, 2) and weight.size:
-        rows = _rows(found, weight)
+        rows = _outputs(found) or 0
         inputs = weight.size // rows if rows > 0 else 0
         if inputs != prod(incoming):
             yield (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,10 @@ def check(network_or_path: ChipNetwork | Path, chip: str = "loihi2") -> list[Vio
         raise DeployError(f"chip: '{chip}' is not known; choose loihi2")
     if isinstance(network_or_path, ChipNetwork):
         return check_network(network_or_path)
-    examined = _examine(Path(network_or_path))
-    found = list(examined.violations)
-    if examined.network is not None:
-        return found + check_network(examined.network)
-    return found + fatal(check_network(partial_network(examined.draft)))
+    violations, draft, network = _examine(Path(network_or_path))
+    if network is not None:
+        return violations + check_network(network)
+    return violations + fatal(check_network(partial_network(draft)))
 
 
 def read_net(path: Path) -> ChipNetwork:
@@ -74,10 +73,10 @@ def read_net(path: Path) -> ChipNetwork:
         DeployError: the file is missing, not HDF5, malformed, or holds what is not supported; the
             error names the layer and the reason.
     """
-    examined = _examine(path)
-    if examined.network is None:
-        raise DeployError(f"{path}: {_summary(fatal(examined.violations))}")
-    return examined.network
+    violations, _, network = _examine(path)
+    if network is None:
+        raise DeployError(f"{path}: {_summary(fatal(violations))}")
+    return network
 
 
 def write_net(network: ChipNetwork, path: Path) -> None:
@@ -114,22 +113,13 @@ def _summary(broken: list[Violation]) -> str:
 # --- reading
 
 
-@dataclass(frozen=True)
-class _Examined:
-    """A file and what is wrong with it.
+def _examine(path: Path) -> tuple[list[Violation], Draft, ChipNetwork | None]:
+    """Read a file and find out what is wrong with it.
 
-    Args:
-        violations: what the file rules found, and whether the manifest fits.
-        draft: its layers as far as they can be built.
-        network: None when a violation is an error.
+    Returns:
+        What the file rules found, and whether the manifest fits; the layers as far as they can be
+        built; and the network, None when a violation is an error.
     """
-
-    violations: tuple[Violation, ...]
-    draft: Draft
-    network: ChipNetwork | None
-
-
-def _examine(path: Path) -> _Examined:
     groups = load_groups(path)
     violations: list[Violation] = []
     manifest: Mapping[str, Any] = {}
@@ -156,7 +146,7 @@ def _examine(path: Path) -> _Examined:
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             message = f"its manifest does not fit the file ({_reason(error)}); {CURE}"
             violations.append(Violation("manifest_fits", "file", message))
-    return _Examined(tuple(violations), draft, network)
+    return violations, draft, network
 
 
 def _reason(error: Exception) -> str:
@@ -228,18 +218,13 @@ def _entries(manifest: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
 
 
 def _manifest(network: ChipNetwork, violations: list[Violation]) -> dict[str, Any]:
-    coding = network.input
+    neuron = network.input.neuron
     return {
         "format": MANIFEST_FORMAT,
         "dt_s": network.dt_s,
         "graph_hash": network.graph_hash,
-        "input": {
-            "shape": list(coding.shape),
-            "bits": coding.bits,
-            "units": coding.units,
-            "kind": coding.kind,
-            "neuron": None if coding.neuron is None else coding.neuron.name,
-        },
+        # The file itself holds the registers of input neurons.
+        "input": {**asdict(network.input), "neuron": None if neuron is None else neuron.name},
         "readout": asdict(network.readout),
         "lowering": network.lowering,
         "layers": [

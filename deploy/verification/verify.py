@@ -6,10 +6,11 @@ a view: its arrays (samples, timesteps, *features) by layer, and the state of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import isclose, prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import nir
 import norse.torch as snn
@@ -124,10 +125,7 @@ def verify(
     for layer in network.layers:
         if layer.neuron.spikes:
             found.add(stepped, ours, (layer.neuron.name, layer.name), "spikes", "~")
-    for name in ours.v:
-        found.add_all(ours, lava, name, ("spikes", "v", "u"))
-    outputs |= {view.name: view.recording.output for view in (ours, lava)}
-    return _verification(network, events, found, outputs, true)
+    return _verification(ours, lava, found, outputs, true)
 
 
 def verify_network(
@@ -154,11 +152,7 @@ def verify_network(
     network = read_net(path)
     events = check_inputs(network.input, inputs, timesteps)
     ours, lava = _run_chip(path, network, events, timeout_s, progress)
-    found = Comparisons()
-    for name in ours.v:
-        found.add_all(ours, lava, name, ("spikes", "v", "u"))
-    outputs = {view.name: view.recording.output for view in (ours, lava)}
-    return _verification(network, events, found, outputs, None)
+    return _verification(ours, lava, Comparisons(), {}, None)
 
 
 def _labels(labels: npt.ArrayLike | None, samples: int) -> tuple[int, ...] | None:
@@ -198,20 +192,26 @@ def _run_chip(
 
 
 def _verification(
-    network: ChipNetwork,
-    events: IntArray,
+    ours: ChipView,
+    lava: ChipView,
     found: Comparisons,
-    outputs: Mapping[str, Array],
+    outputs: dict[str, Array],
     labels: tuple[int, ...] | None,
 ) -> Verification:
-    return Verification(
-        rows=tuple(found.rows),
-        samples=events.shape[0],
-        timesteps=events.shape[1],
-        decisions={stage: _decide(network, stage, output) for stage, output in outputs.items()},
-        labels=labels,
-        raster=found.raster(),
-    )
+    """Compare the simulator and Lava, and sum up what was found.
+
+    Args:
+        ours, lava: the two that must be equal in everything.
+        found: comparisons with the graph, if there is one.
+        outputs: stage -> output of the float stages.
+        labels: as in `Verification`.
+    """
+    for name in ours.v:
+        found.add_all(ours, lava, name, ("spikes", "v", "u"))
+    outputs |= {view.name: view.recording.output for view in (ours, lava)}
+    samples, timesteps = ours.inputs.shape[:2]
+    decisions = {name: _decide(ours.network, name, output) for name, output in outputs.items()}
+    return Verification(tuple(found.rows), samples, timesteps, decisions, labels, found.raster())
 
 
 def _decide(network: ChipNetwork, stage: str, output: Array) -> tuple[int, ...]:
@@ -223,14 +223,15 @@ def _decide(network: ChipNetwork, stage: str, output: Array) -> tuple[int, ...]:
             "same network"
         )
     # float32 sums of a readout would depend on their order.
-    floats = np.issubdtype(flat.dtype, np.floating)
-    wide = flat.astype(np.float64 if floats else np.int64)
+    # With int64 numpy takes float64 for floats of any width.
+    wide = flat.astype(np.result_type(flat, np.int64))
     return tuple(network.readout.decide(wide).tolist())
 
 
 # --- stages
 
 
+@dataclass(eq=False)
 class FloatView:
     """Norse or NIR; its layers are the graph's neuron nodes.
 
@@ -241,17 +242,14 @@ class FloatView:
             again.
     """
 
-    def __init__(
-        self,
-        name: str,
-        trace: Trace,
-        graph: nir.NIRGraph | None = None,
-        inputs: Array | None = None,
-        dt_s: float = 0.0,
-    ) -> None:
-        self.name, self.trace = name, trace
-        self.graph, self.inputs, self.dt_s = graph, inputs, dt_s
-        self.spikes, self.v, self.u = trace.spikes, trace.v, trace.i
+    name: str
+    trace: Trace
+    graph: nir.NIRGraph | None = None
+    inputs: Array | None = None
+    dt_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.spikes, self.v, self.u = self.trace.spikes, self.trace.v, self.trace.i
 
     def side(self, layer: str, value: float, at: At) -> Side:
         """Return the state of one neuron; `value` is what was compared there."""
@@ -261,43 +259,30 @@ class FloatView:
         if self.graph is None:
             return Side(value, u, v, None if fired else v)
         node = inline(self.graph)[0][layer]
-        threshold = None
-        if hasattr(node, "v_threshold"):
-            threshold = self._parameter(node, "v_threshold", layer, at)
-        # Without a spike nothing was reset.
-        reached = self._before_reset(self.graph, layer, node, at) if fired else v
-        return Side(value, u, v, reached, threshold)
-
-    def _parameter(self, node: Any, name: str, layer: str, at: At) -> float:
-        values = np.asarray(getattr(node, name), dtype=np.float64)
-        features = self.v[layer].shape[2:]
-        return float(np.broadcast_to(values, features)[at[2:]])
-
-    def _before_reset(self, graph: nir.NIRGraph, layer: str, node: Any, at: At) -> float | None:
-        """Return the voltage that crossed the threshold, rounded as float64 does.
-
-        Returns:
-            None for nodes that are not looked into.
-        """
 
         def parameter(name: str) -> float:
-            return self._parameter(node, name, layer, at)
+            values = np.asarray(getattr(node, name), dtype=np.float64)
+            return float(np.broadcast_to(values, self.v[layer].shape[2:])[at[2:]])
 
-        before = (at[0], at[1] - 1, *at[2:])
-        # The sums keep the order that the stepper adds in, down to the last bit.
-        if isinstance(node, nir.CubaLIF) and layer in self.u:
-            leak = parameter("v_leak")
-            v = float(self.v[layer][before]) if at[1] else leak
-            current = parameter("r") * float(self.u[layer][at])
-            return v + self.dt_s / parameter("tau_mem") * (leak - v + current)
+        threshold = parameter("v_threshold") if hasattr(node, "v_threshold") else None
+        if not fired:
+            # Without a spike nothing was reset.
+            return Side(value, u, v, v, threshold)
+        arriving = u
         if isinstance(node, nir.LIF):
-            arriving = self._arriving(graph, layer, node, at)
-            if arriving is None:
-                return None
-            leak = parameter("v_leak")
-            v = float(self.v[layer][before]) if at[1] else leak
-            return v + self.dt_s / parameter("tau") * (parameter("r") * arriving + leak - v)
-        return None
+            arriving = self._arriving(self.graph, layer, node, at)
+        if arriving is None or not isinstance(node, nir.LIF | nir.CubaLIF):
+            return Side(value, u, v, None, threshold)
+        # The voltage that crossed the threshold, rounded as float64 does.
+        leak, driven = parameter("v_leak"), parameter("r") * arriving
+        step_before = (at[0], at[1] - 1, *at[2:])
+        before = float(self.v[layer][step_before]) if at[1] else leak
+        # The sums keep the order that the stepper adds in, down to the last bit.
+        if isinstance(node, nir.LIF):
+            climb, tau = driven + leak - before, parameter("tau")
+        else:
+            climb, tau = leak - before + driven, parameter("tau_mem")
+        return Side(value, u, v, before + self.dt_s / tau * climb, threshold)
 
     def _arriving(self, graph: nir.NIRGraph, layer: str, node: nir.LIF, at: At) -> float | None:
         """Return what the neuron's synapses give in this step.
@@ -322,6 +307,7 @@ class FloatView:
         return float(trace.v[layer][probed_at])
 
 
+@dataclass(eq=False)
 class ChipView:
     """The simulator or Lava; its layers are the chip network's.
 
@@ -332,15 +318,18 @@ class ChipView:
         inputs: what it was fed.
     """
 
-    def __init__(
-        self, name: str, recording: Recording, network: ChipNetwork, inputs: Array
-    ) -> None:
-        self.name, self.recording = name, recording
-        self.network, self.inputs = network, inputs
-        self.v, self.u = recording.v, recording.u
-        # Layers that never fire by their nature have no spikes to compare.
-        never = {layer.name for layer in network.layers if not layer.neuron.spikes}
-        self.spikes = {name: s for name, s in recording.spikes.items() if name not in never}
+    name: str
+    recording: Recording
+    network: ChipNetwork
+    inputs: Array
+
+    def __post_init__(self) -> None:
+        self.v, self.u = self.recording.v, self.recording.u
+        self.spikes = dict(self.recording.spikes)
+        for layer in self.network.layers:
+            # Layers that never fire by their nature have no spikes to compare.
+            if not layer.neuron.spikes:
+                self.spikes.pop(layer.name, None)
 
     def side(self, layer: str, value: float, at: At) -> Side:
         """Return the state of one neuron; `value` is what was compared there."""

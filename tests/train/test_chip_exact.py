@@ -735,8 +735,8 @@ def test_sums_that_no_float_holds() -> None:
 def test_limits_are_those_of_the_rules() -> None:
     registers = (rules.VTH_MAX, rules.BIAS_MAX, rules.ACCUMULATOR)
     assert (LOIHI2.vth_max, LOIHI2.bias_max, LOIHI2.accumulator) == registers
-    assert LOIHI2.i_decays == (rules.I_DECAY_MIN, rules.I_DECAY_MAX)
-    assert LOIHI2.v_decays == (rules.V_DECAY_MIN, rules.V_DECAY_MAX)
+    assert LOIHI2.i_decays == rules.DECAY_LIMITS["i"]
+    assert LOIHI2.v_decays == rules.DECAY_LIMITS["v"]
     assert (LOIHI2.weights.low, LOIHI2.weights.high) == (rules.WEIGHT_MIN, rules.WEIGHT_MAX)
     assert Limits.of_bits(8) == LOIHI2
     assert Limits.of_bits(4).weights == QuantisationGrid(-8, 7)
