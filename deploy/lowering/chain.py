@@ -101,7 +101,7 @@ class FloatLayer:
 
 @dataclass(frozen=True)
 class Notes:
-    """What reading a graph changed, a line each.
+    """The changes that reading a graph made, a line each.
 
     Args:
         allowed: map what has no exact form as nearly as the chip can, instead of refusing it.

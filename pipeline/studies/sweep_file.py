@@ -136,7 +136,7 @@ class Range(Frozen):
 
     @property
     def _steps(self) -> Decimal:
-        """How many steps lie between the bounds."""
+        """Count the steps that lie between the bounds."""
         return (_exact(self.high) - _exact(self.low)) / _exact(self.step or 1.0)
 
     def suggest(self, trial: optuna.Trial, path: str) -> Any:
