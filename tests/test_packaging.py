@@ -66,3 +66,8 @@ def test_lock_pins_hashes_and_names_no_registry() -> None:
     packages = [line for line in lock.splitlines() if "==" in line]
     assert len(packages) > 80
     assert lock.count("--hash=sha256:") >= len(packages)
+
+
+def test_the_container_is_built_from_every_stage() -> None:
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    assert [stage for stage in ("knarr", *STAGES) if f"!{stage}" not in allowed] == []
