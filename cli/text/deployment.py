@@ -61,7 +61,7 @@ def print_net(path: Path, chip: str, *, json: bool) -> bool:
 
 
 def _print_lines(lines: Iterable[object], console: Console) -> None:
-    # As text: a layer's name may look like markup.
+    # A layer's name may look like markup, so it is passed as text.
     for line in lines:
         console.print(Padding(Text(str(line)), (0, 0, 0, 2)))
 
@@ -72,7 +72,7 @@ def _print_lowering(network: ChipNetwork, console: Console) -> None:
     if not notes:
         return
     bits = f"{notes['weight_bits']}-bit weights"
-    # What lowering measured is of weights that the fit has changed since.
+    # The fit has changed the weights since lowering measured them.
     if TRAINED in notes:
         console.print(f"{bits}, fitted in the chip's arithmetic after lowering")
         return

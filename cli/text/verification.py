@@ -73,7 +73,7 @@ def _print_tables(result: dict[str, Any], console: Console) -> None:
 
 
 def _print_indented(line: str, console: Console) -> None:
-    # As text: a layer's name may look like markup.
+    # A layer's name may look like markup, so it is passed as text.
     console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 

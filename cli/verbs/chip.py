@@ -331,7 +331,7 @@ def verify(
     elif source.suffix != ".net" or source.is_dir():
         refuse_unrelated_options(context, "a run", {"samples"})
         run = pipeline.reopen(source, on_progress=show_progress)
-        # Who asks for it wants it done now, not read from the last time.
+        # A user who asks for a verification wants it done now, not read from the last time.
         pipeline.verify(run, samples=samples, again=True)
         finish(print_verification_file(source / pipeline.VERIFICATION, json=json))
     elif inputs is None:

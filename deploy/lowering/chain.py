@@ -159,7 +159,7 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
     row = _row(nodes, edges, order, leaving, {source for source, _ in loops.values()})
     notes = Notes(approximate)
     layers: list[FloatLayer] = []
-    # What was met since the last neuron: delays, a synapse, and delays behind it.
+    # The nodes met since the last neuron: delays, a synapse, and delays behind it.
     before: list[Int32] = []
     synapse: str | None = None
     after: list[Int32] = []

@@ -247,7 +247,7 @@ def _calibrate(
                 "it; give others"
             )
         chosen = _scale_from_spikes(layer, task.weight_bits, arriving, wanted)
-        # What rounding changed here reaches the next layer as it will on the chip.
+        # The changes that rounding made here reach the next layer as they will on the chip.
         arriving, peaks = _run_alone(_alone(chosen.layer, layer.bits), arriving)
         sent = arriving.reshape(wanted.shape)
         classes = _classes_from(task, name, sent)
@@ -310,7 +310,7 @@ def _classes_from(task: _Task, neuron: str, sent: Array) -> Int64:
     graph, start = task.folded, "sent_by_the_chip"
     everything: Any = nx.DiGraph()
     everything.add_edges_from(graph.edges)
-    # What also leads to the neuron is its own loop.
+    # The other edge that leads to the neuron is its own loop.
     behind = nx.descendants(everything, neuron) - nx.ancestors(everything, neuron)
     # An input of the neuron's shape takes the neuron's place.
     nodes: dict[str, Any] = {start: nir.Input({"input": np.array(sent.shape[2:])})}

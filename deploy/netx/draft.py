@@ -216,7 +216,7 @@ def read_draft(groups: dict[str, Any] | None, named: Mapping[int, Mapping[str, A
             found.name = str(entry.get("name", f"{found.kind}_{found.index}"))
             found.neuron = _neuron(found, str(entry.get("neuron", f"neuron_{found.index}")))
             found.layer = _synapse(found, entry.get("units_per_volt"))
-            # What a layer says of itself lets the layers behind a broken one be checked.
+            # The sizes that a layer states let the layers behind a broken one be checked.
             built = found.layer
             found.outgoing = _declared(found) if built is None else built.output_shape
         else:
