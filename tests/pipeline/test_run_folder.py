@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from shared_pieces import FORK, Forked
 
 from knarr.cli.output import show_progress
 from knarr.cli.text import report
@@ -27,7 +27,6 @@ from knarr.train.settings import SettingsError
 from knarr.train.systems.cnn import Cnn
 from knarr.train.train import TEACHER
 
-FORK = multiprocessing.get_context("fork")
 LIMIT_S = 60.0
 TINY = {
     "data.subjects": 4,
@@ -49,7 +48,7 @@ def test_first_runs_at_once_make_the_data_once(tmp_path: Path) -> None:
         ready.wait(LIMIT_S)
         generated_data(recipe(), tmp_path / "data")
 
-    workers = [FORK.Process(target=work) for _ in range(3)]
+    workers = [Forked(target=work) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -94,7 +93,7 @@ def test_a_released_folder_is_free_for_others(tmp_path: Path) -> None:
             raise SystemExit(3) from None
 
     def status() -> int | None:
-        other = FORK.Process(target=_without_the_parents, args=(work,))
+        other = Forked(target=_without_the_parents, args=(work,))
         other.start()
         other.join(LIMIT_S)
         return other.exitcode

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import multiprocessing
 import os
 import pwd
 import shutil
@@ -23,7 +22,7 @@ from typing import Any
 
 import optuna
 import pytest
-from shared_pieces import until
+from shared_pieces import FORK, Forked, until
 from test_pareto import LITTLE
 from test_sweep import Objective, written
 from test_sweep import table as trials_of
@@ -35,7 +34,6 @@ from knarr.pipeline.studies.sweep_file import load_sweep
 from knarr.pipeline.studies.sweeps import run_sweep
 from knarr.train import Recipe
 
-FORK = multiprocessing.get_context("fork")
 LIMIT_S = 90.0  # a bound on waiting for what takes seconds
 NOT_INSTALLED = "PostgreSQL is not installed: apt-get install postgresql"
 
@@ -148,7 +146,7 @@ def test_two_workers_share_a_sweep_and_the_trial_of_a_killed_one_goes_on(
     options: dict[str, Any] = {"storage": storage, "poll_s": 0.05}
     stands = FORK.Event()
     workers = [
-        FORK.Process(
+        Forked(
             target=run_sweep,
             args=(sweep, Pausing(log, partial(pause, stands)), out),
             kwargs=options,
@@ -216,7 +214,7 @@ def test_two_workers_share_a_table_and_the_run_of_a_killed_one_goes_on(
             str(tmp_path / "small.yaml"), data=tmp_path, out=out, fit=True, storage=storage
         )
 
-    workers = [FORK.Process(target=work, args=(pause,)) for pause in (stand_still, wait)]
+    workers = [Forked(target=work, args=(pause,)) for pause in (stand_still, wait)]
     for worker in workers:
         worker.start()
     victim, other = workers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -18,7 +17,7 @@ import optuna
 import pytest
 import yaml
 from optuna.trial import TrialState
-from shared_pieces import until
+from shared_pieces import FORK, Forked, until
 
 from knarr.cli.verbs import studies
 from knarr.pipeline.progress import Progress
@@ -30,7 +29,6 @@ from knarr.train import Recipe, RecipeError, load_recipe
 from knarr.train.recipe import with_settings
 from knarr.train.settings import SettingsError
 
-FORK = multiprocessing.get_context("fork")
 LIMIT_S = 60.0  # a bound on waiting for what takes well under a second
 ALPHA, RATE = "student.kd_alpha", "student.fit.learning_rate"
 SEARCH = {ALPHA: {"low": 0, "high": 1}, RATE: {"low": 1e-4, "high": 1e-1, "log": True}}
@@ -425,9 +423,7 @@ def test_the_median_pruner_ends_what_is_behind(tmp_path: Path) -> None:
 
 def killed_in_mid_trial(sweep: Sweep, out: Path, trial: str, epochs: str, **options: Any) -> None:
     """A worker of its own, killed when a trial has saved some epochs."""
-    worker = FORK.Process(
-        target=run_sweep, args=(sweep, Objective(epoch_s=0.1), out), kwargs=options
-    )
+    worker = Forked(target=run_sweep, args=(sweep, Objective(epoch_s=0.1), out), kwargs=options)
     worker.start()
     path = out / trial / "epochs"
     assert until(lambda: path.is_file() and path.read_text() == epochs, LIMIT_S)
@@ -481,7 +477,7 @@ def test_two_processes_share_a_study_and_no_trial_is_run_twice(tmp_path: Path) -
             )
         )
         workers = [
-            FORK.Process(
+            Forked(
                 target=run_sweep, args=(sweep, Objective(log, 0.01), out), kwargs={"poll_s": 0.02}
             )
             for _ in range(2)
@@ -512,10 +508,10 @@ def test_a_writer_killed_with_the_lock_holds_nobody_up(tmp_path: Path) -> None:
         locked.set()
         time.sleep(LIMIT_S)
 
-    holder = FORK.Process(target=hold)
+    holder = Forked(target=hold)
     holder.start()
     assert locked.wait(LIMIT_S)
-    waiting = FORK.Process(target=run_sweep, args=(sweep, Objective(), out))
+    waiting = Forked(target=run_sweep, args=(sweep, Objective(), out))
     waiting.start()
     waiting.join(0.3)
     assert waiting.is_alive()  # the lock of a living writer is respected
@@ -680,7 +676,7 @@ def test_a_folder_that_another_command_works_in_is_named(tmp_path: Path) -> None
         ready.set()
         over.wait(LIMIT_S)
 
-    other = FORK.Process(target=hold)
+    other = Forked(target=hold)
     other.start()
     assert ready.wait(LIMIT_S)
     with pytest.raises(

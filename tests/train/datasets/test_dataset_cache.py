@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from shared_pieces import Forked
 
 from knarr.train.datasets import splits
 from knarr.train.datasets.cache import cache_key, cached, parallel
@@ -163,9 +163,8 @@ def test_many_at_once_leave_one_whole_file(tmp_path: Path) -> None:
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
     """Six at once, with a reader that never sees half a file; forked, as importing knarr six times takes long."""
-    context = multiprocessing.get_context("fork")
     target = partial(cached, tmp_path, key(), lambda: {"x": np.arange(200_000)})
-    children = [context.Process(target=target) for _ in range(6)]
+    children = [Forked(target=target) for _ in range(6)]
     for child in children:
         child.start()
     for child in children:
