@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from fractions import Fraction
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
 
 
 class JsonRecord:
@@ -22,14 +25,18 @@ class JsonRecord:
         return {name: plain(value) for name, value in vars(self).items()}
 
 
-def plain(value: object) -> object:
-    """Return what JSON can hold: fractions become floats, tuples lists, and dataclasses dicts."""
+def plain(value: object) -> Any:
+    """Return what JSON can hold: fractions become floats, tuples and arrays lists, and dataclasses
+    dicts.
+    """
     if isinstance(value, JsonRecord):
         return value.to_json()
     if isinstance(value, Fraction):
         return float(value)
     if isinstance(value, tuple):
         return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     if is_dataclass(value):
         value = vars(value)
     if isinstance(value, Mapping):

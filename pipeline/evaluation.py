@@ -186,25 +186,22 @@ class RunEvaluation:
         Returns:
             Number of the fold -> rate, 0 .. 1; folds without a value are left out.
         """
-        found = {}
-        for fold in self.fold_numbers:
-            rate = self._of_fold(network, fold).of(key)
-            if rate is not None:
-                found[fold] = rate.value
-        return found
-
-    def _of_fold(self, network: Network, fold: int) -> Measures:
-        """Measure one fold, once: tables ask for many rates."""
-        if (network, fold) not in self._folds_measured:
-            own = np.flatnonzero(self.folds == fold)
-            lights = None if self.lights is None else [self.lights[n] for n in own]
-            rows, labels = self.predicted[network][:, own], self.labels[own]
-            self._folds_measured[network, fold] = measure(rows, labels, self.classes, lights)
-        return self._folds_measured[network, fold]
+        rates = {fold: found[network].of(key) for fold, found in self._by_fold.items()}
+        return {fold: rate.value for fold, rate in rates.items() if rate is not None}
 
     @cached_property
-    def _folds_measured(self) -> dict[tuple[Network, int], Measures]:
-        return {}
+    def _by_fold(self) -> Mapping[int, Mapping[Network, Measures]]:
+        """Measures of each network in each fold by itself; made once, as tables ask for many rates."""
+        found = {}
+        for fold in self.fold_numbers:
+            own = np.flatnonzero(self.folds == fold)
+            lights = None if self.lights is None else [self.lights[n] for n in own]
+            labels = self.labels[own]
+            found[fold] = {
+                network: measure(self.predicted[network][:, own], labels, self.classes, lights)
+                for network in self.measures
+            }
+        return found
 
     def only(self, network: Network) -> RunEvaluation:
         """Return the same without the other networks."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
 
@@ -16,46 +15,25 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from knarr.files import write_atomic
+from knarr.hw_sim.json_values import plain
 from knarr.pipeline.evaluation import SHARED, EvaluationError, RunEvaluation, StoredNetwork
-from knarr.pipeline.measures import RATES, Estimate, Measures
+from knarr.pipeline.measures import Measures
 
 MAX_BYTES: Final = 32 << 20  # 20 windows of DEAP's 19,200 take 1.5 MB
 
 
 def measures_json(measures: Measures) -> dict[str, Any]:
     """Return measures as plain data with the names of `Measures`; rates are 0 .. 1."""
-
-    def rate(estimate: Estimate | None) -> dict[str, Any] | None:
-        return None if estimate is None else asdict(estimate)
-
-    return {
-        "classes": list(measures.classes),
-        "samples": measures.samples,
-        "passes": measures.passes,
-        "level": measures.level,
-        "subjects": measures.subjects,
-        "confusion": measures.confusion.tolist(),
-        **{key: rate(measures.of(key)) for key in RATES},
-        "recall": {name: rate(estimate) for name, estimate in measures.recall.items()},
-        "absent": list(measures.absent),
-        "groups": {name: measures_json(group) for name, group in measures.groups.items()},
-    }
+    return plain(measures)
 
 
 def evaluation_json(evaluation: RunEvaluation) -> dict[str, Any]:
     """Return an evaluation as the file holds it."""
-    people, lights = evaluation.subjects, evaluation.lights
+    samples = ("names", "labels", "folds", "subjects", "lights")
     return {
         "format": 2,
-        **{field: getattr(evaluation, field) for field in SHARED},
-        "classes": list(evaluation.classes),
-        "samples": {
-            "names": list(evaluation.names),
-            "labels": evaluation.labels.tolist(),
-            "folds": np.asarray(evaluation.folds).tolist(),
-            "subjects": None if people is None else list(people),
-            "lights": None if lights is None else list(lights),
-        },
+        **{field: plain(getattr(evaluation, field)) for field in SHARED},
+        "samples": {field: plain(getattr(evaluation, field)) for field in samples},
         "networks": {
             network: {"predicted": rows.tolist()} for network, rows in evaluation.predicted.items()
         },

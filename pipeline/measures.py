@@ -160,24 +160,18 @@ def measure(
     check_classes(guesses, truth, names)
     owners = None if subjects is None else _ids("subjects", subjects, len(truth))
     parts = np.array([]) if groups is None else _ids("groups", groups, len(truth))
-    found: dict[str, Measures] = {}
+    of_groups: dict[str, Measures] = {}
     for part in np.unique(parts):
         own = parts == part
-        people = None if owners is None else owners[own]
-        found[str(part)] = _measure(guesses[:, own], truth[own], names, people, level, draws, seed)
-    return _measure(guesses, truth, names, owners, level, draws, seed, found)
-
-
-def _measure(
-    guesses: Classes,
-    truth: Classes,
-    names: tuple[str, ...],
-    owners: npt.NDArray[np.generic] | None,
-    level: float,
-    draws: int,
-    seed: int,
-    groups: Mapping[str, Measures] | None = None,
-) -> Measures:
+        of_groups[str(part)] = measure(
+            guesses[:, own],
+            truth[own],
+            names,
+            subjects=None if owners is None else owners[own],
+            level=level,
+            draws=draws,
+            seed=seed,
+        )
     # Samples of nobody are one person's, whom no bootstrap can draw.
     keys = np.zeros(len(truth), np.int64) if owners is None else owners
     people, owner = np.unique(keys, return_inverse=True)
@@ -217,7 +211,7 @@ def _measure(
         weighted_f1=estimate("weighted_f1"),
         recall={name: estimate(f"recall/{name}", n) if n else None for name, n in support.items()},
         absent=tuple(name for name, n in support.items() if n == 0),
-        groups=groups or {},
+        groups=of_groups,
     )
 
 
