@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
@@ -77,16 +77,17 @@ def gpu_floors(counts: OperationCounts) -> tuple[Floor, ...]:
         # An id is `device_precision`, and names of devices may have underscores of their own.
         device, _, precision = record.id.rpartition("_")
         assert record.nominal is not None  # the test of the profile holds it to 2 TDP / peak
-        floor = Floor(
-            device=device,
-            precision=precision,
-            pj_per_mac=record.nominal,
-            macs_dense_padded=macs,
-            floor_j=macs * record.nominal * 1e-12,
-            grade=record.grade,
-            source=f"{record.source}: {record.note.partition(';')[0]}",
+        floors.append(
+            Floor(
+                device=device,
+                precision=precision,
+                pj_per_mac=record.nominal,
+                macs_dense_padded=macs,
+                floor_j=macs * record.nominal * 1e-12,
+                grade=record.grade,
+                source=f"{record.source}: {record.note.partition(';')[0]}",
+            )
         )
-        floors.append(floor)
     return tuple(floors)
 
 
@@ -156,17 +157,13 @@ def baseline(
         floors = gpu_floors(counts)
     except CountError as error:
         floors_refused = str(error)
-    shared: dict[str, Any] = {
-        "plan": plan,
-        "large_batch": large_batch,
-        "counts": None if floors_refused else counts,
-    }
+    whole = None if floors_refused else counts
 
     def tried(measure: Callable[..., Kind]) -> tuple[Kind | None, str]:
         if inputs is None:
             return None, NOTHING_TO_RUN
         try:
-            return measure(path, inputs, **shared), ""
+            return measure(path, inputs, plan=plan, large_batch=large_batch, counts=whole), ""
         except MeasureError as error:
             return None, str(error)
 

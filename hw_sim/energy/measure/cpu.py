@@ -26,7 +26,7 @@ from knarr.hw_sim.energy.measure.protocol import (
     Workload,
     measure_batches,
 )
-from knarr.hw_sim.energy.measure.workload import OnnxSource, OnnxWorkload, prepare
+from knarr.hw_sim.energy.measure.workload import OnnxWorkload, prepare
 from knarr.hw_sim.energy.prices import Grade
 
 POWERCAP = Path("/sys/class/powercap")
@@ -113,11 +113,6 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def cpu_workload(source: OnnxSource, inputs: Array, batch: int, threads: int) -> Workload:
-    """Load the file in onnxruntime's CPUExecutionProvider."""
-    return OnnxWorkload(source, inputs, batch, "CPUExecutionProvider", threads=threads)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CpuMeasurement(Measurement):
     """Energy of an inference on the processor's packages.
@@ -144,7 +139,7 @@ def measure_cpu(
     counts: OperationCounts | None = None,
     plan: MeasurementPlan = USUAL_PLAN,
     powercap: Path = POWERCAP,
-    make_workload: Callable[[OnnxSource, Array, int, int], Workload] = cpu_workload,
+    make_workload: Callable[..., Workload] = OnnxWorkload,
     clock: Clock | None = None,
 ) -> CpuMeasurement:
     """Measure an ONNX file on the CPU by RAPL, by the protocol of `measure_gpu`.
@@ -174,9 +169,11 @@ def measure_cpu(
     if type(threads) is not int or threads < 0:
         raise MeasureError(f"threads: {threads}, needs an integer from 0 (every core)")
     meter = RaplMeter(powercap)
-    measured, batch_notes = measure_batches(
-        sizes, lambda batch: make_workload(source, inputs, batch, threads), meter, clock, plan
-    )
+
+    def ready(batch: int) -> Workload:
+        return make_workload(source, inputs, batch, "CPUExecutionProvider", threads=threads)
+
+    measured, batch_notes = measure_batches(sizes, ready, meter, clock, plan)
     return CpuMeasurement(
         batches=measured,
         macs=macs,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import OperationCounts
@@ -27,13 +27,10 @@ from knarr.hw_sim.energy.measure.protocol import (
     Workload,
     measure_batches,
 )
-from knarr.hw_sim.energy.measure.workload import (
-    OnnxSource,
-    OnnxWorkload,
-    prepare,
-    require_provider,
-)
+from knarr.hw_sim.energy.measure.workload import OnnxWorkload, prepare, require_provider
 from knarr.hw_sim.energy.prices import Grade
+
+PROVIDER: Final = "CUDAExecutionProvider"
 
 CURES = {
     "NVMLError_LibraryNotFound": "there is no NVIDIA driver; install it, or measure on a machine with an NVIDIA GPU",
@@ -242,13 +239,6 @@ class NvmlMeter:
             )
 
 
-def cuda_workload(
-    source: OnnxSource, inputs: Array, batch: int, ordinal: int, tf32: bool
-) -> Workload:
-    """Load the file in onnxruntime's CUDAExecutionProvider; no node may run on the CPU."""
-    return OnnxWorkload(source, inputs, batch, "CUDAExecutionProvider", ordinal=ordinal, tf32=tf32)
-
-
 @dataclass(frozen=True, kw_only=True)
 class GpuMeasurement(Measurement):
     """Energy of an inference on a GPU's board.
@@ -281,7 +271,7 @@ def measure_gpu(
     counts: OperationCounts | None = None,
     plan: MeasurementPlan = USUAL_PLAN,
     open_device: Callable[[int], NvmlDevice] = open_nvml,
-    make_workload: Callable[[OnnxSource, Array, int, int, bool], Workload] = cuda_workload,
+    make_workload: Callable[..., Workload] = OnnxWorkload,
     clock: Clock | None = None,
 ) -> GpuMeasurement:
     """Measure an ONNX file on a GPU by the counter nvmlDeviceGetTotalEnergyConsumption (Volta and
@@ -313,14 +303,14 @@ def measure_gpu(
     if type(device) is not int:
         raise MeasureError(f"device: {device!r}, needs a number from 0")
     with closing(open_device(device)) as gpu:  # closed on KeyboardInterrupt too
-        if make_workload is cuda_workload:
+        if make_workload is OnnxWorkload:
             # Before CUDA is looked for: without the provider it would not be used.
-            require_provider("CUDAExecutionProvider")
+            require_provider(PROVIDER)
         meter = NvmlMeter(gpu)
         ordinal = cuda_ordinal(gpu, device)
 
         def ready(batch: int) -> Workload:
-            workload = make_workload(source, inputs, batch, ordinal, tf32)
+            workload = make_workload(source, inputs, batch, PROVIDER, ordinal=ordinal, tf32=tf32)
             workload.run()  # the CUDA context of this process exists from here on
             meter.adopt_own_process()
             return workload

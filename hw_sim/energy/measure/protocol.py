@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import isfinite
 from statistics import fmean, stdev
@@ -46,19 +46,11 @@ class MeasureError(ChipError):
     """
 
 
-@dataclass(frozen=True)
-class MeasuredSpread:
-    """Repeats of one quantity: mean, smallest, largest, and sample standard deviation (n - 1)."""
-
-    mean: float
-    lo: float
-    hi: float
-    std: float
-
-
-def spread(values: Sequence[float]) -> MeasuredSpread:
-    """Summarise at least two values."""
-    return MeasuredSpread(fmean(values), min(values), max(values), stdev(values))
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Summarise at least two repeats of one quantity: mean, smallest, largest, and sample standard
+    deviation (n - 1).
+    """
+    return {"mean": fmean(values), "lo": min(values), "hi": max(values), "std": stdev(values)}
 
 
 @dataclass(frozen=True)
@@ -245,15 +237,15 @@ class BatchMeasurement:
         }
         per_mac = {
             f"{side}_pj_per_{kind}_mac": per_mac_pj(
-                found[f"{side}_j"].mean, getattr(macs, kind, None)
+                found[f"{side}_j"]["mean"], getattr(macs, kind, None)
             )
             for kind in ("dense_padded", "effective")
             for side in ("gross", "net")
         }
         return {
             "batch": self.batch,
-            **{name: asdict(values) for name, values in found.items()},
-            "ms_per_inference": found["run_ms"].mean / self.batch,
+            **found,
+            "ms_per_inference": found["run_ms"]["mean"] / self.batch,
             **per_mac,
             "windows": [window.to_json() for window in self.windows],
             "discarded": self.discarded,

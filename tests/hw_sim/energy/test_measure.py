@@ -104,8 +104,16 @@ class World:
         self.queue_s = 0.0
 
     def workload(
-        self, source: OnnxSource, inputs: Any, batch: int, ordinal: int, tf32: bool
+        self,
+        source: OnnxSource,
+        inputs: Any,
+        batch: int,
+        provider: str,
+        *,
+        ordinal: int,
+        tf32: bool,
     ) -> World:
+        assert provider == "CUDAExecutionProvider"
         self.batch = batch
         self.batches.append(batch)
         self.ordinals.append(ordinal)
@@ -283,8 +291,8 @@ def test_a_window_that_cannot_be_energy_is_refused(change: dict[str, Any], messa
 
 def test_spread_and_energy_per_multiplication() -> None:
     found = spread([1.0, 2.0, 6.0])
-    assert (found.mean, found.lo, found.hi) == (3.0, 1.0, 6.0)
-    assert found.std == pytest.approx(7**0.5)  # ((2)^2 + 1 + 3^2) / 2
+    assert (found["mean"], found["lo"], found["hi"]) == (3.0, 1.0, 6.0)
+    assert found["std"] == pytest.approx(7**0.5)  # ((2)^2 + 1 + 3^2) / 2
     assert per_mac_pj(4.0, 2e12) == 2.0
     assert per_mac_pj(4.0, None) is None
     assert per_mac_pj(4.0, 0.0) is None
@@ -537,7 +545,7 @@ def test_nothing_is_left_after_an_interrupt(onnx_file: Path, samples: Any, at_s:
 def test_nvml_is_shut_down_after_an_interrupt(onnx_file: Path, samples: Any) -> None:
     module = FakePynvml(gpus=1)
 
-    def workload(*arguments: Any) -> World:
+    def workload(*arguments: Any, **options: Any) -> World:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -966,7 +974,10 @@ class Packages:
     def synchronise(self) -> None:
         pass
 
-    def workload(self, source: OnnxSource, inputs: Any, batch: int, threads: int) -> Packages:
+    def workload(
+        self, source: OnnxSource, inputs: Any, batch: int, provider: str, *, threads: int
+    ) -> Packages:
+        assert provider == "CPUExecutionProvider"
         self.world.batch = batch
         return self
 
