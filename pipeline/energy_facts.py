@@ -144,7 +144,7 @@ def energy_facts(
         )
     first, comparison = rows[0], None
     if compared:
-        comparison = asdict(compare_models(list(compared.values()), list(compared)))
+        comparison = asdict(compare_models(compared))
     return {
         "student": {
             "counts": student.to_json(),

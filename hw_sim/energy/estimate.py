@@ -7,7 +7,7 @@ does not hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -214,10 +214,10 @@ class ModelComparison:
     """Ratios of the same two networks under several models.
 
     Args:
-        ratios: model and profile -> E_snn / E_ann.
+        ratios: label of a pair -> E_snn / E_ann.
         flips: whether the ratio crosses 1 within an interval or between two models: then there is
             no winner.
-        responsible: where it flips, the term of the spiking network that costs most, per model.
+        responsible: where it flips, the term of the spiking network that costs most, per label.
     """
 
     ratios: dict[str, Ratio]
@@ -225,27 +225,19 @@ class ModelComparison:
     responsible: dict[str, str]
 
 
-def compare_models(
-    pairs: Sequence[tuple[EnergyEstimate, EnergyEstimate]], labels: Sequence[str] | None = None
-) -> ModelComparison:
+def compare_models(pairs: Mapping[str, tuple[EnergyEstimate, EnergyEstimate]]) -> ModelComparison:
     """Compare pairs of (SNN, ANN), each priced alike.
 
     Args:
-        pairs: to compare.
-        labels: of the pairs, each once; model and profile where there are none.
+        pairs: label, such as model and profile -> what to compare.
 
     Raises:
         PriceError: no pairs, or a pair that `ratio` refuses.
     """
     if not pairs:
         raise PriceError("compare: nothing to compare; give at least one pair of energies")
-    names = labels or [f"{snn.model}, {snn.profile}" for snn, _ in pairs]
-    if len(set(names)) != len(pairs):
-        raise PriceError(
-            f"compare: {len(pairs)} pairs under the names {sorted(set(names))}; give each its own label"
-        )
     ratios: dict[str, Ratio] = {}
-    for name, (snn, ann) in zip(names, pairs, strict=True):
+    for name, (snn, ann) in pairs.items():
         nominal = ratio(snn, ann)
         # The least against the most, and the other way round; an ANN that costs nothing bounds
         # nothing.
@@ -257,7 +249,7 @@ def compare_models(
     flips = min(known) < 1 < max(known)
     responsible: dict[str, str] = {}
     if flips:
-        for name, (snn, _) in zip(names, pairs, strict=True):
+        for name, (snn, _) in pairs.items():
             costs = {term: interval.nominal for term, interval in snn.terms.items()}
             responsible[name] = max(costs, key=costs.__getitem__)
     return ModelComparison(ratios, flips, responsible)
