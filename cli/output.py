@@ -1,16 +1,19 @@
-"""Output for a person: a console of 100 columns, tables, and progress on standard error."""
+"""Output for a person: text and tables in 100 columns, and progress on standard error."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
+from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from knarr.ranks import rank
 
@@ -21,15 +24,33 @@ WIDTH = 100
 LINE_EVERY_S = 15.0
 """Seconds between two lines about the same work in a log."""
 REDRAW_EVERY_S = 0.1
+TITLED: Final[dict[str, Any]] = {
+    "box": box.SIMPLE_HEAD,
+    "title_justify": "left",
+    "title_style": "bold",
+}
+"""Options of tables whose title is a heading."""
 
 
-def make_console() -> Console:
-    """Return a console of a terminal's own width where it is narrow, of 100 columns otherwise."""
+def show(what: object, *, soft_wrap: bool = False) -> None:
+    """Print text or a table in a terminal's own width where it is narrow, in 100 columns otherwise.
+
+    Args:
+        what: Anything that rich prints; brackets in text are no markup.
+        soft_wrap: Leave a long line whole, so that it can be copied.
+    """
     console = Console(highlight=False, markup=False)
     # Nothing is wider, not even on a wide terminal: tables are read, and compared in logs.
-    if console.is_terminal and console.width <= WIDTH:
-        return console
-    return Console(highlight=False, markup=False, width=WIDTH)
+    if not console.is_terminal or console.width > WIDTH:
+        console.width = WIDTH
+    console.print(what, soft_wrap=soft_wrap)
+
+
+def show_indented(lines: Iterable[object]) -> None:
+    """Print lines that may be folded, two columns to the right."""
+    # A layer's name may look like markup, so it is passed as text.
+    for line in lines:
+        show(Padding(Text(str(line)), (0, 0, 0, 2)))
 
 
 def make_table(

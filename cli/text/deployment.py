@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
-from knarr.cli.output import make_console, make_table
+from knarr.cli.output import TITLED, make_table, show, show_indented
 from knarr.deploy import Placement, Violation, check, fatal, place, read_net, table
 from knarr.hw_sim import TRAINED, ChipNetwork
 from knarr.pipeline import json_text
-
-STYLE: Final[dict[str, Any]] = {
-    "box": box.SIMPLE_HEAD,
-    "title_justify": "left",
-    "title_style": "bold",
-}
 
 
 def print_net(path: Path, chip: str, *, json: bool) -> bool:
@@ -34,13 +24,12 @@ def print_net(path: Path, chip: str, *, json: bool) -> bool:
     """
     violations = check(path)
     rules = [str(violation) for violation in violations]
-    console = make_console()
     # A file that breaks a rule may not even be read.
     if fatal(violations):
         if json:
             print(json_text({"file": str(path), "rules": rules, "holds": False}))
         else:
-            _print_rules(path, violations, console)
+            _print_rules(path, violations)
         return False
     network = read_net(path)
     placement = place(network, chip)
@@ -54,19 +43,13 @@ def print_net(path: Path, chip: str, *, json: bool) -> bool:
         }
         print(json_text(facts))
     else:
-        _print_lowering(network, console)
-        _print_placement(placement, console)
-        _print_rules(path, violations, console)
+        _print_lowering(network)
+        _print_placement(placement)
+        _print_rules(path, violations)
     return placement.fits
 
 
-def _print_lines(lines: Iterable[object], console: Console) -> None:
-    # A layer's name may look like markup, so it is passed as text.
-    for line in lines:
-        console.print(Padding(Text(str(line)), (0, 0, 0, 2)))
-
-
-def _print_lowering(network: ChipNetwork, console: Console) -> None:
+def _print_lowering(network: ChipNetwork) -> None:
     """Print per layer what lowering measured; nothing for a file that was not lowered here."""
     notes = network.lowering
     if not notes:
@@ -74,7 +57,7 @@ def _print_lowering(network: ChipNetwork, console: Console) -> None:
     bits = f"{notes['weight_bits']}-bit weights"
     # The fit has changed the weights since lowering measured them.
     if TRAINED in notes:
-        console.print(f"{bits}, fitted in the chip's arithmetic after lowering")
+        show(f"{bits}, fitted in the chip's arithmetic after lowering")
         return
     measured = notes["calibration"]
     columns = ["weight\nerror", "clip", "sum\nused"]
@@ -92,15 +75,15 @@ def _print_lowering(network: ChipNetwork, console: Console) -> None:
         fold=("layer",),
         collapse_padding=True,
         pad_edge=False,
-        **STYLE,
+        **TITLED,
     )
     for layer in notes["layers"]:
         page.add_row(layer["name"], *_cells(layer, measured))
-    console.print(page)
+    show(page)
     if measured:
-        _print_classes(measured, console)
+        _print_classes(measured)
     for kind in ("rewrites", "approximations", "rounding", "folded"):
-        _print_lines((f"{kind.removesuffix('s')}: {line}" for line in notes[kind]), console)
+        show_indented(f"{kind.removesuffix('s')}: {line}" for line in notes[kind])
 
 
 def _cells(layer: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
@@ -128,40 +111,40 @@ def _cells(layer: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:
     return cells
 
 
-def _print_classes(measured: dict[str, Any], console: Console) -> None:
+def _print_classes(measured: dict[str, Any]) -> None:
     kept = f"{measured['classes_kept']} of {measured['samples']} calibration samples"
     right = ""
     if "correct_chip" in measured:
         right = f"; right are float {measured['correct_float']}, chip {measured['correct_chip']}"
-    console.print(
+    show(
         f"Float and chip decide alike on {kept}{right}. clip: weights beyond the grid; "
         "used: of the register, at most; same class: with the chip up to this layer and "
         "floats behind it."
     )
 
 
-def _print_placement(placement: Placement, console: Console) -> None:
+def _print_placement(placement: Placement) -> None:
     """Print cores, axons and synapse memory per layer, and whether the network fits."""
     header, rows = table(placement)
     title = f"placement on {placement.chip}"
-    page = make_table(title, *header, fold=header[:1], **STYLE)
+    page = make_table(title, *header, fold=header[:1], **TITLED)
     for row in rows:
         # The last row sums the others.
         if row[0] == "all":
             page.add_section()
         page.add_row(*row)
-    console.print(page)
+    show(page)
     # Problems first, for they say why it does not fit.
     notes = (f"layer '{layer.name}': {layer.note}" for layer in placement.layers if layer.note)
-    _print_lines((*placement.problems, *placement.warnings, *notes), console)
-    console.print("It fits." if placement.fits else "It does NOT fit.")
+    show_indented((*placement.problems, *placement.warnings, *notes))
+    show("It fits." if placement.fits else "It does NOT fit.")
 
 
-def _print_rules(path: Path, violations: list[Violation], console: Console) -> None:
+def _print_rules(path: Path, violations: list[Violation]) -> None:
     """Print every broken rule, a line each."""
-    _print_lines(violations, console)
+    show_indented(violations)
     errors = len(fatal(violations))
     verdict = f"keeps the rules{f', {len(violations)} warnings' if violations else ''}"
     if errors:
         verdict = f"{errors} rules broken"
-    console.print(Text(f"{path}: {verdict}."))
+    show(Text(f"{path}: {verdict}."))

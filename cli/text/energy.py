@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 
-from knarr.cli.output import make_console, make_table
+from knarr.cli.output import make_table, show
 from knarr.pipeline import json_text
 
 Facts = dict[str, Any]
@@ -31,38 +30,38 @@ def print_energy(facts: Facts, *, json: bool) -> None:
     if json:
         print(json_text(facts))
     else:
-        _print_tables(facts, make_console())
+        _print_tables(facts)
 
 
-def _print_tables(facts: Facts, console: Console) -> None:
-    console.print(_operations(facts))
+def _print_tables(facts: Facts) -> None:
+    show(_operations(facts))
     for side in ("student", "baseline"):
         for row in facts[side]["counts"]["ledger"] if facts[side] else ():
             if row["status"] in ("unsupported", "not executed"):
-                console.print(f"NOT COUNTED: '{row['name']}' ({row['operation']}): {row['note']}")
+                show(f"NOT COUNTED: '{row['name']}' ({row['operation']}): {row['note']}")
     models = facts["models"]
-    console.print(_models(models))
+    show(_models(models))
     # Models of one profile say the same; each line stands once.
     for line in dict.fromkeys(_provenance(each) for each in models):
-        console.print(line)
+        show(line)
     if any(each["model"] == "paper" for each in models):
-        console.print(NOT_INCLUDED)
+        show(NOT_INCLUDED)
     if any(each["student"]["lo_pj"] is None for each in models):
-        console.print("[?]: no bounds are published; a nominal value alone.")
+        show("[?]: no bounds are published; a nominal value alone.")
     if any((each["reuse"] or 1) > 1 for each in models):
-        console.print(
+        show(
             "reuse: times a fetched word of the baseline is used; "
             "1 is the worst case, the other an assumption."
         )
     for note in dict.fromkeys(note for each in models for note in each["student"]["notes"]):
-        console.print(note)
-    _print_ranking(facts, console)
+        show(note)
+    _print_ranking(facts)
     if facts["break_even"]:
-        console.print(_limits(facts["break_even"]))
+        show(_limits(facts["break_even"]))
     if facts["trades"]:
-        console.print(_trades(facts))
+        show(_trades(facts))
     if facts["measured"] is not None:
-        _print_measured(facts["measured"], console)
+        _print_measured(facts["measured"])
 
 
 def _operations(facts: Facts) -> Table:
@@ -189,10 +188,10 @@ def _interval(energy: Facts) -> str:
     return f"{'>= ' if energy['partial'] else ''}{_uj(energy['nominal_pj'])}{bounds}"
 
 
-def _print_ranking(facts: Facts, console: Console) -> None:
+def _print_ranking(facts: Facts) -> None:
     models, comparison = facts["models"], facts["comparison"]
     if any(each["mixed"] and each["ratio"] is not None for each in models):
-        console.print("Ratios marked mixed compare two technologies: they rank nothing.")
+        show("Ratios marked mixed compare two technologies: they rank nothing.")
     if comparison is None:
         return
     ratios = comparison["ratios"]
@@ -201,7 +200,7 @@ def _print_ranking(facts: Facts, console: Console) -> None:
         terms = {label.split(",")[0]: term for label, term in comparison["responsible"].items()}
         blame = ", ".join(f"{term} ({model} model)" for model, term in terms.items())
         low, high = (find(ratios, key=lambda label: ratios[label][1]) for find in (min, max))
-        console.print(
+        show(
             f"RANKING FLIPS: no winner. The ratio is {ratios[low][1]:.3g} ({low}) and "
             f"{ratios[high][1]:.3g} ({high}). What costs the student most: {blame}."
         )
@@ -209,11 +208,9 @@ def _print_ranking(facts: Facts, console: Console) -> None:
         # An interval with an unknown end cannot be compared.
         unknown = any(None in (lo, hi) for lo, _, hi in ratios.values())
         what = "Nominal values" if unknown else "Intervals"
-        console.print(
-            f"{what} rank the two alike in all {len(ratios)} comparisons of one technology."
-        )
+        show(f"{what} rank the two alike in all {len(ratios)} comparisons of one technology.")
     if any(each["model"] == "chip" and not each["mixed"] for each in models):
-        console.print("A chip's prices are another technology than the baseline's: no ratio.")
+        show("A chip's prices are another technology than the baseline's: no ratio.")
 
 
 def _limits(rows: list[Facts]) -> Table:
@@ -263,7 +260,7 @@ def _trades(facts: Facts) -> Table:
     return table
 
 
-def _print_measured(facts: Facts, console: Console) -> None:
+def _print_measured(facts: Facts) -> None:
     shown = [one for one in facts["floors"] if one["device"] in SHOWN_FLOORS]
     if shown:
         title = f"baseline on a GPU: {shown[0]['label']}"
@@ -272,15 +269,15 @@ def _print_measured(facts: Facts, console: Console) -> None:
         for one in shown:
             per_mac, floor_pj = f"{one['pj_per_mac']:.2f}", one["floor_j"] * 1e12
             table.add_row(one["device"], one["precision"], per_mac, _uj(floor_pj))
-        console.print(table)
+        show(table)
     for side in ("floors", "gpu", "cpu"):
         if facts[f"{side}_refused"]:
-            console.print(f"{side}: not measured, {facts[f'{side}_refused']}")
+            show(f"{side}: not measured, {facts[f'{side}_refused']}")
     for side in ("gpu", "cpu"):
         measured = facts[side] or {}
         for batch in measured.get("batches", ()):
             gross, net = (batch[f"{kind}_j"]["mean"] * 1e6 for kind in ("gross", "net"))
             joules = f"gross {gross:,.1f} uJ, net {net:,.1f} uJ per inference"
-            console.print(f"{side}, batch {batch['batch']}: {joules}")
+            show(f"{side}, batch {batch['batch']}: {joules}")
         for note in measured.get("notes", ()):
-            console.print(f"{side}: {note}")
+            show(f"{side}: {note}")

@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
-from rich import box
-from rich.console import Console
 
-from knarr.cli.output import make_table
-from knarr.cli.text.studies import percent, title_of
+from knarr.cli.output import make_table, show
+from knarr.cli.text.studies import STYLE, percent, title_of
 from knarr.pipeline import RATES, SHARED, Estimate, Network, RunEvaluation, measures_json
 
 HEADINGS: Final[dict[Network, str]] = {
@@ -22,24 +20,21 @@ FEW_PEOPLE: Final = 10
 """Fewer make the bootstrap's interval too narrow."""
 
 
-def print_evaluation(evaluation: RunEvaluation, console: Console) -> None:
+def print_evaluation(evaluation: RunEvaluation) -> None:
     """Print rates with intervals, a column for each network, and what has to be known of them."""
     measures = evaluation.measures
     columns = [HEADINGS[network] for network in measures]
     title = f"{evaluation.on}: {len(evaluation.labels)} test samples, %"
-    table = make_table(
-        title, "", *columns, left=1 + len(columns), fold=("",), box=box.SIMPLE,
-        padding=(0, 1, 0, 0), show_edge=False,
-    )  # fmt: skip
+    table = make_table(title, "", *columns, left=1 + len(columns), fold=("",), **STYLE)
     for column in table.columns[1:]:
         # A rate and its interval in two lines would look like two rates.
         column.no_wrap = True
     for number, key in enumerate(_keys(evaluation), start=1):
         rates = (_rate(found.of(key)) for found in measures.values())
         table.add_row(title_of(key), *rates, end_section=number == len(RATES))
-    console.print(table)
+    show(table)
     for line in _notes(evaluation):
-        console.print(line)
+        show(line)
 
 
 def _keys(evaluation: RunEvaluation) -> list[str]:
@@ -123,8 +118,7 @@ def evaluation_facts(evaluation: RunEvaluation) -> dict[str, Any]:
     anonymous = evaluation.subjects is None
     return {
         **{field: getattr(evaluation, field) for field in SHARED},
-        "classes": list(evaluation.classes),
-        "folds": list(evaluation.fold_numbers),
+        "folds": evaluation.fold_numbers,
         "networks": {
             network: {
                 "measures": measures_json(found),

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from knarr.cli.output import make_console, make_table
+from knarr.cli.output import make_table, show
 from knarr.cli.text.energy import NOT_INCLUDED
 from knarr.pipeline import ON_TEST, read_json, report
 
@@ -23,7 +23,7 @@ def print_facts(facts: dict[str, Any], *, json: bool) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), _text(value))
-    make_console().print(table)
+    show(table)
 
 
 def _text(value: Any) -> str:
@@ -49,14 +49,11 @@ def print_run(folder: Path, *, json: bool) -> bool:
     if json:
         print(json_module.dumps(facts, indent=2))
         return bool(facts["holds"])
-    console = make_console()
-    console.print(_results(folder.name, facts))
+    show(_results(folder.name, facts))
     if ON_TEST in facts:
         networks = ", ".join(facts[ON_TEST])
-        console.print(
-            f"{networks}: the best epoch ON THE TEST DATA, so no estimate for other data."
-        )
-    console.print(f"Energy: {facts['provenance']}. {NOT_INCLUDED}")
+        show(f"{networks}: the best epoch ON THE TEST DATA, so no estimate for other data.")
+    show(f"Energy: {facts['provenance']}. {NOT_INCLUDED}")
     title = f"mismatches on {facts['lava_samples']} test samples"
     compared = make_table(title, "stages", "values compared", "mismatches")
     # A column of words, behind the numbers that they explain.
@@ -64,12 +61,12 @@ def print_run(folder: Path, *, json: bool) -> bool:
     for pair, counts in facts["mismatches"].items():
         meaning = "must be 0" if "=" in pair else "measured: integers against floats"
         compared.add_row(pair, f"{counts['compared']:,}", f"{counts['mismatches']:,}", meaning)
-    console.print(compared)
+    show(compared)
     if not facts["holds"]:
-        console.print("The verification does NOT hold; see `knarr verify`.")
+        show("The verification does NOT hold; see `knarr verify`.")
     for path in facts["pictures"]:
         # Not broken at the width of the console, so that it can be copied.
-        console.print(f"picture: {path}", soft_wrap=True)
+        show(f"picture: {path}", soft_wrap=True)
     return bool(facts["holds"])
 
 

@@ -10,10 +10,9 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from knarr.cli.output import make_table
+from knarr.cli.output import make_table, show
 from knarr.pipeline import (
     OTHER_DATA,
     ConfidenceInterval,
@@ -52,17 +51,17 @@ def percent(interval: ConfidenceInterval | None) -> str:
     return "-" if interval is None else f"[{100 * interval.lo:.1f}, {100 * interval.hi:.1f}]"
 
 
-def print_table(table: GridTable, costs: Mapping[str, Costs | None], console: Console) -> None:
+def print_table(table: GridTable, costs: Mapping[str, Costs | None]) -> None:
     """Print the rates of all rows, what has to be known of them, and what inferences cost."""
     sources: dict[str, int] = {}
-    console.print(_rates(table, sources))
+    show(_rates(table, sources))
     for line in _footnotes(table):
-        console.print(line)
+        show(line)
     for source, number in sources.items():
-        console.print(f"[{number}] {source}")
+        show(f"[{number}] {source}")
     if costs:
-        console.print(_costs(costs))
-        console.print(
+        show(_costs(costs))
+        show(
             "Per inference, mean over runs. Energy: paper model, ACC and MAC alone at 45 nm; "
             "see `knarr energy`."
         )
@@ -197,7 +196,7 @@ def table_json(table: GridTable, costs: Mapping[str, Costs | None]) -> dict[str,
     return {
         "name": table.name,
         "title": table.title,
-        "columns": list(table.columns),
+        "columns": table.columns,
         "level": table.level,
         "rows": [_row_json(row, costs.get(row.name)) for row in table.rows],
     }
@@ -225,7 +224,7 @@ def _row_json(row: RowSummary, costs: Costs | None) -> dict[str, Any]:
         "finished": row.finished,
         "wanted": row.wanted,
         "partial": row.partial,
-        "seeds": list(row.seeds),
+        "seeds": row.seeds,
         "folds": row.folds,
         "fold_count": row.fold_count,
         "data": row.data,
@@ -268,7 +267,7 @@ def _plain(trial: SweepTrial) -> dict[str, Any]:
     return {**facts, "reason": trial.reason} if trial.reason else facts
 
 
-def print_sweep(result: SweepResult, console: Console) -> None:
+def print_sweep(result: SweepResult) -> None:
     """Print the best trials, and where the results lie."""
     settings = result.sweep.settings
     # The best first; a search has hundreds of trials.
@@ -278,13 +277,10 @@ def print_sweep(result: SweepResult, console: Console) -> None:
         if len(shown) < len(result.trials)
         else "all trials"
     )
-    table = Table(
-        title=f"{settings.name}: {what}, {settings.metric.replace('_', ' ')} of the student"
-    )
-    table.add_column("trial")
-    table.add_column("value", justify="right")
-    table.add_column("parameters", overflow="fold")
-    table.add_column("state", overflow="fold")
+    title = f"{settings.name}: {what}, {settings.metric.replace('_', ' ')} of the student"
+    words = ("parameters", "state")
+    table = make_table(title, "trial", "value", *words, left=4, fold=words)
+    table.columns[1].justify = "right"
     for trial in shown:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         parameters = "\n".join(
@@ -292,29 +288,27 @@ def print_sweep(result: SweepResult, console: Console) -> None:
         )
         state = f"{trial.state}: {trial.reason}" if trial.reason else trial.state
         table.add_row(trial.folder, value, parameters, state)
-    console.print(table)
+    show(table)
     if result.best is None:
-        console.print("No trial finished: see the states above, and widen the search.")
+        show("No trial finished: see the states above, and widen the search.")
     else:
         best = result.best.parameters.items()
         found = ", ".join(f"{path} {_short(value)}" for path, value in best)
-        console.print(f"Best: {result.best.folder} with {found}")
-        console.print(
+        show(f"Best: {result.best.folder} with {found}")
+        show(
             "Validation data chose it, so its value flatters it; only test data say how good it is."
         )
     for name, path in result.files.items():
-        console.print(f"{name.replace('_', ' ')}: {path}", soft_wrap=True)
+        show(f"{name.replace('_', ' ')}: {path}", soft_wrap=True)
 
 
-def print_pareto(result: ParetoResult, console: Console) -> None:
+def print_pareto(result: ParetoResult) -> None:
     """Print all points from the cheapest on, and what was refused."""
     facts, model = result.facts, result.facts["model"]
     clips = facts["float_validation"]["clips"]
-    table = Table(
-        title=f"{facts['recipe']}: accuracy against energy, {model} model, per inference on {clips} validation clips"
-    )
-    for heading in ("bits", "steps", "ACC goal", "validation", "test", "ACC", "nJ [interval]"):
-        table.add_column(heading, justify="right")
+    title = f"{facts['recipe']}: accuracy against energy, {model} model, per inference on {clips} validation clips"
+    headings = ("bits", "steps", "ACC goal", "validation", "test", "ACC", "nJ [interval]")
+    table = make_table(title, *headings, left=0)
     table.add_column("front")
     for point, names in zip(result.points, facts["points"], strict=True):
         test = point.facts["test"]
@@ -329,19 +323,17 @@ def print_pareto(result: ParetoResult, console: Console) -> None:
             "*" if point.front else "",
         )
     if result.points:
-        console.print(table)
-        console.print(f"Energy: {result.points[0].energy(model)['provenance']}.")
+        show(table)
+        show(f"Energy: {result.points[0].energy(model)['provenance']}.")
     correct = facts["float_validation"]["correct"]
-    console.print(f"Float student: {correct / clips:.1%} of the validation clips.")
-    console.print("Validation clips chose epochs and front, test clips nothing.")
+    show(f"Float student: {correct / clips:.1%} of the validation clips.")
+    show("Validation clips chose epochs and front, test clips nothing.")
     # A combination that no chip can hold is an answer too.
     for refused in facts["refused"]:
         steps = "" if refused["timesteps"] is None else f", {refused['timesteps']} steps"
-        console.print(
-            f"refused: {refused['weight_bits']} bits{steps}: {refused['reason']}", soft_wrap=True
-        )
+        show(f"refused: {refused['weight_bits']} bits{steps}: {refused['reason']}", soft_wrap=True)
     if result.points:
-        console.print(f"picture: {facts['picture']}", soft_wrap=True)
+        show(f"picture: {facts['picture']}", soft_wrap=True)
 
 
 def _goal(share: float | None, point: ParetoPoint) -> str:

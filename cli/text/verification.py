@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
-from knarr.cli.output import make_console, make_table
+from knarr.cli.output import TITLED, make_table, show, show_indented
 from knarr.export import execution_order
 from knarr.pipeline import divergence_text, expecting, json_text, read_json
 
@@ -24,12 +20,6 @@ Row = dict[str, Any]
 """One layer of a verification, as `Verification.to_json` gives it."""
 
 MEANING: Final = {"=": "must be equal", "~": "measured: the chip rounds where floats do not"}
-STYLE: Final[dict[str, Any]] = {
-    "box": box.SIMPLE_HEAD,
-    "pad_edge": False,
-    "title_justify": "left",
-    "title_style": "bold",
-}
 
 
 def print_verification_file(path: Path, *, json: bool) -> bool:
@@ -43,38 +33,31 @@ def print_verification(result: dict[str, Any], *, json: bool) -> bool:
     if json:
         print(json_text(result))
     else:
-        _print_tables(result, make_console())
+        _print_tables(result)
     return bool(result["holds"])
 
 
-def _print_tables(result: dict[str, Any], console: Console) -> None:
+def _print_tables(result: dict[str, Any]) -> None:
     rows, samples = result["rows"], result["samples"]
-    console.print(
+    show(
         f"{samples} samples, {result['timesteps']} time steps; "
         "spikes also as a share of neurons and steps"
     )
     # Pairs in the order in which the network went through the stages.
     for pair in dict.fromkeys(row["pair"] for row in rows):
-        console.print(_pair_table(pair, [row for row in rows if row["pair"] == pair]))
+        show(_pair_table(pair, [row for row in rows if row["pair"] == pair]))
     parted = [row for row in rows if row["first"] is not None]
     if parted:
-        console.print("First divergences")
-    for row in parted:
-        _print_indented(f"{row['pair']}, {divergence_text(row)}", console)
+        show("First divergences")
+    show_indented(f"{row['pair']}, {divergence_text(row)}" for row in parted)
     if result["decisions"]:
-        console.print(_decision_table(result))
+        show(_decision_table(result))
     differently = result["decided_differently"]
     if differently is not None:
-        console.print(f"Float and chip decide differently on {differently} of {samples} samples.")
-    for fault in _faults(result):
-        _print_indented(fault, console)
+        show(f"Float and chip decide differently on {differently} of {samples} samples.")
+    show_indented(_faults(result))
     verdict = "holds" if result["holds"] else "does NOT hold"
-    console.print(f"The verification {verdict}.")
-
-
-def _print_indented(line: str, console: Console) -> None:
-    # A layer's name may look like markup, so it is passed as text.
-    console.print(Padding(Text(line), (0, 0, 0, 2)))
+    show(f"The verification {verdict}.")
 
 
 def _pair_table(pair: str, rows: list[Row]) -> Table:
@@ -88,7 +71,8 @@ def _pair_table(pair: str, rows: list[Row]) -> Table:
         "rate error",
         left=2,
         fold=("layer",),
-        **STYLE,
+        pad_edge=False,
+        **TITLED,
     )
     for row in rows:
         compared, mismatches = row["compared"], row["mismatches"]
@@ -112,7 +96,7 @@ def _percent(share: float) -> str:
 
 def _decision_table(result: dict[str, Any]) -> Table:
     decisions, samples = result["decisions"], result["samples"]
-    table = make_table("decisions", "", *decisions, **STYLE)
+    table = make_table("decisions", "", *decisions, pad_edge=False, **TITLED)
     if result["correct"] is not None:
         right = result["correct"].values()
         table.add_row("accuracy", *(f"{n}/{samples} ({n / samples:.1%})" for n in right))

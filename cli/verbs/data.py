@@ -11,7 +11,7 @@ from typer import Argument, Option
 from knarr.cli.app import JsonOption, app, finish
 from knarr.cli.errors import UsageError
 from knarr.cli.files import keep_apart
-from knarr.cli.output import make_console, show_progress
+from knarr.cli.output import make_table, show, show_progress
 
 if TYPE_CHECKING:
     from knarr.train import DataReport
@@ -61,27 +61,22 @@ def check(
 
 
 def _print_dataset(report: DataReport) -> None:
-    from rich.table import Table
-
-    table = Table(title=report.name)
-    table.add_column("split")
-    table.add_column("samples", justify="right")
+    table = make_table(report.name, "split", "samples")
     for split, samples in report.splits.items():
         table.add_row(split, f"{samples:,}")
     table.add_section()
     table.add_row("all", f"{report.samples:,}")
-    console = make_console()
-    console.print(f"folder: {report.root}", soft_wrap=True)
-    console.print(table)
+    show(f"folder: {report.root}", soft_wrap=True)
+    show(table)
     if report.subjects:
-        console.print(f"people (or videos): {report.subjects}")
+        show(f"people (or videos): {report.subjects}")
     for what, lines in (("missing", report.missing), ("left out", report.skipped)):
         if lines:
-            console.print(f"{what}: {len(lines)}")
+            show(f"{what}: {len(lines)}")
         for line in lines[:SHOWN]:
-            console.print(f"  {line}", soft_wrap=True)
+            show(f"  {line}", soft_wrap=True)
         if len(lines) > SHOWN:
-            console.print(f"  ... and {len(lines) - SHOWN} more; all of them with --json")
+            show(f"  ... and {len(lines) - SHOWN} more; all of them with --json")
 
 
 @data_app.command(epilog="Example: knarr data generate eyes eyes --seed 1")

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from knarr.cli.output import make_console, make_table
+from knarr.cli.output import make_table, show
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
 from knarr.hw_sim import (
     ChipError,
@@ -84,7 +84,7 @@ def print_findings(*, json: bool) -> bool:
         for backend, (works, note) in verdicts.items():
             no = "NO" if backend in needed else "no"
             table.add_row(backend, "yes" if works else no, note)
-        make_console().print(table)
+        show(table)
     return all(verdicts[backend][0] for backend in needed)
 
 

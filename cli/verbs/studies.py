@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from knarr.cli.app import DataOption, JsonOption, RecipeArgument, SetOption, app, finish
 from knarr.cli.errors import UsageError
-from knarr.cli.output import make_console, show_progress
+from knarr.cli.output import show_progress
 
 StorageOption = Annotated[
     str | None,
@@ -81,7 +81,7 @@ def table(
         facts = table_json(result.summary, result.costs)
         print(pipeline.json_text({**facts, "not_deployed": failed}))
     else:
-        print_table(result.summary, result.costs, make_console())
+        print_table(result.summary, result.costs)
     # The table is printed all the same: what was measured stands in it.
     if failed and fit:
         raise UsageError(
@@ -112,7 +112,7 @@ def sweep(
     if json:
         print(pipeline.json_text(sweep_facts(result)))
     else:
-        print_sweep(result, make_console())
+        print_sweep(result)
     finish(result.best is not None)
 
 
@@ -163,5 +163,5 @@ def pareto(
     if json:
         print(pipeline.json_text(result.facts))
     else:
-        print_pareto(result, make_console())
+        print_pareto(result)
     finish(bool(result.points))

@@ -16,7 +16,7 @@ from knarr.cli.app import (
     SetOption,
     app,
 )
-from knarr.cli.output import make_console, show_progress
+from knarr.cli.output import show_progress
 from knarr.ranks import rank
 
 
@@ -84,4 +84,4 @@ def evaluate(
     if json:
         print(pipeline.json_text(evaluation_facts(found)))
     else:
-        print_evaluation(found, make_console())
+        print_evaluation(found)

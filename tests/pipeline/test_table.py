@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -15,7 +16,6 @@ import pytest
 import yaml
 from graphs import DT_S, chain, li, lif
 from graphs import spikes as random_spikes
-from rich.console import Console
 from test_evaluation_file import evaluation
 from test_grid import FOLDED, FoldRecipe, folded  # noqa: F401  (folded is a fixture)
 
@@ -69,9 +69,9 @@ def demo(**more: Any) -> GridTable:
 
 
 def printed(show: Any, *arguments: Any) -> str:
-    console = Console(file=StringIO(), width=100, highlight=False, markup=False)
-    show(*arguments, console)
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    with redirect_stdout(StringIO()) as output:
+        show(*arguments)
+    text = output.getvalue()
     assert max(map(len, text.splitlines())) <= 100
     return text
 
