@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from typer import Argument, Option
@@ -43,31 +42,10 @@ def refuse_torchrun(context: typer.Context) -> None:
         )
 
 
-class InputKind(str, Enum):
-    """Codings of data as the integers of a chip network's input."""
-
-    # The names of `InputCoding.kind`.
-    events = "events"
-    graded = "graded"
-    rate = "rate"
-    direct = "direct"
-
-
-class OverTime(str, Enum):
-    """Ways in which the outputs of all time steps become one score."""
-
-    sum = "sum"
-    mean = "mean"
-    last = "last"
-
-
-class ChipName(str, Enum):
-    """Chips whose cores are known."""
-
-    loihi1 = "loihi1"
-    loihi2 = "loihi2"
-
-
+OverTime = Literal["sum", "mean", "last"]
+"""Ways in which the outputs of all time steps become one score."""
+ChipName = Literal["loihi1", "loihi2"]
+"""Chips whose cores are known."""
 RunArgument = Annotated[
     Path, Argument(help="Folder of the run, such as runs/nmnist.", metavar="RUN")
 ]

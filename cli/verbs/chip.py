@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
 from knarr.cli.app import (
     CheckpointOption,
-    ChipName,
     ChipOption,
     JsonOption,
     LabelsOption,
@@ -33,13 +31,8 @@ if TYPE_CHECKING:
     from knarr.hw_sim import ChipNetwork, Recording
 
 SHOWN_DECISIONS = 20
-
-
-class SplitName(str, Enum):
-    """Parts of a run's clips."""
-
-    test = "test"
-    validation = "validation"
+SplitName = Literal["test", "validation"]
+"""Parts of a run's clips."""
 
 
 @app.command(
@@ -69,7 +62,7 @@ def simulate(
     labels: LabelsOption = None,
     split: Annotated[
         SplitName, Option(help="Clips of a run's folder: its test set, or those it validates on.")
-    ] = SplitName.test,
+    ] = "test",
     engine: Annotated[
         str, Option(help="Engine: auto, fast (compiled), torch (CUDA or CPU), reference or lava.")
     ] = "auto",
@@ -204,14 +197,14 @@ def _samples(
     classes = read_labels(labels)
     if not data.is_dir():
         # A file knows no splits.
-        if split is not SplitName.test:
+        if split != "test":
             raise UsageError(
-                f"--split: {split.value} of a run; {data} is a file, give a run folder as --data"
+                f"--split: {split} of a run; {data} is a file, give a run folder as --data"
             )
         return read_array(data), classes
     from knarr.pipeline import chip_samples, reopen
 
-    inputs, its_labels = chip_samples(reopen(data, on_progress=show_progress), split.value)
+    inputs, its_labels = chip_samples(reopen(data, on_progress=show_progress), split)
     return inputs, its_labels if classes is None else classes
 
 
@@ -313,7 +306,7 @@ def verify(
     picture: Annotated[
         Path | None, Option(help="PNG to draw of where the stages part (FILE.net with --inputs).")
     ] = None,
-    chip: ChipOption = ChipName.loihi2,
+    chip: ChipOption = "loihi2",
     json: JsonOption = False,
 ) -> None:
     """Compare Norse, NIR, the chip simulator and Lava layer by layer, or check one file.
@@ -334,20 +327,21 @@ def verify(
         # A user who asks for a verification wants it done now, not read from the last time.
         pipeline.verify(run, samples=samples, again=True)
         finish(print_verification_file(source / pipeline.VERIFICATION, json=json))
-    elif inputs is None:
-        # Two refusals: the first says what goes with no .net file at all.
-        refuse_unrelated_options(context, "a .net file", {*_OF_NET, "chip"})
-        refuse_unrelated_options(context, "a .net file without --inputs", {"chip"})
-        finish(print_net(source, chip.value, json=json))
     else:
-        refuse_unrelated_options(context, "a .net file", {*_OF_NET, "chip"})
+        # What goes with no .net file at all is said before what goes with --inputs alone.
+        refuse_unrelated_options(context, "a .net file", _OF_NET)
+        if inputs is None:
+            refuse_unrelated_options(context, "a .net file without --inputs", {"chip"})
+            finish(print_net(source, chip, json=json))
+            return
         result = _verify_net(
             source, inputs, graph, module, checkpoint, labels, dt_s, timesteps, timeout_s, picture
         )
         finish(print_verification(result, json=json))
 
 
-_OF_NET = (
+_OF_NET = {
+    "chip",
     "module",
     "checkpoint",
     "graph",
@@ -357,7 +351,7 @@ _OF_NET = (
     "dt_s",
     "timeout_s",
     "picture",
-)
+}
 
 
 def _verify_net(

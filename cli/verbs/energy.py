@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -19,21 +18,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from knarr.hw_sim import ChipNetwork
-
-
-class Pooling(str, Enum):
-    """Ways of counting pools: folded into synapses, or as they are."""
-
-    folded = "folded"
-    float = "float"
-
-
-class EnergyModel(str, Enum):
-    """Models that turn counts into joules."""
-
-    paper = "paper"
-    memory = "memory"
-    chip = "chip"
 
 
 @app.command(
@@ -67,7 +51,8 @@ def energy(
         ),
     ] = None,
     model: Annotated[
-        EnergyModel | None, Option(help="Model of energy; all that have prices when left out.")
+        Literal["paper", "memory", "chip"] | None,
+        Option(help="Model of energy; all that have prices when left out."),
     ] = None,
     dt_s: Annotated[
         float | None,
@@ -76,11 +61,12 @@ def energy(
     over_time: Annotated[
         OverTime,
         Option(help="Way in which the outputs of all steps of a .nir file become a score."),
-    ] = OverTime.sum,
+    ] = "sum",
     votes: Annotated[int, Option(help="Number of outputs per class of a .nir file.", min=1)] = 1,
     pooling: Annotated[
-        Pooling, Option(help="Pools of a .nir file: folded into synapses, or as they are.")
-    ] = Pooling.folded,
+        Literal["folded", "float"],
+        Option(help="Pools of a .nir file: folded into synapses, or as they are."),
+    ] = "folded",
     word_bits: Annotated[
         int | None,
         Option(
@@ -154,8 +140,8 @@ def energy(
         of_graph = {
             "--dt": dt_s is not None,
             "--votes": votes != 1,
-            "--pooling": pooling is not Pooling.folded,
-            "--over-time": over_time is not OverTime.sum,
+            "--pooling": pooling != "folded",
+            "--over-time": over_time != "sum",
         }
         for option in (name for name, used in of_graph.items() if used):
             raise UsageError(f"{option}: goes with a .nir file; a chip network has its own")
@@ -169,7 +155,7 @@ def energy(
     times = pipeline.REUSE if reuse is None else reuse
     pricing = pipeline.Pricing(
         profile,
-        None if model is None else model.value,
+        model,
         Options(
             word_bits=word_bits,
             reuse_weights=times,
@@ -217,9 +203,9 @@ def energy(
             baseline=baseline,
             baseline_inputs=_baseline_inputs(baseline_data),
             dt_s=step_s,
-            over_time=over_time.value,
+            over_time=over_time,
             votes=votes,
-            pooling=pooling.value,
+            pooling=pooling,
             measure=measure,
             on_progress=show_progress,
         )

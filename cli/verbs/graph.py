@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
 
 from knarr.cli.app import (
     CheckpointOption,
-    ChipName,
     ChipOption,
-    InputKind,
     JsonOption,
     LabelsOption,
     OverTime,
@@ -61,37 +59,26 @@ def export(
     if ":" in source and not run.is_dir():
         if input_shape is None:
             raise UsageError("--input-shape: needed with MODULE:FACTORY, such as 2,34,34")
-        _export_module(source, checkpoint, input_shape, dt_s, inputs, out)
+        from knarr.export import as_inputs, to_nir, write
+
+        try:
+            shape = tuple(int(part) for part in input_shape.split(","))
+        except ValueError as error:
+            raise UsageError(
+                f"--input-shape '{input_shape}': write sizes with commas, such as 2,34,34"
+            ) from error
+        # The shape first: making a module may take long.
+        module = make_module(source, checkpoint)
+        samples = None if inputs is None else as_inputs(read_array(inputs), str(inputs))
+        if samples is not None and samples.shape[2:] != shape:
+            raise UsageError(
+                f"{inputs}: shape {samples.shape}, needs (samples, timesteps, {input_shape})"
+            )
+        write(to_nir(module, shape, dt_s, samples=samples), out)
     else:
         pipeline.export(pipeline.reopen(run, on_progress=show_progress))
         out = run / pipeline.GRAPH
     print_certificate(out.with_name(f"{out.name}.json"), json=json)
-
-
-def _export_module(
-    factory: str,
-    checkpoint: Path | None,
-    input_shape: str,
-    dt_s: float,
-    samples: Path | None,
-    out: Path,
-) -> None:
-    from knarr.export import as_inputs, to_nir, write
-
-    try:
-        shape = tuple(int(part) for part in input_shape.split(","))
-    except ValueError as error:
-        raise UsageError(
-            f"--input-shape '{input_shape}': write sizes with commas, such as 2,34,34"
-        ) from error
-    # The shape first: making a module may take long.
-    module = make_module(factory, checkpoint)
-    inputs = None if samples is None else as_inputs(read_array(samples), str(samples))
-    if inputs is not None and inputs.shape[2:] != shape:
-        raise UsageError(
-            f"{samples}: shape {inputs.shape}, needs (samples, timesteps, {input_shape})"
-        )
-    write(to_nir(module, shape, dt_s, samples=inputs), out)
 
 
 @app.command(
@@ -124,17 +111,19 @@ def deploy(
         float, Option(help="Integers per unit of float input, such as 255.")
     ] = 1.0,
     input_kind: Annotated[
-        InputKind, Option(help="Coding of data as the input's integers.")
-    ] = InputKind.events,
+        # The names of `InputCoding.kind`.
+        Literal["events", "graded", "rate", "direct"],
+        Option(help="Coding of data as the input's integers."),
+    ] = "events",
     over_time: Annotated[
         OverTime, Option(help="Way in which the outputs of all steps become a score.")
-    ] = OverTime.sum,
+    ] = "sum",
     votes: Annotated[int, Option(help="Number of neighbouring outputs per class.", min=1)] = 1,
     timesteps: TimestepsOption = None,
     dt_s: Annotated[
         float | None, Option("--dt", help="Time step, seconds; the file's when left out.")
     ] = None,
-    chip: ChipOption = ChipName.loihi2,
+    chip: ChipOption = "loihi2",
     json: JsonOption = False,
 ) -> None:
     """Lower a graph to integers, write its netx .net file, and show what was lost and where.
@@ -148,7 +137,7 @@ def deploy(
     if source.suffix != ".nir" or source.is_dir():
         refuse_unrelated_options(context, "a run", {"chip"})
         pipeline.deploy(pipeline.reopen(source, on_progress=show_progress))
-        finish(print_net(source / pipeline.NET, chip.value, json=json))
+        finish(print_net(source / pipeline.NET, chip, json=json))
         return
     from knarr.deploy import chip_shape, lower, write_net
     from knarr.export import graph_input_shape, read
@@ -162,9 +151,9 @@ def deploy(
     if calibration is not None:
         samples = read_array(calibration)
         # Calibration looks at what the chip will be given, so data are coded as they will be.
-        if input_kind is not InputKind.events:
+        if input_kind != "events":
             shape = chip_shape(graph_input_shape(graph))
-            coding = InputCoding(shape, input_bits, None, input_units, input_kind.value)
+            coding = InputCoding(shape, input_bits, None, input_units, input_kind)
             samples = encode(coding, samples, timesteps=timesteps)
     network = lower(
         graph,
@@ -172,8 +161,8 @@ def deploy(
         weight_bits=weight_bits,
         input_bits=input_bits,
         input_units=input_units,
-        input_kind=input_kind.value,
-        over_time=over_time.value,
+        input_kind=input_kind,
+        over_time=over_time,
         votes=votes,
         calibration=samples,
         labels=None if labels is None else read_array(labels),
@@ -181,4 +170,4 @@ def deploy(
         progress=pipeline.counter(show_progress, "layers"),
     )
     write_net(network, out)
-    finish(print_net(out, chip.value, json=json))
+    finish(print_net(out, chip, json=json))
