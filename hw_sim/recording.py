@@ -19,6 +19,8 @@ from knarr.hw_sim.errors import ChipError
 
 FORMAT = 1
 RECORDABLE = ("output", "spikes", "v", "u")
+KINDS = ("spikes", "v", "u", "event_counts", "peak_sum")
+"""Fields of a recording that have an entry for each layer."""
 INPUT_LAYER = "input"
 """Name under which the spikes and voltages of an input layer with neurons are recorded."""
 
@@ -137,7 +139,7 @@ def save_recording(recording: Recording, path: Path) -> None:
     new one.
     """
     arrays: dict[str, Array] = {"output": recording.output}
-    for kind in ("spikes", "v", "u", "event_counts", "peak_sum"):
+    for kind in KINDS:
         for name, values in getattr(recording, kind).items():
             arrays[f"{kind}/{name}"] = np.asarray(values)
     arrays["engine"] = np.array(recording.engine)
@@ -159,9 +161,7 @@ def load_recording(path: Path) -> Recording:
                 raise ChipError(
                     f"{path}: recording format {arrays['format']}, this version reads {FORMAT}"
                 )
-            kinds: dict[str, dict[str, Any]] = {
-                kind: {} for kind in ("spikes", "v", "u", "event_counts", "peak_sum")
-            }
+            kinds: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
             for key in arrays.files:
                 # A layer's name may hold slashes of its own: only the first ends the kind.
                 kind, _, name = key.partition("/")

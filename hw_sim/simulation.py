@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
@@ -184,9 +184,9 @@ class _Segment:
 
     engine: Engine
     first: int
-    chain: list[Any] = field(default_factory=list)
-    wanted: list[LayerRequest] = field(default_factory=list)
-    states: list[Any] = field(default_factory=list)
+    chain: list[Any]
+    wanted: list[LayerRequest]
+    states: list[Any]
 
     @property
     def layers(self) -> slice:
@@ -282,7 +282,7 @@ class BlockScheduler:
         segments: list[_Segment] = []
         for i, engine in enumerate(engines):
             if i == 0 or engine is not engines[i - 1]:
-                segments.append(_Segment(engine, i))
+                segments.append(_Segment(engine, i, [], [], []))
             # Within a segment spikes go from layer to layer inside the engine.
             hands_on = i < last and engine is not engines[i + 1]
             spikes = "spikes" in record or hands_on or (i == last and not voltage)

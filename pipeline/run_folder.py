@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -158,7 +158,9 @@ def open_run(
         recipe = with_settings(recipe, dict(map(parse_setting, settings)))
     folder = Path("runs") / recipe.name if folder is None else Path(folder)
     if (folder / CONFIG).is_file():
-        refuse_older(folder)  # before data are generated for nothing
+        # Before data are generated for nothing; what else the file holds is looked at later.
+        with suppress(RecipeError):
+            read_config(folder)
     cache = folder.parent / "data" if cache is None else cache
     # Beside the runs, so that all of one data set share it.
     root = generated_data(recipe, cache, show) if data is None else Path(data)
@@ -320,19 +322,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             "`knarr pipeline RECIPE --out FOLDER`, or use the version that made it"
         )
     return config
-
-
-def refuse_older(folder: Path) -> None:
-    """Refuse a folder with a run of an older knarr; what else its config.yaml holds is looked at
-    later.
-
-    Raises:
-        RunError: An older knarr made it.
-    """
-    try:
-        read_config(folder)
-    except RecipeError:
-        return
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:

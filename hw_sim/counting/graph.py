@@ -675,7 +675,10 @@ class GraphCounter:
             tally = self.tallies[site.row]
             active = []
             for route in site.routes:
-                frames = self._frames(site, route)
+                if route.source is None:
+                    frames = self._arriving(site.node)
+                else:
+                    frames = self.past[route.lag][route.source].numpy()
                 frames = frames.reshape(len(frames), 1, -1)
                 # What would act after the inference is not paid.
                 delivered = (t + route.wait < lengths)[:, None]
@@ -734,11 +737,6 @@ class GraphCounter:
         # One after another, as the stepper adds them: floats depend on the order.
         first, *others = self._parts(name)
         return sum(others, start=first).numpy()
-
-    def _frames(self, site: Site, route: Route) -> Array:
-        if route.source is None:
-            return self._arriving(site.node)
-        return self.past[route.lag][route.source].numpy()
 
     def bytes_per_sample(self, inputs: Array) -> int:
         """Return about how much a sample takes while it is counted."""

@@ -252,8 +252,7 @@ def _measured(run: Run) -> dict[str, Any]:
     """Return accuracy on validation and test clips, and what an inference on the former costs."""
     fitted = read_json(run.path(FITTED))
     network = read_net(run.path(NET))
-    _, chosen = train_validation_split(run.recipe, run.data)
-    inputs = run.on_chip(run.data.train).chip_inputs(chosen)
+    inputs, _ = stages.chip_samples(run, "validation")
     counts = count_events(network, inputs, simulate(network, inputs, record=("output", "spikes")))
     # Beside the front and without a say in it, so their cost is not counted.
     test = run.data.test
