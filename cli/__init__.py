@@ -3,7 +3,7 @@
 - `app`: the root of the command, options that several verbs share, exit codes.
 - `verbs`: one file for each family of verbs.
 - `text`: results as tables and sentences.
-- `output`: the console, JSON, and progress on standard error.
+- `output`: text and tables for a person, and progress on standard error.
 - `files`: arrays that a user names.
 """
 
