@@ -97,6 +97,7 @@ class ChipFitter(Fitter):
         self, *fitted: Any, chip_loss: ChipLoss, chip: ChipSettings, goal: float | None
     ) -> None:
         super().__init__(*fitted)
+        self.loss = self._loss
         self.chip_loss = chip_loss
         self.chip = chip
         self.goal = goal
@@ -127,38 +128,25 @@ class ChipFitter(Fitter):
         if found > self.goal and reached:
             self.aim *= self.goal / found / REACHED_TOLERANCE
 
-    def training_step(self, batch: Batch, number: int) -> Tensor:
-        """Return the loss of a batch with the terms for registers and cost."""
-        ran: ChipStudentOutput = self.network(batch.inputs)
+    def _loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch, in training with the terms for registers and cost, and the
+        chip's decisions; a validation logs its cost.
+        """
+        ran: ChipStudentOutput = network(batch.inputs)
         loss, _ = self.chip_loss(ran, batch)
+        costs = torch.stack(ran.acc).sum(0)
+        if not self.training:
+            self.validation_costs.append(costs)
+            self.log(ACCUMULATES, costs.mean(), batch_size=len(costs))
+            return loss, ran.classes
         loss = loss + self.chip.register_weight * ran.penalty
         if self.goal is not None:
-            cost = torch.stack(ran.acc).sum(0).mean()
+            cost = costs.mean()
             # Counts pass float32's 2**24, so they become float32 only as a share of the aim.
             beyond = (cost / self.aim - 1).clamp(min=0).float()
             loss = loss + self.chip.acc_weight * beyond
             self.training_costs.append(float(cost.detach()))
-        self.log(
-            "train_loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=len(batch.labels),
-        )
-        return loss
-
-    def validation_step(self, batch: Batch, number: int) -> None:
-        """Log loss, accuracy and cost of a batch as the chip decides it."""
-        ran: ChipStudentOutput = self.network(batch.inputs)
-        loss, _ = self.chip_loss(ran, batch)
-        clips = len(batch.labels)
-        self.accuracy(ran.classes, batch.labels)
-        self.log("validation_loss", loss, batch_size=clips)
-        self.log("validation_accuracy", self.accuracy, prog_bar=True, batch_size=clips)
-        cost = torch.stack(ran.acc).sum(0)
-        self.validation_costs.append(cost)
-        self.log(ACCUMULATES, cost.mean(), batch_size=clips)
+        return loss, ran.classes
 
     def score(self, measured: Mapping[str, Tensor]) -> tuple[float, ...]:
         """Rank epochs within the goal first, by accuracy; those beyond it by how little they cost."""

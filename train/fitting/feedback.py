@@ -14,10 +14,10 @@ from torch import nn
 from knarr.ranks import world_size
 from knarr.train.clips import Batch, Epoch, Indices
 from knarr.train.fitting.files import save_weights
-from knarr.train.fitting.fit import Fitter, Loss, new_optimiser
+from knarr.train.fitting.fit import Fitter, Loss
 from knarr.train.losses.emotion import StudentOutput, TeacherOutput
 from knarr.train.losses.feedback import DistillationBatch, FeedbackSettings, Learner, adaptive_step
-from knarr.train.settings import Fit, RecipeError, SettingsError
+from knarr.train.settings import RecipeError, SettingsError
 
 FED_BACK: Final = "teacher_fed_back.safetensors"
 """File beside teacher.safetensors, which feedback does not change."""
@@ -55,9 +55,7 @@ class FeedbackFitter(Fitter):
     checkpoint.
 
     Args:
-        network: The student.
-        loss: Not used; `setup` has its own.
-        settings: See `Fitter`, like the three counts after it.
+        fitted: Positional arguments of `Fitter`, whose loss is not used: `setup` has its own.
         setup: The teacher, and how both are run.
 
     Raises:
@@ -65,18 +63,8 @@ class FeedbackFitter(Fitter):
         SettingsError: A single batch, whose next one would be itself.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        loss: Loss,
-        settings: Fit,
-        classes: int,
-        train_count: int,
-        validation_count: int,
-        *,
-        setup: FeedbackSetup,
-    ) -> None:
-        super().__init__(network, loss, settings, classes, train_count, validation_count)
+    def __init__(self, *fitted: Any, setup: FeedbackSetup) -> None:
+        super().__init__(*fitted)
         if world_size() > 1:
             raise RecipeError(
                 f"student.feedback: steps two networks in turn, which {world_size()} processes cannot share; train without torchrun, "
@@ -137,15 +125,10 @@ class FeedbackFitter(Fitter):
 
     def configure_optimizers(self) -> Any:
         """Return the student's optimiser with its schedule, and the teacher's, in this order."""
-        student_optimiser = new_optimiser(self.network, self.settings)
         teacher_optimiser = torch.optim.Adam(
             self.teacher.parameters(), lr=self.feedback.settings.teacher_fb_lr
         )
-        student: dict[str, Any] = {"optimizer": student_optimiser}
-        schedule = self._schedule(student_optimiser)
-        if schedule is not None:
-            student["lr_scheduler"] = schedule
-        return student, {"optimizer": teacher_optimiser}
+        return super().configure_optimizers(), {"optimizer": teacher_optimiser}
 
     def _quiz(self, number: int) -> Batch:
         """Return batch `number` of the held-out clips, over and over, or the one after batch

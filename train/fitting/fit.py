@@ -10,6 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,26 +148,23 @@ class Fitter(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser, with its schedule where there is one, as Lightning takes them."""
+        settings = self.settings
         optimiser = self._optimiser()
-        schedule = self._schedule(optimiser)
-        return optimiser if schedule is None else {"optimizer": optimiser, "lr_scheduler": schedule}
+        configured: dict[str, Any] = {"optimizer": optimiser}
+        if settings.schedule == "exponential":
+            by_epoch = torch.optim.lr_scheduler.ExponentialLR(optimiser, settings.decay)
+            configured["lr_scheduler"] = {"scheduler": by_epoch, "interval": "epoch"}
+        elif settings.schedule == "one_cycle":
+            by_step = torch.optim.lr_scheduler.OneCycleLR(
+                optimiser,
+                settings.learning_rate,
+                total_steps=settings.epochs * self.steps_per_epoch,
+            )
+            configured["lr_scheduler"] = {"scheduler": by_step, "interval": "step"}
+        return configured
 
     def _optimiser(self) -> torch.optim.Optimizer:
         return new_optimiser(self.network, self.settings)
-
-    def _schedule(self, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
-        settings = self.settings
-        if settings.schedule == "constant":
-            return None
-        if settings.schedule == "exponential":
-            by_epoch = torch.optim.lr_scheduler.ExponentialLR(optimiser, settings.decay)
-            return {"scheduler": by_epoch, "interval": "epoch"}
-        by_step = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser,
-            settings.learning_rate,
-            total_steps=settings.epochs * self.steps_per_epoch,
-        )
-        return {"scheduler": by_step, "interval": "step"}
 
 
 def new_optimiser(network: nn.Module, settings: Fit) -> torch.optim.Optimizer:
@@ -183,27 +181,22 @@ def new_optimiser(network: nn.Module, settings: Fit) -> torch.optim.Optimizer:
 class _Data(lightning.LightningDataModule):
     def __init__(
         self,
-        clips: Clips,
-        train: Indices,
-        validation_clips: Clips,
-        validation: Indices,
-        batch_size: int,
+        train: Callable[..., Epoch],
+        validation: Epoch,
         seed: int,
     ) -> None:
         super().__init__()
-        self.clips, self.train = clips, train
-        self.validation_clips, self.validation = validation_clips, validation
-        self.batch_size, self.seed = batch_size, seed
+        self.train, self.validation, self.seed = train, validation, seed
 
     def train_dataloader(self) -> DataLoader[Batch]:
         epoch = self.trainer.current_epoch
         # Dropout draws from the global generator: seeded per epoch, a resumed run draws what an
         # unbroken one does.
         torch.manual_seed(self._dropout_seed(epoch))
-        return self._batches(self.clips, self.train, epoch)
+        return self._batches(self.train(epoch=epoch))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._batches(self.validation_clips, self.validation, None)
+        return self._batches(self.validation)
 
     def _dropout_seed(self, epoch: int) -> int:
         if world_size() == 1:
@@ -211,8 +204,7 @@ class _Data(lightning.LightningDataModule):
         # Processes that drew the same would drop the same places in different clips.
         return int(np.random.SeedSequence([self.seed, epoch, rank()]).generate_state(1)[0])
 
-    def _batches(self, clips: Clips, indices: Indices, epoch: int | None) -> DataLoader[Batch]:
-        batches = Epoch(clips, indices, self.batch_size, seed=self.seed, epoch=epoch)
+    def _batches(self, batches: Epoch) -> DataLoader[Batch]:
         own = batches if world_size() == 1 else RankDataset(batches)
         # Without one of its own, a loader draws from the global generator, and Lightning makes more
         # iterators in later epochs than in a resumed one: dropout would differ.
@@ -276,14 +268,10 @@ def fit(
     # does not give back what was there.
     fitted = network if world_size() == 1 else copy.deepcopy(network)
     fitter = module_class(fitted, loss, settings, classes, len(train), len(validation))
-    data = _Data(
-        clips,
-        train,
-        clips if validation_clips is None else validation_clips,
-        validation,
-        fitter.batch_size,
-        seed,
-    )
+    batches = partial(Epoch, batch_size=fitter.batch_size, seed=seed)
+    validated_on = clips if validation_clips is None else validation_clips
+    validated = batches(validated_on, validation, epoch=None)
+    data = _Data(partial(batches, clips, train), validated, seed)
     chosen = _fit(fitter, data, network_name, run_folder, callbacks if rank() == 0 else ())
     if fitted is not network:
         network.load_state_dict(fitted.state_dict())
