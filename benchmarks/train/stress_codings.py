@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from knarr.train.datasets.stress.windows import PART, STEP, Codes, encode_windows, frames
+from knarr.train.datasets.stress.windows import PART, STEP, encode_windows, frames
 
 DELTAS = (0.03, 0.15)
 """Standard deviations the signal moves before it sends an event."""
@@ -18,10 +18,26 @@ Coding = Literal["graded", "events"]
 Signal = npt.NDArray[np.float32]
 
 
+class Codes(NamedTuple):
+    """A student's input.
+
+    Attributes:
+        integers: (N, 20, inputs) uint8, as the chip gets them.
+        units: integers per unit of the float network's input.
+        bits: bits of an input.
+        kind: `InputCoding.kind`.
+    """
+
+    integers: npt.NDArray[np.uint8]
+    units: float
+    bits: int
+    kind: Coding
+
+
 def encode(eda: Signal, coding: Coding) -> Codes:
     """Code standardised skin conductance (N, 240): 12 inputs a step if graded, 39 if events."""
     if coding == "graded":
-        return encode_windows(eda)
+        return Codes(encode_windows(eda), 255.0, 8, "graded")
     level = frames(eda, STEP, STEP).mean(axis=-1, keepdims=True)
     change = level - level[:, :1]
     moves = [_moved(eda, delta) for delta in DELTAS]

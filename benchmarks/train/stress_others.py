@@ -14,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from knarr.train.datasets.splits import Indices, subject_folds
+from knarr.train.clips import Indices
+from knarr.train.datasets.splits import subject_folds
 from knarr.train.datasets.stress.windows import StressWindows
 
 PLAIN_LEAF: Final = 5

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from stress_codings import Coding
+from stress_codings import Codes, Coding
 from stress_others import TeacherKind, balanced_draw
 
 from knarr.deploy import lower
 from knarr.export import to_nir
 from knarr.hw_sim import simulate
-from knarr.train.datasets.stress.windows import DT_S, Codes
+from knarr.train.datasets.stress.windows import DT_S
 from knarr.train.losses.terms import distillation_loss
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.gsr import GsrStudentSettings, build_gsr_student

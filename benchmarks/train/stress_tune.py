@@ -18,7 +18,8 @@ from stress_others import crossed_logits, features, forest
 from stress_score import balanced_accuracy, count_people
 from stress_student import KdSetting, StudentSetting, fit_student, float_classes
 
-from knarr.train.datasets.splits import Fold, Indices, subject_folds
+from knarr.train.clips import Indices
+from knarr.train.datasets.splits import Fold, subject_folds
 from knarr.train.datasets.stress.windows import StressWindows
 
 INNER_FOLDS: Final = 2

@@ -11,22 +11,21 @@ than those that runs were made on. Hence the draws here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from knarr.train.datasets.arrays import Bools, Int64
 
-Indices: TypeAlias = Int64
 Ids = npt.NDArray[np.generic] | Sequence[str] | Sequence[int]
 
 
 class Fold(NamedTuple):
     """One fold: rising indices of the samples to train on and of those held out."""
 
-    train: Indices
-    test: Indices
+    train: Int64
+    test: Int64
 
 
 def leave_one_subject_out(subjects: Ids) -> dict[str, Fold]:
@@ -108,12 +107,12 @@ def trial_folds(subjects: Ids, trials: Ids, k: int, *, seed: int) -> tuple[Fold,
     return _folds(fold_of[pair.reshape(-1)], k)
 
 
-def assert_apart(groups: Ids, *sides: Indices) -> None:
+def assert_apart(groups: Ids, *sides: Int64) -> None:
     """Refuse sides of a split that share a group, or a sample.
 
     Args:
         groups: (N,) person, trial or video of each sample.
-        sides: Indices of each side.
+        sides: Int64 of each side.
 
     Raises:
         ValueError: A group is on two sides; the message names up to five.
@@ -131,7 +130,7 @@ def assert_apart(groups: Ids, *sides: Indices) -> None:
         seen |= own
 
 
-def _codes(name: str, ids: Ids) -> tuple[npt.NDArray[np.generic], Indices]:
+def _codes(name: str, ids: Ids) -> tuple[npt.NDArray[np.generic], Int64]:
     """Return the sorted distinct ids, and the position of each sample's id among them."""
     array = np.asarray(ids)
     if array.ndim != 1 or len(array) == 0:
@@ -147,7 +146,7 @@ def _fold(held_out: Bools) -> Fold:
     return Fold(np.flatnonzero(~held_out), np.flatnonzero(held_out))
 
 
-def _folds(fold_of_sample: Indices, k: int) -> tuple[Fold, ...]:
+def _folds(fold_of_sample: Int64, k: int) -> tuple[Fold, ...]:
     return tuple(_fold(fold_of_sample == number) for number in range(k))
 
 

@@ -22,7 +22,6 @@ from knarr.train.datasets.splits import Fold, leave_one_subject_out, subject_fol
 from knarr.train.datasets.stress.read import read_people
 from knarr.train.datasets.stress.windows import (
     CLASS_NAMES,
-    Codes,
     StressWindows,
     cut_windows,
     encode_windows,
@@ -30,7 +29,7 @@ from knarr.train.datasets.stress.windows import (
 )
 from knarr.train.settings import RecipeError
 from knarr.train.systems.base import Coding, Progress, RunData
-from knarr.train.systems.emotionkd_recipe import EmotionRecipe, Folded, PhysioData, StressData
+from knarr.train.systems.emotionkd_recipe import EmotionRecipe, PhysioData, StressData
 
 # --- people and folds
 
@@ -78,12 +77,26 @@ def fold_count(recipe: EmotionRecipe, root: Path, *, cache: Path | None = None) 
     return len(folds_of(settings, windows))
 
 
-def _tested_fold(folds: tuple[Fold, ...], settings: Folded) -> Fold:
+def _tested_fold(
+    settings: PhysioData | StressData, windows: Any, groups: npt.NDArray[np.generic]
+) -> tuple[Fold, int]:
+    """Return the fold that is tested, and how many folds there are.
+
+    Raises:
+        RecipeError: The fold is none of them, or leaves a single group to train and validate on.
+    """
+    folds = folds_of(settings, windows)
     if settings.fold >= len(folds):
         raise RecipeError(
             f"data.fold: {settings.fold}, there are {len(folds)}; take one of 0 .. {len(folds) - 1}"
         )
-    return folds[settings.fold]
+    fold = folds[settings.fold]
+    # One group validates and another is fitted on; a group is never divided.
+    if len(np.unique(groups[fold.train])) < 2:
+        raise RecipeError(
+            "data: the fold leaves one group to train and validate on; it takes two or more"
+        )
+    return fold, len(folds)
 
 
 SPLITS: Final = {
@@ -94,13 +107,9 @@ SPLITS: Final = {
 """Splits in words, for a number of folds."""
 
 
-def _assert_two_groups(groups: npt.NDArray[np.generic]) -> None:
-    # One group validates and another is fitted on; a group is never divided.
-    if len(np.unique(groups)) < 2:
-        raise RecipeError(
-            "data: the fold leaves one group to train and validate on; it takes two or more"
-        )
-
+CODE_UNITS: Final = 255.0
+CODING: Final = Coding(bits=8, units=CODE_UNITS, kind="graded")
+"""Coding of skin conductance for the chip."""
 
 # --- DEAP and MAHNOB-HCI
 
@@ -109,8 +118,6 @@ PUBLISHED_THRESHOLD: Final = 5.0
 """Rating, 1 .. 9, above which published numbers count a trial as high."""
 CODE_OF_MEAN: Final = 128
 """Integer of the chip's input that stands for a signal at its mean."""
-CODE_UNITS: Final = 255.0
-PHYSIO_CODING: Final = Coding(bits=8, units=CODE_UNITS, kind="graded")
 PHYSIO_CLASSES: Final = ("low", "high")
 
 
@@ -135,17 +142,11 @@ def fit_scaler(windows: PhysioWindows, chosen: Indices) -> Scaler:
     """Return the scaler of the windows `chosen` alone, each sample counted once."""
     # Window by window, since all of them at once would fill the memory; first means, then what is
     # off them, since a mean of squares less a squared mean would cancel.
-    means = [signals_of(windows, index).mean(axis=1, dtype=np.float64) for index in chosen]
+    means = [windows[index].mean(axis=1, dtype=np.float64) for index in chosen]
     mean = np.mean(means, axis=0)[:, None]
-    squares = [np.square(signals_of(windows, index) - mean).mean(axis=1) for index in chosen]
+    squares = [np.square(windows[index] - mean).mean(axis=1) for index in chosen]
     spread = np.sqrt(np.mean(squares, axis=0))[:, None]
     return Scaler(mean, np.where(spread > 0, spread, 1.0))
-
-
-def signals_of(windows: PhysioWindows, index: int) -> Float32:
-    """Return the signals of a window, (29, samples): EEG, then skin conductance."""
-    window = windows[index]
-    return np.concatenate([window.eeg.numpy(), window.gsr.numpy()])
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +188,7 @@ class PhysioClips:
         return self._coded(self._signals(indices)[:, -1:])
 
     def _signals(self, indices: Indices) -> Float32:
-        signals = np.stack([signals_of(self.windows, at) for at in self.chosen[indices].tolist()])
+        signals = np.stack([self.windows[at] for at in self.chosen[indices].tolist()])
         return signals if self.scaler is None else self.scaler(signals)
 
     def _coded(self, gsr: Float32) -> UInt8:
@@ -237,15 +238,13 @@ def load_physio(
 ) -> RunData:
     """Read one fold; `seed` is the run's, which draws who validates: no scaler sees them."""
     windows = PhysioWindows(read_physio(settings, root, cache, progress), settings.windowing)
-    folds = folds_of(settings, windows)
-    fold = _tested_fold(folds, settings)
     groups = windows.subjects
     if settings.split == "kfold_trial":
         # All people are on both sides then, so that validation too parts trials and not people.
         pairs = zip(windows.subjects, windows.trials, strict=True)
         groups = np.array([f"{subject}/{trial}" for subject, trial in pairs])
+    fold, count = _tested_fold(settings, windows, groups)
     own = groups[fold.train]
-    _assert_two_groups(own)
     scaler = None
     if settings.normalise == "train":
         fitted, _ = split_validation(own, settings.validation_fraction, seed)
@@ -257,12 +256,12 @@ def load_physio(
         own,
         PHYSIO_CLASSES,
         name_of(settings, windows.recordings),
-        PHYSIO_CODING,
+        CODING,
         subjects=tuple(map(str, windows.subjects[fold.test])),
         names=_window_names(windows, fold.test),
-        protocol=_protocol(settings, len(folds), len(np.unique(windows.subjects))),
+        protocol=_protocol(settings, count, len(np.unique(windows.subjects))),
         fold=settings.fold,
-        fold_count=len(folds),
+        fold_count=count,
     )
 
 
@@ -318,12 +317,12 @@ class StressClips:
     Args:
         windows: All windows.
         chosen: Indices of those of this split; some more than once where classes are balanced.
-        codes: Codes of all windows.
+        codes: (all, T, 12) integers of all windows' skin conductance.
     """
 
     windows: StressWindows
     chosen: Indices
-    codes: Codes
+    codes: UInt8
 
     @property
     def labels(self) -> Int64:
@@ -333,13 +332,13 @@ class StressClips:
     def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return clips `indices`; nothing is augmented."""
         own = self.chosen[indices]
-        inputs = self.codes.integers[own].astype(np.float32) / np.float32(self.codes.units)
+        inputs = self.codes[own].astype(np.float32) / np.float32(CODE_UNITS)
         signals = self.windows.eda_hr[own].clip(-TEACHER_LIMIT_SD, TEACHER_LIMIT_SD)
         return Batch.from_arrays(inputs, signals, labels=self.windows.labels[own])
 
     def chip_inputs(self, indices: Indices) -> UInt8:
         """Return (B, T, 12) codes of skin conductance."""
-        return self.codes.integers[self.chosen[indices]]
+        return self.codes[self.chosen[indices]]
 
 
 def read_stress(settings: StressData, root: Path) -> StressWindows:
@@ -356,11 +355,9 @@ def read_stress(settings: StressData, root: Path) -> StressWindows:
 def load_stress(settings: StressData, root: Path) -> RunData:
     """Read one fold."""
     windows = read_stress(settings, root)
-    folds = folds_of(settings, windows)
-    fold = _tested_fold(folds, settings)
+    fold, count = _tested_fold(settings, windows, windows.subjects)
     codes = encode_windows(windows.eda)
     train = balanced(windows, fold.train) if settings.balance else fold.train
-    _assert_two_groups(windows.subjects[train])
     subjects, starts_s = windows.subjects[fold.test], windows.starts_s[fold.test]
     cut = f"windows of {settings.window_s} s every {settings.step_s} s"
     return RunData(
@@ -369,12 +366,12 @@ def load_stress(settings: StressData, root: Path) -> RunData:
         windows.subjects[train],
         CLASS_NAMES,
         STRESS_NAME,
-        Coding(bits=codes.bits, units=codes.units, kind=codes.kind),
+        CODING,
         subjects=tuple(map(str, subjects)),
         names=tuple(f"{who}/{start_s} s" for who, start_s in zip(subjects, starts_s, strict=True)),
-        protocol=f"{SPLITS[settings.split].format(len(folds))}; {cut}",
+        protocol=f"{SPLITS[settings.split].format(count)}; {cut}",
         fold=settings.fold,
-        fold_count=len(folds),
+        fold_count=count,
     )
 
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
 from knarr.train.datasets.arrays import Float32, Float64
 from knarr.train.datasets.files import count_kinds
@@ -135,28 +133,11 @@ class Windowing:
         return int(rating > self.threshold or (self.inclusive and rating == self.threshold))
 
 
-class SignalWindow(NamedTuple):
-    """One sample.
-
-    Args:
-        eeg: (channels, samples) float32.
-        gsr: (1, samples) float32.
-        valence, arousal: class 0 or 1, of the whole trial.
-        subject, trial: Person and recording that it was cut from.
-    """
-
-    eeg: torch.Tensor
-    gsr: torch.Tensor
-    valence: int
-    arousal: int
-    subject: str
-    trial: str
-
-
-class PhysioWindows(Dataset[SignalWindow]):
+class PhysioWindows:
     """The windows of recordings, in their order.
 
-    Windows of a trial share its labels; none reaches into the next trial.
+    An item is (channels + 1, samples) float32: EEG, then skin conductance. Windows of a trial share
+    its labels; none reaches into the next trial.
 
     Attributes:
         subjects: (N,) person of each window.
@@ -210,20 +191,13 @@ class PhysioWindows(Dataset[SignalWindow]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, index: int) -> SignalWindow:
+    def __getitem__(self, index: int) -> Float32:
         trial, start = self._starts[index]
         part = slice(start, start + self.length)
         gsr = trial.gsr[None, part].astype(np.float64)
         if self.settings.gsr_unit == "siemens":
             gsr = 1 / gsr
-        return SignalWindow(
-            torch.from_numpy(self._scaled(trial.eeg[:, part].astype(np.float64))),
-            torch.from_numpy(self._scaled(gsr)),
-            int(self.valence[index]),
-            int(self.arousal[index]),
-            trial.subject,
-            trial.trial,
-        )
+        return self._scaled(np.concatenate([trial.eeg[:, part], gsr]))
 
     def _scaled(self, signals: Float64) -> Float32:
         """Scale each row to mean 0 and variance 1.

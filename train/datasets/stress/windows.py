@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -65,22 +65,6 @@ class StressWindows:
     def eda_hr(self) -> Float32:
         """A teacher's input, (N, 2, 4 window_s): each heart rate is held for its second."""
         return np.stack([self.eda, np.repeat(self.hr, EDA_HZ // HR_HZ, axis=1)], axis=1)
-
-
-class Codes(NamedTuple):
-    """A student's input.
-
-    Attributes:
-        integers: (N, 20, inputs) uint8, as the chip gets them.
-        units: integers per unit of the float network's input.
-        bits: bits of an input.
-        kind: `InputCoding.kind`.
-    """
-
-    integers: UInt8
-    units: float
-    bits: int
-    kind: Literal["graded", "events"]
 
 
 def cut_windows(
@@ -188,38 +172,34 @@ def frames(signal: FloatSignal, width: int, step: int) -> FloatSignal:
     return windows[..., ::step, :]
 
 
-def tonic_phasic(
-    signal: FloatSignal, rate_hz: float, cutoff_hz: float = TONIC_HZ
-) -> tuple[FloatSignal, FloatSignal]:
+def tonic_phasic(signal: FloatSignal, rate_hz: float) -> tuple[FloatSignal, FloatSignal]:
     """Split into slow level and fast responses with one leaky integrator.
 
     It sees no later sample:
 
         tonic[0] = x[0];  tonic[n] = tonic[n-1] + a (x[n] - tonic[n-1])
-        a = 1 - exp(-2 pi cutoff / rate)
+        a = 1 - exp(-2 pi TONIC_HZ / rate)
         phasic = x - tonic
 
     Args:
         signal: (..., n) samples, n >= 1.
         rate_hz: rate of the samples.
-        cutoff_hz: cutoff of the low pass, in (0, rate / 2).
 
     Returns:
         tonic and phasic, (..., n) each; their sum is the signal.
-
-    Raises:
-        ValueError: `cutoff_hz` is out of its range.
     """
-    if not 0 < cutoff_hz < rate_hz / 2:
-        raise ValueError(f"cutoff_hz: {cutoff_hz} outside (0, {rate_hz / 2}); take a lower one")
-    keep = math.exp(-2 * math.pi * cutoff_hz / rate_hz)
+    keep = math.exp(-2 * math.pi * TONIC_HZ / rate_hz)
     # The state before the first sample is chosen so that the level starts at that sample, not at 0.
     tonic, _ = lfilter([1 - keep], [1, -keep], signal, axis=-1, zi=keep * signal[..., :1])
     return tonic, signal - tonic
 
 
-def encode_windows(eda: Float32) -> Codes:
-    """Code standardised skin conductance (N, 240) for a student as graded inputs, 12 a step."""
+def encode_windows(eda: Float32) -> UInt8:
+    """Code standardised skin conductance (N, 240) for a student as graded inputs, 12 a step.
+
+    Returns:
+        (N, 20, 12) integers as the chip gets them, 255 per unit of the float network's input.
+    """
     level = frames(eda, STEP, STEP).mean(axis=-1, keepdims=True)
     change = level - level[:, :1]
     _, phasic = tonic_phasic(eda, EDA_HZ)
@@ -229,4 +209,4 @@ def encode_windows(eda: Float32) -> Codes:
     # Above and below the mean are inputs of their own, as ON and OFF events are: nothing needs a
     # sign.
     both = np.concatenate([signed, -signed], axis=-1)
-    return Codes(np.rint(255 * both.clip(0, 1)).astype(np.uint8), 255.0, 8, "graded")
+    return np.rint(255 * both.clip(0, 1)).astype(np.uint8)
