@@ -28,6 +28,9 @@ Decay = Annotated[float, Field(ge=0, le=1000)]
 MAX_THREADS = 256
 Rate = Annotated[float, Field(gt=0, le=1000)]
 """A learning rate; its upper bound is far beyond what any fit bears, and within float32."""
+Learned = Literal["weights", "steps", "thresholds", "biases", "decays"]
+"""Parts of a student that can learn in the chip's arithmetic."""
+LEARNED: tuple[Learned, ...] = ("weights", "steps", "thresholds", "biases")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy and torch both take
 
 
@@ -140,12 +143,7 @@ class ChipSettings(Frozen):
     batch_size: Count | None = None
     learning_rate: Rate = 0.001
     weight_decay: Decay = 0.0
-    learn: tuple[Literal["weights", "steps", "thresholds", "biases", "decays"], ...] = (
-        "weights",
-        "steps",
-        "thresholds",
-        "biases",
-    )
+    learn: tuple[Learned, ...] = LEARNED
     timesteps: Count | None = None
     acc_per_inference: Positive | None = None
     acc_share: UnitFraction | None = None

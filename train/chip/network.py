@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,34 +42,26 @@ from knarr.hw_sim.coding import MAX_BIAS
 from knarr.hw_sim.network import DECAY_UNITY, TRAINED, Layer
 from knarr.hw_sim.recording import INPUT_LAYER
 from knarr.train.chip.limits import UNIT, Limits, excess, series
-from knarr.train.chip.neurons import Surrogate, cuba
+from knarr.train.chip.neurons import Steps, Surrogate, cuba
 from knarr.train.chip.quantiser import QuantisationGrid, damped, rounded
 from knarr.train.chip.synapse import Accumulates, Synapse, one_side, returned
+from knarr.train.settings import LEARNED, Learned
 
-Learned = Literal["weights", "steps", "thresholds", "biases", "decays"]
-LEARNED: tuple[Learned, ...] = ("weights", "steps", "thresholds", "biases")
 LEAST_STEP = 1 / 64
 """Least step, relative to its start; steps are positive."""
 
 
 @dataclass(frozen=True)
-class ChipLayerOutput:
-    """Output of a layer for clips.
+class ChipLayerOutput(Steps):
+    """Output of a layer for clips: its steps, each (B, T, *features), spikes in float32 for the
+    next layer.
 
     Args:
-        spikes: (B, T, *features) 0 or 1, float32, for the next layer.
-        peaks: the same shape of v before its reset.
-        currents: the same of u in float64, or without elements.
-        arrived: the same of sums.
         penalty: 0-d, `excess` of sums and states that no bound keeps inside their registers.
         acc: (B,) float64, see `Accumulates`.
         acc_in: the part of it that arriving events cost, without the layer's own spikes.
     """
 
-    spikes: Tensor
-    peaks: Tensor
-    currents: Tensor
-    arrived: Tensor
     penalty: Tensor
     acc: Tensor
     acc_in: Tensor
@@ -110,8 +102,8 @@ class ChipLayer(nn.Module):
         self.units = units
         self.limits = limits
         self.surrogate = surrogate
-        self.compiled: bool | None = None
-        """True where numba runs its neurons, False where torch does; None: numba on the CPU, torch elsewhere."""
+        self.compiled = True
+        """True where numba runs its neurons on the CPU; torch runs them elsewhere."""
         grid = limits.grid_of(layer)
         first = _first_step(layer, units)
         self.first_step: Tensor
@@ -497,7 +489,7 @@ class ChipStudent(nn.Module):
             x = found[-1].spikes
         return found
 
-    def _driven(self, mantissas: Tensor) -> ChipLayerOutput:
+    def _driven(self, mantissas: Tensor) -> Steps:
         """Run input neurons: a current without memory does to v what a bias of every step does."""
         neuron = self.start.input.neuron
         assert neuron is not None  # the caller looked
@@ -516,12 +508,9 @@ class ChipStudent(nn.Module):
                 Surrogate(),
                 compiled=last.compiled,
             )
-        spikes = ran.spikes.view(mantissas.shape)
         peaks = ran.peaks.view(mantissas.shape)
-        free = peaks.new_zeros(len(peaks), dtype=torch.float64)
-        penalty = peaks.new_zeros(())
         no_currents = torch.zeros_like(peaks)
-        return ChipLayerOutput(spikes, peaks, no_currents, mantissas, penalty, free, free)
+        return Steps(ran.spikes.view(mantissas.shape), peaks, no_currents, mantissas)
 
     def recording(self, inputs: Tensor) -> Recording:
         """Return every spike, u, v and sum as `knarr.hw_sim.simulate` records them, for
@@ -530,7 +519,8 @@ class ChipStudent(nn.Module):
         network = self.start
         names = [layer.name for layer in network.layers]
         with torch.no_grad():
-            ran = dict(zip(names, self._run(inputs, keep_currents=True), strict=True))
+            run = self._run(inputs, keep_currents=True)
+            ran: dict[str, Steps] = dict(zip(names, run, strict=True))
             # Before the input neurons are added, whose sums `simulate` does not record.
             peaks = {name: int(one.arrived.abs().max()) for name, one in ran.items()}
             if network.input.neuron is not None:

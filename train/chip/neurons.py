@@ -103,7 +103,7 @@ def cuba(
     *,
     back: Tensor | None = None,
     keep_currents: bool = False,
-    compiled: bool | None = None,
+    compiled: bool = True,
 ) -> Steps:
     """Run CUBA neurons from rest through all steps: the chip's integers forward, surrogate
     gradients back.
@@ -119,11 +119,9 @@ def cuba(
         surrogate: the gradient of spikes.
         back: (features, features) integer weights of spikes that come back a step later, or None.
         keep_currents: whether u is wanted; a decay of the current learns from it.
-        compiled: whether numba runs it, where the sums are on the CPU; there by default.
+        compiled: whether numba runs it where the sums are on the CPU.
     """
-    on_cpu = sums.device.type == "cpu"
-    use_numba = on_cpu if compiled is None else compiled and on_cpu
-    options = surrogate, keep_currents, use_numba
+    options = surrogate, keep_currents, compiled and sums.device.type == "cpu"
     spikes, peaks, currents, arrived = _Cuba.apply(
         sums,
         bias,
