@@ -81,27 +81,16 @@ class Events:
     @property
     def frames(self) -> Float32:
         """(T, 2, H, W), or (T - 1, 2, H, W) in the pure-spike variant: what the network is fed."""
-        return with_grey_first(self.first, self.spikes)
+        steps = self.spikes.astype(np.float32)
+        if self.first is None:
+            return steps
+        grey = self.first.astype(np.float32) / np.float32(255)
+        return np.concatenate([np.stack([grey, grey])[None], steps])
 
     @property
     def density(self) -> float:
         """Share of elements of the event steps that are events, padding left out."""
         return density(self.spikes[: self.shown])
-
-
-def with_grey_first(first: UInt8 | None, spikes: UInt8) -> Float32:
-    """Put the grey first step before the event steps (..., T - 1, 2, H, W), on both channels.
-
-    Args:
-        first: (..., H, W) luma; None in the pure-spike variant, which has no such step.
-        spikes: 0 or 1.
-    """
-    steps = spikes.astype(np.float32)
-    if first is None:
-        return steps
-    grey = first.astype(np.float32) / np.float32(255)
-    shown = np.stack([grey, grey], axis=-3)
-    return np.concatenate([np.expand_dims(shown, -4), steps], axis=-4)
 
 
 def simulate(frames: Iterable[AnyArray], camera: Dvs, *, source: str = "frames") -> Events:

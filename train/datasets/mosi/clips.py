@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from knarr.train.datasets.arrays import Float32, Float64, Int64, UInt8
+from knarr.train.datasets.arrays import Float64, Int64, UInt8
 from knarr.train.datasets.cache import Progress, cache_key, cached, parallel
-from knarr.train.datasets.events.camera import resize_grey, with_grey_first
+from knarr.train.datasets.events.camera import resize_grey
 from knarr.train.datasets.events.video import GreyVideo
 from knarr.train.datasets.files import count_kinds, sha256_of
 from knarr.train.datasets.mosi.labels import Key
@@ -89,14 +89,6 @@ class MosiClips:
     def spikes(self, indices: Int64) -> UInt8:
         """Return the events (B, T - 1, 2, H, W), 0 or 1, without the grey first step."""
         return np.unpackbits(self.packed[indices], axis=-1, count=self.width)
-
-    def frames(self, indices: Int64) -> Float32:
-        """Return what the network is fed, (B, T, 2, H, W).
-
-        The first step is grey, unless in the pure-spike variant.
-        """
-        pure = self.first.size == 0
-        return with_grey_first(None if pure else self.first[indices], self.spikes(indices))
 
 
 @dataclass(frozen=True, eq=False)

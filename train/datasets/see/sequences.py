@@ -22,6 +22,7 @@ from PIL import Image
 
 from knarr.train.datasets.arrays import Bools, Int64, UInt8
 from knarr.train.datasets.cache import Arrays, Progress, cache_key, cached
+from knarr.train.datasets.events.camera import resize_grey
 from knarr.train.datasets.files import (
     DataReport,
     OnBad,
@@ -299,7 +300,7 @@ def _decode(
         not be decoded.
     """
     images = sum(len(record.images[:timesteps]) for record in records)
-    to_events = _resized if timesteps is None else _polarities
+    to_events = resize_grey if timesteps is None else _polarities
     channels = () if timesteps is None else (2,)
     events = np.zeros((images, *channels, size, size), np.uint8)
     frames = np.zeros((images, size, size), np.uint8)
@@ -309,7 +310,7 @@ def _decode(
         end = row + len(record.images[:timesteps])
         try:
             for event, frame in decoded(record, timesteps):
-                events[row], frames[row] = to_events(event, size), _resized(frame, size)
+                events[row], frames[row] = to_events(event, size), resize_grey(frame, size)
                 row += 1
         except DataError as error:
             if strict:
@@ -335,15 +336,8 @@ def _digest(record: SeeRecord) -> str:
     return digest.hexdigest()
 
 
-def _resized(image: Image.Image, size: int) -> UInt8:
-    if image.width != size:
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
-def _polarities(image: Image.Image, size: int) -> UInt8:
+def _polarities(grey: UInt8, size: int) -> UInt8:
     """Return ON and OFF masks (2, size, size) of an event image."""
-    grey = np.asarray(image)
     masks = [_shrink_mask(grey >= ON_MIN, size), _shrink_mask(grey <= OFF_MAX, size)]
     return np.stack(masks).astype(np.uint8)
 

@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from PIL import Image
 
+from knarr.train.datasets.arrays import UInt8
 from knarr.train.datasets.files import check_root, check_size, checked_folder, inside
 from knarr.train.errors import DataError
 
@@ -145,7 +147,7 @@ class SeeTree:
         return subset, label, (start, end)
 
 
-def decoded(record: SeeRecord, count: int | None) -> Iterator[tuple[Image.Image, Image.Image]]:
+def decoded(record: SeeRecord, count: int | None) -> Iterator[tuple[UInt8, UInt8]]:
     """Decode event and frame image of each instant to grey, all square and of one size.
 
     Args:
@@ -162,12 +164,12 @@ def decoded(record: SeeRecord, count: int | None) -> Iterator[tuple[Image.Image,
             # Pillow only warns of a picture that is up to twice as large as it allows.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             event, frame = (_read_jpeg(path, record.name) for path in pair)
-        side = side or event.width
+        side = side or len(event)
         for path, image in zip(pair, (event, frame), strict=True):
-            if image.width != side:
+            if len(image) != side:
                 raise DataError(
                     path,
-                    f"changing size: {image.width} pixels after {side} in the same sequence; restore it",
+                    f"changing size: {len(image)} pixels after {side} in the same sequence; restore it",
                     record.name,
                 )
         yield event, frame
@@ -280,7 +282,7 @@ def _read_index(path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
     return tuple(labels), database
 
 
-def _read_jpeg(path: Path, name: str) -> Image.Image:
+def _read_jpeg(path: Path, name: str) -> UInt8:
     """Decode a whole square JPEG to grey."""
     fault = partial(DataError, path, record=name)
     data = path.read_bytes()
@@ -298,7 +300,7 @@ def _read_jpeg(path: Path, name: str) -> Image.Image:
                 raise fault(f"image too large: {width} > {MAX_SIDE} pixels a side")
             if image.mode not in ("L", "RGB"):
                 raise fault(f"wrong channels: mode {image.mode}, not grey or RGB; convert it")
-            return image.convert("L")
+            return np.asarray(image.convert("L"))
     except DataError:
         raise
     except (
