@@ -32,11 +32,11 @@ from knarr.train import RecipeError, RunData, load_recipe
 from knarr.train.clips import Batch, EyeClips, Indices
 from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.fitting.fit import Loss, fit, rank_slice
-from knarr.train.networks.cnn import StudentShape, build_student, run_student
+from knarr.train.networks.cnn import build_student, run_student
 from knarr.train.recipe import parse_recipe
 from knarr.train.settings import Fit, Recipe
 
-SHAPE = StudentShape((2, 18, 18), 3, (4, 6), 0, 0.01, 0.02, 0.08)
+SHAPE = ((2, 18, 18), 3, (4, 6), 0, 0.01, 0.02, 0.08)
 EPOCHS = 4
 LIMIT_S = 300.0  # a bound on waiting: some ten seconds on an idle machine
 
@@ -83,7 +83,7 @@ def new_student(
     dtype: torch.dtype = torch.float32, *, batch_norm: bool = False
 ) -> snn.SequentialState:
     torch.manual_seed(0)
-    student = build_student(SHAPE, batch_norm=batch_norm)
+    student = build_student(*SHAPE, batch_norm=batch_norm)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.mul_(8)  # without batch-norms no neuron would reach its threshold

@@ -32,17 +32,17 @@ from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.losses.terms import distillation_loss, softened_kl
 from knarr.train.networks.chip_form import plain
-from knarr.train.networks.cnn import StudentShape, build_student
+from knarr.train.networks.cnn import build_student
 from knarr.train.networks.neurons import snap_inverse
 from knarr.train.recipe import check_recipe, parse_recipe, with_settings
 from knarr.train.settings import SettingsError
 
-SHAPE = StudentShape((2, 18, 18), 3, (4, 6), 0, 0.01, 0.02, 0.08)
+SHAPE = ((2, 18, 18), 3, (4, 6), 0, 0.01, 0.02, 0.08)
 
 
 def trained_looking_student() -> snn.SequentialState:
     torch.manual_seed(0)
-    student = build_student(SHAPE, batch_norm=True)
+    student = build_student(*SHAPE, batch_norm=True)
     for module in student:
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.running_mean, module.bias.data):
@@ -94,7 +94,7 @@ def test_time_constants_snap_to_registers() -> None:
 
 def test_sides_that_pools_do_not_divide_are_refused() -> None:
     with pytest.raises(RecipeError, match="two 2x2 pools do not divide"):
-        build_student(StudentShape((2, 20, 20), 3, (4, 6), 0, 0.01, 0.02, 0.08), batch_norm=True)
+        build_student((2, 20, 20), *SHAPE[1:], batch_norm=True)
 
 
 def test_distillation_loss_by_hand() -> None:

@@ -4,8 +4,6 @@ events.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import norse.torch as snn
 import torch
 from torch import Tensor, nn
@@ -14,9 +12,19 @@ from knarr.train.networks.neurons import snap_inverse
 from knarr.train.settings import RecipeError
 
 
-@dataclass(frozen=True)
-class StudentShape:
-    """Sizes and time constants that decide a student's layers.
+def build_student(
+    input_shape: tuple[int, int, int],
+    classes: int,
+    channels: tuple[int, int],
+    first_padding: int,
+    dt_s: float,
+    tau_mem_s: float,
+    tau_readout_s: float,
+    *,
+    batch_norm: bool,
+) -> snn.SequentialState:
+    """Build a student of one time step: convolution, LIF, average pooling twice, a linear layer, a
+    leaky integrator.
 
     Args:
         input_shape: (C, H, W) of one time step.
@@ -27,62 +35,38 @@ class StudentShape:
         dt_s: time step, seconds.
         tau_mem_s: membrane time constant of the LIF neurons, seconds; snapped to a chip register.
         tau_readout_s: time constant of the leaky integrator that is read, seconds; snapped too.
-    """
-
-    input_shape: tuple[int, int, int]
-    classes: int
-    channels: tuple[int, int]
-    first_padding: int
-    dt_s: float
-    tau_mem_s: float
-    tau_readout_s: float
-
-
-def build_student(shape: StudentShape, *, batch_norm: bool) -> snn.SequentialState:
-    """Build a student of one time step: convolution, LIF, average pooling twice, a linear layer, a
-    leaky integrator.
-
-    Args:
-        shape: sizes and time constants.
         batch_norm: True while it trains; False for the folded student that is exported.
 
     Raises:
         RecipeError: sides that the poolings do not divide, or a time constant that no decay
             register holds.
     """
-    channels, height, width = shape.input_shape
-    first, second = shape.channels
+    entering, height, width = input_shape
+    first, second = channels
     # Outputs of the first convolution along each axis.
-    sides = [(side + 2 * shape.first_padding - 4) // 2 + 1 for side in (height, width)]
+    sides = [(side + 2 * first_padding - 4) // 2 + 1 for side in (height, width)]
     if any(side < 4 or side % 4 for side in sides):
         raise RecipeError(
             f"student: the first convolution leaves {sides} pixels, which two 2x2 pools do not divide"
         )
-    lif_inverse = snap_inverse(shape.tau_mem_s, shape.dt_s)
+    lif_inverse = snap_inverse(tau_mem_s, dt_s)
     lif = snn.LIFBoxParameters(tau_mem_inv=lif_inverse, v_th=torch.tensor(1.0))
-    readout = snn.LIBoxParameters(tau_mem_inv=snap_inverse(shape.tau_readout_s, shape.dt_s))
+    readout = snn.LIBoxParameters(tau_mem_inv=snap_inverse(tau_readout_s, dt_s))
     # Batch-norm has its own offset; folded, it becomes the convolution's bias.
     bias = not batch_norm
     layers: list[nn.Module] = []
     for conv in (
-        nn.Conv2d(
-            channels,
-            first,
-            4,
-            stride=2,
-            padding=shape.first_padding,
-            bias=bias,
-        ),
+        nn.Conv2d(entering, first, 4, stride=2, padding=first_padding, bias=bias),
         nn.Conv2d(first, second, 3, padding=1, bias=bias),
     ):
         norm = [nn.BatchNorm2d(conv.out_channels)] if batch_norm else []
-        layers += [conv, *norm, snn.LIFBoxCell(lif, dt=shape.dt_s), nn.AvgPool2d(2)]
+        layers += [conv, *norm, snn.LIFBoxCell(lif, dt=dt_s), nn.AvgPool2d(2)]
     features = second * (sides[0] // 4) * (sides[1] // 4)
     return snn.SequentialState(
         *layers,
         nn.Flatten(),
-        nn.Linear(features, shape.classes, bias=False),
-        snn.LIBoxCell(p=readout, dt=shape.dt_s),
+        nn.Linear(features, classes, bias=False),
+        snn.LIBoxCell(p=readout, dt=dt_s),
     )
 
 

@@ -43,6 +43,10 @@ from knarr.train.settings import AtLeastTwo, Count, Frozen, Positive, UnitFracti
 
 STEM_CHANNELS = 3
 KERNELS = (3, 5, 7)
+WIDTHS = (64, 256, 512, 256)
+"""SEEN's widths: channels of a scale, of the second and third convolution; neurons of the hidden
+layer.
+"""
 SEEN_NEURON = NeuronSettings(
     coefficient=0.8, v_th=0.3, surrogate="box", width=0.5, detach_reset=False
 )
@@ -69,7 +73,7 @@ class SeenSettings(Frozen):
     side_px: Count = 90
     channels: Count = 3
     classes: AtLeastTwo = 7
-    widths: tuple[Count, Count, Count, Count] = (64, 256, 512, 256)
+    widths: tuple[Count, Count, Count, Count] = WIDTHS
     frames: Literal["first_last", "first", "first_second", "all"] = "first_last"
     steps: Count = 4
     readout: Literal["mean_membrane", "last_membrane", "mean_spike", "last_spike"] = "mean_membrane"
@@ -317,12 +321,6 @@ class FramePerStep(nn.Module):
         assert membranes is not None  # a spiking cell has them
         rates = tuple(z.detach().mean() for z in [*fired, spikes, last])
         return StepLogits(membranes.mean(1), membranes, rates)
-
-
-WIDTHS = (64, 256, 512, 256)
-"""Widths at share 1: channels of a scale, of the second and third convolution; neurons of the
-hidden layer.
-"""
 
 
 class MskdStudentSettings(Frozen):

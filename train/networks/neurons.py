@@ -206,9 +206,8 @@ class ReadoutCell(nn.Module):
     """A leaky integrator, v = v + a (x - v), which gives its voltage: Norse's LIBoxCell.
 
     Args:
-        coefficient: a, at the start where `learned`.
+        coefficient: a.
         dt_s: time step, seconds.
-        learned: whether a is trained.
         snap: a fixed coefficient moves to the nearest k/4096.
     """
 
@@ -217,12 +216,11 @@ class ReadoutCell(nn.Module):
         coefficient: float,
         dt_s: float,
         *,
-        learned: bool = False,
         snap: bool = False,
     ) -> None:
         super().__init__()
         self.dt = dt_s
-        _hold_rate(self, coefficient, learned=learned, snap=snap)
+        _hold_rate(self, coefficient, snap=snap)
 
     def forward(
         self,
@@ -255,7 +253,7 @@ def snap_inverse(tau_s: float, dt_s: float) -> Tensor:
     return torch.tensor(register / (DECAY_UNITY * dt_s))
 
 
-def _hold_rate(cell: Any, coefficient: float, *, learned: bool, snap: bool) -> None:
+def _hold_rate(cell: Any, coefficient: float, *, snap: bool, learned: bool = False) -> None:
     """Give a cell its a: parameter `w` with a = sigmoid(w), or buffer `tau_mem_inv` = a / dt, per
     second.
     """

@@ -95,8 +95,7 @@ class SpikingEmotionsSettings(Frozen):
 
 def build_voting_network(settings: SpikingEmotionsSettings) -> snn.SequentialState:
     """Build one time step: (B, 2, size, size) to (B, classes * voters) spikes. `votes` runs a clip."""
-    layers = _features(settings, POLARITIES, settings.cell)
-    return snn.SequentialState(*layers, *_voters(settings, settings.width * settings.side**2))
+    return _voting(settings, settings.side)
 
 
 def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
@@ -112,33 +111,25 @@ def build_plif_fang(settings: SpikingEmotionsSettings) -> snn.SequentialState:
     side = settings.size_px // 2**FANG_BLOCKS
     if side < 1:
         raise ValueError(f"size_px: {settings.size_px}, five pools need at least {2**FANG_BLOCKS}")
-    # Its convolutions are padded, so pools alone make maps smaller.
-    flat = FANG_CHANNELS * side**2
     fixed = {
         "blocks": FANG_BLOCKS,
         "width": FANG_CHANNELS,
-        "hidden": flat // 4,
+        "hidden": FANG_CHANNELS * side**2 // 4,
         "pool": "max",
         "fc_bias": False,
     }
-    fang = settings.model_copy(update=fixed)
-    layers = _features(fang, POLARITIES, fang.cell, padding=1)
-    return snn.SequentialState(*layers, *_voters(fang, flat))
+    # Its convolutions are padded, so pools alone make maps smaller.
+    return _voting(settings.model_copy(update=fixed), side, padding=1)
 
 
 def build_ann(settings: SpikingEmotionsSettings) -> nn.Sequential:
     """Build the ANN: (B, frames, size, size), grey or differences, to (B, classes); ReLU for PLIF,
     no vote.
     """
-    layers = _features(settings, settings.frames, nn.ReLU)
-    return nn.Sequential(
-        *layers,
-        nn.Dropout(settings.dropout),
-        nn.Linear(settings.width * settings.side**2, settings.hidden, bias=settings.fc_bias),
-        nn.ReLU(),
-        nn.Dropout(settings.dropout),
-        nn.Linear(settings.hidden, settings.classes, bias=settings.fc_bias),
+    layers = _layers(
+        settings, settings.frames, settings.classes, settings.side, nn.ReLU, nn.Dropout
     )
+    return nn.Sequential(*layers[:-1])  # logits are not rectified
 
 
 def votes(
@@ -168,14 +159,29 @@ def votes(
     return StepLogits(vote(ran.outputs, classes), voters.mean(3), ran.rates)
 
 
-def _features(
+def _voting(
+    settings: SpikingEmotionsSettings, side: int, *, padding: int = 0
+) -> snn.SequentialState:
+    """Build a network of voters, whose last map has this side in pixels."""
+    voters = settings.classes * settings.voters
+    return snn.SequentialState(
+        *_layers(settings, POLARITIES, voters, side, settings.cell, ClipDropout, padding=padding)
+    )
+
+
+def _layers(
     settings: SpikingEmotionsSettings,
     channels: int,
+    outputs: int,
+    side: int,
     activation: Callable[[], nn.Module],
+    dropout: Callable[[float], nn.Module],
     *,
     padding: int = 0,
 ) -> list[nn.Module]:
-    """Build blocks of convolution, batch-norm, activation and pool; flattened."""
+    """Build blocks of convolution, batch-norm, activation and pool, and two linear layers, each
+    behind its dropout and before its activation.
+    """
     width = settings.width
     layers: list[nn.Module] = []
     for _ in range(settings.blocks):
@@ -184,14 +190,10 @@ def _features(
         pool = nn.AvgPool2d(2) if settings.pool == "avg" else nn.MaxPool2d(2)
         layers += [conv, nn.BatchNorm2d(width), activation(), pool]
         channels = width
-    return [*layers, nn.Flatten()]
-
-
-def _voters(settings: SpikingEmotionsSettings, features: int) -> list[nn.Module]:
-    """Build the hidden layer and the voters, each behind its dropout."""
-    layers: list[nn.Module] = []
-    for outputs in (settings.hidden, settings.classes * settings.voters):
-        synapse = nn.Linear(features, outputs, bias=settings.fc_bias)
-        layers += [ClipDropout(settings.dropout), synapse, settings.cell()]
-        features = outputs
+    layers.append(nn.Flatten())
+    features = width * side**2
+    for neurons in (settings.hidden, outputs):
+        synapse = nn.Linear(features, neurons, bias=settings.fc_bias)
+        layers += [dropout(settings.dropout), synapse, activation()]
+        features = neurons
     return layers

@@ -211,7 +211,7 @@ class System(ABC, Generic[Settings]):
 
     def teacher_logits(self, teacher: nn.Module, batch: Batch) -> Tensor:
         """Return the teacher's logits, (B, classes)."""
-        return teacher(*batch.teacher_inputs)
+        return _logits(teacher(*batch.teacher_inputs))
 
     @abstractmethod
     def student(self, data: RunData) -> nn.Module:
@@ -235,11 +235,11 @@ class System(ABC, Generic[Settings]):
             self.chip_output(output), teacher.to(batch.inputs.device), batch
         )
 
+    @abstractmethod
     def student_output(self, student: nn.Module, batch: Batch) -> Any:
-        """Return what `distil` reads of a student: its logits, or more where a system overrides
-        this.
+        """Return what `distil` reads of a student as it is trained or saved: its logits, or an
+        output that has them.
         """
-        return self.student_logits(student, batch)
 
     @abstractmethod
     def chip_output(self, output: ChipStudentOutput) -> Any:
@@ -266,9 +266,9 @@ class System(ABC, Generic[Settings]):
         """
         return train, Fitter
 
-    @abstractmethod
     def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of a student as it is trained or saved, (B, classes)."""
+        return _logits(self.student_output(student, batch))
 
     def saved_form(self, student: nn.Module) -> nn.Module:
         """Return the network whose weights student.safetensors holds, made from a trained
@@ -297,6 +297,11 @@ class System(ABC, Generic[Settings]):
     def baseline_inputs(self, batch: Batch) -> Tensor:
         """Return the inputs of that network."""
         return batch.teacher_inputs[0]
+
+
+def _logits(output: Any) -> Tensor:
+    """Return the logits of a network's output, which is nothing else for most."""
+    return output if isinstance(output, Tensor) else output.logits
 
 
 class OneTensor(nn.Module):

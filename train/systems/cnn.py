@@ -19,7 +19,7 @@ from knarr.train.datasets.see.sequences import assert_disjoint, read_sequences
 from knarr.train.errors import DataError
 from knarr.train.losses.terms import distillation_loss
 from knarr.train.networks.chip_form import plain
-from knarr.train.networks.cnn import StudentShape, Teacher, build_student, run_student
+from knarr.train.networks.cnn import Teacher, build_student, run_student
 from knarr.train.settings import (
     Count,
     DataSettings,
@@ -176,9 +176,9 @@ class Cnn(System[CnnRecipe]):
 
     def student(self, data: RunData) -> nn.Module:
         """Return a new spiking CNN with batch-norms."""
-        return build_student(self._shape(data), batch_norm=True)
+        return self._student(data, batch_norm=True)
 
-    def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
+    def student_output(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of a student with or without its batch-norms, (B, classes)."""
         outputs, _ = run_student(student, batch.inputs)
         return self._logits(outputs)
@@ -211,14 +211,14 @@ class Cnn(System[CnnRecipe]):
 
     def new_saved_form(self, data: RunData) -> nn.Module:
         """Return a new student without batch-norms."""
-        return build_student(self._shape(data), batch_norm=False)
+        return self._student(data, batch_norm=False)
 
     def deployable(self, student: nn.Module) -> snn.SequentialState:
         """Return the saved student itself."""
         return student
 
-    def _shape(self, data: RunData) -> StudentShape:
-        """Return what decides the student's layers on these data.
+    def _student(self, data: RunData, *, batch_norm: bool) -> nn.Module:
+        """Return a new student for these data.
 
         Raises:
             RecipeError: Inputs that are not images.
@@ -229,14 +229,15 @@ class Cnn(System[CnnRecipe]):
             raise RecipeError(
                 f"student: needs images (channels, height, width), the data have {features}"
             )
-        return StudentShape(
-            input_shape=features,
-            classes=len(data.class_names),
-            channels=settings.channels,
-            first_padding=settings.first_padding,
-            dt_s=self.recipe.data.dt_s,
-            tau_mem_s=settings.tau_mem_s,
-            tau_readout_s=settings.tau_readout_s,
+        return build_student(
+            features,
+            len(data.class_names),
+            settings.channels,
+            settings.first_padding,
+            self.recipe.data.dt_s,
+            settings.tau_mem_s,
+            settings.tau_readout_s,
+            batch_norm=batch_norm,
         )
 
 

@@ -133,10 +133,6 @@ class EmotionKd(System[EmotionRecipe]):
                 teacher_output = self._run_teacher(teacher, *batch.teacher_inputs)
         return emotion_loss(output, teacher_output, batch.labels, settings).total, output.logits
 
-    def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
-        """Return the student's logits, (B, classes)."""
-        return self.student_output(student, batch).logits
-
     def student_fitter(
         self, teacher: nn.Module, data: RunData, train: Indices, run_folder: Path
     ) -> tuple[Indices, Callable[..., Fitter]]:
@@ -225,21 +221,15 @@ class EmotionKd(System[EmotionRecipe]):
 
 
 def _penalised(plain: Loss) -> Loss:
-    """Return a loss with the published penalty on its network's convolutions."""
+    """Return a loss with the published code's L2 of convolution kernels, which networks that are
+    not its own do not have.
+    """
 
     def loss(network: nn.Module, batch: Batch) -> Scored:
         value, logits = plain(network, batch)
-        return value + _penalty(network), logits
+        published = network.student if isinstance(network, GsrRepeat) else network
+        if isinstance(published, (EmotionTeacher, EmotionStudent)):
+            value = value + conv_l2(published)
+        return value, logits
 
     return loss
-
-
-def _penalty(network: nn.Module) -> Tensor | float:
-    """Return the published code's L2 of convolution kernels; 0 for networks that are not its
-    own.
-    """
-    if isinstance(network, GsrRepeat):
-        network = network.student
-    if isinstance(network, (EmotionTeacher, EmotionStudent)):
-        return conv_l2(network)
-    return 0.0

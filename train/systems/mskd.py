@@ -473,10 +473,6 @@ class Mskd(System[MskdRecipe]):
         seen = _with_classes("teacher.network.seen", settings.seen, data)
         return build_mskd_teacher(settings.model_copy(update={"seen": seen}))
 
-    def teacher_logits(self, teacher: nn.Module, batch: Batch) -> Tensor:
-        """Return the teacher's decision on whole clips, (B, classes)."""
-        return teacher(*batch.teacher_inputs).logits
-
     def student(self, data: RunData) -> nn.Module:
         """Return a new student, its first kernels kept at a mean of 0 where the recipe says so."""
         settings = _with_classes("student.network", self.recipe.student.network, data)
@@ -508,10 +504,6 @@ class Mskd(System[MskdRecipe]):
                 step_logits=teacher_output.step_logits[:, :steps]
             )
         return mskd_loss(output, teacher_output, batch.labels, settings).total, output.logits
-
-    def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean over time of the student's readout, (B, classes)."""
-        return decide(student, batch.inputs).logits
 
     def deployable(self, student: nn.Module) -> snn.SequentialState:
         """Return the student with its branches merged, its batch-norms folded and its decays on the

@@ -422,7 +422,7 @@ class SpikingEmotions(System[SpikingEmotionsRecipe]):
             value = (1 - settings.kd_alpha) * value + settings.kd_alpha * soft
         return value, output
 
-    def student_logits(self, student: nn.Module, batch: Batch) -> Tensor:
+    def student_output(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return mean rates of the voters, 0..1, or outputs of an ANN, (B, classes)."""
         if self.recipe.student.kind == "ann":
             return self.teacher_logits(student, batch)

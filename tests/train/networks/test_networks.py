@@ -401,11 +401,10 @@ def test_cells_equal_their_twins_of_norse_in_every_bit(learned: bool, snap: bool
         1 / 30,
         snap=snap and not learned,
     )
-    readout = ReadoutCell(0.3, 1 / 30, learned=learned, snap=snap and not learned)
+    readout = ReadoutCell(0.3, 1 / 30, snap=snap and not learned)
     if learned:
         with torch.no_grad():
-            for one in (cell, readout):
-                one.get_parameter("w").fill_(-0.7123)
+            cell.get_parameter("w").fill_(-0.7123)
     for ours, twin in ((cell, cell.norse()), (readout, readout.norse())):
         state, other, fired = None, None, 0.0
         for _ in range(50):

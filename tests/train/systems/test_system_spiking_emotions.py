@@ -234,7 +234,7 @@ def batch_of(rates: torch.Tensor) -> Batch:
 
 def test_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     rates, ann = torch.tensor([[0.6, 0.2], [0.5, 0.5]]), torch.tensor([[1.0, 0.0], [0.25, 0.5]])
-    monkeypatch.setattr(SpikingEmotions, "student_logits", lambda *_: rates)
+    monkeypatch.setattr(SpikingEmotions, "student_output", lambda *_: rates)
     monkeypatch.setattr(SpikingEmotions, "teacher_logits", lambda *_: ann)
     batch, network = batch_of(rates), torch.nn.Identity()
 
