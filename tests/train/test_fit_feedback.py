@@ -23,7 +23,6 @@ from knarr.train.fitting.feedback import FeedbackFitter, FeedbackSetup
 from knarr.train.fitting.fit import fit, new_optimiser
 from knarr.train.losses.emotion import EmotionLossSettings, emotion_loss
 from knarr.train.losses.feedback import (
-    DistillationBatch,
     FeedbackSettings,
     Learner,
     adaptive_step,
@@ -81,8 +80,8 @@ class Vectors:
         raise NotImplementedError
 
 
-def lesson(batch: Batch) -> DistillationBatch:
-    return DistillationBatch(batch.teacher_inputs, (batch.inputs,), batch.labels)
+def lesson(batch: Batch) -> Batch:
+    return batch
 
 
 def loss_beside(teacher: nn.Module) -> Any:
@@ -96,7 +95,7 @@ def loss_beside(teacher: nn.Module) -> Any:
 
 
 def feedback(**change: Any) -> FeedbackSettings:
-    return FeedbackSettings(**{"eta": 0.1, "teacher_fb_lr": 0.01, "loss": LOSS, **change})
+    return FeedbackSettings(**{"eta": 0.1, "teacher_fb_lr": 0.01, **change})
 
 
 def settings(**change: Any) -> Fit:
@@ -106,7 +105,15 @@ def settings(**change: Any) -> Fit:
 def feedback_setup(settings: FeedbackSettings, folder: Path) -> FeedbackSetup:
     teacher = Net(5, 1).eval().requires_grad_(False)
     return FeedbackSetup(
-        teacher, run, run, lesson, loss_beside, settings, HELDOUT, folder / "fed_back.safetensors"
+        teacher,
+        run,
+        run,
+        lesson,
+        loss_beside,
+        settings,
+        LOSS,
+        HELDOUT,
+        folder / "fed_back.safetensors",
     )
 
 
@@ -160,6 +167,7 @@ def by_hand(how: Fit, loop: FeedbackSettings) -> tuple[nn.Module, nn.Module]:
                 of_teacher,
                 of_student,
                 loop,
+                LOSS,
             )
             by_step.step()
     return student, teacher

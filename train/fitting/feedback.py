@@ -15,8 +15,8 @@ from knarr.ranks import world_size
 from knarr.train.clips import Batch, Epoch, Indices
 from knarr.train.fitting.files import save_weights
 from knarr.train.fitting.fit import Fitter, Loss
-from knarr.train.losses.emotion import StudentOutput, TeacherOutput
-from knarr.train.losses.feedback import DistillationBatch, FeedbackSettings, Learner, adaptive_step
+from knarr.train.losses.emotion import EmotionLossSettings, StudentOutput, TeacherOutput
+from knarr.train.losses.feedback import FeedbackSettings, Learner, adaptive_step
 from knarr.train.settings import RecipeError, SettingsError
 
 FED_BACK: Final = "teacher_fed_back.safetensors"
@@ -31,9 +31,10 @@ class FeedbackSetup:
         teacher: The teacher as it was fitted; it stays so, a copy of it learns.
         run_teacher: (teacher, *inputs) -> output, see `Learner`.
         run_student: (student, *inputs) -> output.
-        to_batch: Makes of a batch what the two are run on.
+        to_batch: Makes of a batch what the two are run on: its inputs are those of `run_student`.
         student_loss: Makes of a teacher the loss that the student is validated by.
         settings: Settings of the loop.
+        loss: Weights of the student's loss in it.
         heldout: Clips of the quiz where it is "heldout": none that are fitted on, validated on or
             tested.
         file: Gets the weights of the teacher as the fit left it; those of the last epoch, whichever
@@ -43,9 +44,10 @@ class FeedbackSetup:
     teacher: nn.Module
     run_teacher: Callable[..., TeacherOutput]
     run_student: Callable[..., StudentOutput]
-    to_batch: Callable[[Batch], DistillationBatch]
+    to_batch: Callable[[Batch], Batch]
     student_loss: Callable[[nn.Module], Loss]
     settings: FeedbackSettings
+    loss: EmotionLossSettings
     heldout: Indices
     file: Path
 
@@ -101,6 +103,7 @@ class FeedbackFitter(Fitter):
             teacher_optimiser,
             student_optimiser,
             setup.settings,
+            setup.loss,
         )
         # With optimisers that are stepped by hand, Lightning leaves the schedules alone too.
         if self.settings.schedule == "one_cycle":

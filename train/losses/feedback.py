@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call  # type: ignore[attr-defined]  # public, but not in its __all__
 
+from knarr.train.clips import Batch
 from knarr.train.losses.checks import LossError
 from knarr.train.losses.emotion import (
     EmotionLoss,
@@ -108,7 +109,7 @@ def run_with(learner: Learner[Output], parameters: Mapping[str, Tensor], *inputs
 
 
 class FeedbackSettings(Frozen):
-    """Settings of the loop; all values are [reconstruction] but the loss's.
+    """Settings of the loop; all values are [reconstruction].
 
     Args:
         eta: learning rate of the temporary student's one step.
@@ -118,7 +119,6 @@ class FeedbackSettings(Frozen):
             on, or the "next" batch.
         first_order: leave out the second derivative; the temporary student then cannot move the
             teacher.
-        loss: weights of the student's loss.
     """
 
     eta: Positive = 1e-3
@@ -126,25 +126,10 @@ class FeedbackSettings(Frozen):
     fb_every_epochs: Count = 1
     quiz: Literal["heldout", "next"] = "heldout"
     first_order: bool = False
-    loss: EmotionLossSettings = EmotionLossSettings()
 
     def due(self, epoch: int) -> bool:
         """Tell whether the teacher learns in this epoch, counted from 0."""
         return epoch % self.fb_every_epochs == 0
-
-
-@dataclass(frozen=True)
-class DistillationBatch:
-    """A batch as teacher and student get it.
-
-    Args:
-        teacher_inputs, student_inputs: inputs of their `run`, batch first: (eeg, gsr) and (gsr,).
-        labels: (B,) int64.
-    """
-
-    teacher_inputs: tuple[Tensor, ...]
-    student_inputs: tuple[Tensor, ...]
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -179,7 +164,7 @@ def temporary_student(
     student: Learner[StudentOutput],
     parameters: Parameters,
     taught: TeacherOutput,
-    lesson: DistillationBatch,
+    lesson: Batch,
     *,
     eta: float,
     loss: EmotionLossSettings,
@@ -202,7 +187,7 @@ def temporary_student(
     """
     # A caller may have gradients off, as for a validation; this step needs its own all the same.
     with torch.set_grad_enabled(True):
-        learned = run_with(student, parameters, *lesson.student_inputs)
+        learned = run_with(student, parameters, lesson.inputs)
         total = emotion_loss(learned, taught, lesson.labels, loss).total
         slopes = _gradient(total, parameters, keep_graph=keep_graph)
     with torch.set_grad_enabled(keep_graph):
@@ -212,9 +197,10 @@ def temporary_student(
 def feedback(
     teacher: Learner[TeacherOutput],
     student: Learner[StudentOutput],
-    lesson: DistillationBatch,
-    quiz: DistillationBatch,
+    lesson: Batch,
+    quiz: Batch,
     settings: FeedbackSettings,
+    loss: EmotionLossSettings,
 ) -> FeedbackOutcome:
     """Take L_T on the quiz and its gradient, after the lesson moved a temporary student. Changes
     neither network.
@@ -229,7 +215,8 @@ def feedback(
             that require one.
         lesson: the temporary student's step is taken on it.
         quiz: L_T is taken on it.
-        settings: eta, first_order, loss.
+        settings: eta, first_order.
+        loss: weights of the student's loss.
 
     Raises:
         LossError: no parameter of one requires a gradient, or what the losses raise: NaN of a
@@ -245,11 +232,11 @@ def feedback(
             run_with(teacher, teacher_leaves, *lesson.teacher_inputs),
             lesson,
             eta=settings.eta,
-            loss=settings.loss,
+            loss=loss,
             keep_graph=exact,
         )
         answers = run_with(teacher, teacher_leaves, *quiz.teacher_inputs).logits
-        student_answers = run_with(student, moved, *quiz.student_inputs).logits
+        student_answers = run_with(student, moved, quiz.inputs).logits
         own = label_loss(answers, quiz.labels, name="teacher_logits")
         of_student = label_loss(student_answers, quiz.labels, name="temporary student's logits")
         own_gradient = _gradient(own, teacher_leaves)
@@ -290,11 +277,12 @@ class Stepped(NamedTuple):
 def adaptive_step(
     teacher: Learner[TeacherOutput],
     student: Learner[StudentOutput],
-    lesson: DistillationBatch,
-    quiz: DistillationBatch | None,
+    lesson: Batch,
+    quiz: Batch | None,
     teacher_optimiser: torch.optim.Optimizer,
     student_optimiser: torch.optim.Optimizer,
     settings: FeedbackSettings,
+    loss: EmotionLossSettings,
 ) -> Stepped:
     """Take one step of the loop. CHANGES the teacher (by feedback), then the student (against the
     new teacher).
@@ -308,7 +296,8 @@ def adaptive_step(
         quiz: the teacher is fed back on it; without one it stays as it is, as in epochs where no
             feedback is due.
         teacher_optimiser, student_optimiser: over the parameters of each.
-        settings: eta, first_order, loss.
+        settings: eta, first_order.
+        loss: weights of the student's loss.
 
     Raises:
         LossError: what `feedback` and `emotion_loss` raise. Nothing has changed where feedback
@@ -316,7 +305,7 @@ def adaptive_step(
     """
     outcome = None
     if quiz is not None:
-        outcome = feedback(teacher, student, lesson, quiz, settings)
+        outcome = feedback(teacher, student, lesson, quiz, settings, loss)
         teacher_optimiser.zero_grad()
         for key, slope in outcome.gradient.items():
             # The names are the network's own: `leaves` took them from there.
@@ -327,10 +316,10 @@ def adaptive_step(
     with torch.no_grad():
         # run_with, not run: a teacher in training mode must not move its batch-norm statistics.
         taught = run_with(teacher, {}, *lesson.teacher_inputs)
-    learned = student.run(student.network, *lesson.student_inputs)
-    loss = emotion_loss(learned, taught, lesson.labels, settings.loss)
+    learned = student.run(student.network, lesson.inputs)
+    terms = emotion_loss(learned, taught, lesson.labels, loss)
     student_optimiser.zero_grad()
-    torch.autograd.backward(loss.total)
+    torch.autograd.backward(terms.total)
     student_optimiser.step()
     student_optimiser.zero_grad()
-    return Stepped(outcome, EmotionLoss(*(term.detach() for term in loss)))
+    return Stepped(outcome, EmotionLoss(*(term.detach() for term in terms)))

@@ -22,7 +22,6 @@ from knarr.train.clips import Batch, Indices, split_validation
 from knarr.train.fitting.feedback import FED_BACK, FeedbackFitter, FeedbackSetup
 from knarr.train.fitting.fit import Fitter, Loss
 from knarr.train.losses.emotion import StudentOutput, emotion_loss
-from knarr.train.losses.feedback import DistillationBatch
 from knarr.train.networks.chip_form import chip_form
 from knarr.train.networks.emotion import EmotionOutput, EmotionStudent, EmotionTeacher, conv_l2
 from knarr.train.networks.gsr import GsrOutput, GsrRepeat, build_gsr_student, run_frames
@@ -108,7 +107,7 @@ class EmotionKd(System[EmotionRecipe]):
 
     def student_output(self, student: nn.Module, batch: Batch) -> StudentOutput:
         """Return the student's logits and features."""
-        return self._run_student(student, *self._student_inputs(batch))
+        return self._run_student(student, self._as_heard(batch).inputs)
 
     def chip_output(self, output: ChipStudentOutput) -> GsrOutput:
         """Return a chip student's logits and features, of its spikes or voltages."""
@@ -161,9 +160,10 @@ class EmotionKd(System[EmotionRecipe]):
             teacher=teacher,
             run_teacher=self._run_teacher,
             run_student=self._run_student,
-            to_batch=self._distillation_batch,
+            to_batch=self._as_heard,
             student_loss=self.student_loss,
             settings=feedback,
+            loss=self.recipe.student.loss,
             heldout=heldout,
             file=run_folder / FED_BACK,
         )
@@ -181,14 +181,12 @@ class EmotionKd(System[EmotionRecipe]):
 
     # --- how they are run
 
-    def _distillation_batch(self, batch: Batch) -> DistillationBatch:
-        return DistillationBatch(batch.teacher_inputs, self._student_inputs(batch), batch.labels)
-
-    def _student_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+    def _as_heard(self, batch: Batch) -> Batch:
+        """Return a batch whose inputs are those of the recipe's student."""
         if isinstance(self.recipe.student, FramesStudent):
-            return (batch.inputs,)
+            return batch
         # The other students take skin conductance as the teacher does, which stands behind the EEG.
-        return (batch.teacher_inputs[1],)
+        return batch._replace(inputs=batch.teacher_inputs[1])
 
     def _teacher_signals(self, signals: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # `gsr_net` takes skin conductance without the EEG; Stress-Predict's two signals are one

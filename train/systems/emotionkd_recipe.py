@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from knarr.train.datasets.physio.windows import EEG_28, RATE_HZ, Windowing, channel_rows
 from knarr.train.datasets.stress.read import EDA_HZ
@@ -123,15 +123,9 @@ class PhysioData(Folded):
         return self.frame_step / RATE_HZ
 
     @property
-    def student_shape(self) -> dict[str, float]:
-        """Settings of the student's network that these data decide."""
-        return {
-            "samples": self.samples,
-            "kernel": self.frame,
-            "stride": self.frame_step,
-            "dt_s": self.dt_s,
-            "classes": 2,
-        }
+    def student_steps(self) -> dict[str, float]:
+        """Settings of a spiking student's steps, which these data decide."""
+        return {"kernel": self.frame, "stride": self.frame_step, "dt_s": self.dt_s}
 
 
 class StressData(Folded):
@@ -180,10 +174,10 @@ class StressData(Folded):
         return DT_S
 
     @property
-    def student_shape(self) -> dict[str, float]:
-        """Settings of the student's network that these data decide."""
+    def student_steps(self) -> dict[str, float]:
+        """Settings of a spiking student's steps, which these data decide."""
         # Steps do not overlap here: a step's inputs are its own samples.
-        return {"samples": self.samples, "kernel": STEP, "stride": STEP, "dt_s": DT_S, "classes": 2}
+        return {"kernel": STEP, "stride": STEP, "dt_s": DT_S}
 
 
 class EmotionTeacherRecipe(Fitted):
@@ -210,14 +204,13 @@ class StressTeacherRecipe(Fitted):
 
 class FeedbackRecipe(FeedbackSettings):
     """Feedback to the teacher by a temporary student, see `losses.feedback`; the loss is the
-    student's own and stands there.
+    student's own.
 
     Args:
         quiz_fraction: Share of the groups to fit on that is set aside for the quiz, where it is
             "heldout".
     """
 
-    loss: EmotionLossSettings = Field(default=EmotionLossSettings(), exclude=True)
     quiz_fraction: OpenFraction = 0.2
 
     @model_validator(mode="before")
@@ -238,16 +231,6 @@ class StudentRecipe(Fitted):
 
     loss: EmotionLossSettings = EmotionLossSettings()
     feedback: FeedbackRecipe | None = None
-
-    @field_validator("feedback")
-    @classmethod
-    def _with_loss(
-        cls, feedback: FeedbackRecipe | None, info: ValidationInfo
-    ) -> FeedbackRecipe | None:
-        loss = info.data.get("loss")  # missing where it is refused itself
-        if feedback is None or loss is None:
-            return feedback
-        return feedback.model_copy(update={"loss": loss})
 
     @model_validator(mode="after")
     def _in_full_precision(self) -> StudentRecipe:
@@ -312,7 +295,7 @@ class EmotionRecipe(Recipe):
             _same("teacher.network", teacher.network, eeg_channels=len(data.channels))
         _same("teacher.network", teacher.network, **shape)
         if isinstance(student, FramesStudent):
-            _same("student.network", student.network, **data.student_shape)
+            _same("student.network", student.network, **shape, **data.student_steps)
         elif isinstance(student, AnnStudent):
             _same("student.network", student.network, **shape)
         else:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import nn
 
+from knarr.train.clips import Batch
 from knarr.train.losses.checks import LossError
 from knarr.train.losses.emotion import EmotionLossSettings, emotion_loss
 from knarr.train.losses.feedback import (
-    DistillationBatch,
     FeedbackOutcome,
     FeedbackSettings,
     Learner,
@@ -75,15 +75,11 @@ def linear(weight: Any) -> Learner[Any]:
     return Learner(Linear(weight))
 
 
-def lesson(
-    seed: int, clips: int = 5, teacher_inputs: int = 4, student_inputs: int = 3
-) -> DistillationBatch:
+def lesson(seed: int, clips: int = 5, teacher_inputs: int = 4, student_inputs: int = 3) -> Batch:
     draw = np.random.default_rng(seed)
-    return DistillationBatch(
-        (torch.tensor(draw.normal(size=(clips, teacher_inputs))),),
-        (torch.tensor(draw.normal(size=(clips, student_inputs))),),
-        torch.tensor(draw.integers(0, 2, clips)),
-    )
+    taught = torch.tensor(draw.normal(size=(clips, teacher_inputs)))
+    inputs = torch.tensor(draw.normal(size=(clips, student_inputs)))
+    return Batch(inputs, (taught,), torch.tensor(draw.integers(0, 2, clips)))
 
 
 LESSON, QUIZ = lesson(1), lesson(2, clips=6)
@@ -95,8 +91,9 @@ def tiny() -> tuple[Learner[Any], Learner[Any]]:
 
 def settings(
     loss: EmotionLossSettings = ALL, eta: float = ETA, first_order: bool = False
-) -> FeedbackSettings:
-    return FeedbackSettings(eta=eta, first_order=first_order, loss=loss)
+) -> tuple[FeedbackSettings, EmotionLossSettings]:
+    """The last two arguments of `feedback` and `adaptive_step`."""
+    return FeedbackSettings(eta=eta, first_order=first_order), loss
 
 
 def entropy(logits: Array, labels: Array) -> float:
@@ -110,12 +107,12 @@ def by_optimiser(
     """CE of teacher and of temporary student on the quiz: copies, backward(), torch's SGD; in no way differentiable."""
     teacher, pupil = copy.deepcopy(teacher), copy.deepcopy(student)
     taught = teacher(*LESSON.teacher_inputs)
-    total = emotion_loss(pupil(*LESSON.student_inputs), taught, LESSON.labels, loss).total
+    total = emotion_loss(pupil(LESSON.inputs), taught, LESSON.labels, loss).total
     torch.autograd.backward(total)
     torch.optim.SGD(pupil.parameters(), lr=ETA).step()
     labels = QUIZ.labels.numpy()
     with torch.no_grad():
-        own, of_pupil = teacher(*QUIZ.teacher_inputs).logits, pupil(*QUIZ.student_inputs).logits
+        own, of_pupil = teacher(*QUIZ.teacher_inputs).logits, pupil(QUIZ.inputs).logits
     return entropy(own.numpy(), labels), entropy(of_pupil.numpy(), labels)
 
 
@@ -134,7 +131,7 @@ def test_gradient_by_finite_differences(loss: EmotionLossSettings, training: boo
     teacher, student = tiny()
     teacher.network.train(training)
     student.network.train(training)
-    heard = feedback(teacher, student, LESSON, QUIZ, settings(loss))
+    heard = feedback(teacher, student, LESSON, QUIZ, *settings(loss))
     own, pupil = by_optimiser(teacher.network, student.network, loss)
     assert float(heard.own) == pytest.approx(own, rel=1e-12)
     assert float(heard.student) == pytest.approx(pupil, rel=1e-12)
@@ -168,10 +165,10 @@ def test_gradient_by_finite_differences(loss: EmotionLossSettings, training: boo
 
 def test_temporary_student_is_one_plain_step() -> None:
     teacher, student = tiny()
-    heard = feedback(teacher, student, LESSON, QUIZ, settings())
+    heard = feedback(teacher, student, LESSON, QUIZ, *settings())
     copied = copy.deepcopy(student.network)
     taught = copy.deepcopy(teacher.network)(*LESSON.teacher_inputs)
-    emotion_loss(copied(*LESSON.student_inputs), taught, LESSON.labels, ALL).total.backward()  # type: ignore[no-untyped-call]
+    emotion_loss(copied(LESSON.inputs), taught, LESSON.labels, ALL).total.backward()  # type: ignore[no-untyped-call]
     torch.optim.SGD(copied.parameters(), lr=ETA).step()
     assert set(heard.temporary) == {n for n, p in copied.named_parameters() if p.requires_grad}
     for name, value in heard.temporary.items():
@@ -209,8 +206,8 @@ def softmax(z: Array) -> Array:
 
 W_T = np.random.default_rng(8).normal(size=(2, 4)) * 0.7
 W_S = np.random.default_rng(9).normal(size=(2, 3)) * 0.7
-U, X = (part[0].numpy() for part in (LESSON.teacher_inputs, LESSON.student_inputs))
-U_QUIZ, X_QUIZ = (part[0].numpy() for part in (QUIZ.teacher_inputs, QUIZ.student_inputs))
+U, X = (part.numpy() for part in (*LESSON.teacher_inputs, LESSON.inputs))
+U_QUIZ, X_QUIZ = (part.numpy() for part in (*QUIZ.teacher_inputs, QUIZ.inputs))
 HOT, HOT_QUIZ = (np.eye(2)[part.labels.numpy()] for part in (LESSON, QUIZ))
 
 
@@ -245,7 +242,7 @@ def test_closed_form_of_linear_networks(weights: tuple[float, ...], divergence: 
     )
     moved, own, pupil = linear_by_hand(loss)
     assert np.abs(pupil).max() > 1e-3
-    heard = feedback(linear(W_T), linear(W_S), LESSON, QUIZ, settings(loss))
+    heard = feedback(linear(W_T), linear(W_S), LESSON, QUIZ, *settings(loss))
     np.testing.assert_allclose(heard.temporary["weight"].numpy(), moved, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(heard.own_gradient["weight"].numpy(), own, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(
@@ -255,8 +252,8 @@ def test_closed_form_of_linear_networks(weights: tuple[float, ...], divergence: 
 
 def test_first_order_has_the_losses_but_not_the_pupils_gradient() -> None:
     teacher, student = linear(W_T), linear(W_S)
-    exact = feedback(teacher, student, LESSON, QUIZ, settings())
-    first = feedback(teacher, student, LESSON, QUIZ, settings(first_order=True))
+    exact = feedback(teacher, student, LESSON, QUIZ, *settings())
+    first = feedback(teacher, student, LESSON, QUIZ, *settings(first_order=True))
     assert float(first.own) == float(exact.own)
     assert float(first.student) == pytest.approx(float(exact.student), rel=1e-14)
     np.testing.assert_allclose(first.temporary["weight"], exact.temporary["weight"], rtol=1e-14)
@@ -265,20 +262,22 @@ def test_first_order_has_the_losses_but_not_the_pupils_gradient() -> None:
     np.testing.assert_allclose(first.gradient["weight"], own, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(exact.gradient["weight"], own + pupil, rtol=1e-11, atol=1e-14)
     # A student taught by labels alone carries nothing of its teacher.
-    alone = feedback(teacher, student, LESSON, QUIZ, settings(EmotionLossSettings(kl=0, feature=0)))
+    alone = feedback(
+        teacher, student, LESSON, QUIZ, *settings(EmotionLossSettings(kl=0, feature=0))
+    )
     assert not alone.student_gradient["weight"].any()
 
 
 def test_feedback_moves_the_teacher_to_where_the_student_answers_better() -> None:
     """A step against the pupil's gradient alone lowers the pupil's loss by what the gradient promises."""
-    heard = feedback(linear(W_T), linear(W_S), LESSON, QUIZ, settings())
+    heard = feedback(linear(W_T), linear(W_S), LESSON, QUIZ, *settings())
     slope = heard.student_gradient["weight"].numpy()
     far = 1e-3 / np.abs(slope).max()
-    better = feedback(linear(W_T - far * slope), linear(W_S), LESSON, QUIZ, settings())
+    better = feedback(linear(W_T - far * slope), linear(W_S), LESSON, QUIZ, *settings())
     assert float(heard.student - better.student) == pytest.approx(far * (slope**2).sum(), rel=1e-2)
     # Half the step of the student, about half of its say: the pupil's gradient is eta times a smooth function of eta.
     tenth, hundredth = (
-        feedback(linear(W_T), linear(W_S), LESSON, QUIZ, settings(eta=eta)).student_gradient[
+        feedback(linear(W_T), linear(W_S), LESSON, QUIZ, *settings(eta=eta)).student_gradient[
             "weight"
         ]
         for eta in (1e-5, 1e-6)
@@ -311,8 +310,8 @@ def test_nothing_changes(first_order: bool) -> None:
     """Batch-norms are in training mode, where their own call would move the running statistics."""
     teacher, student = tiny()
     before = [frozen_state(teacher.network), frozen_state(student.network)]
-    feedback(teacher, student, LESSON, QUIZ, settings(first_order=first_order))
-    run_with(student, {}, *LESSON.student_inputs)
+    feedback(teacher, student, LESSON, QUIZ, *settings(first_order=first_order))
+    run_with(student, {}, LESSON.inputs)
     of_student = leaves(student.network)
     kept = {key: value.detach().clone() for key, value in of_student.items()}
     taught = run_with(teacher, {}, *LESSON.teacher_inputs)
@@ -325,7 +324,7 @@ def test_nothing_changes(first_order: bool) -> None:
     assert_untouched(teacher.network, before[0])
     assert_untouched(student.network, before[1])
     # The plain call does move them, so the test above can fail.
-    student.network(*LESSON.student_inputs)
+    student.network(LESSON.inputs)
     with pytest.raises(AssertionError):
         assert_untouched(student.network, before[1])
 
@@ -333,18 +332,18 @@ def test_nothing_changes(first_order: bool) -> None:
 def test_nothing_changes_when_it_raises() -> None:
     teacher, student = tiny()
     before = [frozen_state(teacher.network), frozen_state(student.network)]
-    broken = DistillationBatch(QUIZ.teacher_inputs, QUIZ.student_inputs, QUIZ.labels + 1)
+    broken = QUIZ._replace(labels=QUIZ.labels + 1)
     with pytest.raises(LossError, match=r"labels: 1..2, needs 0..1"):
-        feedback(teacher, student, LESSON, broken, settings())
+        feedback(teacher, student, LESSON, broken, *settings())
     assert_untouched(teacher.network, before[0])
     assert_untouched(student.network, before[1])
 
 
 def test_same_answer_where_gradients_are_off() -> None:
     teacher, student = tiny()
-    wanted = feedback(teacher, student, LESSON, QUIZ, settings()).gradient
+    wanted = feedback(teacher, student, LESSON, QUIZ, *settings()).gradient
     with torch.no_grad():
-        found = feedback(teacher, student, LESSON, QUIZ, settings()).gradient
+        found = feedback(teacher, student, LESSON, QUIZ, *settings()).gradient
         assert not torch.is_grad_enabled()
     assert all(
         torch.equal(found[key], value) and not value.requires_grad for key, value in wanted.items()
@@ -357,11 +356,11 @@ def test_a_network_without_parameters_that_learn() -> None:
     with pytest.raises(
         LossError, match=r"teacher: no parameter requires a gradient; call requires_grad_\(\)"
     ):
-        feedback(teacher, student, LESSON, QUIZ, settings())
+        feedback(teacher, student, LESSON, QUIZ, *settings())
     teacher.network.requires_grad_(True)
     student.network.requires_grad_(False)
     with pytest.raises(LossError, match="student: no parameter requires a gradient"):
-        feedback(teacher, student, LESSON, QUIZ, settings())
+        feedback(teacher, student, LESSON, QUIZ, *settings())
 
 
 def test_a_temporary_student_that_flies_off() -> None:
@@ -375,7 +374,7 @@ def test_a_temporary_student_that_flies_off() -> None:
                 student,
                 LESSON,
                 QUIZ,
-                settings(eta=float("1.7e308"), first_order=first_order),
+                *settings(eta=float("1.7e308"), first_order=first_order),
             )
 
 
@@ -385,10 +384,10 @@ SIZES = EmotionSettings(
 GSR = GsrStudentSettings(samples=64, kernel=16, hidden=8)
 
 
-def windows(seed: int) -> DistillationBatch:
+def windows(seed: int) -> Batch:
     torch.manual_seed(seed)
     eeg, gsr = torch.randn(6, 3, 64).double(), torch.randn(6, 1, 64).double()
-    return DistillationBatch((eeg, gsr), (gsr,), torch.tensor([0, 1, 1, 0, 1, 0]))
+    return Batch(gsr, (eeg, gsr), torch.tensor([0, 1, 1, 0, 1, 0]))
 
 
 def emotion_networks(spiking: bool) -> tuple[Learner[Any], Learner[Any]]:
@@ -414,7 +413,7 @@ def test_emotion_networks_hear_their_students(spiking: bool) -> None:
     before = [frozen_state(teacher.network), frozen_state(student.network)]
     taught_on, asked_on, far = windows(1), windows(2), 1e-6
     heard = feedback(
-        teacher, student, taught_on, asked_on, settings(EmotionLossSettings(), eta=0.05)
+        teacher, student, taught_on, asked_on, *settings(EmotionLossSettings(), eta=0.05)
     )
     assert max(float(slope.abs().max()) for slope in heard.student_gradient.values()) > 1e-6
     assert_untouched(teacher.network, before[0])
@@ -424,7 +423,7 @@ def test_emotion_networks_hear_their_students(spiking: bool) -> None:
     with torch.no_grad():
         for name, value in heard.temporary.items():
             pupil.get_parameter(name).copy_(value)
-    answers = student.run(pupil, *asked_on.student_inputs)
+    answers = student.run(pupil, asked_on.inputs)
     nn.functional.cross_entropy(answers.logits, asked_on.labels).backward()  # type: ignore[no-untyped-call]
     v = {name: p.grad for name, p in pupil.named_parameters()}
     assert all(slope is not None for slope in v.values())
@@ -442,7 +441,7 @@ def test_emotion_networks_hear_their_students(spiking: bool) -> None:
             student,
             taught_on,
             asked_on,
-            settings(EmotionLossSettings(), 0.05, first_order=True),
+            *settings(EmotionLossSettings(), 0.05, first_order=True),
         )
         ends.append(sum(float((v[name] * value).sum()) for name, value in there.temporary.items()))
     found = sum(float((heard.student_gradient[name] * d).sum()) for name, d in direction.items())
@@ -459,7 +458,7 @@ def test_step_teaches_by_the_new_teacher(first_order: bool) -> None:
     teacher, student = Linear(W_T), Linear(W_S)
     how = settings(first_order=first_order)
     seen = adaptive_step(
-        Learner(teacher), Learner(student), LESSON, QUIZ, sgd(teacher, 0.5), sgd(student, 0.1), how
+        Learner(teacher), Learner(student), LESSON, QUIZ, sgd(teacher, 0.5), sgd(student, 0.1), *how
     )
     _, own, pupil = linear_by_hand(ALL)
     new = W_T - 0.5 * (own + (0 if first_order else pupil))
@@ -482,13 +481,13 @@ def test_step_without_quiz_leaves_the_teacher() -> None:
     before = frozen_state(teacher.network)
     moved = frozen_state(student.network)["values"]
     optimisers = sgd(teacher.network, 1), sgd(student.network, 0.1)
-    assert adaptive_step(teacher, student, LESSON, None, *optimisers, settings()).feedback is None
+    assert adaptive_step(teacher, student, LESSON, None, *optimisers, *settings()).feedback is None
     assert_untouched(teacher.network, before)
     after = student.network.state_dict()
     assert not torch.equal(after["norm.running_mean"], moved["norm.running_mean"])
     assert not torch.equal(after["last.weight"], moved["last.weight"])
     # With a quiz its parameters move, its batch-norm statistics still do not.
-    adaptive_step(teacher, student, LESSON, QUIZ, *optimisers, settings())
+    adaptive_step(teacher, student, LESSON, QUIZ, *optimisers, *settings())
     after = teacher.network.state_dict()
     assert not torch.equal(after["last.weight"], before["values"]["last.weight"])
     assert torch.equal(after["norm.running_mean"], before["values"]["norm.running_mean"])
@@ -500,7 +499,7 @@ def test_loop_lowers_both_losses() -> None:
     teacher, student = tiny()
     optimisers = sgd(teacher.network, 0.1), sgd(student.network, 0.1)
     seen = [
-        adaptive_step(teacher, student, LESSON, QUIZ, *optimisers, settings()) for _ in range(80)
+        adaptive_step(teacher, student, LESSON, QUIZ, *optimisers, *settings()) for _ in range(80)
     ]
     first, last = seen[0].feedback, seen[-1].feedback
     assert first is not None
