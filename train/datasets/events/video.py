@@ -14,6 +14,7 @@ import math
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -154,26 +155,18 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         # After a second start from the beginning, frames up to here have been given already.
         given_s = self.times_s[-1] if self.times_s else -math.inf
         for packet in packets:
-            where = f"after frame {len(self.times_s)}"
+            fault = partial(DataError, self.path, record=f"after frame {len(self.times_s)}")
             if packet.is_corrupt:
-                raise DataError(
-                    self.path, "truncated video: a frame is cut short; restore it", where
-                )
+                raise fault("truncated video: a frame is cut short; restore it")
             for frame in packet.decode():
                 if frame.is_corrupt:
-                    raise DataError(
-                        self.path, "undecodable video: a frame is damaged; restore it", where
-                    )
+                    raise fault("undecodable video: a frame is damaged; restore it")
                 if frame.pts is None:
-                    raise DataError(
-                        self.path, "no time stamps: a frame has none; wrap it as mp4", where
-                    )
+                    raise fault("no time stamps: a frame has none; wrap it as mp4")
                 if (frame.width, frame.height) != (self.width, self.height):
-                    raise DataError(
-                        self.path,
+                    raise fault(
                         f"changing size: {frame.width} x {frame.height} after {self.width} x {self.height} pixels; "
-                        "cut it there",
-                        where,
+                        "cut it there"
                     )
                 time_s = float(frame.pts * base) - origin_s
                 # A frame belongs to the span by its time, but for the rounding of a float.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -113,26 +113,23 @@ def read_mosi(
     if zeros_dropped:
         _log.info("%s: %d segments of score 0 dropped", root, zeros_dropped)
     make = partial(_prepare, root=root, camera=camera, fps=fps, cache=cache, strict=strict)
-    results = parallel(items, make, workers=workers, progress=progress)
-    made = [result for result in results if not isinstance(result, DataError)]
-    good = _good(items, results)
-    bad += [result for result in results if isinstance(result, DataError)]
+    good = _sorted_out(items, parallel(items, make, workers=workers, progress=progress), bad)
     report_skipped(root, "bad segments", bad)
     if not good:
         raise DataError(root, "no segments: none can be used; check the dataset")
+    segments, sources, made = zip(*good, strict=True)
     stacked = {name: np.stack([arrays[name] for arrays in made]) for name in made[0]}
-    keys = tuple(segment.key for segment, _ in good)
-    scores = np.array([segment.score for segment, _ in good])
+    scores = np.array([segment.score for segment in segments])
     return MosiClips(
         **stacked,
         width=camera.size,
         labels=(scores >= 0).astype(np.int64),
         scores=scores,
-        keys=keys,
-        folds=tuple(fold_of[key.video] for key in keys),
+        keys=tuple(segment.key for segment in segments),
+        folds=tuple(fold_of[segment.key.video] for segment in segments),
         left_out=tuple(bad),
         zeros_dropped=zeros_dropped,
-        sources=tuple(source for _, source in good),
+        sources=sources,
     )
 
 
@@ -150,9 +147,8 @@ def check(root: Path, *, folds: Folds = "standard") -> DataReport:
     items, fold_of, bad = _scan(root, folds)
     make = partial(_prepare, root=root, camera=Dvs(size=16), fps=None, cache=None, strict=False)
     named = len(items) + len(bad)
-    results = [make(item) for item in items]
-    bad += [result for result in results if isinstance(result, DataError)]
-    videos = [segment.key.video for segment, _ in _good(items, results)]
+    good = _sorted_out(items, map(make, items), bad)
+    videos = [segment.key.video for segment, _, _ in good]
     counts = Counter(fold_of[video] for video in videos)
     absent = SEGMENTS - named
     missing = [f"{absent} of {SEGMENTS} segments are not in the label file"]
@@ -166,10 +162,17 @@ def check(root: Path, *, folds: Folds = "standard") -> DataReport:
     )
 
 
-def _good(items: list[_Item], results: list[Arrays | DataError]) -> list[_Item]:
-    """Return the segments that were read."""
-    pairs = zip(items, results, strict=True)
-    return [item for item, result in pairs if not isinstance(result, DataError)]
+def _sorted_out(
+    items: list[_Item], results: Iterable[Arrays | DataError], bad: list[DataError]
+) -> list[tuple[Segment, Source, Arrays]]:
+    """Return the segments that were read, and add the errors of the others to `bad`."""
+    good = []
+    for item, result in zip(items, results, strict=True):
+        if isinstance(result, DataError):
+            bad.append(result)
+        else:
+            good.append((*item, result))
+    return good
 
 
 def _scan(root: Path, folds: Folds) -> tuple[list[_Item], Mapping[str, str], list[DataError]]:
