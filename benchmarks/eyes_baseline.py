@@ -26,9 +26,9 @@ def main(run: Path) -> None:
     if not isinstance(recipe.data, CnnEyesData):
         sys.exit(f"{run}: not a run on eyes")
     size, steps = recipe.data.size, recipe.data.timesteps
-    train = read_sequences(root, subset="training", size=size, timesteps=steps).clips()
-    test = read_sequences(root, subset="testing", size=size, timesteps=steps).clips()
-    means = [clips.frames.mean(axis=1).reshape(len(clips.labels), -1) for clips in (train, test)]
+    train = read_sequences(root, subset="training", size=size, timesteps=steps)
+    test = read_sequences(root, subset="testing", size=size, timesteps=steps)
+    means = [side.stacked()[0].mean(axis=1).reshape(len(side.labels), -1) for side in (train, test)]
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     grid = {"logisticregression__C": [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]}
     search = GridSearchCV(pipeline, grid, cv=GroupKFold(5))

@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 
 from knarr.train.datasets.arrays import Float32, Int64, Rng, UInt8
 from knarr.train.datasets.events.nmnist import EventRecordings, Jitter, bin_counts
-from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.settings import Recipe, SettingsError
 
 Indices = Int64
@@ -102,20 +101,23 @@ class EyeClips:
     """Eye clips: the student sees event frames, the teacher grey frames and event counts.
 
     The teacher has few of both: the counts are those of the time around each grey frame.
+
+    Args:
+        frames, events: (N, T, H, W) and (N, T, 2, H, W), as of `SeeSequences.stacked`.
+        labels: (N,) int64 class of each clip.
+        teacher_bins: Grey frames, and bins of events, that the teacher sees.
+        shift_px: Largest distance by which drawn clips are moved.
     """
 
-    clips: SeeClips
+    frames: UInt8
+    events: UInt8
+    labels: Indices
     teacher_bins: int
     shift_px: int
 
-    @property
-    def labels(self) -> Indices:
-        """(N,) int64 class of each clip."""
-        return self.clips.labels
-
     def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return the clips `indices`, shifted at random when `rng` is given."""
-        events, frames = self.clips.events[indices], self.clips.frames[indices]
+        events, frames = self.events[indices], self.frames[indices]
         if rng is not None and self.shift_px:
             # No events come in from outside.
             events, frames = shifted(self.shift_px, events, frames, rng, event_edge="constant")
@@ -130,7 +132,7 @@ class EyeClips:
 
     def chip_inputs(self, indices: Indices) -> UInt8:
         """Return the event frames (B, T, 2, H, W)."""
-        return self.clips.events[indices]
+        return self.events[indices]
 
 
 def shifted(

@@ -30,7 +30,6 @@ from knarr.pipeline.run_folder import claim_folder
 from knarr.ranks import rank, world_size
 from knarr.train import RecipeError, RunData, load_recipe
 from knarr.train.clips import Batch, EyeClips, Indices
-from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.fitting.fit import Loss, fit, rank_slice
 from knarr.train.networks.cnn import build_student, run_student
 from knarr.train.recipe import parse_recipe
@@ -59,18 +58,13 @@ def eye_clips(classes: int = 3, clips: int = 31, side: int = 18) -> EyeClips:
     rng = np.random.default_rng(0)
     labels = np.arange(clips) % classes
     rate = 0.05 + 0.1 * labels[:, None, None, None, None]
-    names = tuple(f"{clip}" for clip in range(clips))
-    see = SeeClips(
+    return EyeClips(
         frames=rng.integers(0, 256, (clips, 8, side, side), dtype=np.uint8),
         events=(rng.random((clips, 8, 2, side, side)) < rate).astype(np.uint8),
         labels=labels,
-        label_names=tuple("abcdefg"[:classes]),
-        names=names,
-        subjects=names,
-        lights=("normal",) * clips,
-        skipped={},
+        teacher_bins=2,
+        shift_px=2,
     )
-    return EyeClips(see, teacher_bins=2, shift_px=2)
 
 
 def loss_of_student(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -377,7 +371,7 @@ def small_recipe(batch_size: int) -> Recipe:
 
 def test_runs_that_leave_out_settings_go_on(tmp_path: Path) -> None:
     recipe, clips = small_recipe(8), eye_clips()
-    data = RunData(clips, clips, np.arange(31), clips.clips.label_names)
+    data = RunData(clips, clips, np.arange(31), ("a", "b", "c"))
     claim_folder(recipe, data, tmp_path, tmp_path)
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     old = config["recipe"]

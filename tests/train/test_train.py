@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import norse.torch as snn
@@ -28,7 +29,6 @@ from knarr.train import (
     system_of,
 )
 from knarr.train.clips import Epoch, EyeClips, split_validation
-from knarr.train.datasets.see.sequences import SeeClips
 from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.losses.terms import distillation_loss, softened_kl
 from knarr.train.networks.chip_form import plain
@@ -123,22 +123,18 @@ def test_validation_never_divides_a_group() -> None:
         split_validation(groups, 0.99, seed=1)
 
 
-def eye_clips() -> SeeClips:
+def eye_clips(**settings: int) -> EyeClips:
     rng = np.random.default_rng(0)
-    return SeeClips(
+    return EyeClips(
         frames=rng.integers(0, 256, (6, 8, 24, 24), dtype=np.uint8),
         events=(rng.random((6, 8, 2, 24, 24)) < 0.1).astype(np.uint8),
         labels=np.array([0, 1, 2, 0, 1, 2]),
-        label_names=("a", "b", "c"),
-        names=tuple("abcdef"),
-        subjects=tuple("uvwxyz"),
-        lights=("normal",) * 6,
-        skipped={},
+        **settings,
     )
 
 
 def test_epochs_repeat_themselves_and_differ_from_each_other() -> None:
-    clips = EyeClips(eye_clips(), teacher_bins=2, shift_px=3)
+    clips = eye_clips(teacher_bins=2, shift_px=3)
 
     def epoch(number: int) -> list[torch.Tensor]:
         data = Epoch(clips, np.arange(6), 4, seed=5, epoch=number)
@@ -150,12 +146,12 @@ def test_epochs_repeat_themselves_and_differ_from_each_other() -> None:
 
 
 def test_shift_moves_events_and_frames_together() -> None:
-    raw = eye_clips()
+    raw = eye_clips(teacher_bins=8, shift_px=2)
     frames = np.zeros_like(raw.frames)
     frames[raw.events[:, :, 0] > 0] = (
         255  # frame = picture of the ON events, so both must move alike
     )
-    clips = EyeClips(SeeClips(**{**vars(raw), "frames": frames}), teacher_bins=8, shift_px=2)
+    clips = replace(raw, frames=frames)
     batch = clips.batch(np.arange(6), np.random.default_rng(2))
     inside = (..., slice(4, -4), slice(4, -4))
     assert torch.equal(

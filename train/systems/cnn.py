@@ -272,15 +272,14 @@ def _digits(settings: NmnistData, root: Path) -> RunData:
 
 def _eyes(settings: CnnEyesData, root: Path) -> RunData:
     training, testing = (
-        read_sequences(
-            root, subset=subset, size=settings.size, timesteps=settings.timesteps
-        ).clips()
+        read_sequences(root, subset=subset, size=settings.size, timesteps=settings.timesteps)
         for subset in ("training", "testing")
     )
     # The index says which people test; a damaged one could name somebody on both sides.
     assert_disjoint(training, testing)
     train, test = (
-        EyeClips(clips, settings.teacher_bins, settings.shift_px) for clips in (training, testing)
+        EyeClips(*side.stacked(), side.labels, settings.teacher_bins, settings.shift_px)
+        for side in (training, testing)
     )
     # Validation parts people too: eyes of one person are alike.
     return RunData(

@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from knarr.train.datasets.eyes.generate import (
     illuminate,
     sense,
 )
-from knarr.train.datasets.see.sequences import SeeClips, assert_disjoint, read_sequences
+from knarr.train.datasets.see.sequences import SeeSequences, assert_disjoint, read_sequences
 from knarr.train.datasets.see.tree import LIGHTS
 from knarr.train.errors import DataError
 
@@ -54,10 +55,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clips(tiny: Path) -> tuple[SeeClips, SeeClips]:
-    train = read_sequences(tiny, subset="training", size=24, timesteps=6).clips()
-    test = read_sequences(tiny, subset="testing", size=24, timesteps=6).clips()
-    return train, test
+def clips(tiny: Path) -> tuple[SeeSequences, SeeSequences]:
+    return read(tiny, "training", 6), read(tiny, "testing", 6)
+
+
+def read(root: Path, subset: Literal["training", "testing"], timesteps: int) -> SeeSequences:
+    """Sequences with their images stacked, a clip each."""
+    found = read_sequences(root, subset=subset, size=24, timesteps=timesteps)
+    frames, events = found.stacked()
+    return replace(found, frames=frames, events=events)
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(
@@ -93,7 +99,7 @@ def test_images_do_not_depend_on_how_many_people_and_takes_there_are(
     assert {key: large[key] for key in shared} == {key: small[key] for key in shared}
 
 
-def test_people_are_in_one_subset_only(clips: tuple[SeeClips, SeeClips]) -> None:
+def test_people_are_in_one_subset_only(clips: tuple[SeeSequences, SeeSequences]) -> None:
     train, test = clips
     assert_disjoint(train, test)
     assert sorted({*train.subjects, *test.subjects}) == ["001", "002", "003", "004"]
@@ -101,7 +107,9 @@ def test_people_are_in_one_subset_only(clips: tuple[SeeClips, SeeClips]) -> None
     assert (len(train.labels), len(test.labels)) == (21, 7)
 
 
-def test_each_person_shows_every_emotion_and_every_light(clips: tuple[SeeClips, SeeClips]) -> None:
+def test_each_person_shows_every_emotion_and_every_light(
+    clips: tuple[SeeSequences, SeeSequences],
+) -> None:
     for part in clips:
         assert part.label_names == LABELS
         for person in set(part.subjects):
@@ -111,7 +119,7 @@ def test_each_person_shows_every_emotion_and_every_light(clips: tuple[SeeClips, 
 
 
 def test_every_clip_has_events_of_both_polarities_and_is_mostly_quiet(
-    clips: tuple[SeeClips, SeeClips],
+    clips: tuple[SeeSequences, SeeSequences],
 ) -> None:
     for part in clips:
         assert part.events.shape[1:] == (6, 2, 24, 24)
@@ -124,7 +132,9 @@ def test_every_clip_has_events_of_both_polarities_and_is_mostly_quiet(
         ).any()  # the last event of a pixel has one polarity
 
 
-def test_bright_events_lie_where_the_frames_grow_brighter(clips: tuple[SeeClips, SeeClips]) -> None:
+def test_bright_events_lie_where_the_frames_grow_brighter(
+    clips: tuple[SeeSequences, SeeSequences],
+) -> None:
     for part in clips:
         change = np.diff(part.frames.astype(int), axis=1)
         on, off = part.events[:, 1:, 0] == 1, part.events[:, 1:, 1] == 1
@@ -319,10 +329,9 @@ def test_blinks_hide_the_eye() -> None:
 def test_emotions_can_be_learned_and_shuffled_labels_cannot(tmp_path: Path) -> None:
     """Ridge regression on event counts, trained and tested on different people."""
     generate(tmp_path / "see", subjects=16, takes_per_emotion=1, size=24, frames=24, seed=6)
-    train = read_sequences(tmp_path / "see", subset="training", size=24, timesteps=24).clips()
-    test = read_sequences(tmp_path / "see", subset="testing", size=24, timesteps=24).clips()
+    train, test = read(tmp_path / "see", "training", 24), read(tmp_path / "see", "testing", 24)
 
-    def features(clips: SeeClips) -> NDArray[Any]:
+    def features(clips: SeeSequences) -> NDArray[Any]:
         # 4 periods of 6 frames, ON and OFF, cells of 3 x 3 pixels
         counts = clips.events.reshape(-1, 4, 6, 2, 8, 3, 8, 3).sum(axis=(2, 5, 7), dtype=np.float64)
         rows: NDArray[Any] = np.log1p(counts).reshape(len(counts), -1)

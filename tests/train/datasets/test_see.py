@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 
 from knarr.train.datasets.eyes.generate import QUALITY, generate
 from knarr.train.datasets.see import tree as see
-from knarr.train.datasets.see.sequences import SeeClips, assert_disjoint, read_sequences
+from knarr.train.datasets.see.sequences import SeeSequences, assert_disjoint, read_sequences
 from knarr.train.errors import DataError
 
 LABELS = ("angry", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
@@ -39,9 +39,12 @@ def root(pristine: Path, tmp_path: Path) -> Path:
     return tmp_path / "see"
 
 
-def read(root: Path, **change: Any) -> SeeClips:
+def read(root: Path, **change: Any) -> SeeSequences:
+    """Sequences with their images stacked, a clip each."""
     options = {"subset": "training", "size": 16, "timesteps": 3, **change}
-    return read_sequences(root, **options).clips()
+    found = read_sequences(root, **options)
+    frames, events = found.stacked()
+    return replace(found, frames=frames, events=events)
 
 
 def load_index(root: Path) -> Any:

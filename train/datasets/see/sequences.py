@@ -82,46 +82,16 @@ class SeeSequences:
         rows: Int64 = self.first[indices][:, None] + windows
         return rows
 
-    def clips(self) -> SeeClips:
-        """Return sequences of equal length, as read with `timesteps`, as clips."""
+    def stacked(self) -> tuple[UInt8, UInt8]:
+        """Return the images of sequences of equal length, as read with `timesteps`.
+
+        Returns:
+            Grey images (N, T, H, W), and events (N, T, 2, H, W): 0 or 1, channel 0 ON (brighter),
+            channel 1 OFF (darker).
+        """
         # Rows of a bad sequence are left blank between the others, so the stack is not simply cut.
         rows = self.first[:, None] + np.arange(self.lengths[0])
-        return SeeClips(
-            self.frames[rows],
-            self.events[rows],
-            self.labels,
-            self.label_names,
-            self.names,
-            self.subjects,
-            self.lights,
-            self.skipped,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class SeeClips:
-    """Clips of equal length, in the order of their names.
-
-    Attributes:
-        frames: Grey images, uint8 of shape (N, T, H, W), 0 .. 255.
-        events: uint8 of shape (N, T, 2, H, W), 0 or 1; channel 0 is ON (brighter), channel 1 OFF
-            (darker).
-        labels: int64 of shape (N,): positions in `label_names`.
-        label_names: The classes, in the order of the index file.
-        names: Sequence names, N of them.
-        subjects: The volunteer field of each name.
-        lights: The light field of each name, one of LIGHTS.
-        skipped: Number of records left out by reason; empty unless read with ``on_bad="skip"``.
-    """
-
-    frames: UInt8
-    events: UInt8
-    labels: Int64
-    label_names: tuple[str, ...]
-    names: tuple[str, ...]
-    subjects: tuple[str, ...]
-    lights: tuple[str, ...]
-    skipped: Mapping[str, int]
+        return self.frames[rows], self.events[rows]
 
 
 def read_sequences(
@@ -261,8 +231,8 @@ def check(root: Path) -> DataReport:
     return data_report("see", root, splits, skipped, subjects=len(set(found.subjects)))
 
 
-def assert_disjoint(a: SeeClips, b: SeeClips) -> None:
-    """Refuse two sets of clips that share a person.
+def assert_disjoint(a: SeeSequences, b: SeeSequences) -> None:
+    """Refuse two sets of sequences that share a person.
 
     Args:
         a: Usually the training set.
