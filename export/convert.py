@@ -62,7 +62,7 @@ def to_nir(
         ExportError: names what cannot be exported, or the first place where graph and module differ.
     """
     input_shape, dt_s = as_shape(input_shape), as_dt(dt_s)
-    given = None if samples is None else as_inputs(samples, "samples")
+    inputs = replay_inputs(input_shape) if samples is None else as_inputs(samples, "samples")
     plain, _ = rewrite(take_apart(module))
     graph = convert(plain, input_shape, dt_s)
     # What is certified is what a file holds: nir rounds and reshapes some fields when it writes.
@@ -76,9 +76,7 @@ def to_nir(
             raise ExportError(
                 f"graph: nir's own type check refuses it ({error}); other readers would too"
             ) from error
-    certificate = certify(
-        module, graph, replay_inputs(input_shape) if given is None else given, dt_s
-    )
+    certificate = certify(module, graph, inputs, dt_s)
     graph.metadata["certificate"] = certificate.to_json()
     return graph
 
@@ -110,65 +108,54 @@ def neuron(layer: Layer, shape: Shape, dt_s: float) -> Any:
             f"module '{layer.path}': reset method {getattr(reset, '__name__', reset)} is not in NIR; "
             "use reset_value (hard reset)"
         )
-    read = _Reader(layer, cell.p, shape, dt_s)
+
+    def read(field: str) -> Float64:
+        """Return a parameter of the cell, one value per neuron."""
+        value = getattr(cell.p, field)
+        if not isinstance(value, Tensor):
+            raise ExportError(
+                f"module '{layer.path}': {field} is a {type(value).__name__}, needs a tensor; use torch.tensor({value})"
+            )
+        values = array(value)
+        if not np.isfinite(values).all():
+            raise ExportError(f"module '{layer.path}': {field} is not finite; retrain or reload it")
+        try:
+            return np.array(np.broadcast_to(values, shape))
+        except ValueError as error:
+            raise ExportError(
+                f"module '{layer.path}': {field} has shape {values.shape}, does not broadcast to its neurons {shape}; "
+                "give one value or one per neuron"
+            ) from error
+
+    def time_constant(field: str) -> Float64:
+        """Return the time constant, seconds, of which the cell holds the inverse."""
+        inverse = read(field)
+        # Judged in float32, the arithmetic in which Norse multiplies.
+        step = np.float32(dt_s) * inverse.astype(np.float32)
+        if (step <= 0).any() or (step > 1).any():
+            raise ExportError(
+                f"module '{layer.path}': dt * {field} spans {step.min():g}..{step.max():g}, allowed (0, 1]; "
+                "forward Euler is unstable or stands still outside, use a longer time constant or a shorter dt"
+            )
+        return 1.0 / inverse
+
     if isinstance(cell, snn.IAFCell):
         # NIR: v' = r I, and one step of Norse adds the whole input.
-        return nir.IF(
-            r=np.full(shape, 1 / dt_s),
-            v_threshold=read.voltage("v_th"),
-            v_reset=read.voltage("v_reset"),
-        )
-    fields: dict[str, Float64] = {"r": np.ones(shape), "v_leak": read.voltage("v_leak")}
-    tau_mem_s = read.time_constant("tau_mem_inv")
+        gain = np.full(shape, 1 / dt_s)
+        return nir.IF(r=gain, v_threshold=read("v_th"), v_reset=read("v_reset"))
+    fields: dict[str, Float64] = {"r": np.ones(shape), "v_leak": read("v_leak")}
+    tau_mem_s = time_constant("tau_mem_inv")
     spiking = hasattr(cell.p, "v_th")
     if spiking:
-        fields |= {"v_threshold": read.voltage("v_th"), "v_reset": read.voltage("v_reset")}
+        fields |= {"v_threshold": read("v_th"), "v_reset": read("v_reset")}
     # Norse's box cells feed the voltage directly, its other cells by way of a synaptic current.
     if not hasattr(cell.p, "tau_syn_inv"):
         kind: Any = nir.LIF if spiking else nir.LI
         return kind(tau=tau_mem_s, **fields)
-    tau_syn_s = read.time_constant("tau_syn_inv")
+    tau_syn_s = time_constant("tau_syn_inv")
     kind = nir.CubaLIF if spiking else nir.CubaLI
     # An input jumps the current by 1 in Norse, by w_in * dt / tau_syn in NIR.
     return kind(tau_mem=tau_mem_s, tau_syn=tau_syn_s, w_in=tau_syn_s / dt_s, **fields)
-
-
-class _Reader:
-    """The parameters of one cell, read with checks."""
-
-    def __init__(self, layer: Layer, parameters: Any, shape: Shape, dt_s: float) -> None:
-        self.where = f"module '{layer.path}'"
-        self.p, self.shape, self.dt_s = parameters, shape, dt_s
-
-    def voltage(self, field: str) -> Float64:
-        """Return a parameter of the cell, one value per neuron."""
-        value = getattr(self.p, field)
-        if not isinstance(value, Tensor):
-            raise ExportError(
-                f"{self.where}: {field} is a {type(value).__name__}, needs a tensor; use torch.tensor({value})"
-            )
-        values = array(value)
-        if not np.isfinite(values).all():
-            raise ExportError(f"{self.where}: {field} is not finite; retrain or reload it")
-        try:
-            return np.array(np.broadcast_to(values, self.shape))
-        except ValueError as error:
-            raise ExportError(
-                f"{self.where}: {field} has shape {values.shape}, does not broadcast to its neurons {self.shape}; "
-                "give one value or one per neuron"
-            ) from error
-
-    def time_constant(self, field: str) -> Float64:
-        """Return the time constant, seconds, of which the cell holds the inverse."""
-        inverse = self.voltage(field)
-        # Judged in float32, the arithmetic in which Norse multiplies.
-        step = np.float32(self.dt_s) * inverse.astype(np.float32)
-        if (step <= 0).any() or (step > 1).any():
-            raise ExportError(
-                f"{self.where}: dt * {field} spans {step.min():g}..{step.max():g}, allowed (0, 1]; "
-                "forward Euler is unstable or stands still outside, use a longer time constant or a shorter dt"
-            )
-        return 1.0 / inverse
 
 
 def _linear(layer: Layer, shape: Shape) -> Any:
@@ -207,25 +194,18 @@ def _conv(layer: Layer, shape: Shape) -> Any:
     )
 
 
-def _avg_pool(layer: Layer, shape: Shape) -> Any:
+def _pool(layer: Layer, shape: Shape) -> Any:
     pool: Any = layer.module
-    padding = np.array(ints(pool.padding))
-    if pool.ceil_mode or pool.divisor_override is not None or padding.any():
-        raise ExportError(
-            f"module '{layer.path}': ceil_mode, divisor_override and padding are not in NIR; pad or crop before it"
-        )
-    return nir.AvgPool2d(
+    kind: Any = nir.SumPool2d
+    if isinstance(pool, nn.AvgPool2d):
+        kind = nir.AvgPool2d
+        if pool.ceil_mode or pool.divisor_override is not None or any(ints(pool.padding)):
+            raise ExportError(
+                f"module '{layer.path}': ceil_mode, divisor_override and padding are not in NIR; pad or crop before it"
+            )
+    return kind(
         kernel_size=np.array(ints(pool.kernel_size)),
         stride=np.array(ints(pool.stride)),
-        padding=padding,
-    )
-
-
-def _sum_pool(layer: Layer, shape: Shape) -> Any:
-    pool: Any = layer.module
-    return nir.SumPool2d(
-        kernel_size=np.array(pool.kernel_size),
-        stride=np.array(pool.stride),
         padding=np.zeros(2, dtype=np.int64),
     )
 
@@ -250,8 +230,8 @@ CONVERTERS: dict[type[nn.Module], Callable[[Layer, Shape], Any]] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,
-    nn.AvgPool2d: _avg_pool,
-    SumPool2d: _sum_pool,
+    nn.AvgPool2d: _pool,
+    SumPool2d: _pool,
     nn.Flatten: _flatten,
 }
 
