@@ -46,8 +46,8 @@ def as_inputs(value: object, what: str = "inputs") -> npt.NDArray[Any]:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-def as_shape(value: object, what: str = "input_shape") -> tuple[int, ...]:
-    """Return the positive sizes of one time step, without batch.
+def as_shape(value: object) -> tuple[int, ...]:
+    """Return an `input_shape`, the positive sizes of one time step, without batch.
 
     Raises:
         ExportError: no sequence of positive integers.
@@ -55,12 +55,16 @@ def as_shape(value: object, what: str = "input_shape") -> tuple[int, ...]:
     try:
         sizes: tuple[Any, ...] = tuple(value)  # type: ignore[arg-type]
     except TypeError as error:
-        raise ExportError(f"{what}: {value!r} is no sequence of sizes; write ({value},)") from error
+        raise ExportError(
+            f"input_shape: {value!r} is no sequence of sizes; write ({value},)"
+        ) from error
     whole = all(
         isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in sizes
     )
     if not sizes or not whole:
-        raise ExportError(f"{what}: {sizes}; give the positive sizes of one step without batch")
+        raise ExportError(
+            f"input_shape: {sizes}; give the positive sizes of one step without batch"
+        )
     return tuple(int(n) for n in sizes)
 
 

@@ -60,7 +60,7 @@ def to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None
     path, input_shape = Path(path), as_shape(input_shape)
     if not isinstance(module, nn.Module):
         raise ExportError(f"module: {type(module).__name__} is no torch module; wrap it in one")
-    _check_module(module, input_shape)
+    _check_module(module)
     exported = _export(module, input_shape)
     _compare(module, input_shape, exported)
     write_atomic(path, exported)
@@ -102,16 +102,12 @@ def _run_session(
         raise ExportError(f"module: the file does not run at batch {batch} ({error})") from error
 
 
-def _check_module(module: nn.Module, input_shape: tuple[int, ...]) -> None:
+def _check_module(module: nn.Module) -> None:
     training = [
         name or "the module itself" for name, part in module.named_modules() if part.training
     ]
     if training:
         raise ExportError(f"module: {training[0]} is in train mode; call module.eval() first")
-    if not input_shape or min(input_shape) < 1:
-        raise ExportError(
-            f"input_shape: {input_shape} holds nothing; give the shape of one sample without batch"
-        )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ExportError(
@@ -375,5 +371,4 @@ def _on_threshold(step: _Step, name: str, ours: Float32, theirs: Float32, tolera
         return np.ones(ours.shape, dtype=np.bool_)
     threshold: Float32 = np.broadcast_to(cell.p.v_th.detach().numpy(), ours.shape)
     # The side that fired holds its reset, below the threshold; the larger one is the voltage of the side that did not.
-    near: Any = np.abs(np.maximum(ours, theirs) - threshold) <= tolerance
-    return near
+    return np.abs(np.maximum(ours, theirs) - threshold) <= tolerance
