@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.topology import CONVS, ENDS, LINEARS
+from knarr.export.graph.topology import CONVS, ENDS, LINEARS, POOLS
 
 Step = Callable[[Tensor], Tensor]
 Steps = npt.NDArray[np.int64]
@@ -94,13 +94,10 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
         padding = node.padding if isinstance(node.padding, str) else ints(node.padding, axes)
         conv: Any = F.conv1d if axes == 1 else F.conv2d
         return lambda x: conv(x, kernel, offset, stride, padding, dilation, int(node.groups))
-    if isinstance(node, nir.AvgPool2d):
-        size, step = ints(node.kernel_size), ints(node.stride)
-        return lambda x: F.avg_pool2d(x, size, step)
-    if isinstance(node, nir.SumPool2d):
-        size, step = ints(node.kernel_size), ints(node.stride)
-        around = ints(node.padding)
-        return lambda x: sum_pool2d(x, size, step, around)
+    if isinstance(node, POOLS):
+        size, step, around = ints(node.kernel_size), ints(node.stride), ints(node.padding)
+        pool: Any = F.avg_pool2d if isinstance(node, nir.AvgPool2d) else sum_pool2d
+        return lambda x: pool(x, size, step, around)
     if isinstance(node, nir.Flatten):
         # +1: NIR counts dimensions without the batch.
         start, end = int(node.start_dim) + 1, int(node.end_dim)

@@ -81,17 +81,19 @@ def inline(
             raise ExportError(
                 f"node '{name}': a dot in the name of an end stands for a nested graph; rename it"
             )
-        if not isinstance(node, nir.NIRGraph):
-            _new(path, nodes)
-            nodes[path] = node
-            ends[path] = (path, path)
-            continue
-        inner_nodes, inner_edges = inline(node, f"{path}.", depth + 1)
-        ends[path] = _ends(node, path)
-        for inner in inner_nodes:
-            _new(inner, nodes)
-        nodes.update(inner_nodes)
-        edges += inner_edges
+        if isinstance(node, nir.NIRGraph):
+            opened, inner_edges = inline(node, f"{path}.", depth + 1)
+            first, last = _ends(node.nodes, f"node '{path}': nested graph with")
+            ends[path] = (f"{path}.{first}", f"{path}.{last}")
+            edges += inner_edges
+        else:
+            opened, ends[path] = {path: node}, (path, path)
+        for new in opened:
+            if new in nodes:
+                raise ExportError(
+                    f"node '{new}': so is a node inside a nested graph called once it is opened; rename one"
+                )
+        nodes |= opened
     try:
         pairs = [(str(source), str(target)) for source, target in graph.edges]
     except (TypeError, ValueError) as error:
@@ -113,23 +115,15 @@ def inline(
     return nodes, edges
 
 
-def _new(path: str, nodes: dict[str, Any]) -> None:
-    if path in nodes:
-        raise ExportError(
-            f"node '{path}': so is a node inside a nested graph called once it is opened; rename one"
-        )
-
-
-def _ends(graph: nir.NIRGraph, path: str) -> tuple[str, str]:
+def _ends(nodes: dict[str, Any], where: str) -> list[str]:
+    """Return the names of the one Input and the one Output; `where` begins the message about others."""
     found = []
     for kind in ENDS:
-        names = [name for name, node in graph.nodes.items() if isinstance(node, kind)]
+        names = [name for name, node in nodes.items() if isinstance(node, kind)]
         if len(names) != 1:
-            raise ExportError(
-                f"node '{path}': nested graph with {len(names)} {kind.__name__} nodes, needs exactly one"
-            )
-        found.append(f"{path}.{names[0]}")
-    return found[0], found[1]
+            raise ExportError(f"{where} {len(names)} {kind.__name__} nodes, needs exactly one")
+        found += names
+    return found
 
 
 def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = None) -> Topology:
@@ -142,14 +136,9 @@ def topology(nodes: dict[str, Any], edges: Sequence[Edge], dt_s: float | None = 
     Raises:
         ExportError: not one Input and one Output at the top, a node that nothing feeds, a loop without a meaning.
     """
-    ends = []
-    for kind in ENDS:
-        # A nested graph's ends carry a dot and only pass on what they get.
-        names = [n for n, node in nodes.items() if isinstance(node, kind) and "." not in n]
-        if len(names) != 1:
-            raise ExportError(f"graph: {len(names)} {kind.__name__} nodes, needs exactly one")
-        ends.append(names[0])
-    start, end = ends
+    # A nested graph's ends carry a dot and only pass on what they get.
+    top = {name: node for name, node in nodes.items() if "." not in name}
+    start, end = _ends(top, "graph:")
     fed = {target for _, target in edges}
     if start in fed:
         raise ExportError(

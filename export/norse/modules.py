@@ -162,7 +162,13 @@ class StepGraph(nn.Module):
             ) from error
         self._check_edges()
         self.order = self._order()
-        self.looping = self._looping()
+        stateful = {name for name, node in self.nodes.items() if is_stateful(node)}
+        # The edges that a NIR graph reads as closing a loop; what they bring is added to a synaptic
+        # current last. Where a reader would place the delays otherwise, the export writes each of
+        # them as a node, an ordinary source.
+        names = (INPUT, OUTPUT, *self.nodes)
+        found = bare_delays(names, self.edges, self.recurrent, INPUT, stateful, OUTPUT)
+        self.looping = found or frozenset()
 
     def _check_edges(self) -> None:
         every = (*self.edges, *self.recurrent)
@@ -207,14 +213,6 @@ class StepGraph(nn.Module):
             done |= set(ready)
             waiting = [n for n in waiting if n not in done]
         return tuple(order)
-
-    def _looping(self) -> frozenset[Edge]:
-        """Return the edges that a NIR graph reads as closing a loop; what they bring is added to a synaptic current last."""
-        stateful = {name for name, node in self.nodes.items() if is_stateful(node)}
-        # Where a reader would place the delays otherwise, the export writes each of them as a node, an ordinary source.
-        names = (INPUT, OUTPUT, *self.nodes)
-        found = bare_delays(names, self.edges, self.recurrent, INPUT, stateful, OUTPUT)
-        return found or frozenset()
 
     def forward(
         self, x: Tensor, state: dict[str, Any] | None = None
