@@ -6,7 +6,7 @@ Output's shape. Every filling is listed. Left open, so refused: Input without sh
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from math import prod
 from typing import Any
 
@@ -14,7 +14,14 @@ import nir
 import numpy as np
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.shapes import PER_NEURON, Array, declared_shape, infer, spread
+from knarr.export.graph.shapes import (
+    PER_NEURON,
+    Array,
+    declared_shape,
+    infer,
+    parameters,
+    spread,
+)
 from knarr.export.graph.topology import CONVS, ENDS, inline, topology
 
 KINDS: dict[str, Any] = {
@@ -75,9 +82,7 @@ def _node(where: str, tree: dict[str, Any], filled: list[str]) -> Any:
     given = dict(tree)
     kind = KINDS[given.pop("type")]
     metadata = given.pop("metadata", {})
-    allowed = {
-        f.name: f for f in fields(kind) if f.name not in ("metadata", "output_type", "input_type")
-    }
+    allowed = parameters(kind)
     ends = kind in ENDS
     if kind is nir.Flatten:
         given.pop("input_type", None)  # complete() knows it from what arrives
@@ -125,8 +130,12 @@ def _construct(where: str, kind: Any, values: dict[str, Any]) -> Any:
         integers += ["stride", "padding", "dilation"]
     for field in integers:
         value = values.get(field)
-        if value is not None and not (field == "padding" and isinstance(value, str)):
-            values[field] = _integer(where, field, value)
+        if value is None or (field == "padding" and isinstance(value, str)):
+            continue
+        array = np.asarray(value)
+        if array.size != 1 or array.dtype.kind not in "iu":
+            raise ExportError(f"node '{where}': {field} must be one integer; rewrite it")
+        values[field] = array.item()
     # nir computes shapes in the constructor and fails on what it does not expect, so it gets none; complete() sets the
     # others.
     shape = values.get("input_shape")
@@ -159,13 +168,6 @@ def _array(where: str, field: str, value: Any) -> Array:
     return array
 
 
-def _integer(where: str, field: str, value: Any) -> int:
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "iu":
-        raise ExportError(f"node '{where}': {field} must be one integer; rewrite it")
-    return int(array.ravel()[0])
-
-
 def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
     """Check every shape and spread every parameter over its neurons, in place.
 
@@ -181,8 +183,8 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
     # A file of a few bytes may declare scalars over millions of neurons: count before anything is spread.
     total = 0
     for name, node in nodes.items():
-        parameters = PER_NEURON.get(type(node), ())
-        total += 8 * prod(entering[name]) * len(parameters)  # each is a float64
+        spreading = PER_NEURON.get(type(node), ())
+        total += 8 * prod(entering[name]) * len(spreading)  # each is a float64
     if total > MAX_SPREAD_BYTES:
         raise ExportError(
             f"graph: its neurons' parameters take {total:,} bytes, at most {MAX_SPREAD_BYTES:,}; check the shapes it declares"

@@ -15,24 +15,24 @@ import numpy.typing as npt
 
 from knarr.export.errors import ExportError
 from knarr.export.graph.step_synapses import ints
-from knarr.export.graph.topology import CONVS, ENDS, LINEARS, POOLS, Topology
+from knarr.export.graph.topology import CONVS, ENDS, LINEARS, NEURONS, POOLS, Topology
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[Any]
 MAX_FEATURES = 2**22
 """Most neurons of one layer; Loihi 2 has 2**20 on a chip. A file that declares more asks for memory, not for an answer."""
+
+
+def parameters(kind: Any) -> dict[str, Any]:
+    """Return the fields of a kind of node by name, without those that every node has."""
+    common = ("metadata", "input_type", "output_type")
+    return {field.name: field for field in fields(kind) if field.name not in common}
+
+
 PER_NEURON = {
-    nir.LIF: ("tau", "r", "v_leak", "v_threshold", "v_reset"),
-    nir.CubaLIF: ("tau_syn", "tau_mem", "r", "v_leak", "v_threshold", "v_reset", "w_in"),
-    nir.LI: ("tau", "r", "v_leak"),
-    nir.CubaLI: ("tau_syn", "tau_mem", "r", "v_leak", "w_in"),
-    nir.IF: ("r", "v_threshold", "v_reset"),
-    nir.I: ("r",),
-    nir.Scale: ("scale",),
-    nir.Threshold: ("threshold",),
-    nir.Delay: ("delay",),
+    kind: tuple(parameters(kind)) for kind in (*NEURONS, nir.Scale, nir.Threshold, nir.Delay)
 }
-"""The fields of each neuron that hold one value per feature."""
+"""The fields of each neuron that hold one value per feature: all that are its own."""
 
 
 def input_shape(name: str, node: nir.Input) -> Shape:
@@ -86,7 +86,12 @@ def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], 
         waiting.remove(name)
         shapes = [leaving[source] for source in topology.sources[name] if source in leaving]
         entering[name] = shapes[0]
-        leaving[name] = _bounded(name, node_shape(name, nodes[name], shapes[0]))
+        try:
+            given = node_shape(name, nodes[name], shapes[0])
+        except ExportError as error:
+            # Sizes are read without knowing whose they are; the name is added where it is missing.
+            raise error if "'" in str(error) else ExportError(f"node '{name}': {error}") from error
+        leaving[name] = _bounded(name, given)
     for name in topology.order:
         for source in (*topology.sources[name], *topology.looping[name]):
             if leaving[source] != entering[name]:
@@ -100,14 +105,6 @@ def infer(nodes: dict[str, Any], topology: Topology) -> tuple[dict[str, Shape], 
 def node_shape(name: str, node: Any, shape: Shape) -> Shape:
     """Return the shape that leaves a node which `shape` enters; checks the node's parameters against it."""
     finite(name, node)
-    try:
-        return _node_shape(name, node, shape)
-    except ExportError as error:
-        # Sizes are read without knowing whose they are; the name is added where it is missing.
-        raise error if "'" in str(error) else ExportError(f"node '{name}': {error}") from error
-
-
-def _node_shape(name: str, node: Any, shape: Shape) -> Shape:
     if type(node) in PER_NEURON:
         for field in PER_NEURON[type(node)]:
             _fits(name, field, np.asarray(getattr(node, field)), shape)
@@ -151,9 +148,7 @@ def finite(name: str, node: Any) -> None:
     Raises:
         ExportError: names node and field.
     """
-    for field in (f.name for f in fields(node)):
-        if field in ("metadata", "input_type", "output_type", "nodes", "edges"):
-            continue
+    for field in parameters(node):
         value = getattr(node, field, None)
         if value is None:
             if field == "input_shape":  # what arrives says it as well
