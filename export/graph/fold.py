@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import nir
@@ -90,13 +91,9 @@ def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
         if isinstance(work.nodes.get(name), POOLS):
             work.fold_pool(name)
     for name, node in work.nodes.items():
-        if not isinstance(node, CONVS):
-            continue
-        if int(node.groups) > 1 and not keep_groups:
+        if isinstance(node, CONVS) and int(node.groups) > 1 and not keep_groups:
             work.done.append(f"{node.groups} groups of '{name}' as one dense kernel")
             work.nodes[name] = dense_groups(node)
-        else:
-            work.nodes[name] = numeric_padding(node)
     # The certificate is of the voltages of the graph before, which folding moves by roundings.
     metadata = dict(graph.metadata)
     for dropped in ("certificate", "knarr_filled"):
@@ -127,8 +124,8 @@ def fold_difference(graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float) -> 
     for dtype in ("float64", "float32"):  # float32 last: its traces give the voltages
         before = step_nir(graph, inputs, dt_s, dtype=dtype)
         after = step_nir(folded, inputs, dt_s, dtype=dtype)
-        unequal = [z != after.spikes[name] for name, z in before.spikes.items()]
-        differing[dtype] = sum(int(each.sum()) for each in unequal)
+        unequal = [(z != after.spikes[name]).sum() for name, z in before.spikes.items()]
+        differing[dtype] = int(sum(unequal))
     moved = [np.abs(v - after.v[name]).max(initial=0) for name, v in before.v.items()]
     spikes = sum(int(z.sum()) for z in before.spikes.values())
     if not spikes:
@@ -232,6 +229,9 @@ class _Fold:
         topo = topology(self.nodes, self.edges)
         self.order, self.looping = topo.order, topo.looping
         self.entering, self.leaving = infer(self.nodes, topo)
+        for name, node in self.nodes.items():
+            if isinstance(node, CONVS) and isinstance(node.padding, str):
+                self.nodes[name] = _numeric_padding(node)
 
     def sources(self, name: str) -> list[str]:
         """List the nodes that feed this one."""
@@ -312,8 +312,7 @@ class _Fold:
         # A convolution before it that a loop enters in place of the pool would let the loop wait elsewhere.
         before = None if self.looping[name] else self._own_source(name, (nir.Conv2d,))
         if not remaining:
-            self.edges = [edge for edge in self.edges if name not in edge]
-            del self.nodes[name]
+            self.remove(name)
         elif before is not None:
             self._fold_pool_back(name, before)
         elif not several and any(
@@ -357,7 +356,7 @@ class _Fold:
         Raises:
             ExportError: the convolution's padding would meet pixels that the pool left out or covers twice.
         """
-        conv_node = numeric_padding(self.nodes[conv_name])
+        conv_node = self.nodes[conv_name]
         pool, conv = _as_kernel(self.nodes[name]), _as_kernel(conv_node)
         size, step = pool.weight.shape[2:], ints(self.nodes[name].stride)
         sides, cells = self.entering[name][1:], self.leaving[name][1:]
@@ -377,7 +376,7 @@ class _Fold:
         Raises:
             ExportError: a padded pool, whose zeros are not the convolution's.
         """
-        conv_node = numeric_padding(self.nodes[conv_name])
+        conv_node = self.nodes[conv_name]
         pool, conv = _as_kernel(self.nodes[name]), _as_kernel(conv_node)
         if pool.padding.any():
             raise ExportError(
@@ -437,14 +436,12 @@ def _scaled(synapse: Any, factors: Float64, axis: int) -> Any:
     return scaled
 
 
-def numeric_padding(node: Any) -> Any:
-    """Return a convolution whose padding is numbers.
+def _numeric_padding(node: Any) -> Any:
+    """Return a convolution with numbers for a padding that is a text.
 
     Raises:
         ExportError: 'same' of an even kernel, which pads one side more than the other.
     """
-    if not isinstance(node.padding, str):
-        return node
     kernel = np.asarray(node.weight).shape[2:]
     padding = padding_numbers(node.padding, ints(node.dilation, len(kernel)), kernel)
     if padding is None:
@@ -458,8 +455,8 @@ def numeric_padding(node: Any) -> Any:
 
 
 def dense_groups(node: Any) -> Any:
-    """Return a convolution with one dense kernel and padding as numbers."""
-    plain = copy.copy(numeric_padding(node))
+    """Return a convolution with one dense kernel."""
+    plain = copy.copy(node)
     weight = torch.as_tensor(float64(node.weight))
     plain.weight = dense_kernel(weight, int(node.groups)).numpy()
     plain.groups = 1
@@ -481,16 +478,14 @@ class _Kernel(NamedTuple):
 def _as_kernel(node: Any) -> _Kernel:
     """Read a pool, or a convolution whose padding is numbers."""
     if isinstance(node, POOLS):
-        high, wide = ints(node.kernel_size)
-        gain = 1.0 / (high * wide) if isinstance(node, nir.AvgPool2d) else 1.0
-        weight = np.full((1, 1, high, wide), gain)
-        dilation: Shape = (1, 1)
+        window = ints(node.kernel_size)
+        gain = 1.0 / prod(window) if isinstance(node, nir.AvgPool2d) else 1.0
+        weight = np.full((1, 1, *window), gain)
     else:
         weight = float64(node.weight)
-        dilation = ints(node.dilation)
-    stride = np.array(ints(node.stride))
-    padding = np.array(ints(node.padding))
-    return _Kernel(weight, stride, padding, np.array(dilation))
+    # NIR has no dilation of pools.
+    sizes = (node.stride, node.padding, getattr(node, "dilation", 1))
+    return _Kernel(weight, *(np.array(ints(size)) for size in sizes))
 
 
 def _one_convolution(first: _Kernel, second: _Kernel, bias: Any, groups: int) -> nir.Conv2d:
