@@ -28,15 +28,12 @@ import numpy as np
 
 from knarr.deploy.errors import DeployError
 from knarr.export.graph.shapes import Shape, infer
-from knarr.export.graph.step_synapses import delay_steps, ints
-from knarr.export.graph.topology import Edge, Topology, topology
+from knarr.export.graph.step_synapses import delay_steps, float64, ints
+from knarr.export.graph.topology import CONVS, LINEARS, NEURONS, Edge, Topology, topology
 from knarr.hw_sim.arrays import Float64, Int32
 from knarr.hw_sim.network import DECAY_UNITY, MAX_DELAY
 
-DENSE = (nir.Linear, nir.Affine)
-CONVS = (nir.Conv1d, nir.Conv2d)
 SPIKING = (nir.LIF, nir.CubaLIF, nir.IF)
-READOUTS = (nir.LI, nir.CubaLI, nir.I)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,9 +172,9 @@ def read_chain(graph: nir.NIRGraph, dt_s: float, *, approximate: bool) -> Chain:
             steps = delay_steps(name, node, dt_s).astype(np.int32)
             delays = before if synapse is None else after
             delays.append(np.broadcast_to(steps, leaving[name]))
-        elif isinstance(node, (*DENSE, *CONVS)) and synapse is None:
+        elif isinstance(node, (*LINEARS, *CONVS)) and synapse is None:
             synapse = name
-        elif isinstance(node, (*SPIKING, *READOUTS)):
+        elif isinstance(node, NEURONS):
             if layers and not layers[-1].neuron.fires:
                 raise DeployError(
                     f"node '{layers[-1].neuron.name}': never fires, so nothing after it would hear "
@@ -251,7 +248,7 @@ def _loops(nodes: dict[str, Any], edges: list[Edge], order: Topology) -> dict[st
     for target, sources in order.looping.items():
         for source in sources:
             bare = source == target
-            plain = isinstance(nodes[source], DENSE) and order.sources[source] == (target,)
+            plain = isinstance(nodes[source], LINEARS) and order.sources[source] == (target,)
             # Whatever else hears the synapse of a loop would hear it in the same step.
             alone = bare or [end for start, end in edges if start == source] == [target]
             single = isinstance(nodes[target], SPIKING) and len(sources) == 1
@@ -281,20 +278,19 @@ def normalise(name: str, node: Any, dt_s: float, notes: Notes) -> FloatNeuron:
     """
     integrates = isinstance(node, (nir.IF, nir.I))
     filtered = isinstance(node, (nir.CubaLIF, nir.CubaLI))
-    v_share = None if integrates else dt_s / _field(name, node, "tau_mem" if filtered else "tau")
-    i_share = dt_s / _field(name, node, "tau_syn") if filtered else None
+    v_share = None if integrates else _share(name, node, "tau_mem" if filtered else "tau", dt_s)
+    i_share = _share(name, node, "tau_syn", dt_s) if filtered else None
     # Without a leak nothing is forgotten, without a synaptic current everything is.
     v_decay, i_decay = 0, DECAY_UNITY
     gain_per_r: Float64 | float = dt_s
     if v_share is not None:
         v_decay = _register(name, "voltage", v_share, 0, notes)
         gain_per_r = v_share
+    gain = float64(node.r) * gain_per_r
     if i_share is not None:
         i_decay = _register(name, "current", i_share, 1, notes)
-    gain = _field(name, node, "r") * gain_per_r
-    if i_share is not None:
-        gain = gain * _field(name, node, "w_in") * i_share
-    leak = np.zeros(1) if integrates else _field(name, node, "v_leak")
+        gain = gain * float64(node.w_in) * i_share
+    leak = np.zeros(1) if integrates else float64(node.v_leak)
     if v_decay == DECAY_UNITY:
         v_decay -= 1
         notes.rounded.append(
@@ -303,8 +299,8 @@ def normalise(name: str, node: Any, dt_s: float, notes: Notes) -> FloatNeuron:
     fires = hasattr(node, "v_threshold")
     height, bias, rest = np.ones(1), np.zeros(1), 0.0
     if fires:
-        reset = _field(name, node, "v_reset")
-        height = _field(name, node, "v_threshold") - reset
+        reset = float64(node.v_reset)
+        height = float64(node.v_threshold) - reset
         if (height <= 0).any():
             raise DeployError(
                 f"node '{name}': v_threshold lies {height.min():g} above v_reset; a neuron needs "
@@ -350,17 +346,14 @@ def normalise(name: str, node: Any, dt_s: float, notes: Notes) -> FloatNeuron:
     )
 
 
-def _field(name: str, node: Any, field: str) -> Float64:
-    array = np.atleast_1d(np.asarray(getattr(node, field), dtype=np.float64))
-    if not np.isfinite(array).all():
+def _share(name: str, node: Any, field: str, dt_s: float) -> Float64:
+    """Return dt/tau of each neuron."""
+    tau_s = float64(getattr(node, field))
+    if (tau_s <= 0).any():
         raise DeployError(
-            f"node '{name}': {field} holds something else than finite numbers; repair it"
+            f"node '{name}': {field} is {tau_s.min():g} s; a time constant is above 0"
         )
-    if field.startswith("tau") and (array <= 0).any():
-        raise DeployError(
-            f"node '{name}': {field} is {array.min():g} s; a time constant is above 0"
-        )
-    return array
+    return dt_s / tau_s
 
 
 def _register(name: str, which: str, share: Float64, low: int, notes: Notes) -> int:
@@ -408,44 +401,27 @@ def _identity(shape: Shape) -> Any:
 def _float_layer(
     name: str, node: Any, shape: Shape, out: Shape, neuron: FloatNeuron, notes: Notes
 ) -> FloatLayer:
-    weight, bias = _values(name, node)
+    weight, bias = _values(node)
     gain = _rows(neuron.name, "gain or threshold", neuron.gain, out)
     rest = _rows(neuron.name, "v_leak", neuron.bias, out)
     bias = gain * _unfiltered_bias(name, neuron, bias, notes) + rest
     # Neurons with thresholds or gains of their own get them as a factor of their row of weights.
     weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
-    geometry = None
+    geometry: dict[str, Any] | None = None
     if isinstance(node, CONVS):
         if isinstance(node, nir.Conv1d):
             weight = weight[:, :, None, :]
-        geometry = {
-            "input_shape": chip_shape(shape),
-            "stride": _pair(node, "stride", 1),
-            "padding": _pair(node, "padding", 0),
-            "dilation": _pair(node, "dilation", 1),
-            "groups": int(node.groups),
-        }
+        geometry = {"input_shape": chip_shape(shape), "groups": int(node.groups)}
+        # A signal is one pixel high, on which a kernel takes one step without padding.
+        for key, high in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            geometry[key] = (high, *ints(getattr(node, key), len(shape) - 1))[-2:]
     return FloatLayer(name, neuron, weight, bias, geometry=geometry)
 
 
-def _pair(node: Any, field: str, one_pixel: int) -> tuple[int, int]:
-    """Return (height, width) of a step; a signal has `one_pixel` for a height."""
-    if isinstance(node, nir.Conv1d):
-        (width,) = ints(getattr(node, field), 1)
-        return one_pixel, width
-    height, width = ints(getattr(node, field))
-    return height, width
-
-
-def _values(name: str, node: Any) -> tuple[Float64, Float64]:
+def _values(node: Any) -> tuple[Float64, Float64]:
     """Return weights and bias of a synapse's node, 0 where it has no bias."""
-    weight = np.asarray(node.weight, dtype=np.float64)
-    bias = np.zeros(len(weight))
-    if hasattr(node, "bias"):
-        bias = np.asarray(node.bias, dtype=np.float64).reshape(-1)
-    if not np.isfinite(weight).all() or not np.isfinite(bias).all():
-        raise DeployError(f"node '{name}': holds weights or a bias that are not finite; repair it")
-    return weight, bias
+    weight = float64(node.weight)
+    return weight, float64(node.bias) if hasattr(node, "bias") else np.zeros(len(weight))
 
 
 def _rows(name: str, what: str, values: Float64, out: Shape) -> Float64:
@@ -517,7 +493,7 @@ def _recurrent(layer: FloatLayer, source: str, node: Any, notes: Notes) -> Float
             f"node '{layer.name}': delays in a layer with a loop, which netx drops; remove them"
         )
     outputs = (len(layer.weight),)
-    weight, bias = _values(name, _identity(outputs) if node is None else node)
+    weight, bias = _values(_identity(outputs) if node is None else node)
     # Spikes that come back reach the neuron through the same gain as those that arrive.
     gain = _rows(layer.neuron.name, "gain", layer.neuron.gain, outputs)
     bias = layer.bias + gain * _unfiltered_bias(name, layer.neuron, bias, notes)

@@ -35,7 +35,7 @@ from knarr.deploy.lowering.quantise import (
     widest_scale,
 )
 from knarr.deploy.rules import ACCUMULATOR, check_network, fatal, worst_sums
-from knarr.export import ExportError, Trace, fold, graph_hash, step_nir
+from knarr.export import ExportError, fold, graph_hash, step_nir
 from knarr.export.arguments import as_dt
 from knarr.hw_sim import ChipError, ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
@@ -111,8 +111,7 @@ def lower(
     if chip != "loihi2":
         raise DeployError(f"chip: '{chip}' is not known; choose loihi2")
     # bool is an int to Python, and True would be 1 bit.
-    whole = isinstance(weight_bits, int) and not isinstance(weight_bits, bool)
-    if not whole or not 2 <= weight_bits <= 8:
+    if type(weight_bits) is not int or not 2 <= weight_bits <= 8:
         raise DeployError(f"weight_bits: {weight_bits!r}, allowed 2..8")
     if allow_approximate and calibration is None:
         raise DeployError(
@@ -142,7 +141,10 @@ def lower(
     task = _Task(folded, chain, coding, readout, float(dt_s), weight_bits)
     overall = None
     if calibration is None:
-        layers, facts = _from_weights_alone(task)
+        chosen = [_scale_from_weights(layer, weight_bits) for layer in chain.layers]
+        layers = [made.layer for made in chosen]
+        pairs = zip(chain.layers, chosen, strict=True)
+        facts = [_describe(layer, made, task.dt_s) for layer, made in pairs]
     else:
         layers, facts, overall = _calibrate(task, calibration, labels, progress)
     lost = [line for known in facts for line in _rounding_notes(known)]
@@ -186,20 +188,6 @@ Facts = dict[str, Any]
 """JSON values that say what is known of a layer, or of the whole network."""
 
 
-def _from_weights_alone(task: _Task) -> tuple[list[Layer], list[Facts]]:
-    """Lower with the widest scales, measuring nothing.
-
-    Raises:
-        DeployError: a layer that one scale cannot hold.
-    """
-    layers, facts = [], []
-    for layer in task.chain.layers:
-        chosen = _scale_from_weights(layer, task.weight_bits)
-        layers.append(chosen.layer)
-        facts.append(_describe(layer, chosen, task.dt_s))
-    return layers, facts
-
-
 def _calibrate(
     task: _Task,
     samples: npt.ArrayLike,
@@ -239,9 +227,10 @@ def _calibrate(
     layers, facts = [], []
     in_all = len(task.chain.layers)
     for level, layer in enumerate(task.chain.layers):
-        wanted = _float_output(layer, floats)
-        name = layer.neuron.name
-        if layer.neuron.fires and not wanted.any():
+        neuron, name = layer.neuron, layer.neuron.name
+        # Of a readout the volts above its rest.
+        wanted: Array = floats.spikes[name] if neuron.fires else floats.v[name] - neuron.rest
+        if neuron.fires and not wanted.any():
             raise DeployError(
                 f"node '{name}': never fires on the calibration samples, so they say nothing about "
                 "it; give others"
@@ -261,8 +250,8 @@ def _calibrate(
         if progress is not None:
             progress(level + 1, in_all)
     overall = {
-        "samples": int(events.shape[0]),
-        "timesteps": int(events.shape[1]),
+        "samples": events.shape[0],
+        "timesteps": events.shape[1],
         "classes_kept": facts[-1]["classes_kept"],
     }
     if true is not None:
@@ -284,17 +273,6 @@ def _labels(labels: npt.ArrayLike | None, samples: int) -> IntArray | None:
 
 def _decide(readout: Readout, output: Array) -> Int64:
     return readout.decide(output.reshape(*output.shape[:2], -1))
-
-
-def _float_output(layer: FloatLayer, floats: Trace) -> Array:
-    """Return spikes of the float graph, or volts of a readout above its rest.
-
-    Returns:
-        (samples, timesteps, *features).
-    """
-    if layer.neuron.fires:
-        return floats.spikes[layer.neuron.name]
-    return floats.v[layer.neuron.name] - layer.neuron.rest
 
 
 def _classes_from(task: _Task, neuron: str, sent: Array) -> Int64:
@@ -403,7 +381,7 @@ def _scale_from_spikes(
         states_fit = peaks["u_peak"] < UNWRAPPED and peaks["v_peak"] < STATE_MAX - 1
         if peaks["sum_peak"] >= ACCUMULATOR or not states_fit:
             return
-        distance = _distance(output, wanted, None if fires else _per_volt(layer, scale))
+        distance = _distance(output, wanted, None if fires else made.scale)
         if best is None or distance < nearest:
             nearest = distance
             best = _ScaledLayer(made, scale, tried)
@@ -417,19 +395,18 @@ def _scale_from_spikes(
     while best is None and smaller * largest_weight(layer) >= 1:
         smaller /= STEP_DOWN
         attempt(float(smaller))
-    if best is not None:
-        middle = best.scale
-        for factor in NEAR_FACTORS:
-            attempt(float(middle * factor))
-        middle = best.scale
-        for offset in OFFSETS if fires else ():
-            attempt(middle, offset)
     if best is None:
         raise DeployError(
             f"node '{layer.name}': at every legal scale its sums pass the accumulator's "
             f"{ACCUMULATOR - 1}, or its states leave 24 bits, on the calibration samples; "
             "use fewer weight bits or smaller payloads"
         )
+    middle = best.scale
+    for factor in NEAR_FACTORS:
+        attempt(float(middle * factor))
+    middle = best.scale
+    for offset in OFFSETS if fires else ():
+        attempt(middle, offset)
     return replace(best, tried=tried)
 
 
@@ -438,16 +415,12 @@ def _dyadic(scale: float) -> float:
     return float(2.0 ** np.floor(np.log2(scale)))
 
 
-def _per_volt(layer: FloatLayer, scale: float) -> float:
-    """Return how many units of a readout's chip voltage stand for one volt."""
-    return (1 << STATE_SHIFT) * scale * layer.units
-
-
 def _distance(output: IntArray, wanted: Array, per_volt: float | None) -> float:
     """Measure how far the output of a chip layer is from the float graph's.
 
     Spikes count decisions that differ plus differences of spike counts, so that silence is no cheap
-    agreement; readouts the mean absolute difference in volts.
+    agreement; readouts the mean absolute difference in volts, for which `per_volt` is how many
+    units of their chip voltage stand for one volt.
     """
     wanted = wanted.reshape(output.shape)
     if per_volt is not None:
@@ -559,8 +532,8 @@ def _measure(layer: FloatLayer, chosen: _ScaledLayer, output: IntArray, wanted: 
     """Compare a chip layer, which hears the chip's layers before it, with the float graph's."""
     wanted = wanted.reshape(output.shape)
     if not layer.neuron.fires:
-        off = np.abs(output / _per_volt(layer, chosen.scale) - wanted)
-        return {"volts_float": float(np.abs(wanted).mean()), "volts_off": float(off.mean())}
+        off = _distance(output, wanted, chosen.layer.scale)
+        return {"volts_float": float(np.abs(wanted).mean()), "volts_off": off}
     differs = output != wanted
     first = None
     if differs.any():

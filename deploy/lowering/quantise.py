@@ -182,7 +182,7 @@ def unrounded_weights(graph: nir.NIRGraph, network: ChipNetwork) -> dict[str, Fl
     Raises:
         DeployError: the network was lowered from another graph, or not by `lower`.
     """
-    if network.graph_hash is None or network.graph_hash != graph_hash(graph):
+    if network.graph_hash != graph_hash(graph):
         raise DeployError("network: was not lowered from this graph; lower this graph again")
     notes = network.lowering
     scales = {facts["name"]: facts.get("scale") for facts in notes.get("layers", ())}
