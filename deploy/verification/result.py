@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-FLOAT_STAGES, CHIP_STAGES = ("Norse", "NIR"), ("hw_sim", "Lava")
-
 
 @dataclass(frozen=True)
 class Side:
@@ -93,7 +91,7 @@ class Comparison:
         return abs(right - left) / left
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain numbers, text and lists."""
+        """Return plain numbers, text and sequences."""
         return {**asdict(self), "rates": self.rates, "rate_error": self.rate_error}
 
 
@@ -167,21 +165,23 @@ class Verification:
     def decided_differently(self) -> int | None:
         """Samples on which float and chip decide differently; None without a float stage."""
         # Stages of a kind decide alike where the verification holds, so one of each speaks for it.
-        floats = [self.decisions[stage] for stage in FLOAT_STAGES if stage in self.decisions]
-        chips = [self.decisions[stage] for stage in CHIP_STAGES if stage in self.decisions]
+        floats, chips = (
+            [self.decisions[stage] for stage in stages if stage in self.decisions]
+            for stages in (("Norse", "NIR"), ("hw_sim", "Lava"))
+        )
         if not floats or not chips:
             return None
         return sum(a != b for a, b in zip(floats[0], chips[0], strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain numbers, text and lists."""
+        """Return plain numbers, text and sequences."""
         return {
             "holds": self.holds,
             "samples": self.samples,
             "timesteps": self.timesteps,
             "rows": [row.to_json() for row in self.rows],
-            "decisions": {stage: list(decided) for stage, decided in self.decisions.items()},
-            "labels": None if self.labels is None else list(self.labels),
+            "decisions": dict(self.decisions),
+            "labels": self.labels,
             "correct": self.correct,
             "decided_differently": self.decided_differently,
             "raster": None if self.raster is None else asdict(self.raster),

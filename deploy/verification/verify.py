@@ -6,7 +6,7 @@ a view: its arrays (samples, timesteps, *features) by layer, and the state of an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isclose, prod
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
-from knarr.deploy.lava.run import run_on_lava
+from knarr.deploy.lava.run import Progress, run_on_lava
 from knarr.deploy.lowering.chain import chip_shape
 from knarr.deploy.netx.files import read_net
 from knarr.deploy.verification.result import (
@@ -31,13 +31,12 @@ from knarr.deploy.verification.result import (
 from knarr.export import ExportError, Trace, graph_hash, step_nir, to_nir, trace_module
 from knarr.export.graph.shapes import graph_input_shape
 from knarr.export.graph.topology import inline, topology
-from knarr.hw_sim import ChipNetwork, Neuron, Recording, simulate
+from knarr.hw_sim import ChipNetwork, Recording, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT, decay
 from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE, first_difference
 
-Progress = Callable[[int, int], None]
 At = tuple[int, ...]
 """Place of a value in an array: (sample, time step, *index of the neuron)."""
 SHOWN_NEURONS = 30
@@ -113,19 +112,15 @@ def verify(
                 f"{path}: its neuron '{layer.neuron.name}' is not in the graph; lower this graph "
                 "again"
             )
-    outputs: dict[str, Array] = {"NIR": stepped.trace.output}
+    views = [stepped]
     found = Comparisons()
     if module is not None:
         live = FloatView("Norse", trace_module(module, floats))
-        outputs = {"Norse": live.trace.output, **outputs}
+        views = [live, stepped]
         _same_neurons(live, stepped)
         for name in live.v:
             found.add_all(live, stepped, name, ("spikes", "v"))
-    ours, lava = _run_chip(path, network, events, timeout_s, progress)
-    for layer in network.layers:
-        if layer.neuron.spikes:
-            found.add(stepped, ours, (layer.neuron.name, layer.name), "spikes", "~")
-    return _verification(ours, lava, found, outputs, true)
+    return _verification(path, network, events, timeout_s, progress, found, views, true)
 
 
 def verify_network(
@@ -151,8 +146,7 @@ def verify_network(
     """
     network = read_net(path)
     events = check_inputs(network.input, inputs, timesteps)
-    ours, lava = _run_chip(path, network, events, timeout_s, progress)
-    return _verification(ours, lava, Comparisons(), {}, None)
+    return _verification(path, network, events, timeout_s, progress, Comparisons())
 
 
 def _labels(labels: npt.ArrayLike | None, samples: int) -> tuple[int, ...] | None:
@@ -179,47 +173,48 @@ def _same_neurons(live: FloatView, stepped: FloatView) -> None:
             )
 
 
-def _run_chip(
+def _verification(
     path: Path,
     network: ChipNetwork,
     events: IntArray,
     timeout_s: float | None,
     progress: Progress | None,
-) -> tuple[ChipView, ChipView]:
-    ours = simulate(network, events, record=RECORDABLE)
-    lava = run_on_lava(path, events, record=RECORDABLE, timeout_s=timeout_s, progress=progress)
-    return ChipView("hw_sim", ours, network, events), ChipView("Lava", lava, network, events)
-
-
-def _verification(
-    ours: ChipView,
-    lava: ChipView,
     found: Comparisons,
-    outputs: dict[str, Array],
-    labels: tuple[int, ...] | None,
+    floats: Sequence[FloatView] = (),
+    labels: tuple[int, ...] | None = None,
 ) -> Verification:
-    """Compare the simulator and Lava, and sum up what was found.
+    """Run the simulator and Lava, compare them, and sum up what was found.
 
     Args:
-        ours, lava: the two that must be equal in everything.
-        found: comparisons with the graph, if there is one.
-        outputs: stage -> output of the float stages.
+        path, network: the `.net` file and what is in it.
+        events: (samples, timesteps, *features) integers.
+        timeout_s, progress: as for `run_on_lava`.
+        found: comparisons of the float stages.
+        floats: the float stages, NIR the last of them, if there is a graph.
         labels: as in `Verification`.
     """
+    ours = ChipView("hw_sim", simulate(network, events, record=RECORDABLE), network, events)
+    run = run_on_lava(path, events, record=RECORDABLE, timeout_s=timeout_s, progress=progress)
+    lava = ChipView("Lava", run, network, events)
+    for stepped in floats[-1:]:
+        for layer in network.layers:
+            if layer.neuron.spikes:
+                found.add(stepped, ours, (layer.neuron.name, layer.name), "spikes", "~")
     for name in ours.v:
         found.add_all(ours, lava, name, ("spikes", "v", "u"))
-    outputs |= {view.name: view.recording.output for view in (ours, lava)}
-    samples, timesteps = ours.inputs.shape[:2]
-    decisions = {name: _decide(ours.network, name, output) for name, output in outputs.items()}
+    views: list[View] = [*floats, ours, lava]
+    decisions = {view.name: _decide(network, view) for view in views}
+    samples, timesteps = events.shape[:2]
     return Verification(tuple(found.rows), samples, timesteps, decisions, labels, found.raster())
 
 
-def _decide(network: ChipNetwork, stage: str, output: Array) -> tuple[int, ...]:
+def _decide(network: ChipNetwork, view: View) -> tuple[int, ...]:
+    output = view.record.output
     flat = output.reshape(*output.shape[:2], -1)
     width = prod(network.output_shape)
     if flat.shape[2] != width:
         raise DeployError(
-            f"{stage}: {flat.shape[2]} outputs, the chip network has {width}; they are not the "
+            f"{view.name}: {flat.shape[2]} outputs, the chip network has {width}; they are not the "
             "same network"
         )
     # float32 sums of a readout would depend on their order.
@@ -237,19 +232,19 @@ class FloatView:
 
     Args:
         name: name of the stage.
-        trace: what was recorded.
+        record: what was recorded.
         graph, inputs, dt_s: those of NIR's trace; they tell thresholds, and let it step one sample
             again.
     """
 
     name: str
-    trace: Trace
+    record: Trace
     graph: nir.NIRGraph | None = None
     inputs: Array | None = None
     dt_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.spikes, self.v, self.u = self.trace.spikes, self.trace.v, self.trace.i
+        self.spikes, self.v, self.u = self.record.spikes, self.record.v, self.record.i
 
     def side(self, layer: str, value: float, at: At) -> Side:
         """Return the state of one neuron; `value` is what was compared there."""
@@ -313,19 +308,19 @@ class ChipView:
 
     Args:
         name: name of the stage.
-        recording: what was recorded.
+        record: what was recorded.
         network: the chip network.
         inputs: what it was fed.
     """
 
     name: str
-    recording: Recording
+    record: Recording
     network: ChipNetwork
     inputs: Array
 
     def __post_init__(self) -> None:
-        self.v, self.u = self.recording.v, self.recording.u
-        self.spikes = dict(self.recording.spikes)
+        self.v, self.u = self.record.v, self.record.u
+        self.spikes = dict(self.record.spikes)
         for layer in self.network.layers:
             # Layers that never fire by their nature have no spikes to compare.
             if not layer.neuron.spikes:
@@ -333,7 +328,13 @@ class ChipView:
 
     def side(self, layer: str, value: float, at: At) -> Side:
         """Return the state of one neuron; `value` is what was compared there."""
-        neuron, bias = self._neuron(layer, at)
+        if self.network.input.neuron is not None and layer == INPUT_LAYER:
+            neuron, bias = self.network.input.neuron, int(self.inputs[at])
+        else:
+            found = next(one for one in self.network.layers if one.name == layer)
+            # at[2] is the channel of a convolution, whose neurons share one bias.
+            bias = 0 if found.bias_int is None else int(found.bias_int[at[2]])
+            neuron = found.neuron
         before = (at[0], at[1] - 1, *at[2:])
         u = int(self.u[layer][at])
         v = np.asarray(self.v[layer][before] if at[1] else 0, dtype=np.int64)
@@ -346,14 +347,6 @@ class ChipView:
             v_reached=max(min(reached, STATE_MAX - 1), 1 - STATE_MAX),
             threshold=neuron.vth_int << STATE_SHIFT if neuron.spikes else None,
         )
-
-    def _neuron(self, layer: str, at: At) -> tuple[Neuron, int]:
-        """Return the registers of a layer, and the neuron's bias in this step."""
-        if self.network.input.neuron is not None and layer == INPUT_LAYER:
-            return self.network.input.neuron, int(self.inputs[at])
-        found = next(one for one in self.network.layers if one.name == layer)
-        # at[2] is the channel of a convolution, whose neurons share one bias.
-        return found.neuron, 0 if found.bias_int is None else int(found.bias_int[at[2]])
 
 
 View = FloatView | ChipView
