@@ -29,7 +29,6 @@ from knarr.deploy.rules import check_network, fatal
 from knarr.hw_sim import ChipNetwork, Conv, Dense, Recording, Recurrent
 from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.coding import check_inputs
-from knarr.hw_sim.network import Layer
 from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE
 
 IMPORT_ALLOWANCE_S = 120.0
@@ -158,7 +157,12 @@ class LavaJob:
     @property
     def isolated(self) -> bool:
         """True where every sample needs a network of its own."""
-        return any(_outlives_a_sample(layer) for layer in self.network.layers)
+        # Lava's reset clears neurons, not what is under way to them.
+        return any(
+            isinstance(layer, Recurrent)
+            or (isinstance(layer, Dense) and layer.delay_int is not None)
+            for layer in self.network.layers
+        )
 
     @property
     def layer_names(self) -> list[str]:
@@ -194,12 +198,6 @@ class LavaJob:
         if not self.driven and not isinstance(self.network.layers[0], Conv):
             events = events.reshape(*events.shape[:2], -1)
         np.save(folder / "inputs.npy", events.astype(np.int64))
-
-
-def _outlives_a_sample(layer: Layer) -> bool:
-    # Lava's reset clears neurons, not what is under way to them.
-    delayed = isinstance(layer, Dense) and layer.delay_int is not None
-    return delayed or isinstance(layer, Recurrent)
 
 
 def _as_recording(job: LavaJob, parts: Sequence[dict[str, Array]]) -> Recording:

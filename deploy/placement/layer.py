@@ -85,24 +85,21 @@ class LayerCounter:
         if axis == 0:
             groups = np.eye(self.groups, dtype=np.int64)
             whole = np.repeat(groups, self.shape[0] // self.groups, axis=0)
+        elif self.conv is None:
+            whole = np.ones((1, 1), dtype=np.int64)
         else:
-            whole = self._joined(axis)
+            window = AxisWindow(
+                self.conv.input_shape[axis],
+                self.shape[axis],
+                self.conv.weight_int.shape[axis + 1],
+                self.conv.stride[axis - 1],
+                self.conv.padding[axis - 1],
+                self.conv.dilation[axis - 1],
+            )
+            # (outputs, inputs) of rows (axis 1) or columns: 1 where a tap joins them.
+            whole = window.joined().T.toarray()
         starts = edges(self.shape[axis], parts)[:-1]
         return np.add.reduceat(whole, starts, axis=0)
-
-    def _joined(self, axis: int) -> Int64:
-        """Return (outputs, inputs) int64 of rows (axis 1) or columns: 1 where a tap joins them."""
-        if self.conv is None:
-            return np.ones((1, 1), dtype=np.int64)
-        window = AxisWindow(
-            self.conv.input_shape[axis],
-            self.shape[axis],
-            self.conv.weight_int.shape[axis + 1],
-            self.conv.stride[axis - 1],
-            self.conv.padding[axis - 1],
-            self.conv.dilation[axis - 1],
-        )
-        return np.asarray(window.joined().T.toarray())
 
     def _is_product(self, resource: Resource) -> bool:
         """Tell whether the load of a core is the product of what each of its axes takes."""
@@ -178,10 +175,9 @@ class LayerCounter:
         taps in it.
         """
         blocks = self._blocks(axis, parts)
-        columns = [np.diff(edges(self.shape[axis], parts))]
-        for taps in range(int(blocks.max()) + 1):
-            columns.append((blocks == taps).sum(axis=1))
-        rows = np.stack(columns, axis=1)
+        sizes = np.diff(edges(self.shape[axis], parts))
+        counts = [(blocks == taps).sum(axis=1) for taps in range(int(blocks.max()) + 1)]
+        rows = np.column_stack([sizes, *counts])
         kind, place = np.unique(rows, axis=0, return_inverse=True)
         return kind, place.reshape(-1)
 
@@ -210,7 +206,7 @@ class LayerCounter:
 
     def expanded(self) -> int:
         """Count the synapses of the layer with none shared."""
-        rows, columns = (int(self._joined(axis).sum()) for axis in (1, 2))
+        rows, columns = (int(self._blocks(axis, 1).sum()) for axis in (1, 2))
         return self.senders * self.shape[0] * rows * columns
 
     def receivers(self, split: Split) -> Int64:

@@ -74,8 +74,7 @@ class _Placing:
 
     def __init__(self, profile: Chip) -> None:
         self.profile = profile
-        found = {resource: profile.limit(resource) for resource in COUNTED}
-        self.limits = {key: limit for key, limit in found.items() if limit is not None}
+        self.limits = {key: limit for key in COUNTED if (limit := profile.limit(key)) is not None}
         self.layers: list[LayerPlacement] = []
         self.problems: list[str] = []
         self.totals: Counter[Resource] = Counter()
@@ -101,8 +100,7 @@ class _Placing:
         # One neuron per core meets each of these alone, and so all of them.
         assert split is not None
         unmet = [limit for resource, limit in self.limits.items() if resource not in met]
-        problems = [self._problem(name, limit, counter, split) for limit in unmet]
-        self.problems = problems + self.problems
+        self.problems[:0] = [self._problem(name, limit, counter, split) for limit in unmet]
         used: dict[Resource, int] = {}
         for resource in COUNTED:
             used[resource] = counter.worst(resource, split)
