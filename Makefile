@@ -15,7 +15,7 @@ lint: install
 
 # Option -ra (pyproject.toml) names every skip. KNARR_STRICT_SKIPS=1 fails on a skip whose reason is not listed in tests/conftest.py.
 test: install
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Runs random networks on Lava, about 6 s each, and all cases of the export and fast-engine tests that `make test` only samples.
 conformance: install

@@ -29,6 +29,29 @@ ALLOWED_SKIPS = (
     "real data not found",
 )
 
+LONG_FILES = (
+    "train/test_ddp.py",
+    "deploy/test_kill.py",
+    "pipeline/test_sweep.py",
+    "hw_sim/counting/test_count_oracle.py",
+    "pipeline/test_crossing.py",
+    "deploy/test_lava.py",
+    "pipeline/test_from_python.py",
+    "pipeline/test_chip_fit.py",
+    "pipeline/test_shared_study.py",
+    "export/test_export_grid.py",
+    "hw_sim/counting/test_architectures.py",
+    "deploy/test_slayer.py",
+    "pipeline/test_stress_line.py",
+)
+"""Files of tests that take longest, begun first: one begun last would keep a single worker busy."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get(
