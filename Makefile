@@ -37,9 +37,12 @@ energy-tables: install
 demo: install
 	.venv/bin/knarr pipeline eyes --out runs/eyes
 
+# The newest versions for every supported Python, and the lowest that pyproject.toml allows for the oldest.
+UV_COMPILE = uv pip compile --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --all-extras pyproject.toml
+
 lock:
-	uv pip compile --python-version 3.10 --generate-hashes --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-find-links --all-extras requirements.in pyproject.toml -o requirements.lock
+	$(UV_COMPILE) --universal --python-version 3.11 --upgrade -o requirements.lock
+	$(UV_COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --resolution lowest-direct --upgrade -o requirements-lowest.lock
 
 clean:
 	rm -rf build dist runs *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,43 +1,49 @@
 #!/usr/bin/env bash
-# Makes .venv with Python 3.10 and everything pinned in requirements.lock; does nothing when it is up to date.
+# Makes .venv with the newest Python that is found, from 3.11 on, and everything pinned in requirements.lock; does nothing when
+# it is up to date. KNARR_PYTHON names another interpreter, KNARR_LOCK another lock file, KNARR_VENV another folder.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-runs_310() { "$@" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 10))' >/dev/null 2>&1; }
+VERSIONS=(3.14 3.13 3.12 3.11)
+lock="${KNARR_LOCK:-requirements.lock}"
+venv="${KNARR_VENV:-.venv}"
+
+serves() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))' >/dev/null 2>&1; }
 
 find_python() {
-  local candidate
-  for candidate in "${KNARR_PYTHON:-}" python3.10 python3 python; do
-    if [ -n "$candidate" ] && runs_310 "$candidate"; then command -v "$candidate"; return; fi
-  done
-  if command -v pyenv >/dev/null; then
+  local version candidate
+  if [ -n "${KNARR_PYTHON:-}" ]; then
+    serves "$KNARR_PYTHON" && command -v "$KNARR_PYTHON"
+    return
+  fi
+  for version in "${VERSIONS[@]}"; do
     # A pyenv shim answers only for the selected version, so ask for the installed ones by name.
-    for candidate in $(pyenv versions --bare 2>/dev/null | grep -E '^3\.10(\.|$)' | sort -rV); do
-      candidate="$(pyenv root)/versions/$candidate/bin/python3.10"
-      if runs_310 "$candidate"; then echo "$candidate"; return; fi
+    for candidate in "python$version" \
+      $(pyenv versions --bare 2>/dev/null | grep -E "^${version//./\\.}(\.|$)" | sort -rV | sed "s|.*|$(pyenv root 2>/dev/null)/versions/&/bin/python$version|") \
+      "$(uv python find --no-project "$version" 2>/dev/null || true)"; do
+      if [ -n "$candidate" ] && serves "$candidate"; then command -v "$candidate"; return; fi
     done
-  fi
-  if command -v uv >/dev/null; then
-    candidate="$(uv python find 3.10 2>/dev/null || true)"
-    if [ -n "$candidate" ] && runs_310 "$candidate"; then echo "$candidate"; return; fi
-  fi
+  done
+  for candidate in python3 python; do
+    if serves "$candidate"; then command -v "$candidate"; return; fi
+  done
   return 1
 }
 
-wanted="$(cat requirements.lock pyproject.toml bootstrap.sh hw_sim/engines/csrc/* | sha256sum | cut -d' ' -f1) $(pwd -P)"
-if [ -x .venv/bin/python ] && [ "$(cat .venv/knarr-installed 2>/dev/null || true)" = "$wanted" ]; then exit 0; fi
+wanted="$(cat "$lock" pyproject.toml bootstrap.sh hw_sim/engines/csrc/* | sha256sum | cut -d' ' -f1) $(pwd -P) ${KNARR_PYTHON:-}"
+if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/knarr-installed" 2>/dev/null || true)" = "$wanted" ]; then exit 0; fi
 
 python="$(find_python)" || {
-  echo "knarr needs Python 3.10 (Lava-DL 0.6 runs on no other): install it with 'pyenv install 3.10' or 'uv python install 3.10', or set KNARR_PYTHON to one." >&2
+  echo "knarr needs Python 3.11 or newer${KNARR_PYTHON:+, and KNARR_PYTHON=$KNARR_PYTHON is none}: install one with 'pyenv install 3.13' or 'uv python install 3.13', or set KNARR_PYTHON to one." >&2
   exit 2
 }
-echo "Installing knarr into .venv with $("$python" --version) (about 6 GB once, a few minutes) ..."
-if ! { [ -x .venv/bin/python ] && runs_310 .venv/bin/python; }; then
-  rm -rf .venv
-  "$python" -m venv .venv
+echo "Installing knarr into $venv with $("$python" --version) and $lock (about 6 GB once, a few minutes) ..."
+if ! { [ -x "$venv/bin/python" ] && [ "$("$venv/bin/python" --version 2>&1)" = "$("$python" --version)" ]; }; then
+  rm -rf "$venv"
+  "$python" -m venv "$venv"
 fi
-rm -f .venv/knarr-installed
-pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps)
-"${pip[@]}" --require-hashes -r requirements.lock
+rm -f "$venv/knarr-installed"
+pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps)
+"${pip[@]}" --require-hashes -r "$lock"
 "${pip[@]}" --no-build-isolation -e .
-echo "$wanted" > .venv/knarr-installed
+echo "$wanted" > "$venv/knarr-installed"

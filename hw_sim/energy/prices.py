@@ -8,13 +8,13 @@ nobody published is left out of the file and is None here, never a guess. Profil
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import tomli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from knarr.hw_sim.errors import ChipError
@@ -190,8 +190,8 @@ def _packaged(name: str) -> Profile:
 
 def _parsed(content: bytes, name: str, where: str) -> Profile:
     try:
-        values = tomli.loads(content.decode("utf-8"))
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PriceError(f"{where}: not TOML ({error})") from error
     try:
         return Profile.model_validate({**values, "name": name})
