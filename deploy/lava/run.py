@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError, LavaError
-from knarr.deploy.lava.worker import kill_group
+from knarr.deploy.lava.compatibility import lava_folder
+from knarr.deploy.lava.worker import NO_LAVA, kill_group
 from knarr.deploy.netx.files import read_net
 from knarr.deploy.rules import check_network, fatal
 from knarr.hw_sim import ChipNetwork, Conv, Dense, Recording, Recurrent
@@ -47,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 
 def lava_python() -> str:
-    """Return the interpreter that has Lava: KNARR_LAVA_PYTHON, or the one that runs knarr."""
+    """Return the interpreter that runs Lava: KNARR_LAVA_PYTHON, or the one that runs knarr."""
     return os.environ.get("KNARR_LAVA_PYTHON") or sys.executable
 
 
@@ -267,8 +268,8 @@ def supervise(
     except OSError as error:
         os.close(ours)
         raise LavaError(
-            f"Lava worker: cannot start {command[0]} ({error}); set KNARR_LAVA_PYTHON to Python "
-            "3.10 with Lava"
+            f"Lava worker: cannot start {command[0]} ({error}); set KNARR_LAVA_PYTHON to an "
+            "interpreter that has Lava, or unset it and run `knarr lava install`"
         ) from error
     finally:
         os.close(theirs)
@@ -305,6 +306,8 @@ def _wait(
             crashed_at = now
         fault = None
         lost = _lost_child(job_folder)
+        if ended and worker.returncode == NO_LAVA:
+            raise LavaError(_not_installed())
         if ended:
             fault = f"died with {_ending(worker.returncode)} after {steps} steps"
         elif lost is not None:
@@ -337,6 +340,16 @@ def _lost_child(job_folder: Path) -> str | None:
     if status < 0:
         return f"was killed by {_signal(-status)}"
     return f"ended too early, with exit status {status},"
+
+
+def _not_installed() -> str:
+    named = os.environ.get("KNARR_LAVA_PYTHON")
+    if named:
+        return (
+            f"Lava: not installed for {named}, which KNARR_LAVA_PYTHON names; name an interpreter "
+            "that has Lava, or unset it and run `knarr lava install`"
+        )
+    return f"Lava: not installed, {lava_folder()} does not hold it; run `knarr lava install`"
 
 
 def _ending(status: int) -> str:

@@ -1,4 +1,4 @@
-"""The one script that imports Lava: `python -I worker.py JOB_FOLDER`, started by `run_on_lava`.
+"""The one script that runs Lava: `python -I worker.py JOB_FOLDER`, started by `run_on_lava`.
 
 It reads job.json and inputs.npy, writes progress.json while it runs and, last of all, renames
 result.npz into place: that file's existence is the only sign of success. An exception in any of
@@ -6,12 +6,14 @@ Lava's child processes, or a kill of one, hangs `run` for ever, so a thread look
 starter watches the clock, the log and fault.json.
 
 At the top only the standard library is imported, and nothing of knarr: the interpreter that has
-Lava need not have knarr, and knarr takes `kill_group` from here without having Lava.
+Lava need not have knarr, and knarr takes `kill_group` from here without having Lava. Its one
+companion, compatibility.py, is loaded by its path.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import mmap
@@ -31,6 +33,8 @@ WATCH_S = 0.25
 CHUNK_STEPS = 200
 """Time steps between two writings of progress.json."""
 SHARED_MEMORY = "/dev/shm/"
+NO_LAVA = 69
+"""Exit status where Lava is not installed (EX_UNAVAILABLE of sysexits.h)."""
 
 
 # --- the end of a process group: every member, and the shared memory that they leave behind
@@ -233,6 +237,17 @@ class Recorder:
 # --- the run
 
 
+def load_compatibility() -> Any:
+    """Return the module of compatibility.py, which lies beside this file."""
+    path = Path(__file__).with_name("compatibility.py")
+    spec = importlib.util.spec_from_file_location("knarr_lava_compatibility", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run(job_folder: Path) -> None:
     """Run a batch of equally long samples.
 
@@ -244,7 +259,11 @@ def run(job_folder: Path) -> None:
             reach the next sample). And inputs.npy: (samples, timesteps, *features) integers.
             Receives result.npz: output, and spikes/<i>, v/<i>, u/<i> of each of netx's layers;
             (samples, timesteps, *features), time aligned to the inputs.
+
+    Raises:
+        ModuleNotFoundError: Lava (name "lava") or a package that it needs is not there.
     """
+    load_compatibility().prepare()
     import numpy as np
 
     job = json.loads((job_folder / "job.json").read_text(encoding="utf-8"))
@@ -381,4 +400,9 @@ if __name__ == "__main__":
     # Lava's processes meet at sockets whose names the system cuts at 107 bytes, which a long TMPDIR
     # passes: name them from here.
     multiprocessing.current_process()._config["tempdir"] = "."  # type: ignore[attr-defined]
-    run(folder)
+    try:
+        run(folder)
+    except ModuleNotFoundError as error:
+        if error.name != "lava":
+            raise
+        sys.exit(NO_LAVA)

@@ -456,13 +456,15 @@ import contextlib, importlib.util, io, sys, warnings
 from pathlib import Path
 import numpy as np
 warnings.simplefilter("ignore")
-from lava.lib.dl.netx.utils import optimize_weight_bits
-from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
 
 folder, worker = Path(sys.argv[1]), Path(sys.argv[2])
 spec = importlib.util.spec_from_file_location("lava_worker", worker)
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
+module.load_compatibility().prepare()
+from lava.lib.dl.netx.utils import optimize_weight_bits
+from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
+
 for job in sorted(folder.glob("job_*")):
     module.run(job)
 

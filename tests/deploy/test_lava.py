@@ -247,14 +247,19 @@ def test_lava_equals_simulate_on_weights_without_positives(tmp_path: Path) -> No
 
 
 LAVAS_OWN_FUNCTIONS = """
-import contextlib, io, sys, warnings
+import contextlib, importlib.util, io, sys, warnings
 from pathlib import Path
 import numpy as np
 warnings.simplefilter("ignore")
+
+folder, worker = Path(sys.argv[1]), Path(sys.argv[2])
+spec = importlib.util.spec_from_file_location("lava_worker", worker)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.load_compatibility().prepare()
 from lava.lib.dl.netx.utils import optimize_weight_bits
 from lava.utils.weightutils import clip_weights, determine_sign_mode, truncate_weights
 
-folder = Path(sys.argv[1])
 results = {}
 with np.load(folder / "matrices.npz") as matrices:
     for key in matrices.files:
@@ -310,7 +315,7 @@ def lavas_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
     np.savez(folder / "matrices.npz", **matrices)
     script = folder / "script.py"
     script.write_text(LAVAS_OWN_FUNCTIONS, encoding="utf-8")
-    supervise([lava_python(), "-I", str(script), str(folder)], folder, LIMIT_S)
+    supervise([lava_python(), "-I", str(script), str(folder), str(WORKER)], folder, LIMIT_S)
     with np.load(folder / "result.npz") as arrays:
         return {key: arrays[key] for key in arrays.files}
 

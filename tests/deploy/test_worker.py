@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 
-from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
+from knarr.deploy import LavaError, lava_folder, lava_python, run_on_lava, write_net
 from knarr.deploy.lava import run as lava
 from knarr.deploy.lava.worker import kill_group, members, shared_memory
 from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout
@@ -290,12 +290,43 @@ def test_an_interpreter_that_cannot_start(
         run_on_lava(net, [[[0, 1]]])
 
 
-def test_an_interpreter_without_lava(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = net.with_name("bare python")
+def bare_python(folder: Path) -> Path:
+    """An interpreter without any packages."""
+    bare = folder / "bare python"
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     bare.chmod(0o755)
+    return bare
+
+
+def test_an_interpreter_without_lava(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = bare_python(net.parent)
     monkeypatch.setenv("KNARR_LAVA_PYTHON", str(bare))
-    with pytest.raises(LavaError, match=r"exit status 1 .*ModuleNotFoundError: No module named"):
+    monkeypatch.setenv("KNARR_LAVA_PATH", str(net.with_name("nothing")))
+    with pytest.raises(LavaError) as caught:
+        run_on_lava(net, [[[0, 1]]])
+    assert str(caught.value) == (
+        f"Lava: not installed for {bare}, which KNARR_LAVA_PYTHON names; name an interpreter that has Lava, or unset it and "
+        "run `knarr lava install`"
+    )
+
+
+def test_a_folder_without_lava(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = net.with_name("nothing")
+    monkeypatch.delenv("KNARR_LAVA_PYTHON", raising=False)
+    monkeypatch.setenv("KNARR_LAVA_PATH", str(folder))
+    with pytest.raises(LavaError) as caught:
+        run_on_lava(net, [[[0, 1]]])
+    assert str(caught.value) == (
+        f"Lava: not installed, {folder} does not hold it; run `knarr lava install`"
+    )
+
+
+def test_an_interpreter_with_lava_and_without_its_needs(
+    net: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNARR_LAVA_PYTHON", str(bare_python(net.parent)))
+    monkeypatch.setenv("KNARR_LAVA_PATH", str(lava_folder()))
+    with pytest.raises(LavaError, match=r"exit status 1 .*No module named 'numpy'"):
         run_on_lava(net, [[[0, 1]]])
 
 
