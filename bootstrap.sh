@@ -46,4 +46,5 @@ rm -f "$venv/knarr-installed"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps)
 "${pip[@]}" --require-hashes -r "$lock"
 "${pip[@]}" --no-build-isolation -e .
+"$venv/bin/knarr" lava install
 echo "$wanted" > "$venv/knarr-installed"

@@ -10,6 +10,7 @@ placement     the cores that a network takes
 
 from knarr.deploy.errors import DeployError, LavaError
 from knarr.deploy.lava.compatibility import lava_folder
+from knarr.deploy.lava.install import install_lava
 from knarr.deploy.lava.run import lava_python, run_on_lava
 from knarr.deploy.lowering.chain import chip_shape
 from knarr.deploy.lowering.lower import lower
@@ -35,6 +36,7 @@ __all__ = [
     "check",
     "chip_shape",
     "fatal",
+    "install_lava",
     "lava_folder",
     "lava_python",
     "lower",

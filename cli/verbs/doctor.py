@@ -90,8 +90,8 @@ def print_findings(*, json: bool) -> bool:
 
 def _check_python() -> Verdict:
     found = sys.version.split()[0]
-    works = sys.version_info[:2] == (3, 10)
-    return works, found if works else f"{found}; Lava-DL 0.6 needs 3.10"
+    works = sys.version_info >= (3, 11)
+    return works, found if works else f"{found}; knarr needs 3.11 or newer"
 
 
 def _check_package(name: str) -> Verdict:
