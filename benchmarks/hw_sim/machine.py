@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+from knarr.deploy import lava_folder
 
 PACKAGES = ("knarr", "numpy", "numba", "torch", "norse", "lava-nc", "lava-dl")
 LOOK_S = 0.5
@@ -66,7 +69,7 @@ def _processor() -> tuple[str, set[str]]:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    # Lava lies in a folder of its own.
+    for found in distributions(name=package, path=[*sys.path, str(lava_folder())]):
+        return found.version
+    return "not installed"

@@ -35,6 +35,8 @@ from published import PUBLISHED
 from rich.console import Console
 from workloads import build
 
+from knarr import KnarrError
+
 CONSOLE = Console(stderr=True)
 ROUNDS, QUICK_ROUNDS = 5, 2
 SCALING = {
@@ -199,7 +201,7 @@ def interpreters(
             continue
         try:
             found[peer] = given.get(peer.tool) or interpreter(peer.tool, asked.environments)
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, subprocess.SubprocessError, KnarrError) as error:
             missing[peer.key] = f"no environment: {error}"
             say(f"{peer.key}: {missing[peer.key]}")
     return found

@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy" / "lava"
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEPLOY = ROOT / "deploy" / "lava"
+SLAYER = ROOT / "build" / "slayer"
+"""Folder with lava-dl's slayer; torch is knarr's own."""
 I_KEEP, V_KEEP = (4096 - 1024) / 4096, (4096 - 128) / 4096
 
 

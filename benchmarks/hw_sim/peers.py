@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from peer_job import SLAYER
 from workloads import Workload
 
+from knarr.deploy import install_lava
 from knarr.deploy.lava.run import lava_python, supervise
 
 HERE = Path(__file__).resolve().parent
@@ -64,9 +66,15 @@ def run_peer(
 
 
 def interpreter(tool: str, environments: Path) -> str:
-    """Of an environment with the tool in it; made, where it does not live beside knarr and is not there."""
-    if tool in ("lava", "slayer"):
+    """Of an environment with the tool in it; made, where it does not live beside knarr and is not there.
+
+    Raises:
+        LavaError: slayer cannot be fetched.
+    """
+    if tool == "lava":
         return lava_python()
+    if tool == "slayer":
+        install_lava(SLAYER, slayer=True)
     if tool not in OWN:
         return sys.executable
     folder, packages = environments / tool, OWN[tool]

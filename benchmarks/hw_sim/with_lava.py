@@ -1,7 +1,8 @@
 """The Lava twin of a workload (fixed_pt), in a process of its own: `python with_lava.py JOB_FOLDER`.
 
 Dense, Conv and LIFReset processes, pooling as a grouped Conv of ones; shapes (W, H, C), kernels flipped, since Lava's Conv
-is a true convolution. Start-up is not timed: the network runs a stretch first, which also fills its pipeline.
+is a true convolution. Start-up is not timed: the network runs a stretch first, which also fills its pipeline. Lava is imported
+inside functions, since `main` makes it importable first.
 """
 
 from __future__ import annotations
@@ -15,13 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lava.magma.core.run_conditions import RunSteps
-from lava.magma.core.run_configs import Loihi2SimCfg
-from lava.proc.conv.process import Conv
-from lava.proc.dense.process import Dense
-from lava.proc.io.sink import RingBuffer as Sink
-from lava.proc.io.source import RingBuffer as Source
-from lava.proc.lif.process import LIFReset
 from peer_job import PeerJob, PeerStage, read_job, sibling
 
 DU, DV = 1023, 128
@@ -46,6 +40,9 @@ class Twin:
     parts: list[Any] = field(default_factory=list)
 
     def run(self, steps: int) -> None:
+        from lava.magma.core.run_conditions import RunSteps
+        from lava.magma.core.run_configs import Loihi2SimCfg
+
         self.source.run(
             condition=RunSteps(num_steps=steps), run_cfg=Loihi2SimCfg(select_tag="fixed_pt")
         )
@@ -69,6 +66,11 @@ def twin(stages: tuple[PeerStage, ...], inputs: npt.NDArray[np.uint8], timesteps
         inputs: (steps, *features) of all samples end to end.
         timesteps: of a sample.
     """
+    from lava.proc.conv.process import Conv
+    from lava.proc.dense.process import Dense
+    from lava.proc.io.source import RingBuffer as Source
+    from lava.proc.lif.process import LIFReset
+
     columns = np.moveaxis(inputs, 0, -1)
     if inputs.ndim == 4:
         columns = columns.transpose(2, 1, 0, 3)
@@ -114,6 +116,8 @@ def twin(stages: tuple[PeerStage, ...], inputs: npt.NDArray[np.uint8], timesteps
 
 def checked(job: PeerJob) -> dict[str, npt.NDArray[Any]]:
     """Spikes of every stage on the first `samples` and `steps` (settings), not timed: a sink for each is slow."""
+    from lava.proc.io.sink import RingBuffer as Sink
+
     samples, steps = job.settings["samples"], job.settings["steps"]
     inputs = job.inputs[:samples, :steps]
     net = twin(job.stages, inputs.reshape(-1, *inputs.shape[2:]), steps)
@@ -136,6 +140,8 @@ def checked(job: PeerJob) -> dict[str, npt.NDArray[Any]]:
 
 def timed_run(job: PeerJob) -> dict[str, npt.NDArray[Any]]:
     """Seconds of each of `repeats` stretches of `steps` Lava steps, after `warm_up` of them; and the output on the way."""
+    from lava.proc.io.sink import RingBuffer as Sink
+
     steps, repeats, warm_up = (job.settings[name] for name in ("steps", "repeats", "warm_up"))
     in_all = warm_up + steps * repeats
     timesteps = job.inputs.shape[1]
@@ -161,6 +167,7 @@ def timed_run(job: PeerJob) -> dict[str, npt.NDArray[Any]]:
 
 def main() -> None:
     job = read_job()
+    sibling("compatibility").prepare()
     result = checked(job) if job.settings["check"] else timed_run(job)
     job.done(
         **result, version=np.array(f"lava-nc {version('lava-nc')}, Python {sys.version.split()[0]}")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from lava.lib.dl import slayer
-from peer_job import I_KEEP, V_KEEP, PeerJob, PeerStage, read_job, timed
+from peer_job import I_KEEP, SLAYER, V_KEEP, PeerJob, PeerStage, read_job, sibling, timed
 from torch import nn
 
+slayer = sibling("compatibility").import_slayer(SLAYER)
 SCALE = 64
 
 

@@ -1,12 +1,13 @@
-"""Networks of lava-dl slayer's own blocks, written by its own `export_hdf5`: `python slayer_export.py FOLDER`.
+"""Networks of lava-dl slayer's own blocks, written by its own `export_hdf5`: `python slayer_export.py FOLDER SLAYER`.
 
-Runs in a process of its own, since knarr and its tests never import lava. For each network <name>.net and <name>.npz with
+Runs in a process of its own, since knarr and its tests never import lava; SLAYER is the folder that holds slayer. For each network <name>.net and <name>.npz with
 `inputs` (samples, timesteps, *features), random spikes or bias mantissas; and `spikes/<i>`, what slayer's own float
 emulation gave for each block with neurons, (samples, timesteps, *features), delayed by its one step per block.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,23 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from lava.lib.dl.slayer.block import cuba
-from lava.lib.dl.slayer.neuron.norm import MeanOnlyBatchNorm, WgtScaleBatchNorm
 
+COMPATIBILITY = Path(__file__).parents[2] / "deploy" / "lava" / "compatibility.py"
+
+
+def import_slayer(folder: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("compatibility", COMPATIBILITY)
+    assert spec is not None
+    assert spec.loader is not None
+    compatibility = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compatibility)
+    return compatibility.import_slayer(folder)
+
+
+slayer = import_slayer(Path(sys.argv[2]))
+cuba = slayer.block.cuba
+MeanOnlyBatchNorm = slayer.neuron.norm.MeanOnlyBatchNorm
+WgtScaleBatchNorm = slayer.neuron.norm.WgtScaleBatchNorm
 SAMPLES, TIMESTEPS = 2, 18
 
 

@@ -1,12 +1,14 @@
 """Files that lava-dl slayer exports from its own blocks: read, simulated and run on Lava as they are.
 
-slayer's own float emulation is a third, independent witness: shifted by its one step per block it fires alike.
+slayer's own float emulation is a third, independent witness: shifted by its one step per block it fires alike. It lies in a
+folder made for these tests, which is fetched the first time.
 """
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from knarr.deploy import DeployError, check, lava_python, read_net, run_on_lava, write_net
+from knarr.deploy import DeployError, check, install_lava, read_net, run_on_lava, write_net
 from knarr.hw_sim import Conv, Dense, Recurrent, compare, simulate
 from knarr.hw_sim.recording import INPUT_LAYER
 
 EXPORT = Path(__file__).with_name("slayer_export.py")
+SLAYER = Path(__file__).parents[2] / "build" / "slayer"
 ALL = ("output", "spikes", "v", "u")
 LIMIT_S = 120.0
 NETWORKS = ("dense", "conv", "loops", "driven")
@@ -28,9 +31,10 @@ NETWORKS = ("dense", "conv", "loops", "driven")
 @pytest.fixture(scope="module")
 def slayer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of exported networks."""
+    install_lava(SLAYER, slayer=True)
     folder = tmp_path_factory.mktemp("slayer")
     with (folder / "log.txt").open("wb") as log:
-        command = [lava_python(), "-I", str(EXPORT), str(folder)]
+        command = [sys.executable, "-I", str(EXPORT), str(folder), str(SLAYER)]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=LIMIT_S, check=False
         )
