@@ -36,6 +36,7 @@ LONG_FILES = (
     "hw_sim/counting/test_count_oracle.py",
     "pipeline/test_crossing.py",
     "deploy/test_lava.py",
+    "deploy/test_install.py",
     "pipeline/test_from_python.py",
     "pipeline/test_chip_fit.py",
     "pipeline/test_shared_study.py",
