@@ -2,19 +2,17 @@
 
 Strict: nothing is dropped or repaired in silence. Format: 5 bytes an event: x, y, then bit 7 of
 byte 2 is the polarity and its low 7 bits with bytes 3 and 4 (big-endian) the time in microseconds
-(Orchard et al. 2015, https://doi.org/10.3389/fnins.2015.00437). Decoded by tonic.
+(Orchard et al. 2015, https://doi.org/10.3389/fnins.2015.00437).
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import tonic.io
 
 from knarr.train.datasets.arrays import Float64, Int64, Rng, UInt8
 from knarr.train.datasets.files import DataReport, data_report
@@ -139,9 +137,8 @@ def read_bs2(path: Path) -> npt.NDArray[np.void]:
             path,
             f"recording has {size} bytes, not a multiple of {EVENT_BYTES}: it is truncated; copy it again",
         )
-    # tonic takes y = 240 for a clock overflow of the full set; here it is off the sensor like any
-    # other, so check first.
     raw = np.frombuffer(path.read_bytes(), dtype=np.uint8).reshape(-1, EVENT_BYTES)
+    # In the full set, y = 240 marks an overflow of the clock; here it is off the sensor like any other.
     off = (raw[:, :2] >= SENSOR).any(axis=1)
     if off.any():
         event = int(np.argmax(off))
@@ -149,9 +146,11 @@ def read_bs2(path: Path) -> npt.NDArray[np.void]:
         raise DataError(
             path, f"x, y = {x}, {y} lie off the {SENSOR}x{SENSOR} sensor", f"event {event}"
         )
-    events: npt.NDArray[np.void] = tonic.io.read_mnist_file(
-        io.BytesIO(raw.tobytes()), dtype=_EVENT_DTYPE, is_stream=True
-    )
+    events = np.empty(len(raw), dtype=_EVENT_DTYPE)
+    events["x"], events["y"] = raw[:, 0], raw[:, 1]
+    events["p"] = raw[:, 2] >> 7
+    high, middle, low = raw[:, 2:].astype(np.int32).T
+    events["t"] = (high & 127) << 16 | middle << 8 | low
     falls = np.flatnonzero(np.diff(events["t"]) < 0)
     if len(falls):
         raise DataError(path, "time runs backwards", f"event {falls[0] + 1}")

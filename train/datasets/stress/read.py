@@ -122,7 +122,7 @@ def check(root: Path) -> DataReport:
     stretches = {}
     for person in found.people:
         labelled = person.labels[person.labels >= 0]
-        stretches[f"loso/{person.subject}"] = 1 + np.count_nonzero(np.diff(labelled))
+        stretches[f"loso/{person.subject}"] = 1 + int(np.count_nonzero(np.diff(labelled)))
     unlabelled = [
         DataError(root / LABEL_FILE, "no labels: not one row", subject)
         for subject in found.unlabelled
