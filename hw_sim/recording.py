@@ -177,7 +177,7 @@ def load_recording(path: Path) -> Recording:
         LookupError,
         ValueError,
         EOFError,
-        AttributeError,
+        TypeError,  # a single array, which is no context
         RuntimeError,
         BadZipFile,
         zlib.error,
