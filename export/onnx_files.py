@@ -6,11 +6,16 @@ come out, and a caller loops. Both are compared with torch, by onnxruntime, befo
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import copy
 import io
+import itertools
 import json
+import logging
+import traceback
 import warnings
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +35,9 @@ from knarr.export.norse.modules import StepGraph
 from knarr.export.norse.rewrite import as_module
 from knarr.files import write_atomic
 
-OPSET = 17
-TRACER_WARNING = torch.jit.TracerWarning  # type: ignore[attr-defined]  # public, but missing from torch's __all__
+OPSET = 18
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch's exporter notes the modules that a node lies in."""
 Float32 = npt.NDArray[np.float32]
 CHECKED_BATCHES = (1, 3)
 """Batch sizes that are compared: 1 is what is counted, a larger one shows that the batch was not baked into the file."""
@@ -39,6 +45,10 @@ RELATIVE_TOLERANCE = 1e-4
 """Largest difference from torch, relative to the largest output. torch and onnxruntime sum float32 products in another
 order: a sum of n terms differs by about sqrt(n) * 6e-8, 5e-6 for n = 6272, and layers add up. A wrong weight, pad or
 axis differs by 1e-2 and more."""
+TRACED_BATCH = 3
+"""Batch size that is traced: torch bakes sizes of 0 and 1 into what it traces, and keeps others as symbols."""
+LARGEST_BATCH = 1 << 20
+"""Largest batch size of a file. torch 2.7 needs a bound: without, its recurrent layers exclude the largest integer."""
 
 
 def to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
@@ -67,19 +77,97 @@ def to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: Path) -> None
 
 
 def _trace(
-    module: nn.Module, arguments: tuple[Tensor, ...], inputs: list[str], outputs: list[str]
-) -> bytes:
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        module,
-        arguments,
-        buffer,
-        input_names=inputs,
-        output_names=outputs,
-        dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
-        opset_version=OPSET,
-    )
-    return buffer.getvalue()
+    module: nn.Module,
+    arguments: tuple[Tensor, ...],
+    dynamic_shapes: Any,
+    inputs: list[str],
+    outputs: list[str],
+) -> Any:
+    """Return the ONNX model of a module, the first axis of its inputs and outputs called "batch".
+
+    Raises:
+        ExportError: torch cannot trace the module, or ONNX does not have one of its operations.
+    """
+    try:
+        with _silence():
+            # Traced apart from the conversion, which would try less strict ways to trace after this one.
+            program = torch.export.export(
+                module, arguments, dynamic_shapes=dynamic_shapes, strict=False
+            )
+            converted = torch.onnx.export(
+                program,
+                arguments,
+                input_names=inputs,
+                output_names=outputs,
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        assert converted is not None
+        model = converted.model_proto
+    except Exception as error:  # tracing runs the module's own code; torch's errors share no base
+        cause = error.__cause__ or error
+        reason = str(cause).strip().partition("\n")[0]
+        ours = (str(Path(torch.__file__).parent), __file__)
+        frames = traceback.extract_tb(cause.__traceback__)
+        theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+        where = f"{Path(theirs[-1].filename).name}:{theirs[-1].lineno}: " if theirs else ""
+        raise ExportError(
+            f"module: cannot be exported for input {tuple(arguments[0].shape[1:])} ({where}{reason}); "
+            "it may not branch on values, nor depend on one size of the batch"
+        ) from error
+    _name_nodes(model.graph)
+    _clean(model)
+    for value in (*model.graph.input, *model.graph.output):
+        axes = value.type.tensor_type.shape.dim
+        if axes:
+            axes[0].dim_param = "batch"
+    return model
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep torch's notes on its own insides, and its listing of a trace that fails, from the caller's standard error.
+
+    A module's own warnings were shown when it ran.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _name_nodes(graph: Any) -> None:
+    """Name nodes by the modules they come from, "/features.0/Conv": these are the rows of a count."""
+    weights = {tensor.name for tensor in graph.initializer}
+    taken: set[str] = set()
+    for node in graph.node:
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(SCOPES, "['']")
+        # The last scope is the operation, and the first one of all is the module itself.
+        path = ["", *ast.literal_eval(scopes)[1:-1]][-1]
+        for name in node.input:
+            # A convolution into which a batch norm was folded is told by its own weight.
+            if name in weights and name.endswith(".weight"):
+                path = name.removesuffix(".weight")
+        node.name = named = f"/{path}/{node.op_type}" if path else f"/{node.op_type}"
+        for count in itertools.count(1):
+            if node.name not in taken:
+                break
+            node.name = f"{named}_{count}"
+        taken.add(node.name)
+
+
+def _clean(model: Any) -> None:
+    """Take out torch's notes on the trace: its symbols, and where on this machine the module's code lies."""
+    graph = model.graph
+    del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
 
 
 def _open_session(
@@ -138,35 +226,12 @@ def _run(module: nn.Module, inputs: Tensor) -> Float32:
 
 
 def _export(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
-    inputs = _samples(module, input_shape, 1)
+    inputs = _samples(module, input_shape, TRACED_BATCH)
     _run(module, inputs)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            exported = _trace(module, (inputs,), ["input"], ["output"])
-        onnx.checker.check_model(onnx.load_model_from_string(exported), full_check=True)
-    except (
-        RuntimeError,  # torch.onnx.errors.OnnxExporterError too
-        TypeError,
-        ValueError,
-        IndexError,
-        onnx.checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-    ) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise ExportError(
-            f"module: cannot be exported for input {input_shape} ({first_line})"
-        ) from error
-    for warning in caught:
-        if issubclass(warning.category, TRACER_WARNING):
-            # A branch on a value or size went one way for this input and was frozen: the file is another function.
-            where = f"{Path(warning.filename).name}:{warning.lineno}"
-            raise ExportError(
-                f"module: cannot be exported, its trace depends on the input ({where}: {warning.message})"
-            )
-        # Other warnings are the caller's, as if nothing had caught them.
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return exported
+    batch = torch.export.Dim("batch", max=LARGEST_BATCH)
+    model = _trace(module, (inputs,), ({0: batch},), ["input"], ["output"])
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
 
 
 def _compare(module: nn.Module, input_shape: tuple[int, ...], exported: bytes) -> None:
@@ -234,8 +299,8 @@ class _Step(nn.Module):
 
     def __init__(self, graph: StepGraph, input_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.graph = copy.deepcopy(graph)
-        for cell in self.graph.nodes.values():
+        self.student = copy.deepcopy(graph)  # a module named graph is none that torch exports
+        for cell in self.student.nodes.values():
             if isinstance(cell, (SNNCell, SNNRecurrentCell)):
                 # Norse leaves gradients on parameters it starts from, which tracing refuses.
                 values = cell.p._asdict().items()
@@ -260,7 +325,7 @@ class _Step(nn.Module):
         # Currents, spikes and what recurrent edges carry are 0 before the first step.
         if field != "v":
             return torch.zeros_like(value)
-        p: Any = self.graph.nodes[key].p
+        p: Any = self.student.nodes[key].p
         # An IAFCell has no leak and starts at its reset.
         start = p.v_leak if hasattr(p, "v_leak") else p.v_reset
         return start.detach().expand_as(value).clone()
@@ -272,10 +337,10 @@ class _Step(nn.Module):
         before: dict[str, Any] = {}
         for key, kind in self.kinds.items():
             if issubclass(kind, tuple):
-                before[key] = kind(*islice(parts, len(kind._fields)))
+                before[key] = kind(*itertools.islice(parts, len(kind._fields)))
             else:
                 before[key] = next(parts)
-        output, after = self.graph(x, before)
+        output, after = self.student(x, before)
         return (output, *_tensors(after))
 
 
@@ -288,23 +353,20 @@ def _tensors(state: dict[str, Any]) -> list[Tensor]:
 
 
 def _export_step(step: _Step, input_shape: tuple[int, ...]) -> bytes:
-    arguments = (torch.zeros(1, *input_shape), *step.initial)
+    arguments = (torch.zeros(TRACED_BATCH, *input_shape), *step.initial)
     inputs = ["input", *step.names]
     outputs = ["output", *(name + NEXT for name in step.names)]
-    try:
-        with warnings.catch_warnings():
-            # Sizes of this trace are asserted by the comparison at another batch.
-            warnings.simplefilter("ignore")
-            model = onnx.load_model_from_string(_trace(step, arguments, inputs, outputs))
-    except Exception as error:  # tracing runs the module's own code
-        raise ExportError(
-            f"module: cannot be traced ({str(error).strip().splitlines()[0]})"
-        ) from error
-    # The tracer drops inputs that nothing reads, such as the spikes of the step before.
-    taken = {value.name for value in model.graph.input}
+    batch = torch.export.Dim("batch", max=LARGEST_BATCH)
+    # States are traced as of one sample, which the step gives to each: so a file takes both, a state and its default.
+    model = _trace(step, arguments, ({0: batch}, ({},) * len(step.names)), inputs, outputs)
+    read = {name for node in model.graph.node for name in node.input}
+    # Nothing reads some states, such as the spikes of the step before.
+    taken = [value for value in model.graph.input if value.name in read]
+    del model.graph.input[:]
+    model.graph.input.extend(taken)
     pairs = {}
     for name, value in zip(step.names, step.initial, strict=True):
-        if name in taken:
+        if name in read:
             # An initializer under an input's name is its default value.
             model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
             pairs[name] = name + NEXT
@@ -364,7 +426,7 @@ def _compare_step(
 def _on_threshold(step: _Step, name: str, ours: Float32, theirs: Float32, tolerance: float) -> Any:
     """Mark where a neuron may fire on one side alone, because its voltage is at the threshold but for rounding."""
     key, _, field = name.rpartition(".")
-    cell = dict(step.graph.nodes.items()).get(key)
+    cell = dict(step.student.nodes.items()).get(key)
     if field not in ("v", "z") or not isinstance(cell, NEURON_CELLS) or not hasattr(cell.p, "v_th"):
         return np.zeros(ours.shape, dtype=np.bool_)
     if field == "z":  # comes before v in the state; v of the same step judges it

@@ -1,4 +1,4 @@
-"""Small pieces that several tests share: waiting with a bound, and where real recordings lie."""
+"""Small pieces that several tests share: waiting with a bound, files of other exporters, and where real recordings lie."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import gc
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 FORK = multiprocessing.get_context("fork")
 
@@ -37,6 +40,38 @@ def until(condition: Callable[[], bool], limit_s: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def write_onnx(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    path: Path,
+    names: Sequence[str] = ("x",),
+    axes: dict[int, torch.export.Dim] | None = None,
+) -> None:
+    """Write a file as torch writes it, unchecked and with torch's names: other people's files.
+
+    Args:
+        module: in eval mode.
+        inputs: what is traced; sizes of `axes` are from 2 on.
+        path: file to write.
+        names: of the inputs.
+        axes: the axes that stay free, of every input; all others have the sizes of `inputs`.
+    """
+    with warnings.catch_warnings():
+        # About torch's own insides, such as the weights that an LSTM keeps twice.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            inputs,
+            path,
+            input_names=list(names),
+            dynamic_shapes=(axes or {},) * len(inputs),
+            opset_version=18,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
 
 
 def real_data(name: str) -> Path:

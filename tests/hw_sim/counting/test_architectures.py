@@ -7,7 +7,6 @@ sizes, layer by layer; what that rule gets wrong is corrected by name, each corr
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 import torchinfo
 import torchvision
+from shared_pieces import write_onnx
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -80,24 +80,6 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
         make, shape = OWN[name]
         return make().eval(), torch.randn(1, *shape)
     return torchvision.models.get_model(name, weights=None).eval(), torch.randn(1, 3, 224, 224)
-
-
-def export(module: nn.Module, x: torch.Tensor, path: Path) -> None:
-    """Plain torch.onnx: some of these branch on their input's size, which `to_onnx` refuses and one size does not mind."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        warnings.filterwarnings(
-            "ignore", "Exporting a model to ONNX with a batch_size other than 1"
-        )
-        warnings.filterwarnings("ignore", "Constant folding")
-        torch.onnx.export(
-            module,
-            (x,),
-            str(path),
-            input_names=["x"],
-            dynamic_axes={"x": {0: "batch"}},
-            opset_version=17,
-        )
 
 
 def by_torch(module: nn.Module, x: torch.Tensor) -> int:
@@ -190,7 +172,7 @@ def test_three_counters_agree_to_the_operation(
 ) -> None:
     module, x = build(name)
     path = tmp_path / "m.onnx"
-    export(module, x, path)
+    write_onnx(module, (x,), path)
     counts = count_onnx(path)
     ours = counts.total.dense_padded
     assert ours == by_torch(module, x)

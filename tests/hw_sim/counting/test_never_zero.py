@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from graphs import DT_S, chain, lif, spikes
+from shared_pieces import write_onnx
 from torch import nn
 from torch.nn import functional
 
@@ -43,9 +43,7 @@ class Last(nn.Module):
 
 
 def macs(module: nn.Module, *shape: int, path: Path) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch says of LSTMs traced at one batch size
-        torch.onnx.export(module.eval(), (torch.ones(1, *shape),), str(path), opset_version=17)
+    write_onnx(module.eval(), (torch.ones(1, *shape),), path)
     return int(count_onnx(path).total.dense_padded)
 
 

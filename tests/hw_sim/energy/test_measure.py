@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from shared_pieces import write_onnx
 from torch import nn
 
 from knarr.export.onnx_files import to_onnx
@@ -183,7 +184,7 @@ PADDED = 4 * 4 * 3 * 2 * 9 + 48 * 5
 def fixed_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     def export(batch: int) -> Path:
         path = tmp_path_factory.mktemp("onnx") / f"fixed{batch}.onnx"
-        torch.onnx.export(nn.Linear(4, 2).eval(), (torch.zeros(batch, 4),), str(path))
+        write_onnx(nn.Linear(4, 2).eval(), (torch.zeros(batch, 4),), path)
         return path
 
     return export
@@ -826,7 +827,7 @@ def test_what_a_file_says(
     assert source.batch_name is not None
     assert read_source(fixed_file(1)).fixed_batch == 1
     half = tmp_path / "half.onnx"
-    torch.onnx.export(nn.Linear(4, 2).half().eval(), (torch.zeros(1, 4).half(),), str(half))
+    write_onnx(nn.Linear(4, 2).half().eval(), (torch.zeros(1, 4).half(),), half)
     assert (read_source(half).precision, read_source(half).dtype.name) == ("fp16", "float16")
     broken = tmp_path / "broken.onnx"
     for content in (b"no protobuf", b""):
@@ -843,17 +844,12 @@ def test_more_inputs_or_dynamic_shapes_are_refused(tmp_path: Path) -> None:
             return a + b
 
     path = tmp_path / "two.onnx"
-    zeros = torch.zeros(1, 4)
-    torch.onnx.export(Sum(), (zeros, zeros), str(path), input_names=["a", "b"])
+    zeros = torch.zeros(3, 4)
+    write_onnx(Sum().eval(), (zeros, zeros), path, ["a", "b"])
     with pytest.raises(MeasureError, match=r"inputs \['a', 'b'\], exactly one can be fed"):
         read_source(path)
-    torch.onnx.export(
-        nn.ReLU(),
-        (zeros,),
-        str(path),
-        input_names=["a"],
-        dynamic_axes={"a": {0: "batch", 1: "length"}},
-    )
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    write_onnx(nn.ReLU().eval(), (zeros,), path, ["a"], free)
     with pytest.raises(
         MeasureError, match="input 'a' is not static; only the batch may be dynamic"
     ):
@@ -1123,12 +1119,11 @@ def test_without_inputs_nothing_is_run(onnx_file: Path) -> None:
 
 def test_what_cannot_be_counted_has_no_floor_but_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "tan.onnx"
-    torch.onnx.export(
+    write_onnx(
         nn.Sequential(nn.Linear(4, 4), nn.Tanh()).eval(),
-        (torch.zeros(1, 4),),
-        str(path),
-        input_names=["x"],
-        dynamic_axes={"x": {0: "batch"}},
+        (torch.zeros(3, 4),),
+        path,
+        axes={0: torch.export.Dim("batch")},
     )
     counts = OperationCounts({}, (LedgerRow("n", "Erf", "unsupported", "no rule"),), 0, 1, "ann")
     found = baseline(

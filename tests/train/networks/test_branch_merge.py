@@ -38,7 +38,7 @@ def shaken(network: Any, seed: int = 1) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("gate", "bias", "norm"), itertools.product(GATES, (False, True), (False, True)), ids=str
+    ("gate", "bias", "norm"), list(itertools.product(GATES, (False, True), (False, True))), ids=str
 )
 def test_one_convolution_equals_the_branches_in_float64(gate: Gate, bias: bool, norm: bool) -> None:
     torch.manual_seed(0)

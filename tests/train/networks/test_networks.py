@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from published_networks import TABLE_I
 from pydantic import ValidationError
+from shared_pieces import write_onnx
 from torch import nn
 
 from knarr.deploy import lower
@@ -104,7 +105,7 @@ def counted(
     if checked:
         to_onnx(module, shape, file)
     else:
-        torch.onnx.export(module, (torch.zeros(1, *shape),), str(file), opset_version=17)
+        write_onnx(module, (torch.zeros(1, *shape),), file)
     return products(file)
 
 
