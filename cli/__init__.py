@@ -8,9 +8,15 @@
 """
 
 import os
+import warnings
 
 # Idle torch threads must not spin: on a busy two-core machine that costs ten times the run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Norse 1.1 scripts its functions, and Lightning 2.6 asks torch the old way; who runs the command can change neither.
+warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
+warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
 from knarr.cli import verbs as verbs
 from knarr.cli.app import main
