@@ -345,13 +345,17 @@ def open_storage(
         raise StudyError(f"storage '{shown}': {kind} is none of {', '.join(DATABASES)}")
     # The driver of SQLite begins a transaction with the first change only, after what the change
     # depends on was read; its own transactions are off, and the listener below begins them.
-    arguments = {"timeout": BUSY_S, "isolation_level": None} if kind == "sqlite" else {}
+    engine: dict[str, Any] = {}
+    if kind == "sqlite":
+        # Without a pool a connection is closed where its transaction ends: nobody else closes those of a file.
+        engine["poolclass"] = sqlalchemy.pool.NullPool
+        engine["connect_args"] = {"timeout": BUSY_S, "isolation_level": None}
     for attempt in range(1, TABLE_TRIES + 1):
         try:
             with _quiet():
                 storage = RDBStorage(
                     url,
-                    engine_kwargs={"connect_args": arguments},
+                    engine_kwargs=engine,
                     heartbeat_interval=heartbeat_s,
                     grace_period=grace_s,
                     heartbeat_stale_trial_callback=on_stale,

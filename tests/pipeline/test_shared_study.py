@@ -78,7 +78,7 @@ def postgresql(own_folder: Path) -> Iterator[str]:
         assert until(lambda: subprocess.run(ready, check=False).returncode == 0, LIMIT_S), (
             "not ready"
         )
-        yield f"postgresql://knarr@/postgres?host={folder}"
+        yield f"postgresql+psycopg2://knarr@/postgres?host={folder}"
     finally:
         server.send_signal(signal.SIGINT)  # at once, without waiting for clients
         server.wait(LIMIT_S)
