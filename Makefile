@@ -1,4 +1,4 @@
-.PHONY: install test conformance bench energy-tables demo lint lock clean
+.PHONY: install test test-lowest conformance bench energy-tables demo lint lock versions-table clean
 
 install:
 	@./bootstrap.sh
@@ -16,6 +16,18 @@ lint: install
 # Option -ra (pyproject.toml) names every skip. KNARR_STRICT_SKIPS=1 fails on a skip whose reason is not listed in tests/conftest.py.
 test: install
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What depends most on other people's versions: files in and out, exporting, counting, fitting, and the engines against each other.
+LOWEST = tests/export tests/hw_sim/test_fast.py tests/hw_sim/counting/test_never_zero.py tests/hw_sim/test_recording.py \
+  tests/train/test_chip_exact.py tests/train/test_fit_options.py tests/train/datasets tests/pipeline/test_sweep.py
+
+# Runs a part of the tests on Python 3.11 with the lowest versions that pyproject.toml allows, in .venv-lowest.
+test-lowest:
+	python="$$(./bootstrap.sh --find 3.11)" && KNARR_PYTHON="$$python" KNARR_LOCK=requirements-lowest.lock KNARR_VENV=.venv-lowest ./bootstrap.sh
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n 2 --dist loadfile $(LOWEST)
+
+versions-table:
+	python3 benchmarks/versions.py
 
 # Runs random networks on Lava, about 6 s each, and all cases of the export and fast-engine tests that `make test` only samples.
 conformance: install

@@ -30,6 +30,17 @@ find_python() {
   return 1
 }
 
+# `bootstrap.sh --find 3.11` prints the path of that Python and installs nothing.
+if [ "${1:-}" = --find ]; then
+  VERSIONS=("$2")
+  python="$(unset KNARR_PYTHON; find_python)" && [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = "$2" ] || {
+    echo "Python $2 is not found: install it with 'pyenv install $2' or 'uv python install $2'." >&2
+    exit 2
+  }
+  echo "$python"
+  exit 0
+fi
+
 wanted="$(cat "$lock" pyproject.toml bootstrap.sh hw_sim/engines/csrc/* | sha256sum | cut -d' ' -f1) $(pwd -P) ${KNARR_PYTHON:-}"
 if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/knarr-installed" 2>/dev/null || true)" = "$wanted" ]; then exit 0; fi
 

@@ -117,6 +117,11 @@ def _trace(
             f"module: cannot be exported for input {tuple(arguments[0].shape[1:])} ({where}{reason}); "
             "it may not branch on values, nor depend on one size of the batch"
         ) from error
+    for value, name in zip(model.graph.output, outputs, strict=True):
+        if value.name != name:
+            # torch 2.7 gives two outputs that are one value one name.
+            model.graph.node.append(onnx.helper.make_node("Identity", [value.name], [name]))
+            value.name = name
     _name_nodes(model.graph)
     _clean(model)
     for value in (*model.graph.input, *model.graph.output):

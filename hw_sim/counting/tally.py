@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, SupportsInt
 
 import numpy as np
 import numpy.typing as npt
@@ -146,7 +146,7 @@ class LayerTally:
         """Start a batch of so many samples."""
         self.per_sample.append(np.zeros(samples, dtype=np.int64))
 
-    def add(self, column: str, amount: int) -> None:
+    def add(self, column: str, amount: SupportsInt) -> None:
         """Add so many operations other than synaptic ones."""
         self.columns[column] += int(amount)
 

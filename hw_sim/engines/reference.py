@@ -55,7 +55,7 @@ def _convolve(layer: Conv, events: IntArray) -> Int64:
     padded = np.pad(events, border)
     reach = (dilation_y * (kernel_y - 1) + 1, dilation_x * (kernel_x - 1) + 1)
     # numpy 1.26's stub forgets that several axes may be named.
-    windows: Array = sliding_window_view(padded, reach, axis=(2, 3))  # type: ignore[call-overload]
+    windows: Array = sliding_window_view(padded, reach, axis=(2, 3))
     # (frames, C, height, width, kernel height, kernel width) of every position and, in it, every
     # tap.
     windows = windows[:, :, ::stride_y, ::stride_x, ::dilation_y, ::dilation_x]

@@ -129,7 +129,7 @@ def cuba(
         *decays,
         back,
         options,
-    )  # type: ignore[no-untyped-call]
+    )
     return Steps(spikes, peaks, currents, sums if back is None else arrived)
 
 

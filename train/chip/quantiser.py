@@ -84,7 +84,7 @@ def rounded(x: Tensor, step: Tensor, grid: QuantisationGrid) -> Tensor:
     Returns:
         Like x; float64 where x is or the grid passes 2**24.
     """
-    return _Rounded.apply(x, step, grid)  # type: ignore[no-untyped-call]
+    return _Rounded.apply(x, step, grid)
 
 
 class _Damped(torch.autograd.Function):
@@ -103,4 +103,4 @@ def damped(step: Tensor, count: int, grid: QuantisationGrid) -> Tensor:
     it moves no faster than a weight.
     """
     gain = 1 / sqrt(count * max(1, grid.high // grid.multiple))
-    return _Damped.apply(step, gain)  # type: ignore[no-untyped-call]
+    return _Damped.apply(step, gain)

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call  # type: ignore[attr-defined]  # public, but not in its __all__
+from torch.func import functional_call
 
 from knarr.train.clips import Batch
 from knarr.train.losses.checks import LossError

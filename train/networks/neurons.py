@@ -96,7 +96,7 @@ def slope(over: Tensor, surrogate: str, width: float) -> Tensor:
 
 def fire(over: Tensor, neuron: NeuronSettings) -> Tensor:
     """Return spikes, 0 or 1 in the dtype of `over`, which is v - v_th in volts."""
-    return _Fire.apply(over, neuron.surrogate, neuron.width, neuron.fires)  # type: ignore[no-untyped-call]
+    return _Fire.apply(over, neuron.surrogate, neuron.width, neuron.fires)
 
 
 class SpikingCell(nn.Module):
