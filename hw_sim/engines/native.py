@@ -12,7 +12,6 @@ chain that passed it is run again by the reference engine.
 from __future__ import annotations
 
 import ctypes
-import importlib.machinery
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -112,14 +111,13 @@ class Kernel:
 @cache
 def load() -> Kernel | str:
     """Return the kernel, or say why there is none."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_cuba{suffix}")
-        if path.is_file():
-            try:
-                return Kernel(ctypes.CDLL(str(path)))
-            except (OSError, AttributeError) as error:
-                return f"{path.name} does not load ({error}); install knarr again"
-    return "not built; a C compiler (cc) at install makes it"
+    path = Path(__file__).with_name("_cuba.abi3.so")  # the same file for every version of Python
+    if not path.is_file():
+        return "not built; a C compiler (cc) at install makes it"
+    try:
+        return Kernel(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        return f"{path.name} does not load ({error}); install knarr again"
 
 
 @dataclass(frozen=True, eq=False)

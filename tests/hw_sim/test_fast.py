@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import re
 import shutil
+import subprocess
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +42,7 @@ from knarr.hw_sim.network import Layer
 from knarr.hw_sim.simulation import laid_out_layers
 
 NETWORKS = 2000 if "KNARR_CONFORMANCE" in os.environ else 600
+ROOT = Path(__file__).parents[2]
 ALL = ("output", "spikes", "u", "v")
 kernel = load()
 # Where there is a compiler a missing kernel is a fault, and these tests fail.
@@ -279,9 +286,35 @@ def test_every_instruction_set_gives_the_same(level: int, monkeypatch: pytest.Mo
     if level > kernel.level:
         # It would fault; the levels below are compared here, this one where there are such processors.
         pytest.skip("this processor has no such instructions")
-    engine = FastEngine(kernel, level)
-    assert differs(engine) == ""
     monkeypatch.setattr(simulation, "_LAID_OUT", {})
+    assert_equals_reference(FastEngine(kernel, level))
+
+
+@needs_kernel
+def test_the_build_for_other_processors_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ARM and macOS build this one; tests/test_packaging.py looks at what installs it."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (extension,) = config["tool"]["setuptools"]["ext-modules"]
+    library = tmp_path / "plain.so"
+    machine = ["-march=x86-64"] if platform.machine() == "x86_64" else []
+    command = ["cc", "-shared", "-fPIC", "-DKNARR_PLAIN", *machine]
+    command += extension["extra-compile-args"] + ["-o", str(library)]
+    command += [str(ROOT / source) for source in extension["sources"]]
+    command += [f"-l{name}" for name in extension["libraries"]]
+    subprocess.run(command, check=True, timeout=200)
+    code = subprocess.run(["objdump", "-d", library], check=True, capture_output=True).stdout
+    assert b"<knarr_run>" in code
+    assert re.search(rb"%[yz]mm", code) is None
+    plain = Kernel(ctypes.CDLL(str(library)))
+    assert plain.level == 0
+    monkeypatch.setattr(simulation, "_LAID_OUT", {})
+    assert_equals_reference(FastEngine(plain, 0))
+
+
+def assert_equals_reference(engine: FastEngine) -> None:
+    assert differs(engine) == ""
     compared = 0
     for seed in range(120):
         network, inputs = draw(seed)

@@ -64,10 +64,10 @@ void knarr_start(void)
 
 #include "cuba_levels.h"
 
-/* Which instructions this processor has: 2 AVX-512, 1 AVX2, 0 none of them. */
+/* Which instructions this processor has and the library knows: 2 AVX-512, 1 AVX2, 0 none of them. */
 int knarr_level(void)
 {
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
         && __builtin_cpu_supports("avx512vl"))

@@ -12,7 +12,9 @@ static void transpose_bits(uint32_t *a)
         }
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+/* KNARR_PLAIN (CFLAGS=-DKNARR_PLAIN at the build) leaves the compiler's own vectors alone, as processors other than x86-64
+   have them; so it is under macOS, where no instructions of x86-64 were ever tried. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__APPLE__) && !defined(KNARR_PLAIN)
 #define X86
 #include <immintrin.h>
 
