@@ -1,4 +1,4 @@
-.PHONY: install test test-lowest conformance bench energy-tables demo lint lock versions-table clean
+.PHONY: install test test-lowest conformance bench energy-tables demo wheel check-wheel lint lock versions-table clean
 
 install:
 	@./bootstrap.sh
@@ -48,6 +48,14 @@ energy-tables: install
 
 demo: install
 	.venv/bin/knarr pipeline eyes --out runs/eyes
+
+# Makes a wheel for every supported Python and a source archive in dist/, and looks at what they hold.
+wheel: install
+	.venv/bin/python release/build.py
+
+# Installs the wheel of dist/, and the source archive, into an empty environment for each Python that is found, and simulates there.
+check-wheel: wheel
+	.venv/bin/python release/check.py
 
 # The newest versions for every supported Python, and the lowest that pyproject.toml allows for the oldest.
 UV_COMPILE = uv pip compile --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --all-extras pyproject.toml

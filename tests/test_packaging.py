@@ -1,56 +1,84 @@
-"""The wheel holds what the tree holds: a module or data file that is missing there works only from a checkout."""
+"""What is given away holds what the tree holds: a file that is missing there works only from a checkout."""
 
 from __future__ import annotations
 
-import shutil
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from build import build_sdist, build_wheel
+from contents import KERNEL, faults_of_sdist, faults_of_wheel
+
+from knarr.hw_sim import load_recording
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("train", "export", "deploy", "hw_sim", "pipeline", "cli")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    for stage in ("knarr", *STAGES):
-        shutil.copytree(ROOT / stage, source / stage, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-    ]
-    subprocess.run(
-        [*command, "-w", str(folder), str(source)], check=True, capture_output=True, timeout=200
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sdist(ROOT, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
+
+
+def test_wheel_and_source_archive_hold_the_files_of_every_stage(wheel: Path, sdist: Path) -> None:
+    assert faults_of_wheel(wheel, ROOT) == []
+    assert faults_of_sdist(sdist, ROOT) == []
+
+
+def test_a_wheel_built_without_a_compiler_is_found_out(
+    sdist: Path, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    hollow = build_wheel(sdist, tmp_path)
+    assert hollow.name == wheel.name
+    assert faults_of_wheel(hollow, ROOT) == [f"no {KERNEL}: it was built without a C compiler (cc)"]
+
+
+def test_a_missing_and_an_extra_file_are_found(wheel: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "knarr-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(changed, "w") as target:
+        for name in source.namelist():
+            if name != "knarr/train/recipes/eyes.yaml":
+                target.writestr(name, source.read(name))
+        target.writestr("knarr/tests/test_fast.py", os.urandom(1_600_000))
+    name, size, missing, extra = faults_of_wheel(changed, ROOT)
+    assert name == "its name is knarr-0.1.0-py3-none-any.whl"
+    assert "bytes, more than 1500000" in size
+    assert missing == "no knarr/train/recipes/eyes.yaml"
+    assert extra == "knarr/tests/test_fast.py is not of it"
+
+
+def test_the_unpacked_wheel_simulates_with_its_kernel(wheel: Path, tmp_path: Path) -> None:
+    """With the packages of this environment; `make check-wheel` installs it into an empty one."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    script = (
+        "import sys, knarr; from knarr.cli import main; print(knarr.__file__); main(sys.argv[1:])"
     )
-    return zipfile.ZipFile(next(folder.glob("knarr-*.whl")))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
 
+    def run(*command: str | Path) -> str:
+        line = [sys.executable, *map(str, command)]
+        options = {"cwd": tmp_path, "env": environment, "timeout": 200, "text": True}
+        return subprocess.run(line, check=True, stdout=subprocess.PIPE, **options).stdout
 
-def test_wheel_holds_every_file_of_every_stage(wheel: zipfile.ZipFile) -> None:
-    wanted = {
-        path.relative_to(ROOT).as_posix()
-        if stage == "knarr"
-        else f"knarr/{path.relative_to(ROOT).as_posix()}"
-        for stage in ("knarr", *STAGES)
-        for path in (ROOT / stage).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts  # where numba keeps code too
-    }
-    assert len(wanted) > 50
-    assert wanted <= set(wheel.namelist())
-    wheel.close()
+    run(ROOT / "docker/check.py", "make")
+    for engine in ("fast", "reference"):
+        options = ("--engine", engine, "--record", "output,spikes,u,v", "--out", f"{engine}.npz")
+        said = run("-c", script, "simulate", "tiny.net", "--inputs", "inputs.npy", *options)
+        assert said.startswith(str(tmp_path / "site/knarr"))
+    fast, reference = (load_recording(tmp_path / f"{name}.npz") for name in ("fast", "reference"))
+    assert fast.output.any()
+    assert np.array_equal(fast.output, reference.output)
 
 
 def test_types_are_declared() -> None:
