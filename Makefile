@@ -57,12 +57,13 @@ wheel: install
 check-wheel: wheel
 	.venv/bin/python release/check.py
 
-# The newest versions for every supported Python, and the lowest that pyproject.toml allows for the oldest.
-UV_COMPILE = uv pip compile --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links --all-extras pyproject.toml
+# The newest versions for every supported Python, those of them that the container has, and the lowest that pyproject.toml allows for the oldest.
+UV_COMPILE = uv pip compile --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 
 lock:
-	$(UV_COMPILE) --universal --python-version 3.11 --upgrade -o requirements.lock
-	$(UV_COMPILE) --python-version 3.11 --python-platform x86_64-manylinux_2_28 --resolution lowest-direct --upgrade -o requirements-lowest.lock
+	$(UV_COMPILE) --all-extras --universal --python-version 3.11 --upgrade -o requirements.lock
+	$(UV_COMPILE) --extra all --universal --python-version 3.11 --constraint requirements.lock --upgrade -o docker/requirements.lock
+	$(UV_COMPILE) --all-extras --python-version 3.11 --python-platform x86_64-manylinux_2_28 --resolution lowest-direct --upgrade -o requirements-lowest.lock
 
 clean:
 	rm -rf build dist runs *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
 done
 
 engine="$(find_engine)"
-made_here=localhost/knarr-base:3.10  # of docker/make-base.sh
+made_here=localhost/knarr-base:latest  # of docker/make-base.sh
 if [ -z "$base" ] && "$engine" inspect --type image "$made_here" >/dev/null 2>&1; then base="$made_here"; fi
 
 # pip's settings of this machine (indexes, proxy, certificates) go in as secrets: needed while building, absent from the image.

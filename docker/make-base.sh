@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Makes the base image where no image registry can be reached: Debian bookworm from its packages, and under /usr/local a
-# copy of a relocatable Python 3.10 of this machine (KNARR_PYTHON, pyenv or uv). Needs root, debootstrap and buildah.
+# copy of the newest relocatable Python of this machine (pyenv or uv; KNARR_PYTHON names another). Needs root, debootstrap and buildah.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-image="${1:-localhost/knarr-base:3.10}"
+image="${1:-localhost/knarr-base:latest}"
 suite=bookworm
 # What the standard library and Lava need besides minbase; tini is put there so that the build needs no apt.
-packages=(ca-certificates tini libbz2-1.0 libexpat1 libffi8 libgdbm6 liblzma5 libncursesw6 libnsl2 libreadline8
-  libsqlite3-0 libssl3 libtirpc3 libuuid1 zlib1g)
+packages=(ca-certificates tini libbz2-1.0 libexpat1 libffi8 libgdbm6 liblzma5 libncursesw6 libreadline8
+  libsqlite3-0 libssl3 libuuid1 zlib1g)
 
 fail() { echo "make-base: $*" >&2; exit 2; }
 
@@ -17,28 +17,32 @@ for tool in debootstrap buildah; do
   command -v "$tool" >/dev/null || fail "$tool is not installed; apt-get install --no-install-recommends debootstrap buildah crun"
 done
 
-runs_310() { "$@" -c 'import sys, ensurepip; sys.exit(sys.version_info[:2] != (3, 10))' >/dev/null 2>&1; }
+# The version of an interpreter that can be copied with its library and pip; nothing for one that is too old or broken.
+version_of() { "$1" -c 'import sys, ensurepip; sys.version_info >= (3, 11) and print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
 
-python_prefixes() {
-  local candidate
-  for candidate in "${KNARR_PYTHON:-}" python3.10 python3; do
-    if [ -n "$candidate" ] && runs_310 "$candidate"; then "$candidate" -c 'import sys; print(sys.base_prefix)'; fi
+candidates() {
+  local version
+  if [ -n "${KNARR_PYTHON:-}" ]; then command -v "$KNARR_PYTHON" || true; return; fi
+  for version in 3.14 3.13 3.12 3.11; do
+    command -v "python$version" || true
+    if command -v pyenv >/dev/null; then
+      pyenv versions --bare 2>/dev/null | grep -E "^${version//./\\.}(\.|$)" | sort -rV | sed "s|.*|$(pyenv root)/versions/&/bin/python$version|" || true
+    fi
+    if command -v uv >/dev/null; then uv python find --managed-python "$version" 2>/dev/null || true; fi
   done
-  if command -v pyenv >/dev/null; then
-    pyenv versions --bare 2>/dev/null | grep -E '^3\.10(\.|$)' | sort -rV | sed "s|^|$(pyenv root)/versions/|" || true
-  fi
-  if command -v uv >/dev/null; then
-    candidate="$(uv python find --managed-python 3.10 2>/dev/null || true)"
-    if [ -n "$candidate" ]; then "$candidate" -c 'import sys; print(sys.base_prefix)'; fi
-  fi
 }
 
 prefix=""
 while read -r candidate; do
+  version="$(version_of "$candidate")"
+  [ -n "$version" ] || continue
+  prefix="$("$candidate" -c 'import sys; print(sys.base_prefix)')"
   # A distribution's own Python under /usr is spread over the system and cannot be copied.
-  if [ "$candidate" != /usr ] && runs_310 "$candidate/bin/python3.10"; then prefix="$candidate"; break; fi
-done < <(python_prefixes)
-[ -n "$prefix" ] || fail "found no relocatable Python 3.10; 'pyenv install 3.10' or 'uv python install 3.10', or set KNARR_PYTHON to one"
+  if [ "$prefix" != /usr ]; then break; fi
+  prefix=""
+done < <(candidates)
+[ -n "$prefix" ] || fail "found no relocatable Python from 3.11 on; 'pyenv install 3.13' or 'uv python install 3.13', or set KNARR_PYTHON to one"
+python="python$version"
 
 rootfs="$(mktemp -d "${TMPDIR:-/var/tmp}/knarr-base.XXXXXX")"
 container=""
@@ -70,23 +74,23 @@ rm -f "$rootfs"/etc/{resolv.conf,hostname}
 
 echo "make-base: Python from $prefix ..."
 mkdir -p "$rootfs"/usr/local/{bin,lib}
-cp -a "$prefix/bin/python3.10" "$rootfs/usr/local/bin/"
+cp -a "$prefix/bin/$python" "$rootfs/usr/local/bin/"
 find "$prefix/lib" -maxdepth 1 -name 'libpython3*.so*' -exec cp -a {} "$rootfs/usr/local/lib/" \;
 # Site packages stay behind: they are the building machine's, and pip comes fresh from ensurepip.
-tar -C "$prefix/lib" --exclude='__pycache__' --exclude='python3.10/site-packages/*' --exclude='*/test' --exclude='*/tests' \
-  --exclude='python3.10/config-3.10*' --exclude='python3.10/idlelib' --exclude='python3.10/tkinter' \
-  --exclude='python3.10/turtledemo' --exclude='_tkinter.*' -cf - python3.10 | tar -C "$rootfs/usr/local/lib" --no-same-owner -xf -
+tar -C "$prefix/lib" --exclude='__pycache__' --exclude="$python/site-packages/*" --exclude='*/test' --exclude='*/tests' \
+  --exclude="$python/config-*" --exclude="$python/idlelib" --exclude="$python/tkinter" \
+  --exclude="$python/turtledemo" --exclude='_tkinter.*' --exclude='nis.*' -cf - "$python" | tar -C "$rootfs/usr/local/lib" --no-same-owner -xf -
 # What sysconfig tells about the build must name the new place, not the old.
-find "$rootfs/usr/local/lib/python3.10" -maxdepth 1 -name '_sysconfigdata*.py' -exec sed -i "s|$prefix|/usr/local|g" {} +
+find "$rootfs/usr/local/lib/$python" -maxdepth 1 -name '_sysconfigdata*.py' -exec sed -i "s|$prefix|/usr/local|g" {} +
 chown -R root:root "$rootfs/usr/local"
-ln -sf python3.10 "$rootfs/usr/local/bin/python3"
-ln -sf python3.10 "$rootfs/usr/local/bin/python"
+ln -sf "$python" "$rootfs/usr/local/bin/python3"
+ln -sf "$python" "$rootfs/usr/local/bin/python"
 chroot "$rootfs" ldconfig
 
-missing="$(chroot "$rootfs" sh -c 'ldd /usr/local/bin/python3.10 /usr/local/lib/python3.10/lib-dynload/*.so' | grep 'not found' | sort -u || true)"
+missing="$(chroot "$rootfs" sh -c "ldd /usr/local/bin/$python /usr/local/lib/$python/lib-dynload/*.so" | grep 'not found' | sort -u || true)"
 [ -z "$missing" ] || fail "shared libraries missing in the base: $missing"
 in_base() { env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin chroot "$rootfs" "$@"; }
-in_base python3 -m compileall -q /usr/local/lib/python3.10
+in_base python3 -m compileall -q "/usr/local/lib/$python"
 in_base env PIP_ROOT_USER_ACTION=ignore python3 -m ensurepip --upgrade >/dev/null || fail "ensurepip failed in the base"
 in_base python3 -c '
 import bz2, ctypes, hashlib, lzma, multiprocessing.shared_memory, readline, sqlite3, ssl, sys, uuid, zlib

@@ -87,13 +87,43 @@ def test_types_are_declared() -> None:
     ] == []
 
 
-def test_lock_pins_hashes_and_names_no_registry() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
+LOCKS = ("requirements.lock", "requirements-lowest.lock", "docker/requirements.lock")
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_lock_pins_hashes_and_names_no_registry(name: str) -> None:
+    lock = (ROOT / name).read_text()
     assert "://" not in lock
     assert "index" not in lock
     packages = [line for line in lock.splitlines() if "==" in line]
     assert len(packages) > 80
     assert lock.count("--hash=sha256:") >= len(packages)
+
+
+def test_the_container_has_versions_that_are_tested() -> None:
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / name).read_text().splitlines()
+        return {line.split()[0] for line in lines if "==" in line}
+
+    assert len(pins("docker/requirements.lock")) > 60
+    assert pins("docker/requirements.lock") < pins("requirements.lock")
+
+
+def test_wheels_without_cuda_take_the_place_of_pinned_ones() -> None:
+    def names(wheels: str) -> set[str]:
+        command = ["awk", "-v", f"wheels={wheels}", "-f", "lock_without.awk", "requirements.lock"]
+        kept = subprocess.run(
+            command, cwd=ROOT / "docker", check=True, capture_output=True, text=True
+        ).stdout
+        return {line.partition("==")[0] for line in kept.splitlines() if "==" in line}
+
+    left_out = names("") - names("/wheels/torch-2.15.0+cpu-cp313-cp313-linux_x86_64.whl")
+    assert {"torch", "triton", "nvidia-cudnn-cu13", "cuda-toolkit"} <= left_out
+    assert not left_out & {"torchvision", "torchmetrics", "numpy", "norse"}
+    assert names("") - names("/wheels/pydantic_core-2-x.whl /w/h5py-3-x.whl") == {
+        "pydantic-core",
+        "h5py",
+    }
 
 
 def test_the_container_is_built_from_every_stage() -> None:
