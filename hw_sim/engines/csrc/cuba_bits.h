@@ -90,6 +90,7 @@ static void list_items(
     }
 }
 
+#ifdef X86
 /* Of all pixels and channels, how many are not 0, per mille; every eighth pixel is looked at. */
 static int activity(const uint32_t *words, int pixels, int channels, int groups, int planes, int steps)
 {
@@ -108,7 +109,6 @@ static int activity(const uint32_t *words, int pixels, int channels, int groups,
     return (int)(set * 1000 / seen);
 }
 
-#ifdef X86
 /* Words [pixels][groups][planes][steps] into bytes [pixels][steps][quads * 4], pixels first..last of them. */
 __attribute__((target("avx2"))) static void expand(
     const uint32_t *words, int first, int last, int groups, int planes, int steps, int quads, uint8_t *out)
