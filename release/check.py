@@ -77,10 +77,17 @@ def check_install(python: str, wheel: Path, sdist: Path, extras: list[str]) -> s
         again = ("--no-deps", "--force-reinstall", "--no-cache-dir")
         run(*pip, *again, sdist, CFLAGS="-DKNARR_PLAIN")
         simulate("fast", "sdist.npz")
+        instructions = run(python_of_venv, "-c", DESCRIBE)
+        if "portable vectors" not in instructions:
+            sys.exit(f"the source build runs {instructions}, not what other processors run")
         compared = run(python_of_venv, "-c", COMPARE, "reference.npz", "wheel.npz", "sdist.npz")
         return f"{size} MB; wheel and plain source build equal the reference in {compared.strip()}"
 
 
+DESCRIBE = """
+from knarr.hw_sim.engines.selection import fast_engine
+print(fast_engine().description)
+"""
 COMPARE = """
 import sys, numpy
 first, *others = map(numpy.load, sys.argv[1:])
