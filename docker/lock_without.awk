@@ -1,4 +1,5 @@
-# Prints of a lock file what the wheels named in `wheels` do not replace: where torch is among them, CUDA goes too.
+# Prints of a lock file what the wheels named in `wheels` do not replace: where torch is among them, CUDA goes too,
+# and torchvision, whose pinned build cannot be imported beside another torch.
 BEGIN {
   count = split(wheels, paths, " ")
   for (i = 1; i <= count; i++) {
@@ -11,6 +12,6 @@ BEGIN {
 /^[a-z]/ {
   name = $1
   sub(/==.*/, "", name)
-  kept = !(name in given) && !(("torch" in given) && name ~ /^(triton$|nvidia-|cuda-)/)
+  kept = !(name in given) && !(("torch" in given) && name ~ /^(triton$|torchvision$|nvidia-|cuda-)/)
 }
 kept
