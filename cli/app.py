@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from typer import Argument, Option
 
+import knarr
 from knarr.cli.errors import UsageError
 from knarr.cli.output import show_progress
 from knarr.errors import KnarrError
@@ -28,8 +29,22 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"knarr {knarr.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def refuse_torchrun(context: typer.Context) -> None:
+def refuse_torchrun(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        Option(
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
     """Refuse several processes for every verb but `train`, whose fits alone they can share.
 
     Raises:

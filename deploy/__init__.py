@@ -8,19 +8,32 @@ verification  Norse, NIR, the simulator and Lava side by side
 placement     the cores that a network takes
 """
 
-from knarr.deploy.errors import DeployError, LavaError
-from knarr.deploy.lava.compatibility import lava_folder
-from knarr.deploy.lava.install import install_lava
-from knarr.deploy.lava.run import lava_python, run_on_lava
-from knarr.deploy.lowering.chain import chip_shape
-from knarr.deploy.lowering.lower import lower
-from knarr.deploy.lowering.quantise import unrounded_weights
-from knarr.deploy.netx.files import check, read_net, write_net
-from knarr.deploy.placement.place import place
-from knarr.deploy.placement.result import LayerPlacement, Placement, table
-from knarr.deploy.rules import Violation, fatal
-from knarr.deploy.verification.result import Comparison, FirstDivergence, Raster, Side, Verification
-from knarr.deploy.verification.verify import verify, verify_network
+from typing import TYPE_CHECKING
+
+from knarr.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from knarr.deploy.errors import DeployError, LavaError
+    from knarr.deploy.lava.compatibility import lava_folder
+    from knarr.deploy.lava.install import install_lava
+    from knarr.deploy.lava.run import lava_python, run_on_lava
+    from knarr.deploy.lowering.chain import chip_shape
+    from knarr.deploy.lowering.lower import lower
+    from knarr.deploy.lowering.quantise import unrounded_weights
+    from knarr.deploy.netx.files import check, read_deployable, read_net, write_net
+    from knarr.deploy.placement.place import place
+    from knarr.deploy.placement.result import LayerPlacement, Placement, table
+    from knarr.deploy.rules import Violation, fatal
+    from knarr.deploy.verification.result import (
+        Comparison,
+        FirstDivergence,
+        Raster,
+        Side,
+        Verification,
+    )
+    from knarr.deploy.verification.verify import verify, verify_network
+else:
+    __getattr__ = lazy_face(__name__)
 
 __all__ = [
     "Comparison",
@@ -41,6 +54,7 @@ __all__ = [
     "lava_python",
     "lower",
     "place",
+    "read_deployable",
     "read_net",
     "run_on_lava",
     "table",

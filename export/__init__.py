@@ -8,18 +8,25 @@ files          NIR files, read and written with checks
 onnx_files     ONNX files, checked with onnxruntime
 """
 
-from knarr.export.arguments import as_inputs
-from knarr.export.certificate import Certificate, certify, replay_inputs, replay_sha256
-from knarr.export.convert import to_nir
-from knarr.export.errors import CertificateError, ExportError
-from knarr.export.files import FILLED, read, write
-from knarr.export.graph.fold import FoldDifference, fold, fold_difference, scale_currents
-from knarr.export.graph.shapes import graph_input_shape
-from knarr.export.graph.step import Trace, execution_order, step_nir
-from knarr.export.graph.topology import graph_hash
-from knarr.export.norse.modules import PLIFBoxCell, StepGraph, SumPool2d
-from knarr.export.norse.trace_module import trace_module
-from knarr.export.onnx_files import student_step_to_onnx, to_onnx
+from typing import TYPE_CHECKING
+
+from knarr.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from knarr.export.arguments import as_inputs
+    from knarr.export.certificate import Certificate, certify, replay_inputs, replay_sha256
+    from knarr.export.convert import to_nir
+    from knarr.export.errors import CertificateError, ExportError
+    from knarr.export.files import FILLED, read, write
+    from knarr.export.graph.fold import FoldDifference, fold, fold_difference, scale_currents
+    from knarr.export.graph.shapes import graph_input_shape
+    from knarr.export.graph.step import Trace, step_nir
+    from knarr.export.graph.topology import execution_order, graph_hash
+    from knarr.export.norse.modules import PLIFBoxCell, StepGraph, SumPool2d
+    from knarr.export.norse.trace_module import trace_module
+    from knarr.export.onnx_files import student_step_to_onnx, to_onnx
+else:
+    __getattr__ = lazy_face(__name__)
 
 __all__ = [
     "FILLED",

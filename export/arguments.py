@@ -7,7 +7,6 @@ from typing import Any
 import nir
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from knarr.export.errors import ExportError
 
@@ -22,9 +21,10 @@ def as_inputs(value: object, what: str = "inputs") -> npt.NDArray[Any]:
     Raises:
         ExportError: something else, NaN or infinity, or an empty or missing axis.
     """
+    # A tensor is known by what it can do: whoever has one has torch, and nobody else needs it.
     # numpy and torch differ in what they raise for ragged lists, texts and tensors on other devices.
     try:
-        array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ExportError(
             f"{what}: no array of numbers ({error}); give (samples, timesteps, *features)"

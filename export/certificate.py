@@ -17,8 +17,8 @@ from torch import nn
 from knarr.export.arguments import as_dt, as_graph
 from knarr.export.errors import CertificateError, ExportError
 from knarr.export.graph.shapes import graph_input_shape
-from knarr.export.graph.step import METADATA, Trace, execution_order, run_graph, step_nir
-from knarr.export.graph.topology import graph_hash
+from knarr.export.graph.step import METADATA, Trace, run_graph, step_nir
+from knarr.export.graph.topology import execution_order, graph_hash
 from knarr.export.norse.layers import take_apart
 from knarr.export.norse.rewrite import as_module, rewrite
 from knarr.export.norse.trace_module import trace_module

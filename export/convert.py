@@ -23,8 +23,8 @@ from knarr.export.arguments import as_dt, as_inputs, as_shape
 from knarr.export.certificate import certify, replay_inputs
 from knarr.export.errors import ExportError
 from knarr.export.files import read, write
+from knarr.export.graph.parameters import ints
 from knarr.export.graph.step import METADATA
-from knarr.export.graph.step_synapses import ints
 from knarr.export.graph.topology import NEURONS, Edge, bare_delays
 from knarr.export.norse.layers import NEURON_CELLS, Layer, Layers, take_apart
 from knarr.export.norse.modules import INPUT, OUTPUT, SumPool2d

@@ -1,43 +1,50 @@
 """The chip: its network type, integer arithmetic and simulator, and what an inference costs."""
 
-from knarr.hw_sim.coding import check_inputs, encode
-from knarr.hw_sim.counting import (
-    LayerCounts,
-    OperationCounts,
-    count,
-    count_events,
-    count_onnx,
-)
-from knarr.hw_sim.energy import (
-    EnergyEstimate,
-    GpuMeasurement,
-    Options,
-    PriceError,
-    measure_gpu,
-    price,
-)
-from knarr.hw_sim.engines.selection import ENGINES, choose_engine
-from knarr.hw_sim.errors import ChipError, CountError
-from knarr.hw_sim.network import (
-    NON_SPIKING_VTH,
-    TRAINED,
-    ChipNetwork,
-    Conv,
-    Dense,
-    InputCoding,
-    Neuron,
-    Readout,
-    Recurrent,
-)
-from knarr.hw_sim.recording import (
-    RECORDABLE,
-    Divergence,
-    Recording,
-    compare,
-    load_recording,
-    save_recording,
-)
-from knarr.hw_sim.simulation import laid_out_layers, simulate
+from typing import TYPE_CHECKING
+
+from knarr.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from knarr.hw_sim.coding import check_inputs, encode
+    from knarr.hw_sim.counting import (
+        LayerCounts,
+        OperationCounts,
+        count,
+        count_events,
+        count_onnx,
+    )
+    from knarr.hw_sim.energy import (
+        EnergyEstimate,
+        GpuMeasurement,
+        Options,
+        PriceError,
+        measure_gpu,
+        price,
+    )
+    from knarr.hw_sim.engines.selection import ENGINES, choose_engine
+    from knarr.hw_sim.errors import ChipError, CountError
+    from knarr.hw_sim.network import (
+        NON_SPIKING_VTH,
+        TRAINED,
+        ChipNetwork,
+        Conv,
+        Dense,
+        InputCoding,
+        Neuron,
+        Readout,
+        Recurrent,
+    )
+    from knarr.hw_sim.recording import (
+        RECORDABLE,
+        Divergence,
+        Recording,
+        compare,
+        load_recording,
+        save_recording,
+    )
+    from knarr.hw_sim.simulation import laid_out_layers, simulate
+else:
+    __getattr__ = lazy_face(__name__)
 
 __all__ = [
     "ENGINES",

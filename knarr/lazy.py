@@ -4,26 +4,43 @@ torch.
 
 from __future__ import annotations
 
+import ast
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
-def lazy_face(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a `__getattr__` for a package.
+def lazy_face(package: str) -> Callable[[str], Any]:
+    """Return a `__getattr__` that imports a name as `if TYPE_CHECKING:` of the package says.
+
+    The imports of that block are those that a type checker sees, so that a name and its module
+    stand in one place.
 
     Args:
-        package: Full name of the package.
-        names: Module below it -> the names that come from there, with spaces between. No name may
-            be that of a module: importing the module would take its place.
+        package: Full name of the package. None of its names may be that of a module in it:
+            importing the module would take its place.
     """
-    places = {name: module for module, line in names.items() for name in line.split()}
+
+    @cache
+    def places() -> dict[str, str]:
+        spec = find_spec(package)
+        source = spec.loader.get_source(package)  # type: ignore[union-attr]
+        return {
+            name.name: str(statement.module)
+            for block in ast.parse(source).body
+            if isinstance(block, ast.If)
+            for statement in block.body
+            if isinstance(statement, ast.ImportFrom)
+            for name in statement.names
+        }
 
     def get(name: str) -> Any:
-        if name not in places:
+        if name not in places():
             raise AttributeError(f"module '{package}' has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{places[name]}"), name)
+        value = getattr(import_module(places()[name]), name)
         setattr(sys.modules[package], name, value)  # found at once from now on
         return value
 

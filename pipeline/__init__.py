@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from knarr.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from knarr.deploy import read_deployable
     from knarr.pipeline.energy_facts import REUSE, Pricing, energy_of, outputs_of
     from knarr.pipeline.errors import RunError
     from knarr.pipeline.evaluation import SHARED, EvaluationError, Network, RunEvaluation
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
         open_run,
         reopen,
     )
-    from knarr.pipeline.run_report import ON_TEST, divergence_text, report
+    from knarr.pipeline.run_report import ON_TEST, divergence_text, missing_pictures, report
     from knarr.pipeline.stages import (
         chip_samples,
         deploy,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
         export,
         fork_run,
         price_run,
-        read_deployable,
         run,
         simulate,
         train,
@@ -69,32 +69,7 @@ if TYPE_CHECKING:
         table,
     )
 else:
-    __getattr__ = lazy_face(
-        __name__,
-        {
-            "energy_facts": "Pricing REUSE energy_of outputs_of",
-            "errors": "RunError",
-            "evaluation": "EvaluationError Network RunEvaluation SHARED",
-            "evaluation_file": "measures_json",
-            "files": "expecting json_text read_json write_json write_png",
-            "measures": "ConfidenceInterval Estimate RATES",
-            "pictures.energy": "draw_energy",
-            "pictures.raster": "draw_raster",
-            "pictures.verification": "draw_verification",
-            "progress": "OnProgress Progress counter",
-            "published": "OTHER_DATA PublishedCell",
-            "run_folder": ("BASELINE ENERGY GRAPH NET RECORDING Run VERIFICATION open_run reopen"),
-            "run_report": "ON_TEST divergence_text report",
-            "stages": (
-                "chip_samples deploy draw_pictures energy evaluate export fork_run "
-                "price_run read_deployable run simulate train verify"
-            ),
-            "studies.engine": "StudyError",
-            "studies.pareto_front": "ParetoPoint ParetoResult pareto",
-            "studies.sweeps": "SweepResult SweepTrial sweep",
-            "studies.tables": "Costs GridTable Rate RowSummary TableResult table",
-        },
-    )
+    __getattr__ = lazy_face(__name__)
 
 __all__ = [
     "BASELINE",
@@ -145,6 +120,7 @@ __all__ = [
     "fork_run",
     "json_text",
     "measures_json",
+    "missing_pictures",
     "open_run",
     "outputs_of",
     "pareto",

@@ -8,20 +8,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import nir
 import numpy as np
 import numpy.typing as npt
 
-from knarr.export.graph.step import Stepper
 from knarr.hw_sim import (
     ChipNetwork,
     OperationCounts,
     PriceError,
     Readout,
     count,
-    count_onnx,
     price,
 )
 from knarr.hw_sim.energy import (
@@ -35,8 +32,10 @@ from knarr.hw_sim.energy import (
     ratio,
     what_if,
 )
-from knarr.hw_sim.energy import baseline as measure_baseline
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
+
+if TYPE_CHECKING:
+    import nir
 
 DIGITAL: Final = "horowitz_fp32"
 NEUROMORPHIC: Final = ("loihi1_table", "loihi1_cal")
@@ -280,8 +279,13 @@ def energy_of(
     Returns:
         What `energy_facts` gives.
     """
-    # The baseline first: a file that cannot be counted is found in seconds.
-    rival = None if baseline is None else count_onnx(baseline, baseline_inputs)
+    rival = None
+    if baseline is not None:
+        from knarr.hw_sim import count_onnx
+        from knarr.hw_sim.energy.baseline import baseline as measure_baseline
+
+        # First, for a file that cannot be counted is found in seconds.
+        rival = count_onnx(baseline, baseline_inputs)
     on_progress(Progress(f"Counting {len(inputs)} samples of {inputs.shape[1]} steps"))
     show = counter(on_progress, "samples")
 
@@ -332,5 +336,7 @@ def energy_of(
 
 def outputs_of(graph: nir.NIRGraph, dt_s: float) -> int:
     """Return how many outputs a graph has."""
+    from knarr.export.graph.step import Stepper
+
     stepper = Stepper(graph, dt_s, 1, keep=False)
     return prod(stepper.leaving[stepper.order.output])

@@ -20,14 +20,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.special import stdtrit
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
+
+if TYPE_CHECKING:
+    import torch
 
 Array = npt.NDArray[np.float64]
 Classes = npt.NDArray[np.integer[Any]]
@@ -249,16 +250,22 @@ class _FromConfusion:
         self._update_state(hits, false, rest, missed)  # type: ignore[attr-defined]
 
 
-class _Accuracy(_FromConfusion, MulticlassAccuracy):
-    pass
+@cache
+def _metrics() -> tuple[type, type, type]:
+    """Return accuracy, recall and F1 of torchmetrics, fed with confusion matrices."""
+    # Not at the top: an evaluation is read where neither this nor torch is installed.
+    from torchmetrics import classification
 
+    class Accuracy(_FromConfusion, classification.MulticlassAccuracy):
+        pass
 
-class _Recall(_FromConfusion, MulticlassRecall):
-    pass
+    class Recall(_FromConfusion, classification.MulticlassRecall):
+        pass
 
+    class F1(_FromConfusion, classification.MulticlassF1Score):
+        pass
 
-class _F1(_FromConfusion, MulticlassF1Score):
-    pass
+    return Accuracy, Recall, F1
 
 
 def rates(confusion: Array, names: tuple[str, ...]) -> dict[str, Array]:
@@ -275,6 +282,9 @@ def rates(confusion: Array, names: tuple[str, ...]) -> dict[str, Array]:
     Returns:
         Arrays of shape (...); a recall is NaN where its class does not occur.
     """
+    import torch
+
+    accuracy, recall_of, f1_of = _metrics()
     shape, classes = confusion.shape[:-2], len(names)
     matrices = torch.from_numpy(confusion).reshape(-1, classes, classes)
 
@@ -286,13 +296,13 @@ def rates(confusion: Array, names: tuple[str, ...]) -> dict[str, Array]:
         values: Array = metric.compute().numpy()
         return values.reshape(*shape, classes) if average == "none" else values.reshape(shape)
 
-    recall, f1 = compute(_Recall, "none"), compute(_F1, "none")
+    recall, f1 = compute(recall_of, "none"), compute(f1_of, "none")
     occurs = confusion.sum(axis=-1) > 0
     found = {
-        "war": compute(_Accuracy, "micro"),
+        "war": compute(accuracy, "micro"),
         "uar": recall.mean(axis=-1, where=occurs),
         "macro_f1": f1.mean(axis=-1, where=occurs),
-        "weighted_f1": compute(_F1, "weighted"),
+        "weighted_f1": compute(f1_of, "weighted"),
     }
     recall = np.where(occurs, recall, np.nan)  # torchmetrics makes a 0 of it
     return found | {f"recall/{name}": recall[..., c] for c, name in enumerate(names)}
@@ -342,6 +352,8 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> ConfidenceInterv
     Raises:
         ValueError: There are fewer than two, or one is out of range.
     """
+    from scipy.special import stdtrit  # takes as long to load as all else that a report needs
+
     if len(values) < 2 or not all(0 <= value <= 1 for value in values):
         raise ValueError(f"t interval: of {list(values)}, needs two or more rates of 0 .. 1")
     _check_level(level)

@@ -12,27 +12,31 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
-from torch import nn
 
 from knarr.files import write_atomic
 from knarr.pipeline.errors import RunError
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
 from knarr.ranks import rank, world_size
-from knarr.train.clips import Clips, truncate_timesteps
 from knarr.train.recipe import check_recipe, load_recipe, parse_setting, with_settings
-from knarr.train.settings import Recipe, RecipeError, YamlError, read_yaml, short
-from knarr.train.systems.base import RunData, System
-from knarr.train.systems.registry import check_networks, load_data, system_of
-from knarr.train.train import (
+from knarr.train.settings import (
     STUDENT,
     TEACHER,
-    train_student,
-    train_teacher,
-    train_validation_split,
+    Recipe,
+    RecipeError,
+    YamlError,
+    read_yaml,
+    short,
 )
+from knarr.train.systems.registry import check_networks, load_data, system_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from knarr.train.clips import Clips
+    from knarr.train.systems.base import RunData, System
 
 # Raise it with any change that an older run does not have; there is no reading of older ones.
 FORMAT: Final = 1
@@ -103,6 +107,8 @@ class Run:
 
     def on_chip(self, clips: Clips) -> Clips:
         """Return a split as the chip runs it, cut to the time steps of `chip`."""
+        from knarr.train.clips import truncate_timesteps
+
         return truncate_timesteps(self.recipe, clips)
 
     @property
@@ -116,6 +122,8 @@ class Run:
         Raises:
             RecipeError: One of them is not trained yet.
         """
+        from knarr.train.train import train_student, train_teacher
+
         for name in (TEACHER, STUDENT):
             if not self.has(name):
                 raise RecipeError(
@@ -175,6 +183,8 @@ def open_run(
     check_networks(recipe, loaded)
     # Where the test data choose every epoch, no clips are needed to validate on.
     if len(recipe.chosen_on_test) < 2 or recipe.chip is not None:
+        from knarr.train.train import train_validation_split
+
         train_validation_split(recipe, loaded)
     if recipe.chip is not None and world_size() > 1:
         raise RecipeError(
@@ -281,12 +291,7 @@ def read_run(folder: Path) -> tuple[Recipe, Path]:
         RecipeError: The folder holds no run, or settings that do not fit.
         RunError: The folder holds a run of an older knarr.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise RecipeError(
-            f"{folder}: no {CONFIG}, so not a run; make one with `knarr train` or `knarr pipeline`"
-        )
-    config = read_config(folder)
+    path, config = folder / CONFIG, read_config(folder)
     try:
         return check_recipe(config["recipe"], str(path)), Path(config["data_root"])
     except RecipeError as error:
@@ -303,10 +308,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read config.yaml as plain data.
 
     Raises:
-        RecipeError: It is not YAML, or no mapping.
+        RecipeError: It is not there, not YAML, or no mapping.
         RunError: An older knarr wrote it.
     """
     path = folder / CONFIG
+    if not path.is_file():
+        raise RecipeError(
+            f"{folder}: no {CONFIG}, so not a run; make one with `knarr train` or `knarr pipeline`"
+        )
     try:
         config = read_yaml(path.read_text("utf-8"))
     except (YamlError, UnicodeDecodeError) as error:

@@ -7,7 +7,15 @@ from typing import Any, Final
 
 from knarr.pipeline import evaluation_file
 from knarr.pipeline.files import expecting, read_json
-from knarr.pipeline.run_folder import ENERGY, EVALUATION, PICTURES, VERIFICATION, read_run
+from knarr.pipeline.pictures import PICTURE_NAMES
+from knarr.pipeline.run_folder import (
+    CONFIG,
+    ENERGY,
+    EVALUATION,
+    PICTURES,
+    VERIFICATION,
+    read_config,
+)
 
 ON_TEST: Final = "chosen_on_test"
 """Key of the networks whose epoch was the best ON THE TEST DATA."""
@@ -21,7 +29,7 @@ def report(folder: Path | str) -> dict[str, Any]:
         EvaluationError: An evaluation.json that is missing or damaged.
     """
     folder = Path(folder)
-    recipe, _ = read_run(folder)
+    chosen_on_test = _chosen_on_test(folder)
     energy, verification = read_json(folder / ENERGY), read_json(folder / VERIFICATION)
     evaluation = evaluation_file.read(folder / EVALUATION)
     # The first pass is the test set as the chip was recorded on it; others are drawn.
@@ -41,7 +49,7 @@ def report(folder: Path | str) -> dict[str, Any]:
             "run": str(folder),
             "test_samples": len(evaluation.labels),
             "correct": correct,
-            **({ON_TEST: list(recipe.chosen_on_test)} if recipe.chosen_on_test else {}),
+            **({ON_TEST: chosen_on_test} if chosen_on_test else {}),
             "chip": {
                 **student["counts"]["total"],
                 "energy_pj": student["energy"]["nominal_pj"],
@@ -57,6 +65,26 @@ def report(folder: Path | str) -> dict[str, Any]:
             "holds": verification["holds"],
             "pictures": [str(path) for path in sorted((folder / PICTURES).glob("*.png"))],
         }
+
+
+def missing_pictures(folder: Path) -> list[str]:
+    """Return the names of the pictures that a run's folder lacks."""
+    return [name for name in PICTURE_NAMES if not (folder / PICTURES / f"{name}.png").is_file()]
+
+
+def _chosen_on_test(folder: Path) -> list[str]:
+    """Return what `Recipe.chosen_on_test` says of a run.
+
+    It is read from plain values: recipes are checked by classes that stand beside their networks,
+    and a report is read where no torch is installed.
+    """
+    recipe = read_config(folder).get("recipe")
+    with expecting(folder / CONFIG):
+        return [
+            network
+            for network in ("teacher", "student")
+            if recipe[network]["fit"]["select"] == "best_on_test"  # type: ignore[index]
+        ]
 
 
 def divergence_text(row: dict[str, Any]) -> str:

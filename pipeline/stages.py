@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from knarr.deploy import DeployError, check, fatal, lower, read_net, unrounded_weights, write_net
+from knarr.deploy import lower, read_deployable, read_net, unrounded_weights, write_net
 from knarr.deploy import verify as verify_network
 from knarr.export import read, to_nir, to_onnx, write
 from knarr.files import write_atomic
@@ -291,23 +291,6 @@ def chip_samples(
         clips = run.data.train
         _, chosen = train_validation_split(run.recipe, run.data)
     return run.on_chip(clips).chip_inputs(chosen), clips.labels[chosen]
-
-
-def read_deployable(path: Path, verb: str) -> ChipNetwork:
-    """Read a .net file that a chip can run.
-
-    Args:
-        path: The file.
-        verb: What would be done with it ("simulated"), for the error.
-
-    Raises:
-        DeployError: No netx file, or one that breaks a rule of the chip.
-    """
-    network = read_net(path)
-    broken = fatal(check(network))
-    if broken:
-        raise DeployError(f"{path}: not {verb}, no chip runs it: {broken[0]}")
-    return network
 
 
 def record(run: Run) -> None:

@@ -18,12 +18,10 @@ if TYPE_CHECKING:
     from knarr.train.fitting.files import load_weights
     from knarr.train.networks.cnn import run_student
     from knarr.train.recipe import load_recipe, shipped_recipes
-    from knarr.train.settings import Recipe, RecipeError
+    from knarr.train.settings import STUDENT, TEACHER, Recipe, RecipeError
     from knarr.train.systems.base import RunData
     from knarr.train.systems.registry import load_data, system_of
     from knarr.train.train import (
-        STUDENT,
-        TEACHER,
         student_predictions,
         teacher_predictions,
         train_student,
@@ -31,26 +29,7 @@ if TYPE_CHECKING:
     )
     from knarr.train.train_chip import ChipFit
 else:
-    __getattr__ = lazy_face(
-        __name__,
-        {
-            "datasets.check": "CHECKS check_dataset",
-            "datasets.events.camera": "Dvs PUBLISHED_DENSITY",
-            "datasets.events.video": "events_of_video",
-            "datasets.eyes.generate": "generate",
-            "datasets.files": "DataReport",
-            "datasets.mosi.generate": "generate_clips",
-            "errors": "DataError",
-            "fitting.files": "load_weights",
-            "networks.cnn": "run_student",
-            "recipe": "load_recipe shipped_recipes",
-            "settings": "Recipe RecipeError",
-            "systems.base": "RunData",
-            "systems.registry": "load_data system_of",
-            "train": "STUDENT TEACHER student_predictions teacher_predictions train_student train_teacher",
-            "train_chip": "ChipFit",
-        },
-    )
+    __getattr__ = lazy_face(__name__)
 
 __all__ = [
     "CHECKS",

@@ -19,12 +19,10 @@ from knarr.train.settings import (
     read_yaml,
     short,
 )
-from knarr.train.systems.registry import SYSTEMS
+from knarr.train.systems.registry import SYSTEMS, system_class
 
 # Far above any recipe, and small enough to be parsed at once whatever the file holds.
 MAX_RECIPE_BYTES = 100_000
-RECIPES: Final = {name: system.recipe_class for name, system in SYSTEMS.items()}
-"""Recipe class of each system; "cnn" where a recipe names none."""
 _SHIPPED: Final = resources.files("knarr.train").joinpath("recipes")
 
 
@@ -94,12 +92,12 @@ def check_recipe(settings: Any, origin: str) -> Recipe:
     """
     # What is no mapping at all is refused below, by the class of the default system.
     system = settings.get("system", "cnn") if isinstance(settings, dict) else "cnn"
-    if not isinstance(system, str) or system not in RECIPES:
+    if not isinstance(system, str) or system not in SYSTEMS:
         raise RecipeError(
-            f"recipe '{origin}': system: {short(system)!r} is none of {', '.join(RECIPES)}; name one"
+            f"recipe '{origin}': system: {short(system)!r} is none of {', '.join(SYSTEMS)}; name one"
         )
     try:
-        return RECIPES[system].model_validate(settings)
+        return system_class(system).recipe_class.model_validate(settings)
     except ValidationError as error:
         raise RecipeError(f"recipe '{origin}': {faults_of(error, settings, 'recipe')}") from error
 

@@ -213,6 +213,10 @@ def shift_within(shift_px: int, size: int) -> None:
         raise ValueError(f"shift_px: {shift_px} > {size}, the size of the images; choose smaller")
 
 
+TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
+"""Files of a run that hold the weights of its finished networks."""
+
+
 class Fitted(Frozen):
     """Settings of a network, as far as every recipe has them."""
 

@@ -17,11 +17,10 @@ from knarr.train.clips import Batch, Clips, Epoch, Indices, split_validation
 from knarr.train.datasets.arrays import Int64
 from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.fitting.fit import Fitter, Loss, fit
-from knarr.train.settings import Fit, Recipe, SettingsError
+from knarr.train.settings import STUDENT, TEACHER, Fit, Recipe, SettingsError
 from knarr.train.systems.base import RunData
 from knarr.train.systems.registry import system_of
 
-TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 STUDENT_SEED = 1_000_000
 """Added to the run's seed for the student's fit, so that its batches and its dropout are not the
 teacher's.

@@ -43,7 +43,7 @@ from knarr.train import (
 )
 from knarr.train.clips import Batch, Clips, Indices
 from knarr.train.recipe import with_settings
-from knarr.train.train import TEACHER
+from knarr.train.settings import TEACHER
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SEEDS: Final = 5

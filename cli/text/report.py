@@ -12,7 +12,6 @@ from rich.table import Table
 
 from knarr.cli.output import make_table, show
 from knarr.cli.text.energy import NOT_INCLUDED
-from knarr.pipeline import ON_TEST, read_json, report
 
 
 def print_facts(facts: dict[str, Any], *, json: bool) -> None:
@@ -37,6 +36,8 @@ def _text(value: Any) -> str:
 
 def print_certificate(path: Path, *, json: bool) -> None:
     """Print the certificate of a graph, as its file has it."""
+    from knarr.pipeline import read_json
+
     facts = read_json(path)
     head = {} if json else {"file": str(path), "certificate": ""}
     print_facts({**head, **facts}, json=json)
@@ -44,6 +45,8 @@ def print_certificate(path: Path, *, json: bool) -> None:
 
 def print_run(folder: Path, *, json: bool) -> bool:
     """Print a finished run; return whether its verification holds."""
+    from knarr.pipeline import ON_TEST, report
+
     # Read from the files, so that the table is of what lies there.
     facts = report(folder)
     if json:

@@ -10,7 +10,6 @@ import numpy as np
 from rich.table import Table
 
 from knarr.cli.output import TITLED, make_table, show, show_indented
-from knarr.export import execution_order
 from knarr.pipeline import divergence_text, expecting, json_text, read_json
 
 if TYPE_CHECKING:
@@ -129,6 +128,8 @@ def _faults(result: dict[str, Any]) -> list[str]:
 
 def describe_nodes(graph: nir.NIRGraph) -> list[str]:
     """Return a line for each node in the order of execution: name, kind, shape, time constants."""
+    from knarr.export import execution_order
+
     lines = []
     for name in execution_order(graph):
         node = graph.nodes.get(name)

@@ -202,9 +202,12 @@ def _samples(
                 f"--split: {split} of a run; {data} is a file, give a run folder as --data"
             )
         return read_array(data), classes
-    from knarr.pipeline import chip_samples, reopen
+    from knarr.pipeline import reopen
 
-    inputs, its_labels = chip_samples(reopen(data, on_progress=show_progress), split)
+    run = reopen(data, on_progress=show_progress)
+    from knarr.pipeline import chip_samples  # behind a wrong path's answer: it loads torch
+
+    inputs, its_labels = chip_samples(run, split)
     return inputs, its_labels if classes is None else classes
 
 
@@ -369,9 +372,8 @@ def _verify_net(
     """Compare the simulator with Lava, and with a graph also NIR and Norse."""
     from knarr.deploy import read_net, verify_network
     from knarr.deploy import verify as verify_stages
-    from knarr.export import read
     from knarr.hw_sim import encode
-    from knarr.pipeline import counter, draw_verification, write_png
+    from knarr.pipeline import counter, write_png
 
     if graph is None and any(option is not None for option in (factory, checkpoint, labels, dt_s)):
         raise UsageError(
@@ -388,6 +390,8 @@ def _verify_net(
             net, events, timesteps=timesteps, timeout_s=timeout_s, progress=show
         )
     else:
+        from knarr.export import read
+
         # A file of another tool may name no time step.
         step_s = time_step(network.dt_s, dt_s, net)
         result = verify_stages(
@@ -402,6 +406,8 @@ def _verify_net(
         )
     facts = result.to_json()
     if picture is not None:
+        from knarr.pipeline import draw_verification
+
         write_png(picture, draw_verification(facts))
     return facts
 

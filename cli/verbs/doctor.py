@@ -19,6 +19,7 @@ import numpy as np
 
 from knarr.cli.output import make_table, show
 from knarr.deploy import LavaError, lava_python, run_on_lava, write_net
+from knarr.extras import MissingExtraError, cure
 from knarr.hw_sim import (
     ChipError,
     ChipNetwork,
@@ -59,14 +60,15 @@ def print_findings(*, json: bool) -> bool:
     Returns:
         Whether everything that knarr needs works.
     """
-    # Without these not one of the stages runs.
-    packages = ("torch", "norse", "nir", "onnxruntime")
     needed: dict[str, Check] = {
         "Python": _check_python,
-        **{name: partial(_check_package, name) for name in packages},
+        "nir": partial(_check_package, "nir"),
         "reference engine": _check_reference,
     }
+    # Packages of an extra each, which a user may do without.
+    extras = ("torch", "norse", "onnxruntime", "matplotlib", "lightning")
     optional: dict[str, Check] = {
+        **{name: partial(_check_package, name) for name in extras},
         "fast engine": partial(_check_engine, "fast", "compiled kernel"),
         "torch engine": partial(_check_engine, "torch", "no compiler needed,"),
         "Lava simulator": _check_lava,
@@ -98,7 +100,7 @@ def _check_package(name: str) -> Verdict:
     try:
         return True, version(name)
     except PackageNotFoundError:
-        return False, f"not installed; pip install {name}"
+        return False, cure(name)
 
 
 def _check_reference() -> Verdict:
@@ -143,8 +145,10 @@ def _check_lava() -> Verdict:
 
 
 def _check_gpu() -> Verdict:
-    import torch
-
+    try:
+        import torch
+    except MissingExtraError as error:
+        return False, str(error)
     if torch.cuda.is_available():
         return True, torch.cuda.get_device_name(0)
     # torch says the same of a machine without a GPU and of a driver too old for it.

@@ -128,7 +128,8 @@ def energy(
     }
     is_run = source.is_dir()
     if is_run and given <= {"source", "json"}:
-        pipeline.energy(pipeline.reopen(source, on_progress=show_progress))
+        opened = pipeline.reopen(source, on_progress=show_progress)
+        pipeline.energy(opened)
         path = source / pipeline.ENERGY
         with pipeline.expecting(path):
             print_energy(pipeline.read_json(path), json=json)
@@ -243,18 +244,22 @@ def _read_student(
     source: Path, data: Path, labels: Path | None
 ) -> tuple[nir.NIRGraph | ChipNetwork, npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Read a network, its inputs and the class of each where one is known."""
-    from knarr.export import read
     from knarr.hw_sim import check_inputs, encode
-    from knarr.pipeline import chip_samples, read_deployable, reopen
+    from knarr.pipeline import read_deployable, reopen
 
     classes = None if labels is None else read_array(labels)
     if data.is_dir():
-        inputs, its_labels = chip_samples(reopen(data, on_progress=show_progress))
+        run = reopen(data, on_progress=show_progress)
+        from knarr.pipeline import chip_samples  # behind a wrong path's answer: it loads torch
+
+        inputs, its_labels = chip_samples(run)
         classes = its_labels if classes is None else classes
     else:
         inputs = read_array(data)
     network: nir.NIRGraph | ChipNetwork
     if source.suffix == ".nir":
+        from knarr.export import read
+
         network = read(source)
     else:
         network = read_deployable(source, "counted")

@@ -76,7 +76,8 @@ def export(
             )
         write(to_nir(module, shape, dt_s, samples=samples), out)
     else:
-        pipeline.export(pipeline.reopen(run, on_progress=show_progress))
+        opened = pipeline.reopen(run, on_progress=show_progress)
+        pipeline.export(opened)
         out = run / pipeline.GRAPH
     print_certificate(out.with_name(f"{out.name}.json"), json=json)
 
@@ -136,7 +137,8 @@ def deploy(
     # Anything but a .nir file is taken for a run, so that a wrong path is answered as one.
     if source.suffix != ".nir" or source.is_dir():
         refuse_unrelated_options(context, "a run", {"chip"})
-        pipeline.deploy(pipeline.reopen(source, on_progress=show_progress))
+        opened = pipeline.reopen(source, on_progress=show_progress)
+        pipeline.deploy(opened)
         finish(print_net(source / pipeline.NET, chip, json=json))
         return
     from knarr.deploy import chip_shape, lower, write_net

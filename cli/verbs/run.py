@@ -25,10 +25,14 @@ def pipeline(
 ) -> None:
     """Run all stages from data to energy; run again, it resumes after the last finished one."""
     from knarr.cli.text.report import print_run
+    from knarr.train import load_recipe
+
+    # A wrong name is answered before all that a run needs is loaded.
+    read = load_recipe(recipe)
     from knarr.pipeline import run
 
     # Settings of a run that is there must be the same, so they may be given again.
-    finished = run(recipe, out, data=data, settings=changes or (), on_progress=show_progress)
+    finished = run(read, out, data=data, settings=changes or (), on_progress=show_progress)
     finish(print_run(finished.folder, json=json))
 
 
@@ -39,10 +43,18 @@ def report(run: RunArgument, json: JsonOption = False) -> None:
     The exit code is 1 when the run's verification does not hold.
     """
     from knarr.cli.text.report import print_run
-    from knarr.pipeline import draw_pictures, reopen
+    from knarr.pipeline import missing_pictures
 
-    # A run that was killed before its last stage has results and no pictures yet.
-    draw_pictures(reopen(run, on_progress=show_progress))
+    # A run that was killed before its last stage has results and no pictures yet. They show its
+    # data; a report alone needs neither those nor torch.
+    if missing_pictures(run):
+        from knarr.pipeline import reopen
+
+        # A wrong path is answered before all that draws is loaded.
+        opened = reopen(run, on_progress=show_progress)
+        from knarr.pipeline import draw_pictures
+
+        draw_pictures(opened)
     finish(print_run(run, json=json))
 
 

@@ -77,10 +77,12 @@ def evaluate(
     The results are written to evaluation.json in the run's folder.
     """
     from knarr import pipeline
-    from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
 
+    # A wrong path is answered before all that measures is loaded.
     opened = pipeline.reopen(run, data, on_progress=show_progress)
     found = pipeline.evaluate(opened, windows=windows, seed=seed)
+    from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
+
     if json:
         print(pipeline.json_text(evaluation_facts(found)))
     else:

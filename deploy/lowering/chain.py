@@ -27,8 +27,8 @@ import nir
 import numpy as np
 
 from knarr.deploy.errors import DeployError
+from knarr.export.graph.parameters import delay_steps, float64, ints
 from knarr.export.graph.shapes import Shape, infer
-from knarr.export.graph.step_synapses import delay_steps, float64, ints
 from knarr.export.graph.topology import CONVS, LINEARS, NEURONS, Edge, Topology, topology
 from knarr.hw_sim.arrays import Float64, Int32
 from knarr.hw_sim.network import DECAY_UNITY, MAX_DELAY

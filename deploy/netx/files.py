@@ -79,6 +79,23 @@ def read_net(path: Path) -> ChipNetwork:
     return network
 
 
+def read_deployable(path: Path, verb: str) -> ChipNetwork:
+    """Read a .net file that a chip can run.
+
+    Args:
+        path: The file.
+        verb: What would be done with it ("simulated"), for the error.
+
+    Raises:
+        DeployError: No netx file, or one that breaks a rule of the chip.
+    """
+    network = read_net(path)
+    broken = fatal(check(network))
+    if broken:
+        raise DeployError(f"{path}: not {verb}, no chip runs it: {broken[0]}")
+    return network
+
+
 def write_net(network: ChipNetwork, path: Path) -> None:
     """Write a network, and `<path>.json` with its manifest for people to read.
 

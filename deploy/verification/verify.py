@@ -10,16 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isclose, prod
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import nir
-import norse.torch as snn
 import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
 from knarr.deploy.lava.run import Progress, run_on_lava
-from knarr.deploy.lowering.chain import chip_shape
 from knarr.deploy.netx.files import read_net
 from knarr.deploy.verification.result import (
     Comparison,
@@ -28,14 +25,17 @@ from knarr.deploy.verification.result import (
     Side,
     Verification,
 )
-from knarr.export import ExportError, Trace, graph_hash, step_nir, to_nir, trace_module
-from knarr.export.graph.shapes import graph_input_shape
-from knarr.export.graph.topology import inline, topology
 from knarr.hw_sim import ChipNetwork, Recording, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT, decay
 from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE, first_difference
+
+if TYPE_CHECKING:
+    import nir
+    import norse.torch as snn
+
+    from knarr.export import Trace
 
 At = tuple[int, ...]
 """Place of a value in an array: (sample, time step, *index of the neuron)."""
@@ -78,6 +78,12 @@ def verify(
             labels do not fit.
         ExportError, ChipError, LavaError: whatever else keeps a stage from running.
     """
+    # Not at the top: a network by itself is verified without graphs, and without torch.
+    import nir
+
+    from knarr.deploy.lowering.chain import chip_shape
+    from knarr.export import graph_hash, graph_input_shape, step_nir, to_nir, trace_module
+
     network = read_net(path)
     if network.input.neuron is not None:
         raise DeployError(
@@ -248,6 +254,10 @@ class FloatView:
 
     def side(self, layer: str, value: float, at: At) -> Side:
         """Return the state of one neuron; `value` is what was compared there."""
+        import nir
+
+        from knarr.export.graph.topology import inline
+
         v = float(self.v[layer][at])
         u = float(self.u[layer][at]) if layer in self.u else None
         fired = layer in self.spikes and bool(self.spikes[layer][at])
@@ -284,6 +294,11 @@ class FloatView:
 
         It is the voltage of a leak in the neuron's place that forgets within one step.
         """
+        import nir
+
+        from knarr.export import ExportError, step_nir
+        from knarr.export.graph.topology import inline, topology
+
         if self.inputs is None or layer not in graph.nodes:
             return None  # inside a nested graph the node has another name
         # A loop would carry the voltages of the leak instead of spikes.

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from knarr.export.graph.step_synapses import ints
+from knarr.export.graph.parameters import ints
 from knarr.export.graph.topology import CONVS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = npt.NDArray[Any]
 

@@ -26,9 +26,9 @@ from knarr.export.arguments import as_dt
 from knarr.export.errors import ExportError
 from knarr.export.graph.complete import complete
 from knarr.export.graph.convolutions import dense_kernel, padding_numbers, restore_groups
+from knarr.export.graph.parameters import float64, ints
 from knarr.export.graph.shapes import Shape, infer, spread
 from knarr.export.graph.step import step_nir
-from knarr.export.graph.step_synapses import float64, ints
 from knarr.export.graph.topology import (
     CONVS,
     ENDS,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.step_synapses import ints
+from knarr.export.graph.parameters import ints
 from knarr.export.graph.topology import CONVS, ENDS, LINEARS, NEURONS, POOLS, Topology
 
 Shape = tuple[int, ...]

@@ -33,15 +33,9 @@ from torch import Tensor
 
 from knarr.export.arguments import as_dt, as_inputs
 from knarr.export.errors import ExportError
+from knarr.export.graph.parameters import delay_steps, float64
 from knarr.export.graph.shapes import Shape, infer
-from knarr.export.graph.step_synapses import (
-    DelayLine,
-    Step,
-    add_up,
-    delay_steps,
-    float64,
-    synapse_step,
-)
+from knarr.export.graph.step_synapses import DelayLine, Step, add_up, synapse_step
 from knarr.export.graph.topology import NEURONS, Topology, inline, topology
 
 
@@ -180,15 +174,6 @@ class Trace:
     v: Mapping[str, Array] = field(default_factory=dict)
     i: Mapping[str, Array] = field(default_factory=dict)
     margin: Mapping[str, float] = field(default_factory=dict)
-
-
-def execution_order(graph: nir.NIRGraph) -> list[str]:
-    """List the nodes with every source before its targets, but for edges that close a loop; nested graphs are opened.
-
-    Raises:
-        ExportError: an edge names a missing node, or a loop has no meaning.
-    """
-    return list(topology(*inline(graph)).order)
 
 
 def step_nir(

@@ -292,3 +292,12 @@ def graph_hash(graph: nir.NIRGraph) -> str:
         if len(sources) > 2:  # a sum of three rounds by its order
             digest.update(repr(sources).encode())
     return digest.hexdigest()
+
+
+def execution_order(graph: nir.NIRGraph) -> list[str]:
+    """List the nodes with every source before its targets, but for edges that close a loop; nested graphs are opened.
+
+    Raises:
+        ExportError: an edge names a missing node, or a loop has no meaning.
+    """
+    return list(topology(*inline(graph)).order)

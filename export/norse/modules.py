@@ -16,7 +16,8 @@ from norse.torch.functional.lif_box import (
 from torch import Tensor, nn
 
 from knarr.export.errors import ExportError
-from knarr.export.graph.step_synapses import add_up, ints, sum_pool2d
+from knarr.export.graph.parameters import ints
+from knarr.export.graph.step_synapses import add_up, sum_pool2d
 from knarr.export.graph.topology import Edge, bare_delays
 
 INPUT, OUTPUT = "input", "output"

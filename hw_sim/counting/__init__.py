@@ -10,6 +10,8 @@
 - `counts`: what an inference did, and the ledger of what the numbers cover.
 """
 
+from typing import TYPE_CHECKING
+
 from knarr.hw_sim.counting.chip import count_events
 from knarr.hw_sim.counting.count import count
 from knarr.hw_sim.counting.counts import (
@@ -17,7 +19,12 @@ from knarr.hw_sim.counting.counts import (
     LedgerRow,
     OperationCounts,
 )
-from knarr.hw_sim.counting.onnx.count import count_onnx
+from knarr.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from knarr.hw_sim.counting.onnx.count import count_onnx
+else:
+    __getattr__ = lazy_face(__name__)
 
 __all__ = [
     "LayerCounts",

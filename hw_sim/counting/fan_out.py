@@ -22,7 +22,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.network import Conv, Dense, Layer
@@ -64,6 +63,8 @@ class AxisWindow:
 
     def matrix(self, taps: Sequence[int]) -> Any:
         """Return the sparse (inputs, outputs) matrix of these taps, of 0 and 1."""
+        from scipy import sparse  # placing cores on a chip needs no matrix, and it loads slowly
+
         source, exists = self._sources(taps)
         # Two taps never join the same pair, so no entry is met twice.
         target = np.nonzero(exists)[0]
@@ -119,6 +120,8 @@ def compose_axis(
         patterns = np.eye(synapse.kernel, dtype=np.int64)
         joined = synapse.joined().astype(np.float32)
         return Axis(counts, patterns, joined, synapse.kernel)
+
+    from scipy import sparse
 
     def chained(pools: Sequence[AxisWindow], size: int) -> Any:
         identity = sparse.identity(size, dtype=np.int64, format="csr")

@@ -24,8 +24,9 @@ import torch
 
 from knarr.export.arguments import as_inputs
 from knarr.export.graph.convolutions import restore_groups
+from knarr.export.graph.parameters import ints
 from knarr.export.graph.step import Stepper, plain_arithmetic
-from knarr.export.graph.step_synapses import DelayLine, ints
+from knarr.export.graph.step_synapses import DelayLine
 from knarr.export.graph.topology import NEURONS
 from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts, Status

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, SupportsInt
+from typing import SupportsInt
 
 import numpy as np
 import numpy.typing as npt
@@ -26,63 +26,19 @@ from knarr.hw_sim.counting.counts import (
     Spread,
 )
 from knarr.hw_sim.counting.fan_out import FanOut
-from knarr.hw_sim.engines.numba_cuba import compiled
 from knarr.hw_sim.errors import CountError
 
 Int8 = npt.NDArray[np.int8]
 
 SAMPLE_BLOCK_BYTES = 128 * 2**20
 """Size of what is recorded at one time; larger batches are cut into blocks of samples."""
+CACHED_VALUES = 2**16
+"""Values of frames that are looked at together, while they and what is made of them stay in the cache."""
 CLASSES = ("binary", "signed", "graded", "silent")
 """Names of the frame classes; a class number is an index into them."""
 BINARY, SIGNED, GRADED, SILENT = range(4)
-NOT_FINITE = 4
-"""Class of a frame that holds NaN or infinity; it is never counted."""
 UNPAID = -1
 """Class of a frame that is never delivered."""
-
-
-@compiled
-def classify_and_sum(
-    rows: Any,
-    stored: Any,
-    nonzero: Any,
-    table: Any,
-    frame_class: Any,
-) -> None:
-    """Find the class of each frame, and the sums of `stored`, `nonzero` and 1 over its events.
-
-    Args:
-        rows: (frames, features) uint8, float32 or float64, in one piece.
-        stored, nonzero: (features,) int64.
-        table: (frames, 3) int64, written.
-        frame_class: (frames,) int8, written; `NOT_FINITE` where no other class applies.
-    """
-    frames, features = rows.shape
-    for r in range(frames):
-        stored_sum = nonzero_sum = events = ones = minus_ones = not_finite = np.int64(0)
-        # No branch in here: branches would keep the loop from becoming vectors.
-        for i in range(features):
-            x = rows[r, i]
-            event = np.int64(x != 0)
-            stored_sum += event * stored[i]
-            nonzero_sum += event * nonzero[i]
-            events += event
-            ones += np.int64(x == 1)
-            minus_ones += np.int64(x == -1)
-            # NaN compares as false with everything, so this catches it with the infinities.
-            not_finite += np.int64(not abs(x) < np.inf)
-        table[r] = (stored_sum, nonzero_sum, events)
-        if not_finite:
-            frame_class[r] = NOT_FINITE
-        elif events == 0:
-            frame_class[r] = SILENT
-        elif ones == events:
-            frame_class[r] = BINARY
-        elif ones + minus_ones == events:
-            frame_class[r] = SIGNED
-        else:
-            frame_class[r] = GRADED
 
 
 def _class_and_sums(
@@ -95,7 +51,7 @@ def _class_and_sums(
 
     Args:
         rows: (frames, features), boolean, integer or float.
-        stored, nonzero: summed over the events, as many as there are features.
+        stored, nonzero: summed over the events, as many as there are features, none negative.
         layer: name, for messages.
 
     Raises:
@@ -106,19 +62,31 @@ def _class_and_sums(
             f"layer '{layer}': events of dtype {rows.dtype} are no numbers; pass integers"
         )
     if rows.dtype == np.bool_:
-        # The kernel is compiled once less for bytes than for bytes and booleans.
-        rows = rows.view(np.uint8)
-    elif rows.dtype not in (np.uint8, np.float32):
-        # Rounding leaves every number in its class: none becomes 0, 1 or -1.
-        rows = rows.astype(np.float64)
+        rows = rows.view(np.uint8)  # which compare without becoming other numbers
+    amounts = np.stack([stored.reshape(-1), nonzero.reshape(-1), np.ones(rows.shape[1])], axis=1)
+    # No sum of some of them passes the sum of all, up to which these floats hold every integer.
+    exact = np.float32 if amounts.sum(axis=0).max(initial=0) < 2**24 else np.float64
+    amounts = amounts.astype(exact)
     table = np.empty((len(rows), 3), dtype=np.int64)
     frame_class = np.empty(len(rows), dtype=np.int8)
-    flat = np.ascontiguousarray(rows)
-    classify_and_sum(flat, stored.reshape(-1), nonzero.reshape(-1), table, frame_class)
-    if frame_class.max(initial=BINARY) == NOT_FINITE:
-        raise CountError(
-            f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"
-        )
+    for block in blocks(len(rows), rows.shape[1], CACHED_VALUES):
+        part = rows[block]
+        events = part != 0
+        table[block] = events.astype(exact) @ amounts
+        kinds = [table[block, 2] == 0]
+        # Most blocks hold spikes alone, and need no look at every frame.
+        if np.array_equal(part == 1, events):
+            frame_class[block] = np.where(*kinds, SILENT, BINARY)
+            continue
+        least, most = part.min(axis=1), part.max(axis=1)
+        # NaN is the least and the most of whatever it lies among.
+        if not (np.isfinite(least) & np.isfinite(most)).all():
+            raise CountError(
+                f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"
+            )
+        unit = (least >= -1) & (most <= 1) & (part == np.rint(part)).all(axis=1)
+        kinds += [unit & (least >= 0), unit]
+        frame_class[block] = np.select(kinds, [SILENT, BINARY, SIGNED], GRADED)
     return frame_class, table
 
 

@@ -1,15 +1,13 @@
 """Joules from counts: prices as data, three models, and comparisons that say when they hold."""
 
-from knarr.hw_sim.energy.baseline import baseline
+from typing import TYPE_CHECKING
+
 from knarr.hw_sim.energy.estimate import (
     EnergyEstimate,
     compare_models,
     price,
     ratio,
 )
-from knarr.hw_sim.energy.measure.cpu import CpuMeasurement, measure_cpu
-from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
-from knarr.hw_sim.energy.measure.protocol import MeasureError
 from knarr.hw_sim.energy.models import Options
 from knarr.hw_sim.energy.prices import (
     PriceError,
@@ -18,6 +16,14 @@ from knarr.hw_sim.energy.prices import (
     profiles,
 )
 from knarr.hw_sim.energy.what_if import WhatIf, break_even, what_if
+from knarr.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from knarr.hw_sim.energy.measure.cpu import CpuMeasurement, measure_cpu
+    from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
+    from knarr.hw_sim.energy.measure.protocol import MeasureError
+else:
+    __getattr__ = lazy_face(__name__)
 
 __all__ = [
     "CpuMeasurement",
@@ -28,7 +34,6 @@ __all__ = [
     "PriceError",
     "Profile",
     "WhatIf",
-    "baseline",
     "break_even",
     "compare_models",
     "load_profile",

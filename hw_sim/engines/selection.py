@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from knarr.extras import MissingExtraError
 from knarr.hw_sim.arrays import Int32
 from knarr.hw_sim.engines.base import Engine, LayerRequest, RunRequest
 from knarr.hw_sim.engines.native import FastEngine, load
@@ -65,12 +65,11 @@ def fast_engine() -> FastEngine | str:
 @cache
 def torch_engine() -> Engine | str:
     """Return the torch engine on the best device, or why there is none."""
-    missing = [name for name in ("torch", "numba") if find_spec(name) is None]
-    if missing:
-        return f"{' and '.join(missing)} not installed"
     # Not at the top: torch takes seconds to import, and need not be there.
-    from knarr.hw_sim.engines.torch import TorchEngine
-
+    try:
+        from knarr.hw_sim.engines.torch import TorchEngine
+    except MissingExtraError as error:
+        return str(error)
     device = cuda_device() or "cpu"
     engine = TorchEngine(device)
     try:

@@ -6,7 +6,8 @@ passes 2**24 (float32) or 2**53 (float64), which the weights and the largest pay
 leaves out what rounds on the way: TF32 is switched off, and on a device convolutions are unfolded
 into matrix products, since cuDNN may take Winograd's algorithm, whose intermediate values are no
 integers. Channels come last in memory, which is several times faster where they are few.
-Neurons are integers in float64: compiled by numba on the CPU, torch on a device.
+Neurons are integers in float64: compiled by numba on the CPU where it is installed, else torch, some
+ten times slower on the CPU.
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from knarr.extras import MissingExtraError
 from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.arrays import Array, Float64, Int64
 from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, LayerResult, RunRequest
-from knarr.hw_sim.engines.numba_cuba import add_rows, advance
 from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
 from knarr.hw_sim.network import DECAY_UNITY, Layer
+
+try:
+    from knarr.hw_sim.engines.numba_cuba import add_rows, advance
+except MissingExtraError:
+    HAS_NUMBA = False
+else:
+    HAS_NUMBA = True
 
 FLOAT32_EXACT, FLOAT64_EXACT = 2**24, 2**53
 MAX_BIAS = 2**23
@@ -49,7 +57,7 @@ class TorchLayer:
         view: its synapses.
         weight: on the device: (outputs, inputs) of a dense layer, a kernel of a convolution.
         bias: (features,) in units of v, channels last.
-        rows: (inputs, outputs) weights of a dense layer on the CPU, else None.
+        rows: (inputs, outputs) weights of a dense layer where numba adds them, else None.
         registers: shares of u and v that a step keeps, and the threshold in units of v.
     """
 
@@ -71,6 +79,7 @@ class TorchEngine:
 
     def __init__(self, device: str) -> None:
         self.device = device
+        self.compiled = device == "cpu" and HAS_NUMBA
         self.description = f"on {device}"
 
     def lay_out(
@@ -96,7 +105,7 @@ class TorchEngine:
         if view.dense:
             # Features of an image arrive with channels last.
             weight = weight.permute(0, 2, 3, 1).flatten(1)
-            if self.device == "cpu":
+            if self.compiled:
                 rows = weight.T.contiguous().numpy()
         elif self.device == "cpu":
             weight = weight.contiguous(memory_format=torch.channels_last)
@@ -170,10 +179,10 @@ class TorchEngine:
             low, top = torch.aminmax(sums)
             peak = max(peak, -int(low), int(top))
             into = (spikes[:, now], u[:, now], v[:, now])
-            if on_cpu:
-                counts[:, now] = _neurons_on_cpu(layer, sums, state, into, threads)
+            if self.compiled:
+                counts[:, now] = _neurons_compiled(layer, sums, state, into, threads)
             else:
-                counts[:, now] = _neurons_on_device(layer, sums, state, into)
+                counts[:, now] = _neurons_by_torch(layer, sums, state, into)
         images = (samples, steps, high, wide, channels)
 
         def in_order(array: Tensor) -> Array:
@@ -219,7 +228,7 @@ class TorchEngine:
         return sums[:, :, :high, :wide].permute(0, 2, 3, 1)
 
 
-def _neurons_on_cpu(
+def _neurons_compiled(
     layer: TorchLayer,
     sums: Tensor,
     state: list[Tensor],
@@ -270,13 +279,13 @@ def _neurons_on_cpu(
     return np.sum(_shared(part, features, threads), axis=0)
 
 
-def _neurons_on_device(
+def _neurons_by_torch(
     layer: TorchLayer,
     sums: Tensor,
     state: list[Tensor],
     into: tuple[Tensor, ...],
 ) -> Int64:
-    """Do the same as `_neurons_on_cpu` with `torch_step`."""
+    """Do the same as `_neurons_compiled` with `torch_step`."""
     bias = torch.tensor(layer.bias, device=sums.device)
     spikes, currents, voltages = into
     u, v = state

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from knarr.hw_sim import load_recording
 from knarr.pipeline.files import expecting, read_json, write_png
-from knarr.pipeline.pictures import SMALL
+from knarr.pipeline.pictures import PICTURE_NAMES, SMALL
 from knarr.pipeline.pictures.energy import draw_energy
 from knarr.pipeline.pictures.raster import draw_raster
 from knarr.pipeline.pictures.verification import draw_verification
@@ -35,14 +35,9 @@ def draw_run(run: Run, again: str | None = None) -> None:
         run: A finished run.
         again: Name of the one picture to draw, whether or not it is there; None for all.
     """
-    drawers = {
-        "samples": _samples,
-        "raster": _raster,
-        "energy": _energy,
-        "verification": _verification,
-    }
     folder = run.path(PICTURES)
-    for name, draw in drawers.items():
+    drawers = (_samples, _raster, _energy, _verification)
+    for name, draw in zip(PICTURE_NAMES, drawers, strict=True):
         path = folder / f"{name}.png"
         if name == again or (again is None and not path.exists()):
             folder.mkdir(exist_ok=True)

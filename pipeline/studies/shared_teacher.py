@@ -13,10 +13,10 @@ from torch import nn
 
 from knarr.files import write_atomic
 from knarr.train.fitting.files import load_weights
-from knarr.train.settings import Recipe, RecipeError
+from knarr.train.settings import TEACHER, Recipe, RecipeError
 from knarr.train.systems.base import RunData
 from knarr.train.systems.registry import system_of
-from knarr.train.train import TEACHER, train_teacher
+from knarr.train.train import train_teacher
 
 TEACHERS = "teachers"
 

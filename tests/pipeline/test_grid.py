@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -66,7 +67,15 @@ class FoldRecipe(Recipe):
 @pytest.fixture
 def folded(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Recipe]:
     """Recipes with folds, by any name."""
-    monkeypatch.setitem(recipe_module.RECIPES, "folded", FoldRecipe)
+    monkeypatch.setitem(recipe_module.SYSTEMS, "folded", "Folded")
+    shipped = recipe_module.system_class
+    monkeypatch.setattr(
+        recipe_module,
+        "system_class",
+        lambda name: (
+            SimpleNamespace(recipe_class=FoldRecipe) if name == "folded" else shipped(name)
+        ),
+    )
     return lambda name: FoldRecipe(name=name)
 
 

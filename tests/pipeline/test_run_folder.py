@@ -23,9 +23,8 @@ from knarr.pipeline.studies import tables
 from knarr.pipeline.studies.tables import NOT_DEPLOYED
 from knarr.train import Recipe, RecipeError, load_recipe
 from knarr.train.recipe import with_settings
-from knarr.train.settings import SettingsError
+from knarr.train.settings import TEACHER, SettingsError
 from knarr.train.systems.cnn import Cnn
-from knarr.train.train import TEACHER
 
 LIMIT_S = 60.0
 TINY = {

@@ -16,9 +16,8 @@ from knarr.pipeline.studies.shared_teacher import _key, shared_teacher
 from knarr.train import RecipeError, RunData, load_recipe
 from knarr.train.clips import Batch, Indices
 from knarr.train.recipe import with_settings
-from knarr.train.settings import Recipe
+from knarr.train.settings import TEACHER, Recipe
 from knarr.train.systems.registry import system_of
-from knarr.train.train import TEACHER
 
 
 class Clips:

@@ -20,7 +20,7 @@ subjects. It opens files
    through `files.checked_file`, raises `DataError` for each fault with the file, the record and a
    cure, and with ``on_bad="skip"`` leaves bad records out, counted by kind. What is slow goes
    through `cache.cached`, under a key of the files' content.
-2. a check: `check(root)` gives a `files.DataReport`. Register it in `check.CHECKS`; `knarr data
+2. a check: `check(root)` gives a `files.DataReport`. Register its module in `check.CHECKS`; `knarr data
 check <name>` finds it there.
 3. splits: indices from the functions of `splits`, by person where people repeat.
 4. clips: what student and teacher see of it, a class with the methods of `knarr.train.clips.Clips`.

@@ -21,12 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from knarr.errors import KnarrError
 from knarr.files import replacing
 from knarr.train.datasets.arrays import AnyArray
-from knarr.train.errors import DataError
 
 Arrays = dict[str, AnyArray]
 Item = TypeVar("Item")
@@ -93,6 +91,8 @@ def cached(folder: Path, key: str, make: Callable[[], Mapping[str, AnyArray]]) -
     path = folder / f"{key}.safetensors"
     found = _read(path, key)
     if found is None:
+        from safetensors.numpy import save_file  # checking data needs no cache, nor this package
+
         found = {name: _plain(name, array) for name, array in make().items()}
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -138,10 +138,10 @@ def parallel(
 
 
 def _make_named(make: Callable[[Item], Made], item: Item) -> Made:
-    """Call `make`; anything it raises but a DataError becomes an error that names the item."""
+    """Call `make`; anything it raises but an error of ours becomes one that names the item."""
     try:
         return make(item)
-    except DataError:
+    except KnarrError:
         raise
     except Exception as error:
         raise RuntimeError(f"item {_short(item)}: {type(error).__name__}: {error}") from error
@@ -198,6 +198,8 @@ def _read(path: Path, key: str) -> Arrays | None:
     """Return the arrays of a whole file; None where there is none."""
     if not path.is_file():
         return None
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="np") as file:
             arrays: Arrays = {name: _plain(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118

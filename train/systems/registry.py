@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from knarr.train.clips import truncate_timesteps
 from knarr.train.errors import DataError
 from knarr.train.settings import Recipe, SettingsError
-from knarr.train.systems.base import Progress, RunData, System
-from knarr.train.systems.cnn import Cnn
-from knarr.train.systems.emotionkd import EmotionKd
-from knarr.train.systems.mskd import Mskd
-from knarr.train.systems.spiking_emotions import SpikingEmotions
 
-SYSTEMS: Final[Mapping[str, type[System[Any]]]] = {
-    "cnn": Cnn,
-    "mskd": Mskd,
-    "emotionkd": EmotionKd,
-    "spiking_emotions": SpikingEmotions,
+if TYPE_CHECKING:
+    from knarr.train.systems.base import Progress, RunData, System
+
+SYSTEMS: Final = {
+    "cnn": "Cnn",
+    "mskd": "Mskd",
+    "emotionkd": "EmotionKd",
+    "spiking_emotions": "SpikingEmotions",
 }
-"""Systems by `Recipe.system`; a new one is added here, see `knarr.train.systems`."""
+"""`Recipe.system`, which is also the name of a module here -> its class of the system, imported
+when a recipe asks for it. A new one is added here, see `knarr.train.systems`.
+"""
+
+
+def system_class(name: str) -> type[System[Any]]:
+    """Return a class of SYSTEMS by its system's name."""
+    found: type[System[Any]] = getattr(import_module(f"knarr.train.systems.{name}"), SYSTEMS[name])
+    return found
 
 
 def system_of(recipe: Recipe) -> System[Any]:
     """Return the system that a recipe describes."""
-    return SYSTEMS[recipe.system](recipe)
+    return system_class(recipe.system)(recipe)
 
 
 def load_data(
@@ -42,6 +47,8 @@ def check_networks(recipe: Recipe, data: RunData) -> None:
     Raises:
         SettingsError: Settings that make no network on these data.
     """
+    from knarr.train.clips import truncate_timesteps
+
     system = system_of(recipe)
     try:
         teacher = system.teacher(data)

@@ -36,6 +36,7 @@ from knarr.train.datasets.stress.windows import StressWindows
 from knarr.train.fitting.feedback import FED_BACK
 from knarr.train.losses.emotion import EmotionLossSettings, emotion_loss
 from knarr.train.recipe import check_recipe, with_settings
+from knarr.train.settings import TEACHER
 from knarr.train.systems import emotionkd_data
 from knarr.train.systems.emotionkd import EmotionKd
 from knarr.train.systems.emotionkd_data import (
@@ -46,7 +47,6 @@ from knarr.train.systems.emotionkd_data import (
     name_of,
 )
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe, PhysioData, StressData
-from knarr.train.train import TEACHER
 
 LAYOUT = Layout(trials=4, samples=384 + 3 * 128, baseline=384)
 PEOPLE = ("s01", "s02", "s03", "s04", "s05", "s06")

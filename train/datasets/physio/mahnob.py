@@ -25,7 +25,6 @@ from xml.parsers import expat
 
 import numpy as np
 import numpy.typing as npt
-from scipy import signal
 
 from knarr.train.datasets.cache import Arrays, Progress, cache_key, cached, parallel
 from knarr.train.datasets.files import (
@@ -409,6 +408,8 @@ def prepare(path: Path) -> Arrays:
     raw[:-1] -= raw[:-1].mean(axis=0)
     # Electrodes drift by millivolts: padding along the line between the ends keeps a step out of
     # the filter.
+    from scipy import signal  # takes seconds to load, and checking a folder filters nothing
+
     slow = signal.resample_poly(raw, 1, factor, axis=1, padtype="line")
     band = signal.butter(FILTER_ORDER, BAND_HZ, "bandpass", fs=RATE_HZ, output="sos")
     return {
