@@ -73,10 +73,10 @@ def _class_and_sums(
         part = rows[block]
         events = part != 0
         table[block] = events.astype(exact) @ amounts
-        kinds = [table[block, 2] == 0]
+        silent = table[block, 2] == 0
         # Most blocks hold spikes alone, and need no look at every frame.
         if np.array_equal(part == 1, events):
-            frame_class[block] = np.where(*kinds, SILENT, BINARY)
+            frame_class[block] = np.where(silent, SILENT, BINARY)
             continue
         least, most = part.min(axis=1), part.max(axis=1)
         # NaN is the least and the most of whatever it lies among.
@@ -85,7 +85,7 @@ def _class_and_sums(
                 f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"
             )
         unit = (least >= -1) & (most <= 1) & (part == np.rint(part)).all(axis=1)
-        kinds += [unit & (least >= 0), unit]
+        kinds = [silent, unit & (least >= 0), unit]
         frame_class[block] = np.select(kinds, [SILENT, BINARY, SIGNED], GRADED)
     return frame_class, table
 
