@@ -51,7 +51,7 @@ demo: install
 
 # Makes a wheel for every supported Python and a source archive in dist/, and looks at what they hold.
 wheel: install
-	.venv/bin/python release/build.py
+	.venv/bin/python release/archives.py
 
 # Installs the wheel of dist/, and the source archive, into an empty environment for each Python that is found, and simulates there.
 check-wheel: wheel

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build import build_sdist, build_wheel
+from archives import build_sdist, build_wheel
 from contents import KERNEL, faults_of_sdist, faults_of_wheel
 
 from knarr.hw_sim import load_recording
