@@ -323,7 +323,8 @@ class _Build:
             self._recurrent(layer)
             return
         if not layer.sources:  # StepGraph lets only a Linear live on delayed inputs alone
-            shape: Shape = (int(module.in_features),)
+            linear: Any = module
+            shape: Shape = (int(linear.in_features),)
         else:
             shape = self.arriving(layer.path, layer.sources)
         self.arrives_at[name] = shape

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from knarr.files import replacing
-from knarr.hw_sim.arrays import Array, Int64, IntArray, Mask, UInt8
+from knarr.hw_sim.arrays import Int64, IntArray, Mask, UInt8
 from knarr.hw_sim.errors import ChipError
 
 FORMAT = 1
@@ -138,7 +138,7 @@ def save_recording(recording: Recording, path: Path) -> None:
     """Write a recording as .npz, to a temporary name first; a killed run leaves the old file or the
     new one.
     """
-    arrays: dict[str, Array] = {"output": recording.output}
+    arrays: dict[str, Any] = {"output": recording.output}
     for kind in KINDS:
         for name, values in getattr(recording, kind).items():
             arrays[f"{kind}/{name}"] = np.asarray(values)

@@ -278,7 +278,9 @@ def run(job_folder: Path) -> None:
             _write_json(job_folder / "progress.json", state)
 
         results.append(_run_batch(job, batch, progress, job_folder))
-    result = {key: np.concatenate([part[key] for part in results]) for key in results[0]}
+    result: dict[str, Any] = {
+        key: np.concatenate([part[key] for part in results]) for key in results[0]
+    }
     temporary = job_folder / "result.tmp.npz"
     np.savez(temporary, **result)
     os.replace(temporary, job_folder / "result.npz")

@@ -308,7 +308,7 @@ def _conv(found: NetLayer, neuron: Neuron, weight: Int32, scale: float | None) -
         padding,
         dilation,
         groups[0],
-        _bias(found, kernel.shape[0]),
+        _bias(found, len(kernel)),
         scale,
     )
 

@@ -239,7 +239,8 @@ class StepGraph(nn.Module):
             if not is_stateful(module):
                 if not forward and not looping:
                     # The first step of a Linear that receives recurrent edges alone.
-                    forward = [x.new_zeros(x.shape[0], module.in_features)]
+                    linear: Any = module
+                    forward = [x.new_zeros(x.shape[0], linear.in_features)]
                 value[name] = module(add_up(forward, looping))
                 continue
             cell = before.get(name)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 PICTURE_NAMES: Final = ("samples", "raster", "energy", "verification")
 """Pictures of a finished run, as their files are named."""
-SMALL: Final[dict[str, Any]] = {
+SMALL: Final[Any] = {
     "axes.labelsize": 8,
     "axes.titlesize": 9,
     "figure.titlesize": 10,

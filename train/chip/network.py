@@ -284,7 +284,7 @@ class ChipLayer(nn.Module):
         return f"{type(self.chip_layer).__name__} '{self.chip_layer.name}', weights {self.synapse.grid}"
 
 
-def _parameter(value: float | npt.NDArray[np.float64], learns: bool) -> nn.Parameter:
+def _parameter(value: float | npt.NDArray[np.floating[Any]], learns: bool) -> nn.Parameter:
     # A copy: as_tensor shares the memory of an array.
     tensor = torch.as_tensor(value, dtype=torch.float64).clone()
     return nn.Parameter(tensor, requires_grad=learns)
@@ -392,7 +392,7 @@ class ChipStudent(nn.Module):
 
     def __init__(self, layers: Collection[ChipLayer], network: ChipNetwork) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers: Any = nn.ModuleList(layers)
         self.start = network
 
     @classmethod

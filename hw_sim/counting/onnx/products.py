@@ -174,6 +174,11 @@ def operands(node: OnnxNode) -> Operands:
     return Operands(node.operand(0), node.operand(weight), node.operand(bias), zeros)
 
 
+def _present(elements: Mask, axis: int | tuple[int, ...]) -> Int64:
+    """Count the elements that are present along axes."""
+    return np.asarray(np.sum(elements, axis=axis, dtype=np.int64))
+
+
 def factor(
     graph: OnnxGraph,
     tensor: str,
@@ -378,7 +383,7 @@ def _convolution(node: OnnxNode) -> NodeCounts:
     check_axes(kernel, graph.shape(source)[2:])
     if transposed:
         taps = [window.output_taps() for window in windows]
-        targets = partial(np.sum, axis=1, dtype=np.int64)
+        targets: Callable[[Mask], Int64] = partial(_present, axis=1)
     else:
         taps = [window.input_taps() for window in windows]
         targets = partial(targets_per_tap, groups=groups)
@@ -502,7 +507,7 @@ def _matrix_product(node: OnnxNode) -> NodeCounts:
         # A vector has no axis but the one that is summed over.
         vector = len(shape) == 1
         summed.append(shape[-1 if vector else axis])
-        partners = partial(np.sum, axis=() if vector else -3 - axis, dtype=np.int64)
+        partners = partial(_present, axis=() if vector else -3 - axis)
         zero_at = 0 if vector else len(shape) + zero_axis
         factors.append(factor(graph, tensor, partners, zero=zero, zero_axis=zero_at))
     if summed[0] != summed[1]:
@@ -648,7 +653,7 @@ def _lengths(
 
 def _weight(graph: OnnxGraph, name: str) -> Factor:
     """Make a factor of weights (directions, rows, columns); each column meets one input."""
-    partners = partial(np.sum, axis=1, dtype=np.int64)
+    partners = partial(_present, axis=1)
     value = graph.constant(name, "weight")
     return Factor(graph.shape(name), partners, name, value, weight=True)
 

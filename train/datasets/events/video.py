@@ -191,7 +191,8 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
             raise DataError(
                 self.path, "no time stamps: its stream has no time base; wrap it as mp4"
             )
-        return base, float((self._stream.start_time or 0) * base)
+        clock = Fraction(base.numerator, base.denominator)
+        return clock, float((self._stream.start_time or 0) * clock)
 
     def _seek(self, start_s: float) -> Iterator[Packet]:
         """Yield the stream's packets from a key frame before `start_s` on.

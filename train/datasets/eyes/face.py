@@ -354,7 +354,7 @@ class _Lids(NamedTuple):
     pixel: float
 
 
-def _inside(distance: Float32, width: float) -> Float32:
+def _inside(distance: AnyArray, width: float) -> AnyArray:
     """Return a pixel's coverage by a region whose edge is `distance` away, positive inside.
 
     The edge is blurred over `width`.

@@ -152,11 +152,11 @@ def read_digital(header: Header, signals: Sequence[Signal]) -> list[npt.NDArray[
 
 def read_physical(header: Header, signals: Sequence[Signal]) -> list[Float64]:
     """Return the values of signals in their units, each (records * samples,)."""
-    result = []
+    result: list[Float64] = []
     for signal, digital in zip(signals, read_digital(header, signals), strict=True):
         low, high = signal.physical
         first, last = signal.digital
-        step = (high - low) / (last - first)
+        step = np.float64((high - low) / (last - first))
         # A range near the end of the floats gives no numbers; whoever uses the values refuses
         # those.
         with np.errstate(over="ignore", invalid="ignore"):

@@ -105,7 +105,8 @@ def cut_windows(
     hr_parts: list[FloatSignal] = []
     dropped: Counter[str] = Counter()
     for person in people:
-        eda, hr = person.eda_us, person.hr_bpm
+        eda: FloatSignal = person.eda_us
+        hr: FloatSignal = person.hr_bpm
         contact = eda > 0
         # Zeros of a lost contact are no conductance, so they take no part in the mean.
         if normalise == "person" and contact.any():
