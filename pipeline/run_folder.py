@@ -47,6 +47,8 @@ GRAPH, BASELINE = "student.nir", "teacher.onnx"
 LOWERED, NET, FITTED = "lowered.net", "student.net", "chip.json"
 RECORDING, EVALUATION = "recording.npz", "evaluation.json"
 VERIFICATION, ENERGY, PICTURES = "verification.json", "energy.json", "pictures"
+PICTURE_NAMES: Final = ("samples", "raster", "energy", "verification")
+"""Pictures of a finished run, as their files are named."""
 
 CHIP_FILES: Final = (NET, LOWERED, "checkpoints/chip.ckpt")
 """Files that depend on the settings of `chip`."""

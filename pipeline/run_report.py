@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from knarr.pipeline import evaluation_file
 from knarr.pipeline.files import expecting, read_json
-from knarr.pipeline.pictures import PICTURE_NAMES
 from knarr.pipeline.run_folder import (
     CONFIG,
     ENERGY,
     EVALUATION,
+    PICTURE_NAMES,
     PICTURES,
     VERIFICATION,
     read_config,

@@ -7,8 +7,6 @@ part.
 
 from typing import Any, Final
 
-PICTURE_NAMES: Final = ("samples", "raster", "energy", "verification")
-"""Pictures of a finished run, as their files are named."""
 SMALL: Final[Any] = {
     "axes.labelsize": 8,
     "axes.titlesize": 9,

@@ -13,11 +13,18 @@ from matplotlib.figure import Figure
 
 from knarr.hw_sim import load_recording
 from knarr.pipeline.files import expecting, read_json, write_png
-from knarr.pipeline.pictures import PICTURE_NAMES, SMALL
+from knarr.pipeline.pictures import SMALL
 from knarr.pipeline.pictures.energy import draw_energy
 from knarr.pipeline.pictures.raster import draw_raster
 from knarr.pipeline.pictures.verification import draw_verification
-from knarr.pipeline.run_folder import ENERGY, PICTURES, RECORDING, VERIFICATION, Run
+from knarr.pipeline.run_folder import (
+    ENERGY,
+    PICTURE_NAMES,
+    PICTURES,
+    RECORDING,
+    VERIFICATION,
+    Run,
+)
 
 Array = npt.NDArray[Any]
 
