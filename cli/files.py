@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from knarr.cli.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
 MAPPED_BYTES = 2**26
@@ -43,6 +42,8 @@ def read_array(path: Path) -> np.ndarray[Any, Any]:
     Raises:
         UsageError: No such file, or something else in it.
     """
+    import numpy as np  # here, so that help and a wrong option answer at once
+
     if not path.is_file():
         raise UsageError(f"{path}: no such file; save integers with numpy.save")
     large = path.stat().st_size > MAPPED_BYTES
@@ -85,6 +86,8 @@ def time_step(named: object, given: float | None, path: Path) -> float:
     Raises:
         UsageError: Neither says it.
     """
+    import numpy as np
+
     step = named if given is None else given
     if not isinstance(step, (float, np.floating)):
         raise UsageError(f"{path}: names no time step; give --dt in seconds")
