@@ -37,7 +37,7 @@ from knarr.files import write_atomic
 
 OPSET = 18
 SCOPES = "pkg.torch.onnx.name_scopes"
-"""Where torch's exporter notes the modules that a node lies in."""
+"""Key under which torch's exporter notes the modules that a node lies in."""
 Float32 = npt.NDArray[np.float32]
 CHECKED_BATCHES = (1, 3)
 """Batch sizes that are compared: 1 is what is counted, a larger one shows that the batch was not baked into the file."""

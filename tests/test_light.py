@@ -212,7 +212,6 @@ def test_doctor_runs_on_the_base_alone(job: Path) -> None:
 MISSING = {
     "torch": (["simulate", "tiny.net", "--data", "inputs.npy", "--engine", "torch"], "torch"),
     "matplotlib": (["simulate", "tiny.net", "--data", "inputs.npy", "--picture", "p.png"], "plot"),
-    "av": (["data", "events", "tiny.net"], "train"),
     "pillow": (["data", "check", "see", "nmnist"], "train"),
     "onnx": (["energy", "tiny.net", "--data", "inputs.npy", "--baseline", "teacher.onnx"], "onnx"),
     "norse": (["train", "eyes"], "train"),

@@ -52,7 +52,7 @@ WHEELS = (
 MEGABYTES = 240
 """Size of the wheels and of what they unpack to, together."""
 KEPT = ("asteval", "lava/lib/dl/netx", "lava/magma", "lava/proc", "lava/utils", "*.dist-info")
-"""What stays of the wheels, as patterns: what netx imports, and the licences."""
+"""Patterns of the files that stay: those that netx imports, and the licences."""
 SLAYER = "lava/lib/dl/slayer/[!o]*"
 """lava-dl's training library without its 51 MB of object detection."""
 MARK = "installed.txt"

@@ -20,11 +20,10 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 from shared_pieces import FORK, Forked, until
 from test_pareto import LITTLE
-from test_sweep import Objective, written
+from test_sweep import Objective, study_at, written
 from test_sweep import table as trials_of
 from test_table import SMALL, Fitting
 
@@ -175,7 +174,7 @@ def test_two_workers_share_a_sweep_and_the_trial_of_a_killed_one_goes_on(
     result = run_sweep(sweep, Objective(), out, storage=storage)
     assert trials_of(result) == trials_of(run_sweep(sweep, Objective(), tmp_path / "alone"))
     url = storage or f"sqlite:///{out / STUDY_FILE}"
-    trials = optuna.load_study(study_name="tiny", storage=url).trials
+    trials = study_at(url).trials
     states = Counter(trial.state.name for trial in trials if BEGUN in trial.user_attrs)
     assert states == {"COMPLETE": 5, "FAIL": 1}
     # Two workers that look at once may queue the same point; the later trial is dropped unbegun.

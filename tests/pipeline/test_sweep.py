@@ -456,7 +456,7 @@ def test_kill_9_loses_nothing_but_the_current_epoch(
     assert [(out / trial.folder / "epochs").read_text() for trial in result.trials] == ["012"] * 3
     assert table(result) == table(run_sweep(sweep, Objective(), tmp_path / "unbroken"))
     url = options.get("storage", f"sqlite:///{out / STUDY_FILE}")
-    study = optuna.load_study(study_name="tiny", storage=url)
+    study = study_at(url)
     values = [
         trial.intermediate_values for trial in study.trials if trial.state == TrialState.COMPLETE
     ]
@@ -564,6 +564,12 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
         run_sweep(other, Objective(), tmp_path)
 
 
+def study_at(url: str) -> optuna.Study:
+    """The study of a database; its connections end with their transactions, as those of knarr do."""
+    storage = open_storage(url, 60, 60, lambda *_: None)
+    return optuna.load_study(study_name="tiny", storage=storage)
+
+
 def by_another_machine(out: Path) -> tuple[optuna.Study, optuna.Trial, Callable[[], None]]:
     """A trial that a worker far away began, and what shows that it lives."""
     run_sweep(load_sweep(written(out, trials=1)), Objective(), out)
@@ -649,7 +655,7 @@ def test_a_worker_that_lost_its_trial_lets_go(tmp_path: Path, told: str) -> None
         def __call__(self, recipe: Recipe, folder: Path, report: Report) -> float:
             if not self.calls:
                 url = f"sqlite:///{tmp_path / STUDY_FILE}"
-                other = optuna.load_study(study_name="tiny", storage=url)
+                other = study_at(url)
                 other.tell(0, state=TrialState.FAIL)
                 if told == "when it refuses":
                     self.calls.append(folder.name)

@@ -247,10 +247,8 @@ def test_auto_pad(tmp_path: Path, g: dict[str, Any], auto: str) -> None:
 @FEW
 @given(geometries(), st.data())
 def test_conv_transpose(tmp_path: Path, g: dict[str, Any], data: st.DataObject) -> None:
-    extra = [
-        data.draw(st.integers(0, max(s, d) - 1))
-        for s, d in zip(g["strides"], g["dilations"], strict=True)
-    ]
+    # onnxruntime refuses more than this from 1.32 on, where a dilation once allowed it too.
+    extra = [data.draw(st.integers(0, stride - 1)) for stride in g["strides"]]
     outputs = [
         s * (n - 1) + e + d * (k - 1) + 1 - b - end
         for n, s, e, d, k, b, end in zip(
@@ -802,9 +800,11 @@ def test_pools(tmp_path: Path, g: dict[str, Any], average: bool, flag: bool, aut
     else:
         options |= {"auto_pad": auto, "ceil_mode": 0}
         missing = [
-            max((ceil(n / s) - 1) * s + e - n, 0)
+            (ceil(n / s) - 1) * s + e - n
             for n, s, e in zip(g["sizes"], g["strides"], extents, strict=True)
         ]
+        # onnxruntime refuses a pool that would have to crop from 1.32 on.
+        assume(min(missing) >= 0)
         begins = [m // 2 if auto == "SAME_UPPER" else ceil(m / 2) for m in missing]
         ends = [m - b for m, b in zip(missing, begins, strict=True)]
     spans = [n + b + e for n, b, e in zip(g["sizes"], begins, ends, strict=True)]

@@ -360,7 +360,7 @@ def test_the_papers_student_learns_but_is_not_deployed(deap: Path, kind: str) ->
         system.recipe.student.loss,
     )
     penalty = 1e-3 * sum(
-        float(w.square().sum()) for n, w in student.named_parameters() if w.dim() == 4
+        float(w.detach().square().sum()) for n, w in student.named_parameters() if w.dim() == 4
     )
     assert float(loss.detach() - plain.total.detach()) == pytest.approx(
         penalty, rel=1e-4
@@ -412,7 +412,7 @@ def test_from_files_to_the_chip(deap: Path, tmp_path: Path) -> None:
     assert len(fired) == 2  # head and one depth; the readout never fires
     assert (network.readout.decide(ran.output) == classes).mean() > 0.8
 
-    fitted(made, data, teacher, network, tmp_path)
+    fitted(made, data, teacher, network, tmp_path, epochs=8)
     with pytest.raises(RecipeError, match=r"chip.timesteps: F_S of fewer steps"):
         fitted(made, data, teacher, network, tmp_path / "short", timesteps=4)
     spikes = with_settings(made, {"student.network.feature": "spike"})
