@@ -36,6 +36,16 @@ def keep_apart(out: Path | None, *inputs: Path | None) -> None:
             raise UsageError(f"{out}: is read as {path}; give another name to write to")
 
 
+def need_drawing(picture: Path | None) -> None:
+    """Refuse a picture that cannot be drawn, before the work that it is to show.
+
+    Raises:
+        MissingExtraError: A picture is wanted, and matplotlib is not installed.
+    """
+    if picture is not None:
+        import matplotlib  # noqa: F401
+
+
 def read_array(path: Path) -> np.ndarray[Any, Any]:
     """Read an array of numbers from a .npy file; nothing is unpickled.
 
@@ -90,7 +100,10 @@ def time_step(named: object, given: float | None, path: Path) -> float:
 
     step = named if given is None else given
     if not isinstance(step, (float, np.floating)):
-        raise UsageError(f"{path}: names no time step; give --dt in seconds")
+        raise UsageError(
+            f"{path}: names no time step; give --dt in seconds, "
+            "which is 1e-4 for what snnTorch and SpikingJelly export unless told otherwise"
+        )
     return float(step)
 
 

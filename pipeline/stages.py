@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from knarr.deploy import lower, read_deployable, read_net, unrounded_weights, write_net
 from knarr.deploy import verify as verify_network
-from knarr.export import read, to_nir, to_onnx, write
+from knarr.export import read, to_nir, write
 from knarr.files import write_atomic
 from knarr.hw_sim import (
     ChipNetwork,
@@ -46,6 +47,7 @@ from knarr.pipeline.run_folder import (
     Run,
     open_run,
 )
+from knarr.pipeline.run_report import missing_pictures
 from knarr.train import (
     STUDENT,
     TEACHER,
@@ -96,6 +98,11 @@ def run(
         KnarrError: Whatever opening the run or one of its stages refuses.
     """
     opened = open_run(recipe, folder, data=data, settings=settings, on_progress=on_progress)
+    # A package that a late stage lacks is named before the hours of a fit.
+    if not opened.has(BASELINE):
+        import_module("knarr.export.onnx_files")
+    if missing_pictures(opened.folder):
+        import_module("knarr.pipeline.pictures.run")
     for stage in STAGES:
         stage(opened)
     return opened
@@ -125,6 +132,8 @@ def export(run: Run) -> None:
     """
     if run.has(GRAPH, BASELINE):
         return
+    from knarr.export import to_onnx  # an extra that fits do without
+
     run.say("Exporting: NIR with certificate, ONNX")
     teacher, student = run.networks()
     train, units = run.data.train, run.data.coding.units

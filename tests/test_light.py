@@ -227,6 +227,23 @@ def test_a_missing_extra_is_one_line_that_names_it(job: Path, package: str) -> N
     assert said.startswith("knarr: ")
 
 
+ALL = list(packages_distributions())
+
+
+def test_what_a_late_stage_lacks_is_said_before_the_fit(job: Path) -> None:
+    others = [name for name in ALL if name != "onnx"]
+    settings = ("--set", "data.subjects=4", "--set", "data.validation_fraction=0.34")
+    code, _, _, said = verb(job, "pipeline", "eyes", "--out", "early", *settings, allowed=others)
+    assert (code, said) == (2, "knarr: onnx is not installed; pip install 'knarr[onnx]'")
+    assert not (job / "early" / "checkpoints").exists()
+
+
+def test_fits_need_no_onnx() -> None:
+    code = "import sys, knarr.pipeline.stages; print({'onnx', 'onnxruntime'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 @pytest.mark.parametrize(
     "statement", ["knarr.export.step_nir", "import knarr.export.graph.step"], ids=["face", "module"]
 )

@@ -21,7 +21,14 @@ from knarr.cli.app import (
     refuse_unrelated_options,
 )
 from knarr.cli.errors import UsageError
-from knarr.cli.files import keep_apart, make_module, read_array, read_labels, time_step
+from knarr.cli.files import (
+    keep_apart,
+    make_module,
+    need_drawing,
+    read_array,
+    read_labels,
+    time_step,
+)
 from knarr.cli.output import show_progress
 
 if TYPE_CHECKING:
@@ -89,6 +96,7 @@ def simulate(
         raise UsageError("--sample: names what --picture draws; give that too")
     keep_apart(out, net, data, labels)
     keep_apart(picture, net, data, labels, out)
+    need_drawing(picture)
     if record is not None and out is None:
         raise UsageError("--record: names what is written; say where with --out")
     network = read_deployable(net, "simulated")
@@ -382,6 +390,7 @@ def _verify_net(
     if factory is None and checkpoint is not None:
         raise UsageError(f"{checkpoint}: a checkpoint goes with --module package.module:factory")
     keep_apart(picture, net, inputs, graph, labels, checkpoint)
+    need_drawing(picture)
     network = read_net(net)
     events = encode(network.input, read_array(inputs), timesteps=timesteps)
     show = counter(show_progress, "Lava steps")

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from knarr.cli.app import JsonOption, LabelsOption, OverTime, app
 from knarr.cli.errors import UsageError
-from knarr.cli.files import keep_apart, read_array, time_step
+from knarr.cli.files import keep_apart, need_drawing, read_array, time_step
 from knarr.cli.output import show_progress
 
 if TYPE_CHECKING:
@@ -238,6 +238,7 @@ def _check_outputs(out: Path | None, picture: Path | None, read_from: list[Path]
             raise UsageError(f"{option}: {outputs[option]} belongs to the run; give another name")
     if picture is not None and picture.suffix.lower() != ".png":
         raise UsageError(f"--picture: {picture} is drawn as PNG; give a name that ends in .png")
+    need_drawing(picture)
 
 
 def _read_student(
