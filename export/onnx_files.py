@@ -117,11 +117,15 @@ def _trace(
             f"module: cannot be exported for input {tuple(arguments[0].shape[1:])} ({where}{reason}); "
             "it may not branch on values, nor depend on one size of the batch"
         ) from error
-    for value, name in zip(model.graph.output, outputs, strict=True):
-        if value.name != name:
-            # torch 2.7 gives two outputs that are one value one name.
-            model.graph.node.append(onnx.helper.make_node("Identity", [value.name], [name]))
-            value.name = name
+    # torch 2.7 names two outputs that are one value by the later name, and its alias otherwise.
+    named = {value.name: name for value, name in zip(model.graph.output, outputs, strict=True)}
+    if len(named) < len(outputs):
+        raise ExportError("module: two of its outputs are one value, which this torch cannot name")
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [named.get(name, name) for name in names]
+    for value in model.graph.output:
+        value.name = named[value.name]
     _name_nodes(model.graph)
     _clean(model)
     for value in (*model.graph.input, *model.graph.output):
