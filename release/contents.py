@@ -1,4 +1,4 @@
-"""What the wheel and the source archive of knarr must hold, and what they must not.
+"""Check that the wheel and the source archive of knarr hold what they must, and nothing else.
 
 Both hold the files of the tree's stages and no others, tests among them, and the wheel holds the
 kernel: a build without a C compiler gives a wheel of the same name that has none.

@@ -66,7 +66,7 @@ def run_peer(
 
 
 def interpreter(tool: str, environments: Path) -> str:
-    """Of an environment with the tool in it; made, where it does not live beside knarr and is not there.
+    """The interpreter of an environment with the tool in it, which is made where the tool does not live beside knarr.
 
     Raises:
         LavaError: slayer cannot be fetched.

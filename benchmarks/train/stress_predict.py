@@ -5,7 +5,7 @@
     .venv/bin/python benchmarks/train/stress_predict.py --report    table from stress_predict.json as it is
 
 Writes stress_predict.json after every fold that is tuned and every fold and seed that is fitted, so that a killed run goes on
-there, and stress_predict.md. Needs scikit-learn, which tonic (by librosa) brings along.
+there, and stress_predict.md. Needs scikit-learn, one of the packages of the extra [dev].
 """
 
 from __future__ import annotations

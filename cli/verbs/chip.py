@@ -339,7 +339,7 @@ def verify(
         pipeline.verify(run, samples=samples, again=True)
         finish(print_verification_file(source / pipeline.VERIFICATION, json=json))
     else:
-        # What goes with no .net file at all is said before what goes with --inputs alone.
+        # An option that no .net file takes is refused before one that needs --inputs.
         refuse_unrelated_options(context, "a .net file", _OF_NET)
         if inputs is None:
             refuse_unrelated_options(context, "a .net file without --inputs", {"chip"})

@@ -228,7 +228,7 @@ def _calibrate(
     in_all = len(task.chain.layers)
     for level, layer in enumerate(task.chain.layers):
         neuron, name = layer.neuron, layer.neuron.name
-        # Of a readout the volts above its rest.
+        # A readout does not fire: its volts above rest are compared.
         wanted: Array = floats.spikes[name] if neuron.fires else floats.v[name] - neuron.rest
         if neuron.fires and not wanted.any():
             raise DeployError(

@@ -333,7 +333,7 @@ def _outputs(found: NetLayer) -> int | None:
     weight = found.whole("weight")
     if weight is not None and weight.ndim > 1:
         return len(weight)
-    # Of a flat matrix `shape` says the rows.
+    # A flat matrix has as many rows as `shape` says.
     shape = found.integers("shape")
     return None if found.kind == "conv" or shape is None else prod(shape)
 

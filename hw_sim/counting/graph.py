@@ -645,7 +645,7 @@ class GraphCounter:
         self.paths = EventPaths(Stepper(graph, dt_s, 1, keep=False), pooling)
         self.plan = CountingPlan(self.paths)
         self.tallies = Tallies(self.plan.rows)
-        # What nodes gave in this step of the batch and in those before it, the latest first.
+        # The values of nodes in this step of the batch and in those before it, the latest first.
         self.past: deque[Values] = deque()
 
     def feed(self, inputs: Array, lengths: Int64) -> None:
@@ -681,7 +681,7 @@ class GraphCounter:
                 else:
                     frames = self.past[route.lag][route.source].numpy()
                 frames = frames.reshape(len(frames), 1, -1)
-                # What would act after the inference is not paid.
+                # An event that would act after the inference is not paid.
                 delivered = (t + route.wait < lengths)[:, None]
                 tally.deliver(
                     route.fan_out,

@@ -31,7 +31,7 @@ folder = Path(sys.argv[2])
 
 
 def run(body: str, folder: Path) -> str:
-    """What a script printed; it gets the worker's file and a folder."""
+    """The output of a script, which gets the worker's file and a folder."""
     script = folder / "script.py"
     script.write_text(PRELUDE + textwrap.dedent(body), encoding="utf-8")
     done = subprocess.run(

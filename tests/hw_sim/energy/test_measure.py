@@ -293,7 +293,8 @@ def test_a_window_that_cannot_be_energy_is_refused(change: dict[str, Any], messa
 def test_spread_and_energy_per_multiplication() -> None:
     found = spread([1.0, 2.0, 6.0])
     assert (found["mean"], found["lo"], found["hi"]) == (3.0, 1.0, 6.0)
-    assert found["std"] == pytest.approx(7**0.5)  # ((2)^2 + 1 + 3^2) / 2
+    # ((2)^2 + 1 + 3^2) / 2, and a root is rounded.
+    assert found["std"] == pytest.approx(7**0.5)
     assert per_mac_pj(4.0, 2e12) == 2.0
     assert per_mac_pj(4.0, None) is None
     assert per_mac_pj(4.0, 0.0) is None
