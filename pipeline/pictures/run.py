@@ -25,6 +25,7 @@ from knarr.pipeline.run_folder import (
     VERIFICATION,
     Run,
 )
+from knarr.pipeline.run_report import missing_pictures
 
 Array = npt.NDArray[Any]
 
@@ -43,12 +44,12 @@ def draw_run(run: Run, again: str | None = None) -> None:
         again: Name of the one picture to draw, whether or not it is there; None for all.
     """
     folder = run.path(PICTURES)
+    wanted = missing_pictures(run.folder) if again is None else [again]
     drawers = (_samples, _raster, _energy, _verification)
     for name, draw in zip(PICTURE_NAMES, drawers, strict=True):
-        path = folder / f"{name}.png"
-        if name == again or (again is None and not path.exists()):
+        if name in wanted:
             folder.mkdir(exist_ok=True)
-            write_png(path, draw(run))
+            write_png(folder / f"{name}.png", draw(run))
 
 
 def _samples(run: Run) -> Figure:
