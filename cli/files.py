@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knarr.cli.errors import UsageError
+from knarr.factories import build_network
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +106,7 @@ def time_step(named: object, given: float | None, path: Path) -> float:
 
 
 def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
-    """Make a user's own module.
+    """Make a user's own module, in eval mode; the user's code runs.
 
     Args:
         factory: "package.module:function" of a function without arguments; the current folder is
@@ -117,32 +115,14 @@ def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
             made.
 
     Raises:
-        UsageError: It cannot be imported or called, or gives something else than a torch module.
+        FactoryError: It cannot be imported or called, or gives something else than a torch module.
         RecipeError: The checkpoint does not fit.
     """
-    from torch import nn
-
-    from knarr.train import load_weights
-
-    where, _, name = factory.partition(":")
-    if not where or not name:
-        raise UsageError(f"'{factory}': write package.module:factory, such as mystudent:build")
-    # A console script has its own folder first in the path, not the one it is called from.
-    sys.path.insert(0, os.getcwd())
-    try:
-        module = getattr(importlib.import_module(where), name)()
-    except Exception as error:  # the user's own code may raise anything
-        raise UsageError(
-            f"'{factory}': cannot be made ({type(error).__name__}: {error}); see that it imports"
-        ) from error
-    finally:
-        sys.path.remove(os.getcwd())
-    if not isinstance(module, nn.Module):
-        raise UsageError(
-            f"'{factory}': gives {type(module).__name__}, needs a torch module; return the network"
-        )
+    module = build_network(factory)
     # Batch-norm and dropout of a module in training would differ from its graph.
     module.eval()
     if checkpoint is not None:
+        from knarr.train import load_weights
+
         load_weights(module, checkpoint)
     return module
