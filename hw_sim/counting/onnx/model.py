@@ -8,13 +8,14 @@ finds more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import onnx
 import onnx.inliner
@@ -187,7 +188,8 @@ def read_onnx(path: Path) -> OnnxGraph:
         model = onnx.load(path, format="protobuf")
         onnx.checker.check_model(model)
         _check_names(model)
-        if model.functions:  # the check has refused those that call themselves
+        if model.functions:
+            _check_functions_end(model)
             model = onnx.inliner.inline_local_functions(model)
         inputs = {value.name: value for value in model.graph.input}
         for initializer in model.graph.initializer:
@@ -411,6 +413,29 @@ def _check_names(model: Any) -> None:
         for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
             if not isinstance(name, str):
                 raise TypeError(f"the name {name!r} is no text")
+
+
+def _check_functions_end(model: Any) -> None:
+    """Refuse functions that call themselves, directly or through others.
+
+    The checker of onnx 1.21 lets them pass, and its inliner recurses until the process dies.
+    """
+    calls: Any = nx.DiGraph()
+    for function in model.functions:
+        caller = (function.domain, function.name, function.overload)
+        calls.add_edges_from((caller, called) for called in _operators(function.node))
+    circle = next(nx.simple_cycles(calls), None)
+    if circle is not None:
+        raise ValueError(f"function '{circle[0][1]}' calls itself")
+
+
+def _operators(nodes: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield domain, name and overload of all that nodes run, those of their subgraphs included."""
+    for node in nodes:
+        yield node.domain, node.op_type, node.overload
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _operators(graph.node)
 
 
 def _read_by(node: Any) -> Iterator[str]:
