@@ -57,10 +57,11 @@ from knarr.train import (
     train_student,
     train_teacher,
 )
+from knarr.train.chip_fit import CHIP, ChipFit
 from knarr.train.clips import Clips, Indices
 from knarr.train.datasets.see.windows import WINDOWS
 from knarr.train.train import train_validation_split
-from knarr.train.train_chip import CHIP, ChipFit, train_chip
+from knarr.train.train_chip import train_chip
 
 FLOAT_FILES: Final = (TEACHER, STUDENT, GRAPH, f"{GRAPH}.json")
 """Files that a student needs to be lowered and fitted on."""

@@ -11,11 +11,12 @@ from torch import nn
 
 from knarr.hw_sim import ChipNetwork, simulate
 from knarr.train import Recipe, RunData
+from knarr.train.chip_fit import ChipFit
 from knarr.train.clips import truncate_timesteps
 from knarr.train.fitting.files import read_rows
 from knarr.train.settings import ChipSettings
 from knarr.train.train import train_validation_split
-from knarr.train.train_chip import ChipFit, train_chip
+from knarr.train.train_chip import train_chip
 
 
 def fitted(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from knarr.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from knarr.train.chip_fit import ChipFit
     from knarr.train.datasets.check import CHECKS, check_dataset
     from knarr.train.datasets.events.camera import PUBLISHED_DENSITY, Dvs
     from knarr.train.datasets.events.video import events_of_video
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         train_student,
         train_teacher,
     )
-    from knarr.train.train_chip import ChipFit
 else:
     __getattr__ = lazy_face(__name__)
 

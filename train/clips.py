@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -22,6 +23,8 @@ from knarr.train.datasets.events.nmnist import EventRecordings, Jitter, bin_coun
 from knarr.train.settings import Recipe, SettingsError
 
 Indices = Int64
+EVALUATION_BATCH = 50
+"""Clips that are evaluated at once."""
 
 
 class Batch(NamedTuple):
@@ -203,6 +206,14 @@ class Epoch(Dataset[Batch]):
             # A generator for each batch: workers may make them in any order.
             rng = np.random.default_rng([self.seed, self.epoch, number])
         return self.clips.batch(self.indices[first : first + self.batch_size], rng)
+
+
+def evaluation_batches(clips: Clips, chosen: Indices | None = None) -> Iterator[Batch]:
+    """Return batches of the clips in their order, all or the chosen ones, not augmented."""
+    indices = np.arange(len(clips.labels)) if chosen is None else chosen
+    # Without an epoch nothing is shuffled or augmented, so the seed has no effect.
+    epoch = Epoch(clips, indices, EVALUATION_BATCH, seed=0, epoch=None)
+    return (epoch[number] for number in range(len(epoch)))
 
 
 def split_validation(

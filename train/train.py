@@ -4,7 +4,7 @@ already there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from knarr.ranks import rank
-from knarr.train.clips import Batch, Clips, Epoch, Indices, split_validation
+from knarr.train.clips import Batch, Clips, Indices, evaluation_batches, split_validation
 from knarr.train.datasets.arrays import Int64
 from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.fitting.fit import Fitter, Loss, fit
@@ -25,8 +25,6 @@ STUDENT_SEED = 1_000_000
 """Added to the run's seed for the student's fit, so that its batches and its dropout are not the
 teacher's.
 """
-EVALUATION_BATCH = 50
-"""Clips that are evaluated at once."""
 Logits = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -172,11 +170,3 @@ def _classes(
     with torch.no_grad():
         seen = [logits(network, batch).argmax(dim=1) for batch in evaluation_batches(clips, chosen)]
     return torch.cat(seen).numpy()
-
-
-def evaluation_batches(clips: Clips, chosen: Indices | None = None) -> Iterator[Batch]:
-    """Return batches of the clips in their order, all or the chosen ones, not augmented."""
-    indices = np.arange(len(clips.labels)) if chosen is None else chosen
-    # Without an epoch nothing is shuffled or augmented, so the seed has no effect.
-    epoch = Epoch(clips, indices, EVALUATION_BATCH, seed=0, epoch=None)
-    return (epoch[number] for number in range(len(epoch)))

@@ -32,11 +32,12 @@ from knarr.hw_sim import ChipNetwork, count_events, simulate
 from knarr.pipeline import evaluation_file, run_folder, stages
 from knarr.pipeline.run_folder import claim_folder, read_run
 from knarr.train import RecipeError, load_recipe
+from knarr.train.chip_fit import Validated, goal_of
 from knarr.train.fitting.files import ACCUMULATES
 from knarr.train.recipe import with_settings
 from knarr.train.settings import ChipSettings
 from knarr.train.train import train_validation_split
-from knarr.train.train_chip import Validated, goal_of, train_chip
+from knarr.train.train_chip import train_chip
 
 EYES: dict[str, Any] = {
     "data.subjects": 4, "data.takes_per_emotion": 1, "data.size": 24, "data.shift_px": 0, "data.validation_fraction": 0.34,
