@@ -9,6 +9,7 @@ from knarr.cli.errors import UsageError
 from knarr.factories import build_network
 
 if TYPE_CHECKING:
+    import nir
     import numpy as np
     from torch import nn
 
@@ -83,13 +84,16 @@ def read_labels(path: Path | None) -> np.ndarray[Any, Any] | None:
     return labels
 
 
-def time_step(named: object, given: float | None, path: Path) -> float:
+def time_step(
+    named: object, given: float | None, path: Path, graph: nir.NIRGraph | None = None
+) -> float:
     """Return the time step of a graph, seconds.
 
     Args:
-        named: What the graph's own file says; anything but a float says nothing.
+        named: What the graph's own file says; anything but a number says nothing.
         given: What the user says, which goes first; None for nothing.
         path: The file, for the error.
+        graph: The graph, whose constants say which steps are plausible.
 
     Raises:
         UsageError: Neither says it.
@@ -97,11 +101,13 @@ def time_step(named: object, given: float | None, path: Path) -> float:
     import numpy as np
 
     step = named if given is None else given
-    if not isinstance(step, (float, np.floating)):
-        raise UsageError(
-            f"{path}: names no time step; give --dt in seconds, "
-            "which is 1e-4 for what snnTorch and SpikingJelly export unless told otherwise"
-        )
+    if isinstance(step, bool) or not isinstance(step, (float, int, np.floating, np.integer)):
+        advice = "give that of the tool that made it"
+        if graph is not None:
+            from knarr.export import step_advice
+
+            advice = step_advice(graph)
+        raise UsageError(f"{path}: names no time step; give --dt in seconds: {advice}")
     return float(step)
 
 

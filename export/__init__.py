@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from knarr.export.errors import CertificateError, ExportError
     from knarr.export.files import FILLED, read, write
     from knarr.export.graph.fold import FoldDifference, fold, fold_difference, scale_currents
+    from knarr.export.graph.origin import (
+        StepProposal,
+        explain_silence,
+        lost_in_file,
+        proposed_steps,
+        step_advice,
+    )
     from knarr.export.graph.shapes import graph_input_shape
     from knarr.export.graph.step import Trace, step_nir
     from knarr.export.graph.topology import execution_order, graph_hash
@@ -36,19 +43,24 @@ __all__ = [
     "FoldDifference",
     "PLIFBoxCell",
     "StepGraph",
+    "StepProposal",
     "SumPool2d",
     "Trace",
     "as_inputs",
     "certify",
     "execution_order",
+    "explain_silence",
     "fold",
     "fold_difference",
     "graph_hash",
     "graph_input_shape",
+    "lost_in_file",
+    "proposed_steps",
     "read",
     "replay_inputs",
     "replay_sha256",
     "scale_currents",
+    "step_advice",
     "step_nir",
     "student_step_to_onnx",
     "to_nir",

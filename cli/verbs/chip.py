@@ -401,10 +401,11 @@ def _verify_net(
     else:
         from knarr.export import read
 
+        lowered_from = read(graph)
         # A file of another tool may name no time step.
-        step_s = time_step(network.dt_s, dt_s, net)
+        step_s = time_step(network.dt_s, dt_s, net, lowered_from)
         result = verify_stages(
-            read(graph),
+            lowered_from,
             net,
             events,
             step_s,
@@ -470,7 +471,7 @@ def _verify_graph(
     holds = False
     if factory is not None:
         named = graph.metadata.get("dt_s") if certificate is None else certificate.dt_s
-        step_s = time_step(named, dt_s, path)
+        step_s = time_step(named, dt_s, path, graph)
         live = make_module(factory, checkpoint)
         shape = graph_input_shape(graph)
         inputs = replay_inputs(shape) if samples is None else read_array(samples)

@@ -192,7 +192,8 @@ def energy(
         network, inputs, classes = _read_student(source, data, labels)
         step_s = None
         if source.suffix == ".nir":
-            step_s = time_step(network.metadata.get("dt_s"), dt_s, source)  # type: ignore[union-attr]
+            named = network.metadata.get("dt_s")  # type: ignore[union-attr]
+            step_s = time_step(named, dt_s, source, network)
             outputs = pipeline.outputs_of(network, step_s)
             if outputs % votes:
                 raise UsageError(f"--votes: {votes} per class do not divide {outputs} outputs")

@@ -149,7 +149,7 @@ def deploy(
     keep_apart(out, source, calibration, labels)
     graph = read(source)
     samples = None
-    step_s = time_step(graph.metadata.get("dt_s"), dt_s, source)
+    step_s = time_step(graph.metadata.get("dt_s"), dt_s, source, graph)
     if calibration is not None:
         samples = read_array(calibration)
         # Calibration looks at what the chip will be given, so data are coded as they will be.

@@ -35,7 +35,7 @@ from knarr.deploy.lowering.quantise import (
     widest_scale,
 )
 from knarr.deploy.rules import ACCUMULATOR, check_network, fatal, worst_sums
-from knarr.export import ExportError, fold, graph_hash, step_nir
+from knarr.export import ExportError, explain_silence, fold, graph_hash, step_nir
 from knarr.export.arguments import as_dt
 from knarr.hw_sim import ChipError, ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
@@ -233,7 +233,7 @@ def _calibrate(
         if neuron.fires and not wanted.any():
             raise DeployError(
                 f"node '{name}': never fires on the calibration samples, so they say nothing about "
-                "it; give others"
+                f"it: {explain_silence(task.folded, name, float(floats.v[name].max()), task.dt_s)}"
             )
         chosen = _scale_from_spikes(layer, task.weight_bits, arriving, wanted)
         # The changes that rounding made here reach the next layer as they will on the chip.

@@ -106,7 +106,7 @@ class NeuronStepper:
         if not ((tau > 0) & stable).all():
             raise ExportError(
                 f"node '{self.name}': {field} spans {tau.min():g}..{tau.max():g} s, and forward Euler with dt {dt_s:g} s needs "
-                "at least dt; use a shorter dt or another model"
+                f"at least dt; use a dt of {tau.min():g} s at most, or another model"
             )
         return self._tensor(1.0 / tau)
 
