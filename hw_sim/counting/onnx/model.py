@@ -424,9 +424,9 @@ def _check_functions_end(model: Any) -> None:
     for function in model.functions:
         caller = (function.domain, function.name, function.overload)
         calls.add_edges_from((caller, called) for called in _operators(function.node))
-    circle = next(nx.simple_cycles(calls), None)
-    if circle is not None:
-        raise ValueError(f"function '{circle[0][1]}' calls itself")
+    if not nx.is_directed_acyclic_graph(calls):
+        (_, name, _), _ = nx.find_cycle(calls)[0]
+        raise ValueError(f"function '{name}' calls itself")
 
 
 def _operators(nodes: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
