@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from knarr.pipeline.evaluation import SHARED, EvaluationError, Network, RunEvaluation
     from knarr.pipeline.evaluation_file import measures_json
     from knarr.pipeline.files import expecting, json_text, read_json, write_json, write_png
+    from knarr.pipeline.fine_tuning import Arrays, FineTuning, finetune
     from knarr.pipeline.measures import RATES, ConfidenceInterval, Estimate
     from knarr.pipeline.pictures.energy import draw_energy
     from knarr.pipeline.pictures.raster import draw_raster
@@ -83,10 +84,12 @@ __all__ = [
     "REUSE",
     "SHARED",
     "VERIFICATION",
+    "Arrays",
     "ConfidenceInterval",
     "Costs",
     "Estimate",
     "EvaluationError",
+    "FineTuning",
     "GridTable",
     "Network",
     "OnProgress",
@@ -117,6 +120,7 @@ __all__ = [
     "evaluate",
     "expecting",
     "export",
+    "finetune",
     "fork_run",
     "json_text",
     "measures_json",

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from knarr.train.datasets.files import DataReport
     from knarr.train.datasets.mosi.generate import generate_clips
     from knarr.train.errors import DataError
+    from knarr.train.fine_tuning import finetune
     from knarr.train.fitting.files import load_weights
     from knarr.train.networks.cnn import run_student
     from knarr.train.recipe import load_recipe, shipped_recipes
-    from knarr.train.settings import STUDENT, TEACHER, Recipe, RecipeError
+    from knarr.train.settings import STUDENT, TEACHER, ChipSettings, Recipe, RecipeError
     from knarr.train.systems.base import RunData
     from knarr.train.systems.registry import load_data, system_of
     from knarr.train.train import (
@@ -37,6 +38,7 @@ __all__ = [
     "STUDENT",
     "TEACHER",
     "ChipFit",
+    "ChipSettings",
     "DataError",
     "DataReport",
     "Dvs",
@@ -45,6 +47,7 @@ __all__ = [
     "RunData",
     "check_dataset",
     "events_of_video",
+    "finetune",
     "generate",
     "generate_clips",
     "load_data",

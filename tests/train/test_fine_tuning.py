@@ -1,0 +1,118 @@
+"""Fine-tuning of any graph on the chip's integers, from arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nir
+import numpy as np
+import numpy.typing as npt
+import pytest
+from graphs import DT_S, chain, li, lif
+from torch import Tensor, nn
+
+from knarr.deploy import DeployError, lower
+from knarr.export.graph.complete import complete
+from knarr.hw_sim import ChipNetwork, simulate
+from knarr.train import RecipeError, finetune
+
+FEATURES, CLASSES, STEPS, CLIPS = 12, 3, 10, 90
+Array = npt.NDArray[Any]
+
+
+def clips(seed: int) -> tuple[Array, Array]:
+    """Spikes of which each class has rates of its own."""
+    rates = np.random.default_rng(0).random((CLASSES, FEATURES)) * 0.5
+    labels = np.arange(CLIPS) % CLASSES
+    rng = np.random.default_rng([1, seed])
+    return (rng.random((CLIPS, STEPS, FEATURES)) < rates[labels][:, None]).astype(np.uint8), labels
+
+
+def untrained(*, readout: bool) -> nir.NIRGraph:
+    """A net that knows nothing of the classes, which spikes or is read out as voltage."""
+    rng = np.random.default_rng(2)
+    last = li((CLASSES,)) if readout else lif((CLASSES,), tau=np.full(CLASSES, 0.002))
+    graph = chain(
+        (FEATURES,), (CLASSES,), a=nir.Linear(rng.normal(0.3, 0.6, (16, FEATURES))), n=lif((16,)),
+        b=nir.Affine(rng.normal(0.2, 0.5, (CLASSES, 16)), rng.normal(0, 0.1, CLASSES)), m=last,
+    )  # fmt: skip
+    return complete(graph, [])
+
+
+def lowered(graph: nir.NIRGraph, **options: Any) -> ChipNetwork:
+    return lower(graph, DT_S, calibration=clips(0)[0][:10], **options)
+
+
+def correct(network: ChipNetwork, seed: int) -> int:
+    inputs, labels = clips(seed)
+    return int((network.readout.decide(simulate(network, inputs).output) == labels).sum())
+
+
+@pytest.mark.parametrize("readout", [False, True])
+def test_what_the_graph_never_knew_is_learned_in_the_bits_that_are_asked_for(
+    readout: bool,
+) -> None:
+    graph = untrained(readout=readout)
+    start = lowered(graph)
+    before = correct(start, 1)
+    options = {"train": clips(0), "validation": clips(1), "batch_size": 30, "learning_rate": 0.05}
+    found = finetune(start, graph, weight_bits=4, epochs=4, **options)
+    assert correct(found, 1) > before + CLIPS // 5
+    # The network had 8 bits: it was lowered again.
+    assert max(np.abs(layer.weight_int).max() for layer in found.layers) <= 8
+    assert found.lowering["weight_bits"] == 4
+    assert found.lowered_from == start.graph_hash
+
+
+def test_a_teacher_is_its_logits() -> None:
+    class Counts(nn.Module):
+        """Says what of the three thirds of the inputs there is most of."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(1).reshape(len(x), CLASSES, -1).sum(2)
+
+    graph = untrained(readout=False)
+    start, inputs = lowered(graph), clips(0)[0]
+    options = {"train": clips(0), "validation": clips(1), "epochs": 2, "learning_rate": 0.05}
+    logits = inputs.sum(1).reshape(CLIPS, CLASSES, -1).sum(2)
+    taught = [finetune(start, graph, teacher=teacher, **options) for teacher in (Counts(), logits)]
+    assert taught[0].layers == taught[1].layers
+    assert taught[0].layers != finetune(start, graph, **options).layers
+
+
+def test_where_no_epoch_is_better_the_lowered_network_stays() -> None:
+    graph = untrained(readout=False)
+    start = lowered(graph)
+    options = {"train": clips(0), "validation": clips(1), "epochs": 1, "learning_rate": 1e-9}
+    assert finetune(start, graph, **options) is start
+
+
+def test_another_graph_is_refused() -> None:
+    start = lowered(untrained(readout=False))
+    with pytest.raises(DeployError, match="not lowered from this graph"):
+        finetune(start, untrained(readout=True), train=clips(0), validation=clips(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": clips(0)[1] + 1}, "classes 1..3, the network has 3 outputs, 0..2; subtract 1"),
+        ({"labels": clips(0)[1] - 1}, "classes -1..1, .*; number them from 0"),
+        ({"labels": clips(0)[1][:-1]}, r"labels: int64 \(89,\), needs a class.* each of 90 clips"),
+        ({"labels": clips(0)[1].astype(str)}, "labels: <U21"),
+        ({"labels": clips(0)[1] * 1.0}, r"float targets \(90,\), needs 3 finite numbers"),
+        ({"labels": np.eye(CLASSES, dtype=int)[clips(0)[1]]}, "needs one number a clip"),
+        ({"inputs": clips(0)[0] * 2}, "data: inputs: .*2"),
+        ({"inputs": clips(0)[0][:, :, 1:]}, "data: inputs: shape"),
+        ({"teacher": np.zeros((CLIPS, 2))}, r"teacher: logits float64 \(90, 2\), needs \(90, 3\)"),
+        ({"teacher": np.full((CLIPS, CLASSES), np.nan)}, "teacher: logits hold NaN"),
+    ],
+)
+def test_arrays_that_do_not_fit(change: dict[str, Array], message: str) -> None:
+    graph = untrained(readout=False)
+    inputs, labels = clips(0)
+    train = change.get("inputs", inputs), change.get("labels", labels)
+    with pytest.raises(RecipeError, match=message):
+        finetune(
+            lowered(graph), graph, train=train, validation=clips(1), teacher=change.get("teacher")
+        )
