@@ -17,7 +17,13 @@ import numpy as np
 from knarr.hw_sim import ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout, Recurrent
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
 from knarr.hw_sim.arrays import Float64, Int64, IntArray
-from knarr.hw_sim.network import DECAY_UNITY, Layer
+from knarr.hw_sim.network import (
+    DECAY_UNITY,
+    NON_SPIKING_VTH,
+    Layer,
+    register_array,
+    register_range,
+)
 
 WEIGHT_MIN, WEIGHT_MAX = -128, 127
 """Signed 8-bit weights."""
@@ -30,6 +36,8 @@ VTH_MAX = 2**17 - 1
 """Largest threshold mantissa, in units of 64."""
 BIAS_MAX = 4095
 """Largest bias mantissa, in units of 64."""
+SPIKE_LIMITS = (0, 1)
+"""Least and largest value of a spike."""
 ACCUMULATOR = 2**15
 """Loihi's dendritic accumulator ends below it: 21 bits and sign after the shift by 6.
 
@@ -214,10 +222,12 @@ def decays_fit_registers(network: Network) -> Iterator[Violation]:
     """Demand decays that hardware has."""
     for name, neuron in _neurons(network):
         for register in ("i_decay", "v_decay"):
-            value = getattr(neuron, register)
             low, high = DECAY_LIMITS[register[0]]
-            if not low <= value <= high:
-                yield Violation("decays_fit_registers", name, decay_message(register, value))
+            # The first of the two that is wrong: one of a layer's decays says enough.
+            for value in register_range(getattr(neuron, register)):
+                if not low <= value <= high:
+                    yield Violation("decays_fit_registers", name, decay_message(register, value))
+                    break
 
 
 def decay_message(register: str, value: int) -> str:
@@ -232,8 +242,9 @@ def thresholds_fit_registers(network: Network) -> Iterator[Violation]:
     if network.readout.kind == "voltage":
         neurons.pop()
     for name, neuron in neurons:
-        if not 0 <= neuron.vth_int <= VTH_MAX:
-            message = threshold_message(neuron.vth_int)
+        highest = register_range(neuron.vth_int)[1]
+        if highest > VTH_MAX:
+            message = threshold_message(highest)
             yield Violation("thresholds_fit_registers", name, message)
 
 
@@ -281,22 +292,24 @@ def worst_sums(network: Network) -> Iterator[tuple[Layer, Int64, Int64]]:
     Every input that counts is taken at its largest value; the smallest sums come without their
     sign. Rows are the outputs of a matrix and the output channels of a convolution.
     """
-    payload = 2**network.input.bits - 1
+    limits = network.input.limits
     for layer in network.layers:
-        up, down = _signed_sums(layer.weight_int, payload)
+        up, down = _signed_sums(layer.weight_int, limits)
         if isinstance(layer, Recurrent):
-            up_back, down_back = _signed_sums(layer.recurrent_int, 1)
+            up_back, down_back = _signed_sums(layer.recurrent_int, SPIKE_LIMITS)
             up, down = up + up_back, down + down_back
         yield layer, up, down
         # Only the first layer receives payloads, the others receive spikes.
-        payload = 1
+        limits = SPIKE_LIMITS
 
 
-def _signed_sums(weight: IntArray, payload: int) -> tuple[Int64, Int64]:
+def _signed_sums(weight: IntArray, limits: tuple[int, int]) -> tuple[Int64, Int64]:
+    least, most = limits
     rows = weight.reshape(len(weight), -1).astype(np.int64)
-    up = np.maximum(rows, 0).sum(axis=1)
-    down = np.maximum(-rows, 0).sum(axis=1)
-    return payload * up, payload * down
+    positive = np.maximum(rows, 0).sum(axis=1)
+    negative = np.maximum(-rows, 0).sum(axis=1)
+    # A negative payload turns the sign of its weight.
+    return most * positive - least * negative, most * negative - least * positive
 
 
 def sums_fit_accumulator(network: Network) -> Iterator[Violation]:
@@ -332,36 +345,44 @@ def states_fit_registers(network: Network) -> Iterator[Violation]:
 
 
 def _state_faults(layer: Layer, up: Int64, down: Int64) -> Iterator[str]:
-    neuron = layer.neuron
-    highest_u = _limit(up << STATE_SHIFT, neuron.i_decay)
-    lowest_u = _limit(down << STATE_SHIFT, neuron.i_decay)
-    u = float(max(highest_u.max(), lowest_u.max()))
+    # (channels, pixels): pixels of a channel share its sums, and each may have its own registers.
+    shape = (len(up), -1)
+    i_decay, v_decay, vth_int = (
+        register_array(register, layer.output_shape).reshape(shape)
+        for register in (layer.neuron.i_decay, layer.neuron.v_decay, layer.neuron.vth_int)
+    )
+    highest_u = _limit(up[:, None] << STATE_SHIFT, i_decay)
+    lowest_u = _limit(down[:, None] << STATE_SHIFT, i_decay)
+    sizes = np.maximum(highest_u, lowest_u)
+    u = float(sizes.max())
     if u >= STATE_MAX:
-        worst = max(int(up.max()), int(down.max()))
+        channel, pixel = np.unravel_index(sizes.argmax(), sizes.shape)
+        worst = max(int(up[channel]), int(down[channel]))
         yield (
             f"|u| could reach {_number(u)} (sum {worst} * {1 << STATE_SHIFT} * {DECAY_UNITY} / "
-            f"i_decay {neuron.i_decay}), it wraps at {STATE_MAX}"
+            f"i_decay {i_decay[channel, pixel]}), it wraps at {STATE_MAX}"
         )
-    bias = np.zeros(1, dtype=np.int64)
+    bias = np.zeros((1, 1), dtype=np.int64)
     if layer.bias_int is not None:
-        bias = layer.bias_int.astype(np.int64) << STATE_SHIFT
-    v = float(_limit(lowest_u + np.maximum(-bias, 0), neuron.v_decay).max())
+        bias = layer.bias_int.astype(np.int64)[:, None] << STATE_SHIFT
+    lowest_v = _limit(lowest_u + np.maximum(-bias, 0), v_decay)
+    highest_v = _limit(highest_u + np.maximum(bias, 0), v_decay)
     # A spiking neuron fires and starts anew before it could saturate upwards.
-    if not neuron.spikes:
-        v = max(v, float(_limit(highest_u + np.maximum(bias, 0), neuron.v_decay).max()))
+    sizes = np.where(vth_int < NON_SPIKING_VTH, lowest_v, np.maximum(lowest_v, highest_v))
+    v = float(sizes.max())
     if v > STATE_MAX - 1:
+        channel, pixel = np.unravel_index(sizes.argmax(), sizes.shape)
         yield (
             f"|v| could reach {_number(v)} ({_number(u)} and bias, * {DECAY_UNITY} / v_decay "
-            f"{neuron.v_decay}), it saturates at {STATE_MAX - 1}"
+            f"{v_decay[channel, pixel]}), it saturates at {STATE_MAX - 1}"
         )
 
 
-def _limit(inflow: Int64 | Float64, decay: int) -> Float64:
-    """Return what a state tends to when the same flows in at every step."""
-    if decay == 0:
-        # Nothing is ever forgotten, so any inflow adds up without end.
-        return np.where(inflow > 0, np.inf, 0.0)
-    return np.asarray(inflow * (DECAY_UNITY / decay), dtype=np.float64)
+def _limit(inflow: Int64 | Float64, decay: Int64) -> Float64:
+    """Return what a state tends to when the same flows in at every step; both broadcast."""
+    # Where nothing is ever forgotten, any inflow adds up without end.
+    endless = np.where(inflow > 0, np.inf, 0.0)
+    return np.where(decay == 0, endless, inflow * (DECAY_UNITY / np.maximum(decay, 1)))
 
 
 def _number(value: float) -> str:

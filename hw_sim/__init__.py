@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from knarr.lazy import lazy_face
 
 if TYPE_CHECKING:
-    from knarr.hw_sim.coding import check_inputs, encode
+    from knarr.hw_sim.coding import check_inputs, encode, has_negative
     from knarr.hw_sim.counting import (
         LayerCounts,
         OperationCounts,
@@ -75,6 +75,7 @@ __all__ = [
     "count_events",
     "count_onnx",
     "encode",
+    "has_negative",
     "laid_out_layers",
     "load_recording",
     "measure_gpu",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.hw_sim.arrays import Int64
-from knarr.hw_sim.network import DECAY_UNITY, Neuron
+from knarr.hw_sim.network import DECAY_UNITY, Neuron, Register
 
 STATE_MAX = 2**23
 """u and v are 23 bits and sign."""
@@ -20,9 +20,10 @@ SYNAPSE_BITS = 24
 """Lava's Conv wraps its sum to 24 signed bits before the shift."""
 
 
-def decay(state: Int64, register: int) -> Int64:
+def decay(state: Int64, register: Register) -> Int64:
     """sign(x) * ((|x| * (4096 - register)) >> 12): rounds toward zero, as the chip does."""
-    return np.sign(state) * ((np.abs(state) * (DECAY_UNITY - register)) >> 12)
+    kept: Int64 = np.multiply(np.abs(state), DECAY_UNITY - register)
+    return np.sign(state) * (kept >> 12)
 
 
 def wrap_current(u: Int64) -> Int64:
@@ -44,7 +45,8 @@ def step(
     """One time step of CUBA neurons.
 
     Args:
-        u, v: current and voltage, int64, any shape, |u| <= 2**23, |v| < 2**23.
+        u, v: current and voltage, int64, |u| <= 2**23, |v| < 2**23; any shape where all neurons share
+            the registers, (samples, *features) where each has its own.
         a: synaptic sum arriving in this step, int64, same shape.
         bias_int: bias mantissa, broadcast against v; worth 64 units of v.
         neuron: the registers.
@@ -52,8 +54,16 @@ def step(
     Returns:
         (u, v, spike) after the step; v is 0 where a neuron fired, u is untouched by a spike.
     """
-    u = wrap_current(decay(u, neuron.i_decay) + (a << STATE_SHIFT))
+    features = u.shape[1:]
+    u = wrap_current(decay(u, _placed(neuron.i_decay, features)) + (a << STATE_SHIFT))
     bias = np.asarray(bias_int, dtype=np.int64) << STATE_SHIFT
-    v = np.clip(decay(v, neuron.v_decay) + u + bias, -(STATE_MAX - 1), STATE_MAX - 1)
-    spike = v > (neuron.vth_int << STATE_SHIFT)
+    v = np.clip(
+        decay(v, _placed(neuron.v_decay, features)) + u + bias, -(STATE_MAX - 1), STATE_MAX - 1
+    )
+    spike = v > (_placed(neuron.vth_int, features) << STATE_SHIFT)
     return u, np.where(spike, 0, v), spike
+
+
+def _placed(register: Register, features: tuple[int, ...]) -> Register:
+    """Return a register that broadcasts against (samples, *features)."""
+    return register if isinstance(register, int) else register.reshape(features)

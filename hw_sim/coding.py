@@ -4,7 +4,7 @@ never clipped.
 `encode` makes integers from data as the network's `InputCoding` says:
 
     events  integers already, step by step
-    graded  round(units * x) at every step
+    graded  round(units * x) at every step, of either sign where the coding is signed
     rate    a spike with probability x at every step, seeded
     direct  round(units * x), the same frame at every step
 
@@ -20,6 +20,10 @@ from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import InputCoding, is_integer
 
+SIGNED_CURE = (
+    "lower the graph with input_signed=True, or with calibration inputs of both signs, which does "
+    "the same"
+)
 MAX_BIAS = 2**15 - 1
 """Lava holds a bias mantissa in int16 and wraps what is larger."""
 
@@ -71,6 +75,19 @@ def encode(
     return np.broadcast_to(frames[:, None], (len(frames), timesteps, *coding.shape))
 
 
+def has_negative(values: npt.ArrayLike | None) -> bool:
+    """Tell whether data hold a number below 0, for which an input needs a sign.
+
+    Args:
+        values: what `encode` takes, or None; what holds no numbers has none below 0.
+    """
+    try:
+        array = np.asarray(0 if values is None else values)
+    except (ValueError, TypeError, RuntimeError):
+        return False  # no array: `check_inputs` says why
+    return array.dtype.kind in "if" and array.size > 0 and bool(np.nanmin(array) < 0)
+
+
 def _rate(array: Array, timesteps: int, seed: int) -> IntArray:
     if array.size and not 0 <= array.min() <= array.max() <= 1:
         raise ChipError(
@@ -86,12 +103,15 @@ def _rate(array: Array, timesteps: int, seed: int) -> IntArray:
 
 def _graded(coding: InputCoding, array: Array) -> IntArray:
     integers = np.rint(coding.units * array).astype(np.int64)
-    highest = 2**coding.bits - 1
+    lowest, highest = coding.limits
     # Before the cast to the small type, which would wrap.
-    if array.size and not 0 <= integers.min() <= integers.max() <= highest:
+    if array.size and not lowest <= integers.min() <= integers.max() <= highest:
+        cure = "scale them or lower the graph with other units"
+        if integers.min() < 0 and not coding.signed:
+            cure = SIGNED_CURE
         raise ChipError(
-            f"inputs: values {array.min():g}..{array.max():g} times {coding.units:g} units pass 0..{highest}; scale them or lower "
-            "the graph with other units"
+            f"inputs: values {array.min():g}..{array.max():g} times {coding.units:g} units pass "
+            f"{lowest}..{highest}; {cure}"
         )
     return integers.astype(coding.dtype)
 
@@ -161,16 +181,19 @@ def check_inputs(
     high = int(array.max())
     # Twice through all inputs would cost more than a small network on them, and nothing unsigned is
     # below 0.
-    low = 0 if array.dtype.kind == "u" and high < 2**coding.bits else int(array.min())
+    least, most = coding.limits
+    low = 0 if array.dtype.kind == "u" and high <= most else int(array.min())
     if driven:
         if max(-low, high) > MAX_BIAS:
             raise ChipError(
                 f"inputs: bias mantissas {low}..{high}, allowed +-{MAX_BIAS}; scale them down"
             )
-    elif low < 0 or high >= 2**coding.bits:
+    elif low < least or high > most:
+        cure = "clip counts to spikes or lower the graph with more input_bits"
+        if low < 0 and not coding.signed and coding.kind != "rate":
+            cure = SIGNED_CURE
         raise ChipError(
-            f"inputs: values {low}..{high}, {coding.bits}-bit input takes 0..{2**coding.bits - 1}; "
-            "clip counts to spikes or lower the graph with more input_bits"
+            f"inputs: values {low}..{high}, {coding.bits}-bit input takes {least}..{most}; {cure}"
         )
     return array
 

@@ -9,7 +9,7 @@ takes it: that is `knarr.deploy.check`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite, prod
 from typing import Any, Literal, TypeGuard
 
@@ -33,9 +33,22 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-@dataclass(frozen=True)
+Register = int | Int32
+"""A register of a layer's neurons: one integer that all share, or a read-only array of one for each
+neuron, flat in (C, H, W) order.
+"""
+REGISTER_LIMITS = {"i_decay": DECAY_UNITY, "v_decay": DECAY_UNITY, "vth_int": NON_SPIKING_VTH}
+"""Registers of a neuron, each with the largest value that Lava tells apart."""
+
+
+@dataclass(frozen=True, eq=False)
 class Neuron:
-    """CUBA neuron registers shared by a layer (equations: `knarr.hw_sim.arithmetic`).
+    """CUBA neuron registers of a layer (equations: `knarr.hw_sim.arithmetic`).
+
+    Each register is one integer that all neurons share, or an array with one for each of them. An
+    array is held flat in (C, H, W) order, read-only and in 32 bits, and one whose values are all
+    equal is held as that integer: two neurons are equal when every register and the name is. A
+    layer with channels takes an array of one value per channel too, and holds it as one per neuron.
 
     Args:
         i_decay: current decay register, 0..4096 (4096: no current memory). netx calls it iDecay.
@@ -48,28 +61,106 @@ class Neuron:
         ChipError: a register is not an integer or out of range.
     """
 
-    i_decay: int
-    v_decay: int
-    vth_int: int
+    i_decay: Register
+    v_decay: Register
+    vth_int: Register
     name: str = ""
 
     def __post_init__(self) -> None:
-        limits = {"i_decay": DECAY_UNITY, "v_decay": DECAY_UNITY, "vth_int": NON_SPIKING_VTH}
-        for register, high in limits.items():
+        for register, high in REGISTER_LIMITS.items():
             value = getattr(self, register)
-            if not is_integer(value):
+            if isinstance(value, np.ndarray):
+                value = self._flat(register, value)
+            elif not is_integer(value):
                 raise ChipError(
                     f"neuron '{self.name}': {register} = {value!r} is not an integer; round it first"
                 )
-            if not 0 <= value <= high:
-                raise ChipError(f"neuron '{self.name}': {register} = {value}, allowed 0..{high}")
-            # numpy's integers would wrap at their own width in later arithmetic.
-            object.__setattr__(self, register, int(value))
+            low, top = register_range(value)
+            if not 0 <= low <= top <= high:
+                shown = str(low) if low == top else f"{low}..{top}"
+                raise ChipError(f"neuron '{self.name}': {register} = {shown}, allowed 0..{high}")
+            if isinstance(value, np.ndarray) and low < top:
+                # After the check of its range: the cast would wrap what is wider.
+                frozen = np.array(value, dtype=np.int32)
+                frozen.flags.writeable = False
+                object.__setattr__(self, register, frozen)
+            else:
+                # numpy's integers would wrap at their own width in later arithmetic.
+                object.__setattr__(self, register, low)
+
+    def _flat(self, register: str, values: Array) -> Array:
+        if values.dtype.kind not in "iu" or not values.size:
+            raise ChipError(
+                f"neuron '{self.name}': {register} is an array of {values.size} {values.dtype}; give "
+                "integers, one per neuron"
+            )
+        return values.reshape(-1)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the name and every register, arrays by value."""
+        if not isinstance(other, Neuron):
+            return NotImplemented
+        registers = all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in REGISTER_LIMITS
+        )
+        return registers and self.name == other.name
+
+    def __hash__(self) -> int:
+        """Return equal numbers for equal neurons."""
+        return hash((self.name, *(register_range(getattr(self, name)) for name in REGISTER_LIMITS)))
+
+    @property
+    def shared(self) -> bool:
+        """Tell whether all neurons share every register."""
+        return not any(isinstance(getattr(self, name), np.ndarray) for name in REGISTER_LIMITS)
 
     @property
     def spikes(self) -> bool:
-        """Tell whether these neurons can fire at all."""
-        return self.vth_int < NON_SPIKING_VTH
+        """Tell whether any of these neurons can fire at all."""
+        return register_range(self.vth_int)[0] < NON_SPIKING_VTH
+
+    def fitted(self, shape: tuple[int, ...], owner: str) -> Neuron:
+        """Return these registers with one value per neuron where they are arrays.
+
+        Args:
+            shape: of the layer's neurons, (features,) or (C, H, W).
+            owner: what has these neurons, for the error.
+
+        Raises:
+            ChipError: an array has neither one value per neuron nor one per channel.
+        """
+        neurons, channels = prod(shape), shape[0]
+        found: dict[str, Any] = {}
+        for register in REGISTER_LIMITS:
+            value = getattr(self, register)
+            if not isinstance(value, np.ndarray) or len(value) == neurons:
+                continue
+            if len(value) != channels:
+                allowed = f"{neurons}, one per neuron"
+                allowed += f", or {channels}, one per channel" if len(shape) == 3 else ""
+                raise ChipError(
+                    f"{owner}: {register} has {len(value)} values, needs {allowed}; or give one integer"
+                )
+            found[register] = value.repeat(neurons // channels)
+        return replace(self, **found) if found else self
+
+
+def register_range(register: Register) -> tuple[int, int]:
+    """Return the least and the largest value of a register."""
+    if isinstance(register, np.ndarray):
+        return int(register.min()), int(register.max())
+    return int(register), int(register)
+
+
+def register_array(register: Register, shape: tuple[int, ...]) -> Int64:
+    """Return a register as one value per neuron.
+
+    Args:
+        register: of a neuron.
+        shape: of the layer's neurons, which the array gets.
+    """
+    values = np.asarray(register, dtype=np.int64)
+    return values.reshape(shape) if values.ndim else np.broadcast_to(values, shape)
 
 
 class _Synapses:
@@ -78,6 +169,7 @@ class _Synapses:
     name: str
     weight_int: Int32
     bias_int: Int32 | None
+    neuron: Neuron
 
     # Defining this takes the hash away, rightly: arrays inside have none.
     def __eq__(self, other: object) -> bool:
@@ -109,6 +201,10 @@ class _Synapses:
         copy.flags.writeable = False
         object.__setattr__(self, field, copy)
         return copy
+
+    def _fit_neuron(self, shape: tuple[int, ...]) -> None:
+        """Hold registers that are arrays with one value per neuron of the layer, or refuse them."""
+        object.__setattr__(self, "neuron", self.neuron.fitted(shape, f"layer '{self.name}'"))
 
     def _freeze_weight_and_bias(self, ndim: int) -> None:
         outputs = len(self._freeze("weight_int", ndim))
@@ -142,7 +238,7 @@ class Dense(_FullyConnected):
     Args:
         name: the synapse's node name.
         weight_int: (out, in) integers.
-        neuron: registers of the out neurons.
+        neuron: registers of the out neurons, which they share or each has its own.
         bias_int: (out,) integers added to v (times 64) every step, or None.
         scale: chip voltage units per float volt (64 * S of the lowering), or None when unknown.
         delay_int: (out, in) whole steps 0..62 by which a spike arrives later than the step it was
@@ -161,6 +257,7 @@ class Dense(_FullyConnected):
 
     def __post_init__(self) -> None:
         self._freeze_weight_and_bias(2)
+        self._fit_neuron(self.output_shape)
         if self.delay_int is None:
             return
         delay, shape = self._freeze("delay_int", 2), self.weight_int.shape
@@ -179,7 +276,7 @@ class Recurrent(_FullyConnected):
         name: the synapse's node name.
         weight_int: (out, in) integers, from what arrives.
         recurrent_int: (out, out) integers, from the layer's own spikes of the step before.
-        neuron: registers of the out neurons.
+        neuron: registers of the out neurons, which they share or each has its own.
         bias_int: (out,) integers added to v (times 64) every step, or None.
         scale: chip voltage units per float volt, or None when unknown.
 
@@ -196,6 +293,7 @@ class Recurrent(_FullyConnected):
 
     def __post_init__(self) -> None:
         self._freeze_weight_and_bias(2)
+        self._fit_neuron(self.output_shape)
         shape, outputs = self._freeze("recurrent_int", 2).shape, len(self.weight_int)
         if shape != (outputs, outputs):
             raise ChipError(
@@ -210,7 +308,7 @@ class Conv(_Synapses):
     Args:
         name: the synapse's node name.
         weight_int: (out channels, in channels / groups, kernel height, kernel width) integers.
-        neuron: registers of all neurons.
+        neuron: registers, shared or one per neuron in (C, H, W) order; one per channel is taken too.
         input_shape: (C, H, W) of what arrives.
         stride, padding, dilation: (height, width).
         groups: channel groups.
@@ -249,6 +347,7 @@ class Conv(_Synapses):
             raise ChipError(
                 f"layer '{self.name}': the kernel is larger than its padded input {self.input_shape}"
             )
+        self._fit_neuron(self.output_shape)
 
     @property
     def output_shape(self) -> tuple[int, int, int]:
@@ -274,6 +373,8 @@ class InputCoding:
     Args:
         shape: (features,) or (C, H, W).
         bits: 1 takes spikes (0 or 1), more bits take graded payloads 0..2**bits-1.
+        signed: the sign comes on top: -(2**bits-1)..2**bits-1, so that 1 bit takes -1, 0 and 1. Lava
+            sends every payload as it is, whatever its sign (measured: tests/deploy/test_lava.py).
         neuron: registers of an input layer that has neurons of its own: it is driven by bias, so
             the inputs are its bias mantissas step by step, and its spikes feed the first layer.
             None: the inputs are what the first layer receives.
@@ -291,6 +392,7 @@ class InputCoding:
     neuron: Neuron | None = None
     units: float = 1.0
     kind: Literal["events", "graded", "rate", "direct"] = "events"
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:
@@ -312,6 +414,20 @@ class InputCoding:
             raise ChipError(
                 "input: neurons driven by bias take mantissas as they are; leave kind at events"
             )
+        if type(self.signed) is not bool:
+            raise ChipError(f"input: signed = {self.signed!r} is neither True nor False")
+        if self.signed and (self.neuron is not None or self.kind == "rate"):
+            raise ChipError(
+                "input: rate coding and neurons driven by bias send spikes; leave signed at False"
+            )
+        if self.neuron is not None:
+            object.__setattr__(self, "neuron", self.neuron.fitted(self.shape, "input"))
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Least and largest payload that the first layer can receive."""
+        most = 2**self.bits - 1
+        return (-most if self.signed else 0), most
 
     @property
     def dtype(self) -> type[np.integer[Any]]:
@@ -319,6 +435,8 @@ class InputCoding:
         if self.neuron is not None:
             # Bias mantissas have a sign, and Lava holds them in 16 bits.
             return np.int16
+        if self.signed:
+            return np.int8 if self.bits < 8 else np.int16 if self.bits < 16 else np.int32
         return np.uint8 if self.bits <= 8 else np.uint16
 
 
@@ -428,8 +546,9 @@ class ChipNetwork:
         # Neurons that fire lose their voltage at every spike: it says nothing about the inputs
         # then.
         if last.neuron.spikes != (self.readout.kind == "spikes"):
+            threshold = "..".join(map(str, dict.fromkeys(register_range(last.neuron.vth_int))))
             raise ChipError(
-                f"layer '{last.name}': threshold {last.neuron.vth_int} does not go with a "
+                f"layer '{last.name}': threshold {threshold} does not go with a "
                 f"{self.readout.kind} readout; a voltage readout has {NON_SPIKING_VTH}, a spike readout less"
             )
 

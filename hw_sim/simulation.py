@@ -19,6 +19,7 @@ import numpy.typing as npt
 from knarr.hw_sim.arrays import Array, Int64, IntArray
 from knarr.hw_sim.coding import check_count, check_inputs
 from knarr.hw_sim.engines.base import Engine, LayerRequest, LayerResult, RunRequest, cores
+from knarr.hw_sim.engines.native import OWN_REGISTERS, SIGNED_INPUT
 from knarr.hw_sim.engines.reference import (
     LayerState,
     ReferenceEngine,
@@ -53,13 +54,14 @@ def simulate(
     Args:
         network: what to run.
         inputs: (samples, timesteps, *features) integers, 0/1 for binary input, 0..2**bits-1 for
-            graded input. Driven by bias: see `check_inputs`.
+            graded input, with a sign where the coding has one. Driven by bias: see `check_inputs`.
         timesteps: must equal the inputs' time axis when given; says how many steps where they have
             none.
         engine: "reference" (numpy), "fast" (the compiled kernel), "torch" (no compiler; on a CUDA
             device where there is one), or "auto": the first of CUDA, fast, torch and reference that
-            works here. Layers an engine does not take run in the reference. All give the same
-            integers.
+            works here. Layers an engine does not take run in the reference (`laid_out_layers` says
+            which and why); "fast" asked for by name refuses those whose neurons have registers of
+            their own or whose inputs have a sign. All give the same integers.
         record: any of "output", "spikes" (every layer), "v" and "u" (every layer's voltage and
             current). Event counts and peak sums are always there.
         reset: each sample starts at rest; False runs the samples one after the other in time.
@@ -84,6 +86,8 @@ def simulate(
     check_count("threads", threads)
     events = check_inputs(network.input, inputs, timesteps)
     chosen = choose_engine(engine)
+    if engine == "fast":
+        _demand_kernel(network, chosen)
     if engine == "reference" and threads not in (None, 1):
         raise ChipError(
             f"threads: {threads} asked for, the reference engine has 1; leave threads out"
@@ -94,6 +98,23 @@ def simulate(
     buffer = RecordingBuffer(network, tuple(record), flow.shape[:2])
     BlockScheduler(network, chosen, buffer, threads or cores()).run(flow, progress)
     return buffer.recording((samples, steps), chosen.name)
+
+
+def _demand_kernel(network: ChipNetwork, kernel: Engine) -> None:
+    """Refuse what the kernel was asked for by name and has not learnt.
+
+    Loops and delays stay with the reference without a word, as they always have: no way to lay
+    them out would be faster.
+
+    Raises:
+        ChipError: a layer has registers of its own, or inputs with a sign; names it.
+    """
+    for layer, laid_out in zip(network.layers, laid_out_layers(network, kernel), strict=True):
+        if laid_out in (OWN_REGISTERS, SIGNED_INPUT):
+            raise ChipError(
+                f"layer '{layer.name}': the fast engine does not take it, {laid_out}; use engine "
+                "auto, torch or reference"
+            )
 
 
 _LAID_OUT: dict[tuple[int, str], tuple[weakref.ref[ChipNetwork], list[Any]]] = {}
@@ -111,13 +132,13 @@ def laid_out_layers(network: ChipNetwork, engine: Engine) -> list[Any]:
     # An id may belong to a new network by now.
     if known is not None and known[0]() is network:
         return known[1]
-    shape, bits = network.input.shape, network.input.bits
+    shape, bits, signed = network.input.shape, network.input.bits, network.input.signed
     if isinstance(network.layers[0], Dense):
         shape = (prod(shape),)  # of an image engines would lay out every pixel apart
     found = []
     for layer in network.layers:
-        found.append(engine.lay_out(layer, shape, bits))
-        shape, bits = layer.output_shape, 1
+        found.append(engine.lay_out(layer, shape, bits, signed))
+        shape, bits, signed = layer.output_shape, 1, False
     _LAID_OUT[key] = (weakref.ref(network, lambda _: _LAID_OUT.pop(key, None)), found)
     return found
 
@@ -251,6 +272,7 @@ class BlockScheduler:
                     chain=segment.chain,
                     events=events,
                     bits=network.input.bits if segment.first == 0 else 1,
+                    signed=network.input.signed and segment.first == 0,
                     wanted=segment.wanted,
                     states=segment.states,
                     threads=self.threads,

@@ -143,7 +143,7 @@ def deploy(
         return
     from knarr.deploy import chip_shape, lower, write_net
     from knarr.export import graph_input_shape, read
-    from knarr.hw_sim import InputCoding, encode
+    from knarr.hw_sim import InputCoding, encode, has_negative
 
     # Before anything is read: a mistake must not cost a lowering first.
     keep_apart(out, source, calibration, labels)
@@ -155,7 +155,9 @@ def deploy(
         # Calibration looks at what the chip will be given, so data are coded as they will be.
         if input_kind != "events":
             shape = chip_shape(graph_input_shape(graph))
-            coding = InputCoding(shape, input_bits, None, input_units, input_kind)
+            # Rates lie in 0..1, which `encode` says of what does not.
+            signed = input_kind != "rate" and has_negative(samples)
+            coding = InputCoding(shape, input_bits, None, input_units, input_kind, signed)
             samples = encode(coding, samples, timesteps=timesteps)
     network = lower(
         graph,

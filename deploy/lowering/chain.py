@@ -82,7 +82,8 @@ class FloatLayer:
         geometry: input_shape, stride, padding, dilation and groups of a `knarr.hw_sim.Conv`, None
             for a dense layer.
         units: integers per unit of what arrives: 1 for spikes, such as 255 for frames of 8 bits.
-        bits: bits of what arrives.
+        bits: bits of what arrives, a sign aside.
+        signed: it may be negative.
     """
 
     name: str
@@ -94,6 +95,7 @@ class FloatLayer:
     geometry: dict[str, Any] | None = None
     units: float = 1.0
     bits: int = 1
+    signed: bool = False
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ from knarr.export.arguments import as_dt
 from knarr.hw_sim import ChipError, ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
 from knarr.hw_sim.arrays import Array, Int64, IntArray
-from knarr.hw_sim.coding import check_inputs
-from knarr.hw_sim.network import DECAY_UNITY, Layer
+from knarr.hw_sim.coding import check_inputs, has_negative
+from knarr.hw_sim.network import DECAY_UNITY, Layer, register_range
 from knarr.hw_sim.recording import first_difference
 
 FIRST_FACTORS = np.geomspace(0.5, 4.0, 16)
@@ -75,6 +75,7 @@ def lower(
     input_kind: Literal["events", "graded", "rate", "direct"] = "events",
     over_time: Literal["sum", "mean", "last"] = "sum",
     votes: int = 1,
+    input_signed: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChipNetwork:
     """Lower a graph to integers.
@@ -98,6 +99,8 @@ def lower(
             sent as 8 bits.
         input_kind: how data become those integers (`InputCoding.kind`).
         over_time, votes: how a decision is read (`Readout`).
+        input_signed: the input takes -(2**input_bits-1) too (`InputCoding.signed`). Calibration
+            inputs that hold negative numbers say so themselves.
         progress: called with (layers done, in all).
 
     Returns:
@@ -129,14 +132,16 @@ def lower(
         raise DeployError(f"graph: not lowered, {error}") from error
     shape = chip_shape(chain.input_shape)
     fires = chain.layers[-1].neuron.fires
+    # The spikes of a rate have no sign; what is wrong with such inputs is said below.
+    signed = input_signed or (input_kind != "rate" and has_negative(calibration))
     kind: Literal["spikes", "voltage"] = "spikes" if fires else "voltage"
     try:
-        coding = InputCoding(shape, input_bits, None, float(input_units), input_kind)
+        coding = InputCoding(shape, input_bits, None, float(input_units), input_kind, signed)
         readout = Readout(kind, over_time, votes)
     except ChipError as error:
         raise DeployError(f"graph: {error}; choose other options or another input shape") from error
     # Only the first layer may receive more than spikes.
-    first = replace(chain.layers[0], units=coding.units, bits=coding.bits)
+    first = replace(chain.layers[0], units=coding.units, bits=coding.bits, signed=coding.signed)
     chain = replace(chain, layers=(first, *chain.layers[1:]))
     task = _Task(folded, chain, coding, readout, float(dt_s), weight_bits)
     overall = None
@@ -237,7 +242,7 @@ def _calibrate(
             )
         chosen = _scale_from_spikes(layer, task.weight_bits, arriving, wanted)
         # The changes that rounding made here reach the next layer as they will on the chip.
-        arriving, peaks = _run_alone(_alone(chosen.layer, layer.bits), arriving)
+        arriving, peaks = _run_alone(_alone(chosen.layer, layer), arriving)
         sent = arriving.reshape(wanted.shape)
         classes = _classes_from(task, name, sent)
         found = _describe(layer, chosen, task.dt_s) | peaks
@@ -330,7 +335,7 @@ def _scale_from_weights(layer: FloatLayer, weight_bits: int) -> _ScaledLayer:
         scales.insert(0, _dyadic(widest))
     for tried, scale in enumerate(scales, start=1):
         made = quantise(layer, scale, weight_bits)
-        if not fatal(check_network(_alone(made, 1))):
+        if not fatal(check_network(_alone(made, layer))):
             return _ScaledLayer(made, scale, tried)
     raise DeployError(
         f"node '{layer.name}': netx would run other weights than its own at any scale; give the "
@@ -369,7 +374,7 @@ def _scale_from_spikes(
         if scale > register_scale(layer) or (fires and round(scale * layer.units) + offset < 1):
             return
         made = quantise(layer, scale, weight_bits, vth_offset=offset)
-        network = _alone(made, layer.bits)
+        network = _alone(made, layer)
         violations = check_network(network)
         if fatal(violations):
             return
@@ -429,11 +434,12 @@ def _distance(output: IntArray, wanted: Array, per_volt: float | None) -> float:
     return float((output != wanted).sum() + np.abs(counts - wanted_counts).sum())
 
 
-def _alone(layer: Layer, bits: int) -> ChipNetwork:
-    """Return a layer as a network of its own."""
+def _alone(layer: Layer, floats: FloatLayer) -> ChipNetwork:
+    """Return a layer as a network of its own, which receives what the float layer does."""
     shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
     kind: Literal["spikes", "voltage"] = "spikes" if layer.neuron.spikes else "voltage"
-    return ChipNetwork((layer,), InputCoding(shape, bits), Readout(kind))
+    coding = InputCoding(shape, floats.bits, signed=floats.signed)
+    return ChipNetwork((layer,), coding, Readout(kind))
 
 
 def _run_alone(
@@ -469,12 +475,12 @@ def _run_alone(
 def _describe(layer: FloatLayer, chosen: _ScaledLayer, dt_s: float) -> Facts:
     """Say what can be said of a layer without running it."""
     made, neuron = chosen.layer, layer.neuron
-    ((_, up, down),) = worst_sums(_alone(made, layer.bits))
+    ((_, up, down),) = worst_sums(_alone(made, layer))
     error, clipped = weight_error(layer, made, chosen.scale)
     lost_rows, lost_biases = rounded_away(layer, made)
     threshold = threshold_error = None
     if neuron.fires:
-        threshold = made.neuron.vth_int
+        threshold = register_range(made.neuron.vth_int)[0]
         threshold_error = abs(threshold / (chosen.scale * layer.units) - 1)
     facts: Facts = {
         "name": layer.name,
@@ -500,7 +506,8 @@ def _describe(layer: FloatLayer, chosen: _ScaledLayer, dt_s: float) -> Facts:
     ):
         if share is not None:
             # A register of 0 never forgets: its time constant is no number.
-            on_chip = dt_s * DECAY_UNITY / register if register else None
+            shortest = register_range(register)[1]
+            on_chip = dt_s * DECAY_UNITY / shortest if shortest else None
             facts[field] = {"asked": dt_s / share, "on_chip": on_chip}
     return facts
 

@@ -191,6 +191,7 @@ def _network(draft: Draft, manifest: Mapping[str, Any]) -> ChipNetwork:
             first.neuron if first.kind == "input" else None,
             float(coding.get("units", 1.0)),
             coding.get("kind", "events"),
+            coding.get("signed", False),
         ),
         Readout(**readout),
         manifest.get("dt_s"),

@@ -29,6 +29,7 @@ from knarr.hw_sim import ChipNetwork, Recording, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT, decay
 from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.coding import check_inputs
+from knarr.hw_sim.network import NON_SPIKING_VTH, register_array
 from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE, first_difference
 
 if TYPE_CHECKING:
@@ -345,22 +346,25 @@ class ChipView:
         """Return the state of one neuron; `value` is what was compared there."""
         if self.network.input.neuron is not None and layer == INPUT_LAYER:
             neuron, bias = self.network.input.neuron, int(self.inputs[at])
+            shape = self.network.input.shape
         else:
             found = next(one for one in self.network.layers if one.name == layer)
             # at[2] is the channel of a convolution, whose neurons share one bias.
             bias = 0 if found.bias_int is None else int(found.bias_int[at[2]])
-            neuron = found.neuron
+            neuron, shape = found.neuron, found.output_shape
         before = (at[0], at[1] - 1, *at[2:])
         u = int(self.u[layer][at])
         v = np.asarray(self.v[layer][before] if at[1] else 0, dtype=np.int64)
         # The step of `knarr.hw_sim.arithmetic` as far as the threshold.
-        reached = int(decay(v, neuron.v_decay)) + u + (bias << STATE_SHIFT)
+        v_decay = int(register_array(neuron.v_decay, shape)[at[2:]])
+        vth_int = int(register_array(neuron.vth_int, shape)[at[2:]])
+        reached = int(decay(v, v_decay)) + u + (bias << STATE_SHIFT)
         return Side(
             value=value,
             u=u,
             v=int(self.v[layer][at]),
             v_reached=max(min(reached, STATE_MAX - 1), 1 - STATE_MAX),
-            threshold=neuron.vth_int << STATE_SHIFT if neuron.spikes else None,
+            threshold=vth_int << STATE_SHIFT if vth_int < NON_SPIKING_VTH else None,
         )
 
 

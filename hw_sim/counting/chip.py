@@ -13,7 +13,15 @@ from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts
 from knarr.hw_sim.counting.fan_out import layer_fan_outs, own_fan_out
 from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, LayerTally, Tallies, blocks
 from knarr.hw_sim.errors import CountError
-from knarr.hw_sim.network import DECAY_UNITY, ChipNetwork, Conv, Layer, Neuron, Recurrent
+from knarr.hw_sim.network import (
+    DECAY_UNITY,
+    ChipNetwork,
+    Conv,
+    Layer,
+    Neuron,
+    Recurrent,
+    register_array,
+)
 from knarr.hw_sim.recording import INPUT_LAYER, Recording
 from knarr.hw_sim.simulation import simulate
 
@@ -266,22 +274,25 @@ def _later(active: Mask, steps: int) -> Mask:
 
 def _layer_sizes(layer: Layer, inputs: int) -> LayerSizes:
     outputs = prod(layer.output_shape)
-    registers = (layer.neuron.i_decay, layer.neuron.v_decay)
+    registers = [
+        register_array(register, layer.output_shape)
+        for register in (layer.neuron.i_decay, layer.neuron.v_decay)
+    ]
     weights = layer.weight_int.size
     if isinstance(layer, Recurrent):
         weights += layer.recurrent_int.size
     # A current that decays completely in each step is no state.
-    words = 2 if layer.neuron.i_decay < DECAY_UNITY else 1
+    currents = int(np.count_nonzero(registers[0] < DECAY_UNITY))
     return LayerSizes(
         inputs=inputs,
         outputs=outputs,
         weights=weights,
         biases=0 if layer.bias_int is None else layer.bias_int.size,
-        states=words * outputs,
+        states=outputs + currents,
         kernel=layer.weight_int.shape[0] * prod(layer.weight_int.shape[2:]),
         convolution=isinstance(layer, Conv),
         # A register of 0 keeps the state, one of 4096 drops it: neither multiplies.
-        leaky=any(0 < register < DECAY_UNITY for register in registers),
+        leaky=any(((register > 0) & (register < DECAY_UNITY)).any() for register in registers),
     )
 
 

@@ -153,8 +153,10 @@ def with_thresholds(model: Any, factor: float) -> Any:
             neuron = layer.neuron
             # A readout has no threshold; and one that fires must not become one.
             if neuron.spikes:
-                scaled = min(max(round(neuron.vth_int * factor), 0), NON_SPIKING_VTH - 1)
-                neuron = replace(neuron, vth_int=scaled)
+                vth_int = np.asarray(neuron.vth_int)
+                scaled = np.clip(np.rint(vth_int * factor), 0, NON_SPIKING_VTH - 1).astype(np.int64)
+                silent = vth_int == NON_SPIKING_VTH
+                neuron = replace(neuron, vth_int=np.where(silent, vth_int, scaled))
             layers.append(replace(layer, neuron=neuron))
         # What lowering noted is not true of other thresholds.
         return replace(model, layers=tuple(layers), lowering={})

@@ -31,13 +31,14 @@ class RunRequest:
 
     Args:
         chain: layers as `Engine.lay_out` gave them.
-        events: (samples, timesteps, *features) of 0..2**bits-1.
-        bits: width of the events.
+        events: (samples, timesteps, *features) of 0..2**bits-1, or with a sign on top.
+        bits: width of the events, a sign aside.
         wanted: what is asked of each layer.
         states: the engine's own of each layer: None at rest, left as they are after the block where
             `carry` asks.
         threads: at most so many.
         carry: another block of the same samples follows.
+        signed: the events may be negative.
     """
 
     chain: list[Any]
@@ -47,6 +48,7 @@ class RunRequest:
     states: list[Any]
     threads: int
     carry: bool
+    signed: bool = False
 
 
 @dataclass(eq=False)
@@ -79,13 +81,15 @@ class Engine(Protocol):
         layer: Layer,
         entering: tuple[int, ...],
         bits: int,
+        signed: bool = False,
     ) -> Any:
         """Return a layer as this engine wants it, or a string that says why it does not take it.
 
         Args:
             layer: a layer of a chip network.
             entering: shape of what arrives, (features,) or (C, H, W).
-            bits: width of what arrives.
+            bits: width of what arrives, a sign aside.
+            signed: it may be negative.
         """
 
     def bytes_per_step(self, laid_out: Any) -> int:

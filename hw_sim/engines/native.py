@@ -44,6 +44,8 @@ CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 120, 500
 """Activity in per mille from which dot products pay, as measured on benchmark networks W2s
 (convolutions) and W1 (dense).
 """
+OWN_REGISTERS = "its neurons have registers of their own"
+SIGNED_INPUT = "its inputs have a sign"
 LEVELS = ("portable vectors", "AVX2", "AVX-512")
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
@@ -238,8 +240,15 @@ class FastEngine:
         layer: Layer,
         entering: tuple[int, ...],
         bits: int,
+        signed: bool = False,
     ) -> FastLayer | str:
         """Lay out a layer, see `Engine.lay_out`."""
+        neuron = layer.neuron
+        i_decay, v_decay, vth_int = neuron.i_decay, neuron.v_decay, neuron.vth_int
+        if not (isinstance(i_decay, int) and isinstance(v_decay, int) and isinstance(vth_int, int)):
+            return OWN_REGISTERS
+        if signed:
+            return SIGNED_INPUT
         view = synapse_view(layer, entering, bits)
         if isinstance(view, str):
             return view
@@ -268,13 +277,12 @@ class FastEngine:
         blocks = -(-len(small) // LANES)
         lanes = np.zeros(blocks * LANES, dtype=np.float32)
         lanes[: len(bias)] = 64.0 * bias
-        neuron = layer.neuron
-        keep_u = 1 - neuron.i_decay / DECAY_UNITY
-        keep_v = 1 - neuron.v_decay / DECAY_UNITY
+        keep_u = 1 - i_decay / DECAY_UNITY
+        keep_v = 1 - v_decay / DECAY_UNITY
         # A geometric series bounds u; v starts a step below the threshold. Where they stay inside,
         # nothing has to be checked.
         worst_u = 64 * view.bound * unit / (1 - keep_u) if keep_u < 1 else inf
-        worst_v = 64 * neuron.vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * largest_bias
+        worst_v = 64 * vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * largest_bias
         channels = view.entering[0]
         struct = LayerStruct(
             weight=_address(weight),
@@ -297,7 +305,7 @@ class FastEngine:
             may_clip=worst_v >= STATE_MAX - 1,
             keep_u=keep_u,
             keep_v=keep_v,
-            threshold=64.0 * neuron.vth_int,
+            threshold=64.0 * vth_int,
             unit=unit,
         )
         arrays = [weight, lanes]

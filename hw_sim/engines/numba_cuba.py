@@ -32,9 +32,9 @@ def advance(
     sums: Any,
     unit: float,
     bias: Any,
-    keep_u: float,
-    keep_v: float,
-    threshold: float,
+    keep_u: Any,
+    keep_v: Any,
+    threshold: Any,
     u: Any,
     v: Any,
     spikes: Any,
@@ -55,8 +55,8 @@ def advance(
         sums: (samples, timesteps, features) integers as floats.
         unit: what a sum is worth in u.
         bias: (features,) float64 in units of v.
-        keep_u, keep_v: 1 - decay / 4096, the shares that states keep.
-        threshold: in units of v.
+        keep_u, keep_v: (features,) float64, 1 - decay / 4096, the shares that states keep.
+        threshold: (features,) float64 in units of v.
         u, v: (samples, features) float64, moved on.
         spikes: (samples, timesteps, features), written.
         counts: (samples, timesteps) int64 that spikes are added to, or empty.
@@ -70,6 +70,7 @@ def advance(
             n = stop - start
             # Slices with a unit stride, without which the loop below does not become vectors.
             b = bias[start:stop]
+            ku, kv, th = keep_u[start:stop], keep_v[start:stop], threshold[start:stop]
             uu, vv = u[s, start:stop], v[s, start:stop]
             for t in range(begin, end):
                 a = sums[s, t, start:stop]
@@ -78,13 +79,13 @@ def advance(
                 p = peaks[s, t, start:stop] if peaks.size else unwanted[:n]
                 fires = 0
                 for i in range(n):
-                    x = np.trunc(uu[i] * keep_u) + a[i] * unit
+                    x = np.trunc(uu[i] * ku[i]) + a[i] * unit
                     # One wrap past 2**23, as `arithmetic.wrap_current`.
                     x = x - 16777216.0 if x > 8388608.0 else x
                     x = x + 16777216.0 if x <= -8388608.0 else x
-                    y = np.trunc(vv[i] * keep_v) + x + b[i]
+                    y = np.trunc(vv[i] * kv[i]) + x + b[i]
                     y = min(max(y, -8388607.0), 8388607.0)
-                    fired = y > threshold
+                    fired = y > th[i]
                     uu[i] = x
                     vv[i] = 0.0 if fired else y
                     z[i] = fired

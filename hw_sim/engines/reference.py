@@ -235,6 +235,7 @@ class ReferenceEngine:
         layer: Layer,
         entering: tuple[int, ...],
         bits: int,
+        signed: bool = False,
     ) -> Layer:
         """Return the layer as it is."""
         return layer

@@ -24,7 +24,7 @@ class SynapseView:
             window of it, groups filled with zeros, divided by `unit`.
         unit: largest power of two that divides every weight.
         pooled: 2x2 sum pooling was taken out of the kernel; what it sees are counts 0..4.
-        planes: bits of what it sees.
+        planes: bits of what it sees, a sign aside.
         entering: (C, H, W) of what arrives, before pooling.
         stride, padding, dilation: over what it sees, (y, x).
         bound: no |sum| of weight times what it sees is larger.
@@ -77,6 +77,7 @@ def synapse_view(
     layer: Layer,
     entering: tuple[int, ...],
     bits: int,
+    signed: bool = False,
 ) -> SynapseView | str:
     """Look at a layer, or say why time cannot be taken out of its synapses.
 
@@ -84,6 +85,7 @@ def synapse_view(
         layer: a layer of a chip network.
         entering: shape of what arrives, (features,) or (C, H, W).
         bits: width of what arrives.
+        signed: its sign comes on top.
     """
     if not isinstance(layer, (Dense, Conv)):
         return "its spikes come back to it"
@@ -97,7 +99,7 @@ def synapse_view(
     else:
         whole = layer.weight_int.reshape(-1, *shape)
     # Sums of graded payloads would need more bits than one plane more.
-    pooled = bits == 1 and _can_pool(layer, whole)
+    pooled = bits == 1 and not signed and _can_pool(layer, whole)
     seen = whole
     if pooled:
         stride = stride[0] // 2, stride[1] // 2
@@ -109,10 +111,13 @@ def synapse_view(
     unit = set_bits & -set_bits or 1
     small = seen // unit
     flat = small.reshape(len(small), -1).astype(np.int64)
-    # Events are at least 0: weights of one sign alone make the largest sums.
     positive = np.maximum(flat, 0).sum(axis=1)
     negative = np.maximum(-flat, 0).sum(axis=1)
-    heaviest = max(int(positive.max()), int(negative.max()))
+    if signed:
+        heaviest = int((positive + negative).max())
+    else:
+        # Events are at least 0: weights of one sign alone make the largest sums.
+        heaviest = max(int(positive.max()), int(negative.max()))
     planes = 3 if pooled else bits
     payload = 4 if pooled else 2**bits - 1
     return SynapseView(

@@ -29,7 +29,7 @@ from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.arrays import Array, Float64, Int64
 from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, LayerResult, RunRequest
 from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
-from knarr.hw_sim.network import DECAY_UNITY, Layer
+from knarr.hw_sim.network import DECAY_UNITY, Layer, register_array
 
 try:
     from knarr.hw_sim.engines.numba_cuba import add_rows, advance
@@ -58,14 +58,15 @@ class TorchLayer:
         weight: on the device: (outputs, inputs) of a dense layer, a kernel of a convolution.
         bias: (features,) in units of v, channels last.
         rows: (inputs, outputs) weights of a dense layer where numba adds them, else None.
-        registers: shares of u and v that a step keeps, and the threshold in units of v.
+        registers: (features,) each, channels last: shares of u and v that a step keeps, and the
+            threshold in units of v.
     """
 
     view: SynapseView
     weight: Tensor
     bias: Float64
     rows: Array | None
-    registers: tuple[float, float, float]
+    registers: tuple[Float64, Float64, Float64]
 
 
 class TorchEngine:
@@ -87,9 +88,10 @@ class TorchEngine:
         layer: Layer,
         entering: tuple[int, ...],
         bits: int,
+        signed: bool = False,
     ) -> TorchLayer | str:
         """Lay out a layer, see `Engine.lay_out`."""
-        view = synapse_view(layer, entering, bits)
+        view = synapse_view(layer, entering, bits, signed)
         if isinstance(view, str):
             return view
         bias = np.zeros(len(view.weight))
@@ -111,9 +113,12 @@ class TorchEngine:
             weight = weight.contiguous(memory_format=torch.channels_last)
         _, high, wide = view.out
         neuron = layer.neuron
-        keep_u = 1 - neuron.i_decay / DECAY_UNITY
-        keep_v = 1 - neuron.v_decay / DECAY_UNITY
-        registers = (keep_u, keep_v, 64.0 * neuron.vth_int)
+        i_decay, v_decay, vth_int = (
+            # Features of an image lie with channels last here.
+            np.moveaxis(register_array(register, view.out), 0, -1).flatten().astype(np.float64)
+            for register in (neuron.i_decay, neuron.v_decay, neuron.vth_int)
+        )
+        registers = (1 - i_decay / DECAY_UNITY, 1 - v_decay / DECAY_UNITY, 64 * vth_int)
         biases = np.tile(64.0 * bias, high * wide)
         return TorchLayer(view, weight, biases, rows, registers)
 
@@ -128,7 +133,7 @@ class TorchEngine:
         dense = all(layer.view.dense for layer in chain)
         of_torch = torch.get_num_threads() if dense else threads
         with torch.inference_mode(), _exact_floats(self.device, of_torch):
-            dtype = np.uint8 if request.bits <= 8 else np.int32
+            dtype = np.uint8 if request.bits <= 8 and not request.signed else np.int32
             block = np.ascontiguousarray(request.events, dtype=dtype)
             # torch warns of arrays that it could not write to.
             flow = torch.from_numpy(block if block.flags.writeable else block.copy())
@@ -287,11 +292,12 @@ def _neurons_by_torch(
 ) -> Int64:
     """Do the same as `_neurons_compiled` with `torch_step`."""
     bias = torch.tensor(layer.bias, device=sums.device)
+    registers = [torch.tensor(register, device=sums.device) for register in layer.registers]
     spikes, currents, voltages = into
     u, v = state
     for t in range(sums.shape[1]):
         arriving = sums[:, t].double() * (64 * layer.view.unit)
-        u, peak, fired = torch_step(u, v, arriving, bias, *layer.registers)
+        u, peak, fired = torch_step(u, v, arriving, bias, *registers)
         v = peak.masked_fill(fired, 0)
         spikes[:, t] = fired
         if currents.numel():
@@ -305,9 +311,9 @@ def torch_step(
     v: Tensor,
     arriving: Tensor,
     bias: Tensor,
-    keep_u: float,
-    keep_v: float,
-    threshold: float,
+    keep_u: Tensor | float,
+    keep_v: Tensor | float,
+    threshold: Tensor | float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do one step of `arithmetic.step` in float64, which holds every product of a state and a
     decay.
@@ -316,8 +322,8 @@ def torch_step(
         u, v: float64 of one shape.
         arriving: sums in units of u, float64.
         bias: in units of v, broadcast against v.
-        keep_u, keep_v: 1 - decay / 4096.
-        threshold: in units of v.
+        keep_u, keep_v: 1 - decay / 4096, float64 of every feature or one for all.
+        threshold: in units of v, likewise.
 
     Returns:
         (u, peak, fired): u after the step, v before its reset, and where it passed the threshold.

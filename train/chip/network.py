@@ -39,7 +39,7 @@ from knarr.hw_sim import (
 )
 from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.coding import MAX_BIAS
-from knarr.hw_sim.network import DECAY_UNITY, TRAINED, Layer
+from knarr.hw_sim.network import DECAY_UNITY, TRAINED, Layer, register_range
 from knarr.hw_sim.recording import INPUT_LAYER
 from knarr.train.chip.limits import UNIT, Limits, excess, series
 from knarr.train.chip.neurons import Steps, Surrogate, cuba
@@ -97,6 +97,11 @@ class ChipLayer(nn.Module):
         unrounded: npt.NDArray[np.float64] | None = None,
     ) -> None:
         super().__init__()
+        if not layer.neuron.shared:
+            raise ChipError(
+                f"layer '{layer.name}': its neurons have registers of their own, which are not fitted "
+                "yet; give it one decay and one threshold"
+            )
         self.chip_layer = layer
         self.payload = payload
         self.units = units
@@ -130,7 +135,7 @@ class ChipLayer(nn.Module):
             self.recurrent = nn.Parameter(back, "weights" in learn)
         # A register that forgets nothing, or everything, has nothing to learn.
         self.i_decay, self.v_decay = (
-            _parameter(1.0, "decays" in learn and 0 < register < DECAY_UNITY)
+            _parameter(1.0, "decays" in learn and 0 < register_range(register)[0] < DECAY_UNITY)
             for register in (neuron.i_decay, neuron.v_decay)
         )
 
@@ -157,8 +162,8 @@ class ChipLayer(nn.Module):
             found["bias"] = rounded(self.bias, over_units, grid)
         if self.recurrent is not None:
             found["recurrent"] = rounded(self.recurrent, over_units, self.synapse.grid)
-        i_decay = neuron.i_decay * self.i_decay
-        v_decay = neuron.v_decay * self.v_decay
+        i_decay = register_range(neuron.i_decay)[0] * self.i_decay
+        v_decay = register_range(neuron.v_decay)[0] * self.v_decay
         found["i_decay"] = rounded(i_decay, whole, QuantisationGrid(*limits.i_decays))
         found["v_decay"] = rounded(v_decay, whole, QuantisationGrid(*limits.v_decays))
         return found
@@ -295,7 +300,7 @@ def _first_step(layer: Layer, units: float) -> float:
     the largest weight is 1.
     """
     if layer.neuron.spikes and layer.neuron.vth_int:
-        return units / layer.neuron.vth_int
+        return units / register_range(layer.neuron.vth_int)[0]
     if layer.scale is not None:
         return UNIT * units / layer.scale
     return 1 / max(1, int(np.abs(layer.weight_int).max()))
@@ -432,7 +437,11 @@ class ChipStudent(nn.Module):
         surrogate = surrogate or Surrogate()
         entering = network.input.shape
         units = network.input.units
-        payload = 2**network.input.bits - 1
+        if network.input.signed:
+            raise ChipError(
+                "input: signed, which is not fitted yet; give inputs that are not negative"
+            )
+        payload = network.input.limits[1]
         layers = []
         for layer in network.layers:
             exact = given.get(layer.name)
