@@ -335,6 +335,11 @@ def _advance_compiled(registers: Registers, tensors: Tensors, steps: range) -> N
     # Only the simulator wants these.
     no_counts = np.zeros((0, 0), np.int64)
     no_voltages = np.zeros((0, 0, 0), np.int32)
+    features = sums.shape[2]
+    keep_u, keep_v, threshold = (
+        np.full(features, value)
+        for value in (registers.keep_u, registers.keep_v, registers.threshold)
+    )
 
     def part(first: int, last: int, number: int) -> None:
         mine = slice(first, last)
@@ -342,9 +347,9 @@ def _advance_compiled(registers: Registers, tensors: Tensors, steps: range) -> N
             sums[mine],
             float(UNIT),
             bias,
-            registers.keep_u,
-            registers.keep_v,
-            registers.threshold,
+            keep_u,
+            keep_v,
+            threshold,
             u[mine],
             v[mine],
             spikes[mine],
@@ -355,7 +360,7 @@ def _advance_compiled(registers: Registers, tensors: Tensors, steps: range) -> N
             steps.start,
             steps.stop,
             0,
-            sums.shape[2],
+            features,
         )
 
     _shared(part, len(sums), steps)
