@@ -269,3 +269,12 @@ except ModuleNotFoundError as error:
     ours, theirs = done.stdout.splitlines()
     assert ours == "MissingExtraError True torch is not installed; pip install 'knarr[torch]'"
     assert theirs == "ModuleNotFoundError No module named 'torch'"  # what others import is not ours
+
+
+def test_recordings_need_no_more_than_their_reader(job: Path) -> None:
+    code, loaded, out, said = verb(job, "data", "events", "nmnist/1.bs2", allowed=BASE)
+    assert (code, loaded & set(HEAVY)) == (0, set()), said
+    assert "nmnist 1" in out
+    (job / "r.aedat4").write_bytes(b"#!AER-DAT4.0\r\n")
+    code, _, _, said = verb(job, "data", "events", "r.aedat4", allowed=BASE)
+    assert (code, said) == (2, "knarr: aedat is not installed; pip install 'knarr[events]'")

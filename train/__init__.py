@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from knarr.train.chip_fit import ChipFit
     from knarr.train.datasets.check import CHECKS, check_dataset
     from knarr.train.datasets.events.camera import PUBLISHED_DENSITY, Dvs
+    from knarr.train.datasets.events.convert import Binning, convert_recordings
+    from knarr.train.datasets.events.recordings import RecordingReader, kind_of_recording
     from knarr.train.datasets.events.video import events_of_video
     from knarr.train.datasets.eyes.generate import generate
     from knarr.train.datasets.files import DataReport
@@ -37,6 +39,7 @@ __all__ = [
     "PUBLISHED_DENSITY",
     "STUDENT",
     "TEACHER",
+    "Binning",
     "ChipFit",
     "ChipSettings",
     "DataError",
@@ -44,12 +47,15 @@ __all__ = [
     "Dvs",
     "Recipe",
     "RecipeError",
+    "RecordingReader",
     "RunData",
     "check_dataset",
+    "convert_recordings",
     "events_of_video",
     "finetune",
     "generate",
     "generate_clips",
+    "kind_of_recording",
     "load_data",
     "load_recipe",
     "load_weights",

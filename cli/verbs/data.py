@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from knarr.cli.app import JsonOption, app, finish
+from knarr.cli.app import JsonOption, app, finish, refuse_unrelated_options
 from knarr.cli.errors import UsageError
 from knarr.cli.files import keep_apart
 from knarr.cli.output import make_table, show, show_progress
 
 if TYPE_CHECKING:
-    from knarr.train import DataReport
+    from knarr.train import Binning, DataReport
 
 SHOWN = 20
 """Lines of each kind that are printed; all of them stand in the JSON document."""
@@ -114,18 +114,189 @@ def generate(
     print_facts(facts, json=json)
 
 
-@data_app.command(epilog="Example: knarr data events talk.mp4 --out events.npz --sensitivity 0.001")
+@data_app.command(
+    epilog="Examples: knarr data events talk.mp4 --out events.npz --sensitivity 0.001; "
+    "knarr data events recordings --out train.npz --dt 0.01 --steps 100 --pool 4"
+)
 def events(
-    video: Annotated[Path, Argument(help="Video file of any kind.")],
+    context: typer.Context,
+    source: Annotated[
+        Path,
+        Argument(
+            help="Video of any kind; or a recording of an event camera (AEDAT4, Prophesee's EVT 2 and 3 and DAT, "
+            "Event Stream, N-MNIST), a folder of them, or one with a folder of them for each class. Which of them it "
+            "is, is told by its content."
+        ),
+    ],
     out: Annotated[Path, Option(help=".npz file to write.")] = Path("events.npz"),
     sensitivity: Annotated[
-        float, Option(help="Change of grey (0..1) at which a pixel fires.", min=0, max=1)
+        float, Option(help="Video: change of grey (0..1) at which a pixel fires.", min=0, max=1)
     ] = 0.001,
-    size: Annotated[int, Option(help="Height and width of the frames, pixels.", min=1)] = 128,
-    frames: Annotated[int, Option(help="Number of frames taken, the first as grey.", min=2)] = 68,
+    size: Annotated[
+        int, Option(help="Video: height and width of the frames, pixels.", min=1)
+    ] = 128,
+    frames: Annotated[
+        int, Option(help="Video: number of frames taken, the first as grey.", min=2)
+    ] = 68,
+    dt: Annotated[
+        float,
+        Option(help="Recording: length of a time step, seconds, whole microseconds.", min=1e-6),
+    ] = 0.001,
+    steps: Annotated[
+        int | None,
+        Option(
+            help="Recording: number of time steps of a sample; those of the longest when left out.",
+            min=1,
+        ),
+    ] = None,
+    windows: Annotated[
+        bool,
+        Option(
+            "--windows",
+            help="Recording: cut it into samples of --steps, in place of its beginning.",
+        ),
+    ] = False,
+    crop: Annotated[
+        str | None,
+        Option(help="Recording: pixels to keep.", metavar="LEFT,TOP,WIDTH,HEIGHT"),
+    ] = None,
+    pool: Annotated[
+        int, Option(help="Recording: side of the square of pixels that becomes one.", min=1)
+    ] = 1,
+    channels: Annotated[
+        int,
+        Option(help="Recording: 2 for falling and rising light, 1 for both as one.", min=1, max=2),
+    ] = 2,
+    counts: Annotated[
+        bool,
+        Option("--counts", help="Recording: count events, up to 255, in place of 0 and 1."),
+    ] = False,
+    sensor: Annotated[
+        str | None,
+        Option(
+            help="Recording: pixels of the camera, where its header does not say.",
+            metavar="WIDTHxHEIGHT",
+        ),
+    ] = None,
+    stream: Annotated[
+        int | None, Option(help="Recording: number of the camera in AEDAT4 of several.", min=0)
+    ] = None,
+    people: Annotated[
+        str | None,
+        Option(
+            help="Recording: regular expression whose group, in a file's name, says who was recorded.",
+            metavar="REGEX",
+        ),
+    ] = None,
+    skip_damaged: Annotated[
+        bool,
+        Option(
+            "--skip-damaged",
+            help="Recording: leave out files that cannot be read, name them, and exit with 1.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Simulate an event camera on a video: a grey frame, then ON and OFF events of its changes."""
+    """Make arrays of events: of recordings, or simulated on a video.
+
+    Of recordings: events in time steps, 0 and 1 for each pixel and polarity, with labels by folder,
+    as `system: custom` reads them. Of a video: a grey frame, then ON and OFF events of its changes.
+    """
+    from knarr.train import Binning, kind_of_recording
+
+    keep_apart(out, source)
+    given = {"source", "out", "json"}
+    if source.is_file() and kind_of_recording(source) is None:
+        refuse_unrelated_options(
+            context, f"{source}: a video", given | {"sensitivity", "size", "frames"}
+        )
+        _events_of_video(source, out, sensitivity, size, frames, json)
+        return
+    names = {"dt", "steps", "windows", "crop", "pool", "channels", "counts", "sensor", "stream"}
+    refuse_unrelated_options(
+        context, f"{source}: a recording", given | names | {"people", "skip_damaged"}
+    )
+    if windows and steps is None:
+        raise UsageError("--windows: needs the number of steps of a window; give --steps")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"{out}: its folder does not exist; make it first")
+    box = _numbers("crop", crop, ",", 4)
+    pixels = _numbers("sensor", sensor, "x", 2)
+    try:
+        how = Binning(
+            dt_us=_microseconds(dt),
+            timesteps=steps,
+            windows=windows,
+            crop=None if box is None else (box[0], box[1], box[2], box[3]),
+            pool=pool,
+            channels=1 if channels == 1 else 2,
+            counts=counts,
+        )
+        _events_of_recordings(
+            source,
+            out,
+            how,
+            sensor=None if pixels is None else (pixels[0], pixels[1]),
+            stream=stream,
+            people=people,
+            skip_damaged=skip_damaged,
+            json=json,
+        )
+    except ValueError as error:
+        if type(error) is not ValueError:  # a DataError names its file already
+            raise
+        raise UsageError(f"data events: {error}") from error
+
+
+def _microseconds(dt_s: float) -> int:
+    exact = dt_s * 1e6
+    if round(exact) < 1 or abs(exact - round(exact)) > 1e-6 * exact:
+        raise ValueError(
+            f"--dt {dt_s:g} s: no whole number of microseconds; give one, such as 0.001"
+        )
+    return round(exact)
+
+
+def _numbers(option: str, text: str | None, between: str, count: int) -> list[int] | None:
+    """Read whole numbers with a character between them."""
+    if text is None:
+        return None
+    parts = text.split(between)
+    if len(parts) != count or not all(map(str.isdecimal, parts)):
+        example = {"crop": "0,0,128,128", "sensor": "640x480"}[option]
+        raise UsageError(f"--{option} '{text}': write {count} whole numbers, such as {example}")
+    return [int(part) for part in parts]
+
+
+def _events_of_recordings(
+    source: Path, out: Path, steps: Binning, *, json: bool, **options: Any
+) -> None:
+    from knarr.cli.text.report import print_facts
+    from knarr.pipeline import counter
+    from knarr.train import convert_recordings
+
+    made = convert_recordings(
+        source, out, steps, progress=counter(show_progress, "recordings"), **options
+    )
+    facts = made.to_json()
+    if not json:
+        facts = {
+            "file": str(out),
+            "inputs": f"{' x '.join(map(str, made.shape))} (samples, steps, channels, rows, columns)",
+            "dt": f"{made.dt_s:g} s",
+            "recordings": made.formats,
+            "classes": ", ".join(made.classes) or "none",
+            "events": made.losses.events,
+            "of these": made.losses.sentences() or "all are in the file",
+            "left out": list(made.skipped),
+        }
+    print_facts(facts, json=json)
+    finish(not made.skipped)
+
+
+def _events_of_video(
+    video: Path, out: Path, sensitivity: float, size: int, frames: int, json: bool
+) -> None:
     import io
 
     import numpy as np
@@ -134,7 +305,6 @@ def events(
     from knarr.files import write_atomic
     from knarr.train import PUBLISHED_DENSITY, Dvs, events_of_video
 
-    keep_apart(out, video)
     found = events_of_video(video, Dvs(sensitivity=sensitivity, size=size, frames=frames))
     buffer = io.BytesIO()
     # An .npz has no None.

@@ -1,4 +1,4 @@
-"""`knarr data`: what folders hold, and events of a video."""
+"""`knarr data`: what folders hold, events of a video, and of recordings told by their content."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from event_files import HEIGHT, WIDTH, aedat4, draw
 from test_cli import Result, knarr, one_line  # noqa: F401  (knarr is a fixture)
 
 from knarr.train.datasets.check import CHECKS
@@ -85,3 +86,62 @@ def test_events_of_a_video(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
     assert density == pytest.approx(2 * 4 * 32 / (2 * 32 * 32))
     one_line(knarr("data", "events", "missing.mp4"), 2, "missing.mp4")
     one_line(knarr("data", "events", "v.mkv", "--out", "v.mkv"), 2, "is read as")
+    one_line(
+        knarr("data", "events", "v.mkv", "--dt", "0.01"), 2, "--dt: does not go with v.mkv: a video"
+    )
+
+
+def test_events_of_a_folder(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    for label in ("3", "7"):
+        (tmp_path / "Test" / label).mkdir(parents=True)
+        (tmp_path / "Test" / label / "1.bin").write_bytes(
+            bytes([3, 4, 0x80, 0, 9, 33, 0, 0, 40, 0])
+        )
+    how = ("--dt", "0.005", "--steps", "4", "--crop", "2,0,32,34", "--pool", "2")
+    result = knarr("data", "events", "Test", "--out", "t.npz", *how, "--json")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert (facts["shape"], facts["classes"]) == ([2, 4, 2, 17, 16], ["3", "7"])
+    assert (facts["events"], facts["steps_padded"], facts["outside"]) == (4, 2, 0)
+    with np.load(tmp_path / "t.npz") as made:
+        inputs, labels = made["inputs"], made["labels"]
+    assert labels.tolist() == [3, 7]
+    assert np.argwhere(inputs[0]).tolist() == [[0, 1, 2, 0], [2, 0, 0, 15]]
+    printed = knarr("data", "events", "Test", "--out", "t.npz", "--steps", "6").stdout
+    assert "2 recordings are longer; 10 steps were cut off" in printed
+    assert "2 of 4 events come after the last step" in printed
+
+
+def test_options_of_recordings_are_checked_before_work(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "r.bin").write_bytes(bytes([3, 4, 0x80, 0, 9] * 5))
+    for options, words in (
+        (("--frames", "3"), "--frames: does not go with r.bin: a recording"),
+        (("--windows",), "give --steps"),
+        (("--dt", "0.0000015"), "no whole number of microseconds"),
+        (("--crop", "1,2,3"), "write 4 whole numbers, such as 0,0,128,128"),
+        (("--sensor", "big"), "such as 640x480"),
+        (("--out", "no/such/o.npz"), "its folder does not exist"),
+        (("--out", "r.bin"), "is read as"),
+        (("--people", "user"), "has 0 groups, needs one"),
+    ):
+        one_line(knarr("data", "events", "r.bin", *options), 2, words)
+
+
+def test_what_was_left_out_ends_with_1(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.bin").write_bytes(bytes([3, 4, 0x80, 0, 9] * 5))
+    (tmp_path / "d" / "b.bin").write_bytes(bytes([3, 4, 0x80, 0, 9] * 5)[:-1])
+    one_line(knarr("data", "events", "d"), 2, "b.bin", "truncated")
+    result = knarr("data", "events", "d", "--skip-damaged")
+    assert result.returncode == 1
+    assert "b.bin" in result.stdout
+
+
+def test_events_of_a_camera_of_a_maker(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    pytest.importorskip("aedat", reason="aedat is not installed; pip install 'knarr[events]'")
+    (tmp_path / "r").write_bytes(aedat4([draw(1)]))
+    result = knarr("data", "events", "r", "--dt", "0.01", "--channels", "1", "--counts", "--json")
+    facts = json.loads(result.stdout)
+    assert (facts["shape"][2:], facts["formats"]) == ([1, HEIGHT, WIDTH], {"aedat4": 1})
+    with np.load(tmp_path / "events.npz") as made:
+        assert made["inputs"].sum() == facts["events"] == 500

@@ -7,7 +7,7 @@ A folder for each dataset, or for those that share a recording's form:
     mosi    CMU-MOSI: filmed opinions as events; and generated talking heads in its layout
     physio  DEAP and MAHNOB-HCI: EEG and skin conductance
     stress  Stress-Predict: skin conductance and heart rate
-    events  N-MNIST; and a simulated event camera for any video
+    events  recordings of event cameras, N-MNIST among them; and a simulated one for any video
 
 and beside them what all use: `files` (paths, sizes, the report of what was left out), `splits`
 (people apart), `cache` (prepared arrays on disk, work in several processes), `check` (the list of

@@ -1,5 +1,6 @@
 """Recordings of event cameras, real and simulated.
 
-`nmnist` reads N-MNIST and counts its events in time bins; `camera` simulates an event camera on
-grey frames, `video` decodes these from files.
+`recordings` checks and opens the makers' formats, which `decode` decodes in a process of its own;
+`convert` writes a folder of them as arrays. `nmnist` reads N-MNIST; `camera` simulates an event
+camera on grey frames, `video` decodes these from files.
 """
