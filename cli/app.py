@@ -139,8 +139,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="knarr")
     except KnarrError as error:
-        # A RuntimeError says that the thing itself failed; anything else that its input cannot be used.
-        _fail(str(error), DOES_NOT_HOLD if isinstance(error, RuntimeError) else BAD_INPUT)
+        from knarr.deploy import LavaMissingError
+
+        # A RuntimeError says that the thing itself failed; anything else, and a Lava that is not there, that nothing was tried.
+        failed = isinstance(error, RuntimeError) and not isinstance(error, LavaMissingError)
+        _fail(str(error), DOES_NOT_HOLD if failed else BAD_INPUT)
     # A full disk or a folder without permission is the user's to mend, and names its file.
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}", BAD_INPUT)

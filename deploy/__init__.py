@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from knarr.lazy import lazy_face
 
 if TYPE_CHECKING:
-    from knarr.deploy.errors import DeployError, LavaError
+    from knarr.deploy.errors import DeployError, LavaError, LavaMissingError
     from knarr.deploy.lava.compatibility import lava_folder
     from knarr.deploy.lava.install import install_lava
-    from knarr.deploy.lava.run import lava_python, run_on_lava
+    from knarr.deploy.lava.run import lava_python, require_lava, run_on_lava
     from knarr.deploy.lowering.chain import chip_shape
     from knarr.deploy.lowering.lower import lower
     from knarr.deploy.lowering.quantise import unrounded_weights
@@ -40,6 +40,7 @@ __all__ = [
     "DeployError",
     "FirstDivergence",
     "LavaError",
+    "LavaMissingError",
     "LayerPlacement",
     "Placement",
     "Raster",
@@ -56,6 +57,7 @@ __all__ = [
     "place",
     "read_deployable",
     "read_net",
+    "require_lava",
     "run_on_lava",
     "table",
     "unrounded_weights",

@@ -11,3 +11,7 @@ class DeployError(KnarrError, ValueError):
 
 class LavaError(KnarrError, RuntimeError):
     """The Lava worker could not start, died, hung, or said no; carries the tail of its log."""
+
+
+class LavaMissingError(LavaError):
+    """Lava is not installed, or no longer whole, or the interpreter named for it cannot start."""

@@ -15,7 +15,14 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from knarr.deploy import lower, read_deployable, read_net, unrounded_weights, write_net
+from knarr.deploy import (
+    lower,
+    read_deployable,
+    read_net,
+    require_lava,
+    unrounded_weights,
+    write_net,
+)
 from knarr.deploy import verify as verify_network
 from knarr.export import read, to_nir, write
 from knarr.files import write_atomic
@@ -99,11 +106,13 @@ def run(
         KnarrError: Whatever opening the run or one of its stages refuses.
     """
     opened = open_run(recipe, folder, data=data, settings=settings, on_progress=on_progress)
-    # A package that a late stage lacks is named before the hours of a fit.
+    # What a late stage lacks is named before the hours of a fit.
     if not opened.has(BASELINE):
         import_module("knarr.export.onnx_files")
     if missing_pictures(opened.folder):
         import_module("knarr.pipeline.pictures.run")
+    if not opened.has(VERIFICATION):
+        require_lava()
     for stage in STAGES:
         stage(opened)
     return opened

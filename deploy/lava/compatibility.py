@@ -39,7 +39,26 @@ def lava_folder() -> Path:
     KNARR_LAVA_PATH names it, or else it lies in the environment of the interpreter.
     """
     named = os.environ.get("KNARR_LAVA_PATH")
-    return Path(named).absolute() if named else Path(sys.prefix) / "share" / "knarr" / "lava"
+    if named:
+        return Path(named).expanduser().absolute()
+    return Path(sys.prefix) / "share" / "knarr" / "lava"
+
+
+def find() -> None:
+    """Put `lava_folder` on the path, and see that Lava is there or among the interpreter's packages.
+
+    Raises:
+        ModuleNotFoundError: it is not (name "lava").
+    """
+    _put_on_path(lava_folder())
+    try:
+        found = importlib.util.find_spec("lava.lib.dl.netx")
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != "lava":
+            raise
+        found = None
+    if found is None:
+        raise ModuleNotFoundError("No module named 'lava.lib.dl.netx'", name="lava")
 
 
 def prepare() -> None:
@@ -48,8 +67,7 @@ def prepare() -> None:
     Raises:
         ModuleNotFoundError: Lava (name "lava") or a package that it needs is not there.
     """
-    _put_on_path(lava_folder())
-    _demand_netx()
+    find()
     # Nothing is ever made of these: two annotations and `torch.is_tensor` in a method nobody calls.
     _put_stub("torch", tensor=_NoTensor, Tensor=_NoTensor)
     _put_stub("lava.lib.dl.slayer")
@@ -79,17 +97,6 @@ def import_slayer(folder: Path) -> Any:
 def _put_on_path(folder: Path) -> None:
     if folder.is_dir() and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-
-
-def _demand_netx() -> None:
-    try:
-        found = importlib.util.find_spec("lava.lib.dl.netx")
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] != "lava":
-            raise
-        found = None
-    if found is None:
-        raise ModuleNotFoundError("No module named 'lava.lib.dl.netx'", name="lava")
 
 
 # --- what netx imports and does not need

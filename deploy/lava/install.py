@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
+import hashlib
 import importlib.util
 import os
 import secrets
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from knarr.deploy.errors import DeployError, LavaError
 from knarr.deploy.lava.compatibility import lava_folder
-from knarr.deploy.lava.worker import kill_group
+from knarr.deploy.lava.worker import kill_group, start_group
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ KEPT = ("asteval", "lava/lib/dl/netx", "lava/magma", "lava/proc", "lava/utils", 
 """Patterns of the files that stay: those that netx imports, and the licences."""
 SLAYER = "lava/lib/dl/slayer/[!o]*"
 """lava-dl's training library without its 51 MB of object detection."""
+NEEDED = "lava/lib/dl/netx/__init__.py"
 MARK = "installed.txt"
 """File in the folder that says what is in it."""
 TAIL_LINES = 4
@@ -70,7 +73,8 @@ def install_lava(
     """Fetch Lava's wheels with pip or uv, check their hashes and keep what netx needs.
 
     The folder appears whole or not at all: whatever ends this, the old one or none is left. Of two
-    at once the second waits and finds the work done.
+    at once the second waits and finds the work done. A folder whose files changed since is made
+    again.
 
     Args:
         folder: where to, `lava_folder` when left out; new, empty, or made by this function.
@@ -91,7 +95,7 @@ def install_lava(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone_in(folder.parent):
             _remove_leftovers(folder)
-            if _holds(folder) != content:
+            if _holds(folder) != content + _digest(folder):
                 _install(folder, content, kept, progress)
     except OSError as error:
         raise DeployError(
@@ -113,7 +117,12 @@ def _install(folder: Path, content: str, kept: tuple[str, ...], progress: Progre
                 target = chosen / path.relative_to(fetched)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.rename(target)
-        (chosen / MARK).write_text(content, encoding="utf-8")
+        if not (chosen / NEEDED).is_file():
+            raise LavaError(
+                f"Lava: pip or uv said that all was well and left no {NEEDED}; nothing was "
+                "installed; see what their variables (such as PIP_DRY_RUN) and configuration say"
+            )
+        (chosen / MARK).write_text(content + _digest(chosen), encoding="utf-8")
         if folder.exists():
             folder.rename(new / "old")
         chosen.rename(folder)
@@ -130,13 +139,37 @@ def _holds(folder: Path) -> str | None:
         DeployError: somebody else's files are there.
     """
     if (folder / MARK).is_file():
-        return (folder / MARK).read_text(encoding="utf-8")
+        # Damaged bytes become others, which are not what is looked for.
+        return (folder / MARK).read_text(encoding="utf-8", errors="replace")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     raise DeployError(
         f"{folder}: holds other files, and Lava needs a folder of its own; name another one or "
         "remove it"
     )
+
+
+def is_damaged(folder: Path) -> bool:
+    """Say whether files changed since they were installed into a folder; False where none were."""
+    try:
+        said = _holds(folder)
+        return said is not None and not said.endswith(_digest(folder))
+    # Somebody else's folder, or one that cannot be read.
+    except (DeployError, OSError):
+        return False
+
+
+def _digest(folder: Path) -> str:
+    """Return a line with the SHA-256 of all files of a folder; what Python compiles does not
+    count.
+    """
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[-1] != MARK and "__pycache__" not in name.parts:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            whole.update(f"{content} {name}\n".encode(errors="surrogateescape"))
+    return f"sha256 {whole.hexdigest()}\n"
 
 
 # --- alone, and without traces
@@ -156,7 +189,7 @@ def _alone_in(parent: Path) -> Iterator[None]:
 
 def _remove_leftovers(folder: Path) -> None:
     # Nobody else works here, so what lies here is of a process that was killed.
-    for path in folder.parent.glob(f".{folder.name}.*.tmp"):
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -192,22 +225,11 @@ def _fetch(installer: list[str], target: Path, scratch: Path, progress: Progress
     options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
     command = [*installer, *options, "--target", str(target), "--requirement", str(wanted)]
     environment = {
-        **os.environ,
         "TMPDIR": str(scratch),  # so that a kill leaves nothing elsewhere
         "PIP_USER": "0",  # does not go with --target
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
-    with log_path.open("wb") as log:
-        # A process group of its own: whatever ends this ends the installer and its children.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=scratch,
-            env=environment,
-            start_new_session=True,
-        )
+    process = start_group(command, scratch, log=log_path, environment=environment)
     status = None
     try:
         while status is None:

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from knarr.deploy.errors import DeployError, LavaError
+from knarr.deploy.errors import DeployError, LavaError, LavaMissingError
 from knarr.deploy.lava.compatibility import lava_folder
-from knarr.deploy.lava.worker import NO_LAVA, kill_group
+from knarr.deploy.lava.install import is_damaged
+from knarr.deploy.lava.worker import NO_LAVA, kill_group, start_group
 from knarr.deploy.netx.files import read_net
 from knarr.deploy.rules import check_network, fatal
 from knarr.hw_sim import ChipNetwork, Conv, Dense, Recording, Recurrent
@@ -49,7 +50,32 @@ Progress = Callable[[int, int], None]
 
 def lava_python() -> str:
     """Return the interpreter that runs Lava: KNARR_LAVA_PYTHON, or the one that runs knarr."""
-    return os.environ.get("KNARR_LAVA_PYTHON") or sys.executable
+    named = os.environ.get("KNARR_LAVA_PYTHON") or sys.executable
+    # It starts in a folder of the worker's own; a bare name is looked for in the PATH.
+    return str(Path(named).absolute()) if os.sep in named else named
+
+
+def require_lava() -> None:
+    """See that Lava is there, for those who will need it after long work.
+
+    Raises:
+        LavaMissingError: it is not installed, or the interpreter named for it cannot start.
+    """
+    try:
+        looked = subprocess.run(
+            [lava_python(), "-I", str(WORKER)],
+            env={**os.environ, **_lava_path()},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=IMPORT_ALLOWANCE_S,
+            check=False,
+        )
+    except OSError as error:
+        raise LavaMissingError(_cannot_start(lava_python(), error)) from error
+    except subprocess.TimeoutExpired:
+        return  # what is slow may still be there
+    if looked.returncode == NO_LAVA:
+        raise LavaMissingError(_not_installed())
 
 
 def run_on_lava(
@@ -86,8 +112,9 @@ def run_on_lava(
         DeployError: the file is malformed or breaks a rule, or record or batch_steps are nothing
             this can do.
         ChipError: the inputs do not fit.
-        LavaError: the worker could not start, died, lost a child or ran out of time; carries the
-            tail of its log. Nothing of it is left running.
+        LavaMissingError: Lava is not installed or damaged, or its interpreter cannot start.
+        LavaError: the worker died, lost a child or ran out of time; carries the tail of its log.
+            Nothing of it is left running.
     """
     network = read_net(path)
     broken = fatal(check_network(network))
@@ -120,7 +147,10 @@ def run_on_lava(
             command = [lava_python(), "-I", str(WORKER), folder]
             try:
                 supervise(command, Path(folder), limit_s, show, started=started)
+            except LavaMissingError:
+                raise
             except LavaError as error:
+                _refuse_damaged(error)
                 if len(batches) == 1:
                     raise
                 raise LavaError(
@@ -239,38 +269,25 @@ def supervise(
         progress: called with (steps done, steps in all).
 
     Raises:
-        LavaError: it could not start, ended without a result, wrote a traceback, lost a child, or
-            passed the limit.
+        LavaMissingError: it could not start, or has no Lava.
+        LavaError: it ended without a result, wrote a traceback, lost a child, or passed the limit.
     """
-    log_path = job_folder / "log.txt"
     # The worker's end of this pipe reads end-of-file when this process dies, whatever of.
     theirs, ours = os.pipe()
     environment = {
-        **os.environ,
         "OMP_NUM_THREADS": "1",
         "MPLCONFIGDIR": str(job_folder),
         "KNARR_STARTER_FD": str(theirs),
+        **_lava_path(),
     }
+    log = job_folder / "log.txt"
     try:
-        with log_path.open("wb") as log:
-            # Files, not pipes: a pipe held by an orphan never ends. Its own session, so that one
-            # kill ends them all.
-            worker = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=job_folder,
-                env=environment,
-                start_new_session=True,
-                pass_fds=(theirs,),
-            )
+        worker = start_group(
+            command, job_folder, log=log, environment=environment, pass_fds=(theirs,)
+        )
     except OSError as error:
         os.close(ours)
-        raise LavaError(
-            f"Lava worker: cannot start {command[0]} ({error}); set KNARR_LAVA_PYTHON to an "
-            "interpreter that has Lava, or unset it and run `knarr lava install`"
-        ) from error
+        raise LavaMissingError(_cannot_start(command[0], error)) from error
     finally:
         os.close(theirs)
     deadline = (time.monotonic() if started is None else started) + limit_s
@@ -307,7 +324,7 @@ def _wait(
         fault = None
         lost = _lost_child(job_folder)
         if ended and worker.returncode == NO_LAVA:
-            raise LavaError(_not_installed())
+            raise LavaMissingError(_not_installed())
         if ended:
             fault = f"died with {_ending(worker.returncode)} after {steps} steps"
         elif lost is not None:
@@ -340,6 +357,34 @@ def _lost_child(job_folder: Path) -> str | None:
     if status < 0:
         return f"was killed by {_signal(-status)}"
     return f"ended too early, with exit status {status},"
+
+
+def _lava_path() -> dict[str, str]:
+    """Return KNARR_LAVA_PATH as the worker needs it, which starts in a folder of its own."""
+    named = os.environ.get("KNARR_LAVA_PATH")
+    return {"KNARR_LAVA_PATH": str(lava_folder())} if named else {}
+
+
+def _refuse_damaged(error: LavaError) -> None:
+    """Say so where a fault comes of files that changed since they were installed.
+
+    Raises:
+        LavaMissingError: they did.
+    """
+    # Another interpreter looks into its own environment, unless the folder is named.
+    ours = os.environ.get("KNARR_LAVA_PATH") or not os.environ.get("KNARR_LAVA_PYTHON")
+    if ours and is_damaged(lava_folder()):
+        raise LavaMissingError(
+            f"Lava: {lava_folder()} no longer holds what was installed there; run `knarr lava "
+            "install`, which mends it"
+        ) from error
+
+
+def _cannot_start(python: str, error: OSError) -> str:
+    return (
+        f"Lava worker: cannot start {python} ({error}); set KNARR_LAVA_PYTHON to an interpreter "
+        "that has Lava, or unset it and run `knarr lava install`"
+    )
 
 
 def _not_installed() -> str:

@@ -1,13 +1,15 @@
 """The one script that runs Lava: `python -I worker.py JOB_FOLDER`, started by `run_on_lava`.
 
+Without a folder it only looks whether Lava is there.
+
 It reads job.json and inputs.npy, writes progress.json while it runs and, last of all, renames
 result.npz into place: that file's existence is the only sign of success. An exception in any of
 Lava's child processes, or a kill of one, hangs `run` for ever, so a thread looks after them and the
 starter watches the clock, the log and fault.json.
 
 At the top only the standard library is imported, and nothing of knarr: the interpreter that has
-Lava need not have knarr, and knarr takes `kill_group` from here without having Lava. Its one
-companion, compatibility.py, is loaded by its path.
+Lava need not have knarr, and knarr takes `start_group` and `kill_group` from here without having
+Lava. Its one companion, compatibility.py, is loaded by its path.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,40 @@ NO_LAVA = 69
 """Exit status where Lava is not installed (EX_UNAVAILABLE of sysexits.h)."""
 
 
-# --- the end of a process group: every member, and the shared memory that they leave behind
+# --- a process group from its start to its end: every member, and the shared memory that they leave
+
+
+def start_group(
+    command: list[str],
+    folder: Path,
+    *,
+    log: Path,
+    environment: dict[str, str],
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a command in a process group of its own, which `kill_group` ends with all its children.
+
+    Args:
+        command: what to start; it reads nothing.
+        folder: where it starts.
+        log: file that receives its output. A pipe that an orphan holds would never end.
+        environment: variables beside those of this process.
+        pass_fds: descriptors that it inherits.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
 
 
 def members(group: int) -> list[int]:
@@ -394,16 +431,22 @@ def _record(job: Any, layers: list[Any], steps: int) -> Recorder:
     return recorder
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def _main(folder: Path | None) -> None:
+    if folder is None:
+        load_compatibility().find()
+        return
     if "KNARR_STARTER_FD" in os.environ:
         pipe = int(os.environ["KNARR_STARTER_FD"])
         threading.Thread(target=_die_with_starter, args=(pipe, folder), daemon=True).start()
     # Lava's processes meet at sockets whose names the system cuts at 107 bytes, which a long TMPDIR
     # passes: name them from here.
     multiprocessing.current_process()._config["tempdir"] = "."  # type: ignore[attr-defined]
+    run(folder)
+
+
+if __name__ == "__main__":
     try:
-        run(folder)
+        _main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     except ModuleNotFoundError as error:
         if error.name != "lava":
             raise

@@ -7,12 +7,13 @@ import ensurepip
 import hashlib
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -121,6 +122,56 @@ def test_slayer_is_kept_where_it_is_asked_for(wheels: Path, folder: Path) -> Non
     install_lava(folder)
     install_lava(folder, slayer=True)
     assert files_in(folder) == sorted([*KEPT, install.MARK, "lava/lib/dl/slayer/__init__.py"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "lava/magma/core.py").unlink(),
+        lambda folder: (folder / "lava/magma/core.py").write_bytes(b"\xff\0"),
+        lambda folder: (folder / "lava/proc/lif/new.py").write_text("import os\n"),
+        lambda folder: shutil.rmtree(folder / "lava"),
+        lambda folder: (folder / install.MARK).write_bytes(b"\xc6\xff not utf-8"),
+        lambda folder: (folder / install.MARK).write_bytes(b""),
+    ],
+    ids=["lost", "changed", "added", "all lost", "mark changed", "mark empty"],
+)
+def test_a_damaged_folder_is_made_again(
+    damage: Callable[[Path], object], wheels: Path, folder: Path
+) -> None:
+    install_lava(folder)
+    assert not install.is_damaged(folder)
+    compiled = folder / "lava/magma/__pycache__/core.cpython-313.pyc"
+    compiled.parent.mkdir()
+    compiled.write_bytes(b"compiled when it was imported")
+    assert not install.is_damaged(folder)
+    damage(folder)
+    assert install.is_damaged(folder)
+    install_lava(folder)
+    assert not install.is_damaged(folder)
+    assert_whole(folder)
+
+
+def test_a_folder_of_somebody_else_is_not_damaged(tmp_path: Path) -> None:
+    (tmp_path / "lava").mkdir()
+    assert not install.is_damaged(tmp_path)
+    assert not install.is_damaged(tmp_path / "nothing")
+
+
+def test_an_installer_that_installs_nothing_is_not_believed(
+    wheels: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_DRY_RUN", "1")
+    with pytest.raises(LavaError, match=r"left no lava/lib/dl/netx.*nothing was installed"):
+        install_lava(folder)
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_a_name_with_a_star_takes_no_other_folder(wheels: Path, tmp_path: Path) -> None:
+    other = tmp_path / "share" / ".mine.1.tmp"
+    other.mkdir(parents=True)
+    install_lava(other.with_name("*"))
+    assert other.is_dir()
 
 
 def test_a_second_time_does_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,16 @@ import h5py
 import numpy as np
 import pytest
 
-from knarr.deploy import LavaError, lava_folder, lava_python, run_on_lava, write_net
+from knarr.cli import main
+from knarr.deploy import (
+    LavaError,
+    LavaMissingError,
+    lava_folder,
+    lava_python,
+    require_lava,
+    run_on_lava,
+    write_net,
+)
 from knarr.deploy.lava import run as lava
 from knarr.deploy.lava.worker import kill_group, members, shared_memory
 from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout
@@ -284,10 +294,12 @@ def test_an_interpreter_that_cannot_start(
     if name == "data":
         path.write_text("not executable")
     monkeypatch.setenv("KNARR_LAVA_PYTHON", str(path))
-    with pytest.raises(
-        LavaError, match=rf"^Lava worker: cannot start {path} \(.*\); set KNARR_LAVA_PYTHON"
-    ):
-        run_on_lava(net, [[[0, 1]]])
+    for needs_lava in (require_lava, lambda: run_on_lava(net, [[[0, 1]]])):
+        with pytest.raises(
+            LavaMissingError,
+            match=rf"^Lava worker: cannot start {path} \(.*\); set KNARR_LAVA_PYTHON",
+        ):
+            needs_lava()
 
 
 def bare_python(folder: Path) -> Path:
@@ -302,22 +314,63 @@ def test_an_interpreter_without_lava(net: Path, monkeypatch: pytest.MonkeyPatch)
     bare = bare_python(net.parent)
     monkeypatch.setenv("KNARR_LAVA_PYTHON", str(bare))
     monkeypatch.setenv("KNARR_LAVA_PATH", str(net.with_name("nothing")))
-    with pytest.raises(LavaError) as caught:
-        run_on_lava(net, [[[0, 1]]])
-    assert str(caught.value) == (
-        f"Lava: not installed for {bare}, which KNARR_LAVA_PYTHON names; name an interpreter that has Lava, or unset it and "
-        "run `knarr lava install`"
-    )
+    for needs_lava in (require_lava, lambda: run_on_lava(net, [[[0, 1]]])):
+        with pytest.raises(LavaMissingError) as caught:
+            needs_lava()
+        assert str(caught.value) == (
+            f"Lava: not installed for {bare}, which KNARR_LAVA_PYTHON names; name an interpreter that has Lava, or unset it and "
+            "run `knarr lava install`"
+        )
 
 
-def test_a_folder_without_lava(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_lava(
+    net: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = net.with_name("nothing")
     monkeypatch.delenv("KNARR_LAVA_PYTHON", raising=False)
     monkeypatch.setenv("KNARR_LAVA_PATH", str(folder))
-    with pytest.raises(LavaError) as caught:
+    said = f"Lava: not installed, {folder} does not hold it; run `knarr lava install`"
+    for needs_lava in (require_lava, lambda: run_on_lava(net, [[[0, 1]]])):
+        with pytest.raises(LavaMissingError) as caught:
+            needs_lava()
+        assert str(caught.value) == said
+    # Nothing was compared, so this is no verdict on the network.
+    np.save(net.with_name("in.npy"), np.ones((1, 4, 2), dtype=np.uint8))
+    arguments = ["simulate", str(net), "--data", str(net.with_name("in.npy")), "--engine", "lava"]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"knarr: {said}\n"
+
+
+def test_paths_from_here_hold_for_the_worker(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").symlink_to(lava_folder())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KNARR_LAVA_PATH", "here")
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("KNARR_LAVA_PYTHON", "bin/python")
+    require_lava()
+    assert run_on_lava(net, [[[0, 1]]]).engine == "lava"
+
+
+@pytest.mark.parametrize("lost", ["lava/lib/dl/netx/hdf5.py", "lava/magma/core/run_configs.py"])
+def test_damaged_lava_is_named_with_its_cure(
+    lost: str, net: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = net.with_name("damaged")
+    shutil.copytree(lava_folder(), folder)
+    monkeypatch.setenv("KNARR_LAVA_PATH", str(folder))
+    (folder / lost).write_bytes(b"\xff\0")
+    with pytest.raises(LavaMissingError) as caught:
         run_on_lava(net, [[[0, 1]]])
     assert str(caught.value) == (
-        f"Lava: not installed, {folder} does not hold it; run `knarr lava install`"
+        f"Lava: {folder} no longer holds what was installed there; run `knarr lava install`, "
+        "which mends it"
     )
 
 

@@ -14,11 +14,12 @@ from shared_pieces import FORK, Forked
 
 from knarr.cli.output import show_progress
 from knarr.cli.text import report
+from knarr.deploy import LavaMissingError
 from knarr.export import ExportError
 from knarr.pipeline import evaluation_file, run_folder, stages
 from knarr.pipeline.evaluation import EvaluationError, RunEvaluation
 from knarr.pipeline.evaluation_file import read
-from knarr.pipeline.run_folder import EVALUATION, generated_data, hold, release
+from knarr.pipeline.run_folder import EVALUATION, VERIFICATION, generated_data, hold, release
 from knarr.pipeline.studies import tables
 from knarr.pipeline.studies.tables import NOT_DEPLOYED
 from knarr.train import Recipe, RecipeError, load_recipe
@@ -273,3 +274,19 @@ def test_what_later_stages_left_holds_to_the_settings(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="other settings"):
             run_folder.open_run(recipe(seed=1), folder, cache=tmp_path / "data")
         release(folder)
+
+
+def test_missing_lava_is_said_before_the_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KNARR_LAVA_PYTHON", raising=False)
+    monkeypatch.setenv("KNARR_LAVA_PATH", str(tmp_path / "nothing"))
+    opened = run_folder.open_run(recipe(), tmp_path / "run", cache=tmp_path / "data")
+    monkeypatch.setattr(stages, "open_run", lambda *_, **__: opened)
+    monkeypatch.setattr(stages, "STAGES", (lambda _: pytest.fail("a stage began"),))
+    with pytest.raises(LavaMissingError, match="run `knarr lava install`"):
+        stages.run("eyes")
+    opened.path(VERIFICATION).touch()  # Lava's part is done
+    monkeypatch.setattr(stages, "STAGES", ())
+    assert stages.run("eyes") == opened
+    release(opened.folder)
