@@ -70,9 +70,29 @@ RecipeArgument = Annotated[
         help="Name of a shipped recipe, such as nmnist or eyes, or a YAML file.", metavar="RECIPE"
     ),
 ]
+
+
+def _demand_folder(path: Path | None) -> Path | None:
+    """Refuse a folder that is not there before all that reads it is loaded.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if path is not None and not path.is_dir():
+        raise UsageError(f"{path}: the data folder is missing; check the path")
+    return path
+
+
 DataOption = Annotated[
     Path | None,
-    Option("--data", help="Folder of the recipe's data; leave it out where knarr generates them."),
+    Option(
+        "--data",
+        help="Folder of the recipe's data; leave it out where knarr generates them.",
+        callback=_demand_folder,
+    ),
+]
+DatasetArgument = Annotated[
+    Path, Argument(help="Folder of the dataset, as it is published.", callback=_demand_folder)
 ]
 OutOption = Annotated[
     Path | None, Option("--out", help="Folder of the run; runs/<recipe name> when left out.")

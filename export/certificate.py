@@ -6,22 +6,22 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nir
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
-from torch import nn
 
 from knarr.export.arguments import as_dt, as_graph
 from knarr.export.errors import CertificateError, ExportError
 from knarr.export.graph.shapes import graph_input_shape
-from knarr.export.graph.step import METADATA, Trace, run_graph, step_nir
-from knarr.export.graph.topology import execution_order, graph_hash
-from knarr.export.norse.layers import take_apart
-from knarr.export.norse.rewrite import as_module, rewrite
-from knarr.export.norse.trace_module import trace_module
+from knarr.export.graph.topology import METADATA, execution_order, graph_hash
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from knarr.export.graph.step import Trace
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,10 @@ def certify(
     Raises:
         ExportError: the first difference (node, sample, step), or a threshold layer that never fired.
     """
+    from knarr.export.graph.step import (
+        step_nir,
+    )  # files are read with certificates and without torch
+
     dt_s = as_dt(dt_s)
     as_graph(graph)
     live, stepped, rewrites = _compared(module, graph, inputs, dt_s)
@@ -174,6 +178,11 @@ def _compared(
     module: nn.Module, graph: nir.NIRGraph, inputs: npt.ArrayLike, dt_s: float
 ) -> tuple[Trace, Trace, dict[str, str]]:
     """Return the traces of module and graph, and what was rewritten; equal silence passes here."""
+    from knarr.export.graph.step import run_graph
+    from knarr.export.norse.layers import take_apart
+    from knarr.export.norse.rewrite import as_module, rewrite
+    from knarr.export.norse.trace_module import trace_module
+
     # Both sides run on the same inputs; an unstable module must be shown to be unstable in the graph as well.
     live, stepped = trace_module(module, inputs), run_graph(graph, inputs, dt_s, unstable=True)
     if not live.spikes:

@@ -24,8 +24,7 @@ from knarr.export.certificate import certify, replay_inputs
 from knarr.export.errors import ExportError
 from knarr.export.files import read, write
 from knarr.export.graph.parameters import ints
-from knarr.export.graph.step import METADATA
-from knarr.export.graph.topology import NEURONS, Edge, bare_delays
+from knarr.export.graph.topology import METADATA, NEURONS, Edge, bare_delays
 from knarr.export.norse.layers import NEURON_CELLS, Layer, Layers, take_apart
 from knarr.export.norse.modules import INPUT, OUTPUT, SumPool2d
 from knarr.export.norse.rewrite import WRITTEN_FROM, rewrite

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         verify,
     )
     from knarr.pipeline.studies.engine import StudyError
+    from knarr.pipeline.studies.grid import load_grid
     from knarr.pipeline.studies.pareto_front import ParetoPoint, ParetoResult, pareto
     from knarr.pipeline.studies.sweeps import SweepResult, SweepTrial, sweep
     from knarr.pipeline.studies.tables import (
@@ -123,6 +124,7 @@ __all__ = [
     "finetune",
     "fork_run",
     "json_text",
+    "load_grid",
     "measures_json",
     "missing_pictures",
     "open_run",

@@ -171,6 +171,20 @@ LIGHT = {
     "report": (["report", "run"], 0, "simulator = Lava"),
     "data check": (["data", "check", "nmnist", "nmnist"], 0, "samples"),
     "simulate of no file": (["simulate", "nowhere.net", "--data", "inputs.npy"], 2, ""),
+    "deploy of no graph": (["deploy", "nowhere.nir"], 2, ""),
+    "verify of no graph": (["verify", "nowhere.nir"], 2, ""),
+    "verify with no graph": (
+        ["verify", "tiny.net", "--graph", "nowhere.nir", "--inputs", "inputs.npy"],
+        2,
+        "",
+    ),
+    "table of no grid": (["table", "nowhere"], 2, ""),
+    "sweep of no file": (["sweep", "nowhere.yaml"], 2, ""),
+    "pareto of no recipe": (["pareto", "nowhere"], 2, ""),
+    "pareto of no numbers": (["pareto", "nmnist", "--bits", "9"], 2, ""),
+    "data check of no folder": (["data", "check", "see", "nowhere"], 2, ""),
+    "train on no data": (["train", "nmnist", "--data", "nowhere"], 2, ""),
+    "pipeline on no data": (["pipeline", "nmnist", "--data", "nowhere"], 2, ""),
     "simulate of no run": (["simulate", "tiny.net", "--data", "no-run"], 2, ""),
     **{
         f"{name} of no run": ([name, "no-run"], 2, "")
@@ -198,6 +212,7 @@ def test_a_light_verb_loads_nothing_heavy(job: Path, name: str, allowed: list[st
     assert (code, loaded & set(HEAVY)) == (expected, set()), said
     assert text in out
     assert not code or said.startswith("knarr: ")
+    assert "not installed" not in said  # a wrong path comes before what the verb lacks
 
 
 def test_doctor_runs_on_the_base_alone(job: Path) -> None:
@@ -225,6 +240,25 @@ def test_a_missing_extra_is_one_line_that_names_it(job: Path, package: str) -> N
     assert code == 2
     assert f"{package} is not installed; pip install 'knarr[{extra}]'" in said
     assert said.startswith("knarr: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["simulate", "tiny.net", "--data", "inputs.npy", "--out", "early.npz"],
+        ["energy", "tiny.net", "--data", "inputs.npy", "--out", "early.json"],
+        ["verify", "tiny.net", "--inputs", "inputs.npy"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(
+    job: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNARR_LAVA_PATH", "nothing")  # so that work of Lava would say so
+    code, _, out, said = verb(job, *arguments, "--picture", "p.png", allowed=BASE)
+    assert (code, out) == (2, "")
+    assert said == "knarr: matplotlib is not installed; pip install 'knarr[plot]'"
+    assert not list(job.glob("early.*"))
 
 
 ALL = list(packages_distributions())

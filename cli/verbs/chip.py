@@ -448,7 +448,6 @@ def _verify_graph(
         read,
         replay_inputs,
         replay_sha256,
-        step_nir,
     )
 
     if factory is None and (checkpoint is not None or samples is not None or dt_s is not None):
@@ -490,6 +489,8 @@ def _verify_graph(
     elif certificate.graph_hash != graph_hash(graph):
         facts["certificate"] = "of another graph: its hash differs; export the module again"
     else:
+        from knarr.export import step_nir  # loads torch, behind a wrong file's answer
+
         trace = step_nir(graph, replay_inputs(graph_input_shape(graph)), certificate.dt_s)
         # Spikes of seeded inputs: the same on every machine, or its float arithmetic differs.
         holds = replay_sha256(trace) == certificate.replay_sha256

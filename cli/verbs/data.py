@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from knarr.cli.app import JsonOption, app, finish, refuse_unrelated_options
+from knarr.cli.app import DatasetArgument, JsonOption, app, finish, refuse_unrelated_options
 from knarr.cli.errors import UsageError
 from knarr.cli.files import keep_apart
 from knarr.cli.output import make_table, show, show_progress
@@ -39,7 +39,7 @@ def check(
         str,
         Argument(help="Name of the dataset: deap, mahnob, mosi, nmnist, see or stress_predict."),
     ],
-    path: Annotated[Path, Argument(help="Folder of the dataset, as it is published.")],
+    path: DatasetArgument,
     json: JsonOption = False,
 ) -> None:
     """Say what was found, what is missing, and how many samples each split has.

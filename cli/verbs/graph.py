@@ -141,13 +141,15 @@ def deploy(
         pipeline.deploy(opened)
         finish(print_net(source / pipeline.NET, chip, json=json))
         return
-    from knarr.deploy import chip_shape, lower, write_net
-    from knarr.export import graph_input_shape, read
-    from knarr.hw_sim import InputCoding, encode, has_negative
+    from knarr.export import read
 
     # Before anything is read: a mistake must not cost a lowering first.
     keep_apart(out, source, calibration, labels)
     graph = read(source)
+    from knarr.deploy import chip_shape, lower, write_net
+    from knarr.export import graph_input_shape
+    from knarr.hw_sim import InputCoding, encode, has_negative
+
     samples = None
     step_s = time_step(graph.metadata.get("dt_s"), dt_s, source, graph)
     if calibration is not None:

@@ -71,6 +71,8 @@ def table(
     Each published number has its source, and a mark where the data differ.
     """
     from knarr import pipeline
+
+    pipeline.load_grid(grid)  # a wrong name is answered before all that fits is loaded
     from knarr.cli.text.studies import print_table, table_json
 
     result = pipeline.table(
@@ -105,6 +107,8 @@ def sweep(
 
     Several machines may share one study, and a killed trial is resumed.
     """
+    if not file.is_file():
+        raise UsageError(f"sweep '{file}': no such YAML file")
     from knarr import pipeline
     from knarr.cli.text.studies import print_sweep, sweep_facts
 
@@ -146,13 +150,20 @@ def pareto(
     A killed search resumes when the same command is given again.
     """
     from knarr import pipeline
+    from knarr.train import load_recipe
+
+    # A wrong number or name is answered before all that fits is loaded.
+    wanted_bits = numbers("--bits", bits, int, 8)
+    wanted_steps = numbers("--steps", steps, int, 10**6, none=True)
+    wanted_shares = numbers("--shares", shares, float, 1)
+    load_recipe(recipe)
     from knarr.cli.text.studies import print_pareto
 
     result = pipeline.pareto(
         recipe,
-        bits=numbers("--bits", bits, int, 8),
-        steps=numbers("--steps", steps, int, 10**6, none=True),
-        shares=numbers("--shares", shares, float, 1),
+        bits=wanted_bits,
+        steps=wanted_steps,
+        shares=wanted_shares,
         model=model,
         data=data,
         out=out,

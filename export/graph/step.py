@@ -153,8 +153,6 @@ class NeuronStepper:
 
 
 Array = npt.NDArray[np.floating[Any]]
-METADATA = {"integration": "forward Euler, synapse first", "reset": "hard reset", "time_unit": "s"}
-"""The arithmetic of `step_nir`, as it is written into every graph."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,8 @@ CONVS = (nir.Conv1d, nir.Conv2d)
 POOLS = (nir.AvgPool2d, nir.SumPool2d)
 ENDS = (nir.Input, nir.Output)
 _ROOT = ""
+METADATA = {"integration": "forward Euler, synapse first", "reset": "hard reset", "time_unit": "s"}
+"""The arithmetic of `step_nir`, as it is written into every graph."""
 
 
 @dataclass(frozen=True)
