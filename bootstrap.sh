@@ -45,7 +45,7 @@ wanted="$(cat "$lock" pyproject.toml bootstrap.sh hw_sim/engines/csrc/* | sha256
 if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/knarr-installed" 2>/dev/null || true)" = "$wanted" ]; then exit 0; fi
 
 python="$(find_python)" || {
-  echo "knarr needs Python 3.11 or newer${KNARR_PYTHON:+, and KNARR_PYTHON=$KNARR_PYTHON is none}: install one with 'pyenv install 3.13' or 'uv python install 3.13', or set KNARR_PYTHON to one." >&2
+  echo "knarr needs Python 3.11 or newer with its venv module (Debian: python3-venv)${KNARR_PYTHON:+, and KNARR_PYTHON=$KNARR_PYTHON is none}: install one with 'pyenv install 3.13' or 'uv python install 3.13', or set KNARR_PYTHON to one." >&2
   exit 2
 }
 echo "Installing knarr into $venv with $("$python" --version) and $lock (about 6 GB once, a few minutes) ..."
@@ -53,6 +53,8 @@ if ! { [ -x "$venv/bin/python" ] && [ "$("$venv/bin/python" --version 2>&1)" = "
   rm -rf "$venv"
   "$python" -m venv "$venv"
 fi
+# A kill may have come between a new environment and its pip.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv"
 rm -f "$venv/knarr-installed"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps)
 "${pip[@]}" --require-hashes -r "$lock"
