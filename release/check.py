@@ -107,7 +107,10 @@ def main(extras: list[str]) -> None:
     wheels, sdists = sorted(dist.glob("*.whl")), sorted(dist.glob("*.tar.gz"))
     if len(wheels) != 1 or len(sdists) != 1:
         sys.exit(f"{dist}: needs one wheel and one source archive, which 'make wheel' builds")
-    for version, python in interpreters().items():
+    found = interpreters()
+    if not found:
+        sys.exit(f"no Python of {', '.join(VERSIONS)} is found, so nothing was checked")
+    for version, python in found.items():
         print(
             f"Python {version}: {check_install(python, wheels[0], sdists[0], extras)}", flush=True
         )

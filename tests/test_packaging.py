@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import check
 import numpy as np
 import pytest
 from archives import build_sdist, build_wheel
@@ -79,6 +80,18 @@ def test_the_unpacked_wheel_simulates_with_its_kernel(wheel: Path, tmp_path: Pat
     fast, reference = (load_recording(tmp_path / f"{name}.npz") for name in ("fast", "reference"))
     assert fast.output.any()
     assert np.array_equal(fast.output, reference.output)
+
+
+def test_a_check_without_any_python_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dist").mkdir()
+    for name in ("knarr.whl", "knarr.tar.gz"):
+        (tmp_path / "dist" / name).touch()
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    monkeypatch.setattr(check, "interpreters", dict)
+    with pytest.raises(SystemExit, match="nothing was checked"):
+        check.main([])
 
 
 def test_types_are_declared() -> None:
