@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from knarr.deploy.verification.verify import verify, verify_network
 else:
-    __getattr__ = lazy_face(__name__)
+    __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
     "Comparison",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from knarr.export.norse.trace_module import trace_module
     from knarr.export.onnx_files import student_step_to_onnx, to_onnx
 else:
-    __getattr__ = lazy_face(__name__)
+    __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
     "FILLED",

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     )
     from knarr.hw_sim.simulation import laid_out_layers, simulate
 else:
-    __getattr__ = lazy_face(__name__)
+    __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
     "ENGINES",

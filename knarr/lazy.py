@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from typing import Any
 
 
-def lazy_face(package: str) -> Callable[[str], Any]:
-    """Return a `__getattr__` that imports a name as `if TYPE_CHECKING:` of the package says.
+def lazy_face(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's `__getattr__`, which imports a name as its `if TYPE_CHECKING:` says, and a
+    `__dir__`, by which consoles complete the names that are not imported yet.
 
     The imports of that block are those that a type checker sees, so that a name and its module
     stand in one place.
@@ -44,4 +45,7 @@ def lazy_face(package: str) -> Callable[[str], Any]:
         setattr(sys.modules[package], name, value)  # found at once from now on
         return value
 
-    return get
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *places()})
+
+    return get, names

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
         table,
     )
 else:
-    __getattr__ = lazy_face(__name__)
+    __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
     "BASELINE",

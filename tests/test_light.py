@@ -279,6 +279,20 @@ def test_fits_need_no_onnx() -> None:
 
 
 @pytest.mark.parametrize(
+    "face", ["train", "export", "deploy", "hw_sim", "hw_sim.counting", "hw_sim.energy", "pipeline"]
+)
+def test_a_face_lists_its_names_without_importing_them(face: str) -> None:
+    code = f"""
+import sys, knarr.{face} as face
+print(sorted(set(face.__all__) - set(dir(face))), len(face.__all__), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    missing, count, heavy = done.stdout.split()
+    assert (missing, heavy) == ("[]", "False")
+    assert int(count) > 1
+
+
+@pytest.mark.parametrize(
     "statement", ["knarr.export.step_nir", "import knarr.export.graph.step"], ids=["face", "module"]
 )
 def test_from_python_it_is_the_same_error(statement: str) -> None:

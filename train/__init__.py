@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         train_teacher,
     )
 else:
-    __getattr__ = lazy_face(__name__)
+    __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
     "CHECKS",

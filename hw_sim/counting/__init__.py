@@ -24,7 +24,7 @@ from knarr.lazy import lazy_face
 if TYPE_CHECKING:
     from knarr.hw_sim.counting.onnx.count import count_onnx
 else:
-    __getattr__ = lazy_face(__name__)
+    __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
     "LayerCounts",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
     from knarr.hw_sim.energy.measure.protocol import MeasureError
 else:
-    __getattr__ = lazy_face(__name__)
+    __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
     "CpuMeasurement",
