@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from types import FrameType
 
 from knarr.errors import KnarrError
 
 _DISTRIBUTIONS = {"PIL": "pillow", "pynvml": "nvidia-ml-py"}
 """Module -> package that brings it, where their names differ."""
+_FITS = ("knarr.train", "knarr.pipeline.stages", "knarr.pipeline.studies")
+"""Modules that need all of the extra that fits networks."""
 _EXTRA = re.compile(r"(?P<package>[\w.-]+).*; *extra == ['\"](?P<extra>\w+)['\"]")
 
 
@@ -29,33 +32,36 @@ class ExtrasFinder:
         Raises:
             MissingExtraError: The module is of one of knarr's extras.
         """
-        importer = _importer()
+        importer, *others = _importers()
         package = _DISTRIBUTIONS.get(name, name)
         if importer.startswith("knarr.") and package in _extras():
-            raise MissingExtraError(cure(package, importer), name=name)
+            fits = any(each.startswith(_FITS) for each in (importer, *others))
+            raise MissingExtraError(cure(package, fits=fits), name=name)
 
 
-def cure(package: str, importer: str = "") -> str:
+def cure(package: str, *, fits: bool = False) -> str:
     """Return one line that says how to install a package.
 
     Args:
         package: Its name.
-        importer: The module of knarr that needs it.
+        fits: Whether networks are to be fitted with it.
     """
     extra = _extras().get(package)
     # Whoever trains is not to be sent for torch first and for the rest afterwards.
-    if extra == "torch" and importer.startswith(("knarr.train", "knarr.pipeline")):
+    if extra == "torch" and fits:
         extra = "train"
     what = package if extra is None else f"'knarr[{extra}]'"
     return f"{package} is not installed; pip install {what}"
 
 
-def _importer() -> str:
-    """Return the name of the module whose code imports."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("importlib"):
+def _importers() -> list[str]:
+    """Return the names of the modules whose code imports, the innermost first."""
+    frame: FrameType | None = sys._getframe(2)
+    names = []
+    while frame is not None:
+        names.append(str(frame.f_globals.get("__name__", "")))
         frame = frame.f_back
-    return str(frame.f_globals.get("__name__", ""))
+    return [name for name in names if not name.startswith("importlib")] or [""]
 
 
 def _extras() -> dict[str, str]:

@@ -107,6 +107,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "inputs.npy", rng.integers(0, 2, (2, 16, 6)))
     write_run(folder / "run")
     write_nmnist(folder / "nmnist")
+    (folder / "sweep.yaml").touch()
     return folder
 
 
@@ -230,6 +231,8 @@ MISSING = {
     "pillow": (["data", "check", "see", "nmnist"], "train"),
     "onnx": (["energy", "tiny.net", "--data", "inputs.npy", "--baseline", "teacher.onnx"], "onnx"),
     "norse": (["train", "eyes"], "train"),
+    "lightning": (["sweep", "sweep.yaml"], "train"),
+    "torch to fit": (["table", "seen_rows_eyes"], "train"),
 }
 
 
@@ -238,7 +241,7 @@ def test_a_missing_extra_is_one_line_that_names_it(job: Path, package: str) -> N
     arguments, extra = MISSING[package]
     code, _, _, said = verb(job, *arguments, allowed=BASE)
     assert code == 2
-    assert f"{package} is not installed; pip install 'knarr[{extra}]'" in said
+    assert f"{package.split()[0]} is not installed; pip install 'knarr[{extra}]'" in said
     assert said.startswith("knarr: ")
 
 

@@ -110,9 +110,10 @@ def sweep(
     if not file.is_file():
         raise UsageError(f"sweep '{file}': no such YAML file")
     from knarr import pipeline
-    from knarr.cli.text.studies import print_sweep, sweep_facts
 
     result = pipeline.sweep(file, data=data, out=out, storage=storage, on_progress=show_progress)
+    from knarr.cli.text.studies import print_sweep, sweep_facts
+
     if json:
         print(pipeline.json_text(sweep_facts(result)))
     else:
