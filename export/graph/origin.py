@@ -87,7 +87,7 @@ SOFT_RESET_LOST = (
 
 @dataclass(frozen=True)
 class _Constants:
-    """What one kind of neuron says, spread over all neurons of a graph in a row.
+    """Holds what one kind of neuron says, spread over all neurons of a graph in a row.
 
     Args:
         tau, r: membranes; tau is nan where a neuron has no leak.
