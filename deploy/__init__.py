@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from knarr.deploy.lava.compatibility import lava_folder
     from knarr.deploy.lava.install import install_lava
     from knarr.deploy.lava.run import lava_python, require_lava, run_on_lava
-    from knarr.deploy.lowering.chain import chip_shape
     from knarr.deploy.lowering.lower import lower
     from knarr.deploy.lowering.quantise import unrounded_weights
+    from knarr.deploy.lowering.read import chip_shape
     from knarr.deploy.netx.files import check, read_deployable, read_net, write_net
     from knarr.deploy.placement.place import place
     from knarr.deploy.placement.result import LayerPlacement, Placement, table

@@ -1,14 +1,15 @@
 """Lower a NIR graph to an integer chip network, pass by pass.
 
-fold        pooling and scales into synapses                  knarr.export.fold
-read_chain  a row of layers; every neuron in one normal form  chain.py
-            one scale per layer, and what it costs            here
-quantise    integers                                          quantise.py
+read_network  nodes that hear each other through linear maps    read.py
+normalise     every neuron in one normal form                   neurons.py
+lay_out       a row of layers, with relay neurons for branches  levels.py
+              one scale per node, and what it costs             here
+quantise      integers                                          quantise.py
 
-Without calibration samples a scale comes from the layer's weights alone. With samples, layers are
+Without calibration samples a scale comes from a node's weights alone. With samples, layers are
 chosen from input to output, each hearing on the chip what the chip's layers before it sent, and the
-scale is the one with which the layer's output comes nearest to the float graph's. What is known of
-a layer is a dictionary of JSON values, which goes into the manifest.
+scale is the one with which a node's output comes nearest to the float graph's. What is known of
+a node is a dictionary of JSON values, which goes into the manifest.
 """
 
 from __future__ import annotations
@@ -17,26 +18,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import networkx as nx
 import nir
 import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
-from knarr.deploy.lowering.chain import Chain, FloatLayer, chip_shape, read_chain
+from knarr.deploy.lowering.levels import FloatLayer, Level, lay_out, places
 from knarr.deploy.lowering.quantise import (
     bias_error,
-    is_exact,
+    exact_scale,
+    fires,
     largest_weight,
+    lowest_height,
     quantise,
+    quantise_relay,
     register_scale,
     rounded_away,
+    stack,
     weight_error,
     widest_scale,
 )
+from knarr.deploy.lowering.read import FloatNetwork, read_network
 from knarr.deploy.rules import ACCUMULATOR, check_network, fatal, worst_sums
-from knarr.export import ExportError, explain_silence, fold, graph_hash, step_nir
+from knarr.export import ExportError, explain_silence, graph_hash, step_nir
 from knarr.export.arguments import as_dt
+from knarr.export.graph.step import run_graph
 from knarr.hw_sim import ChipError, ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
 from knarr.hw_sim.arrays import Array, Int64, IntArray
@@ -81,10 +87,9 @@ def lower(
     """Lower a graph to integers.
 
     Args:
-        graph: any that `step_nir` runs and whose nodes form a row: synapses (Linear, Affine,
-            Conv1d, Conv2d), neurons (LIF, CubaLIF, IF; last also LI, CubaLI, I), pooling, Scale,
-            Flatten, Delay. A neuron behind a dense synapse may hear itself through one Linear or
-            Affine.
+        graph: any that `step_nir` runs, of synapses (Linear, Affine, Conv1d, Conv2d), neurons (LIF,
+            CubaLIF, IF; last also LI, CubaLI, I), pooling, Scale, Flatten, Delay, with branches that
+            meet again. A neuron may hear itself one step later.
         dt_s: time step, seconds.
         chip: "loihi2".
         weight_bits: signed bits of a weight, 2..8.
@@ -104,8 +109,9 @@ def lower(
         progress: called with (layers done, in all).
 
     Returns:
-        A network named after the graph's nodes: layers after synapses, neurons after neurons.
-        `lowering` holds what was rewritten, approximated and measured.
+        A network named after the graph's nodes: layers after synapses, neurons after neurons, joined
+        by + where several share a layer. `lowering` holds what was rewritten, approximated and
+        measured.
 
     Raises:
         DeployError: a node, a structure or a parameter that the chip cannot hold; names it, the
@@ -125,42 +131,47 @@ def lower(
         raise DeployError("labels: they are classes of calibration samples; give calibration")
     try:
         as_dt(dt_s)
-        # Groups of convolutions stay: the chip has them as well.
-        folded = fold(graph, keep_groups=True)
-        chain = read_chain(folded, dt_s, approximate=allow_approximate)
+        graded = input_bits != 1 or input_signed or has_negative(calibration)
+        read = read_network(graph, dt_s, approximate=allow_approximate, graded=graded)
     except ExportError as error:
         raise DeployError(f"graph: not lowered, {error}") from error
-    shape = chip_shape(chain.input_shape)
-    fires = chain.layers[-1].neuron.fires
+    neuron = read.nodes[read.output].neuron
+    assert neuron is not None  # the output is a node of the graph
     # The spikes of a rate have no sign; what is wrong with such inputs is said below.
     signed = input_signed or (input_kind != "rate" and has_negative(calibration))
-    kind: Literal["spikes", "voltage"] = "spikes" if fires else "voltage"
+    kind: Literal["spikes", "voltage"] = "spikes" if neuron.fires else "voltage"
     try:
-        coding = InputCoding(shape, input_bits, None, float(input_units), input_kind, signed)
+        coding = InputCoding(
+            read.input_shape, input_bits, None, float(input_units), input_kind, signed
+        )
         readout = Readout(kind, over_time, votes)
     except ChipError as error:
         raise DeployError(f"graph: {error}; choose other options or another input shape") from error
-    # Only the first layer may receive more than spikes.
-    first = replace(chain.layers[0], units=coding.units, bits=coding.bits, signed=coding.signed)
-    chain = replace(chain, layers=(first, *chain.layers[1:]))
-    task = _Task(folded, chain, coding, readout, float(dt_s), weight_bits)
+    try:
+        levels = lay_out(read, coding.units, coding.bits, coding.signed)
+    except ExportError as error:
+        raise DeployError(f"graph: not lowered, {error}") from error
+    task = _Task(graph, read, levels, coding, readout, float(dt_s), weight_bits)
     overall = None
     if calibration is None:
-        chosen = [_scale_from_weights(layer, weight_bits) for layer in chain.layers]
-        layers = [made.layer for made in chosen]
-        pairs = zip(chain.layers, chosen, strict=True)
-        facts = [_describe(layer, made, task.dt_s) for layer, made in pairs]
+        layers, facts = [], []
+        for level in levels:
+            chosen = [_scale_from_weights(part, weight_bits) for part in level.nodes]
+            pairs = zip(level.nodes, chosen, strict=True)
+            facts += [_describe(part, made, task.dt_s) for part, made in pairs]
+            layers.append(_join(level, chosen, weight_bits))
     else:
         layers, facts, overall = _calibrate(task, calibration, labels, progress)
     lost = [line for known in facts for line in _rounding_notes(known)]
     notes = {
         "weight_bits": weight_bits,
-        "folded": str(folded.metadata.get("folded", "")).splitlines(),
-        "rewrites": chain.notes.rewrites,
-        "approximations": chain.notes.approximations,
-        "rounding": chain.notes.rounded + lost,
+        "folded": read.notes.folded,
+        "rewrites": read.notes.rewrites + _relay_notes(levels, layers),
+        "approximations": read.notes.approximations,
+        "rounding": read.notes.rounded + lost,
         "calibration": overall,
         "layers": facts,
+        "places": places(levels, layers),
     }
     try:
         return ChipNetwork(tuple(layers), coding, readout, float(dt_s), graph_hash(graph), notes)
@@ -173,16 +184,18 @@ class _Task:
     """A graph that is lowered, and its surroundings.
 
     Args:
-        folded: the folded graph.
-        chain: the layers read from it.
+        graph: the graph.
+        read: what was read from it.
+        levels: its layers.
         coding: how the network is fed.
         readout: how the network is read.
         dt_s: time step, seconds.
         weight_bits: signed bits of a weight.
     """
 
-    folded: nir.NIRGraph
-    chain: Chain
+    graph: nir.NIRGraph
+    read: FloatNetwork
+    levels: list[Level]
     coding: InputCoding
     readout: Readout
     dt_s: float
@@ -217,9 +230,9 @@ def _calibrate(
         raise DeployError(f"calibration: {error}") from error
     true = _labels(labels, len(events))
     # The float graph hears the floats that the chip's integers stand for.
-    values = events.reshape(*events.shape[:2], *task.chain.input_shape) / task.coding.units
+    values = events.reshape(*events.shape[:2], *task.read.graph_shape) / task.coding.units
     try:
-        floats = step_nir(task.folded, values, task.dt_s)
+        floats = step_nir(task.graph, values, task.dt_s)
     except ExportError as error:
         raise DeployError(f"graph: not calibrated, {error}") from error
     float_classes = _decide(task.readout, floats.output)
@@ -230,30 +243,41 @@ def _calibrate(
         )
     arriving: IntArray = events
     layers, facts = [], []
-    in_all = len(task.chain.layers)
-    for level, layer in enumerate(task.chain.layers):
-        neuron, name = layer.neuron, layer.neuron.name
-        # A readout does not fire: its volts above rest are compared.
-        wanted: Array = floats.spikes[name] if neuron.fires else floats.v[name] - neuron.rest
-        if neuron.fires and not wanted.any():
-            raise DeployError(
-                f"node '{name}': never fires on the calibration samples, so they say nothing about "
-                f"it: {explain_silence(task.folded, name, float(floats.v[name].max()), task.dt_s)}"
-            )
-        chosen = _scale_from_spikes(layer, task.weight_bits, arriving, wanted)
-        # The changes that rounding made here reach the next layer as they will on the chip.
-        arriving, peaks = _run_alone(_alone(chosen.layer, layer), arriving)
-        sent = arriving.reshape(wanted.shape)
-        classes = _classes_from(task, name, sent)
-        found = _describe(layer, chosen, task.dt_s) | peaks
-        found |= _measure(layer, chosen, arriving, wanted)
-        found["classes_kept"] = int((classes == float_classes).sum())
-        if true is not None:
-            found["correct"] = int((classes == true).sum())
-        layers.append(chosen.layer)
-        facts.append(found)
-        if progress is not None:
-            progress(level + 1, in_all)
+    in_all = sum(len(level.nodes) for level in task.levels)
+    sent: dict[str, Array] = {}
+    for level in task.levels:
+        chosen = []
+        for part in level.nodes:
+            neuron = part.neuron
+            assert neuron is not None
+            name = neuron.name
+            # A readout does not fire: its volts above rest are compared.
+            wanted: Array = floats.spikes[name] if neuron.fires else floats.v[name] - neuron.rest
+            if neuron.fires and not wanted.any():
+                silent = explain_silence(task.graph, name, float(floats.v[name].max()), task.dt_s)
+                raise DeployError(
+                    f"node '{name}': never fires on the calibration samples, so they say nothing "
+                    f"about it: {silent}"
+                )
+            made = _scale_from_spikes(part, task.weight_bits, arriving, wanted)
+            output, peaks = _run_alone(_alone(made.layer, part), arriving)
+            output = part.seat.take(output)
+            # The changes that rounding made here reach the classes as they will on the chip.
+            sent[name] = output.reshape(wanted.shape)
+            classes = _classes_from(task, name, sent, values)
+            found = _describe(part, made, task.dt_s) | peaks
+            found |= _measure(part, made, output, wanted)
+            found["classes_kept"] = int((classes == float_classes).sum())
+            if true is not None:
+                found["correct"] = int((classes == true).sum())
+            chosen.append(made)
+            facts.append(found)
+            if progress is not None:
+                progress(len(facts), in_all)
+        layers.append(_join(level, chosen, task.weight_bits))
+        if level is not task.levels[-1]:
+            # The next layer hears the chip's own spikes, relay neurons' among them.
+            arriving, _ = _run_alone(_alone(layers[-1], level.parts[0]), arriving, states=False)
     overall = {
         "samples": events.shape[0],
         "timesteps": events.shape[1],
@@ -280,31 +304,48 @@ def _decide(readout: Readout, output: Array) -> Int64:
     return readout.decide(output.reshape(*output.shape[:2], -1))
 
 
-def _classes_from(task: _Task, neuron: str, sent: Array) -> Int64:
-    """Decide classes when all behind a neuron stays float and hears what the chip sent.
+def _classes_from(task: _Task, neuron: str, sent: dict[str, Array], values: Array) -> Int64:
+    """Decide classes when all behind the nodes so far stays float and hears what the chip sent.
 
     Args:
         task: what is lowered.
-        neuron: name of the neuron's node.
-        sent: (samples, timesteps, *features) of this neuron on the chip.
+        neuron: name of the last of the nodes so far.
+        sent: node -> (samples, timesteps, *features) on the chip.
+        values: the float graph's inputs.
     """
-    if neuron == task.chain.layers[-1].neuron.name:
-        return _decide(task.readout, sent)
-    graph, start = task.folded, "sent_by_the_chip"
-    everything: Any = nx.DiGraph()
-    everything.add_edges_from(graph.edges)
-    # The other edge that leads to the neuron is its own loop.
-    behind = nx.descendants(everything, neuron) - nx.ancestors(everything, neuron)
-    # An input of the neuron's shape takes the neuron's place.
-    nodes: dict[str, Any] = {start: nir.Input({"input": np.array(sent.shape[2:])})}
-    nodes |= {name: graph.nodes[name] for name in behind}
-    edges = [
-        (start if source == neuron else source, target)
-        for source, target in graph.edges
-        if target in behind and (source in behind or source == neuron)
-    ]
-    tail = nir.NIRGraph(nodes, edges, type_check=False)
-    return _decide(task.readout, step_nir(tail, sent, task.dt_s).output)
+    if neuron == task.read.output:
+        return _decide(task.readout, sent[neuron])
+    return _decide(task.readout, run_graph(task.graph, values, task.dt_s, given=sent).output)
+
+
+def _join(level: Level, chosen: list[_ScaledLayer], weight_bits: int) -> Layer:
+    """Return a chip layer of the integers of its nodes, with relay neurons beside them."""
+    nodes = [made.layer for made in chosen]
+    relays = [part for part in level.parts if part.neuron is None]
+    made = stack(nodes + [quantise_relay(part, nodes, weight_bits) for part in relays])
+    broken = fatal(check_network(_alone(made, level.parts[0]))) if len(level.parts) > 1 else []
+    for violation in broken:
+        raise DeployError(
+            f"layer '{made.name}': {violation.message}; give its nodes layers of their own, with "
+            "neurons between them"
+        )
+    return made
+
+
+def _relay_notes(levels: list[Level], layers: list[Layer]) -> list[str]:
+    """Say how many neurons hand spikes on, and how many synapses they and their places take."""
+    lines = []
+    for level, made in zip(levels, layers, strict=True):
+        if not level.handed_on:
+            continue
+        neurons = ", ".join(f"{n:,} for '{name}'" for name, n in level.handed_on.items())
+        own = sum(int(np.count_nonzero(part.weight)) for part in level.nodes)
+        stored = int(made.weight_int.size)
+        lines.append(
+            f"'{made.name}': relay neurons {neurons}; the layer stores {stored:,} weights, {own:,} "
+            "of its nodes' own"
+        )
+    return lines
 
 
 # --- the scale of one layer
@@ -330,9 +371,10 @@ def _scale_from_weights(layer: FloatLayer, weight_bits: int) -> _ScaledLayer:
     widest = widest_scale(layer, weight_bits)
     # netx may run a matrix as it is written at one scale and not at the next.
     scales = [float(widest * factor) for factor in np.linspace(1.0, 0.5, 51)]
-    # A power of two is worth its smaller range where it rounds nothing.
-    if is_exact(layer, _dyadic(widest)):
-        scales.insert(0, _dyadic(widest))
+    exact = exact_scale(layer, widest)
+    # A scale that rounds nothing is worth its smaller range.
+    if exact is not None:
+        scales.insert(0, exact)
     for tried, scale in enumerate(scales, start=1):
         made = quantise(layer, scale, weight_bits)
         if not fatal(check_network(_alone(made, layer))):
@@ -364,14 +406,15 @@ def _scale_from_spikes(
         DeployError: no scale is legal, or every one overflows the accumulator on these events.
     """
     widest = _scale_from_weights(layer, weight_bits).scale
-    fires = layer.neuron.fires
+    spiking = fires(layer)
     tried = 0
     best: _ScaledLayer | None = None
     nearest = np.inf
 
     def attempt(scale: float, offset: int = 0) -> None:
         nonlocal best, nearest, tried
-        if scale > register_scale(layer) or (fires and round(scale * layer.units) + offset < 1):
+        lowest = round(scale * layer.units * lowest_height(layer)) if spiking else 1
+        if scale > register_scale(layer) or lowest + offset < 1:
             return
         made = quantise(layer, scale, weight_bits, vth_offset=offset)
         network = _alone(made, layer)
@@ -386,11 +429,15 @@ def _scale_from_spikes(
         states_fit = peaks["u_peak"] < UNWRAPPED and peaks["v_peak"] < STATE_MAX - 1
         if peaks["sum_peak"] >= ACCUMULATOR or not states_fit:
             return
-        distance = _distance(output, wanted, None if fires else made.scale)
+        output = layer.seat.take(output)
+        distance = _distance(output, wanted, None if spiking else made.scale)
         if best is None or distance < nearest:
             nearest = distance
             best = _ScaledLayer(made, scale, tried)
 
+    exact = exact_scale(layer, widest)
+    if exact is not None:
+        attempt(exact)
     attempt(widest)
     attempt(_dyadic(widest))
     for factor in FIRST_FACTORS:
@@ -410,7 +457,7 @@ def _scale_from_spikes(
     for factor in NEAR_FACTORS:
         attempt(float(middle * factor))
     middle = best.scale
-    for offset in OFFSETS if fires else ():
+    for offset in OFFSETS if spiking else ():
         attempt(middle, offset)
     return replace(best, tried=tried)
 
@@ -475,13 +522,16 @@ def _run_alone(
 def _describe(layer: FloatLayer, chosen: _ScaledLayer, dt_s: float) -> Facts:
     """Say what can be said of a layer without running it."""
     made, neuron = chosen.layer, layer.neuron
+    assert neuron is not None
     ((_, up, down),) = worst_sums(_alone(made, layer))
     error, clipped = weight_error(layer, made, chosen.scale)
     lost_rows, lost_biases = rounded_away(layer, made)
     threshold = threshold_error = None
     if neuron.fires:
+        # Of several thresholds the lowest, which rounding moves most.
         threshold = register_range(made.neuron.vth_int)[0]
-        threshold_error = abs(threshold / (chosen.scale * layer.units) - 1)
+        height = chosen.scale * layer.units * lowest_height(layer)
+        threshold_error = abs(threshold / height - 1)
     facts: Facts = {
         "name": layer.name,
         "neuron": neuron.name,
@@ -506,8 +556,8 @@ def _describe(layer: FloatLayer, chosen: _ScaledLayer, dt_s: float) -> Facts:
     ):
         if share is not None:
             # A register of 0 never forgets: its time constant is no number.
-            shortest = register_range(register)[1]
-            on_chip = dt_s * DECAY_UNITY / shortest if shortest else None
+            mean = float(np.mean(register))
+            on_chip = dt_s * DECAY_UNITY / mean if mean else None
             facts[field] = {"asked": dt_s / share, "on_chip": on_chip}
     return facts
 
@@ -538,7 +588,7 @@ def _rounding_notes(facts: Facts) -> list[str]:
 def _measure(layer: FloatLayer, chosen: _ScaledLayer, output: IntArray, wanted: Array) -> Facts:
     """Compare a chip layer, which hears the chip's layers before it, with the float graph's."""
     wanted = wanted.reshape(output.shape)
-    if not layer.neuron.fires:
+    if not fires(layer):
         off = _distance(output, wanted, chosen.layer.scale)
         return {"volts_float": float(np.abs(wanted).mean()), "volts_off": off}
     differs = output != wanted

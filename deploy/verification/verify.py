@@ -6,6 +6,7 @@ a view: its arrays (samples, timesteps, *features) by layer, and the state of an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isclose, prod
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
 from knarr.deploy.lava.run import Progress, run_on_lava
+from knarr.deploy.lowering.places import node_places
 from knarr.deploy.netx.files import read_net
 from knarr.deploy.verification.result import (
     Comparison,
@@ -82,7 +84,7 @@ def verify(
     # Not at the top: a network by itself is verified without graphs, and without torch.
     import nir
 
-    from knarr.deploy.lowering.chain import chip_shape
+    from knarr.deploy.lowering.read import chip_shape
     from knarr.export import graph_hash, graph_input_shape, step_nir, to_nir, trace_module
 
     network = read_net(path)
@@ -113,11 +115,10 @@ def verify(
         )
     true = _labels(labels, len(events))
     stepped = FloatView("NIR", step_nir(graph, floats, dt_s), graph, floats, dt_s)
-    for layer in network.layers:
-        if layer.neuron.name not in stepped.v:
+    for name in node_places(network):
+        if name not in stepped.v:
             raise DeployError(
-                f"{path}: its neuron '{layer.neuron.name}' is not in the graph; lower this graph "
-                "again"
+                f"{path}: its neuron '{name}' is not in the graph; lower this graph again"
             )
     views = [stepped]
     found = Comparisons()
@@ -204,9 +205,10 @@ def _verification(
     run = run_on_lava(path, events, record=RECORDABLE, timeout_s=timeout_s, progress=progress)
     lava = ChipView("Lava", run, network, events)
     for stepped in floats[-1:]:
-        for layer in network.layers:
-            if layer.neuron.spikes:
-                found.add(stepped, ours, (layer.neuron.name, layer.name), "spikes", "~")
+        nodes = NodeView(ours)
+        for name, shown in nodes.names.items():
+            if shown in nodes.spikes:
+                found.add(stepped, nodes, (name, shown), "spikes", "~")
     for name in ours.v:
         found.add_all(ours, lava, name, ("spikes", "v", "u"))
     views: list[View] = [*floats, ours, lava]
@@ -368,7 +370,48 @@ class ChipView:
         )
 
 
-View = FloatView | ChipView
+class NodeView:
+    """The nodes of a graph in the simulator: a chip layer may hold several of them.
+
+    Args:
+        chip: the simulator's layers.
+
+    Attributes:
+        names: node -> what it is called here: its layer, or itself where it shares one.
+        spikes, v, u: by that name.
+    """
+
+    def __init__(self, chip: ChipView) -> None:
+        self.chip, self.name, self.record = chip, chip.name, chip.record
+        self.places = node_places(chip.network)
+        crowded = [
+            layer
+            for layer, count in Counter(l for l, _ in self.places.values()).items()
+            if count > 1
+        ]
+        self.names = {
+            node: layer if layer not in crowded and seat.plain else node
+            for node, (layer, seat) in self.places.items()
+        }
+        self._seats = {self.names[node]: place for node, place in self.places.items()}
+        self.spikes, self.v, self.u = (
+            {
+                name: seat.take(arrays[layer])
+                for name, (layer, seat) in self._seats.items()
+                if layer in arrays
+            }
+            for arrays in (chip.spikes, chip.v, chip.u)
+        )
+
+    def side(self, layer: str, value: float, at: At) -> Side:
+        """Return the state of one neuron; `value` is what was compared there."""
+        own, seat = self._seats[layer]
+        found = next(one for one in self.chip.network.layers if one.name == own)
+        place = np.unravel_index(int(seat.index()[at[2:]]), found.output_shape)
+        return self.chip.side(own, value, (*at[:2], *(int(i) for i in place)))
+
+
+View = FloatView | ChipView | NodeView
 Quantity = Literal["spikes", "v", "u"]
 
 

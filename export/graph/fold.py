@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import nir
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.grad import conv2d_input
 
 from knarr.export.arguments import as_dt
 from knarr.export.errors import ExportError
 from knarr.export.graph.complete import complete
-from knarr.export.graph.convolutions import dense_kernel, padding_numbers, restore_groups
+from knarr.export.graph.convolutions import dense_kernel, restore_groups
 from knarr.export.graph.parameters import float64, ints
+from knarr.export.graph.paths import Convolution, as_convolution, then
 from knarr.export.graph.shapes import Shape, infer, spread
 from knarr.export.graph.step import step_nir
 from knarr.export.graph.topology import (
@@ -231,7 +230,7 @@ class _Fold:
         self.entering, self.leaving = infer(self.nodes, topo)
         for name, node in self.nodes.items():
             if isinstance(node, CONVS) and isinstance(node.padding, str):
-                self.nodes[name] = _numeric_padding(node)
+                self.nodes[name] = _numeric_padding(node, self.entering[name], self.leaving[name])
 
     def sources(self, name: str) -> list[str]:
         """List the nodes that feed this one."""
@@ -324,7 +323,9 @@ class _Fold:
             )
         else:
             # Only neurons are behind it, which take the sums of a convolution as well.
-            self.nodes[name] = _conv_of_pool(self.nodes[name], self.entering[name][0])
+            self.nodes[name] = _conv_of_pool(
+                self.nodes[name], self.entering[name], self.leaving[name]
+            )
             self.done.append(f"pooling '{name}' as a convolution of its own")
 
     def _fold_pool_forward(self, name: str, target: str) -> None:
@@ -354,21 +355,21 @@ class _Fold:
         """Return conv(pool(x)) as one convolution of x.
 
         Raises:
-            ExportError: the convolution's padding would meet pixels that the pool left out or covers twice.
+            ExportError: the convolution's padding meets pixels that the pool left out or covers twice.
         """
         conv_node = self.nodes[conv_name]
-        pool, conv = _as_kernel(self.nodes[name]), _as_kernel(conv_node)
-        size, step = pool.weight.shape[2:], ints(self.nodes[name].stride)
-        sides, cells = self.entering[name][1:], self.leaving[name][1:]
-        # Padding of p cells becomes p * step pixels of zeros: right only where cells tile the image without rest.
-        left_over = np.array(sides) + 2 * pool.padding > np.array(cells) * pool.stride
-        untiled = left_over | (np.array(size) > pool.stride) | (pool.padding > 0)
-        if (untiled & (conv.padding > 0)).any():
+        pool = as_convolution(self.nodes[name], self.entering[name], self.leaving[name])
+        conv = as_convolution(conv_node, self.entering[conv_name], self.leaving[conv_name])
+        assert pool is not None
+        assert conv is not None
+        both = then(pool, conv)
+        if both is None:
             raise ExportError(
-                f"node '{name}': pool {size} with stride {step} on {sides} does not fold into the padded convolution "
-                f"'{conv_name}': its zeros would meet pixels; choose sizes that the pool divides"
+                f"node '{name}': pool {ints(self.nodes[name].kernel_size)} with stride {ints(self.nodes[name].stride)} on "
+                f"{self.entering[name][1:]} and the padded convolution '{conv_name}' are no one convolution: its zeros would meet "
+                "pixels; `knarr.deploy.lower` has relay neurons for it, else choose sizes that the pool divides"
             )
-        return _one_convolution(pool, conv, conv_node.bias, int(conv_node.groups))
+        return _as_node(both, np.array(conv_node.bias, dtype=np.float64))
 
     def _fold_pool_back(self, name: str, conv_name: str) -> None:
         """Fold a pool into the convolution before it.
@@ -376,36 +377,32 @@ class _Fold:
         Raises:
             ExportError: a padded pool, whose zeros are not the convolution's.
         """
-        conv_node = self.nodes[conv_name]
-        pool, conv = _as_kernel(self.nodes[name]), _as_kernel(conv_node)
-        if pool.padding.any():
+        conv_node, pool_node = self.nodes[conv_name], self.nodes[name]
+        conv = as_convolution(conv_node, self.entering[conv_name], self.leaving[conv_name])
+        pool = as_convolution(pool_node, self.entering[name], self.leaving[name])
+        assert conv is not None
+        assert pool is not None
+        both = then(conv, pool)
+        if any(ints(pool_node.padding)) or both is None:
             raise ExportError(
                 f"node '{name}': a padded pool after '{conv_name}' is no convolution, since its zeros lack the bias; remove the padding"
             )
         # A sum of a window adds the bias once per cell, an average once.
-        high, wide = pool.weight.shape[2:]
-        times = pool.weight[0, 0, 0, 0] * high * wide
-        bias = float64(conv_node.bias) * times
-        self.nodes[conv_name] = _one_convolution(conv, pool, bias, int(conv_node.groups))
+        times = float(pool.weight[0].sum())
+        self.nodes[conv_name] = _as_node(both, float64(conv_node.bias) * times)
         self.done.append(f"pooling '{name}' into '{conv_name}'")
         self.remove(name)
 
     def _pool_then_linear(self, name: str, linear_name: str) -> nir.Linear | nir.Affine:
         """Return linear(flatten(pool(x))) as linear'(flatten(x)): a cell's column goes to every pixel of its window."""
-        pool, linear = _as_kernel(self.nodes[name]), self.nodes[linear_name]
+        linear = self.nodes[linear_name]
+        pool = as_convolution(self.nodes[name], self.entering[name], self.leaving[name])
+        assert pool is not None
         weight = float64(linear.weight)
         rows = len(weight)
-        columns = torch.as_tensor(weight.reshape(rows, *self.leaving[name]))
-        shape = self.entering[name]
-        # torch pools each channel by itself when there are as many groups.
-        groups = shape[0]
-        window = torch.as_tensor(np.repeat(pool.weight, groups, axis=0))
-        # The gradient of pooling is its adjoint: it hands the weight of a cell to the pixels below it, and 0 to pixels
-        # that no window reaches.
-        pixels = conv2d_input(  # type: ignore[no-untyped-call]
-            (rows, *shape), window, columns, tuple(pool.stride), tuple(pool.padding), 1, groups
-        )
-        flat = pixels.reshape(rows, -1).numpy().copy()
+        # The adjoint of pooling hands the weight of a cell to the pixels below it, and 0 to pixels that no window reaches.
+        pixels = pool.adjoint(weight.reshape(rows, *self.leaving[name]))
+        flat = pixels.reshape(rows, -1).copy()
         if isinstance(linear, nir.Affine):
             return nir.Affine(flat, np.array(linear.bias))
         return nir.Linear(flat)
@@ -436,21 +433,24 @@ def _scaled(synapse: Any, factors: Float64, axis: int) -> Any:
     return scaled
 
 
-def _numeric_padding(node: Any) -> Any:
+def _numeric_padding(node: Any, entering: Shape, leaving: Shape) -> Any:
     """Return a convolution with numbers for a padding that is a text.
 
-    Raises:
-        ExportError: 'same' of an even kernel, which pads one side more than the other.
+    'same' of an even kernel pads one side more than the other, for which its kernel gets zeros.
     """
-    kernel = np.asarray(node.weight).shape[2:]
-    padding = padding_numbers(node.padding, ints(node.dilation, len(kernel)), kernel)
-    if padding is None:
-        raise ExportError(
-            "Conv: padding 'same' of an even kernel differs on both sides; use an odd kernel"
-        )
+    made = as_convolution(node, entering, leaving)
+    assert made is not None
+    symmetric, padding = made.symmetric()
     plain = copy.copy(node)
+    weight = symmetric.weight
     # NIR holds one number for the one axis of a Conv1d, and an array for two.
-    plain.padding = padding[0] if len(kernel) == 1 else np.array(padding)
+    if isinstance(node, nir.Conv1d):
+        plain.weight, plain.padding, plain.dilation = (
+            weight[:, :, 0], padding[1], symmetric.dilation[1]
+        )  # fmt: skip
+    else:
+        plain.weight, plain.padding = weight, np.array(padding)
+        plain.dilation = np.array(symmetric.dilation)
     return plain
 
 
@@ -463,65 +463,22 @@ def dense_groups(node: Any) -> Any:
     return plain
 
 
-class _Kernel(NamedTuple):
-    """A convolution, or a pool as one: its weight is the window (1, 1, rows, columns) that every channel has.
-
-    `stride`, `padding` and `dilation` are arrays of (rows, columns).
-    """
-
-    weight: Float64
-    stride: npt.NDArray[np.int64]
-    padding: npt.NDArray[np.int64]
-    dilation: npt.NDArray[np.int64]
-
-
-def _as_kernel(node: Any) -> _Kernel:
-    """Read a pool, or a convolution whose padding is numbers."""
-    if isinstance(node, POOLS):
-        window = ints(node.kernel_size)
-        gain = 1.0 / prod(window) if isinstance(node, nir.AvgPool2d) else 1.0
-        weight = np.full((1, 1, *window), gain)
-    else:
-        weight = float64(node.weight)
-    # NIR has no dilation of pools.
-    sizes = (node.stride, node.padding, getattr(node, "dilation", 1))
-    return _Kernel(weight, *(np.array(ints(size)) for size in sizes))
-
-
-def _one_convolution(first: _Kernel, second: _Kernel, bias: Any, groups: int) -> nir.Conv2d:
-    """Return second(first(x)) as one convolution of x, where one of the two is a pool.
-
-    K[a*spacing + b*d_first] += W_second[a] * W_first[b] with spacing = d_second * s_first, for all taps a and b.
-    """
-    taps = second.weight.shape[2:]
-    spacing = second.dilation * first.stride
-    # What the taps of `first` span with their dilation, and what all that `second` combines spans together.
-    span = (np.array(first.weight.shape[2:]) - 1) * first.dilation + 1
-    sides = (np.array(taps) - 1) * spacing + span
-    channels = np.broadcast_shapes(first.weight.shape[:2], second.weight.shape[:2])
-    kernel = np.zeros((*channels, *sides))
-    for row, column in np.ndindex(*taps):
-        top, left = row * spacing[0], column * spacing[1]
-        rows = slice(top, top + span[0], first.dilation[0])
-        columns = slice(left, left + span[1], first.dilation[1])
-        # Windows may overlap: then several taps meet at one place and add up, always in this order, which fixes rounding.
-        tap = second.weight[:, :, row, column, None, None]
-        kernel[:, :, rows, columns] += first.weight * tap
-    # Padding of `second` counts cells of `first`, each of them a stride of pixels apart.
-    padding = second.padding * first.stride + first.padding
+def _as_node(made: Convolution, bias: Float64) -> nir.Conv2d:
+    """Return a convolution as a node; `complete` knows its input shape from what arrives."""
+    symmetric, padding = made.symmetric()
     return nir.Conv2d(
-        input_shape=None,  # `complete` knows it from what arrives
-        weight=kernel,
-        stride=first.stride * second.stride,
-        padding=padding,
-        dilation=np.array([1, 1]),
-        groups=groups,
-        bias=np.array(bias, dtype=np.float64),
+        input_shape=None,
+        weight=symmetric.weight,
+        stride=np.array(symmetric.stride),
+        padding=np.array(padding),
+        dilation=np.array(symmetric.dilation),
+        groups=symmetric.groups,
+        bias=bias,
     )
 
 
-def _conv_of_pool(pool: Any, channels: int) -> nir.Conv2d:
+def _conv_of_pool(pool: Any, entering: Shape, leaving: Shape) -> nir.Conv2d:
     """Return a pool as a convolution: every channel sees itself alone."""
-    one = np.array([1, 1])
-    themselves = _Kernel(np.eye(channels)[:, :, None, None], one, one * 0, one)
-    return _one_convolution(themselves, _as_kernel(pool), np.zeros(channels), 1)
+    made = as_convolution(pool, entering, leaving)
+    assert made is not None
+    return _as_node(made.dense(), np.zeros(entering[0]))

@@ -20,7 +20,7 @@ step every neuron is silent. A synaptic current takes such an edge last: I = ((I
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -202,16 +202,27 @@ def run_graph(
     dtype: Literal["float32", "float64"] = "float32",
     *,
     unstable: bool = False,
+    given: Mapping[str, Array] | None = None,
 ) -> Trace:
     """Run a graph as `step_nir` does, and with `unstable` also where forward Euler diverges.
 
     A certificate needs that: it has to say what module and graph do there.
+
+    Args:
+        graph, inputs, dt_s, dtype: as `step_nir` takes them.
+        unstable: step coefficients above 1 too.
+        given: node -> (samples, timesteps, *features) that it sends instead of what the graph makes of it; what nothing
+            else hears is not computed.
     """
     x = torch.as_tensor(as_inputs(inputs))
-    run = Stepper(graph, dt_s, len(x), dtype, unstable=unstable)
+    played = {name: torch.as_tensor(np.asarray(values)) for name, values in (given or {}).items()}
+    run = Stepper(graph, dt_s, len(x), dtype, unstable=unstable, given=tuple(played))
     x = run.check(x)
+    outputs = []
     with plain_arithmetic():
-        outputs = [run.step(now)[run.order.output] for now in x.unbind(1)]
+        for step, now in enumerate(x.unbind(1)):
+            sent = {name: values[:, step].to(run.dtype) for name, values in played.items()}
+            outputs.append(run.step(now, sent)[run.order.output])
     neurons = run.neurons.items()
     spikes = {name: neuron.spikes for name, neuron in neurons}
     spikes |= run.crossed  # a Threshold node spikes without a voltage of its own
@@ -250,6 +261,7 @@ class Stepper:
         dtype: arithmetic of states and synapses.
         unstable: as for `run_graph`.
         keep: remember what neurons do, for a `Trace`; without it memory does not grow with time.
+        given: names of nodes whose values every step is told.
 
     Raises:
         ExportError: an unsupported node, or something that NIR leaves open.
@@ -264,6 +276,7 @@ class Stepper:
         *,
         unstable: bool = False,
         keep: bool = True,
+        given: Collection[str] = (),
     ) -> None:
         dt_s = as_dt(dt_s)
         if dtype not in ("float32", "float64"):
@@ -294,6 +307,17 @@ class Stepper:
         self.before: dict[str, Tensor] = {}
         for sources in self.order.looping.values():
             self.before |= {source: self.rest[source] for source in sources}
+        self.idle = self._idle(given) if given else frozenset()
+
+    def _idle(self, given: Collection[str]) -> frozenset[str]:
+        """Return the nodes that the output does not need while some nodes' values are given."""
+        needed, waiting = set(given), [self.order.output]
+        while waiting:
+            name = waiting.pop()
+            if name not in needed:
+                needed.add(name)
+                waiting += [*self.order.sources[name], *self.order.looping[name]]
+        return frozenset(self.nodes) - needed
 
     def check(self, x: Tensor) -> Tensor:
         """Return the inputs (samples, timesteps, *features) in the graph's arithmetic.
@@ -326,12 +350,17 @@ class Stepper:
                 rest[name] = self._silence(self.leaving[name])
         return rest
 
-    def step(self, x: Tensor) -> dict[str, Tensor]:
-        """Return what every node gives for the input (samples, *features) of one step."""
-        value: dict[str, Tensor] = {self.order.input: x}
+    def step(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return what every node gives for the input (samples, *features) of one step.
+
+        Args:
+            x: the input.
+            given: node -> (samples, *features), for the nodes that were named when this was made.
+        """
+        value: dict[str, Tensor] = {self.order.input: x, **(given or {})}
         late: list[str] = []  # delays whose input of this step is not there yet
         for name in self.order.order:
-            if name == self.order.input:
+            if name in value or name in self.idle:
                 continue
             sources = self.order.sources[name]
             if name in self.delays and not value.keys() >= set(sources):
@@ -354,5 +383,5 @@ class Stepper:
         for name in late:
             parts = [value[source] for source in self.order.sources[name]]
             self.delays[name].push(add_up(parts))
-        self.before = {source: value[source] for source in self.before}
+        self.before = {source: value[source] for source in self.before if source in value}
         return value

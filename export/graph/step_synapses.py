@@ -67,6 +67,14 @@ def synapse_step(name: str, node: Any, dtype: torch.dtype) -> Step:
         # torch takes 'same' and 'valid' as NIR writes them.
         padding = node.padding if isinstance(node.padding, str) else ints(node.padding, axes)
         conv: Any = F.conv1d if axes == 1 else F.conv2d
+        sides = list(kernel.shape[2:])
+        spans = [d * (k - 1) for d, k in zip(dilation, sides, strict=True)]
+        if padding == "same" and any(span % 2 for span in spans):
+            # torch does the same with a warning: the odd zero stands behind the image. The last axis goes first.
+            zeros = [side for span in reversed(spans) for side in (span // 2, span - span // 2)]
+            return lambda x: conv(
+                F.pad(x, zeros), kernel, offset, stride, 0, dilation, int(node.groups)
+            )
         return lambda x: conv(x, kernel, offset, stride, padding, dilation, int(node.groups))
     if isinstance(node, POOLS):
         size, step, around = ints(node.kernel_size), ints(node.stride), ints(node.padding)

@@ -129,28 +129,40 @@ def _plain_conv(leaf: Layer) -> tuple[nn.Module, list[str]]:
         )
     why = []
     weight, kernel = conv.weight.detach(), tuple(conv.kernel_size)
-    padding = padding_numbers(conv.padding, conv.dilation, kernel)
+    dilation = tuple(conv.dilation)
+    padding = padding_numbers(conv.padding, dilation, kernel)
     if padding is None:
-        raise ExportError(
-            f"module '{leaf.path}': padding 'same' of kernel {kernel} is not the same on both sides, which "
-            "NIR cannot hold; use an odd kernel"
-        )
-    if isinstance(conv.padding, str):
+        # torch pads one more behind the image than before it; a zero before the kernel makes up for it.
+        weight = _odd(weight, dilation)
+        kernel, dilation = tuple(weight.shape[2:]), (1,) * len(dilation)
+        padding = tuple(k // 2 for k in kernel)
+        why.append(f"padding 'same' as numbers, with a kernel of {kernel}")
+    elif isinstance(conv.padding, str):
         why.append(f"padding '{conv.padding}' as numbers")
     if conv.groups > 1:
         weight = dense_kernel(weight, conv.groups)
         why.append(f"{conv.groups} groups as one dense kernel")
     if isinstance(conv, nn.Conv2d) and kernel[0] != kernel[1]:
-        weight, padding = _square(leaf, weight, padding, conv.dilation)
+        weight, padding = _square(leaf, weight, padding, dilation)
         why.append(f"kernel {kernel} as a square one with zeros around")
     if not why:
         return conv, why
     plain = copy.deepcopy(conv)
     plain.weight = nn.Parameter(weight)
     plain.kernel_size, plain.padding, plain.groups = tuple(weight.shape[2:]), padding, 1
+    plain.dilation = dilation
     # The node's metadata get this, so that whoever stores or counts synapses finds the groups again.
     setattr(plain, WRITTEN_FROM, groups_metadata(conv.groups, kernel))
     return plain, why
+
+
+def _odd(weight: Tensor, dilation: tuple[int, ...]) -> Tensor:
+    """Return a kernel without dilation whose sides are odd: gaps are zeros, and one more stands before a side that is even."""
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    plain = weight.new_zeros(*weight.shape[:2], *(span + 1 - span % 2 for span in spans))
+    places = [slice(1 - span % 2, None, d) for span, d in zip(spans, dilation, strict=True)]
+    plain[(slice(None), slice(None), *places)] = weight
+    return plain
 
 
 def _square(

@@ -607,7 +607,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[int, ...], str]] = {
     "circular": (
         lambda: seq(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), IMAGE, "module '0': .* mode 'circular'"
     ),
-    "padding same": (lambda: seq(nn.Conv2d(1, 1, 2, padding="same")), IMAGE, "module '0': padding 'same' of kernel"),
     "kernel": (lambda: seq(nn.Conv2d(1, 1, (2, 1))), IMAGE, r"module '0': kernel \(2, 1\) is not square"),
     "LPPool2d(2)": (lambda: seq(nn.LPPool2d(2, 2)), IMAGE, "module '0': LPPool2d of norm 2"),
     "ceil_mode": (lambda: seq(nn.AvgPool2d(3, ceil_mode=True)), IMAGE, "module '0': ceil_mode"),

@@ -93,6 +93,7 @@ FORMS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...]]] = {
     "Conv2d, dilation": (lambda: [nn.Conv2d(2, 3, 3, padding=2, dilation=2)], IMAGE),
     "Conv2d, 2 groups": (lambda: [nn.Conv2d(2, 4, 3, padding=1, groups=2)], IMAGE),
     "Conv2d, 3x1": (lambda: [nn.Conv2d(2, 3, (3, 1), padding=(1, 0))], IMAGE),
+    "Conv2d, 'same' of even sides": (lambda: [nn.Conv2d(2, 3, (4, 2), padding="same", bias=False)], IMAGE),
     "Conv2d, BatchNorm2d": (lambda: [nn.Conv2d(2, 3, 3, bias=False), norm(nn.BatchNorm2d, 3)], IMAGE),
     "AvgPool2d, Conv2d": (lambda: [nn.AvgPool2d(2), nn.Conv2d(2, 6, 2)], IMAGE),
     "SumPool2d, Conv2d": (lambda: [SumPool2d((2, 1)), nn.Conv2d(2, 6, 2)], IMAGE),

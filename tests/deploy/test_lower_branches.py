@@ -1,0 +1,370 @@
+"""Branches, skips, sums, windows and registers of each neuron: the chip fires just where the graph does."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import nir
+import numpy as np
+import pytest
+from branching import Branching, events
+from graphs import DT_S, chain, conv2d, cuba, flatten, integrate, lif, on_grid, pool, spikes
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from knarr.deploy import DeployError, check, lower, read_net, run_on_lava, verify, write_net
+from knarr.deploy.lowering.places import node_places
+from knarr.export import step_nir
+from knarr.hw_sim import ChipNetwork, Conv, Dense, compare, count, simulate
+from knarr.hw_sim.network import Layer
+
+RUNS = int(os.environ.get("KNARR_CONFORMANCE", "0"))
+EXAMPLES = max(20, 2 * RUNS)
+"""Graphs whose spikes are compared: hundreds by `make conformance`."""
+RNG = np.random.default_rng(19)
+Array = np.ndarray[Any, Any]
+
+
+def differing(graph: nir.NIRGraph, network: ChipNetwork, inputs: Array) -> dict[str, int]:
+    """Decisions of each node that differ between graph and chip, of networks that lost nothing to rounding."""
+    for facts in network.lowering["layers"]:
+        assert facts["weight_error"] < 1e-9, facts
+        assert (facts["bias_error"] or 0.0) < 1e-9, facts
+    floats = step_nir(graph, inputs / network.input.units, DT_S, dtype="float64")
+    chip = simulate(network, inputs, record=("spikes",))
+    found = {}
+    for name, (layer, seat) in node_places(network).items():
+        if name in floats.spikes:
+            fired = seat.take(chip.spikes[layer])
+            found[name] = int((fired != floats.spikes[name].reshape(fired.shape)).sum())
+    assert set(found) == set(floats.spikes)
+    return found
+
+
+def whole(network: ChipNetwork) -> bool:
+    """Tell whether 8 bits held every weight and bias."""
+    return all(
+        facts["weight_error"] < 1e-9 and (facts["bias_error"] or 0.0) < 1e-9
+        for facts in network.lowering["layers"]
+    )
+
+
+seeds = st.randoms(use_true_random=False)
+
+
+@settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+@given(random=seeds, graded=st.sampled_from([False, False, True]))
+def test_drawn_graphs_fire_alike_on_the_chip(random: Random, graded: bool) -> None:
+    drawn = Branching(random, graded)
+    graph, bits = drawn.graph(), 2 if graded else 1
+    network = lower(graph, DT_S, input_bits=bits)
+    if not whole(network):
+        return  # pools that overlap may give weights of more than 8 bits
+    assert [str(v) for v in check(network) if v.severity == "error"] == []
+    inputs = events(drawn, 0, bits)
+    assert set(differing(graph, network, inputs).values()) <= {0}
+
+
+def test_what_is_drawn_holds_every_kind_and_fires() -> None:
+    seen: set[str] = set()
+    kept = 0
+    for seed in range(40):
+        drawn = Branching(Random(seed))
+        graph = drawn.graph()
+        network = lower(graph, DT_S)
+        kept += whole(network)
+        said = " ".join(network.lowering["rewrites"])
+        seen |= {type(layer).__name__ for layer in network.layers}
+        seen |= {"windows"} if "windows" in said else set()
+        seen |= {"relay"} if "relay neurons" in said else set()
+        seen |= {"dense"} if "as a dense layer" in said else set()
+        for what in ("thresholds", "v_decay"):
+            seen |= {what} if f"a register of each neuron for {what}" in said else set()
+        for places in network.lowering["places"].values():
+            seen |= {"shared layer"} if len(places) > 1 else set()
+            seen |= {"squares"} if any(p["factors"] != [1, 1] for p in places) else set()
+        trace = step_nir(graph, events(drawn, seed), DT_S)
+        seen |= {"fires"} if all(z.any() for z in trace.spikes.values()) else set()
+    assert seen == {
+        "Conv", "Dense", "windows", "relay", "dense", "thresholds", "v_decay", "shared layer", "squares", "fires"
+    }  # fmt: skip
+    assert kept > 30
+
+
+# --- Lava and counts
+
+
+def shared_registers(seed: int, graded: bool) -> tuple[Branching, ChipNetwork]:
+    """Draw until the neurons of every layer share their registers."""
+    for attempt in range(1000):
+        drawn = Branching(Random(1000 * seed + attempt), graded)
+        network = lower(drawn.graph(), DT_S, input_bits=2 if graded else 1)
+        if all(layer.neuron.shared for layer in network.layers) and len(network.layers) > 2:
+            return drawn, network
+    raise AssertionError("no such network was drawn")
+
+
+@pytest.mark.parametrize("seed", range(max(1, RUNS * 5 // 11)))
+def test_lava_equals_the_simulator_in_branching_networks(seed: int, tmp_path: Path) -> None:
+    graded = seed % 3 == 2
+    drawn, network = shared_registers(seed, graded)
+    path = tmp_path / "network.net"
+    write_net(network, path)
+    again = read_net(path)
+    assert again == network
+    assert node_places(again) == node_places(network)
+    inputs = events(drawn, seed, 2 if graded else 1)
+    record = ("output", "spikes", "v", "u")
+    lava = run_on_lava(path, inputs, record=record, timeout_s=180)
+    ours = simulate(network, inputs, record=record)
+    assert [str(divergence) for divergence in compare(lava, ours)] == []
+    assert sum(int(z.sum()) for z in ours.spikes.values()) > 0
+
+
+def tap_walk(layer: Layer, arrived: Array) -> int:
+    """Synaptic operations of what arrived at a layer, one tap at a time."""
+    if not isinstance(layer, Conv):
+        return int(arrived.sum()) * len(layer.weight_int)
+    total = 0
+    outputs, _, high, wide = layer.weight_int.shape
+    _, rows, columns = layer.output_shape
+    for y, x in product(range(rows), range(columns)):
+        for a, b in product(range(high), range(wide)):
+            here = (
+                y * layer.stride[0] - layer.padding[0] + a * layer.dilation[0],
+                x * layer.stride[1] - layer.padding[1] + b * layer.dilation[1],
+            )
+            if 0 <= here[0] < arrived.shape[-2] and 0 <= here[1] < arrived.shape[-1]:
+                total += int(arrived[..., here[0], here[1]].sum()) * outputs // layer.groups
+    return total
+
+
+@pytest.mark.parametrize("seed", range(max(4, RUNS // 4)))
+def test_counts_equal_the_tap_walk(seed: int) -> None:
+    drawn = Branching(Random(2000 + seed))
+    network = lower(drawn.graph(), DT_S)
+    inputs = events(drawn, seed)
+    found = count(network, inputs)
+    chip = simulate(network, inputs, record=("spikes",))
+    arriving: Array = inputs
+    for layer in network.layers:
+        shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
+        walked = tap_walk(layer, arriving.reshape(*arriving.shape[:2], *shape))
+        # Counts are means over the two samples.
+        assert found.layers[layer.name].acc * 2 == walked, layer.name
+        arriving = chip.spikes[layer.name]
+    assert found.total.acc > 0
+
+
+# --- one of each
+
+
+def fires(shape: tuple[int, ...], high: float = 1.0) -> nir.IF:
+    return integrate(shape, v_threshold=np.full(shape, high))
+
+
+def grown(input_shape: tuple[int, ...], edges: str, **nodes: Any) -> nir.NIRGraph:
+    """A graph of named nodes and edges written "a>b b>c"."""
+    outputs = nodes[edges.split(">")[-2].split()[-1]].v_threshold.shape
+    ends = {
+        "input": nir.Input({"input": np.array(input_shape)}),
+        "output": nir.Output({"output": np.array(outputs)}),
+    }
+    pairs = [tuple(edge.split(">")) for edge in edges.split()]
+    return nir.NIRGraph({**ends, **nodes}, pairs, type_check=False)
+
+
+def kernel(outputs: int, inputs: int, size: int = 3, **fields: Any) -> nir.Conv2d:
+    return conv2d(RNG.integers(-30, 31, (outputs, inputs, size, size)) / 32, **fields)
+
+
+RESIDUAL = grown(
+    (2, 6, 6),
+    "input>a a>n1 n1>b b>n2 n2>c n1>c c>n3 n3>f f>d d>n4 n4>output",
+    a=kernel(3, 2, padding=1), n1=fires((3, 6, 6), 2), b=kernel(3, 3, padding=1), n2=fires((3, 6, 6), 2),
+    c=kernel(2, 3, padding=1), n3=fires((2, 6, 6), 2), f=flatten(2, 6, 6), d=nir.Linear(on_grid(RNG, 3, 72)), n4=fires((3,), 3),
+)  # fmt: skip
+"""SEW-add: spikes of two layers are summed before a synapse."""
+STRIDED = grown(
+    (2, 8, 8),
+    "input>a a>n1 n1>b b>n2 n2>c c>n3 n3>s n1>p p>n3 s>n4 n4>f f>d d>n5 n5>output",
+    a=kernel(2, 2, padding=1), n1=fires((2, 8, 8)), b=kernel(3, 2, padding=1, stride=2), n2=fires((3, 4, 4)),
+    c=kernel(3, 3, padding=1), n3=fires((3, 4, 4)), p=kernel(3, 2, size=1, stride=2), s=kernel(2, 3, padding=1),
+    n4=fires((2, 4, 4)), f=flatten(2, 4, 4), d=nir.Linear(on_grid(RNG, 3, 32)), n5=fires((3,)),
+)  # fmt: skip
+"""A projection of stride 2 over two layers, as residual networks have it."""
+CONCATENATED = grown(
+    (6,),
+    "input>a a>n1 n1>b b>n2 n2>c c>n3 n3>d1 n1>d2 input>d3 d1>n4 d2>n4 d3>n4 n4>output",
+    a=nir.Linear(on_grid(RNG, 5, 6)), n1=fires((5,)), b=nir.Linear(on_grid(RNG, 4, 5)), n2=fires((4,)),
+    c=nir.Affine(on_grid(RNG, 4, 4), on_grid(RNG, 4)), n3=fires((4,)), d1=nir.Linear(on_grid(RNG, 3, 4)),
+    d2=nir.Linear(on_grid(RNG, 3, 5)), d3=nir.Linear(on_grid(RNG, 3, 6)), n4=fires((3,), 2),
+)  # fmt: skip
+"""The last layer hears three layers, one of them the input: what a concatenation is."""
+
+
+@pytest.mark.parametrize(
+    ("graph", "shape", "depth", "relays"),
+    [
+        (RESIDUAL, (2, 6, 6), 4, {"b+n1": 108}),
+        # Of the squares of the larger image one pixel in four is heard.
+        (STRIDED, (2, 8, 8), 5, {"b+n1": 32}),
+        (CONCATENATED, (6,), 4, {"a+input": 6, "b+n1+input": 11, "c+n1+input": 11}),
+    ],
+)
+def test_branches_become_a_row_of_layers(
+    graph: nir.NIRGraph, shape: tuple[int, ...], depth: int, relays: dict[str, int]
+) -> None:
+    inputs = spikes(3, 30, *shape, seed=4)
+    network = lower(graph, DT_S)
+    assert len(network.layers) == depth
+    assert set(differing(graph, network, inputs).values()) == {0}
+    trace = step_nir(graph, inputs, DT_S)
+    assert all(0.01 < z.mean() < 0.99 for z in trace.spikes.values())
+    found = {}
+    for layer in network.layers:
+        own = sum(
+            int(np.prod(seat.shape))
+            for name, seat in node_places(network).values()
+            if name == layer.name
+        )
+        if int(np.prod(layer.output_shape)) > own:
+            found[layer.name] = int(np.prod(layer.output_shape)) - own
+    assert found == relays
+    said = " ".join(network.lowering["rewrites"])
+    assert all(f"'{name}': relay neurons" in said for name in relays)
+
+
+def test_calibration_measures_every_node_of_a_shared_layer() -> None:
+    inputs = spikes(4, 30, 2, 8, 8, seed=5)
+    network = lower(STRIDED, DT_S, calibration=inputs)
+    facts = network.lowering["layers"]
+    assert [each["neuron"] for each in facts] == ["n1", "n2", "n3", "n4", "n5"]
+    assert [each["mismatches"] for each in facts] == [0] * 5
+    assert all(each["classes_kept"] == 4 for each in facts)
+
+
+def test_verification_names_the_nodes_of_a_shared_layer(tmp_path: Path) -> None:
+    path = tmp_path / "a.net"
+    inputs = spikes(2, 12, 6, seed=6)
+    shared = grown(
+        (6,), "input>a a>n1 input>b b>n2 n1>c n2>d c>n3 d>n3 n3>output",
+        a=nir.Linear(on_grid(RNG, 5, 6)), n1=fires((5,)), b=nir.Linear(on_grid(RNG, 4, 6)), n2=fires((4,)),
+        c=nir.Linear(on_grid(RNG, 3, 5)), d=nir.Linear(on_grid(RNG, 3, 4)), n3=fires((3,)),
+    )  # fmt: skip
+    write_net(lower(shared, DT_S), path)
+    found = verify(shared, path, inputs, DT_S)
+    measured = [row for row in found.rows if "~" in row.pair]
+    assert [(row.layer, row.mismatches) for row in measured] == [("n1", 0), ("n2", 0), ("c+d", 0)]
+    assert all(min(row.active) > 0 for row in measured)
+    assert found.holds
+
+
+def padded_behind_pool(
+    side: int, size: int, hop: int, **conv: Any
+) -> tuple[nir.NIRGraph, tuple[int, ...]]:
+    cells = (side - size) // hop + 1
+    pooling = nir.SumPool2d(np.array([size] * 2), np.array([hop] * 2), np.array([0, 0]))
+    behind = kernel(3, 2, **conv)
+    step, around = conv.get("stride", 1), conv.get("padding", 0)
+    out = (cells + 2 * around - 3) // step + 1
+    graph = chain(
+        (2, side, side), (3,), a=kernel(2, 2, size=1), n=fires((2, side, side), 2), p=pooling, b=behind,
+        m=fires((3, out, out), 4), f=flatten(3, out, out), d=nir.Linear(on_grid(RNG, 3, 3 * out * out)), k=fires((3,), 4),
+    )  # fmt: skip
+    return graph, (2, side, side)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "stride", "conv", "relays"),
+    [
+        (17, 2, 2, {"padding": 1, "stride": 2}, 0),  # the padding at the far side is never read
+        (17, 2, 2, {"padding": 1}, 4 * 2 * 8 * 8),
+        (17, 3, 2, {"padding": 1}, 9 * 2 * 8 * 8),
+        (16, 2, 2, {"padding": 1}, 0),
+        (17, 3, 2, {}, 0),
+    ],
+)
+def test_a_padded_convolution_behind_a_pool(
+    side: int, size: int, stride: int, conv: dict[str, int], relays: int
+) -> None:
+    graph, shape = padded_behind_pool(side, size, stride, **conv)
+    network = lower(graph, DT_S)
+    assert set(differing(graph, network, spikes(2, 12, *shape, seed=3)).values()) == {0}
+    assert all(isinstance(layer, Conv) for layer in network.layers[:-1])
+    nodes = sum(int(np.prod(seat.shape)) for _, seat in node_places(network).values())
+    assert sum(int(np.prod(layer.output_shape)) for layer in network.layers) - nodes == relays
+
+
+def test_payloads_that_no_relay_hands_on_go_through_a_dense_layer() -> None:
+    graph = chain(
+        (1, 7, 7), (3,), p=pool(nir.SumPool2d, 2), b=kernel(2, 1, padding=1), m=fires((2, 3, 3), 4), f=flatten(2, 3, 3),
+        d=nir.Linear(on_grid(RNG, 3, 18)), k=fires((3,), 2),
+    )  # fmt: skip
+    network = lower(graph, DT_S, input_bits=3)
+    assert isinstance(network.layers[0], Dense)
+    assert (
+        "'m': 882 weights as a dense layer, no convolution is exact" in network.lowering["rewrites"]
+    )
+    inputs = np.random.default_rng(0).integers(0, 8, (2, 12, 1, 7, 7))
+    assert set(differing(graph, network, inputs).values()) == {0}
+
+
+def test_payloads_beside_a_branch_are_refused() -> None:
+    with pytest.raises(
+        DeployError, match=r"node 'n4': hears the input beside or behind other layers.*feed spikes"
+    ):
+        lower(CONCATENATED, DT_S, input_bits=4)
+
+
+def test_a_bias_that_a_current_filters_is_heard_from_a_neuron_that_always_fires() -> None:
+    """Currents that forget within a step filter nothing; with the others no bit is lost in 6 steps."""
+    current = cuba(
+        (5,),
+        tau_syn=np.full(5, 2 * DT_S),
+        tau_mem=np.full(5, 2 * DT_S),
+        w_in=np.full(5, 2.0),
+        r=np.full(5, 2.0),
+    )
+    weight = np.round(on_grid(RNG, 5, 6) * 2) / 4
+    graph = chain(
+        (6,), (3,), a=nir.Affine(weight, np.array([0.25, -0.25, 0.5, 0, 0.75])), n=current, b=nir.Linear(on_grid(RNG, 3, 5)), m=fires((3,), 2),
+    )  # fmt: skip
+    network = lower(graph, DT_S)
+    assert [layer.name for layer in network.layers] == ["input+bias", "a", "b"]
+    assert set(differing(graph, network, spikes(4, 6, 6, seed=2)).values()) == {0}
+
+
+def test_registers_of_each_neuron() -> None:
+    thresholds = np.array([0.5, 1.25, 0.75, 2.0, 1.0])
+    taus = np.array([1.0, 2.0, 4 / 3, 2.0, 4.0]) * 2 * DT_S
+    cell = lif((5,), tau=taus, r=taus / DT_S, v_threshold=thresholds)
+    graph = chain(
+        (6,),
+        (3,),
+        a=nir.Linear(np.round(on_grid(RNG, 5, 6)) / 4),
+        n=cell,
+        b=nir.Linear(on_grid(RNG, 3, 5)),
+        m=fires((3,)),
+    )
+    network = lower(graph, DT_S)
+    neuron = network.layers[0].neuron
+    assert np.asarray(neuron.v_decay).tolist() == [2048, 1024, 1536, 1024, 512]
+    assert len(set(np.asarray(neuron.vth_int).tolist())) > 2
+    assert set(differing(graph, network, spikes(4, 5, 6, seed=2)).values()) == {0}
+
+
+def test_a_synapse_behind_a_synapse_is_their_product() -> None:
+    graph = chain(
+        (1, 6, 6), (3,), c=kernel(2, 1, size=3), k=conv2d(np.ones((1, 2, 2, 2)), stride=2), m=fires((1, 2, 2)), f=flatten(1, 2, 2),
+        d=nir.Linear(np.ones((4, 4))), e=nir.Affine(on_grid(RNG, 3, 4) / 4, on_grid(RNG, 3)), n=fires((3,)),
+    )  # fmt: skip
+    network = lower(graph, DT_S)
+    assert network.lowering["folded"] == ["synapse 'c' into 'k'", "synapse 'd' into 'e'"]
+    assert [layer.weight_int.shape for layer in network.layers] == [(1, 1, 4, 4), (3, 4)]
