@@ -7,6 +7,7 @@ from typing import Any
 
 import nir
 
+from knarr.export.arguments import as_shape
 from knarr.export.certificate import Certificate, require_metadata
 from knarr.export.errors import ExportError
 from knarr.export.graph.complete import build, complete
@@ -62,23 +63,27 @@ def write(graph: nir.NIRGraph, path: Path) -> None:
             sidecar.unlink(missing_ok=True)
 
 
-def read(path: Path) -> nir.NIRGraph:
+def read(path: Path, input_shape: tuple[int, ...] | None = None) -> nir.NIRGraph:
     """Read a NIR file, ours or another tool's, with every shape checked and every parameter spread over its neurons.
 
     Args:
         path: `.nir` file.
+        input_shape: sizes of one time step, for files whose Input declares batch or time as well, or nothing. Leading
+            axes of 1 that no node takes need no such help.
 
     Returns:
-        The graph; `metadata["knarr_filled"]` lists what was missing and is defined by the NIR standard, if anything.
+        The graph; `metadata["knarr_filled"]` lists what was missing and is defined by the NIR standard, and leading axes
+        that were dropped, if anything.
 
     Raises:
         ExportError: missing, too large, not HDF5, not a NIR graph, a loop without a meaning, or something NIR leaves open;
             in bounded time and memory, whatever the bytes are.
     """
-    return _read(Path(path), Path(path))
+    shape = None if input_shape is None else as_shape(input_shape)
+    return _read(Path(path), Path(path), shape)
 
 
-def _read(path: Path, shown: Path) -> nir.NIRGraph:
+def _read(path: Path, shown: Path, input_shape: tuple[int, ...] | None = None) -> nir.NIRGraph:
     try:
         tree = load(path)
         node = tree.get("node")
@@ -87,7 +92,7 @@ def _read(path: Path, shown: Path) -> nir.NIRGraph:
         if node["type"] != "NIRGraph":
             raise ExportError(f"holds a single {node['type']}, needs a graph")
         filled: list[str] = []
-        graph = complete(build(node, filled), filled)
+        graph = complete(build(node, filled), filled, input_shape)
     except ExportError as error:
         # A file is read under a temporary name before it is moved; the user knows the other one.
         text = str(error).replace(str(path), str(shown))

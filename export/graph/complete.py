@@ -1,5 +1,6 @@
 """Fill in what other exporters leave out and the NIR standard defines; refuse what the standard leaves open.
 
+Dropped: leading axes of 1 of Input and Output, the batch that an exporter ran with; NIR counts without it.
 Filled: v_reset (0), w_in (1), a scalar or channel-shaped parameter spread over its neurons, Conv input_shape, Flatten's and
 Output's shape. Every filling is listed. Left open, so refused: Input without shape, a Conv without bias, r or tau missing.
 """
@@ -17,12 +18,13 @@ from knarr.export.errors import ExportError
 from knarr.export.graph.shapes import (
     PER_NEURON,
     Array,
+    Shape,
     declared_shape,
     infer,
     parameters,
     spread,
 )
-from knarr.export.graph.topology import CONVS, ENDS, inline, topology
+from knarr.export.graph.topology import CONVS, ENDS, Topology, inline, topology
 
 KINDS: dict[str, Any] = {
     kind: getattr(nir, kind)
@@ -168,18 +170,22 @@ def _array(where: str, field: str, value: Any) -> Array:
     return array
 
 
-def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
+def complete(
+    graph: nir.NIRGraph, filled: list[str], input_shape: tuple[int, ...] | None = None
+) -> nir.NIRGraph:
     """Check every shape and spread every parameter over its neurons, in place.
 
     Args:
         graph: as `build` gives it.
-        filled: gets one line for each parameter that was spread.
+        filled: gets one line for each parameter that was spread, and for leading axes that were dropped.
+        input_shape: sizes of one time step of the input, where the file declares more axes or none; None takes what it
+            declares, without leading axes of 1 that no node takes.
 
     Raises:
         ExportError: the node where shapes part or NIR leaves something open.
     """
     nodes, edges = inline(graph)
-    entering, leaving = infer(nodes, topology(nodes, edges))
+    entering, leaving = _infer_unbatched(nodes, topology(nodes, edges), filled, input_shape)
     # A file of a few bytes may declare scalars over millions of neurons: count before anything is spread.
     total = 0
     for name, node in nodes.items():
@@ -208,6 +214,91 @@ def complete(graph: nir.NIRGraph, filled: list[str]) -> nir.NIRGraph:
         node.output_type = {"output": np.array(out)}
     _ends(graph)
     return graph
+
+
+def _infer_unbatched(
+    nodes: dict[str, Any], order: Topology, filled: list[str], wanted: tuple[int, ...] | None
+) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """Infer all shapes with as few leading axes dropped from the ends as the nodes allow."""
+    ends = {name: declared_shape(node) for name, node in nodes.items() if isinstance(node, ENDS)}
+    first = tuple(ends[order.input].ravel().tolist())
+    if wanted is not None and not first:
+        filled.append(f"node '{order.input}': shape missing, {wanted} as given")
+        ends[order.input], first = np.array(wanted), wanted
+    most = 0
+    while wanted is None and most < len(first) - 1 and first[most] == 1:
+        most += 1
+    drops = list(range(most + 1))
+    if wanted is not None:
+        drops = [max(len(first) - len(wanted), 0)]
+        if first[drops[0] :] != wanted:
+            raise ExportError(
+                f"node '{order.input}': declares {first}, which does not end in the input shape {wanted}; give the sizes "
+                "of one time step"
+            )
+    faults = []
+    for dropped in drops:
+        try:
+            shapes = _infer_without(nodes, order, ends, dropped)
+        except ExportError as error:
+            faults.append(error)
+            continue
+        if dropped:
+            filled.append(
+                f"node '{order.input}': leading axes {first[:dropped]} of {first} dropped, NIR counts without batch"
+            )
+        return shapes
+    # Other axes than of 1 may be features, so only the user can say that they are not.
+    for dropped in range(1, len(first) if wanted is None else 0):
+        try:
+            _infer_without(nodes, order, ends, dropped)
+        except ExportError:
+            continue
+        sizes = ",".join(map(str, first[dropped:]))
+        raise ExportError(
+            f"{faults[0]}; if axes {first[:dropped]} of '{order.input}' are batch or time, give --input-shape {sizes} "
+            f"(read(path, input_shape=({sizes},)))"
+        )
+    raise faults[0]
+
+
+def _infer_without(
+    nodes: dict[str, Any], order: Topology, ends: dict[str, Array], dropped: int
+) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """Infer all shapes with the ends declared without their first axes.
+
+    Raises:
+        ExportError: they do not fit the nodes.
+    """
+    for name, shape in ends.items():
+        # An end that declares fewer axes was written without the batch.
+        kept = shape[dropped:] if shape.size > dropped else shape
+        _declare(nodes[name], kept)
+    try:
+        return infer(nodes, order)
+    except ExportError:
+        flattens = [node for node in nodes.values() if isinstance(node, nir.Flatten)]
+        shifted = [node for node in flattens if min(int(node.start_dim), dropped) > 0]
+        if not shifted:
+            raise
+        # Some exporters count the axes of a Flatten with the batch that they wrote into the ends.
+        before = [(node.start_dim, node.end_dim) for node in shifted]
+        for node in shifted:
+            node.start_dim = int(node.start_dim) - dropped
+            node.end_dim = int(node.end_dim) - dropped if int(node.end_dim) > 0 else node.end_dim
+        try:
+            return infer(nodes, order)
+        except ExportError:
+            for node, (start, end) in zip(shifted, before, strict=True):
+                node.start_dim, node.end_dim = start, end
+            raise
+
+
+def _declare(node: Any, shape: Array) -> None:
+    side, key = (
+        ("input_type", "input") if isinstance(node, nir.Input) else ("output_type", "output")
+    )
+    setattr(node, side, {key: shape if shape.size else None})
 
 
 def _ends(graph: nir.NIRGraph) -> None:

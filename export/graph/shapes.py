@@ -44,7 +44,8 @@ def input_shape(name: str, node: nir.Input) -> Shape:
     sizes = declared_shape(node).ravel()
     if not sizes.size:
         raise ExportError(
-            f"node '{name}': Input without a shape, which NIR leaves open; write the shape of one step"
+            f"node '{name}': Input without a shape, which NIR leaves open; give the shape of one step "
+            "with --input-shape (read(path, input_shape=...))"
         )
     if sizes.dtype.kind not in "iu" or (sizes < 1).any():
         raise ExportError(
@@ -120,9 +121,9 @@ def node_shape(name: str, node: Any, shape: Shape) -> Shape:
     if isinstance(node, LINEARS):
         weight = np.asarray(node.weight)
         if weight.ndim != 2 or shape != (weight.shape[1],) or not weight.size:
-            raise ExportError(
-                f"node '{name}': receives {shape}, its weight is {weight.shape} and takes (features,) alone; flatten before it"
-            )
+            takes = f"its weight is {weight.shape} and takes {weight.shape[1:]} alone"
+            cure = "flatten before it" if math.prod(shape) == weight.shape[-1] else "correct one"
+            raise ExportError(f"node '{name}': receives {shape}, {takes}; {cure}")
         if isinstance(node, nir.Affine):
             _require_bias(name, node, weight)
         return (weight.shape[0],)
@@ -233,12 +234,12 @@ def _windows(
 
 
 def _fits(name: str, field: str, value: Array, shape: Shape) -> None:
-    # A size of 1 along an axis stands for all neurons of the axis, as numpy would spread it.
-    scalar = value.size == 1 and value.ndim <= max(len(shape), 1)
-    same_axes = value.ndim == len(shape) and all(
-        v in (1, n) for v, n in zip(value.shape, shape, strict=True)
-    )
-    if not (scalar or same_axes):
+    # A size of 1 along an axis stands for all neurons of the axis, as numpy would spread it, and axes
+    # of 1 before those of the neurons are the batch that an exporter ran with.
+    extra = value.ndim - len(shape)
+    batch = extra >= 0 and set(value.shape[:extra]) <= {1}
+    same_axes = batch and all(v in (1, n) for v, n in zip(value.shape[extra:], shape, strict=True))
+    if not (value.size == 1 or same_axes):
         raise ExportError(
             f"node '{name}': {field} has shape {value.shape} for neurons of {shape}; NIR does not say how they "
             "match, give one value or one per neuron"
@@ -247,9 +248,8 @@ def _fits(name: str, field: str, value: Array, shape: Shape) -> None:
 
 def spread(value: Array, shape: Shape) -> Array:
     """Return a copy with one value per neuron of a parameter that `node_shape` found to fit."""
-    # A single value may have more axes than the neurons, which numpy alone would not spread.
-    if value.size == 1:
-        value = value.reshape(())
+    # Leading axes of 1 may be more than the neurons have, which numpy alone would not spread.
+    value = value.reshape(()) if value.size == 1 else value.reshape(value.shape[-len(shape) :])
     return np.array(np.broadcast_to(value, shape))
 
 
