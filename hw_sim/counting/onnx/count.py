@@ -10,7 +10,7 @@ skipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -38,15 +38,25 @@ RULES: dict[str, Rule | str] = {**ELEMENTWISE, **PRODUCT_RULES}
 Means = dict[str, Fraction]
 
 
-def count_onnx(path: str | Path, inputs: Array | None = None) -> OperationCounts:
+def count_onnx(
+    path: str | Path,
+    inputs: Array | None = None,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    batch_axis: int | None = None,
+) -> OperationCounts:
     """Count one inference of an ONNX file.
 
     Args:
-        path: file with static shapes (a dynamic first dimension is taken as batch 1), exported in
-            eval mode.
-        inputs: (samples, *shape) of the type the file takes, to count effective operations too:
-            zero activations skipped, one sample at a time, so that results do not depend on batch
-            size. Between two activations an operation is effective where both are non-zero.
+        path: file with static shapes (a dynamic first dimension is taken as batch 1 where the graph
+            treats it as a batch), exported in eval mode.
+        inputs: (samples, *shape without batch) of the type the file takes, to count effective
+            operations too: zero activations skipped, one sample at a time, so that results do not
+            depend on batch size. Between two activations an operation is effective where both are
+            non-zero. An input without a batch axis takes (samples, *shape), or one *shape.
+        input_shapes: graph input -> its whole shape in one inference, such as {"x": (100, 1, 64)},
+            where the file leaves an axis open that is no batch.
+        batch_axis: the axis of the batch, where it is not the first.
 
     Returns:
         Per layer, for one inference: `dense_padded` (taps into the padding included), `dense_valid`,
@@ -55,11 +65,12 @@ def count_onnx(path: str | Path, inputs: Array | None = None) -> OperationCounts
         `effective` and `effective_nonzero` of the products.
 
     Raises:
-        CountError: not an ONNX file, shapes that are not static, or inputs that do not fit.
+        CountError: not an ONNX file, shapes that are not static, a first axis that is no batch and
+            of no known size, or inputs that do not fit.
             Operations that cannot be counted are rows of the ledger, and `.total` raises.
         FileNotFoundError: no such file.
     """
-    graph = read_onnx(Path(path))
+    graph = read_onnx(Path(path), input_shapes, batch_axis)
     counted: dict[str, NodeCounts] = {}
     layers: dict[str, LayerCounts] = {}
     ledger = _initializer_rows(graph)
@@ -79,13 +90,16 @@ def count_onnx(path: str | Path, inputs: Array | None = None) -> OperationCounts
             status, note = "unsupported", str(reason)
         ledger.append(LedgerRow(name, node.op_type, status, note))
     effective = effective_nonzero = None
+    samples = 0
     if inputs is not None:
+        name, fed = _checked_input(graph, inputs)
+        samples = len(fed)
         products = {name: row.products for name, row in counted.items() if row.products}
-        effective, effective_nonzero = _effective_counts(graph, products, inputs)
+        effective, effective_nonzero = _effective_counts(graph, products, name, fed)
     return OperationCounts(
         layers,
         tuple(ledger),
-        samples=0 if inputs is None else len(inputs),
+        samples=samples,
         timesteps=1,
         kind="ann",
         effective=effective,
@@ -180,6 +194,7 @@ def _describe(counts: LayerCounts, row: NodeCounts) -> str:
 def _effective_counts(
     graph: OnnxGraph,
     products: dict[str, tuple[Product, ...]],
+    name: str,
     inputs: Array,
 ) -> tuple[Means, Means]:
     """Count the multiplications that are left when activations that are 0 are skipped.
@@ -187,16 +202,15 @@ def _effective_counts(
     Args:
         graph: the model.
         products: layer -> its products.
-        inputs: (samples, *shape) of the graph's one input.
+        name: the graph's one input.
+        inputs: (samples, *its shape).
 
     Returns:
         Layer -> mean per sample, with zero weights multiplied and with zero weights skipped too.
 
     Raises:
-        CountError: inputs that do not fit, a model that onnxruntime does not run, or NaN and
-            infinity on the way.
+        CountError: a model that onnxruntime does not run, or NaN and infinity on the way.
     """
-    name = _checked_input(graph, inputs)
     # Tensor -> the layer that reads it; of several the first one, which is written last.
     readers: dict[str, str] = {}
     for layer, parts in reversed(products.items()):
@@ -209,7 +223,7 @@ def _effective_counts(
     stored, nonzero = dict.fromkeys(products, 0), dict.fromkeys(products, 0)
     # One at a time, so that a model's results cannot depend on the batch.
     for sample in inputs:
-        values = {name: sample[None]}
+        values = {name: sample}
         # An empty list would ask for all outputs.
         if watched:
             with _refusals():
@@ -233,8 +247,8 @@ def _effective_counts(
     return effective, effective_nonzero
 
 
-def _checked_input(graph: OnnxGraph, inputs: Array) -> str:
-    """Return the name of the one input that these samples fit."""
+def _checked_input(graph: OnnxGraph, inputs: Array) -> tuple[str, Array]:
+    """Return the name of the one input, and samples that fit it, (samples, *shape)."""
     if len(graph.inputs) != 1:
         raise CountError(
             f"inputs: the model has {len(graph.inputs)} inputs {list(graph.inputs)}, one can be run"
@@ -245,12 +259,19 @@ def _checked_input(graph: OnnxGraph, inputs: Array) -> str:
         raise CountError(
             f"inputs: {getattr(inputs, 'dtype', type(inputs).__name__)}, needs a {wanted} array"
         )
-    if inputs.shape[1:] != shape[1:] or len(inputs) == 0:
-        needs = ", ".join(map(str, shape[1:]))
+    axis = graph.batch_axes[name]
+    # A shape that was given may begin with a batch of 1.
+    if axis is None and shape[:1] == (1,) and inputs.shape[1:] == shape[1:]:
+        axis = 0
+    alone = shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
+    if axis is None and inputs.shape == shape:
+        return name, inputs[None]
+    if inputs.shape[1:] != alone or len(inputs) == 0:
+        needs = ", ".join(map(str, alone))
         raise CountError(
             f"inputs: shape {inputs.shape}, needs (samples, {needs}) with at least one sample"
         )
-    return name
+    return name, inputs if axis is None else np.expand_dims(inputs, 1 + axis)
 
 
 def _showing(graph: OnnxGraph, watched: Sequence[str]) -> Any:

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.reference import ReferenceEvaluator
 
 from knarr.hw_sim.arrays import Array
+from knarr.hw_sim.counting.onnx.batch import RECURRENT, resize, set_batch, settle, shapes_of
 from knarr.hw_sim.errors import CountError, first_line
 
 Shape = tuple[int, ...]
@@ -36,15 +37,22 @@ LIGHT = 4096
 """Most elements of a constant that inference may want to see; heavier ones are weights."""
 MOST_MULTIPLIED = 2**22
 """Elements of each factor of a constant product; 2048 x 2048 takes a second or two."""
-PRODUCTS = frozenset({"Einsum", "Gemm", "MatMul"})
+MOST_FOLDED_IN_ALL = 2**28
+"""Most elements of all constants of a file that are computed here."""
+PRODUCTS = frozenset({"Gemm", "MatMul"})
 """Operators of products that are computed here where all their factors are constants."""
-RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-"""Operations whose hidden sequence is looked at."""
-NEVER_FOLDED = RECURRENT | {
-    "Bernoulli", "Conv", "ConvInteger", "ConvTranspose", "Dropout", "MatMulInteger", "Multinomial",
-    "QLinearConv", "QLinearMatMul", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+FOLDED = PRODUCTS | {
+    "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Cos",
+    "DequantizeLinear", "Div", "Equal", "Erf", "Exp", "Expand", "EyeLike", "Flatten", "Floor", "Gather",
+    "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "Max", "Mean",
+    "Min", "Mod", "Mul", "Neg", "NonZero", "Not", "OneHot", "Or", "Pad", "Pow", "QuantizeLinear", "Range", "Reciprocal",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round", "ScatterElements",
+    "ScatterND", "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh",
+    "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
 }  # fmt: skip
-"""Operations that are too slow to compute here, or give another value each time."""
+"""Operations that are computed here: those that shapes and stored weights are made by, each of which
+takes a time that grows with its elements alone. A regular expression or a loop need not end.
+"""
 NOT_INFERRED = frozenset({"GroupNormalization"})
 """Operations whose output is shaped as their input, and which onnx cannot infer."""
 
@@ -66,6 +74,8 @@ class OnnxGraph:
         needed: tensors that some output of the graph depends on.
         readers: initializer -> names of the nodes that read it, also from within their subgraphs.
         producers: tensor -> onnx.NodeProto that makes it.
+        batch_axes: graph input -> its axis of the batch, at which it is 1; None for an input that is
+            whole as it is.
     """
 
     model: Any
@@ -76,6 +86,7 @@ class OnnxGraph:
     needed: frozenset[str]
     readers: Mapping[str, Sequence[str]]
     producers: Mapping[str, Any]
+    batch_axes: Mapping[str, int | None]
 
     def shape(self, tensor: str) -> Shape:
         """Return the static shape of a tensor.
@@ -175,11 +186,23 @@ def session_of(model: Any) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
 
 
-def read_onnx(path: Path) -> OnnxGraph:
+def read_onnx(
+    path: Path,
+    input_shapes: Mapping[str, Shape] | None = None,
+    batch_axis: int | None = None,
+) -> OnnxGraph:
     """Load a file, check it, inline its functions, and infer all shapes at batch 1.
 
+    Args:
+        path: the file.
+        input_shapes: graph input -> its whole shape in one inference, for axes that the file leaves
+            open and that are no batch, such as time steps.
+        batch_axis: the axis of the batch of all other inputs; None takes the first, where the graph
+            treats it as a batch.
+
     Raises:
-        CountError: not an ONNX file, or an input whose shape is not static beyond the batch.
+        CountError: not an ONNX file, an input whose shape is not static beyond the batch, or whose
+            first axis is no batch and of a size that the file leaves open.
         FileNotFoundError: no such file.
     """
     if not path.exists():
@@ -194,10 +217,21 @@ def read_onnx(path: Path) -> OnnxGraph:
         inputs = {value.name: value for value in model.graph.input}
         for initializer in model.graph.initializer:
             inputs.pop(initializer.name, None)  # old files list their weights as inputs too
-        input_shapes = {name: _input_shape(path, value) for name, value in inputs.items()}
+        settled = set_batch(path, inputs, input_shapes or {}, batch_axis)
         del model.graph.value_info[:]  # may name the dynamic batch
         _name_hidden_sequences(model)
         shapes, types, constants = _settle(model)
+        for group in settled.doubtful:
+            doubled = onnx.ModelProto()
+            doubled.CopyFrom(model)
+            resize(doubled, group)
+            try:
+                changed, _, _ = _settle(doubled)
+            except (ValueError, onnx.shape_inference.InferenceError):
+                changed = None
+            settle(path, settled, group, model, shapes, changed)
+    except CountError:  # the file is valid, and says too little
+        raise
     except (
         OSError,
         TypeError,  # names
@@ -221,13 +255,14 @@ def read_onnx(path: Path) -> OnnxGraph:
             readers[tensor].insert(0, name)
     return OnnxGraph(
         model,
-        input_shapes,
+        {name: shapes_of(value) for name, value in inputs.items()},
         shapes,
         types,
         constants,
         frozenset(needed),
         readers,
         producers={output: node for node in model.graph.node for output in node.output if output},
+        batch_axes=settled.axes,
     )
 
 
@@ -243,6 +278,7 @@ def _settle(model: Any) -> tuple[dict[str, Shape], dict[str, Any], dict[str, Arr
     """
     constants = {tensor.name: _stored(tensor) for tensor in model.graph.initializer}
     nodes = list(model.graph.node)
+    folded = 0
     given: dict[str, Any] = {}
     while True:
         shapes, types = _infer(model, nodes, constants, given)
@@ -250,11 +286,16 @@ def _settle(model: Any) -> tuple[dict[str, Shape], dict[str, Any], dict[str, Arr
         given |= found
         waiting = []
         for node in nodes:
-            values = _value(node, model, constants, shapes)
+            sizes = (prod(shapes[name]) for name in node.output if name in shapes)
+            values = None
+            # What only grows is refused before it fills the memory; the rest stays what it is.
+            if folded + sum(sizes) <= MOST_FOLDED_IN_ALL:
+                values = _value(node, model, constants, shapes)
             if values is None:
                 waiting.append(node)
             else:
                 constants |= values
+                folded += sum(value.size for value in values.values())
         if len(waiting) == len(nodes) and not found:
             shapes |= {name: value.shape for name, value in constants.items()}
             return shapes, types, constants
@@ -352,7 +393,7 @@ def _value(
     shapes: Mapping[str, Shape],
 ) -> dict[str, Array] | None:
     """Return the outputs of a node that depends on no input and can be computed here, or None."""
-    if node.domain not in ("", "ai.onnx") or holds_subgraph(node) or node.op_type in NEVER_FOLDED:
+    if node.domain not in ("", "ai.onnx") or holds_subgraph(node) or node.op_type not in FOLDED:
         return None
     # A shape may be known where the value is not.
     if node.op_type in ("Shape", "Size"):
@@ -460,24 +501,3 @@ def _name_hidden_sequences(model: Any) -> None:
                 node.output.append(name)
             elif not node.output[0]:
                 node.output[0] = name
-
-
-def _input_shape(path: Path, value: Any) -> Shape:
-    """Return the shape of a graph input with batch 1, which is also written into the model."""
-    dims = value.type.tensor_type.shape.dim
-    if not dims:
-        raise CountError(f"{path}: input '{value.name}' has no shape; export with static shapes")
-    if not dims[0].HasField("dim_value"):
-        dims[0].dim_value = 1
-    if dims[0].dim_value != 1:
-        raise CountError(
-            f"{path}: input '{value.name}' has a fixed batch of {dims[0].dim_value}, counts are per inference; "
-            "export with batch 1 or a dynamic batch"
-        )
-    for axis, dim in enumerate(dims):
-        if not dim.HasField("dim_value") or dim.dim_value < 1:
-            shown = dim.dim_param or "unknown"
-            raise CountError(
-                f"{path}: input '{value.name}' axis {axis} is {shown}; only the batch may be dynamic"
-            )
-    return tuple(int(dim.dim_value) for dim in dims)
