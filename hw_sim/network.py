@@ -459,9 +459,9 @@ class Readout:
 
     def __post_init__(self) -> None:
         known = self.kind in ("spikes", "voltage") and self.over_time in ("sum", "mean", "last")
-        if not known or self.votes < 1:
+        if not known or not is_integer(self.votes) or self.votes < 1:
             raise ChipError(
-                f"readout: {self.kind!r}, {self.over_time!r}, {self.votes} votes; choose spikes or voltage, sum, mean or "
+                f"readout: {self.kind!r}, {self.over_time!r}, {self.votes!r} votes; choose spikes or voltage, sum, mean or "
                 "last, and at least 1 vote"
             )
 

@@ -18,6 +18,7 @@ import numpy as np
 from knarr.deploy.errors import DeployError
 from knarr.deploy.netx.draft import Draft, load_groups, partial_network, read_draft
 from knarr.deploy.netx.file_rules import file_violations, shorten
+from knarr.deploy.netx.manifest_schema import require_manifest
 from knarr.deploy.rules import Violation, check_network, fatal
 from knarr.files import replacing, write_atomic
 from knarr.hw_sim import (
@@ -144,8 +145,10 @@ def _examine(path: Path) -> tuple[list[Violation], Draft, ChipNetwork | None]:
     try:
         with h5py.File(path, "r") as file:
             manifest = _read_manifest(file)
+        require_manifest(manifest, CURE)
         entries = _entries(manifest)
     except DeployError as error:
+        manifest, entries = {}, {}
         violations.append(Violation("manifest_fits", "file", str(error)))
     except (ValueError, OSError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         # json, h5py and a manifest of another structure raise all of these.

@@ -126,6 +126,14 @@ def test_sizes_that_only_a_simulation_would_meet(path: Path) -> None:
     assert peak() - before < MEMORY_BYTES
 
 
+NOTES = (
+    '{"format": 3, "lowering": {"weight_bits": 8, "calibration": %s, "layers": [%s], '
+    '"rewrites": [], "approximations": []}}'
+)
+LAYER = '"name": "a", "weight_error": 0.1, "weights_clipped": 0, "sum_limit": 10'
+MEASURED = '{"samples": 1, "timesteps": 2, "classes_kept": 1}'
+
+
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
@@ -134,13 +142,32 @@ def test_sizes_that_only_a_simulation_would_meet(path: Path) -> None:
         ("[]", "another format"),
         ('{"format": 1}', "another format"),
         (7, "no text"),
-        ('{"format": 3, "layers": 5}', "manifest cannot be read"),
-        ('{"format": 3, "layers": [5]}', "manifest cannot be read"),
+        ('{"format": 3, "layers": 5}', "manifest is damaged at layers "),
+        ('{"format": 3, "layers": [5]}', "manifest is damaged at layers.0 "),
         ('{"format": 3, "layers": [{"name": "a\\nb"}]}', r"names a layer 'a\\nb'"),
-        ('{"format": 3, "layers": [{"units_per_volt": "x"}]}', "units per volt"),
-        ('{"format": 3, "input": {"bits": "x"}}', "does not fit the file"),
+        ('{"format": 3, "layers": [{"units_per_volt": "x"}]}', "layers.0.units_per_volt"),
+        ('{"format": 3, "input": {"bits": "x"}}', "damaged at input.bits"),
+        ('{"format": 3, "input": {"bits": true}}', "damaged at input.bits"),
+        ('{"format": 3, "input": []}', "damaged at input "),
+        ('{"format": 3, "readout": {"kind": "spikes", "votes": true}}', "damaged at readout.votes"),
+        ('{"format": 3, "readout": {"kind": "spikes", "votes": 1.5}}', "damaged at readout.votes"),
+        ('{"format": 3, "dt_s": "0.001"}', "damaged at dt_s"),
+        ('{"format": 3, "dt_s": -1.0}', "damaged at dt_s"),
+        ('{"format": 3, "graph_hash": 7}', "damaged at graph_hash"),
+        ('{"format": 3, "lowering": []}', "damaged at lowering "),
+        ('{"format": 3, "lowering": {"weight_bits": 8}}', "layers, rewrites missing"),
+        ('{"format": 3, "lowering": {"trained": {}}}', "weight_bits is missing"),
+        (
+            '{"format": 3, "lowering": {"weight_bits": 8, "trained": 5}}',
+            "damaged at lowering.trained",
+        ),
+        (NOTES % ("null", '{"weight_error": 0.1}'), "lowering.layers.0.name"),
+        (NOTES % ("null", f"{{{LAYER}}}"), "layer 'a' has no sum_bound"),
+        (NOTES % ("5", f"{{{LAYER}}}"), "damaged at lowering.calibration"),
+        (NOTES % (MEASURED, f"{{{LAYER}}}"), "layer 'a' has no sum_peak"),
+        (NOTES % (MEASURED, f'{{{LAYER}, "decisions": 0}}'), "lowering.layers.0.decisions"),
         ('{"format": 3, "input": {"bits": 99}}', "input: 99 bits, allowed"),
-        ('{"format": 3, "input": {"units": NaN}}', "input: nan units"),
+        ('{"format": 3, "input": {"units": NaN}}', "damaged at input.units"),
         ('{"format": 3, "readout": {"kind": "voltage"}}', "does not go with a voltage readout"),
         ('{"format": 3, "readout": {"kind": "spikes", "more": 1}}', "does not fit the file"),
         ('{"format": 3, "layers": [{"name": "a"}, {"name": "a"}]}', "layer names repeat"),
