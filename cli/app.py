@@ -119,6 +119,13 @@ TimestepsOption = Annotated[
     int | None,
     Option("--timesteps", help="Number of time steps, where the inputs have no time axis.", min=1),
 ]
+InputShapeOption = Annotated[
+    str | None,
+    Option(
+        "--input-shape",
+        help="Sizes of one time step, such as 2,34,34, where the file declares batch or time as well (FILE.nir).",
+    ),
+]
 LabelsOption = Annotated[
     Path | None, Option("--labels", help=".npy file with the class of each sample.")
 ]

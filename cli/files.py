@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
     import nir
     import numpy as np
     from torch import nn
-
-MAPPED_BYTES = 2**26
-"""Larger files are mapped, so that only what is looked at comes into memory."""
 
 
 def keep_apart(out: Path | None, *inputs: Path | None) -> None:
@@ -49,39 +47,102 @@ def read_array(path: Path) -> np.ndarray[Any, Any]:
     """Read an array of numbers from a .npy file; nothing is unpickled.
 
     Raises:
-        UsageError: No such file, or something else in it.
+        ArrayFileError: No such file, or something else in it.
     """
-    import numpy as np  # here, so that help and a wrong option answer at once
+    from knarr.arrays import read_npy  # here, so that help and a wrong option answer at once
 
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; save integers with numpy.save")
-    large = path.stat().st_size > MAPPED_BYTES
-    try:
-        array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UsageError(
-            f"{path}: not a .npy array of numbers ({error}); save one with numpy.save"
-        ) from error
-    # numpy.load also opens .npz archives, whatever their names end in.
-    if not isinstance(array, np.ndarray):
-        raise UsageError(f"{path}: holds several arrays; save one with numpy.save")
-    return array
+    return read_npy(path)
+
+
+def read_arrays(path: Path) -> np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]:
+    """Read one array from a .npy file, or several by name from a .npz file.
+
+    Raises:
+        ArrayFileError: No such file, or something else in it.
+    """
+    from knarr.arrays import ZIP_MAGIC, read_npy, read_npz
+
+    # By its content: numpy writes either kind under any name.
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+                return read_npz(path)
+    return read_npy(path)
 
 
 def read_labels(path: Path | None) -> np.ndarray[Any, Any] | None:
     """Read the class of each sample; None where no file is named.
 
+    They are checked by `knarr.hw_sim.check_labels` once the network is known.
+
     Raises:
-        UsageError: No (samples,) integers.
+        UsageError: No array of numbers.
     """
-    if path is None:
-        return None
-    labels = read_array(path)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    return None if path is None else read_array(path)
+
+
+def read_graph(path: Path, input_shape: str | None = None) -> nir.NIRGraph:
+    """Read a .nir file, ours or another tool's, and refuse one that was edited after its certificate.
+
+    Args:
+        path: The file; `<path>.json` beside it may hold its certificate.
+        input_shape: Sizes of one time step with commas, where the file declares more axes.
+
+    Raises:
+        UsageError: No sizes.
+        ExportError: No NIR graph, or not that of its certificate.
+    """
+    from knarr.export import read, require_certified
+
+    shape = None if input_shape is None else read_sizes(input_shape)
+    graph = read(path, shape)
+    require_certified(graph, path)
+    return graph
+
+
+def read_sizes(text: str) -> tuple[int, ...]:
+    """Read the value of --input-shape.
+
+    Raises:
+        UsageError: No positive whole numbers with commas.
+    """
+    try:
+        sizes = tuple(int(part) for part in text.rstrip(",").split(","))
+    except ValueError as error:
         raise UsageError(
-            f"{path}: labels are (samples,) integers, these are {labels.dtype} {labels.shape}"
+            f"--input-shape '{text}': write sizes with commas, such as 2,34,34"
+        ) from error
+    if min(sizes) < 1:
+        raise UsageError(f"--input-shape '{text}': every size is a positive whole number")
+    return sizes
+
+
+def check_out(option: str, out: Path | None, *, folder: bool = False) -> None:
+    """Refuse to write where nothing can be written, before the work whose result it is.
+
+    Args:
+        option: Name of the option, for the message.
+        out: The file, or None for none.
+        folder: Whether a folder is written, which may exist or be made with those above it.
+
+    Raises:
+        UsageError: A folder where a file is written or the other way round, no folder to write into, or one
+            that others own.
+    """
+    if out is None:
+        return
+    if not folder and (out.is_dir() or not out.parent.is_dir()):
+        raise UsageError(
+            f"{option}: {out} is a folder, or lies in none; give a file in a folder that exists"
         )
-    return labels
+    # The nearest that exists is what will be written, or written into.
+    there = out
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if (folder or there != out) and not there.is_dir():
+        raise UsageError(f"{option}: {there} is a file, so {out} cannot be made; name a folder")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"{option}: {there} cannot be written; give a place that you own")
 
 
 def time_step(

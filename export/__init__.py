@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from knarr.export.certificate import Certificate, certify, replay_inputs, replay_sha256
     from knarr.export.convert import to_nir
     from knarr.export.errors import CertificateError, ExportError
-    from knarr.export.files import FILLED, read, write
+    from knarr.export.files import (
+        FILLED,
+        certificate_beside,
+        read,
+        require_certified,
+        write,
+    )
     from knarr.export.graph.fold import FoldDifference, fold, fold_difference, scale_currents
     from knarr.export.graph.origin import (
         StepProposal,
@@ -47,6 +53,7 @@ __all__ = [
     "SumPool2d",
     "Trace",
     "as_inputs",
+    "certificate_beside",
     "certify",
     "execution_order",
     "explain_silence",
@@ -59,6 +66,7 @@ __all__ = [
     "read",
     "replay_inputs",
     "replay_sha256",
+    "require_certified",
     "scale_currents",
     "step_advice",
     "step_nir",

@@ -9,7 +9,7 @@ import nir
 
 from knarr.export.arguments import as_shape
 from knarr.export.certificate import Certificate, require_metadata
-from knarr.export.errors import ExportError
+from knarr.export.errors import CertificateError, ExportError
 from knarr.export.graph.complete import build, complete
 from knarr.export.graph.hdf5_guard import load
 from knarr.export.graph.topology import graph_hash
@@ -113,6 +113,42 @@ def _read(path: Path, shown: Path, input_shape: tuple[int, ...] | None = None) -
     if filled:
         graph.metadata[FILLED] = "\n".join(filled)
     return graph
+
+
+def certificate_beside(path: Path) -> Certificate | None:
+    """Return the certificate that lies beside a NIR file; None where there is none.
+
+    Raises:
+        ExportError: it is one of knarr's and cannot be read.
+    """
+    path = Path(path)
+    sidecar = path.with_name(f"{path.name}.json")
+    if not sidecar.is_file():
+        return None
+    # Broken bytes become marks that are no JSON, which the certificate's reader names.
+    text = sidecar.read_bytes().decode("utf-8", "replace")
+    # Other people keep facts of their own beside their graphs.
+    if '"graph_hash"' not in text:
+        return None
+    try:
+        return Certificate.from_json(text)
+    except ExportError as error:
+        raise ExportError(f"{sidecar}: {error}") from error
+
+
+def require_certified(graph: nir.NIRGraph, path: Path) -> None:
+    """Refuse a graph that is not the one of the certificate beside its file.
+
+    Raises:
+        CertificateError: it was changed after it was certified, or the certificate is of another graph.
+        ExportError: the certificate cannot be read.
+    """
+    found = certificate_beside(path)
+    if found is not None and found.graph_hash != graph_hash(graph):
+        raise CertificateError(
+            f"{path}: is not the graph of its certificate {Path(path).name}.json, whose hash differs: it was edited, or "
+            "replaced; export the module again, or remove the certificate to use the file as it is"
+        )
 
 
 def _text(value: Any) -> str:

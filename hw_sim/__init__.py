@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from knarr.hw_sim.engines.selection import ENGINES, choose_engine
     from knarr.hw_sim.errors import ChipError, CountError
+    from knarr.hw_sim.labels import check_labels
     from knarr.hw_sim.network import (
         NON_SPIKING_VTH,
         TRAINED,
@@ -69,6 +70,7 @@ __all__ = [
     "Recording",
     "Recurrent",
     "check_inputs",
+    "check_labels",
     "choose_engine",
     "compare",
     "count",

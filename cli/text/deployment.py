@@ -82,8 +82,15 @@ def _print_lowering(network: ChipNetwork) -> None:
     show(page)
     if measured:
         _print_classes(measured)
-    for kind in ("rewrites", "approximations", "rounding", "folded"):
-        show_indented(f"{kind.removesuffix('s')}: {line}" for line in notes[kind])
+    for kind in ("rewrites", "approximations", "rounding", "folded", "lost"):
+        # Files of older versions have no notes of a later kind.
+        show_indented(f"{kind.removesuffix('s')}: {line}" for line in notes.get(kind, ()))
+    if notes.get("lost"):
+        show(
+            "lost: what the tool that this graph looks like does and its file does not say. "
+            "`knarr verify FILE.nir --inputs --expected` shows whether it matters, and "
+            "`knarr finetune FILE.nir` fits the network as the chip runs it."
+        )
 
 
 def _cells(layer: dict[str, Any], measured: dict[str, Any] | None) -> list[str]:

@@ -121,6 +121,8 @@ def _faults(result: dict[str, Any]) -> list[str]:
         # Two layers that never fire are equal whatever their weights.
         if row["what"] == "spikes" and not row["active"][0]:
             found.append(f"{where}: never fires, so that equality says nothing; use other inputs")
+    # Results that an older version wrote have no notes.
+    found += result.get("notes", ())
     if not found and not result["holds"]:
         found.append("nothing ever left rest, so that equality says nothing; use other inputs")
     return found

@@ -13,6 +13,7 @@ from typer import Argument, Option
 from knarr.cli.app import (
     CheckpointOption,
     ChipOption,
+    InputShapeOption,
     JsonOption,
     LabelsOption,
     TimestepsOption,
@@ -22,16 +23,21 @@ from knarr.cli.app import (
 )
 from knarr.cli.errors import UsageError
 from knarr.cli.files import (
+    check_out,
     keep_apart,
     make_module,
     need_drawing,
     read_array,
+    read_arrays,
+    read_graph,
     read_labels,
+    read_sizes,
     time_step,
 )
 from knarr.cli.output import show_progress
 
 if TYPE_CHECKING:
+    import nir
     import numpy as np
     import numpy.typing as npt
 
@@ -85,7 +91,7 @@ def simulate(
     """Run a .net file on the chip simulator, or on Lava itself."""
     from knarr.cli.text.report import print_facts
     from knarr.deploy import run_on_lava
-    from knarr.hw_sim import check_inputs, encode, save_recording
+    from knarr.hw_sim import check_inputs, check_labels, encode, save_recording
     from knarr.hw_sim import simulate as simulate_network
     from knarr.pipeline import counter, read_deployable
 
@@ -94,6 +100,8 @@ def simulate(
     _check_engine(engine, threads, timeout_s)
     if sample and picture is None:
         raise UsageError("--sample: names what --picture draws; give that too")
+    check_out("--out", out)
+    check_out("--picture", picture)
     keep_apart(out, net, data, labels)
     keep_apart(picture, net, data, labels, out)
     need_drawing(picture)
@@ -106,8 +114,9 @@ def simulate(
     events = check_inputs(network.input, encoded, timesteps)
     if not 0 <= sample < len(events):
         raise UsageError(f"--sample: {sample}, there are 0..{len(events) - 1}")
-    if classes is not None and len(classes) != len(events):
-        raise UsageError(f"labels: {len(classes)} for {len(events)} samples; give one each")
+    if classes is not None:
+        outputs = math.prod(network.output_shape) // network.readout.votes
+        classes = check_labels(classes, len(events), outputs)
     # Reading and coding are not the engine's time.
     started = time.perf_counter()
     if engine == "lava":
@@ -280,6 +289,7 @@ def _draw(
 
 @app.command(
     epilog="Example: knarr verify runs/nmnist --samples 20; knarr verify student.nir --module mystudent:build; "
+    "knarr verify theirs.nir --inputs x.npy --expected spikes.npy; "
     "knarr verify student.net --graph student.nir --inputs spikes.npy"
 )
 def verify(
@@ -304,6 +314,14 @@ def verify(
     inputs: Annotated[
         Path | None, Option(help=".npy file of samples; with FILE.net they run on Lava as well.")
     ] = None,
+    expected: Annotated[
+        Path | None,
+        Option(
+            help="What your own tool computed on --inputs: .npy of the output's spikes, or .npz with one array "
+            "for each node (FILE.nir)."
+        ),
+    ] = None,
+    input_shape: InputShapeOption = None,
     labels: LabelsOption = None,
     timesteps: TimestepsOption = None,
     dt_s: Annotated[
@@ -329,8 +347,28 @@ def verify(
     from knarr.cli.text.verification import print_verification, print_verification_file
 
     if source.suffix == ".nir" and not source.is_dir():
-        refuse_unrelated_options(context, "a .nir file", {"module", "checkpoint", "inputs", "dt_s"})
-        finish(_verify_graph(source, module, checkpoint, inputs, dt_s, json=json))
+        allowed = {
+            "module",
+            "checkpoint",
+            "inputs",
+            "expected",
+            "labels",
+            "input_shape",
+            "dt_s",
+            "picture",
+        }
+        refuse_unrelated_options(context, "a .nir file", allowed)
+        if expected is not None:
+            result = _compare_expected(
+                source, module, checkpoint, inputs, expected, labels, input_shape, dt_s, picture
+            )
+            finish(print_verification(result, json=json))
+            return
+        for option, path in (("--labels", labels), ("--picture", picture)):
+            if path is not None:
+                raise UsageError(f"{option}: goes with --expected for a .nir file")
+        shape = None if input_shape is None else read_sizes(input_shape)
+        finish(_verify_graph(source, module, checkpoint, inputs, dt_s, shape, json=json))
     # Anything but a file of ours is taken for a run, so that a wrong path is answered as one.
     elif source.suffix != ".net" or source.is_dir():
         refuse_unrelated_options(context, "a run", {"samples"})
@@ -346,7 +384,18 @@ def verify(
             finish(print_net(source, chip, json=json))
             return
         result = _verify_net(
-            source, inputs, graph, module, checkpoint, labels, dt_s, timesteps, timeout_s, picture
+            source,
+            inputs,
+            graph,
+            module,
+            checkpoint,
+            labels,
+            dt_s,
+            timesteps,
+            timeout_s,
+            picture,
+            expected,
+            input_shape,
         )
         finish(print_verification(result, json=json))
 
@@ -362,6 +411,8 @@ _OF_NET = {
     "dt_s",
     "timeout_s",
     "picture",
+    "expected",
+    "input_shape",
 }
 
 
@@ -376,6 +427,8 @@ def _verify_net(
     timesteps: int | None,
     timeout_s: float | None,
     picture: Path | None,
+    expected: Path | None,
+    input_shape: str | None,
 ) -> dict[str, Any]:
     """Compare the simulator with Lava, and with a graph also NIR and Norse."""
     from knarr.deploy import read_net, verify_network
@@ -383,13 +436,16 @@ def _verify_net(
     from knarr.hw_sim import encode
     from knarr.pipeline import counter, write_png
 
-    if graph is None and any(option is not None for option in (factory, checkpoint, labels, dt_s)):
+    of_graph = (factory, checkpoint, labels, dt_s, expected, input_shape)
+    if graph is None and any(option is not None for option in of_graph):
         raise UsageError(
-            f"{net}: --module, --checkpoint, --labels and --dt go with --graph, the .nir file it was lowered from"
+            f"{net}: --module, --checkpoint, --labels, --expected, --input-shape and --dt go with --graph, "
+            "the .nir file it was lowered from"
         )
     if factory is None and checkpoint is not None:
         raise UsageError(f"{checkpoint}: a checkpoint goes with --module package.module:factory")
-    keep_apart(picture, net, inputs, graph, labels, checkpoint)
+    check_out("--picture", picture)
+    keep_apart(picture, net, inputs, graph, labels, checkpoint, expected)
     need_drawing(picture)
     network = read_net(net)
     events = encode(network.input, read_array(inputs), timesteps=timesteps)
@@ -399,9 +455,7 @@ def _verify_net(
             net, events, timesteps=timesteps, timeout_s=timeout_s, progress=show
         )
     else:
-        from knarr.export import read
-
-        lowered_from = read(graph)
+        lowered_from = read_graph(graph, input_shape)
         # A file of another tool may name no time step.
         step_s = time_step(network.dt_s, dt_s, net, lowered_from)
         result = verify_stages(
@@ -409,8 +463,9 @@ def _verify_net(
             net,
             events,
             step_s,
+            expected=None if expected is None else read_arrays(expected),
             module=None if factory is None else make_module(factory, checkpoint),
-            labels=None if labels is None else read_array(labels),
+            labels=read_labels(labels),
             timeout_s=timeout_s,
             progress=show,
         )
@@ -422,12 +477,52 @@ def _verify_net(
     return facts
 
 
+def _compare_expected(
+    path: Path,
+    factory: str | None,
+    checkpoint: Path | None,
+    samples: Path | None,
+    expected: Path,
+    labels: Path | None,
+    input_shape: str | None,
+    dt_s: float | None,
+    picture: Path | None,
+) -> dict[str, Any]:
+    """Compare a .nir file with what its own tool computed, layer by layer."""
+    from knarr.deploy import verify as verify_stages
+
+    if samples is None:
+        raise UsageError(f"{expected}: was computed on some inputs; give them with --inputs")
+    if factory is None and checkpoint is not None:
+        raise UsageError(f"{checkpoint}: a checkpoint goes with --module package.module:factory")
+    check_out("--picture", picture)
+    keep_apart(picture, path, samples, expected, labels, checkpoint)
+    need_drawing(picture)
+    graph = read_graph(path, input_shape)
+    step_s = time_step(graph.metadata.get("dt_s"), dt_s, path, graph)
+    facts = verify_stages(
+        graph,
+        None,
+        read_array(samples),
+        step_s,
+        expected=read_arrays(expected),
+        module=None if factory is None else make_module(factory, checkpoint),
+        labels=read_labels(labels),
+    ).to_json()
+    if picture is not None:
+        from knarr.pipeline import draw_verification, write_png
+
+        write_png(picture, draw_verification(facts))
+    return facts
+
+
 def _verify_graph(
     path: Path,
     factory: str | None,
     checkpoint: Path | None,
     samples: Path | None,
     dt_s: float | None,
+    input_shape: tuple[int, ...] | None,
     *,
     json: bool,
 ) -> bool:
@@ -440,21 +535,23 @@ def _verify_graph(
     from knarr.cli.text.verification import describe_nodes
     from knarr.export import (
         FILLED,
-        Certificate,
         CertificateError,
+        certificate_beside,
         certify,
         graph_hash,
         graph_input_shape,
+        proposed_steps,
         read,
         replay_inputs,
         replay_sha256,
     )
 
-    if factory is None and (checkpoint is not None or samples is not None or dt_s is not None):
+    if factory is None and (checkpoint is not None or samples is not None):
         raise UsageError(
-            "--checkpoint, --inputs and --dt go with --module; without it the certificate is replayed"
+            "--checkpoint goes with --module, --inputs with --module or --expected; without them the certificate is "
+            "replayed"
         )
-    graph = read(path)
+    graph = read(path, input_shape)
     facts: dict[str, Any] = {
         "file": str(path),
         "nodes": describe_nodes(graph),
@@ -463,13 +560,10 @@ def _verify_graph(
     filled = str(graph.metadata.get(FILLED, ""))
     if filled:
         facts["filled_in"] = filled.splitlines()
-    certificate, sidecar = None, path.with_name(f"{path.name}.json")
-    # Broken bytes become marks that are no JSON, which the certificate's reader names.
-    if sidecar.is_file():
-        certificate = Certificate.from_json(sidecar.read_bytes().decode("utf-8", "replace"))
-    holds = False
+    certificate = certificate_beside(path)
+    named = graph.metadata.get("dt_s") if certificate is None else certificate.dt_s
+    holds, reason = False, ""
     if factory is not None:
-        named = graph.metadata.get("dt_s") if certificate is None else certificate.dt_s
         step_s = time_step(named, dt_s, path, graph)
         live = make_module(factory, checkpoint)
         shape = graph_input_shape(graph)
@@ -479,14 +573,23 @@ def _verify_graph(
             proof = certify(live, graph, inputs, step_s)
         except CertificateError as error:
             facts["first_difference"] = str(error)
+            reason = f"the graph does not do what {factory} does"
         else:
             facts |= {"decisions": proof.decisions, "differing": 0, "spikes": proof.spikes}
             facts["margin_v"], holds = proof.margin_v, True
     elif certificate is None:
-        facts["certificate"] = (
-            f"none beside it ({sidecar.name}); give --module to compare it with the network it came from"
+        facts["certificate"] = f"none beside it ({path.name}.json)"
+        step = named if dt_s is None else dt_s
+        facts |= _uncertified(graph, step)
+        if not isinstance(step, float):
+            facts["step"] = [str(one) for one in proposed_steps(graph)] or ["not known"]
+        reason = "there is nothing to compare the graph with"
+    elif dt_s is not None and not math.isclose(dt_s, certificate.dt_s, rel_tol=1e-9):
+        raise UsageError(
+            f"--dt: {dt_s:g}, but the graph was certified at steps of {certificate.dt_s:g} s; leave it out"
         )
     elif certificate.graph_hash != graph_hash(graph):
+        reason = "the certificate is of another graph: its hash differs; export the module again"
         facts["certificate"] = "of another graph: its hash differs; export the module again"
     else:
         from knarr.export import step_nir  # loads torch, behind a wrong file's answer
@@ -497,6 +600,7 @@ def _verify_graph(
         verdict = "as certified"
         if not holds:
             verdict = "not those that were certified: this machine steps the graph otherwise"
+            reason = f"its spikes are {verdict}"
         spikes = sum(int(fired.sum()) for fired in trace.spikes.values())
         facts |= {
             "certificate": "of this graph",
@@ -506,5 +610,34 @@ def _verify_graph(
             "replay": f"{spikes:,} spikes, {verdict}",
         }
     facts["holds"] = holds
+    if not holds:
+        facts["reason"] = reason
     print_facts(facts, json=json)
     return holds
+
+
+def _uncertified(graph: nir.NIRGraph, step: object) -> dict[str, list[str]]:
+    """Return what a graph without a certificate shows, and what nobody can know from its file."""
+    from knarr.export import ExportError, graph_input_shape, lost_in_file, replay_inputs, step_nir
+
+    known = ["it is a NIR graph whose shapes fit and whose numbers are finite"]
+    unknown = [
+        (
+            "whether it does what the network does that it came from: give --inputs and --expected, the spikes that "
+            "your tool computed, or --module"
+        )
+    ]
+    if isinstance(step, float):
+        try:
+            trace = step_nir(graph, replay_inputs(graph_input_shape(graph)), step)
+        except ExportError as error:
+            unknown.append(f"what it does at steps of {step:g} s: {error}")
+        else:
+            counts = (f"{name} {int(fired.sum()):,}" for name, fired in trace.spikes.items())
+            known.append(
+                f"at steps of {step:g} s it runs; spikes on seeded inputs: {', '.join(counts) or 'none'}"
+            )
+        unknown += [f"whether this matters: {line}" for line in lost_in_file(graph, step)]
+    else:
+        unknown.append("its time step, which the file does not name: give --dt")
+    return {"known": known, "unknown": unknown}

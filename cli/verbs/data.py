@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from knarr.cli.app import DatasetArgument, JsonOption, app, finish, refuse_unrelated_options
 from knarr.cli.errors import UsageError
-from knarr.cli.files import keep_apart
+from knarr.cli.files import check_out, keep_apart
 from knarr.cli.output import make_table, show, show_progress
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def generate(
             f"data: '{name}' cannot be generated; choose one of {', '.join(GENERATED)}"
         )
     what, own_size, own_frames = GENERATED[name]
+    check_out("PATH", path, folder=True)
     size = own_size if size is None else size
     frames = own_frames if frames is None else frames
     draw = generate_eyes if name == "eyes" else generate_clips
@@ -204,6 +205,7 @@ def events(
     """
     from knarr.train import Binning, kind_of_recording
 
+    check_out("--out", out)
     keep_apart(out, source)
     given = {"source", "out", "json"}
     if source.is_file() and kind_of_recording(source) is None:
@@ -218,8 +220,6 @@ def events(
     )
     if windows and steps is None:
         raise UsageError("--windows: needs the number of steps of a window; give --steps")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"{out}: its folder does not exist; make it first")
     box = _numbers("crop", crop, ",", 4)
     pixels = _numbers("sensor", sensor, "x", 2)
     try:

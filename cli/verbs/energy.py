@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
-from knarr.cli.app import JsonOption, LabelsOption, OverTime, app
+from knarr.cli.app import InputShapeOption, JsonOption, LabelsOption, OverTime, app
 from knarr.cli.errors import UsageError
-from knarr.cli.files import keep_apart, need_drawing, read_array, time_step
+from knarr.cli.files import (
+    check_out,
+    keep_apart,
+    need_drawing,
+    read_array,
+    read_graph,
+    read_labels,
+    time_step,
+)
 from knarr.cli.output import show_progress
 
 if TYPE_CHECKING:
@@ -58,6 +67,7 @@ def energy(
         float | None,
         Option("--dt", help="Time step of a .nir file, seconds; its own when left out."),
     ] = None,
+    input_shape: InputShapeOption = None,
     over_time: Annotated[
         OverTime,
         Option(help="Way in which the outputs of all steps of a .nir file become a score."),
@@ -118,7 +128,7 @@ def energy(
     """
     from knarr import pipeline
     from knarr.cli.text.energy import print_energy
-    from knarr.hw_sim import Options
+    from knarr.hw_sim import Options, check_labels
 
     # Options at their defaults were not asked for: such a run is read from its own energy.json.
     given = {
@@ -140,6 +150,7 @@ def energy(
     if is_run or source.suffix == ".net":
         of_graph = {
             "--dt": dt_s is not None,
+            "--input-shape": input_shape is not None,
             "--votes": votes != 1,
             "--pooling": pooling != "folded",
             "--over-time": over_time != "sum",
@@ -189,7 +200,7 @@ def energy(
             )
         pricing.pairs()
         assert data is not None  # refused above
-        network, inputs, classes = _read_student(source, data, labels)
+        network, inputs, classes = _read_student(source, data, labels, input_shape)
         step_s = None
         if source.suffix == ".nir":
             named = network.metadata.get("dt_s")  # type: ignore[union-attr]
@@ -197,6 +208,12 @@ def energy(
             outputs = pipeline.outputs_of(network, step_s)
             if outputs % votes:
                 raise UsageError(f"--votes: {votes} per class do not divide {outputs} outputs")
+            per_class = votes
+        else:
+            outputs = math.prod(network.output_shape)
+            per_class = network.readout.votes
+        if classes is not None:
+            classes = check_labels(classes, len(inputs), outputs // per_class)
         facts = pipeline.energy_of(
             network,
             inputs,
@@ -222,11 +239,8 @@ def _check_outputs(out: Path | None, picture: Path | None, read_from: list[Path]
     """Refuse to write over what is read, over a run's files, or where nothing can be written."""
     outputs = {"--out": out, "--picture": picture}
     given = {option: path.resolve() for option, path in outputs.items() if path is not None}
-    for option, path in given.items():
-        if path.is_dir() or not path.parent.is_dir():
-            raise UsageError(
-                f"{option}: {outputs[option]} is a folder, or lies in none; give a file in a folder that exists"
-            )
+    for option, out_path in outputs.items():
+        check_out(option, out_path)
     keep_apart(out, *read_from)
     keep_apart(picture, *read_from, out)
     runs = [path.resolve() for path in read_from if path.is_dir()]
@@ -243,13 +257,13 @@ def _check_outputs(out: Path | None, picture: Path | None, read_from: list[Path]
 
 
 def _read_student(
-    source: Path, data: Path, labels: Path | None
+    source: Path, data: Path, labels: Path | None, input_shape: str | None
 ) -> tuple[nir.NIRGraph | ChipNetwork, npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Read a network, its inputs and the class of each where one is known."""
     from knarr.hw_sim import check_inputs, encode
     from knarr.pipeline import read_deployable, reopen
 
-    classes = None if labels is None else read_array(labels)
+    classes = read_labels(labels)
     if data.is_dir():
         run = reopen(data, on_progress=show_progress)
         from knarr.pipeline import chip_samples  # behind a wrong path's answer: it loads torch
@@ -260,9 +274,7 @@ def _read_student(
         inputs = read_array(data)
     network: nir.NIRGraph | ChipNetwork
     if source.suffix == ".nir":
-        from knarr.export import read
-
-        network = read(source)
+        network = read_graph(source, input_shape)
     else:
         network = read_deployable(source, "counted")
         # A graph takes inputs as they are, a chip integers of its coding.
@@ -270,12 +282,6 @@ def _read_student(
     if inputs.ndim < 2 or 0 in inputs.shape:
         raise UsageError(
             f"{data}: shape {inputs.shape}, needs (samples, timesteps, ...) with at least one of each"
-        )
-    if classes is not None and (
-        classes.shape != inputs.shape[:1] or classes.dtype.kind not in "iu"
-    ):
-        raise UsageError(
-            f"labels: {classes.dtype} {classes.shape} for {len(inputs)} samples; give one integer each"
         )
     return network, inputs, classes
 

@@ -11,6 +11,7 @@ from typer import Argument, Option
 from knarr.cli.app import (
     CheckpointOption,
     ChipOption,
+    InputShapeOption,
     JsonOption,
     LabelsOption,
     OverTime,
@@ -20,7 +21,16 @@ from knarr.cli.app import (
     refuse_unrelated_options,
 )
 from knarr.cli.errors import UsageError
-from knarr.cli.files import keep_apart, make_module, read_array, time_step
+from knarr.cli.files import (
+    check_out,
+    keep_apart,
+    make_module,
+    read_array,
+    read_graph,
+    read_labels,
+    read_sizes,
+    time_step,
+)
 from knarr.cli.output import show_progress
 
 
@@ -61,12 +71,9 @@ def export(
             raise UsageError("--input-shape: needed with MODULE:FACTORY, such as 2,34,34")
         from knarr.export import as_inputs, to_nir, write
 
-        try:
-            shape = tuple(int(part) for part in input_shape.split(","))
-        except ValueError as error:
-            raise UsageError(
-                f"--input-shape '{input_shape}': write sizes with commas, such as 2,34,34"
-            ) from error
+        shape = read_sizes(input_shape)
+        check_out("--out", out)
+        keep_apart(out, checkpoint, inputs)
         # The shape first: making a module may take long.
         module = make_module(source, checkpoint)
         samples = None if inputs is None else as_inputs(read_array(inputs), str(inputs))
@@ -124,6 +131,7 @@ def deploy(
     dt_s: Annotated[
         float | None, Option("--dt", help="Time step, seconds; the file's when left out.")
     ] = None,
+    input_shape: InputShapeOption = None,
     chip: ChipOption = "loihi2",
     json: JsonOption = False,
 ) -> None:
@@ -141,15 +149,16 @@ def deploy(
         pipeline.deploy(opened)
         finish(print_net(source / pipeline.NET, chip, json=json))
         return
-    from knarr.export import read
 
     # Before anything is read: a mistake must not cost a lowering first.
+    check_out("--out", out)
     keep_apart(out, source, calibration, labels)
-    graph = read(source)
+    graph = read_graph(source, input_shape)
     from knarr.deploy import chip_shape, lower, write_net
     from knarr.export import graph_input_shape
     from knarr.hw_sim import InputCoding, encode, has_negative
 
+    classes = read_labels(labels)
     samples = None
     step_s = time_step(graph.metadata.get("dt_s"), dt_s, source, graph)
     if calibration is not None:
@@ -171,7 +180,7 @@ def deploy(
         over_time=over_time,
         votes=votes,
         calibration=samples,
-        labels=None if labels is None else read_array(labels),
+        labels=classes,
         allow_approximate=allow_approximate,
         progress=pipeline.counter(show_progress, "layers"),
     )

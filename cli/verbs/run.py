@@ -12,6 +12,7 @@ from knarr.cli.app import (
     app,
     finish,
 )
+from knarr.cli.files import check_out
 from knarr.cli.output import show_progress
 
 
@@ -24,6 +25,7 @@ def pipeline(
     json: JsonOption = False,
 ) -> None:
     """Run all stages from data to energy; run again, it resumes after the last finished one."""
+    check_out("--out", out, folder=True)
     from knarr.cli.text.report import print_run
     from knarr.train import load_recipe
 

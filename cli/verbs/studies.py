@@ -9,6 +9,7 @@ from typer import Argument, Option
 
 from knarr.cli.app import DataOption, JsonOption, RecipeArgument, SetOption, app, finish
 from knarr.cli.errors import UsageError
+from knarr.cli.files import check_out
 from knarr.cli.output import show_progress
 
 StorageOption = Annotated[
@@ -70,6 +71,7 @@ def table(
 
     Each published number has its source, and a mark where the data differ.
     """
+    check_out("--out", out, folder=True)
     from knarr import pipeline
 
     pipeline.load_grid(grid)  # a wrong name is answered before all that fits is loaded
@@ -107,6 +109,7 @@ def sweep(
 
     Several machines may share one study, and a killed trial is resumed.
     """
+    check_out("--out", out, folder=True)
     if not file.is_file():
         raise UsageError(f"sweep '{file}': no such YAML file")
     from knarr import pipeline
@@ -150,6 +153,7 @@ def pareto(
 
     A killed search resumes when the same command is given again.
     """
+    check_out("--out", out, folder=True)
     from knarr import pipeline
     from knarr.train import load_recipe
 

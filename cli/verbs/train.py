@@ -16,6 +16,7 @@ from knarr.cli.app import (
     SetOption,
     app,
 )
+from knarr.cli.files import check_out
 from knarr.cli.output import show_progress
 from knarr.ranks import rank
 
@@ -33,6 +34,7 @@ def train(
     With `chip:` in the recipe the student is fitted on the chip's integers as well. A killed run
     resumes after its last epoch.
     """
+    check_out("--out", out, folder=True)
     from knarr import pipeline
     from knarr.cli.text.report import print_facts
     from knarr.train import STUDENT, TEACHER

@@ -40,13 +40,14 @@ from knarr.deploy.lowering.quantise import (
 )
 from knarr.deploy.lowering.read import FloatNetwork, read_network
 from knarr.deploy.rules import ACCUMULATOR, check_network, fatal, worst_sums
-from knarr.export import ExportError, explain_silence, graph_hash, step_nir
+from knarr.export import ExportError, explain_silence, graph_hash, lost_in_file, step_nir
 from knarr.export.arguments import as_dt
 from knarr.export.graph.step import run_graph
 from knarr.hw_sim import ChipError, ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
 from knarr.hw_sim.arrays import Array, Int64, IntArray
 from knarr.hw_sim.coding import check_inputs, has_negative
+from knarr.hw_sim.labels import check_labels
 from knarr.hw_sim.network import DECAY_UNITY, Layer, register_range
 from knarr.hw_sim.recording import first_difference
 
@@ -166,6 +167,8 @@ def lower(
     notes = {
         "weight_bits": weight_bits,
         "folded": read.notes.folded,
+        # What the tool that a file looks like does, and its file cannot say.
+        "lost": list(lost_in_file(graph, dt_s)),
         "rewrites": read.notes.rewrites + _relay_notes(levels, layers),
         "approximations": read.notes.approximations,
         "rounding": read.notes.rounded + lost,
@@ -228,7 +231,14 @@ def _calibrate(
         events = check_inputs(task.coding, samples)
     except (ChipError, ValueError) as error:
         raise DeployError(f"calibration: {error}") from error
-    true = _labels(labels, len(events))
+    ends = (node for node in task.graph.nodes.values() if isinstance(node, nir.Output))
+    class_count = int(np.prod(next(ends).output_type["output"])) // task.readout.votes
+    true = None
+    if labels is not None:
+        try:
+            true = check_labels(labels, len(events), class_count)
+        except ChipError as error:
+            raise DeployError(str(error)) from error
     # The float graph hears the floats that the chip's integers stand for.
     values = events.reshape(*events.shape[:2], *task.read.graph_shape) / task.coding.units
     try:
@@ -236,11 +246,6 @@ def _calibrate(
     except ExportError as error:
         raise DeployError(f"graph: not calibrated, {error}") from error
     float_classes = _decide(task.readout, floats.output)
-    class_count = int(np.prod(floats.output.shape[2:])) // task.readout.votes
-    if true is not None and not 0 <= true.min() <= true.max() < class_count:
-        raise DeployError(
-            f"labels: {true.min()}..{true.max()}, the network has classes 0..{class_count - 1}"
-        )
     arriving: IntArray = events
     layers, facts = [], []
     in_all = sum(len(level.nodes) for level in task.levels)
@@ -287,17 +292,6 @@ def _calibrate(
         overall["correct_float"] = int((float_classes == true).sum())
         overall["correct_chip"] = facts[-1]["correct"]
     return layers, facts, overall
-
-
-def _labels(labels: npt.ArrayLike | None, samples: int) -> IntArray | None:
-    if labels is None:
-        return None
-    true = np.asarray(labels)
-    if true.shape != (samples,) or true.dtype.kind not in "iu":
-        raise DeployError(
-            f"labels: {true.dtype}{true.shape}, needs one integer for each of {samples} samples"
-        )
-    return true
 
 
 def _decide(readout: Readout, output: Array) -> Int64:

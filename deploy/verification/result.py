@@ -125,6 +125,7 @@ class Verification:
         decisions: stage -> class of each sample.
         labels: true class of each sample, where they were given.
         raster: the sample with the first divergence; None where no layer fires.
+        notes: what may explain a difference, a sentence each.
     """
 
     rows: tuple[Comparison, ...]
@@ -133,6 +134,7 @@ class Verification:
     decisions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     labels: tuple[int, ...] | None = None
     raster: Raster | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -185,4 +187,5 @@ class Verification:
             "correct": self.correct,
             "decided_differently": self.decided_differently,
             "raster": None if self.raster is None else asdict(self.raster),
+            "notes": list(self.notes),
         }

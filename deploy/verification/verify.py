@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +20,13 @@ from knarr.deploy.errors import DeployError
 from knarr.deploy.lava.run import Progress, run_on_lava
 from knarr.deploy.lowering.places import node_places
 from knarr.deploy.netx.files import read_net
+from knarr.deploy.verification.expected import (
+    OUTPUT,
+    READOUT_TOLERANCE,
+    Expected,
+    PlainView,
+    expected_view,
+)
 from knarr.deploy.verification.result import (
     Comparison,
     FirstDivergence,
@@ -31,6 +38,7 @@ from knarr.hw_sim import ChipNetwork, Recording, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT, decay
 from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.coding import check_inputs
+from knarr.hw_sim.labels import check_labels
 from knarr.hw_sim.network import NON_SPIKING_VTH, register_array
 from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE, first_difference
 
@@ -48,10 +56,11 @@ SHOWN_NEURONS = 30
 
 def verify(
     graph_or_module: nir.NIRGraph | snn.SequentialState,
-    path: Path,
+    path: Path | None,
     inputs: npt.ArrayLike,
     dt_s: float,
     *,
+    expected: Expected | None = None,
     module: snn.SequentialState | None = None,
     labels: npt.ArrayLike | None = None,
     timeout_s: float | None = None,
@@ -66,10 +75,14 @@ def verify(
     Args:
         graph_or_module: the certified graph, or a Norse module (which is exported first and
             compared too).
-        path: the `.net` file that was lowered from it.
+        path: the `.net` file that was lowered from it; None compares without a chip.
         inputs: (samples, timesteps, *features) integers as the chip takes them. Norse and NIR are
             fed the floats they stand for, inputs / network.input.units; 0 and 1 stay what they are.
+            Without a `.net` file: the graph's own inputs.
         dt_s: time step, seconds.
+        expected: what another tool computed on the same inputs: an array of the output's spikes,
+            or of its voltages where it does not fire, (samples, timesteps, *features) or time
+            first; or such arrays by the names of the graph's neurons. It must be what NIR gives.
         module: the Norse module beside a graph, to be compared with it.
         labels: (samples,) true classes, to count what each stage decides rightly. The readout of
             the `.net` file decides, of float stages by the same reduction of the graph's output.
@@ -77,8 +90,8 @@ def verify(
         progress: called with (Lava steps done, in all).
 
     Raises:
-        DeployError: the file was not lowered from this graph, its input is driven by bias, or the
-            labels do not fit.
+        DeployError: the file was not lowered from this graph, its input is driven by bias, what is
+            expected or the labels do not fit, or there is nothing to compare with.
         ExportError, ChipError, LavaError: whatever else keeps a stage from running.
     """
     # Not at the top: a network by itself is verified without graphs, and without torch.
@@ -87,6 +100,8 @@ def verify(
     from knarr.deploy.lowering.read import chip_shape
     from knarr.export import graph_hash, graph_input_shape, step_nir, to_nir, trace_module
 
+    if path is None:
+        return _verify_graph(graph_or_module, inputs, dt_s, expected, module, labels)
     network = read_net(path)
     if network.input.neuron is not None:
         raise DeployError(
@@ -113,22 +128,138 @@ def verify(
             f"{path}: was lowered with steps of {network.dt_s:g} s, not {dt_s:g} s; use its own or "
             "lower again"
         )
-    true = _labels(labels, len(events))
+    true = None
+    if labels is not None:
+        classes = prod(network.output_shape) // network.readout.votes
+        true = tuple(check_labels(labels, len(events), classes).tolist())
     stepped = FloatView("NIR", step_nir(graph, floats, dt_s), graph, floats, dt_s)
     for name in node_places(network):
         if name not in stepped.v:
             raise DeployError(
                 f"{path}: its neuron '{name}' is not in the graph; lower this graph again"
             )
-    views = [stepped]
     found = Comparisons()
-    if module is not None:
-        live = FloatView("Norse", trace_module(module, floats))
-        views = [live, stepped]
+    live = None if module is None else FloatView("Norse", trace_module(module, floats))
+    theirs = None if expected is None else expected_view(expected, graph, stepped.record, dt_s)
+    notes = _compare_floats(found, graph, stepped, live, theirs, dt_s)
+    views = [stepped] if live is None else [live, stepped]
+    result = _verification(path, network, events, timeout_s, progress, found, views, true)
+    return replace(result, notes=notes)
+
+
+def _verify_graph(
+    graph_or_module: nir.NIRGraph | snn.SequentialState,
+    inputs: npt.ArrayLike,
+    dt_s: float,
+    expected: Expected | None,
+    module: snn.SequentialState | None,
+    labels: npt.ArrayLike | None,
+) -> Verification:
+    """Compare a graph with what another tool or a module does, without a chip."""
+    import nir
+
+    from knarr.export import as_inputs, step_nir, to_nir, trace_module
+
+    values = as_inputs(inputs)
+    graph = graph_or_module
+    if not isinstance(graph, nir.NIRGraph):
+        module = graph
+        graph = to_nir(module, values.shape[2:], dt_s, samples=values)
+    if expected is None and module is None:
+        raise DeployError(
+            "verify: nothing to compare the graph with; give expected, a module or a .net file"
+        )
+    stepped = FloatView("NIR", step_nir(graph, values, dt_s), graph, values, dt_s)
+    live = None if module is None else FloatView("Norse", trace_module(module, values))
+    theirs = None if expected is None else expected_view(expected, graph, stepped.record, dt_s)
+    found = Comparisons()
+    notes = _compare_floats(found, graph, stepped, live, theirs, dt_s)
+    if expected is not None and notes and _agree_time_first(graph, values, dt_s, expected):
+        notes = (
+            *notes,
+            (
+                "read with time first both arrays agree: exchange axes 0 and 1 of both "
+                "(numpy.swapaxes), knarr takes samples first"
+            ),
+        )
+    classes = int(np.prod(stepped.record.output.shape[2:]))
+    true = None if labels is None else check_labels(labels, len(values), classes)
+    outputs = {view.name: view.record.output for view in (live, stepped) if view is not None}
+    if theirs is not None and theirs.output is not None:
+        outputs = {"expected": theirs.output, **outputs}
+    # A graph names no readout: the outputs of all steps are added up, as most tools do.
+    decisions = {
+        name: tuple(output.reshape(*output.shape[:2], -1).sum(1, np.float64).argmax(1).tolist())
+        for name, output in outputs.items()
+    }
+    labelled = None if true is None else tuple(true.tolist())
+    samples, timesteps = values.shape[:2]
+    raster = found.raster()
+    return Verification(tuple(found.rows), samples, timesteps, decisions, labelled, raster, notes)
+
+
+def _agree_time_first(graph: nir.NIRGraph, values: Array, dt_s: float, expected: Expected) -> bool:
+    """Tell whether inputs and what is expected are the same as the graph's with time first."""
+    from knarr.export import step_nir
+
+    swapped = np.ascontiguousarray(np.swapaxes(values, 0, 1))
+    stepped = FloatView("NIR", step_nir(graph, swapped, dt_s), graph, swapped, dt_s)
+    try:
+        theirs = expected_view(expected, graph, stepped.record, dt_s)
+    except DeployError:  # shapes that fit one order need not fit the other
+        return False
+    found = Comparisons()
+    _compare_floats(found, graph, stepped, None, theirs, dt_s)
+    return all(row.mismatches == 0 for row in found.rows)
+
+
+def _compare_floats(
+    found: Comparisons,
+    graph: nir.NIRGraph,
+    stepped: FloatView,
+    live: FloatView | None,
+    theirs: PlainView | None,
+    dt_s: float,
+) -> tuple[str, ...]:
+    """Compare NIR with another tool and with Norse; return what may explain a difference."""
+    notes: tuple[str, ...] = ()
+    if theirs is not None:
+        for name in (*stepped.v, *stepped.spikes):
+            if name in theirs.spikes and name in stepped.spikes:
+                found.add(theirs, stepped, (name, name), "spikes", "=")
+                theirs.spikes.pop(name)
+            elif name in theirs.v:
+                found.add(theirs, stepped, (name, name), "v", "=", READOUT_TOLERANCE)
+        if OUTPUT in theirs.v and OUTPUT not in stepped.v:
+            ours = PlainView("NIR", v={OUTPUT: np.asarray(stepped.record.output)})
+            found.add(theirs, ours, (OUTPUT, OUTPUT), "v", "=", READOUT_TOLERANCE)
+        if any(row.mismatches for row in found.rows):
+            notes = _explanations(graph, found.rows, dt_s)
+    if live is not None:
         _same_neurons(live, stepped)
         for name in live.v:
             found.add_all(live, stepped, name, ("spikes", "v"))
-    return _verification(path, network, events, timeout_s, progress, found, views, true)
+    return notes
+
+
+def _explanations(graph: nir.NIRGraph, rows: list[Comparison], dt_s: float) -> tuple[str, ...]:
+    """Return where another tool and the graph part, and what may be the reason."""
+    from knarr.export import lost_in_file, proposed_steps
+
+    # Layers are in order of execution: what comes later may only follow from the first.
+    row = next(row for row in rows if row.mismatches)
+    notes = [
+        f"the first layer that differs is '{row.layer}': {row.mismatches:,} of {row.compared:,}"
+    ]
+    steps = proposed_steps(graph)
+    if steps and all(not isclose(one.dt_s, dt_s, rel_tol=1e-4) for one in steps):
+        shown = " or ".join(str(one) for one in steps)
+        notes.append(f"compared at steps of {dt_s:g} s; the constants of the graph fit {shown}")
+    lost = lost_in_file(graph, dt_s)
+    notes += [f"the file does not say all that its tool may do: {line}" for line in lost]
+    if lost:
+        notes.append("`knarr finetune` fits the network as the chip runs it, whatever was lost")
+    return tuple(notes)
 
 
 def verify_network(
@@ -155,17 +286,6 @@ def verify_network(
     network = read_net(path)
     events = check_inputs(network.input, inputs, timesteps)
     return _verification(path, network, events, timeout_s, progress, Comparisons())
-
-
-def _labels(labels: npt.ArrayLike | None, samples: int) -> tuple[int, ...] | None:
-    if labels is None:
-        return None
-    array = np.asarray(labels)
-    if array.shape != (samples,) or not np.issubdtype(array.dtype, np.integer):
-        raise DeployError(
-            f"labels: {array.dtype} of shape {array.shape}, needs integers of shape ({samples},)"
-        )
-    return tuple(array.tolist())
 
 
 def _same_neurons(live: FloatView, stepped: FloatView) -> None:
@@ -211,13 +331,13 @@ def _verification(
                 found.add(stepped, nodes, (name, shown), "spikes", "~")
     for name in ours.v:
         found.add_all(ours, lava, name, ("spikes", "v", "u"))
-    views: list[View] = [*floats, ours, lava]
+    views: list[FloatView | ChipView] = [*floats, ours, lava]
     decisions = {view.name: _decide(network, view) for view in views}
     samples, timesteps = events.shape[:2]
     return Verification(tuple(found.rows), samples, timesteps, decisions, labels, found.raster())
 
 
-def _decide(network: ChipNetwork, view: View) -> tuple[int, ...]:
+def _decide(network: ChipNetwork, view: FloatView | ChipView) -> tuple[int, ...]:
     output = view.record.output
     flat = output.reshape(*output.shape[:2], -1)
     width = prod(network.output_shape)
@@ -411,7 +531,7 @@ class NodeView:
         return self.chip.side(own, value, (*at[:2], *(int(i) for i in place)))
 
 
-View = FloatView | ChipView | NodeView
+View = FloatView | ChipView | NodeView | PlainView
 Quantity = Literal["spikes", "v", "u"]
 
 
@@ -438,14 +558,16 @@ class Comparisons:
         layers: tuple[str, str],
         what: Quantity,
         sign: Literal["=", "~"],
+        tolerance: float = 0.0,
     ) -> None:
-        """Compare one quantity of one layer, exactly.
+        """Compare one quantity of one layer, exactly but for float readouts of other tools.
 
         Args:
             left, right: the stages.
             layers: what each of them calls the layer; the right one's name is kept.
             what: which of their arrays.
             sign: "=" where they must be equal, "~" where the difference is measured.
+            tolerance: share of the right one's largest value that may lie between them.
 
         Raises:
             DeployError: the arrays have different shapes, so that equality would not mean anything.
@@ -462,6 +584,8 @@ class Comparisons:
                 "same network"
             )
         differs = a != b
+        if tolerance:
+            differs = np.abs(a - b) > tolerance * np.abs(b).max()
         first = None
         if differs.any():
             at = first_difference(differs)

@@ -163,12 +163,12 @@ def test_frames_reach_the_chip_by_their_coding(call: Call) -> None:
         (("verify", "a.net", "--inputs", "in.npy", "--picture", "a.net"), "a.net: is read as a.net"),
         (("verify", "a.net", "--inputs", "in.npy", "--graph", "g.nir", "--dt", 0.002), "was lowered with steps of 0.001 s, not 0.002 s"),
         (("verify", "a.net", "--samples", 3), "--samples: does not go with a .net file"),
-        (("verify", "g.nir", "--labels", "labels.npy"), "--labels: does not go with a .nir file"),
+        (("verify", "g.nir", "--labels", "labels.npy"), "--labels: goes with --expected for a .nir file"),
         (("verify", "run", "--chip", "loihi1"), "--chip: does not go with a run; its recipe holds it"),
         (("deploy", "run", "--weight-bits", 4), "--weight-bits: does not go with a run; its recipe holds it"),
         (("verify", "none.net"), "none.net: no such file"),
         (("verify", "in.npy.net"), "in.npy.net"),
-        (("verify", "a.net", "--inputs", "in.npy", "--labels", "labels.npy"), "--module, --checkpoint, --labels and --dt go with --graph"),
+        (("verify", "a.net", "--inputs", "in.npy", "--labels", "labels.npy"), "--module, --checkpoint, --labels, --expected, --input-shape and --dt go with --graph"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(arguments: tuple[Any, ...], message: str, call: Call) -> None:
