@@ -43,15 +43,19 @@ def need_drawing(picture: Path | None) -> None:
         import matplotlib  # noqa: F401
 
 
-def read_array(path: Path) -> np.ndarray[Any, Any]:
+def read_array(path: Path, *, text: bool = False) -> np.ndarray[Any, Any]:
     """Read an array of numbers from a .npy file; nothing is unpickled.
+
+    Args:
+        path: The file.
+        text: Whether it may hold words instead, such as names of people.
 
     Raises:
         ArrayFileError: No such file, or something else in it.
     """
     from knarr.arrays import read_npy  # here, so that help and a wrong option answer at once
 
-    return read_npy(path)
+    return read_npy(path, text=text)
 
 
 def read_arrays(path: Path) -> np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from knarr.hw_sim.engines.selection import ENGINES, choose_engine
     from knarr.hw_sim.errors import ChipError, CountError
-    from knarr.hw_sim.labels import check_labels
+    from knarr.hw_sim.labels import check_labels, is_one_hot
     from knarr.hw_sim.network import (
         NON_SPIKING_VTH,
         TRAINED,
@@ -78,6 +78,7 @@ __all__ = [
     "count_onnx",
     "encode",
     "has_negative",
+    "is_one_hot",
     "laid_out_layers",
     "load_recording",
     "measure_gpu",

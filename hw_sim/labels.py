@@ -32,7 +32,7 @@ def check_labels(labels: npt.ArrayLike, samples: int, classes: int | None = None
         raise ChipError(f"labels: not one array ({error}); give one class per sample") from error
     if array.dtype.kind not in "biuf":
         raise ChipError(f"labels: of type {array.dtype}; number the classes 0, 1, 2, ...")
-    if array.ndim == 2 and array.shape[0] == samples and array.shape[1] > 1 and _one_hot(array):
+    if array.ndim == 2 and array.shape[0] == samples and is_one_hot(array):
         raise ChipError(
             f"labels: shape {array.shape} of one 1 in each row; save numpy.argmax(labels, axis=1)"
         )
@@ -57,5 +57,8 @@ def check_labels(labels: npt.ArrayLike, samples: int, classes: int | None = None
     return np.asarray(whole, dtype=np.int64)
 
 
-def _one_hot(array: Any) -> bool:
+def is_one_hot(array: Any) -> bool:
+    """Tell whether the rows of an array each hold one 1 and zeros: classes, written another way."""
+    if array.ndim != 2 or array.shape[1] < 2:
+        return False
     return bool(((array == 0) | (array == 1)).all() and (array.sum(axis=1) == 1).all())

@@ -28,8 +28,12 @@ class ArrayFileError(KnarrError, ValueError):
     """A file that holds no arrays of numbers; the text names file, reason and cure."""
 
 
-def read_npy(path: Path) -> np.ndarray[Any, Any]:
+def read_npy(path: Path, *, text: bool = False) -> np.ndarray[Any, Any]:
     """Read an array of real numbers or booleans from a .npy file.
+
+    Args:
+        path: the file.
+        text: whether it may hold words instead.
 
     Returns:
         The array; large ones are mapped, and must not be written to.
@@ -48,7 +52,7 @@ def read_npy(path: Path) -> np.ndarray[Any, Any]:
         if start != MAGIC:
             raise ArrayFileError(f"{path}: not a .npy array of numbers; save one with numpy.save")
         file.seek(0)
-        header = _header(file, str(path))
+        header = _header(file, str(path), text=text)
         _require_bytes(header, size - file.tell(), str(path))
         offset = file.tell()
         if size > MAPPED_BYTES and 0 not in header.shape:
@@ -103,7 +107,7 @@ class _Header(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def _header(file: IO[bytes], where: str) -> _Header:
+def _header(file: IO[bytes], where: str, *, text: bool = False) -> _Header:
     """Read the header of one array, and leave the file behind it."""
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -121,7 +125,8 @@ def _header(file: IO[bytes], where: str) -> _Header:
     whole = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
     if not whole or len(shape) > 32 or not isinstance(fortran, bool):
         raise ArrayFileError(f"{where}: its header names no shape; save it again with numpy.save")
-    if dtype.kind not in "biuf":
+    # numpy makes an array of empty words of a type without a size.
+    if dtype.kind not in ("biufU" if text else "biuf") or not dtype.itemsize:
         raise ArrayFileError(
             f"{where}: holds {dtype}, not plain numbers; save real numbers with numpy.save"
         )

@@ -30,7 +30,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from knarr.deploy import lower, unrounded_weights
-from knarr.hw_sim import ChipError, ChipNetwork, InputCoding, check_inputs
+from knarr.hw_sim import (
+    ChipError,
+    ChipNetwork,
+    InputCoding,
+    check_inputs,
+    check_labels,
+    is_one_hot,
+)
 from knarr.train.chip import ChipStudentOutput
 from knarr.train.chip_fit import ChipFit, chip_student, fit_lowered
 from knarr.train.clips import EVALUATION_BATCH, Batch, Indices, evaluation_batches
@@ -204,33 +211,27 @@ def clips_of(
 
 
 def _checked_labels(labels: npt.ArrayLike, clips: int, outputs: int) -> AnyArray:
-    """Return classes (N,) int64 of whole numbers, targets (N, outputs) float32 of floats.
+    """Return classes (N,) int64 of whole numbers, targets (N, outputs) float32 of other floats.
 
     Raises:
         SettingsError: they are neither, or not those of this network and these clips.
     """
     array = np.asarray(labels)
-    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or len(array) != clips:
-        raise SettingsError(
-            f"labels: {array.dtype} {array.shape}, needs a class, or float targets, for each of {clips} clips"
-        )
-    if array.dtype.kind == "f":
-        targets = array.reshape(clips, -1)
-        if targets.shape[1] != outputs or not np.isfinite(targets).all():
+    # Whole floats are classes, however they were saved, but for a network of one output, which has none.
+    fractions = array.dtype.kind == "f" and not np.array_equal(array, np.rint(array))
+    wide = array.ndim == 2 and array.shape[1] == outputs and not is_one_hot(array)
+    if array.dtype.kind == "f" and (outputs == 1 or fractions or wide):
+        fits = array.ndim in (1, 2) and len(array) == clips and array.size == clips * outputs
+        if not fits or not np.isfinite(array).all():
             raise SettingsError(
-                f"labels: float targets {array.shape}, needs {outputs} finite numbers a clip, one for each output; "
-                "save classes as whole numbers"
+                f"labels: float targets {array.shape}, needs {outputs} finite numbers a clip, one for each output, for "
+                f"{clips} clips; save classes as whole numbers"
             )
-        return targets.astype(np.float32)
-    if array.ndim != 1:
-        raise SettingsError(f"labels: classes of shape {array.shape}, needs one number a clip")
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= outputs:
-        cure = "subtract 1" if (low, high) == (1, outputs) else "number them from 0"
-        raise SettingsError(
-            f"labels: classes {low}..{high}, the network has {outputs} outputs, 0..{outputs - 1}; {cure}"
-        )
-    return array.astype(np.int64)
+        return array.reshape(clips, outputs).astype(np.float32)
+    try:
+        return check_labels(array, clips, outputs)
+    except ChipError as error:
+        raise SettingsError(str(error)) from error
 
 
 def _checked_logits(logits: AnyArray, clips: int, outputs: int) -> Float32:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from knarr.cli.app import JsonOption, OverTime, TimestepsOption, app, finish
+from knarr.cli.app import InputShapeOption, JsonOption, OverTime, TimestepsOption, app, finish
 from knarr.cli.errors import UsageError
-from knarr.cli.files import keep_apart, read_array, time_step
+from knarr.cli.files import check_out, keep_apart, read_array, read_graph, time_step
 from knarr.cli.output import show_progress
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def finetune(
     dt_s: Annotated[
         float | None, Option("--dt", help="Time step, seconds; the file's when left out.")
     ] = None,
+    input_shape: InputShapeOption = None,
     groups: Annotated[
         Path | None,
         Option(
@@ -101,13 +102,12 @@ def finetune(
     keep_apart(out, *named)
     if out.suffix != ".net":
         raise UsageError(f"--out: '{out}' does not end in .net; name a .net file")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"--out: there is no folder {out.parent}; make it first")
+    check_out("--out", out)
     if (test is None) != (test_labels is None) or (test is None and test_groups is not None):
         raise UsageError("--test, --test-labels: give both or none, and --test-groups with them")
-    from knarr.export import graph_input_shape, read
+    from knarr.export import graph_input_shape
 
-    theirs = read(graph)
+    theirs = read_graph(graph, input_shape)
     step_s = time_step(theirs.metadata.get("dt_s"), dt_s, graph, theirs)
     from knarr import pipeline
     from knarr.deploy import chip_shape
@@ -157,7 +157,7 @@ def _groups(path: Path, clips: int) -> Any:
     Raises:
         UsageError: They are no text or whole numbers, or not one for each.
     """
-    groups = read_array(path)
+    groups = read_array(path, text=True)
     if groups.shape != (clips,) or groups.dtype.kind not in "iuU":
         raise UsageError(
             f"{path}: groups are a name or whole number for each of {clips} clips, these are {groups.dtype} {groups.shape}"

@@ -120,7 +120,7 @@ def test_options_of_recordings_are_checked_before_work(knarr: Knarr, tmp_path: P
         (("--dt", "0.0000015"), "no whole number of microseconds"),
         (("--crop", "1,2,3"), "write 4 whole numbers, such as 0,0,128,128"),
         (("--sensor", "big"), "such as 640x480"),
-        (("--out", "no/such/o.npz"), "its folder does not exist"),
+        (("--out", "no/such/o.npz"), "is a folder, or lies in none"),
         (("--out", "r.bin"), "is read as"),
         (("--people", "user"), "has 0 groups, needs one"),
     ):

@@ -96,12 +96,16 @@ def test_another_graph_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": clips(0)[1] + 1}, "classes 1..3, the network has 3 outputs, 0..2; subtract 1"),
-        ({"labels": clips(0)[1] - 1}, "classes -1..1, .*; number them from 0"),
-        ({"labels": clips(0)[1][:-1]}, r"labels: int64 \(89,\), needs a class.* each of 90 clips"),
-        ({"labels": clips(0)[1].astype(str)}, "labels: <U21"),
-        ({"labels": clips(0)[1] * 1.0}, r"float targets \(90,\), needs 3 finite numbers"),
-        ({"labels": np.eye(CLASSES, dtype=int)[clips(0)[1]]}, "needs one number a clip"),
+        (
+            {"labels": clips(0)[1] + 1},
+            "1..3, the network has classes 0..2; they begin at 1, subtract 1",
+        ),
+        ({"labels": clips(0)[1] - 1}, "-1..1; number the classes 0, 1, 2"),
+        ({"labels": clips(0)[1][:-1]}, r"labels: shape \(89,\) for 90 samples"),
+        ({"labels": clips(0)[1].astype(str)}, "labels: of type <U21"),
+        ({"labels": clips(0)[1] * 0.4}, r"float targets \(90,\), needs 3 finite numbers"),
+        ({"labels": np.eye(CLASSES, dtype=int)[clips(0)[1]]}, r"numpy.argmax\(labels, axis=1\)"),
+        ({"labels": np.eye(CLASSES)[clips(0)[1]]}, r"numpy.argmax\(labels, axis=1\)"),
         ({"inputs": clips(0)[0] * 2}, "data: inputs: .*2"),
         ({"inputs": clips(0)[0][:, :, 1:]}, "data: inputs: shape"),
         ({"teacher": np.zeros((CLIPS, 2))}, r"teacher: logits float64 \(90, 2\), needs \(90, 3\)"),
