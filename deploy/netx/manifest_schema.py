@@ -25,7 +25,7 @@ class _Place(_Part):
 
 
 class _LayerNotes(_Part):
-    """What is known of a layer; most of it only where calibration samples were run."""
+    """The facts of a layer; most are there only where calibration samples were run."""
 
     name: str
     weight_error: float

@@ -33,7 +33,7 @@ CURES = "say its size with --shape {name}={shape}, or which axis is the batch wi
 
 @dataclass
 class Batch:
-    """What is known of the inputs' batches.
+    """The batches of all inputs, as far as they are known.
 
     Args:
         axes: graph input -> its axis of the batch; None for an input that is whole as it is.
