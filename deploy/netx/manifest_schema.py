@@ -107,6 +107,7 @@ class _Input(_Part):
     bits: int = 1
     units: float = 1.0
     kind: str = "events"
+    signed: bool = False
     neuron: str | None = None
 
 

@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 """Operations whose first input has the steps of a sequence first."""
 TIMES = 2
-"""How many times larger the first axis is when shapes are inferred again."""
+"""The first axis is so many times as large when shapes are inferred again."""
 CURES = "say its size with --shape {name}={shape}, or which axis is the batch with --batch-axis"
 
 
