@@ -21,7 +21,6 @@ from knarr.hw_sim.network import (
     DECAY_UNITY,
     NON_SPIKING_VTH,
     Layer,
-    register_array,
     register_range,
 )
 
@@ -346,9 +345,9 @@ def states_fit_registers(network: Network) -> Iterator[Violation]:
 
 def _state_faults(layer: Layer, up: Int64, down: Int64) -> Iterator[str]:
     # (channels, pixels): pixels of a channel share its sums, and each may have its own registers.
-    shape = (len(up), -1)
+    # One that all share stays one number: a file may declare more neurons than memory holds.
     i_decay, v_decay, vth_int = (
-        register_array(register, layer.output_shape).reshape(shape)
+        np.asarray(register, dtype=np.int64).reshape((len(up), -1) if np.ndim(register) else (1, 1))
         for register in (layer.neuron.i_decay, layer.neuron.v_decay, layer.neuron.vth_int)
     )
     highest_u = _limit(up[:, None] << STATE_SHIFT, i_decay)
@@ -360,7 +359,7 @@ def _state_faults(layer: Layer, up: Int64, down: Int64) -> Iterator[str]:
         worst = max(int(up[channel]), int(down[channel]))
         yield (
             f"|u| could reach {_number(u)} (sum {worst} * {1 << STATE_SHIFT} * {DECAY_UNITY} / "
-            f"i_decay {i_decay[channel, pixel]}), it wraps at {STATE_MAX}"
+            f"i_decay {np.broadcast_to(i_decay, sizes.shape)[channel, pixel]}), it wraps at {STATE_MAX}"
         )
     bias = np.zeros((1, 1), dtype=np.int64)
     if layer.bias_int is not None:
@@ -374,7 +373,7 @@ def _state_faults(layer: Layer, up: Int64, down: Int64) -> Iterator[str]:
         channel, pixel = np.unravel_index(sizes.argmax(), sizes.shape)
         yield (
             f"|v| could reach {_number(v)} ({_number(u)} and bias, * {DECAY_UNITY} / v_decay "
-            f"{v_decay[channel, pixel]}), it saturates at {STATE_MAX - 1}"
+            f"{np.broadcast_to(v_decay, sizes.shape)[channel, pixel]}), it saturates at {STATE_MAX - 1}"
         )
 
 

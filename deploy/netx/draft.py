@@ -294,7 +294,7 @@ def _conv(found: NetLayer, neuron: Neuron, weight: Int32, scale: float | None) -
     groups = found.integers("groups")
     if stride is None or padding is None or dilation is None or groups is None:
         return None
-    if found.incoming is None:
+    if found.incoming is None or weight.ndim < 4:
         return None
     channels, height, width = found.incoming
     # slayer writes kernels with a last axis of time, of length 1; any other cannot be reshaped.
