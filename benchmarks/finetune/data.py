@@ -109,3 +109,25 @@ def speech(seed: int) -> Arrays:
     for split, own in sides.items():
         found |= {f"{split}_x": x[own], f"{split}_y": y[own]}
     return found
+
+
+CHANNELS, TOUCH_STEPS = 12, 256
+
+
+def touches(clips: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Return generated touches for the NIR paper's Braille nets: each of 12 taxels fires in bursts.
+
+    Their own recordings are not public. A finger that slides over a letter presses a taxel once or
+    twice, at times and with strengths of its own.
+    """
+    rng = np.random.default_rng([300, seed])
+    rate = np.full((clips, TOUCH_STEPS, CHANNELS), 0.01)
+    step = np.arange(TOUCH_STEPS)[None, :, None]
+    for _ in range(2):
+        middle = rng.uniform(20, 236, (clips, 1, CHANNELS))
+        width = rng.uniform(6, 30, (clips, 1, CHANNELS))
+        strength = rng.uniform(0, 0.6, (clips, 1, CHANNELS)) * (
+            rng.random((clips, 1, CHANNELS)) < 0.6
+        )
+        rate += strength * np.exp(-(((step - middle) / width) ** 2))
+    return (rng.random(rate.shape) < rate).astype(np.uint8)
