@@ -17,7 +17,7 @@ import nir
 import numpy as np
 import numpy.typing as npt
 
-from knarr.deploy import lower, read_net, verify_network, write_net
+from knarr.deploy import lower, read_net, require_lava, verify_network, write_net
 from knarr.export import graph_hash, graph_input_shape, lost_in_file, step_nir
 from knarr.hw_sim import ChipNetwork, InputCoding, simulate
 from knarr.pipeline.errors import RunError
@@ -112,13 +112,15 @@ def finetune(task: FineTuning, out: Path, *, on_progress: OnProgress = ignore) -
     Raises:
         SettingsError: Arrays that do not fit the network.
         DeployError: A graph that cannot be lowered.
-        LavaError: Lava is not there, or fails.
+        LavaError: Lava is not there, which is said before the fit, or fails.
         RuntimeError: The file is not what was fitted, which is a fault in knarr.
     """
 
     def say(text: str) -> None:
         on_progress(Progress(text))
 
+    if task.lava_samples:
+        require_lava()
     data, folder = task.data, out.with_suffix(".fit")
     everything = task.clips(data, task.teacher)
     groups = np.arange(len(data.labels)) if data.groups is None else data.groups
@@ -204,6 +206,7 @@ def _lowered(task: FineTuning, train: ArrayClips, on_progress: OnProgress) -> Ch
         input_bits=task.coding.bits,
         input_units=task.coding.units,
         input_kind=task.coding.kind,
+        input_signed=task.coding.signed,
         over_time=task.over_time,
         votes=task.votes,
         allow_approximate=task.allow_approximate,

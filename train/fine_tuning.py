@@ -274,6 +274,7 @@ def lowered_to(
         input_bits=network.input.bits,
         input_units=network.input.units,
         input_kind=network.input.kind,
+        input_signed=network.input.signed,
         over_time=network.readout.over_time,
         votes=network.readout.votes,
         calibration=array[chosen],

@@ -95,11 +95,11 @@ def speech(seed: int) -> Arrays:
             for word in range(WORDS):
                 length = int(32 * pace)
                 onset = int(rng.integers(0, TIMES - length))
-                rate = np.full((TIMES, BANDS), 0.015)
+                rate = np.full((TIMES, BANDS), 0.04)
                 along = np.linspace(0, 1, length)[:, None]
                 for formant in range(2):
                     path = starts[word, formant] * (1 - along) + ends[word, formant] * along + pitch
-                    rate[onset : onset + length] += 0.5 * np.exp(-(((band - path) / 2.0) ** 2))
+                    rate[onset : onset + length] += 0.3 * np.exp(-(((band - path) / 2.0) ** 2))
                 clips.append(rng.random((TIMES, BANDS)) < rate)
                 labels.append(word)
                 speakers.append(speaker)

@@ -35,7 +35,7 @@ DT_S = 1e-4
 """The only one of snnTorch's exporter."""
 BITS = (8, 4)
 CALIBRATION, LAVA, BATCH = 20, 10, 50
-NETS: dict[str, tuple[str, int]] = {"nmnist": ("conv", 15), "speech": ("recurrent", 40)}
+NETS: dict[str, tuple[str, int]] = {"nmnist": ("conv", 15), "speech": ("recurrent", 20)}
 """Data -> the net that with_snntorch.py trains on it, and its epochs."""
 TITLES = {
     "nmnist": "N-MNIST: Conv2d, Leaky, AvgPool2d, Conv2d, Leaky, AvgPool2d, Linear, Leaky",

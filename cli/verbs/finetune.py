@@ -111,11 +111,17 @@ def finetune(
     step_s = time_step(theirs.metadata.get("dt_s"), dt_s, graph, theirs)
     from knarr import pipeline
     from knarr.deploy import chip_shape
-    from knarr.hw_sim import InputCoding, encode
+    from knarr.hw_sim import InputCoding, encode, has_negative
     from knarr.train import ChipSettings
 
+    values = read_array(data)
     coding = InputCoding(
-        chip_shape(graph_input_shape(theirs)), input_bits, None, input_units, input_kind
+        chip_shape(graph_input_shape(theirs)),
+        input_bits,
+        None,
+        input_units,
+        input_kind,
+        input_kind != "rate" and has_negative(values),
     )
 
     def arrays(inputs: Path, classes: Path, people: Path | None) -> Arrays:

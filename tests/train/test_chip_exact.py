@@ -102,6 +102,33 @@ def kinds(network: ChipNetwork, student: ChipStudent) -> set[str]:
     return found | ({"driven"} if network.input.neuron is not None else set())
 
 
+def test_inputs_with_a_sign() -> None:
+    compared = accumulates = 0
+    kept: set[str] = set()
+    for seed in range(24):
+        network, inputs = draw(seed)
+        if network.input.neuron is not None or network.input.bits > 4:
+            continue
+        network = replace(network, input=replace(network.input, signed=True))
+        signs = np.random.default_rng(seed).choice([-1, 1], inputs.shape)
+        pair = reference_and_student(network, signs * inputs.astype(np.int32), device=False)
+        if pair is None:
+            continue
+        wanted, student = pair
+        turned = signs * inputs.astype(np.int32)
+        assert same(wanted, student.recording(ints(turned))) == [], seed
+        counts = count_events(network, turned, wanted)
+        first = network.layers[0].name
+        found = int(student(ints(turned)).acc[0].sum())
+        assert found == len(inputs) * counts.layers[first].acc, seed
+        compared += bool((turned < 0).any())
+        accumulates += found
+        kept |= kinds(network, student)
+    assert compared > 8
+    assert accumulates > 1000
+    assert {"Conv", "Dense", "Recurrent", "graded"} <= kept, kept
+
+
 @pytest.mark.parametrize("device", [False, True])
 def test_every_integer_of_random_networks(device: bool) -> None:
     met: Counter[str] = Counter()

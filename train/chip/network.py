@@ -73,7 +73,7 @@ class ChipLayer(nn.Module):
     Args:
         layer: where it starts.
         entering: shape of what arrives.
-        payload: largest integer that arrives.
+        arriving: least and largest integer that arrive.
         units: integers per unit that arrives.
         limits: grids of legal integers.
         surrogate: gradient of its spikes.
@@ -89,7 +89,7 @@ class ChipLayer(nn.Module):
         self,
         layer: Layer,
         entering: tuple[int, ...],
-        payload: int,
+        arriving: tuple[int, int],
         units: float,
         limits: Limits,
         surrogate: Surrogate,
@@ -103,7 +103,7 @@ class ChipLayer(nn.Module):
                 "yet; give it one decay and one threshold"
             )
         self.chip_layer = layer
-        self.payload = payload
+        self.arriving = arriving
         self.units = units
         self.limits = limits
         self.surrogate = surrogate
@@ -189,7 +189,7 @@ class ChipLayer(nn.Module):
         weight = found["weight"]
         bias = found.get("bias")
         back = found.get("recurrent")
-        bound = self.synapse.bound(weight, self.payload)
+        bound = self.synapse.bound(weight, self.arriving)
         if back is not None:
             bound += one_side(back)
         sums = self.synapse(x, weight, bound)
@@ -437,20 +437,16 @@ class ChipStudent(nn.Module):
         surrogate = surrogate or Surrogate()
         entering = network.input.shape
         units = network.input.units
-        if network.input.signed:
-            raise ChipError(
-                "input: signed, which is not fitted yet; give inputs that are not negative"
-            )
-        payload = network.input.limits[1]
+        arriving = network.input.limits
         layers = []
         for layer in network.layers:
             exact = given.get(layer.name)
             layers.append(
-                ChipLayer(layer, entering, payload, units, limits, surrogate, learn, exact)
+                ChipLayer(layer, entering, arriving, units, limits, surrogate, learn, exact)
             )
             # All layers but the first get spikes.
             entering = layer.output_shape
-            payload = 1
+            arriving = (0, 1)
             units = 1.0
         return cls(layers, network)
 
@@ -607,7 +603,7 @@ def integers_of(coding: InputCoding, inputs: Tensor) -> Tensor:
     if inputs.is_floating_point():
         values = (inputs.double() * coding.units).round()
     low, high = (int(value) for value in torch.aminmax(values))
-    least, most = 0, 2**coding.bits - 1
+    least, most = coding.limits
     if coding.neuron is not None:
         # Inputs are then the bias mantissas of input neurons, of either sign.
         least, most = -MAX_BIAS, MAX_BIAS

@@ -164,9 +164,12 @@ class Synapse(nn.Module):
         """Return the weights as integers, one of every pooled copy."""
         return rounded(self.weight, step, self.grid)
 
-    def bound(self, integers: Tensor, payload: int) -> int:
-        """Return a bound of every |sum|, whole or part of one, whatever arrives up to the payload."""
-        return one_side(integers) * prod(self.pool) * payload
+    def bound(self, integers: Tensor, arriving: tuple[int, int]) -> int:
+        """Return a bound of every |sum|, whole or part of one, whatever arrives within its limits."""
+        low, high = arriving
+        # What arrives with both signs can turn all weights to one side.
+        most = one_side(integers.abs() if low < 0 else integers)
+        return most * prod(self.pool) * max(-low, high)
 
     def forward(self, x: Tensor, integers: Tensor, bound: int) -> Tensor:
         """Sum what arrives in all steps.
@@ -315,12 +318,15 @@ class Accumulates(nn.Module):
         """Return the accumulates of each clip, (B,) float64.
 
         Args:
-            x: (B, T, *entering) what arrives. Frames that hold more than 0 and 1 multiply and cost
-                no accumulates.
+            x: (B, T, *entering) what arrives. Frames that hold more than -1, 0 and 1 multiply and
+                cost no accumulates.
         """
         flat = x.flatten(2)
         steps = x.shape[1]
         with torch.no_grad():
+            # Of inputs with a sign, -1 is an accumulate too; spikes of layers have none.
+            if bool((flat < 0).any()):
+                flat = flat.abs()
             graded = flat.amax(2, keepdim=True) > 1
         # Frames of spikes are the rule, and for them there is nothing to copy.
         if bool(graded.any()):
