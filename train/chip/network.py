@@ -562,7 +562,9 @@ class ChipStudent(nn.Module):
         notes: dict[str, Any] = {TRAINED: {"lowered_from": self.start.graph_hash}}
         # Where nodes lie in layers that hold several stays true, whatever their integers are.
         kept = ("weight_bits", "places")
-        notes = {key: self.start.lowering[key] for key in kept if key in self.start.lowering} | notes
+        notes = {
+            key: self.start.lowering[key] for key in kept if key in self.start.lowering
+        } | notes
         return replace(self.start, layers=layers, graph_hash=None, lowering=notes)
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
