@@ -32,25 +32,26 @@ TITLED: Final[dict[str, Any]] = {
 """Options of tables whose title is a heading."""
 
 
-def show(what: object, *, soft_wrap: bool = False) -> None:
+def show(what: object, *, soft_wrap: bool = False, width: int = WIDTH) -> None:
     """Print text or a table in a terminal's own width where it is narrow, in 100 columns otherwise.
 
     Args:
         what: Anything that rich prints; brackets in text are no markup.
         soft_wrap: Leave a long line whole, so that it can be copied.
+        width: Columns to fill at most.
     """
     console = Console(highlight=False, markup=False)
     # Nothing is wider, not even on a wide terminal: tables are read, and compared in logs.
-    if not console.is_terminal or console.width > WIDTH:
-        console.width = WIDTH
+    if not console.is_terminal or console.width > width:
+        console.width = width
     console.print(what, soft_wrap=soft_wrap)
 
 
-def show_indented(lines: Iterable[object]) -> None:
-    """Print lines that may be folded, two columns to the right."""
+def show_indented(lines: Iterable[object], *, width: int = WIDTH) -> None:
+    """Print lines that may be folded, two columns to the right, in at most `width` columns."""
     # A layer's name may look like markup, so it is passed as text.
     for line in lines:
-        show(Padding(Text(str(line)), (0, 0, 0, 2)))
+        show(Padding(Text(str(line)), (0, 0, 0, 2)), width=width)
 
 
 def make_table(

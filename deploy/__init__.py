@@ -1,6 +1,7 @@
 """Turn a certified graph into a chip network and its `.net` file, and run it in Lava.
 
 rules         what the chip, and netx on the way to it, demand of a network
+module_check  whether a module will go to the chip, before it is trained
 lowering      a graph as a network of integers
 netx          `.net` files: reading, checking, writing
 lava          the Lava simulator behind a supervised process
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from knarr.deploy.lowering.lower import lower
     from knarr.deploy.lowering.quantise import unrounded_weights
     from knarr.deploy.lowering.read import chip_shape
+    from knarr.deploy.module_check import ModuleCheck, check_module
     from knarr.deploy.netx.files import check, read_deployable, read_net, write_net
     from knarr.deploy.placement.place import place
     from knarr.deploy.placement.result import LayerPlacement, Placement, table
@@ -42,12 +44,14 @@ __all__ = [
     "LavaError",
     "LavaMissingError",
     "LayerPlacement",
+    "ModuleCheck",
     "Placement",
     "Raster",
     "Side",
     "Verification",
     "Violation",
     "check",
+    "check_module",
     "chip_shape",
     "fatal",
     "install_lava",

@@ -15,7 +15,7 @@ from knarr.lazy import lazy_face
 if TYPE_CHECKING:
     from knarr.export.arguments import as_inputs
     from knarr.export.certificate import Certificate, certify, replay_inputs, replay_sha256
-    from knarr.export.convert import to_nir
+    from knarr.export.convert import ExportCheck, check_export, to_nir
     from knarr.export.errors import CertificateError, ExportError
     from knarr.export.files import (
         FILLED,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from knarr.export.graph.step import Trace, step_nir
     from knarr.export.graph.topology import execution_order, graph_hash
     from knarr.export.norse.modules import PLIFBoxCell, StepGraph, SumPool2d
-    from knarr.export.norse.trace_module import trace_module
+    from knarr.export.norse.observe import trace_module
     from knarr.export.onnx_files import student_step_to_onnx, to_onnx
 else:
     __getattr__, __dir__ = lazy_face(__name__)
@@ -45,6 +45,7 @@ __all__ = [
     "FILLED",
     "Certificate",
     "CertificateError",
+    "ExportCheck",
     "ExportError",
     "FoldDifference",
     "PLIFBoxCell",
@@ -55,6 +56,7 @@ __all__ = [
     "as_inputs",
     "certificate_beside",
     "certify",
+    "check_export",
     "execution_order",
     "explain_silence",
     "fold",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nir
 import norse.torch as snn
@@ -20,13 +21,14 @@ from norse.torch.functional.reset import reset_value
 from torch import Tensor, nn
 
 from knarr.export.arguments import as_dt, as_inputs, as_shape
-from knarr.export.certificate import certify, replay_inputs
-from knarr.export.errors import ExportError
+from knarr.export.certificate import Certificate, certify, compare, replay_inputs
+from knarr.export.errors import CertificateError, ExportError, reasons_of, refusal
 from knarr.export.files import read, write
 from knarr.export.graph.parameters import ints
 from knarr.export.graph.topology import METADATA, NEURONS, Edge, bare_delays
-from knarr.export.norse.layers import NEURON_CELLS, Layer, Layers, take_apart
-from knarr.export.norse.modules import INPUT, OUTPUT, SumPool2d
+from knarr.export.norse.layers import NEURON_CELLS, Layer, Layers
+from knarr.export.norse.modules import INPUT, OUTPUT, Scale, SumPool2d
+from knarr.export.norse.observe import CONSTANT, layers_of
 from knarr.export.norse.rewrite import WRITTEN_FROM, rewrite
 
 Shape = tuple[int, ...]
@@ -40,15 +42,16 @@ def to_nir(
     *,
     samples: npt.ArrayLike | None = None,
 ) -> nir.NIRGraph:
-    """Export one time step of a Norse module as a certified NIR graph.
+    """Export a Norse module as the certified NIR graph of one time step.
 
     The graph is written to a file, read back with type checks (ours and nir's own), stepped by `step_nir` and compared with
     the live module on random binary inputs and on `samples`: every spike and every float32 voltage must be equal.
 
     Args:
-        module: SequentialState, nn.Sequential or `StepGraph` in eval mode, nested in any way, of Linear, Conv1d, Conv2d,
-            AvgPool2d, LPPool2d(1), SumPool2d, Flatten, BatchNorm, LIFBoxCell, LIFCell, LIFRecurrentCell, PLIFBoxCell,
-            IAFCell, LIBoxCell, LICell; Dropout and Identity are left out.
+        module: any module of Norse's cells in eval mode: one step with its state, a loop over the first or second axis of
+            its input, states that it keeps itself, or one input that it shows at every step. SequentialState,
+            nn.Sequential and `StepGraph` of known layers are taken apart by their types; everything else is run
+            on a small sample and recorded.
         input_shape: feature shape of one step without batch, (features,), (C, L) or (C, H, W).
         dt_s: time step, seconds; every neuron must have it as its dt.
         samples: (samples, timesteps, *input_shape) real inputs that drive every layer. With samples, they and not the
@@ -62,9 +65,100 @@ def to_nir(
     """
     input_shape, dt_s = as_shape(input_shape), as_dt(dt_s)
     inputs = replay_inputs(input_shape) if samples is None else as_inputs(samples, "samples")
-    plain, _ = rewrite(take_apart(module))
-    graph = convert(plain, input_shape, dt_s)
-    # What is certified is what a file holds: nir rounds and reshapes some fields when it writes.
+    graph, _ = _proved(module, input_shape, dt_s, inputs, certify, own=samples is not None)
+    return graph
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """The answer to whether a module can be exported.
+
+    Args:
+        graph: the graph, where it can.
+        reasons: why not, each with its layer and its cure; empty where it can.
+        silent: layers that never fired on random inputs, so that nothing is proved about their spikes yet.
+        certificate: what was compared, where it can.
+    """
+
+    graph: nir.NIRGraph | None
+    reasons: tuple[str, ...]
+    silent: tuple[str, ...] = ()
+    certificate: Certificate | None = None
+
+
+def check_export(module: nn.Module, input_shape: tuple[int, ...], dt_s: float) -> ExportCheck:
+    """Tell whether a module can be exported, with every reason why not; weights need not be trained.
+
+    Args:
+        module, input_shape, dt_s: as for `to_nir`.
+
+    Raises:
+        ExportError: a shape or a time step that makes no sense.
+    """
+    input_shape, dt_s = as_shape(input_shape), as_dt(dt_s)
+    try:
+        graph, certificate = _proved(module, input_shape, dt_s, replay_inputs(input_shape), compare)
+    except ExportError as error:
+        return ExportCheck(None, reasons_of(error))
+    silent = tuple(name for name, count in certificate.spikes.items() if count == 0)
+    return ExportCheck(graph, (), silent, certificate)
+
+
+Comparison = Callable[[nn.Module, nir.NIRGraph, npt.ArrayLike, float], Certificate]
+
+
+def _proved(
+    module: nn.Module,
+    input_shape: Shape,
+    dt_s: float,
+    inputs: npt.NDArray[Any],
+    comparison: Comparison,
+    *,
+    own: bool = False,
+) -> tuple[nir.NIRGraph, Certificate]:
+    """Return the graph of a module as a file holds it, and its certificate, which it also carries.
+
+    Args:
+        module, input_shape, dt_s: as for `to_nir`.
+        inputs: what module and graph are compared on.
+        comparison: `certify`, or `compare` where layers may be silent.
+        own: whether the inputs are the user's.
+    """
+    layers, way, steps = layers_of(module, input_shape)
+    if own and steps:
+        _fit(inputs, way, steps)
+    plain, _ = rewrite(layers)
+    graph = _as_read(convert(plain, input_shape, dt_s))
+    try:
+        certificate = comparison(module, graph, inputs, dt_s)
+    except CertificateError:
+        # A current that adds up what loops back with what arrives, and then takes the sum, rounds as Delay nodes do.
+        if not any(leaf.delayed for leaf in plain.leaves):
+            raise
+        graph = _as_read(convert(plain, input_shape, dt_s, delays="nodes"))
+        certificate = comparison(module, graph, inputs, dt_s)
+    graph.metadata["certificate"] = certificate.to_json()
+    return graph, certificate
+
+
+def _fit(samples: npt.NDArray[Any], way: str, steps: int) -> None:
+    """Check samples for a module that takes a number of steps of its own.
+
+    Raises:
+        ExportError: other samples.
+    """
+    if way == CONSTANT and (samples != samples[:, :1]).any():
+        raise ExportError(
+            "samples: the module shows one input at every step; give (samples, 1, *features)"
+        )
+    if way != CONSTANT and samples.shape[1] < steps:
+        raise ExportError(
+            f"samples: have {samples.shape[1]} steps, the module takes {steps}; give as many"
+        )
+
+
+def _as_read(graph: nir.NIRGraph) -> nir.NIRGraph:
+    """Return a graph as a file holds it: nir rounds and reshapes some fields when it writes."""
     with tempfile.TemporaryDirectory(prefix="knarr-export-") as folder:
         path = Path(folder) / "student.nir"
         write(graph, path)
@@ -75,8 +169,6 @@ def to_nir(
             raise ExportError(
                 f"graph: nir's own type check refuses it ({error}); other readers would too"
             ) from error
-    certificate = certify(module, graph, inputs, dt_s)
-    graph.metadata["certificate"] = certificate.to_json()
     return graph
 
 
@@ -224,6 +316,11 @@ def _flatten(layer: Layer, shape: Shape) -> Any:
     )
 
 
+def _scale(layer: Layer, shape: Shape) -> Any:
+    scale: Any = layer.module
+    return nir.Scale(np.array(np.broadcast_to(array(scale.scale), shape)))
+
+
 # Each converter takes the one type it stands under; `take_apart` lets no subclass through.
 CONVERTERS: dict[type[nn.Module], Callable[[Layer, Shape], Any]] = {
     nn.Linear: _linear,
@@ -232,6 +329,7 @@ CONVERTERS: dict[type[nn.Module], Callable[[Layer, Shape], Any]] = {
     nn.AvgPool2d: _pool,
     SumPool2d: _pool,
     nn.Flatten: _flatten,
+    Scale: _scale,
 }
 
 
@@ -263,30 +361,42 @@ def synapse(layer: Layer, shape: Shape) -> tuple[Any, Shape]:
     return node, tuple(given.shape[1:])
 
 
-def convert(layers: Layers, input_shape: Shape, dt_s: float) -> nir.NIRGraph:
+def convert(
+    layers: Layers, input_shape: Shape, dt_s: float, *, delays: Literal["edges", "nodes"] = "edges"
+) -> nir.NIRGraph:
     """Build the graph of plain layers; `rewrite` makes them plain.
 
     Args:
         layers: the layers of a one-step module in eval mode.
         input_shape: feature shape of one time step, without batch: (features,), (C, L) or (C, H, W).
         dt_s: time step, seconds; must equal every neuron's own dt.
+        delays: how to write edges that wait one step: bare where that says the same, or all as Delay nodes.
 
     Raises:
         ExportError: names the module that cannot be exported, why, and what to do.
     """
     build = _Build(input_shape, dt_s)
     delayed: dict[str, list[Edge]] = {}
+    faults: list[str] = []
     for layer in layers.leaves:
-        build.add(layer)
+        try:
+            build.add(layer)
+        except ExportError as error:
+            faults.append(str(error))
+            # What stands behind it may have faults of its own, as long as its shape is known.
+            if not build.skip(layer):
+                break
         for source in layer.delayed:
             delayed.setdefault(layer.owner, []).append((source, layer.name))
+    if faults:
+        raise refusal(faults)
     build.nodes[OUTPUT] = nir.Output(
         output_type={"output": np.array(build.arriving("output", layers.output))}
     )
     build.edges += [(source, OUTPUT) for source in layers.output]
     # Each StepGraph knows its own loops alone, so each decides alone how its delays are written.
     for own in delayed.values():
-        build.delay(own)
+        build.delay(own, nodes=delays == "nodes")
     return nir.NIRGraph(
         nodes=build.nodes,
         edges=build.edges,
@@ -334,6 +444,25 @@ class _Build:
             self.nodes[name], self.shapes[name] = synapse(layer, shape)
         self.edges += [(source, name) for source in layer.sources]
 
+    def skip(self, layer: Layer) -> bool:
+        """Note the shape that leaves a layer which has no node; return whether it is known."""
+        shapes = {self.shapes[source] for source in layer.sources}
+        if len(shapes) != 1:
+            return False
+        shape = shapes.pop()
+        if isinstance(layer.module, nn.Linear):
+            shape = (layer.module.out_features,)
+        elif not isinstance(layer.module, NEURON_CELLS):
+            try:
+                with torch.no_grad():
+                    shape = tuple(layer.module(torch.zeros(1, *shape)).shape[1:])
+            except (RuntimeError, ValueError):
+                return False
+        elif isinstance(layer.module, snn.LIFRecurrentCell):
+            shape = (int(layer.module.hidden_size),)
+        self.arrives_at[layer.name] = self.shapes[layer.name] = shape
+        return True
+
     def _recurrent(self, layer: Layer) -> None:
         """Add a LIFRecurrentCell as Linear(W_in) -> CubaLIF, and CubaLIF -> Linear(W_rec) -> CubaLIF."""
         cell: Any = layer.module
@@ -355,10 +484,12 @@ class _Build:
         self.edges += [(source, f"{name}_in") for source in layer.sources]
         self.edges += [(f"{name}_in", name), (name, f"{name}_rec"), (f"{name}_rec", name)]
 
-    def delay(self, delayed: list[Edge]) -> None:
+    def delay(self, delayed: list[Edge], *, nodes: bool) -> None:
         """Add edges that wait one step: as bare edges where NIR's reader delays just these, as Delay nodes elsewhere."""
         stateful = {name for name, node in self.nodes.items() if isinstance(node, NEURONS)}
-        if bare_delays(list(self.nodes), self.edges, delayed, INPUT, stateful, OUTPUT) is not None:
+        names = list(self.nodes)
+        bare = bare_delays(names, self.edges, delayed, INPUT, stateful, OUTPUT)
+        if bare is not None and not nodes:
             self.edges += delayed
             return
         for source, target in delayed:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from knarr.export.arguments import as_shape
 from knarr.export.errors import ExportError
-from knarr.export.norse.layers import NEURON_CELLS, take_apart
+from knarr.export.norse.layers import NEURON_CELLS, UnknownKindError, take_apart
 from knarr.export.norse.modules import StepGraph
 from knarr.export.norse.rewrite import as_module
 from knarr.files import write_atomic
@@ -293,7 +293,12 @@ def student_step_to_onnx(module: nn.Module, input_shape: tuple[int, ...], path: 
         OSError: the file cannot be written.
     """
     path, input_shape = Path(path), as_shape(input_shape)
-    graph = as_module(take_apart(module))
+    try:
+        graph = as_module(take_apart(module))
+    except UnknownKindError as error:
+        raise ExportError(
+            f"{error}; a step is written as ONNX for these alone, `to_nir` takes other modules too"
+        ) from error
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if not bool(torch.isfinite(tensor).all()):
             raise ExportError(f"module: '{name}' holds NaN or infinity; retrain or reload it")

@@ -6,7 +6,18 @@ inside a verb, so that help and bad input answer at once.
 
 from importlib import import_module
 
-FAMILIES = ("run", "train", "studies", "graph", "finetune", "chip", "energy", "data", "lava")
+FAMILIES = (
+    "run",
+    "check",
+    "train",
+    "studies",
+    "graph",
+    "finetune",
+    "chip",
+    "energy",
+    "data",
+    "lava",
+)
 """The files of verbs in the order in which the help lists them."""
 
 for _family in FAMILIES:

@@ -57,7 +57,7 @@ def export(
     ),
     json: JsonOption = False,
 ) -> None:
-    """Export a run's student, or any one-step Norse module, as a certified NIR graph.
+    """Export a run's student, or any module of Norse's cells, as a certified NIR graph.
 
     A run's teacher is written as an ONNX file beside it.
     """

@@ -9,7 +9,7 @@ import norse.torch as snn
 from torch import nn
 
 from knarr.export.errors import ExportError
-from knarr.export.norse.modules import INPUT, OUTPUT, PLIFBoxCell, StepGraph, SumPool2d
+from knarr.export.norse.modules import INPUT, OUTPUT, PLIFBoxCell, Scale, StepGraph, SumPool2d
 
 KINDS: dict[type[nn.Module], str] = {
     nn.Linear: "linear",
@@ -18,6 +18,7 @@ KINDS: dict[type[nn.Module], str] = {
     nn.AvgPool2d: "pool",
     nn.LPPool2d: "pool",
     SumPool2d: "pool",
+    Scale: "scale",
     nn.Flatten: "flatten",
     nn.BatchNorm1d: "norm",
     nn.BatchNorm2d: "norm",
@@ -37,13 +38,10 @@ NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 NEURON_CELLS = (
     snn.LIFBoxCell, snn.LIFCell, snn.LIFRecurrentCell, PLIFBoxCell, snn.IAFCell, snn.LIBoxCell, snn.LICell
 )  # fmt: skip
-_CURES = {
-    "MaxPool2d": "NIR has no maximum, use AvgPool2d",
-    "ReLU": "a spiking network has neurons in its place",
-    "Lift": "export the one-step cells, time is the graph's own",
-    "LIFRefracCell": "NIR has no refractory period, use LIFCell",
-    "LIFBoxRecurrentCell": "declare the loop with knarr.export.StepGraph",
-}
+
+
+class UnknownKindError(ExportError):
+    """A module that is not one of those taken apart by their type; what it does may be recorded still."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """All leaves of a module, sources before targets but for delayed ones, and the names that reach the output."""
+    """All leaves of a module.
+
+    Args:
+        leaves: sources before targets, but for delayed ones.
+        output: names that reach the output, summed.
+        rewrites: module path -> what stands in its place already, where that is not the module itself.
+        left_out: what the module does behind its output, and no graph holds.
+    """
 
     leaves: tuple[Layer, ...]
     output: tuple[str, ...]
+    rewrites: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,10 +131,11 @@ class _ModuleWalk:
         if type(module) in NO_OPS:
             return value
         if type(module) not in KINDS:
-            kind = type(module).__name__
-            cure = _CURES.get(kind, f"supported are {', '.join(sorted(t.__name__ for t in KINDS))}")
             where = f"module '{path}'" if path else "module"
-            raise ExportError(f"{where}: {kind} cannot be exported; {cure}")
+            known = ", ".join(sorted(kind.__name__ for kind in KINDS))
+            raise UnknownKindError(
+                f"{where}: {type(module).__name__} is not known by its type; known are {known}"
+            )
         leaf_name = prefix + (name or f"{KINDS[type(module)]}_{own_number}")
         self.leaves.append(Layer(leaf_name, path or "", module, value.now, value.before))
         return _Value((leaf_name,))
@@ -185,19 +193,12 @@ class _ModuleWalk:
         return Layers(tuple(leaves), output.now)
 
 
-def take_apart(module: nn.Module) -> Layers:
-    """Return the leaves of a one-step module: SequentialState, nn.Sequential, StepGraph, nested in any way.
+def require_still(module: nn.Module) -> None:
+    """Check that a module does the same at every call, and nothing besides what its class does.
 
     Raises:
-        ExportError: names the module that cannot be exported, the reason and the cure.
+        ExportError: a part in train mode, with forward hooks, or with a forward of its own.
     """
-    if type(module) not in (snn.SequentialState, nn.Sequential, StepGraph):
-        cure = _CURES.get(
-            type(module).__name__, "wrap the layers of one time step in a norse SequentialState"
-        )
-        raise ExportError(
-            f"module: {type(module).__name__} is neither SequentialState, nn.Sequential nor StepGraph; {cure}"
-        )
     for path, part in module.named_modules():
         if part.training:
             raise ExportError(
@@ -207,6 +208,21 @@ def take_apart(module: nn.Module) -> Layers:
             raise ExportError(
                 f"module '{path}': has forward hooks or another forward than its class, which no graph holds; remove them"
             )
+
+
+def take_apart(module: nn.Module) -> Layers:
+    """Return the leaves of a one-step module: SequentialState, nn.Sequential, StepGraph, nested in any way.
+
+    Raises:
+        UnknownKindError: another module is in it, which has to be watched while it runs.
+        ExportError: names the module that cannot be exported, the reason and the cure.
+    """
+    require_still(module)
+    if type(module) not in (snn.SequentialState, nn.Sequential, StepGraph):
+        raise UnknownKindError(
+            f"module: {type(module).__name__} is neither SequentialState, nn.Sequential nor StepGraph"
+        )
+    for path, part in module.named_modules():
         activation = getattr(part, "activation", None)
         if activation is not None and not str(getattr(activation, "__module__", "")).startswith(
             "norse."

@@ -113,6 +113,24 @@ class SumPool2d(nn.Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}"
 
 
+class Scale(nn.Module):
+    """Multiplication by constants: y = x * scale.
+
+    Args:
+        scale: one number, or numbers that spread over the features.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply (B, *features)."""
+        return x * self.scale
+
+
 class StepGraph(nn.Module):
     """One time step of a network with branches, residual adds and recurrence, as named nodes and edges.
 
@@ -241,6 +259,10 @@ class StepGraph(nn.Module):
                     # The first step of a Linear that receives recurrent edges alone.
                     linear: Any = module
                     forward = [x.new_zeros(x.shape[0], linear.in_features)]
+                elif not looping and any(target == name for _, target in self.recurrent):
+                    # The silence before the first step is added as a graph adds it: what comes out lies in memory in
+                    # the same order, and a product of matrices may round by that.
+                    looping = [torch.zeros_like(forward[0])]
                 value[name] = module(add_up(forward, looping))
                 continue
             cell = before.get(name)

@@ -29,7 +29,7 @@ def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
     Raises:
         ExportError: a batch-norm that follows no synapse, or a kernel that no square one equals.
     """
-    done: dict[str, str] = {}
+    done: dict[str, str] = dict(layers.rewrites)
     leaves = {leaf.name: leaf for leaf in layers.leaves}
     output = layers.output
     for name in list(leaves):
@@ -53,19 +53,27 @@ def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
         if why:
             leaves[name] = replace(leaf, module=plain)
             done[leaf.path] = ", ".join(why)
-    return Layers(tuple(leaves.values()), output), done
+    return replace(layers, leaves=tuple(leaves.values()), output=output), done
 
 
 def _renamed(names: tuple[str, ...], old: Layer, new: Layer) -> tuple[str, ...]:
     return tuple(new.name if name == old.name else name for name in names)
 
 
-def as_module(layers: Layers) -> StepGraph:
-    """Return the layers as one module that runs."""
+def as_module(layers: Layers, *, late: bool = True) -> StepGraph:
+    """Return the layers as one module that runs.
+
+    Args:
+        layers: plain ones.
+        late: whether a current takes what loops back after what arrives forward, as a graph without Delay nodes does.
+    """
     edges = [(source, leaf.name) for leaf in layers.leaves for source in leaf.sources]
     edges += [(source, OUTPUT) for source in layers.output]
     delayed = [(source, leaf.name) for leaf in layers.leaves for source in leaf.delayed]
-    return StepGraph({leaf.name: leaf.module for leaf in layers.leaves}, edges, delayed).eval()
+    made = StepGraph({leaf.name: leaf.module for leaf in layers.leaves}, edges, delayed).eval()
+    if not late:
+        made.looping = frozenset()
+    return made
 
 
 def _synapse_before(norm: Layer, leaves: Collection[Layer], output: tuple[str, ...]) -> Layer:

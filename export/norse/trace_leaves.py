@@ -16,8 +16,8 @@ from knarr.export.graph.step import Trace, stacked
 from knarr.export.norse.layers import NEURON_CELLS, take_apart
 
 
-def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
-    """Run the module and record what its neurons do.
+def trace_leaves(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
+    """Run a module whose leaves are known by their types, and record what its neurons do.
 
     Args:
         module: SequentialState, nn.Sequential or StepGraph in eval mode. An nn.Sequential is run as the SequentialState
