@@ -233,18 +233,14 @@ def _compared(
     return seen, stepped, rewrites
 
 
-ROUNDING = 1e-4
-"""Largest difference of a voltage, in parts of the largest of its layer. It is float32's rounding (6e-8) over sums of some
-thousand terms; a layer that is missing, or wired elsewhere, differs by parts of a whole.
-"""
-
-
 def _require_close(live: Trace, stepped: Trace) -> None:
     """Check that voltages and outputs differ by no more than rounding, where equal spikes do not tell.
 
     Raises:
         CertificateError: names the layer.
     """
+    from knarr.export.norse.observe import ROUNDING
+
     pairs = {name: (live.v[name], stepped.v[name]) for name in live.v if name in stepped.v}
     pairs["output"] = (live.output, stepped.output)
     for name, (ours, theirs) in pairs.items():

@@ -6,20 +6,22 @@ step before is a delayed edge. That every other step does the same is not looked
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import norse.torch as snn
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from knarr.export.errors import ExportError, refusal
 from knarr.export.norse.layers import KINDS, Layer, Layers
-from knarr.export.norse.modules import INPUT, OUTPUT, SumPool2d
+from knarr.export.norse.modules import INPUT, OUTPUT, Scale, SumPool2d
 from knarr.export.norse.recorder import ANY, Recorder, node_name
 from knarr.export.norse.steps import as_cell
 from knarr.export.norse.values import (
+    STEP,
     Added,
     Applied,
     Fired,
@@ -59,12 +61,46 @@ class ForgetsError(ExportError):
     """Neurons whose state does not go from step to step."""
 
 
-def assemble(recorder: Recorder, output: Value) -> Layers:
-    """Return the layers of one step.
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """The part of a module behind the output of its graph, and what it says about that output.
+
+    Args:
+        wires: what reaches the output.
+        left_out: what the module does behind it, in its order.
+        tensor: the module's own tensor that follows from the output; None where it is not known.
+        lead: its leading axes; those of one step where it holds the last step, or what is made of all of them.
+        behind: what was done to the output to get it, first to last, on (B, T, *features).
+    """
+
+    wires: Wires
+    left_out: tuple[str, ...]
+    tensor: Tensor | None
+    lead: tuple[str, ...]
+    behind: tuple[Callable[[Tensor], Tensor], ...]
+
+    def expected(self, output: Tensor) -> Tensor:
+        """Return what the tensor has to be.
+
+        Args:
+            output: the graph's output at every step, (B, T, *features).
+        """
+        if self.behind:
+            for function in self.behind:
+                output = function(output)
+            return output
+        if "T" not in "".join(self.lead):
+            return output[:, -1]
+        return output.transpose(0, 1) if "".join(self.lead) == "TB" else output
+
+
+def assemble(recorder: Recorder, output: Value, given: Tensor) -> tuple[Layers, Readout]:
+    """Return the layers of one step, and how the module's output follows from them.
 
     Args:
         recorder: what was recorded, one step at least.
         output: where the module's output came from.
+        given: the output itself.
 
     Raises:
         ExportError: what no graph holds; every reason that was found, in its `reasons`.
@@ -83,10 +119,9 @@ def assemble(recorder: Recorder, output: Value) -> Layers:
     # What the module does not have itself steps as its first neurons do.
     dt_s = next((neurons.dt for neurons in recorder.neurons if neurons.dt), 0.001)
     build = _Assembly(recorder, steps - 1, dt_s, faults)
-    reached: Wires = ()
-    left_out: list[str] = []
+    readout = Readout((), (), None, (), ())
     if not faults:
-        reached, left_out = build.readout(output)
+        readout = build.readout(output, given)
         build.place_delayed()
     else:
         # Every reason is worth telling, not only those that stand before the output.
@@ -95,18 +130,18 @@ def assemble(recorder: Recorder, output: Value) -> Layers:
         raise refusal(build.faults)
     if not build.leaves:
         raise ExportError("module: no layers to export")
-    if any(lag for _, lag in reached):
+    if any(lag for _, lag in readout.wires):
         raise ExportError(
             "module: its output is a value of the step before; put a neuron in front of the output"
         )
     if any(leaf.name == INPUT for leaf in build.leaves):
         raise ExportError("module: a layer is called 'input'; rename it")
-    names = tuple(name for name, _ in reached)
+    names = tuple(name for name, _ in readout.wires)
     if len(set(names)) < len(names):
         raise ExportError(
             "module: its output adds the same layer twice, and NIR has no double edges; double the weights instead"
         )
-    return Layers(tuple(build.leaves), names, build.rewrites, tuple(left_out))
+    return Layers(tuple(build.leaves), names, build.rewrites, readout.left_out), readout
 
 
 @dataclass
@@ -122,7 +157,6 @@ class _Assembly:
     placed: dict[str, Wires] = field(default_factory=dict)
     made: dict[tuple[Any, ...], str] = field(default_factory=dict)
     waiting: list[Neurons] = field(default_factory=list)
-    busy: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.taken = {INPUT, OUTPUT, *(neurons.name for neurons in self.recorder.neurons)}
@@ -130,46 +164,58 @@ class _Assembly:
 
     # -- the output ------------------------------------------------------------------------------
 
-    def readout(self, output: Value) -> tuple[Wires, list[str]]:
+    def readout(self, output: Value, given: Tensor) -> Readout:
         """Return what reaches the graph's output, and what the module does behind it."""
         left_out: list[str] = []
         value, every_step = output, False
+        tensor: Tensor | None = given
+        behind: list[Callable[[Tensor], Tensor]] = []
         while True:
             every_step = every_step or value.over_time
-            value = at(value, self.now)
-            behind = self._behind(value)
-            if behind is None:
+            lead, here = value.lead, at(value, self.now)
+            last = self._behind(here)
+            if last is None:
                 break
-            said, value = behind
-            every_step = every_step or said == SUM
+            said, value, function = last
             left_out.append(said)
+            every_step = every_step or said == SUM
+            if isinstance(here, Opaque):
+                tensor = here.made_of[here.roots.index(value)] if here.made_of else None
+                behind = []
+            elif function is None or lead != STEP:
+                # How it was reshaped, or each step of it made, is not followed; a spike or a voltage still is.
+                tensor = None
+            else:
+                behind.insert(0, function)
         if not every_step and value.time is not None:
             left_out.append("last step alone")
-        base = value.argument if isinstance(value, Viewed) else value
-        return self.wires(base if type(base) is not Given else value), left_out[::-1]
+        base = here.argument if isinstance(here, Viewed) else here
+        wires = self.wires(base if type(base) is not Given else here)
+        return Readout(wires, tuple(left_out[::-1]), tensor, lead, tuple(behind))
 
-    def _behind(self, value: Value) -> tuple[str, Value] | None:
-        """Return what was done last to a value, and to which; None where the graph can give the value itself."""
+    def _behind(self, value: Value) -> tuple[str, Value, Callable[[Tensor], Tensor] | None] | None:
+        """Return what was done last to a value, to which, and the function itself.
+
+        None stands where the graph can give the value, and for a function that is not known.
+        """
         if isinstance(value, Opaque):
             roots = {id(self._core(at(root, self.now))): root for root in value.roots}
-            if len(roots) != 1:
+            if len({self._core(at(root, self.now)) for root in value.roots}) != 1:
                 return None
-            return value.what, next(iter(roots.values()))
+            return value.what, next(iter(roots.values())), None
         if isinstance(value, Added):
             parts = self._flat(value)
-            if (
-                len({part.time for part in parts}) > 1
-                and max(self.now - (part.time or 0) for part in parts) > 1
-            ):
+            times = [part.time or 0 for part in parts]
+            every = sorted(times) == list(range(self.now + 1))
+            if every and self.now > 1 and len({self._core(part) for part in parts}) == 1:
                 last = max(parts, key=lambda part: part.time or 0)
-                if len({self._core(part) for part in parts}) == 1:
-                    return SUM, last
-        if isinstance(value, Applied) and type(value.module).__name__ == "Scale":
+                return SUM, last, lambda output: output.sum(1)
+        if isinstance(value, Applied) and isinstance(value.module, Scale):
             inner = self._behind(at(value.argument, self.now))
-            return None if inner is None else ("scaling", value.argument)
+            return None if inner is None else ("scaling", value.argument, value.module)
         if isinstance(value, Viewed):
             inner = self._behind(value.argument)
-            return None if inner is None else ("reshaping", value.argument)
+            return None if inner is None else ("reshaping", value.argument, None)
         return None
 
     def _core(self, value: Value) -> Any:

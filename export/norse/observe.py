@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from knarr.export.arguments import as_inputs
-from knarr.export.errors import ExportError, refusal
+from knarr.export.errors import CertificateError, ExportError, refusal
 from knarr.export.graph.step import Trace
 from knarr.export.graph.step_synapses import add_up
-from knarr.export.norse.assemble import ForgetsError, assemble
+from knarr.export.norse.assemble import ForgetsError, Readout, assemble
 from knarr.export.norse.layers import NEURON_CELLS, Layers, UnknownKindError, take_apart
 from knarr.export.norse.recorder import ANY, LayoutError, Recorder
 from knarr.export.norse.trace_leaves import trace_leaves
@@ -40,6 +40,10 @@ WAYS: tuple[Way, ...] = (TIME_FIRST, SAMPLES_FIRST, STATE, HELD, CONSTANT)
 SAMPLES, TIMESTEPS = 3, 5
 """Size of the input on which a module is tried; two different primes, to be told apart."""
 MOST_STEPS = 1024
+ROUNDING = 1e-4
+"""Largest difference of a voltage, in parts of the largest of its layer. It is float32's rounding (6e-8) over sums of some
+thousand terms; a layer that is missing, or wired elsewhere, differs by parts of a whole.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,15 +223,42 @@ def _observe(module: nn.Module, inputs: npt.NDArray[Any], way: Way) -> Observati
         raise _NotRunError(
             f"module: does not run on {tuple(x.shape[2:])} ({reason}); check input_shape, without batch and time"
         ) from error
-    layers = assemble(recorder, output)
+    layers, readout = assemble(recorder, *output)
     steps = len(recorder.neurons[0].given)
     if way == CONSTANT:
         x = x[:, :1].expand(len(x), steps, *x.shape[2:])
-    return Observation(layers, _trace(recorder, layers, x), x[:, :steps].numpy(), way)
+    trace = _trace(recorder, layers, x)
+    _require_output(readout, torch.as_tensor(trace.output))
+    return Observation(layers, trace, x[:, :steps].numpy(), way)
 
 
-def _over_time(lead: tuple[str, ...]) -> Callable[[Recorder, nn.Module, Tensor], Value]:
-    def run(recorder: Recorder, module: nn.Module, x: Tensor) -> Value:
+def _require_output(readout: Readout, output: Tensor) -> None:
+    """Check that what the module gave its caller follows from the output of its layers.
+
+    Raises:
+        CertificateError: it does not, so that something between the two was not seen.
+    """
+    if readout.tensor is None:
+        return
+    expected, found = readout.expected(output), readout.tensor
+    apart = float("inf")
+    if expected.numel() == found.numel():
+        apart = float((expected.reshape(found.shape) - found).abs().max())
+    largest = max(float(expected.abs().max()), float(found.abs().max()))
+    # Written so that NaN does not pass; sums in another order round.
+    if not apart <= ROUNDING * largest:
+        raise CertificateError(
+            f"module: gives its caller something else than its last layer gives, by {apart:g} of {largest:g}; take out of "
+            "forward what changes tensors in place"
+        )
+
+
+_Run = Callable[[Recorder, nn.Module, Tensor], tuple[Value, Tensor]]
+"""Runs a module on (samples, timesteps, *features); gives its output and where that came from."""
+
+
+def _over_time(lead: tuple[str, ...]) -> _Run:
+    def run(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
         # Steps lie in memory as a graph's stepper finds them: another order may sum, and round, in another order.
         given = x if lead[0] == "B" else x.transpose(0, 1)
         recorder.give(given, lead)
@@ -238,7 +269,7 @@ def _over_time(lead: tuple[str, ...]) -> Callable[[Recorder, nn.Module, Tensor],
     return run
 
 
-def _constant(recorder: Recorder, module: nn.Module, x: Tensor) -> Value:
+def _constant(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
     given = x[:, 0].contiguous()
     recorder.give(given, STEP)
     with recorder.watching():
@@ -246,10 +277,11 @@ def _constant(recorder: Recorder, module: nn.Module, x: Tensor) -> Value:
     return _output(recorder, result)
 
 
-def _steps(*, state: bool) -> Callable[[Recorder, nn.Module, Tensor], Value]:
-    def run(recorder: Recorder, module: nn.Module, x: Tensor) -> Value:
+def _steps(*, state: bool) -> _Run:
+    def run(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
         held: Any = None
         values: list[Value] = []
+        outputs: list[Tensor] = []
         for t in range(x.shape[1]):
             given = x[:, t]
             recorder.give(given, STEP, t)
@@ -261,19 +293,22 @@ def _steps(*, state: bool) -> Callable[[Recorder, nn.Module, Tensor], Value]:
                         "module: takes a state and gives none back; return (output, state)"
                     )
                 held = result[1]
-            values.append(_output(recorder, result))
-            if values[-1].time not in (t, None):
+            value, output = _output(recorder, result)
+            values.append(value)
+            outputs.append(output)
+            if value.time not in (t, None):
                 raise LayoutError("module: its output is not that of the step")
         longest = max((len(neurons.given) for neurons in recorder.neurons), default=0)
         if longest not in (0, 1, x.shape[1]):
             raise LayoutError("module: steps its neurons more than once in a call")
         recorder.lengths["T"] = x.shape[1]
-        return Steps(("T", "B"), values[-1].features, None, tuple(values))
+        every = Steps(("T", "B"), values[-1].features, None, tuple(values))
+        return every, torch.stack(outputs)
 
     return run
 
 
-_RUN: dict[Way, Callable[[Recorder, nn.Module, Tensor], Value]] = {
+_RUN: dict[Way, _Run] = {
     TIME_FIRST: _over_time(("T", "B")),
     SAMPLES_FIRST: _over_time(("B", "T")),
     STATE: _steps(state=True),
@@ -282,8 +317,8 @@ _RUN: dict[Way, Callable[[Recorder, nn.Module, Tensor], Value]] = {
 }
 
 
-def _output(recorder: Recorder, result: Any) -> Value:
-    """Return where the one output of a module came from; states beside it are no outputs."""
+def _output(recorder: Recorder, result: Any) -> tuple[Value, Tensor]:
+    """Return the one output of a module with where it came from; states beside it are no outputs."""
     first = result
     while isinstance(first, tuple) and first:
         first, *others = first
@@ -304,7 +339,7 @@ def _output(recorder: Recorder, result: Any) -> Value:
             f"module: its output ({type(first).__name__}) cannot be followed back to its input; return a tensor that torch's "
             "own functions made of it"
         )
-    return value
+    return value, first
 
 
 def _trace(recorder: Recorder, layers: Layers, x: Tensor) -> Trace:

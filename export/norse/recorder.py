@@ -359,11 +359,12 @@ class Recorder(TorchFunctionMode):
         return None if layer is None else layer(self, first, args, kwargs, result)
 
     def _opaque(self, what: str, where: str, made_of: Any, result: Any) -> None:
-        roots = tuple(value for x in _tensors(made_of) if (value := self.find(x)) is not None)
+        found = [(value, x) for x in _tensors(made_of) if (value := self.find(x)) is not None]
+        roots, tensors = tuple(value for value, _ in found), tuple(x.detach() for _, x in found)
         for x in _tensors(result):
             lead = self._lead(x, roots)
             features = tuple(x.shape[len(lead) :])
-            self._values[x] = Opaque(lead, features, latest(*roots), what, where, roots)
+            self._values[x] = Opaque(lead, features, latest(*roots), what, where, roots, tensors)
 
     def _said(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         """Return what a function did, as a message names it."""

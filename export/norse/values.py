@@ -128,11 +128,13 @@ class Opaque(Value):
         what: name of the function.
         where: place of the call.
         roots: the values it was made of.
+        made_of: their tensors.
     """
 
     what: str
     where: str
     roots: tuple[Value, ...]
+    made_of: tuple[Tensor, ...] = ()
 
 
 def at(value: Value, step: int) -> Value:

@@ -41,7 +41,7 @@ def test_exported_with_no_difference(name: str) -> None:
     assert sum(int(z.sum()) for z in live.spikes.values()) > 0
     for node, spikes in live.spikes.items():
         assert np.array_equal(spikes, stepped.spikes[node]), node
-    # Sums in another order round otherwise (`knarr.export.certificate.ROUNDING`), as do all steps through one
+    # Sums in another order round otherwise (`ROUNDING` in export/norse/observe.py), as do all steps through one
     # convolution at once; elsewhere bits are equal.
     if not certificate["rewrites"] and name != "merged":
         assert np.array_equal(live.output, stepped.output)
@@ -136,6 +136,15 @@ class ChangesThreshold(Looped):
         return z, state
 
 
+class ChangesUnseen(Looped):
+    """A change in place of what was given already, through a view of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        out[:, :, 0].add_(1)
+        return out
+
+
 class CopiesState(Looped):
     """Detached states are the same numbers, and no reason to refuse."""
 
@@ -151,6 +160,7 @@ class CopiesState(Looped):
         (Squares, "'sigmoid' in test_norse_nets.py line"),
         (FirstStepOtherwise, "certificate: node 'second'"),
         (HiddenQuestion, "does not do the same on all inputs|certificate: node 'second'"),
+        (ChangesUnseen, "gives its caller something else than its last layer gives"),
         (ChangesThreshold, "module 'lif': its parameters change from step to step"),
     ],
 )
