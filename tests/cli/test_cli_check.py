@@ -23,9 +23,12 @@ def good():
         nn.Conv2d(1, 3, 3), snn.LIFBoxCell(BOX), nn.Flatten(), nn.Linear(48, 4), snn.LIFBoxCell(BOX)
     )
 
-def biased():
+def resting():
     torch.manual_seed(0)
-    return snn.SequentialState(nn.Linear(6, 5), snn.LIFCell(), nn.Linear(5, 2), snn.LICell())
+    above = snn.LIFBoxParameters(v_th=torch.tensor(0.05), v_leak=torch.tensor(0.02))
+    return snn.SequentialState(
+        nn.Linear(6, 5), snn.LIFBoxCell(above), nn.Linear(5, 2), snn.LIFBoxCell(above)
+    )
 
 def silent():
     net = snn.SequentialState(nn.Linear(6, 5, bias=False), snn.LIFBoxCell())
@@ -88,7 +91,7 @@ def test_every_reason_is_listed(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_near_forms_are_told_for_every_layer(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("mychecked:biased", "--input-shape", "6", "--json")
+    arguments = ("mychecked:resting", "--input-shape", "6", "--json")
     status, out, _ = call(capsys, *arguments)
     facts = json.loads(out)
     assert (status, len(facts["approximations"])) == (1, 2)
@@ -106,7 +109,7 @@ def test_silence_is_said_and_no_fault(folder: Path, capsys: pytest.CaptureFixtur
     ("arguments", "words"),
     [
         (["mychecked:good", "--input-shape", "1,x"], "write sizes with commas"),
-        (["mychecked:good", "--input-shape", "0,6,6"], "write sizes with commas"),
+        (["mychecked:good", "--input-shape", "0,6,6"], "every size is a positive whole number"),
         (["mychecked:god", "--input-shape", "6"], "module 'mychecked' has no 'god'; write good"),
         (["mychecked", "--input-shape", "6"], "write package.module:function"),
         (["mychecked:good", "--input-shape", "1,6,6", "--dt", "0"], "dt_s: 0"),
