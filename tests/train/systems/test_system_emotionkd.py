@@ -413,7 +413,7 @@ def test_from_files_to_the_chip(deap: Path, tmp_path: Path) -> None:
     assert (network.readout.decide(ran.output) == classes).mean() > 0.8
 
     # Small steps and many: with large ones its eight neurons fall silent before they unlearn the swap.
-    slowly: dict[str, Any] = {"epochs": 20, "learning_rate": 0.003}
+    slowly: dict[str, Any] = {"epochs": 60, "learning_rate": 0.002}
     fitted(made, data, teacher, network, tmp_path, **slowly)
     with pytest.raises(RecipeError, match=r"chip.timesteps: F_S of fewer steps"):
         fitted(made, data, teacher, network, tmp_path / "short", timesteps=4)
