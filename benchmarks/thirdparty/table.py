@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy import DeployError, lower
+from knarr.deploy.lowering.places import node_places
 from knarr.export import ExportError, read, step_nir
-from knarr.hw_sim import simulate
+from knarr.hw_sim import ChipNetwork, simulate
 
 Array = npt.NDArray[Any]
 
@@ -108,17 +109,21 @@ def row_of(tool: str, name: str, net: dict[str, str], folder: Path) -> Row:
         except DeployError:
             return row
         row = row._replace(how="near", note=network.lowering["approximations"][0])
-    chip = simulate(network, inputs, record=("spikes",)).spikes
+    chip = node_spikes(network, inputs)
     stated = [layer["mismatches"] / layer["decisions"] for layer in network.lowering["layers"]]
     row = row._replace(chip_from_file=stated, chip_differs=differences(chip.values(), spikes))
     half = len(inputs) // 2
     network = lower(graph, dt_s, calibration=inputs[:half], allow_approximate=row.how == "near")
-    chip, theirs = (
-        simulate(network, inputs[half:], record=("spikes",)).spikes,
-        tuple(s[half:] for s in spikes),
-    )
+    chip, theirs = node_spikes(network, inputs[half:]), tuple(s[half:] for s in spikes)
     share = differences(chip.values(), theirs) / sum(s.size for s in theirs)
     return row._replace(unseen=f"{share:.1%}")
+
+
+def node_spikes(network: ChipNetwork, inputs: Array) -> dict[str, Array]:
+    """Spikes of the graph's nodes, of which a chip layer may hold several."""
+    chip = simulate(network, inputs, record=("spikes",)).spikes
+    places = node_places(network).items()
+    return {name: seat.take(chip[layer]) for name, (layer, seat) in places}
 
 
 def differences(ours: Any, theirs: tuple[Array, ...]) -> int:
