@@ -110,8 +110,10 @@ def inline(
     for source, target in pairs:
         for name in (source, target):
             if name not in graph.nodes:
+                alone = sorted(set(graph.nodes) - {end for pair in pairs for end in pair})
+                meant = f", or name '{alone[0]}', which no edge has" if len(alone) == 1 else ""
                 raise ExportError(
-                    f"graph: edge {source} -> {target} names '{name}', which is not a node; add it or cut the edge"
+                    f"graph: edge {source} -> {target} names '{name}', which is not a node; add it, cut the edge{meant}"
                 )
         edges.append((ends[prefix + source][1], ends[prefix + target][0]))
     return nodes, edges
