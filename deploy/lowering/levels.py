@@ -30,7 +30,7 @@ from knarr.deploy.lowering.read import (
     relay,
 )
 from knarr.export.graph.parameters import float64
-from knarr.export.graph.paths import Convolution, Pair, identity
+from knarr.export.graph.paths import MAX_MATRIX, Convolution, Pair, identity
 from knarr.export.graph.shapes import Shape, spread
 from knarr.hw_sim.arrays import Float64, Int32, Int64
 from knarr.hw_sim.network import DECAY_UNITY, Layer
@@ -182,8 +182,7 @@ def _handed_on(network: FloatNetwork, source: str, seat: Seat) -> FloatNode:
     shape = seat.shape
     if len(shape) == 3:
         return relay(source, source, identity(shape))
-    eye = np.eye(prod(shape))
-    heard = Hearing(source, None, lambda: eye)
+    heard = Hearing(source, None, lambda: np.eye(prod(shape)))
     return FloatNode(source, source, shape, None, (heard,), np.zeros(shape), np.ones(shape))
 
 
@@ -302,6 +301,13 @@ class _Draft:
         return Level(tuple(parts), handed_on)
 
     def _flat_parts(self) -> list[FloatLayer]:
+        weights = self.width * self.entering_size
+        if weights > MAX_MATRIX:
+            raise DeployError(
+                f"layer '{'+'.join(node.synapse for node in self.members)}': {weights:,} weights as "
+                f"one matrix, at most {MAX_MATRIX:,}; use fewer features, or sizes that its pooling "
+                "divides, so that convolutions stay convolutions"
+            )
         parts = []
         for node in self.members:
             weight = np.zeros((prod(node.shape), self.entering_size))

@@ -22,6 +22,7 @@ import numpy as np
 
 from knarr.deploy.errors import DeployError
 from knarr.deploy.lowering.neurons import SPIKING, FloatNeuron, Notes, normalise
+from knarr.export.graph.convolutions import restore_groups
 from knarr.export.graph.parameters import delay_steps, float64
 from knarr.export.graph.paths import (
     Convolution,
@@ -145,7 +146,9 @@ def read_network(
         ExportError: the graph has no meaning.
         DeployError: its structure or a node is not what chip layers can hold.
     """
-    nodes, edges = inline(graph)
+    opened, edges = inline(graph)
+    # A file may hold groups as one dense kernel with zeros, which are no synapses.
+    nodes = {name: restore_groups(node) for name, node in opened.items()}
     order = topology(nodes, edges, dt_s)
     entering, leaving = infer(nodes, order)
     paths = LinearPaths(nodes, order, entering, leaving)
