@@ -114,20 +114,30 @@ def speech(seed: int) -> Arrays:
 CHANNELS, TOUCH_STEPS = 12, 256
 
 
-def touches(clips: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Return generated touches for the NIR paper's Braille nets: each of 12 taxels fires in bursts.
+def touch_rates(number: int, seed: int) -> npt.NDArray[np.float64]:
+    """Return rates (number, steps, taxels) of generated touches: a taxel is pressed once or twice.
 
-    Their own recordings are not public. A finger that slides over a letter presses a taxel once or
-    twice, at times and with strengths of its own.
+    The Braille nets' own recordings are not public. A finger that slides over a letter presses some
+    of the 12 taxels, at times and with strengths of its own.
     """
     rng = np.random.default_rng([300, seed])
-    rate = np.full((clips, TOUCH_STEPS, CHANNELS), 0.01)
+    rate = np.full((number, TOUCH_STEPS, CHANNELS), 0.01)
     step = np.arange(TOUCH_STEPS)[None, :, None]
     for _ in range(2):
-        middle = rng.uniform(20, 236, (clips, 1, CHANNELS))
-        width = rng.uniform(6, 30, (clips, 1, CHANNELS))
-        strength = rng.uniform(0, 0.6, (clips, 1, CHANNELS)) * (
-            rng.random((clips, 1, CHANNELS)) < 0.6
-        )
+        middle = rng.uniform(20, 236, (number, 1, CHANNELS))
+        width = rng.uniform(6, 30, (number, 1, CHANNELS))
+        pressed = rng.random((number, 1, CHANNELS)) < 0.6
+        strength = rng.uniform(0, 0.6, (number, 1, CHANNELS)) * pressed
         rate += strength * np.exp(-(((step - middle) / width) ** 2))
-    return (rng.random(rate.shape) < rate).astype(np.uint8)
+    return rate
+
+
+def spikes_of(rates: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.uint8]:
+    """Return spikes of touches, each a little earlier or later, stronger or weaker than its rates."""
+    rng = np.random.default_rng([400, seed])
+    shifts = rng.integers(-4, 5, len(rates))
+    moved = np.stack(
+        [np.roll(rate, shift, axis=0) for rate, shift in zip(rates, shifts, strict=True)]
+    )
+    strength = rng.uniform(0.85, 1.15, (len(rates), 1, CHANNELS))
+    return (rng.random(rates.shape) < moved * strength).astype(np.uint8)
