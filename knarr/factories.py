@@ -29,12 +29,18 @@ class FactoryError(KnarrError, ValueError):
     """A reference that cannot be followed; the text names module, attribute and cure."""
 
 
-def look_up(reference: str) -> Any:
+_USED: set[Path] = set()
+"""Folders that user code was imported from by this process."""
+
+
+def look_up(reference: str, *, beside: str | Path | None = None) -> Any:
     """Import a module and return what it calls by a name; the module's code runs.
 
     Args:
-        reference: "package.module:name". The current folder is looked in first, and stays in Python's
-            path, since user code may import more when it is called.
+        reference: "package.module:name".
+        beside: Folder that is looked in first, such as that of a recipe; None for none. Then comes
+            the current folder. Both stay in Python's path, since user code may import more when it
+            is called.
 
     Returns:
         The function, class or value of that name; dots reach into classes.
@@ -53,7 +59,7 @@ def look_up(reference: str) -> Any:
         raise FactoryError(
             f"'{reference}': is no module and name; write package.module:function, such as {EXAMPLE}"
         )
-    found: Any = _import(where, reference)
+    found: Any = _import(where, reference, _folders(beside))
     for part in name.split("."):
         try:
             found = getattr(found, part)
@@ -67,17 +73,19 @@ def look_up(reference: str) -> Any:
     return found
 
 
-def build(reference: str, *arguments: Any, **keywords: Any) -> Any:
+def build(
+    reference: str, *arguments: Any, beside: str | Path | None = None, **keywords: Any
+) -> Any:
     """Call a user's function and return what it gives.
 
     Args:
-        reference: As `look_up` takes it.
+        reference, beside: As `look_up` takes them.
         arguments, keywords: What the function is called with.
 
     Raises:
         FactoryError: It cannot be found or called, or raises something itself.
     """
-    function = look_up(reference)
+    function = look_up(reference, beside=beside)
     if not callable(function):
         raise FactoryError(
             f"'{reference}': is a {type(function).__name__}, needs a function that makes it; write def {_last(reference)}(): return ..."
@@ -87,16 +95,18 @@ def build(reference: str, *arguments: Any, **keywords: Any) -> Any:
     # SystemExit too: a function that ends the process would end a pipeline without a word.
     except (Exception, SystemExit) as error:
         raise FactoryError(
-            f"'{reference}': fails when it is called ({_what(error)}); see that python -c 'import {_first(reference)}; "
+            f"'{reference}': fails when it is called ({_what(error, _folders(beside))}); see that python -c 'import {_first(reference)}; "
             f"{_first(reference)}.{_last(reference)}()' works"
         ) from error
 
 
-def build_network(reference: str, *arguments: Any, **keywords: Any) -> nn.Module:
+def build_network(
+    reference: str, *arguments: Any, beside: str | Path | None = None, **keywords: Any
+) -> nn.Module:
     """Call a user's function that makes a network.
 
     Args:
-        reference: As `look_up` takes it.
+        reference, beside: As `look_up` takes them.
         arguments, keywords: What the function is called with.
 
     Returns:
@@ -107,7 +117,7 @@ def build_network(reference: str, *arguments: Any, **keywords: Any) -> nn.Module
     """
     from torch import nn  # here, so that the base install can look up what needs no torch
 
-    network = build(reference, *arguments, **keywords)
+    network = build(reference, *arguments, beside=beside, **keywords)
     if not isinstance(network, nn.Module):
         raise FactoryError(
             f"'{reference}': gives {type(network).__name__}, needs a torch module; return the network"
@@ -115,11 +125,23 @@ def build_network(reference: str, *arguments: Any, **keywords: Any) -> nn.Module
     return network
 
 
-def _import(where: str, reference: str) -> ModuleType:
-    folder = os.getcwd()
+def _folders(beside: str | Path | None) -> list[Path]:
+    """Return the folders that user code is looked for in, the first one first."""
+    here = [Path(os.getcwd())]
+    return (
+        here
+        if beside is None or Path(beside).resolve() == here[0]
+        else [Path(beside).resolve(), *here]
+    )
+
+
+def _import(where: str, reference: str, folders: list[Path]) -> ModuleType:
     # A console script has its own folder first in the path, not the one it is called from.
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    for folder in reversed(folders):
+        if str(folder) not in sys.path or len(folders) > 1:
+            sys.path[:] = [str(folder), *(path for path in sys.path if path != str(folder))]
+    _forget_others(folders)
+    _USED.update(folders)
     # A file written a moment ago, by this process, is not in the import system's listing yet.
     importlib.invalidate_caches()
     try:
@@ -128,39 +150,61 @@ def _import(where: str, reference: str) -> ModuleType:
         # A module that the user's own module misses is another matter than that module itself.
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
             raise FactoryError(
-                f"'{reference}': module '{where}' cannot be imported ({_what(error)}); install what it imports"
+                f"'{reference}': module '{where}' cannot be imported ({_what(error, folders)}); install what it imports"
             ) from error
         raise FactoryError(
-            f"'{reference}': no module '{error.name}' in {folder} or installed; start knarr in the folder that holds "
-            f"{error.name.split('.')[0]}.py, or install it"
+            f"'{reference}': no module '{error.name}' in {' or '.join(map(str, folders))}, or installed; "
+            f"{_put(folders)} {error.name.split('.')[0]}.py, or install it"
         ) from error
     except (Exception, SystemExit) as error:
         raise FactoryError(
-            f"'{reference}': module '{where}' cannot be imported ({_what(error)}); see that python -c 'import {where}' works"
+            f"'{reference}': module '{where}' cannot be imported ({_what(error, folders)}); see that python -c 'import {where}' works"
         ) from error
     # Python keeps what it has loaded, whatever lies in the folder: another student than the one meant.
     top = where.split(".")[0]
-    mine = [path for path in (Path(folder, f"{top}.py"), Path(folder, top)) if path.exists()]
+    places = [path for folder in folders for path in (folder / f"{top}.py", folder / top)]
+    mine = [path for path in places if path.exists()]
     loaded = getattr(sys.modules[top], "__file__", None)
-    if mine and loaded is not None and not Path(loaded).is_relative_to(folder):
+    if mine and loaded is not None and not Path(loaded).is_relative_to(mine[0].parent):
         raise FactoryError(
             f"'{reference}': Python has loaded another module '{top}' before ({loaded}); rename {mine[0].name}, or start a new process"
         )
     return module
 
 
-def _what(error: BaseException) -> str:
+def _forget_others(folders: list[Path]) -> None:
+    """Drop modules of other folders' user code that has the names of files here: two recipes in one
+    process may both have a mine.py.
+    """
+    # Text, and not paths: thousands of modules may be loaded.
+    others = tuple(f"{folder}{os.sep}" for folder in _USED - set(folders))
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if not file.startswith(others):
+            continue
+        top = name.split(".")[0]
+        near = [one for one in folders if (one / f"{top}.py").exists() or (one / top).exists()]
+        if near and not Path(file).is_relative_to(near[0]):
+            del sys.modules[name]
+
+
+def _put(folders: list[Path]) -> str:
+    return "start knarr in the folder that holds" if len(folders) == 1 else "put there"
+
+
+def _what(error: BaseException, folders: list[Path]) -> str:
     """Return an error in one line, with the place in the user's code where it arose."""
     said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     frames = traceback.extract_tb(error.__traceback__)
     # The last frame outside of knarr and the import system is the user's line, or a library's below it.
-    own = [frame for frame in frames if _is_users(frame.filename)]
+    own = [frame for frame in frames if _is_users(frame.filename, folders)]
     return f"{said}, {Path(own[-1].filename).name} line {own[-1].lineno}" if own else said
 
 
-def _is_users(filename: str) -> bool:
+def _is_users(filename: str, folders: list[Path]) -> bool:
     path = Path(filename)
-    return path.is_file() and path.is_relative_to(os.getcwd()) and path != Path(__file__)
+    inside = any(path.is_relative_to(folder) for folder in folders)
+    return path.is_file() and inside and path != Path(__file__)
 
 
 def _first(reference: str) -> str:

@@ -93,3 +93,24 @@ def test_another_module_of_that_name_is_never_taken(
     monkeypatch.chdir(other)
     with pytest.raises(FactoryError, match=r"another module 'json' before .*rename json.py"):
         look_up("json:student")
+
+
+def test_a_folder_beside_comes_first_and_two_of_one_name_are_kept_apart(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    first, second = (tmp_path_factory.mktemp(name) for name in ("first", "second"))
+    for place, width in ((first, 4), (second, 6)):
+        (place / "mynet.py").write_text(
+            f"from mywidth import WIDTH\n{MODULE.replace('WIDTH = 3', '')}"
+        )
+        (place / "mywidth.py").write_text(f"WIDTH = {width}\n")
+    for place, width in ((first, 4), (second, 6), (first, 4)):
+        made = build_network("mynet:student", beside=place)
+        assert isinstance(made, nn.Linear)
+        assert made.in_features == width
+    with pytest.raises(
+        FactoryError, match=f"no module 'mynot' in {second} or {folder}, or installed"
+    ):
+        look_up("mynot:student", beside=second)
+    # What lies in the current folder alone is found there.
+    assert build("mypackage.nets:student", beside=second).in_features == 3
