@@ -109,7 +109,8 @@ JsonOption = Annotated[bool, Option("--json", help="Print one JSON document on s
 CheckpointOption = Annotated[
     Path | None,
     Option(
-        "--checkpoint", help="safetensors file with the module's weights (with MODULE:FACTORY)."
+        "--checkpoint",
+        help="safetensors or .pt file with the module's weights (with MODULE:FACTORY).",
     ),
 ]
 ChipOption = Annotated[

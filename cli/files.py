@@ -182,8 +182,8 @@ def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
     Args:
         factory: "package.module:function" of a function without arguments; the current folder is
             looked in first.
-        checkpoint: safetensors file of exactly the module's state; None keeps what the factory
-            made.
+        checkpoint: safetensors or `.pt` file of exactly the module's state; None keeps what the
+            factory made.
 
     Raises:
         FactoryError: It cannot be imported or called, or gives something else than a torch module.
@@ -193,7 +193,7 @@ def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
     # Batch-norm and dropout of a module in training would differ from its graph.
     module.eval()
     if checkpoint is not None:
-        from knarr.train import load_weights
+        from knarr.train import load_user_weights
 
-        load_weights(module, checkpoint)
+        load_user_weights(module, checkpoint)
     return module

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
-from knarr.hw_sim.arrays import Array, Int32, Int64
+from knarr.hw_sim.arrays import Array, Float64, Int32, Int64
 from knarr.hw_sim.errors import ChipError
 
 DECAY_UNITY = 4096
@@ -473,6 +473,25 @@ class Readout:
         reduced = output[:, -1] if self.over_time == "last" else output.sum(axis=1)
         return np.asarray(reduced.reshape(len(reduced), -1, self.votes).sum(axis=2))
 
+    def values(self, output: Array, scale: float | None) -> Float64:
+        """Reduce (samples, timesteps, outputs) integers of the chip to (samples, values) of the
+        float student: volts, or spikes.
+
+        Args:
+            output: Integers of the last layer.
+            scale: Integers per volt of a voltage readout, `Dense.scale` of the last layer.
+
+        Raises:
+            ChipError: A voltage readout whose scale nobody knows.
+        """
+        if self.kind == "voltage" and scale is None:
+            raise ChipError(
+                "readout: no scale says what a volt is on the chip; lower the network from its graph"
+            )
+        per_value = 1.0 if self.kind == "spikes" or scale is None else scale
+        steps = output.shape[1] if self.over_time == "mean" else 1
+        return np.asarray(self.scores(output) / (per_value * steps), dtype=np.float64)
+
     def decide(self, output: Array) -> Int64:
         """Return the (samples,) class with the highest score; the lowest index wins a tie."""
         return np.asarray(self.scores(output).argmax(axis=1), dtype=np.int64)
@@ -551,6 +570,14 @@ class ChipNetwork:
                 f"layer '{last.name}': threshold {threshold} does not go with a "
                 f"{self.readout.kind} readout; a voltage readout has {NON_SPIKING_VTH}, a spike readout less"
             )
+
+    def values(self, output: Array) -> Float64:
+        """Return (samples, values) of the float student for a recorded output, see `Readout.values`.
+
+        Raises:
+            ChipError: A voltage readout whose scale nobody knows.
+        """
+        return self.readout.values(output, self.layers[-1].scale)
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from knarr.pipeline.evaluation_file import measures_json
     from knarr.pipeline.files import expecting, json_text, read_json, write_json, write_png
     from knarr.pipeline.fine_tuning import Arrays, FineTuning, finetune
-    from knarr.pipeline.measures import RATES, ConfidenceInterval, Estimate
+    from knarr.pipeline.measures import RATES, ConfidenceInterval, Estimate, Measures
     from knarr.pipeline.pictures.energy import draw_energy
     from knarr.pipeline.pictures.raster import draw_raster
     from knarr.pipeline.pictures.verification import draw_verification
@@ -70,12 +70,14 @@ if TYPE_CHECKING:
         TableResult,
         table,
     )
+    from knarr.pipeline.value_measures import ERRORS, ValueMeasures
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
     "BASELINE",
     "ENERGY",
+    "ERRORS",
     "GRAPH",
     "NET",
     "ON_TEST",
@@ -92,6 +94,7 @@ __all__ = [
     "EvaluationError",
     "FineTuning",
     "GridTable",
+    "Measures",
     "Network",
     "OnProgress",
     "ParetoPoint",
@@ -108,6 +111,7 @@ __all__ = [
     "SweepResult",
     "SweepTrial",
     "TableResult",
+    "ValueMeasures",
     "chip_samples",
     "counter",
     "deploy",

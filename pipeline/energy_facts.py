@@ -253,7 +253,7 @@ def energy_of(
     over_time: str = "sum",
     votes: int = 1,
     pooling: str = "folded",
-    choosing: tuple[Array, Array] | None = None,
+    choosing: tuple[Array, Array | None] | None = None,
     measure: bool = False,
     on_progress: OnProgress = ignore,
 ) -> dict[str, Any]:

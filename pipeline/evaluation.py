@@ -4,16 +4,17 @@ all people.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from knarr.errors import KnarrError
 from knarr.pipeline.measures import Measures, check_classes, measure
+from knarr.pipeline.value_measures import ValueMeasures, check_values, measure_values
 
 MAX_CELLS: Final = 20_000_000
 """Most numbers that a bootstrap may hold at a time, 160 MB: a small file must not ask for more
@@ -28,6 +29,8 @@ StoredNetwork = Literal["teacher", "student", "chip", "lowered"]
 """
 NETWORKS: Final[tuple[Network, ...]] = get_args(Network)
 Indices = npt.NDArray[np.int64]
+Seen = npt.NDArray[Any]
+"""Classes in int64, or float targets in float64."""
 
 
 class EvaluationError(KnarrError, ValueError):
@@ -72,11 +75,11 @@ class RunEvaluation:
     Attributes:
         data: Name of the data set: that of a published table if and only if it is the same ("SEE");
             "generated eyes".
-        classes: Names of the C classes.
+        classes: Names of the C classes; empty where labels are float targets.
         names: (N,) names of the test samples, all different, also over the folds of one data set.
-        labels: (N,) int64, 0 .. C - 1.
+        labels: (N,) int64, 0 .. C - 1; or (N, k) float targets.
         predicted: (W, N) or (N,) classes for each network: W passes over the same samples, each
-            through other windows.
+            through other windows. Of float targets (W, N, k) or (N, k).
         subjects: (N,) person of each sample; None where the samples are nobody's.
         lights: (N,) lighting of each sample; None where there is none to tell apart.
         task: Which of the data's labels ("valence"), where there are several and `data` does not
@@ -88,6 +91,7 @@ class RunEvaluation:
         seed: Seed of the windows, and of the bootstrap.
         level: Level of the intervals, see `measure`.
         draws: Draws of the bootstrap, see `measure`.
+        targets: Names of the k float targets; empty where labels are classes.
 
     Raises:
         EvaluationError: Lengths that differ, a name twice, a class or a fold out of range, no
@@ -97,8 +101,8 @@ class RunEvaluation:
     data: str
     classes: tuple[str, ...]
     names: tuple[str, ...]
-    labels: Indices
-    predicted: Mapping[StoredNetwork, Indices]
+    labels: Seen
+    predicted: Mapping[StoredNetwork, Seen]
     subjects: tuple[str, ...] | None = None
     lights: tuple[str, ...] | None = None
     task: str | None = None
@@ -109,14 +113,17 @@ class RunEvaluation:
     seed: int = 0
     level: float = 0.95
     draws: int = 2000
+    targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known: tuple[StoredNetwork, ...] = get_args(StoredNetwork)
         # In one order, whatever the file's or the caller's.
+        axes = 3 if self.targets else 2
         rows = {
-            network: np.atleast_2d(self.predicted[network])
+            network: seen[None] if seen.ndim == axes - 1 else seen
             for network in known
             if network in self.predicted
+            for seen in [np.asarray(self.predicted[network])]
         }
         if not rows or len(rows) < len(self.predicted):
             named = ", ".join(self.predicted) or "none"
@@ -132,9 +139,14 @@ class RunEvaluation:
             raise EvaluationError(
                 f"names: {twice} stand there already; each sample needs a name of its own"
             )
+        if self.targets and self.classes:
+            raise EvaluationError(
+                f"targets: {self.targets} beside classes; labels are one or the other"
+            )
+        check = check_values if self.targets else check_classes
         try:
             for row in rows.values():
-                check_classes(row, labels, self.classes)
+                check(row, labels, self.targets or self.classes)
         except ValueError as error:
             raise EvaluationError(str(error)) from None
         if folds.dtype.kind not in "iu" or folds.min() < 0 or folds.max() >= self.fold_count:
@@ -143,10 +155,11 @@ class RunEvaluation:
         passes = max(map(len, rows.values()))
         check_size(passes, len(self.classes), self.subjects, self.lights, self.draws)
         # Frozen for everybody else: from here on arrays have one type and two axes.
-        object.__setattr__(self, "labels", labels.astype(np.int64))
+        kind = np.float64 if self.targets else np.int64
+        object.__setattr__(self, "labels", labels.astype(kind))
         object.__setattr__(self, "folds", folds.astype(np.int64))
-        as_int = {name: row.astype(np.int64) for name, row in rows.items()}
-        object.__setattr__(self, "predicted", as_int)
+        as_kind = {name: row.astype(kind) for name, row in rows.items()}
+        object.__setattr__(self, "predicted", as_kind)
 
     @property
     def on(self) -> str:
@@ -159,13 +172,16 @@ class RunEvaluation:
         return tuple(np.unique(np.asarray(self.folds)).tolist())
 
     @cached_property
-    def measures(self) -> Mapping[Network, Measures]:
+    def measures(self) -> Mapping[Network, Measures | ValueMeasures]:
         """Measures of each network: over all samples, and over those under each lighting."""
+        # One of the two, by what labels are; their arguments are the same.
+        measured: Callable[..., Measures | ValueMeasures]
+        measured = measure_values if self.targets else measure
         return {
-            network: measure(
+            network: measured(
                 self.predicted[network],
                 self.labels,
-                self.classes,
+                self.targets or self.classes,
                 self.lights,
                 subjects=self.subjects,
                 level=self.level,
@@ -190,15 +206,18 @@ class RunEvaluation:
         return {fold: rate.value for fold, rate in rates.items() if rate is not None}
 
     @cached_property
-    def _by_fold(self) -> Mapping[int, Mapping[Network, Measures]]:
+    def _by_fold(self) -> Mapping[int, Mapping[Network, Measures | ValueMeasures]]:
         """Measures of each network in each fold by itself; made once, as tables ask for many rates."""
         found = {}
+        measured: Callable[..., Measures | ValueMeasures]
+        measured = measure_values if self.targets else measure
+        names = self.targets or self.classes
         for fold in self.fold_numbers:
             own = np.flatnonzero(self.folds == fold)
             lights = None if self.lights is None else [self.lights[n] for n in own]
             labels = self.labels[own]
             found[fold] = {
-                network: measure(self.predicted[network][:, own], labels, self.classes, lights)
+                network: measured(self.predicted[network][:, own], labels, names, lights)
                 for network in self.measures
             }
         return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Generic, Literal, NoReturn, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,21 +18,25 @@ from knarr.files import write_atomic
 from knarr.hw_sim.json_values import plain
 from knarr.pipeline.evaluation import SHARED, EvaluationError, RunEvaluation, StoredNetwork
 from knarr.pipeline.measures import Measures
+from knarr.pipeline.value_measures import ValueMeasures
 
 MAX_BYTES: Final = 32 << 20  # 20 windows of DEAP's 19,200 take 1.5 MB
 
 
-def measures_json(measures: Measures) -> dict[str, Any]:
-    """Return measures as plain data with the names of `Measures`; rates are 0 .. 1."""
+def measures_json(measures: Measures | ValueMeasures) -> dict[str, Any]:
+    """Return measures as plain data with the names of their class; rates are 0 .. 1."""
     return plain(measures)
 
 
 def evaluation_json(evaluation: RunEvaluation) -> dict[str, Any]:
     """Return an evaluation as the file holds it."""
     samples = ("names", "labels", "folds", "subjects", "lights")
+    shared = {field: plain(getattr(evaluation, field)) for field in SHARED}
+    if not evaluation.targets:
+        del shared["targets"]  # of classes the file is what it always was
     return {
         "format": 2,
-        **{field: plain(getattr(evaluation, field)) for field in SHARED},
+        **shared,
         "samples": {field: plain(getattr(evaluation, field)) for field in samples},
         "networks": {
             network: {"predicted": rows.tolist()} for network, rows in evaluation.predicted.items()
@@ -67,28 +71,34 @@ def _text(value: object, indent: str = "") -> str:
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"  # a terminal obeys the others
 Name = Annotated[str, Field(min_length=1, max_length=300, pattern=PRINTABLE)]
 Class = Annotated[int, Field(ge=0, lt=1000)]
+Value = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _Samples(_Strict):
+Label = TypeVar("Label")
+"""A class, or the float targets of a sample."""
+
+
+class _Samples(_Strict, Generic[Label]):
     names: list[Name]
-    labels: list[Class]
+    labels: list[Label]
     folds: list[Annotated[int, Field(ge=0, lt=100_000)]]
     subjects: list[Name] | None
     lights: list[Name] | None
 
 
-class _Predicted(_Strict):
-    predicted: list[list[Class]]
+class _Predicted(_Strict, Generic[Label]):
+    predicted: list[list[Label]]
 
 
-class _File(_Strict):
+class _File(_Strict, Generic[Label]):
     format: Literal[2]
     data: Name
     classes: list[Name]
+    targets: list[Name] = []
     task: Name | None
     protocol: Annotated[str, Field(max_length=1000, pattern=PRINTABLE)]
     sampling: Name | None
@@ -96,8 +106,8 @@ class _File(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     level: Annotated[float, Field(gt=0, lt=1)]
     draws: Annotated[int, Field(ge=1, le=100_000)]
-    samples: _Samples
-    networks: dict[StoredNetwork, _Predicted]
+    samples: _Samples[Label]
+    networks: dict[StoredNetwork, _Predicted[Label]]
 
 
 def read(path: Path) -> RunEvaluation:
@@ -117,7 +127,7 @@ def read(path: Path) -> RunEvaluation:
         ) from None
 
 
-def _content(path: Path) -> _File:
+def _content(path: Path) -> _File[Any]:
     # `json` alone keeps the last of two equal keys, and reads NaN.
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -135,7 +145,9 @@ def _content(path: Path) -> _File:
     try:
         text = path.read_bytes().decode("utf-8")
         parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-        return _File.model_validate(parsed)
+        values = isinstance(parsed, dict) and bool(parsed.get("targets"))
+        kind: type[_File[Any]] = _File[list[Value]] if values else _File[Class]
+        return kind.model_validate(parsed)
     except EvaluationError:
         raise
     except ValidationError as error:
@@ -146,7 +158,7 @@ def _content(path: Path) -> _File:
         raise EvaluationError(f"not JSON ({error})") from None
 
 
-def _evaluation(file: _File) -> RunEvaluation:
+def _evaluation(file: _File[Any]) -> RunEvaluation:
     samples, predicted = file.samples, {}
     for network, entry in file.networks.items():
         lengths = {len(row) for row in entry.predicted}
@@ -156,17 +168,24 @@ def _evaluation(file: _File) -> RunEvaluation:
                 f"networks.{network}: passes of {sorted(lengths)} samples "
                 f"for {len(samples.names)} names"
             )
-        predicted[network] = np.array(entry.predicted, np.int64)
+        predicted[network] = _array(f"networks.{network}", entry.predicted)
     shared = {field: getattr(file, field) for field in SHARED}
     return RunEvaluation(
-        **{**shared, "classes": tuple(file.classes)},
+        **{**shared, "classes": tuple(file.classes), "targets": tuple(file.targets)},
         names=tuple(samples.names),
-        labels=np.array(samples.labels, np.int64),
+        labels=_array("samples.labels", samples.labels),
         predicted=predicted,
         subjects=None if samples.subjects is None else tuple(samples.subjects),
         lights=None if samples.lights is None else tuple(samples.lights),
         folds=np.array(samples.folds, np.int64),
     )
+
+
+def _array(where: str, values: list[Any]) -> np.ndarray[Any, Any]:
+    try:
+        return np.array(values)
+    except ValueError:  # rows of different lengths
+        raise EvaluationError(f"{where}: not the same number of targets everywhere") from None
 
 
 def _short(value: Any) -> str:

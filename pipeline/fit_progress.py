@@ -9,6 +9,13 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from knarr.pipeline.progress import OnProgress, Progress
+from knarr.train.fitting.files import ACCURACY, ERROR
+
+SILENT = "SILENT"
+WARNING = (
+    "every validation clip gets the same output, so nothing is told apart: as a rule no spike reaches the readout. If it "
+    "stays so, raise weights or inputs, or lower thresholds"
+)
 
 # Lightning's own chatter (devices found, cloud loggers) would go past `on_progress` to standard error.
 # Its import sets another level, so this stands below it.
@@ -27,6 +34,7 @@ class FitProgress(Callback):
     def __init__(self, on_progress: OnProgress, stage: str, *, on_test: bool = False) -> None:
         self.on_progress, self.stage, self.on_test = on_progress, stage, on_test
         self.note = ""
+        self.warned = False
 
     def on_train_batch_end(
         self,
@@ -44,11 +52,21 @@ class FitProgress(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Emit the finished epoch with its loss and accuracy."""
-        loss = float(trainer.callback_metrics["train_loss"])
-        accuracy = float(trainer.callback_metrics["validation_accuracy"])
+        found = trainer.callback_metrics
+        loss = float(found["train_loss"])
         # Scores on test data choose the weights, so nobody should take them for validation.
         split = "TEST" if self.on_test else "validation"
-        self.note = f"loss {loss:.3f}, {split} accuracy {accuracy:.1%}"
+        if pl_module.measured == ERROR:
+            measured = f"error {float(found[ERROR]):.4g}"
+        else:
+            measured = f"accuracy {float(found[ACCURACY]):.1%}"
+        self.note = f"loss {loss:.3f}, {split} {measured}"
+        if pl_module.same_output:
+            self.note += f", {SILENT}"
+            if not self.warned:
+                self.on_progress(Progress(f"  {self.stage}: {WARNING}"))
+        # Said again where it comes back after an epoch in which outputs differed.
+        self.warned = pl_module.same_output
         self._emit(trainer, trainer.current_epoch + 1)
 
     def _emit(self, trainer: lightning.Trainer, done: int, part: float = 0.0) -> None:

@@ -157,10 +157,10 @@ def measure(
             or a setting out of range.
     """
     guesses, truth, names = np.atleast_2d(predicted), np.asarray(true), tuple(classes)
-    _check_level(level)
+    check_level(level)
     check_classes(guesses, truth, names)
-    owners = None if subjects is None else _ids("subjects", subjects, len(truth))
-    parts = np.array([]) if groups is None else _ids("groups", groups, len(truth))
+    owners = None if subjects is None else as_ids("subjects", subjects, len(truth))
+    parts = np.array([]) if groups is None else as_ids("groups", groups, len(truth))
     of_groups: dict[str, Measures] = {}
     for part in np.unique(parts):
         own = parts == part
@@ -186,7 +186,7 @@ def measure(
     found = rates(counts.sum(axis=0), names)
     drawn: dict[str, Array] = {}
     if len(people) > 1:
-        weights = draw_subjects(len(people), draws, seed).astype(np.float64)
+        weights = draws_of(len(people), draws, seed)
         drawn = rates(np.tensordot(weights, counts, axes=1), names)
 
     def estimate(key: str, proportion_of: int | None = None) -> Estimate:
@@ -194,7 +194,7 @@ def measure(
         return Estimate(
             value,
             None if proportion_of is None else wilson(value, proportion_of, level),
-            _percentiles(drawn[key].mean(axis=-1), level) if drawn else None,
+            percentiles(drawn[key].mean(axis=-1), level) if drawn else None,
             float(found[key].std(ddof=1)) if len(guesses) > 1 else None,
         )
 
@@ -328,7 +328,7 @@ def wilson(share: float, samples: int, level: float = 0.95) -> ConfidenceInterva
     """
     if not 0 <= share <= 1 or samples < 1:
         raise ValueError(f"wilson: share {share} of {samples}, needs 0 .. 1 of at least 1")
-    _check_level(level)
+    check_level(level)
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = share + z * z / (2 * samples)
     half = z * math.sqrt(share * (1 - share) / samples + (z / (2 * samples)) ** 2)
@@ -338,28 +338,31 @@ def wilson(share: float, samples: int, level: float = 0.95) -> ConfidenceInterva
     return ConfidenceInterval(max(0.0, lo), min(1.0, hi))
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> ConfidenceInterval:
-    """Return Student's interval of the mean of n runs' rates.
+def t_interval(
+    values: Sequence[float], level: float = 0.95, *, most: float = 1.0
+) -> ConfidenceInterval:
+    """Return Student's interval of the mean of n runs' rates or errors.
 
     mean -+ t s / sqrt(n), t the (1 + level)/2 quantile with n - 1 degrees of freedom. It says how
     far runs with other seeds lie apart, and nothing about other people. A rate is never outside 0
     .. 1, so neither are the bounds.
 
     Args:
-        values: Rates of the runs, at least two, 0 .. 1.
+        values: Rates of the runs, at least two, 0 .. `most`.
         level: 0 < level < 1.
+        most: Highest possible value; infinity for errors.
 
     Raises:
         ValueError: There are fewer than two, or one is out of range.
     """
     from scipy.special import stdtrit  # takes as long to load as all else that a report needs
 
-    if len(values) < 2 or not all(0 <= value <= 1 for value in values):
-        raise ValueError(f"t interval: of {list(values)}, needs two or more rates of 0 .. 1")
-    _check_level(level)
+    if len(values) < 2 or not all(0 <= value <= most for value in values):
+        raise ValueError(f"t interval: of {list(values)}, needs two or more rates of 0 .. {most:g}")
+    check_level(level)
     centre, half = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half *= float(stdtrit(len(values) - 1, (1 + level) / 2))
-    return ConfidenceInterval(max(0.0, centre - half), min(1.0, centre + half))
+    return ConfidenceInterval(max(0.0, centre - half), min(most, centre + half))
 
 
 @dataclass(frozen=True)
@@ -402,18 +405,20 @@ def paired_difference(
     Raises:
         ValueError: No sample, lengths that differ, or a setting out of range.
     """
-    _check_level(level)
+    check_level(level)
     gained = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     if gained.ndim != 1 or not len(gained):
         raise ValueError(f"difference: of shape {gained.shape}, needs two scores for each sample")
-    owners = np.arange(len(gained)) if subjects is None else _ids("subjects", subjects, len(gained))
+    owners = (
+        np.arange(len(gained)) if subjects is None else as_ids("subjects", subjects, len(gained))
+    )
     people, owner = np.unique(owners, return_inverse=True)
     if len(people) < 2:
         return PairedDifference(float(gained.mean()), None, None)
     weights = draw_subjects(len(people), draws, seed).astype(np.float64)
     # Of each person the sum and the number, since people may have few samples or many.
     sums, counts = np.bincount(owner, gained), np.bincount(owner)
-    interval = _percentiles((weights @ sums) / (weights @ counts), level)
+    interval = percentiles((weights @ sums) / (weights @ counts), level)
     return PairedDifference(float(gained.mean()), interval.lo, interval.hi)
 
 
@@ -432,7 +437,13 @@ def draw_subjects(subjects: int, draws: int, seed: int) -> npt.NDArray[np.int64]
     return np.random.default_rng(seed).multinomial(subjects, shares, size=draws)
 
 
-def _percentiles(values: Array, level: float) -> ConfidenceInterval:
+def draws_of(people: int, draws: int, seed: int) -> Array:
+    """Return `draw_subjects` as weights of people."""
+    return draw_subjects(people, draws, seed).astype(np.float64)
+
+
+def percentiles(values: Array, level: float) -> ConfidenceInterval:
+    """Return the interval of percentiles of a bootstrap's draws."""
     values = values[~np.isnan(values)]  # without draws that hold no sample of the class
     bounds = (1 - level) / 2, (1 + level) / 2
     lo, hi = np.quantile(values, bounds) if len(values) else (0.0, 1.0)
@@ -472,12 +483,22 @@ def check_classes(guesses: Classes, truth: Classes, names: tuple[str, ...]) -> N
             raise ValueError(f"{what}: classes {low} .. {high} outside 0 .. {len(names) - 1}")
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Refuse a level that is no share.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level: {level} outside 0 .. 1; 0.95 is usual")
 
 
-def _ids(what: str, ids: Ids, samples: int) -> npt.NDArray[np.generic]:
+def as_ids(what: str, ids: Ids, samples: int) -> npt.NDArray[np.generic]:
+    """Return one text or whole number for each sample, as an array.
+
+    Raises:
+        ValueError: They are something else.
+    """
     array = np.asarray(ids)
     if array.shape != (samples,) or array.dtype.kind not in "iuU":
         raise ValueError(

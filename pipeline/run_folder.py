@@ -172,8 +172,9 @@ def open_run(
         with suppress(RecipeError):
             read_config(folder)
     cache = folder.parent / "data" if cache is None else cache
+    announce_code(recipe, show)
     # Beside the runs, so that all of one data set share it.
-    root = generated_data(recipe, cache, show) if data is None else Path(data)
+    root = default_data(recipe, cache, show) if data is None else Path(data)
     loaded = load_data(recipe, root, cache=cache, progress=counter(show, "samples read"))
     show(
         Progress(
@@ -181,6 +182,8 @@ def open_run(
             f"{len(loaded.test.labels)} held out"
         )
     )
+    for note in loaded.notes:
+        show(Progress(f"  {note}"))
     # Before anything is written: what is refused later leaves a folder that refuses the corrected recipe.
     check_networks(recipe, loaded)
     # Where the test data choose every epoch, no clips are needed to validate on.
@@ -223,6 +226,10 @@ def reopen(
             f"{root}: the data of run {folder} are not there; give their folder, "
             f"`knarr evaluate {folder} --data FOLDER`, or correct data_root in {folder / CONFIG}"
         )
+    if data is not None and recipe.folder is not None and not Path(recipe.folder).is_dir():
+        # Recipe and data were moved together.
+        recipe = recipe.model_copy(update={"folder": str(root.resolve())})
+    announce_code(recipe, show)
     # Before data are loaded, which takes longer than another process needs to begin.
     hold(folder)
     cache = read_config(folder).get("cache")
@@ -272,12 +279,15 @@ def claim_folder(
     found, _ = read_run(folder)
     config = read_config(folder)
     same_data = config.get("data_sha256") == data.fingerprint
-    if found == recipe and same_data:
+    if found.same_run(recipe) and same_data:
+        if found.folder != recipe.folder:  # the recipe was moved, with its modules
+            here = {"recipe": recipe.model_dump(mode="json"), "data_root": str(data_root.resolve())}
+            _write_config(folder, {**config, **here})
         return
     # Settings of `chip` are asked for late, when teacher and student are there already.
     but_chip = found.model_copy(update={"chip": recipe.chip})
     lowered = any((folder / name).is_file() for name in CHIP_FILES)
-    if not same_data or but_chip != recipe or lowered:
+    if not same_data or not but_chip.same_run(recipe) or lowered:
         raise RecipeError(
             f"{folder}: holds a run with other settings or data than recipe '{recipe.name}'; "
             "give another --out"
@@ -342,7 +352,7 @@ def _write_config(folder: Path, config: dict[str, Any]) -> None:
 def _is_of(folder: Path, recipe: Recipe, data: RunData) -> bool:
     """Return whether a folder's config.yaml is of these settings and data already."""
     try:
-        same_recipe = read_run(folder)[0] == recipe
+        same_recipe = read_run(folder)[0].same_run(recipe)
         return same_recipe and read_config(folder).get("data_sha256") == data.fingerprint
     except RecipeError:
         return False
@@ -401,18 +411,32 @@ def alone(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def generated_data(recipe: Recipe, cache: Path, on_progress: OnProgress = ignore) -> Path:
-    """Return the folder of a recipe's generated data, which are made where they are not there.
+def announce_code(recipe: Recipe, on_progress: OnProgress) -> None:
+    """Say which code of the user's a recipe runs, before more of it runs."""
+    if recipe.code():
+        on_progress(
+            Progress(
+                f"Running your code: {', '.join(recipe.code())}, looked for in {recipe.folder}"
+            )
+        )
+
+
+def default_data(recipe: Recipe, cache: Path, on_progress: OnProgress = ignore) -> Path:
+    """Return the folder of a recipe's data where the user names none: that which the recipe itself
+    names, or that of generated data, which are made where they are not there.
 
     Args:
-        recipe: A recipe of generated data.
+        recipe: A recipe of own or of generated data.
         cache: The folder of all generated data.
         on_progress: Called with the progress of making them.
 
     Raises:
-        RecipeError: The recipe's data are not generated.
+        RecipeError: The recipe's data are neither.
     """
     system = system_of(recipe)
+    own = system.own_folder()
+    if own is not None:
+        return own
     root = cache / system.folder_name()
     cache.mkdir(parents=True, exist_ok=True)
     # Another's half-made folder looks like one of a killed process, which the generator removes.

@@ -33,10 +33,17 @@ def report(folder: Path | str) -> dict[str, Any]:
     energy, verification = read_json(folder / ENERGY), read_json(folder / VERIFICATION)
     evaluation = evaluation_file.read(folder / EVALUATION)
     # The first pass is the test set as the chip was recorded on it; others are drawn.
-    correct = {
-        network: int((rows[0] == evaluation.labels).sum())
-        for network, rows in evaluation.predicted.items()
-    }
+    first = {network: rows[0] for network, rows in evaluation.predicted.items()}
+    measured: dict[str, dict[str, Any]]
+    if evaluation.targets:
+        errors = {name: abs(seen - evaluation.labels).mean() for name, seen in first.items()}
+        measured = {"mae": {name: float(error) for name, error in errors.items()}}
+    else:
+        measured = {
+            "correct": {
+                name: int((seen == evaluation.labels).sum()) for name, seen in first.items()
+            }
+        }
     with expecting(folder):
         pairs: dict[str, dict[str, int]] = {}
         for row in verification["rows"]:
@@ -48,13 +55,15 @@ def report(folder: Path | str) -> dict[str, Any]:
         return {
             "run": str(folder),
             "test_samples": len(evaluation.labels),
-            "correct": correct,
+            **measured,
             **({ON_TEST: chosen_on_test} if chosen_on_test else {}),
             "chip": {
                 **student["counts"]["total"],
                 "energy_pj": student["energy"]["nominal_pj"],
             },
-            "teacher": {
+            "teacher": None
+            if teacher is None
+            else {
                 **teacher["counts"]["total"],
                 "energy_pj": teacher["energy"]["nominal_pj"],
             },
@@ -80,11 +89,9 @@ def _chosen_on_test(folder: Path) -> list[str]:
     """
     recipe = read_config(folder).get("recipe")
     with expecting(folder / CONFIG):
-        return [
-            network
-            for network in ("teacher", "student")
-            if recipe[network]["fit"]["select"] == "best_on_test"  # type: ignore[index]
-        ]
+        # A network may be none, or may not be fitted.
+        fits = {name: (recipe[name] or {}).get("fit") for name in ("teacher", "student")}  # type: ignore[index]
+        return [name for name, fit in fits.items() if fit and fit["select"] == "best_on_test"]
 
 
 def divergence_text(row: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ A stage whose files are there does nothing, so that a killed run goes on where i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -64,8 +64,9 @@ from knarr.train import (
     train_student,
     train_teacher,
 )
-from knarr.train.chip_fit import CHIP, ChipFit
+from knarr.train.chip_fit import CHIP, ChipFit, mean_absolute_error
 from knarr.train.clips import Clips, Indices
+from knarr.train.datasets.arrays import AnyArray
 from knarr.train.datasets.see.windows import WINDOWS
 from knarr.train.train import train_validation_split
 from knarr.train.train_chip import train_chip
@@ -107,7 +108,7 @@ def run(
     """
     opened = open_run(recipe, folder, data=data, settings=settings, on_progress=on_progress)
     # What a late stage lacks is named before the hours of a fit.
-    if not opened.has(BASELINE):
+    if opened.system.has_baseline and not opened.has(BASELINE):
         import_module("knarr.export.onnx_files")
     if missing_pictures(opened.folder):
         import_module("knarr.pipeline.pictures.run")
@@ -124,27 +125,27 @@ def run(
 def train(run: Run) -> None:
     """Fit the teacher and distil the student from it."""
     on_test = run.recipe.chosen_on_test
-    if not run.has(TEACHER):
+    if not run.has(TEACHER) and run.recipe.fit_of("teacher") is not None:
         run.say("Training the teacher")
     show = FitProgress(run.on_progress, "teacher", on_test="teacher" in on_test)
     teacher = train_teacher(run.recipe, run.data, run.folder, (show,))
-    if not run.has(STUDENT):
-        run.say("Distilling the student")
+    if not run.has(STUDENT) and run.recipe.fit_of("student") is not None:
+        run.say("Distilling the student" if run.system.has_teacher() else "Training the student")
     show = FitProgress(run.on_progress, "student", on_test="student" in on_test)
     train_student(run.recipe, run.data, teacher, run.folder, (show,))
 
 
 def export(run: Run) -> None:
-    """Write the student as a certified NIR graph, and the teacher as ONNX to compare its cost with.
+    """Write the student as a certified NIR graph, and the teacher, where it is a network, as ONNX to
+    compare its cost with.
 
     Raises:
         ExportError: What cannot be exported, or a graph that differs from the student.
     """
-    if run.has(GRAPH, BASELINE):
+    compares = run.system.has_baseline
+    if run.has(GRAPH) and (run.has(BASELINE) or not compares):
         return
-    from knarr.export import to_onnx  # an extra that fits do without
-
-    run.say("Exporting: NIR with certificate, ONNX")
+    run.say("Exporting: NIR with certificate" + (", ONNX" if compares else ""))
     teacher, student = run.networks()
     train, units = run.data.train, run.data.coding.units
     inputs = train.chip_inputs(np.arange(min(CERTIFY_SAMPLES, len(train.labels))))
@@ -152,9 +153,15 @@ def export(run: Run) -> None:
     samples = inputs.astype(np.float32) / np.float32(units)
     module, dt_s = run.system.deployable(student), run.recipe.data.dt_s
     graph = to_nir(module, samples.shape[2:], dt_s, samples=samples)
-    baseline = run.system.baseline(teacher, run.data).eval()
-    shape = run.system.baseline_inputs(train.batch(np.arange(1), None)).shape[1:]
-    to_onnx(baseline, tuple(shape), run.path(BASELINE))
+    if compares:
+        from knarr.export import to_onnx  # an extra that fits do without
+
+        baseline = run.system.baseline(teacher, run.data)
+        if isinstance(baseline, Path):
+            write_atomic(run.path(BASELINE), baseline.read_bytes())
+        else:
+            shape = run.system.baseline_inputs(train.batch(np.arange(1), None)).shape[1:]
+            to_onnx(baseline.eval(), tuple(shape), run.path(BASELINE))
     write(graph, run.path(GRAPH))
 
 
@@ -193,7 +200,7 @@ def deploy(run: Run) -> None:
         "weight_bits": chip.weight_bits,
         "epoch": found.epoch,
         "acc_goal": found.goal,
-        "validation": {"lowered": asdict(found.start), "kept": asdict(found.kept)},
+        "validation": {"lowered": found.start.to_json(), "kept": found.kept.to_json()},
     }
     # Last, since its presence says that the fit is over.
     write_json(run.path(FITTED), facts)
@@ -219,7 +226,7 @@ def lower_student(run: Run) -> ChipNetwork:
         over_time=coding.over_time,
         votes=coding.votes,
         calibration=clips.chip_inputs(chosen) if len(chosen) else None,
-        labels=labels[chosen] if len(chosen) else None,
+        labels=labels[chosen] if len(chosen) and not run.data.targets else None,
         allow_approximate=settings.allow_approximate,
         progress=run.counter("layers"),
     )
@@ -227,8 +234,8 @@ def lower_student(run: Run) -> ChipNetwork:
 
 def chip_decisions(
     run: Run, network: ChipNetwork, clips: Clips, chosen: Indices | None = None
-) -> Indices:
-    """Return the class that a chip network of a run sees in each clip.
+) -> AnyArray:
+    """Return what a chip network of a run sees in each clip.
 
     Args:
         run: An open run.
@@ -237,11 +244,15 @@ def chip_decisions(
         chosen: Clips to look at; None for all.
 
     Returns:
-        (N,) classes.
+        (N,) classes, or (N, k) float targets.
     """
     indices = np.arange(len(clips.labels)) if chosen is None else chosen
     inputs = run.on_chip(clips).chip_inputs(indices)
-    return network.readout.decide(simulate_network(network, inputs).output)
+    return _seen(run, network, simulate_network(network, inputs).output)
+
+
+def _seen(run: Run, network: ChipNetwork, output: AnyArray) -> AnyArray:
+    return network.values(output) if run.data.targets else network.readout.decide(output)
 
 
 def fork_run(run: Run, recipe: Recipe, folder: Path) -> Run:
@@ -257,19 +268,22 @@ def fork_run(run: Run, recipe: Recipe, folder: Path) -> Run:
 
 
 def _check_fit(run: Run, found: ChipFit) -> None:
-    """Make sure that the file, on the simulator, is right as often as the training log says.
+    """Make sure that the file, on the simulator, is as good as training says, to the last digit.
 
     Raises:
         RuntimeError: It is not, and the file is removed.
     """
     train, (_, validation) = run.data.train, train_validation_split(run.recipe, run.data)
     path = run.path(NET)
-    decided = chip_decisions(run, read_net(path), train, validation)
-    correct = int((decided == train.labels[validation]).sum())
-    if correct != found.kept.correct:
+    seen, labels = chip_decisions(run, read_net(path), train, validation), train.labels[validation]
+    if run.data.targets:
+        again = replace(found.kept, mae=mean_absolute_error(seen, labels))
+    else:
+        again = replace(found.kept, correct=int((seen == labels).sum()))
+    if again != found.kept:
         path.unlink()
         raise RuntimeError(
-            f"{path}: right on {correct} validation clips, in training on {found.kept.correct}; "
+            f"{path}: {again.in_words}, in training {found.kept.in_words}; "
             "this is a fault in knarr, report it"
         )
 
@@ -283,8 +297,8 @@ def _fit_in_words(found: ChipFit) -> str:
     if found.goal is not None and after.accumulates > found.goal:
         missed = f"; the goal of {found.goal:,.0f} was NOT met, give it more epochs or acc_weight"
     return (
-        f"  {kept}: {after.correct} of {after.clips} validation clips right, "
-        f"lowered {before.correct}; {after.accumulates:,.0f} ACC per inference, "
+        f"  {kept}: {after.in_words}, lowered "
+        f"{before.correct if before.mae is None else f'{before.mae:.4g}'}; {after.accumulates:,.0f} ACC per inference, "
         f"lowered {before.accumulates:,.0f}{missed}"
     )
 
@@ -294,22 +308,24 @@ def _fit_in_words(found: ChipFit) -> str:
 
 def chip_samples(
     run: Run, split: Literal["test", "validation"] = "test"
-) -> tuple[npt.NDArray[Any], Indices]:
-    """Return a run's clips as the chip takes them, and their labels.
+) -> tuple[npt.NDArray[Any], Indices | None]:
+    """Return a run's clips as the chip takes them, and their classes.
 
     Args:
         run: An open run.
         split: "test", or the training clips that the run validates on.
 
     Returns:
-        (N, T, *features) integers, and (N,) classes.
+        (N, T, *features) integers, and (N,) classes; None in their place where labels are float
+        targets.
     """
     clips = run.data.test
     chosen = np.arange(len(clips.labels))
     if split == "validation":
         clips = run.data.train
         _, chosen = train_validation_split(run.recipe, run.data)
-    return run.on_chip(clips).chip_inputs(chosen), clips.labels[chosen]
+    labels = None if run.data.targets else clips.labels[chosen]
+    return run.on_chip(clips).chip_inputs(chosen), labels
 
 
 def record(run: Run) -> None:
@@ -337,7 +353,7 @@ def simulate(run: Run) -> None:
         windows, seed = max(map(len, found.predicted.values())), found.seed
     # What the chip sees at first stands in the recording.
     recording = load_recording(run.path(RECORDING))
-    decided = read_net(run.need(NET, "deploy")).readout.decide(recording.output)
+    decided = _seen(run, read_net(run.need(NET, "deploy")), recording.output)
     _evaluate(run, windows, seed, lambda done, total: None, decided)
 
 
@@ -373,20 +389,22 @@ def _evaluate(
     windows: int,
     seed: int,
     show: Callable[[int, int], None],
-    decided: Indices | None = None,
+    decided: AnyArray | None = None,
 ) -> RunEvaluation:
     """Evaluate a run; `decided` is what the chip sees in the first pass, where that is known."""
     data, recipe = run.data, run.recipe
     teacher, student = run.networks()
     passes = run.system.passes(data, windows, seed)
     chip = read_net(run.path(NET)) if run.has(NET) else None
-    predicted: dict[str, list[Indices]] = {"teacher": [], "student": []}
+    predicted: dict[str, list[AnyArray]] = {}
     for number, clips in enumerate(passes, start=1):
-        predicted["teacher"].append(teacher_predictions(recipe, teacher, clips))
-        predicted["student"].append(student_predictions(recipe, student, clips))
+        if run.system.has_teacher(clips):
+            seen = teacher_predictions(recipe, teacher, clips)
+            predicted.setdefault("teacher", []).append(seen)
+        predicted.setdefault("student", []).append(student_predictions(recipe, student, clips))
         if chip is not None:
-            seen = None if number > 1 else decided
-            seen = chip_decisions(run, chip, clips) if seen is None else seen
+            known = None if number > 1 else decided
+            seen = chip_decisions(run, chip, clips) if known is None else known
             predicted.setdefault("chip", []).append(seen)
         show(number, len(passes))
     if run.has(LOWERED):
@@ -396,6 +414,7 @@ def _evaluate(
     found = RunEvaluation(
         data=data.name,
         classes=data.class_names,
+        targets=data.targets,
         # Numbers serve one test set; folds are pooled by names alone.
         names=data.names or tuple(f"{number}" for number in range(samples)),
         labels=data.test.labels,
@@ -413,9 +432,12 @@ def _evaluate(
 
 
 def _protocol(run: Run) -> str:
-    teacher = WEIGHTS_IN_WORDS[run.recipe.teacher.fit.select]
-    student = WEIGHTS_IN_WORDS[run.recipe.student.fit.select]
-    words = student if teacher == student else f"teacher: {teacher}, student: {student}"
+    teacher, student = (
+        "weights as given" if fit is None else WEIGHTS_IN_WORDS[fit.select]
+        for fit in map(run.recipe.fit_of, ("teacher", "student"))
+    )
+    alike = teacher == student or not run.system.has_teacher()
+    words = student if alike else f"teacher: {teacher}, student: {student}"
     chip = run.recipe.chip
     if chip is not None:
         steps = "" if chip.timesteps is None else f" of the first {chip.timesteps} steps"
@@ -448,7 +470,7 @@ def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None
         run.on_chip(run.data.test).chip_inputs(chosen),
         run.recipe.data.dt_s,
         module=run.system.deployable(student),
-        labels=run.data.test.labels[chosen],
+        labels=None if run.data.targets else run.data.test.labels[chosen],
         progress=run.counter("Lava steps"),
     )
     # A picture of an earlier verification must not outlive it, should this process be killed.
@@ -493,15 +515,22 @@ def price_run(
     train, (inputs, labels) = run.data.train, chip_samples(run)
     # What a change would buy is for choosing one, so it is shown on training samples.
     chosen = np.arange(min(TRADE_SAMPLES, len(train.labels)))
+    baseline = None
+    if run.system.has_baseline:
+        baseline = run.need(BASELINE, "export")
+        baseline_inputs = _baseline_inputs(run) if baseline_inputs is None else baseline_inputs
     return energy_of(
         read_deployable(run.need(NET, "deploy"), "counted"),
         inputs,
         pricing,
         labels=labels,
         counts=counts,
-        baseline=run.need(BASELINE, "export"),
-        baseline_inputs=_baseline_inputs(run) if baseline_inputs is None else baseline_inputs,
-        choosing=(run.on_chip(train).chip_inputs(chosen), train.labels[chosen]),
+        baseline=baseline,
+        baseline_inputs=baseline_inputs,
+        choosing=(
+            run.on_chip(train).chip_inputs(chosen),
+            None if run.data.targets else train.labels[chosen],
+        ),
         measure=measure,
         on_progress=run.on_progress,
     )

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from knarr.train.datasets.mosi.generate import generate_clips
     from knarr.train.errors import DataError
     from knarr.train.fine_tuning import finetune
-    from knarr.train.fitting.files import load_weights
+    from knarr.train.fitting.weights import load_user_weights
     from knarr.train.networks.cnn import run_student
     from knarr.train.recipe import load_recipe, shipped_recipes
     from knarr.train.settings import STUDENT, TEACHER, ChipSettings, Recipe, RecipeError
-    from knarr.train.systems.base import RunData
+    from knarr.train.systems.base import RunData, System
     from knarr.train.systems.registry import load_data, system_of
     from knarr.train.train import (
         student_predictions,
@@ -49,6 +49,7 @@ __all__ = [
     "RecipeError",
     "RecordingReader",
     "RunData",
+    "System",
     "check_dataset",
     "convert_recordings",
     "events_of_video",
@@ -58,7 +59,7 @@ __all__ = [
     "kind_of_recording",
     "load_data",
     "load_recipe",
-    "load_weights",
+    "load_user_weights",
     "run_student",
     "shipped_recipes",
     "student_predictions",

@@ -14,7 +14,7 @@ data, it stays.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from knarr.hw_sim import ChipNetwork
 from knarr.train.chip import ChipStudent, ChipStudentOutput, Limits, Surrogate
 from knarr.train.clips import Batch, Clips, Indices, evaluation_batches
-from knarr.train.datasets.arrays import Float64
-from knarr.train.fitting.files import ACCUMULATES, METRICS, read_rows
+from knarr.train.datasets.arrays import AnyArray, Float64
+from knarr.train.fitting.files import ACCUMULATES, ACCURACY, ERROR, METRICS, read_rows
 from knarr.train.fitting.fit import Fitter, fit
 from knarr.train.settings import ChipSettings, Fit, SettingsError
 from knarr.train.systems.base import ChipLoss
@@ -49,15 +49,36 @@ class Validated:
 
     Args:
         clips: number of clips.
-        correct: number of them that it decides rightly.
+        correct: number of them that it decides rightly; None where labels are float targets.
         accumulates: synaptic accumulates per inference, a mean over the clips.
         input_accumulates: the part of them that the input's own events cost.
+        mae: mean absolute error; None where labels are classes.
     """
 
     clips: int
-    correct: int
+    correct: int | None
     accumulates: float
     input_accumulates: float
+    mae: float | None = None
+
+    @property
+    def quality(self) -> float:
+        """Accuracy, or the error with a minus: the better of two networks has more of it."""
+        if self.mae is not None:
+            return -self.mae
+        assert self.correct is not None, "one of both is measured"
+        return self.correct / self.clips
+
+    @property
+    def in_words(self) -> str:
+        """Its accuracy or its error, for people."""
+        if self.mae is not None:
+            return f"mean absolute error {self.mae:.4g} on {self.clips} validation clips"
+        return f"{self.correct} of {self.clips} validation clips right"
+
+    def to_json(self) -> dict[str, float | int]:
+        """Return plain values, without the measure that the labels do not have."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +130,14 @@ class ChipFitter(Fitter):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the costs of the epoch before."""
+        super().on_validation_epoch_start()
         self.validation_costs = []
 
     def on_validation_epoch_end(self) -> None:
         """Lower the aim where training has reached it and validation clips still cost more than the
         goal.
         """
+        super().on_validation_epoch_end()
         # A validation before any training has nothing to compare with.
         if self.goal is None or not self.training_costs:
             return
@@ -125,14 +148,18 @@ class ChipFitter(Fitter):
 
     def _loss(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss of a batch, in training with the terms for registers and cost, and the
-        chip's decisions; a validation logs its cost.
+        chip's decisions or values; a validation logs its cost.
         """
         ran: ChipStudentOutput = network(batch.inputs)
         loss, _ = self.chip_loss(ran, batch)
         costs = torch.stack(ran.acc).sum(0)
         if not self.training:
+            self.output = ran.integers.sum(1)
             self.validation_costs.append(costs)
             self.log(ACCUMULATES, costs.mean(), batch_size=len(costs))
+            if self.measured == ERROR:
+                found = chip_values(network, ran.integers)
+                return loss, torch.from_numpy(found).to(batch.labels)
             return loss, ran.classes
         loss = loss + self.chip.register_weight * ran.penalty
         if self.goal is not None:
@@ -188,7 +215,7 @@ def fit_lowered(
     chip: ChipSettings,
     settings: Fit,
     *,
-    classes: int,
+    classes: int | None,
     seed: int,
     run_folder: Path,
     unrounded: Mapping[str, Float64] | None = None,
@@ -203,7 +230,7 @@ def fit_lowered(
         train, validation: indices of the clips to fit on, and of those that choose the epoch.
         chip: what is learned, and the terms that are added to the loss.
         settings: epochs, batches and rates, see `ChipSettings.fit`.
-        classes: number of classes.
+        classes: number of classes; None where labels are float targets.
         seed: seed of batches and augmentation.
         run_folder: gets the checkpoint and the rows "chip" of metrics.csv.
         unrounded: weights before they were rounded, by layer (`knarr.deploy.unrounded_weights`).
@@ -233,8 +260,8 @@ def fit_lowered(
         callbacks=callbacks,
     )
     after = validate(student, clips, validation)
-    rank_before = (*_cost_rank(before.accumulates, goal), before.correct)
-    rank_after = (*_cost_rank(after.accumulates, goal), after.correct)
+    rank_before = (*_cost_rank(before.accumulates, goal), before.quality)
+    rank_after = (*_cost_rank(after.accumulates, goal), after.quality)
     # Of equals the lowered network stays: nothing was gained by the fit.
     if rank_before >= rank_after:
         return ChipFit(start, None, goal, before, before)
@@ -265,16 +292,37 @@ def goal_of(chip: ChipSettings, before: Validated) -> float | None:
 def validate(student: ChipStudent, clips: Clips, chosen: Indices) -> Validated:
     """Run the student as it is on clips that are not augmented; leaves it in eval mode."""
     student.eval()
-    correct = 0
+    seen = []
     accumulates = 0.0
     of_input = 0.0
+    labels = clips.labels[chosen]
     with torch.no_grad():
         for batch in evaluation_batches(clips, chosen):
             ran: ChipStudentOutput = student(batch.inputs)
-            correct += int((ran.classes == batch.labels).sum())
+            values = labels.dtype.kind == "f"
+            seen.append(chip_values(student, ran.integers) if values else ran.classes.numpy())
             accumulates += float(torch.stack(ran.acc).sum())
             of_input += float(ran.input_acc.sum())
-    return Validated(len(chosen), correct, accumulates / len(chosen), of_input / len(chosen))
+    costs = accumulates / len(chosen), of_input / len(chosen)
+    found = np.concatenate(seen)
+    if labels.dtype.kind == "f":
+        return Validated(len(chosen), None, *costs, mae=mean_absolute_error(found, labels))
+    return Validated(len(chosen), int((found == labels).sum()), *costs)
+
+
+def chip_values(student: nn.Module, integers: Tensor) -> Float64:
+    """Return (B, k) values of a chip student's output integers (B, T, outputs), as
+    `ChipNetwork.values` gives them for the same network.
+    """
+    last: Any = student.layers[-1]  # type: ignore[index]  # a ModuleList
+    start: Any = student.start
+    values: Float64 = start.readout.values(integers.cpu().numpy(), last.to_layer().scale)
+    return values
+
+
+def mean_absolute_error(found: AnyArray, labels: AnyArray) -> float:
+    """Return the mean over clips and targets of |found - label|."""
+    return float(np.abs(found.astype(np.float64) - labels.astype(np.float64)).mean())
 
 
 def _cost_rank(accumulates: float, goal: float | None) -> tuple[float, float]:
@@ -294,12 +342,17 @@ def _check_log(run_folder: Path, epoch: int, kept: Validated) -> None:
     """
     rows = read_rows(run_folder / METRICS)
     row = next(row for row in rows if (row["stage"], row["epoch"]) == (CHIP, str(epoch)))
-    # torchmetrics divides in float32, so the log's decimals are compared as the clips that they
-    # stand for.
-    if round(float(row["validation_accuracy"]) * kept.clips) != kept.correct:
+    if kept.mae is not None:
+        # torchmetrics adds up in float32 and the log has six decimals; another network differs more.
+        same = abs(float(row[ERROR]) - kept.mae) <= 1e-4 * max(1.0, kept.mae)
+    else:
+        # torchmetrics divides in float32, so the log's decimals are compared as the clips that they
+        # stand for.
+        same = round(float(row[ACCURACY]) * kept.clips) == kept.correct
+    if not same:
         raise RuntimeError(
-            f"{run_folder / METRICS}: says {row['validation_accuracy']} of the network that is kept, which is right on {kept.correct} "
-            f"of {kept.clips}; this is a fault in knarr, report it"
+            f"{run_folder / METRICS}: says {row[ERROR if kept.mae is not None else ACCURACY]} of the network that is kept, which "
+            f"has {kept.in_words}; this is a fault in knarr, report it"
         )
 
 

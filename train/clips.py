@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from knarr.train.datasets.arrays import Float32, Int64, Rng, UInt8
+from knarr.train.datasets.arrays import AnyArray, Float32, Int64, Rng, UInt8
 from knarr.train.datasets.events.nmnist import EventRecordings, Jitter, bin_counts
 from knarr.train.settings import Recipe, SettingsError
 
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         inputs: (B, T, *features) float32, what the student sees: whole numbers of the chip's input
             over its units.
         teacher_inputs: what the teacher sees, float32, batch first.
-        labels: (B,) int64 classes.
+        labels: (B,) int64 classes, or (B, k) float32 targets.
     """
 
     inputs: Tensor
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     labels: Tensor
 
     @classmethod
-    def from_arrays(cls, inputs: Float32, *teacher_inputs: Float32, labels: Int64) -> Batch:
+    def from_arrays(cls, inputs: Float32, *teacher_inputs: Float32, labels: AnyArray) -> Batch:
         """Make a batch of numpy arrays, whose memory it shares."""
         shown = map(torch.from_numpy, teacher_inputs)
         return cls(torch.from_numpy(inputs), tuple(shown), torch.from_numpy(labels))
@@ -52,15 +52,15 @@ class Clips(Protocol):
     """A split of a data set."""
 
     @property
-    def labels(self) -> Indices:
-        """(N,) int64 class of each clip."""
+    def labels(self) -> AnyArray:
+        """(N,) int64 class of each clip, or (N, k) float32 targets."""
         ...
 
     def batch(self, indices: Indices, rng: Rng | None) -> Batch:
         """Return the clips `indices`, augmented when `rng` is given."""
         ...
 
-    def chip_inputs(self, indices: Indices) -> UInt8:
+    def chip_inputs(self, indices: Indices) -> AnyArray:
         """Return the student's inputs (B, T, *features) as integers for the chip, not augmented."""
         ...
 
@@ -253,8 +253,8 @@ class FirstSteps:
     timesteps: int
 
     @property
-    def labels(self) -> Indices:
-        """(N,) int64 class of each clip."""
+    def labels(self) -> AnyArray:
+        """(N,) int64 class of each clip, or (N, k) float32 targets."""
         return self.clips.labels
 
     def batch(self, indices: Indices, rng: Rng | None) -> Batch:
@@ -262,7 +262,7 @@ class FirstSteps:
         batch = self.clips.batch(indices, rng)
         return batch._replace(inputs=batch.inputs[:, : self.timesteps])
 
-    def chip_inputs(self, indices: Indices) -> UInt8:
+    def chip_inputs(self, indices: Indices) -> AnyArray:
         """Return the first steps (B, timesteps, *features)."""
         return self.clips.chip_inputs(indices)[:, : self.timesteps]
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
+from knarr.factories import FactoryError
 from knarr.train.settings import (
     Recipe,
     RecipeError,
@@ -19,7 +20,7 @@ from knarr.train.settings import (
     read_yaml,
     short,
 )
-from knarr.train.systems.registry import SYSTEMS, system_class
+from knarr.train.systems.registry import SYSTEMS, has_own_code, system_class
 
 # Far above any recipe, and small enough to be parsed at once whatever the file holds.
 MAX_RECIPE_BYTES = 100_000
@@ -39,10 +40,11 @@ def load_recipe(name_or_path: str) -> Recipe:
         RecipeError: Unknown name, unreadable file, or a setting that does not fit, which is named.
     """
     if name_or_path in shipped_recipes():
-        text = _SHIPPED.joinpath(f"{name_or_path}.yaml").read_text("utf-8")
-    else:
-        text = read_text(Path(name_or_path), "recipe", shipped_recipes())
-    return parse_recipe(text, name_or_path)
+        return parse_recipe(
+            _SHIPPED.joinpath(f"{name_or_path}.yaml").read_text("utf-8"), name_or_path
+        )
+    path = Path(name_or_path)
+    return parse_recipe(read_text(path, "recipe", shipped_recipes()), name_or_path, path.parent)
 
 
 def read_text(path: Path, what: str, shipped: list[str]) -> str:
@@ -71,8 +73,8 @@ def read_text(path: Path, what: str, shipped: list[str]) -> str:
         raise RecipeError(f"{what} '{path}' is not UTF-8 text") from error
 
 
-def parse_recipe(text: str, origin: str) -> Recipe:
-    """Read a recipe from YAML text; `origin` names it in errors.
+def parse_recipe(text: str, origin: str, folder: Path | None = None) -> Recipe:
+    """Read a recipe from YAML text; `origin` names it in errors, `folder` is that of its file.
 
     Raises:
         RecipeError: Not YAML, an unknown system, or a setting that does not fit.
@@ -81,23 +83,35 @@ def parse_recipe(text: str, origin: str) -> Recipe:
         settings = read_yaml(text)
     except YamlError as error:
         raise RecipeError(f"recipe '{origin}' is not YAML: {error}") from error
-    return check_recipe(settings, origin)
+    return check_recipe(settings, origin, folder)
 
 
-def check_recipe(settings: Any, origin: str) -> Recipe:
-    """Make a recipe from plain values, as YAML gives them; `origin` names it in errors.
+def check_recipe(settings: Any, origin: str, folder: Path | None = None) -> Recipe:
+    """Make a recipe from plain values, as YAML gives them.
+
+    Args:
+        settings: The values.
+        origin: What errors call the recipe.
+        folder: Folder of its file, in which a recipe with own code finds it; None for the current
+            one.
 
     Raises:
         RecipeError: An unknown system, or settings that do not fit, all of which are named.
     """
     # What is no mapping at all is refused below, by the class of the default system.
     system = settings.get("system", "cnn") if isinstance(settings, dict) else "cnn"
-    if not isinstance(system, str) or system not in SYSTEMS:
+    if not isinstance(system, str) or not (system in SYSTEMS or ":" in system):
         raise RecipeError(
-            f"recipe '{origin}': system: {short(system)!r} is none of {', '.join(SYSTEMS)}; name one"
+            f"recipe '{origin}': system: {short(system)!r} is none of {', '.join(SYSTEMS)}; name one, or a class of "
+            "your own as package.module:Class"
         )
+    if has_own_code(system) and settings.get("folder") is None:
+        settings = {**settings, "folder": str((folder or Path()).resolve())}
     try:
-        return system_class(system).recipe_class.model_validate(settings)
+        own = system_class(system, settings["folder"]) if ":" in system else system_class(system)
+        return own.recipe_class.model_validate(settings)
+    except FactoryError as error:
+        raise RecipeError(f"recipe '{origin}': system: {error}") from error
     except ValidationError as error:
         raise RecipeError(f"recipe '{origin}': {faults_of(error, settings, 'recipe')}") from error
 
@@ -155,6 +169,8 @@ def assert_path(recipe: Recipe, path: str) -> None:
         # A recipe may leave settings out when it is written, so its class says what there is.
         names = sorted(type(at).model_fields if isinstance(at, BaseModel) else map(str, at))
         if part not in names:
+            if isinstance(at, Mapping) and depth == len(parts) - 1:
+                return  # a mapping of any names, such as the arguments of a user's function
             level = f"at '{above}' there are" if above else "there are"
             raise RecipeError(
                 f"recipe '{recipe.name}': no setting '{path}'; {level} {', '.join(names)}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
@@ -26,6 +26,8 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 WeightBits = Annotated[int, Field(ge=2, le=8)]
 Decay = Annotated[float, Field(ge=0, le=1000)]
 MAX_THREADS = 256
+BATCH_SIZE: Final = 32
+"""Clips in a batch of a fit that says nothing of it."""
 Rate = Annotated[float, Field(gt=0, le=1000)]
 """A learning rate; its upper bound is far beyond what any fit bears, and within float32."""
 Learned = Literal["weights", "steps", "thresholds", "biases", "decays"]
@@ -160,15 +162,15 @@ class ChipSettings(Frozen):
             raise ValueError("acc_per_inference, acc_share: two goals; give one")
         return self
 
-    def fit(self, student: Fit) -> Fit:
+    def fit(self, student: Fit | None) -> Fit:
         """Return the settings of the fit, for a student that was fitted before with `student`."""
         return Fit(
             epochs=self.epochs,
-            batch_size=self.batch_size or student.batch_size,
+            batch_size=self.batch_size or (BATCH_SIZE if student is None else student.batch_size),
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             select="val",
-            tensorboard=student.tensorboard,
+            tensorboard=student is not None and student.tensorboard,
         )
 
 
@@ -184,10 +186,11 @@ class DataSettings(Frozen):
     kind: str
     validation_fraction: OpenFraction
 
-    @property
-    def dt_s(self) -> float:
-        """Length of a student's time step in seconds."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # a setting of some kinds of data, and a property of the others
+
+        @property
+        def dt_s(self) -> float:
+            """Length of a student's time step in seconds."""
 
     @property
     def generated_folder(self) -> str | None:
@@ -218,7 +221,7 @@ TEACHER, STUDENT = "teacher.safetensors", "student.safetensors"
 
 
 class Fitted(Frozen):
-    """Settings of a network, as far as every recipe has them."""
+    """Settings of a network that knarr builds and fits."""
 
     fit: Fit
 
@@ -236,6 +239,9 @@ class Recipe(Frozen):
         student: Settings of the student.
         deploy: Settings of lowering.
         chip: Settings of a fit in the chip's arithmetic; None leaves a lowered student as it is.
+        folder: Folder that relative paths and Python modules of a recipe with own code are looked
+            up in: that of its file where it is left out. It says where things lie, not what they
+            are, so that runs may be moved.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -243,10 +249,25 @@ class Recipe(Frozen):
     seed: Seed = 0
     threads: int = Field(default=2, ge=1, le=MAX_THREADS)
     data: DataSettings
-    teacher: Fitted
-    student: Fitted
+    teacher: Frozen | None
+    student: Frozen
     deploy: DeploySettings = DeploySettings()
     chip: ChipSettings | None = None
+    folder: str | None = None
+
+    def fit_of(self, network: str) -> Fit | None:
+        """Return how the "teacher" or the "student" is fitted; None where it is not."""
+        found: Fit | None = getattr(getattr(self, network), "fit", None)
+        return found
+
+    def code(self) -> tuple[str, ...]:
+        """Return the Python code of the user's that this recipe runs, as module:name."""
+        return (self.system,) if ":" in self.system else ()
+
+    def same_run(self, other: Recipe) -> bool:
+        """Return whether two recipes describe the same run, wherever their files lie."""
+        here = {"folder": None}
+        return self.model_copy(update=here) == other.model_copy(update=here)
 
     @property
     def chosen_on_test(self) -> tuple[str, ...]:
@@ -256,7 +277,7 @@ class Recipe(Frozen):
         return tuple(
             network
             for network in ("teacher", "student")
-            if getattr(self, network).fit.select == "best_on_test"
+            if (fit := self.fit_of(network)) is not None and fit.select == "best_on_test"
         )
 
 

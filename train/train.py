@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from knarr.ranks import rank
 from knarr.train.clips import Batch, Clips, Indices, evaluation_batches, split_validation
-from knarr.train.datasets.arrays import Int64
+from knarr.train.datasets.arrays import AnyArray
 from knarr.train.fitting.files import load_weights, save_weights
 from knarr.train.fitting.fit import Fitter, Loss, fit
-from knarr.train.settings import STUDENT, TEACHER, Fit, Recipe, SettingsError
+from knarr.train.settings import STUDENT, TEACHER, Recipe, SettingsError
 from knarr.train.systems.base import RunData
 from knarr.train.systems.registry import system_of
 
@@ -50,7 +50,8 @@ def train_teacher(
     if path.is_file():
         load_weights(teacher, path)
         return teacher
-    _fit(teacher, system.teacher_loss(), recipe, data, run_folder, "teacher", callbacks)
+    if recipe.fit_of("teacher") is not None:
+        _fit(teacher, system.teacher_loss(), recipe, data, run_folder, "teacher", callbacks)
     if rank() == 0:
         save_weights(teacher, path)
     return teacher
@@ -85,7 +86,8 @@ def train_student(
     student = system.student(data)
     teacher.eval().requires_grad_(False)
     loss = system.student_loss(teacher)
-    _fit(student, loss, recipe, data, run_folder, "student", callbacks, teacher)
+    if recipe.fit_of("student") is not None:
+        _fit(student, loss, recipe, data, run_folder, "student", callbacks, teacher)
     teacher.cpu()
     saved = system.saved_form(student).eval()
     if rank() == 0:
@@ -120,7 +122,8 @@ def _fit(
     teacher: nn.Module | None = None,
 ) -> None:
     torch.set_num_threads(recipe.threads)
-    settings: Fit = getattr(recipe, network_name).fit
+    settings = recipe.fit_of(network_name)
+    assert settings is not None, "a network without a fit is not fitted"
     validation_clips: Clips = data.train
     if settings.select == "best_on_test":
         # The published code that this repeats sets nobody aside: all are fitted on, and the test
@@ -141,7 +144,7 @@ def _fit(
         settings,
         validation_clips=validation_clips,
         network_name=network_name,
-        classes=len(data.class_names),
+        classes=data.classes,
         seed=recipe.seed + (0 if network_name == "teacher" else STUDENT_SEED),
         run_folder=run_folder,
         module_class=module_class,
@@ -149,24 +152,27 @@ def _fit(
     )
 
 
-def teacher_predictions(recipe: Recipe, teacher: nn.Module, clips: Clips) -> Int64:
-    """Return the class that the teacher gives each clip, (N,)."""
-    return _classes(system_of(recipe).teacher_logits, teacher, clips)
+def teacher_predictions(recipe: Recipe, teacher: nn.Module, clips: Clips) -> AnyArray:
+    """Return what the teacher sees in each clip: (N,) classes, or (N, k) float targets."""
+    return _predicted(system_of(recipe).teacher_logits, teacher, clips)
 
 
 def student_predictions(
     recipe: Recipe, student: nn.Module, clips: Clips, chosen: Indices | None = None
-) -> Int64:
-    """Return the class that the student, in its saved form, gives each clip, or each of the chosen
-    ones, (N,).
+) -> AnyArray:
+    """Return what the student, in its saved form, sees in each clip, or in each of the chosen ones:
+    (N,) classes, or (N, k) float targets.
     """
-    return _classes(system_of(recipe).student_logits, student, clips, chosen)
+    return _predicted(system_of(recipe).student_logits, student, clips, chosen)
 
 
-def _classes(
+def _predicted(
     logits: Logits, network: nn.Module, clips: Clips, chosen: Indices | None = None
-) -> Int64:
+) -> AnyArray:
     network.eval()
+    seen = []
     with torch.no_grad():
-        seen = [logits(network, batch).argmax(dim=1) for batch in evaluation_batches(clips, chosen)]
+        for batch in evaluation_batches(clips, chosen):
+            found = logits(network, batch)
+            seen.append(found if batch.labels.is_floating_point() else found.argmax(dim=1))
     return torch.cat(seen).numpy()

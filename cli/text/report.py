@@ -74,21 +74,31 @@ def print_run(folder: Path, *, json: bool) -> bool:
 
 
 def _results(name: str, facts: dict[str, Any]) -> Table:
-    samples, correct = facts["test_samples"], facts["correct"]
+    samples = facts["test_samples"]
+    measured = facts["mae"] if "mae" in facts else facts["correct"]
     title = f"{name}: {samples} test samples, counts and energy per inference"
     table = make_table(title, "", "teacher (ANN)", "student (Norse)", "chip (integers)")
 
     def right(network: str) -> str:
-        return f"{correct[network]}/{samples} ({correct[network] / samples:.1%})"
+        if network not in measured:
+            return "-"
+        if "mae" in facts:
+            return f"{measured[network]:.4g}"
+        return f"{measured[network]}/{samples} ({measured[network] / samples:.1%})"
 
-    table.add_row("accuracy", right("teacher"), right("student"), right("chip"))
-    if "lowered" in correct:
+    heading = "mean absolute error" if "mae" in facts else "accuracy"
+    table.add_row(heading, right("teacher"), right("student"), right("chip"))
+    if "lowered" in measured:
         table.add_row("before its integers were fitted", "", "", right("lowered"))
     chip, teacher = facts["chip"], facts["teacher"]
     table.add_row("spikes", "-", "", f"{chip['spikes']:,.0f}")
     for column in ("acc", "mac"):
-        table.add_row(column.upper(), f"{teacher[column]:,.0f}", "", f"{chip[column]:,.0f}")
-    teacher_uj, chip_uj = (f"{side['energy_pj'] / 1e6:,.3f} uJ" for side in (teacher, chip))
+        theirs = "-" if teacher is None else f"{teacher[column]:,.0f}"
+        table.add_row(column.upper(), theirs, "", f"{chip[column]:,.0f}")
+    teacher_uj, chip_uj = (
+        "-" if side is None else f"{side['energy_pj'] / 1e6:,.3f} uJ" for side in (teacher, chip)
+    )
     table.add_row("energy", teacher_uj, "", chip_uj)
-    table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
+    if facts["energy_ratio"] is not None:
+        table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
     return table

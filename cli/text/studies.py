@@ -14,6 +14,7 @@ from rich.table import Table
 
 from knarr.cli.output import make_table, show
 from knarr.pipeline import (
+    ERRORS,
     OTHER_DATA,
     ConfidenceInterval,
     Costs,
@@ -34,21 +35,36 @@ TITLES: Final = {
     "uar": "UAR",
     "macro_f1": "macro F1",
     "weighted_f1": "weighted F1",
+    "mae": "mean absolute error",
+    "rmse": "root mean square error",
 }
 STYLE: Final[dict[str, Any]] = {"box": box.SIMPLE, "padding": (0, 1, 0, 0), "show_edge": False}
-Cell = Callable[[RowSummary, Rate | None, PublishedCell | None], str]
-"""(row, our rate, published cell) -> text of one column; both may be missing."""
+Cell = Callable[[str, RowSummary, Rate | None, PublishedCell | None], str]
+"""(measure, row, our rate, published cell) -> text of one column; both may be missing."""
 
 
 def title_of(key: str) -> str:
     """Return the name of a rate for people."""
     kind, _, name = key.partition("/")
-    return TITLES.get(key) or f"{'recall' if kind == 'recall' else 'WAR'}, {name}"
+    kinds = {"recall": "recall", **{error: error.upper() for error in ERRORS}}
+    return TITLES.get(key) or f"{kinds.get(kind, 'WAR')}, {name}"
 
 
-def percent(interval: ConfidenceInterval | None) -> str:
-    """Return [lo, hi] in %."""
-    return "-" if interval is None else f"[{100 * interval.lo:.1f}, {100 * interval.hi:.1f}]"
+def is_error(key: str) -> bool:
+    """Return whether a measure is an error of float targets, in their unit, and no rate in %."""
+    return key.partition("/")[0] in ERRORS
+
+
+def number(key: str, value: float) -> str:
+    """Return a rate in %, or an error in the unit of its targets."""
+    return f"{value:.4g}" if is_error(key) else f"{100 * value:.1f}"
+
+
+def bounds(key: str, interval: ConfidenceInterval | None) -> str:
+    """Return [lo, hi], in % of a rate."""
+    if interval is None:
+        return "-"
+    return f"[{number(key, interval.lo)}, {number(key, interval.hi)}]"
 
 
 def print_table(table: GridTable, costs: Mapping[str, Costs | None]) -> None:
@@ -73,16 +89,21 @@ def _rates(table: GridTable, sources: dict[str, int]) -> Table:
     published = any(row.beside is not None for row in table.rows)
     columns: dict[str, Cell] = {}
     if published:
-        columns["published"] = lambda row, rate, cell: _published(row, cell, sources)
+        columns["published"] = lambda key, row, rate, cell: _published(row, cell, sources)
     columns["ours"] = _ours
-    columns["over people"] = lambda row, rate, cell: percent(getattr(rate, "over_people", None))
+    columns["over people"] = lambda key, row, rate, cell: bounds(
+        key, getattr(rate, "over_people", None)
+    )
     if any(rate.over_seeds is not None for rate in rates):
-        columns["over seeds"] = lambda row, rate, cell: percent(getattr(rate, "over_seeds", None))
+        columns["over seeds"] = lambda key, row, rate, cell: bounds(
+            key, getattr(rate, "over_seeds", None)
+        )
     if any(rate.over_folds is not None for rate in rates):
         columns["folds"] = _folds
     if published:
         columns["differ"] = _difference
-    text = make_table(f"{table.title}, %", "", "runs", *columns, fold=("",), **STYLE)
+    unit = "" if all(map(is_error, table.columns)) else ", %"
+    text = make_table(f"{table.title}{unit}", "", "runs", *columns, fold=("",), **STYLE)
     # Or rich would squeeze the names first, which stand in no other column.
     text.columns[0].min_width = 20
     for column in text.columns[1:]:
@@ -94,7 +115,7 @@ def _rates(table: GridTable, sources: dict[str, int]) -> Table:
         text.add_row(f"{row.name} ({row.network})", f"{row.finished}/{row.wanted or '?'}")
         cells = {} if row.beside is None else {cell.measure: cell for cell in row.beside.cells}
         for key, rate in row.rates.items():
-            line = (write(row, rate, cells.get(key)) for write in columns.values())
+            line = (write(key, row, rate, cells.get(key)) for write in columns.values())
             text.add_row(f"  {title_of(key)}", "", *line)
         text.add_section()
     return text
@@ -109,8 +130,8 @@ def _published(row: RowSummary, cell: PublishedCell | None, sources: dict[str, i
     return f"{'unknown' if cell.published is None else f'{cell.published:g}'} [{number}]"
 
 
-def _ours(row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str:
-    return "-" if rate is None else f"{100 * rate.value:.1f}{_mark(row)}"
+def _ours(key: str, row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str:
+    return "-" if rate is None else f"{number(key, rate.value)}{_mark(row)}"
 
 
 def _mark(row: RowSummary) -> str:
@@ -121,15 +142,15 @@ def _mark(row: RowSummary) -> str:
     return mark + (OTHER_PROTOCOL if row.beside.same_data else OTHER_DATA)
 
 
-def _folds(row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str:
+def _folds(key: str, row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str:
     if rate is None or rate.over_folds is None:
         return "-"
     folds = rate.over_folds
-    spread = "" if folds.spread is None else f" sd {100 * folds.spread:.1f}"
-    return f"{100 * folds.mean:.1f}{spread}"
+    spread = "" if folds.spread is None else f" sd {number(key, folds.spread)}"
+    return f"{number(key, folds.mean)}{spread}"
 
 
-def _difference(row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str:
+def _difference(key: str, row: RowSummary, rate: Rate | None, cell: PublishedCell | None) -> str:
     return "-" if cell is None or cell.difference is None else f"{cell.difference:+.1f}"
 
 
@@ -192,7 +213,9 @@ def _costs(costs: Mapping[str, Costs | None]) -> Table:
 
 
 def table_json(table: GridTable, costs: Mapping[str, Costs | None]) -> dict[str, Any]:
-    """Return the same as plain data; rates are 0 .. 1, published values and differences in %."""
+    """Return the same as plain data; rates are 0 .. 1, published values and differences in %, errors
+    in the unit of their targets.
+    """
     return {
         "name": table.name,
         "title": table.title,
@@ -306,7 +329,8 @@ def print_pareto(result: ParetoResult) -> None:
     """Print all points from the cheapest on, and what was refused."""
     facts, model = result.facts, result.facts["model"]
     clips = facts["float_validation"]["clips"]
-    title = f"{facts['recipe']}: accuracy against energy, {model} model, per inference on {clips} validation clips"
+    good = "error" if "mae" in facts["float_validation"] else "accuracy"
+    title = f"{facts['recipe']}: {good} against energy, {model} model, per inference on {clips} validation clips"
     headings = ("bits", "steps", "ACC goal", "validation", "test", "ACC", "nJ [interval]")
     table = make_table(title, *headings, left=0)
     table.add_column("front")
@@ -316,8 +340,8 @@ def print_pareto(result: ParetoResult) -> None:
             str(names["weight_bits"]),
             str(names["timesteps"]),
             _goal(names["acc_share"], point),
-            f"{point.accuracy:.1%}",
-            f"{test['correct'] / test['clips']:.1%}",
+            _good(point.facts["validation"]),
+            _good(test),
             f"{point.facts['counts']['acc']:,.0f}",
             interval_text(point.energy(model)),
             "*" if point.front else "",
@@ -325,8 +349,9 @@ def print_pareto(result: ParetoResult) -> None:
     if result.points:
         show(table)
         show(f"Energy: {result.points[0].energy(model)['provenance']}.")
-    correct = facts["float_validation"]["correct"]
-    show(f"Float student: {correct / clips:.1%} of the validation clips.")
+    of_float = facts["float_validation"]
+    what = "mean absolute error on" if "mae" in of_float else "of"
+    show(f"Float student: {_good(of_float)} {what} the validation clips.")
     show("Validation clips chose epochs and front, test clips nothing.")
     # A combination that no chip can hold is an answer too.
     for refused in facts["refused"]:
@@ -334,6 +359,13 @@ def print_pareto(result: ParetoResult) -> None:
         show(f"refused: {refused['weight_bits']} bits{steps}: {refused['reason']}", soft_wrap=True)
     if result.points:
         show(f"picture: {facts['picture']}", soft_wrap=True)
+
+
+def _good(measured: Mapping[str, Any]) -> str:
+    """Return the accuracy, or the mean absolute error."""
+    if "mae" in measured:
+        return f"{measured['mae']:.4g}"
+    return f"{measured['correct'] / measured['clips']:.1%}"
 
 
 def _goal(share: float | None, point: ParetoPoint) -> str:

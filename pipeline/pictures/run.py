@@ -53,14 +53,18 @@ def draw_run(run: Run, again: str | None = None) -> None:
 
 
 def _samples(run: Run) -> Figure:
-    """Draw the first test clip of a few classes."""
+    """Draw the first test clip of a few classes, or the first clips where labels are float targets."""
     test = run.data.test
-    classes, chosen = np.unique(test.labels, return_index=True)
-    chosen = chosen[:SHOWN_CLIPS]
+    chosen = np.arange(min(SHOWN_CLIPS, len(test.labels)))
+    if not run.data.targets:
+        chosen = np.unique(test.labels, return_index=True)[1][:SHOWN_CLIPS]
+    shown = test.batch(chosen, None)
+    # Without a teacher both columns show what the student sees.
+    seen = shown.teacher_inputs[0] if shown.teacher_inputs else shown.inputs
     return draw_samples(
-        test.batch(chosen, None).teacher_inputs[0].numpy(),
+        seen.numpy(),
         run.on_chip(test).chip_inputs(chosen),
-        [run.data.class_names[label] for label in classes[:SHOWN_CLIPS]],
+        [_label(run, int(number)) for number in chosen],
         run.recipe.data.dt_s,
         # N-MNIST's polarity 1 is ON; everywhere else the first plane is
         on_channel=1 if run.recipe.data.kind == "nmnist" else 0,
@@ -69,7 +73,7 @@ def _samples(run: Run) -> Figure:
 
 def _raster(run: Run) -> Figure:
     """Draw every spike of every layer on the first test sample, as the chip fired it."""
-    test, names = run.data.test, run.data.class_names
+    test = run.data.test
     recording = load_recording(run.path(RECORDING))
     first = np.arange(1)
     layers = {"input": run.on_chip(test).chip_inputs(first)[0]}
@@ -81,9 +85,17 @@ def _raster(run: Run) -> Figure:
         layers,
         recording.output[0],
         run.recipe.data.dt_s,
-        f"First test sample ({names[test.labels[0]]}) on the chip: spikes per layer",
-        names,
+        f"First test sample ({_label(run, 0)}) on the chip: spikes per layer",
+        run.data.targets or run.data.class_names,
     )
+
+
+def _label(run: Run, clip: int) -> str:
+    """Return a test clip's class by its name, or its targets."""
+    label = run.data.test.labels[clip]
+    if not run.data.targets:
+        return run.data.class_names[label]
+    return ", ".join(f"{value:.3g}" for value in label)
 
 
 def _energy(run: Run) -> Figure:

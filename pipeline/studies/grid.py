@@ -30,6 +30,7 @@ from knarr.errors import KnarrError
 from knarr.pipeline.evaluation import Network
 from knarr.pipeline.measures import RATES
 from knarr.pipeline.published import Row, published
+from knarr.pipeline.value_measures import ERRORS
 from knarr.train.recipe import load_recipe, read_text, with_settings
 from knarr.train.settings import Frozen, Recipe, RecipeError, YamlError, faults_of, read_yaml
 
@@ -158,7 +159,7 @@ class RunGrid(Frozen):
         seeds: Seeds of the runs of each row.
         folds: "all" that the data or `data.folds` of the recipe give, or their numbers from 0; None
             where a recipe has none.
-        columns: Rates to print, `Measures.of`.
+        columns: Rates to print, `Measures.of`; of float targets errors, `ValueMeasures.of`.
         costs: Whether to print operations and energy too.
         rows: Rows one by one.
         axes: Dotted path -> values, or name of an axis -> name of a choice -> its settings; all
@@ -184,9 +185,10 @@ class RunGrid(Frozen):
     def _rates(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
         for column in columns:
             kind, _, name = column.partition("/")
-            if column not in RATES and not (kind in ("recall", "group") and name):
+            whole = (*RATES, *ERRORS)
+            if column not in whole and not (kind in ("recall", "group", *ERRORS) and name):
                 raise ValueError(
-                    f"'{column}' is none of {', '.join(RATES)}, recall/<class>, group/<lighting>"
+                    f"'{column}' is none of {', '.join(whole)}, recall/<class>, group/<lighting>, mae/<target>, rmse/<target>"
                 )
         return columns
 
@@ -438,7 +440,7 @@ def shipped_grids() -> list[str]:
 
 
 def load_grid(name_or_path: str) -> RunGrid:
-    """Read a shipped grid by name, or any YAML file by path.
+    """Read a shipped grid by name, or any YAML file by path; recipes are looked for beside it too.
 
     Raises:
         GridError: It is no grid; names the place.
@@ -446,9 +448,16 @@ def load_grid(name_or_path: str) -> RunGrid:
     """
     if name_or_path in shipped_grids():
         text = _SHIPPED.joinpath(f"{name_or_path}.yaml").read_text("utf-8")
-    else:
-        text = read_text(Path(name_or_path), "grid", shipped_grids())
-    return parse_grid(text, name_or_path)
+        return parse_grid(text, name_or_path)
+    path = Path(name_or_path)
+    grid = parse_grid(read_text(path, "grid", shipped_grids()), name_or_path)
+
+    def beside(recipe: str | None) -> str | None:
+        there = recipe is not None and path.parent.joinpath(recipe).is_file()
+        return str(path.parent / str(recipe)) if there else recipe
+
+    rows = [row.model_copy(update={"recipe": beside(row.recipe)}) for row in grid.rows]
+    return grid.model_copy(update={"recipe": beside(grid.recipe), "rows": tuple(rows)})
 
 
 def parse_grid(text: str, origin: str) -> RunGrid:

@@ -5,7 +5,7 @@ and which are worth it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -38,6 +38,8 @@ from knarr.pipeline.studies.engine import Report
 from knarr.pipeline.studies.sweep_file import Choices, Sweep, SweepSettings
 from knarr.pipeline.studies.sweeps import run_sweep
 from knarr.train import Recipe, RecipeError, student_predictions
+from knarr.train.chip_fit import mean_absolute_error
+from knarr.train.datasets.arrays import AnyArray
 from knarr.train.recipe import load_recipe, parse_setting, with_settings
 from knarr.train.settings import ChipSettings, SettingsError
 from knarr.train.systems.registry import check_networks
@@ -71,13 +73,22 @@ class ParetoPoint:
 
     @property
     def accuracy(self) -> float:
-        """Accuracy on validation clips."""
-        return float(self.facts["validation"]["correct"] / self.facts["validation"]["clips"])
+        """Accuracy on validation clips; of float targets the mean absolute error, negative, so that
+        more of it is better as well.
+        """
+        return quality(self.facts["validation"])
 
     def energy(self, model: str) -> dict[str, Any]:
         """Return its interval in one of the models, pJ."""
         found: dict[str, Any] = self.facts["energy"][model]
         return found
+
+
+def quality(measured: Mapping[str, Any]) -> float:
+    """Return what the better of two networks has more of: its accuracy, or -(mean absolute error)."""
+    if "mae" in measured:
+        return -float(measured["mae"])
+    return float(measured["correct"] / measured["clips"])
 
 
 @dataclass(frozen=True)
@@ -256,7 +267,7 @@ def _measured(run: Run) -> dict[str, Any]:
     counts = count_events(network, inputs, simulate(network, inputs, record=("output", "spikes")))
     # Beside the front and without a say in it, so their cost is not counted.
     test = run.data.test
-    right = int((stages.chip_decisions(run, network, test) == test.labels).sum())
+    seen = stages.chip_decisions(run, network, test)
     pricing = Pricing()
     energy = {}
     for model, profile in pricing.pairs():
@@ -269,16 +280,23 @@ def _measured(run: Run) -> dict[str, Any]:
         "acc_goal": fitted["acc_goal"],
         "validation": fitted["validation"]["kept"],
         "lowered": fitted["validation"]["lowered"],
-        "test": {"clips": len(test.labels), "correct": right},
+        "test": _measure(seen, test.labels),
         "counts": {name: float(getattr(counts.total, name)) for name in ("acc", "mac", "spikes")},
         "energy": energy,
     }
 
 
-def _float_validation(base: Run) -> dict[str, int]:
+def _float_validation(base: Run) -> dict[str, float]:
     train, (_, chosen) = base.data.train, train_validation_split(base.recipe, base.data)
     seen = student_predictions(base.recipe, base.networks()[1], train, chosen)
-    return {"clips": len(chosen), "correct": int((seen == train.labels[chosen]).sum())}
+    return _measure(seen, train.labels[chosen])
+
+
+def _measure(seen: AnyArray, labels: AnyArray) -> dict[str, float]:
+    """Return how many clips there are, and how many are right, or the mean absolute error."""
+    if labels.dtype.kind == "f":
+        return {"clips": len(labels), "mae": mean_absolute_error(seen, labels)}
+    return {"clips": len(labels), "correct": int((seen == labels).sum())}
 
 
 def _label(model: str, profile: Any) -> str:
@@ -301,7 +319,7 @@ def fronted(points: Sequence[ParetoPoint], model: str) -> list[ParetoPoint]:
         return point.energy(model)["nominal_pj"], -point.accuracy
 
     ordered = sorted(points, key=rank)
-    best_before = accumulate((point.accuracy for point in ordered), max, initial=-1.0)
+    best_before = accumulate((point.accuracy for point in ordered), max, initial=-math.inf)
     return [
         replace(point, front=point.accuracy > best)
         for point, best in zip(ordered, best_before, strict=False)
@@ -320,6 +338,8 @@ def draw_pareto(points: Sequence[ParetoPoint], facts: dict[str, Any]) -> Figure:
         facts: `ParetoResult.facts` of the search.
     """
     models = list(points[0].facts["energy"])
+    errors = "mae" in points[0].facts["validation"]
+    axis = f"{'-(mean absolute error)' if errors else 'accuracy'} on validation clips"
     rows = -(-len(models) // COLUMNS)  # rounded up
     figure = Figure(figsize=(10, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True)
@@ -328,7 +348,7 @@ def draw_pareto(points: Sequence[ParetoPoint], facts: dict[str, Any]) -> Figure:
     for panel in axes.flat[len(models) :]:
         panel.set_visible(False)
     for row in axes:
-        row[0].set_ylabel("accuracy on validation clips", fontsize=10)
+        row[0].set_ylabel(axis, fontsize=10)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     # All panels have the same entries, and a label may stand there twice.
     drawn = dict(zip(labels, handles, strict=True))
@@ -373,8 +393,7 @@ def _panel(axes: Axes, points: Sequence[ParetoPoint], model: str, facts: dict[st
         paid = [cost for cost, _ in front]
         won = [point.accuracy for _, point in front]
         axes.step(paid, won, where="post", color="black", linewidth=0.8, label="front")
-    found = facts["float_validation"]
-    right = found["correct"] / found["clips"]
+    right = quality(facts["float_validation"])
     axes.axhline(right, color="gray", linestyle=":", linewidth=1, label="float student")
     # A cost of 0, of a student without spikes, has no logarithm.
     if min(costs) > 0 and max(costs) > DECADE * min(costs):

@@ -66,6 +66,7 @@ def _key(recipe: Recipe, data: RunData) -> str:
     own = system_of(recipe).teacher_settings()
     # The split and the threads are there with the rest: who validates may choose the weights, and
     # sums round by thread.
-    plain = recipe.model_dump(mode="json", exclude={"name", "teacher", "student", "deploy", "chip"})
+    others = {"name", "teacher", "student", "deploy", "chip", "folder"}
+    plain = recipe.model_dump(mode="json", exclude=others)
     text = json.dumps({**plain, "teacher": own, "data_sha256": data.fingerprint}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -204,7 +204,8 @@ class SweepSettings(Frozen):
         trials: How many are to end, over all processes, machines and restarts: finished, pruned or
             refused by the recipe. Left out, all points of a grid.
         metric: What is compared: a value of the student on the validation split, after its last
-            epoch or the selected one. Never one of test data.
+            epoch or the selected one. Never one of test data. Float targets have a mean absolute
+            error in place of an accuracy.
         sampler: "tpe" learns from the trials before, "random" does not, "grid" tries every
             combination once.
         seed: Seed of the sampler. That of the recipe cannot be searched: it draws who validates.
@@ -218,7 +219,9 @@ class SweepSettings(Frozen):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
     recipe: Annotated[str, Field(min_length=1, max_length=500)]
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
-    metric: Literal["validation_accuracy", "validation_loss"] = "validation_accuracy"
+    metric: Literal["validation_accuracy", "validation_loss", "validation_mae"] = (
+        "validation_accuracy"
+    )
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     seed: int = Field(default=0, ge=0, lt=2**32)
     pruner: Literal["median"] | None = None
@@ -277,7 +280,8 @@ class Sweep:
         """
         left_out = {"name", "trials", "fixed"}
         plain = self.settings.model_dump(mode="json", by_alias=True, exclude=left_out)
-        return {**plain, "recipe": self.recipe.model_dump(mode="json")}
+        # Where files lie may change between two starts.
+        return {**plain, "recipe": self.recipe.model_dump(mode="json", exclude={"folder"})}
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -376,5 +380,7 @@ def _faults(settings: SweepSettings, recipe: Recipe) -> Iterator[str]:
                 yield f"search.{path}: {value!r} does not fit: {fault}"
         if last == "select" and "best_on_test" in space.extremes():
             yield f"search.{path}: best_on_test looks at the test data; a sweep never does"
+    if recipe.fit_of("student") is None:
+        yield f"recipe '{recipe.name}': student.fit: none, so that trials would all be the same; give epochs"
     for stage in recipe.chosen_on_test:
         yield f"recipe '{recipe.name}': {stage}.fit.select best_on_test looks at the test data; set it to last or val"

@@ -36,7 +36,7 @@ from knarr.pipeline.files import write_png
 from knarr.pipeline.fit_progress import FitProgress
 from knarr.pipeline.pictures import SMALL
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
-from knarr.pipeline.run_folder import claim_folder, generated_data, hold, release
+from knarr.pipeline.run_folder import announce_code, claim_folder, default_data, hold, release
 from knarr.pipeline.studies.engine import (
     DONE,
     REFUSED,
@@ -49,7 +49,7 @@ from knarr.pipeline.studies.engine import (
 from knarr.pipeline.studies.shared_teacher import TEACHERS, shared_teacher
 from knarr.pipeline.studies.sweep_file import Sweep, load_sweep
 from knarr.train import Recipe, RunData, load_data, train_student
-from knarr.train.fitting.files import METRICS, read_rows
+from knarr.train.fitting.files import ACCURACY, ERROR, METRICS, read_rows
 from knarr.train.recipe import with_settings
 from knarr.train.settings import RecipeError, SettingsError
 from knarr.train.systems.registry import check_networks
@@ -173,7 +173,14 @@ def sweep(
     loaded = load_sweep(path)
     folder = out if out is not None else Path("runs") / loaded.settings.name
     fitting = Fitting(data, folder, loaded.settings.metric, on_progress)
+    announce_code(loaded.recipe, on_progress)
     _, found = fitting.data_of(loaded.recipe)
+    wrong = ACCURACY if found.targets else ERROR
+    if loaded.settings.metric == wrong:
+        right, labels = (ERROR, "float targets") if found.targets else (ACCURACY, "classes")
+        raise StudyError(f"sweep '{path}': metric: {wrong}, but labels are {labels}; take {right}")
+    for note in found.notes:
+        on_progress(Progress(f"  {note}"))
     fitting.validation_set = validation_set_of(loaded.recipe, found)
     on_progress(Progress(f"Data: {len(found.train.labels)} clips to train and validate on"))
     result = run_sweep(
@@ -224,7 +231,9 @@ def run_sweep(
     pruner = None
     if settings.pruner is not None:
         # While a one-cycle schedule still rises, values say little.
-        pruner = MedianPruner(n_warmup_steps=sweep.recipe.student.fit.epochs // 3)
+        fit = sweep.recipe.fit_of("student")
+        assert fit is not None, "the sweep's file was checked"
+        pruner = MedianPruner(n_warmup_steps=fit.epochs // 3)
 
     def draw(trial: optuna.Trial, number: int) -> dict[str, Any]:
         seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
@@ -358,7 +367,8 @@ def validation_set_of(recipe: Recipe, data: RunData) -> tuple[object, ...]:
         SettingsError: No clip is left to fit on.
     """
     _, chosen = train_validation_split(recipe, data)
-    return data.class_names, data.train.labels[chosen].tolist(), data.groups[chosen].tolist()
+    names = data.targets or data.class_names
+    return names, data.train.labels[chosen].tolist(), data.groups[chosen].tolist()
 
 
 @dataclass
@@ -403,12 +413,13 @@ class Fitting:
         callbacks = (show, LambdaCallback(on_train_epoch_end=end_epoch))
         train_student(recipe, data, teacher, folder, callbacks)
         rows = [row for row in read_rows(folder / METRICS) if row["stage"] == "student"]
-        return score(rows, self.metric, recipe.student.fit.select)
+        fit = recipe.fit_of("student")
+        return score(rows, self.metric, "last" if fit is None else fit.select)
 
     def data_of(self, recipe: Recipe) -> tuple[Path, RunData]:
         """Return a recipe's data and their folder; they are generated when they are not there."""
         cache = self.out.parent / "data"
-        root = self.data or generated_data(recipe, cache, self.on_progress)
+        root = self.data or default_data(recipe, cache, self.on_progress)
         show = counter(self.on_progress, "samples read")
         return root, load_data(recipe, root, cache=cache, progress=show)
 
@@ -419,13 +430,15 @@ def score(rows: Sequence[Mapping[str, Any]], metric: str, select: str) -> float:
     Args:
         rows: Rows of the student in metrics.csv.
         metric: Their column.
-        select: "last", or "val": highest validation accuracy, then lowest loss, then first.
+        select: "last", or "val": highest validation accuracy or lowest error, then lowest loss,
+            then first.
     """
     if select == "last":
         return float(rows[-1][metric])
 
     def rank(row: Mapping[str, Any]) -> tuple[float, float]:
-        return float(row["validation_accuracy"]), -float(row["validation_loss"])
+        quality = -float(row[ERROR]) if row.get(ERROR) else float(row[ACCURACY])
+        return quality, -float(row["validation_loss"])
 
     # Of equal ones `max` takes the first, as the fit does.
     return float(max(rows, key=rank)[metric])

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from knarr.pipeline.evaluation import EvaluationError, Network, RunEvaluation, p
 from knarr.pipeline.evaluation_file import read
 from knarr.pipeline.files import expecting, read_json
 from knarr.pipeline.fit_progress import FitProgress
-from knarr.pipeline.measures import ConfidenceInterval, Estimate, t_interval
+from knarr.pipeline.measures import RATES, ConfidenceInterval, Estimate, t_interval
 from knarr.pipeline.progress import OnProgress, Progress, ignore
 from knarr.pipeline.published import Beside, compare_with_published
 from knarr.pipeline.run_folder import ENERGY, EVALUATION, Run, open_run, read_run, release
@@ -39,6 +40,7 @@ from knarr.pipeline.studies.grid import (
     row_folder,
 )
 from knarr.pipeline.studies.shared_teacher import TEACHERS, shared_teacher
+from knarr.pipeline.value_measures import ERRORS
 from knarr.train.datasets.see.tree import LIGHTS
 from knarr.train.settings import Recipe, RecipeError
 from knarr.train.systems.emotionkd_data import fold_count
@@ -67,7 +69,7 @@ class OverFolds:
 
 @dataclass(frozen=True)
 class Rate:
-    """One rate of a row, 0 .. 1.
+    """One rate of a row, 0 .. 1, or one error of float targets.
 
     Attributes:
         value: Mean over seeds of the rate of all folds pooled.
@@ -366,7 +368,7 @@ def _finished(cell: GridCell, out: Path) -> RunEvaluation | None:
     if not path.is_file():
         return None
     recipe, _ = read_run(folder)
-    if recipe != cell.recipe:
+    if not recipe.same_run(cell.recipe):
         raise GridError(
             f"{folder}: holds a run with other settings than row '{cell.row}'; remove it or give another --out"
         )
@@ -413,17 +415,25 @@ def summarise(grid: RunGrid, results: Results) -> GridTable:
 
 
 def _assert_columns(grid: RunGrid, runs: Sequence[RunEvaluation]) -> None:
-    """Refuse columns of a class or a lighting that no run has; a dash would look like one that is
-    not defined.
+    """Refuse columns of a class, a target or a lighting that no run has; a dash would look like one
+    that is not defined.
     """
+    targets = {name for run in runs for name in run.targets}
     there = {"recall": {name for run in runs for name in run.classes}}
+    there |= dict.fromkeys(ERRORS, targets)
+    for column in grid.columns:
+        if runs and column in (RATES if targets else ERRORS):
+            what, cure = ("float targets", ERRORS) if targets else ("classes", RATES)
+            raise GridError(
+                f"grid '{grid.name}': column '{column}': labels are {what}; take columns of {', '.join(cure)}"
+            )
     lights = {name for run in runs for name in run.lights or ()}
     if lights:
         # SEE has them all, some people of it may not.
         there["group"] = lights | set(LIGHTS)
     for column in grid.columns:
         kind, _, name = column.partition("/")
-        if there.get(kind) and name not in there[kind]:
+        if name and there.get(kind) and name not in there[kind]:
             raise GridError(
                 f"grid '{grid.name}': column '{column}': no run has it; there are {', '.join(sorted(there[kind]))}"
             )
@@ -482,7 +492,7 @@ def _assert_alike(runs: Sequence[RunEvaluation], network: Network) -> None:
             raise EvaluationError(
                 f"passes: {passes[0]} of one seed, {passes[1]} of another; evaluate them with the same --windows"
             )
-        for field in ("on", "classes", "protocol", "sampling", "fold_count"):
+        for field in ("on", "classes", "targets", "protocol", "sampling", "fold_count"):
             mine, theirs = getattr(runs[0], field), getattr(other, field)
             if mine != theirs:
                 raise EvaluationError(
@@ -501,7 +511,9 @@ def _rate(
     whole = None if joined is None else joined.measures[network].of(key)
     return Rate(
         float(np.mean(values)),
-        t_interval(values, runs[0].level) if len(values) > 1 else None,
+        t_interval(values, runs[0].level, most=inf if runs[0].targets else 1.0)
+        if len(values) > 1
+        else None,
         None if whole is None else whole.bootstrap,
         _over_folds(runs, network, key),
     )
@@ -525,7 +537,8 @@ def _as_passes(runs: Sequence[RunEvaluation], network: Network) -> RunEvaluation
 def _samples(run: RunEvaluation) -> dict[tuple[object, ...], int]:
     """Return the place of each sample by its name, class and person."""
     people = run.subjects or (None,) * len(run.names)
-    samples = zip(run.names, run.labels.tolist(), people, strict=True)
+    labels = [tuple(label) if run.targets else label for label in run.labels.tolist()]
+    samples = zip(run.names, labels, people, strict=True)
     return {sample: place for place, sample in enumerate(samples)}
 
 

@@ -19,7 +19,7 @@ from knarr.export import ExportError
 from knarr.pipeline import evaluation_file, run_folder, stages
 from knarr.pipeline.evaluation import EvaluationError, RunEvaluation
 from knarr.pipeline.evaluation_file import read
-from knarr.pipeline.run_folder import EVALUATION, VERIFICATION, generated_data, hold, release
+from knarr.pipeline.run_folder import EVALUATION, VERIFICATION, default_data, hold, release
 from knarr.pipeline.studies import tables
 from knarr.pipeline.studies.tables import NOT_DEPLOYED
 from knarr.train import Recipe, RecipeError, load_recipe
@@ -46,7 +46,7 @@ def test_first_runs_at_once_make_the_data_once(tmp_path: Path) -> None:
 
     def work() -> None:
         ready.wait(LIMIT_S)
-        generated_data(recipe(), tmp_path / "data")
+        default_data(recipe(), tmp_path / "data")
 
     workers = [Forked(target=work) for _ in range(3)]
     for worker in workers:
@@ -146,7 +146,7 @@ def test_moved_data_are_found_where_they_are_named(tmp_path: Path) -> None:
         run_folder.reopen(folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert run_folder.reopen(folder, moved).data.fingerprint == config["data_sha256"]
-    other = generated_data(with_settings(its, {"data.seed": 1}), data)
+    other = default_data(with_settings(its, {"data.seed": 1}), data)
     with pytest.raises(RecipeError, match="other settings or data"):
         run_folder.reopen(folder, other)
     release(folder)

@@ -178,7 +178,7 @@ def test_shipped_recipes_load() -> None:
         ("spiking_emotions_clips", "clips-72px-20f-60v-12c-"),
     ],
 )
-def test_seeds_of_a_recipe_share_generated_data(name: str, folder: str) -> None:
+def test_seeds_of_a_recipe_share_default_data(name: str, folder: str) -> None:
     """Or a mean over seeds would be one over data sets too. Seed 0 lies where it always did."""
 
     def made(**changes: int) -> str:

@@ -24,17 +24,21 @@ from knarr.ranks import world_size
 from knarr.train.settings import RecipeError
 
 METRICS = "metrics.csv"
-MEASURED = ("train_loss", "validation_loss", "validation_accuracy")
+ACCURACY, ERROR = "validation_accuracy", "validation_mae"
+"""Share of validation clips that are right, of classes; mean absolute error, of float targets."""
+MEASURED = ("train_loss", "validation_loss", ACCURACY)
 ACCUMULATES = "validation_accumulates"
 """Synaptic accumulates per inference, of fits in the chip's arithmetic alone; other rows are empty
 there.
 """
+OUTPUT, SAME_OUTPUT = "validation_output", "the same for every clip"
+"""Column that is empty where outputs differ between clips, as they do in a network that works."""
 VALIDATED_ON = "validated_on"
 """`TEST` where what is called validation is the test data; other rows are empty there."""
 TEST = "test"
 ALWAYS = ("stage", "epoch", *MEASURED)
 """Columns of every metrics.csv; "stage" is the network's name."""
-FIELDS = (*ALWAYS, ACCUMULATES, VALIDATED_ON)
+FIELDS = (*ALWAYS, ERROR, ACCUMULATES, OUTPUT, VALIDATED_ON)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -114,9 +118,12 @@ class CsvLog(Callback):
     ) -> None:
         """Add the epoch's row, and write the file on rank 0."""
         found = trainer.callback_metrics
-        measured = {field: f"{float(found[field]):.6f}" for field in MEASURED}
+        wanted = (*MEASURED, ERROR)
+        measured = {field: f"{float(found[field]):.6f}" for field in wanted if field in found}
         if ACCUMULATES in found:
             measured[ACCUMULATES] = f"{float(found[ACCUMULATES]):.1f}"
+        if getattr(pl_module, "same_output", False):
+            measured[OUTPUT] = SAME_OUTPUT
         if self.on_test:
             measured[VALIDATED_ON] = TEST
         self.rows.append({"stage": self.network_name, "epoch": trainer.current_epoch, **measured})

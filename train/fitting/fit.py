@@ -24,19 +24,20 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import MeanAbsoluteError
 from torchmetrics.classification import MulticlassAccuracy
 
 from knarr.ranks import local_world_size, rank, world_size
 from knarr.train.clips import Batch, Clips, Epoch, Indices
-from knarr.train.fitting.files import METRICS, AtomicCheckpoints, Best, CsvLog
+from knarr.train.fitting.files import ACCURACY, ERROR, METRICS, AtomicCheckpoints, Best, CsvLog
 from knarr.train.settings import Fit, RecipeError
 
 # Lightning announces devices and tips at every fit; progress is reported by the callbacks that the caller gives.
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 Loss = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
-"""(network, batch) -> (loss, (B, classes) logits). The loss is a mean over clips, or several
-processes cannot share a batch.
+"""(network, batch) -> (loss, (B, classes) logits or (B, k) values). The loss is a mean over clips,
+or several processes cannot share a batch.
 """
 
 
@@ -79,9 +80,14 @@ class Fitter(lightning.LightningModule):
         network: The network that is fitted.
         loss: See `Loss`.
         settings: Optimiser, schedule and the batch size of each process.
-        classes: Number of classes.
+        classes: Number of classes; None where labels are float targets.
         train_count: How many clips are fitted on, over all processes.
         validation_count: How many clips are validated on, over all processes.
+
+    Attributes:
+        measured: Name of what epochs are compared by: accuracy, or the mean absolute error.
+        same_output: Whether the network gave the same output for every clip of the last
+            validation, as one without spikes does.
     """
 
     def __init__(
@@ -89,7 +95,7 @@ class Fitter(lightning.LightningModule):
         network: nn.Module,
         loss: Loss,
         settings: Fit,
-        classes: int,
+        classes: int | None,
         train_count: int,
         validation_count: int,
     ) -> None:
@@ -98,7 +104,15 @@ class Fitter(lightning.LightningModule):
         self.train_count, self.validation_count = train_count, validation_count
         self.batch_size = world_size() * settings.batch_size
         self.steps_per_epoch = math.ceil(train_count / self.batch_size)
-        self.accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
+        self.measure: MulticlassAccuracy | MeanAbsoluteError
+        if classes is None:
+            self.measured, self.measure = ERROR, MeanAbsoluteError()
+        else:
+            self.measured = ACCURACY
+            self.measure = MulticlassAccuracy(num_classes=classes, average="micro")
+        self.output: torch.Tensor | None = None
+        self.range: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.same_output = False
 
     def training_step(self, batch: Batch, number: int) -> torch.Tensor:
         """Return this process's term of the loss, and log it."""
@@ -117,18 +131,39 @@ class Fitter(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, number: int) -> None:
-        """Log loss and accuracy on a batch that is not augmented."""
+        """Log loss and accuracy or error on a batch that is not augmented."""
         loss, logits = self.loss(self.network, batch)
         clips, own = self._shares(self.validation_count, number)
         if own:
-            self.accuracy(logits, batch.labels)
+            self.measure(logits, batch.labels)
+        self._look_at(logits if self.output is None else self.output)
         loss = self._weighted(loss, clips, own)
         self.log("validation_loss", loss, batch_size=clips, sync_dist=world_size() > 1)
-        self.log("validation_accuracy", self.accuracy, prog_bar=True, batch_size=clips)
+        self.log(self.measured, self.measure, prog_bar=True, batch_size=clips)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the outputs of the epoch before."""
+        self.range = None
+
+    def on_validation_epoch_end(self) -> None:
+        """Find out whether all clips got the same output."""
+        low, high = self.range if self.range is not None else (None, None)
+        alike = low is not None and high is not None and torch.equal(low, high)
+        self.same_output = alike and self.validation_count > 1
+
+    def _look_at(self, output: torch.Tensor) -> None:
+        flat = output.detach().flatten(1)
+        ends = flat.amin(0), flat.amax(0)
+        if self.range is not None:
+            ends = torch.minimum(ends[0], self.range[0]), torch.maximum(ends[1], self.range[1])
+        self.range = ends
 
     def score(self, measured: Mapping[str, torch.Tensor]) -> tuple[float, ...]:
-        """Return what the best epoch has most of: validation accuracy, then the lowest loss."""
-        return float(measured["validation_accuracy"]), -float(measured["validation_loss"])
+        """Return what the best epoch has most of: validation accuracy, or the least error, then the
+        lowest loss.
+        """
+        sign = -1 if self.measured == ERROR else 1
+        return sign * float(measured[self.measured]), -float(measured["validation_loss"])
 
     def _shares(self, count: int, number: int) -> tuple[int, int]:
         """Return how many clips batch `number` has over all processes, and how many of them are
@@ -220,7 +255,7 @@ def fit(
     settings: Fit,
     *,
     network_name: str,
-    classes: int,
+    classes: int | None,
     seed: int,
     run_folder: Path,
     validation_clips: Clips | None = None,
@@ -243,7 +278,7 @@ def fit(
         settings: Epochs, optimiser and the batch size of each process.
         network_name: "teacher", "student" or "chip": names the checkpoint and the rows of
             metrics.csv.
-        classes: Number of classes.
+        classes: Number of classes; None where labels are float targets.
         seed: Seed of batches, augmentation and dropout.
         run_folder: Gets checkpoints/<network_name>.ckpt and metrics.csv, each replaced in one move
             after every epoch, by rank 0.
@@ -321,7 +356,8 @@ def _fit(
     if settings.select != "last":
         own.append(best)
     if settings.patience is not None:
-        patience = EarlyStopping("validation_accuracy", mode="max", patience=settings.patience)
+        mode = "min" if fitter.measured == ERROR else "max"
+        patience = EarlyStopping(fitter.measured, mode=mode, patience=settings.patience)
         if checkpoint.is_file():
             found = files.load_checkpoint(checkpoint)
             if _load_finished(found, patience, fitter, best):
@@ -357,7 +393,7 @@ def _fit(
         )
         # A process of several may have no clip to validate on; the accuracy is over all processes.
         warnings.filterwarnings(
-            "ignore", message="The ``compute`` method of metric MulticlassAccuracy was called"
+            "ignore", message="The ``compute`` method of metric (Multiclass|MeanAbs).* was called"
         )
         # Unused parameters are looked for on purpose, see `_processes`.
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")

@@ -5,6 +5,7 @@ cnn               the small demonstration on digits and generated eyes
 mskd              single-eye emotion: SEEN or a hybrid teaches a spiking student of frames
 emotionkd         skin conductance: EEG and skin conductance teach a spiking student
 spiking_emotions  emotion polarity: PLIF voters on a simulated event camera
+custom            a user's own arrays, teacher and student, without a class
 base              `System`, the class of all, and `RunData`, the data of a run
 generated_eyes    the making of eyes, which `cnn` and `mskd` share
 registry          `SYSTEMS`, the systems by name

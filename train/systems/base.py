@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
-import norse.torch as snn
 import numpy as np
 import numpy.typing as npt
 import torch.nn.functional as F
@@ -75,7 +74,7 @@ class RunData:
         test: Clips to test on.
         groups: (N,) group of each training clip: a group never lies on both sides of the validation
             split.
-        class_names: One per class.
+        class_names: One per class; empty where labels are float targets.
         name: Name of the data set, as published tables call it; generated data say so.
         coding: Coding of the student's inputs.
         subjects: (M,) person of each test clip; None where clips have none.
@@ -88,6 +87,9 @@ class RunData:
         fold: Number of the fold that is tested; None where there are no folds.
         fold_count: Number of folds.
         sampling: How windows are cut ("E4-S3"); None where clips are seen whole.
+        targets: Names of the float targets; empty where labels are classes.
+        sources: Hashes of more that a run depends on, such as files of weights.
+        notes: Sentences about the data to be shown when a run begins.
     """
 
     train: Clips
@@ -104,6 +106,14 @@ class RunData:
     fold: int | None = None
     fold_count: int = 1
     sampling: str | None = None
+    targets: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes; None where labels are float targets."""
+        return None if self.targets else len(self.class_names)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,7 +121,9 @@ class RunData:
         clips: tells data sets apart.
         """
         validation = None if self.validation is None else self.validation.tolist()
-        people = [self.groups.tolist(), self.subjects, validation]
+        people: list[object] = [self.groups.tolist(), self.subjects, validation]
+        # Only where there are any: data without them keep the fingerprint that runs hold.
+        people += [self.sources] if self.sources else []
         digest = hashlib.sha256(json.dumps(people).encode())
         for clips in (self.train, self.test):
             _add(digest, clips.labels)
@@ -125,7 +137,11 @@ class RunData:
 
 
 class System(ABC, Generic[Settings]):
-    """One of the systems, with a recipe's settings.
+    """One of the systems, with a recipe's settings: data, networks, losses and what is exported.
+
+    A class of your own is named in a recipe as `system: package.module:Class`; docs/own_data.md has
+    an example. It sets `recipe_class` and implements `load`, `teacher`, `student`,
+    `student_output`, `chip_output`, `distil` and `deployable`; all else has a default.
 
     Args:
         recipe: Settings of this system.
@@ -168,6 +184,12 @@ class System(ABC, Generic[Settings]):
             )
         return name
 
+    def own_folder(self) -> Path | None:
+        """Return the folder that the recipe's data are read from where the user names none; None
+        where one has to be named, or data are generated.
+        """
+        return None
+
     def generate(self, root: Path, progress: Progress | None = None) -> None:
         """Write generated data to a folder that does not exist.
 
@@ -189,11 +211,15 @@ class System(ABC, Generic[Settings]):
     def teacher(self, data: RunData) -> nn.Module:
         """Return a new teacher."""
 
+    def has_teacher(self, clips: Clips | None = None) -> bool:
+        """Return whether there is a teacher, or one that can say something of these clips."""
+        return True
+
     def teacher_settings(self) -> dict[str, Any]:
         """Return all settings of networks that a teacher depends on, as plain values: runs that
         agree in them can share one.
         """
-        return self.recipe.teacher.model_dump(mode="json")
+        return {} if self.recipe.teacher is None else self.recipe.teacher.model_dump(mode="json")
 
     def teacher_loss(self) -> Loss:
         """Return the loss that the teacher is fitted by."""
@@ -281,7 +307,7 @@ class System(ABC, Generic[Settings]):
         return self.student(data)
 
     @abstractmethod
-    def deployable(self, student: nn.Module) -> snn.SequentialState:
+    def deployable(self, student: nn.Module) -> nn.Module:
         """Return the network that is exported for a student in its saved form.
 
         Raises:
@@ -290,8 +316,15 @@ class System(ABC, Generic[Settings]):
 
     # --- the baseline that energy is compared with
 
-    def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module:
-        """Return the teacher as a network from one tensor to one tensor, as an ONNX file is."""
+    @property
+    def has_baseline(self) -> bool:
+        """True where there is a network that the student's energy can be compared with."""
+        return True
+
+    def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module | Path:
+        """Return the teacher as a network from one tensor to one tensor, as an ONNX file is, or an
+        ONNX file itself.
+        """
         return teacher
 
     def baseline_inputs(self, batch: Batch) -> Tensor:

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from knarr.factories import FactoryError, look_up
 from knarr.train.errors import DataError
 from knarr.train.settings import Recipe, SettingsError
 
@@ -17,21 +18,49 @@ SYSTEMS: Final = {
     "mskd": "Mskd",
     "emotionkd": "EmotionKd",
     "spiking_emotions": "SpikingEmotions",
+    "custom": "Custom",
 }
 """`Recipe.system`, which is also the name of a module here -> its class of the system, imported
 when a recipe asks for it. A new one is added here, see `knarr.train.systems`.
 """
 
 
-def system_class(name: str) -> type[System[Any]]:
-    """Return a class of SYSTEMS by its system's name."""
-    found: type[System[Any]] = getattr(import_module(f"knarr.train.systems.{name}"), SYSTEMS[name])
+def has_own_code(system: str) -> bool:
+    """Return whether recipes of a system name Python code of the user's."""
+    return system == "custom" or ":" in system
+
+
+def system_class(name: str, folder: str | None = None) -> type[System[Any]]:
+    """Return a class of SYSTEMS by its system's name, or a user's own as "package.module:Class".
+
+    Args:
+        name: `Recipe.system`.
+        folder: Folder of the recipe, in which a user's module is looked for first.
+
+    Raises:
+        FactoryError: A user's class that cannot be imported, or is no `System` with a recipe; its
+            module's code runs.
+    """
+    found: type[System[Any]]
+    if ":" not in name:
+        found = getattr(import_module(f"knarr.train.systems.{name}"), SYSTEMS[name])
+        return found
+    from knarr.train.systems.base import System
+
+    found = look_up(name, beside=folder)
+    if not (isinstance(found, type) and issubclass(found, System)):
+        raise FactoryError(f"'{name}': is no subclass of knarr.train.System; derive it from that")
+    recipe = getattr(found, "recipe_class", None)
+    if not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
+        raise FactoryError(
+            f"'{name}': has no recipe_class; set it to a subclass of knarr.train.Recipe with its settings"
+        )
     return found
 
 
 def system_of(recipe: Recipe) -> System[Any]:
     """Return the system that a recipe describes."""
-    return system_class(recipe.system)(recipe)
+    return system_class(recipe.system, recipe.folder)(recipe)
 
 
 def load_data(
