@@ -223,6 +223,7 @@ def lower_student(run: Run) -> ChipNetwork:
         input_bits=coding.bits,
         input_units=coding.units,
         input_kind=coding.kind,
+        input_signed=coding.signed,
         over_time=coding.over_time,
         votes=coding.votes,
         calibration=clips.chip_inputs(chosen) if len(chosen) else None,

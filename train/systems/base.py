@@ -41,6 +41,7 @@ class Coding:
         kind: `InputCoding.kind`.
         over_time: How the outputs of all steps become one, see `Readout`.
         votes: Output neurons of each class, see `Readout`.
+        signed: Whether inputs may be negative, see `InputCoding`.
     """
 
     bits: int = 1
@@ -48,6 +49,7 @@ class Coding:
     kind: Literal["events", "graded"] = "events"
     over_time: Literal["sum", "mean", "last"] = "sum"
     votes: int = 1
+    signed: bool = False
 
 
 FINGERPRINT_VERSION: Final = "2:"

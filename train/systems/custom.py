@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -18,6 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from knarr.factories import FactoryError, build_network, look_up
+from knarr.hw_sim import InputCoding
 from knarr.hw_sim.network import MAX_INPUT_BITS
 from knarr.train.chip.network import ChipStudentOutput
 from knarr.train.clips import Batch, Clips, Indices, split_validation
@@ -568,32 +570,38 @@ class _Loader:
             joined, done = same_length(split, self.settings.timesteps or longest)
             notes += done.sentences(what)
             found.append(joined)
-        bits, units = self._coding(found)
-        kind = np.uint8 if bits <= 8 else np.uint16
+        bits, units, signed = self._coding(found)
+        kind: Literal["events", "graded"] = "events" if bits == 1 else "graded"
+        neurons = (prod(found[0].shape[2:]),)
+        dtype = InputCoding(neurons, bits, None, units, kind, signed).dtype
+        least = 1 - 2**bits if signed else 0
         integers = []
         for what, split, values in zip(splits, splits.values(), found, strict=True):
             scaled = np.rint(values * np.float64(units)) if units != 1 else values
-            if scaled.min() < 0 or scaled.max() >= 2**bits:
+            if scaled.min() < least or scaled.max() >= 2**bits:
                 raise DataError(
                     split.source,
-                    f"inputs: {values.min():g}..{values.max():g} times {units:g} do not fit {bits} bits, 0..{2**bits - 1}; "
+                    f"inputs: {values.min():g}..{values.max():g} times {units:g} do not fit {bits} bits, {least}..{2**bits - 1}; "
                     "scale them, or change data.input_units or data.input_bits",
                 )
             lost = 0.0 if units == 1 else float(np.abs(scaled / units - values).max())
             if lost > 0:
                 notes.append(f"{what}: inputs are rounded to 1/{units:g}, by {lost:.2g} at most")
-            integers.append(scaled.astype(kind))
+            integers.append(scaled.astype(dtype))
         coding = Coding(
             bits,
             units,
-            "events" if bits == 1 else "graded",
+            kind,
             self.system.over_time(self.values),
             self.system.recipe.student.votes,
+            signed,
         )
         return (integers[0], integers[1]), coding
 
-    def _coding(self, splits: list[AnyArray]) -> tuple[int, float]:
-        """Return bits and units of the inputs, by their values and not by their dtype."""
+    def _coding(self, splits: list[AnyArray]) -> tuple[int, float, bool]:
+        """Return bits and units of the inputs, and whether any is negative, by their values and not by
+        their dtype.
+        """
         settings = self.settings
         low, high = (min(each.min() for each in splits), max(each.max() for each in splits))
         if settings.input_units is None and not all(_is_whole(each) for each in splits):
@@ -603,19 +611,14 @@ class _Loader:
                 "they are rounded to integers of the chip",
             )
         units = settings.input_units or 1.0
-        if low < 0:
-            raise DataError(
-                self.train.source,
-                f"inputs: {low:g}..{high:g} are negative in places; give the negative part a channel of its own",
-            )
-        most = int(np.rint(float(high) * units))
+        most = int(np.rint(max(abs(float(low)), abs(float(high))) * units))
         bits = settings.input_bits or max(1, most.bit_length())
         if bits > MAX_INPUT_BITS:
             raise DataError(
                 self.train.source,
                 f"inputs: up to {most} need {bits} bits > {MAX_INPUT_BITS}; scale them with data.input_units",
             )
-        return bits, units
+        return bits, units, bool(low < 0)
 
     # --- labels
 

@@ -172,6 +172,10 @@ def test_inputs_are_judged_by_their_values(folder: Path) -> None:
     assert data.train.chip_inputs(np.arange(3)).dtype == np.uint8
     arrays(folder, inputs=lambda classes, inputs: inputs * 9.0)
     assert load(folder).coding.bits == 4
+    arrays(folder, inputs=lambda classes, inputs: inputs * 2.0 - 1)
+    data = load(folder)
+    assert (data.coding.bits, data.coding.signed, data.coding.kind) == (1, True, "events")
+    assert set(np.unique(data.train.chip_inputs(np.arange(9)))) == {-1, 1}
     arrays(folder, inputs=lambda classes, inputs: inputs * 0.3)
     with pytest.raises(DataError, match=r"no whole numbers; set data.input_units, such as 255"):
         load(folder)
