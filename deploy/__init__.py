@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from knarr.deploy.lowering.quantise import unrounded_weights
     from knarr.deploy.lowering.read import chip_shape
     from knarr.deploy.module_check import ModuleCheck, check_module
-    from knarr.deploy.netx.files import check, read_deployable, read_net, write_net
+    from knarr.deploy.netx.files import (
+        check,
+        hardware_faults,
+        read_deployable,
+        read_net,
+        write_net,
+    )
     from knarr.deploy.placement.place import place
     from knarr.deploy.placement.result import LayerPlacement, Placement, table
     from knarr.deploy.rules import Violation, fatal
@@ -54,6 +60,7 @@ __all__ = [
     "check_module",
     "chip_shape",
     "fatal",
+    "hardware_faults",
     "install_lava",
     "lava_folder",
     "lava_python",

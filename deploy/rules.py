@@ -87,6 +87,10 @@ Network = ChipNetwork | PartialNetwork
 """A network that a rule can look at."""
 
 
+HARDWARE_RULES = frozenset({"decays_fit_registers", "thresholds_fit_registers"})
+"""Rules that the registers of a chip set, and that Lava's arithmetic and ours do without."""
+
+
 def fatal(violations: Iterable[Violation]) -> list[Violation]:
     """Return the errors among violations: no chip forgives them."""
     return [violation for violation in violations if violation.severity == "error"]

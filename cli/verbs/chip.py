@@ -90,7 +90,7 @@ def simulate(
 ) -> None:
     """Run a .net file on the chip simulator, or on Lava itself."""
     from knarr.cli.text.report import print_facts
-    from knarr.deploy import run_on_lava
+    from knarr.deploy import hardware_faults, run_on_lava
     from knarr.hw_sim import check_inputs, check_labels, encode, save_recording
     from knarr.hw_sim import simulate as simulate_network
     from knarr.pipeline import counter, read_deployable
@@ -157,6 +157,7 @@ def simulate(
         "on_the_reference": _slow_layers(network, engine),
         "activity": activity,
         "decisions": decided.tolist(),
+        "not_on_hardware": [str(one) for one in hardware_faults(network)],
         "recording": None if out is None else str(out),
         "picture": None if picture is None else str(picture),
         "seconds": round(seconds, 4),
@@ -175,7 +176,7 @@ def simulate(
         if right is not None:
             facts["right"] = f"{right} of {samples}"
         # A machine finds the same names whatever was asked for.
-        facts = {name: value for name, value in facts.items() if value not in (None, {})}
+        facts = {name: value for name, value in facts.items() if value not in (None, {}, [])}
     print_facts(facts, json=json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -260,6 +261,7 @@ def _read_student(
     source: Path, data: Path, labels: Path | None, input_shape: str | None
 ) -> tuple[nir.NIRGraph | ChipNetwork, npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Read a network, its inputs and the class of each where one is known."""
+    from knarr.deploy import hardware_faults
     from knarr.hw_sim import check_inputs, encode
     from knarr.pipeline import read_deployable, reopen
 
@@ -277,6 +279,9 @@ def _read_student(
         network = read_graph(source, input_shape)
     else:
         network = read_deployable(source, "counted")
+        # It is counted all the same: what hardware lacks are other registers, not other operations.
+        for fault in hardware_faults(network):
+            print(f"knarr: {fault}", file=sys.stderr)
         # A graph takes inputs as they are, a chip integers of its coding.
         inputs = check_inputs(network.input, encode(network.input, inputs))
     if inputs.ndim < 2 or 0 in inputs.shape:

@@ -23,14 +23,25 @@ from knarr.deploy.errors import DeployError
 from knarr.deploy.rules import PartialNetwork
 from knarr.export import ExportError
 from knarr.export.graph.hdf5_guard import load
-from knarr.hw_sim import ChipError, Conv, Dense, InputCoding, Neuron, Readout, Recurrent
+from knarr.hw_sim import (
+    NON_SPIKING_VTH,
+    ChipError,
+    Conv,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recurrent,
+)
 from knarr.hw_sim.arrays import Array, Int32, Int64
-from knarr.hw_sim.network import Layer
+from knarr.hw_sim.network import DECAY_UNITY, Layer
 
 MAX_VALUES = 2**25
 """Numbers in one file. Each becomes 8 bytes here; netx and Lava keep several copies of each."""
 SYNAPSES = ("conv", "dense", "dense_rec")
 """Kinds of layers that hold weights."""
+BARE = ("dense", "dense_rec")
+"""Kinds of layers that netx gives neurons of its own where the file has none."""
 NEURON_TYPES = ("CUBA", "LOIHI")
 """Names that netx has for the one neuron of the chip."""
 REGISTERS = ("iDecay", "vDecay", "vThMant")
@@ -256,6 +267,10 @@ def _declared(found: NetLayer) -> Shape | None:
 
 def _neuron(found: NetLayer, name: str) -> Neuron | None:
     group = found.neuron_group
+    if group is None and found.kind in BARE and "neuron" not in found.group:
+        # netx's own: a current that never decays, which is the voltage. Its threshold, 2**23, lies
+        # above every voltage.
+        return Neuron(0, DECAY_UNITY, NON_SPIKING_VTH, name)
     if group is None or text(group.get("type")) not in NEURON_TYPES:
         return None
     i_decay, v_decay, vth_int = (one_integer(group.get(register)) for register in REGISTERS)

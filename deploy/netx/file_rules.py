@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from knarr.deploy.netx.draft import (
+    BARE,
     NEURON_TYPES,
     REGISTERS,
     SYNAPSES,
@@ -127,6 +128,19 @@ def inputs_are_not_changed(draft: Draft) -> Iterator[Violation]:
             )
 
 
+def bare_layers_are_known(draft: Draft) -> Iterator[Violation]:
+    """Warn of layers whose neurons netx makes up: slayer's affine readouts have none."""
+    for found in draft.layers:
+        if found.kind in BARE and "neuron" not in found.group:
+            yield Violation(
+                "bare_layers_are_known",
+                found.name,
+                f"{found.where} has no neuron group, so netx gives it neurons that add up their "
+                "input for ever and never fire; read their voltages, or add a group",
+                "warning",
+            )
+
+
 # --- rules on kinds and neurons
 
 
@@ -153,8 +167,8 @@ def neurons_are_there(found: NetLayer) -> Iterator[str]:
     if group is None:
         if "neuron" in found.group:
             yield f"{where}/neuron is no group; write one with type, iDecay, vDecay and vThMant"
-        elif found.kind in SYNAPSES:
-            yield f"{where} has no neuron group, so netx gives it neurons that never fire; add one"
+        elif found.kind in SYNAPSES and found.kind not in BARE:
+            yield f"{where} has no neuron group, which stops netx; add one"
         return
     kind = text(group.get("type"))
     if found.kind in ("input", *SYNAPSES) and kind not in NEURON_TYPES:
@@ -542,6 +556,7 @@ FILE_RULES: list[Callable[[Draft], Iterator[Violation]]] = [
     layers_are_numbered,
     one_input_comes_first,
     inputs_are_not_changed,
+    bare_layers_are_known,
 ]
 """Rules on the file as a whole, which name the layer themselves."""
 

@@ -19,7 +19,7 @@ from knarr.deploy.errors import DeployError
 from knarr.deploy.netx.draft import Draft, load_groups, partial_network, read_draft
 from knarr.deploy.netx.file_rules import file_violations, shorten
 from knarr.deploy.netx.manifest_schema import require_manifest
-from knarr.deploy.rules import Violation, check_network, fatal
+from knarr.deploy.rules import HARDWARE_RULES, Violation, check_network, fatal
 from knarr.files import replacing, write_atomic
 from knarr.hw_sim import (
     ChipError,
@@ -81,20 +81,25 @@ def read_net(path: Path) -> ChipNetwork:
 
 
 def read_deployable(path: Path, verb: str) -> ChipNetwork:
-    """Read a .net file that a chip can run.
+    """Read a .net file that Lava runs as it is written, whether or not hardware holds it.
 
     Args:
         path: The file.
         verb: What would be done with it ("simulated"), for the error.
 
     Raises:
-        DeployError: No netx file, or one that breaks a rule of the chip.
+        DeployError: No netx file, or one that Lava would run otherwise.
     """
     network = read_net(path)
-    broken = fatal(check(network))
+    broken = [one for one in fatal(check(network)) if one.rule not in HARDWARE_RULES]
     if broken:
         raise DeployError(f"{path}: not {verb}, no chip runs it: {broken[0]}")
     return network
+
+
+def hardware_faults(network: ChipNetwork) -> list[Violation]:
+    """Return the rules of hardware that a network breaks: it can be simulated, and not be loaded."""
+    return [one for one in fatal(check_network(network)) if one.rule in HARDWARE_RULES]
 
 
 def write_net(network: ChipNetwork, path: Path) -> None:
