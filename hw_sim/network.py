@@ -500,6 +500,9 @@ class Readout:
 TRAINED = "trained"
 """Key in `ChipNetwork.lowering` of networks that were fitted on after they were lowered."""
 
+RELAYS = "relays"
+"""Key in `ChipNetwork.lowering` of how many neurons of a layer only hand spikes on."""
+
 
 @dataclass(frozen=True)
 class ChipNetwork:
@@ -536,6 +539,22 @@ class ChipNetwork:
         # clears graph_hash.
         found: str | None = self.graph_hash or self.lowering.get(TRAINED, {}).get("lowered_from")
         return found
+
+    @property
+    def relay_neurons(self) -> dict[str, int]:
+        """Number of neurons that only hand spikes on, by layer, as lowering noted it.
+
+        Layers without any are left out, and so is what a manifest says of no layer.
+        """
+        noted = self.lowering.get(RELAYS)
+        if not isinstance(noted, Mapping):
+            return {}
+        sizes = {layer.name: prod(layer.output_shape) for layer in self.layers}
+        return {
+            name: int(noted[name])
+            for name, size in sizes.items()
+            if is_integer(noted.get(name)) and 0 < noted[name] <= size
+        }
 
     def __post_init__(self) -> None:
         if not self.layers:

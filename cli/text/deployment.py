@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def print_net(path: Path, chip: str, *, json: bool) -> bool:
     else:
         _print_lowering(network)
         _print_placement(placement)
+        _print_relays(network)
         _print_rules(path, violations)
     return placement.fits
 
@@ -145,6 +147,18 @@ def _print_placement(placement: Placement) -> None:
     notes = (f"layer '{layer.name}': {layer.note}" for layer in placement.layers if layer.note)
     show_indented((*placement.problems, *placement.warnings, *notes))
     show("It fits." if placement.fits else "It does NOT fit.")
+
+
+def _print_relays(network: ChipNetwork) -> None:
+    """Print how many of the placed neurons only hand spikes on; nothing where none does."""
+    relays = network.relay_neurons
+    if relays:
+        neurons = sum(prod(layer.output_shape) for layer in network.layers)
+        each = ", ".join(f"{n:,} in '{name}'" for name, n in relays.items())
+        show(
+            f"{sum(relays.values()):,} of {neurons:,} neurons are relay neurons, which hand on what "
+            f"layers behind the next one hear: {each}."
+        )
 
 
 def _print_rules(path: Path, violations: list[Violation]) -> None:

@@ -48,7 +48,7 @@ from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
 from knarr.hw_sim.arrays import Array, Int64, IntArray
 from knarr.hw_sim.coding import check_inputs, has_negative
 from knarr.hw_sim.labels import check_labels
-from knarr.hw_sim.network import DECAY_UNITY, Layer, register_range
+from knarr.hw_sim.network import DECAY_UNITY, RELAYS, Layer, register_range
 from knarr.hw_sim.recording import first_difference
 
 FIRST_FACTORS = np.geomspace(0.5, 4.0, 16)
@@ -175,6 +175,11 @@ def lower(
         "calibration": overall,
         "layers": facts,
         "places": places(levels, layers),
+        RELAYS: {
+            made.name: sum(level.handed_on.values())
+            for level, made in zip(levels, layers, strict=True)
+            if level.handed_on
+        },
     }
     try:
         return ChipNetwork(tuple(layers), coding, readout, float(dt_s), graph_hash(graph), notes)

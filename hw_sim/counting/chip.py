@@ -191,6 +191,7 @@ class ChipCounter:
 
     def _ledger(self) -> list[LedgerRow]:
         rows: list[LedgerRow] = []
+        relays = self.network.relay_neurons
         arriving = self.network.input.shape
         if INPUT_LAYER in self.tallies:
             note = "bias_adds at every step, neuron_updates and spikes; nothing arrives by synapse"
@@ -211,6 +212,11 @@ class ChipCounter:
             if neuron in ("", *self.tallies):
                 neuron = f"{layer.name}.neuron"
             note = "neuron_updates (clocked), touched_updates and spikes"
+            if layer.name in relays:
+                note += (
+                    f"; {relays[layer.name]:,} of {prod(layer.output_shape):,} are relay neurons, "
+                    "which hand on what layers behind the next one hear"
+                )
             rows.append(LedgerRow(neuron, "CUBA", "counted", note))
             arriving = layer.output_shape
         last = self.network.layers[-1].name

@@ -237,6 +237,9 @@ def test_branches_become_a_row_of_layers(
         if int(np.prod(layer.output_shape)) > own:
             found[layer.name] = int(np.prod(layer.output_shape)) - own
     assert found == relays
+    assert network.relay_neurons == relays
+    ledger = " ".join(row.note for row in count(network, inputs).ledger)
+    assert all(f"{n:,} of " in ledger for n in relays.values())
     said = " ".join(network.lowering["rewrites"])
     assert all(f"'{name}': relay neurons" in said for name in relays)
 

@@ -561,7 +561,7 @@ class ChipStudent(nn.Module):
             return self.start
         notes: dict[str, Any] = {TRAINED: {"lowered_from": self.start.graph_hash}}
         # Where nodes lie in layers that hold several stays true, whatever their integers are.
-        kept = ("weight_bits", "places")
+        kept = ("weight_bits", "places", "relays")
         notes = {
             key: self.start.lowering[key] for key in kept if key in self.start.lowering
         } | notes
