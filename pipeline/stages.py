@@ -110,6 +110,8 @@ def run(
     # What a late stage lacks is named before the hours of a fit.
     if opened.system.has_baseline and not opened.has(BASELINE):
         import_module("knarr.export.onnx_files")
+    if opened.recipe.chip is None and not opened.has(GRAPH):  # with it, opening has looked
+        opened.system.assert_deployable(opened.data)
     if missing_pictures(opened.folder):
         import_module("knarr.pipeline.pictures.run")
     if not opened.has(VERIFICATION):

@@ -316,6 +316,14 @@ class System(ABC, Generic[Settings]):
             RecipeError: Settings of a student that no graph or chip holds.
         """
 
+    def assert_deployable(self, data: RunData) -> None:
+        """Refuse, before anything is fitted, a student that will not go to the chip; those of knarr's
+        own systems do, or say so when their recipe is read.
+
+        Raises:
+            SettingsError: Why it cannot be exported or lowered, layer by layer.
+        """
+
     # --- the baseline that energy is compared with
 
     @property

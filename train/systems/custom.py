@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from knarr.deploy import check_module
 from knarr.factories import FactoryError, build_network, look_up
 from knarr.hw_sim import InputCoding
 from knarr.hw_sim.network import MAX_INPUT_BITS
@@ -42,6 +43,7 @@ from knarr.train.settings import (
     Recipe,
     RecipeError,
     Seed,
+    SettingsError,
     Share,
 )
 from knarr.train.systems.base import Coding, Progress, RunData, Scored, System
@@ -359,6 +361,24 @@ class Custom(System[CustomRecipe]):
     def deployable(self, student: nn.Module) -> nn.Module:
         """Return the saved student itself, in eval mode."""
         return student.eval()
+
+    def assert_deployable(self, data: RunData) -> None:
+        """Export and lower a new student; see `System.assert_deployable`."""
+        settings, shape = self.recipe.deploy, data.train.chip_inputs(np.arange(1)).shape[2:]
+        checked = check_module(
+            self.student(data).eval(),
+            tuple(shape),
+            self.recipe.data.dt_s,
+            weight_bits=settings.weight_bits,
+            allow_approximate=settings.allow_approximate,
+        )
+        near = () if settings.allow_approximate else checked.approximations
+        reasons = (*checked.not_exported, *checked.not_lowered, *near)
+        if reasons:
+            raise SettingsError(
+                f"student.network: will not go to the chip: {'; '.join(reasons)} (see docs/export.md and docs/lowering.md; "
+                "`knarr check` looks at a network alone)"
+            )
 
     # --- the baseline that energy is compared with
 

@@ -88,6 +88,7 @@ def check_networks(recipe: Recipe, data: RunData) -> None:
             truncate_timesteps(recipe, data.train)
             system.chip_loss(teacher)
             system.deployable(saved)
+            system.assert_deployable(data)
     except (DataError, SettingsError):
         raise
     except ValueError as error:

@@ -21,7 +21,7 @@ from knarr.pipeline.run_folder import BASELINE, open_run, release
 from knarr.train import Recipe, RecipeError, system_of
 from knarr.train.errors import DataError
 from knarr.train.recipe import check_recipe
-from knarr.train.settings import SettingsError
+from knarr.train.settings import ChipSettings, SettingsError
 
 NETWORKS = """
 import norse.torch as snn
@@ -44,6 +44,9 @@ def student(outputs, dt_s, input_shape, silent=False, hidden=6):
 
 def ten(dt_s):
     return student(10, dt_s, (4,))
+
+def soft(outputs, dt_s):
+    return snn.SequentialState(nn.Linear(4, outputs), nn.Softmax(1), snn.LIBoxCell(dt=dt_s))
 
 def one_layer(input_shape):
     return nn.Linear(9, 3)
@@ -351,6 +354,17 @@ def test_a_system_with_a_class(folder: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=words):
             recipe(folder, system=name)
+
+
+def test_a_student_that_no_chip_holds_is_refused_before_it_is_fitted(folder: Path) -> None:
+    arrays(folder)
+    softly = recipe(folder, student={"network": "ownnets:soft"})
+    with pytest.raises(SettingsError, match=r"will not go to the chip: .*Softmax.*knarr check"):
+        stages.run(softly, folder / "run")
+    assert not (folder / "run" / "teacher.safetensors").exists()
+    with pytest.raises(SettingsError, match="will not go to the chip"):
+        open_run(softly.model_copy(update={"chip": ChipSettings()}), folder / "run2")
+    assert not (folder / "run2").exists()
 
 
 def test_a_recipe_that_makes_no_network_is_refused_before_its_folder(folder: Path) -> None:
