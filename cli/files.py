@@ -104,8 +104,8 @@ def read_graph(path: Path, input_shape: str | None = None) -> nir.NIRGraph:
     return graph
 
 
-def read_sizes(text: str) -> tuple[int, ...]:
-    """Read the value of --input-shape.
+def read_sizes(text: str, option: str = "--input-shape") -> tuple[int, ...]:
+    """Read sizes that an option gives.
 
     Raises:
         UsageError: No positive whole numbers with commas.
@@ -113,11 +113,9 @@ def read_sizes(text: str) -> tuple[int, ...]:
     try:
         sizes = tuple(int(part) for part in text.rstrip(",").split(","))
     except ValueError as error:
-        raise UsageError(
-            f"--input-shape '{text}': write sizes with commas, such as 2,34,34"
-        ) from error
+        raise UsageError(f"{option} '{text}': write sizes with commas, such as 2,34,34") from error
     if min(sizes) < 1:
-        raise UsageError(f"--input-shape '{text}': every size is a positive whole number")
+        raise UsageError(f"{option} '{text}': every size is a positive whole number")
     return sizes
 
 

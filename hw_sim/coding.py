@@ -21,8 +21,8 @@ from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import InputCoding, is_integer
 
 SIGNED_CURE = (
-    "lower the graph with input_signed=True, or with calibration inputs of both signs, which does "
-    "the same"
+    "lower the graph with input_signed=True (--input-signed), or with calibration inputs of both "
+    "signs, which does the same"
 )
 MAX_BIAS = 2**15 - 1
 """Lava holds a bias mantissa in int16 and wraps what is larger."""
@@ -133,14 +133,14 @@ def check_inputs(
 
     Args:
         coding: input coding of the network.
-        inputs: (samples, timesteps, *coding.shape) integers or booleans within the input coding's
-            range; (channels, length) signals may leave out the height of 1. Where the input layer
+        inputs: (samples, timesteps, *coding.shape) whole numbers of any type, or booleans, within
+            the input coding's range; (channels, length) signals may leave out the height of 1. Where the input layer
             has neurons: their bias mantissas, and without a time axis the same ones at every step.
         timesteps: number of time steps; needed without a time axis, and must equal it otherwise.
 
     Returns:
-        (samples, timesteps, *coding.shape) of the same dtype, booleans as uint8; not a copy, read
-        it only.
+        (samples, timesteps, *coding.shape) of the same dtype, booleans as uint8, floats as int32;
+        not a copy where it need not be, read it only.
 
     Raises:
         ChipError: wrong dtype, shape, range or number of steps. Floats are never truncated, counts
@@ -154,10 +154,10 @@ def check_inputs(
         ) from error
     if array.dtype == np.bool_:
         array = array.view(np.uint8)
+    elif array.dtype.kind == "f":
+        array = _whole(array)
     elif array.dtype.kind not in "iu":
-        raise ChipError(
-            f"inputs: dtype {array.dtype}, the chip takes integers; encode floats as spikes or integers first"
-        )
+        raise ChipError(f"inputs: dtype {array.dtype}, the chip takes integers; give numbers")
     check_count("timesteps", timesteps)
     shape = coding.shape
     driven = coding.neuron is not None
@@ -196,6 +196,23 @@ def check_inputs(
             f"inputs: values {low}..{high}, {coding.bits}-bit input takes {least}..{most}; {cure}"
         )
     return array
+
+
+def _whole(array: Array) -> IntArray:
+    """Return floats as integers: what they are is said by their values, as tools save spikes.
+
+    Raises:
+        ChipError: one has a fraction, or is too large or not finite.
+    """
+    # A comparison with NaN is false, so that it counts as odd.
+    whole = (array == np.rint(array)) & (np.abs(array) < 2.0**31)
+    if not whole.all():
+        odd = array[~whole].flat[0]
+        raise ChipError(
+            f"inputs: {odd:g} among {array.dtype}, the chip takes integers; encode floats as spikes "
+            "or integers first"
+        )
+    return array.astype(np.int32)
 
 
 def _with_height(shape: tuple[int, ...], array: Array) -> Array:

@@ -4,7 +4,7 @@ it breaks even.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -249,6 +249,8 @@ def energy_of(
     counts: OperationCounts | None = None,
     baseline: Path | None = None,
     baseline_inputs: Array | None = None,
+    baseline_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    baseline_batch_axis: int | None = None,
     dt_s: float | None = None,
     over_time: str = "sum",
     votes: int = 1,
@@ -267,6 +269,7 @@ def energy_of(
         counts: Operations of `model` on `inputs`; counted when left out.
         baseline: An .onnx file.
         baseline_inputs: Its inputs, whose zeros are counted; needed to measure.
+        baseline_shapes, baseline_batch_axis: `input_shapes` and `batch_axis` of `count_onnx`.
         dt_s: Time step of a graph, seconds.
         over_time: How a graph's outputs of all steps become a score.
         votes: Neighbouring outputs per class of a graph.
@@ -285,7 +288,12 @@ def energy_of(
         from knarr.hw_sim.energy.baseline import baseline as measure_baseline
 
         # First, for a file that cannot be counted is found in seconds.
-        rival = count_onnx(baseline, baseline_inputs)
+        rival = count_onnx(
+            baseline,
+            baseline_inputs,
+            input_shapes=baseline_shapes,
+            batch_axis=baseline_batch_axis,
+        )
     on_progress(Progress(f"Counting {len(inputs)} samples of {inputs.shape[1]} steps"))
     show = counter(on_progress, "samples")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from knarr.cli.files import (
     read_array,
     read_graph,
     read_labels,
+    read_sizes,
     time_step,
 )
 from knarr.cli.output import show_progress
@@ -52,6 +54,19 @@ def energy(
         Option(
             help=".npy file of the baseline's inputs, whose zeros skipped are counted too (files)."
         ),
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        Option(
+            "--shape",
+            help="Shape of an input of the baseline in one inference, such as x=100,1,64, where its first axis is no "
+            "batch; may be given several times.",
+            metavar="INPUT=SIZES",
+        ),
+    ] = None,
+    batch_axis: Annotated[
+        int | None,
+        Option(help="Axis of the baseline's batch, where it is not the first (files).", min=0),
     ] = None,
     labels: LabelsOption = None,
     profile: Annotated[
@@ -159,8 +174,14 @@ def energy(
         for option in (name for name, used in of_graph.items() if used):
             raise UsageError(f"{option}: goes with a .nir file; a chip network has its own")
     if is_run:
-        of_files = {"--data": data, "--baseline": baseline, "--labels": labels}
-        for option in (name for name, path in of_files.items() if path is not None):
+        of_files = {
+            "--data": data,
+            "--baseline": baseline,
+            "--labels": labels,
+            "--shape": shapes,
+            "--batch-axis": batch_axis,
+        }
+        for option in (name for name, given_as in of_files.items() if given_as is not None):
             raise UsageError(f"{option}: {source} is a run and has its own; leave it out")
     elif data is None:
         raise UsageError("--data: needed with a file: .npy of (samples, timesteps, *features)")
@@ -193,8 +214,13 @@ def energy(
             run, pricing, baseline_inputs=_baseline_inputs(baseline_data), measure=measure
         )
     else:
-        if baseline is None and (baseline_data is not None or measure or mix_technologies):
-            raise UsageError("--baseline-data, --measure, --mix-tech: go with --baseline")
+        of_baseline = (baseline_data, shapes, batch_axis)
+        if baseline is None and (
+            measure or mix_technologies or any(option is not None for option in of_baseline)
+        ):
+            raise UsageError(
+                "--baseline-data, --shape, --batch-axis, --measure, --mix-tech: go with --baseline"
+            )
         if measure and baseline_data is None:
             raise UsageError(
                 "--measure: runs the baseline on its inputs; give them with --baseline-data"
@@ -222,6 +248,8 @@ def energy(
             labels=classes,
             baseline=baseline,
             baseline_inputs=_baseline_inputs(baseline_data),
+            baseline_shapes=_baseline_shapes(shapes or ()),
+            baseline_batch_axis=batch_axis,
             dt_s=step_s,
             over_time=over_time,
             votes=votes,
@@ -297,3 +325,21 @@ def _baseline_inputs(path: Path | None) -> npt.NDArray[Any] | None:
     inputs = read_array(path)
     # Other kinds are left to the baseline's reader, which names what it takes.
     return inputs.astype("float32") if inputs.dtype.kind in "biuf" else inputs
+
+
+def _baseline_shapes(given: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Read the values of --shape.
+
+    Raises:
+        UsageError: One that is no name and sizes.
+    """
+    found = {}
+    for text in given:
+        # A name may hold the sign itself, sizes cannot.
+        name, _, sizes = text.rpartition("=")
+        if not name:
+            raise UsageError(
+                f"--shape '{text}': write the input's name and sizes, such as x=1,32,12"
+            )
+        found[name] = read_sizes(sizes, "--shape")
+    return found

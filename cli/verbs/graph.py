@@ -118,6 +118,13 @@ def deploy(
     input_units: Annotated[
         float, Option(help="Integers per unit of float input, such as 255.")
     ] = 1.0,
+    input_signed: Annotated[
+        bool,
+        Option(
+            "--input-signed",
+            help="Inputs below 0 are allowed; calibration samples of both signs say so as well.",
+        ),
+    ] = False,
     input_kind: Annotated[
         # The names of `InputCoding.kind`.
         Literal["events", "graded", "rate", "direct"],
@@ -167,7 +174,7 @@ def deploy(
         if input_kind != "events":
             shape = chip_shape(graph_input_shape(graph))
             # Rates lie in 0..1, which `encode` says of what does not.
-            signed = input_kind != "rate" and has_negative(samples)
+            signed = input_signed or (input_kind != "rate" and has_negative(samples))
             coding = InputCoding(shape, input_bits, None, input_units, input_kind, signed)
             samples = encode(coding, samples, timesteps=timesteps)
     network = lower(
@@ -177,6 +184,7 @@ def deploy(
         input_bits=input_bits,
         input_units=input_units,
         input_kind=input_kind,
+        input_signed=input_signed,
         over_time=over_time,
         votes=votes,
         calibration=samples,

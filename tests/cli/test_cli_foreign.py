@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nir
 import numpy as np
+import onnx
 import pytest
 from graphs import DT_S, chain, lif, spikes
 
@@ -176,3 +177,26 @@ def test_the_input_shape_of_a_file_can_be_given(call: Call) -> None:
         assert (status, "give --input-shape 6 " in err) == (2, True)
         status, _, err = call(*arguments, "--input-shape", "6")
         assert status == 0, err
+
+
+def test_the_shape_of_a_baseline_can_be_given(call: Call) -> None:
+    helper = onnx.helper
+    value = helper.make_tensor_value_info
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], "lstm", hidden_size=4)
+    weights = {"w": np.ones((1, 16, 3), np.float32), "r": np.ones((1, 16, 4), np.float32)}
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(
+        [node], "g", [value("x", 1, ["time", 1, 3])], [value("y", 1, ["time", 1, 1, 4])], stored
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), "b.onnx")
+    arguments = (*LABELLED["energy graph"], "--baseline", "b.onnx")
+    status, _, err = call(*arguments)
+    assert (status, "say its size with --shape x=time,1,3" in err) == (2, True)
+    status, out, err = call(*arguments, "--shape", "x=10,1,3", "--json")
+    assert status == 0, err
+    assert str(10 * 16 * 7) in out
+    status, _, err = call(*arguments, "--shape", "10,1,3")
+    assert (status, "such as x=1,32,12" in err) == (2, True)
+    status, _, err = call(*LABELLED["energy graph"], "--shape", "x=10,1,3")
+    assert (status, "go with --baseline" in err) == (2, True)

@@ -259,7 +259,7 @@ DAMAGES: dict[str, tuple[Change, str, str, str]] = {
         put("layer/1/neuron/messageBits", 8), "nothing_is_unread", "conv_1",
         "/layer/1/neuron/messageBits stops netx",
     ),
-    "no neuron": (put("layer/3/neuron", None), "neurons_are_there", "dense_3", "/layer/3 has no neuron group"),
+    "no neuron": (put("layer/1/neuron", None), "neurons_are_there", "conv_1", "/layer/1 has no neuron group"),
     "another neuron": (
         put("layer/3/neuron/type", b"SDNN"), "neurons_are_there", "dense_3",
         "neuron type 'SDNN', supported are CUBA and LOIHI",

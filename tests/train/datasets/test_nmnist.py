@@ -13,6 +13,7 @@ from knarr.train.datasets.events.nmnist import (
     EventRecordings,
     Jitter,
     bin_counts,
+    check,
     read_bs2,
     read_labels,
     read_nmnist,
@@ -63,13 +64,40 @@ def test_all_real_recordings_are_read_as_tonic_reads_them(nmnist_root: Path) -> 
     assert digest.hexdigest() == "56ef56dfb6bfcc6e17a9c1d50b47f21e3ba0659639754773569b150905a5bc7a"
 
 
+def test_an_overflow_of_the_clock_moves_what_follows(tmp_path: Path) -> None:
+    path = tmp_path / "1.bin"
+    path.write_bytes(encode(1, 2, 0, 8000) + encode(0, 240, 0, 0) + encode(3, 4, 1, 5))
+    assert [int(t) for t in read_bs2(path)["t"]] == [8000, 8192 + 5]
+
+
+def test_the_published_layout_is_read(tmp_path: Path) -> None:
+    for split, digit, number in (
+        ("Train", 5, "00001"),
+        ("Train", 0, "00002"),
+        ("Test", 9, "00001"),
+    ):
+        folder = tmp_path / split / str(digit)
+        folder.mkdir(parents=True)
+        (folder / f"{number}.bin").write_bytes(FIRST_EVENT)
+    train, test = read_nmnist(tmp_path, "train"), read_nmnist(tmp_path, "test")
+    assert (train.names, train.labels.tolist()) == (("0/00002", "5/00001"), [0, 5])
+    assert (test.names, test.labels.tolist()) == (("9/00001",), [9])
+    assert check(tmp_path).splits == {"train": 2, "test": 1}
+    (tmp_path / "Train" / "notes").mkdir()
+    with pytest.raises(DataError, match="is no folder of a digit"):
+        read_nmnist(tmp_path, "train")
+    with pytest.raises(DataError, match=r"unpack Train.zip and Test.zip"):
+        read_nmnist(tmp_path / "Test", "train")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "has 0 bytes"),
         (FIRST_EVENT + b"\0\0", "has 7 bytes, not a multiple of 5: it is truncated"),
         (encode(34, 0, 0, 1), "record event 0: x, y = 34, 0 lie off the 34x34 sensor"),
-        (FIRST_EVENT + encode(0, 240, 0, 900), "record event 1: x, y = 0, 240"),
+        (FIRST_EVENT + encode(0, 241, 0, 900), "record event 1: x, y = 0, 241"),
+        (encode(0, 240, 0, 900), "holds no event"),
         (encode(1, 1, 0, 50) + encode(1, 1, 0, 49), "record event 1: time runs backwards"),
     ],
 )

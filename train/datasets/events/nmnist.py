@@ -23,6 +23,13 @@ CLASSES = 10
 EVENT_BYTES = 5
 MAX_FILE_BYTES = 10_000_000
 LISTS = {"train": "train1K.txt", "test": "test100.txt"}
+"""Lists of the small set, beside the recordings."""
+FOLDERS = {"train": "Train", "test": "Test"}
+"""Folders of the published set, as its archives and tonic lay them out."""
+OVERFLOW_Y, OVERFLOW_US = 240, 2**13
+"""An event on this row is none: all events from there on are later by as much. Source: the authors'
+own reader, Read_Ndataset.m.
+"""
 _EVENT_DTYPE = np.dtype([("x", np.uint8), ("y", np.uint8), ("t", np.int32), ("p", np.uint8)])
 
 
@@ -73,7 +80,8 @@ def read_nmnist(root: Path, split: Literal["train", "test"]) -> EventRecordings:
     """Read all recordings of a split.
 
     Args:
-        root: folder with the recordings and `train1K.txt`, `test100.txt`.
+        root: folder with the recordings and `train1K.txt`, `test100.txt`, or with the folders `Train`
+            and `Test` of the published set, which hold `<digit>/<number>.bin`.
         split: "train" or "test".
 
     Raises:
@@ -81,8 +89,8 @@ def read_nmnist(root: Path, split: Literal["train", "test"]) -> EventRecordings:
     """
     if not root.is_dir():
         raise DataError(root, "data folder is missing; pass the N-MNIST folder with --data")
-    labels = read_labels(root / LISTS[split])
-    recordings = [read_bs2(root / f"{name}.bs2") for name in labels]
+    listed = _listed(root, split)
+    recordings = [read_bs2(path) for path, _ in listed.values()]
     events = np.concatenate(recordings)
     return EventRecordings(
         x=events["x"],
@@ -90,8 +98,8 @@ def read_nmnist(root: Path, split: Literal["train", "test"]) -> EventRecordings:
         p=events["p"],
         t_us=events["t"],
         offsets=np.cumsum([0, *map(len, recordings)]),
-        labels=np.array(list(labels.values()), dtype=np.int64),
-        names=tuple(labels),
+        labels=np.array([label for _, label in listed.values()], dtype=np.int64),
+        names=tuple(listed),
         height=SENSOR,
         width=SENSOR,
     )
@@ -107,15 +115,49 @@ def check(root: Path) -> DataReport:
         raise DataError(root, "data folder is missing; give the N-MNIST folder")
     splits = dict.fromkeys(LISTS, 0)
     skipped: list[DataError] = []
-    for split, file in LISTS.items():
-        for name in read_labels(root / file):
+    for split in LISTS:
+        for path, _ in _listed(root, split).values():
             try:
-                read_bs2(root / f"{name}.bs2")
+                read_bs2(path)
                 splits[split] += 1
             except DataError as error:
                 skipped.append(error)
-    # The lists do not say who wrote a digit, so there are no subjects to count.
+    # Neither lists nor folders say who wrote a digit, so there are no subjects to count.
     return data_report("nmnist", root, splits, skipped, subjects=0)
+
+
+def _listed(root: Path, split: str) -> dict[str, tuple[Path, int]]:
+    """Return the recording and the class of each sample of a split by its name.
+
+    Raises:
+        DataError: neither a list nor the folders of the published set, or something else in them.
+    """
+    file = root / LISTS[split]
+    folder = root / FOLDERS[split]
+    if file.is_file():
+        return {name: (root / f"{name}.bs2", label) for name, label in read_labels(file).items()}
+    if not folder.is_dir():
+        # A folder with one of the two lists or folders is named by what it lacks.
+        if any((root / name).is_file() for name in LISTS.values()):
+            raise DataError(file, "label list is missing; point --data at the folder that holds it")
+        raise DataError(
+            root,
+            f"holds neither {' and '.join(LISTS.values())} nor the folder {FOLDERS[split]}; unpack Train.zip and "
+            "Test.zip of the published set into it, which gives Train/<digit>/<number>.bin",
+        )
+    found: dict[str, tuple[Path, int]] = {}
+    for digit in sorted(folder.iterdir()):
+        if digit.name.startswith("."):
+            continue
+        if not digit.is_dir() or digit.name not in map(str, range(CLASSES)):
+            raise DataError(digit, f"is no folder of a digit 0..{CLASSES - 1}; take it away")
+        for path in sorted(digit.iterdir()):
+            if path.suffix.lower() not in (".bin", ".bs2"):
+                raise DataError(path, "is no recording .bin; take it away")
+            found[f"{digit.name}/{path.stem}"] = path, int(digit.name)
+    if not found:
+        raise DataError(folder, "holds no recording; unpack the published set again")
+    return found
 
 
 def read_bs2(path: Path) -> npt.NDArray[np.void]:
@@ -138,7 +180,11 @@ def read_bs2(path: Path) -> npt.NDArray[np.void]:
             f"recording has {size} bytes, not a multiple of {EVENT_BYTES}: it is truncated; copy it again",
         )
     raw = np.frombuffer(path.read_bytes(), dtype=np.uint8).reshape(-1, EVENT_BYTES)
-    # In the full set, y = 240 marks an overflow of the clock; here it is off the sensor like any other.
+    overflows = raw[:, 1] == OVERFLOW_Y
+    late_us = np.cumsum(overflows)[~overflows] * OVERFLOW_US
+    raw = raw[~overflows]
+    if not len(raw):
+        raise DataError(path, "recording holds no event; restore it")
     off = (raw[:, :2] >= SENSOR).any(axis=1)
     if off.any():
         event = int(np.argmax(off))
@@ -150,7 +196,7 @@ def read_bs2(path: Path) -> npt.NDArray[np.void]:
     events["x"], events["y"] = raw[:, 0], raw[:, 1]
     events["p"] = raw[:, 2] >> 7
     high, middle, low = raw[:, 2:].astype(np.int32).T
-    events["t"] = (high & 127) << 16 | middle << 8 | low
+    events["t"] = ((high & 127) << 16 | middle << 8 | low) + late_us
     falls = np.flatnonzero(np.diff(events["t"]) < 0)
     if len(falls):
         raise DataError(path, "time runs backwards", f"event {falls[0] + 1}")
