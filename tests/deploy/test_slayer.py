@@ -152,7 +152,6 @@ REFUSED = {
         r"/layer/0/neuron/iDecay must be one integer, is int64\(6,\)",
     ),
     "graded": ("nothing_is_unread", r"/layer/0/neuron/gradedSpike is \[True\], allowed 0"),
-    "no_neuron": ("decays_fit_registers", r"layer 'dense_0': i_decay 0, hardware has 1..4096"),
     "full_decay": ("decays_fit_registers", r"layer 'dense_0': v_decay 4096, hardware has 0..4095"),
     "slow": ("decays_fit_registers", r"layer 'dense_0': i_decay 0, hardware has 1..4096"),
 }
