@@ -373,8 +373,8 @@ def plain() -> ChipNetwork:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (np.ones((1, 2, 9)), r"^inputs: dtype float64, the chip takes integers; encode"),
-        (np.ones((1, 2, 9), dtype=np.float32), "dtype float32"),
+        (np.full((1, 2, 9), 0.5), r"^inputs: 0.5 among float64, the chip takes integers; encode"),
+        (np.full((1, 2, 9), 0.5, dtype=np.float32), "0.5 among float32"),
         (np.full((1, 2, 9), "1"), "dtype <U1"),
         (np.ones((1, 2, 9), dtype=object), "dtype object"),
         (np.ones((1, 2, 8), dtype=int), r"shape \(1, 2, 8\), needs \(samples, timesteps, 9\)"),
