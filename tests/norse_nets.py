@@ -353,6 +353,53 @@ class Skips(nn.Module):
         return torch.stack(out).sum(dim=0)
 
 
+class TimeLast(nn.Module):
+    """Steps along the last axis, as frames of event cameras are often kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(6, 8), snn.LIFCell(EASY)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s, out = None, []
+        for t in range(x.shape[-1]):
+            z, s = self.lif(4 * self.fc(x[..., t]), s)
+            out.append(z)
+        return torch.stack(out, dim=-1)
+
+
+class Records(nn.Module):
+    """Samples first, turned; spikes and voltages are recorded, and both are returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(6, 8), snn.LIFCell(EASY)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        s: Any = None
+        spikes, voltages = [], []
+        for step in x.permute(1, 0, 2):
+            z, s = self.lif(4 * self.fc(step), s)
+            spikes.append(z.unsqueeze(0))
+            voltages.append(s.v)
+        return torch.cat(spikes, dim=0), torch.stack(voltages)
+
+
+class FeedsBack(nn.Module):
+    """The last layer's spikes go back to the first; one step and its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.back, self.fc2 = nn.Linear(6, 6), nn.Linear(4, 6, bias=False), nn.Linear(6, 4)
+        self.lif, self.lif2 = snn.LIFCell(EASY), snn.LIFCell(EASY)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        a, b, y = (None, None, torch.zeros(x.shape[0], 4)) if state is None else state
+        z, a = self.lif(4 * self.fc(x) + self.back(y), a)
+        y, b = self.lif2(4 * self.fc2(z), b)
+        return y, (a, b, y)
+
+
 @dataclass(frozen=True)
 class Net:
     """A network in its author's form.
@@ -451,6 +498,9 @@ NETS: dict[str, Net] = {
         "recurrence by a Linear, mean by hand", "Working with Norse", OwnLoop, (6,), left_out=("sum over time", "scaling")
     ),
     "fed back": Net("RecurrentSequential", "RecurrentSequential", fed_back, (6,)),
+    "time last": Net("steps along the last axis", "Working with Norse", TimeLast, (6,)),
+    "records": Net("spikes and voltages returned, joined by cat", "Working with Norse", Records, (6,)),
+    "feeds back": Net("last layer's spikes back to the first", "Working with Norse", FeedsBack, (6,)),
     "keeps": Net("state kept in the module", "Quickstart", Keeps, (5,)),
     "forgets": Net(
         "state thrown away", "Quickstart", Forgets, (5,), refused="module 'lif': steps 1 times in a row",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from knarr.export.errors import ExportError, refusal
 from knarr.export.norse.layers import KINDS, Layer, Layers
 from knarr.export.norse.modules import INPUT, OUTPUT, Scale, SumPool2d
-from knarr.export.norse.recorder import ANY, Recorder, node_name
+from knarr.export.norse.recorder import ANY, LAST, LayoutError, Recorder, node_name
 from knarr.export.norse.steps import as_cell
 from knarr.export.norse.values import (
     STEP,
@@ -26,6 +26,7 @@ from knarr.export.norse.values import (
     Applied,
     Fired,
     Given,
+    GivenLast,
     Held,
     Joined,
     Neurons,
@@ -91,6 +92,8 @@ class Readout:
             return output
         if "T" not in "".join(self.lead):
             return output[:, -1]
+        if self.lead == ("B", LAST):
+            return output.movedim(1, -1)
         return output.transpose(0, 1) if "".join(self.lead) == "TB" else output
 
 
@@ -237,6 +240,8 @@ class _Assembly:
     def wires(self, value: Value) -> Wires:
         """Return the layers whose outputs, added up, are a value; place those that are not placed yet."""
         value = at(value, self.now)
+        if isinstance(value, GivenLast):
+            raise LayoutError("module: its first layer receives all steps at once")
         if type(value) is Given:
             ago = 0 if value.time is None else self.now - value.time
             if ago:

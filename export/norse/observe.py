@@ -1,6 +1,6 @@
 """Find out what a module does by running it: which way it takes time, which layers it has, and what its neurons do.
 
-A module may take one step and its state, loop over the first or the second axis of its input, keep its states itself,
+A module may take one step and its state, loop over the first, second or last axis of its input, keep its states itself,
 or show one input again and again. Each way is tried on a small input; the recording tells which one it was.
 """
 
@@ -36,7 +36,8 @@ TIME_FIRST, SAMPLES_FIRST, STATE, HELD, CONSTANT = (
     "held",
     "constant",
 )
-WAYS: tuple[Way, ...] = (TIME_FIRST, SAMPLES_FIRST, STATE, HELD, CONSTANT)
+TIME_LAST = "time last"
+WAYS: tuple[Way, ...] = (TIME_FIRST, SAMPLES_FIRST, STATE, HELD, CONSTANT, TIME_LAST)
 SAMPLES, TIMESTEPS = 3, 5
 """Size of the input on which a module is tried; two different primes, to be told apart."""
 MOST_STEPS = 1024
@@ -277,6 +278,14 @@ def _constant(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, 
     return _output(recorder, result)
 
 
+def _last(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
+    given = x.movedim(1, -1)
+    recorder.give_last(given)
+    with recorder.watching():
+        result = module(given)
+    return _output(recorder, result)
+
+
 def _steps(*, state: bool) -> _Run:
     def run(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
         held: Any = None
@@ -314,6 +323,7 @@ _RUN: dict[Way, _Run] = {
     STATE: _steps(state=True),
     HELD: _steps(state=False),
     CONSTANT: _constant,
+    TIME_LAST: _last,
 }
 
 
@@ -323,7 +333,7 @@ def _output(recorder: Recorder, result: Any) -> tuple[Value, Tensor]:
     while isinstance(first, tuple) and first:
         first, *others = first
         if isinstance(first, Tensor) and any(
-            value is not None and not isinstance(value, Held) and value is not recorder.find(first)
+            value is not None and not _is_state(value) and value is not recorder.find(first)
             for value in (recorder.find(other) for other in others)
         ):
             raise ExportError(
@@ -340,6 +350,12 @@ def _output(recorder: Recorder, result: Any) -> tuple[Value, Tensor]:
             "own functions made of it"
         )
     return value, first
+
+
+def _is_state(value: Value) -> bool:
+    """Tell whether a value is a state that neurons hold, or a record of it over time."""
+    steps = value.steps if isinstance(value, Steps) else (value,)
+    return all(isinstance(step, Held) for step in steps)
 
 
 def _trace(recorder: Recorder, layers: Layers, x: Tensor) -> Trace:

@@ -34,6 +34,7 @@ from knarr.export.norse.values import (
     Applied,
     Fired,
     Given,
+    GivenLast,
     Held,
     Joined,
     Neurons,
@@ -49,6 +50,8 @@ from knarr.export.norse.values import (
     view,
 )
 
+LAST = "T-"
+"""The axis of time where it lies behind the features."""
 ANY = "MaxPool2d"
 """Kind of the neurons that fire where any of a window fired: a maximum of spikes."""
 _LIBRARIES = (Path(torch.__file__).parent, Path(norse.__file__).parent, Path(__file__).parent)
@@ -109,6 +112,11 @@ class Recorder(TorchFunctionMode):
         """Take a tensor as the module's input."""
         self.lengths |= {axis: x.shape[i] for i, axis in enumerate(lead)}
         self._values[x] = Given(lead, tuple(x.shape[len(lead) :]), time)
+
+    def give_last(self, x: Tensor) -> None:
+        """Take (B, *features, T) as the module's input."""
+        self.lengths |= {"B": x.shape[0], "T": x.shape[-1]}
+        self._values[x] = GivenLast(STEP, tuple(x.shape[1:]), None)
 
     def find(self, x: Any) -> Value | None:
         """Return where a tensor came from; None for what does not come from the input."""
@@ -259,7 +267,7 @@ class Recorder(TorchFunctionMode):
                     f"module '{neurons.path}': its parameters change from step to step; a graph has one value for all steps"
                 )
         heard = self.find(x)
-        if heard is not None and heard.over_time:
+        if heard is not None and (heard.over_time or "1" in heard.lead):
             raise LayoutError(
                 f"module '{neurons.path}': receives all steps at once, as if they were samples; step it in time"
             )
@@ -347,6 +355,10 @@ class Recorder(TorchFunctionMode):
             return None if training else first
         if name == "relu":
             return first if never_negative(first) else None
+        if name == "unsqueeze" and first.lead == STEP and self._dim(args, kwargs, first) in (0, 1):
+            self.lengths["1"] = 1
+            lead = ("1", "B") if self._dim(args, kwargs, first) == 0 else ("B", "1")
+            return replace(first, lead=lead)
         if name in _RESHAPES:
             return self._reshaped(first, tuple(result.shape))
         if name in _TURNS:
@@ -405,7 +417,11 @@ class Recorder(TorchFunctionMode):
         value = self.find(args[0])
         dim = self._dim(args, kwargs, value) if value is not None else None
         dim = 0 if dim is None and len(args) < 2 and not kwargs else dim
-        if value is not None and dim == 0 and value.lead[:1] == STEP:
+        if isinstance(value, GivenLast) and dim == len(value.features):
+            for step, part in enumerate(result):
+                self._values[part] = Given(STEP, value.features[:-1], step)
+            return
+        if isinstance(value, Given) and dim == 0 and value.lead[:1] == STEP:
             raise LayoutError("module: goes through the samples of its input as if they were steps")
         along_time = value is not None and dim is not None and value.lead[dim : dim + 1] == ("T",)
         if value is None or not along_time or len(value.lead) != 2:
@@ -422,6 +438,8 @@ class Recorder(TorchFunctionMode):
         if name == "select":
             index = (*[slice(None)] * int(args[1]), args[2]) if len(args) > 2 else None
         places = index if isinstance(index, tuple) else (index,)
+        if isinstance(value, GivenLast):
+            return self._taken_last(value, places)
         if Ellipsis in [p for p in places if not isinstance(p, Tensor)]:
             return (
                 None
@@ -430,7 +448,8 @@ class Recorder(TorchFunctionMode):
             )
         if all(isinstance(place, slice) and place == slice(None) for place in places):
             return value
-        if not isinstance(places[0], (slice, type(None))) and value.lead == STEP:
+        whole = isinstance(places[0], (slice, type(None)))
+        if not whole and value.lead == STEP and isinstance(value, Given):
             raise LayoutError("module: takes single samples out of its input as if they were steps")
         steps = [(axis, p) for axis, p in enumerate(places) if not isinstance(p, slice)]
         rest = [p for p in places if isinstance(p, slice)]
@@ -442,8 +461,22 @@ class Recorder(TorchFunctionMode):
         if not isinstance(place, int) or isinstance(place, bool) or axis > 1:
             return None
         if value.lead[axis] != "T":
+            if not isinstance(value, Given):
+                return None
             raise LayoutError("module: takes single samples out of its input as if they were steps")
         return at(value, place if place >= 0 else place + self.lengths["T"])
+
+    def _taken_last(self, value: GivenLast, places: tuple[Any, ...]) -> Value | None:
+        """Return one step of an input whose steps lie along the last axis."""
+        *before, place = places
+        if isinstance(place, Tensor) and place.ndim == 0 and not place.is_floating_point():
+            place = int(place)
+        plain = all(isinstance(p, slice) and p == slice(None) for p in before if p is not Ellipsis)
+        all_axes = Ellipsis in before or len(places) == 1 + len(value.features)
+        if not (plain and all_axes and isinstance(place, int) and not isinstance(place, bool)):
+            return None
+        step = place if place >= 0 else place + self.lengths["T"]
+        return Given(STEP, value.features[:-1], step)
 
     def _write(self, args: Sequence[Any]) -> None:
         """Note that a step's value was written into a tensor of all steps."""
@@ -486,10 +519,12 @@ class Recorder(TorchFunctionMode):
         if any(part is None or part.lead != STEP for part in parts):
             return None
         found = [part for part in parts if part is not None]
+        if dim in (-1, result.ndim - 1) and dim not in (0, 1):
+            dim = -1
         times = [part.time for part in found]
-        if times == list(range(len(found))) and dim in (0, 1):
+        if times == list(range(len(found))) and dim in (0, 1, -1):
             self.lengths.setdefault("T", len(found))
-            lead = ("T", "B") if dim == 0 else ("B", "T")
+            lead = {0: ("T", "B"), 1: ("B", "T"), -1: ("B", LAST)}[dim]
             return Steps(lead, found[0].features, None, tuple(found))
         if dim == 0:
             # What a sum along this axis makes an addition of.
@@ -511,6 +546,8 @@ class Recorder(TorchFunctionMode):
         leads = {value.lead: tuple(sizes.get(axis, both) for axis in value.lead)}
         if value.lead in (("T", "B"), ("B", "T")):
             leads[("".join(value.lead),)] = (both,)
+        if "1" in value.lead:
+            leads[STEP] = (sizes["B"],)
         if value.lead in (("TB",), ("BT",)):
             apart = tuple(value.lead[0])
             leads[apart] = tuple(sizes[axis] for axis in apart)
@@ -541,6 +578,16 @@ class Recorder(TorchFunctionMode):
             return None
         lead = found[0].lead
         axis = dim if dim >= 0 else dim + result.ndim
+        times = [part.time for part in found]
+        if (
+            sorted(lead) == ["1", "B"]
+            and axis == lead.index("1")
+            and times == list(range(len(found)))
+        ):
+            # Single steps behind each other are all of them.
+            self.lengths.setdefault("T", len(found))
+            steps = tuple(replace(part, lead=STEP) for part in found)
+            return Steps(("T", "B") if axis == 0 else ("B", "T"), found[0].features, None, steps)
         if axis != len(lead) or not found[0].features:
             return None
         features = tuple(result.shape[len(lead) :])

@@ -40,6 +40,10 @@ class Given(Value):
     """The module's input."""
 
 
+class GivenLast(Given):
+    """The module's input with its steps along the last axis, which `features` counts too."""
+
+
 @dataclass(eq=False)
 class Neurons:
     """One population of neurons: the calls of one cell, each with the state that the call before gave back.
