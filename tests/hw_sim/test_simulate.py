@@ -377,3 +377,16 @@ def test_floats_that_are_no_integers_are_refused(value: float) -> None:
     given.flat[3] = value
     with pytest.raises(ChipError, match=r"among float64, the chip takes integers"):
         simulate(conv_network(), given)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_windows_that_see_nothing_but_padding(engine: str) -> None:
+    """One pixel across, padded to three and walked in steps of two: oneDNN of torch 2.3 died of it."""
+    weight = np.random.default_rng(0).integers(-100, 100, (6, 2, 2, 1))
+    neuron = Neuron(4096, 512, 100)
+    layer = Conv("c", weight, neuron, (2, 17, 1), (2, 2), (0, 1), bias_int=np.arange(6) * 40)
+    network = ChipNetwork((layer,), InputCoding((2, 17, 1)), Readout("spikes"))
+    inputs = (np.random.default_rng(1).random((2, 64, 2, 17, 1)) < 0.3).astype(np.uint8)
+    ours = simulate(network, inputs, record=BOTH, engine=engine)  # type: ignore[arg-type]
+    assert compare(ours, simulate(network, inputs, record=BOTH, engine="reference")) == []
+    assert ours.spikes["c"].any()

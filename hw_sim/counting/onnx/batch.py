@@ -31,6 +31,20 @@ TIMES = 2
 CURES = "say its size with --shape {name}={shape}, or which axis is the batch with --batch-axis"
 
 
+class OpenAxisError(CountError):
+    """The first axis of an input is no batch, and the file leaves its size open.
+
+    Args:
+        message: as for any error.
+        name: the input.
+        rank: number of its axes.
+    """
+
+    def __init__(self, message: str, name: str, rank: int) -> None:
+        super().__init__(message)
+        self.name, self.rank = name, rank
+
+
 @dataclass
 class Batch:
     """The batches of all inputs, as far as they are known.
@@ -176,8 +190,10 @@ def settle(
             "export with batch 1 or a dynamic batch"
         )
     if fixed is None:
-        raise CountError(
-            f"{path}: axis 0 of input '{name}' ({shown}) is no batch: {reason}; {cure}"
+        raise OpenAxisError(
+            f"{path}: axis 0 of input '{name}' ({shown}) is no batch: {reason}; {cure}",
+            name,
+            shown.count(",") + 1,
         )
     batch.axes |= dict.fromkeys(names)
 

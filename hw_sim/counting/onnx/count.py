@@ -21,6 +21,7 @@ import onnx
 
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import LayerCounts, LedgerRow, OperationCounts, Status
+from knarr.hw_sim.counting.onnx.batch import OpenAxisError
 from knarr.hw_sim.counting.onnx.elementwise import ELEMENTWISE
 from knarr.hw_sim.counting.onnx.model import (
     OnnxGraph,
@@ -70,7 +71,16 @@ def count_onnx(
             Operations that cannot be counted are rows of the ledger, and `.total` raises.
         FileNotFoundError: no such file.
     """
-    graph = read_onnx(Path(path), input_shapes, batch_axis)
+    try:
+        graph = read_onnx(Path(path), input_shapes, batch_axis)
+    except OpenAxisError as error:
+        # Samples tell the size that the file leaves open; one alone has no axis more than the input.
+        sizes = np.shape(() if inputs is None else inputs)
+        extra = len(sizes) - error.rank
+        if inputs is None or extra not in (0, 1):
+            raise
+        known = {**(input_shapes or {}), error.name: sizes[extra:]}
+        graph = read_onnx(Path(path), known, batch_axis)
     counted: dict[str, NodeCounts] = {}
     layers: dict[str, LayerCounts] = {}
     ledger = _initializer_rows(graph)

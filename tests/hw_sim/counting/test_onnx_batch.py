@@ -52,6 +52,10 @@ def test_steps_of_a_sequence_are_no_batch(tmp_path: Path) -> None:
     with pytest.raises(CountError, match=r"axis 0 of input 'x' \(time,1,3\) is no batch: it is the "
                        r"sequence of LSTM 'lstm'; say its size with --shape"):  # fmt: skip
         count_onnx(path)
+    # Samples tell how many steps there are, and are not taken for so many inferences.
+    counted = count_onnx(path, ones(STEPS, 1, FEATURES))
+    assert (counted.samples, counted.total.mac) == (1, MACS)
+    assert count_onnx(path, ones(2, STEPS, 1, FEATURES)).samples == 2
     shapes = {"x": (STEPS, 1, FEATURES)}
     assert count_onnx(path, input_shapes=shapes).total.mac == MACS
     counted = count_onnx(path, ones(STEPS, 1, FEATURES), input_shapes=shapes)
