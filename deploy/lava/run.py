@@ -220,11 +220,16 @@ class LavaJob:
             size += 1
         return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
 
+    def _message_bits(self) -> int:
+        """Return what netx is told of the input: 0 makes a spike of every payload, a sign included."""
+        coding = self.network.input
+        return 0 if coding.bits == 1 and not coding.signed else coding.bits + coding.signed
+
     def write(self, folder: Path, events: IntArray) -> None:
         """Write job.json and inputs.npy; events are (samples, timesteps, *features)."""
         job = {
             "net": str(self.net.resolve()),
-            "bits": self.network.input.bits,
+            "message_bits": self._message_bits(),
             "readout": self.network.readout.kind,
             "record": list(self.record),
             "driven": self.driven,

@@ -291,7 +291,7 @@ def run(job_folder: Path) -> None:
     They run in one pipelined, resetting run, or each in a network of its own.
 
     Args:
-        job_folder: holds job.json: net (path), bits, readout, record, driven (inputs are bias
+        job_folder: holds job.json: net (path), message_bits, readout, record, driven (inputs are bias
             mantissas of the input layer), isolated (spikes under way in delays and loops would
             reach the next sample). And inputs.npy: (samples, timesteps, *features) integers.
             Receives result.npz: output, and spikes/<i>, v/<i>, u/<i> of each of netx's layers;
@@ -336,7 +336,7 @@ def _run_batch(job: Any, inputs: Any, progress: Any, job_folder: Path) -> dict[s
     alone = driven or job["isolated"]  # one sample from rest, nothing to reset
     net = netx.hdf5.Network(
         net_config=job["net"],
-        input_message_bits=0 if job["bits"] == 1 else job["bits"],
+        input_message_bits=job["message_bits"],
         reset_interval=None if alone else timesteps,
         # Layer by layer, one step later each, so that pipelined samples equal isolated ones.
         reset_offset=1,

@@ -185,14 +185,24 @@ def fits_32_bits(whole: Int64) -> bool:
     return whole.size > 0 and np.array_equal(whole.astype(np.int32), whole)
 
 
-def one_integer(value: Any) -> int | None:
-    """Return a register: one number stored as an integer, else None.
+def stored_register(value: Any) -> Int64 | None:
+    """Return a register in (C, H, W) order: one number, or one per channel or per neuron.
 
-    A float, whole or not, hangs Lava.
+    netx hands the array to neurons that lie in (W, H, C) order, so one per channel is (C,) or
+    (1, 1, C) and one per neuron (W, H, C); (n,) where neurons lie in no image.
+
+    Returns:
+        (1,), (C,), (n,) or (C, H, W); None for what is not stored as integers of such a rank. A
+        float, whole or not, hangs Lava.
     """
-    if not is_array(value, "iu") or value.size != 1:
+    if not is_array(value, "iu") or not value.size or value.ndim not in (0, 1, 3):
         return None
-    return int(value.reshape(()))
+    whole = whole_numbers(value)
+    if whole is None or whole.size == 1:
+        return None if whole is None else whole.reshape(1)
+    if whole.shape[:-1] == (1, 1):
+        return whole.reshape(-1)
+    return whole.T if whole.ndim == 3 else whole
 
 
 def read_draft(groups: dict[str, Any] | None, named: Mapping[int, Mapping[str, Any]]) -> Draft:
@@ -273,7 +283,7 @@ def _neuron(found: NetLayer, name: str) -> Neuron | None:
         return Neuron(0, DECAY_UNITY, NON_SPIKING_VTH, name)
     if group is None or text(group.get("type")) not in NEURON_TYPES:
         return None
-    i_decay, v_decay, vth_int = (one_integer(group.get(register)) for register in REGISTERS)
+    i_decay, v_decay, vth_int = (stored_register(group.get(register)) for register in REGISTERS)
     if i_decay is None or v_decay is None or vth_int is None:
         return None
     try:
@@ -382,9 +392,12 @@ def spread_delay(delay: Array, shape: Shape) -> Array | None:
 def partial_network(draft: Draft) -> PartialNetwork:
     """Return what could be built, for the rules of a network to look at."""
     synapses = draft.synapses
-    neuron = next((found.neuron for found in draft.layers if found.kind == "input"), None)
-    if neuron is not None and not neuron.spikes:
-        neuron = None  # `InputCoding` refuses one that never fires
+    source = next((found for found in draft.layers if found.kind == "input"), None)
+    try:
+        coding = InputCoding(source.outgoing or (1,), neuron=source.neuron)  # type: ignore[union-attr]
+    except (ChipError, AttributeError):
+        # No input, or one whose neurons never fire or do not fit its shape: no rule may look at it.
+        coding = InputCoding((1,))
     # Only the last layer may be a voltage readout. Where its neuron is not built, none is.
     last = synapses[-1].neuron if synapses else None
     silent = last is not None and not last.spikes
@@ -393,6 +406,6 @@ def partial_network(draft: Draft) -> PartialNetwork:
         tuple(found.layer for found in synapses if found.layer is not None),
         tuple((found.name, found.neuron) for found in synapses if found.neuron is not None),
         tuple((name, bias) for name, bias in biases if bias is not None and fits_32_bits(bias)),
-        InputCoding((1,), neuron=neuron),
+        coding,
         Readout("voltage" if silent else "spikes"),
     )

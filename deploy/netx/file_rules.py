@@ -26,9 +26,9 @@ from knarr.deploy.netx.draft import (
     Shape,
     fits_32_bits,
     is_array,
-    one_integer,
     pair,
     spread_delay,
+    stored_register,
     text,
     whole_numbers,
 )
@@ -176,40 +176,62 @@ def neurons_are_there(found: NetLayer) -> Iterator[str]:
 
 
 def registers_are_integers(found: NetLayer) -> Iterator[str]:
-    """Demand one stored integer for every register of a neuron."""
+    """Demand stored integers for every register of a neuron: one, or one per channel or neuron."""
     group, where = found.neuron_group, f"{found.where}/neuron"
     if group is None or found.kind not in ("input", *SYNAPSES):
         return
     for register in REGISTERS:
         value = group.get(register)
-        if one_integer(value) is not None:
+        if stored_register(value) is not None:
+            yield from _register_shape_faults(found, register)
             continue
         if value is None:
             yield f"{where} has no {register}; write one integer"
             continue
         if not isinstance(value, (np.ndarray, np.generic)):
             fault = "no number; write one"
-        elif value.size != 1:
-            fault = f"{value.dtype}{value.shape}; share one in a layer"
-        else:
+        elif not is_array(value, "iu") and value.size == 1:
             fault = f"{value.dtype} {value.reshape(())}; a float hangs Lava, round it"
-        yield f"{where}/{register} must be one integer, is {fault}"
+        elif not is_array(value, "iu"):
+            fault = f"{value.dtype}{value.shape}; a float hangs Lava, round it"
+        else:
+            fault = f"of shape {value.shape}; write one, or one per channel or neuron"
+        yield f"{where}/{register} must be one integer, or one per channel or neuron, is {fault}"
+
+
+def _register_shape_faults(found: NetLayer, register: str) -> Iterator[str]:
+    """Say why a register's array does not fit the neurons of its layer, where these are known."""
+    value, shape = (found.neuron_group or {})[register], found.outgoing
+    if shape is None or value.size == 1:
+        return
+    allowed = [shape]
+    if len(shape) == 3:
+        allowed = [shape[:1], (1, 1, shape[0]), shape[::-1]]
+    if value.shape not in allowed:
+        forms = " or ".join(map(str, dict.fromkeys(allowed)))
+        axes = "netx's axes are (W, H, C), " if len(shape) == 3 else ""
+        yield (
+            f"{found.where}/neuron/{register} is of shape {value.shape}, the layer has neurons "
+            f"{shape}; {axes}write one integer or {forms}"
+        )
 
 
 def decays_fit_registers(found: NetLayer) -> Iterator[str]:
     """Demand decays that a `Neuron` can hold; the network's rule knows what hardware has."""
     group = found.neuron_group or {}
     for register in ("iDecay", "vDecay"):
-        value = one_integer(group.get(register))
-        if value is not None and not 0 <= value <= DECAY_UNITY:
-            yield decay_message(register, value)
+        values = stored_register(group.get(register))
+        if values is not None and not 0 <= values.min() <= values.max() <= DECAY_UNITY:
+            wrong = values[(values < 0) | (values > DECAY_UNITY)]
+            yield decay_message(register, int(wrong[0]))
 
 
 def thresholds_fit_registers(found: NetLayer) -> Iterator[str]:
     """Demand thresholds that a `Neuron` can hold; the network's rule knows what hardware has."""
-    value = one_integer((found.neuron_group or {}).get("vThMant"))
-    if value is not None and not 0 <= value <= NON_SPIKING_VTH:
-        yield threshold_message(value)
+    values = stored_register((found.neuron_group or {}).get("vThMant"))
+    if values is not None and not 0 <= values.min() <= values.max() <= NON_SPIKING_VTH:
+        wrong = values[(values < 0) | (values > NON_SPIKING_VTH)]
+        yield threshold_message(int(wrong[0]))
 
 
 def nothing_is_unread(found: NetLayer) -> Iterator[str]:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from knarr.deploy.errors import DeployError
-from knarr.deploy.netx.draft import Draft, load_groups, partial_network, read_draft
+from knarr.deploy.netx.draft import REGISTERS, Draft, load_groups, partial_network, read_draft
 from knarr.deploy.netx.file_rules import file_violations, shorten
 from knarr.deploy.netx.manifest_schema import require_manifest
 from knarr.deploy.rules import HARDWARE_RULES, Violation, check_network, fatal
@@ -31,7 +31,7 @@ from knarr.hw_sim import (
     Readout,
     Recurrent,
 )
-from knarr.hw_sim.network import Layer
+from knarr.hw_sim.network import Layer, register_array
 
 MANIFEST = "knarr_manifest"
 MANIFEST_FORMAT = 3
@@ -271,7 +271,7 @@ def _write_layers(layers: h5py.Group, network: ChipNetwork) -> None:
     shape = network.input.shape
     _write_integers(group, {"shape": shape})
     if network.input.neuron is not None:
-        _write_neuron(group, network.input.neuron)
+        _write_neuron(group, network.input.neuron, shape)
     for layer in network.layers:
         # An image has to be flattened, in netx's order of axes, before it meets a matrix.
         if not isinstance(layer, Conv) and len(shape) == 3:
@@ -292,13 +292,19 @@ def _write_layer(group: h5py.Group, layer: Layer) -> None:
         group.create_dataset("weight_rec", data=layer.recurrent_int, compression="gzip")
     elif layer.delay_int is not None:
         group.create_dataset("delay", data=layer.delay_int, compression="gzip")
-    _write_neuron(group, layer.neuron)
+    _write_neuron(group, layer.neuron, layer.output_shape)
 
 
-def _write_neuron(layer: h5py.Group, neuron: Neuron) -> None:
+def _write_neuron(layer: h5py.Group, neuron: Neuron, shape: tuple[int, ...]) -> None:
     group = layer.create_group("neuron")
     group.create_dataset("type", data=np.bytes_("CUBA"))
-    registers = {"iDecay": neuron.i_decay, "vDecay": neuron.v_decay, "vThMant": neuron.vth_int}
+    registers = {
+        # Of an image netx's axes are (W, H, C).
+        key: register_array(register, shape).T if isinstance(register, np.ndarray) else register
+        for key, register in zip(
+            REGISTERS, (neuron.i_decay, neuron.v_decay, neuron.vth_int), strict=True
+        )
+    }
     # 1 is what netx takes for no refractory time.
     _write_integers(group, {**registers, "refDelay": 1})
 

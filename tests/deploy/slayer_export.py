@@ -106,6 +106,14 @@ def driven() -> list[Any]:
     ]
 
 
+def own_decays() -> list[Any]:
+    """Decays of each neuron, which `write` makes differ."""
+    return [
+        cuba.Dense(neuron(shared_param=False), 9, 12, weight_scale=3),
+        cuba.Dense(neuron(0.7, shared_param=False), 12, 7, weight_scale=3),
+    ]
+
+
 def refused() -> dict[str, list[Any]]:
     """What slayer exports and netx leaves out, corrupts or stops at."""
     image = [events(), cuba.Conv(neuron(), 2, 4, 3, weight_scale=3)]
@@ -116,7 +124,6 @@ def refused() -> dict[str, list[Any]]:
         "refused_batch_norm_scale": [
             cuba.Dense(neuron(norm=WgtScaleBatchNorm), 9, 6, weight_scale=20)
         ],
-        "refused_own_decays": [cuba.Dense(neuron(shared_param=False), 9, 6, weight_scale=3)],
         "refused_graded": [cuba.Dense(neuron(graded_spike=True), 9, 6, weight_scale=3)],
         "refused_no_neuron": [cuba.Affine(neuron(), 9, 6, dynamics=False)],
         "refused_full_decay": [cuba.Dense(neuron(voltage=1.0), 9, 6, weight_scale=3)],
@@ -153,6 +160,9 @@ def write(name: str, blocks: list[Any], inputs: np.ndarray[Any, Any], folder: Pa
         forward(blocks, x)
     for block in blocks:
         block.eval()
+        if name == "own_decays" and getattr(block, "neuron", None) is not None:
+            for decay in (block.neuron.current_decay, block.neuron.voltage_decay):
+                decay.data = decay.data * torch.linspace(0.3, 1.9, decay.numel())
         if getattr(block, "delay", None) is not None:
             block.delay.delay.data = 6 * torch.rand(block.delay.delay.shape)
     with torch.no_grad():
@@ -179,7 +189,7 @@ def main(folder: Path) -> None:
 
     flat, image = spikes(9), spikes(2, 7, 5)
     builders: list[tuple[Callable[[], list[Any]], np.ndarray[Any, Any]]] = [
-        (dense, flat), (conv, image), (loops, flat),
+        (dense, flat), (conv, image), (loops, flat), (own_decays, flat),
         # Even mantissas: slayer's input block rounds them to its grid of weights.
         (driven, 2 * rng.integers(-10, 60, (SAMPLES, TIMESTEPS, 2, 7, 5))),
     ]  # fmt: skip

@@ -133,7 +133,7 @@ def test_an_inputs_weight_and_bias_are_numbers(tmp_path: Path) -> None:
 def job_of(net: Path, folder: Path) -> list[str]:
     """The command of a worker that runs a file no rule of ours has looked at."""
     job = {
-        "net": str(net), "bits": 1, "readout": "spikes", "record": ["output"], "driven": False, "isolated": False
+        "net": str(net), "message_bits": 0, "readout": "spikes", "record": ["output"], "driven": False, "isolated": False
     }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     np.save(folder / "inputs.npy", np.ones((1, 4, 2), dtype=np.int64))

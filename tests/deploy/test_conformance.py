@@ -6,6 +6,7 @@ A few run in `make test`; `make conformance` sets KNARR_CONFORMANCE to the numbe
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ ALL = ("output", "spikes", "v", "u")
 
 def pick(rng: np.random.Generator, *options: Any) -> Any:
     return options[int(rng.integers(len(options)))]
+
+
+def own(rng: np.random.Generator, cell: Neuron, shape: tuple[int, ...]) -> Neuron:
+    """The neuron, in half of all draws with registers of each neuron or channel of a layer of this shape."""
+    if rng.random() < 0.5:
+        return cell
+    found: dict[str, Any] = {}
+    for register in ("i_decay", "v_decay", "vth_int"):
+        size = pick(rng, None, shape[:1], shape, shape)
+        value = getattr(cell, register)
+        if size is None or value == NON_SPIKING_VTH:
+            continue
+        low, high = {"i_decay": (1, 4096), "v_decay": (0, 4095), "vth_int": (1, 2 * value)}[
+            register
+        ]
+        few = [value, *rng.integers(low, high + 1, 3)]
+        found[register] = rng.choice(few, size) if rng.random() < 0.5 else rng.integers(low, high + 1, size)  # fmt: skip
+    return replace(cell, **found)
 
 
 def neuron(rng: np.random.Generator, scale: int) -> Neuron:
@@ -82,7 +101,8 @@ def _draw(rng: np.random.Generator) -> tuple[ChipNetwork, npt.NDArray[np.int64]]
     shape: tuple[int, ...] = tuple(rng.integers(4, 8, 2)) if image else (int(rng.integers(3, 12)),)
     shape = tuple(int(n) for n in ((pick(rng, 1, 2, 4), *shape) if image else shape))
     bits = int(pick(rng, 1, 1, 1, 4, 8))
-    driven = neuron(rng, 200) if bits == 1 and rng.random() < 0.2 else None
+    driven = own(rng, neuron(rng, 200), shape) if bits == 1 and rng.random() < 0.2 else None
+    signed = driven is None and rng.random() < 0.4
     layers: list[Layer] = []
     here = shape
     for level in range(int(rng.integers(1, 4))):
@@ -123,6 +143,7 @@ def _draw(rng: np.random.Generator) -> tuple[ChipNetwork, npt.NDArray[np.int64]]
                 )
             else:
                 layer = Dense(name, weight, cell, bias(rng, outputs))
+        layer = replace(layer, neuron=own(rng, cell, layer.output_shape))
         layers.append(layer)
         here = layer.output_shape
     if rng.random() < 0.3:
@@ -131,12 +152,14 @@ def _draw(rng: np.random.Generator) -> tuple[ChipNetwork, npt.NDArray[np.int64]]
         fields = {k: getattr(last, k) for k in last.__dataclass_fields__}
         layers[-1] = type(last)(**{**fields, "neuron": silent})
     kind = "spikes" if layers[-1].neuron.spikes else "voltage"
-    network = ChipNetwork(tuple(layers), InputCoding(shape, bits, driven), Readout(kind))  # type: ignore[arg-type]
+    coding = InputCoding(shape, bits, driven, signed=signed)
+    network = ChipNetwork(tuple(layers), coding, Readout(kind))  # type: ignore[arg-type]
     samples, timesteps = int(rng.integers(1, 4)), int(rng.integers(6, 16))
     if driven is not None:
         return network, rng.integers(-100, 300, (samples, timesteps, *shape))
     active = rng.random((samples, timesteps, *shape)) < 0.5
-    return network, active * rng.integers(1, 2**bits, active.shape)
+    events = active * rng.integers(1, 2**bits, active.shape)
+    return network, events * rng.choice([-1, 1], events.shape) if signed else events
 
 
 @pytest.mark.parametrize("seed", range(NETWORKS))
@@ -167,7 +190,16 @@ def test_the_generator_draws_every_kind() -> None:
         seen |= {"groups" for layer in network.layers if getattr(layer, "groups", 1) > 1}
         seen |= {"driven"} if network.input.neuron is not None else set()
         seen |= {"graded"} if network.input.bits > 1 else set()
+        seen |= {f"signed {network.input.bits > 1}"} if network.input.signed else set()
+        for layer in network.layers:
+            for register in ("i_decay", "v_decay", "vth_int"):
+                if isinstance(getattr(layer.neuron, register), np.ndarray):
+                    seen.add(f"{register} {type(layer).__name__}")
+        if network.input.neuron is not None and not network.input.neuron.shared:
+            seen.add("driven by its own registers")
         seen |= {"reset"} if len(inputs) > 1 else set()
     assert seen == {
-        "Conv", "Dense", "Recurrent", "spikes", "voltage", "delay", "bias", "groups", "driven", "graded", "reset"
+        "Conv", "Dense", "Recurrent", "spikes", "voltage", "delay", "bias", "groups", "driven", "graded", "reset",
+        "signed True", "signed False", "driven by its own registers",
+        *(f"{register} {kind}" for register in ("i_decay", "v_decay", "vth_int") for kind in ("Conv", "Dense", "Recurrent")),
     }  # fmt: skip

@@ -178,19 +178,35 @@ DAMAGES: dict[str, tuple[Change, str, str, str]] = {
     ),
     "float iDecay": (
         put("layer/1/neuron/iDecay", 409.6), "registers_are_integers", "conv_1",
-        r"/layer/1/neuron/iDecay must be one integer, is float64 409\.6; a float hangs Lava",
+        r"/layer/1/neuron/iDecay must be one integer, or one per channel or neuron, is float64 409\.6; a float hangs Lava",
     ),
     "whole float vDecay": (
         put("layer/4/neuron/vDecay", 128.0), "registers_are_integers", "dense_rec_4",
-        r"vDecay must be one integer, is float64 128\.0",
+        r"vDecay must be one integer, or one per channel or neuron, is float64 128\.0",
     ),
     "float threshold": (
         put("layer/3/neuron/vThMant", np.float32(80.5)), "registers_are_integers", "dense_3",
-        r"vThMant must be one integer, is float32 80\.5",
+        r"vThMant must be one integer, or one per channel or neuron, is float32 80\.5",
     ),
-    "decay of every neuron": (
-        put("layer/3/neuron/iDecay", np.full(6, 100)), "registers_are_integers", "dense_3",
-        r"is int64\(6,\); share one",
+    "decays of other neurons": (
+        put("layer/3/neuron/iDecay", np.arange(1, 6)), "registers_are_integers", "dense_3",
+        r"/layer/3/neuron/iDecay is of shape \(5,\), the layer has neurons \(6,\); write one integer or \(6,\)",
+    ),
+    "decays of neurons in torch's order": (
+        put("layer/1/neuron/vDecay", np.arange(48).reshape(4, 6, 2)), "registers_are_integers", "conv_1",
+        r"vDecay is of shape \(4, 6, 2\), the layer has neurons \(4, 6, 2\); netx's .*or \(4,\) or \(1, 1, 4\) or \(2, 6, 4\)",
+    ),
+    "one decay of many": (
+        put("layer/3/neuron/vDecay", np.array([1, 2, 3, 4, 5, 5000])), "decays_fit_registers", "dense_3",
+        "v_decay 5000, hardware has 0..4095",
+    ),
+    "one threshold of many": (
+        put("layer/3/neuron/vThMant", np.array([1, 2, 3, 4, 5, -1])), "thresholds_fit_registers", "dense_3",
+        "threshold -1, allowed 0..131071",
+    ),
+    "decays of rank 2": (
+        put("layer/3/neuron/iDecay", np.ones((2, 3), dtype=np.int64)), "registers_are_integers", "dense_3",
+        r"must be one integer, or one per channel or neuron, is of shape \(2, 3\)",
     ),
     "no threshold": (
         put("layer/3/neuron/vThMant", None), "registers_are_integers", "dense_3",
@@ -576,7 +592,7 @@ def lavas_voltages(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write(file)
             shape = tuple(file["layer/0/shape"][()])
         content = {
-            "net": str(job / "a.net"), "bits": 1, "readout": "voltage", "record": ["output"], "driven": False,
+            "net": str(job / "a.net"), "message_bits": 0, "readout": "voltage", "record": ["output"], "driven": False,
             "isolated": False,
         }  # fmt: skip
         (job / "job.json").write_text(json.dumps(content), encoding="utf-8")

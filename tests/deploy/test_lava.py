@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from netx_weights import netx_dense_weights
 
-from knarr.deploy import DeployError, check, lava_python, run_on_lava, write_net
+from knarr.deploy import DeployError, check, lava_python, read_net, run_on_lava, write_net
 from knarr.deploy.lava.run import WORKER, supervise
 from knarr.hw_sim import (
     NON_SPIKING_VTH,
@@ -193,7 +193,7 @@ def voltages_of(weight: Array, inputs: Array, folder: Path) -> Array:
             neuron.create_dataset(key, data=np.int64(value))
     job = {
         "net": str(net),
-        "bits": 1,
+        "message_bits": 0,
         "readout": "voltage",
         "record": ["output"],
         "driven": False,
@@ -391,7 +391,11 @@ def test_an_unknown_record_is_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("iDecay", np.float64(5.0), "iDecay must be one integer, is float64"),
+        (
+            "iDecay",
+            np.float64(5.0),
+            "iDecay must be one integer, or one per channel or neuron, is float64",
+        ),
         ("vDecay", np.int64(4096), r"not run, .*v_decay 4096.*\[decays_fit_registers\]"),
     ],
 )
@@ -403,3 +407,53 @@ def test_a_file_that_would_hang_or_differ_is_not_run(
         net[f"layer/1/neuron/{key}"] = value
     with pytest.raises(DeployError, match=message):
         run_on_lava(file, [[[0, 1]]])
+
+
+@pytest.mark.parametrize("form", ["(C,)", "(1, 1, C)", "(W, H, C)", "(n,)"])
+def test_registers_of_each_neuron_in_every_form(form: str, tmp_path: Path) -> None:
+    """netx hands an array on as it is, so that it meets neurons in (W, H, C) order."""
+    rng = np.random.default_rng(7)
+    shape = (2, 4, 3)
+    kernel = rng.integers(-60, 90, (5, 2, 2, 2))
+    conv = Conv("conv", kernel, Neuron(1000, 200, 300), shape, padding=(1, 0))
+    fc = Dense("fc", rng.integers(-60, 90, (6, 5 * 5 * 2)), Neuron(900, 100, 400))
+    write_net(ChipNetwork((conv, fc), InputCoding(shape), Readout("spikes")), tmp_path / "a.net")
+    # The file's own array, and the values that it means of the neuron (c, y, x) or (n,).
+    channels, wide = np.arange(5), rng.integers(0, 999, (2, 5, 5))
+    stored = {
+        "(C,)": channels, "(1, 1, C)": channels[None, None], "(W, H, C)": wide, "(n,)": np.arange(6)
+    }[form]  # fmt: skip
+    by_place = wide.transpose(2, 1, 0) if form == "(W, H, C)" else channels.repeat(10)
+    wanted = np.arange(6) if form == "(n,)" else by_place.ravel()
+    index = 3 if form == "(n,)" else 1
+    with h5py.File(tmp_path / "a.net", "a") as file:
+        for register, low, factor in (("iDecay", 500, 1), ("vDecay", 50, 2), ("vThMant", 90, 1)):
+            del file[f"layer/{index}/neuron/{register}"]
+            file[f"layer/{index}/neuron/{register}"] = low + factor * stored
+    network = read_net(tmp_path / "a.net")
+    neuron = network.layers[1 if form == "(n,)" else 0].neuron
+    assert np.array_equal(neuron.i_decay, 500 + wanted)
+    assert np.array_equal(neuron.v_decay, 50 + 2 * wanted)
+    assert np.array_equal(neuron.vth_int, 90 + wanted)
+    inputs = rng.integers(0, 2, (2, 12, *shape))
+    ours = simulate(network, inputs, record=ALL)
+    assert min(int(spikes.sum()) for spikes in ours.spikes.values()) > 20
+    lava = run_on_lava(tmp_path / "a.net", inputs, record=ALL, timeout_s=LIMIT_S)
+    assert [str(divergence) for divergence in compare(lava, ours)] == []
+    write_net(network, tmp_path / "b.net")
+    assert read_net(tmp_path / "b.net") == network
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_inputs_with_a_sign(bits: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    layer = Dense("fc", rng.integers(-90, 100, (6, 9)), Neuron(900, 100, 150 * 2**bits))
+    coding = InputCoding((9,), bits, signed=True)
+    network = ChipNetwork((layer,), coding, Readout("spikes"))
+    write_net(network, tmp_path / "a.net")
+    assert read_net(tmp_path / "a.net") == network
+    inputs = rng.integers(coding.limits[0], coding.limits[1] + 1, (2, 30, 9))
+    ours = simulate(network, inputs, record=ALL)
+    assert ours.output.any()
+    lava = run_on_lava(tmp_path / "a.net", inputs, record=ALL, timeout_s=LIMIT_S)
+    assert [str(divergence) for divergence in compare(lava, ours)] == []

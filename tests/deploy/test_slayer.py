@@ -25,7 +25,7 @@ EXPORT = Path(__file__).with_name("slayer_export.py")
 SLAYER = Path(__file__).parents[2] / "build" / "slayer"
 ALL = ("output", "spikes", "v", "u")
 LIMIT_S = 120.0
-NETWORKS = ("dense", "conv", "loops", "driven")
+NETWORKS = ("dense", "conv", "loops", "driven", "own_decays")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ def test_every_kind_is_among_them(slayer: Path) -> None:
         for layer in network.layers:
             seen |= {type(layer).__name__} | ({"bias"} if layer.bias_int is not None else set())
             seen |= {"delay"} if isinstance(layer, Dense) and layer.delay_int is not None else set()
+            seen |= {type(layer.neuron.i_decay).__name__}
             seen |= {"groups"} if isinstance(layer, Conv) and layer.groups > 1 else set()
             seen |= {"dilation"} if isinstance(layer, Conv) and layer.dilation == (1, 2) else set()
             if layer.bias_int is not None:
@@ -64,7 +65,8 @@ def test_every_kind_is_among_them(slayer: Path) -> None:
                 assert len(np.unique(layer.delay_int)) > 2
         seen |= {network.readout.kind} | ({"driven"} if network.input.neuron is not None else set())
     assert seen == {
-        "Dense", "Conv", "Recurrent", "bias", "delay", "groups", "dilation", "spikes", "voltage", "driven"
+        "Dense", "Conv", "Recurrent", "bias", "delay", "groups", "dilation", "spikes", "voltage", "driven",
+        "int", "ndarray",
     }  # fmt: skip
     conv, recurrent = (
         read_net(slayer / "conv.net").layers[0],
@@ -146,10 +148,6 @@ REFUSED = {
     "batch_norm_scale": (
         "nothing_is_unread",
         r"/layer/0/neuron/weight_exp is \[[1-9]\.0\], allowed 0",
-    ),
-    "own_decays": (
-        "registers_are_integers",
-        r"/layer/0/neuron/iDecay must be one integer, is int64\(6,\)",
     ),
     "graded": ("nothing_is_unread", r"/layer/0/neuron/gradedSpike is \[True\], allowed 0"),
     "full_decay": ("decays_fit_registers", r"layer 'dense_0': v_decay 4096, hardware has 0..4095"),

@@ -405,7 +405,7 @@ def test_lava_that_hangs_is_ended(net: Path, tmp_path: Path, ended: list[Ended])
     folder.mkdir()
     job = {
         "net": str(net),
-        "bits": 1,
+        "message_bits": 0,
         "readout": "spikes",
         "record": ["output"],
         "driven": False,
