@@ -18,14 +18,16 @@ from math import prod
 import numpy as np
 
 from knarr.deploy.placement.chips import Resource, SynapseMemory
-from knarr.hw_sim import Conv, Dense, Recurrent
+from knarr.hw_sim import Conv, Dense, Neuron, Recurrent
 from knarr.hw_sim.arrays import Int64
 from knarr.hw_sim.counting.fan_out import AxisWindow
-from knarr.hw_sim.network import Layer
+from knarr.hw_sim.network import DECAY_UNITY, Layer, register_array
 
 Split = tuple[int, int, int]
 COUNTED: tuple[Resource, ...] = ("neurons", "input_axons", "synapse_words", "output_axons")
-"""Resources that a split has to keep to."""
+"""Resources that a split has to keep to, and whose sum over all cores says something."""
+CONFIGS: tuple[Resource, ...] = ("compartment_configs", "threshold_configs")
+"""Tables of a core that its neurons share: distinct pairs of decays, and distinct thresholds."""
 
 
 def edges(size: int, parts: int) -> Int64:
@@ -46,6 +48,7 @@ class LayerCounter:
         layer: the layer; None for input neurons, which nothing feeds.
         memory: how synapses become words.
         reached: cores that each neuron sends to outside its layer, one per neuron, any shape.
+        neuron: the registers; None takes the layer's.
 
     Attributes:
         shape: (C, H, W) of the neurons, (n, 1, 1) of a flat layer.
@@ -56,7 +59,13 @@ class LayerCounter:
             kernel once.
     """
 
-    def __init__(self, layer: Layer | None, memory: SynapseMemory, reached: Int64) -> None:
+    def __init__(
+        self,
+        layer: Layer | None,
+        memory: SynapseMemory,
+        reached: Int64,
+        neuron: Neuron | None = None,
+    ) -> None:
         self.memory = memory
         self.conv = layer if isinstance(layer, Conv) else None
         self.loops = isinstance(layer, Recurrent)
@@ -65,6 +74,7 @@ class LayerCounter:
         self.whole_rows = self.conv is None or memory.kernel == "shared"
         self.shape: Split = (reached.size, 1, 1) if self.conv is None else self.conv.output_shape
         self.reached = reached.reshape(self.shape)
+        self.configs = self._find_configs(neuron if layer is None else layer.neuron)
         self.groups = 1 if self.conv is None else self.conv.groups
         inputs, *kernel = (0,) if layer is None else layer.weight_int.shape[1:]
         self.taps = prod(kernel)
@@ -74,6 +84,19 @@ class LayerCounter:
         # A search asks for the same blocks of an axis in many splits.
         self._blocks = cache(self._find_blocks)
         self._kinds = cache(self._find_kinds)
+
+    def _find_configs(self, neuron: Neuron | None) -> dict[Resource, Int64]:
+        """Number the distinct entries of each table that neurons ask for, (C, H, W) of each."""
+        if neuron is None or neuron.shared:
+            return {}
+        i_decay, v_decay, vth_int = (
+            register_array(register, self.shape)
+            for register in (neuron.i_decay, neuron.v_decay, neuron.vth_int)
+        )
+        return {
+            "compartment_configs": i_decay * (DECAY_UNITY + 1) + v_decay,
+            "threshold_configs": vth_int,
+        }
 
     def _find_blocks(self, axis: int, parts: int) -> Int64:
         """Count what joins each block of an axis to what lies before it.
@@ -125,11 +148,14 @@ class LayerCounter:
         return self.senders * self.taps * stored, np.ones_like(sizes[1]), np.ones_like(sizes[2])
 
     def loads(self, resource: Resource, split: Split) -> Int64:
-        """Return what each core needs of a resource of `COUNTED`, or of stored "synapses".
+        """Return what each core needs of a resource of `COUNTED` or `CONFIGS`, or of stored
+        "synapses".
 
         Returns:
             int64 of shape `split`.
         """
+        if resource in CONFIGS:
+            return self._distinct(resource, split)
         if self._is_product(resource):
             return _outer(*self._factors(resource, split))
         if resource == "synapse_words":
@@ -143,10 +169,21 @@ class LayerCounter:
 
     def worst(self, resource: Resource, split: Split) -> int:
         """Return the fullest core's load."""
-        if not self._is_product(resource):
+        if resource in CONFIGS or not self._is_product(resource):
             return int(self.loads(resource, split).max())
         # The largest product has the largest factors.
         return prod(int(axis.max()) for axis in self._factors(resource, split))
+
+    def _distinct(self, resource: Resource, split: Split) -> Int64:
+        found = np.ones(split, dtype=np.int64)
+        if resource in self.configs:
+            cuts = [edges(size, parts) for size, parts in zip(self.shape, split, strict=True)]
+            for core in np.ndindex(split):
+                block = tuple(
+                    slice(cut[at], cut[at + 1]) for cut, at in zip(cuts, core, strict=True)
+                )
+                found[core] = len(np.unique(self.configs[resource][block]))
+        return found
 
     def _expanded_words(self, split: Split) -> Int64:
         # Few blocks differ: each axis is reduced to its distinct rows before they are combined.

@@ -12,6 +12,9 @@ synapse expanded, as no sharing is assumed; on Loihi 2 a core stores a kernel on
 show. Input axons are distinct senders on both, although Loihi 2 needs fewer for a convolution. A
 neuron that sends to k cores needs k output axons, k counting its own layer's cores if it is
 recurrent, and one more if the host reads its spikes; of Loihi 2 no limit of that kind is published.
+Neurons of a core share tables of decays and of thresholds: blocks are cut until their distinct ones
+fit. A mapper that gathers equal neurons may need fewer cores. Of Loihi 2 no size of such tables is
+published, so there they are counted and bound nothing.
 Inputs that come from outside need axons but no core; an input layer with neurons of its own needs
 cores.
 """
@@ -25,7 +28,7 @@ from math import prod
 import numpy as np
 
 from knarr.deploy.placement.chips import Chip, Limit, Resource, chip_profile
-from knarr.deploy.placement.layer import COUNTED, LayerCounter, Split, smallest_split
+from knarr.deploy.placement.layer import CONFIGS, COUNTED, LayerCounter, Split, smallest_split
 from knarr.deploy.placement.result import LayerPlacement, Placement, Use
 from knarr.hw_sim import ChipNetwork
 from knarr.hw_sim.arrays import Int64
@@ -65,7 +68,8 @@ def place(network: ChipNetwork, chip: str | Chip = "loihi2") -> Placement:
         counter = LayerCounter(layer, memory, reached)
         reached = counter.receivers(placing.add(layer.name, counter))
     if network.input.neuron is not None:
-        placing.add("input", LayerCounter(None, memory, reached))
+        counter = LayerCounter(None, memory, reached, network.input.neuron)
+        placing.add("input", counter)
     return placing.placement()
 
 
@@ -74,7 +78,8 @@ class _Placing:
 
     def __init__(self, profile: Chip) -> None:
         self.profile = profile
-        self.limits = {key: limit for key in COUNTED if (limit := profile.limit(key)) is not None}
+        bounding = (*COUNTED, *CONFIGS)
+        self.limits = {key: limit for key in bounding if (limit := profile.limit(key)) is not None}
         self.layers: list[LayerPlacement] = []
         self.problems: list[str] = []
         self.totals: Counter[Resource] = Counter()
@@ -106,7 +111,7 @@ class _Placing:
             used[resource] = counter.worst(resource, split)
             self.totals[resource] += int(counter.loads(resource, split).sum())
         used["memory_bytes"] = used["synapse_words"] * self.profile.synapse_memory.word_bits // 8
-        used["compartment_configs"] = used["threshold_configs"] = 1
+        used |= {resource: counter.worst(resource, split) for resource in CONFIGS}
         decided_by = max(met, key=needs.__getitem__)
         cores, stored = prod(split), int(counter.loads("synapses", split).sum())
         self.totals["cores"] += cores

@@ -101,6 +101,8 @@ COLUMNS: dict[Resource, str] = {
     "synapse_words": "syn words",
 }
 """Resources of the table, and their short names."""
+TABLES: dict[Resource, str] = {"compartment_configs": "decays", "threshold_configs": "thresholds"}
+"""Resources without a column, which may decide on the cores of a layer all the same."""
 
 
 def table(placement: Placement) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -118,7 +120,7 @@ def table(placement: Placement) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
         # Every other column is as wide as its header, so a long name would pass the page.
         name = layer.name if len(layer.name) <= 14 else layer.name[:13] + "…"
         used = (str(layer.use(resource).used) for resource in COLUMNS)
-        decided_by = COLUMNS[layer.decided_by] if layer.decided_by else ""
+        decided_by = {**COLUMNS, **TABLES}[layer.decided_by] if layer.decided_by else ""
         rows.append((name, str(layer.neurons), str(layer.cores), *used, decided_by))
     neurons = sum(layer.neurons for layer in placement.layers)
     chips = f"{placement.chips} chip" + ("s" if placement.chips > 1 else "")

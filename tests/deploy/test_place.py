@@ -582,3 +582,49 @@ def test_json_round_trip() -> None:
         "resource": "output_axons", "used": 43, "available": None, "unit": "output axons", "confidence": None,
     }  # fmt: skip
     assert read["layers"][0]["split"] == [3, 1, 1]
+
+
+# --- registers of each neuron
+
+
+@pytest.mark.parametrize("split", [(1, 1, 1), (2, 1, 1), (2, 3, 1), (3, 2, 4)])
+def test_distinct_registers_of_every_core(split: Split) -> None:
+    rng = np.random.default_rng(3)
+    shape = (6, 5, 4)
+    cell = Neuron(*(rng.integers(1, 5, shape) for _ in range(3)))
+    layer = Conv("c", np.ones((6, 1, 1, 1), np.int32), cell, (1, 5, 4))
+    memory = chip_profile("loihi1").synapse_memory
+    counter = LayerCounter(layer, memory, np.ones(shape, dtype=np.int64))
+    decays, thresholds = defaultdict(set), defaultdict(set)
+    i, v, vth = (np.asarray(r).reshape(shape) for r in (cell.i_decay, cell.v_decay, cell.vth_int))
+    for neuron, core in core_of(shape, split).items():
+        decays[core].add((i[neuron], v[neuron]))
+        thresholds[core].add(vth[neuron])
+    for resource, walked in (("compartment_configs", decays), ("threshold_configs", thresholds)):
+        loads = counter.loads(resource, split)  # type: ignore[arg-type]
+        assert {core: int(loads[core]) for core in np.ndindex(split)} == {
+            core: len(found) for core, found in walked.items()
+        }
+        assert counter.worst(resource, split) == max(map(len, walked.values()))  # type: ignore[arg-type]
+
+
+def test_tables_of_registers_cut_layers_on_loihi_1_alone() -> None:
+    """16 thresholds and 32 pairs of decays lie on a core of Loihi 1; of Loihi 2 nothing is known."""
+    weight = np.ones((64, 10), dtype=np.int32)
+    own = Dense("own", weight, Neuron(4096, 100, np.arange(1, 65)))
+    placed = place(network(own), "loihi1")
+    assert placed.fits
+    assert (placed.cores, placed.layers[0].decided_by) == (4, "threshold_configs")
+    assert placed.layers[0].use("threshold_configs").used == 16
+    assert placed.layers[0].use("compartment_configs").used == 1
+    assert "thresholds" in str(table(placed))
+    decays = Dense("own", weight, Neuron(np.arange(1, 65), 100, 7))
+    assert (place(network(decays), "loihi1").cores, place(network(own), "loihi2").cores) == (2, 1)
+    assert place(network(own), "loihi2").layers[0].use("threshold_configs").available is None
+    # Two kinds of neurons, such as neurons and relays, take two entries.
+    relays = Dense("own", weight, Neuron(4096, 100, np.where(np.arange(64) % 2, 1, 50)))
+    assert place(network(relays), "loihi1").cores == 1
+    driven = network(
+        Dense("d", np.ones((2, 64), np.int32), NEURON), neuron=Neuron(4096, 0, np.arange(1, 65))
+    )
+    assert place(driven, "loihi1").layers[0].cores == 4

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from knarr.hw_sim import ChipError, Recurrent
 from knarr.hw_sim.arithmetic import STATE_SHIFT
-from knarr.hw_sim.network import DECAY_UNITY, Layer
+from knarr.hw_sim.network import DECAY_UNITY, Layer, register_range
 from knarr.train.chip.quantiser import QuantisationGrid
 
 UNIT = 2**STATE_SHIFT
@@ -75,17 +75,18 @@ class Limits:
         """
         neuron = layer.neuron
         bias = 0 if layer.bias_int is None else int(np.abs(layer.bias_int).max())
-        for what, value, (least, most) in (
+        for what, register, (least, most) in (
             ("bias up to", bias, (0, self.bias_max)),
             # A readout's threshold is out of reach on purpose.
             ("threshold", neuron.vth_int if neuron.spikes else 0, (0, self.vth_max)),
             ("i_decay", neuron.i_decay, self.i_decays),
             ("v_decay", neuron.v_decay, self.v_decays),
         ):
-            if not least <= value <= most:
-                raise ChipError(
-                    f"layer '{layer.name}': {what} {value}, allowed {least}..{most}; lower it anew"
-                )
+            for value in register_range(register):
+                if not least <= value <= most:
+                    raise ChipError(
+                        f"layer '{layer.name}': {what} {value}, allowed {least}..{most}; lower it anew"
+                    )
         weights = layer.weight_int.ravel()
         if isinstance(layer, Recurrent):
             # One step serves both, so they lie on one grid.

@@ -39,7 +39,7 @@ from knarr.hw_sim import (
 )
 from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.coding import MAX_BIAS
-from knarr.hw_sim.network import DECAY_UNITY, TRAINED, Layer, register_range
+from knarr.hw_sim.network import DECAY_UNITY, TRAINED, Layer, Register, register_range
 from knarr.hw_sim.recording import INPUT_LAYER
 from knarr.train.chip.limits import UNIT, Limits, excess, series
 from knarr.train.chip.neurons import Steps, Surrogate, cuba
@@ -97,11 +97,6 @@ class ChipLayer(nn.Module):
         unrounded: npt.NDArray[np.float64] | None = None,
     ) -> None:
         super().__init__()
-        if not layer.neuron.shared:
-            raise ChipError(
-                f"layer '{layer.name}': its neurons have registers of their own, which are not fitted "
-                "yet; give it one decay and one threshold"
-            )
         self.chip_layer = layer
         self.arriving = arriving
         self.units = units
@@ -126,17 +121,25 @@ class ChipLayer(nn.Module):
         self.bias: nn.Parameter | None = None
         self.recurrent: nn.Parameter | None = None
         if neuron.spikes:
-            self.threshold = _parameter(neuron.vth_int * first / units, "thresholds" in learn)
+            vth_int = np.asarray(neuron.vth_int)
+            self.threshold = _parameter(vth_int * first / units, "thresholds" in learn)
         if layer.bias_int is not None:
             self.bias = _parameter(layer.bias_int * (first / units), "biases" in learn)
         if isinstance(layer, Recurrent):
             # A spike comes back as 1, where an arriving 1.0 is `units` integers.
             back = torch.from_numpy(layer.recurrent_int * (first / units)).float()
             self.recurrent = nn.Parameter(back, "weights" in learn)
-        # A register that forgets nothing, or everything, has nothing to learn.
+        decays = np.asarray(neuron.i_decay), np.asarray(neuron.v_decay)
+        self.start_i: Tensor
+        self.start_v: Tensor
+        # They follow from the network, so checkpoints need not hold them.
+        self.register_buffer("start_i", torch.tensor(decays[0]).double(), persistent=False)
+        self.register_buffer("start_v", torch.tensor(decays[1]).double(), persistent=False)
         self.i_decay, self.v_decay = (
-            _parameter(1.0, "decays" in learn and 0 < register_range(register)[0] < DECAY_UNITY)
-            for register in (neuron.i_decay, neuron.v_decay)
+            _parameter(
+                np.ones(register.shape), "decays" in learn and bool(_forgets_some(register).any())
+            )
+            for register in decays
         )
 
     def integers(self) -> dict[str, Tensor]:
@@ -144,7 +147,6 @@ class ChipLayer(nn.Module):
         without copies.
         """
         limits = self.limits
-        neuron = self.chip_layer.neuron
         step = self.current_step()
         # Damped once for all: the gradients of everything that shares the step add up in it.
         step = damped(step, self.synapse.weight.numel(), self.synapse.grid)
@@ -162,10 +164,13 @@ class ChipLayer(nn.Module):
             found["bias"] = rounded(self.bias, over_units, grid)
         if self.recurrent is not None:
             found["recurrent"] = rounded(self.recurrent, over_units, self.synapse.grid)
-        i_decay = register_range(neuron.i_decay)[0] * self.i_decay
-        v_decay = register_range(neuron.v_decay)[0] * self.v_decay
-        found["i_decay"] = rounded(i_decay, whole, QuantisationGrid(*limits.i_decays))
-        found["v_decay"] = rounded(v_decay, whole, QuantisationGrid(*limits.v_decays))
+        for name, start, change, ends in (
+            ("i_decay", self.start_i, self.i_decay, limits.i_decays),
+            ("v_decay", self.start_v, self.v_decay, limits.v_decays),
+        ):
+            # A register that forgets nothing, or everything, has nothing to learn: no gradient.
+            factor = torch.where(_forgets_some(start), change, 1.0)
+            found[name] = rounded(start * factor, whole, QuantisationGrid(*ends))
         return found
 
     def current_step(self) -> Tensor:
@@ -250,8 +255,9 @@ class ChipLayer(nn.Module):
         most_bias = 0.0
         if bias is not None:
             most_bias = UNIT * float(bias.detach().abs().max())
-        u = series(float(UNIT * bound), int(found["i_decay"]))
-        return u, series(u + most_bias, int(found["v_decay"]))
+        # The slowest neuron, which need not have the largest sums.
+        u = series(float(UNIT * bound), int(found["i_decay"].min()))
+        return u, series(u + most_bias, int(found["v_decay"].min()))
 
     def volts(self, ran: ChipLayerOutput) -> Tensor:
         """Return peaks, (B, T, *features), in volts of the float student (where lowering left a
@@ -268,9 +274,9 @@ class ChipLayer(nn.Module):
             found = self.integers()
             neuron = replace(
                 start.neuron,
-                i_decay=int(found["i_decay"]),
-                v_decay=int(found["v_decay"]),
-                vth_int=int(found["threshold"]),
+                i_decay=_register(found["i_decay"]),
+                v_decay=_register(found["v_decay"]),
+                vth_int=_register(found["threshold"]),
             )
             change: dict[str, Any] = {
                 "weight_int": self.synapse.copied(found["weight"]),
@@ -295,12 +301,24 @@ def _parameter(value: float | npt.NDArray[np.floating[Any]], learns: bool) -> nn
     return nn.Parameter(tensor, requires_grad=learns)
 
 
+def _forgets_some(register: Any) -> Any:
+    """Tell where a decay, an array or a tensor, forgets something and not everything."""
+    return (register > 0) & (register < DECAY_UNITY)
+
+
+def _register(values: Tensor) -> Register:
+    """Return integers as a `Neuron` takes them: one, or one of each neuron."""
+    array = values.detach().cpu().numpy().astype(np.int32)
+    return array if array.ndim else int(array)
+
+
 def _first_step(layer: Layer, units: float) -> float:
-    """Return the step at which the threshold is 1; for a readout the one of its volts, or at which
-    the largest weight is 1.
+    """Return the step at which the largest threshold is 1; for a readout the one of its volts, or at
+    which the largest weight is 1.
     """
-    if layer.neuron.spikes and layer.neuron.vth_int:
-        return units / register_range(layer.neuron.vth_int)[0]
+    highest = register_range(layer.neuron.vth_int)[1]
+    if layer.neuron.spikes and highest:
+        return units / highest
     if layer.scale is not None:
         return UNIT * units / layer.scale
     return 1 / max(1, int(np.abs(layer.weight_int).max()))
@@ -500,8 +518,9 @@ class ChipStudent(nn.Module):
         assert neuron is not None  # the caller looked
         flat = mantissas.flatten(2)
         # A decay of 4096 forgets all of u at each step.
-        threshold, no_memory, v_decay = torch.tensor(
-            [neuron.vth_int, DECAY_UNITY, neuron.v_decay], dtype=torch.float64
+        threshold, no_memory, v_decay = (
+            torch.tensor(np.asarray(register)).double()
+            for register in (neuron.vth_int, DECAY_UNITY, neuron.v_decay)
         )
         last: Any = self.layers[-1]
         with torch.no_grad():

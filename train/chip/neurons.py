@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -49,32 +50,35 @@ class Surrogate(Frozen):
 
 @dataclass(frozen=True)
 class Registers:
-    """Registers of a layer: decays 0..4096, threshold mantissa, and how spikes pass gradients."""
+    """Registers of a layer: decays 0..4096, threshold mantissa, and how spikes pass gradients.
 
-    i_decay: int
-    v_decay: int
-    vth_int: int
+    Each is float64, 0-d where all neurons share it and (features,) where each has its own.
+    """
+
+    i_decay: Tensor
+    v_decay: Tensor
+    vth_int: Tensor
     surrogate: Surrogate
 
     @property
-    def keep_u(self) -> float:
+    def keep_u(self) -> Tensor:
         """Give the share of u that a step keeps; exact in binary."""
         return 1 - self.i_decay / DECAY_UNITY
 
     @property
-    def keep_v(self) -> float:
+    def keep_v(self) -> Tensor:
         """Give the share of v that a step keeps; exact in binary."""
         return 1 - self.v_decay / DECAY_UNITY
 
     @property
-    def threshold(self) -> float:
+    def threshold(self) -> Tensor:
         """Give the threshold in units of v."""
-        return float(UNIT * self.vth_int)
+        return UNIT * self.vth_int
 
     @property
-    def height(self) -> float:
+    def height(self) -> Tensor:
         """Give the divisor of distances from the threshold: itself, or one unit where it is 0."""
-        return max(self.threshold, float(UNIT))
+        return self.threshold.clamp(min=UNIT)
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,8 @@ def cuba(
         sums: (B, T, features) integers as floats, of which a sum with the spikes that come back is
             exact too.
         bias: (features,) mantissas.
-        threshold: 0-d mantissa.
-        decays: 0-d registers of current and voltage, 0..4096.
+        threshold: mantissa, 0-d or (features,).
+        decays: registers of current and voltage, 0..4096, each 0-d or (features,).
         surrogate: the gradient of spikes.
         back: (features, features) integer weights of spikes that come back a step later, or None.
         keep_currents: whether u is wanted; a decay of the current learns from it.
@@ -146,7 +150,13 @@ class _Cuba(torch.autograd.Function):
         options: tuple[Surrogate, bool, bool],
     ) -> Tensors:
         surrogate, keep_currents, use_numba = options
-        registers = Registers(int(i_decay), int(v_decay), int(threshold), surrogate)
+        registers = Registers(
+            *(
+                value.detach().to(sums.device, torch.float64)
+                for value in (i_decay, v_decay, threshold)
+            ),
+            surrogate,
+        )
         sums = sums.contiguous()
         bias = UNIT * bias.double()
         samples, timesteps, features = sums.shape
@@ -212,13 +222,31 @@ class _Cuba(torch.autograd.Function):
             late = into.sums[:, 1:].flatten(0, 1)
             early = spikes[:, :-1].flatten(0, 1)
             grad_back = late.T @ early
+        registers = ctx.registers
+
+        def summed(parts: Tensor, register: Tensor) -> Tensor | None:
+            """Sum (parts, features) to what the register is: one number, or one for each feature."""
+            if not parts.numel():
+                return None if register.ndim else register.new_zeros(())
+            return parts.sum(0) if register.ndim else parts.sum()
+
+        # Not wanted where it has no elements.
+        grad_keep_u, grad_keep_v = (
+            summed(parts, register)
+            for parts, register in (
+                (into.keep_u, registers.i_decay),
+                (into.keep_v, registers.v_decay),
+            )
+        )
+        grad_threshold = summed(into.threshold, registers.vth_int)
+        assert grad_threshold is not None  # its elements are always there
         # Shares kept are 1 - decay / 4096. Autograd casts each gradient to its input's type.
         return (
             into.sums,
             UNIT * into.bias.sum(0),
-            UNIT * (-into.threshold.sum() / ctx.registers.height),
-            -into.keep_u.sum() / DECAY_UNITY,
-            -into.keep_v.sum() / DECAY_UNITY,
+            UNIT * (-grad_threshold / registers.height),
+            None if grad_keep_u is None else -grad_keep_u / DECAY_UNITY,
+            None if grad_keep_v is None else -grad_keep_v / DECAY_UNITY,
             grad_back,
             None,
         )
@@ -276,15 +304,16 @@ def _retrace(registers: Registers, given: Tensors, into: StepGradients, steps: r
     """
     grad_spikes, grad_peaks, grad_currents, peaks, currents = given
     surrogate = registers.surrogate
+    threshold, height, keep_u, keep_v = _of_kind(registers, into.sums.dtype)
     for t in reversed(steps):
         p = peaks[:, t].to(into.sums.dtype)
-        over = (p - registers.threshold) / registers.height
+        over = (p - threshold) / height
         grad_fired = grad_spikes[:, t]
         if not surrogate.detach_reset:
             # v after the step is (1 - z) p, so a spike also takes p away.
             grad_fired = grad_fired - into.v * p
-        pull = grad_fired * slope(over, surrogate.kind, surrogate.width) / registers.height
-        into_v = pull + into.v.masked_fill(p > registers.threshold, 0)
+        pull = grad_fired * slope(over, surrogate.kind, surrogate.width) / height
+        into_v = pull + into.v.masked_fill(p > threshold, 0)
         if grad_peaks.numel():
             into_v = into_v + grad_peaks[:, t]
         into_u = into.u + into_v
@@ -294,13 +323,26 @@ def _retrace(registers: Registers, given: Tensors, into: StepGradients, steps: r
         into.threshold[0] += (pull * p).double().sum(0)
         if t and into.keep_v.numel():
             before = peaks[:, t - 1]
-            reset = before.masked_fill(before > registers.threshold, 0)
+            reset = before.masked_fill(before > threshold, 0)
             into.keep_v[0] += (into_v * reset).double().sum(0)
         if t and into.keep_u.numel():
             into.keep_u[0] += (into_u * currents[:, t - 1]).double().sum(0)
         into.sums[:, t] = UNIT * into_u
-        into.u.copy_(registers.keep_u * into_u)
-        into.v.copy_(registers.keep_v * into_v)
+        into.u.copy_(keep_u * into_u)
+        into.v.copy_(keep_v * into_v)
+
+
+def _of_kind(registers: Registers, kind: torch.dtype) -> Tensors:
+    """Return threshold, height and kept shares in the gradients' own type, which wider numbers would
+    widen.
+    """
+    wanted = (registers.threshold, registers.height, registers.keep_u, registers.keep_v)
+    return tuple(value.to(kind) for value in wanted)
+
+
+def _of_every_feature(value: Tensor, features: int) -> npt.NDArray[Any]:
+    """Return (features,) for compiled code."""
+    return np.ascontiguousarray(np.broadcast_to(value.numpy(), features))
 
 
 def _threads(samples: int) -> int:
@@ -337,7 +379,7 @@ def _advance_compiled(registers: Registers, tensors: Tensors, steps: range) -> N
     no_voltages = np.zeros((0, 0, 0), np.int32)
     features = sums.shape[2]
     keep_u, keep_v, threshold = (
-        np.full(features, value)
+        _of_every_feature(value, features)
         for value in (registers.keep_u, registers.keep_v, registers.threshold)
     )
 
@@ -372,6 +414,11 @@ def _retrace_compiled(
     givens = tuple(tensor.numpy() for tensor in given)
     intos = tuple(tensor.numpy() for tensor in vars(into).values())
     surrogate = registers.surrogate
+    threshold, height, keep_u, keep_v = _of_kind(registers, into.sums.dtype)
+    features = into.sums.shape[2]
+    every = tuple(
+        _of_every_feature(value, features) for value in (keep_u, keep_v, threshold, 1 / height)
+    )
     # Numbers of the gradients' own type: a float64 among float32 would widen every product.
     kind = into.sums.numpy().dtype.type
     numbers = tuple(
@@ -380,10 +427,6 @@ def _retrace_compiled(
             0,
             1,
             UNIT,
-            registers.keep_u,
-            registers.keep_v,
-            registers.threshold,
-            1.0 / registers.height,
             surrogate.width,
             surrogate.width / 2,
             np.pi * surrogate.width / 2,
@@ -396,6 +439,7 @@ def _retrace_compiled(
         retrace_block(
             givens,
             intos,
+            every,
             numbers,
             box,
             steps.start,
@@ -412,6 +456,7 @@ def _retrace_compiled(
 def retrace_block(
     given: Any,
     into: Any,
+    registers: Any,
     numbers: Any,
     box: bool,
     begin: int,
@@ -426,7 +471,8 @@ def retrace_block(
     """
     grad_spikes, grad_peaks, grad_currents, peaks, currents = given
     grad_sums, gu, gv, grad_bias, grad_threshold, grad_keep_u, grad_keep_v = into
-    zero, one, unit, keep_u, keep_v, threshold, inverse, width, half, sharp, reset = numbers
+    keep_u, keep_v, threshold, inverse = registers
+    zero, one, unit, width, half, sharp, reset = numbers
     features = grad_spikes.shape[2]
     slopes = np.empty(AT_ONCE, dtype=grad_sums.dtype)
     into_v = np.empty(AT_ONCE, dtype=grad_sums.dtype)
@@ -439,17 +485,19 @@ def retrace_block(
             vv = gv[s, start:stop]
             bb = grad_bias[part, start:stop]
             mm = grad_threshold[part, start:stop]
+            ku, kv = keep_u[start:stop], keep_v[start:stop]
+            th, over = threshold[start:stop], inverse[start:stop]
             for t in range(end - 1, begin - 1, -1):
                 p = peaks[s, t, start:stop]
                 gz = grad_spikes[s, t, start:stop]
                 out = grad_sums[s, t, start:stop]
                 if box:
                     for i in range(n):
-                        x = (p[i] - threshold) * inverse
+                        x = (p[i] - th[i]) * over[i]
                         slopes[i] = one if abs(x) < width else zero
                 else:
                     for i in range(n):
-                        x = (p[i] - threshold) * inverse * sharp
+                        x = (p[i] - th[i]) * over[i] * sharp
                         slopes[i] = half / (one + x * x)
                 if grad_peaks.size:
                     for i in range(n):
@@ -459,8 +507,8 @@ def retrace_block(
                         into_v[i] = zero
                 for i in range(n):
                     after = vv[i]
-                    pull = (gz[i] - reset * after * p[i]) * slopes[i] * inverse
-                    into_v[i] += pull + (zero if p[i] > threshold else after)
+                    pull = (gz[i] - reset * after * p[i]) * slopes[i] * over[i]
+                    into_v[i] += pull + (zero if p[i] > th[i] else after)
                     mm[i] += pull * p[i]
                 if grad_currents.size:
                     for i in range(n):
@@ -473,7 +521,7 @@ def retrace_block(
                     q = peaks[s, t - 1, start:stop]
                     kk = grad_keep_v[part, start:stop]
                     for i in range(n):
-                        kk[i] += into_v[i] * (zero if q[i] > threshold else q[i])
+                        kk[i] += into_v[i] * (zero if q[i] > th[i] else q[i])
                 if grad_keep_u.size and t > 0:
                     c = currents[s, t - 1, start:stop]
                     cc = grad_keep_u[part, start:stop]
@@ -481,5 +529,5 @@ def retrace_block(
                         cc[i] += into_u[i] * c[i]
                 for i in range(n):
                     out[i] = unit * into_u[i]
-                    uu[i] = keep_u * into_u[i]
-                    vv[i] = keep_v * into_v[i]
+                    uu[i] = ku[i] * into_u[i]
+                    vv[i] = kv[i] * into_v[i]
