@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
-from knarr.hw_sim.arrays import Array, Float64, Int32, Int64
+from knarr.hw_sim.arrays import Array, Float64, Int32, Int64, IntArray
 from knarr.hw_sim.errors import ChipError
 
 DECAY_UNITY = 4096
@@ -33,7 +33,7 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-Register = int | Int32
+Register = int | IntArray
 """A register of a layer's neurons: one integer that all share, or a read-only array of one for each
 neuron, flat in (C, H, W) order.
 """

@@ -150,13 +150,10 @@ class _Cuba(torch.autograd.Function):
         options: tuple[Surrogate, bool, bool],
     ) -> Tensors:
         surrogate, keep_currents, use_numba = options
-        registers = Registers(
-            *(
-                value.detach().to(sums.device, torch.float64)
-                for value in (i_decay, v_decay, threshold)
-            ),
-            surrogate,
-        )
+        found = [
+            value.detach().to(sums.device, torch.float64) for value in (i_decay, v_decay, threshold)
+        ]
+        registers = Registers(found[0], found[1], found[2], surrogate)
         sums = sums.contiguous()
         bias = UNIT * bias.double()
         samples, timesteps, features = sums.shape
