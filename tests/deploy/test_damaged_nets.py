@@ -198,7 +198,7 @@ DAMAGES: dict[str, tuple[Change, str, str, str]] = {
     ),
     "one decay of many": (
         put("layer/3/neuron/vDecay", np.array([1, 2, 3, 4, 5, 5000])), "decays_fit_registers", "dense_3",
-        "v_decay 5000, hardware has 0..4095",
+        "vDecay 5000, hardware has 0..4095",
     ),
     "one threshold of many": (
         put("layer/3/neuron/vThMant", np.array([1, 2, 3, 4, 5, -1])), "thresholds_fit_registers", "dense_3",

@@ -38,7 +38,7 @@ from knarr.hw_sim.engines.native import LISTS, TABLE, WORDS, FastEngine, FastLay
 from knarr.hw_sim.engines.reference import ReferenceEngine
 from knarr.hw_sim.engines.selection import differs
 from knarr.hw_sim.engines.torch import TorchEngine, TorchLayer
-from knarr.hw_sim.network import Layer
+from knarr.hw_sim.network import Layer, register_array, register_range
 from knarr.hw_sim.simulation import laid_out_layers
 
 NETWORKS = 2000 if "KNARR_CONFORMANCE" in os.environ else 600
@@ -170,16 +170,21 @@ def cases(
     """Which of the arithmetic's corners a run has met."""
     layers = network.layers
     registers = {
-        register for one in layers for register in (one.neuron.i_decay, one.neuron.v_decay)
+        value
+        for one in layers
+        for register in (one.neuron.i_decay, one.neuron.v_decay)
+        for value in register_range(register)
     }
     return {
         # Beyond one wrap u would have to jump by more than 2**23 between two steps.
         "wrap": any((np.abs(np.diff(u, axis=1)) > 2**23).any() for u in recording.u.values()),
         "clip": any((np.abs(v) == 2**23 - 1).any() for v in recording.v.values()),
         "tie": any(
-            (recording.v[one.name] == 64 * one.neuron.vth_int).any()
+            (
+                recording.v[one.name] == 64 * register_array(one.neuron.vth_int, one.output_shape)
+            ).any()
             for one in layers
-            if one.neuron.vth_int
+            if register_range(one.neuron.vth_int)[0]
         ),
         "silent input": not inputs.any(),
         "all on": bool(inputs.all()),
