@@ -25,7 +25,7 @@ from knarr.pipeline.files import read_json, write_json
 from knarr.pipeline.fit_progress import FitProgress
 from knarr.pipeline.measures import paired_difference, wilson
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
-from knarr.train.chip_fit import CHIP, ChipFit
+from knarr.train.chip_fit import CHIP, ChipFit, mean_absolute_error
 from knarr.train.clips import split_validation
 from knarr.train.fine_tuning import ArrayClips, Teacher, clips_of, fit_arrays
 from knarr.train.settings import ChipSettings
@@ -63,7 +63,8 @@ class FineTuning:
         data: Clips to fit and to validate on.
         chip: Settings of the fit.
         coding: Coding of the inputs.
-        over_time, votes, allow_approximate: As `knarr.deploy.lower` takes them.
+        over_time: As `knarr.deploy.lower` takes it; None for "sum", of float targets "mean".
+        votes, allow_approximate: As `knarr.deploy.lower` takes them.
         teacher: Logits of the clips, or a network that gives them; None for labels alone.
         test: Clips that neither fit nor choice sees; None for none.
         validation_share: Share of the groups that choose the epoch, 0 < share < 1.
@@ -76,7 +77,7 @@ class FineTuning:
     data: Arrays
     chip: ChipSettings
     coding: InputCoding
-    over_time: Literal["sum", "mean", "last"] = "sum"
+    over_time: Literal["sum", "mean", "last"] | None = None
     votes: int = 1
     allow_approximate: bool = False
     teacher: Teacher | None = None
@@ -123,6 +124,9 @@ def finetune(task: FineTuning, out: Path, *, on_progress: OnProgress = ignore) -
         require_lava()
     data, folder = task.data, out.with_suffix(".fit")
     everything = task.clips(data, task.teacher)
+    if task.over_time is None:
+        # A target should not depend on how many steps a clip has.
+        task = replace(task, over_time="sum" if everything.classes else "mean")
     groups = np.arange(len(data.labels)) if data.groups is None else data.groups
     learn, choose = split_validation(
         groups, task.validation_share, task.seed, setting="validation share"
@@ -157,6 +161,7 @@ def finetune(task: FineTuning, out: Path, *, on_progress: OnProgress = ignore) -
         "net": str(out),
         "weight_bits": task.chip.weight_bits,
         "dt_s": task.dt_s,
+        "measure": "accuracy" if held.classes else "mean absolute error",
         "lost_in_file": list(lost),
         "clips": {"train": len(learn), "validation": len(choose)},
         "groups": {
@@ -207,7 +212,7 @@ def _lowered(task: FineTuning, train: ArrayClips, on_progress: OnProgress) -> Ch
         input_units=task.coding.units,
         input_kind=task.coding.kind,
         input_signed=task.coding.signed,
-        over_time=task.over_time,
+        over_time=task.over_time or "sum",
         votes=task.votes,
         allow_approximate=task.allow_approximate,
     )
@@ -250,19 +255,27 @@ def _claim(folder: Path, task: FineTuning, say: Any) -> None:
 
 
 def _check(found: ChipFit, network: ChipNetwork, held: ArrayClips, out: Path) -> None:
-    """Make sure that the file, on the simulator, is right as often as the fit says.
+    """Make sure that the file, on the simulator, is as good as the fit says, to the last digit.
 
     Raises:
         RuntimeError: It is not, and the file is removed.
     """
-    decided = network.readout.decide(simulate(network, held.inputs).output)
-    correct = int((decided == held.labels).sum())
-    if correct != found.kept.correct:
+    seen = _seen(network, simulate(network, held.inputs).output, held)
+    if held.classes:
+        again = replace(found.kept, correct=int((seen == held.labels).sum()))
+    else:
+        again = replace(found.kept, mae=mean_absolute_error(seen, held.labels))
+    if again != found.kept:
         out.unlink()
         raise RuntimeError(
-            f"{out}: right on {correct} validation clips, in training on {found.kept.correct}; "
+            f"{out}: {again.in_words}, in training {found.kept.in_words}; "
             "this is a fault in knarr, report it"
         )
+
+
+def _seen(network: ChipNetwork, output: Values, clips: ArrayClips) -> Values:
+    """Return (N,) classes, or (N, outputs) values where labels are float targets."""
+    return network.readout.decide(output) if clips.classes else network.values(output)
 
 
 def _measured(
@@ -272,38 +285,46 @@ def _measured(
     groups: Values | None,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    """Return how often graph, lowered and fitted network are right, and what the fit gave back."""
+    """Return how good graph, lowered and fitted network are, and what the fit gave back."""
     start, _ = networks
-    right = {"graph": _float_classes(task, start, clips, on_progress) == clips.labels}
+    seen = {"graph": _float_outputs(task, start, clips, on_progress)}
     for name, network in zip(("lowered", "fitted"), networks, strict=True):
-        decided = network.readout.decide(simulate(network, clips.inputs).output)
-        right[name] = decided == clips.labels
-    facts: dict[str, Any] = {}
-    for name, hits in right.items():
-        interval = wilson(float(hits.mean()), len(hits))
-        facts[name] = {
-            "correct": int(hits.sum()),
-            "share": float(hits.mean()),
-            "lo": interval.lo,
-            "hi": interval.hi,
-        }
-    for name, first in (("gained", "lowered"), ("against_graph", "graph")):
-        facts[name] = asdict(paired_difference(right[first], right["fitted"], groups))
-    return facts
+        seen[name] = _seen(network, simulate(network, clips.inputs).output, clips)
+    if clips.classes:
+        scores = {name: (found == clips.labels).astype(np.float64) for name, found in seen.items()}
+        rows = {name: _rate(hits) for name, hits in scores.items()}
+    else:
+        scores = {name: np.abs(found - clips.labels).mean(1) for name, found in seen.items()}
+        rows = {name: {"mae": float(errors.mean())} for name, errors in scores.items()}
+    differences = {
+        name: asdict(paired_difference(scores[first], scores["fitted"], groups))
+        for name, first in (("gained", "lowered"), ("against_graph", "graph"))
+    }
+    return {**rows, **differences}
 
 
-def _float_classes(
+def _rate(hits: Values) -> dict[str, float | int]:
+    share = float(hits.mean())
+    interval = wilson(share, len(hits))
+    return {"correct": int(hits.sum()), "share": share, "lo": interval.lo, "hi": interval.hi}
+
+
+def _float_outputs(
     task: FineTuning, network: ChipNetwork, clips: ArrayClips, on_progress: OnProgress
-) -> npt.NDArray[np.int64]:
-    """Return what the graph decides, stepped as its file says."""
-    events = clips.inputs
+) -> Values:
+    """Return what the graph decides or gives, stepped as its file says."""
     # The chip has signals over one axis as images of height 1, the graph has them as they are.
+    events = clips.inputs
     values = events.reshape(*events.shape[:2], *graph_input_shape(task.graph))
     show = counter(on_progress, "clips through the graph")
     found = []
     for first in range(0, len(values), FLOAT_BATCH):
         part = values[first : first + FLOAT_BATCH] / network.input.units
         output = step_nir(task.graph, part, task.dt_s).output
-        found.append(network.readout.decide(output.reshape(*output.shape[:2], -1)))
+        output = output.reshape(*output.shape[:2], -1)
+        # The graph's own volts are what the chip's integers are scaled to.
+        found.append(
+            network.readout.decide(output) if clips.classes else network.readout.values(output, 1.0)
+        )
         show(min(first + FLOAT_BATCH, len(values)), len(values))
     return np.concatenate(found)

@@ -313,7 +313,9 @@ def fit_arrays(
         weight_decay=chip.weight_decay,
         select="val",
     )
-    loss = class_loss(logit_gain(start, chip, train))
+    loss = (
+        class_loss(logit_gain(start, chip, train)) if train.classes else target_loss(train.labels)
+    )
     return fit_lowered(
         start,
         loss,
@@ -322,7 +324,7 @@ def fit_arrays(
         choose,
         chip,
         settings,
-        classes=outputs_of(start),
+        classes=outputs_of(start) if train.classes else None,
         seed=seed,
         run_folder=run_folder,
         unrounded=unrounded,

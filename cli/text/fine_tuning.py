@@ -23,22 +23,17 @@ def print_fine_tuning(facts: dict[str, Any], *, json: bool) -> bool:
     for part in ("validation", "test"):
         if part not in facts:
             continue
-        table = make_table(
-            f"{clips[part]} {part} clips, {bits}-bit weights", "", "right", "share", "95 % interval",
-            **TITLED,
-        )  # fmt: skip
+        title = f"{clips[part]} {part} clips, {bits}-bit weights"
+        if facts["measure"] == "accuracy":
+            table = make_table(title, "", "right", "share", "95 % interval", **TITLED)
+        else:
+            table = make_table(title, "", facts["measure"], **TITLED)
         for name, text in ROWS.items():
-            rate = facts[part][name]
-            table.add_row(
-                text,
-                f"{rate['correct']:,}",
-                f"{rate['share']:.1%}",
-                f"{rate['lo']:.1%} .. {rate['hi']:.1%}",
-            )
+            table.add_row(text, *_cells(facts[part][name]))
         show(table)
-        show(f"fitted - lowered: {_points(facts[part]['gained'])}")
-        show(f"fitted - graph: {_points(facts[part]['against_graph'])}")
-    show("The validation clips chose the epoch, so that their share is a little too high.")
+        for what, against in (("gained", "lowered"), ("against_graph", "graph")):
+            show(f"fitted - {against}: {_difference(facts[part][what], facts['measure'])}")
+    show("The validation clips chose the epoch: on other clips it does a little worse.")
     kept = "No epoch was better than the lowered network, which is kept."
     if facts["epoch"] is not None:
         kept = f"Epoch {facts['epoch']} of {facts['epochs']} is kept."
@@ -56,9 +51,17 @@ def print_fine_tuning(facts: dict[str, Any], *, json: bool) -> bool:
     return bool(facts["holds"])
 
 
-def _points(difference: dict[str, Any]) -> str:
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if "mae" in row:
+        return (f"{row['mae']:.4g}",)
+    return f"{row['correct']:,}", f"{row['share']:.1%}", f"{row['lo']:.1%} .. {row['hi']:.1%}"
+
+
+def _difference(difference: dict[str, Any], measure: str) -> str:
+    rate = measure == "accuracy"
+    factor, digits, unit = (100, "+.1f", " points") if rate else (1, "+.4g", "")
     interval = ""
     if difference["lo"] is not None:
-        lo, hi = 100 * difference["lo"], 100 * difference["hi"]
-        interval = f", 95 % interval {lo:+.1f} .. {hi:+.1f}"
-    return f"{100 * difference['value']:+.1f} points{interval}"
+        lo, hi = (f"{factor * difference[end]:{digits}}" for end in ("lo", "hi"))
+        interval = f", 95 % interval {lo} .. {hi}"
+    return f"{factor * difference['value']:{digits}}{unit}{interval}"

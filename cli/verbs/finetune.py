@@ -76,8 +76,11 @@ def finetune(
         Option(help="Coding of data as the input's integers."),
     ] = "events",
     over_time: Annotated[
-        OverTime, Option(help="Way in which the outputs of all steps become a score.")
-    ] = "sum",
+        OverTime | None,
+        Option(
+            help="Way in which the outputs of all steps become a score; sum, for float targets mean."
+        ),
+    ] = None,
     votes: Annotated[int, Option(help="Number of neighbouring outputs per class.", min=1)] = 1,
     timesteps: TimestepsOption = None,
     allow_approximate: Annotated[

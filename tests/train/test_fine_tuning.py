@@ -80,6 +80,34 @@ def test_a_teacher_is_its_logits() -> None:
     assert taught[0].layers != finetune(start, graph, **options).layers
 
 
+def test_float_targets() -> None:
+    rng = np.random.default_rng(7)
+    graph = chain(
+        (FEATURES,), (1,), a=nir.Linear(rng.normal(0.3, 0.6, (16, FEATURES))), n=lif((16,)),
+        b=nir.Linear(rng.normal(0, 0.3, (1, 16))), m=li((1,)),
+    )  # fmt: skip
+
+    def steered(seed: int) -> tuple[Array, Array]:
+        inputs, _ = clips(seed)
+        return inputs, inputs[:, :, :6].mean((1, 2)) - inputs[:, :, 6:].mean((1, 2))
+
+    graph = complete(graph, [])
+    start = lowered(graph, over_time="mean")
+    options = {"train": steered(0), "validation": steered(1), "batch_size": 15}
+    found = finetune(start, graph, epochs=6, learning_rate=0.05, **options)
+
+    def error(network: ChipNetwork) -> float:
+        inputs, targets = steered(1)
+        seen = network.values(simulate(network, inputs).output)[:, 0]
+        return float(np.abs(seen - targets).mean())
+
+    assert error(found) < 0.7 * error(start)
+    with pytest.raises(RecipeError, match="classes on one side and float targets on the other"):
+        finetune(
+            start, graph, train=steered(0), validation=(steered(1)[0], np.zeros(CLIPS, dtype=int))
+        )
+
+
 def test_where_no_epoch_is_better_the_lowered_network_stays() -> None:
     graph = untrained(readout=False)
     start = lowered(graph)
