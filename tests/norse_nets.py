@@ -25,7 +25,7 @@ class LoopedConvNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, 4, 3)
         self.conv2 = nn.Conv2d(4, 6, 3)
-        self.fc1 = nn.Linear(6 * 2 * 2, 12)
+        self.fc1 = nn.Linear(6, 12)
         self.out = snn.LILinearCell(12, 5)
         self.lif0, self.lif1, self.lif2 = snn.LIFCell(EASY), snn.LIFCell(EASY), snn.LIFCell(EASY)
 
@@ -37,7 +37,7 @@ class LoopedConvNet(nn.Module):
             z = max_pool2d(z, 2, 2)
             z, s1 = self.lif1(10 * self.conv2(z), s1)
             z = max_pool2d(z, 2, 2)
-            z, s2 = self.lif2(self.fc1(z.view(-1, 24)), s2)
+            z, s2 = self.lif2(3 * self.fc1(z.view(-1, 6)), s2)
             v, so = self.out(relu(z), so)
             voltages[ts, :, :] = v
         return voltages
@@ -52,8 +52,8 @@ class EncodedImages(nn.Module):
         self.net = LoopedConvNet()
 
     def forward(self, x: Tensor) -> Tensor:
-        spikes = self.encoder(x.view(-1, 196) * 6.0)
-        voltages = self.net(spikes.reshape(14, x.shape[0], 1, 14, 14))
+        spikes = self.encoder(x.view(-1, 100) * 6.0)
+        voltages = self.net(spikes.reshape(14, x.shape[0], 1, 10, 10))
         largest, _ = torch.max(voltages, 0)
         return log_softmax(largest, dim=1)
 
@@ -146,7 +146,7 @@ class Integrators(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = snn.ConstantCurrentLIFEncoder(16)
+        self.encoder = snn.ConstantCurrentLIFEncoder(10)
         self.lif0, self.lif1 = snn.LIFCell(EASY), snn.LIFCell(EASY)
         self.li0, self.out = snn.LILinearCell(16, 10), snn.LILinearCell(10, 3)
 
@@ -154,7 +154,7 @@ class Integrators(nn.Module):
         spikes = self.encoder(3 * images.view(images.shape[0], 16))
         s0 = i0 = s1 = so = None
         outputs = []
-        for step in range(16):
+        for step in range(10):
             z, s0 = self.lif0(spikes[step], s0)
             z, i0 = self.li0(z, i0)
             z, s1 = self.lif1(4 * z, s1)
@@ -428,7 +428,7 @@ def state(*layers: nn.Module) -> nn.Module:
 def readme() -> nn.Module:
     return state(
         nn.Conv2d(1, 4, 3), snn.LIFCell(EASY), nn.MaxPool2d(2, 2), nn.Conv2d(4, 6, 3), snn.LIFCell(EASY),
-        nn.MaxPool2d(2, 2), nn.Flatten(), nn.Linear(24, 5), snn.LICell(),
+        nn.MaxPool2d(2, 2), nn.Flatten(), nn.Linear(6, 5), snn.LICell(),
     )  # fmt: skip
 
 
@@ -451,13 +451,13 @@ def fed_back() -> nn.Module:
 
 
 NETS: dict[str, Net] = {
-    "readme": Net("SequentialState of cells, max pooling", "README", readme, (1, 14, 14)),
+    "readme": Net("SequentialState of cells, max pooling", "README", readme, (1, 10, 10)),
     "lifted": Net("SequentialState over time, Lift, LIFRecurrent", "SequentialState", lifted, (2, 8, 8)),
     "lifted cells": Net("nn.Sequential of Lift alone", "Lift", lifted_cells, (1, 6, 6)),
     "wrapped": Net("module around a SequentialState of LIF", "Working with Norse", Wrapped, (10,)),
-    "conv net": Net("time loop into a tensor, max_pool2d, 10 * conv", "ConvNet", LoopedConvNet, (1, 14, 14)),
+    "conv net": Net("time loop into a tensor, max_pool2d, 10 * conv", "ConvNet", LoopedConvNet, (1, 10, 10)),
     "MNIST task": Net(
-        "image as constant current, encoder inside", "task: mnist", EncodedImages, (1, 14, 14),
+        "image as constant current, encoder inside", "task: mnist", EncodedImages, (1, 10, 10),
         left_out=("maximum over time", "log_softmax"),
     ),
     "CIFAR task": Net(

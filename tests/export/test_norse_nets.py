@@ -208,7 +208,7 @@ def test_samples_of_another_length_than_the_module_takes_are_refused() -> None:
     inputs[:, 2:] = 0
     with pytest.raises(ExportError, match="shows one input at every step"):
         to_nir(made("integrators"), (4, 4), DT_S, samples=inputs)
-    with pytest.raises(ExportError, match="takes 16 steps, all alike, these inputs have 5"):
+    with pytest.raises(ExportError, match="takes 10 steps, all alike, these inputs have 5"):
         trace_module(made("integrators"), inputs)
 
 
