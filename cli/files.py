@@ -28,7 +28,8 @@ def keep_apart(out: Path | None, *inputs: Path | None) -> None:
     for path in inputs:
         if path is None:
             continue
-        theirs = {path.resolve(), path.with_name(f"{path.name}.json").resolve()}
+        file, _ = _file_and_name(path)
+        theirs = {file.resolve(), file.with_name(f"{file.name}.json").resolve()}
         if mine & theirs:
             raise UsageError(f"{out}: is read as {path}; give another name to write to")
 
@@ -47,15 +48,25 @@ def read_array(path: Path, *, text: bool = False) -> np.ndarray[Any, Any]:
     """Read an array of numbers from a .npy file; nothing is unpickled.
 
     Args:
-        path: The file.
+        path: The file, or one array of a .npz file, such as train.npz:labels.
         text: Whether it may hold words instead, such as names of people.
 
     Raises:
         ArrayFileError: No such file, or something else in it.
     """
-    from knarr.arrays import read_npy  # here, so that help and a wrong option answer at once
+    # Here, so that help and a wrong option answer at once.
+    from knarr.arrays import read_npy, read_npz
 
+    file, name = _file_and_name(path)
+    if name is not None:
+        return read_npz(file, name, text=text)[name]
     return read_npy(path, text=text)
+
+
+def _file_and_name(path: Path) -> tuple[Path, str | None]:
+    """Part train.npz:labels into the file and the name of its array; None for a file alone."""
+    file, _, name = str(path).rpartition(":")
+    return (Path(file), name) if file.endswith(".npz") and not path.exists() else (path, None)
 
 
 def read_arrays(path: Path) -> np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]:

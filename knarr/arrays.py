@@ -48,7 +48,7 @@ def read_npy(path: Path, *, text: bool = False) -> np.ndarray[Any, Any]:
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
         if start[:2] == ZIP_MAGIC:
-            raise ArrayFileError(f"{path}: holds several arrays (.npz); save one with numpy.save")
+            raise ArrayFileError(f"{path}: holds several arrays (.npz); name one, as {path}:inputs")
         if start != MAGIC:
             raise ArrayFileError(f"{path}: not a .npy array of numbers; save one with numpy.save")
         file.seek(0)
@@ -63,11 +63,19 @@ def read_npy(path: Path, *, text: bool = False) -> np.ndarray[Any, Any]:
     return _plain(array)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def read_npz(
+    path: Path, only: str | None = None, *, text: bool = False
+) -> dict[str, np.ndarray[Any, Any]]:
     """Read all arrays of numbers of a .npz file, by name.
 
+    Args:
+        path: the file.
+        only: name of the one array that is read, whatever the others hold; None for all.
+        text: whether they may hold words instead.
+
     Raises:
-        ArrayFileError: no such file, damaged, something else than numbers in it, or too large.
+        ArrayFileError: no such file, damaged, something else than numbers in it, too large, or no
+            array of that name.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,6 +86,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
+                if only not in (None, name):
+                    continue
                 unpacked += member.file_size
                 if name == member.filename or unpacked > MAX_UNPACKED_BYTES:
                     raise ArrayFileError(
@@ -86,11 +96,14 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
                     )
                 with archive.open(member) as file:
                     where = f"{path}: array '{name}'"
-                    header = _header(file, where)
+                    header = _header(file, where, text=text)
                     content = file.read()
                 _require_bytes(header, len(content), where)
                 flat = np.frombuffer(content, header.dtype, math.prod(header.shape))
                 arrays[name] = _plain(flat.reshape(header.shape, order=header.order))
+            if only is not None and only not in arrays:
+                names = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:8])
+                raise ArrayFileError(f"{path}: has no array '{only}'; choose one of {names}")
     except ArrayFileError:
         raise
     except Exception as error:  # zipfile and zlib raise whatever the damaged bytes lead to

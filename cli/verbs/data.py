@@ -27,7 +27,7 @@ GENERATED = {
 
 data_app = typer.Typer(
     no_args_is_help=True,
-    help="Check a folder of data, generate data, or make events of any video.",
+    help="Check a folder of data, generate data, or make arrays of event recordings and of videos.",
     epilog="Example: knarr data check nmnist nmnist_small",
 )
 app.add_typer(data_app, name="data")
@@ -276,7 +276,11 @@ def _events_of_recordings(
     from knarr.train import convert_recordings
 
     made = convert_recordings(
-        source, out, steps, progress=counter(show_progress, "recordings"), **options
+        source,
+        out,
+        steps,
+        progress=counter(show_progress, "recordings checked, then written"),
+        **options,
     )
     facts = made.to_json()
     if not json:
@@ -288,8 +292,9 @@ def _events_of_recordings(
             "classes": ", ".join(made.classes) or "none",
             "events": made.losses.events,
             "of these": made.losses.sentences() or "all are in the file",
-            "left out": list(made.skipped),
         }
+        if made.skipped:
+            facts["left out"] = list(made.skipped)
     print_facts(facts, json=json)
     finish(not made.skipped)
 

@@ -368,3 +368,30 @@ def test_bad_modules_are_one_line_and_leave_no_file(
     assert words in err
     assert err.count("\n") == 1
     assert not Path("student.nir").exists()
+
+
+def test_arrays_of_one_file_are_named(knarr: Knarr, net: Path, tmp_path: Path) -> None:
+    spikes = np.load(tmp_path / "in.npy")
+    np.savez(
+        tmp_path / "all.npz", inputs=spikes, labels=np.array([0, 2]), names=np.array(["a", "b"])
+    )
+    np.save(tmp_path / "labels.npy", [0, 2])
+    of_npy = knarr("simulate", net, "--data", "in.npy", "--labels", "labels.npy", "--json")
+    labels = ("--labels", "all.npz:labels")
+    of_npz = knarr("simulate", net, "--data", "all.npz:inputs", *labels, "--json")
+    assert (of_npz.returncode, of_npy.returncode) == (0, 0), of_npz.stderr
+    facts, expected = (json.loads(result.stdout) for result in (of_npz, of_npy))
+    for speed in ("samples_per_second", "seconds"):
+        assert facts.pop(speed) > 0 < expected.pop(speed)
+    assert facts == expected
+    over = ("--data", "all.npz:inputs", "--out", "all.npz")
+    one_line(knarr("simulate", net, *over), 2, "is read as")
+    for given, words in (
+        ("all.npz", "holds several arrays (.npz); name one, as all.npz:inputs"),
+        ("all.npz:x", "has no array 'x'; choose one of inputs, labels, names"),
+        ("all.npz:names", "not plain numbers"),
+        ("no.npz:inputs", "no.npz: no such file"),
+    ):
+        one_line(knarr("simulate", net, "--data", given), 2, words)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "all.npz").read_bytes()[:200])
+    one_line(knarr("simulate", net, "--data", "cut.npz:inputs"), 2, "cut.npz", "numpy.savez")
