@@ -232,9 +232,10 @@ class Branching:
         self.edges.append((last, "output"))
 
 
-def events(branching: Branching, seed: int, bits: int = 1) -> Array:
-    """Inputs that drive it: spikes, or payloads of so many bits."""
+def events(branching: Branching, seed: int, bits: int = 1, *, signed: bool = False) -> Array:
+    """Inputs that drive it: spikes, or payloads of so many bits, or either with a sign."""
     rng = np.random.default_rng(seed)
     shape = (2, TIMESTEPS, *branching.input_shape)
     active = rng.random(shape) < 0.45
-    return (active * rng.integers(1, 2**bits, shape)).astype(np.uint8)
+    payloads = active * rng.integers(1, 2**bits, shape)
+    return payloads * rng.choice([-1, 1, 1], shape) if signed else payloads

@@ -21,8 +21,8 @@ from knarr.hw_sim import simulate
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "conv_nets.py"
 WHOLE = "KNARR_CONFORMANCE" in os.environ
-SEEDS = range(200) if WHOLE else (0, 2, 3, 196)
-"""The few hold a 'same' of an even kernel, a pool that does not divide before a padded convolution, and batch-norm."""
+SEEDS = range(200) if WHOLE else (2, 5)
+"""The two hold a 'same' of an even kernel, pools before padded convolutions, and batch-norm."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
