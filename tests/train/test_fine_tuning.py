@@ -64,6 +64,31 @@ def test_what_the_graph_never_knew_is_learned_in_the_bits_that_are_asked_for(
     assert found.lowered_from == start.graph_hash
 
 
+def test_a_branch_that_is_handed_on_stays_what_it_carries() -> None:
+    rng = np.random.default_rng(5)
+    graph = chain(
+        (FEATURES,), (CLASSES,), a=nir.Linear(rng.normal(0.3, 0.6, (16, FEATURES))), n=lif((16,)),
+        b=nir.Linear(rng.normal(0.3, 0.4, (8, 16))), m=lif((8,), tau=rng.uniform(0.002, 0.006, 8)),
+        c=nir.Linear(rng.normal(0.2, 0.4, (CLASSES, 8))), o=lif((CLASSES,), tau=np.full(CLASSES, 0.002)),
+    )  # fmt: skip
+    graph.nodes["d"] = nir.Linear(rng.normal(0.2, 0.4, (CLASSES, 16)))
+    graph.edges += [("n", "d"), ("d", "o")]
+    start = lowered(complete(graph, []))
+    middle = start.layers[1]
+    handed_on = slice(8, 24)
+    assert len(middle.weight_int) == 24
+    assert (np.count_nonzero(middle.weight_int[handed_on], axis=1) == 1).all()
+    options = {"train": clips(0), "validation": clips(1), "batch_size": 30, "learning_rate": 0.05}
+    found = finetune(start, graph, epochs=3, **options)
+    assert correct(found, 1) > correct(start, 1)
+    fitted = found.layers[1]
+    assert np.array_equal(fitted.weight_int[handed_on], middle.weight_int[handed_on])
+    assert np.array_equal(fitted.neuron.vth_int[handed_on], middle.neuron.vth_int[handed_on])
+    assert not np.array_equal(fitted.weight_int[:8], middle.weight_int[:8])
+    # The decays of its own neurons differ, and stay.
+    assert np.array_equal(fitted.neuron.v_decay, middle.neuron.v_decay)
+
+
 def test_a_teacher_is_its_logits() -> None:
     class Counts(nn.Module):
         """Says what of the three thirds of the inputs there is most of."""

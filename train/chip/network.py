@@ -39,7 +39,14 @@ from knarr.hw_sim import (
 )
 from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.coding import MAX_BIAS
-from knarr.hw_sim.network import DECAY_UNITY, TRAINED, Layer, Register, register_range
+from knarr.hw_sim.network import (
+    DECAY_UNITY,
+    TRAINED,
+    Layer,
+    Register,
+    register_array,
+    register_range,
+)
 from knarr.hw_sim.recording import INPUT_LAYER
 from knarr.train.chip.limits import UNIT, Limits, excess, series
 from knarr.train.chip.neurons import Steps, Surrogate, cuba
@@ -108,7 +115,12 @@ class ChipLayer(nn.Module):
         first = _first_step(layer, units)
         self.first_step: Tensor
         self.register_buffer("first_step", torch.tensor(first, dtype=torch.float64))
-        self.step = _parameter(1.0, "steps" in learn)
+        relays = relay_rows(layer)
+        # Relay neurons stay as they are: they carry a branch past this layer, and what they carry
+        # would change with them. So does the step, which would round them anew.
+        self.step = _parameter(1.0, "steps" in learn and not relays.any())
+        self.relays: Tensor
+        self.register_buffer("relays", torch.from_numpy(relays), persistent=False)
         weight = layer.weight_int.astype(np.float64)
         if unrounded is not None:
             weight = _checked(layer, unrounded, grid)
@@ -153,17 +165,17 @@ class ChipLayer(nn.Module):
         over_units = step / self.units
         whole = torch.ones_like(step)
         found = {
-            "weight": self.synapse.integers(step),
+            "weight": self._held(self.synapse.integers(step)),
             "threshold": step.new_tensor(float(NON_SPIKING_VTH)),
         }
         if self.threshold is not None:
             grid = QuantisationGrid(0, limits.vth_max)
-            found["threshold"] = rounded(self.threshold, over_units, grid)
+            found["threshold"] = self._held(rounded(self.threshold, over_units, grid))
         if self.bias is not None:
             grid = QuantisationGrid(-limits.bias_max, limits.bias_max)
-            found["bias"] = rounded(self.bias, over_units, grid)
+            found["bias"] = self._held(rounded(self.bias, over_units, grid))
         if self.recurrent is not None:
-            found["recurrent"] = rounded(self.recurrent, over_units, self.synapse.grid)
+            found["recurrent"] = self._held(rounded(self.recurrent, over_units, self.synapse.grid))
         for name, start, change, ends in (
             ("i_decay", self.start_i, self.i_decay, limits.i_decays),
             ("v_decay", self.start_v, self.v_decay, limits.v_decays),
@@ -172,6 +184,17 @@ class ChipLayer(nn.Module):
             factor = torch.where(_forgets_some(start), change, 1.0)
             found[name] = rounded(start * factor, whole, QuantisationGrid(*ends))
         return found
+
+    def _held(self, integers: Tensor) -> Tensor:
+        """Return the integers of outputs or neurons, those of relay neurons without a gradient."""
+        if not self.relays.any():
+            return integers
+        if not integers.ndim:
+            return integers.detach()  # one threshold, relay neurons among those that share it
+        rows = self.relays.repeat_interleave(len(integers) // len(self.relays))
+        return torch.where(
+            rows.reshape(-1, *(1,) * (integers.ndim - 1)), integers.detach(), integers
+        )
 
     def current_step(self) -> Tensor:
         """Return the float value of one integer of a weight, 0-d."""
@@ -299,6 +322,29 @@ def _parameter(value: float | npt.NDArray[np.floating[Any]], learns: bool) -> nn
     # A copy: as_tensor shares the memory of an array.
     tensor = torch.as_tensor(value, dtype=torch.float64).clone()
     return nn.Parameter(tensor, requires_grad=learns)
+
+
+def relay_rows(layer: Layer) -> npt.NDArray[np.bool_]:
+    """Tell which outputs only hand on what they hear, step by step, as lowering makes them.
+
+    Returns:
+        (neurons,), of a convolution (channels,): one weight that fires at once, no bias, no loop,
+        and a current that forgets everything.
+    """
+    weight = layer.weight_int.reshape(len(layer.weight_int), -1)
+
+    def rows(register: Register) -> npt.NDArray[Any]:
+        return register_array(register, layer.output_shape).reshape(len(weight), -1)
+
+    found = np.count_nonzero(weight, axis=1) == 1
+    found &= (weight.max(axis=1)[:, None] > rows(layer.neuron.vth_int)).all(axis=1)
+    found &= (rows(layer.neuron.i_decay) == DECAY_UNITY).all(axis=1)
+    if layer.bias_int is not None:
+        found &= layer.bias_int == 0
+    if isinstance(layer, Recurrent):
+        found &= ~layer.recurrent_int.any(axis=1)
+    # A layer of nothing else is a layer of its own, which may learn.
+    return found if not found.all() else np.zeros_like(found)
 
 
 def _forgets_some(register: Any) -> Any:
