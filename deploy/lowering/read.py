@@ -27,7 +27,7 @@ from knarr.export.graph.parameters import delay_steps, float64
 from knarr.export.graph.paths import (
     Convolution,
     LinearPaths,
-    Path,
+    SourcePath,
     as_image,
     identity,
     plus,
@@ -353,7 +353,7 @@ class _Reader:
         # Without a gain nothing arrives, whatever the weight.
         return np.where(gain == 0, 1.0, gain)
 
-    def _looped(self, name: str, path: Path) -> Float64:
+    def _looped(self, name: str, path: SourcePath) -> Float64:
         """Return the matrix through which a neuron hears itself one step later.
 
         Raises:
@@ -386,7 +386,7 @@ class _Reader:
             joined = plus(one.convolution, other.convolution)
         return Hearing(one.source, joined, lambda: one.matrix() + other.matrix(), one.delay)
 
-    def _synapse(self, path: Path) -> str | None:
+    def _synapse(self, path: SourcePath) -> str | None:
         """Return the name that a layer gets from a path: of its last synapse, else of a pool."""
         for kinds in ((*LINEARS, *CONVS), (*POOLS, nir.Scale)):
             for name in reversed(path.passed):
@@ -394,7 +394,7 @@ class _Reader:
                     return name
         return None
 
-    def _note_folds(self, path: Path, synapse: str) -> None:
+    def _note_folds(self, path: SourcePath, synapse: str) -> None:
         notes = self.notes.folded
         for name in path.passed:
             node = self.paths.nodes[name]
@@ -412,7 +412,7 @@ class _Reader:
 
     # --- one path
 
-    def _links(self, path: Path) -> list[Convolution | None]:
+    def _links(self, path: SourcePath) -> list[Convolution | None]:
         """Return the nodes of a path as convolutions, delays left out."""
         links = self.paths.links(path)
         named = zip(path.passed, links, strict=True)
@@ -422,7 +422,7 @@ class _Reader:
             found = [identity(as_image(shape)) if len(shape) in (2, 3) else None]
         return found
 
-    def _hearing(self, path: Path, target: str) -> Hearing:
+    def _hearing(self, path: SourcePath, target: str) -> Hearing:
         """Return what a path hands on."""
         delay = self._delay(path)
         links = self._links(path)
@@ -444,7 +444,7 @@ class _Reader:
         return Hearing(path.source, found, lambda: self.paths.matrix(path), delay)
 
     def _windows(
-        self, path: Path, window: Convolution, rest: list[Convolution | None], at: str
+        self, path: SourcePath, window: Convolution, rest: list[Convolution | None], at: str
     ) -> Hearing:
         """Return what a path hands on by way of relay neurons, one for each pixel of a window."""
         name = f"{at}_windows"
@@ -467,11 +467,11 @@ class _Reader:
             both = then(found, link)
             if both is None:
                 # Relay neurons send spikes, so that the same can be done with them.
-                return self._windows(Path(name, path.passed), found, rest[position:], name)
+                return self._windows(SourcePath(name, path.passed), found, rest[position:], name)
             found = both
         return Hearing(name, found, lambda: as_matrix(found))
 
-    def _delay(self, path: Path) -> Int32 | int:
+    def _delay(self, path: SourcePath) -> Int32 | int:
         """Return the delays of a path per synapse.
 
         Raises:

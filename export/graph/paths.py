@@ -268,7 +268,7 @@ def plus(one: Convolution, other: Convolution) -> Convolution | None:
 
 
 @dataclass(frozen=True)
-class Path:
+class SourcePath:
     """A way from a source to a node.
 
     Args:
@@ -302,13 +302,13 @@ class LinearPaths:
         self.entering, self.leaving = entering, leaving
         self._offsets: dict[str, Float64] = {}
 
-    def into(self, target: str) -> list[Path]:
+    def into(self, target: str) -> list[SourcePath]:
         """List the paths that end at a node, in the order of the edges.
 
         Raises:
             ExportError: more than can be told apart, or a loop of delays without a neuron.
         """
-        found: list[Path] = []
+        found: list[SourcePath] = []
         waiting: list[tuple[str, tuple[str, ...], int]] = [(target, (), 0)]
         while waiting:
             here, passed, lag = waiting.pop()
@@ -316,7 +316,7 @@ class LinearPaths:
             edges += [(source, 1) for source in self.order.looping[here]]
             for source, steps in reversed(edges):
                 if isinstance(self.nodes[source], STOPS):
-                    found.append(Path(source, passed, lag + steps))
+                    found.append(SourcePath(source, passed, lag + steps))
                 elif source in passed:
                     raise ExportError(
                         f"node '{source}': lies on a loop without a neuron, whose sum never ends; put a neuron into it"
@@ -329,14 +329,14 @@ class LinearPaths:
                 )
         return found
 
-    def links(self, path: Path) -> list[Convolution | None]:
+    def links(self, path: SourcePath) -> list[Convolution | None]:
         """Return the nodes of a path as convolutions, None for those that are none."""
         return [
             as_convolution(self.nodes[name], self.entering[name], self.leaving[name])
             for name in path.passed
         ]
 
-    def matrix(self, path: Path, passed: tuple[str, ...] | None = None) -> Float64:
+    def matrix(self, path: SourcePath, passed: tuple[str, ...] | None = None) -> Float64:
         """Return a path, or a part of what it passes, as a matrix (features out, features in), delays left out.
 
         Raises:

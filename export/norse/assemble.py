@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from knarr.export.errors import ExportError, refusal
 from knarr.export.norse.layers import KINDS, Layer, Layers
 from knarr.export.norse.modules import INPUT, OUTPUT, Scale, SumPool2d
-from knarr.export.norse.recorder import ANY, LAST, LayoutError, Recorder, node_name
+from knarr.export.norse.recorder import ANY, LAST, LayoutError, ModuleRecorder, node_name
 from knarr.export.norse.steps import as_cell
 from knarr.export.norse.values import (
     STEP,
@@ -31,7 +31,7 @@ from knarr.export.norse.values import (
     Joined,
     Neurons,
     Opaque,
-    Steps,
+    StackedSteps,
     Value,
     Viewed,
     at,
@@ -63,7 +63,7 @@ class ForgetsError(ExportError):
 
 
 @dataclass(frozen=True, eq=False)
-class Readout:
+class OutputReading:
     """The part of a module behind the output of its graph, and what it says about that output.
 
     Args:
@@ -97,7 +97,9 @@ class Readout:
         return output.transpose(0, 1) if "".join(self.lead) == "TB" else output
 
 
-def assemble(recorder: Recorder, output: Value, given: Tensor) -> tuple[Layers, Readout]:
+def assemble(
+    recorder: ModuleRecorder, output: Value, given: Tensor
+) -> tuple[Layers, OutputReading]:
     """Return the layers of one step, and how the module's output follows from them.
 
     Args:
@@ -122,7 +124,7 @@ def assemble(recorder: Recorder, output: Value, given: Tensor) -> tuple[Layers, 
     # What the module does not have itself steps as its first neurons do.
     dt_s = next((neurons.dt for neurons in recorder.neurons if neurons.dt), 0.001)
     build = _Assembly(recorder, steps - 1, dt_s, faults)
-    readout = Readout((), (), None, (), ())
+    readout = OutputReading((), (), None, (), ())
     if not faults:
         readout = build.readout(output, given)
         build.place_delayed()
@@ -151,7 +153,7 @@ def assemble(recorder: Recorder, output: Value, given: Tensor) -> tuple[Layers, 
 class _Assembly:
     """Layers that are placed one after the other, sources first."""
 
-    recorder: Recorder
+    recorder: ModuleRecorder
     now: int
     dt_s: float
     faults: list[str]
@@ -167,7 +169,7 @@ class _Assembly:
 
     # -- the output ------------------------------------------------------------------------------
 
-    def readout(self, output: Value, given: Tensor) -> Readout:
+    def readout(self, output: Value, given: Tensor) -> OutputReading:
         """Return what reaches the graph's output, and what the module does behind it."""
         left_out: list[str] = []
         value, every_step = output, False
@@ -194,7 +196,7 @@ class _Assembly:
             left_out.append("last step alone")
         base = here.argument if isinstance(here, Viewed) else here
         wires = self.wires(base if type(base) is not Given else here)
-        return Readout(wires, tuple(left_out[::-1]), tensor, lead, tuple(behind))
+        return OutputReading(wires, tuple(left_out[::-1]), tensor, lead, tuple(behind))
 
     def _behind(self, value: Value) -> tuple[str, Value, Callable[[Tensor], Tensor] | None] | None:
         """Return what was done last to a value, to which, and the function itself.
@@ -231,7 +233,7 @@ class _Assembly:
             return ("view", value.features, self._core(value.argument))
         if isinstance(value, (Added, Joined)):
             return (type(value).__name__, *(self._core(part) for part in value.parts))
-        if isinstance(value, Steps):
+        if isinstance(value, StackedSteps):
             return self._core(value.steps[self.now])
         return ("input",) if type(value) is Given else id(value)
 

@@ -22,11 +22,11 @@ from knarr.export.arguments import as_inputs
 from knarr.export.errors import CertificateError, ExportError, refusal
 from knarr.export.graph.step import Trace
 from knarr.export.graph.step_synapses import add_up
-from knarr.export.norse.assemble import ForgetsError, Readout, assemble
+from knarr.export.norse.assemble import ForgetsError, OutputReading, assemble
 from knarr.export.norse.layers import NEURON_CELLS, Layers, UnknownKindError, take_apart
-from knarr.export.norse.recorder import ANY, LayoutError, Recorder
+from knarr.export.norse.recorder import ANY, LayoutError, ModuleRecorder
 from knarr.export.norse.trace_leaves import trace_leaves
-from knarr.export.norse.values import STEP, Held, Steps, Value
+from knarr.export.norse.values import STEP, Held, StackedSteps, Value
 
 Way = str
 TIME_FIRST, SAMPLES_FIRST, STATE, HELD, CONSTANT = (
@@ -209,7 +209,7 @@ def _observe(module: nn.Module, inputs: npt.NDArray[Any], way: Way) -> Observati
             f"module: cannot be copied ({type(error).__name__}: {error}); set states that it keeps to None first"
         ) from error
     x = torch.as_tensor(inputs).to(torch.float32)
-    recorder = Recorder(running)
+    recorder = ModuleRecorder(running)
     try:
         output = _RUN[way](recorder, running, x)
     except ExportError as error:
@@ -233,7 +233,7 @@ def _observe(module: nn.Module, inputs: npt.NDArray[Any], way: Way) -> Observati
     return Observation(layers, trace, x[:, :steps].numpy(), way)
 
 
-def _require_output(readout: Readout, output: Tensor) -> None:
+def _require_output(readout: OutputReading, output: Tensor) -> None:
     """Check that what the module gave its caller follows from the output of its layers.
 
     Raises:
@@ -254,12 +254,12 @@ def _require_output(readout: Readout, output: Tensor) -> None:
         )
 
 
-_Run = Callable[[Recorder, nn.Module, Tensor], tuple[Value, Tensor]]
+_Run = Callable[[ModuleRecorder, nn.Module, Tensor], tuple[Value, Tensor]]
 """Runs a module on (samples, timesteps, *features); gives its output and where that came from."""
 
 
 def _over_time(lead: tuple[str, ...]) -> _Run:
-    def run(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
+    def run(recorder: ModuleRecorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
         # Steps lie in memory as a graph's stepper finds them: another order may sum, and round, in another order.
         given = x if lead[0] == "B" else x.transpose(0, 1)
         recorder.give(given, lead)
@@ -270,7 +270,7 @@ def _over_time(lead: tuple[str, ...]) -> _Run:
     return run
 
 
-def _constant(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
+def _constant(recorder: ModuleRecorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
     given = x[:, 0].contiguous()
     recorder.give(given, STEP)
     with recorder.watching():
@@ -278,7 +278,7 @@ def _constant(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, 
     return _output(recorder, result)
 
 
-def _last(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
+def _last(recorder: ModuleRecorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
     given = x.movedim(1, -1)
     recorder.give_last(given)
     with recorder.watching():
@@ -287,7 +287,7 @@ def _last(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tens
 
 
 def _steps(*, state: bool) -> _Run:
-    def run(recorder: Recorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
+    def run(recorder: ModuleRecorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
         held: Any = None
         values: list[Value] = []
         outputs: list[Tensor] = []
@@ -311,7 +311,7 @@ def _steps(*, state: bool) -> _Run:
         if longest not in (0, 1, x.shape[1]):
             raise LayoutError("module: steps its neurons more than once in a call")
         recorder.lengths["T"] = x.shape[1]
-        every = Steps(("T", "B"), values[-1].features, None, tuple(values))
+        every = StackedSteps(("T", "B"), values[-1].features, None, tuple(values))
         return every, torch.stack(outputs)
 
     return run
@@ -327,7 +327,7 @@ _RUN: dict[Way, _Run] = {
 }
 
 
-def _output(recorder: Recorder, result: Any) -> tuple[Value, Tensor]:
+def _output(recorder: ModuleRecorder, result: Any) -> tuple[Value, Tensor]:
     """Return the one output of a module with where it came from; states beside it are no outputs."""
     first = result
     while isinstance(first, tuple) and first:
@@ -354,11 +354,11 @@ def _output(recorder: Recorder, result: Any) -> tuple[Value, Tensor]:
 
 def _is_state(value: Value) -> bool:
     """Tell whether a value is a state that neurons hold, or a record of it over time."""
-    steps = value.steps if isinstance(value, Steps) else (value,)
+    steps = value.steps if isinstance(value, StackedSteps) else (value,)
     return all(isinstance(step, Held) for step in steps)
 
 
-def _trace(recorder: Recorder, layers: Layers, x: Tensor) -> Trace:
+def _trace(recorder: ModuleRecorder, layers: Layers, x: Tensor) -> Trace:
     """Return what the neurons of the layers did, and the output that follows."""
     placed = {leaf.name for leaf in layers.leaves}
     own = [neurons for neurons in recorder.neurons if neurons.name in placed]

@@ -40,7 +40,7 @@ from knarr.export.norse.values import (
     Neurons,
     Opaque,
     Shape,
-    Steps,
+    StackedSteps,
     Value,
     Viewed,
     at,
@@ -77,7 +77,7 @@ class LayoutError(ExportError):
     """The module reads its input's axes in another order than it was given in."""
 
 
-class Recorder(TorchFunctionMode):
+class ModuleRecorder(TorchFunctionMode):
     """Watches one run of a module.
 
     Args:
@@ -510,7 +510,7 @@ class Recorder(TorchFunctionMode):
         if not steps or any(step is None for step in steps):
             return None
         self.lengths.setdefault("T", len(steps))
-        return Steps(
+        return StackedSteps(
             lead, tuple(x.shape[2:]), None, tuple(step for step in steps if step is not None)
         )
 
@@ -525,7 +525,7 @@ class Recorder(TorchFunctionMode):
         if times == list(range(len(found))) and dim in (0, 1, -1):
             self.lengths.setdefault("T", len(found))
             lead = {0: ("T", "B"), 1: ("B", "T"), -1: ("B", LAST)}[dim]
-            return Steps(lead, found[0].features, None, tuple(found))
+            return StackedSteps(lead, found[0].features, None, tuple(found))
         if dim == 0:
             # What a sum along this axis makes an addition of.
             return Opaque(
@@ -587,7 +587,9 @@ class Recorder(TorchFunctionMode):
             # Single steps behind each other are all of them.
             self.lengths.setdefault("T", len(found))
             steps = tuple(replace(part, lead=STEP) for part in found)
-            return Steps(("T", "B") if axis == 0 else ("B", "T"), found[0].features, None, steps)
+            return StackedSteps(
+                ("T", "B") if axis == 0 else ("B", "T"), found[0].features, None, steps
+            )
         if axis != len(lead) or not found[0].features:
             return None
         features = tuple(result.shape[len(lead) :])
@@ -844,16 +846,16 @@ class Recorder(TorchFunctionMode):
 
 
 _LAYERS: dict[str, Any] = {
-    "linear": Recorder._linear,
-    "matmul": Recorder._product,
-    "mm": Recorder._product,
-    "__matmul__": Recorder._product,
-    "conv1d": Recorder._conv,
-    "conv2d": Recorder._conv,
-    "batch_norm": Recorder._norm,
-    "avg_pool2d": Recorder._pool,
-    "lp_pool2d": Recorder._lp_pool,
-    "max_pool2d": Recorder._maximum,
+    "linear": ModuleRecorder._linear,
+    "matmul": ModuleRecorder._product,
+    "mm": ModuleRecorder._product,
+    "__matmul__": ModuleRecorder._product,
+    "conv1d": ModuleRecorder._conv,
+    "conv2d": ModuleRecorder._conv,
+    "batch_norm": ModuleRecorder._norm,
+    "avg_pool2d": ModuleRecorder._pool,
+    "lp_pool2d": ModuleRecorder._lp_pool,
+    "max_pool2d": ModuleRecorder._maximum,
 }
 
 

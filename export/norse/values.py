@@ -118,7 +118,7 @@ class Joined(Value):
 
 
 @dataclass(frozen=True, eq=False)
-class Steps(Value):
+class StackedSteps(Value):
     """A value of every step, put together."""
 
     steps: tuple[Value, ...]
@@ -143,7 +143,7 @@ class Opaque(Value):
 
 def at(value: Value, step: int) -> Value:
     """Return the value of one step; what is the same at every step stays as it is."""
-    if isinstance(value, Steps):
+    if isinstance(value, StackedSteps):
         return value.steps[step]
     if not value.over_time:
         return value
@@ -187,7 +187,7 @@ def is_spikes(value: Value | None) -> bool:
         return is_spikes(value.argument)
     if isinstance(value, Joined):
         return all(is_spikes(part) for part in value.parts)
-    return isinstance(value, Steps) and all(is_spikes(step) for step in value.steps)
+    return isinstance(value, StackedSteps) and all(is_spikes(step) for step in value.steps)
 
 
 def never_negative(value: Value | None) -> bool:
@@ -199,6 +199,6 @@ def never_negative(value: Value | None) -> bool:
         return never_negative(value.argument)
     if isinstance(value, (Added, Joined)):
         return all(never_negative(part) for part in value.parts)
-    if isinstance(value, Steps):
+    if isinstance(value, StackedSteps):
         return all(never_negative(step) for step in value.steps)
     return is_spikes(value)

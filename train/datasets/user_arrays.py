@@ -166,7 +166,7 @@ def _files(root: Path, given: str) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class _File:
+class _ArrayFile:
     """The arrays of one file under the names of KEYS, each with an axis of clips.
 
     Args:
@@ -180,7 +180,7 @@ class _File:
     one_clip: bool
 
 
-def _read(path: Path) -> _File:
+def _read(path: Path) -> _ArrayFile:
     try:
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
@@ -222,10 +222,10 @@ def _read(path: Path) -> _File:
     if one_clip:
         named = {key: values[None] for key, values in named.items()}
     _check(path, named)
-    return _File(path, named, one_clip)
+    return _ArrayFile(path, named, one_clip)
 
 
-def _joined(source: Path, files: list[_File]) -> UserSplit:
+def _joined(source: Path, files: list[_ArrayFile]) -> UserSplit:
     """Put the clips of all files behind each other."""
     first = files[0].arrays
     for one in files:
@@ -252,7 +252,7 @@ def _joined(source: Path, files: list[_File]) -> UserSplit:
     )
 
 
-def _names(one: _File, alone: bool) -> list[str]:
+def _names(one: _ArrayFile, alone: bool) -> list[str]:
     if "names" in one.arrays:
         return [str(name) for name in one.arrays["names"]]
     if one.one_clip:
@@ -261,7 +261,7 @@ def _names(one: _File, alone: bool) -> list[str]:
     return [f"{stem}{number}" for number in range(len(one.arrays["inputs"]))]
 
 
-def _check_alike(source: Path, first: dict[str, AnyArray], one: _File) -> None:
+def _check_alike(source: Path, first: dict[str, AnyArray], one: _ArrayFile) -> None:
     """Refuse a file whose clips do not go with those of the first one."""
     if one.arrays.keys() != first.keys():
         differ = "', '".join(sorted(one.arrays.keys() ^ first.keys()))

@@ -46,7 +46,7 @@ class OpenAxisError(CountError):
 
 
 @dataclass
-class Batch:
+class BatchAxes:
     """The batches of all inputs, as far as they are known.
 
     Args:
@@ -65,7 +65,7 @@ class Batch:
 
 def set_batch(
     path: Path, inputs: Mapping[str, Any], shapes: Mapping[str, Shape], batch_axis: int | None
-) -> Batch:
+) -> BatchAxes:
     """Give every input a static shape, with batch 1 where a batch may be; written into the model.
 
     Args:
@@ -81,7 +81,7 @@ def set_batch(
         raise CountError(
             f"{path}: has no input '{unknown[0]}', its inputs are {', '.join(inputs)}; name one"
         )
-    found = Batch()
+    found = BatchAxes()
     groups: dict[str, list[str]] = {}
     for name, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
@@ -149,7 +149,7 @@ def resize(model: Any, names: list[str]) -> None:
 
 def settle(
     path: Path,
-    batch: Batch,
+    batch: BatchAxes,
     names: list[str],
     model: Any,
     shapes: Mapping[str, Shape],
