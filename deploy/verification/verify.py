@@ -34,7 +34,7 @@ from knarr.deploy.verification.result import (
     Side,
     Verification,
 )
-from knarr.hw_sim import ChipNetwork, Recording, simulate
+from knarr.hw_sim import ChipError, ChipNetwork, Recording, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT, decay
 from knarr.hw_sim.arrays import Array, IntArray
 from knarr.hw_sim.coding import check_inputs
@@ -131,7 +131,7 @@ def verify(
     true = None
     if labels is not None:
         classes = prod(network.output_shape) // network.readout.votes
-        true = tuple(check_labels(labels, len(events), classes).tolist())
+        true = _classes(labels, len(events), classes)
     stepped = FloatView("NIR", step_nir(graph, floats, dt_s), graph, floats, dt_s)
     for name in node_places(network):
         if name not in stepped.v:
@@ -183,7 +183,7 @@ def _verify_graph(
             ),
         )
     classes = int(np.prod(stepped.record.output.shape[2:]))
-    true = None if labels is None else check_labels(labels, len(values), classes)
+    labelled = None if labels is None else _classes(labels, len(values), classes)
     outputs = {view.name: view.record.output for view in (live, stepped) if view is not None}
     if theirs is not None and theirs.output is not None:
         outputs = {"expected": theirs.output, **outputs}
@@ -192,7 +192,6 @@ def _verify_graph(
         name: tuple(output.reshape(*output.shape[:2], -1).sum(1, np.float64).argmax(1).tolist())
         for name, output in outputs.items()
     }
-    labelled = None if true is None else tuple(true.tolist())
     samples, timesteps = values.shape[:2]
     raster = found.raster()
     return Verification(tuple(found.rows), samples, timesteps, decisions, labelled, raster, notes)
@@ -286,6 +285,13 @@ def verify_network(
     network = read_net(path)
     events = check_inputs(network.input, inputs, timesteps)
     return _verification(path, network, events, timeout_s, progress, Comparisons())
+
+
+def _classes(labels: npt.ArrayLike, samples: int, classes: int) -> tuple[int, ...]:
+    try:
+        return tuple(check_labels(labels, samples, classes).tolist())
+    except ChipError as error:
+        raise DeployError(str(error)) from error
 
 
 def _same_neurons(live: FloatView, stepped: FloatView) -> None:

@@ -166,7 +166,7 @@ def test_what_cannot_be_counted_has_no_total_unless_asked(knarr: Knarr, files: P
         (["--profile", "loihi1_cal", "--model", "paper"], ["--model: 'paper'", "digital"]),
         (["--baseline", "missing.onnx"], ["missing.onnx"]),
         (["--baseline-data", "frames.npy"], ["go with --baseline"]),
-        (["--labels", "spikes.npy"], ["labels", "one integer each"]),
+        (["--labels", "spikes.npy"], ["labels", "one class for each"]),
         (["--out", "spikes.npy"], ["is read as"]),
         (["--dt", "0"], ["dt"]),
     ],
