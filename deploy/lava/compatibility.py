@@ -9,8 +9,10 @@ Both are archived. What stands in their way, the whole list:
 - ports call `np.reshape` with `newshape`, which numpy 2.4 took away.
 - netx makes an int of an input layer's weight and bias, which are arrays of one number; numpy 2.5
   refuses that.
+- convolutions keep strides, padding and groups in 8 bits and divide sizes by them; numpy 2 refuses
+  sizes above 127 there, where numpy 1 took a wider type.
 
-The last two were found by running random networks: `make conformance` compares every integer.
+The last three were found by running random networks: `make conformance` compares every integer.
 
 The worker loads this file by its path and calls `prepare` before it imports Lava. At the top only
 the standard library is imported, and nothing of knarr: the interpreter that has Lava need not have
@@ -77,6 +79,7 @@ def prepare() -> None:
         importlib.import_module("lava.magma.compiler.var_model")
     _reshape_by_position()
     _make_numbers_of_inputs()
+    _widen_convolutions()
 
 
 def import_slayer(folder: Path) -> Any:
@@ -179,3 +182,12 @@ def _make_numbers_of_inputs() -> None:
         return value
 
     NetDict.__getitem__ = item
+
+
+def _widen_convolutions() -> None:
+    import numpy as np
+    from lava.proc.conv.models import AbstractPyConvModel
+
+    for name in ("kernel_size", "stride", "padding", "dilation", "groups"):
+        # The subclass that runs inherits this very object, out of which Lava makes the array.
+        getattr(AbstractPyConvModel, name).d_type = np.int32

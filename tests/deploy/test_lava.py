@@ -121,6 +121,29 @@ def test_convolutions_flatten_and_voltage_readout(tmp_path: Path) -> None:
     np.testing.assert_array_equal(lava.output, lava.v["d"], strict=True)
 
 
+def test_convolutions_of_more_than_127_rows_channels_and_groups(tmp_path: Path) -> None:
+    """Lava keeps strides and groups in 8 bits, which numpy 2 lets meet no larger size."""
+    rng = np.random.default_rng(7)
+    shape, channels = (1, 131, 3), 130
+    tall = Conv(
+        "tall",
+        integers(rng, -60, 90, (channels, 1, 3, 3)),
+        Neuron(i_decay=4096, v_decay=300, vth_int=150),
+        shape,
+        stride=(64, 1),
+    )
+    grouped = Conv(
+        "grouped",
+        integers(rng, -20, 60, (channels, 1, 2, 1)),
+        Neuron(i_decay=4096, v_decay=300, vth_int=70),
+        tall.output_shape,
+        groups=channels,
+    )
+    assert_lava_equals_simulate(
+        network([tall, grouped], shape), random_spikes(rng, 1, 6, *shape), tmp_path
+    )
+
+
 def test_bias_and_current_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     layers: list[Layer] = [
