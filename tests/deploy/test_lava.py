@@ -396,7 +396,7 @@ def test_a_missing_file_is_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (np.ones((1, 2, 2)), "dtype float64"),
+        (np.full((1, 2, 2), 0.5), "0.5"),
         (np.full((1, 2, 2), 2), "1-bit input"),
         (np.ones((1, 2, 3), dtype=int), "needs"),
     ],
