@@ -107,17 +107,55 @@ class _FileWalk:
                     f"{self.path}: {item.name!r} of shape {item.shape} brings the data to {found:,} {unit}, at most "
                     f"{most:,} are read; split the {self.noun}"
                 )
-        value = item[()]
         if not text:
-            return value
-        return self._decoded(np.asarray(value, dtype=object).tolist())
-
-    def _decoded(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._decoded(part) for part in value]
-        self.text += len(value)
+            return item[()]
+        self.text += self._text_bytes(item)
         if self.text > MAX_TEXT_BYTES:
             raise ExportError(
-                f"{self.path}: more than {MAX_TEXT_BYTES} bytes of text; it is no {self.noun}"
+                f"{self.path}: {item.name!r} brings the text to {self.text:,} bytes, at most {MAX_TEXT_BYTES:,} are read; "
+                f"it is damaged or no {self.noun}"
             )
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        return _decoded(np.asarray(item[()], dtype=object).tolist())
+
+    def _text_bytes(self, item: Any) -> int:
+        """Count the bytes that texts and their references claim; HDF5 allocates a text before it looks for it."""
+        if item.dtype.kind == "S":
+            return int(item.size or 0) * int(item.dtype.itemsize)
+        layout = item.id.get_create_plist()
+        kind = layout.get_layout()
+        chunked = kind == h5py.h5d.CHUNKED
+        # Lengths lie where they cannot be counted in a fill value, in packed chunks and in an object's header.
+        if (
+            layout.fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
+            or layout.get_nfilters()
+            or not (chunked or kind == h5py.h5d.CONTIGUOUS)
+        ):
+            raise ExportError(
+                f"{self.path}: {item.name!r} is text that is packed or has a fill value; store it contiguous, as h5py does"
+            )
+        # A length of 4 bytes, then the address and the number (4 bytes) of an object of the global heap.
+        width = 8 + item.file.id.get_create_plist().get_sizes()[0]
+        values = int(item.size or 0)
+        in_chunks = item.id.get_num_chunks() * prod(item.chunks) if chunked else 0
+        total = max(values, in_chunks) * width
+        if total > MAX_TEXT_BYTES:
+            return total
+        places: list[tuple[int, int]] = []
+        if chunked:
+            size = prod(item.chunks)
+            item.id.chunk_iter(lambda chunk: places.append((chunk.byte_offset, size)))
+        elif (start := item.id.get_offset()) is not None:
+            places.append((start, values))
+        with self.path.open("rb") as file:
+            for offset, count in places:
+                file.seek(offset)
+                raw = np.frombuffer(file.read(count * width), np.uint8)
+                lengths = raw[: raw.size // width * width].reshape(-1, width)[:, :4]
+                total += int(np.ascontiguousarray(lengths).view("<u4").sum(dtype=np.int64))
+        return total
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

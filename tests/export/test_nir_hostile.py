@@ -125,6 +125,34 @@ def test_many_items(path: Path) -> None:
     refused(path, "items; it is no NIR graph|nested more than")
 
 
+@pytest.mark.parametrize("chunks", [None, (2,)])
+def test_a_text_of_gigabytes_in_a_length_of_four_bytes(
+    path: Path, chunks: tuple[int] | None
+) -> None:
+    """HDF5 allocates the length that a reference into its heap claims before it reads the heap."""
+    with h5py.File(path, "a") as file:
+        text = file["node/metadata"].create_dataset(
+            "note", (2,), h5py.string_dtype(), chunks=chunks
+        )
+        text[:] = ["short", "text"]
+        at = text.id.get_chunk_info(0).byte_offset if chunks else text.id.get_offset()
+    assert read(path).metadata["note"] == ["short", "text"]
+    whole = bytearray(path.read_bytes())
+    assert whole[at : at + 4] == b"\5\0\0\0"
+    whole[at + 3] = 0xF0
+    path.write_bytes(whole)
+    refused(path, r"'/node/metadata/note' brings the text to 4,026,5\d\d,\d{3} bytes, at most")
+
+
+def test_text_whose_length_cannot_be_counted(path: Path) -> None:
+    for options in ({"compression": "gzip"}, {"fillvalue": "x"}):
+        with h5py.File(path, "a") as file:
+            group = file["node/metadata"]
+            group.pop("note", None)
+            group.create_dataset("note", (2,), h5py.string_dtype(), **options)
+        refused(path, "'/node/metadata/note' is text that is packed or has a fill value")
+
+
 def test_types_that_are_not_numbers(path: Path) -> None:
     with h5py.File(path, "a") as file:
         del file["node/nodes/lif_1/tau"]
