@@ -422,7 +422,9 @@ def test_a_divergent_stage_leaves_json_and_picture_and_exits_1(
     for name in ("student.net", "student.net.json"):
         (tmp_path / name).write_bytes((crossing.path.parent / name).read_bytes())
     test_split = SimpleNamespace(labels=LABELS, chip_inputs=lambda chosen: crossing.events[chosen])
-    opened = run_folder.Run(tmp_path, SimpleNamespace(), SimpleNamespace(test=test_split, targets=()))  # type: ignore[arg-type]
+    opened = run_folder.Run(
+        tmp_path, SimpleNamespace(), SimpleNamespace(test=test_split, targets=())
+    )  # type: ignore[arg-type]
     object.__setattr__(
         opened,
         "recipe",
