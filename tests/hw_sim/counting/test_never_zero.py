@@ -79,20 +79,30 @@ def test_weights_of_a_recurrent_cell_are_bare_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "words"),
+    ("module", "shape", "words"),
     [
-        (snn.SequentialState(Functional(), snn.LIFBoxCell(dt=DT_S)), "Functional"),
-        (snn.SequentialState(nn.Linear(6, 5), snn.LIFAdExCell(dt=DT_S)), "LIFAdExCell"),
-        (snn.SequentialState(nn.LSTM(6, 5), snn.LIFBoxCell(dt=DT_S)), "LSTM"),
+        (snn.SequentialState(nn.Linear(6, 5), snn.LIFAdExCell(dt=DT_S)), (6,), "LIFAdExCell"),
+        (snn.SequentialState(nn.LSTM(6, 5), snn.LIFBoxCell(dt=DT_S)), (6,), "LSTM"),
         (
             snn.SequentialState(nn.ConvTranspose1d(6, 5, 2), snn.LIFBoxCell(dt=DT_S)),
+            (6, 4),
             "ConvTranspose1d",
         ),
     ],
 )
-def test_students_are_refused_by_name(module: nn.Module, words: str) -> None:
+def test_students_are_refused_by_name(
+    module: nn.Module, shape: tuple[int, ...], words: str
+) -> None:
     with pytest.raises(ExportError, match=words):
-        to_nir(module.eval(), (6,), DT_S)
+        to_nir(module.eval(), shape, DT_S)
+
+
+def test_synapses_without_a_layer_are_counted_in_a_student() -> None:
+    student = snn.SequentialState(Functional(), snn.LIFBoxCell(dt=DT_S)).eval()
+    counts = count(to_nir(student, (2, 6, 6), DT_S), np.ones((1, 1, 2, 6, 6)), dt_s=DT_S)
+    # The convolution's 4 x 4 x 3 outputs of 2 x 3 x 3 weights; sums of 18 are floats to the matrix.
+    assert counts.total.acc == 4 * 4 * 3 * 18
+    assert counts.total.mac == 48 * 4
 
 
 class Spiking(nir.ir.node.NIRNode):  # type: ignore[misc]
