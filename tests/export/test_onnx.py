@@ -369,7 +369,9 @@ def test_gemm_with_more_than_a_product(
     }
     if "transA" in changes:
         nodes, _ = nodes[1:], weights.pop("column")
-    layer = count_onnx(save(tmp_path / "m.onnx", nodes, weights, ["batch", 4])).layers["fc"]
+    # The transposed product fits one row alone, which onnx 1.19 does not notice.
+    rows = 1 if "transA" in changes else "batch"
+    layer = count_onnx(save(tmp_path / "m.onnx", nodes, weights, [rows, 4])).layers["fc"]
     assert whole(layer.mac, layer.bias_adds, layer.elementwise) == (12, 12, elementwise)
 
 
