@@ -77,7 +77,7 @@ def read_arrays(path: Path) -> np.ndarray[Any, Any] | dict[str, np.ndarray[Any, 
     """
     from knarr.arrays import ZIP_MAGIC, read_npy, read_npz
 
-    # By its content: numpy writes either kind under any name.
+    # The content decides: numpy writes either kind under any name.
     if path.is_file():
         with path.open("rb") as file:
             if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:

@@ -383,7 +383,7 @@ def convert(
             build.add(layer)
         except ExportError as error:
             faults.append(str(error))
-            # What stands behind it may have faults of its own, as long as its shape is known.
+            # Layers behind it may have faults of their own, as long as its shape is known.
             if not build.skip(layer):
                 break
         for source in layer.delayed:

@@ -57,7 +57,7 @@ def _keys(evaluation: RunEvaluation) -> list[str]:
     first = next(iter(evaluation.measures.values()))
     groups = [f"group/{name}" for name in first.groups]
     if isinstance(first, ValueMeasures):
-        # Of one target the errors of the whole are its own.
+        # With one target the errors of the whole are its own.
         return [*(ERRORS if len(first.targets) == 1 else first.errors), *groups]
     recalls = (f"recall/{name}" for name in evaluation.classes)
     return [*RATES, *groups, *recalls]

@@ -149,7 +149,7 @@ def _depths(network: FloatNetwork, graded: bool) -> dict[str, int]:
         for source in sources:
             if source in hearers:
                 hearers[source].append(name)
-    # As late as it is heard: what follows a dense layer is dense, and relay neurons are cheap.
+    # It becomes dense as late as it is heard: all behind a dense layer is dense, relays are cheap.
     for name, node in reversed(network.nodes.items()):
         late = node.neuron is None or not node.convolves
         # Payloads reach the first layer alone.

@@ -167,7 +167,7 @@ def lower(
     notes = {
         "weight_bits": weight_bits,
         "folded": read.notes.folded,
-        # What the tool that a file looks like does, and its file cannot say.
+        # The tool that the file looks like does this, and its file cannot say so.
         "lost": list(lost_in_file(graph, dt_s)),
         "rewrites": read.notes.rewrites + _relay_notes(levels, layers),
         "approximations": read.notes.approximations,
@@ -527,7 +527,7 @@ def _describe(layer: FloatLayer, chosen: _ScaledLayer, dt_s: float) -> Facts:
     lost_rows, lost_biases = rounded_away(layer, made)
     threshold = threshold_error = None
     if neuron.fires:
-        # Of several thresholds the lowest, which rounding moves most.
+        # The lowest of several thresholds is the one that rounding moves most.
         threshold = register_range(made.neuron.vth_int)[0]
         height = chosen.scale * layer.units * lowest_height(layer)
         threshold_error = abs(threshold / height - 1)

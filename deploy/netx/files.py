@@ -299,7 +299,7 @@ def _write_neuron(layer: h5py.Group, neuron: Neuron, shape: tuple[int, ...]) -> 
     group = layer.create_group("neuron")
     group.create_dataset("type", data=np.bytes_("CUBA"))
     registers = {
-        # Of an image netx's axes are (W, H, C).
+        # The axes of netx's images are (W, H, C).
         key: register_array(register, shape).T if isinstance(register, np.ndarray) else register
         for key, register in zip(
             REGISTERS, (neuron.i_decay, neuron.v_decay, neuron.vth_int), strict=True

@@ -121,7 +121,7 @@ def assemble(
                 f"module '{neurons.path}': steps {len(neurons.given)} times in a row where the module takes {max(steps, 2)} steps; "
                 "hand the state that it gives back to it at the next step"
             )
-    # What the module does not have itself steps as its first neurons do.
+    # Layers that the module does not hold itself step as its first neurons do.
     dt_s = next((neurons.dt for neurons in recorder.neurons if neurons.dt), 0.001)
     build = _Assembly(recorder, steps - 1, dt_s, faults)
     readout = OutputReading((), (), None, (), ())
