@@ -118,6 +118,8 @@ class ChipCounter:
         self.tallies.begin(lengths)
         events, active = inputs, _as_mask(inputs)
         source, shape = self.network.input.neuron, self.network.input.shape
+        # Integers of the chip for 1 of the graph's input; neurons send 1 everywhere.
+        unit = max(1, round(self.network.input.units)) if source is None else 1
         if source is not None:
             tally = self.tallies[INPUT_LAYER]
             events = active = _recorded(INPUT_LAYER, source, recording, (samples, steps, *shape))
@@ -130,7 +132,7 @@ class ChipCounter:
             fan_outs = self.fan_outs[layer.name]
             delayed = len(fan_outs) > 1
             for delay, fan_out in fan_outs.items():
-                tally.deliver(fan_out, events, acting(delay), 0, repeated=delayed)
+                tally.deliver(fan_out, events, acting(delay), 0, unit=unit, repeated=delayed)
                 tally.dense(fan_out, paid)
             active = active.reshape(samples, steps, -1)
             if delayed:
@@ -140,7 +142,7 @@ class ChipCounter:
                     for delay, fan_out in fan_outs.items()
                 ]
                 tally.add("events", np.count_nonzero(np.logical_or.reduce(heard)))
-                tally.note_classes(events, alive)
+                tally.note_classes(events, alive, unit)
             shape = (samples, steps, *layer.output_shape)
             spikes = _recorded(layer.name, layer.neuron, recording, shape)
             if layer.name in self.loops:
@@ -156,6 +158,7 @@ class ChipCounter:
             else:
                 tally.add("touched_updates", self._touched(layer, active, spikes, alive))
             events = active = spikes
+            unit = 1
 
     def _touched(
         self,

@@ -1,9 +1,15 @@
 """Add up what a layer did, in exact integers per layer, per time step and per sample.
 
-An event's class is that of its frame, the whole layer input at one (sample, time step). A frame of
-values in {0, 1} is binary, each event an addition (ACC). A frame in {-1, 0, 1} is signed, additions
-too. Any other frame is graded, and every non-zero element is a multiply-accumulate (MAC). Classes
-are never taken per batch, layer or run, so counts do not depend on batch size or sample order.
+An event's class is that of its frame, the whole layer input at one (sample, time step), in the unit
+that the network declares for that input. With unit a, a frame of values in {0, a} is binary, each
+event an addition (ACC): a is known before any input is, so it is part of the weights. A frame in
+{-a, 0, a} is signed, additions too. Any other frame is graded, and every non-zero element is a
+multiply-accumulate (MAC). Neurons send spikes of 1, a graph takes its inputs in units of 1, and a
+chip network in `InputCoding.units` (255 for frames of 0..1 that are sent as 8 bits).
+
+A frame that happens to hold one magnitude has no unit of its own, for the next frame may hold
+another. Classes are never taken per batch, layer or run, so counts do not depend on batch size or
+sample order.
 """
 
 from __future__ import annotations
@@ -46,6 +52,7 @@ def _class_and_sums(
     stored: Int64,
     nonzero: Int64,
     layer: str,
+    unit: int = 1,
 ) -> tuple[Int8, Int64]:
     """Return each frame's class, and its sums of `stored`, `nonzero` and 1, (frames, 3).
 
@@ -53,6 +60,7 @@ def _class_and_sums(
         rows: (frames, features), boolean, integer or float.
         stored, nonzero: summed over the events, as many as there are features, none negative.
         layer: name, for messages.
+        unit: magnitude of a spike, at least 1.
 
     Raises:
         CountError: a dtype that is no number, or NaN or infinity.
@@ -75,7 +83,7 @@ def _class_and_sums(
         table[block] = events.astype(exact) @ amounts
         silent = table[block, 2] == 0
         # Most blocks hold spikes alone, and need no look at every frame.
-        if np.array_equal(part == 1, events):
+        if np.array_equal(part == unit, events):
             frame_class[block] = np.where(silent, SILENT, BINARY)
             continue
         least, most = part.min(axis=1), part.max(axis=1)
@@ -84,8 +92,8 @@ def _class_and_sums(
             raise CountError(
                 f"layer '{layer}': NaN or infinity is neither an event nor silence; find where it comes from"
             )
-        unit = (least >= -1) & (most <= 1) & (part == np.rint(part)).all(axis=1)
-        kinds = [silent, unit & (least >= 0), unit]
+        ternary = ((part == unit) | (part == -unit) | ~events).all(axis=1)
+        kinds = [silent, ternary & (least >= 0), ternary]
         frame_class[block] = np.select(kinds, [SILENT, BINARY, SIGNED], GRADED)
     return frame_class, table
 
@@ -125,6 +133,7 @@ class LayerTally:
         alive: Mask,
         step: int,
         *,
+        unit: int = 1,
         own_spikes: bool = False,
         repeated: bool = False,
     ) -> None:
@@ -135,6 +144,7 @@ class LayerTally:
             frames: (samples of the batch, steps, features).
             alive: (samples, steps) whether the frame is ever delivered; the others are not paid.
             step: time step of the first frame.
+            unit: magnitude of a spike in these frames, at least 1.
             own_spikes: the frames are the layer's own spikes, which come back to it.
             repeated: the same events are delivered to other synapses of this layer too, and are
                 counted there.
@@ -144,7 +154,7 @@ class LayerTally:
         """
         samples, steps = alive.shape
         rows = frames.reshape(samples * steps, -1)
-        frame_class, table = _class_and_sums(rows, fan_out.stored, fan_out.nonzero, self.name)
+        frame_class, table = _class_and_sums(rows, fan_out.stored, fan_out.nonzero, self.name, unit)
         frame_class[~alive.reshape(-1)] = UNPAID
         table[frame_class == UNPAID] = 0
         stored, nonzero, events = table.T
@@ -175,11 +185,11 @@ class LayerTally:
             self.per_step[at] += amount
         self.per_sample[-1] += operations.sum(axis=1)
 
-    def note_classes(self, frames: Array, alive: Mask) -> None:
+    def note_classes(self, frames: Array, alive: Mask, unit: int = 1) -> None:
         """Note the classes of frames (samples, steps, features) delivered as `repeated` ones."""
         rows = frames.reshape(alive.size, -1)[alive.reshape(-1)]
         nothing = np.zeros(rows.shape[1], dtype=np.int64)
-        self._note_classes(_class_and_sums(rows, nothing, nothing, self.name)[0])
+        self._note_classes(_class_and_sums(rows, nothing, nothing, self.name, unit)[0])
 
     def _note_classes(self, frame_class: Int8) -> None:
         for number, name in enumerate(CLASSES):

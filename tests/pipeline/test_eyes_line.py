@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from same_counts import of_both_sides
 
+from knarr.deploy import read_net
+from knarr.export import read
 from knarr.pipeline import evaluation_file, run_folder, stages
 from knarr.train import RecipeError, load_recipe
 
@@ -40,6 +43,9 @@ def test_line_on_generated_eyes(recipe_path: Path) -> None:
     chip = energy["student"]["counts"]
     assert chip["total"]["acc"] > 1000
     assert chip["total"]["mac"] == 0  # events are binary
+    inputs, _ = stages.chip_samples(run)
+    graph, network = read(run.path(run_folder.GRAPH)), read_net(run.path(run_folder.NET))
+    of_both_sides(graph, network, inputs, run.recipe.data.dt_s, folder.parent)
     assert [layer["spikes"] > 0 for layer in chip["layers"].values()] == [
         True,
         True,

@@ -46,7 +46,7 @@ from knarr.train.chip import (
 from knarr.train.chip.limits import excess
 from knarr.train.chip.neurons import cuba as run_cuba
 from knarr.train.chip.quantiser import QuantisationGrid, damped, rounded
-from knarr.train.chip.synapse import wrapped
+from knarr.train.chip.synapse import Accumulates, wrapped
 from knarr.train.networks.neurons import NeuronSettings as FloatNeuron
 from knarr.train.networks.neurons import fire
 
@@ -103,7 +103,7 @@ def kinds(network: ChipNetwork, student: ChipStudent) -> set[str]:
 
 
 def test_inputs_with_a_sign() -> None:
-    compared = accumulates = 0
+    compared = accumulates = other_units = 0
     kept: set[str] = set()
     for seed in range(24):
         network, inputs = draw(seed)
@@ -121,11 +121,22 @@ def test_inputs_with_a_sign() -> None:
         first = network.layers[0].name
         found = int(student(ints(turned)).acc[0].sum())
         assert found == len(inputs) * counts.layers[first].acc, seed
+        # In another unit other frames are spikes.
+        most = max(1, int(np.abs(turned).max()))
+        turned[:, ::2] = most * np.sign(turned[:, ::2])
+        network = replace(network, input=replace(network.input, units=float(most)))
+        counts = count_events(network, turned, wanted)
+        hears = Accumulates(network.layers[0], most)
+        its = int(hears(ints(turned)).sum())
+        if not isinstance(network.layers[0], Recurrent):
+            assert its == len(inputs) * counts.layers[first].acc, seed
+        other_units += most > 1 and its > 0
         compared += bool((turned < 0).any())
         accumulates += found
         kept |= kinds(network, student)
     assert compared > 8
     assert accumulates > 1000
+    assert other_units > 0
     assert {"Conv", "Dense", "Recurrent", "graded"} <= kept, kept
 
 

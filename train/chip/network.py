@@ -127,7 +127,7 @@ class ChipLayer(nn.Module):
         self.synapse = Synapse(layer, entering, first * weight, grid)
         # Parameters stay parameters where they do not learn, so that checkpoints hold all of them.
         self.synapse.weight.requires_grad_("weights" in learn)
-        self.accumulates = Accumulates(layer)
+        self.accumulates = Accumulates(layer, max(1, round(units)))
         neuron = layer.neuron
         self.threshold: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None

@@ -303,10 +303,12 @@ class Accumulates(nn.Module):
 
     Args:
         layer: the layer whose inputs they are.
+        unit: magnitude of a spike among them, at least 1: more where inputs are integers of 8 bits.
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, unit: int = 1) -> None:
         super().__init__()
+        self.unit = unit
         fan_outs = layer_fan_outs(layer)
         self.delays = tuple(fan_outs)
         stored = np.stack([fan_out.stored.reshape(-1) for fan_out in fan_outs.values()])
@@ -318,8 +320,8 @@ class Accumulates(nn.Module):
         """Return the accumulates of each clip, (B,) float64.
 
         Args:
-            x: (B, T, *entering) what arrives. Frames that hold more than -1, 0 and 1 multiply and
-                cost no accumulates.
+            x: (B, T, *entering) what arrives. Frames that hold more than -unit, 0 and unit multiply
+                and cost no accumulates.
         """
         flat = x.flatten(2)
         steps = x.shape[1]
@@ -327,7 +329,11 @@ class Accumulates(nn.Module):
             # Of inputs with a sign, -1 is an accumulate too; spikes of layers have none.
             if bool((flat < 0).any()):
                 flat = flat.abs()
-            graded = flat.amax(2, keepdim=True) > 1
+            if self.unit == 1:
+                graded = flat.amax(2, keepdim=True) > 1
+            else:
+                flat = flat / self.unit
+                graded = ((flat != 0) & (flat != 1)).any(2, keepdim=True)
         # Frames of spikes are the rule, and for them there is nothing to copy.
         if bool(graded.any()):
             flat = flat * ~graded

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import nir
@@ -30,6 +31,7 @@ from graphs import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_counts import of_both_sides
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -306,6 +308,33 @@ def test_a_graph_or_its_chip_network(name: str) -> None:
     assert (chip.layers["a" if "a" in chip.layers else "b"].recurrent_all_pairs > 0) == (
         "loop" in name
     )
+
+
+@pytest.mark.parametrize(
+    ("bits", "units", "signed"), [(8, 255.0, False), (6, 40.0, True), (1, 1.0, True)]
+)
+def test_classes_are_those_of_the_inputs_unit(
+    bits: int, units: float, signed: bool, tmp_path: Path
+) -> None:
+    """Graph, chip network and chip file call the same frames spikes, whatever integers the chip takes."""
+    rng = np.random.default_rng(3)
+    inputs = (rng.random((4, 8, *SHAPE)) < 0.3) * units
+    if bits > 1:
+        inputs[1::2, 0] = rng.integers(0, int(units) + 1, (2, *SHAPE))  # a first frame of greys
+        inputs[0, 3] = np.where(inputs[0, 3], 1, 0)  # payloads of 1, which are no spikes here
+    if signed:
+        inputs[:, 1::3] *= rng.choice([-1, 1], (4, 3, *SHAPE))
+    integers_of = inputs.astype(np.int32)
+    made = LOWERED["conv"]
+    network = lower(made, DT_S, input_bits=bits, input_units=units, input_signed=signed)
+    _, chip = of_both_sides(made, network, integers_of, DT_S, tmp_path)
+    first = chip.layers["a"]
+    assert (first.mac > 0) == (bits > 1)
+    assert (first.signed > 0) == signed
+    assert first.acc > first.signed
+    # Of another unit these frames are no spikes: the class is not that of what happens to be in them.
+    other = replace(network, input=replace(network.input, units=units + 1))
+    assert count(other, integers_of).layers["a"].acc == 0
 
 
 @pytest.mark.parametrize("engine", ["reference", "fast", "torch"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from chip_pieces import fitted
 from safetensors.torch import load_file
+from same_counts import of_both_sides
 from shared_pieces import real_data
 
 from knarr.deploy import lower
@@ -407,6 +408,7 @@ def test_from_files_to_the_chip(deap: Path, tmp_path: Path) -> None:
         input_kind=coding.kind,
         calibration=calibration,
     )
+    of_both_sides(graph, network, inputs, made.data.dt_s, tmp_path)
     ran = simulate(network, inputs, threads=1, record=("output", "spikes"))
     fired = [layer for layer, spikes in ran.spikes.items() if spikes.any()]
     assert len(fired) == 2  # head and one depth; the readout never fires

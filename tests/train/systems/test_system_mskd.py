@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from same_counts import of_both_sides
 
 from knarr.deploy import read_net
 from knarr.export import Certificate, read
@@ -507,6 +508,9 @@ def test_the_line_from_eyes_to_the_chip(tmp_path: Path) -> None:
     assert all(count > 0 for count in certificate.spikes.values())
     network = read_net(run.path(run_folder.NET))
     assert len(network.layers) == 5
+    inputs, _ = stages.chip_samples(run)
+    graph = read(run.path(run_folder.GRAPH))
+    of_both_sides(graph, network, inputs, run.recipe.data.dt_s, tmp_path)
     spikes = load_recording(run.path(run_folder.RECORDING)).spikes
     assert [bool(of_layer.any()) for of_layer in spikes.values()] == [True] * 4 + [
         False

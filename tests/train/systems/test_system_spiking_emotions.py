@@ -17,6 +17,7 @@ import yaml
 from chip_pieces import fitted
 from lightning.pytorch.callbacks import Callback
 from published_networks import TABLE_I
+from same_counts import of_both_sides
 
 from knarr.deploy import lower
 from knarr.export import to_nir
@@ -409,6 +410,8 @@ def test_a_tiny_run_from_video_to_chip_that_is_killed_on_the_way(
         votes=coding.votes,
         calibration=inputs,
     )
+    events = data.test.chip_inputs(np.arange(len(data.test.labels)))
+    of_both_sides(graph, network, events, recipe.data.dt_s, tmp_path)
     recording = simulate(
         network,
         data.test.chip_inputs(np.arange(len(data.test.labels))),
