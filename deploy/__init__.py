@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         read_net,
         write_net,
     )
+    from knarr.deploy.placement.mapping import core_mapping
     from knarr.deploy.placement.place import place
     from knarr.deploy.placement.result import LayerPlacement, Placement, table
     from knarr.deploy.rules import Violation, fatal
@@ -59,6 +60,7 @@ __all__ = [
     "check",
     "check_module",
     "chip_shape",
+    "core_mapping",
     "fatal",
     "hardware_faults",
     "install_lava",

@@ -24,12 +24,17 @@ from knarr.hw_sim import (
 from knarr.hw_sim.energy import (
     EnergyEstimate,
     Options,
+    PlaceEnergy,
+    PlaceOptions,
     Profile,
+    Traffic,
     WhatIf,
     break_even,
     compare_models,
     load_profile,
+    places_of,
     ratio,
+    traffic_of,
     what_if,
 )
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
@@ -44,6 +49,9 @@ REUSE: Final = 16.0
 shown beside 1.
 """
 TRADE_SAMPLES: Final = 32
+TRAFFIC_SAMPLES: Final = 16
+"""Samples on which traffic between cores is counted; ratios of it price the others."""
+CHIPS: Final = {"Loihi 1": "loihi1", "Loihi 2": "loihi2"}
 NOT_ASKED: Final = "not asked for; --measure does it"
 POOLED: Final = ("AvgPool2d", "SumPool2d", "Scale")
 """Nodes that the two policies for pools count differently."""
@@ -112,6 +120,7 @@ def energy_facts(
     trades: Sequence[WhatIf] = (),
     trades_of: str = "",
     measured: dict[str, object] | None = None,
+    places: Sequence[PlaceEnergy] = (),
 ) -> dict[str, Any]:
     """Price counts by all models and compare them, as plain data.
 
@@ -123,6 +132,7 @@ def energy_facts(
         trades: Runs with fewer steps or other thresholds.
         trades_of: The samples of those runs, in words.
         measured: What `Baseline.to_json` gives.
+        places: What `places_of` gives.
 
     Raises:
         CountError: Something was not counted, and a part was not asked for.
@@ -153,6 +163,7 @@ def energy_facts(
         "baseline": None
         if baseline is None
         else {"counts": baseline.to_json(), "energy": first["baseline"]},
+        "places": {one.place: one.to_json() for one in places},
         "ratio": first["ratio"],
         "models": rows,
         "comparison": comparison,
@@ -309,7 +320,7 @@ def energy_of(
     if not chip and any(row.operation in POOLED for row in student.ledger):
         other = counted("float" if pooling == "folded" else "folded")
         other = other if other.layers != student.layers else None
-    measured = None
+    measured = found = None
     if baseline is not None:
         on_progress(Progress("Baseline: floors" + (", and measuring; minutes" if measure else "")))
         found = measure_baseline(baseline, baseline_inputs if measure else None, counts=rival)
@@ -337,9 +348,37 @@ def energy_of(
             readout=Readout("spikes", over_time, votes),  # type: ignore[arg-type]
             progress=counter(on_progress, "runs"),
         )
+    traffic, unplaced = _traffic(model, inputs[:TRAFFIC_SAMPLES])
+    options = PlaceOptions(allow_partial=pricing.allow_partial)
     return energy_facts(
-        student, rival, pricing, other=other, trades=trades, trades_of=trades_of, measured=measured
+        student,
+        rival,
+        pricing,
+        other=other,
+        trades=trades,
+        trades_of=trades_of,
+        measured=measured,
+        places=places_of(student, traffic, rival, found, options, unplaced=unplaced),
     )
+
+
+def _traffic(
+    model: nir.NIRGraph | ChipNetwork, inputs: Array
+) -> tuple[Mapping[str, Traffic], Mapping[str, str]]:
+    """Return the traffic on each chip by its title, and why there is none where it is missing."""
+    from knarr.deploy import core_mapping, place
+
+    if not isinstance(model, ChipNetwork):
+        why = "a graph is on no cores; price the .net file that knarr deploy makes of it"
+        return {}, dict.fromkeys(CHIPS, why)
+    found, missing = {}, {}
+    for title, name in CHIPS.items():
+        placement = place(model, name)
+        if placement.fits:
+            found[title] = traffic_of(model, inputs, core_mapping(model, placement))
+        else:
+            missing[title] = "does not fit: " + "; ".join(placement.problems)
+    return found, missing
 
 
 def outputs_of(graph: nir.NIRGraph, dt_s: float) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache, reduce
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -257,6 +258,20 @@ class LayerCounter:
         )
         inputs = self.input_shape[0] // self.groups
         return _outer(np.repeat(channels, inputs), rows, columns).reshape(self.input_shape)
+
+    def synapses_into(self, split: Split) -> Any:
+        """Count the synapses from each sender in front of this layer into each core.
+
+        Returns:
+            sparse (senders, cores), stored synapses, weights of 0 included.
+        """
+        from scipy import sparse  # placing needs no matrix, and it loads slowly
+
+        channels, rows, columns = (self._blocks(axis, parts) for axis, parts in enumerate(split))
+        inputs = self.input_shape[0] // self.groups
+        of_channel = sparse.csr_matrix(np.repeat(channels, inputs, axis=1))
+        image = sparse.kron(sparse.csr_matrix(rows), sparse.csr_matrix(columns))
+        return sparse.csr_matrix(sparse.kron(of_channel, image).T)
 
 
 def _outer(channels: Int64, rows: Int64, columns: Int64) -> Int64:

@@ -8,7 +8,9 @@ from knarr.hw_sim.energy.estimate import (
     price,
     ratio,
 )
+from knarr.hw_sim.energy.mapping import CoreMapping, LayerCores, Traffic, traffic_of
 from knarr.hw_sim.energy.models import Options
+from knarr.hw_sim.energy.places import PlaceEnergy, PlaceOptions, Quantity, places_of
 from knarr.hw_sim.energy.prices import (
     PriceError,
     Profile,
@@ -26,21 +28,29 @@ else:
     __getattr__, __dir__ = lazy_face(__name__)
 
 __all__ = [
+    "CoreMapping",
     "CpuMeasurement",
     "EnergyEstimate",
     "GpuMeasurement",
+    "LayerCores",
     "MeasureError",
     "Options",
+    "PlaceEnergy",
+    "PlaceOptions",
     "PriceError",
     "Profile",
+    "Quantity",
+    "Traffic",
     "WhatIf",
     "break_even",
     "compare_models",
     "load_profile",
     "measure_cpu",
     "measure_gpu",
+    "places_of",
     "price",
     "profiles",
     "ratio",
+    "traffic_of",
     "what_if",
 ]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from knarr.hw_sim.counting.counts import OperationCounts
 from knarr.hw_sim.energy import models
+from knarr.hw_sim.energy.mapping import Traffic
 from knarr.hw_sim.energy.models import MODELS, ZERO, Interval, Options
 from knarr.hw_sim.energy.prices import GRADES, PriceError, Profile, load_profile
 from knarr.hw_sim.json_values import JsonRecord
@@ -62,6 +63,7 @@ def price(
     model: str = "paper",
     options: Options | None = None,
     allow_partial: bool = False,
+    traffic: Traffic | None = None,
 ) -> EnergyEstimate:
     """Price one inference.
 
@@ -72,6 +74,8 @@ def price(
         options: of the model.
         allow_partial: price what was counted where something was not; the result is a lower bound
             and says so.
+        traffic: between the cores of a mapped network (chip): messages, hops, updated neurons and
+            chips in use.
 
     Returns:
         Interval, nominal energy per layer, terms, provenance.
@@ -86,7 +90,7 @@ def price(
     prices = profile if isinstance(profile, Profile) else load_profile(profile)
     told = options or Options()
     _ = counts.lower_bound if allow_partial else counts.total  # refuses counts that are not whole
-    layers = {name: _layer(counts, name, prices, model, told) for name in counts.layers}
+    layers = {name: _layer(counts, name, prices, model, told, traffic) for name in counts.layers}
     terms: dict[str, Interval] = {}
     for parts in layers.values():
         for name, interval in parts.items():
@@ -96,24 +100,26 @@ def price(
         for row in counts.refused
     ]
     if model == "chip":
+        chips = 1 if traffic is None else traffic.chips
         if not models.has(prices, "static"):
             notes.append(f"static power NOT included: profile '{prices.name}' has none")
         elif told.latency_s is None:
             notes.append("static power NOT included: no latency given")
         else:
             # Watts times seconds, in picojoules.
-            terms["static"] = models.price_of(prices, "static").times(told.latency_s * 1e12)
+            power = models.price_of(prices, "static")
+            terms["static"] = power.times(chips * told.latency_s * 1e12)
         if prices.scope == "all-in":
             notes.append(
                 f"profile '{prices.name}' is all-in: updates, spikes and hops are in its synapses"
             )
-        elif told.hops is None:
+        elif told.hops is None and traffic is None:
             notes.append("hops between cores NOT included: no placement given")
         notes.append("I/O and messages between host and chip NOT included")
     if model == "memory":
         notes.append(f"memory in words of {told.bits(prices)} bits")
     whole = sum(terms.values(), ZERO)
-    looked_up = models.used_terms(model, terms)
+    looked_up = models.used_terms(model, terms, mapped=traffic is not None)
     used = [prices.record(term) for term in looked_up if models.has(prices, term)]
     if told.on_chip_bytes is None:
         # Nothing was off the chip.
@@ -145,7 +151,12 @@ def price(
 
 
 def _layer(
-    counts: OperationCounts, name: str, prices: Profile, model: str, options: Options
+    counts: OperationCounts,
+    name: str,
+    prices: Profile,
+    model: str,
+    options: Options,
+    traffic: Traffic | None,
 ) -> dict[str, Interval]:
     layer = counts.layers[name]
     if model == "paper":
@@ -160,8 +171,14 @@ def _layer(
                 "model: 'chip' has its pools in its synapses; count with pooling='folded'"
             )
         sizes = None if counts.sizes is None else counts.sizes.get(name)
+        if traffic is not None and name not in traffic.layers:
+            raise PriceError(f"layer '{name}': has no cores in the traffic; map this network")
         return models.chip(
-            layer, prices, options, convolution=sizes is not None and sizes.convolution
+            layer,
+            prices,
+            options,
+            convolution=sizes is not None and sizes.convolution,
+            traffic=None if traffic is None else traffic.layers[name],
         )
     if prices.scope == "all-in":
         raise PriceError(

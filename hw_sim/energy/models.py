@@ -8,9 +8,15 @@ paper   E = e_mac MAC + e_add ACC on the headline counts; no bias, updates or me
         a GPU, and none of Loihi.
 memory  operations, memory accesses and addressing, after Lemaire et al., arXiv 2210.13107, with
         exact fan-out and prices per word instead of per 64 bits.
-chip    E = S e_syn + U_act e_act + U_inact e_inact + Q (e_tile + h e_hop), and static power times
-        latency once per inference. U_act are the updates that fire, or with
-        `Options(active="touched")` all that an event or a bias reaches.
+chip    E = S e_syn + U_act e_act + U_inact e_inact + Q e_tile + M (e_msg + h e_hop), and static
+        power of all chips times latency once per inference. U_act are the updates that fire, or
+        with `Options(active="touched")` all that an event or a bias reaches. Of a network that was
+        mapped to cores (`knarr.hw_sim.energy.mapping`), U_act are the updates with an input, a bias
+        or a potential, M the messages, one per spike and core that hears it, and h the links that
+        they cross; without, M is Q where hops are told.
+
+`step_times` gives the seconds of each step of a mapped network: that of its busiest core, and of
+the barrier after it.
 """
 
 from __future__ import annotations
@@ -20,7 +26,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from knarr.hw_sim.counting.counts import LayerCounts, LayerSizes
+from knarr.hw_sim.energy.mapping import LOADS, LayerTraffic, Traffic
 from knarr.hw_sim.energy.prices import PriceError, Profile
 from knarr.hw_sim.json_values import JsonRecord
 
@@ -155,10 +165,19 @@ def memory(
 
 
 def chip(
-    counts: LayerCounts, profile: Profile, options: Options, *, convolution: bool = False
+    counts: LayerCounts,
+    profile: Profile,
+    options: Options,
+    *,
+    convolution: bool = False,
+    traffic: LayerTraffic | None = None,
 ) -> dict[str, Interval]:
-    """Price synapses, updates and spikes of one layer; a neuron is active in a step in which it
-    fires, or is touched.
+    """Price synapses, updates, spikes and messages of one layer.
+
+    Args:
+        counts, profile, options: of the layer; the prices; facts from elsewhere.
+        convolution: whether the layer is one.
+        traffic: of the layer on its cores, None where it was not mapped.
     """
     synapse = "synapse_conv" if convolution and has(profile, "synapse_conv") else "synapse"
     synapses = price_of(profile, synapse).times(float(counts.acc + counts.mac))
@@ -171,13 +190,65 @@ def chip(
         fired = max(fired, counts.touched_updates)
     # What only compares has no state to update.
     active = min(float(fired), updates)
+    if traffic is not None:
+        active = updates * traffic.updated
     busy = price_of(profile, "update_active").times(active)
     idle = price_of(profile, "update_inactive").times(updates - active)
     tile = price_of(profile, "spike_tile") if has(profile, "spike_tile") else ZERO
     terms = {"synapses": synapses, "updates": busy + idle, "spikes": tile.times(spikes)}
-    if options.hops is not None:
+    if traffic is not None:
+        messages = spikes * traffic.messages_per_spike
+        if has(profile, "axon_message"):
+            terms["messages"] = price_of(profile, "axon_message").times(messages)
+        across = price_of(profile, "hop_x").times(messages * traffic.hops_x)
+        terms["hops"] = across + price_of(profile, "hop_y").times(messages * traffic.hops_y)
+    elif options.hops is not None:
         terms["hops"] = price_of(profile, "hop").times(spikes * options.hops)
     return terms
+
+
+BARRIERS = {1: "barrier_1_tile", 2: "barrier_2_tiles", 4: "barrier_4_tiles", 29: "barrier_29_tiles"}
+"""Tiles from which on a barrier takes so long; as SANA-FE looks it up."""
+
+
+def step_times(profile: Profile, traffic: Traffic) -> npt.NDArray[np.float64]:
+    """Compute the time of each step: the longest that a core takes to send what its neurons make or
+    to receive what they are sent, and the barrier at the end.
+
+    This is SANA-FE's timing model "simple" (src/schedule.cpp): links that are full delay nothing.
+
+    Args:
+        profile: with times of operations.
+        traffic: of the mapped network.
+
+    Returns:
+        (3, samples, steps) seconds: lo, nominal, hi.
+
+    Raises:
+        PriceError: a price of time is missing.
+    """
+    barrier = BARRIERS[max(tiles for tiles in BARRIERS if tiles <= max(1, traffic.tiles))]
+    found = []
+    for bound in range(3):
+
+        def time_of(term: str, at: int = bound) -> float:
+            seconds = profile.record(term).si()[at]
+            if seconds is None:
+                raise PriceError(f"profile '{profile.name}': '{term}' needs both bounds")
+            return seconds
+
+        sending = {"neurons": "neuron", "updated": "update", "spikes": "spike"}
+        sending |= {"messages_out": "message_out"}
+        receiving = {"messages_in": "message_in", "synapses": "synapse"}
+        receiving |= {"synapses_conv": "synapse_conv"}
+        send, receive = (
+            traffic.loads[..., [LOADS.index(load) for load in side]]
+            @ np.array([time_of(f"time_{name}") for name in side.values()])
+            for side in (sending, receiving)
+        )
+        busiest = np.maximum(send, receive).max(axis=-1)
+        found.append(busiest + time_of(barrier))
+    return np.stack(found)
 
 
 def sram(profile: Profile, size_bytes: float) -> Interval:
@@ -197,14 +268,16 @@ def sram(profile: Profile, size_bytes: float) -> Interval:
 
 
 def price_of(profile: Profile, term: str) -> Interval:
-    """Return the price of a term as an interval, in the unit of its record.
+    """Return the price of a term as an interval: energies in pJ, static power in W.
 
     Raises:
         PriceError: the profile has none, or prices nothing.
     """
     record = profile.record(term)
     assert record.nominal is not None  # profiles that price something are checked for it
-    return Interval(record.lo, record.nominal, record.hi)
+    factor = {"nJ": 1e3, "uJ": 1e6, "mJ": 1e9}.get(record.unit, 1.0)
+    lo, hi = (None if bound is None else bound * factor for bound in (record.lo, record.hi))
+    return Interval(lo, record.nominal * factor, hi)
 
 
 def has(profile: Profile, term: str) -> bool:
@@ -212,12 +285,15 @@ def has(profile: Profile, term: str) -> bool:
     return any(record.term == term for record in profile.prices)
 
 
-def used_terms(model: str, terms: Mapping[str, Interval]) -> tuple[str, ...]:
+def used_terms(
+    model: str, terms: Mapping[str, Interval], *, mapped: bool = False
+) -> tuple[str, ...]:
     """Name the price terms that a model looks up; for provenance.
 
     Args:
         model: one of `MODELS`.
         terms: terms of the estimate, which of the chip model's are there depends on options.
+        mapped: whether hops come from a mapping.
     """
     if model == "paper":
         return "add", "mac"
@@ -226,8 +302,10 @@ def used_terms(model: str, terms: Mapping[str, Interval]) -> tuple[str, ...]:
     used = ["synapse", "synapse_conv"]
     if "updates" in terms:
         used += ["update_active", "update_inactive", "spike_tile"]
+    if "messages" in terms:
+        used.append("axon_message")
     if "hops" in terms:
-        used.append("hop")
+        used += ["hop_x", "hop_y"] if mapped else ["hop"]
     if "static" in terms:
         used.append("static")
     return tuple(used)

@@ -25,9 +25,23 @@ datasheet arithmetic; 2 is second-hand.
 """
 Grade = Literal["M", "M2", "C", "C2", "S", "S2", "T", "T2", "D", "D2"]
 Term = Literal[
-    "add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m", "dram", "synapse", "synapse_conv", "update_active", "update_inactive",
-    "spike_tile", "axon_message", "hop", "static", "inference",
+    "add", "mul", "mac", "sram_8k", "sram_32k", "sram_1m", "dram", "synapse", "synapse_conv", "synapse_sparse",
+    "update_active", "update_inactive", "spike_tile", "axon_message", "hop", "hop_x", "hop_y", "static", "inference",
+    "time_neuron", "time_update", "time_spike", "time_message_out", "time_message_in", "time_synapse", "time_synapse_conv",
+    "barrier_1_tile", "barrier_2_tiles", "barrier_4_tiles", "barrier_29_tiles", "step", "input_time", "latency",
+    "launch", "launch_idle", "launch_time", "launch_layer", "launch_layer_idle", "launch_layer_time", "batched", "batched_idle", "batched_time", "move_dense", "move_event",
 ]  # fmt: skip
+TO_SI = {
+    "pJ": 1e-12,
+    "nJ": 1e-9,
+    "uJ": 1e-6,
+    "mJ": 1e-3,
+    "ns": 1e-9,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "W": 1.0,
+}
+"""Unit of a record -> how many joules, seconds or watts it is."""
 
 
 ENDING = ".toml"
@@ -42,12 +56,19 @@ class PriceRecord(BaseModel):
 
     Args:
         id: its name in provenance lines.
-        term: what costs it. sram_* and dram: one 64-bit access; static: watts; inference:
-            everything of one inference.
+        term: what costs it. sram_* and dram: one 64-bit access; static: watts of a chip; inference:
+            everything of one inference; time_*: of one operation of a core; barrier_*: end of a step
+            where so many tiles are used, or more; launch: energy above idle of one inference at
+            batch 1, whatever a small network computes, launch_idle: idle power over that time,
+            launch_layer*: more of the same for each layer beyond those of the network measured;
+            batched*: the same of one inference in a batch of 64; move_*: one bit over one hop.
         lo, nominal, hi: interval in `unit`; None is unknown.
         unit: of them.
         grade: how good the evidence is.
         source: who says so.
+        opened: the text that was read for it, "" where nobody wrote that down.
+        why_no_bounds: why lo or hi is not known; every price of the package has both or a reason.
+        made_from: measurements that the price was fitted to, which it therefore cannot predict.
         note: what to know.
     """
 
@@ -58,9 +79,12 @@ class PriceRecord(BaseModel):
     lo: float | None = None
     nominal: float | None = None
     hi: float | None = None
-    unit: Literal["pJ", "W"]
+    unit: Literal["pJ", "nJ", "uJ", "mJ", "ns", "us", "ms", "W"]
     grade: Grade
     source: str = Field(min_length=1)
+    opened: str = ""
+    why_no_bounds: str = ""
+    made_from: tuple[str, ...] = ()
     note: str = ""
 
     @model_validator(mode="after")
@@ -68,9 +92,36 @@ class PriceRecord(BaseModel):
         known = [value for value in (self.lo, self.nominal, self.hi) if value is not None]
         if known != sorted(known):
             raise ValueError(f"price '{self.id}': lo <= nominal <= hi does not hold for {known}")
-        if (self.unit == "W") != (self.term == "static"):
-            raise ValueError(f"price '{self.id}': static power is in W, everything else in pJ")
+        kinds = {"s": "time", "J": "energy", "W": "power"}
+        if kinds[self.unit[-1]] != _kind_of(self.term):
+            raise ValueError(
+                f"price '{self.id}': {self.term} is {_kind_of(self.term)}, {self.unit} is not; "
+                "static power is in W, times are in ns, us or ms, everything else in pJ to mJ"
+            )
         return self
+
+    def si(self) -> tuple[float | None, float | None, float | None]:
+        """Return lo, nominal and hi in joules, seconds or watts."""
+        factor = TO_SI[self.unit]
+        lo, nominal, hi = (
+            None if value is None else value * factor for value in (self.lo, self.nominal, self.hi)
+        )
+        return lo, nominal, hi
+
+    def missing(self) -> str:
+        """Return what a price of the package has to say and this one does not, "" where it does."""
+        if not self.opened:
+            return "which text was opened for it (opened)"
+        if (self.lo is None or self.hi is None) and not self.why_no_bounds:
+            return "bounds, or why there are none (why_no_bounds)"
+        return ""
+
+
+def _kind_of(term: str) -> str:
+    if term == "static":
+        return "power"
+    timed = ("time_", "barrier_", "step", "input_time", "latency")
+    return "time" if term.startswith(timed) or term.endswith("_time") else "energy"
 
 
 class Profile(BaseModel):
@@ -82,8 +133,8 @@ class Profile(BaseModel):
         node_nm: process node, None where it is unknown or differs.
         precision: of the arithmetic, such as "fp32"; "chip" where the hardware fixes it.
         scope: "marginal" terms add up; an "all-in" price holds fetch, hop and update already.
-        kind: "digital" has add and mac, "neuromorphic" has synapse and updates, "reference" prices
-            nothing.
+        kind: "digital" has add and mac, "neuromorphic" has synapse and updates, "device" has what
+            one inference of a small network costs on it, "reference" prices nothing.
         prices: one per term, but of a reference.
         name: of the file, without its ending.
     """
@@ -95,7 +146,7 @@ class Profile(BaseModel):
     node_nm: int | None = Field(default=None, gt=0)
     precision: str
     scope: Literal["marginal", "all-in", "mixed"]
-    kind: Literal["digital", "neuromorphic", "reference"]
+    kind: Literal["digital", "neuromorphic", "device", "reference"]
     prices: tuple[PriceRecord, ...]
     name: str = ""
 
@@ -114,7 +165,11 @@ class Profile(BaseModel):
                 "prices of mixed scope do not add up; split them, or make it a reference"
             )
         updates = () if self.scope == "all-in" else ("update_active", "update_inactive")
-        needed = ("add", "mac") if self.kind == "digital" else ("synapse", *updates)
+        needed = {
+            "digital": ("add", "mac"),
+            "neuromorphic": ("synapse", *updates),
+            "device": ("launch", "launch_time"),
+        }[self.kind]
         missing = [term for term in needed if term not in terms]
         if missing:
             raise ValueError(f"a {self.kind} profile needs prices of {missing}")
@@ -159,7 +214,8 @@ def profiles() -> tuple[str, ...]:
 @cache
 def usable() -> tuple[str, ...]:
     """Name those that price something."""
-    return tuple(name for name in profiles() if load_profile(name).kind != "reference")
+    priced = ("digital", "neuromorphic")
+    return tuple(name for name in profiles() if load_profile(name).kind in priced)
 
 
 def load_profile(name: str | Path) -> Profile:
@@ -185,7 +241,11 @@ def load_profile(name: str | Path) -> Profile:
 @cache
 def _packaged(name: str) -> Profile:
     path = files("knarr.hw_sim.energy").joinpath("profiles").joinpath(name + ENDING)
-    return _parsed(path.read_bytes(), name, name)
+    profile = _parsed(path.read_bytes(), name, name)
+    for record in profile.prices:
+        if missing := record.missing():
+            raise PriceError(f"{name}: price '{record.id}' does not say {missing}")
+    return profile
 
 
 def _parsed(content: bytes, name: str, where: str) -> Profile:

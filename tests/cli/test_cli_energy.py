@@ -123,7 +123,14 @@ def test_a_chip_network_and_one_profile(knarr: Knarr, files: Path) -> None:  # n
     facts = json.loads(result.stdout)
     counts = count(network, np.load("spikes.npy"))
     # summed layer by layer in floats
-    assert facts["student"]["energy"]["nominal_pj"] == pytest.approx(0.03 * float(counts.total.acc))
+    assert facts["student"]["energy"]["nominal_pj"] == pytest.approx(0.1 * float(counts.total.acc))
+    for title, terms in facts["places"].items():
+        assert title in ("Loihi 1", "Loihi 2")
+        assert (
+            0 < terms["dynamic"]["low"] <= terms["dynamic"]["nominal"] <= terms["dynamic"]["high"]
+        )
+        assert 0 < terms["static"]["nominal"] < terms["total"]["nominal"]
+    assert set(facts["places"]) == {"Loihi 1", "Loihi 2"}
     assert [row["model"] for row in facts["models"]] == ["paper"]
     assert facts["student"]["counts_other_pooling"] is None
 
