@@ -23,6 +23,8 @@ PART_OF = {
     "mac_nonzero": "mac",
     "dense_valid": "dense_padded",
     "signed": "acc",
+    "repeats": "acc",
+    "repeats_nonzero": "acc_nonzero",
     "graded": "events",
     "touched_updates": "neuron_updates",
     "recurrent_no_autapse": "recurrent_all_pairs",
@@ -42,9 +44,10 @@ class LayerCounts:
 
     Args:
         acc: synaptic events of binary or ternary frames: one addition each. Bias and neuron updates
-            are not in here.
+            are not in here. Of an ANN that was run on inputs: what its own spikes add, a sum of k
+            spikes k times.
         mac: synaptic events of graded frames, one multiplication and addition each; for an ANN,
-            `dense_valid`.
+            `dense_valid` without the taps that spikes arrive at.
         acc_nonzero, mac_nonzero: the same without weights that are 0, which only sparse storage
             skips.
         dense_valid: taps whose both ends exist if every input were active at every step (all steps
@@ -56,6 +59,9 @@ class LayerCounts:
         events: non-zero elements that arrived, of the layer's own spikes too where they come back;
             0 for an ANN.
         signed: the part of `acc` from ternary frames that hold a -1.
+        repeats: the part of `acc` that sums of spikes add again: k - 1 of the k additions of a sum of
+            k spikes; 0 for a network whose branches are counted apart.
+        repeats_nonzero: the same without weights that are 0.
         graded: the part of `events` in graded frames.
         touched_updates: (neuron, step) pairs that an event or a bias reaches; what event-driven
             hardware would update.
@@ -85,6 +91,8 @@ class LayerCounts:
     spikes: Fraction
     events: Fraction = NONE
     signed: Fraction = NONE
+    repeats: Fraction = NONE
+    repeats_nonzero: Fraction = NONE
     graded: Fraction = NONE
     touched_updates: Fraction = NONE
     recurrent_all_pairs: Fraction = NONE
@@ -108,10 +116,9 @@ class LayerCounts:
                 raise CountError(
                     f"{part}: {getattr(self, part)} > {getattr(self, whole)}, the count it is a part of"
                 )
-        if self.acc + self.mac > self.dense_valid:
-            raise CountError(
-                f"acc + mac: {self.acc + self.mac} events > {self.dense_valid} taps that exist"
-            )
+        events = self.acc - self.repeats + self.mac
+        if events > self.dense_valid:
+            raise CountError(f"acc + mac: {events} events > {self.dense_valid} taps that exist")
 
     @classmethod
     def mean(
@@ -191,8 +198,8 @@ class OperationCounts(JsonRecord):
         samples: how many samples the means are over; 0 where shapes alone were counted.
         timesteps: steps of one inference, their mean where samples differ; 1 for an ANN.
         kind: "snn" or "ann".
-        effective: ANN run on inputs only: layer name -> multiplications left when zero activations
-            are skipped.
+        effective: ANN run on inputs only: layer name -> pairs of an activation and a weight left when
+            zero activations are skipped: multiplications, and what spikes add once each.
         effective_nonzero: the same, zero weights skipped too.
         sizes: layer name -> its words, None where nobody asked.
         pooling: "folded" delivers each event before a pool alone, "float" counts what a pool gives;
@@ -270,7 +277,7 @@ class OperationCounts(JsonRecord):
     def skipping_zeros(self) -> OperationCounts:
         """Return the counts of the same ANN on hardware that skips activations that are 0.
 
-        Its multiplications are the effective ones.
+        Its multiplications are the effective ones; its spikes skip theirs in any case.
 
         Raises:
             CountError: not run on inputs, so that nobody knows which activations are 0.
@@ -280,9 +287,12 @@ class OperationCounts(JsonRecord):
         layers = {
             name: replace(
                 layer,
-                mac=self.effective.get(name, layer.mac),
-                mac_nonzero=self.effective_nonzero.get(name, layer.mac_nonzero),
+                mac=self.effective[name] - (layer.acc - layer.repeats),
+                mac_nonzero=self.effective_nonzero[name]
+                - (layer.acc_nonzero - layer.repeats_nonzero),
             )
+            if name in self.effective
+            else layer
             for name, layer in self.layers.items()
         }
         return replace(self, layers=layers)

@@ -137,17 +137,18 @@ def memory(
 
     inputs, outputs = access(sizes.inputs), access(sizes.outputs)
     weights, states = access(sizes.weights + sizes.biases), access(sizes.states)
-    macs, biases = float(counts.mac), float(counts.bias_adds)
+    macs, accs, biases = float(counts.mac), float(counts.acc), float(counts.bias_adds)
     if kind == "ann":
-        fetches = inputs.times(macs / options.reuse_inputs)
-        fetches += weights.times((macs + biases) / options.reuse_weights)
+        # Its own spikes are fetched as other activations are, and added.
+        fetches = inputs.times((macs + accs) / options.reuse_inputs)
+        fetches += weights.times((macs + accs + biases) / options.reuse_weights)
         return {
-            "operations": mac.times(macs) + add.times(biases),
+            "operations": mac.times(macs) + add.times(accs + biases),
             "memory": fetches + outputs.times(sizes.outputs),
             # Addresses are counted up along inputs, outputs and the taps of a kernel.
             "addressing": add.times(sizes.inputs + sizes.outputs + sizes.kernel),
         }
-    accs, events = float(counts.acc), float(counts.events)
+    events = float(counts.events)
     synops = float(counts.acc + counts.mac)
     updates, spikes = float(counts.neuron_updates), float(counts.spikes)
     leak = price_of(profile, "mul").times(updates) if sizes.leaky else ZERO

@@ -5,5 +5,6 @@
   refusals.
 - `products`: convolutions, matrix products and recurrent layers as products of two factors, counted
   with and without zeros.
+- `spikes`: which tensors are spikes, or sums of spikes, by the way they are made.
 - `elementwise`: pools, normalisations, activations and arithmetic between elements.
 """

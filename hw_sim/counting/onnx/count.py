@@ -10,8 +10,10 @@ skipped.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,11 @@ from knarr.hw_sim.counting.onnx.model import (
     session_of,
 )
 from knarr.hw_sim.counting.onnx.products import PRODUCT_RULES, NodeCounts, Product, Rule
+from knarr.hw_sim.counting.onnx.spikes import spike_tensors
 from knarr.hw_sim.errors import CountError, first_line
 
 RULES: dict[str, Rule | str] = {**ELEMENTWISE, **PRODUCT_RULES}
 """Operation -> the function that returns its counts, or why it is free."""
-Means = dict[str, Fraction]
 
 
 def count_onnx(
@@ -54,7 +56,8 @@ def count_onnx(
         inputs: (samples, *shape without batch) of the type the file takes, to count effective
             operations too: zero activations skipped, one sample at a time, so that results do not
             depend on batch size. Between two activations an operation is effective where both are
-            non-zero. An input without a batch axis takes (samples, *shape), or one *shape.
+            non-zero. Activations that are spikes, or sums of a few, are told apart
+            (`knarr.hw_sim.counting.onnx.products`). An input without a batch axis takes (samples, *shape), or one *shape.
         input_shapes: graph input -> its whole shape in one inference, such as {"x": (100, 1, 64)},
             where the file leaves an axis open that is no batch.
         batch_axis: the axis of the batch, where it is not the first.
@@ -63,7 +66,8 @@ def count_onnx(
         Per layer, for one inference: `dense_padded` (taps into the padding included), `dense_valid`,
         `mac` = `dense_valid` (a real multiplication needs both ends), `mac_nonzero` (weights that
         are 0 skipped), `bias_adds`, `comparisons` and `elementwise`. With `inputs`, also
-        `effective` and `effective_nonzero` of the products.
+        `effective` and `effective_nonzero` of the products; and of a network that spikes in part,
+        the additions of spikes as `acc`, which leave `mac`.
 
     Raises:
         CountError: not an ONNX file, shapes that are not static, a first axis that is no batch and
@@ -105,7 +109,13 @@ def count_onnx(
         name, fed = _checked_input(graph, inputs)
         samples = len(fed)
         products = {name: row.products for name, row in counted.items() if row.products}
-        effective, effective_nonzero = _effective_counts(graph, products, name, fed)
+        totals = _run(graph, products, name, fed)
+        effective, effective_nonzero = (
+            {layer: Fraction(total[column], samples) for layer, total in totals.items()}
+            for column in ("effective", "effective_nonzero")
+        )
+        layers |= {layer: _hybrid(layers[layer], totals[layer], samples) for layer in products}
+        ledger = [_with_spikes(row, layers.get(row.name)) for row in ledger]
     return OperationCounts(
         layers,
         tuple(ledger),
@@ -201,13 +211,31 @@ def _describe(counts: LayerCounts, row: NodeCounts) -> str:
     return f"{shown}; {row.note}" if row.note else shown
 
 
-def _effective_counts(
+def _hybrid(layer: LayerCounts, totals: Counter[str], samples: int) -> LayerCounts:
+    """Return the counts of a layer with the additions of spikes that arrived at it."""
+    columns = (
+        "acc", "acc_nonzero", "signed", "repeats", "repeats_nonzero", "mac", "mac_nonzero",
+    )  # fmt: skip
+    return replace(layer, **{name: Fraction(totals[name], samples) for name in columns})
+
+
+def _with_spikes(row: LedgerRow, layer: LayerCounts | None) -> LedgerRow:
+    if layer is None or not layer.acc:
+        return row
+    note = (
+        f"{row.note}; on these inputs spikes arrive: {float(layer.acc):g} additions, and "
+        f"{float(layer.mac):g} multiplications are left"
+    )
+    return replace(row, note=note)
+
+
+def _run(
     graph: OnnxGraph,
     products: dict[str, tuple[Product, ...]],
     name: str,
     inputs: Array,
-) -> tuple[Means, Means]:
-    """Count the multiplications that are left when activations that are 0 are skipped.
+) -> dict[str, Counter[str]]:
+    """Count the operations of products on inputs.
 
     Args:
         graph: the model.
@@ -216,7 +244,8 @@ def _effective_counts(
         inputs: (samples, *its shape).
 
     Returns:
-        Layer -> mean per sample, with zero weights multiplied and with zero weights skipped too.
+        Layer -> totals over the samples, of the columns of `Product.classed`, or of `Product.dense` where
+        nothing spikes.
 
     Raises:
         CountError: a model that onnxruntime does not run, or NaN and infinity on the way.
@@ -230,7 +259,10 @@ def _effective_counts(
     watched = sorted(readers.keys() - {name})
     with _refusals():
         session = session_of(_showing(graph, watched))
-    stored, nonzero = dict.fromkeys(products, 0), dict.fromkeys(products, 0)
+    counted = spike_tensors(graph)
+    # Data of 0 and 1 do not make a network one that spikes.
+    hybrid = not counted.isdisjoint(watched)
+    totals: dict[str, Counter[str]] = {layer: Counter() for layer in products}
     # One at a time, so that a model's results cannot depend on the batch.
     for sample in inputs:
         values = {name: sample}
@@ -247,14 +279,11 @@ def _effective_counts(
                 )
         for layer, parts in products.items():
             for product in parts:
-                with_zeros, without = product.count(values)
-                stored[layer] += with_zeros
-                nonzero[layer] += without
-    effective, effective_nonzero = (
-        {layer: Fraction(total, len(inputs)) for layer, total in totals.items()}
-        for totals in (stored, nonzero)
-    )
-    return effective, effective_nonzero
+                if hybrid:
+                    totals[layer].update(product.classed(values, counted))
+                else:
+                    totals[layer].update(product.dense(values))
+    return totals
 
 
 def _checked_input(graph: OnnxGraph, inputs: Array) -> tuple[str, Array]:

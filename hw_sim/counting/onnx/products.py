@@ -6,7 +6,12 @@ Every product counted here joins two tensors along indices that both share, such
 of a matrix product or (input channel, kernel tap) of a convolution. If factor a has m_a(i) non-zero
 partners at shared index i and factor b has m_b(i), the product multiplies sum_i m_a(i) m_b(i) pairs
 that are non-zero. Dense, pruned and effective counts are this one sum with other elements taken as
-present.
+present; so are those of spikes, which arrive in frames of their own.
+
+Of a network that spikes in part, additions of spikes are told from multiplications. A frame is what
+a product meets in one place of a batch: one image of a convolution, one row of a matrix product. Frames of 0 and 1, or with -1 too, are spikes: each is added, and nothing is
+multiplied (`ACC`). So are the whole numbers of tensors that are made of spikes alone
+(`knarr.hw_sim.counting.onnx.spikes`): a sum of k of them is added k times.
 
 Convolutions have any number of axes. A transposed one walks the taps of a forward one from its
 outputs to its inputs, so both have the same windows, with the two ends exchanged. Zeros that pad a
@@ -36,6 +41,23 @@ from knarr.hw_sim.counting.onnx.model import OnnxGraph, OnnxNode, UnsupportedErr
 
 Values = Mapping[str, Array]
 """Tensor -> value of one run of the model."""
+MOST_COUNTED = 15
+"""Largest sum of spikes that is added so many times; frames with larger ones are graded."""
+
+
+class Classed(NamedTuple):
+    """Elements of one factor in one run, per shared index."""
+
+    dense: Int64
+    """All elements in graded frames."""
+    active: Int64
+    """Those of them that are not 0."""
+    events: Int64
+    """Elements in frames of spikes that are not 0."""
+    spikes: Int64
+    """The spikes that they stand for: a sum of 2 is 2."""
+    signed: Int64
+    """Those spikes that arrive in frames with a negative one."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,7 @@ class Factor:
         weight: stored, so that a zero is skipped by sparse storage alone and not as an activation.
         zero: value that means 0 (a zero point), or the name of the tensor that holds it.
         zero_axis: axis along which a vector of zero points lies.
+        frames: axes along which frames lie; none: the whole tensor is one.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +84,7 @@ class Factor:
     weight: bool = False
     zero: Array | str | None = None
     zero_axis: int = 0
+    frames: tuple[int, ...] = ()
 
     def watched(self) -> set[str]:
         """Return the tensors whose values `count` needs."""
@@ -87,21 +111,73 @@ class Factor:
         # A weight is the same in every run, and large.
         return self._all(), self._nonzero({})
 
+    @cached_property
+    def _dense(self) -> Int64:
+        return self._all()
+
     def _all(self) -> Int64:
         return self.occurrences(np.broadcast_to(np.True_, self.shape))
 
     def _nonzero(self, values: Values) -> Int64:
+        return self.occurrences(np.asarray(self._values(values) != 0))
+
+    def _values(self, values: Values) -> Array:
+        """Return the elements in a run, less their zero points."""
         value = values[self.tensor] if self.value is None else self.value
         zero = values[self.zero] if isinstance(self.zero, str) else self.zero
-        # A vector of zero points lies along its axis, and numpy would broadcast it along the last.
         if zero is None:
-            zero = np.asarray(0)
-        elif zero.size == 1:
+            return value
+        # A vector of zero points lies along its axis, and numpy would broadcast it along the last.
+        if zero.size == 1:
             zero = zero.reshape(())
         else:
             behind = len(self.shape) - self.zero_axis - 1
             zero = zero.reshape(-1, *[1] * behind)
-        return self.occurrences(np.asarray(value != zero))
+        # Bytes would wrap.
+        return value.astype(np.int64) - zero.astype(np.int64)
+
+    def classed(self, values: Values, counted: frozenset[str]) -> Classed:
+        """Count what arrives in frames of spikes, and what in graded ones, per shared index.
+
+        Args:
+            values: of one run.
+            counted: tensors that are spikes or sums of spikes by the way they are made. Of all
+                others frames of 0 and 1 alone are spikes.
+        """
+        if self.weight or (self.value is None and not self.tensor):
+            stored, nonzero = self.count(values)
+            none = np.zeros_like(stored)
+            return Classed(stored, nonzero, none, none, none)
+        value = self._values(values)
+        inside = tuple(axis for axis in range(value.ndim) if axis not in self.frames)
+        sums = self.tensor in counted
+        most = MOST_COUNTED if sums else 1
+        # In floats, for the least of the bytes has no absolute value.
+        height = np.abs(value if value.dtype.kind == "f" else value.astype(np.float64))
+        highest = height.max(axis=inside, keepdims=True)
+        whole = (height == np.rint(height)).all(axis=inside, keepdims=True)
+        graded = ~(whole & (highest <= most) & (sums | (highest > 0)))
+        if value.dtype.kind in "iu":
+            # Codes of quantised values, of which 1 is no spike.
+            graded[...] = True
+        active = np.asarray(height != 0)
+        if graded.all():
+            none = np.zeros_like(self._dense)
+            return Classed(self._dense, self.occurrences(active), none, none, none)
+        in_graded = np.asarray(active & graded)
+        events = spikes = self.occurrences(active & ~graded)
+        for above in range(1, most):
+            more = np.asarray((height > above) & ~graded)
+            if not more.any():
+                break
+            spikes = spikes + self.occurrences(more)
+        signed = np.zeros_like(events)
+        if value.dtype.kind != "b" and (value < 0).any():
+            turned = (value < 0).any(axis=inside, keepdims=True) & ~graded
+            for least in range(most):
+                signed = signed + self.occurrences(np.asarray((height > least) & turned))
+        dense = self.occurrences(np.broadcast_to(graded, value.shape))
+        return Classed(dense, self.occurrences(in_graded), events, spikes, signed)
 
 
 @dataclass(frozen=True)
@@ -112,14 +188,75 @@ class Product:
     b: Factor
 
     def count(self, values: Values | None = None) -> tuple[int, int]:
-        """Count the multiplications left, with zero weights and without.
+        """Count the pairs left, with zero weights and without.
 
         Args:
             values: of one run, or None to take every activation as non-zero.
         """
         pairs = zip(self.a.count(values), self.b.count(values), strict=True)
-        stored, nonzero = (int((a * b).sum(dtype=np.int64)) for a, b in pairs)
+        stored, nonzero = (_pairs(a, b) for a, b in pairs)
         return stored, nonzero
+
+    def dense(self, values: Values) -> dict[str, int]:
+        """Count the multiplications of a run, and those that are left when zeros are skipped.
+
+        Args:
+            values: of the run.
+
+        Returns:
+            `mac`, `mac_nonzero`, `effective` and `effective_nonzero`.
+        """
+        pairs = {"mac": self._taken, "effective": self.count(values)}
+        return {
+            kind + which: number
+            for kind, numbers in pairs.items()
+            for which, number in zip(("", "_nonzero"), numbers, strict=True)
+        }
+
+    @cached_property
+    def _taken(self) -> tuple[int, int]:
+        return self.count()
+
+    def classed(self, values: Values, counted: frozenset[str]) -> dict[str, int]:
+        """Count the operations of a run: multiplications, and additions of spikes.
+
+        Args:
+            values, counted: as those of `Factor.classed`.
+
+        Returns:
+            `acc`, `repeats` and `mac` of `LayerCounts`, `effective`, all of them with `_nonzero`
+            weights too, and `signed`.
+        """
+        activation, other = (self.b, self.a) if self.a.weight else (self.a, self.b)
+        mine = activation.classed(values, counted)
+        again = mine.spikes - mine.events
+        found: dict[str, int] = {}
+        if other.weight:
+            for name, weights in zip(("", "_nonzero"), other.count(values), strict=True):
+                found |= {
+                    "acc" + name: _pairs(mine.spikes, weights),
+                    "repeats" + name: _pairs(again, weights),
+                    "mac" + name: _pairs(mine.dense, weights),
+                    "effective" + name: _pairs(mine.active + mine.events, weights),
+                }
+            return found | {"signed": _pairs(mine.signed, other.count(values)[0])}
+        its = other.classed(values, counted)
+        # Spikes of the one add up what is not 0 of the other; only two graded ones are multiplied.
+        reached = its.active + its.events
+        acc = _pairs(mine.spikes, reached) + _pairs(mine.active, its.spikes)
+        repeats = _pairs(again, reached) + _pairs(mine.active, its.spikes - its.events)
+        for name in ("", "_nonzero"):
+            found |= {
+                "acc" + name: acc,
+                "repeats" + name: repeats,
+                "mac" + name: _pairs(mine.dense, its.dense),
+                "effective" + name: _pairs(mine.active + mine.events, reached),
+            }
+        return found | {"signed": _pairs(mine.signed, reached) + _pairs(mine.active, its.signed)}
+
+
+def _pairs(one: Int64, other: Int64) -> int:
+    return int((one * other).sum(dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -186,12 +323,13 @@ def factor(
     *,
     zero: str = "",
     zero_axis: int = 0,
+    frames: tuple[int, ...] = (),
 ) -> Factor:
     """Make a factor from a tensor: a weight if the file holds its value, else an activation.
 
     Args:
         graph: the model.
-        tensor, occurrences, zero_axis: as those of `Factor`.
+        tensor, occurrences, zero_axis, frames: as those of `Factor`.
         zero: tensor of its zero points, "" for none.
 
     Raises:
@@ -208,7 +346,9 @@ def factor(
         raise UnsupportedError(
             f"{prod(graph.shape(zero))} zero points '{zero}' for an axis of {shape[zero_axis]}"
         )
-    return Factor(shape, occurrences, tensor, value, value is not None, zero_point, zero_axis)
+    return Factor(
+        shape, occurrences, tensor, value, value is not None, zero_point, zero_axis, frames
+    )
 
 
 def product_row(
@@ -388,7 +528,7 @@ def _convolution(node: OnnxNode) -> NodeCounts:
         taps = [window.input_taps() for window in windows]
         targets = partial(targets_per_tap, groups=groups)
     product = Product(
-        factor(graph, source, partial(_events_per_tap, taps=taps), zero=zeros[0]),
+        factor(graph, source, partial(_events_per_tap, taps=taps), zero=zeros[0], frames=(0,)),
         factor(graph, weight, targets, zero=zeros[1]),
     )
     # Dense hardware walks every tap of every place, those beyond a border or cropped from the
@@ -500,6 +640,7 @@ def _matrix_product(node: OnnxNode) -> NodeCounts:
     # Zero points are given per row of the left side and per column of the right one.
     zero_axes = -2, -1
     factors, summed = [], []
+    two_activations = graph.constants.keys().isdisjoint((left, right))
     for tensor, axis, zero, zero_axis in zip((left, right), inner, zeros, zero_axes, strict=True):
         shape = graph.shape(tensor)
         if not shape:
@@ -509,7 +650,11 @@ def _matrix_product(node: OnnxNode) -> NodeCounts:
         summed.append(shape[-1 if vector else axis])
         partners = partial(_present, axis=() if vector else -3 - axis)
         zero_at = 0 if vector else len(shape) + zero_axis
-        factors.append(factor(graph, tensor, partners, zero=zero, zero_axis=zero_at))
+        # A layer of weights works on rows; two activations meet as whole matrices, of which one row
+        # of probabilities may be a 1 among zeros and is no spike.
+        inside = {len(shape) - 1, len(shape) - 2} if two_activations else {len(shape) + axis}
+        frames = tuple(at for at in range(len(shape)) if not vector and at not in inside)
+        factors.append(factor(graph, tensor, partners, zero=zero, zero_axis=zero_at, frames=frames))
     if summed[0] != summed[1]:
         raise UnsupportedError(f"sums over {summed[0]} and {summed[1]} elements")
     shape = graph.shape(right)
@@ -544,8 +689,17 @@ def _einsum(node: OnnxNode) -> NodeCounts:
                     f"equation '{equation}': index {label} is {sizes[label]} and {size}"
                 )
     shared = sorted(set(terms[0]) & set(terms[1]))
+    # As those of a matrix product: along what both have where two activations meet.
+    kept = set(equation.partition("->")[2])
+    if graph.constants.keys().isdisjoint(tensors):
+        kept &= set(shared)
     a, b = (
-        factor(graph, tensor, partial(_sum_unshared, term=term, shared=shared))
+        factor(
+            graph,
+            tensor,
+            partial(_sum_unshared, term=term, shared=shared),
+            frames=tuple(at for at, label in enumerate(term) if label in kept),
+        )
         for term, tensor in zip(terms, tensors, strict=True)
     )
     unshared = set(terms[1]) - set(terms[0])
@@ -584,12 +738,13 @@ def _recurrent(node: OnnxNode) -> NodeCounts:
         )
     lengths = _lengths(node.operand(4), graph, x)
     read = partial(_inputs_read, lengths=lengths, directions=directions)
-    inputs = Factor(x, read, node.operand(0), graph.constants.get(node.operand(0)))
+    inputs = Factor(x, read, node.operand(0), graph.constants.get(node.operand(0)), frames=(0, 1))
     sequence = node.proto.output[0]
     states = Factor(
         (x[0], directions, x[1], hidden),
         partial(_states_read, lengths=lengths, reverse=reverse),
         sequence,
+        frames=(0, 1, 2),
     )
     if node.output_shape != states.shape:
         raise UnsupportedError(f"hidden sequence {node.output_shape}, expected {states.shape}")
@@ -707,7 +862,7 @@ def _initial_state(
     value: Array | None = np.zeros(shape, dtype=np.float32)
     if name:
         value = graph.constants.get(name)
-    return Factor(shape, partners, name, value)
+    return Factor(shape, partners, name, value, frames=(0, 1))
 
 
 def _peephole_product(
