@@ -185,20 +185,24 @@ def time_step(
     return float(step)
 
 
-def make_module(factory: str, checkpoint: Path | None) -> nn.Module:
+def make_module(
+    factory: str, checkpoint: Path | None, input_shape: tuple[int, ...], dt_s: float
+) -> nn.Module:
     """Make a user's own module, in eval mode; the user's code runs.
 
     Args:
-        factory: "package.module:function" of a function without arguments; the current folder is
-            looked in first.
+        factory: "package.module:function"; the current folder is looked in first. The function may
+            ask for input_shape and dt_s by name.
         checkpoint: safetensors or `.pt` file of exactly the module's state; None keeps what the
             factory made.
+        input_shape: Sizes of one time step, without batch.
+        dt_s: Time step, seconds.
 
     Raises:
         FactoryError: It cannot be imported or called, or gives something else than a torch module.
         RecipeError: The checkpoint does not fit.
     """
-    module = build_network(factory)
+    module = build_network(factory, {"input_shape": input_shape, "dt_s": dt_s})
     # Batch-norm and dropout of a module in training would differ from its graph.
     module.eval()
     if checkpoint is not None:

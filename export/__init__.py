@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from knarr.export.graph.step import Trace, step_nir
     from knarr.export.graph.topology import execution_order, graph_hash
     from knarr.export.norse.modules import PLIFBoxCell, StepGraph, SumPool2d
-    from knarr.export.norse.observe import trace_module
+    from knarr.export.norse.observe import TimeForm, run_clips, time_form, trace_module
     from knarr.export.onnx_files import student_step_to_onnx, to_onnx
 else:
     __getattr__, __dir__ = lazy_face(__name__)
@@ -52,6 +52,7 @@ __all__ = [
     "StepGraph",
     "StepProposal",
     "SumPool2d",
+    "TimeForm",
     "Trace",
     "as_inputs",
     "certificate_beside",
@@ -69,10 +70,12 @@ __all__ = [
     "replay_inputs",
     "replay_sha256",
     "require_certified",
+    "run_clips",
     "scale_currents",
     "step_advice",
     "step_nir",
     "student_step_to_onnx",
+    "time_form",
     "to_nir",
     "to_onnx",
     "trace_module",

@@ -124,9 +124,9 @@ def _proved(
         comparison: `certify`, or `compare` where layers may be silent.
         own: whether the inputs are the user's.
     """
-    layers, way, steps = layers_of(module, input_shape)
-    if own and steps:
-        _fit(inputs, way, steps)
+    layers, form = layers_of(module, input_shape)
+    if own and form.steps:
+        _fit(inputs, form.way, form.steps)
     plain, _ = rewrite(layers)
     graph = _as_read(convert(plain, input_shape, dt_s))
     try:

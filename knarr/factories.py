@@ -8,9 +8,11 @@ imported without being asked for by name.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -101,28 +103,61 @@ def build(
 
 
 def build_network(
-    reference: str, *arguments: Any, beside: str | Path | None = None, **keywords: Any
+    reference: str,
+    offered: Mapping[str, Any],
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    beside: str | Path | None = None,
 ) -> nn.Module:
     """Call a user's function that makes a network.
 
     Args:
         reference, beside: As `look_up` takes them.
-        arguments, keywords: What the function is called with.
+        offered: What the function may ask for by the name of a parameter.
+        arguments: What the user gives it.
 
     Returns:
         The torch module, in the mode (train or eval) in which the function gives it.
 
     Raises:
-        FactoryError: It cannot be made, or is no torch module.
+        FactoryError: It cannot be made, or is no torch module; arguments that it does not take, or
+            asks for and nobody gives.
     """
     from torch import nn  # here, so that the base install can look up what needs no torch
 
-    network = build(reference, *arguments, beside=beside, **keywords)
+    function, arguments = look_up(reference, beside=beside), arguments or {}
+    asked = _parameters(function)
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in asked.values())
+    unknown = [name for name in arguments if name not in asked and not takes_all]
+    if unknown:
+        raise FactoryError(
+            f"'{reference}': takes no {', '.join(unknown)}; it takes {', '.join(asked) or 'none'}"
+        )
+    given = {name: value for name, value in offered.items() if name in asked} | {**arguments}
+    needed = [
+        name
+        for name, one in asked.items()
+        if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise FactoryError(
+            f"'{reference}': needs {', '.join(missing)}, offered are {', '.join(offered)}; give a default, or in a recipe a "
+            "value under arguments"
+        )
+    network = build(reference, beside=beside, **given)
     if not isinstance(network, nn.Module):
         raise FactoryError(
             f"'{reference}': gives {type(network).__name__}, needs a torch module; return the network"
         )
     return network
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # no function, or one that is not written in Python
+        return {}
 
 
 def _folders(beside: str | Path | None) -> list[Path]:

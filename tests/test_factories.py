@@ -27,6 +27,9 @@ def broken():
 
 def leaves():
     raise SystemExit(3)
+
+def asks(input_shape, *, hidden, dt_s=0.1):
+    return nn.Linear(*input_shape, hidden)
 """
 
 
@@ -46,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_functions_classes_and_packages_are_found(folder: Path) -> None:
-    made = build_network("mynet:student", width=5)
+    made = build_network("mynet:student", {"dt_s": 0.001}, {"width": 5})
     assert isinstance(made, nn.Linear)
     assert made.in_features == 5
     assert look_up("mynet:System").name == "mine"
@@ -68,6 +71,7 @@ def test_functions_classes_and_packages_are_found(folder: Path) -> None:
         ("mynet:WIDTH", "is a int, needs a function that makes it"),
         ("mynet:broken", "ZeroDivisionError: division by zero, mynet.py line 13"),
         ("mynet:leaves", "SystemExit: 3, mynet.py line 16"),
+        ("mynet:asks", "needs hidden, offered are dt_s, input_shape; give a default"),
         ("mynet:System", "gives System, needs a torch module; return the network"),
         ("mydoubtful:student", "No module named 'nothing_like_it', mydoubtful.py line 1"),
         ("myscript:student", "SystemExit: 0, myscript.py line 3"),
@@ -77,16 +81,24 @@ def test_each_fault_names_module_attribute_and_cure(
     reference: str, words: str, folder: Path
 ) -> None:
     with pytest.raises(FactoryError) as caught:
-        build_network(reference)
+        build_network(reference, {"dt_s": 0.001, "input_shape": (3,)})
     assert words in str(caught.value)
     assert str(caught.value).startswith(f"'{reference}': ")
     assert "\n" not in str(caught.value)
 
 
+def test_a_function_gets_what_it_asks_for_by_name(folder: Path) -> None:
+    made = build_network("mynet:asks", {"input_shape": (4,), "classes": 3}, {"hidden": 7})
+    assert isinstance(made, nn.Linear)
+    assert (made.in_features, made.out_features) == (4, 7)
+    with pytest.raises(FactoryError, match="takes no width; it takes input_shape, hidden, dt_s"):
+        build_network("mynet:asks", {"input_shape": (4,)}, {"hidden": 7, "width": 2})
+
+
 def test_another_module_of_that_name_is_never_taken(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_network("mynet:student")
+    build_network("mynet:student", {})
     other = folder / "other"
     other.mkdir()
     (other / "json.py").write_text(MODULE)
@@ -105,7 +117,7 @@ def test_a_folder_beside_comes_first_and_two_of_one_name_are_kept_apart(
         )
         (place / "mywidth.py").write_text(f"WIDTH = {width}\n")
     for place, width in ((first, 4), (second, 6), (first, 4)):
-        made = build_network("mynet:student", beside=place)
+        made = build_network("mynet:student", {}, beside=place)
         assert isinstance(made, nn.Linear)
         assert made.in_features == width
     with pytest.raises(

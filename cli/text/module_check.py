@@ -73,13 +73,17 @@ def _count(number: int, what: str) -> str:
 def _print_layers(checked: ModuleCheck) -> None:
     """Print the layers on the chip, where there are any; the graph's nodes elsewhere."""
     if checked.placement is not None:
+        layers = checked.placement.layers
+        # What a layer of one core has most of decides nothing.
+        decided = any(layer.decided_by for layer in layers)
+        headings = ("neurons", "synapses", "cores", *(("cores by",) if decided else ()))
         page = make_table(
-            "layers on the chip", "layer", "neurons", "synapses", "cores", "decided by",
-            fold=("layer",), width=WIDTH, **TITLED,
-        )  # fmt: skip
-        for layer in checked.placement.layers:
+            "layers on the chip", "layer", *headings, fold=("layer",), width=WIDTH, **TITLED
+        )
+        for layer in layers:
             counts = (f"{n:,}" for n in (layer.neurons, layer.synapses, layer.cores))
-            page.add_row(layer.name, *counts, (layer.decided_by or "").replace("_", " "))
+            by = ((layer.decided_by or "").replace("_", " "),) if decided else ()
+            page.add_row(layer.name, *counts, *by)
         show(page)
     elif checked.nodes:
         page = make_table(
@@ -96,7 +100,7 @@ def _notes(checked: ModuleCheck) -> list[str]:
         "weights, or your own data at export, will tell"
         for name in checked.silent
     ]
-    notes += [f"'{path or 'module'}': {what}" for path, what in checked.rewrites]
+    notes += [f"rewritten, '{path or 'module'}': {what}" for path, what in checked.rewrites]
     if checked.left_out:
         what = ", ".join(checked.left_out)
         notes.append(f"behind the output, and not in the graph: {what}")

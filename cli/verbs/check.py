@@ -18,8 +18,8 @@ def check(
     source: Annotated[
         str,
         Argument(
-            help="Function that makes the network, called without arguments. Its file is imported, "
-            "so its code runs.",
+            help="Function that makes the network; it may ask for input_shape and dt_s by name. Its "
+            "file is imported, so its code runs.",
             metavar="MODULE:FACTORY",
         ),
     ],
@@ -47,7 +47,7 @@ def check(
 
     # The shape first: making a module may take long.
     shape = read_sizes(input_shape)
-    module = make_module(source, checkpoint)
+    module = make_module(source, checkpoint, shape, dt_s)
     checked = check_module(
         module,
         shape,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import nir
     import numpy as np
     import numpy.typing as npt
+    from torch import nn
 
     from knarr.hw_sim import ChipNetwork, Recording
 
@@ -465,7 +466,7 @@ def _verify_net(
             events,
             step_s,
             expected=None if expected is None else read_arrays(expected),
-            module=None if factory is None else make_module(factory, checkpoint),
+            module=_live(factory, checkpoint, lowered_from, step_s),
             labels=read_labels(labels),
             timeout_s=timeout_s,
             progress=show,
@@ -507,7 +508,7 @@ def _compare_expected(
         read_array(samples),
         step_s,
         expected=read_arrays(expected),
-        module=None if factory is None else make_module(factory, checkpoint),
+        module=_live(factory, checkpoint, graph, step_s),
         labels=read_labels(labels),
     ).to_json()
     if picture is not None:
@@ -515,6 +516,17 @@ def _compare_expected(
 
         write_png(picture, draw_verification(facts))
     return facts
+
+
+def _live(
+    factory: str | None, checkpoint: Path | None, graph: nir.NIRGraph, dt_s: float
+) -> nn.Module | None:
+    """Return the module that a graph is compared with, where one is named; its code runs."""
+    from knarr.export import graph_input_shape
+
+    if factory is None:
+        return None
+    return make_module(factory, checkpoint, graph_input_shape(graph), dt_s)
 
 
 def _verify_graph(
@@ -566,8 +578,8 @@ def _verify_graph(
     holds, reason = False, ""
     if factory is not None:
         step_s = time_step(named, dt_s, path, graph)
-        live = make_module(factory, checkpoint)
         shape = graph_input_shape(graph)
+        live = make_module(factory, checkpoint, shape, step_s)
         inputs = replay_inputs(shape) if samples is None else read_array(samples)
         facts["compared_with"] = factory
         try:

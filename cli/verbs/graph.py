@@ -75,7 +75,7 @@ def export(
         check_out("--out", out)
         keep_apart(out, checkpoint, inputs)
         # The shape first: making a module may take long.
-        module = make_module(source, checkpoint)
+        module = make_module(source, checkpoint, shape, dt_s)
         samples = None if inputs is None else as_inputs(read_array(inputs), str(inputs))
         if samples is not None and samples.shape[2:] != shape:
             raise UsageError(

@@ -302,7 +302,8 @@ class _Assembly:
         neurons, ago = value.neurons, self.now - (value.time or 0)
         if ago > 1:
             return self._fault(
-                f"module '{neurons.path}': what it gave {ago} steps ago is used; a graph knows the step before alone"
+                f"module '{neurons.path}': what it gave more than one step before is used; a graph knows the step before alone, so sum "
+                "over time behind the last layer, or let an LICell add it up"
             )
         if ago:
             self.waiting.append(neurons)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import norse.torch as snn
@@ -24,7 +26,7 @@ from knarr.export.graph.step import Trace
 from knarr.export.graph.step_synapses import add_up
 from knarr.export.norse.assemble import ForgetsError, OutputReading, assemble
 from knarr.export.norse.layers import NEURON_CELLS, Layers, UnknownKindError, take_apart
-from knarr.export.norse.recorder import ANY, LayoutError, ModuleRecorder
+from knarr.export.norse.recorder import ANY, LAST, LayoutError, ModuleRecorder, is_library
 from knarr.export.norse.trace_leaves import trace_leaves
 from knarr.export.norse.values import STEP, Held, StackedSteps, Value
 
@@ -47,6 +49,23 @@ thousand terms; a layer that is missing, or wired elsewhere, differs by parts of
 """
 
 
+@dataclass(frozen=True)
+class TimeForm:
+    """How a module takes time, and in which form it gives its output.
+
+    Args:
+        way: one of WAYS.
+        steps: number of steps that it takes, whatever it is given; 0 where it takes those of its input.
+        lead: leading axes of its output, ("T", "B") or ("B", "T"), before what it does with all steps.
+        left_out: what it does behind the output of its last layer, in its order, such as "sum over time".
+    """
+
+    way: Way
+    steps: int = 0
+    lead: tuple[str, ...] = ("B", "T")
+    left_out: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Observation:
     """The record of what a module did with inputs.
@@ -57,6 +76,7 @@ class Observation:
         inputs: (samples, timesteps, *features) that went in, as a graph is to be given them.
         way: how the module takes time.
         recorded: whether the layers were found by running it, not by their types.
+        lead: leading axes of the output that it gives its caller.
     """
 
     layers: Layers
@@ -64,6 +84,7 @@ class Observation:
     inputs: npt.NDArray[Any]
     way: Way
     recorded: bool = True
+    lead: tuple[str, ...] = ("B", "T")
 
 
 def observe(module: nn.Module, inputs: npt.ArrayLike) -> Observation:
@@ -82,14 +103,14 @@ def observe(module: nn.Module, inputs: npt.ArrayLike) -> Observation:
     try:
         layers = take_apart(module)
     except UnknownKindError:
-        layers, way, steps = layers_of(module, tuple(floats.shape[2:]))
+        layers, form = layers_of(module, tuple(floats.shape[2:]))
     else:
         return Observation(layers, trace_leaves(module, floats), floats, STATE, recorded=False)
-    if way == CONSTANT:
-        floats = np.repeat(floats[:, :1], steps, axis=1)
-    elif steps:
-        floats = floats[:, np.arange(steps) % floats.shape[1]]
-    seen = _observe(_stateful(module), floats, way)
+    if form.way == CONSTANT:
+        floats = np.repeat(floats[:, :1], form.steps, axis=1)
+    elif form.steps:
+        floats = floats[:, np.arange(form.steps) % floats.shape[1]]
+    seen = _observe(_stateful(module), floats, form.way)
     if _structure(seen.layers) != _structure(layers):
         raise ExportError(
             "module: does not do the same on all inputs, so no graph does what it does; take out of forward what looks at the "
@@ -124,8 +145,8 @@ def trace_module(module: nn.Module, inputs: npt.ArrayLike) -> Trace:
     return seen.trace
 
 
-def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layers, Way, int]:
-    """Return the layers of a module, how it takes time, and its own number of steps, 0 where it takes any.
+def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layers, TimeForm]:
+    """Return the layers of a module, and how it takes time.
 
     Args:
         module: as `to_nir` takes it.
@@ -135,7 +156,7 @@ def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layers, Way, i
         ExportError: as `observe`.
     """
     try:
-        return take_apart(module), STATE, 0
+        return take_apart(module), TimeForm(STATE)
     except UnknownKindError:
         module = _stateful(module)
     rng = np.random.default_rng(0)
@@ -155,11 +176,70 @@ def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layers, Way, i
                 refused.append((0 if isinstance(error, LayoutError) else 3, error))
             else:
                 taken = seen.inputs.shape[1]
-                return seen.layers, way, taken if way == CONSTANT or taken != timesteps else 0
+                steps = taken if way == CONSTANT or taken != timesteps else 0
+                return seen.layers, TimeForm(way, steps, seen.lead, seen.layers.left_out)
         if any(rank > 1 for rank, _ in refused) or not short:
             break
     # What a run that came to its end says is truer than an error about the axes of its input.
     raise max(refused, key=lambda pair: (pair[0], len(pair[1].reasons)))[1]
+
+
+def time_form(module: nn.Module, shape: tuple[int, ...]) -> TimeForm:
+    """Tell how a module takes time, trained or not.
+
+    Args:
+        module: as `to_nir` takes it; it is not changed.
+        shape: sizes of one step, without batch and time.
+
+    Raises:
+        ExportError: a module that no graph holds, with all reasons.
+    """
+    return layers_of(copy.deepcopy(module).cpu().eval(), shape)[1]
+
+
+def run_clips(module: nn.Module, clips: Tensor, form: TimeForm) -> Tensor:
+    """Run a module on clips as it stands, with gradients, in the form in which it takes them.
+
+    Args:
+        module: in train or eval mode. States that it keeps itself are as before when it returns.
+        clips: (B, T, *features).
+        form: what `time_form` says of it.
+
+    Returns:
+        (B, T, *outputs); or what the module itself makes of all steps, where `form.left_out` names anything.
+    """
+    module = _stateful(module)
+    if form.way in (STATE, HELD):
+        keeps = module.modules() if form.way == HELD else ()
+        kept = [(part, _own_values(part)) for part in keeps]
+        outputs, held = [], None
+        for frame in clips.unbind(1):
+            given = module(frame) if held is None else module(frame, held)
+            if form.way == STATE and isinstance(given, tuple):
+                given, held = given
+            outputs.append(_first(given))
+        for part, values in kept:
+            for name in _own_values(part).keys() - values.keys():
+                delattr(part, name)
+            vars(part).update(values)
+        return torch.stack(outputs, 1)
+    given = _first(module(_ARRANGED[form.way](clips)))
+    if form.left_out:
+        return given
+    if form.lead == ("B", LAST):
+        return given.movedim(-1, 1)
+    return given if form.lead[0] == "B" else given.transpose(0, 1)
+
+
+def _own_values(part: nn.Module) -> dict[str, Any]:
+    """Return the attributes in which a module of the user's may keep a state."""
+    return {name: value for name, value in vars(part).items() if not name.startswith("_")}
+
+
+def _first(given: Any) -> Tensor:
+    while isinstance(given, tuple):
+        given = given[0]
+    return torch.stack(given) if isinstance(given, list) else given
 
 
 def _fitting(module: nn.Module) -> list[Way]:
@@ -221,8 +301,11 @@ def _observe(module: nn.Module, inputs: npt.NDArray[Any], way: Way) -> Observati
         if recorder.faults:
             raise refusal(recorder.faults) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        own = [f for f in traceback.extract_tb(error.__traceback__) if not is_library(f.filename)]
+        where = f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
         raise _NotRunError(
-            f"module: does not run on {tuple(x.shape[2:])} ({reason}); check input_shape, without batch and time"
+            f"module: does not run on steps of {tuple(x.shape[2:])} ({reason}{where}); see that this is the shape of one step, "
+            "without batch and time, and that it takes any number of samples and steps"
         ) from error
     layers, readout = assemble(recorder, *output)
     steps = len(recorder.neurons[0].given)
@@ -230,7 +313,7 @@ def _observe(module: nn.Module, inputs: npt.NDArray[Any], way: Way) -> Observati
         x = x[:, :1].expand(len(x), steps, *x.shape[2:])
     trace = _trace(recorder, layers, x)
     _require_output(readout, torch.as_tensor(trace.output))
-    return Observation(layers, trace, x[:, :steps].numpy(), way)
+    return Observation(layers, trace, x[:, :steps].numpy(), way, lead=readout.lead)
 
 
 def _require_output(readout: OutputReading, output: Tensor) -> None:
@@ -258,10 +341,19 @@ _Run = Callable[[ModuleRecorder, nn.Module, Tensor], tuple[Value, Tensor]]
 """Runs a module on (samples, timesteps, *features); gives its output and where that came from."""
 
 
-def _over_time(lead: tuple[str, ...]) -> _Run:
+_ARRANGED: dict[Way, Callable[[Tensor], Tensor]] = {
+    # Steps lie in memory as a graph's stepper finds them: another order may sum, and round, in another order.
+    TIME_FIRST: lambda x: x.transpose(0, 1),
+    SAMPLES_FIRST: lambda x: x,
+    TIME_LAST: lambda x: x.movedim(1, -1),
+    CONSTANT: lambda x: x[:, 0].contiguous(),
+}
+"""What a module that is called once gets of (B, T, *features)."""
+
+
+def _over_time(way: Way, lead: tuple[str, ...]) -> _Run:
     def run(recorder: ModuleRecorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
-        # Steps lie in memory as a graph's stepper finds them: another order may sum, and round, in another order.
-        given = x if lead[0] == "B" else x.transpose(0, 1)
+        given = _ARRANGED[way](x)
         recorder.give(given, lead)
         with recorder.watching():
             result = module(given)
@@ -270,16 +362,8 @@ def _over_time(lead: tuple[str, ...]) -> _Run:
     return run
 
 
-def _constant(recorder: ModuleRecorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
-    given = x[:, 0].contiguous()
-    recorder.give(given, STEP)
-    with recorder.watching():
-        result = module(given)
-    return _output(recorder, result)
-
-
 def _last(recorder: ModuleRecorder, module: nn.Module, x: Tensor) -> tuple[Value, Tensor]:
-    given = x.movedim(1, -1)
+    given = _ARRANGED[TIME_LAST](x)
     recorder.give_last(given)
     with recorder.watching():
         result = module(given)
@@ -318,11 +402,11 @@ def _steps(*, state: bool) -> _Run:
 
 
 _RUN: dict[Way, _Run] = {
-    TIME_FIRST: _over_time(("T", "B")),
-    SAMPLES_FIRST: _over_time(("B", "T")),
+    TIME_FIRST: _over_time(TIME_FIRST, ("T", "B")),
+    SAMPLES_FIRST: _over_time(SAMPLES_FIRST, ("B", "T")),
     STATE: _steps(state=True),
     HELD: _steps(state=False),
-    CONSTANT: _constant,
+    CONSTANT: _over_time(CONSTANT, STEP),
     TIME_LAST: _last,
 }
 

@@ -55,14 +55,16 @@ LAST = "T-"
 ANY = "MaxPool2d"
 """Kind of the neurons that fire where any of a window fired: a maximum of spikes."""
 _LIBRARIES = (Path(torch.__file__).parent, Path(norse.__file__).parent, Path(__file__).parent)
-_SAME = {"get_data", "detach", "clone", "contiguous", "float", "to", "cpu", "cuda", "requires_grad_", "type_as", "alias", "type"}  # fmt: skip
+_SAME = {"get_data", "detach", "clone", "contiguous", "float", "to", "cpu", "cuda", "requires_grad", "type_as", "alias", "type"}  # fmt: skip
 _DROPOUT = {"dropout", "dropout1d", "dropout2d", "feature_dropout", "alpha_dropout"}
+_IN_PLACE = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__idiv__": "div"}  # fmt: skip
 _RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "view_as", "reshape_as", "ravel"}
 _TURNS = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
 
 
 @cache
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
+    """Tell whether code is torch's, Norse's or this package's, and not the user's."""
     return any(Path(file).is_relative_to(folder) for folder in _LIBRARIES)
 
 
@@ -184,14 +186,21 @@ class ModuleRecorder(TorchFunctionMode):
                 f"module: asks in {where} whether a value of the network is true, so that what it does depends on the data; "
                 "take the question out of forward"
             )
+        plain = _IN_PLACE.get(name) or (name if name.startswith("__") else name.rstrip("_"))
+        noted = args
+        if plain != name and known and args and isinstance(args[0], Tensor):
+            # What is changed in place is the result itself: what it was before has to be kept.
+            with torch._C.DisableTorchFunction():
+                noted = (args[0].detach().clone(), *args[1:])
+            value = self.find(args[0])
+            if value is not None:
+                self._values[noted[0]] = value
         result = func(*args, **kwargs)
         # A buffer that is written into step by step belongs to no value before.
         if name == "__setitem__":
             self._write(args)
         elif known and any(True for _ in _tensors(result)):
-            self._note(
-                name.rstrip("_") if not name.startswith("__") else name, args, kwargs, result
-            )
+            self._note(plain, noted, kwargs, result)
         return result
 
     # -- places ----------------------------------------------------------------------------------
@@ -203,7 +212,7 @@ class ModuleRecorder(TorchFunctionMode):
             own = frame.f_locals.get("self")
             if path is None and isinstance(own, nn.Module) and id(own) in self.paths:
                 path = self.paths[id(own)]
-            if not where and not _is_library(frame.f_code.co_filename):
+            if not where and not is_library(frame.f_code.co_filename):
                 where = f"{Path(frame.f_code.co_filename).name} line {frame.f_lineno}"
             frame = frame.f_back
         return path or "", where
@@ -566,6 +575,13 @@ class ModuleRecorder(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             turned = getattr(torch.Tensor, name)(axes, *args[1:], **kwargs)
         order = [size - 2 for size in turned.shape]
+        if isinstance(value, GivenLast):
+            # Time that lay last may come first, and leaves an input like any other.
+            front = order.index(count - 1)
+            rest = [axis for axis in order if axis != count - 1]
+            if front > 1 or rest != list(range(count - 1)):
+                return None
+            return Given(("T", "B") if front == 0 else ("B", "T"), value.features[:-1], None)
         leads = len(value.lead)
         if order[leads:] != list(range(leads, count)):
             return None
@@ -871,7 +887,8 @@ def _tensors(held: Any) -> Iterator[Tensor]:
 
 
 def _with(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    layer.weight = nn.Parameter(weight.detach())
+    # A transposed view would be multiplied in another order than the graph's array, and round otherwise.
+    layer.weight = nn.Parameter(weight.detach().contiguous())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach())
     return layer

@@ -157,7 +157,18 @@ def at(value: Value, step: int) -> Value:
         here["parts"] = tuple(at(part, step) for part in value.parts)
     elif isinstance(value, Opaque):
         here["roots"] = tuple(at(root, step) for root in value.roots)
+        pairs = list(zip(value.roots, value.made_of, strict=False))
+        # Steps and samples in one axis are not told apart here.
+        known = all(not {"TB", "BT"} & set(root.lead) for root, _ in pairs)
+        here["made_of"] = tuple(_step_of(root, x, step) for root, x in pairs) if known else ()
     return replace(value, **here)
+
+
+def _step_of(value: Value, x: Tensor, step: int) -> Tensor:
+    """Return the part of a value's tensor that belongs to one step."""
+    if not value.over_time:
+        return x
+    return x.select(value.lead.index("T"), step) if "T" in value.lead else x[..., step]
 
 
 def latest(*values: Value) -> int | None:

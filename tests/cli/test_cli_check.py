@@ -17,8 +17,10 @@ from torch import nn
 
 BOX = snn.LIFBoxParameters(v_th=torch.tensor(0.05))
 
-def good():
+def good(input_shape, dt_s=None):
     torch.manual_seed(0)
+    assert input_shape == (1, 6, 6)
+    assert dt_s is not None
     return snn.SequentialState(
         nn.Conv2d(1, 3, 3), snn.LIFBoxCell(BOX), nn.Flatten(), nn.Linear(48, 4), snn.LIFBoxCell(BOX)
     )
@@ -67,6 +69,7 @@ def test_a_network_that_will_go(folder: Path, capsys: pytest.CaptureFixture[str]
     assert max(len(line) for line in out.splitlines()) <= 80
     assert "It will go to the chip." in out
     assert "2 layers of integers" in out
+    assert "cores by" not in out
     status, out, _ = call(capsys, "mychecked:good", "--input-shape", "1,6,6", "--json")
     facts = json.loads(out)
     assert (status, facts["holds"], facts["not_exported"]) == (0, True, [])

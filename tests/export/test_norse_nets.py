@@ -11,7 +11,15 @@ import torch
 from norse_nets import EASY, NETS, Keeps, Net, made
 from torch import Tensor, nn
 
-from knarr.export import ExportError, certify, step_nir, to_nir, trace_module
+from knarr.export import (
+    ExportError,
+    certify,
+    run_clips,
+    step_nir,
+    time_form,
+    to_nir,
+    trace_module,
+)
 
 DT_S = 0.001
 EXPORTED = [name for name, net in NETS.items() if not net.refused]
@@ -233,3 +241,69 @@ def test_a_bare_cell_and_a_looped_layer_are_exported() -> None:
 
 def test_nets_of_the_table_are_whole() -> None:
     assert all(isinstance(net, Net) and net.form and net.source for net in NETS.values())
+
+
+class Own(nn.Module):
+    """A loop over time in the manner of tutorials; `end` is what is done with every step's output."""
+
+    def __init__(self, end: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.end = end
+        self.weight = nn.Parameter(30 * torch.randn(6, 8))
+        self.lif, self.fc, self.li = snn.LIFCell(), nn.Linear(8, 2), snn.LICell()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x.movedim(-1, 0) if self.end == "time last" else x).requires_grad_(False)
+        first = second = None
+        steps, total = [], torch.zeros(x.shape[1], 2)
+        spikes = torch.zeros(x.shape[1], 8)
+        for frame in x:
+            z, first = self.lif(frame @ self.weight, first)
+            y, second = self.li(self.fc(z), second)
+            steps.append(y)
+            spikes += z
+            total += y
+        if self.end == "raises":
+            raise IndexError("no such step")
+        if self.end == "spikes added up":
+            return self.fc(spikes)
+        if self.end == "in place":
+            return total
+        every = torch.stack(steps)
+        return every.softmax(-1).max(0)[0] if self.end == "softmax" else every
+
+
+@pytest.mark.parametrize(
+    ("end", "left_out", "way"),
+    [
+        ("in place", ("sum over time",), "time first"),
+        ("softmax", ("softmax", "maximum over time"), "time first"),
+        ("every step", (), "time first"),
+        ("time last", (), "time last"),
+    ],
+)
+def test_idioms_of_loops_are_followed(end: str, left_out: tuple[str, ...], way: str) -> None:
+    module = Own(end).eval()
+    form = time_form(module, (6,))
+    assert (form.way, form.left_out) == (way, left_out)
+    inputs = (np.random.default_rng(2).random((3, 7, 6)) < 0.5).astype(np.float32)
+    graph = to_nir(module, (6,), DT_S, samples=inputs)
+    assert json.loads(graph.metadata["certificate"])["left_out"] == list(left_out)
+    if not left_out:
+        given = run_clips(module, torch.as_tensor(inputs), form).detach().numpy()
+        assert given.std() > 0
+        assert np.array_equal(given, trace_module(module, inputs).output)
+
+
+def test_reasons_say_what_to_do_and_where() -> None:
+    with pytest.raises(
+        ExportError, match=r"module 'lif': what it gave more than one step before"
+    ) as caught:
+        to_nir(Own("spikes added up").eval(), (6,), DT_S)
+    # One reason, however many steps the sum has.
+    assert caught.value.reasons == (str(caught.value),)
+    with pytest.raises(
+        ExportError, match=r"IndexError: no such step, test_norse_nets.py line \d+\); see"
+    ):
+        to_nir(Own("raises").eval(), (6,), DT_S)

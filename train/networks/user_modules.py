@@ -5,13 +5,14 @@ logits that it gave.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from norse.torch import SequentialState
 from torch import Tensor, nn
 
+from knarr.export import TimeForm, run_clips
 from knarr.train.networks.heads import over_time
 from knarr.train.settings import RecipeError
 
@@ -19,28 +20,21 @@ ONE_BY_ONE: Final = 1
 """Batch of a file whose first axis is fixed at one clip."""
 
 
-def run_steps(student: nn.Module, clips: Tensor) -> Tensor:
-    """Run all time steps of a one-step network.
+def run_steps(student: nn.Module, clips: Tensor, form: TimeForm) -> Tensor:
+    """Run a student on clips, in whatever form it takes time.
 
     Args:
-        student: A `SequentialState`, or a module whose `forward(x, state)` gives output and state of
-            one step; without neurons, `forward(x)`.
+        student: As `knarr.export.to_nir` takes it.
         clips: (B, T, *features).
+        form: What `knarr.export.time_form` says of it.
 
     Returns:
-        (B, T, *outputs).
+        (B, T, *outputs); or what it makes of all steps itself, where `form.left_out` names anything.
     """
-    if type(student) is SequentialState and not student.return_hidden:
+    if type(student) is SequentialState and not student.return_hidden and not form.left_out:
         # Layer by layer, with stateless layers batched over time, which is much faster.
         return over_time(student, clips).outputs
-    state: Any = None
-    outputs = []
-    for frame in clips.unbind(1):
-        given = student(frame) if state is None else student(frame, state)
-        if isinstance(given, tuple):
-            given, state = given
-        outputs.append(given)
-    return torch.stack(outputs, 1)
+    return run_clips(student, clips, form)
 
 
 class GivenLogits(nn.Module):

@@ -4,9 +4,8 @@ networks. docs/own_data.md shows how.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -19,7 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from knarr.deploy import check_module
-from knarr.factories import FactoryError, build_network, look_up
+from knarr.export import ExportError, TimeForm, time_form
+from knarr.factories import FactoryError, build_network
 from knarr.hw_sim import InputCoding
 from knarr.hw_sim.network import MAX_INPUT_BITS
 from knarr.train.chip.network import ChipStudentOutput
@@ -55,6 +55,14 @@ OFFERED: Final = ("input_shape", "outputs", "classes", "dt_s")
 or of what the teacher sees, how many numbers the network gives, how many classes there are, and the
 time step in seconds.
 """
+
+
+REDUCED: Final[dict[str, Literal["sum", "mean", "last"]]] = {
+    "sum over time": "sum",
+    "mean over time": "mean",
+    "last step alone": "last",
+}
+"""Names, in an export, of what a student may make of the outputs of all steps itself."""
 
 
 class ArraysData(DataSettings):
@@ -246,6 +254,7 @@ class Custom(System[CustomRecipe]):
     """A recipe of own arrays and networks."""
 
     recipe_class = CustomRecipe
+    _form: TimeForm | None = None
 
     # --- data
 
@@ -325,13 +334,16 @@ class Custom(System[CustomRecipe]):
 
     def student_output(self, student: nn.Module, batch: Batch) -> Tensor:
         """Return the student's logits or values, (B, outputs)."""
-        steps = run_steps(student, batch.inputs).flatten(2)
-        settings = self.recipe.student
-        steps = steps.reshape(*steps.shape[:2], -1, settings.votes).sum(3)
-        how = self.over_time(batch.labels.is_floating_point())
-        if how == "last":
-            return self._scaled(steps[:, -1], batch.labels)
-        return self._scaled(steps.mean(1) if how == "mean" else steps.sum(1), batch.labels)
+        form = self.form(student, tuple(batch.inputs.shape[2:]))
+        given = run_steps(student, batch.inputs, form)
+        if not form.left_out:
+            steps = given.flatten(2)
+            how = self.over_time(batch.labels.is_floating_point(), form)
+            given = (
+                steps[:, -1] if how == "last" else steps.mean(1) if how == "mean" else steps.sum(1)
+            )
+        given = given.reshape(len(given), -1, self.recipe.student.votes).sum(2)
+        return self._scaled(given, batch.labels)
 
     def chip_output(self, output: ChipStudentOutput) -> ChipStudentOutput:
         """Return the output as it is; `distil` reads it beside its labels."""
@@ -375,10 +387,7 @@ class Custom(System[CustomRecipe]):
         near = () if settings.allow_approximate else checked.approximations
         reasons = (*checked.not_exported, *checked.not_lowered, *near)
         if reasons:
-            raise SettingsError(
-                f"student.network: will not go to the chip: {'; '.join(reasons)} (see docs/export.md and docs/lowering.md; "
-                "`knarr check` looks at a network alone)"
-            )
+            raise _not_on_chip(reasons)
 
     # --- the baseline that energy is compared with
 
@@ -393,9 +402,45 @@ class Custom(System[CustomRecipe]):
 
     # --- own
 
-    def over_time(self, values: bool) -> Literal["sum", "mean", "last"]:
-        """Return how the outputs of all steps become one, of float targets or of classes."""
-        return self.recipe.student.over_time or ("mean" if values else "sum")
+    def over_time(self, values: bool, form: TimeForm) -> Literal["sum", "mean", "last"]:
+        """Return how the outputs of all steps become one.
+
+        Args:
+            values: Whether labels are float targets.
+            form: What the student does with its outputs itself.
+
+        Raises:
+            RecipeError: The student does something that no readout of a chip does, or something else
+                than the recipe asks for.
+        """
+        asked, votes = self.recipe.student.over_time, self.recipe.student.votes
+        if not form.left_out:
+            return asked or ("mean" if values else "sum")
+        # The loss takes the logarithm of a softmax itself, of which another one is the same.
+        plain = () if values or votes > 1 else ("log_softmax",)
+        how = REDUCED.get(form.left_out[0])
+        said = f"student.network: gives the {', '.join(form.left_out)} of its outputs"
+        if how is None or form.left_out[1:] not in ((), plain):
+            raise RecipeError(
+                f"{said}, which no readout on the chip does; return the outputs of all steps, and set student.over_time "
+                "to sum, mean or last"
+            )
+        if asked not in (None, how):
+            raise RecipeError(f"{said}, student.over_time is {asked}; leave that out")
+        return how
+
+    def form(self, student: nn.Module, features: tuple[int, ...]) -> TimeForm:
+        """Return how the student takes time: one step and its state, or clips of all steps.
+
+        Raises:
+            SettingsError: It cannot be exported, so that it will not go to the chip.
+        """
+        if self._form is None:
+            try:
+                self._form = time_form(student, features)
+            except ExportError as error:
+                raise _not_on_chip(error.reasons or (str(error),)) from error
+        return self._form
 
     def _scaled(self, found: Tensor, labels: Tensor) -> Tensor:
         # Float targets are in volts of the readout themselves: a scale would be another target.
@@ -456,18 +501,16 @@ def make(
         RecipeError: It cannot be found or called, or makes no network; arguments it does not take.
     """
     try:
-        function = look_up(reference, beside=folder)
-        asked = inspect.signature(function).parameters if callable(function) else {}
-        takes_all = any(one.kind is one.VAR_KEYWORD for one in asked.values())
-        unknown = [name for name in arguments if name not in asked and not takes_all]
-        if unknown:
-            raise RecipeError(
-                f"{what}.arguments: '{reference}' takes no {', '.join(unknown)}; it takes {', '.join(asked) or 'none'}"
-            )
-        given = {name: value for name, value in offered.items() if name in asked}
-        return build_network(reference, beside=folder, **{**given, **arguments})
+        return build_network(reference, offered, arguments, beside=folder)
     except FactoryError as error:
         raise RecipeError(f"{what}.network: {error}") from error
+
+
+def _not_on_chip(reasons: Sequence[str]) -> SettingsError:
+    return SettingsError(
+        f"student.network: will not go to the chip: {'; '.join(reasons)} (see docs/norse_modules.md and docs/lowering.md; "
+        "`knarr check` looks at a network alone)"
+    )
 
 
 def _outputs_of(data: RunData) -> int:
@@ -552,6 +595,7 @@ class _Loader:
         notes = list(self.notes)
         inputs, coding = self._inputs(notes)
         names, labels = self._targets() if self.values else self._classes(inputs[0], coding, notes)
+        coding = replace(coding, over_time=self._over_time(inputs[0].shape[1]))
         test_groups = self.test.groups
         train, test = (
             self._clips(split, integers, coding, own)
@@ -612,11 +656,21 @@ class _Loader:
             bits,
             units,
             kind,
-            self.system.over_time(self.values),
-            self.system.recipe.student.votes,
-            signed,
+            votes=self.system.recipe.student.votes,
+            signed=signed,
         )
         return (integers[0], integers[1]), coding
+
+    def _over_time(self, timesteps: int) -> Literal["sum", "mean", "last"]:
+        """Return how outputs of all steps become one."""
+        form = self.system._form
+        assert form is not None, "the labels were compared with the student's outputs"
+        if form.steps not in (0, timesteps):
+            raise SettingsError(
+                f"student.network: takes {form.steps} steps, the clips have {timesteps}; set data.timesteps: {form.steps}, or "
+                "take the steps of its input"
+            )
+        return self.system.over_time(self.values, form)
 
     def _coding(self, splits: list[AnyArray]) -> tuple[int, float, bool]:
         """Return bits and units of the inputs, and whether any is negative, by their values and not by
@@ -750,15 +804,16 @@ class _Loader:
         """Return how many numbers the student gives in a step; its code runs."""
         system = self.system
         student = system._made("student", system.recipe.student, tuple(features), wanted)
+        form = system.form(student, tuple(features))
         try:
             with torch.no_grad():
-                given = run_steps(student.eval(), torch.zeros(1, 2, *features))
+                given = run_steps(student.eval(), torch.zeros(1, form.steps or 2, *features), form)
         except Exception as error:  # the user's own code may raise anything
             raise RecipeError(
                 f"student.network: fails on a step of shape (1, {', '.join(map(str, features))}) "
-                f"({type(error).__name__}: {error}); it takes (clips, *features) and its state"
+                f"({type(error).__name__}: {error}); see that it takes any number of clips and of steps"
             ) from error
-        return int(given.flatten(2).shape[2])
+        return int(given.flatten(1 if form.left_out else 2).shape[-1])
 
     # --- what the teacher sees
 
