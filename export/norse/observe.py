@@ -51,7 +51,7 @@ thousand terms; a layer that is missing, or wired elsewhere, differs by parts of
 
 @dataclass(frozen=True)
 class TimeForm:
-    """How a module takes time, and in which form it gives its output.
+    """The form in which a module takes time and gives its output.
 
     Args:
         way: one of WAYS.
@@ -348,7 +348,7 @@ _ARRANGED: dict[Way, Callable[[Tensor], Tensor]] = {
     TIME_LAST: lambda x: x.movedim(1, -1),
     CONSTANT: lambda x: x[:, 0].contiguous(),
 }
-"""What a module that is called once gets of (B, T, *features)."""
+"""Functions that arrange (B, T, *features) as a module that is called once takes them."""
 
 
 def _over_time(way: Way, lead: tuple[str, ...]) -> _Run:
