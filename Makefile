@@ -1,4 +1,4 @@
-.PHONY: install test test-lowest conformance bench energy-tables demo wheel check-wheel lint lock versions-table clean
+.PHONY: install test test-lowest conformance bench energy-tables energy-validation demo wheel check-wheel lint lock versions-table clean
 
 install:
 	@./bootstrap.sh
@@ -45,6 +45,11 @@ bench: install
 energy-tables: install
 	.venv/bin/python benchmarks/energy/spiking_emotions.py
 	.venv/bin/python benchmarks/energy/against_neurobench.py
+
+# Predicts energies that others measured, from prices that were not made from them, and compares three networks with SANA-FE, which gets an
+# environment of its own in build/; PilotNet comes with lava-dl's wheel. Results are written to benchmarks/results.
+energy-validation: install
+	.venv/bin/python benchmarks/energy/validation.py
 
 demo: install
 	.venv/bin/knarr pipeline eyes --out runs/eyes

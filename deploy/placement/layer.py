@@ -271,7 +271,9 @@ class LayerCounter:
         inputs = self.input_shape[0] // self.groups
         of_channel = sparse.csr_matrix(np.repeat(channels, inputs, axis=1))
         image = sparse.kron(sparse.csr_matrix(rows), sparse.csr_matrix(columns))
-        return sparse.csr_matrix(sparse.kron(of_channel, image).T)
+        found = sparse.csr_matrix(sparse.kron(of_channel, image).T)
+        found.eliminate_zeros()  # products of filled blocks are stored whole
+        return found
 
 
 def _outer(channels: Int64, rows: Int64, columns: Int64) -> Int64:

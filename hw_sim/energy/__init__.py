@@ -17,6 +17,7 @@ from knarr.hw_sim.energy.prices import (
     load_profile,
     profiles,
 )
+from knarr.hw_sim.energy.twin import quantised_twin, twin_bits, twin_prices
 from knarr.hw_sim.energy.what_if import WhatIf, break_even, what_if
 from knarr.lazy import lazy_face
 
@@ -50,7 +51,10 @@ __all__ = [
     "places_of",
     "price",
     "profiles",
+    "quantised_twin",
     "ratio",
     "traffic_of",
+    "twin_bits",
+    "twin_prices",
     "what_if",
 ]

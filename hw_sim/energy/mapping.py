@@ -147,9 +147,9 @@ def traffic_of(network: ChipNetwork, inputs: npt.ArrayLike, mapping: CoreMapping
     count = _Counter(mapping, *events.shape[:2])
     size = prod(network.input.shape)
     if driven:
-        # A bias drives them at every step.
         sent = _flat(recording.spikes[INPUT_LAYER], size)
-        count.neurons(INPUT_LAYER, np.ones_like(sent), sent)
+        awake = _flat(events != 0, size) | _before(recording.v[INPUT_LAYER], size)
+        count.neurons(INPUT_LAYER, awake | sent, sent)
     else:
         sent = _flat(events != 0, size)
     source = INPUT_LAYER if driven else ""
@@ -163,8 +163,7 @@ def traffic_of(network: ChipNetwork, inputs: npt.ArrayLike, mapping: CoreMapping
         if isinstance(layer, Recurrent):
             reached |= _reached({1: own_fan_out(layer.recurrent_int)}, spikes)
             count.messages(layer.name, placed.loop, spikes, synapses)
-        before = np.zeros_like(reached)
-        before[:, 1:] = _flat(recording.v[layer.name] != 0, reached.shape[-1])[:, :-1]
+        before = _before(recording.v[layer.name], reached.shape[-1])
         if layer.bias_int is not None:
             # One for each neuron, or for each channel.
             biased = (layer.bias_int != 0).reshape(-1)
@@ -177,6 +176,13 @@ def traffic_of(network: ChipNetwork, inputs: npt.ArrayLike, mapping: CoreMapping
 def _flat(values: Array, size: int) -> Mask:
     """Return (samples, steps, size) of booleans."""
     return np.asarray(values).reshape(*values.shape[:2], size).astype(bool)
+
+
+def _before(v: Array, size: int) -> Mask:
+    """Return where a neuron has a potential when a step begins."""
+    held = np.zeros((*v.shape[:2], size), dtype=bool)
+    held[:, 1:] = _flat(v != 0, size)[:, :-1]
+    return held
 
 
 def _reached(fan_outs: Mapping[int, FanOut], active: Mask) -> Mask:

@@ -63,7 +63,7 @@ ZERO = Interval(0.0, 0.0, 0.0)
 
 MODELS = ("paper", "memory", "chip")
 KB = 1024
-PRECISION_BITS = {"int8": 8, "fp16": 16, "int32": 32, "fp32": 32}
+PRECISION_BITS = {"int8": 8, "fp16": 16, "bf16": 16, "int32": 32, "fp32": 32}
 SRAM_KB = {"sram_8k": 8, "sram_32k": 32, "sram_1m": 1024}
 
 
