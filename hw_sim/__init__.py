@@ -43,7 +43,12 @@ if TYPE_CHECKING:
         load_recording,
         save_recording,
     )
-    from knarr.hw_sim.simulation import laid_out_layers, simulate
+    from knarr.hw_sim.simulation import (
+        SlowEngineWarning,
+        laid_out_layers,
+        plan_layers,
+        simulate,
+    )
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
@@ -69,6 +74,7 @@ __all__ = [
     "Readout",
     "Recording",
     "Recurrent",
+    "SlowEngineWarning",
     "check_inputs",
     "check_labels",
     "choose_engine",
@@ -82,6 +88,7 @@ __all__ = [
     "laid_out_layers",
     "load_recording",
     "measure_gpu",
+    "plan_layers",
     "price",
     "save_recording",
     "simulate",

@@ -2,13 +2,15 @@
 back a Recording.
 
 A run is cut into blocks so that memory does not grow with samples or steps. Layers go to the chosen
-engine, and to the reference where it does not take them.
+engine, and where it does not take them to the compiled kernel; to the reference, with a warning, if
+nothing else takes them.
 """
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -18,17 +20,21 @@ import numpy.typing as npt
 
 from knarr.hw_sim.arrays import Array, Int64, IntArray
 from knarr.hw_sim.coding import check_count, check_inputs
-from knarr.hw_sim.engines.base import Engine, LayerRequest, LayerResult, RunRequest, cores
-from knarr.hw_sim.engines.native import OWN_REGISTERS, SIGNED_INPUT
-from knarr.hw_sim.engines.reference import (
+from knarr.hw_sim.engines import selection
+from knarr.hw_sim.engines.base import (
+    MAX_SUM,
+    Engine,
+    LayerRequest,
+    LayerResult,
     LayerState,
-    ReferenceEngine,
-    layer_result,
-    run_neurons,
+    RunRequest,
+    cores,
 )
+from knarr.hw_sim.engines.native import FastEngine
+from knarr.hw_sim.engines.reference import ReferenceEngine
 from knarr.hw_sim.engines.selection import ENGINES, choose_engine
 from knarr.hw_sim.errors import ChipError
-from knarr.hw_sim.network import ChipNetwork, Dense
+from knarr.hw_sim.network import ChipNetwork, Conv
 from knarr.hw_sim.recording import INPUT_LAYER, RECORDABLE, Recording
 
 BLOCK_BYTES = 2**28
@@ -59,9 +65,10 @@ def simulate(
             none.
         engine: "reference" (numpy), "fast" (the compiled kernel), "torch" (no compiler; on a CUDA
             device where there is one), or "auto": the first of CUDA, fast, torch and reference that
-            works here. Layers an engine does not take run in the reference (`laid_out_layers` says
-            which and why); "fast" asked for by name refuses those whose neurons have registers of
-            their own or whose inputs have a sign. All give the same integers.
+            works here. Layers that an engine does not take run on the compiled kernel, which takes
+            every layer whose sums stay below 2**53. Where there is no kernel they run in the
+            reference, hundreds of times slower: a `SlowEngineWarning` names them and says why. All
+            give the same integers.
         record: any of "output", "spikes" (every layer), "v" and "u" (every layer's voltage and
             current). Event counts and peak sums are always there.
         reset: each sample starts at rest; False runs the samples one after the other in time.
@@ -86,8 +93,8 @@ def simulate(
     check_count("threads", threads)
     events = check_inputs(network.input, inputs, timesteps)
     chosen = choose_engine(engine)
-    if engine == "fast":
-        _demand_kernel(network, chosen)
+    if engine != "reference":
+        _tell_slow_layers(network, chosen, refuse=engine == "fast")
     if engine == "reference" and threads not in (None, 1):
         raise ChipError(
             f"threads: {threads} asked for, the reference engine has 1; leave threads out"
@@ -100,21 +107,39 @@ def simulate(
     return buffer.recording((samples, steps), chosen.name)
 
 
-def _demand_kernel(network: ChipNetwork, kernel: Engine) -> None:
-    """Refuse what the kernel was asked for by name and has not learnt.
+class SlowEngineWarning(UserWarning):
+    """The reference runs layers, or all of a network: hundreds of times slower, the same integers."""
 
-    Loops and delays stay with the reference without a word, as they always have: no way to lay
-    them out would be faster.
+
+def _tell_slow_layers(network: ChipNetwork, engine: Engine, *, refuse: bool) -> None:
+    """Warn of layers that go to the reference, or refuse what the engine does not take.
 
     Raises:
-        ChipError: a layer has registers of its own, or inputs with a sign; names it.
+        ChipError: there is such a layer and `refuse`; names it.
     """
-    for layer, laid_out in zip(network.layers, laid_out_layers(network, kernel), strict=True):
-        if laid_out in (OWN_REGISTERS, SIGNED_INPUT):
+    if isinstance(engine, ReferenceEngine):
+        _warn("engine: the reference runs this network", "knarr doctor says why no other does")
+        return
+    plan = plan_layers(network, engine)
+    for layer, (carrier, _), laid_out in zip(
+        network.layers, plan, laid_out_layers(network, engine), strict=True
+    ):
+        if carrier is not REFERENCE:
+            continue
+        if refuse:
             raise ChipError(
                 f"layer '{layer.name}': the fast engine does not take it, {laid_out}; use engine "
                 "auto, torch or reference"
             )
+        _warn(f"layer '{layer.name}': the reference runs it", laid_out)
+
+
+def _warn(what: str, why: str) -> None:
+    warnings.warn(
+        f"{what}, hundreds of times slower than a compiled kernel: {why}",
+        SlowEngineWarning,
+        stacklevel=4,
+    )
 
 
 _LAID_OUT: dict[tuple[int, str], tuple[weakref.ref[ChipNetwork], list[Any]]] = {}
@@ -132,15 +157,58 @@ def laid_out_layers(network: ChipNetwork, engine: Engine) -> list[Any]:
     # An id may belong to a new network by now.
     if known is not None and known[0]() is network:
         return known[1]
-    shape, bits, signed = network.input.shape, network.input.bits, network.input.signed
-    if isinstance(network.layers[0], Dense):
-        shape = (prod(shape),)  # of an image engines would lay out every pixel apart
-    found = []
-    for layer in network.layers:
-        found.append(engine.lay_out(layer, shape, bits, signed))
-        shape, bits, signed = layer.output_shape, 1, False
+    found = [
+        engine.lay_out(layer, *entering)
+        for layer, entering in zip(network.layers, _entering(network), strict=True)
+    ]
     _LAID_OUT[key] = (weakref.ref(network, lambda _: _LAID_OUT.pop(key, None)), found)
     return found
+
+
+def _entering(network: ChipNetwork) -> list[tuple[tuple[int, ...], int, bool]]:
+    """Return shape, bits and sign of what enters every layer."""
+    source = network.input
+    shape = source.shape
+    if not isinstance(network.layers[0], Conv):
+        shape = (prod(shape),)  # of an image engines would lay out every pixel apart
+    found = [(shape, source.bits, source.signed)]
+    return found + [(layer.output_shape, 1, False) for layer in network.layers[:-1]]
+
+
+def plan_layers(
+    network: ChipNetwork, engine: Engine, large: Collection[int] = ()
+) -> list[tuple[Engine, Any]]:
+    """Return the engine of every layer, and the layer as that engine lays it out.
+
+    What `engine` does not take goes to the compiled kernel where there is one, else to the
+    reference.
+
+    Args:
+        network: what runs.
+        engine: the engine that was chosen.
+        large: indices of layers that met sums larger than they were laid out for.
+    """
+    if isinstance(engine, ReferenceEngine):
+        return [(engine, layer) for layer in network.layers]
+    kernel = selection.fast_engine()
+    candidates: list[Engine] = [engine]
+    if not isinstance(kernel, str) and engine.name != kernel.name:
+        candidates.append(kernel)
+    plan: list[tuple[Engine, Any]] = []
+    for i, entering in enumerate(_entering(network)):
+        for candidate in candidates:
+            layer = network.layers[i]
+            laid_out = (
+                candidate.lay_out(layer, *entering, large=True)
+                if i in large
+                else laid_out_layers(network, candidate)[i]
+            )
+            if not isinstance(laid_out, str):
+                plan.append((candidate, laid_out))
+                break
+        else:
+            plan.append((REFERENCE, network.layers[i]))
+    return plan
 
 
 class RecordingBuffer:
@@ -230,10 +298,15 @@ class BlockScheduler:
         self.network, self.engine, self.buffer = network, engine, buffer
         self.threads = threads
         self.too_large: set[int] = set()
-        """Layers whose sums the engine could not hold."""
+        """Layers that may have met sums larger than they were laid out for."""
         self.done = 0
         """Samples times steps; what is run again counts once."""
         self.segments = self._segments()
+        kernel = selection.fast_engine()
+        self.driver: ReferenceEngine | FastEngine = REFERENCE
+        """The engine of input neurons."""
+        if not (isinstance(engine, ReferenceEngine) or isinstance(kernel, str)):
+            self.driver = kernel
 
     def run(self, flow: IntArray, progress: Progress | None) -> None:
         """Run every sample and step of (samples, timesteps, *features)."""
@@ -256,16 +329,15 @@ class BlockScheduler:
         for segment in self.segments:
             segment.states = [None] * len(segment.chain)
         zeros = np.zeros((rows.stop - rows.start, *flow.shape[2:]), dtype=np.int64)
-        input_state = LayerState(zeros, zeros, zeros, np.zeros(0, dtype=np.uint8))
+        nothing = np.zeros((len(zeros), 0), dtype=np.uint8)
+        input_state = LayerState(zeros, zeros, nothing, nothing)
         for start in range(0, steps, block):
             now = slice(start, min(start + block, steps))
             events: IntArray = flow[rows, now].astype(network.input.dtype, copy=False)
             if network.input.neuron is not None:
-                bias = events.astype(np.int64)
-                driven = run_neurons(network.input.neuron, np.zeros_like(bias), bias, input_state)
-                result = layer_result(*driven)
+                result = self.driver.drive(network.input.neuron, events, input_state)
                 self.buffer.put(INPUT_LAYER, rows, now, result)
-                assert result.spikes is not None  # the reference always gives them
+                assert result.spikes is not None  # which drivers always give
                 events = result.spikes
             for segment in self.segments:
                 request = RunRequest(
@@ -294,11 +366,14 @@ class BlockScheduler:
 
     def _segments(self) -> list[_Segment]:
         network = self.network
-        chain = list(laid_out_layers(network, self.engine))
-        engines = [self.engine] * len(chain)
-        for i, layer in enumerate(network.layers):
-            if isinstance(chain[i], str) or i in self.too_large:
-                chain[i], engines[i] = layer, REFERENCE
+        plan = plan_layers(network, self.engine, self.too_large)
+        engines, chain = [carrier for carrier, _ in plan], [laid_out for _, laid_out in plan]
+        for i in self.too_large:
+            if engines[i] is REFERENCE and self.engine is not REFERENCE:
+                _warn(
+                    f"layer '{network.layers[i].name}': the reference runs it",
+                    f"sums beyond {MAX_SUM} need more bits",
+                )
         record, voltage = self.buffer.record, network.readout.kind == "voltage"
         last = len(chain) - 1
         segments: list[_Segment] = []

@@ -234,12 +234,20 @@ def _slow_layers(network: ChipNetwork, engine: str) -> dict[str, str]:
     """Return the layers that a fast engine leaves to the reference, and why: they take a thousand
     times as long.
     """
-    from knarr.hw_sim import choose_engine, laid_out_layers
+    from knarr.hw_sim import choose_engine, laid_out_layers, plan_layers
 
     if engine in ("lava", "reference"):
         return {}
-    found = zip(network.layers, laid_out_layers(network, choose_engine(engine)), strict=True)
-    return {layer.name: plan for layer, plan in found if isinstance(plan, str)}
+    chosen = choose_engine(engine)
+    if chosen.name == "reference":
+        return {}
+    why = laid_out_layers(network, chosen)
+    carriers = [carrier.name for carrier, _ in plan_layers(network, chosen)]
+    return {
+        layer.name: reason
+        for layer, reason, carrier in zip(network.layers, why, carriers, strict=True)
+        if carrier == "reference"
+    }
 
 
 def _activity(network: ChipNetwork, recording: Recording) -> dict[str, float]:

@@ -6,11 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from knarr.hw_sim.arrays import IntArray, UInt8
+from knarr.hw_sim.arrays import Int64, IntArray, UInt8
 from knarr.hw_sim.network import Layer
 
 MAX_SUM = 2**17
-"""Largest |synaptic sum| for which engines answer; beyond, the reference runs.
+"""Largest |synaptic sum| that floats take; beyond, a layer is laid out as `large`.
 
 Within it 64 * |sum| stays within 2**23: float32 holds it, one wrap brings u back, and 24 bits hold
 a convolution's sum.
@@ -69,6 +69,24 @@ class LayerResult:
     v: IntArray | None = None
 
 
+@dataclass(eq=False)
+class LayerState:
+    """Memory of a layer between two time steps, the same for every engine; zeros at rest.
+
+    Args:
+        u, v: (samples, *features) int64 registers.
+        fired: (samples, features) 0 or 1, its own spikes of the last step, which come back in the
+            next one; without features where the layer has no loop.
+        sent: (samples, longest delay, features) what arrived last; without steps where the layer
+            has no delays.
+    """
+
+    u: Int64
+    v: Int64
+    fired: UInt8
+    sent: IntArray
+
+
 class Engine(Protocol):
     """One way to compute the chip's integers."""
 
@@ -82,6 +100,7 @@ class Engine(Protocol):
         entering: tuple[int, ...],
         bits: int,
         signed: bool = False,
+        large: bool = False,
     ) -> Any:
         """Return a layer as this engine wants it, or a string that says why it does not take it.
 
@@ -90,13 +109,22 @@ class Engine(Protocol):
             entering: shape of what arrives, (features,) or (C, H, W).
             bits: width of what arrives, a sign aside.
             signed: it may be negative.
+            large: a run met sums beyond `MAX_SUM`; any sum has to be taken.
         """
 
     def bytes_per_step(self, laid_out: Any) -> int:
         """Estimate what a layer needs for one step of one sample, recorded arrays aside."""
 
     def run(self, request: RunRequest) -> list[LayerResult] | None:
-        """Return what every layer did, or None when a sum was too large for this engine."""
+        """Return what every layer did, or None when a sum was larger than one of them was laid out
+        for.
+        """
+
+    def read_state(self, laid_out: Any, state: Any) -> LayerState:
+        """Return what `run` left in `RunRequest.states` of a layer."""
+
+    def write_state(self, laid_out: Any, state: LayerState) -> Any:
+        """Return a state for `RunRequest.states`, from which a run goes on."""
 
 
 def cores() -> int:

@@ -1,12 +1,10 @@
 """The fast engine: chains of layers through a compiled kernel (csrc/cuba.c), samples over threads.
 
-`load` finds the kernel. `FastEngine` lays out layers as the kernel takes them (weights in blocks of
-32 outputs, and the bounds that make 16 bits enough), and runs chains of them. What it does not take,
-the reference runs.
+`load` finds the kernel, `FastEngine` runs chains of layers that `native_layer` laid out.
 
 Sums are exact whatever the input: 16 bits are carried into 32 before they could overflow. States
 are exact while every |sum| stays within `MAX_SUM`; the kernel reports the largest it met, and a
-chain that passed it is run again by the reference engine.
+chain that passed it is laid out again in 64 bits.
 """
 
 from __future__ import annotations
@@ -15,69 +13,38 @@ import ctypes
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from math import inf
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from knarr.hw_sim.arithmetic import STATE_MAX
-from knarr.hw_sim.arrays import Array, Int32, UInt8
-from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, LayerResult, RunRequest, cores
-from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
+from knarr.hw_sim.arrays import Array, IntArray, UInt8
+from knarr.hw_sim.engines.base import (
+    MAX_SUM,
+    LayerRequest,
+    LayerResult,
+    LayerState,
+    RunRequest,
+    cores,
+)
+from knarr.hw_sim.engines.native_layer import (
+    LANES,
+    FastLayer,
+    LayerStruct,
+    StageStruct,
+    address,
+    lay_out,
+    register_lanes,
+)
 from knarr.hw_sim.errors import ChipError
-from knarr.hw_sim.network import DECAY_UNITY, Conv, Layer
+from knarr.hw_sim.network import Layer, Neuron
 
-WORDS, LISTS, TABLE = 0, 1, 2
-"""Ways in which the kernel finds the rows of weights to add: bits of words, lists of what is set, a
-row per pattern of bits.
-"""
-LANES = 32
-"""Outputs of a block, whose spikes are one word."""
-MAX_TAPS, MAX_LIST = 1024, 16384
-MAX_BIAS = 2**16
-INT16 = 2**15 - 1
-TABLE_BITS = 8
-MAX_PAIRED = 256
-"""Rows of bytes whose sums can be taken apart."""
 CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 120, 500
 """Activity in per mille from which dot products pay, as measured on benchmark networks W2s
 (convolutions) and W1 (dense).
 """
-OWN_REGISTERS = "its neurons have registers of their own"
-SIGNED_INPUT = "its inputs have a sign"
 LEVELS = ("portable vectors", "AVX2", "AVX-512")
-
-_P, _I, _F = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
-
-
-def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
-    return [(name, kind) for name in names.split()]
-
-
-# Order and types are those of the structures in csrc; `Kernel` compares their sizes.
-class LayerStruct(ctypes.Structure):
-    """`layer_t` of csrc/cuba.c."""
-
-    _fields_ = (
-        *_fields(_P, "in_ out weight dot bias state count u v peak"),
-        *_fields(_P, "windows bytes items begin events stop"),
-        *_fields(_I, "mode steps channels groups planes blocks"),
-        # Of each pair csrc has two members, height or y first.
-        *_fields(_I * 2, "seen out_size kernel stride padding dilation"),
-        *_fields(_I, "flush quads dot_flush dot_above narrow_weight may_wrap biased may_clip"),
-        *_fields(_F, "keep_u keep_v threshold unit"),
-    )
-
-
-class StageStruct(ctypes.Structure):
-    """`stage_t` of csrc/cuba_run.h."""
-
-    _fields_ = (
-        ("layer", LayerStruct),
-        *_fields(_I, "dense pool map_h map_w outputs"),
-        *_fields(_P, "spikes counts u v peak"),
-    )
 
 
 class Kernel:
@@ -88,7 +55,7 @@ class Kernel:
 
     Attributes:
         level: index into `LEVELS` of the best instructions of this processor.
-        team, free_team, run: functions of the library. The interpreter is free for other threads
+        team, free_team, run, driven: functions of the library. The interpreter is free for other threads
             while one runs.
 
     Raises:
@@ -99,12 +66,16 @@ class Kernel:
         if library.knarr_sizes() != ctypes.sizeof(LayerStruct) << 16 | ctypes.sizeof(StageStruct):
             raise OSError("built from other sources than these")
         library.knarr_start()
-        stages = ctypes.POINTER(StageStruct)
+        stages, pointer, number = ctypes.POINTER(StageStruct), ctypes.c_void_p, ctypes.c_int32
         # Without these, ctypes would cut pointers to 32 bits.
-        library.knarr_team.argtypes = [stages, _I, ctypes.c_size_t, _I, _I]
-        library.knarr_team.restype = _P
-        library.knarr_team_free.argtypes = [_P]
-        library.knarr_run.argtypes = [_P, _I, stages, _I, _P, *[_I] * 8, _P]
+        library.knarr_team.argtypes = [stages, number, ctypes.c_size_t, number, number]
+        library.knarr_team.restype = pointer
+        library.knarr_team_free.argtypes = [pointer]
+        sizes = [number] * 8
+        library.knarr_run.argtypes = [pointer, number, stages, number, pointer, *sizes, pointer]
+        library.knarr_driven.argtypes = [pointer, number, number, *[pointer] * 4]
+        library.knarr_driven.restype = None
+        self.driven = library.knarr_driven
         self.team, self.free_team = library.knarr_team, library.knarr_team_free
         self.run = library.knarr_run
         self.level = int(library.knarr_level())
@@ -120,104 +91,6 @@ def load() -> Kernel | str:
         return Kernel(ctypes.CDLL(str(path)))
     except (OSError, AttributeError) as error:
         return f"{path.name} does not load ({error}); install knarr again"
-
-
-@dataclass(frozen=True, eq=False)
-class FastLayer:
-    """One layer as the kernel takes it.
-
-    Args:
-        view: its synapses.
-        struct: the kernel's view of it; steps and arrays of a run are left out.
-        arrays: weights, biases and weights for dot products, whose addresses `struct` holds.
-    """
-
-    view: SynapseView
-    struct: LayerStruct
-    arrays: list[Array]
-
-
-def _address(array: Array) -> int:
-    return int(array.ctypes.data)
-
-
-def _largest(values: Int32) -> int:
-    # Not by abs, which leaves the lowest of 32 bits negative.
-    return max(-int(values.min()), int(values.max()))
-
-
-def _fits_bytes(values: Int32) -> bool:
-    return int(values.min()) >= -128 and int(values.max()) <= 127
-
-
-def _paired(weight: Array) -> UInt8:
-    """Turn rows of 32 weights into 16 pairs of bytes: weight i plus 128, and weight 16 + i."""
-    # One 16-bit addition then adds two weights; with the offset, low bytes need no sign.
-    low = weight[..., : LANES // 2] + 128
-    high = weight[..., LANES // 2 :] & 255
-    pairs = np.stack([low, high], axis=-1).reshape(weight.shape)
-    return np.ascontiguousarray(pairs.astype(np.uint8))
-
-
-def _dots(small: Int32, payload: int) -> tuple[Array, int] | None:
-    """Return weights four channels by four, if every product of two channels fits 16 bits.
-
-    Returns:
-        (blocks, taps, quads, 32, 4) int8 weights for dot products of four channels at a time, and
-        how many quads of them 16 bits take, 0 for all; None where 8 bits do not hold the weights.
-    """
-    outputs, channels, high, wide = small.shape
-    taps = high * wide
-    if not _fits_bytes(small) or payload > 255 or taps > MAX_TAPS:
-        return None
-    quads = -(-channels // 4)
-    blocks = -(-outputs // LANES)
-    padded = np.zeros((blocks * LANES, quads * 4, taps), dtype=np.int32)
-    padded[:outputs, :channels] = small.reshape(outputs, channels, -1)
-    pairs = padded.reshape(blocks * LANES, quads, 2, 2, taps)
-    # The instructions add two products in 16 bits; weights of one sign are the worst that events
-    # can choose.
-    positive = np.maximum(pairs, 0).sum(axis=3)
-    negative = np.maximum(-pairs, 0).sum(axis=3)
-    sides = payload * np.stack([positive, negative])
-    most = int(sides.max())
-    if most > INT16:
-        return None
-    in_all = int(sides.sum(axis=(2, 4)).max())
-    flush = 0 if in_all <= INT16 else INT16 // most
-    blocked = padded.astype(np.int8).reshape(blocks, LANES, quads, 4, taps)
-    return np.ascontiguousarray(blocked.transpose(0, 4, 2, 1, 3)), flush
-
-
-def _laid_out(view: SynapseView) -> tuple[int, Array]:
-    """Choose the mode, and return it with weights as (blocks, taps, rows, lanes)."""
-    small, planes = view.weight, view.planes
-    outputs, channels, high, wide = small.shape
-    groups = -(-channels // 32)
-    blocks = -(-outputs // LANES)
-    lanes = np.zeros((blocks * LANES, channels, high, wide), dtype=np.int32)
-    lanes[:outputs] = small
-    # Tables and lists add in 16 bits without carrying.
-    short = not view.dense and view.bound <= INT16
-    if short and planes == 1 and channels * wide <= TABLE_BITS:
-        patterns = np.arange(1 << (channels * wide))
-        table = np.zeros((blocks, high, len(patterns), LANES), dtype=np.int32)
-        for x in range(wide):
-            for c in range(channels):
-                on = (patterns >> (x * channels + c)) & 1
-                column = lanes[:, c, :, x].reshape(blocks, LANES, high)
-                column = column.transpose(0, 2, 1)
-                table += on[:, None] * column[:, :, None, :]
-        return TABLE, table
-    rows = np.zeros((blocks, high * wide, groups * 32, LANES), dtype=np.int16)
-    taps = lanes.reshape(blocks, LANES, channels, high * wide)
-    rows[:, :, :channels] = taps.transpose(0, 3, 2, 1)
-    # A list names the rows of a pixel in 8 bits, and an offset into all rows has 16.
-    width = planes * groups * 32
-    listed = width <= 256 and high * wide * width <= 2**16
-    if short and listed and high * wide * channels * planes <= MAX_LIST:
-        return LISTS, np.concatenate([rows << plane for plane in range(planes)], axis=2)
-    return WORDS, rows
 
 
 class FastEngine:
@@ -241,120 +114,47 @@ class FastEngine:
         entering: tuple[int, ...],
         bits: int,
         signed: bool = False,
+        large: bool = False,
     ) -> FastLayer | str:
         """Lay out a layer, see `Engine.lay_out`."""
-        neuron = layer.neuron
-        i_decay, v_decay, vth_int = neuron.i_decay, neuron.v_decay, neuron.vth_int
-        if not (isinstance(i_decay, int) and isinstance(v_decay, int) and isinstance(vth_int, int)):
-            return OWN_REGISTERS
-        if signed:
-            return SIGNED_INPUT
-        view = synapse_view(layer, entering, bits)
-        if isinstance(view, str):
-            return view
-        small, unit = view.weight, view.unit
-        bias = layer.bias_int
-        if bias is None:
-            bias = np.zeros(len(small), np.int32)
-        largest, largest_bias = _largest(small), _largest(bias)
-        if largest_bias > MAX_BIAS:
-            return "its bias passes 16 bits"
-        # At least 32 rows have to fit before 16 bits are carried into 32.
-        if largest * 32 > INT16:
-            return f"weights up to {largest * unit} need more than 16 bits"
-        if view.bound * unit >= 2**31:
-            return f"sums up to {view.bound * unit} need more than 32 bits"
-        if isinstance(layer, Conv) and small[0, 0].size > MAX_TAPS:
-            return f"a window of {small.shape[2:]} has too many taps"
-        mode, weight = _laid_out(view)
-        flush = max(1, INT16 // max(largest, 1))
-        narrow = view.dense and _fits_bytes(small)
-        if narrow:
-            weight = _paired(weight)
-            flush = min(MAX_PAIRED, flush)
-        else:
-            weight = np.ascontiguousarray(weight, dtype=np.int16)
-        blocks = -(-len(small) // LANES)
-        lanes = np.zeros(blocks * LANES, dtype=np.float32)
-        lanes[: len(bias)] = 64.0 * bias
-        keep_u = 1 - i_decay / DECAY_UNITY
-        keep_v = 1 - v_decay / DECAY_UNITY
-        # A geometric series bounds u; v starts a step below the threshold. Where they stay inside,
-        # nothing has to be checked.
-        worst_u = 64 * view.bound * unit / (1 - keep_u) if keep_u < 1 else inf
-        worst_v = 64 * vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * largest_bias
-        channels = view.entering[0]
-        struct = LayerStruct(
-            weight=_address(weight),
-            bias=_address(lanes),
-            mode=mode,
-            channels=channels,
-            groups=-(-channels // 32),
-            planes=view.planes,
-            blocks=blocks,
-            seen=view.seen,
-            out_size=view.out[1:],
-            kernel=view.kernel,
-            stride=view.stride,
-            padding=view.padding,
-            dilation=view.dilation,
-            flush=flush,
-            narrow_weight=narrow,
-            may_wrap=worst_u >= STATE_MAX,
-            biased=bool(bias.any()),
-            may_clip=worst_v >= STATE_MAX - 1,
-            keep_u=keep_u,
-            keep_v=keep_v,
-            threshold=64.0 * vth_int,
-            unit=unit,
-        )
-        arrays = [weight, lanes]
-        found = None if mode == TABLE else _dots(small, view.payload)
-        if found is not None:
-            dot, struct.dot_flush = found
-            struct.dot = _address(dot)
-            struct.quads = dot.shape[2]
-            struct.dot_above = DENSE_DOTS_ABOVE if view.dense else CONV_DOTS_ABOVE
-            arrays.append(dot)
-        return FastLayer(view, struct, arrays)
+        dots_above = CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE
+        return lay_out(layer, entering, bits, signed, large, dots_above)
 
     def bytes_per_step(self, laid_out: FastLayer) -> int:
         """Estimate words in and out, and lists of what is set."""
-        view = laid_out.view
+        view, struct = laid_out.view, laid_out.struct
         channels, height, width = view.entering
         _, out_h, out_w = view.out
-        lists = channels * view.planes * (4 if view.dense else 1)
+        lists = channels * struct.planes * (4 if view.dense else 1)
         arriving = height * width * (channels + lists + 16)
-        # Words go out in blocks of 32 outputs, and a thread sums a block of one pixel at a time.
-        return arriving + out_h * out_w * laid_out.struct.blocks * 8 + 4 * LANES
+        # Words go out in blocks of 32 outputs, and a thread sums a block of one pixel at a time; a
+        # layer with a loop keeps the sums of all blocks.
+        sums = 4 * LANES * (struct.blocks if struct.back else 1)
+        return arriving + out_h * out_w * struct.blocks * 8 + sums
 
     def run(self, request: RunRequest) -> list[LayerResult] | None:
         """Run consecutive layers on a block, see `Engine.run`."""
         layers: list[FastLayer] = request.chain
         threads, states = request.threads, request.states
         samples, steps = request.events.shape[:2]
-        bits = request.bits
-        dtype = np.uint8 if bits <= 8 else np.uint16
-        inputs = np.ascontiguousarray(request.events, dtype=dtype)
-        channels, height, width = layers[0].view.entering
+        inputs, planes = _payloads(request)
+        channels, height, width = layers[0].entering
         records = [
             _Record(layer, samples, steps, want)
             for layer, want in zip(layers, request.wanted, strict=True)
         ]
         for i, layer in enumerate(layers):
             if request.carry and states[i] is None:
-                _, high, wide = layer.view.out
-                shape = (samples, high * wide, layer.struct.blocks, 2, LANES)
-                states[i] = np.zeros(shape, dtype=np.float32)
+                states[i] = FastState.at_rest(layer, samples)
         # Every thread has samples of its own, or all share each sample where there are fewer of
         # them.
         members = 1 if samples >= threads else threads
         parts = max(1, threads // members)
         bounds = np.linspace(0, samples, parts + 1).astype(int).tolist()
-        words = height * width * -(-channels // 32) * bits * steps
+        words = layers[0].words * planes * steps
         # Threads have structures of their own: the kernel fills in pointers, and peaks are not
         # shared.
-        peaks = np.zeros((threads, len(layers)), dtype=np.int32)
+        peaks = np.zeros((threads, len(layers)), dtype=np.int64)
         chains = [(StageStruct * len(layers))() for _ in range(threads)]
         for stages, found in zip(chains, peaks, strict=True):
             for i, record in enumerate(records):
@@ -375,11 +175,11 @@ class FastEngine:
                 index % members,
                 chains[index],
                 len(layers),
-                _address(inputs),
+                address(inputs),
                 inputs.itemsize,
                 channels,
                 height * width,
-                bits,
+                planes,
                 steps,
                 bounds[team],
                 bounds[team + 1],
@@ -411,7 +211,152 @@ class FastEngine:
             raise ChipError("simulate: out of memory in the kernel; give fewer time steps at once")
         highest = peaks.max(axis=0)
         results = [record.result(peak) for record, peak in zip(records, highest, strict=True)]
-        return None if any(result.peak > MAX_SUM for result in results) else results
+        large = any(
+            result.peak > MAX_SUM and not layer.wide
+            for layer, result in zip(layers, results, strict=True)
+        )
+        return None if large else results
+
+    def drive(self, neuron: Neuron, bias: IntArray, state: LayerState) -> LayerResult:
+        """Run neurons that are driven by bias, see `ReferenceEngine.drive`."""
+        samples, steps, *features = bias.shape
+        neurons = prod(features)
+        registers = register_lanes(neuron, (neurons, 1, 1))
+        mantissas = np.ascontiguousarray(bias, dtype=np.int16)
+        # Lanes that are filled up never fire: their bias is 0.
+        lanes = np.zeros((samples, 2, len(registers[0]) * LANES), dtype=np.int64)
+        lanes[:, :, :neurons] = np.stack([state.u, state.v], axis=1).reshape(samples, 2, -1)
+        blocks = np.ascontiguousarray(lanes.reshape(samples, 2, -1, LANES).transpose(0, 2, 1, 3))
+        spikes = np.empty(bias.shape, dtype=np.uint8)
+        v = np.empty(bias.shape, dtype=np.int64)
+        for s in range(samples):
+            arrays = (registers, blocks[s], spikes[s], v[s])
+            self.kernel.driven(address(mantissas[s]), neurons, steps, *map(address, arrays))
+        after = blocks.transpose(0, 2, 1, 3).reshape(samples, 2, -1)[:, :, :neurons]
+        state.u, state.v = (
+            np.ascontiguousarray(after[:, i]).reshape(samples, *features) for i in range(2)
+        )
+        counts = spikes.reshape(samples, steps, -1).sum(axis=2, dtype=np.int64)
+        return LayerResult(counts, 0, spikes, np.zeros_like(v), v)
+
+    def read_state(self, laid_out: FastLayer, state: FastState) -> LayerState:
+        """Return a layer's state in the order of features, see `Engine.read_state`."""
+        return state.read(laid_out)
+
+    def write_state(self, laid_out: FastLayer, state: LayerState) -> FastState:
+        """Return a state as `run` takes it, see `Engine.write_state`."""
+        return FastState.written(laid_out, state)
+
+
+def _payloads(request: RunRequest) -> tuple[Array, int]:
+    """Return events as the kernel packs them, and how many bits of them it takes."""
+    events, bits = request.events, request.bits
+    if not request.signed:
+        return np.ascontiguousarray(events, dtype=np.uint8 if bits <= 8 else np.uint16), bits
+    # What is below 0 has bits of its own, above the others.
+    signed = events.astype(np.int64)
+    coded = np.where(signed < 0, -signed << bits, signed)
+    dtype = np.uint8 if bits <= 4 else np.uint16 if bits <= 8 else np.uint32
+    return np.ascontiguousarray(coded, dtype=dtype), 2 * bits
+
+
+@dataclass(eq=False)
+class FastState:
+    """What the kernel keeps of a layer from block to block.
+
+    Args:
+        registers: (samples, pixels, blocks, u and v, lanes) float32, int64 of a wide layer.
+        fired: (samples, blocks) uint32, spikes of the last step; of layers with a loop.
+        sent: (samples, words, planes, steps) uint32, what arrived last; of layers with delays.
+    """
+
+    registers: Array
+    fired: Array
+    sent: Array
+
+    @staticmethod
+    def at_rest(layer: FastLayer, samples: int) -> FastState:
+        """Return zeros."""
+        struct = layer.struct
+        _, height, width = layer.view.out
+        shape = (samples, height * width, struct.blocks, 2, LANES)
+        loop = (samples, struct.blocks if struct.back else 0)
+        sent = (samples, layer.words if struct.history else 0, struct.planes, struct.history)
+        return FastState(
+            np.zeros(shape, dtype=np.int64 if layer.wide else np.float32),
+            np.zeros(loop, dtype=np.uint32),
+            np.zeros(sent, dtype=np.uint32),
+        )
+
+    @staticmethod
+    def written(layer: FastLayer, state: LayerState) -> FastState:
+        """Return a state as the kernel keeps it."""
+        samples = len(state.u)
+        found = FastState.at_rest(layer, samples)
+        outputs, height, width = layer.view.out
+        lanes = found.registers.transpose(0, 1, 3, 2, 4)
+        for index, values in enumerate((state.u, state.v)):
+            by_pixel = values.reshape(samples, outputs, height * width).transpose(0, 2, 1)
+            wide = np.zeros((samples, height * width, layer.struct.blocks * LANES))
+            wide = wide.astype(found.registers.dtype)
+            wide[:, :, :outputs] = by_pixel
+            lanes[:, :, index] = wide.reshape(samples, height * width, -1, LANES)
+        if found.fired.size:
+            bits = np.zeros((samples, layer.struct.blocks * LANES), dtype=np.uint8)
+            bits[:, :outputs] = state.fired
+            found.fired[...] = np.packbits(bits, axis=1, bitorder="little").view("<u4")
+        if found.sent.size:
+            found.sent[...] = _packed(layer, state.sent)
+        return found
+
+    def read(self, layer: FastLayer) -> LayerState:
+        """Return the state in the order of features."""
+        samples = len(self.registers)
+        outputs, height, width = layer.view.out
+        shape = (samples, *layer.layer.output_shape)
+        lanes = self.registers.transpose(3, 0, 2, 4, 1)
+        whole = lanes.reshape(2, samples, -1, height * width)[:, :, :outputs]
+        u, v = whole.astype(np.int64).reshape(2, *shape)
+        fired = np.zeros((samples, 0), dtype=np.uint8)
+        if self.fired.size:
+            octets = self.fired.astype("<u4").view(np.uint8)
+            fired = np.unpackbits(octets, axis=1, bitorder="little")[:, :outputs]
+        return LayerState(u, v, fired, _unpacked(layer, self.sent))
+
+
+def _packed(layer: FastLayer, sent: IntArray) -> Array:
+    """Turn (samples, steps, features) payloads into words (samples, words, planes, steps)."""
+    channels, height, width = layer.entering
+    samples, steps, _ = sent.shape
+    planes, positive = layer.struct.planes, layer.struct.negative
+    signed = sent.astype(np.int64)
+    coded = np.where(signed < 0, -signed << positive, signed)
+    by_pixel = coded.reshape(samples, steps, channels, height * width)
+    wide = np.zeros((samples, steps, -(-channels // 32) * 32, height * width), dtype=np.int64)
+    wide[:, :, :channels] = by_pixel
+    # (samples, pixels, groups, planes, steps, lanes)
+    grouped = wide.reshape(samples, steps, -1, 32, height * width).transpose(0, 4, 2, 1, 3)
+    bits = (grouped[:, :, :, None] >> np.arange(planes)[:, None, None]) & 1
+    words = (bits << np.arange(32)).sum(axis=-1)
+    return words.astype(np.uint32).reshape(samples, layer.words, planes, steps)
+
+
+def _unpacked(layer: FastLayer, sent: Array) -> IntArray:
+    """Do the reverse of `_packed`."""
+    channels, height, width = layer.entering
+    samples, _, planes, steps = sent.shape
+    if not steps:
+        delayed = getattr(layer.layer, "delay_int", None) is not None
+        features = channels * height * width if delayed else 0
+        return np.zeros((samples, 0, features), dtype=np.int64)
+    positive = layer.struct.negative
+    worth = [1 << p if p < positive else -(1 << (p - positive)) for p in range(planes)]
+    bits = (sent[..., None] >> np.arange(32, dtype=np.uint32)) & 1
+    values = np.tensordot(bits.astype(np.int64), np.array(worth), axes=([2], [0]))
+    # (samples, pixels, groups, steps, lanes)
+    by_pixel = values.reshape(samples, height * width, -1, steps, 32).transpose(0, 3, 2, 4, 1)
+    whole = by_pixel.reshape(samples, steps, -1, height * width)[:, :, :channels]
+    return whole.reshape(samples, steps, -1)
 
 
 class _Record:
@@ -427,32 +372,36 @@ class _Record:
         self.layer = layer
         self.counts = np.zeros((samples, steps), dtype=np.int32)
         self.spikes: UInt8 | None = None
-        self.states: list[Int32] = []
+        self.states: list[Array] = []
         _, height, width = layer.view.out
         if want.spikes:
-            shape = (samples, steps, *layer.view.layer.output_shape)
+            shape = (samples, steps, *layer.layer.output_shape)
             self.spikes = np.empty(shape, dtype=np.uint8)
         if want.states:
             wide = (samples, height * width, steps, layer.struct.blocks * LANES)
-            self.states = list(np.empty((2, *wide), dtype=np.int32))
+            dtype = np.int64 if layer.wide else np.int32
+            self.states = list(np.empty((2, *wide), dtype=dtype))
 
-    def fill(self, stage: StageStruct, peak: Int32, state: Array | None) -> None:
+    def fill(self, stage: StageStruct, peak: Array, state: FastState | None) -> None:
         """Write the layer and the addresses of these arrays into the kernel's structure."""
         view = self.layer.view
-        stage.layer = self.layer.struct  # a copy
+        stage.layer, stage.shift = self.layer.struct, self.layer.shift  # copies
         stage.layer.steps = self.counts.shape[1]
         if state is not None:
-            stage.layer.state = _address(state)
-        stage.dense = view.dense
+            stage.layer.state = address(state.registers)
+            if state.fired.size:
+                stage.layer.fired = address(state.fired)
+            if state.sent.size:
+                stage.layer.sent = address(state.sent)
         stage.pool = view.pooled
         stage.outputs = view.out[0]
         _, stage.map_h, stage.map_w = view.entering
-        stage.counts = _address(self.counts)
-        stage.peak = _address(peak)
+        stage.counts = address(self.counts)
+        stage.peak = address(peak)
         if self.spikes is not None:
-            stage.spikes = _address(self.spikes)
+            stage.spikes = address(self.spikes)
         if self.states:
-            stage.u, stage.v = map(_address, self.states)
+            stage.u, stage.v = map(address, self.states)
 
     def result(self, peak: int) -> LayerResult:
         """Return what was written, in the order of features; the peak is in units of weights."""
@@ -462,11 +411,11 @@ class _Record:
             result.u, result.v = map(self._in_order, self.states)
         return result
 
-    def _in_order(self, array: Int32) -> Int32:
+    def _in_order(self, array: Array) -> Array:
         view = self.layer.view
         outputs, height, width = view.out
         samples, steps = self.counts.shape
         # The last block is filled up with outputs that do not exist.
         images = array.reshape(samples, height, width, steps, -1)[..., :outputs]
         ordered = images.transpose(0, 3, 4, 1, 2)
-        return ordered.reshape(samples, steps, *view.layer.output_shape)
+        return ordered.reshape(samples, steps, *self.layer.layer.output_shape)

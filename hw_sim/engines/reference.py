@@ -8,7 +8,6 @@ needs one more step per layer, which is only a shift when state is reset layer b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from knarr.hw_sim.arithmetic import step, wrap_synapse
 from knarr.hw_sim.arrays import Array, Int64, IntArray
-from knarr.hw_sim.engines.base import LayerResult, RunRequest
+from knarr.hw_sim.engines.base import LayerResult, LayerState, RunRequest
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import Conv, Dense, Layer, Neuron, Recurrent
 
@@ -117,23 +116,6 @@ def delayed_sums(layer: Dense, events: IntArray) -> Int64:
     return sums
 
 
-@dataclass
-class LayerState:
-    """Memory of a layer between two time steps; zeros at rest.
-
-    Args:
-        u, v: (samples, *features) int64 registers.
-        back: (samples, features) sums that its own last spikes deliver in the next step; of
-            recurrent layers.
-        sent: (samples, longest delay, features) what arrived last; of layers with delays.
-    """
-
-    u: Int64
-    v: Int64
-    back: Int64
-    sent: IntArray
-
-
 def at_rest(layer: Layer, samples: int) -> LayerState:
     """Return a state without current or voltage, and with nothing under way."""
     zeros = np.zeros((samples, *layer.output_shape), dtype=np.int64)
@@ -141,7 +123,8 @@ def at_rest(layer: Layer, samples: int) -> LayerState:
     longest = int(layer.delay_int.max()) if delayed else 0  # type: ignore[union-attr]  # Dense then
     features = layer.in_features if delayed else 0  # type: ignore[union-attr]  # Dense then
     sent = np.zeros((samples, longest, features), dtype=np.uint8)
-    return LayerState(zeros, zeros, np.zeros_like(zeros), sent)
+    loop = len(layer.recurrent_int) if isinstance(layer, Recurrent) else 0
+    return LayerState(zeros, zeros, np.zeros((samples, loop), dtype=np.uint8), sent)
 
 
 def run_neurons(
@@ -172,7 +155,11 @@ def run_neurons(
     per_step = isinstance(bias, np.ndarray) and bias.ndim == sums.ndim
     peak = 0
     for t in range(sums.shape[1]):
-        arriving = sums[:, t] + state.back
+        arriving = sums[:, t]
+        if recurrent is not None:
+            # Delivered one step later: a spike does not reach its own step.
+            fed_back = _exact_matmul(state.fired, recurrent.recurrent_int.T, recurrent.name)
+            arriving = arriving + fed_back
         peak = max(peak, int(np.abs(arriving).max(initial=0)))
         now = bias[:, t] if per_step else bias  # type: ignore[index]  # an array where it has steps
         state.u, state.v, spike = step(state.u, state.v, arriving, now, neuron)
@@ -180,10 +167,7 @@ def run_neurons(
         currents[:, t] = state.u
         voltages[:, t] = state.v
         if recurrent is not None:
-            # Delivered one step later: a spike does not reach its own step.
-            state.back = _exact_matmul(
-                spike.astype(np.int64), recurrent.recurrent_int.T, recurrent.name
-            )
+            state.fired = spike.view(np.uint8)
     return spikes, currents, voltages, peak
 
 
@@ -236,6 +220,7 @@ class ReferenceEngine:
         entering: tuple[int, ...],
         bits: int,
         signed: bool = False,
+        large: bool = False,
     ) -> Layer:
         """Return the layer as it is."""
         return layer
@@ -259,6 +244,25 @@ class ReferenceEngine:
                 result.u = result.v = None
             results.append(result)
         return results
+
+    def drive(self, neuron: Neuron, bias: IntArray, state: LayerState) -> LayerResult:
+        """Run neurons without synapses.
+
+        Args:
+            neuron: the registers.
+            bias: (samples, timesteps, *features) mantissas.
+            state: moved on.
+        """
+        wide = bias.astype(np.int64)
+        return layer_result(*run_neurons(neuron, np.zeros_like(wide), wide, state))
+
+    def read_state(self, laid_out: Layer, state: LayerState) -> LayerState:
+        """Return the state as it is, see `Engine.read_state`."""
+        return state
+
+    def write_state(self, laid_out: Layer, state: LayerState) -> LayerState:
+        """Return the state as it is, see `Engine.write_state`."""
+        return state
 
 
 def layer_result(fired: Spikes, u: Int64, v: Int64, peak: int) -> LayerResult:

@@ -16,7 +16,7 @@ from knarr.hw_sim.engines.base import Engine, LayerRequest, RunRequest
 from knarr.hw_sim.engines.native import FastEngine, load
 from knarr.hw_sim.engines.reference import ReferenceEngine, at_rest, run_layer
 from knarr.hw_sim.errors import ChipError
-from knarr.hw_sim.network import NON_SPIKING_VTH, Conv, Dense, Layer, Neuron
+from knarr.hw_sim.network import NON_SPIKING_VTH, Conv, Dense, Layer, Neuron, Recurrent
 
 ENGINES = ("auto", "fast", "torch", "reference")
 
@@ -104,14 +104,18 @@ def differs(engine: Engine) -> str:
     """
     rng = np.random.default_rng(0)
     # All layers are drawn before the first event is.
-    for layer, bits in list(_layers(rng)):
+    for layer, bits, signed in list(_layers(rng)):
         shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
-        laid_out = engine.lay_out(layer, shape, bits)
+        laid_out = engine.lay_out(layer, shape, bits, signed)
         if isinstance(laid_out, str):
+            if isinstance(layer, Recurrent) or getattr(layer, "delay_int", None) is not None:
+                continue  # which not every engine takes
             return f"layer '{layer.name}' is not taken, {laid_out}"
         for rate in (0.05, 0.6):
             size = (2, 13, *shape)
             events = (rng.random(size) < rate) * rng.integers(1, 2**bits, size)
+            if signed:
+                events *= rng.choice([-1, 1], size)
             request = RunRequest(
                 chain=[laid_out],
                 events=events,
@@ -120,6 +124,7 @@ def differs(engine: Engine) -> str:
                 states=[None],
                 threads=1,
                 carry=False,
+                signed=signed,
             )
             results = engine.run(request)
             if results is None:
@@ -131,8 +136,8 @@ def differs(engine: Engine) -> str:
     return ""
 
 
-def _layers(rng: np.random.Generator) -> Iterator[tuple[Layer, int]]:
-    """Draw layers, each with the bits of its input."""
+def _layers(rng: np.random.Generator) -> Iterator[tuple[Layer, int, bool]]:
+    """Draw layers, each with the bits of its input and whether it has a sign."""
 
     def weight(*shape: int, limit: int = 60) -> Int32:
         return rng.integers(-limit, limit + 1, shape, dtype=np.int32)
@@ -143,14 +148,24 @@ def _layers(rng: np.random.Generator) -> Iterator[tuple[Layer, int]]:
     keeps_current = Neuron(0, 4096, 60_000)  # u wraps
     pairs = np.array([[1, 1], [-1, 1], [1, 0]])
     pairs_of_pixels = np.array([[1, -1], [1, 1]]).reshape(2, 1, 1, 2)
-    yield Dense("dense", weight(40, 70), Neuron(1024, 128, 300), weight(40)), 1
-    yield Dense("graded", weight(5, 9, limit=50), Neuron(700, 300, 60_000)), 8
-    yield Dense("wide", pairs, keeps_current), 16
-    yield Conv("wide images", pairs_of_pixels, keeps_current, (1, 5, 6)), 16
-    yield Dense("voltage", weight(3, 33), Neuron(4096, 0, NON_SPIKING_VTH)), 1
+    yield Dense("dense", weight(40, 70), Neuron(1024, 128, 300), weight(40)), 1, False
+    yield Dense("graded", weight(5, 9, limit=50), Neuron(700, 300, 60_000)), 8, False
+    yield Dense("wide", pairs, keeps_current), 16, False
+    yield Conv("wide images", pairs_of_pixels, keeps_current, (1, 5, 6)), 16, False
+    yield Dense("voltage", weight(3, 33), Neuron(4096, 0, NON_SPIKING_VTH)), 1, False
     table = weight(8, 2, 3, 3)
-    yield Conv("table", table, Neuron(2000, 100, 150), (2, 7, 9), (1, 2), (1, 1)), 1
-    yield Conv("window", weight(33, 12, 3, 3), usual, (12, 6, 6)), 1
-    yield Conv("pooled", pooled, usual, (5, 9, 8), (2, 2), (2, 2)), 1
+    yield Conv("table", table, Neuron(2000, 100, 150), (2, 7, 9), (1, 2), (1, 1)), 1, False
+    yield Conv("window", weight(33, 12, 3, 3), usual, (12, 6, 6)), 1, False
+    yield Conv("pooled", pooled, usual, (5, 9, 8), (2, 2), (2, 2)), 1, False
     images = weight(6, 3, 2, 2, limit=127)
-    yield Conv("images", images, Neuron(4096, 300, 9_000), (3, 5, 5)), 8
+    yield Conv("images", images, Neuron(4096, 300, 9_000), (3, 5, 5)), 8, False
+    own = Neuron(1024, rng.integers(50, 400, 40), rng.integers(100, 900, 40))
+    yield Dense("own registers", weight(40, 70), own), 1, False
+    by_pixel = Neuron(rng.integers(500, 4096, 150), 128, rng.integers(100, 900, 150))
+    yield Conv("own of pixels", weight(6, 3, 2, 2), by_pixel, (3, 6, 6)), 4, True
+    yield Dense("signed", weight(33, 70), usual), 1, True
+    yield Recurrent("loop", weight(40, 30), weight(40, 40), Neuron(1024, 128, 300)), 1, False
+    late = np.broadcast_to(rng.integers(0, 9, 50, dtype=np.int32), (20, 50))
+    yield Dense("delays of inputs", weight(20, 50), usual, delay_int=late), 1, False
+    each = rng.integers(0, 9, (20, 50), dtype=np.int32)
+    yield Dense("delays of synapses", weight(20, 50), usual, delay_int=each), 4, True

@@ -78,6 +78,8 @@ def synapse_view(
     entering: tuple[int, ...],
     bits: int,
     signed: bool = False,
+    *,
+    pool: bool = True,
 ) -> SynapseView | str:
     """Look at a layer, or say why time cannot be taken out of its synapses.
 
@@ -86,6 +88,7 @@ def synapse_view(
         entering: shape of what arrives, (features,) or (C, H, W).
         bits: width of what arrives.
         signed: its sign comes on top.
+        pool: take 2x2 sum pooling out where there is some.
     """
     if not isinstance(layer, (Dense, Conv)):
         return "its spikes come back to it"
@@ -99,25 +102,15 @@ def synapse_view(
     else:
         whole = layer.weight_int.reshape(-1, *shape)
     # Sums of graded payloads would need more bits than one plane more.
-    pooled = bits == 1 and not signed and _can_pool(layer, whole)
+    pooled = pool and bits == 1 and not signed and _can_pool(layer, whole)
     seen = whole
     if pooled:
         stride = stride[0] // 2, stride[1] // 2
         padding = padding[0] // 2, padding[1] // 2
         # One weight for 2x2 pixels. An odd last row or column, alone in its pixels, weighs nothing.
         seen = whole[:, :, ::2, ::2]
-    # The lowest bit that is set in any weight; two's complement finds it.
-    set_bits = int(np.bitwise_or.reduce(np.abs(seen), axis=None))
-    unit = set_bits & -set_bits or 1
+    unit = power_of_two(seen)
     small = seen // unit
-    flat = small.reshape(len(small), -1).astype(np.int64)
-    positive = np.maximum(flat, 0).sum(axis=1)
-    negative = np.maximum(-flat, 0).sum(axis=1)
-    if signed:
-        heaviest = int((positive + negative).max())
-    else:
-        # Events are at least 0: weights of one sign alone make the largest sums.
-        heaviest = max(int(positive.max()), int(negative.max()))
     planes = 3 if pooled else bits
     payload = 4 if pooled else 2**bits - 1
     return SynapseView(
@@ -130,8 +123,32 @@ def synapse_view(
         stride,
         padding,
         dilation,
-        payload * heaviest,
+        payload * heaviest(small, signed=signed),
     )
+
+
+def power_of_two(weight: Int32) -> int:
+    """Return the largest power of two that divides every weight; 1 where all are 0."""
+    # The lowest bit that is set in any weight; two's complement finds it.
+    set_bits = int(np.bitwise_or.reduce(weight, axis=None))
+    return set_bits & -set_bits or 1
+
+
+def heaviest(weight: Int32, *, signed: bool = False) -> int:
+    """Return the largest |sum| that events of 0 and 1 make at one output, or of -1 to 1 where
+    `signed`.
+
+    Args:
+        weight: (outputs, ...).
+        signed: events may be negative.
+    """
+    flat = weight.reshape(len(weight), -1).astype(np.int64)
+    positive = np.maximum(flat, 0).sum(axis=1)
+    negative = np.maximum(-flat, 0).sum(axis=1)
+    if signed:
+        return int((positive + negative).max())
+    # Events are at least 0: weights of one sign alone make the largest sums.
+    return max(int(positive.max()), int(negative.max()))
 
 
 def _ungrouped(layer: Conv) -> Int32:

@@ -27,7 +27,13 @@ from torch import Tensor
 from knarr.extras import MissingExtraError
 from knarr.hw_sim.arithmetic import STATE_MAX
 from knarr.hw_sim.arrays import Array, Float64, Int64
-from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, LayerResult, RunRequest
+from knarr.hw_sim.engines.base import (
+    MAX_SUM,
+    LayerRequest,
+    LayerResult,
+    LayerState,
+    RunRequest,
+)
 from knarr.hw_sim.engines.synapse_view import SynapseView, synapse_view
 from knarr.hw_sim.network import DECAY_UNITY, Layer, register_array
 
@@ -89,8 +95,11 @@ class TorchEngine:
         entering: tuple[int, ...],
         bits: int,
         signed: bool = False,
+        large: bool = False,
     ) -> TorchLayer | str:
         """Lay out a layer, see `Engine.lay_out`."""
+        if large:
+            return f"sums beyond {MAX_SUM} need more bits"
         view = synapse_view(layer, entering, bits, signed)
         if isinstance(view, str):
             return view
@@ -152,6 +161,34 @@ class TorchEngine:
                     return None
                 results.append(result)
             return results
+
+    def read_state(self, laid_out: TorchLayer, state: list[Tensor]) -> LayerState:
+        """Return u and v in the order of features, see `Engine.read_state`."""
+        channels, high, wide = laid_out.view.out
+        samples = len(state[0])
+        u, v = (
+            tensor.reshape(samples, high, wide, channels)
+            .permute(0, 3, 1, 2)
+            .cpu()
+            .numpy()
+            .astype(np.int64)
+            .reshape(samples, *laid_out.view.layer.output_shape)
+            for tensor in state
+        )
+        nothing = np.zeros((samples, 0), dtype=np.uint8)
+        return LayerState(u, v, nothing, nothing[:, :, None])
+
+    def write_state(self, laid_out: TorchLayer, state: LayerState) -> list[Tensor]:
+        """Return u and v with channels last, see `Engine.write_state`."""
+        samples = len(state.u)
+        shape = (samples, *laid_out.view.out)
+        return [
+            torch.from_numpy(values.astype(np.float64).reshape(shape))
+            .permute(0, 2, 3, 1)
+            .reshape(samples, -1)
+            .to(self.device)
+            for values in (state.u, state.v)
+        ]
 
     def _layer(
         self,

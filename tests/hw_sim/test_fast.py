@@ -9,41 +9,39 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from random_networks import ALL, cases, draw, draw_any, same
 
 from knarr.hw_sim import (
-    NON_SPIKING_VTH,
     ChipError,
     ChipNetwork,
-    Conv,
     Dense,
     InputCoding,
     Neuron,
     Readout,
-    Recording,
-    Recurrent,
-    compare,
+    SlowEngineWarning,
     simulate,
     simulation,
 )
 from knarr.hw_sim.engines import native as fast
 from knarr.hw_sim.engines import selection
-from knarr.hw_sim.engines.base import LayerRequest, RunRequest
-from knarr.hw_sim.engines.native import LISTS, TABLE, WORDS, FastEngine, FastLayer, Kernel, load
+from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, RunRequest
+from knarr.hw_sim.engines.native import FastEngine, FastLayer, Kernel, load
+from knarr.hw_sim.engines.native_layer import LISTS, TABLE, WORDS
 from knarr.hw_sim.engines.reference import ReferenceEngine
 from knarr.hw_sim.engines.selection import differs
 from knarr.hw_sim.engines.torch import TorchEngine, TorchLayer
-from knarr.hw_sim.network import Layer, register_array, register_range
 from knarr.hw_sim.simulation import laid_out_layers
 
-NETWORKS = 2000 if "KNARR_CONFORMANCE" in os.environ else 600
+NETWORKS = 5000 if "KNARR_CONFORMANCE" in os.environ else 600
 ROOT = Path(__file__).parents[2]
-ALL = ("output", "spikes", "u", "v")
 kernel = load()
 # Where there is a compiler a missing kernel is a fault, and these tests fail.
 needs_kernel = pytest.mark.skipif(
@@ -51,147 +49,10 @@ needs_kernel = pytest.mark.skipif(
 )
 
 
-def pick(rng: np.random.Generator, *options: Any) -> Any:
-    return options[int(rng.integers(len(options)))]
-
-
-def neuron(rng: np.random.Generator, scale: int) -> Neuron:
-    extreme = (0, 1, 4095, 4096, int(rng.integers(0, 4097)), int(rng.integers(20, 1500)))
-    high = int(pick(rng, 1, 8, scale, scale, 20 * scale))
-    return Neuron(
-        pick(rng, *extreme, 4096), pick(rng, *extreme), int(rng.integers(0, max(1, high)))
-    )
-
-
-def weights(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, Any]:
-    limit = int(
-        pick(rng, 1, 3, 20, 127, 127, 127, 255, 255, 900, *([30000] if rng.random() < 0.1 else []))
-    )
-    values = rng.integers(-limit, limit + 1, shape)
-    sign = pick(rng, 0, 0, 0, 1, -1)
-    values = sign * np.abs(values) if sign else values
-    return values * int(pick(rng, 1, 1, 2, 8))
-
-
-def layer(rng: np.random.Generator, name: str, shape: tuple[int, ...], fan: int) -> Layer:
-    cell = neuron(rng, fan)
-    if len(shape) == 3 and rng.random() < 0.75:
-        c, h, w = shape
-        groups = int(pick(rng, 1, 1, *[g for g in (2, c) if c % g == 0]))
-        outputs = groups * int(pick(rng, 1, 2, 3, 33 if groups == 1 else 4))
-        kernel_shape = (int(rng.integers(1, 5)), int(rng.integers(1, 5)))
-        kernel = weights(rng, outputs, c // groups, *kernel_shape)
-        stride, padding = (
-            (int(rng.integers(1, 3)), int(rng.integers(1, 3))),
-            (int(rng.integers(0, 3)), int(rng.integers(0, 3))),
-        )
-        dilation = pick(rng, (1, 1), (1, 1), (2, 1), (1, 2))
-        if rng.random() < 0.4:  # 2x2 pooling folded in
-            kernel = kernel.repeat(2, axis=2).repeat(2, axis=3)
-            stride, padding, dilation = (
-                (2 * stride[0], 2 * stride[1]),
-                (2 * padding[0], 2 * padding[1]),
-                (1, 1),
-            )
-        bias = pick(rng, None, rng.integers(-min(3 * fan, 60_000), min(3 * fan, 60_000), outputs))
-        return Conv(name, kernel, cell, (c, h, w), stride, padding, dilation, groups, bias)
-    inputs, outputs = int(np.prod(shape)), int(pick(rng, 1, 3, 31, 32, 33, 70))
-    weight = weights(rng, outputs, inputs)
-    if len(shape) == 3 and rng.random() < 0.4:
-        c, h, w = shape
-        pooled = np.zeros((outputs, c, h, w), dtype=np.int64)
-        cells = weights(rng, outputs, c, h // 2, w // 2).repeat(2, axis=2).repeat(2, axis=3)
-        pooled[:, :, : cells.shape[2], : cells.shape[3]] = cells
-        weight = pooled.reshape(outputs, inputs)
-    bias = (
-        pick(rng, None, rng.integers(-min(3 * fan, 60_000), min(3 * fan, 60_000), outputs))
-        if rng.random() < 0.95
-        else np.full(outputs, 70_000)
-    )
-    if rng.random() < 0.1:
-        return Recurrent(name, weight, weights(rng, outputs, outputs), cell, bias)
-    if rng.random() < 0.1:
-        return Dense(
-            name, weight, cell, bias, None, rng.integers(0, int(pick(rng, 1, 4)), weight.shape)
-        )
-    return Dense(name, weight, cell, bias)
-
-
-def draw(seed: int) -> tuple[ChipNetwork, np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(seed)
-    while True:
-        image = rng.random() < 0.7
-        side = (int(rng.integers(1, 9)), int(rng.integers(1, 9)))
-        shape: tuple[int, ...] = (
-            (int(pick(rng, 1, 2, 3, 33)), *side) if image else (int(pick(rng, 1, 7, 32, 65)),)
-        )
-        bits = int(pick(rng, 1, 1, 1, 2, 8, 9, 16))
-        layers: list[Layer] = []
-        here = shape
-        try:
-            for level in range(int(rng.integers(1, 4))):
-                layers.append(
-                    layer(rng, f"layer{level}", here, 40 * (2**bits - 1 if level == 0 else 1))
-                )
-                here = layers[-1].output_shape
-            if rng.random() < 0.3:
-                last = layers[-1]
-                fields = {name: getattr(last, name) for name in last.__dataclass_fields__}
-                cell = Neuron(last.neuron.i_decay, last.neuron.v_decay, NON_SPIKING_VTH)
-                layers[-1] = type(last)(**{**fields, "neuron": cell})
-        except (ChipError, ValueError):
-            continue  # a kernel larger than what is left of the image
-        kind = "spikes" if layers[-1].neuron.spikes else "voltage"
-        network = ChipNetwork(tuple(layers), InputCoding(shape, bits), Readout(kind))  # type: ignore[arg-type]
-        size = (int(rng.integers(1, 4)), int(pick(rng, 1, 2, 9, 40)), *shape)
-        active = rng.random(size) < pick(rng, 0.0, 0.05, 0.5, 1.0)
-        return network, active * rng.integers(1, 2**bits, size)
-
-
 def everything(chain: list[Any], inputs: np.ndarray[Any, Any], bits: int) -> RunRequest:
     """Ask one thread for all arrays of every layer."""
     wanted = [LayerRequest(spikes=True, states=True)] * len(chain)
     return RunRequest(chain, inputs, bits, wanted, [None] * len(chain), threads=1, carry=False)
-
-
-def same(one: Recording, other: Recording) -> list[str]:
-    found = [str(divergence) for divergence in compare(one, other)]
-    for name, counts in one.event_counts.items():
-        if not np.array_equal(counts, other.event_counts[name]):
-            found.append(f"counts of {name}")
-    return found + (
-        [] if one.peak_sum == other.peak_sum else [f"peaks {one.peak_sum} {other.peak_sum}"]
-    )
-
-
-def cases(
-    network: ChipNetwork, inputs: np.ndarray[Any, Any], recording: Recording
-) -> dict[str, bool]:
-    """Which of the arithmetic's corners a run has met."""
-    layers = network.layers
-    registers = {
-        value
-        for one in layers
-        for register in (one.neuron.i_decay, one.neuron.v_decay)
-        for value in register_range(register)
-    }
-    return {
-        # Beyond one wrap u would have to jump by more than 2**23 between two steps.
-        "wrap": any((np.abs(np.diff(u, axis=1)) > 2**23).any() for u in recording.u.values()),
-        "clip": any((np.abs(v) == 2**23 - 1).any() for v in recording.v.values()),
-        "tie": any(
-            (
-                recording.v[one.name] == 64 * register_array(one.neuron.vth_int, one.output_shape)
-            ).any()
-            for one in layers
-            if register_range(one.neuron.vth_int)[0]
-        ),
-        "silent input": not inputs.any(),
-        "all on": bool(inputs.all()),
-        "one step": inputs.shape[1] == 1,
-        "decay 0": 0 in registers,
-        "decay 4096": 4096 in registers,
-    }
 
 
 @needs_kernel
@@ -202,13 +63,13 @@ def test_every_integer_of_random_networks(
     if dots_above is not None:  # dot products wherever they can, or nowhere
         monkeypatch.setattr(fast, "CONV_DOTS_ABOVE", dots_above)
         monkeypatch.setattr(fast, "DENSE_DOTS_ABOVE", dots_above)
-    fired = taken = left = dots = 0
+    fired = 0
     seen = dict.fromkeys(
         ("wrap", "clip", "tie", "silent input", "all on", "one step", "decay 0", "decay 4096"), 0
     )
-    modes: set[tuple[str, int, bool]] = set()
+    met: Counter[str] = Counter()
     for seed in range(part, NETWORKS, 4):
-        network, inputs = draw(seed)
+        network, inputs = draw_any(seed)
         reset = seed % 5 > 0
         try:
             wanted = simulate(network, inputs, record=ALL, engine="reference", reset=reset)
@@ -216,29 +77,102 @@ def test_every_integer_of_random_networks(
             continue
         monkeypatch.setattr(simulation, "BLOCK_BYTES", (2**28, 3000)[seed % 3 == 0])
         got = simulate(
-            network, inputs, record=ALL, engine="fast", threads=1 + seed % 5, reset=reset
+            network, inputs, record=ALL, engine="fast", threads=1 + seed % 8, reset=reset
         )
         assert same(wanted, got) == [], seed
         fired += sum(int(z.sum()) for z in wanted.spikes.values())
-        for name, met in cases(network, inputs, wanted).items():
-            seen[name] += met
+        for name, occurs in cases(network, inputs, wanted).items():
+            seen[name] += occurs
+        met["driven"] += network.input.neuron is not None
+        met["large"] += max(wanted.peak_sum.values()) > MAX_SUM
         for found in laid_out_layers(network, selection.choose_engine("fast")):
-            if isinstance(found, FastLayer):
-                modes.add((type(found.view.layer).__name__, found.struct.mode, found.view.pooled))
-                taken += 1
-                dots += found.struct.dot is not None
-            else:
-                left += 1
+            met.update(features(found))
     assert fired > 10_000
     assert min(seen.values()) >= NETWORKS // 300, seen
-    assert taken > 3 * left
-    assert dots > taken / 4
-    assert {("Conv", TABLE, False), ("Conv", LISTS, False), ("Conv", LISTS, True), ("Conv", WORDS, False), ("Dense", WORDS, True)} <= modes  # fmt: skip
+    missing = [name for name in FEATURES if met[name] < NETWORKS / 600]
+    assert missing == [], met
+    assert dots_above == 1000 or met["dots"] > NETWORKS / 40
 
 
+FEATURES = [
+    *("Conv table", "Conv lists", "Conv lists pooled", "Conv lists signed", "Conv words"),
+    *("Dense words pooled", "Dense scattered", "Dense moved", "Dense signed", "Recurrent words"),
+    *("Conv own", "Dense own", "Recurrent own", "wide", "large", "driven"),
+]
+"""Ways to compute that random networks have to meet."""
+
+
+def features(layer: FastLayer) -> set[str]:
+    """Name what a layer in the kernel makes use of."""
+    kind, struct = type(layer.layer).__name__, layer.struct
+    if layer.wide:
+        return {"wide", f"{kind} wide"}
+    mode = {WORDS: "words", LISTS: "lists", TABLE: "table"}[struct.mode]
+    signed = struct.planes > struct.negative
+    found = {f"{kind} {mode}", "dots" if struct.dot else "events"}
+    found |= {f"{kind} {mode} pooled"} if layer.view.pooled else set()
+    found |= {f"{kind} {mode} signed", f"{kind} signed"} if signed else set()
+    found |= {f"{kind} own"} if struct.registers else set()
+    found |= {f"{kind} scattered"} if struct.delays else set()
+    found |= {f"{kind} moved"} if layer.shift.pairs else set()
+    return found
+
+
+@needs_kernel
+def test_states_go_from_engine_to_engine() -> None:
+    """A run that is cut in two, each half on another engine, is the run of one."""
+    kernel_engine = selection.choose_engine("fast")
+    engines = (ReferenceEngine(), kernel_engine)
+    met: Counter[str] = Counter()
+    compared = 0
+    for seed in range(120):
+        network, inputs = draw_any(seed)
+        steps = inputs.shape[1]
+        if steps < 9 or network.input.neuron is not None:
+            continue
+        try:
+            wanted = simulate(network, inputs, record=ALL, engine="reference")
+        except ChipError:  # sums beyond 2**53
+            continue
+        chains = [laid_out_layers(network, engine) for engine in engines]
+        if any(isinstance(found, str) for found in chains[1]):
+            continue
+        states: list[Any] = [None] * len(network.layers)
+        order = (0, 1, 0) if seed % 2 else (1, 0, 1)
+        bounds = (0, 1 + steps // 3, 2 * steps // 3, steps)
+        ran = []
+        for which, start, stop in zip(order, bounds, bounds[1:], strict=False):
+            engine, chain = engines[which], chains[which]
+            request = everything(chain, inputs[:, start:stop], network.input.bits)
+            own = [
+                None if state is None else engine.write_state(one, state)
+                for one, state in zip(chain, states, strict=True)
+            ]
+            request = replace(request, states=own, carry=True, signed=network.input.signed)
+            ran.append(engine.run(request))
+            if ran[-1] is None:
+                break
+            states = [
+                engine.read_state(one, state)
+                for one, state in zip(chain, request.states, strict=True)
+            ]
+        if ran[-1] is None:
+            continue
+        for i, one in enumerate(network.layers):
+            for kind in ("spikes", "u", "v"):
+                parts = [getattr(part[i], kind) for part in ran if part is not None]
+                assert np.array_equal(np.concatenate(parts, axis=1), getattr(wanted, kind)[one.name]), (seed, kind)  # fmt: skip
+            compared += int(wanted.spikes[one.name].sum())
+        for found in chains[1]:
+            met.update(features(found))
+    assert compared > 1000
+    assert min(met[name] for name in ("Dense scattered", "Dense moved", "Recurrent words", "Conv own")) > 1, met  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::knarr.hw_sim.simulation.SlowEngineWarning")
 def test_the_torch_engine_on_random_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     fired = taken = left = pooled = 0
-    for seed in range(0, NETWORKS, 1 if NETWORKS == 2000 else 4):
+    for seed in range(0, NETWORKS, 1 if NETWORKS == 5000 else 4):
         network, inputs = draw(seed)
         reset = seed % 5 > 0
         try:
@@ -322,11 +256,12 @@ def assert_equals_reference(engine: FastEngine) -> None:
     assert differs(engine) == ""
     compared = 0
     for seed in range(120):
-        network, inputs = draw(seed)
+        network, inputs = draw_any(seed)
         chain = laid_out_layers(network, engine)
-        if any(isinstance(found, str) for found in chain):
+        if any(isinstance(found, str) for found in chain) or network.input.neuron is not None:
             continue
-        ran = engine.run(everything(chain, inputs, network.input.bits))
+        request = everything(chain, inputs, network.input.bits)
+        ran = engine.run(replace(request, signed=network.input.signed))
         if ran is None:
             continue
         wanted = simulate(network, inputs, record=ALL, engine="reference")
@@ -339,7 +274,7 @@ def assert_equals_reference(engine: FastEngine) -> None:
 
 
 @needs_kernel
-def test_sums_too_large_for_the_kernel_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_too_large_for_floats_get_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.full((3, 300), 900, dtype=np.int32)
     network = ChipNetwork(
         (Dense("d", weight, Neuron(2000, 100, 2**17)),), InputCoding((300,)), Readout("spikes")
@@ -348,6 +283,8 @@ def test_sums_too_large_for_the_kernel_go_to_the_reference(monkeypatch: pytest.M
     wanted = simulate(network, inputs, record=ALL, engine="reference")
     assert wanted.peak_sum["d"] == 270_000 > 2**17
     assert same(wanted, simulate(network, inputs, record=ALL, engine="fast")) == []
+    # The layer is laid out for floats until a run meets such sums.
+    assert not laid_out_layers(network, selection.choose_engine("fast"))[0].wide
     monkeypatch.setattr(fast, "MAX_SUM", 2**30)
     assert same(wanted, simulate(network, inputs, record=ALL, engine="fast")) != []  # which is why
 
@@ -410,11 +347,15 @@ def test_without_a_kernel_auto_is_torch(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ChipError, match="engine: no compiled kernel, not built; a C compiler"):
         simulate(network, inputs, engine="fast")
     monkeypatch.setattr(selection, "torch_engine", lambda: "numba not installed")
-    assert simulate(network, inputs).engine == "reference"
+    with pytest.warns(
+        SlowEngineWarning, match="the reference runs this network, hundreds of times"
+    ):
+        assert simulate(network, inputs).engine == "reference"
     with pytest.raises(ChipError, match="engine: torch does not run here, numba not installed"):
         simulate(network, inputs, engine="torch")
 
 
+@pytest.mark.filterwarnings("ignore::knarr.hw_sim.simulation.SlowEngineWarning")
 def test_a_run_that_falls_back_is_cut_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference needs more memory for a step than the engine it takes over from."""
     weight = np.full((200, 300), 900, dtype=np.int32)
@@ -433,6 +374,7 @@ def test_a_run_that_falls_back_is_cut_anew(monkeypatch: pytest.MonkeyPatch) -> N
         return right(self, request)
 
     monkeypatch.setattr(ReferenceEngine, "run", run)
+    monkeypatch.setattr(selection, "fast_engine", lambda: "none here")
     monkeypatch.setattr(simulation, "BLOCK_BYTES", 200_000)
     got = simulate(
         network, inputs, record=ALL, engine="torch", progress=lambda done, _: shown.append(done)

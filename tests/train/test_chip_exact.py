@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from graphs import DT_S, chain, conv2d, cuba, flatten, li, lif, loop, pool, spikes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_networks import cases, draw, same
 from test_conformance import random_network
-from test_fast import cases, draw, same
 
 from knarr.deploy import check, lower, read_net, rules, run_on_lava, write_net
 from knarr.hw_sim import (

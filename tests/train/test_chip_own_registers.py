@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_networks import draw, own_registers, same
 from test_chip_exact import ALL, SIMULATOR, as_on_a_device, ints
-from test_fast import draw, same
-from test_own_registers import changed, kinds, own_registers
+from test_own_registers import changed, kinds
 
 from knarr.hw_sim import (
     ChipError,

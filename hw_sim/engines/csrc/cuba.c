@@ -1,5 +1,8 @@
 /* One layer of CUBA neurons over all time steps of one sample: events in, events out, exactly as arithmetic.py says.
 
+   A layer runs in one of two ways. Most keep 16-bit sums and states in floats, in vectors (cuba_lanes.h). Where sums may be too
+   large for that, everything is 64 bits wide and plain C (cuba_wide.h): slower, and without bounds on weights, biases and sums.
+
    Spikes travel as bits: word[pixel][group][plane][step], 32 channels of one pixel in a word, time contiguous. Planes hold the
    bits of graded payloads and of pooled counts. A layer without image is one pixel. For one output pixel and LANES of its
    channels u and v stay in registers while time runs; synapses are gathered: every set bit of the window adds one row of
@@ -19,14 +22,22 @@
 typedef struct {
     const uint32_t *in;     /* [in_h * in_w][groups][planes][steps] */
     uint32_t *out;          /* [out_h * out_w][blocks][steps] */
-    const int16_t *weight;  /* [blocks][taps][rows][LANES], rows: planes * groups * 32 of lists, groups * 32 of words,
-                               1 << (kw * channels) of tables, whose taps are kh; bytes where `narrow_weight`, see add_bytes */
+    const void *weight;     /* int16 [blocks][taps][rows][LANES], rows: planes * groups * 32 of lists, groups * 32 of words,
+                               1 << (kw * channels) of tables, whose taps are kh; bytes where `narrow_weight`, see add_bytes;
+                               int32 where `wide` */
     const int8_t *dot;      /* [blocks][taps][quads][LANES][4], or NULL: channels four by four */
-    const float *bias;      /* [blocks * LANES], times 64 */
-    float *state;           /* [out_h * out_w][blocks][u, v][LANES] before and after, or NULL: at rest before */
+    const void *bias;       /* float [blocks * LANES], times 64; int64 where `wide` */
+    const void *registers;  /* float [out_h * out_w][blocks][keep_u, keep_v, threshold][LANES] of neurons that do not share them,
+                               else NULL; where `wide` int64 of all layers, the decays taken from 4096 */
+    const void *back;       /* weights of its own spikes, which arrive a step later: int16 [blocks][blocks * 32][LANES], int32
+                               where `wide`; NULL: a layer without a loop */
+    const uint16_t *delays; /* [blocks][inputs][LANES] steps by which spikes arrive later, or NULL (see cuba_delays.h) */
+    void *state;            /* float [out_h * out_w][blocks][u, v][LANES] before and after, int64 where `wide`; or NULL: at rest */
+    uint32_t *fired;        /* loops: [blocks] spikes of the last step, before and after, or NULL: none before */
+    uint32_t *sent;         /* delays: [words of input][history] what arrived last, or NULL: nothing */
     int32_t *count;         /* [steps] spikes, added to */
-    int32_t *u, *v;         /* [out_h * out_w][steps][blocks * LANES], or NULL */
-    int32_t *peak;          /* largest |sum| met, in units of `unit`, raised */
+    void *u, *v;            /* int32 [out_h * out_w][steps][blocks * LANES], int64 where `wide`, or NULL */
+    int64_t *peak;          /* largest |sum| met, in units of `unit`, raised */
     const uint8_t *windows; /* tables: [in_h][steps][out_w], bits of a row of the window */
     const uint8_t *bytes;   /* dot: [in_h * in_w][steps][quads * 4] */
     const uint8_t *items;   /* lists: rows of weights of what is set in one pixel and step, 16 bytes to spare */
@@ -34,6 +45,9 @@ typedef struct {
     const int32_t *events;  /* dense: rows of weights */
     const volatile int32_t *stop; /* not 0: give up */
     int32_t mode, steps, channels, groups, planes, blocks;
+    int32_t dense;          /* one output pixel that sees all that arrives */
+    int32_t wide, negative; /* of inputs with a sign: planes from here on hold what is below 0; `planes` of others */
+    int32_t back_flush, history; /* loops: as flush; delays: the longest */
     int32_t in_h, in_w, out_h, out_w, kh, kw, stride_y, stride_x, pad_y, pad_x, dil_y, dil_x;
     int32_t flush;          /* words and dense: rows of weights after which 16 bits are carried */
     int32_t quads, dot_flush; /* dot: of channels; and how many of them 16 bits take, 0: all */
@@ -62,6 +76,13 @@ void knarr_start(void)
     }
 }
 
+/* What a bit of a plane is worth. */
+static inline int32_t worth(const layer_t *l, int plane)
+{
+    return plane < l->negative ? (int32_t)1 << plane : -((int32_t)1 << (plane - l->negative));
+}
+
+#include "cuba_delays.h"
 #include "cuba_levels.h"
 
 /* Which instructions this processor has and the library knows: 2 AVX-512, 1 AVX2, 0 none of them. */
@@ -78,4 +99,5 @@ int knarr_level(void)
 }
 
 #include "cuba_bits.h"
+#include "cuba_wide.h"
 #include "cuba_run.h"

@@ -3,16 +3,36 @@
 #define INLINE static inline TARGET __attribute__((always_inline))
 #define HALVES (LANES / WIDTH)
 
-/* Neurons of one output pixel and block, from their sums of all steps; order and rounding: hw_sim/arithmetic.py.
+/* One step of WIDTH neurons from what arrives; order and rounding: hw_sim/arithmetic.py. What cannot happen in a layer is left
+   out: `wrap` of u, `biased` v, `top` where v can reach the clip from below. Returns where they fire. */
+INLINE MASK NAME(step)(HALF *u, HALF *v, SUM arriving, HALF unit, HALF keep_u, HALF keep_v, HALF threshold, const float *bias,
+    const int wrap, const int biased, const int top)
+{
+    *u = MUL_ADD(TO_FLOAT(arriving), unit, TRUNCATE(MUL(*u, keep_u)));
+    if (wrap) { /* one wrap; +2^23 itself stays */
+        const MASK over = ABOVE(*u, SPLAT(8388608.0f)), under = NOT_ABOVE(*u, SPLAT(-8388608.0f));
+        *u = ADD_WHERE(over, *u, SPLAT(-16777216.0f));
+        *u = ADD_WHERE(under, *u, SPLAT(16777216.0f));
+    }
+    *v = ADD(TRUNCATE(MUL(*v, keep_v)), *u);
+    if (biased) *v = ADD(*v, LOAD(bias));
+    if (top) *v = MIN(*v, SPLAT(8388607.0f));
+    *v = MAX(*v, SPLAT(-8388607.0f));
+    const MASK fires = ABOVE(*v, threshold);
+    *v = ZERO_WHERE(fires, *v);
+    return fires;
+}
+
+/* Neurons of one output pixel and block, from their sums of all steps.
    All halves go through a step together: one alone would wait for its own results. `narrow` sums are int16, others int32,
-   [steps][LANES]. What cannot happen in a layer is left out: `wrap` of u, `biased` v, `top` where v can reach the clip from below. */
-INLINE void NAME(integrate)(
-    const layer_t *l, int pixel, int block, const void *sums, const int narrow, const int wrap, const int biased, const int top)
+   [steps][LANES]. `own`: neurons have registers of their own. */
+INLINE void NAME(integrate)(const layer_t *l, int pixel, int block, const void *sums, const int narrow, const int wrap,
+    const int biased, const int top, const int own)
 {
     const HALF keep_u = SPLAT(l->keep_u), keep_v = SPLAT(l->keep_v), threshold = SPLAT(l->threshold), unit = SPLAT(64.0f * l->unit);
-    const HALF high = SPLAT(8388607.0f), low = SPLAT(-8388607.0f);
-    const float *bias = l->bias + (size_t)block * LANES;
-    float *state = l->state ? l->state + ((size_t)pixel * l->blocks + block) * 2 * LANES : NULL;
+    const float *bias = (const float *)l->bias + (size_t)block * LANES;
+    const float *registers = own ? (const float *)l->registers + ((size_t)pixel * l->blocks + block) * 3 * LANES : NULL;
+    float *state = l->state ? (float *)l->state + ((size_t)pixel * l->blocks + block) * 2 * LANES : NULL;
     const int T = l->steps;
     const size_t first = ((size_t)pixel * T * l->blocks + block) * LANES, stride = (size_t)l->blocks * LANES;
     uint32_t *out = l->out + ((size_t)pixel * l->blocks + block) * T;
@@ -26,24 +46,15 @@ INLINE void NAME(integrate)(
         UNROLL for (int h = 0; h < HALVES; h++) {
             const SUM a = narrow ? WIDEN((const int16_t *)sums + t * LANES + h * WIDTH)
                                  : SUM_LOAD((const int32_t *)sums + t * LANES + h * WIDTH);
-            u[h] = MUL_ADD(TO_FLOAT(a), unit, TRUNCATE(MUL(u[h], keep_u)));
-            if (wrap) { /* one wrap; +2^23 itself stays */
-                const MASK over = ABOVE(u[h], SPLAT(8388608.0f)), under = NOT_ABOVE(u[h], SPLAT(-8388608.0f));
-                u[h] = ADD_WHERE(over, u[h], SPLAT(-16777216.0f));
-                u[h] = ADD_WHERE(under, u[h], SPLAT(16777216.0f));
-            }
-            v[h] = ADD(TRUNCATE(MUL(v[h], keep_v)), u[h]);
-            if (biased) v[h] = ADD(v[h], LOAD(bias + h * WIDTH));
-            if (top) v[h] = MIN(v[h], high);
-            v[h] = MAX(v[h], low);
-            const MASK fires = ABOVE(v[h], threshold);
-            v[h] = ZERO_WHERE(fires, v[h]);
+            const float *mine = registers + h * WIDTH;
+            const MASK fires = NAME(step)(&u[h], &v[h], a, unit, own ? LOAD(mine) : keep_u, own ? LOAD(mine + LANES) : keep_v,
+                own ? LOAD(mine + 2 * LANES) : threshold, bias + h * WIDTH, wrap, biased, top);
             fired |= BITS(fires) << (h * WIDTH);
         }
         if (l->u) {
             for (int h = 0; h < HALVES; h++) {
-                SUM_STORE(l->u + first + t * stride + h * WIDTH, TO_INT(u[h]));
-                SUM_STORE(l->v + first + t * stride + h * WIDTH, TO_INT(v[h]));
+                SUM_STORE((int32_t *)l->u + first + t * stride + h * WIDTH, TO_INT(u[h]));
+                SUM_STORE((int32_t *)l->v + first + t * stride + h * WIDTH, TO_INT(v[h]));
             }
         }
         out[t] = fired;
@@ -85,7 +96,7 @@ TARGET __attribute__((noinline)) static void NAME(neurons)(
 {
 #define CASE(n, wrap, biased, top)                                                          \
     case n:                                                                                 \
-        NAME(integrate)(l, pixel, block, sums, (n) & 8, wrap, biased, top);                 \
+        NAME(integrate)(l, pixel, block, sums, (n) & 8, wrap, biased, top, 0);              \
         break;
 #define CASES(n) \
     CASE(n, 0, 0, 0) CASE(n + 1, 1, 0, 0) CASE(n + 2, 0, 1, 0) CASE(n + 3, 1, 1, 0) CASE(n + 4, 0, 0, 1) CASE(n + 5, 1, 0, 1) \
@@ -94,6 +105,13 @@ TARGET __attribute__((noinline)) static void NAME(neurons)(
         NAME(peak_narrow)(sums, l->steps, peaks);
     else
         NAME(peak)(sums, l->steps, peaks);
+    if (l->registers) {
+        if (narrow)
+            NAME(integrate)(l, pixel, block, sums, 1, 1, 1, 1, 1);
+        else
+            NAME(integrate)(l, pixel, block, sums, 0, 1, 1, 1, 1);
+        return;
+    }
     switch (l->may_wrap | l->biased << 1 | l->may_clip << 2 | narrow << 3) {
         CASES(0)
         CASES(8)
@@ -102,16 +120,17 @@ TARGET __attribute__((noinline)) static void NAME(neurons)(
 #undef CASE
 }
 
-INLINE void NAME(widen)(int32_t *sum, const int16_t *narrow, int plane)
+/* Add to 32 bits what 16 hold, times what the plane is worth. */
+INLINE void NAME(widen)(int32_t *sum, const int16_t *narrow, int32_t scale)
 {
-    for (int i = 0; i < LANES; i++) sum[i] += (int32_t)narrow[i] * (1 << plane);
+    for (int i = 0; i < LANES; i++) sum[i] += (int32_t)narrow[i] * scale;
 }
 
-INLINE void NAME(carry)(int32_t *sum, const ACC *acc, int plane)
+INLINE void NAME(carry)(int32_t *sum, const ACC *acc, int32_t scale)
 {
     int16_t narrow[LANES];
     for (int i = 0; i < ACCS; i++) ACC_STORE(narrow + i * (LANES / ACCS), acc[i]);
-    NAME(widen)(sum, narrow, plane);
+    NAME(widen)(sum, narrow, scale);
 }
 
 INLINE void NAME(clear)(ACC *acc)
@@ -262,7 +281,7 @@ INLINE void NAME(by_words)(
                     uint32_t word = words[k][(size_t)(g * P + p) * T + t];
                     const int more = __builtin_popcount(word);
                     if ((added += more) > l->flush) {
-                        NAME(carry)(sums + t * LANES, acc, p);
+                        NAME(carry)(sums + t * LANES, acc, worth(l, p));
                         NAME(clear)(acc);
                         added = more;
                     }
@@ -270,12 +289,12 @@ INLINE void NAME(by_words)(
                         NAME(add)(acc, rows[k] + (size_t)(g * 32 + __builtin_ctz(word)) * LANES);
                 }
             }
-            NAME(carry)(sums + t * LANES, acc, p);
+            NAME(carry)(sums + t * LANES, acc, worth(l, p));
         }
     }
 }
 
-INLINE void NAME(raise)(int32_t *peak, const int32_t *peaks)
+INLINE void NAME(raise)(int64_t *peak, const int32_t *peaks)
 {
     for (int i = 0; i < LANES; i++)
         if (peaks[i] > *peak) *peak = peaks[i];
@@ -327,8 +346,9 @@ INLINE void NAME(by_dots)(
 }
 
 /* One row of outputs of one block (a dense layer is one pixel that sees all) by dot products. */
-TARGET __attribute__((noinline)) static void NAME(dotted)(const layer_t *l, int dense, int unit, int32_t *sums)
+TARGET __attribute__((noinline)) static void NAME(dotted)(const layer_t *l, int unit, int32_t *sums)
 {
+    const int dense = l->dense;
     const int high = dense ? 1 : l->out_h, wide = dense ? 1 : l->out_w, kh = dense ? l->in_h : l->kh, kw = dense ? l->in_w : l->kw;
     const int block = unit / high, oy = unit % high;
     const size_t per_tap = (size_t)l->quads * 4 * LANES, per_pixel = (size_t)l->steps * l->quads * 4;
@@ -368,7 +388,7 @@ TARGET __attribute__((noinline)) static void NAME(conv)(const layer_t *l, int un
     int32_t peaks[LANES] = {0};
     const size_t per_tap = l->mode == TABLE ? ((size_t)1 << (l->kw * l->channels)) * LANES
                                             : (size_t)G * 32 * (l->mode == LISTS ? P : 1) * LANES;
-    const int16_t *weight = l->weight + per_tap * (l->mode == TABLE ? l->kh : l->kh * l->kw) * block;
+    const int16_t *weight = (const int16_t *)l->weight + per_tap * (l->mode == TABLE ? l->kh : l->kh * l->kw) * block;
     for (int ox = 0; ox < l->out_w; ox++) {
         int taps = 0;
         for (int ky = 0; ky < l->kh; ky++) {
@@ -419,14 +439,14 @@ TARGET __attribute__((noinline)) static uint32_t NAME(list_events)(const layer_t
     return most;
 }
 
-/* One block of a layer of one output pixel; what arrives in every step is listed once for all blocks. */
-TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int narrow, int block, int32_t *sums)
+/* Sums of one block of a layer of one output pixel, int16 where `narrow`; what arrives in every step is listed once for all
+   blocks. */
+TARGET __attribute__((noinline)) static void NAME(dense_sums)(const layer_t *l, int narrow, int block, int32_t *sums)
 {
     const int T = l->steps, P = l->planes;
     const size_t per_block = (size_t)l->in_h * l->in_w * l->groups * 32 * LANES;
-    const int16_t *weight = l->weight + (l->narrow_weight ? 0 : per_block * block);
+    const int16_t *weight = (const int16_t *)l->weight + (l->narrow_weight ? 0 : per_block * block);
     const uint8_t *bytes = (const uint8_t *)l->weight + per_block * block;
-    int32_t peaks[LANES] = {0};
     if (!narrow) memset(sums, 0, sizeof *sums * T * LANES);
     for (int t = 0; t < T; t++) {
         for (int p = 0; p < P; p++) {
@@ -443,11 +463,84 @@ TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int n
                     for (uint32_t i = at; i < until; i++) NAME(add)(acc, weight + (size_t)l->events[i] * LANES);
                     for (int i = 0; i < ACCS; i++) ACC_STORE(to + i * (LANES / ACCS), acc[i]);
                 }
-                if (!narrow) NAME(widen)(sums + t * LANES, found, p);
+                if (!narrow) NAME(widen)(sums + t * LANES, found, worth(l, p));
                 at = until;
             } while (at < end);
         }
     }
+}
+
+/* One block of a layer of one output pixel. A layer with a loop leaves its sums for `looped`. */
+TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int narrow, int block, int32_t *sums, int32_t *kept)
+{
+    int32_t peaks[LANES] = {0};
+    if (l->back) {
+        NAME(dense_sums)(l, 0, block, kept + (size_t)block * l->steps * LANES);
+        return;
+    }
+    if (l->delays) {
+        narrow = 0;
+        sums += (size_t)l->history * LANES;
+        scattered(l, block, sums);
+    } else {
+        NAME(dense_sums)(l, narrow, block, sums);
+    }
     NAME(neurons)(l, 0, block, sums, narrow, peaks);
+    NAME(raise)(l->peak, peaks);
+}
+
+/* A layer whose spikes come back to it a step later, from the sums of what arrives, [blocks][steps][LANES]: step after step.
+   `room` takes a list of the layer's spikes and its states where none are kept. */
+TARGET __attribute__((noinline)) static void NAME(looped)(const layer_t *l, int32_t *sums, int32_t *room)
+{
+    const int T = l->steps, B = l->blocks, own = l->registers != NULL;
+    const HALF keep_u = SPLAT(l->keep_u), keep_v = SPLAT(l->keep_v), threshold = SPLAT(l->threshold), unit = SPLAT(64.0f * l->unit);
+    int32_t peaks[LANES] = {0}, *events = room;
+    float *states = l->state ? l->state : (float *)(room + B * 32 + 32);
+    if (!l->state) memset(states, 0, sizeof *states * 2 * LANES * B);
+    for (int t = 0; t < T; t++) {
+        uint32_t n = 0;
+        for (int b = 0; b < B; b++) {
+            const uint32_t before = t ? l->out[(size_t)b * T + t - 1] : l->fired ? l->fired[b] : 0;
+            for (int i = 0; before && i < 4; i++) {
+                const unsigned byte = before >> (8 * i) & 255;
+                SPREAD_EIGHT(events + n, &bytes_of[byte], b * 32 + 8 * i);
+                n += (uint32_t)__builtin_popcount(byte);
+            }
+        }
+        for (int b = 0; b < B; b++) {
+            int32_t *sum = sums + ((size_t)b * T + t) * LANES;
+            const int16_t *rows = (const int16_t *)l->back + (size_t)b * B * 32 * LANES;
+            for (uint32_t at = 0; at < n;) {
+                const uint32_t until = n - at > (uint32_t)l->back_flush ? at + (uint32_t)l->back_flush : n;
+                ACC acc[ACCS];
+                NAME(clear)(acc);
+                for (; at < until; at++) NAME(add)(acc, rows + (size_t)events[at] * LANES);
+                NAME(carry)(sum, acc, 1);
+            }
+            NAME(peak)(sum, 1, peaks);
+            float *state = states + (size_t)b * 2 * LANES;
+            const float *registers = own ? (const float *)l->registers + (size_t)b * 3 * LANES : NULL;
+            uint32_t fired = 0;
+            for (int h = 0; h < HALVES; h++) {
+                const int i = h * WIDTH;
+                HALF u = LOAD(state + i), v = LOAD(state + LANES + i);
+                const MASK fires = NAME(step)(&u, &v, SUM_LOAD(sum + i), unit, own ? LOAD(registers + i) : keep_u,
+                    own ? LOAD(registers + LANES + i) : keep_v, own ? LOAD(registers + 2 * LANES + i) : threshold,
+                    (const float *)l->bias + (size_t)b * LANES + i, 1, 1, 1);
+                fired |= BITS(fires) << i;
+                STORE(state + i, u);
+                STORE(state + LANES + i, v);
+                if (!l->u) continue;
+                const size_t place = ((size_t)t * B + b) * LANES + i;
+                SUM_STORE((int32_t *)l->u + place, TO_INT(u));
+                SUM_STORE((int32_t *)l->v + place, TO_INT(v));
+            }
+            l->out[(size_t)b * T + t] = fired;
+            l->count[t] += __builtin_popcount(fired);
+        }
+    }
+    if (l->fired)
+        for (int b = 0; b < B; b++) l->fired[b] = l->out[(size_t)b * T + T - 1];
     NAME(raise)(l->peak, peaks);
 }
