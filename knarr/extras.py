@@ -8,7 +8,7 @@ from types import FrameType
 
 from knarr.errors import KnarrError
 
-_DISTRIBUTIONS = {"PIL": "pillow", "pynvml": "nvidia-ml-py"}
+_DISTRIBUTIONS = {"PIL": "pillow"}
 """Module -> package that brings it, where their names differ."""
 _FITS = ("knarr.train", "knarr.pipeline.stages", "knarr.pipeline.studies")
 """Modules that need all of the extra that fits networks."""

@@ -2,6 +2,7 @@
 
 protocol  windows of looped inference between idle power, and what makes one untrustworthy
 workload  an ONNX file in onnxruntime, batch by batch
-cpu       the packages of a processor, by RAPL
-gpu       an NVIDIA GPU, by NVML
+meters    energy counters, all read by zeus
+cpu       the packages of a processor
+gpu       a GPU
 """

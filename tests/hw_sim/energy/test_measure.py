@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,8 +25,9 @@ from knarr.hw_sim.counting.counts import LedgerRow, OperationCounts
 from knarr.hw_sim.counting.onnx.count import count_onnx
 from knarr.hw_sim.energy import load_profile
 from knarr.hw_sim.energy.baseline import LABEL, Floor, baseline, gpu_floors
-from knarr.hw_sim.energy.measure.cpu import RaplMeter, measure_cpu, wrapped_difference
-from knarr.hw_sim.energy.measure.gpu import NvmlMeter, cuda_ordinal, measure_gpu, open_nvml
+from knarr.hw_sim.energy.measure.cpu import measure_cpu
+from knarr.hw_sim.energy.measure.gpu import measure_gpu
+from knarr.hw_sim.energy.measure.meters import ZeusMeter, open_cpu, open_gpu
 from knarr.hw_sim.energy.measure.protocol import (
     BatchMeasurement,
     Clock,
@@ -69,7 +70,7 @@ class World:
     own_pid: int | None = field(default_factory=os.getpid)
     frozen: bool = False
     interrupt_at_s: float = float("inf")
-    closed: int = 0
+    opened: int = 0
     running: bool = False
     queued: float = 0.0  # part of a run that is still to come when the call returns
     queue_s: float = 0.0
@@ -120,44 +121,94 @@ class World:
         self.ordinals.append(ordinal)
         return self
 
-    # NvmlDevice
-    def open(self, index: int) -> World:
-        return self
+    # zeus
+    def open(self, index: int) -> ZeusMeter:
+        self.opened += 1
+        return open_gpu(index, FakeZeus(gpus=[FakeGpu(self) for _ in range(self.gpus)]))
 
-    def count(self) -> int:
-        return self.gpus
 
-    def name(self) -> str:
+@dataclass
+class FakeGpu:
+    """A GPU of zeus, by its names and units."""
+
+    handle: World
+    counts: bool = True
+
+    def get_name(self) -> str:
         return "Simulated GPU"
 
-    def uuid(self) -> str:
-        return "GPU-12ab"
+    def supports_get_total_energy_consumption(self) -> bool:
+        return self.counts
 
-    def driver(self) -> str:
-        return "1.2"
+    def get_total_energy_consumption(self) -> int:
+        return round(self.handle.energy_j * 1e3)
 
-    def energy_mj(self) -> int:
-        return round(self.energy_j * 1e3)
+    def get_instant_power_usage(self) -> int:
+        world = self.handle
+        watts = world.load_w if world.running else world.idle_w(world.time_s)
+        return round(watts * 1e3 * world.polled_factor)
 
-    def power_mw(self) -> int:
-        return round(
-            (self.load_w if self.running else self.idle_w(self.time_s)) * 1e3 * self.polled_factor
-        )
-
-    def power_limit_mw(self) -> int:
+    def get_power_management_limit(self) -> int:
         return 700_000
 
-    def clock_mhz(self, domain: str) -> int:
-        return {"SM": 1980, "MEM": 2619}[domain] if self.running else 100
+    def get_gpu_temperature(self) -> int:
+        return 66 if self.handle.running else 40
 
-    def mig_enabled(self) -> bool:
-        return self.mig
 
-    def compute_pids(self) -> frozenset[int]:
-        return frozenset(self.pids)
+FakeGpu.__module__ = "zeus.device.gpu.nvidia"
 
-    def close(self) -> None:
-        self.closed += 1
+
+class FakeZeus:
+    """The three functions of zeus that are used; what is not there raises as zeus does."""
+
+    def __init__(
+        self,
+        gpus: list[Any] | None = None,
+        cpus: list[Any] | None = None,
+        chip: Any = None,
+    ) -> None:
+        self.gpus, self.cpus, self.chip = gpus, cpus, chip
+
+    def get_gpus(self) -> Any:
+        if self.gpus is None:
+            raise RuntimeError("NVML and AMDSMI unavailable.")
+        return SizedGpus(self.gpus)
+
+    def get_cpus(self) -> Any:
+        if self.cpus is None:
+            raise RuntimeError("RAPL unavailable.")
+        return SimpleNamespace(cpus=self.cpus)
+
+    def get_soc(self) -> Any:
+        if self.chip is None:
+            raise RuntimeError("No observable SoC was found.")
+        return self.chip
+
+
+@dataclass
+class SizedGpus:
+    gpus: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.gpus)
+
+
+class FakePynvml:
+    """Processes and partitions, which zeus does not tell; a handle is the simulated machine."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlDeviceGetMigMode(self, handle: World) -> list[int]:  # noqa: N802
+        return [int(handle.mig), 1]  # current, and pending
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: World) -> list[Any]:  # noqa: N802
+        return [SimpleNamespace(pid=pid) for pid in handle.pids]
+
+
+@pytest.fixture(autouse=True)
+def _pynvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakePynvml())
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +248,7 @@ def samples() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def measured(world: World, path: Path, inputs: Any, **options: Any) -> Any:
     return measure_gpu(
-        path, inputs, open_device=world.open, make_workload=world.workload, clock=world, **options
+        path, inputs, open_meter=world.open, make_workload=world.workload, clock=world, **options
     )
 
 
@@ -354,7 +405,7 @@ def test_joules_per_inference_on_a_simulated_gpu(
     counts = count_onnx(onnx_file, samples)
     found = measured(world, onnx_file, samples, large_batch=16, counts=counts)
     assert world.batches == [1, 16]
-    assert world.closed == 1
+    assert world.ordinals == [0, 0]
     assert [batch.batch for batch in found.batches] == [1, 16]
     for batch, run_s in zip(found.batches, (RUN_S, 4 * RUN_S), strict=True):
         assert len(batch.windows) == 3
@@ -364,11 +415,8 @@ def test_joules_per_inference_on_a_simulated_gpu(
             assert window.gross_j == pytest.approx(LOAD_W * run_s / batch.batch, rel=1e-4)
             assert window.net_j == pytest.approx((LOAD_W - IDLE_W) * run_s / batch.batch, rel=1e-4)
             assert window.polled_j == pytest.approx(window.energy_j, rel=1e-4)
-            assert window.conditions == {
-                "sm_clock_mhz": 1980,
-                "mem_clock_mhz": 2619,
-            }  # under load, not after
-    assert (found.device, found.driver, found.power_limit_w) == ("Simulated GPU", "1.2", 700.0)
+            assert window.conditions == {"temperature_c": 66}  # under load, not after
+    assert (found.device, found.counter, found.power_limit_w) == ("Simulated GPU", "NVML", 700.0)
     assert (found.precision, found.tf32, found.host_copies, found.grade) == (
         "fp32",
         True,
@@ -439,7 +487,7 @@ def idle_steps(*watts: float) -> Callable[[float], float]:
 def test_windows_around_which_idle_power_drifts_are_repeated() -> None:
     # Looks before and after windows: 100 -> 110 drifts, 110 -> 111 and 111 -> 110 hold, 110 -> 90 drifts, 90 -> 91 holds.
     world = World(idle_w=idle_steps(100, 110, 111, 110, 90, 91))
-    found = measure_batch(world, NvmlMeter(world), world, MeasurementPlan())
+    found = measure_batch(world, world.open(0), world, MeasurementPlan())
     assert [(window.idle_before_w, window.idle_after_w) for window in found.windows] == [
         pytest.approx((110, 111), rel=1e-3),
         pytest.approx((111, 110), rel=1e-3),
@@ -452,7 +500,7 @@ def test_windows_around_which_idle_power_drifts_are_repeated() -> None:
 
 def test_idle_power_that_never_settles_ends_after_twice_the_repeats_and_is_said() -> None:
     world = World(idle_w=idle_steps(100, 120, 100, 108, 100, 130, 100))
-    found = measure_batch(world, NvmlMeter(world), world, MeasurementPlan())
+    found = measure_batch(world, world.open(0), world, MeasurementPlan())
     drifts = [window.idle_drift for window in found.windows]
     assert drifts == pytest.approx(
         [1 / 6, 0.08, 8 / 108], rel=1e-2
@@ -487,12 +535,11 @@ def test_polled_power_that_differs_is_reported_beside_the_counter(
         ),
     ],
 )
-def test_a_gpu_that_cannot_be_trusted_is_refused_and_closed(
+def test_a_gpu_that_cannot_be_trusted_is_refused(
     onnx_file: Path, samples: Any, world: World, message: str
 ) -> None:
     with pytest.raises(MeasureError, match=message):
         measured(world, onnx_file, samples)
-    assert world.closed == 1
 
 
 def test_a_zero_joule_window_is_refused(onnx_file: Path, samples: Any) -> None:
@@ -515,7 +562,6 @@ def test_a_process_that_comes_during_the_measurement_is_refused(
     world.idle_w = intrude
     with pytest.raises(MeasureError, match="processes 4321 compute on it too"):
         measured(world, onnx_file, samples)
-    assert world.closed == 1
     assert 20 < world.time_s < 45  # after the window it came in
 
 
@@ -526,39 +572,15 @@ def test_in_a_container_the_new_process_is_our_own(onnx_file: Path, samples: Any
         len(measured(World(own_pid=None), onnx_file, samples).batches) == 2
     )  # some show no process at all
     world = World(own_pid=other)
-    meter = NvmlMeter(world)
+    meter = world.open(0)
     world.pids |= {other, 5}
     with pytest.raises(MeasureError, match="compute on it too"):
         meter.adopt_own_process()
     world = World()
-    meter = NvmlMeter(world)
+    meter = world.open(0)
     world.pids |= {os.getpid(), 5}
     with pytest.raises(MeasureError, match="processes 5 compute on it too"):
         meter.adopt_own_process()
-
-
-@pytest.mark.parametrize("at_s", [0.0, 1.0, 14.0, 70.0])
-def test_nothing_is_left_after_an_interrupt(onnx_file: Path, samples: Any, at_s: float) -> None:
-    world = World(interrupt_at_s=at_s)
-    with pytest.raises(KeyboardInterrupt):
-        measured(world, onnx_file, samples)
-    assert world.closed == 1
-
-
-def test_nvml_is_shut_down_after_an_interrupt(onnx_file: Path, samples: Any) -> None:
-    module = FakePynvml(gpus=1)
-
-    def workload(*arguments: Any, **options: Any) -> World:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measure_gpu(
-            onnx_file,
-            samples,
-            open_device=lambda index: open_nvml(index, module),
-            make_workload=workload,
-        )
-    assert (module.inits, module.shutdowns) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -575,7 +597,7 @@ def test_arguments_are_refused_before_the_device_is_opened(
     world = World()
     with pytest.raises(MeasureError, match=message):
         measured(world, onnx_file, samples, **options)
-    assert world.closed == 0
+    assert world.opened == 0
     assert world.batches == []
 
 
@@ -594,199 +616,101 @@ def test_inputs_that_do_not_fit_are_refused(onnx_file: Path, inputs: Any, messag
             call(onnx_file, inputs)
 
 
-# NVML
+# zeus
 
 
-class NVMLError(Exception):
-    pass
+def test_counters_of_zeus_and_their_units() -> None:
+    world = World(energy_j=12.345)
+    meter = open_gpu(0, FakeZeus(gpus=[FakeGpu(world)]))
+    assert (meter.energy_j(), meter.power_w()) == (12.345, 100.0)
+    assert (meter.name, meter.source, meter.power_limit_w) == ("Simulated GPU", "NVML", 700.0)
+    assert meter.conditions() == {"temperature_c": 40}
 
 
-class FakePynvml:
-    """The functions of pynvml that are used, with its units; an error by name where the test says so."""
+def test_a_gpu_of_amd_tells_no_processes() -> None:
+    class AmdGpu(FakeGpu):
+        pass
 
-    NVMLError = NVMLError
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
-
-    def __init__(self, gpus: int = 2, **errors: str) -> None:
-        self.inits = self.shutdowns = 0
-        self.gpus = gpus
-        for name, error in errors.items():
-            setattr(self, name, self._raiser(error))
-
-    @staticmethod
-    def _raiser(error: str) -> Callable[..., Any]:
-        def raises(*arguments: object) -> Any:
-            raise type(f"NVMLError_{error}", (NVMLError,), {})(f"text of {error}")
-
-        return raises
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self.inits += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.shutdowns += 1
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return self.gpus
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
-        return f"handle {index}"
-
-    def nvmlDeviceGetName(self, handle: str) -> bytes:  # noqa: N802
-        return b"Old GPU, " + handle.encode()
-
-    def nvmlDeviceGetUUID(self, handle: str) -> str:  # noqa: N802
-        return "GPU-7"
-
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
-        return "550.1"
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        return 12_345
-
-    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:  # noqa: N802
-        return 71_000
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle: str) -> int:  # noqa: N802
-        return 700_000
-
-    def nvmlDeviceGetClockInfo(self, handle: str, domain: int) -> int:  # noqa: N802
-        return 100 * domain
-
-    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
-        return [0, 1]
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
-        return [SimpleNamespace(pid=os.getpid())]
+    world = World(pids={77}, mig=True)
+    meter = open_gpu(0, FakeZeus(gpus=[AmdGpu(world)]))
+    assert meter.source == "AMD SMI"
+    meter.adopt_own_process()
+    meter.check()
 
 
-def test_values_of_pynvml_and_their_units() -> None:
-    module = FakePynvml()
-    device = open_nvml(1, module)
-    assert (device.name(), device.uuid(), device.driver(), device.count()) == (
-        "Old GPU, handle 1",
-        "GPU-7",
-        "550.1",
-        2,
-    )
-    assert (device.energy_mj(), device.power_mw(), device.power_limit_mw()) == (
-        12_345,
-        71_000,
-        700_000,
-    )
-    assert not device.mig_enabled()  # pending, not current
-    assert device.compute_pids() == {os.getpid()}
-    meter = NvmlMeter(device)
-    assert (meter.energy_j(), meter.power_w()) == (12.345, 71.0)
-    assert meter.conditions() == {"sm_clock_mhz": 100, "mem_clock_mhz": 200}
-    assert module.shutdowns == 0
-    device.close()
-    assert (module.inits, module.shutdowns) == (1, 1)
-
-
-def test_a_gpu_before_mig_has_none() -> None:
-    assert not open_nvml(1, FakePynvml(nvmlDeviceGetMigMode="NotSupported")).mig_enabled()
-    with pytest.raises(MeasureError, match="nvmlDeviceGetMigMode: text of GpuIsLost"):
-        open_nvml(1, FakePynvml(nvmlDeviceGetMigMode="GpuIsLost")).mig_enabled()
-
-
-@pytest.mark.parametrize(
-    ("function", "error", "message", "shutdowns"),
-    [
-        (
-            "nvmlInit",
-            "LibraryNotFound",
-            "NVML: nvmlInit: text of LibraryNotFound; there is no NVIDIA driver",
-            0,
-        ),
-        ("nvmlInit", "DriverNotLoaded", "the NVIDIA driver is installed but not loaded", 0),
-        (
-            "nvmlDeviceGetCount",
-            "Unknown",
-            "nvmlDeviceGetCount: text of Unknown; see the NVML manual",
-            1,
-        ),
-        ("nvmlDeviceGetHandleByIndex", "NoPermission", "ask for the right to read it", 1),
-    ],
-)
-def test_an_nvml_that_does_not_open_says_why(
-    function: str, error: str, message: str, shutdowns: int
-) -> None:
-    module = FakePynvml(2, **{function: error})
-    with pytest.raises(MeasureError, match=message):
-        open_nvml(0, module)
-    assert module.shutdowns == shutdowns
-
-
-def test_an_old_gpu_without_the_counter_is_refused(onnx_file: Path, samples: Any) -> None:
-    module = FakePynvml(gpus=1, nvmlDeviceGetTotalEnergyConsumption="NotSupported")
-    world = World()
+def test_an_old_gpu_without_the_counter_is_refused() -> None:
     with pytest.raises(
-        MeasureError, match=r"TotalEnergyConsumption: .*; .* energy needs Volta or newer"
+        MeasureError, match=r"Simulated GPU has no energy counter; .* from Volta on"
     ):
-        measure_gpu(
-            onnx_file,
-            samples,
-            open_device=lambda index: open_nvml(index, module),
-            make_workload=world.workload,
-            clock=world,
-        )
-    assert module.shutdowns == 1
+        open_gpu(0, FakeZeus(gpus=[FakeGpu(World(), counts=False)]))
 
 
 @pytest.mark.parametrize("index", [-1, 2])
 def test_a_device_that_does_not_exist_is_refused(index: int) -> None:
+    with pytest.raises(MeasureError, match=f"device: {index} is none of the 2 GPUs that zeus sees"):
+        World(gpus=2).open(index)
+
+
+def test_of_several_gpus_the_order_must_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MeasureError, match="set CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        World(gpus=2).open(1)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert World(gpus=2).open(1).name == "Simulated GPU"
+
+
+def test_a_gpu_before_mig_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     module = FakePynvml()
-    with pytest.raises(MeasureError, match=f"device: {index} is none of the 2 GPUs that NVML sees"):
-        open_nvml(index, module)
-    assert module.shutdowns == 1
+
+    def unknown(handle: World) -> list[int]:
+        raise FakePynvml.NVMLError("Not Supported")
+
+    monkeypatch.setattr(module, "nvmlDeviceGetMigMode", unknown)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    assert World(mig=True).open(0).name == "Simulated GPU"
+
+
+def test_a_counter_that_cannot_be_read_is_no_measurement(onnx_file: Path, samples: Any) -> None:
+    gpu = FakeGpu(World())
+    gpu.get_total_energy_consumption = lambda: 1 // 0  # type: ignore[method-assign]
+    with pytest.raises(MeasureError, match=r"zeus: a counter cannot be read .*by zero"):
+        open_gpu(0, FakeZeus(gpus=[gpu])).energy_j()
+
+
+class Jetson:
+    def get_total_energy_consumption(self) -> Any:
+        return SimpleNamespace(cpu_energy_mj=1000.0, gpu_energy_mj=2000.0, total_energy_mj=5500.0)
+
+
+class AppleSilicon:
+    def get_total_energy_consumption(self) -> Any:
+        return SimpleNamespace(cpu_total_mj=1000, gpu_mj=2000, dram_mj=None, ane_mj=500)
+
+
+@pytest.mark.parametrize(("chip", "joules"), [(Jetson(), 5.5), (AppleSilicon(), 3.5)])
+def test_one_chip_is_measured_whole(chip: Any, joules: float) -> None:
+    name = type(chip).__name__
+    for meter in (open_gpu(0, FakeZeus(chip=chip)), open_cpu(FakeZeus(chip=chip))):
+        assert (meter.energy_j(), meter.power_w()) == (joules, None)
+        assert (meter.name, meter.source) == (name, f"rails of {name}")
+
+
+def test_a_machine_without_counters_says_what_it_needs() -> None:
+    for open_meter in (lambda: open_gpu(0, FakeZeus()), lambda: open_cpu(FakeZeus())):
+        with pytest.raises(
+            MeasureError,
+            match=r"zeus: no energy counter on this machine \(.*unavailable\. No observable SoC",
+        ):
+            open_meter()
 
 
 def test_without_the_package_the_cure_is_named(
     onnx_file: Path, samples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(
-        MeasureError, match=r"nvidia-ml-py is not installed; .* \(pip install nvidia-ml-py\)"
-    ):
-        measure_gpu(onnx_file, samples)
-
-
-@pytest.mark.parametrize(
-    ("environment", "gpus", "index", "ordinal"),
-    [
-        ({}, 1, 0, 0),
-        ({"CUDA_VISIBLE_DEVICES": "0"}, 1, 0, 0),
-        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 4, 3, 3),
-        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2, 1"}, 4, 1, 1),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-99,GPU-12"}, 4, 3, 1),
-        ({}, 4, 0, "set CUDA_DEVICE_ORDER=PCI_BUS_ID"),
-        ({"CUDA_VISIBLE_DEVICES": "0"}, 4, 0, "set CUDA_DEVICE_ORDER=PCI_BUS_ID"),
-        ({"CUDA_VISIBLE_DEVICES": ""}, 1, 0, "device: 0 is not in CUDA_VISIBLE_DEVICES=; add it"),
-        ({"CUDA_VISIBLE_DEVICES": "-1"}, 1, 0, "device: 0 is not in CUDA_VISIBLE_DEVICES=-1"),
-        (
-            {"CUDA_VISIBLE_DEVICES": "GPU-99"},
-            4,
-            0,
-            "device: 0 is not in CUDA_VISIBLE_DEVICES=GPU-99",
-        ),
-        (
-            {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"},
-            2,
-            0,
-            "device: 0 is not in CUDA_VISIBLE_DEVICES=1",
-        ),
-    ],
-)
-def test_the_device_that_runs_is_the_one_that_is_measured(
-    environment: Mapping[str, str], gpus: int, index: int, ordinal: int | str
-) -> None:
-    world = World(gpus=gpus)
-    if isinstance(ordinal, int):
-        assert cuda_ordinal(world, index, environment) == ordinal
-    else:
-        with pytest.raises(MeasureError, match=re.escape(ordinal)):
-            cuda_ordinal(world, index, environment)
+    monkeypatch.setitem(sys.modules, "zeus.device.gpu", None)
+    with pytest.raises(MeasureError, match=r"zeus: not installed, .* pip install 'knarr\[power\]'"):
+        measure_gpu(onnx_file, samples, make_workload=World().workload)
+    with pytest.raises(MeasureError, match=r"pip install 'knarr\[power\]'"):
+        measure_cpu(onnx_file, samples)
 
 
 # onnxruntime
@@ -909,92 +833,48 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
 # RAPL
 
 
-def zone(
-    root: Path, name: str, label: str, energy_uj: int = 0, span_uj: int = 10_000_000_000
-) -> Path:
-    folder = root / name
-    folder.mkdir(parents=True)
-    for file, value in (
-        ("name", label),
-        ("energy_uj", energy_uj),
-        ("max_energy_range_uj", span_uj),
-    ):
-        (folder / file).write_text(f"{value}\n")
-    return folder
-
-
 @dataclass
 class Packages:
-    """Two packages under /sys/class/powercap, with the traps: parts of packages, the platform, a second interface."""
-
-    root: Path
-    span_uj: int = 1_000_000_000
+    """Two packages and the platform that holds them, in zeus' words."""
 
     def __post_init__(self) -> None:
         self.world = World(energy_j=0.0, run_s=0.1)
-        self.package = [
-            zone(
-                self.root, f"intel-rapl:{k}", f"package-{k}", self.span_uj - 5_000_000, self.span_uj
-            )
-            for k in range(2)
-        ]
-        for name, label in (
-            ("intel-rapl:0:0", "core"),
-            ("intel-rapl:0:1", "package-like"),
-            ("intel-rapl:0:2", "dram"),
-            ("intel-rapl:2", "psys"),
-            ("intel-rapl-mmio:0", "package-0"),
-        ):
-            zone(self.root, name, label, 7)
-        (self.root / "intel-rapl").mkdir()
 
-    def _write(self) -> None:
-        """A quarter of the energy in one package, the rest in the other; both counters go round."""
-        for folder, share in zip(self.package, (0.25, 0.75), strict=True):
-            energy_uj = self.span_uj - 5_000_000 + round(self.world.energy_j * share * 1e6)
-            (folder / "energy_uj").write_text(f"{energy_uj % self.span_uj}\n")
+    def open(self) -> ZeusMeter:
+        shares = {"package-0": 0.25, "package-1": 0.75, "psys": 1.5}
+        return open_cpu(FakeZeus(cpus=[self._zone(name, part) for name, part in shares.items()]))
 
-    def now_s(self) -> float:
-        return self.world.now_s()
+    def _zone(self, name: str, share: float) -> Any:
+        def read() -> Any:
+            return SimpleNamespace(cpu_mj=self.world.energy_j * share * 1e3, dram_mj=1e9)
 
-    def sleep(self, seconds: float) -> None:
-        self.world.sleep(seconds)
-        self._write()
-
-    @property
-    def batch(self) -> int:
-        return self.world.batch
-
-    def run(self) -> None:
-        self.world.run()
-        self._write()
-
-    def synchronise(self) -> None:
-        pass
+        return SimpleNamespace(
+            rapl_file=SimpleNamespace(name=name), get_total_energy_consumption=read
+        )
 
     def workload(
         self, source: OnnxSource, inputs: Any, batch: int, provider: str, *, threads: int
-    ) -> Packages:
+    ) -> World:
         assert provider == "CPUExecutionProvider"
         self.world.batch = batch
-        return self
+        return self.world
 
 
-def test_packages_are_summed_and_wrap(tmp_path: Path, onnx_file: Path, samples: Any) -> None:
-    packages = Packages(
-        tmp_path
-    )  # 1000 J, and one batch size takes 3 x 4 kJ: each counter goes round several times
-    found = measure_cpu(
-        onnx_file,
-        samples,
-        large_batch=4,
-        counts=count_onnx(onnx_file, samples),
-        powercap=tmp_path,
+def measured_cpu(packages: Packages, path: Path, inputs: Any, **options: Any) -> Any:
+    return measure_cpu(
+        path,
+        inputs,
+        open_meter=packages.open,
         make_workload=packages.workload,
-        clock=packages,
+        clock=packages.world,
+        **options,
     )
-    assert packages.world.energy_j * 0.25e6 > 3 * packages.span_uj
-    assert found.packages == ("package-0", "package-1")
+
+
+def test_packages_are_summed(onnx_file: Path, samples: Any) -> None:
+    counts = count_onnx(onnx_file, samples)
+    found = measured_cpu(Packages(), onnx_file, samples, large_batch=4, counts=counts)
+    assert found.packages == "RAPL: package-0, package-1"  # psys holds both
     for batch, run_s in zip(found.batches, (0.1, 0.2), strict=True):
         for window in batch.windows:
             assert window.gross_j == pytest.approx(LOAD_W * run_s / batch.batch, rel=1e-5)
@@ -1008,70 +888,38 @@ def test_packages_are_summed_and_wrap(tmp_path: Path, onnx_file: Path, samples: 
     assert values["threads"] == 0
 
 
-def test_a_counter_that_wraps() -> None:
-    assert wrapped_difference(10, 4, 100) == 6
-    assert wrapped_difference(4, 4, 100) == 0
-    assert wrapped_difference(3, 98, 100) == 5
-
-
-def test_powercap_without_packages_is_refused(tmp_path: Path) -> None:
-    for root in (tmp_path / "none", tmp_path):
-        with pytest.raises(
-            MeasureError, match=r"RAPL: no package under .*; it needs Linux on an Intel or AMD"
-        ):
-            RaplMeter(root)
-    zone(tmp_path, "intel-rapl:0", "psys")
-    zone(tmp_path, "intel-rapl-mmio:0", "package-0")
-    with pytest.raises(MeasureError, match="RAPL: no package under"):
-        RaplMeter(tmp_path)
-
-
-def test_powercap_that_cannot_be_read_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = zone(tmp_path, "intel-rapl:0", "package-0")
-    (folder / "energy_uj").write_text("soon")
-    with pytest.raises(MeasureError, match="energy_uj holds 'soon', not a number"):
-        RaplMeter(tmp_path)
-    (folder / "energy_uj").unlink()
-    with pytest.raises(MeasureError, match="energy_uj cannot be read"):
-        RaplMeter(tmp_path)
-    (folder / "energy_uj").write_text("1")
-    real = Path.read_text
-
-    def denied(path: Path, *arguments: Any, **options: Any) -> str:
-        if path.name == "energy_uj":
-            raise PermissionError(13, "Permission denied")
-        return real(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "read_text", denied)  # as root nothing is denied
-    with pytest.raises(
-        MeasureError, match=r"energy_uj may be read by root only, .*\(CVE-2020-8694\); run as root"
-    ):
-        RaplMeter(tmp_path)
+def test_a_platform_without_packages_is_refused() -> None:
+    zone = SimpleNamespace(rapl_file=SimpleNamespace(name="psys"))
+    with pytest.raises(MeasureError, match="RAPL: no package among the counters"):
+        open_cpu(FakeZeus(cpus=[zone]))
 
 
 @pytest.mark.parametrize("threads", [-1, 1.5, True])
-def test_threads_are_checked(tmp_path: Path, onnx_file: Path, samples: Any, threads: Any) -> None:
+def test_threads_are_checked(onnx_file: Path, samples: Any, threads: Any) -> None:
     with pytest.raises(MeasureError, match=r"threads: .*, needs an integer from 0"):
-        measure_cpu(onnx_file, samples, threads=threads, powercap=tmp_path)
+        measured_cpu(Packages(), onnx_file, samples, threads=threads)
 
 
 # Baseline
 
 
-def test_a_machine_without_counters_gives_floors_and_reasons(
-    onnx_file: Path, samples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
+def without_counters(*arguments: Any, **options: Any) -> Any:
+    return measure_cpu(*arguments, **options, open_meter=lambda: open_cpu(FakeZeus()))
 
-    def on_cpu(*arguments: Any, **options: Any) -> Any:
-        return measure_cpu(*arguments, **options, powercap=tmp_path)
 
-    found = baseline(onnx_file, samples, on_cpu=on_cpu)
+def test_a_machine_without_counters_gives_floors_and_reasons(onnx_file: Path, samples: Any) -> None:
+    def on_gpu(*arguments: Any, **options: Any) -> Any:
+        return measure_gpu(
+            *arguments,
+            **options,
+            open_meter=lambda index: open_gpu(index, FakeZeus()),
+            make_workload=World().workload,
+        )
+
+    found = baseline(onnx_file, samples, on_gpu=on_gpu, on_cpu=without_counters)
     assert (found.gpu, found.cpu) == (None, None)
-    assert "nvidia-ml-py is not installed" in found.gpu_refused
-    assert "RAPL: no package under" in found.cpu_refused
+    assert "zeus: no energy counter on this machine" in found.gpu_refused
+    assert "RAPL unavailable" in found.cpu_refused
     assert found.floors == gpu_floors(count_onnx(onnx_file))
     assert found.floors_refused == ""
     values = json.loads(json.dumps(found.to_json()))
@@ -1081,10 +929,8 @@ def test_a_machine_without_counters_gives_floors_and_reasons(
     assert all(floor["floor_j"] > 0 for floor in values["floors"])
 
 
-def test_what_can_be_measured_is_in_the_baseline(
-    onnx_file: Path, samples: Any, tmp_path: Path
-) -> None:
-    packages = Packages(tmp_path)
+def test_what_can_be_measured_is_in_the_baseline(onnx_file: Path, samples: Any) -> None:
+    packages = Packages()
     seen: list[Any] = []
 
     def on_gpu(path: Path, inputs: Any, **options: Any) -> Any:
@@ -1092,14 +938,7 @@ def test_what_can_be_measured_is_in_the_baseline(
         return measured(World(), path, inputs, **options)
 
     def on_cpu(path: Path, inputs: Any, **options: Any) -> Any:
-        return measure_cpu(
-            path,
-            inputs,
-            **options,
-            powercap=tmp_path,
-            make_workload=packages.workload,
-            clock=packages,
-        )
+        return measured_cpu(packages, path, inputs, **options)
 
     plan = MeasurementPlan(window_s=9.0, repeats=4)
     found = baseline(onnx_file, samples, plan=plan, large_batch=8, on_gpu=on_gpu, on_cpu=on_cpu)
@@ -1133,7 +972,7 @@ def test_what_cannot_be_counted_has_no_floor_but_is_measured(tmp_path: Path) -> 
         np.zeros((2, 4), np.float32),
         counts=counts,
         on_gpu=lambda path, inputs, **options: measured(World(), path, inputs, **options),
-        on_cpu=lambda *arguments, **options: measure_cpu(*arguments, **options, powercap=tmp_path),
+        on_cpu=without_counters,
     )
     assert found.floors == ()
     assert found.floors_refused.startswith("no total: 'n' (Erf)")
@@ -1162,11 +1001,12 @@ def test_the_clock_of_the_machine_moves() -> None:
 # A real GPU
 
 
-def test_a_real_gpu(onnx_file: Path, samples: Any) -> None:
+def test_a_real_gpu(onnx_file: Path, samples: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole protocol on device 0, where there is one and everything it needs is installed."""
+    monkeypatch.delitem(sys.modules, "pynvml")  # the simulated one
     try:
         require_provider("CUDAExecutionProvider")
-        open_nvml(0).close()
+        open_gpu(0)
     except MeasureError as error:
         pytest.skip(f"no NVIDIA GPU: {error}")
     counts = count_onnx(onnx_file, samples)
