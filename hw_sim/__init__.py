@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         count,
         count_events,
         count_onnx,
+        count_torch,
     )
     from knarr.hw_sim.energy import (
         EnergyEstimate,
@@ -82,6 +83,7 @@ __all__ = [
     "count",
     "count_events",
     "count_onnx",
+    "count_torch",
     "encode",
     "has_negative",
     "is_one_hot",

@@ -5,6 +5,8 @@
 - `graph`: NIR graphs, counted while their stepper runs them; imported only for a graph, since it
   needs torch.
 - `onnx`: ONNX files, the baseline of a network that does not spike.
+- `torch_count`: any torch module as it stands, by the operators that it dispatches; `torch_operators`
+  says what each of them costs, `torch_products` counts those that multiply.
 - `fan_out`: how many outputs an event reaches, through kernels and the pools folded into them.
 - `tally`: sums over frames of events, per layer, step and sample.
 - `counts`: what an inference did, and the ledger of what the numbers cover.
@@ -23,6 +25,7 @@ from knarr.lazy import lazy_face
 
 if TYPE_CHECKING:
     from knarr.hw_sim.counting.onnx.count import count_onnx
+    from knarr.hw_sim.counting.torch_count import count_torch
 else:
     __getattr__, __dir__ = lazy_face(__name__)
 
@@ -33,4 +36,5 @@ __all__ = [
     "count",
     "count_events",
     "count_onnx",
+    "count_torch",
 ]

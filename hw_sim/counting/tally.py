@@ -185,6 +185,35 @@ class LayerTally:
             self.per_step[at] += amount
         self.per_sample[-1] += operations.sum(axis=1)
 
+    def meet(self, left: Array, right: Array, pairs: Int64) -> None:
+        """Count a product of two activations of one sample.
+
+        It is an addition for each pair where one of the two frames holds spikes alone: the other
+        value is added or taken away as it is.
+
+        Args:
+            left, right: (frames, features), or one frame that meets all of the other side.
+            pairs: (frames,) pairs that meet and are both not 0.
+
+        Raises:
+            CountError: as `deliver`.
+        """
+        classes = []
+        for rows in (left, right):
+            ones = np.ones(rows.shape[1], dtype=np.int64)
+            frame_class, table = _class_and_sums(rows, ones, ones, self.name)
+            self.add("events", table[:, 2].sum())
+            self.add("graded", table[frame_class == GRADED, 2].sum())
+            self._note_classes(frame_class)
+            classes.append(frame_class)
+        graded = (classes[0] == GRADED) & (classes[1] == GRADED)
+        signed = ((classes[0] == SIGNED) | (classes[1] == SIGNED)) & ~graded
+        for suffix in ("", "_nonzero"):
+            self.add(f"acc{suffix}", pairs[~graded].sum())
+            self.add(f"mac{suffix}", pairs[graded].sum())
+        self.add("signed", pairs[signed].sum())
+        self.per_sample[-1] += pairs.sum()
+
     def note_classes(self, frames: Array, alive: Mask, unit: int = 1) -> None:
         """Note the classes of frames (samples, steps, features) delivered as `repeated` ones."""
         rows = frames.reshape(alive.size, -1)[alive.reshape(-1)]

@@ -7,6 +7,7 @@ sizes, layer by layer; what that rule gets wrong is corrected by name, each corr
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from knarr.hw_sim import count_torch
 from knarr.hw_sim.counting.onnx.count import count_onnx
 
 Calls = list[tuple[nn.Module, tuple[int, ...], tuple[int, ...]]]
@@ -194,3 +196,29 @@ def test_three_counters_agree_to_the_operation(
     assert counts.total.bias_adds > 0 or name == "dcgan"
     assert counts.total.elementwise > 0
     assert not counts.refused
+
+
+DENSE = {"efficientnet_b0", "convnext_tiny", "vit_b_16"}
+"""Architectures in which no activation is 0, so that every operand is dense."""
+COUNTED = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "regnet_y_400mf", "resnet18",
+    "shufflenet_v2_x1_0", "squeezenet1_1", "swin_t", "vit_b_16", *OWN,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_dispatched_operations_are_those_of_the_flop_counter(name: str) -> None:
+    """Small images, since the operators are the same; attention of vit_b_16 is one fused operator, and that of swin_t is not."""
+    torch.manual_seed(0)
+    if name in OWN:
+        module, x = build(name)
+    else:
+        side = 224 if name == "vit_b_16" and "KNARR_CONFORMANCE" in os.environ else 64
+        shaped = {"image_size": side} if name == "vit_b_16" else {}
+        module = torchvision.models.get_model(name, weights=None, **shaped).eval()
+        x = torch.randn(1, 3, side, side)
+    total = count_torch(module, x).total
+    assert total.dense_padded == by_torch(module, x)
+    assert 0 < total.mac <= total.dense_valid
+    if name in DENSE:
+        assert total.mac == total.dense_valid
