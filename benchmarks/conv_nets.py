@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/conv_nets.py --nets 200 --seed 0
 
 Every net is a row of blocks (convolution, perhaps batch-norm, neurons, perhaps pooling, in both orders) with strides 1 and 2,
-pools of 2 and 3, odd sizes, paddings and 'same', then one or two dense layers. It runs on knarr 0f53bde as well, in that
+pools of 2 and 3, plain, padded or in ceil_mode, odd sizes, paddings and 'same', then one or two dense layers. It runs on knarr 0f53bde as well, in that
 commit's own environment, so that the two can be compared on the same nets.
 """
 
@@ -41,11 +41,12 @@ def neurons(random: Random, kind: str, threshold: float) -> nn.Module:
 
 
 def pooling(random: Random) -> nn.Module:
-    """Draw a pool."""
+    """Draw a pool, one in three with windows that pass an edge."""
     size, stride = random.choice([(2, 2), (2, 2), (3, 3), (3, 2)])
-    if random.random() < 0.7:
-        return nn.AvgPool2d(size, stride)
-    return nn.LPPool2d(1, size, stride)
+    edge = random.choice([{}, {}, {"padding": 1}, {"ceil_mode": True}, {}, {}])
+    if edge.get("padding") or random.random() < 0.7:
+        return nn.AvgPool2d(size, stride, **edge)
+    return nn.LPPool2d(1, size, stride, **edge)
 
 
 def draw(seed: int) -> tuple[nn.Module, tuple[int, int, int], str]:
@@ -130,7 +131,8 @@ def _written(layer: nn.Module) -> str:
     if isinstance(layer, nn.Conv2d):
         return f"conv(k{layer.kernel_size[0]} s{layer.stride[0]} p{layer.padding})"
     if isinstance(layer, (nn.AvgPool2d, nn.LPPool2d)):
-        return f"pool({layer.kernel_size}/{layer.stride})"
+        padded = f" p{layer.padding}" if getattr(layer, "padding", 0) else ""
+        return f"pool({layer.kernel_size}/{layer.stride}{padded}{' ceil' * layer.ceil_mode})"
     return type(layer).__name__
 
 

@@ -211,7 +211,7 @@ def _compared(
             "certificate: the module has no spiking layer; there is nothing to certify"
         )
     order = {name: i for i, name in enumerate([*execution_order(graph), "output"])}
-    plain, rewrites = rewrite(seen.layers)
+    plain, rewrites = rewrite(seen.layers, tuple(seen.inputs.shape[2:]))
     if seen.recorded and not rewrites:
         # A module may add in another order than its layers do one after the other, or all steps at once.
         try:

@@ -29,7 +29,7 @@ from knarr.export.graph.topology import METADATA, NEURONS, Edge, bare_delays
 from knarr.export.norse.layers import NEURON_CELLS, Layer, Layers
 from knarr.export.norse.modules import INPUT, OUTPUT, Scale, SumPool2d
 from knarr.export.norse.observe import CONSTANT, layers_of
-from knarr.export.norse.rewrite import WRITTEN_FROM, rewrite
+from knarr.export.norse.rewrite import WRITTEN_FROM, is_odd_pool, rewrite
 
 Shape = tuple[int, ...]
 Float64 = npt.NDArray[np.float64]
@@ -127,7 +127,7 @@ def _proved(
     layers, form = layers_of(module, input_shape)
     if own and form.steps:
         _fit(inputs, form.way, form.steps)
-    plain, _ = rewrite(layers)
+    plain, _ = rewrite(layers, input_shape)
     graph = _as_read(convert(plain, input_shape, dt_s))
     try:
         certificate = comparison(module, graph, inputs, dt_s)
@@ -290,9 +290,10 @@ def _pool(layer: Layer, shape: Shape) -> Any:
     kind: Any = nir.SumPool2d
     if isinstance(pool, nn.AvgPool2d):
         kind = nir.AvgPool2d
-        if pool.ceil_mode or pool.divisor_override is not None or any(ints(pool.padding)):
+        if is_odd_pool(pool):  # `rewrite` left it, since it knows windows of images alone
             raise ExportError(
-                f"module '{layer.path}': ceil_mode, divisor_override and padding are not in NIR; pad or crop before it"
+                f"module '{layer.path}': a pool that is padded, in ceil_mode or with a divisor of its own receives "
+                f"{shape}, needs (C, H, W)"
             )
     return kind(
         kernel_size=np.array(ints(pool.kernel_size)),

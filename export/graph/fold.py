@@ -65,7 +65,8 @@ class FoldDifference:
 def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
     """Return the same network without pooling, Scale, groups and nested graphs.
 
-    What is left are plain synapses, neurons and Flatten.
+    What is left are plain synapses, neurons and Flatten. A pool that no one convolution equals together with the one
+    beside it becomes a convolution of its own, two of which then stand in a row.
 
     Args:
         graph: any graph that `step_nir` runs.
@@ -77,7 +78,8 @@ def fold(graph: nir.NIRGraph, *, keep_groups: bool = False) -> nir.NIRGraph:
         `metadata["folded"]` names what was folded where.
 
     Raises:
-        ExportError: pooling or a scale that no single synapse beside it can take in; names it and the cure.
+        ExportError: a scale that no single synapse beside it can take in, or a loop whose step folding would move;
+            names it and the cure.
     """
     nodes, edges = inline(graph)
     work = _Fold(nodes, edges, keep_groups)
@@ -297,11 +299,7 @@ class _Fold:
         return before[0] if isinstance(self.nodes[before[0]], kinds) else None
 
     def fold_pool(self, name: str) -> None:
-        """Fold a pool into the synapses behind it, else into the convolution before it, else write it as a convolution.
-
-        Raises:
-            ExportError: a synapse behind it has other inputs or sees a partial flatten of it.
-        """
+        """Fold a pool into the synapses behind it, else into the convolution before it, else write it as a convolution."""
         # What comes round a loop waits at this pool; handed on to several nodes it would wait at some of them alone.
         several = bool(self.looping[name]) and len(self.targets(name)) > 1
         if not several:
@@ -312,17 +310,8 @@ class _Fold:
         before = None if self.looping[name] else self._own_source(name, (nir.Conv2d,))
         if not remaining:
             self.remove(name)
-        elif before is not None:
-            self._fold_pool_back(name, before)
-        elif not several and any(
-            isinstance(self.nodes[target], (*SYNAPSES, nir.Flatten)) for target in remaining
-        ):
-            raise ExportError(
-                f"node '{name}': pooling that feeds {remaining} together with other inputs or behind a partial flatten "
-                "cannot be folded; give the synapse behind it no other input"
-            )
-        else:
-            # Only neurons are behind it, which take the sums of a convolution as well.
+        elif before is None or not self._fold_pool_back(name, before):
+            # Neurons take the sums of a convolution as well, and so does a synapse that no one convolution equals.
             self.nodes[name] = _conv_of_pool(
                 self.nodes[name], self.entering[name], self.leaving[name]
             )
@@ -334,7 +323,10 @@ class _Fold:
             return
         node, synapse = self.nodes[target], target
         if isinstance(node, nir.Conv2d):
-            self.nodes[target] = self._pool_then_conv(name, target)
+            both = self._pool_then_conv(name, target)
+            if both is None:
+                return
+            self.nodes[target] = both
         elif isinstance(node, nir.Flatten):
             whole = int(node.start_dim) == 0 and int(node.end_dim) in (-1, 2)
             behind = self.targets(target)
@@ -351,47 +343,33 @@ class _Fold:
         self.edges += [(source, target) for source in self.sources(name)]
         self.done.append(f"pooling '{name}' into '{synapse}'")
 
-    def _pool_then_conv(self, name: str, conv_name: str) -> nir.Conv2d:
-        """Return conv(pool(x)) as one convolution of x.
-
-        Raises:
-            ExportError: the convolution's padding meets pixels that the pool left out or covers twice.
-        """
+    def _pool_then_conv(self, name: str, conv_name: str) -> nir.Conv2d | None:
+        """Return conv(pool(x)) as one convolution of x; None where the padding meets pixels that the pool would see."""
         conv_node = self.nodes[conv_name]
         pool = as_convolution(self.nodes[name], self.entering[name], self.leaving[name])
         conv = as_convolution(conv_node, self.entering[conv_name], self.leaving[conv_name])
         assert pool is not None
         assert conv is not None
         both = then(pool, conv)
-        if both is None:
-            raise ExportError(
-                f"node '{name}': pool {ints(self.nodes[name].kernel_size)} with stride {ints(self.nodes[name].stride)} on "
-                f"{self.entering[name][1:]} and the padded convolution '{conv_name}' are no one convolution: its zeros would meet "
-                "pixels; `knarr.deploy.lower` has relay neurons for it, else choose sizes that the pool divides"
-            )
-        return _as_node(both, np.array(conv_node.bias, dtype=np.float64))
+        return None if both is None else _as_node(both, float64(conv_node.bias).copy())
 
-    def _fold_pool_back(self, name: str, conv_name: str) -> None:
-        """Fold a pool into the convolution before it.
-
-        Raises:
-            ExportError: a padded pool, whose zeros are not the convolution's.
-        """
+    def _fold_pool_back(self, name: str, conv_name: str) -> bool:
+        """Fold a pool into the convolution before it; return whether that is exact."""
         conv_node, pool_node = self.nodes[conv_name], self.nodes[name]
         conv = as_convolution(conv_node, self.entering[conv_name], self.leaving[conv_name])
         pool = as_convolution(pool_node, self.entering[name], self.leaving[name])
         assert conv is not None
         assert pool is not None
         both = then(conv, pool)
+        # The zeros around a padded pool lack the bias.
         if any(ints(pool_node.padding)) or both is None:
-            raise ExportError(
-                f"node '{name}': a padded pool after '{conv_name}' is no convolution, since its zeros lack the bias; remove the padding"
-            )
+            return False
         # A sum of a window adds the bias once per cell, an average once.
         times = float(pool.weight[0].sum())
         self.nodes[conv_name] = _as_node(both, float64(conv_node.bias) * times)
         self.done.append(f"pooling '{name}' into '{conv_name}'")
         self.remove(name)
+        return True
 
     def _pool_then_linear(self, name: str, linear_name: str) -> nir.Linear | nir.Affine:
         """Return linear(flatten(pool(x))) as linear'(flatten(x)): a cell's column goes to every pixel of its window."""

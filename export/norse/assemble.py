@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from knarr.export.errors import ExportError, refusal
-from knarr.export.norse.layers import KINDS, Layer, Layers
+from knarr.export.norse.layers import KINDS, NO_OPS, Layer, Layers
 from knarr.export.norse.modules import INPUT, OUTPUT, Scale, SumPool2d
 from knarr.export.norse.recorder import ANY, LAST, LayoutError, ModuleRecorder, node_name
 from knarr.export.norse.steps import as_cell
@@ -43,7 +43,7 @@ SUM = "sum over time"
 CURES = {
     "relu": "a spiking network has neurons in its place",
     "maximum": "use AvgPool2d, or pool spikes",
-    "max_pool2d": "NIR has no maximum, use AvgPool2d; a maximum of spikes, without padding, is exact",
+    "max_pool2d": "NIR has no maximum, use AvgPool2d; a maximum of spikes is exact",
     "add": "put the constant into the bias of the layer before",
     "sub": "put the constant into the bias of the layer before",
     "conv3d": "wrap an nn.Conv2d in norse's Lift",
@@ -113,7 +113,7 @@ def assemble(
     steps = max((len(neurons.given) for neurons in recorder.neurons), default=0)
     faults = list(dict.fromkeys(recorder.faults))
     if steps == 0 and not faults:
-        faults.append("module: no neurons of Norse stepped in it; there is nothing to export")
+        faults.append(_no_neurons(recorder))
     # Behind neurons that are unknown, others may step in a way that says nothing.
     for neurons in recorder.neurons if not faults else ():
         if len(neurons.given) != steps or steps == 1:
@@ -147,6 +147,22 @@ def assemble(
             "module: its output adds the same layer twice, and NIR has no double edges; double the weights instead"
         )
     return Layers(tuple(build.leaves), names, build.rewrites, readout.left_out), readout
+
+
+def _no_neurons(recorder: ModuleRecorder) -> str:
+    """Say that a module has no neurons, and which of its layers stand where neurons could."""
+    others = [
+        f"'{path}' is {type(part).__name__}"
+        for path, part in recorder.parts.items()
+        if path and not any(part.children()) and type(part) not in (*KINDS, *NO_OPS)
+    ]
+    # A network of many layers has its kinds among the first few.
+    shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+    seen = f" (layer {shown})" if others else ""
+    return (
+        f"module: no neurons of Norse stepped in it{seen}, so that there is nothing to export; put cells such as "
+        "LIFBoxCell where it is to fire"
+    )
 
 
 @dataclass
@@ -323,10 +339,12 @@ class _Assembly:
         wires = self.wires(heard)
         path = neurons.path
         if neurons.kind == ANY:
-            kernel, stride = neurons.parameters
-            total = self._add(
-                "sum", path, SumPool2d(kernel, stride).eval(), wires, f"{neurons.name}_sum"
-            )
+            kernel, stride, padding, ceil_mode = neurons.parameters
+            # Spikes are at least 0, so that zeros beyond an edge change no maximum.
+            added: nn.Module = SumPool2d(kernel, stride)
+            if any(padding) or ceil_mode:
+                added = nn.AvgPool2d(kernel, stride, padding, ceil_mode, divisor_override=1)
+            total = self._add("sum", path, added.eval(), wires, f"{neurons.name}_sum")
             self._add("max", path, _any(self.dt_s), ((total, 0),), neurons.name)
             self.rewrites[path] = "a maximum of spikes as their sum and neurons that fire on any"
             return

@@ -28,7 +28,7 @@ from knarr.export.norse.assemble import ForgetsError, OutputReading, assemble
 from knarr.export.norse.layers import NEURON_CELLS, Layers, UnknownKindError, take_apart
 from knarr.export.norse.recorder import ANY, LAST, LayoutError, ModuleRecorder, is_library
 from knarr.export.norse.trace_leaves import trace_leaves
-from knarr.export.norse.values import STEP, Held, StackedSteps, Value
+from knarr.export.norse.values import STEP, Held, StackedSteps, Value, origin
 
 Way = str
 TIME_FIRST, SAMPLES_FIRST, STATE, HELD, CONSTANT = (
@@ -416,12 +416,17 @@ def _output(recorder: ModuleRecorder, result: Any) -> tuple[Value, Tensor]:
     first = result
     while isinstance(first, tuple) and first:
         first, *others = first
-        if isinstance(first, Tensor) and any(
-            value is not None and not _is_state(value) and value is not recorder.find(first)
+        own = recorder.find(first)
+        more = [
+            value
             for value in (recorder.find(other) for other in others)
-        ):
+            if value is not None and not _is_state(value) and value is not own
+        ]
+        if isinstance(first, Tensor) and more:
+            paths = [path for path in map(origin, [own, *more]) if path is not None]
+            named = f" (of {', '.join(map(repr, paths))})" if len(paths) > len(more) else ""
             raise ExportError(
-                "module: gives more than one output, a graph has one; return the one that is wanted"
+                f"module: gives more than one output{named}, a graph has one; return the one that is wanted"
             )
     if isinstance(first, list) and first and all(isinstance(x, Tensor) for x in first):
         # A list of every step's output.

@@ -97,7 +97,7 @@ class ModuleRecorder(TorchFunctionMode):
         self.faults: list[str] = []
         self.lengths: dict[str, int] = {}
         self.paths = {id(part): path for path, part in module.named_modules()}
-        self._parts = dict(module.named_modules())
+        self.parts = dict(module.named_modules())
         self._owners: dict[int, str] = {}
         for path, part in module.named_modules():
             for parameter in part.parameters(recurse=False):
@@ -230,7 +230,7 @@ class ModuleRecorder(TorchFunctionMode):
     def _whose(self, what: str, frame: FrameType | None = None) -> str:
         """Return the words with which a message begins about a function that was just called."""
         path, where = self._place(frame or sys._getframe(2))
-        part = self._parts.get(path)
+        part = self.parts.get(path)
         if part is not None and path and not list(part.children()):
             return f"module '{path}': {type(part).__name__}"
         return f"module{f' {path!r}' if path else ''}: '{what}' in {where}"
@@ -832,11 +832,9 @@ class ModuleRecorder(TorchFunctionMode):
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         kernel = ints(given["kernel_size"])
         stride = ints(given.get("stride") or kernel)
-        plain = not (any(ints(given.get("padding", 0))) or given.get("ceil_mode"))
+        padding, ceil_mode = ints(given.get("padding", 0)), bool(given.get("ceil_mode"))
         alone = ints(given.get("dilation", 1)) == (1, 1)
-        if not (
-            is_spikes(value) and plain and alone and value.lead == STEP and value.time is not None
-        ):
+        if not (is_spikes(value) and alone and value.lead == STEP and value.time is not None):
             return None
         path, where = self._place(sys._getframe(2))
         step = value.time
@@ -848,7 +846,13 @@ class ModuleRecorder(TorchFunctionMode):
         if step == 0:
             self._maxima[first] = len(self.neurons)
             self.neurons.append(
-                Neurons(ANY, self._name(path, "max"), path or where, (kernel, stride), 0.0)
+                Neurons(
+                    ANY,
+                    self._name(path, "max"),
+                    path or where,
+                    (kernel, stride, padding, ceil_mode),
+                    0.0,
+                )
             )
         if first not in self._maxima:
             return None

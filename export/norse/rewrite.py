@@ -11,20 +11,30 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import norse.torch as snn
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from knarr.export.errors import ExportError
 from knarr.export.graph.convolutions import dense_kernel, groups_metadata, padding_numbers
-from knarr.export.norse.layers import Layer, Layers
-from knarr.export.norse.modules import OUTPUT, StepGraph, SumPool2d
+from knarr.export.graph.parameters import ints
+from knarr.export.graph.paths import Convolution
+from knarr.export.norse.layers import NEURON_CELLS, Layer, Layers
+from knarr.export.norse.modules import INPUT, OUTPUT, Scale, StepGraph, SumPool2d
+
+Shape = tuple[int, ...]
 
 WRITTEN_FROM = "knarr_written_from"
 """Name of the attribute that says, on a convolution that was made dense and square, what it was."""
 
 
-def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
+def rewrite(layers: Layers, input_shape: tuple[int, ...]) -> tuple[Layers, dict[str, str]]:
     """Return plain layers, and module path -> what was rewritten.
+
+    Args:
+        layers: the layers of a one-step module.
+        input_shape: feature shape of one time step, without batch.
 
     Raises:
         ExportError: a batch-norm that follows no synapse, or a kernel that no square one equals.
@@ -44,6 +54,8 @@ def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
             leaves[other] = replace(leaf, sources=_renamed(leaf.sources, norm, before))
         output = _renamed(output, norm, before)
         done[norm.path] = f"batch-norm folded into '{before.path}'"
+    if any(is_odd_pool(leaf.module) for leaf in leaves.values()):
+        leaves, output = _rewrite_pools(list(leaves.values()), output, input_shape, done)
     for name, leaf in leaves.items():
         why: list[str] = []
         if isinstance(leaf.module, (nn.Conv1d, nn.Conv2d)):
@@ -52,7 +64,7 @@ def rewrite(layers: Layers) -> tuple[Layers, dict[str, str]]:
             plain, why = _sum_pool(leaf), ["LPPool2d of norm 1 as an exact sum"]
         if why:
             leaves[name] = replace(leaf, module=plain)
-            done[leaf.path] = ", ".join(why)
+            _note(done, leaf, ", ".join(why))
     return replace(layers, leaves=tuple(leaves.values()), output=output), done
 
 
@@ -74,6 +86,114 @@ def as_module(layers: Layers, *, late: bool = True) -> StepGraph:
     if not late:
         made.looping = frozenset()
     return made
+
+
+def _note(done: dict[str, str], leaf: Layer, said: str) -> None:
+    # What is rewritten twice says both.
+    done[leaf.path] = f"{done[leaf.path]}, {said}" if leaf.path in done else said
+
+
+def is_odd_pool(pool: nn.Module) -> bool:
+    """Tell whether a pool has windows that NIR's pools do not say: padded, cut off at an edge, divided otherwise."""
+    if isinstance(pool, nn.AvgPool2d):
+        plain = not pool.ceil_mode and pool.divisor_override is None
+        return not plain or any(ints(pool.padding))
+    return isinstance(pool, nn.LPPool2d) and pool.norm_type == 1 and bool(pool.ceil_mode)
+
+
+def _rewrite_pools(
+    leaves: list[Layer], output: tuple[str, ...], input_shape: Shape, done: dict[str, str]
+) -> tuple[dict[str, Layer], tuple[str, ...]]:
+    """Write such pools as convolutions of their windows, and a factor for each pixel where windows differ."""
+    shapes: dict[str, Shape | None] = {INPUT: input_shape}
+    made: dict[str, Layer] = {}
+    scales: dict[str, Layer] = {}
+
+    def behind(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(scales[name].name if name in scales else name for name in names)
+
+    for leaf in leaves:
+        shape = shapes.get(leaf.sources[0]) if leaf.sources else None
+        shapes[leaf.name] = _leaving(leaf.module, shape)
+        own = replace(leaf, sources=behind(leaf.sources))
+        known = shape is not None and len(shape) == 3 and shapes[leaf.name] is not None
+        if is_odd_pool(leaf.module) and known:
+            assert shape is not None
+            windows, factors = _windows(leaf.module, shape)
+            own = replace(own, module=windows)
+            said = "pool as a convolution of its windows"
+            if factors is not None:
+                scale = Layer(f"{leaf.name}_scale", leaf.path, Scale(factors), (leaf.name,))
+                scales[leaf.name] = scale
+                said += ", and a factor for each pixel as they differ"
+            _note(done, leaf, said)
+        made[leaf.name] = own
+        if leaf.name in scales:
+            made[f"{leaf.name}_scale"] = scales[leaf.name]
+    # What a loop brings is known when all are.
+    made = {name: replace(leaf, delayed=behind(leaf.delayed)) for name, leaf in made.items()}
+    return made, behind(output)
+
+
+def _leaving(module: nn.Module, shape: Shape | None) -> Shape | None:
+    """Return the shape that leaves a layer, None where it is unknown; `convert` says what does not fit."""
+    if isinstance(module, nn.Linear):
+        return (module.out_features,)
+    if isinstance(module, snn.LIFRecurrentCell):
+        return (int(module.hidden_size),)
+    if shape is None or isinstance(module, NEURON_CELLS):
+        return shape
+    try:
+        with torch.no_grad():
+            return tuple(module(torch.zeros(1, *shape)).shape[1:])
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _windows(pool: Any, shape: Shape) -> tuple[nn.Conv2d, Tensor | None]:
+    """Return a pool of (C, H, W) as the convolution of its windows, and what to multiply each pixel by, None where 1."""
+    ones = torch.ones(1, *shape, dtype=torch.float64)
+    given = pool(ones)
+    kernel, stride = ints(pool.kernel_size), ints(pool.stride or pool.kernel_size)
+    before = ints(getattr(pool, "padding", 0))
+    leaving = tuple(given.shape[1:])
+    window = np.ones((shape[0], 1, *kernel))
+    summed = Convolution(window, stride, before, shape, leaving, groups=shape[0])  # type: ignore[arg-type]
+    # Every window holds at least one pixel: torch pads by no more than half of it.
+    factors = (given / summed.apply(ones))[0]
+    even = bool((factors - factors.flatten()[0]).abs().max() < 1e-12)
+    weight = summed.weight * float(factors.flatten()[0]) if even else summed.weight
+    plain, padding = _squared(replace(summed, weight=weight))
+    conv = nn.Conv2d(
+        shape[0], shape[0], plain.weight.shape[2:], plain.stride, padding, groups=shape[0], bias=False
+    )  # fmt: skip
+    conv.weight = nn.Parameter(torch.as_tensor(plain.weight, dtype=torch.float32))
+    return conv.eval(), None if even else factors.float()
+
+
+def _squared(made: Convolution) -> tuple[Convolution, tuple[int, int]]:
+    """Return a convolution with a square kernel and as many zeros behind the image as before it, and that padding.
+
+    Zeros in the kernel make up for both, where some do; else `_square` refuses it by name.
+    """
+    largest = max(made.weight.shape[2:])
+    for side in range(largest, 2 * largest + 2):
+        fronts = [_front(made, axis, side) for axis in (0, 1)]
+        if None not in fronts:
+            around = [(f, side - made.weight.shape[2 + axis] - f) for axis, f in enumerate(fronts)]  # type: ignore[operator]  # none is None
+            weight = np.pad(made.weight, ((0, 0), (0, 0), *around))
+            before = (made.before[0] + around[0][0], made.before[1] + around[1][0])
+            return replace(made, weight=weight, before=before), before
+    return made.symmetric()
+
+
+def _front(made: Convolution, axis: int, side: int) -> int | None:
+    """Return how many zeros before a kernel make it so long with the outputs that it has; None where none do."""
+    for front in range(side - made.weight.shape[2 + axis] + 1):
+        room = made.entering[1 + axis] + 2 * (made.before[axis] + front) - side
+        if room >= 0 and room // made.stride[axis] + 1 == made.leaving[1 + axis]:
+            return front
+    return None
 
 
 def _synapse_before(norm: Layer, leaves: Collection[Layer], output: tuple[str, ...]) -> Layer:
@@ -192,9 +312,8 @@ def _square(
 
 def _sum_pool(leaf: Layer) -> SumPool2d:
     pool: Any = leaf.module
-    if pool.norm_type != 1 or pool.ceil_mode:
+    if pool.norm_type != 1:
         raise ExportError(
-            f"module '{leaf.path}': LPPool2d of norm {pool.norm_type} and ceil_mode {pool.ceil_mode}; only norm 1 without "
-            "ceil_mode is a sum, which NIR has"
+            f"module '{leaf.path}': LPPool2d of norm {pool.norm_type}; only norm 1 is a sum, which NIR has"
         )
     return SumPool2d(pool.kernel_size, pool.stride).eval()

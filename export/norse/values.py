@@ -190,6 +190,20 @@ def view(value: Value, features: Shape, lead: tuple[str, ...] | None = None) -> 
     return Viewed(lead, features, base.time, base)
 
 
+def origin(value: Value | None) -> str | None:
+    """Return the path of the layer that a value comes out of, None where that is not one layer."""
+    if isinstance(value, (Fired, Held)):
+        return value.neurons.path
+    if isinstance(value, Applied):
+        return value.path
+    if isinstance(value, Viewed):
+        return origin(value.argument)
+    if isinstance(value, StackedSteps):
+        found = {origin(step) for step in value.steps}
+        return found.pop() if len(found) == 1 else None
+    return None
+
+
 def is_spikes(value: Value | None) -> bool:
     """Tell whether a value holds nothing but 0 and 1."""
     if isinstance(value, Fired):

@@ -555,12 +555,32 @@ def rate(fraction: float) -> torch.Tensor:
 
 IMAGE = (1, 4, 4)
 JUST_ABOVE_1 = torch.nextafter(torch.tensor(1000.0), torch.tensor(2000.0))
+
+
+class Both(nn.Module):
+    """A module that gives the spikes of its cell beside what a layer behind it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.cell, self.readout = linear(4, 3), box(v_th=torch.tensor(0.1)), linear(3, 2)
+        self.eval()
+
+    def forward(self, x: torch.Tensor, state: Any = None) -> Any:
+        z, state = self.cell(self.fc(x), state)
+        return (z, self.readout(z)), state
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], tuple[int, ...], str]] = {
     "plain Sequential": (lambda: nn.Sequential(linear(4, 3)).eval(), (4,), "module has no spiking layer"),
     "cell in an inner Sequential": (
         lambda: seq(nn.Sequential(linear(4, 3), box())), (4,), r"module '0\.1': LIFBoxCell inside an nn\.Sequential"
     ),
-    "lifted model": (lambda: snn.Lift(linear(4, 3)).eval(), (4,), "module: no neurons of Norse stepped in it"),
+    "lifted model": (lambda: snn.Lift(linear(4, 3)).eval(), (4,), "module: no neurons of Norse stepped in it, so"),
+    "no cells": (
+        lambda: snn.SequentialState(snn.Lift(nn.Sequential(linear(4, 3), nn.ReLU()))).eval(), (4,),
+        r"module: .*ReLU",
+    ),
+    "two outputs": (lambda: Both(), (4,), r"gives more than one output \(of 'cell', 'readout'\), a graph has one"),
     "return_hidden": (
         lambda: snn.SequentialState(linear(4, 3), box(), return_hidden=True).eval(), (4,), "return_hidden"
     ),
@@ -609,9 +629,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[int, ...], str]] = {
     ),
     "kernel": (lambda: seq(nn.Conv2d(1, 1, (2, 1))), IMAGE, r"module '0': kernel \(2, 1\) is not square"),
     "LPPool2d(2)": (lambda: seq(nn.LPPool2d(2, 2)), IMAGE, "module '0': LPPool2d of norm 2"),
-    "ceil_mode": (lambda: seq(nn.AvgPool2d(3, ceil_mode=True)), IMAGE, "module '0': ceil_mode"),
-    "divisor": (lambda: seq(nn.AvgPool2d(2, divisor_override=1)), IMAGE, "module '0': .*divisor_override"),
-    "pool padding": (lambda: seq(nn.AvgPool2d(2, padding=1)), IMAGE, "module '0': .*padding"),
+    "ceil_mode of a signal": (
+        lambda: seq(nn.AvgPool2d(3, ceil_mode=True), box()), (4, 4), r"module '0': .* in ceil_mode .* receives \(4, 4\), needs \(C, H, W\)"
+    ),
     "Flatten(0)": (lambda: seq(nn.Flatten(0)), IMAGE, r"module '0': flattens 0\.\.-1 .*features only"),
     "no Flatten": (lambda: seq(linear(16, 3)), IMAGE, r"module '0': receives \(1, 4, 4\), needs \(16,\); flatten"),
     "channels": (lambda: seq(nn.Conv2d(2, 1, 2)), IMAGE, r"module '0': receives \(1, 4, 4\), needs \(2, H, W\)"),

@@ -102,6 +102,14 @@ FORMS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...]]] = {
     "Flatten, Linear": (lambda: [nn.Dropout(), nn.Flatten(), nn.Linear(96, 24)], IMAGE),
     "Flatten in part, Conv1d": (lambda: [nn.Flatten(2, 3), nn.Conv1d(2, 4, 5, stride=5)], IMAGE),
 }  # fmt: skip
+POOLS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...]]] = {
+    "AvgPool2d with padding": (lambda: [nn.AvgPool2d(3, 2, 1), nn.Conv2d(2, 6, 2)], IMAGE),
+    "AvgPool2d in ceil_mode": (lambda: [nn.AvgPool2d(3, 2, 1, True), nn.Conv2d(2, 6, 2)], IMAGE),
+    "AvgPool2d without zeros": (lambda: [nn.Conv2d(2, 6, 2), nn.AvgPool2d(3, 1, 1, False, False)], IMAGE),
+    "AvgPool2d with divisor": (lambda: [nn.AvgPool2d(2, divisor_override=3), nn.Conv2d(2, 6, 2)], IMAGE),
+    "LPPool2d in ceil_mode": (lambda: [nn.LPPool2d(1, 4, ceil_mode=True), nn.Conv2d(2, 6, 1)], IMAGE),
+}  # fmt: skip
+"""Pools with windows that NIR's pools do not say."""
 DTS_S = (5e-4, 1e-3, 2e-3)
 WHOLE = "KNARR_CONFORMANCE" in os.environ
 
@@ -119,7 +127,7 @@ def spread(*axes: Any) -> list[Any]:
 
 def build(neuron: str, form: str, dt_s: float) -> tuple[snn.SequentialState, tuple[int, ...], int]:
     torch.manual_seed(11)
-    make, shape = FORMS[form]
+    make, shape = (FORMS | POOLS)[form]
     layers = make()
     with torch.no_grad():
         for layer in layers:
@@ -151,9 +159,18 @@ def test_no_decision_differs_through_the_file(
     for name, z in live.spikes.items():
         assert 0.005 < z.mean() < 0.9
         assert np.count_nonzero(z != stepped.spikes[name]) == 0
-    plain, rewrites = rewrite(take_apart(module))
+    plain, rewrites = rewrite(take_apart(module), shape)
     assert bool(rewrites) == any(
-        word in form for word in ("BatchNorm", "groups", "3x1", "LPPool", "even sides")
+        word in form
+        for word in (
+            "BatchNorm",
+            "groups",
+            "3x1",
+            "LPPool",
+            "even sides",
+            "AvgPool2d with",
+            "AvgPool2d in",
+        )
     )
     exact = trace_module(as_module(plain), x) if rewrites else live
     for name, v in exact.v.items():
@@ -162,6 +179,15 @@ def test_no_decision_differs_through_the_file(
             v.view(np.uint32) & 0x7FFFFFFF, stepped.v[name].view(np.uint32) & 0x7FFFFFFF
         )
     assert np.array_equal(exact.output, stepped.output)
+
+
+@pytest.mark.parametrize(
+    ("neuron", "form", "dt_s"), spread(NEURONS if WHOLE else ["LIFBoxCell"], POOLS)
+)
+def test_pools_of_other_windows_are_convolutions(
+    neuron: str, form: str, dt_s: float, tmp_path: Path
+) -> None:
+    test_no_decision_differs_through_the_file(neuron, form, dt_s, tmp_path)
 
 
 def test_the_grid_has_every_kind_of_layer() -> None:
