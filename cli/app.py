@@ -120,6 +120,15 @@ TimestepsOption = Annotated[
     int | None,
     Option("--timesteps", help="Number of time steps, where the inputs have no time axis.", min=1),
 ]
+InputBitsOption = Annotated[
+    int | None,
+    Option(
+        "--input-bits",
+        help="Bits of the payloads, of either sign, that a file of another tool is fed: netx's input_message_bits. Default: spikes.",
+        min=1,
+        max=16,
+    ),
+]
 InputShapeOption = Annotated[
     str | None,
     Option(

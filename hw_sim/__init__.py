@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from knarr.lazy import lazy_face
 
 if TYPE_CHECKING:
-    from knarr.hw_sim.coding import check_inputs, encode, has_negative
+    from knarr.hw_sim.coding import check_inputs, encode, takes_sign
     from knarr.hw_sim.counting import (
         LayerCounts,
         OperationCounts,
@@ -85,7 +85,6 @@ __all__ = [
     "count_onnx",
     "count_torch",
     "encode",
-    "has_negative",
     "is_one_hot",
     "laid_out_layers",
     "load_recording",
@@ -94,4 +93,5 @@ __all__ = [
     "price",
     "save_recording",
     "simulate",
+    "takes_sign",
 ]

@@ -22,7 +22,7 @@ from knarr.hw_sim.network import InputCoding, is_integer
 
 SIGNED_CURE = (
     "lower the graph with input_signed=True (--input-signed), or with calibration inputs of both "
-    "signs, which does the same"
+    "signs, which does the same; read another tool's .net file with input_bits=2 (--input-bits) or more"
 )
 MAX_BIAS = 2**15 - 1
 """Lava holds a bias mantissa in int16 and wraps what is larger."""
@@ -75,12 +75,25 @@ def encode(
     return np.broadcast_to(frames[:, None], (len(frames), timesteps, *coding.shape))
 
 
-def has_negative(values: npt.ArrayLike | None) -> bool:
-    """Tell whether data hold a number below 0, for which an input needs a sign.
+def takes_sign(
+    asked: bool | None, kind: str, bits: int, values: npt.ArrayLike | None = None
+) -> bool:
+    """Tell whether an input has a sign (`InputCoding.signed`) where nobody may have said so.
+
+    A payload goes as it is whatever its sign, so that more than one bit has one; a single bit has
+    one where the data do, since Lava would make a spike of a -1 that it takes for a bit.
 
     Args:
-        values: what `encode` takes, or None; what holds no numbers has none below 0.
+        asked: what the user said, None where nothing.
+        kind, bits: of the `InputCoding`; a rate's spikes have no sign.
+        values: data as `encode` takes them, or None.
     """
+    if asked is not None:
+        return asked
+    return kind != "rate" and (bits != 1 or _has_negative(values))
+
+
+def _has_negative(values: npt.ArrayLike | None) -> bool:
     try:
         array = np.asarray(0 if values is None else values)
     except (ValueError, TypeError, RuntimeError):

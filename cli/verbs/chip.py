@@ -13,6 +13,7 @@ from typer import Argument, Option
 from knarr.cli.app import (
     CheckpointOption,
     ChipOption,
+    InputBitsOption,
     InputShapeOption,
     JsonOption,
     LabelsOption,
@@ -84,6 +85,7 @@ def simulate(
         int | None, Option(help="Largest number of threads; all cores by default.", min=1)
     ] = None,
     timesteps: TimestepsOption = None,
+    input_bits: InputBitsOption = None,
     timeout_s: Annotated[
         float | None, Option("--timeout", help="Limit of a Lava run, seconds.", min=0.001)
     ] = None,
@@ -108,7 +110,7 @@ def simulate(
     need_drawing(picture)
     if record is not None and out is None:
         raise UsageError("--record: names what is written; say where with --out")
-    network = read_deployable(net, "simulated")
+    network = read_deployable(net, "simulated", input_bits)
     values, classes = _samples(data, labels, split)
     encoded = encode(network.input, values, timesteps=timesteps)
     # Once here, so that Lava refuses with the same words as the simulator.
@@ -127,6 +129,7 @@ def simulate(
             # Lava counts nothing, so that spikes are recorded to be counted.
             record=tuple(dict.fromkeys((*wanted, "spikes"))),
             timesteps=timesteps,
+            input_bits=input_bits,
             timeout_s=timeout_s,
             progress=counter(show_progress, "Lava steps"),
         )
@@ -334,6 +337,7 @@ def verify(
     input_shape: InputShapeOption = None,
     labels: LabelsOption = None,
     timesteps: TimestepsOption = None,
+    input_bits: InputBitsOption = None,
     dt_s: Annotated[
         float | None,
         Option("--dt", help="Time step, seconds; the certificate's when left out (FILE.nir)."),
@@ -406,6 +410,7 @@ def verify(
             picture,
             expected,
             input_shape,
+            input_bits,
         )
         finish(print_verification(result, json=json))
 
@@ -423,6 +428,7 @@ _OF_NET = {
     "picture",
     "expected",
     "input_shape",
+    "input_bits",
 }
 
 
@@ -439,6 +445,7 @@ def _verify_net(
     picture: Path | None,
     expected: Path | None,
     input_shape: str | None,
+    input_bits: int | None,
 ) -> dict[str, Any]:
     """Compare the simulator with Lava, and with a graph also NIR and Norse."""
     from knarr.deploy import read_net, verify_network
@@ -454,15 +461,24 @@ def _verify_net(
         )
     if factory is None and checkpoint is not None:
         raise UsageError(f"{checkpoint}: a checkpoint goes with --module package.module:factory")
+    if graph is not None and input_bits is not None:
+        raise UsageError(
+            "--input-bits: of a file that was lowered from no graph; leave --graph out"
+        )
     check_out("--picture", picture)
     keep_apart(picture, net, inputs, graph, labels, checkpoint, expected)
     need_drawing(picture)
-    network = read_net(net)
+    network = read_net(net, input_bits=input_bits)
     events = encode(network.input, read_array(inputs), timesteps=timesteps)
     show = counter(show_progress, "Lava steps")
     if graph is None:
         result = verify_network(
-            net, events, timesteps=timesteps, timeout_s=timeout_s, progress=show
+            net,
+            events,
+            timesteps=timesteps,
+            input_bits=input_bits,
+            timeout_s=timeout_s,
+            progress=show,
         )
     else:
         lowered_from = read_graph(graph, input_shape)

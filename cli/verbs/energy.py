@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from knarr.cli.app import InputShapeOption, JsonOption, LabelsOption, OverTime, app
+from knarr.cli.app import InputBitsOption, InputShapeOption, JsonOption, LabelsOption, OverTime, app
 from knarr.cli.errors import UsageError
 from knarr.cli.files import (
     check_out,
@@ -84,6 +84,7 @@ def energy(
         Option("--dt", help="Time step of a .nir file, seconds; its own when left out."),
     ] = None,
     input_shape: InputShapeOption = None,
+    input_bits: InputBitsOption = None,
     over_time: Annotated[
         OverTime,
         Option(help="Way in which the outputs of all steps of a .nir file become a score."),
@@ -173,6 +174,8 @@ def energy(
         }
         for option in (name for name, used in of_graph.items() if used):
             raise UsageError(f"{option}: goes with a .nir file; a chip network has its own")
+    elif input_bits is not None:
+        raise UsageError("--input-bits: goes with a .net file; a graph takes inputs as they are")
     if is_run:
         of_files = {
             "--data": data,
@@ -180,6 +183,7 @@ def energy(
             "--labels": labels,
             "--shape": shapes,
             "--batch-axis": batch_axis,
+            "--input-bits": input_bits,
         }
         for option in (name for name, given_as in of_files.items() if given_as is not None):
             raise UsageError(f"{option}: {source} is a run and has its own; leave it out")
@@ -227,7 +231,7 @@ def energy(
             )
         pricing.pairs()
         assert data is not None  # refused above
-        network, inputs, classes = _read_student(source, data, labels, input_shape)
+        network, inputs, classes = _read_student(source, data, labels, input_shape, input_bits)
         step_s = None
         if source.suffix == ".nir":
             named = network.metadata.get("dt_s")  # type: ignore[union-attr]
@@ -286,7 +290,11 @@ def _check_outputs(out: Path | None, picture: Path | None, read_from: list[Path]
 
 
 def _read_student(
-    source: Path, data: Path, labels: Path | None, input_shape: str | None
+    source: Path,
+    data: Path,
+    labels: Path | None,
+    input_shape: str | None,
+    input_bits: int | None,
 ) -> tuple[nir.NIRGraph | ChipNetwork, npt.NDArray[Any], npt.NDArray[Any] | None]:
     """Read a network, its inputs and the class of each where one is known."""
     from knarr.deploy import hardware_faults
@@ -306,7 +314,7 @@ def _read_student(
     if source.suffix == ".nir":
         network = read_graph(source, input_shape)
     else:
-        network = read_deployable(source, "counted")
+        network = read_deployable(source, "counted", input_bits)
         # It is counted all the same: what hardware lacks are other registers, not other operations.
         for fault in hardware_faults(network):
             print(f"knarr: {fault}", file=sys.stderr)

@@ -114,7 +114,7 @@ def finetune(
     step_s = time_step(theirs.metadata.get("dt_s"), dt_s, graph, theirs)
     from knarr import pipeline
     from knarr.deploy import chip_shape
-    from knarr.hw_sim import InputCoding, encode, has_negative
+    from knarr.hw_sim import InputCoding, encode, takes_sign
     from knarr.train import ChipSettings
 
     values = read_array(data)
@@ -124,7 +124,7 @@ def finetune(
         None,
         input_units,
         input_kind,
-        input_kind != "rate" and has_negative(values),
+        takes_sign(None, input_kind, input_bits, values),
     )
 
     def arrays(inputs: Path, classes: Path, people: Path | None) -> Arrays:

@@ -119,12 +119,13 @@ def deploy(
         float, Option(help="Integers per unit of float input, such as 255.")
     ] = 1.0,
     input_signed: Annotated[
-        bool,
+        bool | None,
         Option(
-            "--input-signed",
-            help="Inputs below 0 are allowed; calibration samples of both signs say so as well.",
+            "--input-signed/--input-unsigned",
+            help="Allow inputs below 0. Default: graded input has them, spikes where --calibration holds a -1.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     input_kind: Annotated[
         # The names of `InputCoding.kind`.
         Literal["events", "graded", "rate", "direct"],
@@ -163,7 +164,7 @@ def deploy(
     graph = read_graph(source, input_shape)
     from knarr.deploy import chip_shape, lower, write_net
     from knarr.export import graph_input_shape
-    from knarr.hw_sim import InputCoding, encode, has_negative
+    from knarr.hw_sim import InputCoding, encode, takes_sign
 
     classes = read_labels(labels)
     samples = None
@@ -173,8 +174,7 @@ def deploy(
         # Calibration looks at what the chip will be given, so data are coded as they will be.
         if input_kind != "events":
             shape = chip_shape(graph_input_shape(graph))
-            # Rates lie in 0..1, which `encode` says of what does not.
-            signed = input_signed or (input_kind != "rate" and has_negative(samples))
+            signed = takes_sign(input_signed, input_kind, input_bits, samples)
             coding = InputCoding(shape, input_bits, None, input_units, input_kind, signed)
             samples = encode(coding, samples, timesteps=timesteps)
     network = lower(

@@ -79,11 +79,12 @@ def require_lava() -> None:
 
 
 def run_on_lava(
-    path: Path,
+    path: str | Path,
     inputs: npt.ArrayLike,
     *,
     record: Sequence[str] = ("output",),
     timesteps: int | None = None,
+    input_bits: int | None = None,
     timeout_s: float | None = None,
     batch_steps: int = BATCH_STEPS,
     progress: Progress | None = None,
@@ -99,6 +100,7 @@ def run_on_lava(
         record: any of "output", "spikes" (every layer), "v" and "u" (every layer's voltage and
             current).
         timesteps: how many, where the inputs are a bias without a time axis.
+        input_bits: as for `read_net`.
         timeout_s: limit of the whole run, seconds; by default 120 for each worker's imports and 1
             for every time step.
         batch_steps: time steps after which a fresh worker goes on with the next samples; the result
@@ -116,7 +118,8 @@ def run_on_lava(
         LavaError: the worker died, lost a child or ran out of time; carries the tail of its log.
             Nothing of it is left running.
     """
-    network = read_net(path)
+    path = Path(path)
+    network = read_net(path, input_bits=input_bits)
     # The neurons that netx gives a bare readout are none that hardware has, and all that Lava needs.
     readouts = {layer.name for layer in network.layers if not layer.neuron.spikes}
     broken = [
@@ -423,5 +426,6 @@ def _signal(number: int) -> str:
 
 def _tail(log_path: Path) -> str:
     stripped = [line.strip() for line in log_path.read_text(errors="replace").splitlines()]
-    lines = [line for line in stripped if line]
+    # Python underlines the place in a line by a line of its own.
+    lines = [line for line in stripped if line.strip("~^ ")]
     return "log: " + " | ".join(lines[-LOG_TAIL_LINES:]) if lines else "its log is empty"

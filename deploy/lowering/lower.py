@@ -46,7 +46,7 @@ from knarr.export.graph.step import run_graph
 from knarr.hw_sim import ChipError, ChipNetwork, Conv, InputCoding, Readout, simulate
 from knarr.hw_sim.arithmetic import STATE_MAX, STATE_SHIFT
 from knarr.hw_sim.arrays import Array, Int64, IntArray
-from knarr.hw_sim.coding import check_inputs, has_negative
+from knarr.hw_sim.coding import check_inputs, takes_sign
 from knarr.hw_sim.labels import check_labels
 from knarr.hw_sim.network import DECAY_UNITY, RELAYS, Layer, register_range
 from knarr.hw_sim.recording import first_difference
@@ -82,7 +82,7 @@ def lower(
     input_kind: Literal["events", "graded", "rate", "direct"] = "events",
     over_time: Literal["sum", "mean", "last"] = "sum",
     votes: int = 1,
-    input_signed: bool = False,
+    input_signed: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ChipNetwork:
     """Lower a graph to integers.
@@ -94,7 +94,7 @@ def lower(
         dt_s: time step, seconds.
         chip: "loihi2".
         weight_bits: signed bits of a weight, 2..8.
-        input_bits: 1 for spikes, more for graded input 0..2**input_bits-1.
+        input_bits: 1 for spikes, more for graded input -(2**input_bits-1)..2**input_bits-1.
         calibration: (samples, timesteps, *features) integers as the chip will get them: scales and
             thresholds are then chosen by agreement with the float graph, and errors measured.
             Never test data. None: scales come from the weights alone.
@@ -105,8 +105,8 @@ def lower(
             sent as 8 bits.
         input_kind: how data become those integers (`InputCoding.kind`).
         over_time, votes: how a decision is read (`Readout`).
-        input_signed: the input takes -(2**input_bits-1) too (`InputCoding.signed`). Calibration
-            inputs that hold negative numbers say so themselves.
+        input_signed: the input takes numbers below 0 (`InputCoding.signed`). None: graded input
+            does, and spikes where the calibration inputs hold a -1.
         progress: called with (layers done, in all).
 
     Returns:
@@ -132,14 +132,13 @@ def lower(
         raise DeployError("labels: they are classes of calibration samples; give calibration")
     try:
         as_dt(dt_s)
-        graded = input_bits != 1 or input_signed or has_negative(calibration)
+        signed = takes_sign(input_signed, input_kind, input_bits, calibration)
+        graded = input_bits != 1 or signed
         read = read_network(graph, dt_s, approximate=allow_approximate, graded=graded)
     except ExportError as error:
         raise DeployError(f"graph: not lowered, {error}") from error
     neuron = read.nodes[read.output].neuron
     assert neuron is not None  # the output is a node of the graph
-    # The spikes of a rate have no sign; what is wrong with such inputs is said below.
-    signed = input_signed or (input_kind != "rate" and has_negative(calibration))
     kind: Literal["spikes", "voltage"] = "spikes" if neuron.fires else "voltage"
     try:
         coding = InputCoding(

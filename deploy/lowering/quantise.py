@@ -48,7 +48,9 @@ def widest_scale(layer: FloatLayer, weight_bits: int) -> float:
     """
     largest = largest_weight(layer)
     if largest == 0:
-        raise DeployError(f"node '{layer.name}': all its weights are 0; remove the layer")
+        raise DeployError(
+            f"node '{layer.name}': all its weights are 0 where they meet an input; remove the layer"
+        )
     # The negative end has one step more, which a symmetric grid leaves unused.
     scale = min(weight_limits(weight_bits)[1] / largest, register_scale(layer))
     if scale * largest < 1 or scale * layer.units * lowest_height(layer) <= 0.5:

@@ -41,7 +41,7 @@ CURE = "write the file again with `knarr deploy`"
 """Nobody repairs a manifest by hand."""
 
 
-def check(network_or_path: ChipNetwork | Path, chip: str = "loihi2") -> list[Violation]:
+def check(network_or_path: ChipNetwork | str | Path, chip: str = "loihi2") -> list[Violation]:
     """Find every broken rule of a chip.
 
     Args:
@@ -67,30 +67,37 @@ def check(network_or_path: ChipNetwork | Path, chip: str = "loihi2") -> list[Vio
     return violations + fatal(check_network(partial_network(draft)))
 
 
-def read_net(path: Path) -> ChipNetwork:
+def read_net(path: str | Path, *, input_bits: int | None = None) -> ChipNetwork:
     """Read a CUBA netx file, ours or not.
+
+    Args:
+        path: the file.
+        input_bits: what netx is told as `input_message_bits`, and no file of another tool says:
+            bits of the payloads, of either sign, that it is fed. None: 1, which are spikes.
 
     Raises:
         DeployError: the file is missing, not HDF5, malformed, or holds what is not supported; the
-            error names the layer and the reason.
+            error names the layer and the reason. Or a file of knarr says itself what it is fed.
     """
-    violations, _, network = _examine(path)
+    path = Path(path)
+    violations, _, network = _examine(path, input_bits)
     if network is None:
         raise DeployError(f"{path}: {_summary(fatal(violations))}")
     return network
 
 
-def read_deployable(path: Path, verb: str) -> ChipNetwork:
+def read_deployable(path: Path, verb: str, input_bits: int | None = None) -> ChipNetwork:
     """Read a .net file that Lava runs as it is written, whether or not hardware holds it.
 
     Args:
         path: The file.
         verb: What would be done with it ("simulated"), for the error.
+        input_bits: As for `read_net`.
 
     Raises:
         DeployError: No netx file, or one that Lava would run otherwise.
     """
-    network = read_net(path)
+    network = read_net(path, input_bits=input_bits)
     broken = [one for one in fatal(check(network)) if one.rule not in HARDWARE_RULES]
     if broken:
         raise DeployError(f"{path}: not {verb}, no chip runs it: {broken[0]}")
@@ -102,7 +109,7 @@ def hardware_faults(network: ChipNetwork) -> list[Violation]:
     return [one for one in fatal(check_network(network)) if one.rule in HARDWARE_RULES]
 
 
-def write_net(network: ChipNetwork, path: Path) -> None:
+def write_net(network: ChipNetwork, path: str | Path) -> None:
     """Write a network, and `<path>.json` with its manifest for people to read.
 
     Raises:
@@ -110,6 +117,7 @@ def write_net(network: ChipNetwork, path: Path) -> None:
             same integers.
         OSError: a file cannot be written.
     """
+    path = Path(path)
     violations = check_network(network)
     if broken := fatal(violations):
         raise DeployError(f"{path.name}: not written, {_summary(broken)}")
@@ -136,7 +144,9 @@ def _summary(broken: list[Violation]) -> str:
 # --- reading
 
 
-def _examine(path: Path) -> tuple[list[Violation], Draft, ChipNetwork | None]:
+def _examine(
+    path: Path, input_bits: int | None = None
+) -> tuple[list[Violation], Draft, ChipNetwork | None]:
     """Read a file and find out what is wrong with it.
 
     Returns:
@@ -159,6 +169,13 @@ def _examine(path: Path) -> tuple[list[Violation], Draft, ChipNetwork | None]:
         # json, h5py and a manifest of another structure raise all of these.
         message = f"its manifest cannot be read ({type(error).__name__}: {_reason(error)}); {CURE}"
         violations.append(Violation("manifest_fits", "file", message))
+    if input_bits is not None:
+        if "input" in manifest:
+            raise DeployError(
+                f"input_bits: {path} says itself that it is fed {manifest['input'].get('bits', 1)}-bit "
+                "inputs; leave it out"
+            )
+        manifest = {**manifest, "input": {"bits": input_bits, "signed": input_bits != 1}}
     draft = read_draft(groups, entries)
     violations += file_violations(draft)
     network = None
@@ -195,7 +212,7 @@ def _network(draft: Draft, manifest: Mapping[str, Any]) -> ChipNetwork:
         tuple(layers),
         InputCoding(
             shape or (),
-            int(coding.get("bits", 1)),
+            coding.get("bits", 1),
             first.neuron if first.kind == "input" else None,
             float(coding.get("units", 1.0)),
             coding.get("kind", "events"),

@@ -7,8 +7,9 @@ a view: its arrays (samples, timesteps, *features) by layer, and the state of an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isclose, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -56,7 +57,7 @@ SHOWN_NEURONS = 30
 
 def verify(
     graph_or_module: nir.NIRGraph | snn.SequentialState,
-    path: Path | None,
+    path: str | Path | None,
     inputs: npt.ArrayLike,
     dt_s: float,
     *,
@@ -102,6 +103,7 @@ def verify(
 
     if path is None:
         return _verify_graph(graph_or_module, inputs, dt_s, expected, module, labels)
+    path = Path(path)
     network = read_net(path)
     if network.input.neuron is not None:
         raise DeployError(
@@ -143,7 +145,8 @@ def verify(
     theirs = None if expected is None else expected_view(expected, graph, stepped.record, dt_s)
     notes = _compare_floats(found, graph, stepped, live, theirs, dt_s)
     views = [stepped] if live is None else [live, stepped]
-    result = _verification(path, network, events, timeout_s, progress, found, views, true)
+    on_lava = partial(run_on_lava, path, timeout_s=timeout_s, progress=progress)
+    result = _verification(network, events, on_lava, found, views, true)
     return replace(result, notes=notes)
 
 
@@ -262,10 +265,11 @@ def _explanations(graph: nir.NIRGraph, rows: list[Comparison], dt_s: float) -> t
 
 
 def verify_network(
-    path: Path,
+    path: str | Path,
     inputs: npt.ArrayLike,
     *,
     timesteps: int | None = None,
+    input_bits: int | None = None,
     timeout_s: float | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -276,15 +280,20 @@ def verify_network(
         inputs: (samples, timesteps, *features) integers, or bias mantissas, as
             `knarr.hw_sim.simulate` takes them.
         timesteps: how many, where the inputs are a bias without a time axis.
+        input_bits: as for `read_net`.
         timeout_s: limit of the Lava run, seconds.
         progress: called with (Lava steps done, in all).
 
     Raises:
         DeployError, ChipError, LavaError: whatever keeps the simulator or Lava from running.
     """
-    network = read_net(path)
+    path = Path(path)
+    network = read_net(path, input_bits=input_bits)
     events = check_inputs(network.input, inputs, timesteps)
-    return _verification(path, network, events, timeout_s, progress, Comparisons())
+    on_lava = partial(
+        run_on_lava, path, timeout_s=timeout_s, progress=progress, input_bits=input_bits
+    )
+    return _verification(network, events, on_lava, Comparisons())
 
 
 def _classes(labels: npt.ArrayLike, samples: int, classes: int) -> tuple[int, ...]:
@@ -308,11 +317,9 @@ def _same_neurons(live: FloatView, stepped: FloatView) -> None:
 
 
 def _verification(
-    path: Path,
     network: ChipNetwork,
     events: IntArray,
-    timeout_s: float | None,
-    progress: Progress | None,
+    on_lava: Callable[..., Recording],
     found: Comparisons,
     floats: Sequence[FloatView] = (),
     labels: tuple[int, ...] | None = None,
@@ -320,16 +327,15 @@ def _verification(
     """Run the simulator and Lava, compare them, and sum up what was found.
 
     Args:
-        path, network: the `.net` file and what is in it.
+        network: what is in the `.net` file.
         events: (samples, timesteps, *features) integers.
-        timeout_s, progress: as for `run_on_lava`.
+        on_lava: `run_on_lava` of that file.
         found: comparisons of the float stages.
         floats: the float stages, NIR the last of them, if there is a graph.
         labels: as in `Verification`.
     """
     ours = ChipView("hw_sim", simulate(network, events, record=RECORDABLE), network, events)
-    run = run_on_lava(path, events, record=RECORDABLE, timeout_s=timeout_s, progress=progress)
-    lava = ChipView("Lava", run, network, events)
+    lava = ChipView("Lava", on_lava(events, record=RECORDABLE), network, events)
     for stepped in floats[-1:]:
         nodes = NodeView(ours)
         for name, shown in nodes.names.items():

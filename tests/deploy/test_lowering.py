@@ -523,3 +523,26 @@ def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
     write_net(small_network(), tmp_path / "b.net")
     for end in ("net", "net.json"):
         assert (tmp_path / f"a.{end}").read_bytes() == (tmp_path / f"b.{end}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("asked", "bits", "kind", "lowest", "limits"),
+    [
+        (None, 8, "events", 0, (-255, 255)),  # a payload goes as it is, whatever the calibration held
+        (False, 8, "events", 0, (0, 255)),
+        (None, 1, "events", 0, (0, 1)),
+        (None, 1, "events", -1, (-1, 1)),
+        (True, 1, "events", 0, (-1, 1)),
+        (None, 1, "rate", 0, (0, 1)),
+    ],
+)  # fmt: skip
+def test_inputs_have_a_sign_where_the_chip_takes_it_as_it_is(
+    asked: bool | None, bits: int, kind: Any, lowest: int, limits: tuple[int, int]
+) -> None:
+    drawn = np.random.default_rng(3).integers(lowest, 2, (4, 20, 3))
+    network = lower(
+        chain((3,), (2,), **FC, n=lif((2,), r=np.full(2, 4.0))), DT_S, input_bits=bits, input_kind=kind, input_signed=asked, calibration=drawn
+    )  # fmt: skip
+    assert network.input.limits == limits
+    if limits[0] < 0:
+        assert simulate(network, -drawn).output.shape == (4, 20, 2)
