@@ -165,8 +165,11 @@ class _Watch:
     """Looks after Lava's processes while one network runs.
 
     `with` it around all use of the network but its stop. A process that raised sends its traceback
-    down a pipe that nobody reads: it is printed to the log. One that ended, killed or not, leaves
-    the others waiting: fault.json tells it.
+    down a pipe that nobody reads, or Lava reads and logs at a level that nobody sees: it is printed
+    to the log. One that ended, killed or not, leaves the others waiting: fault.json tells it.
+
+    Raises:
+        RuntimeError: at the end, where Lava raised since a process of its had: says what that was.
     """
 
     def __init__(self, net: Any, job_folder: Path) -> None:
@@ -179,8 +182,15 @@ class _Watch:
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         with self.looking:  # Lava's own stop reads the same pipes and would wait for what we took
             self.running = False
-        if error is not None:
-            traceback.print_exception(error)  # before stop, which may hang after a fault
+        if error is None:
+            return
+        traceback.print_exception(error)  # before stop, which may hang after a fault
+        failures = [failure for failure in map(_failure, self._processes()) if failure]
+        for failure in failures:
+            print(failure, file=sys.stderr, flush=True)  # noqa: T201 - to the log
+        if failures:
+            said = failures[0].strip().splitlines()[-1]
+            raise RuntimeError(f"a process of Lava's raised {said}") from error
 
     def _watch(self) -> None:
         while True:
@@ -189,7 +199,7 @@ class _Watch:
                 if not self.running or self._fault():
                     return
 
-    def _fault(self) -> bool:
+    def _processes(self) -> list[Any]:
         # None of this is public in Lava, and little of it exists before the first run.
         runtime = getattr(self.net, "_runtime", None)
         infrastructure = getattr(runtime, "_messaging_infrastructure", None)
@@ -198,19 +208,30 @@ class _Watch:
         processes = list(getattr(infrastructure, "actors", None) or [])
         if manager:
             processes.append(manager)
-        for process in processes:
-            status = process.exitcode  # before the pipe, which is written before the end
-            failure = None
-            # Its pipe closes when the run ends.
-            with contextlib.suppress(OSError, EOFError, ValueError):
-                failure = getattr(process, "exception", None)
+        return processes
+
+    def _fault(self) -> bool:
+        for process in self._processes():
+            status = None
+            with contextlib.suppress(ValueError):  # Lava has closed it
+                status = process.exitcode  # before the pipe, which is written before the end
+            failure = _failure(process)
             if failure:
-                print(failure[1], file=sys.stderr, flush=True)  # noqa: T201 - to the log
+                print(failure, file=sys.stderr, flush=True)  # noqa: T201 - to the log
                 return True
             if status is not None:
                 _write_json(self.job_folder / "fault.json", {"status": status})
                 return True
         return False
+
+
+def _failure(process: Any) -> str | None:
+    """Return the traceback that a process of Lava's sent when it raised."""
+    # Its pipe closes when the run ends.
+    with contextlib.suppress(OSError, EOFError, ValueError):
+        failure = getattr(process, "exception", None)
+        return str(failure[1]) if failure else None
+    return None
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -391,6 +393,27 @@ def test_the_job_folder_is_removed(net: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(LavaError, match="exit status 1"):
         run_on_lava(net, [[[0, 1]]])
     assert list(scratch.iterdir()) == []
+
+
+def test_what_a_process_of_lavas_raised_is_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Lava reads it first at times, logs it where nobody looks, and raises an error that does not say it."""
+    spec = importlib.util.spec_from_file_location("worker", lava.WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+    traced = "Traceback (most recent call last):\nValueError: iDecay is a float\n"
+    actors = [SimpleNamespace(exitcode=None, exception=None), SimpleNamespace(exitcode=1, exception=(ValueError(), traced))]  # fmt: skip
+    runtime = SimpleNamespace(_messaging_infrastructure=SimpleNamespace(actors=actors))
+    with (
+        pytest.raises(RuntimeError, match="a process of Lava's raised ValueError: iDecay is a flo"),
+        worker._Watch(SimpleNamespace(_runtime=runtime), tmp_path),
+    ):
+        raise RuntimeError("1 Exception(s) occurred. See output above for details.")
+    log = capfd.readouterr().err
+    assert log.index("1 Exception(s)") < log.index("ValueError: iDecay is a float")
 
 
 # --- Lava itself
