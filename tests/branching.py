@@ -15,6 +15,11 @@ import numpy as np
 from graphs import DT_S
 
 TIMESTEPS = 6
+FEATURES = {
+    "branch", "concatenation", "sum of spikes", "skip over 2", "skip over 3", "max pool", "pool",
+    "decay of each neuron", "threshold of each neuron",
+}  # fmt: skip
+"""Everything that `Branching.features` names."""
 Shape = tuple[int, ...]
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +56,49 @@ class Branching:
     def graph(self) -> nir.NIRGraph:
         return nir.NIRGraph(self.nodes, self.edges, type_check=False)
 
+    def features(self) -> set[str]:
+        """Name what the graph has, found in its nodes and edges and not in what was meant to be drawn."""
+        neurons = (nir.IF, nir.LIF, nir.I)
+        cells = {name for name, node in self.nodes.items() if isinstance(node, neurons)}
+        synapses = {n for n, node in self.nodes.items() if isinstance(node, (nir.Conv2d, nir.Linear, nir.Affine))}  # fmt: skip
+        depth = {"input": 0}
+        heard: list[tuple[str, str]] = []
+        found: set[str] = set()
+        for name in self.nodes:  # every node is drawn behind its sources
+            if name not in cells:
+                continue
+            own = self._behind(name, synapses)
+            found |= {"concatenation"} if len(own) > 1 else set()
+            sources: set[str] = set()
+            for synapse in own:
+                spiking = self._behind(synapse, {*cells, "input"})
+                found |= {"sum of spikes"} if len(spiking) > 1 else set()
+                sources |= spiking
+            depth[name] = 1 + max(depth[source] for source in sources)
+            heard += [(source, name) for source in sources]
+        for source, name in heard:
+            over = depth[name] - depth[source] - 1
+            found |= {f"skip over {over}"} if over in (2, 3) else set()
+        if len({source for source, _ in heard}) < len(heard):
+            found.add("branch")
+        for name in cells:
+            node = self.nodes[name]
+            own_decays = isinstance(node, nir.LIF) and len(np.unique(node.tau)) > 1
+            found |= {"decay of each neuron"} if own_decays else set()
+            own_thresholds = not isinstance(node, nir.I) and len(np.unique(node.v_threshold)) > 1
+            found |= {"threshold of each neuron"} if own_thresholds else set()
+            found |= {"max pool"} if name.startswith("m") else set()
+        pools = (nir.SumPool2d, nir.AvgPool2d)
+        found |= {"pool"} if any(isinstance(node, pools) for node in self.nodes.values()) else set()
+        return found
+
+    def _behind(self, name: str, wanted: set[str]) -> set[str]:
+        """Find the nearest of the wanted nodes on every way that leads to a node."""
+        found = set()
+        for source in (source for source, target in self.edges if target == name):
+            found |= {source} if source in wanted else self._behind(source, wanted)
+        return found
+
     # --- pieces
 
     def _name(self, kind: str) -> str:
@@ -71,6 +119,8 @@ class Branching:
     def _weight(self, *shape: int) -> Array:
         weight = self.values.integers(-3, 4, shape)
         weight.flat[0] = 3  # a layer of zeros is refused
+        # On an image of one pixel the middle of a kernel is all that meets an input.
+        weight[(0, 0, *(side // 2 for side in shape[2:]))[: len(shape)]] = 3
         return weight / 4
 
     def _neuron(self, shape: Shape, *sources: str) -> str:
@@ -93,7 +143,9 @@ class Branching:
     def _grow(self) -> None:
         images = self._images()
         kinds = ["dense"] * (1 if images else 3) + (
-            ["conv"] * 4 + ["max", "joined", "added"] if images else ["joined"]
+            ["conv"] * 4 + ["max", "joined", "added", "skipped"]
+            if images
+            else ["joined", "skipped"]
         )
         getattr(self, f"_{self.random.choice(kinds)}")()
 
@@ -215,6 +267,21 @@ class Branching:
         )
         self._neuron((outputs, *shape[1:]), end)
 
+    def _skipped(self) -> None:
+        """Neurons that hear a source and, two or three layers behind it, what became of it."""
+        name, shape = self._pick(self.spiking)
+        first, first_shape = name, shape
+        for _ in range(self.random.choice([2, 3])):
+            if len(shape) == 3:
+                end, shape = self._convolved(name, shape, self.random.randint(1, 2))
+            else:
+                end, shape = self._linear(name, shape, 4), (4,)
+            name = self._neuron(shape, end)
+        self.seen.add(name)
+        outputs = self.random.randint(2, 4)
+        ends = [self._linear(first, first_shape, outputs), self._linear(name, shape, outputs)]
+        self._neuron((outputs,), *ends)
+
     def _finish(self) -> None:
         """End with a layer that hears everything that nobody hears yet."""
         open_ends = [name for name in self.spiking if name not in self.seen] or [
@@ -232,10 +299,18 @@ class Branching:
         self.edges.append((last, "output"))
 
 
-def events(branching: Branching, seed: int, bits: int = 1, *, signed: bool = False) -> Array:
-    """Inputs that drive it: spikes, or payloads of so many bits, or either with a sign."""
+SENT = ("spikes", "payloads", "signed spikes", "signed payloads", "spikes")
+"""What a network is fed; the first layer alone hears what is more than spikes."""
+
+
+def bits_of(sent: str) -> int:
+    return 2 if "payloads" in sent else 1
+
+
+def events(branching: Branching, seed: int, sent: str = "spikes") -> Array:
+    """Inputs that drive it, of a kind of SENT."""
     rng = np.random.default_rng(seed)
     shape = (2, TIMESTEPS, *branching.input_shape)
     active = rng.random(shape) < 0.45
-    payloads = active * rng.integers(1, 2**bits, shape)
-    return payloads * rng.choice([-1, 1, 1], shape) if signed else payloads
+    payloads = active * rng.integers(1, 2 ** bits_of(sent), shape)
+    return payloads * rng.choice([-1, 1, 1], shape) if "signed" in sent else payloads

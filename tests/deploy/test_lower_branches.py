@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import nir
+import norse.torch as snn
 import numpy as np
 import pytest
-from branching import Branching, events
+import torch
+from branching import FEATURES, SENT, Branching, bits_of, events
 from graphs import DT_S, chain, conv2d, cuba, flatten, integrate, lif, on_grid, pool, spikes
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from knarr.deploy import DeployError, check, lower, read_net, run_on_lava, verify, write_net
 from knarr.deploy.lowering.places import node_places
-from knarr.export import step_nir
+from knarr.export import graph_hash, step_nir, to_nir
 from knarr.hw_sim import ChipNetwork, Conv, Dense, compare, count, simulate
 from knarr.hw_sim.network import Layer
 
 RUNS = int(os.environ.get("KNARR_CONFORMANCE", "0"))
-EXAMPLES = max(20, 2 * RUNS)
+EXAMPLES = max(60, 2 * RUNS)
 """Graphs whose spikes are compared: hundreds by `make conformance`."""
 RNG = np.random.default_rng(19)
 Array = np.ndarray[Any, Any]
@@ -53,22 +58,38 @@ def whole(network: ChipNetwork) -> bool:
     )
 
 
-seeds = st.randoms(use_true_random=False)
-
-
-@settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
-@given(random=seeds, sent=st.sampled_from(["spikes", "spikes", "payloads", "signed"]))
-def test_drawn_graphs_fire_alike_on_the_chip(random: Random, sent: str) -> None:
+def drawn_and_lowered(random: Random, sent: str) -> tuple[Branching, nir.NIRGraph, ChipNetwork]:
     drawn = Branching(random, graded=sent != "spikes")
-    graph, bits, signed = drawn.graph(), 2 if sent == "payloads" else 1, sent == "signed"
-    network = lower(graph, DT_S, input_bits=bits, input_signed=signed)
-    if not whole(network):
-        return  # pools that overlap may give weights of more than 8 bits
-    assert [str(v) for v in check(network) if v.severity == "error"] == []
-    inputs = events(drawn, 0, bits, signed=signed)
-    assert set(differing(graph, network, inputs).values()) <= {0}
+    graph = drawn.graph()
+    network = lower(graph, DT_S, input_bits=bits_of(sent), input_signed="signed" in sent)
+    return drawn, graph, network
+
+
+def test_drawn_graphs_fire_alike_on_the_chip() -> None:
+    """Count the networks that were compared: what 8 bits do not hold is drawn anew, and no graph counts twice."""
+    compared: set[str] = set()
+    seen: Counter[str] = Counter()
+
+    @settings(
+        max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    )  # fmt: skip
+    @given(random=st.randoms(use_true_random=True), sent=st.sampled_from(SENT))
+    def fires_alike(random: Random, sent: str) -> None:
+        drawn, graph, network = drawn_and_lowered(random, sent)
+        assume(whole(network))  # pools that overlap may give weights of more than 8 bits
+        assert [str(v) for v in check(network) if v.severity == "error"] == []
+        inputs = events(drawn, 0, sent)
+        assert set(differing(graph, network, inputs).values()) <= {0}
+        key = f"{sent} {graph_hash(graph)}"
+        if key not in compared and simulate(network, inputs).output.any():
+            compared.add(key)
+            seen.update({*drawn.features(), sent})
+
+    fires_alike()
+    # pytest -s shows it.
+    sys.stdout.write(f"{len(compared)} networks were compared: {dict(seen)}\n")
+    assert len(compared) >= (300 if RUNS else 30)
+    assert set(seen) == {*FEATURES, *SENT}
 
 
 def test_what_is_drawn_holds_every_kind_and_fires() -> None:
@@ -100,18 +121,33 @@ def test_what_is_drawn_holds_every_kind_and_fires() -> None:
 # --- Lava and counts
 
 
-@pytest.mark.parametrize("seed", range(max(1, RUNS * 5 // 11)))
+ON_LAVA = range(1000, 1000 + max(1, RUNS * 5 // 11))
+"""Seeds of networks, each of which a test compares or fails: 100 in `make conformance`."""
+COUNTED = range(2000, 2000 + max(5, RUNS * 5 // 11))
+
+
+def test_what_lava_runs_and_what_is_counted_holds_every_kind() -> None:
+    """Look at the first 100 of both, which `make test` only begins with."""
+    for seeds in (ON_LAVA, COUNTED):
+        assert not RUNS or len(seeds) >= 100
+        seen: Counter[str] = Counter()
+        for seed in range(seeds.start, seeds.start + 100):
+            sent = SENT[seed % len(SENT)]
+            seen.update({*Branching(Random(seed), graded=sent != "spikes").features(), sent})
+        assert set(seen) == {*FEATURES, *SENT}
+        assert min(seen.values()) >= 5, seen
+
+
+@pytest.mark.parametrize("seed", ON_LAVA)
 def test_lava_equals_the_simulator_in_branching_networks(seed: int, tmp_path: Path) -> None:
-    sent = ("spikes", "payloads", "signed", "spikes")[seed % 4]
-    bits, signed = 2 if sent == "payloads" else 1, sent == "signed"
-    drawn = Branching(Random(1000 + seed), graded=sent != "spikes")
-    network = lower(drawn.graph(), DT_S, input_bits=bits, input_signed=signed)
+    sent = SENT[seed % len(SENT)]
+    drawn, _, network = drawn_and_lowered(Random(seed), sent)
     path = tmp_path / "network.net"
     write_net(network, path)
     again = read_net(path)
     assert again == network
     assert node_places(again) == node_places(network)
-    inputs = events(drawn, seed, bits, signed=signed)
+    inputs = events(drawn, seed, sent)
     record = ("output", "spikes", "v", "u")
     lava = run_on_lava(path, inputs, record=record, timeout_s=180)
     ours = simulate(network, inputs, record=record)
@@ -120,7 +156,8 @@ def test_lava_equals_the_simulator_in_branching_networks(seed: int, tmp_path: Pa
 
 
 def tap_walk(layer: Layer, arrived: Array) -> int:
-    """Synaptic operations of what arrived at a layer, one tap at a time."""
+    """Synaptic operations of what arrived at a layer, one tap at a time; a payload is one event."""
+    arrived = arrived != 0
     if not isinstance(layer, Conv):
         return int(arrived.sum()) * len(layer.weight_int)
     total = 0
@@ -137,21 +174,24 @@ def tap_walk(layer: Layer, arrived: Array) -> int:
     return total
 
 
-@pytest.mark.parametrize("seed", range(max(4, RUNS // 4)))
+@pytest.mark.parametrize("seed", COUNTED)
 def test_counts_equal_the_tap_walk(seed: int) -> None:
-    drawn = Branching(Random(2000 + seed))
-    network = lower(drawn.graph(), DT_S)
-    inputs = events(drawn, seed)
+    sent = SENT[seed % len(SENT)]
+    drawn, _, network = drawn_and_lowered(Random(seed), sent)
+    inputs = events(drawn, seed, sent)
     found = count(network, inputs)
     chip = simulate(network, inputs, record=("spikes",))
     arriving: Array = inputs
     for layer in network.layers:
         shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
         walked = tap_walk(layer, arriving.reshape(*arriving.shape[:2], *shape))
-        # Counts are means over the two samples.
-        assert found.layers[layer.name].acc * 2 == walked, layer.name
+        operations = found.layers[layer.name]
+        # Counts are means over the two samples; a payload of more than one bit is multiplied.
+        assert (operations.acc + operations.mac) * 2 == walked, layer.name
         arriving = chip.spikes[layer.name]
-    assert found.total.acc > 0
+    assert found.total.acc + found.total.mac > 0
+    assert (found.total.mac > 0) == ("payloads" in sent)
+    assert found.total.signed > 0 or sent != "signed spikes"
 
 
 # --- one of each
@@ -295,6 +335,39 @@ def test_a_padded_convolution_behind_a_pool(
     assert all(isinstance(layer, Conv) for layer in network.layers[:-1])
     nodes = sum(int(np.prod(seat.shape)) for _, seat in node_places(network).values())
     assert sum(int(np.prod(layer.output_shape)) for layer in network.layers) - nodes == relays
+
+
+@pytest.mark.parametrize(
+    ("pool_of", "kinds"),
+    [
+        ({"ceil_mode": True}, (Conv, Dense, Dense)),  # windows of 4, 2 and 1 pixels: no convolution divides so
+        ({"padding": 1}, (Conv, Conv, Dense)),
+        ({"padding": 1, "count_include_pad": False}, (Conv, Dense, Dense)),
+        ({"divisor_override": 2}, (Conv, Conv, Dense)),
+    ],
+)  # fmt: skip
+def test_pools_with_windows_that_nir_does_not_say(
+    pool_of: dict[str, Any], kinds: tuple[type, ...]
+) -> None:
+    module = snn.SequentialState(
+        nn.Conv2d(1, 2, 2, bias=False), fires_in_norse(), nn.AvgPool2d(2, **pool_of), nn.Conv2d(2, 3, 2, bias=False), fires_in_norse(),
+        nn.Flatten(), nn.LazyLinear(4, bias=False), fires_in_norse(),
+    ).eval()  # fmt: skip
+    module[6](torch.zeros(1, *module[3](module[2](torch.zeros(1, 2, 5, 5))).flatten(1).shape[1:]))
+    with torch.no_grad():
+        for at in (0, 3, 6):
+            drawn = on_grid(RNG, *module[at].weight.shape, limit=3) * 16
+            drawn.flat[0] = 0.75
+            module[at].weight.copy_(torch.tensor(drawn))
+    inputs = spikes(3, 12, 1, 6, 6, seed=8)
+    graph = to_nir(module, (1, 6, 6), DT_S, samples=inputs)
+    network = lower(graph, DT_S)
+    assert tuple(type(layer) for layer in network.layers) == kinds
+    assert set(differing(graph, network, inputs).values()) == {0}
+
+
+def fires_in_norse() -> snn.IAFCell:
+    return snn.IAFCell(snn.IAFParameters(v_th=torch.tensor(0.5)), dt=DT_S)
 
 
 def test_payloads_that_no_relay_hands_on_go_through_a_dense_layer() -> None:
