@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from difflib import get_close_matches
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,30 @@ def look_up(reference: str, *, beside: str | Path | None = None) -> Any:
                 f"'{reference}': module '{where}' has no '{name}'; {cure}"
             ) from error
     return found
+
+
+def source_sha256(reference: str, *, beside: str | Path | None = None) -> str:
+    """Return a hash of the source of what a reference names, to tell later whether it changed.
+
+    Args:
+        reference, beside: As `look_up` takes them.
+
+    Returns:
+        SHA-256 of the module's file and, where the module only passes the name on, of the file in
+        which it is defined. What either of them imports is not in it.
+
+    Raises:
+        FactoryError: It cannot be found.
+    """
+    found = look_up(reference, beside=beside)
+    # Instances have the module of their class, which need not be the user's.
+    defined = getattr(found, "__module__", None) if hasattr(found, "__qualname__") else None
+    digest = sha256()
+    for name in dict.fromkeys((_first(reference), defined)):
+        file = getattr(sys.modules.get(name or ""), "__file__", None)
+        if file is not None:
+            digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def build(

@@ -143,10 +143,12 @@ class RunEvaluation:
             raise EvaluationError(
                 f"targets: {self.targets} beside classes; labels are one or the other"
             )
-        check = check_values if self.targets else check_classes
         try:
             for row in rows.values():
-                check(row, labels, self.targets or self.classes)
+                if self.targets:
+                    check_values(row, labels, self.targets)
+                else:
+                    labels = check_classes(row, labels, self.classes)
         except ValueError as error:
             raise EvaluationError(str(error)) from None
         if folds.dtype.kind not in "iu" or folds.min() < 0 or folds.max() >= self.fold_count:

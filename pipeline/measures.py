@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from knarr.hw_sim import ChipError, check_labels
+
 if TYPE_CHECKING:
     import torch
 
@@ -158,7 +160,7 @@ def measure(
     """
     guesses, truth, names = np.atleast_2d(predicted), np.asarray(true), tuple(classes)
     check_level(level)
-    check_classes(guesses, truth, names)
+    truth = check_classes(guesses, truth, names)
     owners = None if subjects is None else as_ids("subjects", subjects, len(truth))
     parts = np.array([]) if groups is None else as_ids("groups", groups, len(truth))
     of_groups: dict[str, Measures] = {}
@@ -453,34 +455,42 @@ def percentiles(values: Array, level: float) -> ConfidenceInterval:
 # --- refusals
 
 
-def check_classes(guesses: Classes, truth: Classes, names: tuple[str, ...]) -> None:
-    """Refuse what no confusion matrix can be made of.
+def check_classes(guesses: Classes, truth: npt.ArrayLike, names: tuple[str, ...]) -> Classes:
+    """Return the true classes, or refuse what no confusion matrix can be made of.
 
     Args:
         guesses: Supposed to be (W, N) classes.
         truth: Supposed to be (N,) classes.
         names: Supposed to be C different names.
 
+    Returns:
+        (N,) int64, as `check_labels` reads them.
+
     Raises:
         ValueError: A shape, a type or a class is not allowed.
     """
     if len(names) < 2 or len(set(names)) != len(names):
         raise ValueError(f"classes: {names}, needs two or more different names")
-    if truth.ndim != 1 or len(truth) == 0:
-        raise ValueError(f"true: shape {truth.shape}, needs (N,) with a sample at least")
-    if guesses.ndim != 2 or len(guesses) == 0 or guesses.shape[1] != len(truth):
+    samples = len(np.asarray(truth)) if np.ndim(truth) else 0
+    if samples == 0:
+        raise ValueError(f"true: shape {np.shape(truth)}, needs (N,) with a sample at least")
+    try:
+        labels = check_labels(truth, samples, len(names))
+    except ChipError as error:
+        raise ValueError(str(error)) from error
+    if guesses.ndim != 2 or len(guesses) == 0 or guesses.shape[1] != samples:
         raise ValueError(
-            f"predicted: shape {guesses.shape} for {len(truth)} true classes; "
+            f"predicted: shape {guesses.shape} for {samples} true classes; "
             "give one each, or rows of them"
         )
-    for what, values in (("predicted", guesses), ("true", truth)):
-        if values.dtype.kind not in "iu":
-            raise ValueError(
-                f"{what}: of type {values.dtype}; give classes as whole numbers, not scores"
-            )
-        low, high = values.min(), values.max()
-        if low < 0 or high >= len(names):
-            raise ValueError(f"{what}: classes {low} .. {high} outside 0 .. {len(names) - 1}")
+    if guesses.dtype.kind not in "iu":
+        raise ValueError(
+            f"predicted: of type {guesses.dtype}; give classes as whole numbers, not scores"
+        )
+    low, high = guesses.min(), guesses.max()
+    if low < 0 or high >= len(names):
+        raise ValueError(f"predicted: classes {low} .. {high} outside 0 .. {len(names) - 1}")
+    return labels
 
 
 def check_level(level: float) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from knarr.factories import source_sha256
 from knarr.files import write_atomic
 from knarr.pipeline.errors import RunError
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
@@ -259,11 +260,12 @@ def claim_folder(
         cache: Where the data were prepared; remembered, not compared.
 
     Raises:
-        RecipeError: The folder holds a run with other settings or other data. Settings of `chip`
-            may change until something lies there that depends on them.
+        RecipeError: The folder holds a run with other settings, other data or other code of the
+            user's. Settings of `chip` may change until something lies there that depends on them.
         RunError: The folder holds a run of an older knarr.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    code = {name: source_sha256(name, beside=recipe.folder) for name in recipe.code()}
     # Settings that nothing was fitted with hold nobody to them.
     if not (folder / CONFIG).is_file() or (not _begun(folder) and not _is_of(folder, recipe, data)):
         config = {
@@ -271,6 +273,7 @@ def claim_folder(
             "recipe": recipe.model_dump(mode="json"),
             "data_sha256": data.fingerprint,
             "data_root": str(data_root.resolve()),
+            "code_sha256": code,
         }
         if cache is not None:
             config["cache"] = str(cache.resolve())
@@ -278,6 +281,14 @@ def claim_folder(
         return
     found, _ = read_run(folder)
     config = read_config(folder)
+    kept = config.get("code_sha256")
+    before = kept if isinstance(kept, dict) else {}
+    for name, changed in code.items():
+        if before.get(name, changed) != changed:
+            raise RecipeError(
+                f"{folder}: '{name}' is another than the run was made with, its source file changed; "
+                "put that back, or give another --out"
+            )
     same_data = config.get("data_sha256") == data.fingerprint
     if found.same_run(recipe) and same_data:
         if found.folder != recipe.folder:  # the recipe was moved, with its modules

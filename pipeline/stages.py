@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from knarr.deploy import (
     write_net,
 )
 from knarr.deploy import verify as verify_network
-from knarr.export import read, to_nir, write
+from knarr.export import read, require_certified, to_nir, write
 from knarr.files import write_atomic
 from knarr.hw_sim import (
     ChipNetwork,
@@ -70,6 +70,9 @@ from knarr.train.datasets.arrays import AnyArray
 from knarr.train.datasets.see.windows import WINDOWS
 from knarr.train.train import train_validation_split
 from knarr.train.train_chip import train_chip
+
+if TYPE_CHECKING:
+    import nir
 
 FLOAT_FILES: Final = (TEACHER, STUDENT, GRAPH, f"{GRAPH}.json")
 """Files that a student needs to be lowered and fitted on."""
@@ -193,7 +196,7 @@ def deploy(run: Run) -> None:
         teacher,
         start,
         run.folder,
-        unrounded=unrounded_weights(read(run.path(GRAPH)), start),
+        unrounded=unrounded_weights(_graph(run), start),
         callbacks=(FitProgress(run.on_progress, CHIP),),
     )
     write_net(found.network, run.path(NET))
@@ -209,9 +212,21 @@ def deploy(run: Run) -> None:
     run.say(_fit_in_words(found))
 
 
+def _graph(run: Run) -> nir.NIRGraph:
+    """Read a run's graph.
+
+    Raises:
+        CertificateError: It was edited or replaced since it was certified.
+    """
+    path = run.need(GRAPH, "export")
+    graph = read(path)
+    require_certified(graph, path)
+    return graph
+
+
 def lower_student(run: Run) -> ChipNetwork:
     """Lower a run's graph to integers, with the bits of `chip` where the recipe has it."""
-    graph = read(run.need(GRAPH, "export"))
+    graph = _graph(run)
     settings, coding, chip = run.recipe.deploy, run.data.coding, run.recipe.chip
     bits = settings.weight_bits if chip is None else chip.weight_bits
     labels, clips = run.data.train.labels, run.on_chip(run.data.train)
@@ -468,7 +483,7 @@ def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None
     run.say(f"Verifying on {len(chosen)} test samples: Norse, NIR, simulator, Lava")
     _, student = run.networks()
     result = verify_network(
-        read(run.need(GRAPH, "export")),
+        _graph(run),
         run.need(NET, "deploy"),
         run.on_chip(run.data.test).chip_inputs(chosen),
         run.recipe.data.dt_s,

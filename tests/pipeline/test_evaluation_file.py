@@ -133,6 +133,11 @@ def test_folds_that_do_not_belong_together(change: dict[str, Any], message: str)
         ({"predicted": {"student": np.full(10, 3)}}, "predicted: classes 3 .. 3 outside 0 .. 2"),
         ({"predicted": {"student": np.zeros(10)}}, "whole numbers, not scores"),
         ({"labels": np.zeros(9, int)}, "labels: 9 for 10 names; give one each"),
+        (
+            {"labels": np.arange(10) % 3 + 1},
+            r"labels: 1..3, the network has classes 0..2; they begin at 1, subtract 1",
+        ),
+        ({"labels": np.full(10, 0.5)}, r"labels: 0.5 is no class; number the classes 0, 1, 2, ..."),
         ({"subjects": ("p",)}, "subjects: 1 for 10 names"),
         ({"names": ("a",) * 10}, "names: 9 stand there already"),
         ({"folds": np.full(10, 4)}, r"folds: of 4, but samples in \[4\]"),

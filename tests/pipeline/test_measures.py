@@ -120,7 +120,7 @@ def test_groups_are_measured_alone() -> None:
     [
         ([0.5], [0], NAMES, "as whole numbers"),
         ([3], [0], NAMES, r"predicted: classes 3 .. 3 outside 0 .. 2"),
-        ([0], [-1], NAMES, r"true: classes -1"),
+        ([0], [-1], NAMES, r"labels: -1..-1; number the classes 0, 1, 2"),
         ([0, 1], [0], NAMES, r"shape \(1, 2\) for 1"),
         ([], [], NAMES, "with a sample at least"),
         ([0], [0], ("a", "a"), "different names"),

@@ -6,12 +6,14 @@ import runpy
 import shutil
 from pathlib import Path
 
+import nir
 import pytest
 import yaml
 
 from knarr import pipeline
+from knarr.export import CertificateError
 from knarr.pipeline import run, sweep, table
-from knarr.pipeline.run_folder import FITTED, release
+from knarr.pipeline.run_folder import FITTED, GRAPH, release
 from knarr.train import RecipeError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_data"
@@ -76,6 +78,20 @@ def test_from_files_to_lava(example: Path, tmp_path: Path) -> None:
     moved = example.rename(tmp_path / "moved")
     reopened = pipeline.reopen(out, moved)
     assert reopened.recipe.folder == str(moved)
+    release(out)
+    # A graph that was edited is not lowered or verified, and other code is another run.
+    graph = nir.read(out / GRAPH)
+    kept = (out / GRAPH).read_bytes()
+    next(node for node in graph.nodes.values() if hasattr(node, "weight")).weight[0] += 1
+    nir.write(out / GRAPH, graph)
+    with pytest.raises(CertificateError, match=r"student.nir: is not the graph of its certificate"):
+        pipeline.verify(reopened, again=True)
+    (out / GRAPH).write_bytes(kept)
+    code = (moved / "networks.py").read_text("utf-8")
+    (moved / "networks.py").write_text(code.replace("def student", "def  student"))
+    with pytest.raises(RecipeError, match="'networks:teacher' is another than the run was made with, its source file changed; put that back, or"):  # fmt: skip
+        pipeline.reopen(out)
+    (moved / "networks.py").write_text(code)
     release(out)
     (moved / "clips" / "000.npz").unlink()
     with pytest.raises(RecipeError, match="other settings or data"):
