@@ -178,12 +178,12 @@ def _squared(made: Convolution) -> tuple[Convolution, tuple[int, int]]:
     """
     largest = max(made.weight.shape[2:])
     for side in range(largest, 2 * largest + 2):
-        fronts = [_front(made, axis, side) for axis in (0, 1)]
-        if None not in fronts:
-            around = [(f, side - made.weight.shape[2 + axis] - f) for axis, f in enumerate(fronts)]  # type: ignore[operator]  # none is None
-            weight = np.pad(made.weight, ((0, 0), (0, 0), *around))
-            before = (made.before[0] + around[0][0], made.before[1] + around[1][0])
-            return replace(made, weight=weight, before=before), before
+        tall, wide = (_front(made, axis, side) for axis in (0, 1))
+        if tall is not None and wide is not None:
+            rows, columns = made.weight.shape[2:]
+            around = ((0, 0), (0, 0), (tall, side - rows - tall), (wide, side - columns - wide))
+            before = (made.before[0] + tall, made.before[1] + wide)
+            return replace(made, weight=np.pad(made.weight, around), before=before), before
     return made.symmetric()
 
 
