@@ -67,7 +67,13 @@ def fake_lava(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Recording]
 
     def install(spoil: Callable[[Recording], None]) -> None:
         def run(
-            path: Path, inputs: Any, *, record: Any, timeout_s: Any, progress: Any
+            path: Path,
+            inputs: Any,
+            *,
+            record: Any,
+            timeout_s: Any,
+            progress: Any,
+            input_bits: Any = None,
         ) -> Recording:
             from knarr.deploy import read_net
 
