@@ -93,6 +93,18 @@ def test_everything_in_one_call(knarr: Knarr, files: Path) -> None:  # noqa: F81
         True,
     ]
     assert {row["against"] for row in facts["break_even"]} == {"dense", "effective"}
+    places = facts["places"]
+    assert list(places) == [
+        "Loihi 1",
+        "Loihi 2",
+        "edge GPU, batch 1",
+        "edge GPU, large batch",
+        "CPU",
+    ]
+    assert places["Loihi 2"]["dynamic"]["high"] > 0
+    assert places["Loihi 2"]["total"]["nominal"] is None
+    assert "a graph is on no cores" in places["Loihi 2"]["total"]["why_unknown"]
+    assert 5.58e-3 < places["edge GPU, batch 1"]["dynamic"]["nominal"] < 6e-3
     now, *others = facts["trades"]
     assert (now["relative"], now["agreement"]) == (1.0, 1.0)
     assert others[1]["value"] < others[0]["value"] < 9

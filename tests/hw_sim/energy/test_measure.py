@@ -262,8 +262,8 @@ def floor_of(counts: OperationCounts, device: str, precision: str) -> Floor:
 
 def test_floors_are_twice_tdp_over_peak() -> None:
     rows = [record.id.rpartition("_")[::2] for record in load_profile("gpu_floor").prices]
-    assert len(rows) == 9
-    devices = {"v100", "a100_sxm", "h100_sxm_h200", "agx_orin", "orin_nano"}
+    assert len(rows) == 10
+    devices = {"v100", "a100_sxm", "h100_sxm_h200", "agx_orin", "orin_nano", "orin_nano_super"}
     assert {device for device, _ in rows} == devices
     for record in load_profile("gpu_floor").prices:
         found = re.match(r"([\d.]+) W and ([\d.]+) T operations per second, dense;", record.note)
@@ -955,7 +955,7 @@ def test_what_can_be_measured_is_in_the_baseline(onnx_file: Path, samples: Any) 
 def test_without_inputs_nothing_is_run(onnx_file: Path) -> None:
     found = baseline(onnx_file, None)
     assert found.gpu_refused == found.cpu_refused == "no inputs were given, nothing was run"
-    assert len(found.floors) == 9
+    assert len(found.floors) == 10
 
 
 def test_what_cannot_be_counted_has_no_floor_but_is_measured(tmp_path: Path) -> None:
