@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +183,12 @@ def time_step(
 
             advice = step_advice(graph)
         raise UsageError(f"{path}: names no time step; give --dt in seconds: {advice}")
+    if graph is not None and not isinstance(named, (float, np.floating)):
+        from knarr.export import doubt_step
+
+        doubt = doubt_step(graph, float(step))
+        if doubt:
+            print(f"{path}: {doubt}", file=sys.stderr)
     return float(step)
 
 

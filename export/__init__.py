@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from knarr.export.graph.fold import FoldDifference, fold, fold_difference, scale_currents
     from knarr.export.graph.origin import (
         StepProposal,
+        doubt_step,
         explain_silence,
         lost_in_file,
         proposed_steps,
@@ -58,6 +59,7 @@ __all__ = [
     "certificate_beside",
     "certify",
     "check_export",
+    "doubt_step",
     "execution_order",
     "explain_silence",
     "fold",

@@ -185,7 +185,7 @@ def check_inputs(
         raise ChipError(f"timesteps: {timesteps} asked for, the inputs have {array.shape[1]}")
     if array.ndim != 2 + len(shape) or array.shape[2:] != shape:
         raise ChipError(
-            f"inputs: shape {array.shape}, needs (samples, timesteps, {', '.join(map(str, shape))})"
+            f"inputs: shape {array.shape}, needs (samples, timesteps, {', '.join(map(str, shape))}){_axis_cure(array.shape, shape)}"
         )
     if 0 in array.shape:
         raise ChipError(
@@ -226,6 +226,17 @@ def _whole(array: Array) -> IntArray:
             "or integers first"
         )
     return array.astype(np.int32)
+
+
+def _axis_cure(given: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """Return what to do about inputs that lack the axis of time, or have an axis of 1 too many."""
+    if given[1:] == shape:
+        return "; there is no time axis: save numpy.repeat(inputs[:, None], steps, axis=1)"
+    for axis, size in enumerate(given):
+        rest = given[:axis] + given[axis + 1 :]
+        if size == 1 and len(rest) == 2 + len(shape) and rest[2:] == shape:
+            return f"; axis {axis} is one too many: save numpy.squeeze(inputs, {axis})"
+    return ""
 
 
 def _with_height(shape: tuple[int, ...], array: Array) -> Array:

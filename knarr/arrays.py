@@ -140,9 +140,11 @@ def _header(file: IO[bytes], where: str, *, text: bool = False) -> _Header:
         raise ArrayFileError(f"{where}: its header names no shape; save it again with numpy.save")
     # numpy makes an array of empty words of a type without a size.
     if dtype.kind not in ("biufU" if text else "biuf") or not dtype.itemsize:
-        raise ArrayFileError(
-            f"{where}: holds {dtype}, not plain numbers; save real numbers with numpy.save"
-        )
+        cure = "save real numbers with numpy.save"
+        if dtype.kind == "U":
+            # Names of classes, such as `knarr data events` writes for folders.
+            cure = "number the names, as numpy.unique(names, return_inverse=True)[1] does"
+        raise ArrayFileError(f"{where}: holds {dtype}, not plain numbers; {cure}")
     return _Header(shape, "F" if fortran else "C", dtype)
 
 

@@ -238,7 +238,8 @@ def split_validation(
     count = max(1, round(fraction * len(names)))
     if count >= len(names):
         raise SettingsError(
-            f"{setting}: {fraction:g} of {len(names)} groups is all of them and leaves none to train on; take less"
+            f"{setting}: {fraction:g} of {len(names)} groups is all of them and leaves none to train on; "
+            f"{'take less' if len(names) > 1 else 'give two groups at least, or none'}"
         )
     drawn = np.random.default_rng(seed).permutation(names)[:count]
     held_out = np.isin(groups, drawn)

@@ -202,6 +202,11 @@ def clips_of(
         inputs = check_inputs(coding, split[0])
     except ChipError as error:
         raise SettingsError(f"data: {error}") from error
+    given = np.shape(split[1])
+    if given and len(inputs) != given[0] == inputs.shape[1]:
+        raise SettingsError(
+            f"data: shape {inputs.shape} for {given[0]} labels, so that time seems to come first; save numpy.swapaxes(data, 0, 1)"
+        )
     labels = _checked_labels(split[1], len(inputs), outputs)
     logits = None
     if teacher is not None:
@@ -238,7 +243,7 @@ def _checked_logits(logits: AnyArray, clips: int, outputs: int) -> Float32:
     if logits.shape != (clips, outputs) or logits.dtype.kind not in "fiu":
         raise SettingsError(
             f"teacher: logits {logits.dtype} {logits.shape}, needs ({clips}, {outputs}): a row for each training clip, "
-            "a number for each output"
+            "a number for each output, summed over time"
         )
     if not np.isfinite(logits).all():
         raise SettingsError("teacher: logits hold NaN or infinity; repair them")

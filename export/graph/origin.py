@@ -35,6 +35,10 @@ NORSE_STEP = 1e-3
 """The time step of Norse's exporter unless told otherwise, seconds."""
 
 
+IN_SECONDS = "dt/tau is"
+"""First words of a proposal that only says that time constants in seconds go with a step."""
+
+
 @dataclass(frozen=True)
 class StepProposal:
     """A time step that makes a graph's constants plausible.
@@ -129,6 +133,24 @@ def step_advice(graph: nir.NIRGraph) -> str:
     if not found:
         return "nothing in the graph says which; give that of the tool that made it"
     return "its constants fit " + " or ".join(str(one) for one in found)
+
+
+def doubt_step(graph: nir.NIRGraph, dt_s: float) -> str:
+    """Return why a time step that a user gave is probably not the one that a file was written at.
+
+    Args:
+        graph: a graph that names no step itself.
+        dt_s: the step that was given, seconds.
+
+    Returns:
+        A sentence; empty where the step is among the proposals, or nothing tells.
+    """
+    found = proposed_steps(graph)
+    # Time constants in seconds go with many steps, and say nothing against any of them.
+    guessed = any(one.reason.startswith(IN_SECONDS) for one in found)
+    if not found or guessed or any(abs(one.dt_s - dt_s) <= SAME * dt_s for one in found):
+        return ""
+    return f"steps of {dt_s:g} s may be wrong: {step_advice(graph)}"
 
 
 def lost_in_file(graph: nir.NIRGraph, dt_s: float) -> tuple[str, ...]:
@@ -242,7 +264,7 @@ def _of_unit_resistance(neurons: _Constants, leaky: Any) -> list[StepProposal]:
         # Euler is stable up to dt; with less than a thousandth a step it hardly moves.
         if step <= lowest * (1 + SAME) and lowest / step <= 1000:
             tools, lost = _seconds_tools(step, filtered.any())
-            reason = f"dt/tau is {step / lowest:.3g} at most"
+            reason = f"{IN_SECONDS} {step / lowest:.3g} at most"
             found.append(StepProposal(step, tools, reason, lost))
     return found
 

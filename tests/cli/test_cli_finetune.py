@@ -42,6 +42,9 @@ def call(
         np.save(f"{name}x.npy", clips.astype(np.uint8))
         np.save(f"{name}y.npy", labels)
         np.save(f"{name}who.npy", np.arange(len(labels)) // 5)
+    shapes = {"turned": clips.swapaxes(0, 1), "extra": clips[:, None], "still": clips[:, 0]}
+    for name, array in {**shapes, "names": labels.astype(str), "one": labels * 0}.items():
+        np.save(f"{name}.npy", array)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -54,6 +57,7 @@ def call(
 
 
 FIT = ("finetune", "g.nir", "--data", "x.npy", "--labels", "y.npy", "--epochs", 4)
+TEST_CLIPS = ("--data", "test_x.npy", "--labels", "test_y.npy")
 FAST = ("--learning-rate", 0.05, "--batch-size", 5)
 
 
@@ -115,7 +119,12 @@ def test_other_settings_begin_anew(call: Call) -> None:
         (("--dt", DT_S, "--labels", "who.npy"), "labels: 0..11, the network has classes 0..1"),
         (("--dt", DT_S, "--data", "y.npy"), "data: inputs: shape (60,)"),
         (("--dt", DT_S, "--teacher-logits", "x.npy"), "teacher: logits uint8"),
-        (("--dt", DT_S, "--groups", "who.npy", "--validation-share", 0.99), "leaves none to train on"),
+        (("--dt", DT_S, "--groups", "who.npy", "--validation-share", 0.99), "leaves none to train on; take less"),
+        (("--dt", DT_S, *TEST_CLIPS, "--groups", "one.npy"), "give two groups at least, or none"),
+        (("--dt", DT_S, *TEST_CLIPS, "--data", "turned.npy"), "time seems to come first; save numpy.swapaxes(data, 0, 1)"),
+        (("--dt", DT_S, "--data", "extra.npy"), "axis 1 is one too many: save numpy.squeeze(inputs, 1)"),
+        (("--dt", DT_S, "--data", "still.npy"), "no time axis: save numpy.repeat(inputs[:, None], steps, axis=1)"),
+        (("--dt", DT_S, "--labels", "names.npy"), "number the names, as numpy.unique(names, return_inverse=True)[1]"),
         (("--dt", DT_S, "--out", "g.net", "--data", "gone.npy"), "no such file"),
     ],
 )  # fmt: skip

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from knarr.deploy import DeployError, lower
-from knarr.export import ExportError, lost_in_file, proposed_steps, read, step_advice, step_nir
+from knarr.export import (
+    ExportError,
+    doubt_step,
+    lost_in_file,
+    proposed_steps,
+    read,
+    step_advice,
+    step_nir,
+)
 
 THIRD_PARTY = Path(__file__).parent / "thirdparty"
 UNREADABLE = "snntorch_leaky_keeps"
@@ -90,6 +98,18 @@ def test_nothing_is_proposed_where_nothing_tells() -> None:
     assert advice.startswith(
         "its constants fit --dt 1 (Sinabs: tau counts steps) or --dt 0.951626 ("
     )
+
+
+def test_a_step_is_doubted_where_the_constants_hold_another() -> None:
+    theirs = graph(lif(1e-3, 10), lif(5e-4, 5))
+    assert doubt_step(theirs, 1e-4) == ""
+    assert "steps of 0.001 s may be wrong: its constants fit --dt 0.0001" in doubt_step(
+        theirs, 1e-3
+    )
+    assert "--dt 1 (Sinabs" in doubt_step(graph(lif(10, 1)), 1e-3)
+    # Constants in seconds fit many steps, and nothing fits none.
+    assert doubt_step(graph(lif(0.01, 1)), 7e-4) == ""
+    assert doubt_step(graph(), 1e-3) == ""
 
 
 def test_silence_at_another_step_is_explained_by_it() -> None:
