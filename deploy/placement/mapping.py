@@ -17,6 +17,7 @@ from knarr.deploy.placement.layer import LayerCounter, Split, edges
 from knarr.deploy.placement.result import Placement
 from knarr.hw_sim import ChipNetwork
 from knarr.hw_sim.arrays import Int64
+from knarr.hw_sim.counting.fan_out import own_fan_out
 from knarr.hw_sim.energy.mapping import CoreMapping, LayerCores
 from knarr.hw_sim.network import Layer, Recurrent
 from knarr.hw_sim.recording import INPUT_LAYER
@@ -61,8 +62,11 @@ def core_mapping(network: ChipNetwork, placement: Placement) -> CoreMapping:
         if layer is not None:
             senders = widened(counter.synapses_into(placed.split))
             if isinstance(layer, Recurrent):
-                sizes = np.bincount(owner, minlength=placed.cores)
-                loop = widened(sparse.csr_matrix(np.tile(sizes, (placed.neurons, 1))))
+                reached = np.tile(np.bincount(owner), (placed.neurons, 1))
+                # No neuron has a synapse to itself where counting finds none.
+                if own_fan_out(layer.recurrent_int).no_autapses:
+                    reached[np.arange(placed.neurons), owner] -= 1
+                loop = widened(sparse.csr_matrix(reached))
         found[placed.name] = LayerCores(owner + first, senders, loop)
         first += placed.cores
     return CoreMapping(placement.chip, cores, placement.chips, found)

@@ -142,35 +142,55 @@ def traffic_of(network: ChipNetwork, inputs: npt.ArrayLike, mapping: CoreMapping
         raise ChipError(
             f"mapping: of layers {list(mapping.layers)}, the network has {expected}; map this network"
         )
+    sizes = [prod(network.input.shape)] if driven else []
+    sizes += [prod(layer.output_shape) for layer in network.layers]
+    for (name, placed), size in zip(mapping.layers.items(), sizes, strict=True):
+        if len(placed.core) != size:
+            raise ChipError(
+                f"mapping: layer '{name}' has {len(placed.core)} neurons there, {size} in the network; "
+                "map this network"
+            )
     events = check_inputs(network.input, inputs)
-    recording = simulate(network, events, record=("spikes", "v"))
+    fan_outs = {layer.name: layer_fan_outs(layer) for layer in network.layers}
     count = _Counter(mapping, *events.shape[:2])
-    size = prod(network.input.shape)
-    if driven:
-        sent = _flat(recording.spikes[INPUT_LAYER], size)
-        awake = _flat(events != 0, size) | _before(recording.v[INPUT_LAYER], size)
-        count.neurons(INPUT_LAYER, awake | sent, sent)
-    else:
-        sent = _flat(events != 0, size)
-    source = INPUT_LAYER if driven else ""
+    # One after the other: voltages of every step take hundreds of MB in a large network.
+    for sample in range(len(events)):
+        count.sample = sample
+        _run(network, events[sample : sample + 1], mapping, fan_outs, count)
+    return count.traffic()
+
+
+def _run(
+    network: ChipNetwork,
+    events: Array,
+    mapping: CoreMapping,
+    fan_outs: Mapping[str, Mapping[int, FanOut]],
+    count: _Counter,
+) -> None:
+    """Run one sample and count it."""
+    recording = simulate(network, events, record=("spikes", "v"))
+    size, source = prod(network.input.shape), ""
+    sent = _flat(events != 0, size)
+    if network.input.neuron is not None:
+        awake = sent | _before(recording.v[INPUT_LAYER], size)
+        source, sent = INPUT_LAYER, _flat(recording.spikes[INPUT_LAYER], size)
+        count.neurons(source, awake | sent, sent)
     for layer in network.layers:
         placed = mapping.layers[layer.name]
-        fan_outs = layer_fan_outs(layer)
         synapses = "synapses_conv" if isinstance(layer, Conv) else "synapses"
         spikes = _flat(recording.spikes[layer.name], prod(layer.output_shape))
-        reached = _reached(fan_outs, sent)
+        reached = _reached(fan_outs[layer.name], sent)
         count.messages(source, placed.senders, sent, synapses)
         if isinstance(layer, Recurrent):
             reached |= _reached({1: own_fan_out(layer.recurrent_int)}, spikes)
             count.messages(layer.name, placed.loop, spikes, synapses)
-        before = _before(recording.v[layer.name], reached.shape[-1])
         if layer.bias_int is not None:
             # One for each neuron, or for each channel.
             biased = (layer.bias_int != 0).reshape(-1)
             reached |= np.repeat(biased, reached.shape[-1] // biased.size)
+        before = _before(recording.v[layer.name], reached.shape[-1])
         count.neurons(layer.name, reached | before | spikes, spikes)
         source, sent = layer.name, spikes
-    return count.traffic()
 
 
 def _flat(values: Array, size: int) -> Mask:
@@ -198,69 +218,74 @@ def _reached(fan_outs: Mapping[int, FanOut], active: Mask) -> Mask:
 
 
 class _Counter:
-    """Adds up what cores do, layer after layer."""
+    """Adds up what cores do, sample after sample and layer after layer.
+
+    Attributes:
+        sample: number of the one that is counted.
+    """
 
     def __init__(self, mapping: CoreMapping, samples: int, steps: int) -> None:
-        self.mapping = mapping
+        self.mapping, self.sample = mapping, 0
         self.loads = np.zeros((samples, steps, mapping.cores, len(LOADS)))
-        self.sent: dict[str, list[float]] = {name: [0.0] * 3 for name in ("", *mapping.layers)}
-        self.counts: dict[str, tuple[int, float, float]] = {}
+        # Messages, and the links that they crossed in both directions, by the layer they left.
+        self.sent = {name: np.zeros(3) for name in ("", *mapping.layers)}
+        # Updates and spikes of each layer.
+        self.counts = {name: np.zeros(2) for name in mapping.layers}
         self.events = 0
         tile = np.arange(mapping.cores) // CORES_PER_TILE
         self.x, self.y = tile // MESH_HEIGHT, tile % MESH_HEIGHT
 
     def neurons(self, name: str, updated: Mask, spikes: Mask) -> None:
-        """Count the updates and spikes of a layer, both (samples, steps, neurons)."""
+        """Count the updates and spikes of a layer, both (1, steps, neurons)."""
         core = self.mapping.layers[name].core
-        for load, values in (("updated", updated), ("spikes", spikes)):
-            self._add(load, values, core)
-        self.loads[..., LOADS.index("neurons")] += np.bincount(core, minlength=self.mapping.cores)
-        self.counts[name] = (len(np.unique(core)), float(updated.mean()), float(spikes.sum()))
+        self._add("neurons", np.ones_like(updated), core)
+        self._add("updated", updated, core)
+        self._add("spikes", spikes, core)
+        self.counts[name] += np.count_nonzero(updated), np.count_nonzero(spikes)
 
     def messages(self, source: str, senders: Any, sent: Mask, synapses: str) -> None:
-        """Count the messages of senders into the cores of a layer."""
-        frames = sent.reshape(-1, sent.shape[-1]).astype(np.float64)
+        """Count the messages of senders, (1, steps, senders), into the cores of a layer."""
+        frames = sent[0].astype(np.float64)
         hears = senders.copy()
         hears.data = np.ones_like(hears.data, dtype=np.float64)
-        shape = self.loads.shape[:3]
-        arrived = np.asarray(frames @ hears).reshape(shape)
-        self.loads[..., LOADS.index("messages_in")] += arrived
-        self.loads[..., LOADS.index(synapses)] += np.asarray(frames @ senders).reshape(shape)
-        total = self.sent[source]
-        total[0] += float(arrived.sum())
+        loads = self.loads[self.sample]
+        arrived = np.asarray(frames @ hears)
+        loads[..., LOADS.index("messages_in")] += arrived
+        loads[..., LOADS.index(synapses)] += np.asarray(frames @ senders)
         if source == "":
-            self.events = int(sent.sum())
+            self.sent[source] += arrived.sum(), 0.0, 0.0
+            self.events += int(np.count_nonzero(sent))
             return
         core = self.mapping.layers[source].core
         spikes, heard = frames.sum(axis=0), np.asarray(hears.sum(axis=1)).reshape(-1)
         self._add("messages_out", sent * heard, core)
         rows, columns = hears.nonzero()
-        total[1] += float((spikes[rows] * abs(self.x[core[rows]] - self.x[columns])).sum())
-        total[2] += float((spikes[rows] * abs(self.y[core[rows]] - self.y[columns])).sum())
+        across, along = (abs(at[core[rows]] - at[columns]) for at in (self.x, self.y))
+        self.sent[source] += arrived.sum(), spikes[rows] @ across, spikes[rows] @ along
 
     def _add(self, load: str, values: Array, core: Int64) -> None:
-        """Sum (samples, steps, neurons) over each core."""
-        numbers, starts = np.unique(core, return_index=True)
+        """Sum (1, steps, neurons) over each core."""
         order = np.argsort(core, kind="stable")
-        ends = np.searchsorted(core[order], numbers)
-        assert len(starts) == len(ends)
-        summed = np.add.reduceat(values[..., order].astype(np.float64), ends, axis=-1)
-        self.loads[..., numbers, LOADS.index(load)] += summed
+        numbers, starts = np.unique(core[order], return_index=True)
+        summed = np.add.reduceat(values[0][:, order].astype(np.float64), starts, axis=-1)
+        self.loads[self.sample][:, numbers, LOADS.index(load)] += summed
 
     def traffic(self) -> Traffic:
         """Return what was counted, as ratios."""
         layers = {}
-        for name, (cores, updated, spikes) in self.counts.items():
-            messages, hops_x, hops_y = self.sent[name]
+        frames = self.loads.shape[0] * self.loads.shape[1]
+        for name, (updated, spikes) in self.counts.items():
+            messages, hops_x, hops_y = map(float, self.sent[name])
+            core = self.mapping.layers[name].core
             layers[name] = LayerTraffic(
-                cores=cores,
-                messages_per_spike=messages / spikes if spikes else 0.0,
+                cores=len(np.unique(core)),
+                messages_per_spike=messages / float(spikes) if spikes else 0.0,
                 hops_x=hops_x / messages if messages else 0.0,
                 hops_y=hops_y / messages if messages else 0.0,
-                updated=updated,
+                updated=float(updated) / (frames * len(core)),
             )
         tiles = -(-self.mapping.cores // CORES_PER_TILE)
-        external = self.sent[""][0] / self.events if self.events else 0.0
+        external = float(self.sent[""][0]) / self.events if self.events else 0.0
         return Traffic(
             self.mapping.chip,
             self.mapping.cores,

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from knarr.deploy import DeployError, core_mapping, place
-from knarr.hw_sim import ChipError, ChipNetwork, Dense, InputCoding, Neuron, Readout, count
+from knarr.hw_sim import (
+    ChipError,
+    ChipNetwork,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recurrent,
+    count,
+    simulate,
+)
 from knarr.hw_sim.counting.counts import LayerCounts, LayerSizes, LedgerRow, OperationCounts
 from knarr.hw_sim.energy import (
     CoreMapping,
@@ -126,8 +136,33 @@ def test_a_neuron_that_nothing_reaches_and_that_holds_nothing_is_idle() -> None:
     assert updated == {"fc0": 4 / 5, "fc1": 0.0}
 
 
+@pytest.mark.parametrize("autapses", [False, True])
+def test_spikes_that_come_back_are_messages_to_the_own_cores(autapses: bool) -> None:
+    random = np.random.default_rng(5)
+    own = random.integers(-2, 3, (6, 6)).astype(np.int32)
+    np.fill_diagonal(own, 1 if autapses else 0)
+    loop = Recurrent("loop", random.integers(0, 3, (6, 4)).astype(np.int32), own, INTEGRATE)
+    out = Dense("out", random.integers(0, 3, (2, 6)).astype(np.int32), INTEGRATE)
+    network = ChipNetwork((loop, out), InputCoding((4,)), Readout("spikes"))
+    inputs = random.integers(0, 2, (3, 9, 4))
+    inputs[:, -1] = 0
+    traffic = traffic_of(network, inputs, core_mapping(network, place(network, "loihi1")))
+    counts = count(network, inputs)
+    fired = float(counts.layers["loop"].spikes)
+    assert fired > 0
+    assert traffic.layers["loop"].messages_per_spike == 2.0  # to its own core and the next one's
+    # A spike of the last step is sent all the same, and comes back after the inference.
+    last = simulate(network, inputs, record=("spikes",)).spikes["loop"][:, -1].sum()
+    late = last * (6 if autapses else 5) / 3
+    arrived = traffic.loads[..., LOADS.index("synapses")].sum() / 3
+    assert arrived == pytest.approx(float(counts.total.acc) + late)
+
+
 def test_a_mapping_of_another_network_is_refused() -> None:
     network, inputs, mapping = by_hand()
+    wider = chain([[2, 0], [0, 2], [1, 1], [1, 1]], [[2, 2, 2, 2]])
+    with pytest.raises(ChipError, match="layer 'fc0' has 3 neurons there, 4 in the network"):
+        traffic_of(wider, inputs, mapping)
     other = replace(mapping, layers={"fc0": mapping.layers["fc0"]})
     with pytest.raises(ChipError, match=r"mapping: of layers \['fc0'\], the network has"):
         traffic_of(network, inputs, other)
