@@ -10,7 +10,8 @@ chain that passed it is laid out again in 64 bits.
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -28,6 +29,7 @@ from knarr.hw_sim.engines.base import (
     RunRequest,
     cores,
 )
+from knarr.hw_sim.engines.kept import KeptMemory, give_threads, take_threads
 from knarr.hw_sim.engines.native_layer import (
     LANES,
     FastLayer,
@@ -40,9 +42,13 @@ from knarr.hw_sim.engines.native_layer import (
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import Layer, Neuron
 
-CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE = 120, 500
-"""Activity in per mille from which dot products pay, as measured on benchmark networks W2s
-(convolutions) and W1 (dense).
+CONV_DOTS_ABOVE, COLUMN_DOTS_ABOVE, DENSE_DOTS_ABOVE = 120, 420, 500
+"""Activity in per mille from which dot products pay in convolutions, in those that go by columns of
+the window, and in dense layers; as measured on benchmark networks W2s and W1.
+"""
+SHORT = 10**7
+"""Steps of neurons below which a run on one thread is the caller's own: it cannot hear Ctrl-C for some
+milliseconds.
 """
 LEVELS = ("portable vectors", "AVX2", "AVX-512")
 
@@ -55,8 +61,9 @@ class Kernel:
 
     Attributes:
         level: index into `LEVELS` of the best instructions of this processor.
-        team, free_team, run, driven: functions of the library. The interpreter is free for other threads
-            while one runs.
+        team, run, driven: functions of the library. The interpreter is free for other threads while
+            one runs.
+        memory: what teams of threads work in.
 
     Raises:
         OSError: the library was built from other sources.
@@ -68,16 +75,22 @@ class Kernel:
         library.knarr_start()
         stages, pointer, number = ctypes.POINTER(StageStruct), ctypes.c_void_p, ctypes.c_int32
         # Without these, ctypes would cut pointers to 32 bits.
-        library.knarr_team.argtypes = [stages, number, ctypes.c_size_t, number, number]
+        size = ctypes.c_size_t
+        library.knarr_team.argtypes = [pointer, stages, number, size, number, number]
         library.knarr_team.restype = pointer
         library.knarr_team_free.argtypes = [pointer]
-        sizes = [number] * 8
-        library.knarr_run.argtypes = [pointer, number, stages, number, pointer, *sizes, pointer]
+        library.knarr_team_bytes.argtypes = [pointer]
+        library.knarr_team_bytes.restype = size
+        sizes = [number] * 6
+        library.knarr_run.argtypes = [
+            *(pointer, number, stages, number, pointer, *sizes),
+            *(pointer, number, pointer),
+        ]
         library.knarr_driven.argtypes = [pointer, number, number, *[pointer] * 4]
         library.knarr_driven.restype = None
         self.driven = library.knarr_driven
-        self.team, self.free_team = library.knarr_team, library.knarr_team_free
-        self.run = library.knarr_run
+        self.team, self.run = library.knarr_team, library.knarr_run
+        self.memory = KeptMemory(library.knarr_team_free, library.knarr_team_bytes)
         self.level = int(library.knarr_level())
 
 
@@ -117,7 +130,7 @@ class FastEngine:
         large: bool = False,
     ) -> FastLayer | str:
         """Lay out a layer, see `Engine.lay_out`."""
-        dots_above = CONV_DOTS_ABOVE, DENSE_DOTS_ABOVE
+        dots_above = CONV_DOTS_ABOVE, COLUMN_DOTS_ABOVE, DENSE_DOTS_ABOVE
         return lay_out(layer, entering, bits, signed, large, dots_above)
 
     def bytes_per_step(self, laid_out: FastLayer) -> int:
@@ -150,7 +163,6 @@ class FastEngine:
         # them.
         members = 1 if samples >= threads else threads
         parts = max(1, threads // members)
-        bounds = np.linspace(0, samples, parts + 1).astype(int).tolist()
         words = layers[0].words * planes * steps
         # Threads have structures of their own: the kernel fills in pointers, and peaks are not
         # shared.
@@ -160,18 +172,16 @@ class FastEngine:
             for i, record in enumerate(records):
                 record.fill(stages[i], found[i:], states[i])
         sizes = (len(layers), words, steps, members)
-        teams = [self.kernel.team(chains[0], *sizes) for _ in range(parts)]
-        stop = ctypes.c_int32(0)
-
+        stop, following = ctypes.c_int32(0), ctypes.c_int32(0)
+        teams: list[int | None] = []
         # The kernel sees addresses alone; a thread that outlives us after a second Ctrl-C must not
         # find them gone.
         held = (inputs, chains, records, peaks, states, layers)
 
-        def part(index: int) -> int:
+        def part(index: int) -> bool:
             inputs, chains, *_ = held
-            team = index // members
             failed: int = self.kernel.run(
-                teams[team],
+                teams[index // members],
                 index % members,
                 chains[index],
                 len(layers),
@@ -181,34 +191,34 @@ class FastEngine:
                 height * width,
                 planes,
                 steps,
-                bounds[team],
-                bounds[team + 1],
+                samples,
+                ctypes.addressof(following),
                 self.level,
                 ctypes.addressof(stop),
             )
-            return failed
+            return failed != 0
 
-        futures: list[Future[int]] = []
-        failed = not all(teams)
+        working = False
         try:
-            if not failed:
-                # Even one thread is not the caller's own, which could not hear Ctrl-C inside the
-                # kernel.
-                with ThreadPoolExecutor(threads) as pool:
-                    try:
-                        futures += [pool.submit(part, i) for i in range(threads)]
-                        failed = any(future.result() for future in futures)
-                    except BaseException:
-                        stop.value = 1  # the kernel looks at it in every row
-                        raise
+            for _ in range(parts):
+                teams.append(self.kernel.team(self.kernel.memory.take(), chains[0], *sizes))
+            if not all(teams):
+                raise ChipError(
+                    "simulate: out of memory in the kernel; give fewer time steps at once"
+                )
+            if threads == 1 and samples * steps * sum(map(_neurons, layers)) < SHORT:
+                part(0)
+            else:
+                working = True
+                _together(part, threads, stop)
+                working = False
         finally:
             # After a second Ctrl-C some may still run, for a row: what they write in is left to
             # them.
-            if all(future.done() for future in futures):
+            if not working:
                 for team in teams:
-                    self.kernel.free_team(team)
-        if failed:
-            raise ChipError("simulate: out of memory in the kernel; give fewer time steps at once")
+                    if team:
+                        self.kernel.memory.give(team)
         highest = peaks.max(axis=0)
         results = [record.result(peak) for record, peak in zip(records, highest, strict=True)]
         large = any(
@@ -246,6 +256,27 @@ class FastEngine:
     def write_state(self, laid_out: FastLayer, state: LayerState) -> FastState:
         """Return a state as `run` takes it, see `Engine.write_state`."""
         return FastState.written(laid_out, state)
+
+
+def _neurons(layer: FastLayer) -> int:
+    return prod(layer.view.out)
+
+
+def _together(part: Callable[[int], bool], threads: int, stop: ctypes.c_int32) -> None:
+    """Call `part` for 0, 1, ... in as many threads, none of them the caller's own, which could not
+    hear Ctrl-C inside the kernel.
+    """
+    pool = take_threads(threads)
+    futures: list[Future[bool]] = []
+    try:
+        futures += [pool.submit(part, i) for i in range(threads)]
+        for future in futures:
+            future.result()
+    except BaseException:
+        stop.value = 1  # the kernel looks at it in every row
+        pool.shutdown(wait=True)
+        raise
+    give_threads(threads, pool)
 
 
 def _payloads(request: RunRequest) -> tuple[Array, int]:

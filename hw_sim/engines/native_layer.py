@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ row per pattern of bits.
 """
 LANES = 32
 """Outputs of a block, whose spikes are one word."""
-MAX_TAPS, MAX_LIST = 1024, 16384
+MAX_TAPS, MAX_LIST, COLUMN_LIST = 1024, 16384, 8192
 INT16 = 2**15 - 1
 TABLE_BITS = 8
 MAX_PAIRED = 256
@@ -74,7 +74,8 @@ class LayerStruct(ctypes.Structure):
         *_fields(_I, "back_flush history"),
         # Of each pair csrc has two members, height or y first.
         *_fields(_I * 2, "seen out_size kernel stride padding dilation"),
-        *_fields(_I, "flush quads dot_flush dot_above narrow_weight may_wrap biased may_clip"),
+        *_fields(_I, "flush quads dot_flush dot_above narrow_weight biased"),
+        *_fields(_I, "bound calm_below low_below"),
         *_fields(_F, "keep_u keep_v threshold unit"),
     )
 
@@ -160,8 +161,16 @@ def _paired(weight: Array) -> UInt8:
     # One 16-bit addition then adds two weights; with the offset, low bytes need no sign.
     low = weight[..., : LANES // 2] + 128
     high = weight[..., LANES // 2 :] & 255
-    pairs = np.stack([low, high], axis=-1).reshape(weight.shape)
-    return pairs.astype(np.uint8)
+    rows = np.stack([low, high], axis=-1).reshape(len(weight), -1, LANES).astype(np.uint8)
+    # Rows of two blocks lie beside each other; an odd last block is alone.
+    even = len(rows) // 2 * 2
+    beside = rows[:even].reshape(even // 2, 2, rows.shape[1], LANES).swapaxes(1, 2)
+    return np.concatenate([beside.reshape(-1), rows[even:].reshape(-1)])
+
+
+def _in_pairs(rows: Array) -> Array:
+    """Reorder rows of 32 outputs: two neighbours are an output and the one 16 behind it."""
+    return rows.reshape(*rows.shape[:-1], 2, LANES // 2).swapaxes(-1, -2).reshape(rows.shape)
 
 
 def _dots(small: Int32, payload: int) -> tuple[Array, int] | None:
@@ -229,7 +238,7 @@ def _laid_out(view: SynapseView, signed: bool) -> tuple[int, Array]:
                 column = lanes[:, c, :, x].reshape(blocks, LANES, high)
                 column = column.transpose(0, 2, 1)
                 table += on[:, None] * column[:, :, None, :]
-        return TABLE, table
+        return TABLE, _in_pairs(table)
     rows = _rows(small, np.int16)
     # A list names the rows of a pixel in 8 bits, and an offset into all rows has 16.
     width = planes * groups * 32
@@ -237,8 +246,19 @@ def _laid_out(view: SynapseView, signed: bool) -> tuple[int, Array]:
     if short and listed and high * wide * channels * planes <= MAX_LIST:
         worth = [rows << plane for plane in range(view.planes)]
         worth += [-plane for plane in worth] if signed else []
-        return LISTS, np.concatenate(worth, axis=2)
+        # Of every group of 32 channels all planes, as words of spikes have them.
+        grouped = [plane.reshape(*plane.shape[:2], groups, 1, 32, LANES) for plane in worth]
+        whole = np.concatenate(grouped, axis=3).reshape(*rows.shape[:2], -1, LANES)
+        return LISTS, _in_pairs(whole)
     return WORDS, rows
+
+
+def _fits_columns(struct: LayerStruct) -> bool:
+    """Do as `fits_columns` of csrc/cuba.c."""
+    (high, wide), (_, pad) = struct.kernel, struct.padding
+    steps = (struct.stride[1], struct.dilation[1]) == (1, 1)
+    rows = high * struct.groups * struct.planes * 32
+    return bool(wide == 3 and steps and pad <= 2 and rows <= COLUMN_LIST)
 
 
 def register_lanes(neuron: Neuron, shape: tuple[int, int, int]) -> Int64:
@@ -302,7 +322,7 @@ def lay_out(
     bits: int,
     signed: bool,
     large: bool,
-    dots_above: tuple[int, int],
+    dots_above: tuple[int, int, int],
 ) -> FastLayer | str:
     """Lay out a layer, or say why it is not taken.
 
@@ -312,8 +332,8 @@ def lay_out(
         bits: width of what arrives, a sign aside.
         signed: it may be negative.
         large: a run met sums that floats do not hold.
-        dots_above: activity per mille of convolutions and of dense layers from which dot products
-            pay.
+        dots_above: activity per mille from which dot products pay, of convolutions, those by columns
+            and dense layers.
     """
     entering = (shape[0], shape[1], shape[2]) if len(shape) == 3 else (shape[0], 1, 1)
     wide = False
@@ -398,6 +418,7 @@ class _Draft:
             padding=view.padding,
             dilation=view.dilation,
             unit=view.unit,
+            bound=min(self.bound, 2**31 - 1),
         )
 
     def _finished(self, struct: LayerStruct, arrays: list[Array]) -> FastLayer:
@@ -418,7 +439,7 @@ class _Draft:
             lanes[: len(self.layer.bias_int)] = self.layer.bias_int.astype(np.int64)
         return 64 * lanes
 
-    def fast_layer(self, dots_above: tuple[int, int]) -> FastLayer:
+    def fast_layer(self, dots_above: tuple[int, int, int]) -> FastLayer:
         """Lay it out in 16 bits and floats."""
         view, struct = self.view, self._struct()
         small = view.weight
@@ -460,7 +481,8 @@ class _Draft:
             dot, struct.dot_flush = found
             struct.dot = address(dot)
             struct.quads = dot.shape[2]
-            struct.dot_above = dots_above[view.dense]
+            by_columns = mode == LISTS and _fits_columns(struct)
+            struct.dot_above = dots_above[2 if view.dense else by_columns]
             arrays.append(dot)
         return self._finished(struct, arrays)
 
@@ -473,14 +495,18 @@ class _Draft:
         keep_u, keep_v = 1 - i_decay / DECAY_UNITY, 1 - v_decay / DECAY_UNITY
         bias = self.layer.bias_int
         largest_bias = 0 if bias is None else _largest(bias)
-        # A geometric series bounds u; v starts a step below the threshold. Where they stay inside,
-        # nothing has to be checked.
-        worst_u = 64 * self.bound * self.view.unit / (1 - keep_u) if keep_u < 1 else inf
-        worst_v = 64 * vth_int * keep_v + min(worst_u, STATE_MAX) + 64 * largest_bias
-        struct.may_wrap = worst_u >= STATE_MAX
         struct.biased = largest_bias > 0
-        struct.may_clip = worst_v >= STATE_MAX - 1
         struct.keep_u, struct.keep_v, struct.threshold = keep_u, keep_v, 64.0 * vth_int
+        # A geometric series bounds u, and without a threshold v; with one, v starts a step below
+        # it. Where u stays below these, neither it wraps nor v is clipped.
+        wrap, leak, pushed = STATE_MAX, 1 - keep_v, 64 * largest_bias
+        slow = (STATE_MAX - 1) * leak - pushed - 1
+        top = max(STATE_MAX - 1 - 64 * vth_int * keep_v - pushed, slow)
+        low = min(wrap, top)
+        per_sum = 64 * self.view.unit
+        struct.low_below, struct.calm_below = (
+            max(-1, ceil(most * (1 - keep_u) / per_sum) - 2) for most in (low, min(low, slow))
+        )
 
     def wide_layer(self) -> FastLayer | str:
         """Lay it out in 64 bits."""

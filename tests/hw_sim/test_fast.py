@@ -62,6 +62,7 @@ def test_every_integer_of_random_networks(
 ) -> None:
     if dots_above is not None:  # dot products wherever they can, or nowhere
         monkeypatch.setattr(fast, "CONV_DOTS_ABOVE", dots_above)
+        monkeypatch.setattr(fast, "COLUMN_DOTS_ABOVE", dots_above)
         monkeypatch.setattr(fast, "DENSE_DOTS_ABOVE", dots_above)
     fired = 0
     seen = dict.fromkeys(

@@ -23,8 +23,8 @@ typedef struct {
     const uint32_t *in;     /* [in_h * in_w][groups][planes][steps] */
     uint32_t *out;          /* [out_h * out_w][blocks][steps] */
     const void *weight;     /* int16 [blocks][taps][rows][LANES], rows: planes * groups * 32 of lists, groups * 32 of words,
-                               1 << (kw * channels) of tables, whose taps are kh; bytes where `narrow_weight`, see add_bytes;
-                               int32 where `wide` */
+                               1 << (kw * channels) of tables, whose taps are kh; int32 where `wide`; where `narrow_weight`
+                               bytes, rows of two blocks beside each other, see add_bytes */
     const int8_t *dot;      /* [blocks][taps][quads][LANES][4], or NULL: channels four by four */
     const void *bias;       /* float [blocks * LANES], times 64; int64 where `wide` */
     const void *registers;  /* float [out_h * out_w][blocks][keep_u, keep_v, threshold][LANES] of neurons that do not share them,
@@ -41,8 +41,8 @@ typedef struct {
     const uint8_t *windows; /* tables: [in_h][steps][out_w], bits of a row of the window */
     const uint8_t *bytes;   /* dot: [in_h * in_w][steps][quads * 4] */
     const uint8_t *items;   /* lists: rows of weights of what is set in one pixel and step, 16 bytes to spare */
-    const uint32_t *begin;  /* lists: [in_h * in_w][steps + 1] into `items`; dense: [steps * planes + 1] into `events` */
-    const int32_t *events;  /* dense: rows of weights */
+    const uint32_t *begin;  /* lists: [in_h * in_w][steps + 1] into `items`; dense: see list_events */
+    const uint16_t *events; /* dense: rows of weights */
     const volatile int32_t *stop; /* not 0: give up */
     int32_t mode, steps, channels, groups, planes, blocks;
     int32_t dense;          /* one output pixel that sees all that arrives */
@@ -52,29 +52,25 @@ typedef struct {
     int32_t flush;          /* words and dense: rows of weights after which 16 bits are carried */
     int32_t quads, dot_flush; /* dot: of channels; and how many of them 16 bits take, 0: all */
     int32_t dot_above;      /* dot: pays off above this activity, per mille */
-    int32_t narrow_weight, may_wrap, biased, may_clip; /* of 0 and 1: rows of bytes (dense); u can pass 2^23; bias; v can pass 2^23 */
+    int32_t narrow_weight, biased; /* of 0 and 1: rows of bytes (dense); bias */
+    int32_t bound, calm_below, low_below; /* no |sum| is larger; states are CALM, or LOW at least, where none is larger than these */
     float keep_u, keep_v, threshold; /* (4096 - decay) / 4096; threshold times 64 */
     float unit;             /* what weights were divided by */
 } layer_t;
 
 enum { WORDS, LISTS, TABLE };
+enum { WIDE, NARROW, PAIRED, TABLED }; /* sums, see cuba_neurons.h */
+enum { CALM, LOW, FULL, OWN };         /* what can happen to states, see there */
 
 #define UNROLL _Pragma("GCC unroll 8")
 #define LANES 32 /* neurons of a block: one word of spikes */
 #define MAX_LIST 16384
 #define MAX_TAPS 1024
+#define COLUMN_LIST 8192
+#define MAX_COLUMNS 256
+#define CHUNK 2048 /* words of input of dense layers: 16 bits number the rows of weights of one chunk */
 
 static uint64_t bytes_of[256]; /* positions of the bits of a byte, a byte each */
-
-/* Call once, before any thread. */
-void knarr_start(void)
-{
-    for (int i = 0; i < 256; i++) {
-        int n = 0;
-        for (int b = 0; b < 8; b++)
-            if (i >> b & 1) bytes_of[i] |= (uint64_t)b << (8 * n++);
-    }
-}
 
 /* What a bit of a plane is worth. */
 static inline int32_t worth(const layer_t *l, int plane)
@@ -82,8 +78,32 @@ static inline int32_t worth(const layer_t *l, int plane)
     return plane < l->negative ? (int32_t)1 << plane : -((int32_t)1 << (plane - l->negative));
 }
 
+/* Whether rows of outputs go by columns of the window. */
+static inline int fits_columns(const layer_t *l)
+{
+    return l->kw == 3 && l->stride_x == 1 && l->dil_x == 1 && l->pad_x <= 2 && l->kh * l->groups * l->planes * 32 <= COLUMN_LIST;
+}
+
+static inline int dense_words(const layer_t *l) { return l->in_h * l->in_w * l->groups; }
+
 #include "cuba_delays.h"
 #include "cuba_levels.h"
+
+static int compresses; /* the processor has AVX-512 VBMI2 */
+
+/* Call once, before any thread. */
+void knarr_start(void)
+{
+#ifdef X86
+    __builtin_cpu_init();
+    compresses = __builtin_cpu_supports("avx512vbmi2");
+#endif
+    for (int i = 0; i < 256; i++) {
+        int n = 0;
+        for (int b = 0; b < 8; b++)
+            if (i >> b & 1) bytes_of[i] |= (uint64_t)b << (8 * n++);
+    }
+}
 
 /* Which instructions this processor has and the library knows: 2 AVX-512, 1 AVX2, 0 none of them. */
 int knarr_level(void)
@@ -100,4 +120,5 @@ int knarr_level(void)
 
 #include "cuba_bits.h"
 #include "cuba_wide.h"
+#include "cuba_team.h"
 #include "cuba_run.h"

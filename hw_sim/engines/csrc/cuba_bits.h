@@ -1,32 +1,4 @@
-/* Spikes as bits and as lists; included by cuba.c. */
-
-/* Words [steps] of up to four pixels to the three planes of their sum 0..4. */
-static void pool_pixel(const uint32_t *a, const uint32_t *b, const uint32_t *c, const uint32_t *d, uint32_t *to, int steps)
-{
-    for (int t = 0; t < steps; t++) {
-        const uint32_t ab = a[t] ^ b[t], cd = c[t] ^ d[t], two = a[t] & b[t], four = c[t] & d[t], both = ab & cd;
-        to[t] = ab ^ cd;
-        to[steps + t] = two ^ four ^ both;
-        to[2 * steps + t] = (two & four) | (both & (two ^ four));
-    }
-}
-
-/* 2x2 sum pooling of words [h * w][groups][steps] to planes [ceil(h/2) * ceil(w/2)][groups][3][steps]; rows first..last; beyond is silence. */
-static void pool(
-    const uint32_t *in, int h, int w, int groups, int steps, int first, int last, const uint32_t *silence, uint32_t *out)
-{
-    const int wide = (w + 1) / 2;
-    for (int y = first; y < last; y++)
-        for (int x = 0; x < wide; x++)
-            for (int g = 0; g < groups; g++) {
-                const uint32_t *from[4];
-                for (int i = 0; i < 4; i++) {
-                    const int iy = 2 * y + i / 2, ix = 2 * x + i % 2;
-                    from[i] = iy < h && ix < w ? in + (((size_t)iy * w + ix) * groups + g) * steps : silence;
-                }
-                pool_pixel(from[0], from[1], from[2], from[3], out + ((((size_t)y * wide + x) * groups + g) * 3) * steps, steps);
-            }
-}
+/* Spikes in other forms: windows of tables and bytes for dot products; included by cuba.c. */
 
 /* Tables: bits of every row of the window, [in_h][steps][out_w], kw * channels of them, from words of one group and plane. */
 static void windows(const layer_t *l, int first, int last, uint8_t *out)
@@ -66,47 +38,32 @@ static void windows_of_bytes(const layer_t *l, const uint8_t *in, int first, int
             }
 }
 
-/* Lists: rows of weights of what is set in pixels first..last, one step after the other from items + n on, with 16 bytes to
-   spare; `begin` is [pixels][steps + 1]. */
-static void list_items(
-    const uint32_t *words, int first, int last, int groups, int planes, int steps, size_t n, uint8_t *items, uint32_t *begin)
+#ifdef X86
+/* `list_items` of cuba_events.h where bytes can be compressed: two words at a time. 64 bytes to spare. */
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt"), noinline)) static void list_items_compressed(
+    const layer_t *l, int first, int last, size_t n, uint8_t *items, uint32_t *begin)
 {
-    for (int i = first; i < last; i++) {
-        for (int t = 0; t < steps; t++) {
-            begin[(size_t)i * (steps + 1) + t] = (uint32_t)n;
-            for (int g = 0; g < groups * planes; g++) {
-                const uint32_t word = words[((size_t)i * groups * planes + g) * steps + t];
-                if (!word) continue;
-                const int row = g % planes * groups * 32 + g / planes * 32;
-                for (int b = 0; b < 4; b++) {
-                    const unsigned byte = word >> (8 * b) & 255;
-                    const uint64_t rows = bytes_of[byte] + 0x0101010101010101u * (uint64_t)(row + 8 * b);
-                    memcpy(items + n, &rows, 8);
-                    n += __builtin_popcount(byte);
+    const int T = l->steps, W = l->in_w, words = l->groups * l->planes;
+    uint8_t places[64];
+    for (int i = 0; i < 64; i++) places[i] = (uint8_t)i;
+    const __m512i place = _mm512_loadu_si512(places);
+    for (int y = first; y < last; y++)
+        for (int t = 0; t < T; t++) {
+            uint32_t *start = begin + ((size_t)y * T + t) * (W + 1);
+            const uint32_t *word = l->in + (size_t)y * W * words * T + t;
+            for (int x = 0; x < W; x++) {
+                start[x] = (uint32_t)n;
+                for (int i = 0; i < words; i += 2) {
+                    uint64_t bits = *word;
+                    word += T;
+                    if (i + 1 < words) bits |= (uint64_t)*word << 32, word += T;
+                    const __m512i rows = _mm512_add_epi8(place, _mm512_set1_epi8((char)(32 * i)));
+                    _mm512_storeu_si512(items + n, _mm512_maskz_compress_epi8((__mmask64)bits, rows));
+                    n += (size_t)_mm_popcnt_u64(bits);
                 }
             }
+            start[W] = (uint32_t)n;
         }
-        begin[(size_t)i * (steps + 1) + steps] = (uint32_t)n;
-    }
-}
-
-#ifdef X86
-/* Of all pixels and channels, how many are not 0, per mille; every eighth pixel is looked at. */
-static int activity(const uint32_t *words, int pixels, int channels, int groups, int planes, int steps)
-{
-    uint64_t set = 0, seen = 0;
-    for (int i = 0; i < pixels; i += 8) {
-        for (int g = 0; g < groups; g++) {
-            const uint32_t *word = words + ((size_t)i * groups + g) * planes * steps;
-            for (int t = 0; t < steps; t++) {
-                uint32_t any = 0;
-                for (int p = 0; p < planes; p++) any |= word[(size_t)p * steps + t];
-                set += (uint64_t)__builtin_popcount(any);
-            }
-        }
-        seen += (uint64_t)channels * steps;
-    }
-    return (int)(set * 1000 / seen);
 }
 
 /* Words [pixels][groups][planes][steps] into bytes [pixels][steps][quads * 4], pixels first..last of them. */

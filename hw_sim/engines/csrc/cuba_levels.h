@@ -58,10 +58,37 @@ __attribute__((target("avx2"))) static inline void bytes_to(uint8_t *to, uint32_
     _mm256_storeu_si256((__m256i *)to, _mm256_and_si256(spread_bits(word), _mm256_set1_epi8(1)));
 }
 
-__attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, const uint64_t *from, int base)
+__attribute__((target("avx2"))) static inline void spread_eight(uint16_t *to, const uint64_t *from, int base)
 {
-    const __m256i eight = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
-    _mm256_storeu_si256((__m256i *)to, _mm256_add_epi32(eight, _mm256_set1_epi32(base)));
+    const __m128i eight = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)from));
+    _mm_storeu_si128((__m128i *)to, _mm_add_epi16(eight, _mm_set1_epi16((short)base)));
+}
+
+/* `add_bytes` of cuba_events.h for two blocks, whose rows fill a register. */
+__attribute__((target("avx512f,avx512bw"))) static inline void block_pairs(
+    const uint8_t *weight, const uint16_t *events, uint32_t n, int16_t *first, int16_t *second)
+{
+    __m512i both = _mm512_setzero_si512(), high = both;
+    UNROLL for (uint32_t at = 0; at < n; at++) {
+        const __m512i pairs = _mm512_loadu_si512(weight + (size_t)events[at] * 2 * LANES);
+        both = _mm512_add_epi16(both, pairs);
+        high = _mm512_add_epi16(high, _mm512_srai_epi16(pairs, 8));
+    }
+    const __m512i offset = _mm512_set1_epi16((short)(128 * n));
+    const __m512i low = _mm512_sub_epi16(_mm512_sub_epi16(both, _mm512_slli_epi16(high, 8)), offset);
+    _mm256_storeu_si256((__m256i *)first, _mm512_castsi512_si256(low));
+    _mm256_storeu_si256((__m256i *)(first + 16), _mm512_castsi512_si256(high));
+    _mm256_storeu_si256((__m256i *)second, _mm512_extracti64x4_epi64(low, 1));
+    _mm256_storeu_si256((__m256i *)(second + 16), _mm512_extracti64x4_epi64(high, 1));
+}
+
+/* Bits of four masks of eight lanes. */
+__attribute__((target("avx2"))) static inline uint32_t four_masks(const __m256 *m)
+{
+    const __m256i low = _mm256_packs_epi32(_mm256_castps_si256(m[0]), _mm256_castps_si256(m[1]));
+    const __m256i high = _mm256_packs_epi32(_mm256_castps_si256(m[2]), _mm256_castps_si256(m[3]));
+    const __m256i all = _mm256_packs_epi16(low, high);
+    return (uint32_t)_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
 }
 
 /* The same for both: rows of bytes are 32 wide whatever the rest. */
@@ -80,7 +107,7 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
     _mm256_storeu_si256((__m256i *)(to), _mm256_add_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(from))), _mm256_set1_epi16(base)))
 
 #define NAME(x) x##_avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,popcnt,bmi")))
 #define WIDTH 16
 #define ACCS 1
 #define ACC __m512i
@@ -120,6 +147,11 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define ADD_WHERE(m, a, b) _mm512_mask_add_ps(a, m, a, b)
 #define ZERO_WHERE(m, a) _mm512_maskz_mov_ps((__mmask16)~(m), a)
 #define BITS(m) ((uint32_t)(m))
+#define ALL_BITS(m) ((uint32_t)(m)[0] | (uint32_t)(m)[1] << 16)
+#define EVEN(a) _mm512_madd_epi16(a, _mm512_set1_epi32(1))
+#define ODD(a) _mm512_srai_epi32(a, 16)
+#define TWO_PIXELS 1
+#define BLOCK_PAIRS(weight, events, n, first, second) block_pairs(weight, events, n, first, second)
 #include "cuba_lanes.h"
 #include "cuba_undef.h"
 
@@ -164,6 +196,10 @@ __attribute__((target("avx2"))) static inline void spread_eight(int32_t *to, con
 #define ADD_WHERE(m, a, b) _mm256_add_ps(a, _mm256_and_ps(m, b))
 #define ZERO_WHERE(m, a) _mm256_andnot_ps(m, a)
 #define BITS(m) ((uint32_t)_mm256_movemask_ps(m))
+#define ALL_BITS(m) four_masks(m)
+#define EVEN(a) _mm256_madd_epi16(a, _mm256_set1_epi32(1))
+#define ODD(a) _mm256_srai_epi32(a, 16)
+#define TWO_PIXELS 0
 #include "cuba_lanes.h"
 #include "cuba_undef.h"
 #undef WORD_OF
@@ -203,9 +239,9 @@ static inline void plain_spread(uint16_t *to, const uint8_t *from, uint16_t base
     for (int i = 0; i < 16; i++) to[i] = (uint16_t)(from[i] + base);
 }
 
-static inline void plain_spread_eight(int32_t *to, const uint64_t *from, int32_t base)
+static inline void plain_spread_eight(uint16_t *to, const uint64_t *from, int base)
 {
-    for (int i = 0; i < 8; i++) to[i] = (int32_t)(*from >> (8 * i) & 255) + base;
+    for (int i = 0; i < 8; i++) to[i] = (uint16_t)((*from >> (8 * i) & 255) + (unsigned)base);
 }
 
 static inline uint32_t plain_word_of(const uint8_t *p, int plane)
@@ -233,6 +269,13 @@ static inline uint32_t plain_bits(plain_sum where)
 {
     uint32_t bits = 0;
     for (int i = 0; i < 4; i++) bits |= (uint32_t)(where[i] & 1) << i;
+    return bits;
+}
+
+static inline uint32_t plain_all_bits(const plain_sum *m)
+{
+    uint32_t bits = 0;
+    for (int h = 0; h < 8; h++) bits |= plain_bits(m[h]) << (4 * h);
     return bits;
 }
 
@@ -296,5 +339,9 @@ static inline uint32_t plain_bits(plain_sum where)
 #define ADD_WHERE(m, a, b) ((a) + plain_pick_half(m, b, (plain_half){0}))
 #define ZERO_WHERE(m, a) plain_pick_half(m, (plain_half){0}, a)
 #define BITS(m) plain_bits(m)
+#define ALL_BITS(m) plain_all_bits(m)
+#define EVEN(a) (((plain_sum)(a) << 16) >> 16)
+#define ODD(a) ((plain_sum)(a) >> 16)
+#define TWO_PIXELS 0
 #include "cuba_lanes.h"
 #include "cuba_undef.h"

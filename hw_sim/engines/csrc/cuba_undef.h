@@ -1,3 +1,8 @@
+#undef BLOCK_PAIRS
+#undef ALL_BITS
+#undef EVEN
+#undef ODD
+#undef TWO_PIXELS
 #undef ABOVE
 #undef ACC
 #undef ACCS
