@@ -12,7 +12,7 @@ from knarr.deploy import read_net, write_net
 from knarr.hw_sim import ChipNetwork, OperationCounts, count
 
 OF_EVENTS = ("acc", "mac", "signed", "events", "graded")
-OF_SIZES = ("bias_adds", "neuron_updates")
+OF_SIZES = ("dense_valid", "bias_adds", "neuron_updates")
 
 
 def of_both_sides(

@@ -32,7 +32,7 @@ from knarr.deploy.lowering.read import (
 from knarr.export.graph.parameters import float64
 from knarr.export.graph.paths import MAX_MATRIX, Convolution, Pair, identity
 from knarr.export.graph.shapes import Shape, spread
-from knarr.hw_sim.arrays import Float64, Int32, Int64
+from knarr.hw_sim.arrays import Float64, Int32, Int64, Mask
 from knarr.hw_sim.network import DECAY_UNITY, Layer
 
 MAX_STRIDE = 64
@@ -132,6 +132,24 @@ def lay_out(network: FloatNetwork, units: float, bits: int, signed: bool) -> lis
         first = [replace(part, units=units, bits=bits, signed=signed) for part in levels[0].parts]
         levels[0] = replace(levels[0], parts=tuple(first))
     return _without_idle(levels)
+
+
+def synapses(levels: Sequence[Level], outline: Sequence[Level]) -> list[Mask]:
+    """Return which weights of each layer are synapses of the graph, (out, ...) as its parts follow.
+
+    Args:
+        levels: of a graph.
+        outline: of the same graph with weights of 1. A layer that came out otherwise, since weights
+            that are 0 were left out of it, has those that are not 0.
+    """
+    found = []
+    alike = len(levels) == len(outline)
+    for at, level in enumerate(levels):
+        parts: Sequence[FloatLayer] = level.parts
+        if alike and [p.weight.shape for p in parts] == [p.weight.shape for p in outline[at].parts]:
+            parts = outline[at].parts
+        found.append(np.concatenate([part.weight != 0 for part in parts]))
+    return found
 
 
 def _first_seat(shape: Shape) -> Seat:

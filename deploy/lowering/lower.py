@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from knarr.deploy.errors import DeployError
-from knarr.deploy.lowering.levels import FloatLayer, Level, lay_out, places
+from knarr.deploy.lowering.levels import FloatLayer, Level, lay_out, places, synapses
 from knarr.deploy.lowering.quantise import (
     bias_error,
     exact_scale,
@@ -50,6 +50,7 @@ from knarr.hw_sim.coding import check_inputs, takes_sign
 from knarr.hw_sim.labels import check_labels
 from knarr.hw_sim.network import DECAY_UNITY, RELAYS, Layer, register_range
 from knarr.hw_sim.recording import first_difference
+from knarr.hw_sim.synapse_masks import SYNAPSES, pack
 
 FIRST_FACTORS = np.geomspace(0.5, 4.0, 16)
 """Parts of the widest scale; above 1 the largest weights are clipped and the others finer."""
@@ -174,6 +175,7 @@ def lower(
         "calibration": overall,
         "layers": facts,
         "places": places(levels, layers),
+        SYNAPSES: _synapses(task, layers),
         RELAYS: {
             made.name: sum(level.handed_on.values())
             for level, made in zip(levels, layers, strict=True)
@@ -207,6 +209,24 @@ class _Task:
     readout: Readout
     dt_s: float
     weight_bits: int
+
+
+def _synapses(task: _Task, layers: list[Layer]) -> dict[str, str]:
+    """Return which weights are synapses, packed, of the layers that store zeros beside them."""
+    if all(part.weight.all() for level in task.levels for part in level.parts):
+        return {}
+    coding = task.coding
+    graded = coding.bits != 1 or coding.signed
+    outline = read_network(
+        task.graph,
+        task.dt_s,
+        approximate=task.read.notes.allowed,
+        graded=graded,
+        outlined=True,
+    )
+    masks = synapses(task.levels, lay_out(outline, coding.units, coding.bits, coding.signed))
+    named = zip(layers, masks, strict=True)
+    return {layer.name: pack(mask) for layer, mask in named if not mask.all()}
 
 
 Facts = dict[str, Any]

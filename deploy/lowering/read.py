@@ -12,6 +12,7 @@ from a neuron that fires at every step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -132,7 +133,12 @@ def _uniform(values: Float64) -> bool:
 
 
 def read_network(
-    graph: nir.NIRGraph, dt_s: float, *, approximate: bool, graded: bool = False
+    graph: nir.NIRGraph,
+    dt_s: float,
+    *,
+    approximate: bool,
+    graded: bool = False,
+    outlined: bool = False,
 ) -> FloatNetwork:
     """Read a graph.
 
@@ -141,6 +147,7 @@ def read_network(
         dt_s: time step, seconds.
         approximate: map what has no exact form as nearly as the chip can, and say so.
         graded: the input is more than spikes, which relay neurons cannot hand on.
+        outlined: every weight counts as 1, so that a map is 0 just where no synapse is.
 
     Raises:
         ExportError: the graph has no meaning.
@@ -149,10 +156,23 @@ def read_network(
     opened, edges = inline(graph)
     # A file may hold groups as one dense kernel with zeros, which are no synapses.
     nodes = {name: restore_groups(node) for name, node in opened.items()}
+    if outlined:
+        nodes = {name: _outline(node) for name, node in nodes.items()}
     order = topology(nodes, edges, dt_s)
     entering, leaving = infer(nodes, order)
     paths = LinearPaths(nodes, order, entering, leaving)
     return _Reader(paths, dt_s, Notes(approximate), graded).network()
+
+
+def _outline(node: Any) -> Any:
+    """Return a node with weights of 1, and scales without a sign, so that nothing cancels."""
+    field = "scale" if isinstance(node, nir.Scale) else "weight"
+    if not isinstance(node, (*LINEARS, *CONVS, nir.Scale)):
+        return node
+    changed = copy(node)
+    values = np.asarray(getattr(node, field))
+    setattr(changed, field, np.abs(values) if field == "scale" else np.ones(values.shape))
+    return changed
 
 
 class _Reader:

@@ -24,6 +24,7 @@ from knarr.hw_sim.network import (
 )
 from knarr.hw_sim.recording import INPUT_LAYER, Recording
 from knarr.hw_sim.simulation import simulate
+from knarr.hw_sim.synapse_masks import synapse_mask
 
 
 def count_events(
@@ -73,7 +74,10 @@ class ChipCounter:
 
     def __init__(self, network: ChipNetwork) -> None:
         self.network = network
-        self.fan_outs = {layer.name: layer_fan_outs(layer) for layer in network.layers}
+        self.fan_outs = {
+            layer.name: layer_fan_outs(layer, synapse_mask(network, layer))
+            for layer in network.layers
+        }
         self.loops = {
             layer.name: own_fan_out(layer.recurrent_int)
             for layer in network.layers

@@ -176,7 +176,8 @@ class FanOut:
         axes: one per kernel axis.
         groups: channel groups.
         no_autapses: the synapses are those of a layer with itself, and no neuron has one to itself.
-        present: (C_out, C_in) of a dense layer: which of the stored synapses these are; None: all.
+        present: shaped as `weight`: which of the stored weights are these synapses; None: all.
+        windows: one per kernel axis, needed with `present` of a convolution.
     """
 
     weight: Array
@@ -184,6 +185,7 @@ class FanOut:
     groups: int = 1
     no_autapses: bool = False
     present: Mask | None = None
+    windows: tuple[AxisWindow, ...] = ()
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -194,19 +196,15 @@ class FanOut:
     @cached_property
     def stored(self) -> Int64:
         """(C_in, *sizes) outputs that one event at this input reaches through stored weights."""
-        if self.present is not None:
-            return self.present.sum(axis=0, dtype=np.int64)
-        fan_out = self._spread(np.ones_like(self.weight))
+        present = np.ones_like(self.weight) if self.present is None else self.present
+        fan_out = self._spread(present.astype(np.int64))
         return fan_out - 1 if self.no_autapses else fan_out
 
     @cached_property
     def nonzero(self) -> Int64:
         """`stored` without weights that are 0 or, of pairs with several taps, sum to 0."""
-        if self.present is not None:
-            present = self.present & (self.weight != 0)
-            return present.sum(axis=0, dtype=np.int64)
         # Autapses that are left out are 0 anyway.
-        return self._spread(self.weight)
+        return self._spread(self.weight if self.present is None else self.weight * self.present)
 
     def _spread(self, weight: Array) -> Int64:
         for axis in self.axes:
@@ -237,7 +235,7 @@ class FanOut:
     def dense_padded(self) -> int:
         """`dense_valid` as dense hardware walks it, taps beyond the borders too."""
         if self.present is not None:
-            return int(self.present.sum())
+            return prod(self.outputs[1:]) * int(self.present.sum())
         return prod(self.outputs[1:]) * self.weight_words
 
     def touched(self, active: Mask) -> Mask:
@@ -252,6 +250,8 @@ class FanOut:
         if self.no_autapses:
             # An output is reached if a neuron other than itself is active.
             return np.asarray(active.sum(axis=1, keepdims=True) > active)
+        if self.present is not None and self.windows:
+            return self._touched_by_taps(active)
         if self.present is not None:
             # numpy multiplies matrices of booleans without a library, and many times as slowly.
             joined = self.present.T.astype(np.float32)
@@ -275,19 +275,54 @@ class FanOut:
         shape = (len(active), self.groups, channels, groups.shape[-1])
         return np.broadcast_to(groups, shape).reshape(len(active), -1)
 
+    def _touched_by_taps(self, active: Mask) -> Mask:
+        """Find the outputs that some event reaches where taps differ in the channels they join."""
+        assert self.present is not None
+        outputs, inputs, *kernel = self.present.shape
+        sizes = [window.inputs for window in self.windows]
+        frames = len(active)
+        channels = active.reshape(frames, self.groups, inputs, *sizes)
+        found = np.zeros((frames, *self.outputs), dtype=np.bool_)
+        joining = self.present.reshape(self.groups, outputs // self.groups, inputs, -1)
+        for number, tap in enumerate(np.ndindex(*kernel)):
+            joined = joining[..., number]
+            if not joined.any():
+                continue
+            # (groups, out, in) on (frames, groups, in, pixels)
+            events = channels.reshape(frames, self.groups, inputs, -1).astype(np.float32)
+            reached = (joined.astype(np.float32) @ events > 0).reshape(frames, outputs, *sizes)
+            for axis, (window, at) in enumerate(zip(self.windows, tap, strict=True)):
+                source, exists = window._sources([at])
+                places = np.where(exists[:, 0], source[:, 0], 0)
+                reached = np.take(reached, places, axis=2 + axis)
+                gaps = exists[:, 0].reshape(-1, *[1] * (len(sizes) - axis - 1))
+                reached = reached & gaps
+            found |= reached
+        return found.reshape(frames, -1)
 
-def layer_fan_outs(layer: Layer) -> dict[int, FanOut]:
-    """Return the synapses from a chip layer's input, by the steps after which they act."""
+
+def layer_fan_outs(layer: Layer, synapses: Mask | None = None) -> dict[int, FanOut]:
+    """Return the synapses from a chip layer's input, by the steps after which they act.
+
+    Args:
+        layer: the layer.
+        synapses: which of its stored weights are synapses, see `synapse_mask`; None: all.
+    """
     weight = layer.weight_int
     if isinstance(layer, Dense) and layer.delay_int is not None:
         delays = np.unique(layer.delay_int).tolist()
-        return {delay: FanOut(weight, present=layer.delay_int == delay) for delay in delays}
+        every = np.True_ if synapses is None else synapses
+        parts = {delay: every & (layer.delay_int == delay) for delay in delays}
+        # A delay of gaps alone is none.
+        found = {delay: part for delay, part in parts.items() if part.any()} or parts
+        return {delay: FanOut(weight, present=part) for delay, part in found.items()}
     if not isinstance(layer, Conv):
-        return {0: FanOut(weight)}
+        return {0: FanOut(weight, present=synapses)}
     shapes = layer.input_shape[1:], layer.output_shape[1:], weight.shape[2:]
     geometry = zip(*shapes, layer.stride, layer.padding, layer.dilation, strict=True)
-    axes = tuple(compose_axis(AxisWindow(*sizes)) for sizes in geometry)
-    return {0: FanOut(weight, axes, layer.groups)}
+    windows = tuple(AxisWindow(*sizes) for sizes in geometry)
+    axes = tuple(compose_axis(window) for window in windows)
+    return {0: FanOut(weight, axes, layer.groups, present=synapses, windows=windows)}
 
 
 def own_fan_out(weight: Array) -> FanOut:

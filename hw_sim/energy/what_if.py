@@ -33,6 +33,7 @@ from knarr.hw_sim.energy.prices import PriceError, Profile
 from knarr.hw_sim.json_values import JsonRecord
 from knarr.hw_sim.network import NON_SPIKING_VTH, ChipNetwork, Readout
 from knarr.hw_sim.simulation import simulate
+from knarr.hw_sim.synapse_masks import SYNAPSES
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
 FACTORS = (0.8, 1.25, 1.5, 2.0)
@@ -158,8 +159,9 @@ def with_thresholds(model: Any, factor: float) -> Any:
                 silent = vth_int == NON_SPIKING_VTH
                 neuron = replace(neuron, vth_int=np.where(silent, vth_int, scaled))
             layers.append(replace(layer, neuron=neuron))
-        # What lowering noted is not true of other thresholds.
-        return replace(model, layers=tuple(layers), lowering={})
+        # What lowering noted is not true of other thresholds, but where it put synapses.
+        kept = {key: model.lowering[key] for key in (SYNAPSES,) if key in model.lowering}
+        return replace(model, layers=tuple(layers), lowering=kept)
     # Shallow copies: nodes are replaced, never written to.
     changed = copy.copy(model)
     changed.nodes = {name: _with_threshold(node, factor) for name, node in model.nodes.items()}

@@ -38,6 +38,7 @@ from knarr.hw_sim import (
     Recurrent,
 )
 from knarr.hw_sim.arithmetic import STATE_MAX
+from knarr.hw_sim.arrays import Mask
 from knarr.hw_sim.coding import MAX_BIAS
 from knarr.hw_sim.network import (
     DECAY_UNITY,
@@ -48,6 +49,7 @@ from knarr.hw_sim.network import (
     register_range,
 )
 from knarr.hw_sim.recording import INPUT_LAYER
+from knarr.hw_sim.synapse_masks import SYNAPSES, synapse_mask
 from knarr.train.chip.limits import UNIT, Limits, excess, series
 from knarr.train.chip.neurons import Steps, Surrogate, cuba
 from knarr.train.chip.quantiser import QuantisationGrid, damped, rounded
@@ -102,6 +104,7 @@ class ChipLayer(nn.Module):
         surrogate: Surrogate,
         learn: Collection[Learned],
         unrounded: npt.NDArray[np.float64] | None = None,
+        synapses: Mask | None = None,
     ) -> None:
         super().__init__()
         self.chip_layer = layer
@@ -127,7 +130,7 @@ class ChipLayer(nn.Module):
         self.synapse = Synapse(layer, entering, first * weight, grid)
         # Parameters stay parameters where they do not learn, so that checkpoints hold all of them.
         self.synapse.weight.requires_grad_("weights" in learn)
-        self.accumulates = Accumulates(layer, max(1, round(units)))
+        self.accumulates = Accumulates(layer, max(1, round(units)), synapses)
         neuron = layer.neuron
         self.threshold: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
@@ -504,9 +507,9 @@ class ChipStudent(nn.Module):
         arriving = network.input.limits
         layers = []
         for layer in network.layers:
-            exact = given.get(layer.name)
+            exact, mask = given.get(layer.name), synapse_mask(network, layer)
             layers.append(
-                ChipLayer(layer, entering, arriving, units, limits, surrogate, learn, exact)
+                ChipLayer(layer, entering, arriving, units, limits, surrogate, learn, exact, mask)
             )
             # All layers but the first get spikes.
             entering = layer.output_shape
@@ -626,7 +629,7 @@ class ChipStudent(nn.Module):
             return self.start
         notes: dict[str, Any] = {TRAINED: {"lowered_from": self.start.graph_hash}}
         # Where nodes lie in layers that hold several stays true, whatever their integers are.
-        kept = ("weight_bits", "places", "relays")
+        kept = ("weight_bits", "places", "relays", SYNAPSES)
         notes = {
             key: self.start.lowering[key] for key in kept if key in self.start.lowering
         } | notes

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from knarr.hw_sim import ChipError, Conv, Dense
 from knarr.hw_sim.arithmetic import SYNAPSE_BITS
+from knarr.hw_sim.arrays import Mask
 from knarr.hw_sim.counting.fan_out import layer_fan_outs
 from knarr.hw_sim.network import Layer
 from knarr.train.chip.quantiser import QuantisationGrid, rounded
@@ -304,12 +305,13 @@ class Accumulates(nn.Module):
     Args:
         layer: the layer whose inputs they are.
         unit: magnitude of a spike among them, at least 1: more where inputs are integers of 8 bits.
+        synapses: which of its stored weights are synapses; None: all.
     """
 
-    def __init__(self, layer: Layer, unit: int = 1) -> None:
+    def __init__(self, layer: Layer, unit: int = 1, synapses: Mask | None = None) -> None:
         super().__init__()
         self.unit = unit
-        fan_outs = layer_fan_outs(layer)
+        fan_outs = layer_fan_outs(layer, synapses)
         self.delays = tuple(fan_outs)
         stored = np.stack([fan_out.stored.reshape(-1) for fan_out in fan_outs.values()])
         self.reach: Tensor

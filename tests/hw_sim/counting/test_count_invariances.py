@@ -35,9 +35,18 @@ from same_counts import of_both_sides
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from knarr.deploy import lower
+from knarr.deploy import lower, read_net, write_net
 from knarr.export import step_nir, to_nir
-from knarr.hw_sim import CountError, LayerCounts, OperationCounts, count, count_events, simulate
+from knarr.hw_sim import (
+    ChipError,
+    CountError,
+    LayerCounts,
+    OperationCounts,
+    count,
+    count_events,
+    simulate,
+)
+from knarr.hw_sim.synapse_masks import SYNAPSES, pack
 
 RNG = np.random.default_rng(11)
 SHAPE = (2, 8, 6)
@@ -280,6 +289,22 @@ LOWERED: dict[str, nir.NIRGraph] = {
         SHAPE, (3,), a=conv2d(on_grid(RNG, 3, 2, 2, 2, limit=31), stride=2), p=pool(nir.SumPool2d, 2), n=integrate((3, 2, 1)),
         f=flatten(3, 2, 1), b=nir.Linear(on_grid(RNG, 3, 6)), m=integrate((3,)),
     ),
+    "pool drops cells before dense": chain(
+        SHAPE, (3,), p=nir.SumPool2d(np.array([3, 2]), np.array([3, 4]), np.array([0, 0])), f=flatten(2, 2, 2),
+        b=nir.Linear(on_grid(RNG, 3, 8)), m=integrate((3,)),
+    ),
+    "pool with gaps before conv": chain(
+        SHAPE, (3,), p=nir.SumPool2d(np.array([1, 2]), np.array([2, 3]), np.array([0, 0])), a=conv2d(on_grid(RNG, 3, 2, 2, 1), dilation=2),
+        n=integrate((3, 2, 2)), f=flatten(3, 2, 2), b=nir.Linear(on_grid(RNG, 3, 12)), m=integrate((3,)),
+    ),
+    "conv written as a matrix": chain(
+        SHAPE, (3,), p=nir.SumPool2d(np.array([3, 3]), np.array([2, 2]), np.array([1, 1])), a=conv2d(on_grid(RNG, 3, 2, 3, 3, limit=31), padding=1),
+        n=integrate((3, 4, 3)), f=flatten(3, 4, 3), b=nir.Linear(on_grid(RNG, 3, 36)), m=integrate((3,)),
+    ),
+    "padding of one side": chain(
+        SHAPE, (3,), a=conv2d(on_grid(RNG, 3, 2, 2, 2), padding="same"), n=integrate((3, 8, 6)), f=flatten(3, 8, 6),
+        b=nir.Linear(on_grid(RNG, 3, 144)), m=integrate((3,)),
+    ),
     "loop": loop(
         chain((6,), (3,), a=nir.Linear(on_grid(RNG, 5, 6)), n=integrate((5,)), b=nir.Linear(on_grid(RNG, 3, 5)), m=integrate((3,))),
         "n", w=nir.Linear(on_grid(RNG, 5, 5)),
@@ -292,13 +317,20 @@ LOWERED: dict[str, nir.NIRGraph] = {
 
 
 @pytest.mark.parametrize("name", LOWERED)
-def test_a_graph_or_its_chip_network(name: str) -> None:
+def test_a_graph_or_its_chip_network(name: str, tmp_path: Path) -> None:
     """Where lowering loses nothing, every column is the same; a pool in a chip network is part of its synapse."""
     shape = tuple(LOWERED[name].nodes["input"].input_type["input"].tolist())
     inputs = spikes(4, 8, *shape, rate=0.2)
-    chip = count(lower(LOWERED[name], DT_S), inputs)
+    network = lower(LOWERED[name], DT_S)
+    chip = count(network, inputs)
     one = count(LOWERED[name], inputs, dt_s=DT_S)
-    assert integers(one) == integers(chip)
+    write_net(network, tmp_path / "chip.net")
+    assert count(read_net(tmp_path / "chip.net"), inputs) == chip
+    mine, its = integers(one), integers(chip)
+    if name == "conv written as a matrix":
+        # No border is left for taps to lie beyond.
+        assert mine["a"].pop("dense_padded") > its["a"].pop("dense_padded")
+    assert mine == its
     assert all(layer.acc > 0 < layer.spikes for layer in chip.layers.values())
     assert (one.per_step, one.spread, one.total_spread) == (
         chip.per_step,
@@ -308,6 +340,48 @@ def test_a_graph_or_its_chip_network(name: str) -> None:
     assert (chip.layers["a" if "a" in chip.layers else "b"].recurrent_all_pairs > 0) == (
         "loop" in name
     )
+
+
+def test_synapses_of_random_networks_are_the_graphs() -> None:
+    """Zeros that a chip file stores where the graph has no synapse are none, and no event takes them."""
+    alike = sparse = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        layers = random_network(rng)
+        drawn = graph_of(layers, rng)
+        inputs = spikes(1, 3, *layers[0].shape, seed=seed)
+        if not all(layer.weight.any() for layer in layers):
+            continue
+        network = lower(drawn, DT_S)
+        # Relay neurons, and the one that fires at every step, have synapses of their own.
+        if network.relay_neurons or any("relay" in note for note in network.lowering["rewrites"]):
+            continue
+        one, chip = count(drawn, inputs, dt_s=DT_S), count(network, inputs)
+        columns = [(row.dense_valid, row.neuron_updates) for row in one.layers.values()]
+        assert columns == [(row.dense_valid, row.neuron_updates) for row in chip.layers.values()]
+        first, its = (next(iter(each.layers.values())) for each in (one, chip))
+        assert (first.acc, first.touched_updates) == (its.acc, its.touched_updates), seed
+        alike += 1
+        sparse += bool(network.lowering[SYNAPSES])
+    assert alike > 10
+    assert sparse > 5
+
+
+def test_a_manifest_that_hides_synapses() -> None:
+    network = lower(LOWERED["pool with gaps before conv"], DT_S)
+    inputs = spikes(2, 4, *SHAPE)
+    whole = count(network, inputs).total
+    packed = network.lowering[SYNAPSES]["a"]
+
+    def noted(mask: object) -> LayerCounts:
+        return count(replace(network, lowering={SYNAPSES: {"a": mask}}), inputs).total
+
+    for wrong in ("", "no base64!", packed[:8], pack(np.zeros(10**7, np.bool_)), 7):
+        with pytest.raises(ChipError, match="layer 'a': its manifest does not say which of its"):
+            noted(wrong)
+    # A weight that is not 0 is a synapse, whatever the manifest says.
+    assert noted(pack(np.zeros(network.layers[0].weight_int.shape, np.bool_))) == whole
+    assert count(replace(network, lowering={}), inputs).total.acc > whole.acc
 
 
 @pytest.mark.parametrize(
