@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
+from knarr.hw_sim.arithmetic import SYNAPSE_BITS
 from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts
@@ -194,7 +196,11 @@ class ChipCounter:
 
     def finish(self) -> OperationCounts:
         """Return the means over everything that was added."""
-        return self.tallies.counts(self._ledger(), self._sizes(), "folded")
+        counts = self.tallies.counts(self._ledger(), self._sizes(), "folded")
+        # What drives an input layer is added into its state, as weights are.
+        widest = {layer.name: weight_bits(layer) for layer in self.network.layers}
+        names = {name: _integers(widest.get(name, 8)) for name in counts.layers}
+        return replace(counts, precision=names)
 
     def _ledger(self) -> list[LedgerRow]:
         rows: list[LedgerRow] = []
@@ -285,6 +291,23 @@ def _later(active: Mask, steps: int) -> Mask:
     return moved
 
 
+def weight_bits(layer: Layer) -> int:
+    """Return the signed bits of a layer's weights, less the power of 2 that all of them share."""
+    weights = [layer.weight_int]
+    if isinstance(layer, Recurrent):
+        weights.append(layer.recurrent_int)
+    every = np.bitwise_or.reduce([np.bitwise_or.reduce(each, axis=None) for each in weights])
+    shared = int(every) & -int(every) or 1
+    least = min(int(each.min()) for each in weights) // shared
+    most = max(int(each.max()) for each in weights) // shared
+    return 1 + max(most.bit_length(), (-1 - least).bit_length())
+
+
+def _integers(bits: int) -> str:
+    """Return the narrowest precision of integers that holds so many bits."""
+    return next((f"int{width}" for width in (8, 16) if bits <= width), "int32")
+
+
 def _layer_sizes(layer: Layer, inputs: int) -> LayerSizes:
     outputs = prod(layer.output_shape)
     registers = [
@@ -306,6 +329,8 @@ def _layer_sizes(layer: Layer, inputs: int) -> LayerSizes:
         convolution=isinstance(layer, Conv),
         # A register of 0 keeps the state, one of 4096 drops it: neither multiplies.
         leaky=any(((register > 0) & (register < DECAY_UNITY)).any() for register in registers),
+        weight_bits=weight_bits(layer),
+        state_bits=SYNAPSE_BITS,
     )
 
 

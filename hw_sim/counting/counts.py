@@ -33,7 +33,7 @@ PART_OF = {
 
 JSON_NAMES = (
     "kind", "samples", "timesteps", "pooling", "layers", "total", "total_refused", "effective",
-    "effective_nonzero", "sizes", "per_step", "spread", "total_spread", "ledger",
+    "effective_nonzero", "sizes", "precision", "per_step", "spread", "total_spread", "ledger",
 )  # fmt: skip
 """Names of `OperationCounts.to_json`, in the order in which files have them."""
 
@@ -145,6 +145,8 @@ class LayerSizes:
             layer.
         convolution: whether addresses of targets have to be computed.
         leaky: whether a state is multiplied at every update.
+        weight_bits: bits of a stored weight, None where they are those of the layer's precision.
+        state_bits: bits of a word of neuron state, likewise.
     """
 
     inputs: int = 0
@@ -155,6 +157,8 @@ class LayerSizes:
     kernel: int = 0
     convolution: bool = False
     leaky: bool = False
+    weight_bits: int | None = None
+    state_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,9 @@ class OperationCounts(JsonRecord):
         later_macs: whether graded frames arrive in other steps than the first.
         spread: layer name -> how they differ between samples; `total_spread` of all layers
             together.
+        precision: layer name -> the numbers that it computes with, such as "fp32", "bf16" or "int8"
+            (integers are added into wider ones), "" where a file does not say; None where nobody
+            asked.
 
     Raises:
         CountError: a layer without a counted row in the ledger.
@@ -226,6 +233,7 @@ class OperationCounts(JsonRecord):
     later_macs: bool = False
     spread: Mapping[str, Spread] | None = None
     total_spread: Spread | None = None
+    precision: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         counted = {row.name for row in self.ledger if row.status == "counted"}

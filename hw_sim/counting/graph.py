@@ -748,7 +748,9 @@ class GraphCounter:
     def finish(self) -> OperationCounts:
         """Return the means over everything that was fed."""
         sizes = {name: self._sizes(name) for name in self.tallies if name not in self.plan.refused}
-        return self.tallies.counts(self._ledger(), sizes, self.pooling)
+        counts = self.tallies.counts(self._ledger(), sizes, self.pooling)
+        # The stepper computes in float32.
+        return replace(counts, precision=dict.fromkeys(counts.layers, "fp32"))
 
     def _ledger(self) -> list[LedgerRow]:
         rows: list[LedgerRow] = []

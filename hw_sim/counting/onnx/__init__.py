@@ -6,5 +6,6 @@
 - `products`: convolutions, matrix products and recurrent layers as products of two factors, counted
   with and without zeros.
 - `spikes`: which tensors are spikes, or sums of spikes, by the way they are made.
+- `precision`: the numbers that a layer multiplies, and the bits of its weights.
 - `elementwise`: pools, normalisations, activations and arithmetic between elements.
 """

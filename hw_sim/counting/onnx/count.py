@@ -22,7 +22,13 @@ import numpy as np
 import onnx
 
 from knarr.hw_sim.arrays import Array
-from knarr.hw_sim.counting.counts import LayerCounts, LedgerRow, OperationCounts, Status
+from knarr.hw_sim.counting.counts import (
+    LayerCounts,
+    LayerSizes,
+    LedgerRow,
+    OperationCounts,
+    Status,
+)
 from knarr.hw_sim.counting.onnx.batch import OpenAxisError
 from knarr.hw_sim.counting.onnx.elementwise import ELEMENTWISE
 from knarr.hw_sim.counting.onnx.model import (
@@ -33,6 +39,7 @@ from knarr.hw_sim.counting.onnx.model import (
     read_onnx,
     session_of,
 )
+from knarr.hw_sim.counting.onnx.precision import precision_of
 from knarr.hw_sim.counting.onnx.products import PRODUCT_RULES, NodeCounts, Product, Rule
 from knarr.hw_sim.counting.onnx.spikes import spike_tensors
 from knarr.hw_sim.errors import CountError, first_line
@@ -87,6 +94,8 @@ def count_onnx(
         graph = read_onnx(Path(path), known, batch_axis)
     counted: dict[str, NodeCounts] = {}
     layers: dict[str, LayerCounts] = {}
+    precision: dict[str, str] = {}
+    words: dict[str, LayerSizes] = {}
     ledger = _initializer_rows(graph)
     names: set[str] = set()
     for node in graph.model.graph.node:
@@ -97,6 +106,8 @@ def count_onnx(
             outcome = _outcome(node, graph)
             if isinstance(outcome, NodeCounts):
                 layers[name], counted[name] = _layer_counts(outcome), outcome
+                precision[name], bits = precision_of(node, graph)
+                words[name] = replace(outcome.sizes, weight_bits=bits)
                 note = _describe(layers[name], outcome)
             else:
                 status, note = outcome
@@ -124,7 +135,8 @@ def count_onnx(
         kind="ann",
         effective=effective,
         effective_nonzero=effective_nonzero,
-        sizes={name: row.sizes for name, row in counted.items()},
+        sizes=words,
+        precision=precision,
     )
 
 
