@@ -1,4 +1,4 @@
-"""Which stored weights of a chip layer are synapses, as lowering notes it.
+"""Tell which stored weights of a chip layer are synapses, as lowering notes it.
 
 A `.net` file has matrices and whole kernels alone, so a layer may store zeros that no synapse of the
 graph stands behind: cells that a pool drops, gaps between the taps of a pool whose stride is larger

@@ -12,8 +12,11 @@ from knarr.hw_sim.energy.mapping import CoreMapping, LayerCores, Traffic, traffi
 from knarr.hw_sim.energy.models import Options
 from knarr.hw_sim.energy.places import PlaceEnergy, PlaceOptions, Quantity, places_of
 from knarr.hw_sim.energy.prices import (
+    Family,
     PriceError,
     Profile,
+    families,
+    load_prices,
     load_profile,
     profiles,
 )
@@ -32,6 +35,7 @@ __all__ = [
     "CoreMapping",
     "CpuMeasurement",
     "EnergyEstimate",
+    "Family",
     "GpuMeasurement",
     "LayerCores",
     "MeasureError",
@@ -45,6 +49,8 @@ __all__ = [
     "WhatIf",
     "break_even",
     "compare_models",
+    "families",
+    "load_prices",
     "load_profile",
     "measure_cpu",
     "measure_gpu",

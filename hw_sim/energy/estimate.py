@@ -8,15 +8,22 @@ does not hold.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from knarr.hw_sim.counting.counts import OperationCounts
+from knarr.hw_sim.counting.counts import LayerCounts, OperationCounts
 from knarr.hw_sim.energy import models
 from knarr.hw_sim.energy.mapping import Traffic
 from knarr.hw_sim.energy.models import MODELS, ZERO, Interval, Options
-from knarr.hw_sim.energy.prices import GRADES, PriceError, Profile, load_profile
+from knarr.hw_sim.energy.prices import (
+    GRADES,
+    Family,
+    PriceError,
+    Profile,
+    families,
+    load_prices,
+)
 from knarr.hw_sim.json_values import JsonRecord
 
 
@@ -30,7 +37,8 @@ class EnergyEstimate(JsonRecord):
         provenance: one line: price records and their worst grade.
         model, profile: what was asked for.
         kind: "snn" or "ann", as counted.
-        node_nm, precision, scope: of the prices; two energies compare only where these agree.
+        node_nm, technology, precision, scope: of the prices; two energies compare only where these
+            agree.
         terms: term of the model -> interval over all layers.
         layer_terms: layer name -> term -> nominal energy.
         notes: what the number leaves out.
@@ -47,6 +55,7 @@ class EnergyEstimate(JsonRecord):
     profile: str
     kind: Literal["snn", "ann"]
     node_nm: int | None
+    technology: str
     precision: str
     scope: str
     terms: Mapping[str, Interval]
@@ -58,7 +67,7 @@ class EnergyEstimate(JsonRecord):
 
 def price(
     counts: OperationCounts,
-    profile: str | Path | Profile = "horowitz_fp32",
+    profile: str | Path | Profile | Family = "horowitz_fp32",
     *,
     model: str = "paper",
     options: Options | None = None,
@@ -69,7 +78,9 @@ def price(
 
     Args:
         counts: of `count` or `count_onnx`; an ANN is priced on `mac` = dense valid multiplications.
-        profile: a name of `profiles()`, a .toml file, or what `load_profile` gave.
+        profile: a name of `profiles()`, a .toml file, or what `load_profile` gave; or a name of
+            `families()`, such as "horowitz", whose prices every layer takes in its own precision
+            (`counts.precision`), with weights and states read in their own bits.
         model: "paper", "memory" or "chip" (`knarr.hw_sim.energy.models`).
         options: of the model.
         allow_partial: price what was counted where something was not; the result is a lower bound
@@ -87,10 +98,15 @@ def price(
     """
     if model not in MODELS:
         raise PriceError(f"model: '{model}' does not exist; choose from {list(MODELS)}")
-    prices = profile if isinstance(profile, Profile) else load_profile(profile)
+    known = profile if isinstance(profile, (Profile, Family)) else load_prices(profile)
+    prices = known if isinstance(known, Profile) else known.any
     told = options or Options()
     _ = counts.lower_bound if allow_partial else counts.total  # refuses counts that are not whole
-    layers = {name: _layer(counts, name, prices, model, told, traffic) for name in counts.layers}
+    own, precisions = _own_prices(counts, known)
+    layers = {
+        name: _layer(counts, name, own[name], model, told, traffic, isinstance(known, Family))
+        for name in counts.layers
+    }
     terms: dict[str, Interval] = {}
     for parts in layers.values():
         for name, interval in parts.items():
@@ -116,11 +132,24 @@ def price(
         elif told.hops is None and traffic is None:
             notes.append("hops between cores NOT included: no placement given")
         notes.append("I/O and messages between host and chip NOT included")
-    if model == "memory":
-        notes.append(f"memory in words of {told.bits(prices)} bits")
+    notes += precisions
     whole = sum(terms.values(), ZERO)
     looked_up = models.used_terms(model, terms, mapped=traffic is not None)
-    used = [prices.record(term) for term in looked_up if models.has(prices, term)]
+    computing = [own[name] for name, layer in counts.layers.items() if _computes(layer)]
+    tables = {one.name: one for one in computing} or {prices.name: prices}
+    words = {told.bits(one) for one in tables.values()}
+    if model == "memory":
+        shown = ", ".join(map(str, sorted(words)))
+        notes.append(f"memory in words of {shown} bits")
+        if isinstance(known, Family) and told.word_bits is None:
+            notes.append("weights and states in the bits that they are stored in")
+    # Prices of memory are those of the family.
+    records = {
+        record.id: record
+        for one in tables.values()
+        for record in (one.record(term) for term in looked_up if models.has(one, term))
+    }
+    used = list(records.values())
     if told.on_chip_bytes is None:
         # Nothing was off the chip.
         used = [record for record in used if record.term != "dram"]
@@ -134,10 +163,11 @@ def price(
         layers_pj={name: sum(parts.values(), ZERO).nominal for name, parts in layers.items()},
         provenance=f"prices {ids} ({sources}); worst grade {worst}",
         model=model,
-        profile=prices.name,
+        profile=known.name,
         kind=counts.kind,
         node_nm=prices.node_nm,
-        precision=prices.precision,
+        technology=prices.technology,
+        precision=" + ".join(dict.fromkeys(one.precision for one in tables.values())),
         scope=prices.scope,
         terms=terms,
         layer_terms={
@@ -146,8 +176,39 @@ def price(
         },
         notes=tuple(notes),
         partial=bool(counts.refused),
-        options={**asdict(told), "word_bits": told.bits(prices)},
+        options={**asdict(told), "word_bits": words.pop() if len(words) == 1 else None},
     )
+
+
+def _computes(layer: LayerCounts) -> bool:
+    """Tell whether a layer does anything that a price of arithmetic is for."""
+    return bool(layer.acc or layer.mac or layer.bias_adds or layer.neuron_updates)
+
+
+def _own_prices(
+    counts: OperationCounts, known: Profile | Family
+) -> tuple[dict[str, Profile], list[str]]:
+    """Return the profile of every layer, and notes on precisions that have no prices of their own.
+
+    Raises:
+        PriceError: counts that do not say how precise they are, or a precision without a price.
+    """
+    if isinstance(known, Profile):
+        return dict.fromkeys(counts.layers, known), []
+    if counts.precision is None:
+        raise PriceError(
+            f"profile '{known.name}': the counts do not say in which precision each layer computes; "
+            f"name one of {', '.join(one.name for one in known.profiles.values())}"
+        )
+    found, notes = {}, []
+    for name, layer in counts.layers.items():
+        precision = counts.precision.get(name, "")
+        if not _computes(layer):
+            # What only moves or compares has nothing that a price of arithmetic is for.
+            precision = precision if precision in known.profiles else next(iter(known.profiles))
+        found[name], note = known.of(name, precision)
+        notes += [note] if note else []
+    return found, list(dict.fromkeys(notes))
 
 
 def _layer(
@@ -157,6 +218,7 @@ def _layer(
     model: str,
     options: Options,
     traffic: Traffic | None,
+    own_bits: bool,
 ) -> dict[str, Interval]:
     layer = counts.layers[name]
     if model == "paper":
@@ -188,14 +250,28 @@ def _layer(
         raise PriceError(
             f"layer '{name}': the memory model needs its sizes; count the network again"
         )
-    return models.memory(layer, counts.sizes[name], prices, options, counts.kind)
+    sizes = counts.sizes[name]
+    if not own_bits or options.word_bits is not None:
+        # Prices that were asked for by name are of words that are all alike.
+        sizes = replace(sizes, weight_bits=None, state_bits=None)
+    return models.memory(layer, sizes, prices, options, counts.kind)
 
 
-def ratio(snn: EnergyEstimate, ann: EnergyEstimate, *, mix_technologies: bool = False) -> float:
+def ratio(
+    snn: EnergyEstimate,
+    ann: EnergyEstimate,
+    *,
+    mix_technologies: bool = False,
+    mix_precisions: bool = False,
+) -> float:
     """Return E_snn / E_ann, nominal; below 1 the spiking network is cheaper.
+
+    Each side may be priced in its own precision by one family of prices (`families`).
 
     Args:
         snn, ann: one inference each.
+        mix_precisions: allow precisions that differ, in one technology: what each side computes
+            in. Say so beside the number.
         mix_technologies: allow different models, nodes, precisions or scopes; such a number ranks
             nothing.
 
@@ -204,7 +280,13 @@ def ratio(snn: EnergyEstimate, ann: EnergyEstimate, *, mix_technologies: bool = 
     """
     if (snn.kind, ann.kind) != ("snn", "ann"):
         raise PriceError(f"ratio: of '{snn.kind}' to '{ann.kind}', needs 'snn' to 'ann'")
-    for name in ("model", "node_nm", "precision", "scope"):
+    same = ["model", "node_nm", "technology", "precision", "scope"]
+    apart = snn.profile in families() and snn.profile == ann.profile
+    if apart or mix_precisions:
+        same.remove("precision")
+    else:
+        same.remove("technology")
+    for name in same:
         left, right = getattr(snn, name), getattr(ann, name)
         # Two profiles of unknown node may be of different ones.
         unknown = name == "node_nm" and left is None and snn.profile != ann.profile
@@ -213,7 +295,8 @@ def ratio(snn: EnergyEstimate, ann: EnergyEstimate, *, mix_technologies: bool = 
                 f"ratio: {name} {left} vs {right}; price both sides with the same profile and model"
             )
     bits = snn.options.get("word_bits"), ann.options.get("word_bits")
-    if snn.model == "memory" and bits[0] != bits[1] and not mix_technologies:
+    alike = apart or mix_precisions or mix_technologies or bits[0] == bits[1]
+    if snn.model == "memory" and not alike:
         raise PriceError(
             f"ratio: words of {bits[0]} vs {bits[1]} bits; price both sides with the same options"
         )
@@ -242,11 +325,14 @@ class ModelComparison:
     responsible: dict[str, str]
 
 
-def compare_models(pairs: Mapping[str, tuple[EnergyEstimate, EnergyEstimate]]) -> ModelComparison:
+def compare_models(
+    pairs: Mapping[str, tuple[EnergyEstimate, EnergyEstimate]], *, mix_precisions: bool = False
+) -> ModelComparison:
     """Compare pairs of (SNN, ANN), each priced alike.
 
     Args:
         pairs: label, such as model and profile -> what to compare.
+        mix_precisions: as that of `ratio`.
 
     Raises:
         PriceError: no pairs, or a pair that `ratio` refuses.
@@ -255,7 +341,7 @@ def compare_models(pairs: Mapping[str, tuple[EnergyEstimate, EnergyEstimate]]) -
         raise PriceError("compare: nothing to compare; give at least one pair of energies")
     ratios: dict[str, Ratio] = {}
     for name, (snn, ann) in pairs.items():
-        nominal = ratio(snn, ann)
+        nominal = ratio(snn, ann, mix_precisions=mix_precisions)
         # The least against the most, and the other way round; an ANN that costs nothing bounds
         # nothing.
         lo = None if snn.lo_pj is None or not ann.hi_pj else snn.lo_pj / ann.hi_pj

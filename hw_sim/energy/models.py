@@ -126,17 +126,19 @@ def memory(
 ) -> dict[str, Interval]:
     """Price operations, memory and addressing of one layer."""
     add, mac = price_of(profile, "add"), price_of(profile, "mac")
-    bits = options.bits(profile)
+    word = options.bits(profile)
 
-    def access(words: int) -> Interval:
-        """Price one word of a memory of so many."""
+    def access(words: int, own: int | None = None) -> Interval:
+        """Price one word of a memory of so many, of their own bits where these differ."""
+        bits = own or word
         size = words * bits / 8
         off_chip = options.on_chip_bytes is not None and size > options.on_chip_bytes
         # Prices are of 64 bits.
         return (price_of(profile, "dram") if off_chip else sram(profile, size)).times(bits / 64)
 
     inputs, outputs = access(sizes.inputs), access(sizes.outputs)
-    weights, states = access(sizes.weights + sizes.biases), access(sizes.states)
+    weights = access(sizes.weights + sizes.biases, sizes.weight_bits)
+    states = access(sizes.states, sizes.state_bits)
     macs, accs, biases = float(counts.mac), float(counts.acc), float(counts.bias_adds)
     if kind == "ann":
         # Its own spikes are fetched as other activations are, and added.

@@ -9,7 +9,8 @@ nobody published is left out of the file and is None here, never a guess. Profil
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -260,3 +261,67 @@ def _parsed(content: bytes, name: str, where: str) -> Profile:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "profile"
         raise PriceError(f"{where}: {place}: {first['msg']}") from error
+
+
+WIDER = {
+    "int4": "int8", "bf16": "fp16", "fp8": "fp16", "int16": "int32",
+}  # fmt: skip
+"""Precision -> the one that prices it where a family has none of its own: never cheaper."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Profiles of one technology that differ in their precision alone: each layer is priced by its
+    own.
+
+    Args:
+        name: what the names of its profiles begin with, such as "horowitz".
+        profiles: precision -> profile, at least one.
+    """
+
+    name: str
+    profiles: Mapping[str, Profile]
+
+    @property
+    def any(self) -> Profile:
+        """One of its profiles, for what all of them share: technology, node, scope and kind."""
+        return next(iter(self.profiles.values()))
+
+    def of(self, layer: str, precision: str) -> tuple[Profile, str]:
+        """Return the prices of a layer, and a note where they are those of a wider precision.
+
+        Raises:
+            PriceError: a precision that nobody says, or that no profile prices.
+        """
+        if precision in self.profiles:
+            return self.profiles[precision], ""
+        wider = WIDER.get(precision, "")
+        if wider not in self.profiles:
+            raise PriceError(
+                f"layer '{layer}': computes in {precision or 'an unknown precision'}, and "
+                f"'{self.name}' has prices of {', '.join(sorted(self.profiles))}; choose a profile"
+            )
+        return self.profiles[wider], f"{precision} priced as {wider}, for which there is a price"
+
+
+@cache
+def families() -> Mapping[str, Family]:
+    """Find the families of the package's profiles, by name."""
+    found: dict[str, dict[str, Profile]] = {}
+    for name in usable():
+        profile = load_profile(name)
+        family, _, precision = name.rpartition("_")
+        if profile.kind == "digital" and precision == profile.precision and family:
+            found.setdefault(family, {})[precision] = profile
+    return {name: Family(name, members) for name, members in found.items()}
+
+
+def load_prices(name: str | Path) -> Profile | Family:
+    """Load a family by its name, or what `load_profile` loads.
+
+    Raises:
+        PriceError: neither exists; says what there is.
+    """
+    if isinstance(name, str) and name in families():
+        return families()[name]
+    return load_profile(name)

@@ -26,6 +26,7 @@ from knarr.deploy.lowering.places import node_places
 from knarr.export import graph_hash, step_nir, to_nir
 from knarr.hw_sim import ChipNetwork, Conv, Dense, compare, count, simulate
 from knarr.hw_sim.network import Layer
+from knarr.hw_sim.synapse_masks import synapse_mask
 
 RUNS = int(os.environ.get("KNARR_CONFORMANCE", "0"))
 EXAMPLES = max(60, 2 * RUNS)
@@ -155,14 +156,22 @@ def test_lava_equals_the_simulator_in_branching_networks(seed: int, tmp_path: Pa
     assert sum(int(z.sum()) for z in ours.spikes.values()) > 0
 
 
-def tap_walk(layer: Layer, arrived: Array) -> int:
-    """Synaptic operations of what arrived at a layer, one tap at a time; a payload is one event."""
-    arrived = arrived != 0
+def tap_walk(layer: Layer, arrived: Array, synapses: Array) -> int:
+    """Synaptic operations of what arrived at a layer, one tap at a time; a payload is one event.
+
+    Args:
+        layer: the layer.
+        arrived: (samples, timesteps, ...).
+        synapses: which of its weights are synapses; zeros between those of branches are none.
+    """
+    arrived = (arrived != 0).sum(axis=(0, 1))
     if not isinstance(layer, Conv):
-        return int(arrived.sum()) * len(layer.weight_int)
+        return int((arrived * synapses.sum(axis=0)).sum())
     total = 0
-    outputs, _, high, wide = layer.weight_int.shape
+    outputs, inside, high, wide = layer.weight_int.shape
     _, rows, columns = layer.output_shape
+    by_group = synapses.reshape(layer.groups, outputs // layer.groups, inside, high, wide)
+    reached = by_group.sum(axis=1).reshape(-1, high, wide)
     for y, x in product(range(rows), range(columns)):
         for a, b in product(range(high), range(wide)):
             here = (
@@ -170,7 +179,7 @@ def tap_walk(layer: Layer, arrived: Array) -> int:
                 x * layer.stride[1] - layer.padding[1] + b * layer.dilation[1],
             )
             if 0 <= here[0] < arrived.shape[-2] and 0 <= here[1] < arrived.shape[-1]:
-                total += int(arrived[..., here[0], here[1]].sum()) * outputs // layer.groups
+                total += int((arrived[:, here[0], here[1]] * reached[:, a, b]).sum())
     return total
 
 
@@ -184,7 +193,10 @@ def test_counts_equal_the_tap_walk(seed: int) -> None:
     arriving: Array = inputs
     for layer in network.layers:
         shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
-        walked = tap_walk(layer, arriving.reshape(*arriving.shape[:2], *shape))
+        mask = synapse_mask(network, layer)
+        synapses = np.ones(layer.weight_int.shape, dtype=bool) if mask is None else mask
+        assert synapses[layer.weight_int != 0].all()
+        walked = tap_walk(layer, arriving.reshape(*arriving.shape[:2], *shape), synapses)
         operations = found.layers[layer.name]
         # Counts are means over the two samples; a payload of more than one bit is multiplied.
         assert (operations.acc + operations.mac) * 2 == walked, layer.name

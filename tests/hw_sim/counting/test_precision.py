@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from graphs import DT_S, chain, integrate, on_grid, spikes
 from onnx import TensorProto, helper, numpy_helper
 
 from knarr.deploy import lower
-from knarr.hw_sim import count, count_onnx
+from knarr.hw_sim import PriceError, count, count_onnx, price
+from knarr.hw_sim.energy import Options, compare_models, ratio
 
 RNG = np.random.default_rng(0)
 
@@ -128,3 +130,92 @@ def test_of_a_chip() -> None:
         assert [size.weight_bits for size in counts.sizes.values()] == [bits, bits]
         assert {size.state_bits for size in counts.sizes.values()} == {24}
     assert count(graph, inputs, dt_s=DT_S).precision == {"a": "fp32", "b": "fp32"}
+
+
+# Priced as such, by hand: Horowitz at 45 nm, pJ.
+INT8, FP16, FP32 = 0.2 + 0.1, 1.1 + 0.4, 3.7 + 0.9
+
+
+@pytest.mark.parametrize(
+    ("make", "expected", "precision"),
+    [
+        # 32 x 16 in int8 into 32-bit accumulators, and a float head of 16 x 4.
+        (qdq, 512 * INT8 + 64 * FP32, "int8 + fp32"),
+        (half, 128 * FP16, "fp16"),
+        # Codes of 4 bits become floats before they are multiplied; with int8 codes they stay integers.
+        (weights_of_4_bits, 128 * FP32, "fp32"),
+        (lambda path: weights_of_4_bits(path, activations=True), 128 * INT8, "int8"),
+    ],
+    ids=["QDQ", "fp16", "int4 weights", "int4 by int8"],
+)
+def test_a_file_is_priced_as_it_computes(
+    make: Any, expected: float, precision: str, tmp_path: Path
+) -> None:
+    counts = count_onnx(make(tmp_path / "m.onnx"))
+    own = price(counts, "horowitz")
+    assert own.nominal_pj == pytest.approx(expected)
+    assert (own.precision, own.profile, own.node_nm) == (precision, "horowitz", 45)
+    assert price(counts, "horowitz_fp32").nominal_pj == pytest.approx(
+        float(counts.total.mac) * FP32
+    )
+
+
+def test_weights_are_read_in_their_own_bits(tmp_path: Path) -> None:
+    """128 codes of 4 bits are 64 bytes: the price of a memory of so many, for 4 of 64 bits."""
+    counts = count_onnx(weights_of_4_bits(tmp_path / "m.onnx"))
+    own = price(counts, "horowitz", model="memory").terms["memory"].nominal
+    whole = price(counts, "horowitz_fp32", model="memory").terms["memory"].nominal
+
+    def fetched(words: int, bits: int) -> float:
+        return 10 * (words * bits / 8 / 8192) * bits / 64
+
+    assert whole - own == pytest.approx(128 * (fetched(128, 32) - fetched(128, 4)))
+    told = price(counts, "horowitz", model="memory", options=Options(word_bits=32))
+    assert told.terms["memory"].nominal == pytest.approx(whole)
+
+
+def test_a_precision_without_a_price(tmp_path: Path) -> None:
+    both = half(tmp_path / "m.onnx", TensorProto.BFLOAT16)
+    assert price(count_onnx(both), "jouppi").precision == "bf16"
+    found = price(count_onnx(both), "horowitz")
+    assert found.precision == "fp16"
+    assert "bf16 priced as fp16, for which there is a price" in found.notes
+    wide = count_onnx(half(tmp_path / "wide.onnx", TensorProto.DOUBLE))
+    with pytest.raises(PriceError, match=r"layer 'n': computes in fp64, and 'horowitz' has prices"):
+        price(wide, "horowitz")
+    unknown = replace(wide, precision=None)
+    with pytest.raises(PriceError, match="do not say in which precision each layer computes"):
+        price(unknown, "horowitz")
+
+
+def test_a_mixed_pair_is_priced_by_side(tmp_path: Path) -> None:
+    """A student of int8 weights beside a teacher of floats: same technology, each as it computes."""
+    graph = chain(
+        (6,), (3,), a=nir.Linear(on_grid(RNG, 5, 6)), n=integrate((5,)), b=nir.Linear(on_grid(RNG, 3, 5)), m=integrate((3,))
+    )  # fmt: skip
+    student = count(lower(graph, DT_S), spikes(2, 4, 6))
+    weight = named("w", np.ones((32, 4), np.float32))
+    path = save(
+        tmp_path / "ann.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"], "n")], [weight]
+    )
+    teacher = count_onnx(path)
+    mine, theirs = price(student, "horowitz"), price(teacher, "horowitz")
+    assert (mine.precision, theirs.precision) == ("int8", "fp32")
+    assert mine.nominal_pj == pytest.approx(float(student.total.acc) * 0.1)
+    by_hand = float(student.total.acc) * 0.1 / (128 * FP32)
+    assert ratio(mine, theirs) == pytest.approx(by_hand)
+    assert compare_models({"own": (mine, theirs)}).ratios["own"][1] == pytest.approx(by_hand)
+    # Profiles named side by side: of one technology, and said.
+    named_so = price(student, "horowitz_int8"), price(teacher, "horowitz_fp32")
+    with pytest.raises(PriceError, match="precision int8 vs fp32"):
+        ratio(*named_so)
+    assert ratio(*named_so, mix_precisions=True) == pytest.approx(by_hand)
+    with pytest.raises(PriceError, match="node_nm 45 vs 7"):
+        ratio(mine, price(teacher, "jouppi_fp32"), mix_precisions=True)
+    # A chip's states are wider than its weights.
+    sizes = student.sizes
+    assert sizes is not None
+    narrow = replace(student, sizes={n: replace(s, state_bits=8) for n, s in sizes.items()})
+    assert price(narrow, "horowitz", model="memory").nominal_pj < (
+        price(student, "horowitz", model="memory").nominal_pj
+    )

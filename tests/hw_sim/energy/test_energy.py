@@ -498,6 +498,7 @@ def test_json() -> None:
         "profile": "horowitz_fp32",
         "kind": "snn",
         "node_nm": 45,
+        "technology": "45 nm, 0.9 V",
         "precision": "fp32",
         "scope": "marginal",
         "terms": {
