@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PriceError,
         measure_gpu,
         price,
+        price_alone,
     )
     from knarr.hw_sim.engines.selection import ENGINES, choose_engine
     from knarr.hw_sim.errors import ChipError, CountError
@@ -91,6 +92,7 @@ __all__ = [
     "measure_gpu",
     "plan_layers",
     "price",
+    "price_alone",
     "save_recording",
     "simulate",
     "takes_sign",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knarr.errors import KnarrError
+from knarr.errors import KnarrError, one_line
 
 
 class ChipError(KnarrError, ValueError):
@@ -15,4 +15,4 @@ class CountError(ChipError):
 
 def first_line(error: Exception) -> str:
     """Return the first line of what a library raised; the rest is for its own developers."""
-    return str(error).strip().partition("\n")[0]
+    return one_line(str(error).strip().partition("\n")[0])

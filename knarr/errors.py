@@ -10,3 +10,10 @@ class KnarrError(Exception):
     Each stage has its own errors below this one. Any other exception that leaves knarr is a fault
     in knarr.
     """
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """Return what a file says of itself as one short line that no terminal can be steered by."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    shown = " ".join(plain.split())
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."

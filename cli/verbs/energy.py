@@ -24,6 +24,7 @@ from knarr.cli.files import (
     time_step,
 )
 from knarr.cli.output import show_progress
+from knarr.cli.verbs.energy_alone import Layout, energy_alone, is_alone
 
 if TYPE_CHECKING:
     import nir
@@ -40,7 +41,11 @@ def energy(
     context: typer.Context,
     source: Annotated[
         Path,
-        Argument(help="Folder of a run, a .nir or a .net file.", metavar="RUN|FILE.nir|FILE.net"),
+        Argument(
+            help="Folder of a run, a .nir or a .net file; or one network alone: an .onnx file, or the function that "
+            "makes a torch module (its file is imported, so its code runs).",
+            metavar="RUN|FILE|MODULE:FACTORY",
+        ),
     ],
     data: Annotated[
         Path | None,
@@ -66,8 +71,21 @@ def energy(
     ] = None,
     batch_axis: Annotated[
         int | None,
-        Option(help="Axis of the baseline's batch, where it is not the first (files).", min=0),
+        Option(
+            help="Axis of the batch of the baseline, of an .onnx file or of a module, where it is not the first.",
+            min=0,
+        ),
     ] = None,
+    time_axis: Annotated[
+        int | None, Option(help="Axis of the steps in --data (MODULE:FACTORY).", min=0)
+    ] = None,
+    steps: Annotated[
+        int | None,
+        Option(help="Steps that a module makes of a still input (MODULE:FACTORY).", min=1),
+    ] = None,
+    stepped: Annotated[
+        bool, Option("--stepped", help="The module is one time step (MODULE:FACTORY).")
+    ] = False,
     labels: LabelsOption = None,
     profile: Annotated[
         str | None,
@@ -147,6 +165,19 @@ def energy(
     from knarr.cli.text.energy import print_energy
     from knarr.hw_sim import Options, check_labels
 
+    if is_alone(source):
+        layout = Layout(batch_axis, time_axis, steps, stepped, _baseline_shapes(shapes or ()))
+        energy_alone(
+            source,
+            data,
+            layout,
+            profile=profile,
+            model=model,
+            allow_partial=allow_partial,
+            out=out,
+            json=json,
+        )
+        return
     # Options at their defaults were not asked for: such a run is read from its own energy.json.
     given = {
         name

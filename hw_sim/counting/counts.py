@@ -11,12 +11,15 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Literal
 
+from knarr.errors import one_line
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.json_values import JsonRecord, plain
 
 Status = Literal["counted", "folded", "free", "unsupported", "not executed"]
 REFUSED: tuple[Status, ...] = ("unsupported", "not executed")
 """A single row of these makes every total unknown."""
+MOST_REASONS = 5
+"""Rows that the message of a refused total names; the ledger has all."""
 NONE = Fraction(0)
 PART_OF = {
     "acc_nonzero": "acc",
@@ -259,9 +262,14 @@ class OperationCounts(JsonRecord):
         """
         if self.refused:
             reasons = "; ".join(
-                f"'{row.name}' ({row.operation}): {row.status}, {row.note or 'no reason given'}"
-                for row in self.refused
+                one_line(
+                    f"'{row.name}' ({row.operation}): {row.status}, {row.note or 'no reason given'}"
+                )
+                for row in self.refused[:MOST_REASONS]
             )
+            more = len(self.refused) - MOST_REASONS
+            if more > 0:
+                reasons += f"; and {more} more"
             raise CountError(f"no total: {reasons}")
         return self.lower_bound
 

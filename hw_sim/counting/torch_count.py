@@ -37,12 +37,12 @@ from knarr.hw_sim.counting.torch_operators import (
     OTHERS,
     PRODUCTS,
     Call,
-    Convolution,
-    Costs,
+    CallCosts,
+    Convolved,
 )
 from knarr.hw_sim.counting.torch_products import (
+    Contraction,
     FanOuts,
-    Product,
     UncountedError,
     convolve,
     deliver,
@@ -304,7 +304,7 @@ def _plain_operators() -> Iterator[None]:
 class _Arrival:
     """One product of a call, its activation on the left; `weight` is None where both are data."""
 
-    product: Product | Convolution
+    product: Contraction | Convolved
     weight: Tensor | None
 
 
@@ -398,7 +398,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if costs is None:
                 with self:
                     return func.decompose(*args, **kwargs)
-            if isinstance(costs, Costs):
+            if isinstance(costs, CallCosts):
                 self._count(call, costs, tensors)
         elif "data" in origins:
             self._see(func, Call(operator, arguments, out, self.counting.steps), tensors)
@@ -465,7 +465,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if rule is not None:
                 costs = rule(call)
             elif torch.Tag.pointwise in func.tags:
-                costs = Costs(columns={"elementwise": call.produced})
+                costs = CallCosts(columns={"elementwise": call.produced})
             else:
                 raise UncountedError("there is no rule to count it by")
         except UncountedError as reason:
@@ -483,7 +483,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._add(tally, costs.columns)
         self._read(tensors, name)
 
-    def _count(self, call: Call, costs: Costs, tensors: list[Tensor]) -> None:
+    def _count(self, call: Call, costs: CallCosts, tensors: list[Tensor]) -> None:
         """Count the products of a call."""
         arrivals = []
         if costs.between is not None and any(self.origin(each) == "data" for each in tensors):
@@ -509,7 +509,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _multiply(self, name: str, tally: LayerTally, arrival: _Arrival) -> None:
         product, step = arrival.product, self.frames[name]
         fan_outs = self.counting.fan_outs
-        if isinstance(product, Convolution):
+        if isinstance(product, Convolved):
             if arrival.weight is None:
                 raise UncountedError("convolves with weights that depend on the input")
             frames, sizes = convolve(
@@ -536,9 +536,9 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for column, amount in columns.items():
             tally.add(column, amount)
 
-    def _arrival(self, product: Product | Convolution) -> _Arrival | None:
+    def _arrival(self, product: Contraction | Convolved) -> _Arrival | None:
         """Put the activation of a product first; None where no side is one."""
-        if isinstance(product, Convolution):
+        if isinstance(product, Convolved):
             left, right = product.x, product.weight
         else:
             left, right = product.left.tensor, product.right.tensor
@@ -550,7 +550,7 @@ class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         if order[a] > order[b]:
             return _Arrival(product, right)
-        if isinstance(product, Convolution):
+        if isinstance(product, Convolved):
             return _Arrival(product, None)
         return _Arrival(replace(product, left=product.right, right=product.left), left)
 

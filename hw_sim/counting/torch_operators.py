@@ -22,17 +22,17 @@ from torch import Tensor
 from knarr.hw_sim.arrays import Int64
 from knarr.hw_sim.counting.fan_out import AxisWindow
 from knarr.hw_sim.counting.torch_products import (
+    Contraction,
     Geometry,
     Names,
     Operand,
-    Product,
     UncountedError,
     as_array,
 )
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolved:
     """A convolution that was dispatched.
 
     Args:
@@ -48,7 +48,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Costs:
+class CallCosts:
     """Operations of one call.
 
     Args:
@@ -58,7 +58,7 @@ class Costs:
         between: factor that the call makes of its other tensors and shows nobody.
     """
 
-    products: tuple[Product | Convolution, ...] = ()
+    products: tuple[Contraction | Convolved, ...] = ()
     bias: Tensor | None = None
     columns: dict[str, int] = field(default_factory=dict)
     between: Tensor | None = None
@@ -105,19 +105,19 @@ class Call:
         return self.result.numel()
 
 
-Rule = Callable[[Call], Costs | str | None]
+Rule = Callable[[Call], CallCosts | str | None]
 """Returns what a call costs, why it is free, or None to look at the operators that it is made of."""
 
 
-def _other(elementwise: int = 0, *, comparisons: int = 0, pool_adds: int = 0) -> Costs:
+def _other(elementwise: int = 0, *, comparisons: int = 0, pool_adds: int = 0) -> CallCosts:
     found = {"elementwise": elementwise, "comparisons": comparisons, "pool_adds": pool_adds}
-    return Costs(columns=found)
+    return CallCosts(columns=found)
 
 
 # Products
 
 
-def _joined(call: Call, a: Tensor, b: Tensor, *, folded: bool = False) -> Product:
+def _joined(call: Call, a: Tensor, b: Tensor, *, folded: bool = False) -> Contraction:
     """Return a product as numpy.matmul joins two tensors."""
     leading = tuple(str(axis) for axis in range(max(a.dim(), b.dim()) - 2))
 
@@ -127,32 +127,32 @@ def _joined(call: Call, a: Tensor, b: Tensor, *, folded: bool = False) -> Produc
 
     left = named(a, ("row", "inner") if a.dim() > 1 else ("inner",))
     right = named(b, ("inner", "column") if b.dim() > 1 else ("inner",))
-    return Product(left, right, (*leading, "row", "column"), call.steps, folded)
+    return Contraction(left, right, (*leading, "row", "column"), call.steps, folded)
 
 
-def _linear(call: Call) -> Costs:
+def _linear(call: Call) -> CallCosts:
     x, weight = call.arguments["input"], call.arguments["weight"]
-    return Costs((_joined(call, x, weight.t()),), call.arguments["bias"])
+    return CallCosts((_joined(call, x, weight.t()),), call.arguments["bias"])
 
 
-def _matmul(call: Call) -> Costs:
+def _matmul(call: Call) -> CallCosts:
     a, b = [value for value in call.arguments.values() if isinstance(value, Tensor)][:2]
     # Only here does one axis hold the batch of whatever came before: steps, heads, groups.
-    return Costs((_joined(call, a, b, folded=call.operator == "bmm"),))
+    return CallCosts((_joined(call, a, b, folded=call.operator == "bmm"),))
 
 
-def _added_matmul(call: Call) -> Costs:
+def _added_matmul(call: Call) -> CallCosts:
     arguments = call.arguments
     bias, a, b = [value for value in arguments.values() if isinstance(value, Tensor)][:3]
     product = _joined(call, a, b, folded=call.operator == "baddbmm")
     if call.operator == "addbmm":  # sums over the batch too
-        product = Product(product.left, product.right, ("row", "column"), call.steps)
+        product = Contraction(product.left, product.right, ("row", "column"), call.steps)
     scaled = call.produced * (arguments.get("alpha", 1) != 1)
     used = arguments.get("beta", 1) != 0
-    return Costs((product,), bias if used else None, {"elementwise": scaled})
+    return CallCosts((product,), bias if used else None, {"elementwise": scaled})
 
 
-def _convolution(call: Call) -> Costs:
+def _convolution(call: Call) -> CallCosts:
     arguments = call.arguments
     geometry = Geometry(
         tuple(arguments["stride"]),
@@ -163,10 +163,10 @@ def _convolution(call: Call) -> Costs:
         call.steps,
     )
     x, weight = arguments["input"], arguments["weight"]
-    return Costs((Convolution(x, weight, call.result, geometry),), arguments["bias"])
+    return CallCosts((Convolved(x, weight, call.result, geometry),), arguments["bias"])
 
 
-def _einsum(call: Call) -> Costs | None:
+def _einsum(call: Call) -> CallCosts | None:
     """Count a product of two tensors; others are taken apart by torch."""
     equation = call.arguments["equation"].replace(" ", "")
     tensors = call.arguments["tensors"]
@@ -182,10 +182,10 @@ def _einsum(call: Call) -> Costs | None:
     if not plain or not set(terms[0]) ^ set(terms[1]) <= set(result):
         return None
     left, right = (Operand(*pair) for pair in zip(tensors, map(tuple, terms), strict=True))
-    return Costs((Product(left, right, tuple(result), call.steps),))
+    return CallCosts((Contraction(left, right, tuple(result), call.steps),))
 
 
-def _attention(call: Call) -> Costs:
+def _attention(call: Call) -> CallCosts:
     """Count softmax(query key' scale + mask) value: two products of the operands as they are."""
     arguments = call.arguments
     if arguments.get("dropout_p"):
@@ -217,7 +217,7 @@ def _attention(call: Call) -> Costs:
     # A row that is masked as a whole gives zeros.
     weights = scores.softmax(-1).nan_to_num(0.0)
     per_score = 2 + (masked is not None or bool(arguments.get("is_causal")))
-    return Costs(
+    return CallCosts(
         (
             _joined(call, query, key.transpose(-2, -1)),
             _joined(call, weights, value),
@@ -250,7 +250,7 @@ PRODUCTS: dict[str, Rule] = {
 # Everything else
 
 
-def _per_output(call: Call) -> Costs:
+def _per_output(call: Call) -> CallCosts:
     return _other(call.produced)
 
 
@@ -258,7 +258,7 @@ def _per_input(read: int, produced: int = 0) -> Rule:
     return lambda call: _other(read * call.read + produced * call.produced)
 
 
-def _maximum(call: Call) -> Costs:
+def _maximum(call: Call) -> CallCosts:
     # Those of two tensors compare once per element.
     if "other" in call.arguments:
         return _other(comparisons=call.produced)
@@ -290,14 +290,14 @@ def _rank(call: Call) -> int:
     return int(call.operator.partition("pool")[2][0])
 
 
-def _average_pool(call: Call) -> Costs:
+def _average_pool(call: Call) -> CallCosts:
     """Count one addition for each event inside a window."""
     reached = [window.input_taps().sum(axis=1, dtype=np.int64) for window in _windows(call)]
     windows: Int64 = reduce(np.multiply.outer, reached)
     return _other(pool_adds=int(((as_array(call.source) != 0) * windows).sum()))
 
 
-def _max_pool(call: Call) -> Costs:
+def _max_pool(call: Call) -> CallCosts:
     elements = [window.output_taps().sum(axis=1) for window in _windows(call)]
     planes = prod(call.source.shape[: -len(elements)])
     read = planes * prod(int(axis.sum()) for axis in elements)
@@ -306,7 +306,7 @@ def _max_pool(call: Call) -> Costs:
     return _other(comparisons=read - filled)
 
 
-def _adaptive_pool(call: Call) -> Costs:
+def _adaptive_pool(call: Call) -> CallCosts:
     rank = _rank(call)
     read = prod(call.source.shape[:-rank])
     for size, bins in zip(call.source.shape[-rank:], call.result.shape[-rank:], strict=True):
@@ -316,14 +316,14 @@ def _adaptive_pool(call: Call) -> Costs:
     return _other(read)
 
 
-def _batch_norm(call: Call) -> Costs:
+def _batch_norm(call: Call) -> CallCosts:
     # The training variant without running statistics has no such argument.
     if call.arguments.get("training", call.arguments.get("train", False)):
         raise UncountedError("takes its statistics from the batch, as in training; call eval()")
     return _other(2 * call.produced)
 
 
-def _normalisation(call: Call) -> Costs:
+def _normalisation(call: Call) -> CallCosts:
     """Count a mean, difference, square, mean, + eps, root and quotient; then scale and bias."""
     arguments = call.arguments
     per_element = 5 + sum(arguments.get(name) is not None for name in ("weight", "bias"))
@@ -343,7 +343,7 @@ def _normalisation(call: Call) -> Costs:
 def _interpolated(neighbours: int) -> Rule:
     """Count the products with the neighbours' shares, and their sum."""
 
-    def rule(call: Call) -> Costs:
+    def rule(call: Call) -> CallCosts:
         shapes = zip(call.source.shape, call.result.shape, strict=True)
         changed = sum(before != after for before, after in shapes)
         return _other(call.produced * (2 * neighbours**changed - 1) * (changed > 0))
@@ -357,7 +357,7 @@ def _dropout(call: Call) -> str:
     return "does nothing in eval mode"
 
 
-def _written(call: Call) -> str | Costs:
+def _written(call: Call) -> str | CallCosts:
     """Scattering moves data, or combines it where it says so."""
     if call.arguments.get("accumulate") or call.arguments.get("reduce"):
         tensors = [value for value in call.arguments.values() if isinstance(value, Tensor)]

@@ -92,7 +92,7 @@ def storage_of(tensor: Tensor) -> StorageWeakRef:
 
 
 @dataclass(frozen=True)
-class Product:
+class Contraction:
     """Multiplications of two tensors, the activation first where there is one stored tensor.
 
     Args:
@@ -158,7 +158,7 @@ class FanOuts(dict[Hashable, FanOut]):
 
 
 def deliver(
-    tally: LayerTally, product: Product, fan_outs: FanOuts, step: int
+    tally: LayerTally, product: Contraction, fan_outs: FanOuts, step: int
 ) -> tuple[int, LayerSizes]:
     """Count an activation on a stored weight.
 
@@ -200,7 +200,7 @@ def deliver(
     return len(frames), sizes
 
 
-def _kept(name: str, product: Product) -> bool:
+def _kept(name: str, product: Contraction) -> bool:
     return name.rstrip("'") in product.result
 
 
@@ -210,7 +210,7 @@ def arrive(tally: LayerTally, fan_out: FanOut, frames: Array, step: int) -> None
     tally.deliver(fan_out, frames[None], paid, step)
 
 
-def meet(tally: LayerTally, product: Product) -> tuple[int, LayerSizes]:
+def meet(tally: LayerTally, product: Contraction) -> tuple[int, LayerSizes]:
     """Count a product of two activations; see `deliver`."""
     left, right, steps = product.parted()
     inner = [name for name in left.names if name in right.names and name != steps]

@@ -25,6 +25,7 @@ from knarr.hw_sim.energy.what_if import WhatIf, break_even, what_if
 from knarr.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from knarr.hw_sim.energy.alone import price_alone
     from knarr.hw_sim.energy.measure.cpu import CpuMeasurement, measure_cpu
     from knarr.hw_sim.energy.measure.gpu import GpuMeasurement, measure_gpu
     from knarr.hw_sim.energy.measure.protocol import MeasureError
@@ -56,6 +57,7 @@ __all__ = [
     "measure_gpu",
     "places_of",
     "price",
+    "price_alone",
     "profiles",
     "quantised_twin",
     "ratio",

@@ -1,0 +1,110 @@
+"""What one network costs by itself, as a table a person can read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, Final
+
+from knarr.cli.output import make_table, show
+from knarr.errors import one_line
+from knarr.pipeline import json_text
+
+Facts = dict[str, Any]
+WIDTH: Final = 80
+MOST_LAYERS: Final = 24
+"""Rows of a table; the cheapest layers beyond share one."""
+OTHER: Final = ("elementwise", "comparisons", "pool_adds")
+SHOWN_FLOORS: Final = ("v100", "h100_sxm_h200", "agx_orin")
+
+
+def print_alone(facts: Facts, *, json: bool) -> None:
+    """Print what `knarr.hw_sim.price_alone` gives."""
+    if json:
+        print(json_text(facts))
+        return
+    counts = facts["counts"]
+    _print_counts(counts)
+    _print_energy(facts)
+    _print_ledger(counts["ledger"])
+
+
+def _print_counts(counts: Facts) -> None:
+    over = f"mean of {counts['samples']} samples" if counts["samples"] else "one pass"
+    table = make_table(
+        f"operations per inference, {over}",
+        "layer",
+        "ACC",
+        "MAC",
+        "dense",
+        "bias adds",
+        "elementwise",
+        fold=("layer",),
+    )
+    layers = counts["layers"]
+    ordered = sorted(layers, key=lambda name: -(layers[name]["acc"] + layers[name]["mac"]))
+    shown = set(ordered[:MOST_LAYERS])
+    others: dict[str, float] = defaultdict(float)
+    columns = ("acc", "mac", "dense_padded", "bias_adds")
+    for name, layer in layers.items():
+        amounts = {column: layer[column] for column in columns}
+        amounts["other"] = sum(layer[column] for column in OTHER)
+        if name in shown:
+            table.add_row(one_line(name, 60), *map(_number, amounts.values()))
+        else:
+            for column, amount in amounts.items():
+                others[column] += amount
+    if others:
+        table.add_row(f"{len(layers) - len(shown)} others", *map(_number, others.values()))
+    total = counts["total"]
+    if total is not None:
+        other = sum(total[column] for column in OTHER)
+        table.add_row("total", *(_number(total[column]) for column in columns), _number(other))
+    show(table, width=WIDTH)
+    if counts["kind"] == "ann":
+        show(
+            "dense: taps into the padding too; elementwise: pools and comparisons too", width=WIDTH
+        )
+
+
+def _number(amount: float) -> str:
+    return f"{amount:,.10g}" if amount == int(amount) else f"{amount:,.1f}"
+
+
+def _print_energy(facts: Facts) -> None:
+    energy = facts["energy"]
+    if energy is None:
+        show(one_line(facts["refused"], 400), width=WIDTH)
+        return
+    what = "literature formula, to compare with papers" if energy["model"] == "paper" else "model"
+    bound = "at least " if energy["partial"] else ""
+    show(
+        f"{what}: {bound}{energy['nominal_pj'] / 1e6:.4g} uJ ({energy['model']}; {energy['provenance']})",
+        width=WIDTH,
+    )
+    for place, found in facts["places"].items():
+        total = found["total"]
+        low, nominal, high = (
+            "?" if total[bound] is None else f"{total[bound] * 1e3:.3g}"
+            for bound in ("low", "nominal", "high")
+        )
+        show(f"{place}: {nominal} [{low}-{high}] mJ, grade {found['grade']}", width=WIDTH)
+    for floor in facts["floors"]:
+        if floor["device"] in SHOWN_FLOORS:
+            where = f"{floor['device']} {floor['precision']}"
+            show(f"floor, {where}: {floor['floor_j'] * 1e6:.4g} uJ", width=WIDTH)
+    if facts["floors"]:
+        show(f"floors: {facts['floors'][0]['label']}", width=WIDTH)
+
+
+def _print_ledger(ledger: list[Facts]) -> None:
+    by_status: dict[str, list[Facts]] = defaultdict(list)
+    for row in ledger:
+        by_status[row["status"]].append(row)
+    amounts = ", ".join(f"{len(rows)} {status}" for status, rows in by_status.items())
+    show(f"ledger: {amounts}; all of it with --json", width=WIDTH)
+    free = dict.fromkeys(row["operation"] for row in by_status["free"])
+    if free:
+        show(one_line(f"free: {', '.join(free)}", 300), width=WIDTH)
+    for row in (*by_status["unsupported"], *by_status["not executed"]):
+        shown = f"NOT COUNTED: '{row['name']}' ({row['operation']}): {row['note']}"
+        show(one_line(shown), width=WIDTH)

@@ -1,0 +1,73 @@
+"""What one network costs by itself: counts, the literature formula, and the places where a network that
+does not spike may run.
+
+Networks that are counted below their modules (`count_torch`) and ONNX files come here: nothing is known
+of their neurons or cores, so no chip is priced.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from knarr.hw_sim.counting.counts import OperationCounts
+from knarr.hw_sim.energy.baseline import gpu_floors
+from knarr.hw_sim.energy.estimate import price
+from knarr.hw_sim.energy.places import PlaceOptions, places_of
+from knarr.hw_sim.errors import CountError
+from knarr.hw_sim.json_values import plain
+
+FORMULA = "horowitz_fp32"
+"""Prices of the formula that most papers use."""
+
+
+def price_alone(
+    counts: OperationCounts,
+    source: str,
+    *,
+    files: tuple[Path, ...] = (),
+    profile: str | Path = FORMULA,
+    model: str = "paper",
+    allow_partial: bool = False,
+) -> dict[str, Any]:
+    """Price a network that nothing is compared with.
+
+    Args:
+        counts: of `count_torch` or `count_onnx`.
+        source: what was counted, for the reader.
+        files: those that were read, whose hashes stand in the result.
+        profile, model: as for `price`.
+        allow_partial: give lower bounds where something was not counted.
+
+    Returns:
+        Facts that JSON can hold: `counts`, `energy` (None, and `refused` why, where there is no
+        total), and for a network that does not spike `places` and datasheet `floors`.
+
+    Raises:
+        PriceError: prices that there are not, or that the model cannot use.
+    """
+    facts: dict[str, Any] = {
+        "schema": 1,
+        "knarr": version("knarr"),
+        "sha256": {str(path): sha256(path.read_bytes()).hexdigest() for path in files},
+        "source": source,
+        "counts": counts.to_json(),
+        "energy": None,
+        "refused": None,
+        "places": {},
+        "floors": [],
+    }
+    try:
+        estimate = price(counts, profile, model=model, allow_partial=allow_partial)
+    except CountError as error:
+        return facts | {"refused": str(error)}
+    facts["energy"] = estimate.to_json()
+    if counts.kind == "ann":
+        options = PlaceOptions(allow_partial=allow_partial)
+        found = places_of(counts, {}, counts, options=options)
+        facts["places"] = {place.place: plain(place) for place in found}
+        if not counts.refused:
+            facts["floors"] = plain(gpu_floors(counts))
+    return facts
