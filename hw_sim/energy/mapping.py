@@ -28,6 +28,7 @@ from knarr.hw_sim.json_values import JsonRecord
 from knarr.hw_sim.network import ChipNetwork, Conv, Recurrent
 from knarr.hw_sim.recording import INPUT_LAYER
 from knarr.hw_sim.simulation import simulate
+from knarr.hw_sim.synapse_masks import synapse_mask
 
 CORES_PER_TILE = 4
 MESH_HEIGHT = 4
@@ -151,7 +152,9 @@ def traffic_of(network: ChipNetwork, inputs: npt.ArrayLike, mapping: CoreMapping
                 "map this network"
             )
     events = check_inputs(network.input, inputs)
-    fan_outs = {layer.name: layer_fan_outs(layer) for layer in network.layers}
+    fan_outs = {
+        layer.name: layer_fan_outs(layer, synapse_mask(network, layer)) for layer in network.layers
+    }
     count = _Counter(mapping, *events.shape[:2])
     # One after the other: voltages of every step take hundreds of MB in a large network.
     for sample in range(len(events)):
