@@ -128,7 +128,8 @@ def counted(network: norse.SequentialState) -> StepGraph:
     """
     layers = list(network.children())
     last = max(at for at, layer in enumerate(layers[:-1]) if isinstance(layer, PLIFBoxCell))
-    return as_module(rewrite(take_apart(norse.SequentialState(*layers[: last + 1]).eval()))[0])
+    plain = take_apart(norse.SequentialState(*layers[: last + 1]).eval())
+    return as_module(rewrite(plain, (POLARITIES, SIZE_PX, SIZE_PX))[0])
 
 
 def synapses(counts: OperationCounts) -> dict[str, LayerCounts]:

@@ -1,4 +1,4 @@
-"""What one network costs by itself, as a table a person can read."""
+"""The costs of one network by itself, as a table a person can read."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What one network costs by itself: counts, the literature formula, and the places where a network that
-does not spike may run.
+"""The cost of one network by itself: counts, the literature formula, and the places where a network
+that does not spike may run.
 
 Networks that are counted below their modules (`count_torch`) and ONNX files come here: nothing is known
 of their neurons or cores, so no chip is priced.
