@@ -9,7 +9,7 @@ Nothing here prints. Long work reports its progress to a function that the calle
 
 - `stages`: `run`, and each stage by itself. `run_folder`: a run, its files, its settings, its lock.
 - `evaluation`, `evaluation_file`, `measures`: how right the networks of a run are.
-- `energy_facts`: what an inference costs. `run_report`: what the files of a run say.
+- `energy_report`: what an inference costs. `run_report`: what the files of a run say.
 - `published`: results of papers. `pictures`: figures. `progress`: events of long work.
 - `studies`: what many runs say, shared by processes and machines.
 """
@@ -20,11 +20,23 @@ from knarr.lazy import lazy_face
 
 if TYPE_CHECKING:
     from knarr.deploy import read_deployable
-    from knarr.pipeline.energy_facts import REUSE, Pricing, energy_of, outputs_of
+    from knarr.pipeline.energy_report.amounts import amount, digits, interval, prefix_of, spelled
+    from knarr.pipeline.energy_report.export import TERMS, csv_text, latex_text
+    from knarr.pipeline.energy_report.facts import energy_of, outputs_of
+    from knarr.pipeline.energy_report.pricing import REUSE, Pricing
+    from knarr.pipeline.energy_report.same_technology import over_technologies
+    from knarr.pipeline.energy_report.schema import read_energy
     from knarr.pipeline.errors import RunError
     from knarr.pipeline.evaluation import SHARED, EvaluationError, Network, RunEvaluation
     from knarr.pipeline.evaluation_file import measures_json
-    from knarr.pipeline.files import expecting, json_text, read_json, write_json, write_png
+    from knarr.pipeline.files import (
+        PICTURES,
+        expecting,
+        json_text,
+        read_json,
+        write_json,
+        write_picture,
+    )
     from knarr.pipeline.fine_tuning import Arrays, FineTuning, finetune
     from knarr.pipeline.measures import RATES, ConfidenceInterval, Estimate, Measures
     from knarr.pipeline.pictures.energy import draw_energy
@@ -82,10 +94,12 @@ __all__ = [
     "NET",
     "ON_TEST",
     "OTHER_DATA",
+    "PICTURES",
     "RATES",
     "RECORDING",
     "REUSE",
     "SHARED",
+    "TERMS",
     "VERIFICATION",
     "Arrays",
     "ConfidenceInterval",
@@ -112,9 +126,12 @@ __all__ = [
     "SweepTrial",
     "TableResult",
     "ValueMeasures",
+    "amount",
     "chip_samples",
     "counter",
+    "csv_text",
     "deploy",
+    "digits",
     "divergence_text",
     "draw_energy",
     "draw_pictures",
@@ -127,24 +144,30 @@ __all__ = [
     "export",
     "finetune",
     "fork_run",
+    "interval",
     "json_text",
+    "latex_text",
     "load_grid",
     "measures_json",
     "missing_pictures",
     "open_run",
     "outputs_of",
+    "over_technologies",
     "pareto",
+    "prefix_of",
     "price_run",
     "read_deployable",
+    "read_energy",
     "read_json",
     "reopen",
     "report",
     "run",
     "simulate",
+    "spelled",
     "sweep",
     "table",
     "train",
     "verify",
     "write_json",
-    "write_png",
+    "write_picture",
 ]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from knarr.files import write_atomic
 from knarr.pipeline.errors import RunError
@@ -67,8 +67,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_png(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, whole or not at all."""
+PICTURES: Final = (".png", ".svg", ".pdf")
+"""Endings of files that a figure is written to."""
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Write a figure as PNG, SVG or PDF, by its ending, whole or not at all."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    # Without a date, equal figures are equal files.
+    ending = path.suffix.lower()
+    dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(ending)
+    figure.savefig(buffer, format=ending[1:], dpi=110, metadata=dated)
     write_atomic(path, buffer.getvalue())

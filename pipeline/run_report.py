@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from knarr.pipeline import evaluation_file
+from knarr.pipeline.energy_report.schema import read_energy
 from knarr.pipeline.files import expecting, read_json
 from knarr.pipeline.run_folder import (
     CONFIG,
@@ -30,7 +31,7 @@ def report(folder: Path | str) -> dict[str, Any]:
     """
     folder = Path(folder)
     chosen_on_test = _chosen_on_test(folder)
-    energy, verification = read_json(folder / ENERGY), read_json(folder / VERIFICATION)
+    energy, verification = read_energy(folder / ENERGY), read_json(folder / VERIFICATION)
     evaluation = evaluation_file.read(folder / EVALUATION)
     # The first pass is the test set as the chip was recorded on it; others are drawn.
     first = {network: rows[0] for network, rows in evaluation.predicted.items()}
@@ -50,25 +51,12 @@ def report(folder: Path | str) -> dict[str, Any]:
             sums = pairs.setdefault(row["pair"], {"compared": 0, "mismatches": 0})
             for key in sums:
                 sums[key] += row[key]
-        # "baseline" is the teacher as ONNX.
-        student, teacher = energy["student"], energy["baseline"]
         return {
             "run": str(folder),
             "test_samples": len(evaluation.labels),
             **measured,
             **({ON_TEST: chosen_on_test} if chosen_on_test else {}),
-            "chip": {
-                **student["counts"]["total"],
-                "energy_pj": student["energy"]["nominal_pj"],
-            },
-            "teacher": None
-            if teacher is None
-            else {
-                **teacher["counts"]["total"],
-                "energy_pj": teacher["energy"]["nominal_pj"],
-            },
-            "energy_ratio": energy["ratio"],
-            "provenance": student["energy"]["provenance"],
+            "energy": energy,
             "lava_samples": verification["samples"],
             "mismatches": pairs,
             "holds": verification["holds"],

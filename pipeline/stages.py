@@ -35,9 +35,13 @@ from knarr.hw_sim import (
 )
 from knarr.hw_sim import simulate as simulate_network
 from knarr.pipeline import evaluation_file
-from knarr.pipeline.energy_facts import TRADE_SAMPLES, Pricing, energy_of
+from knarr.pipeline.energy_report.accuracy import accuracy_of
+from knarr.pipeline.energy_report.facts import TRADE_SAMPLES, energy_of
+from knarr.pipeline.energy_report.pricing import Pricing
+from knarr.pipeline.energy_report.schema import SCHEMA, read_energy
+from knarr.pipeline.energy_report.verdict import verdict
 from knarr.pipeline.evaluation import RunEvaluation, check_size
-from knarr.pipeline.files import write_json
+from knarr.pipeline.files import read_json, write_json
 from knarr.pipeline.fit_progress import FitProgress
 from knarr.pipeline.progress import OnProgress, ignore
 from knarr.pipeline.run_folder import (
@@ -498,16 +502,42 @@ def verify(run: Run, *, samples: int | None = None, again: bool = False) -> None
 
 
 def energy(run: Run) -> None:
-    """Write energy.json: counts and prices of chip and teacher, per inference on the test set."""
+    """Write energy.json: what an inference of chip and teacher costs, on the test set.
+
+    One that an older knarr wrote is made anew, and how right both sides are is brought up to date.
+
+    Raises:
+        RunError: An energy.json that is damaged.
+    """
+    path = run.path(ENERGY)
     if run.has(ENERGY):
-        return
+        if read_json(path).get("schema") == SCHEMA:
+            _bring_up_to_date(run, path)
+            return
+        run.say(f"{path}: written by another knarr; counting anew")
+        (run.path(PICTURES) / "energy.png").unlink(missing_ok=True)
     run.say("Counting operations")
     recording = load_recording(run.need(RECORDING, "pipeline"))
     network = read_net(run.need(NET, "deploy"))
     # The recording has all events, so that nothing is simulated again.
     counts = count_events(network, chip_samples(run)[0], recording)
     facts = price_run(replace(run, on_progress=ignore), Pricing(), counts=counts)
-    write_json(run.path(ENERGY), facts)
+    write_json(path, facts)
+
+
+def _bring_up_to_date(run: Run, path: Path) -> None:
+    """Put the run's evaluation beside its energy, where it was made later or made again."""
+    facts = read_energy(path)
+    found = _accuracy(run)
+    if found is not None and found != facts["accuracy"]:
+        facts = {**facts, "accuracy": found}
+        write_json(path, {**facts, "verdict": verdict(facts)})
+
+
+def _accuracy(run: Run) -> dict[str, Any] | None:
+    if not run.has(EVALUATION):
+        return None
+    return accuracy_of(evaluation_file.read(run.path(EVALUATION)))
 
 
 def price_run(
@@ -528,15 +558,17 @@ def price_run(
         measure: Whether to measure the baseline on this machine.
 
     Returns:
-        What `energy_facts` gives.
+        The content of energy.json.
     """
     train, (inputs, labels) = run.data.train, chip_samples(run)
+    files = {name: run.path(name) for name in (GRAPH, NET) if run.has(name)}
     # What a change would buy is for choosing one, so it is shown on training samples.
     chosen = np.arange(min(TRADE_SAMPLES, len(train.labels)))
     baseline = None
     if run.system.has_baseline:
         baseline = run.need(BASELINE, "export")
         baseline_inputs = _baseline_inputs(run) if baseline_inputs is None else baseline_inputs
+        files[BASELINE] = baseline
     return energy_of(
         read_deployable(run.need(NET, "deploy"), "counted"),
         inputs,
@@ -550,6 +582,8 @@ def price_run(
             None if run.data.targets else train.labels[chosen],
         ),
         measure=measure,
+        accuracy=_accuracy(run),
+        files=files,
         on_progress=run.on_progress,
     )
 

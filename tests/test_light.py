@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from energy_files import small_facts
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -122,10 +123,6 @@ def write_run(folder: Path) -> None:
     """Write the files that a report reads, as the stages of a run leave them."""
     fit = {"fit": {"select": "last"}}
     recipe = {"name": "eyes", "teacher": fit, "student": {"fit": {"select": "best_on_test"}}}
-    side = {
-        "counts": {"total": {"spikes": 12.0, "acc": 340.0, "mac": 5.0}},
-        "energy": {"nominal_pj": 900.0, "provenance": "table values"},
-    }
     row = {"pair": "simulator = Lava", "compared": 96, "mismatches": 0}
     evaluation = {
         "format": 2,
@@ -152,7 +149,7 @@ def write_run(folder: Path) -> None:
     }
     files = {
         "config.yaml": {"format": 1, "recipe": recipe, "data_root": "eyes"},
-        "energy.json": {"student": side, "baseline": side, "ratio": 0.5},
+        "energy.json": small_facts(),
         "verification.json": {"rows": [row], "samples": 2, "holds": True},
         "evaluation.json": evaluation,
     }
@@ -168,7 +165,7 @@ LIGHT = {
     "help": (["--help"], 0, "Usage"),
     "simulate": (["simulate", "tiny.net", "--data", "inputs.npy", "--out", "r.npz"], 0, "engine"),
     "verify FILE.net": (["verify", "tiny.net"], 0, "hidden"),
-    "energy FILE.net": (["energy", "tiny.net", "--data", "inputs.npy"], 0, "spikes"),
+    "energy FILE.net": (["energy", "tiny.net", "--data", "inputs.npy"], 0, "VERDICT"),
     "report": (["report", "run"], 0, "simulator = Lava"),
     "data check": (["data", "check", "nmnist", "nmnist"], 0, "samples"),
     "simulate of no file": (["simulate", "nowhere.net", "--data", "inputs.npy"], 2, ""),

@@ -1,4 +1,4 @@
-"""A run's results, and any other facts, as tables a person can read in 100 columns or as one JSON
+"""A run's results, and any other facts, as tables a person can read in 80 columns or as one JSON
 document.
 """
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from knarr.cli.output import make_table, show
-from knarr.cli.text.energy import NOT_INCLUDED
+from knarr.cli.output import show
+from knarr.cli.text.energy import print_counts, print_places, print_verdict
+from knarr.cli.text.energy_tables import WIDTH, narrow_table
 
 
 def print_facts(facts: dict[str, Any], *, json: bool) -> None:
@@ -52,19 +53,24 @@ def print_run(folder: Path, *, json: bool) -> bool:
     if json:
         print(json_module.dumps(facts, indent=2))
         return bool(facts["holds"])
-    show(_results(folder.name, facts))
+    show(f"{folder.name}: {facts['test_samples']} test samples", width=WIDTH)
+    print_verdict(facts["energy"])
+    print_places(facts["energy"])
+    show(_results(facts), width=WIDTH)
     if ON_TEST in facts:
         networks = ", ".join(facts[ON_TEST])
         show(f"{networks}: the best epoch ON THE TEST DATA, so no estimate for other data.")
-    show(f"Energy: {facts['provenance']}. {NOT_INCLUDED}")
+    show("", width=WIDTH)
+    print_counts(facts["energy"])
     title = f"mismatches on {facts['lava_samples']} test samples"
-    compared = make_table(title, "stages", "values compared", "mismatches")
+    compared = narrow_table(title, "stages", "values compared", "mismatches")
     # A column of words, behind the numbers that they explain.
-    compared.add_column("")
+    compared.add_column(" ")
     for pair, counts in facts["mismatches"].items():
-        meaning = "must be 0" if "=" in pair else "measured: integers against floats"
+        meaning = " must be 0" if "=" in pair else " measured: integers against floats"
         compared.add_row(pair, f"{counts['compared']:,}", f"{counts['mismatches']:,}", meaning)
-    show(compared)
+    show(compared, width=WIDTH)
+    show(f"Energy in full: knarr energy {folder}", soft_wrap=True)
     if not facts["holds"]:
         show("The verification does NOT hold; see `knarr verify`.")
     for path in facts["pictures"]:
@@ -73,11 +79,10 @@ def print_run(folder: Path, *, json: bool) -> bool:
     return bool(facts["holds"])
 
 
-def _results(name: str, facts: dict[str, Any]) -> Table:
+def _results(facts: dict[str, Any]) -> Table:
     samples = facts["test_samples"]
     measured = facts["mae"] if "mae" in facts else facts["correct"]
-    title = f"{name}: {samples} test samples, counts and energy per inference"
-    table = make_table(title, "", "teacher (ANN)", "student (Norse)", "chip (integers)")
+    table = narrow_table("", "", "teacher (ANN)", "student (Norse)", "chip (integers)")
 
     def right(network: str) -> str:
         if network not in measured:
@@ -90,15 +95,4 @@ def _results(name: str, facts: dict[str, Any]) -> Table:
     table.add_row(heading, right("teacher"), right("student"), right("chip"))
     if "lowered" in measured:
         table.add_row("before its integers were fitted", "", "", right("lowered"))
-    chip, teacher = facts["chip"], facts["teacher"]
-    table.add_row("spikes", "-", "", f"{chip['spikes']:,.0f}")
-    for column in ("acc", "mac"):
-        theirs = "-" if teacher is None else f"{teacher[column]:,.0f}"
-        table.add_row(column.upper(), theirs, "", f"{chip[column]:,.0f}")
-    teacher_uj, chip_uj = (
-        "-" if side is None else f"{side['energy_pj'] / 1e6:,.3f} uJ" for side in (teacher, chip)
-    )
-    table.add_row("energy", teacher_uj, "", chip_uj)
-    if facts["energy_ratio"] is not None:
-        table.add_row("energy / ANN", "1", "", f"{facts['energy_ratio']:.3f}")
     return table

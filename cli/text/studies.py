@@ -26,6 +26,7 @@ from knarr.pipeline import (
     RowSummary,
     SweepResult,
     SweepTrial,
+    spelled,
 )
 
 OTHER_PROTOCOL: Final = "**"
@@ -78,8 +79,8 @@ def print_table(table: GridTable, costs: Mapping[str, Costs | None]) -> None:
     if costs:
         show(_costs(costs))
         show(
-            "Per inference, mean over runs. Energy: paper model, ACC and MAC alone at 45 nm; "
-            "see `knarr energy`."
+            "Per inference, mean over runs. Energy: total [low, high] at the place that is named; "
+            "places are other technologies, `knarr energy RUN` compares them."
         )
 
 
@@ -193,21 +194,21 @@ def _notes(row: RowSummary) -> list[str]:
 
 
 def _costs(costs: Mapping[str, Costs | None]) -> Table:
-    headings = ("runs", "parameters", "dense MAC", "MAC", "ACC", "spike rate", "uJ")
-    text = make_table("costs", "row", *headings, fold=("row",), **STYLE)
-    text.columns[0].max_width = 30
+    headings = ("runs", "parameters", "dense M", "MAC M", "ACC M", "rate", "energy")
+    text = make_table("costs", "row", *headings, fold=("row", *headings), **STYLE)
+    text.columns[0].max_width = 26
     for name, one in costs.items():
         if one is None:
             text.add_row(name, "0", *["-"] * (len(headings) - 1))
             continue
-        parameters, rate, energy_pj = one.parameters, one.spike_rate, one.energy_pj
+        parameters, rate, energy = one.parameters, one.spike_rate, one.energy
         text.add_row(
             name,
             str(one.runs),
             "-" if parameters is None else f"{parameters:,.0f}",
-            *(f"{value / 1e6:,.3f} M" for value in (one.dense_macs, one.mac, one.acc)),
+            *(f"{value / 1e6:,.3f}" for value in (one.dense_macs, one.mac, one.acc)),
             "-" if rate is None else f"{rate:.2%}",
-            "-" if energy_pj is None else f"{energy_pj / 1e6:,.3f}",
+            "-" if energy is None else f"{spelled(energy)}\n{one.place}",
         )
     return text
 
@@ -327,12 +328,14 @@ def print_sweep(result: SweepResult) -> None:
 
 def print_pareto(result: ParetoResult) -> None:
     """Print all points from the cheapest on, and what was refused."""
-    facts, model = result.facts, result.facts["model"]
+    facts, by = result.facts, result.facts["by"]
     clips = facts["float_validation"]["clips"]
     good = "error" if "mae" in facts["float_validation"] else "accuracy"
-    title = f"{facts['recipe']}: {good} against energy, {model} model, per inference on {clips} validation clips"
-    headings = ("bits", "steps", "ACC goal", "validation", "test", "ACC", "nJ [interval]")
-    table = make_table(title, *headings, left=0)
+    title = (
+        f"{facts['recipe']}: {good} against energy ({by}) per inference, {clips} validation clips"
+    )
+    headings = ("bits", "steps", "ACC goal", "validation", "test", "ACC", "energy [low, high]")
+    table = make_table(title, *headings, left=0, fold=headings, **STYLE)
     table.add_column("front")
     for point, names in zip(result.points, facts["points"], strict=True):
         test = point.facts["test"]
@@ -343,12 +346,12 @@ def print_pareto(result: ParetoResult) -> None:
             _good(point.facts["validation"]),
             _good(test),
             f"{point.facts['counts']['acc']:,.0f}",
-            interval_text(point.energy(model)),
+            spelled(point.energy(by)),
             "*" if point.front else "",
         )
     if result.points:
         show(table)
-        show(f"Energy: {result.points[0].energy(model)['provenance']}.")
+        show(f"Energy: {by}; worst grade of its prices {result.points[0].energy(by)['grade']}.")
     of_float = facts["float_validation"]
     what = "mean absolute error on" if "mae" in of_float else "of"
     show(f"Float student: {_good(of_float)} {what} the validation clips.")
@@ -374,14 +377,6 @@ def _goal(share: float | None, point: ParetoPoint) -> str:
     # The goal is held against validation clips, as in training.
     missed = point.facts["validation"]["accumulates"] > point.facts["acc_goal"]
     return f"{share:.0%}" + (" missed" if missed else "")
-
-
-def interval_text(energy: dict[str, Any]) -> str:
-    """Return nominal and bounds in nanojoules; ? where a price has no bound."""
-    low, high = (
-        "?" if energy[name] is None else f"{energy[name] / 1e3:,.3g}" for name in ("lo_pj", "hi_pj")
-    )
-    return f"{energy['nominal_pj'] / 1e3:,.4g} [{low}, {high}]"
 
 
 def _short(value: Any) -> str:

@@ -280,7 +280,7 @@ def _draw(
     timesteps: int | None,
 ) -> None:
     from knarr.hw_sim import simulate as simulate_network
-    from knarr.pipeline import draw_raster, write_png
+    from knarr.pipeline import draw_raster, write_picture
 
     one = events[sample : sample + 1]
     if recording.spikes:
@@ -297,7 +297,7 @@ def _draw(
     # Outputs that spike are drawn as a layer already.
     readout = recording.output[sample] if network.readout.kind == "voltage" else None
     title = f"Sample {sample} on the chip"
-    write_png(picture, draw_raster(spikes, readout, network.dt_s, title))
+    write_picture(picture, draw_raster(spikes, readout, network.dt_s, title))
 
 
 @app.command(
@@ -451,7 +451,7 @@ def _verify_net(
     from knarr.deploy import read_net, verify_network
     from knarr.deploy import verify as verify_stages
     from knarr.hw_sim import encode
-    from knarr.pipeline import counter, write_png
+    from knarr.pipeline import counter, write_picture
 
     of_graph = (factory, checkpoint, labels, dt_s, expected, input_shape)
     if graph is None and any(option is not None for option in of_graph):
@@ -499,7 +499,7 @@ def _verify_net(
     if picture is not None:
         from knarr.pipeline import draw_verification
 
-        write_png(picture, draw_verification(facts))
+        write_picture(picture, draw_verification(facts))
     return facts
 
 
@@ -536,9 +536,9 @@ def _compare_expected(
         labels=read_labels(labels),
     ).to_json()
     if picture is not None:
-        from knarr.pipeline import draw_verification, write_png
+        from knarr.pipeline import draw_verification, write_picture
 
-        write_png(picture, draw_verification(facts))
+        write_picture(picture, draw_verification(facts))
     return facts
 
 

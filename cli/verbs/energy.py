@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Example: knarr energy student.nir --data spikes.npy --baseline teacher.onnx --picture energy.png; "
-    "knarr energy runs/nmnist; knarr energy runs/nmnist --profile horowitz_int8"
+    "knarr energy runs/nmnist --all; knarr energy runs/nmnist --latex energy.tex"
 )
 def energy(
     context: typer.Context,
@@ -134,12 +134,6 @@ def energy(
             "--latency", help="Seconds that an inference takes, for static power (chip).", min=0
         ),
     ] = None,
-    mix_technologies: Annotated[
-        bool,
-        Option(
-            "--mix-tech", help="Print ratios across technologies too, labelled; they rank nothing."
-        ),
-    ] = False,
     allow_partial: Annotated[
         bool,
         Option("--allow-partial", help="Print a lower bound where something cannot be counted."),
@@ -152,11 +146,19 @@ def energy(
     ] = False,
     out: Annotated[Path | None, Option(help="energy.json file to write (files).")] = None,
     picture: Annotated[
-        Path | None, Option(help="PNG to draw of energy per layer against the baseline (files).")
+        Path | None,
+        Option(help="Picture to draw: places with intervals, shares by layer; .png, .svg or .pdf."),
     ] = None,
+    csv: Annotated[Path | None, Option(help=".csv file of every number.")] = None,
+    latex: Annotated[
+        Path | None, Option(help=".tex file of places, same technology and counts.")
+    ] = None,
+    everything: Annotated[
+        bool, Option("--all", help="Print the long tables too: layers, models, trades, sources.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Count an inference and price it by three models, against an ONNX baseline.
+    """Say what an inference costs where, against an ONNX baseline, and who is cheaper.
 
     A RUN has everything in it and keeps energy.json and its picture; with options of pricing its
     counts are priced anew.
@@ -185,12 +187,14 @@ def energy(
         if context.get_parameter_source(name).name != "DEFAULT"  # type: ignore[union-attr]
     }
     is_run = source.is_dir()
-    if is_run and given <= {"source", "json"}:
+    written = {"--out": out, "--picture": picture, "--csv": csv, "--latex": latex}
+    if is_run and given <= {"source", "json", "everything", "out", "picture", "csv", "latex"}:
         opened = pipeline.reopen(source, on_progress=show_progress)
+        _check_outputs(written, [source])
         pipeline.energy(opened)
-        path = source / pipeline.ENERGY
-        with pipeline.expecting(path):
-            print_energy(pipeline.read_json(path), json=json)
+        facts = pipeline.read_energy(source / pipeline.ENERGY)
+        _write(facts, written)
+        print_energy(facts, json=json, everything=everything)
         return
     if not source.exists():
         raise UsageError(f"{source}: no such run folder, .nir or .net file")
@@ -233,7 +237,6 @@ def energy(
             on_chip_bytes=on_chip_bytes,
             latency_s=latency_s,
         ),
-        mix_technologies,
         allow_partial,
     )
     read_from = [source, data, labels, baseline, baseline_data]
@@ -242,7 +245,7 @@ def energy(
     if is_run:
         run = pipeline.reopen(source, on_progress=show_progress)
         read_from += [run.need(pipeline.NET, "deploy"), run.need(pipeline.BASELINE, "export")]
-    _check_outputs(out, picture, [path for path in read_from if path is not None])
+    _check_outputs(written, [path for path in read_from if path is not None])
     if run is not None:
         pricing.pairs()  # refuses what cannot be priced before anything is run
         facts = pipeline.price_run(
@@ -250,11 +253,9 @@ def energy(
         )
     else:
         of_baseline = (baseline_data, shapes, batch_axis)
-        if baseline is None and (
-            measure or mix_technologies or any(option is not None for option in of_baseline)
-        ):
+        if baseline is None and (measure or any(option is not None for option in of_baseline)):
             raise UsageError(
-                "--baseline-data, --shape, --batch-axis, --measure, --mix-tech: go with --baseline"
+                "--baseline-data, --shape, --batch-axis, --measure: go with --baseline"
             )
         if measure and baseline_data is None:
             raise UsageError(
@@ -290,23 +291,40 @@ def energy(
             votes=votes,
             pooling=pooling,
             measure=measure,
+            files={path.name: path for path in (source, baseline) if path is not None},
             on_progress=show_progress,
         )
-    if out is not None:
-        pipeline.write_json(out, facts)
-    if picture is not None:
-        pipeline.write_png(picture, pipeline.draw_energy(facts))
-    print_energy(facts, json=json)
+    _write(facts, written)
+    print_energy(facts, json=json, everything=everything)
 
 
-def _check_outputs(out: Path | None, picture: Path | None, read_from: list[Path]) -> None:
+def _write(facts: dict[str, Any], outputs: Mapping[str, Path | None]) -> None:
+    """Write the files that were asked for."""
+    from knarr import pipeline
+    from knarr.files import write_atomic
+
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if option == "--out":
+            pipeline.write_json(path, facts)
+        elif option == "--picture":
+            pipeline.write_picture(path, pipeline.draw_energy(facts))
+        else:
+            made = pipeline.csv_text if option == "--csv" else pipeline.latex_text
+            write_atomic(path, made(facts).encode())
+
+
+def _check_outputs(outputs: Mapping[str, Path | None], read_from: list[Path]) -> None:
     """Refuse to write over what is read, over a run's files, or where nothing can be written."""
-    outputs = {"--out": out, "--picture": picture}
+    from knarr.pipeline import PICTURES
+
     given = {option: path.resolve() for option, path in outputs.items() if path is not None}
     for option, out_path in outputs.items():
         check_out(option, out_path)
-    keep_apart(out, *read_from)
-    keep_apart(picture, *read_from, out)
+    for number, out_path in enumerate(outputs.values()):
+        keep_apart(out_path, *read_from, *list(outputs.values())[:number])
+    picture = outputs["--picture"]
     runs = [path.resolve() for path in read_from if path.is_dir()]
     for option, path in given.items():
         # Also of a run that is only read for its data.
@@ -315,8 +333,8 @@ def _check_outputs(out: Path | None, picture: Path | None, read_from: list[Path]
         ours = path.name == "energy.json" or path.parent.name == "pictures"
         if inside and path.exists() and not ours:
             raise UsageError(f"{option}: {outputs[option]} belongs to the run; give another name")
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise UsageError(f"--picture: {picture} is drawn as PNG; give a name that ends in .png")
+    if picture is not None and picture.suffix.lower() not in PICTURES:
+        raise UsageError(f"--picture: {picture}; give a name that ends in {', '.join(PICTURES)}")
     need_drawing(picture)
 
 

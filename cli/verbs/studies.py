@@ -142,9 +142,12 @@ def pareto(
             help="Shares of the lowered network's ACC to aim at, with commas between; 1 sets no goal."
         ),
     ] = "1,0.5,0.25",
-    model: Annotated[
-        str, Option(help="Energy that the front is found by: paper, memory, chip:PROFILE.")
-    ] = "paper",
+    by: Annotated[
+        str,
+        Option(
+            help="Energy that the front is found by: 'Loihi 2, total' or dynamic, and the same of Loihi 1."
+        ),
+    ] = "Loihi 2, total",
     storage: StorageOption = None,
     changes: SetOption = None,
     json: JsonOption = False,
@@ -169,7 +172,7 @@ def pareto(
         bits=wanted_bits,
         steps=wanted_steps,
         shares=wanted_shares,
-        model=model,
+        by=by,
         data=data,
         out=out,
         changes=changes or (),

@@ -1,107 +1,159 @@
-"""Energy per layer against the baseline, and three models with their intervals, as one picture."""
+"""The cost of an inference as one picture: places with intervals, the same technology across 1, and
+shares by layer and term.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
+from knarr.pipeline.energy_report.amounts import digits, interval, spelled
+from knarr.pipeline.energy_report.same_technology import over_technologies
 from knarr.pipeline.pictures import SMALL
 
-COLOURS: Final = {
-    "baseline": "tab:gray",
-    "effective": "tab:blue",
-    "student": "tab:red",
-}
-SHIFTS: Final = {
-    "baseline": -0.15,
-    "effective": 0.0,
-    "student": 0.15,
-}
-"""Places of a model's points beside each other, in columns."""
+COLOURS: Final = {"student": "tab:red", "baseline": "tab:gray"}
+NAMES: Final = {"student": "SNN", "baseline": "ANN"}
+ROW: Final = 0.24
+"""Inches of a line of text and its bar."""
+FRAME: Final = 0.85
+"""Inches of title, ticks and heading of a panel."""
+SHOWN_PARTS: Final = 16
+LONGEST: Final = 34
+"""Characters of a label at most; a name in the middle of which a part is left out stays told apart."""
+DECADES: Final = 6
+"""Ticks of a logarithmic axis at most, so that their labels do not touch."""
+Facts = dict[str, Any]
 
 
-@mpl.rc_context(SMALL)
-def draw_energy(facts: dict[str, Any]) -> Figure:
-    """Draw the layers of both networks above and the models below, of what `energy_facts` gives."""
-    # Under a chip's prices the baseline has no energy of its own.
-    priced = {}
-    for side in ("baseline", "student"):
-        if facts[side] and facts[side]["energy"] is not None:
-            priced[side] = facts[side]["energy"]
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    grid = figure.add_gridspec(2, len(priced), height_ratios=(1.2, 1))
-    layers_pj = [0.0]
-    for energy in priced.values():
-        layers_pj += energy["layers_pj"].values()
-    # The same scale on both sides.
-    largest_nj = max(layers_pj) / 1000
-    for column, (side, energy) in enumerate(priced.items()):
-        _draw_layers(figure.add_subplot(grid[0, column]), energy, side, largest_nj)
-    _draw_models(figure.add_subplot(grid[1, :]), facts["models"])
+@mpl.rc_context(SMALL | {"font.size": 8})
+def draw_energy(facts: Facts) -> Figure:
+    """Draw the content of energy.json."""
+    places = [place for place in facts["places"].values() if _drawn(place)]
+    ratios = over_technologies(facts["same_technology"])
+    parts = _parts(facts["why"]["shares"])
+    panels: list[tuple[int, Any]] = []
+    if places:
+        panels.append((2 * len(places), lambda axes: _draw_places(axes, places)))
+    if ratios:
+        panels.append((len(ratios), lambda axes: _draw_ratios(axes, ratios)))
+    if parts:
+        name = facts["why"]["place"]
+        panels.append((len(parts), lambda axes: _draw_parts(axes, parts, name)))
+    if not panels:
+        # A network alone, in one technology.
+        alone = facts["same_technology"]
+        panels.append((len(alone), lambda axes: _draw_alone(axes, alone)))
+    heights = [ROW * rows + FRAME for rows, _ in panels]
+    figure = Figure(figsize=(8.5, sum(heights)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+    for axes, (_, draw) in zip(grid[:, 0], panels, strict=True):
+        draw(axes)
     return figure
 
 
-def _draw_layers(axes: Axes, energy: dict[str, Any], side: str, largest_nj: float) -> None:
-    # Activations cost nothing here, and would be empty lines.
-    paying = {name: pj / 1000 for name, pj in energy["layers_pj"].items() if pj > 0}
-    # ONNX names a node by its whole path; the module and the operation say enough.
-    names = ["/".join(name.split("/")[-2:]) for name in paying]
-    places = range(len(names))
-    values = list(paying.values())
-    bars = axes.barh(places, values, color=COLOURS[side])
-    labels = [_three_digits(value) for value in values]
-    axes.bar_label(bars, labels, padding=2, fontsize=8)
-    axes.set_yticks(places, names, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.2 * largest_nj if largest_nj else 1)
-    bound = "at least " if energy["partial"] else ""
-    total = f"{energy['nominal_pj'] / 1e6:,.3f} uJ ({energy['model']} model)"
-    axes.set_title(f"{side}: {bound}{total}", fontsize=10)
-    axes.set_xlabel(f"nJ per inference and layer, {energy['profile']}")
+def _drawn(place: Facts) -> bool:
+    """Return whether a place has an energy that a logarithmic axis has a place for."""
+    return any((place[term]["nominal"] or 0) > 0 for term in ("total", "dynamic"))
 
 
-def _three_digits(value: float) -> str:
-    # Format g alone would write a thousand as 1e+03.
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _draw_places(axes: Axes, places: Sequence[Facts]) -> None:
+    labels, values = [], []
+    for number, place in enumerate(places):
+        colour = COLOURS[place["network"]]
+        for shift, term, fill in ((-0.14, "total", colour), (0.18, "dynamic", "white")):
+            _point(axes, place[term], number + shift, colour, fill)
+        labels.append(f"{_label(place['place'])} ({NAMES[place['network']]}, {place['grade']})")
+        known = place["total"]["nominal"] is not None
+        values.append(spelled(place["total"]) if known else f"{spelled(place['dynamic'])} (hollow)")
+    _rows(axes, labels, values, "Where it runs: total energy (filled) and switching alone (hollow)")
+    axes.set_xlabel("one inference; lines from low to high, an open end where a bound is unknown")
 
 
-def _draw_models(axes: Axes, models: list[dict[str, Any]]) -> None:
-    """Draw nominal values as points and intervals as lines, on one logarithmic scale."""
-    labels = []
-    for column, each in enumerate(models):
-        label = f"{each['model']}\n{each['profile']}"
-        if each["active"]:
-            label += f", {each['active']}"
-        if each["reuse"]:
-            label += f", reuse {each['reuse']:g}"
-        labels.append(label)
-        for side, colour in COLOURS.items():
-            energy = each[side]
-            # A logarithmic scale has no place for what costs nothing.
-            if energy is None or energy["nominal_pj"] <= 0:
-                continue
-            # Another technology's dots in a chip's column would invite a comparison.
-            if each["mixed"] and side != "student":
-                continue
-            middle = energy["nominal_pj"] / 1e6
-            spread = []
-            for bound, sign in (("lo_pj", -1), ("hi_pj", 1)):
-                # A bound that nobody published is drawn as none.
-                end = middle if energy[bound] is None else energy[bound] / 1e6
-                spread.append([max(0.0, sign * (end - middle))])
-            place = column + SHIFTS[side]
-            axes.errorbar(place, middle, yerr=spread, fmt="o", color=colour, capsize=3)
-    for side, colour in COLOURS.items():
-        name = "baseline, zeros skipped" if side == "effective" else side
-        axes.plot([], [], "o", color=colour, label=name)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(labels)), labels, fontsize=7)
-    axes.set_ylabel("uJ per inference", fontsize=10)
-    title = "Models and prices; lines are intervals where a source gives bounds"
-    axes.set_title(title, fontsize=10)
-    below = (0.5, -0.22)
-    axes.legend(loc="upper center", bbox_to_anchor=below, ncol=3)
-    axes.margins(x=0.08)
+def _point(axes: Axes, bounds: Facts, height: float, colour: str, fill: str) -> None:
+    """Draw a nominal value with a line from low to high; an unknown end has no cap."""
+    nominal = bounds["nominal"]
+    if not nominal:
+        return
+    low, high = bounds["low"] or nominal, bounds["high"] or nominal
+    axes.plot([low, high], [height, height], color=colour, linewidth=1.4, zorder=1)
+    for end, known in ((low, bounds["low"]), (high, bounds["high"])):
+        if known:
+            axes.plot([end], [height], "|", color=colour, markersize=7, zorder=1)
+    axes.plot([nominal], [height], "o", color=colour, markerfacecolor=fill, markersize=5, zorder=2)
+
+
+def _draw_ratios(axes: Axes, ratios: Sequence[Facts]) -> None:
+    labels, values = [], []
+    for number, row in enumerate(ratios):
+        _point(axes, row, number, "tab:blue", "tab:blue")
+        rival = f"{row['bits']}-bit twin" if "twin" in row["against"] else row["against"]
+        labels.append(f"{row['label']}, {rival}")
+        bounds = interval(row) or "[?]"
+        values.append(f"{digits(row['nominal'])} {bounds}")
+    axes.axvline(1, color="black", linewidth=0.8)
+    _rows(axes, labels, values, "Same technology: SNN / rival; left of 1 the SNN is cheaper")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("energy of the SNN / that of its rival, over technologies and published bounds")
+
+
+def _draw_parts(axes: Axes, parts: Sequence[tuple[str, float]], place: str) -> None:
+    shares = [share for _, share in parts]
+    axes.barh(range(len(parts)), [100 * share for share in shares], color=COLOURS["student"])
+    labels = [label for label, _ in parts]
+    values = [f"{share:.1%}" for share in shares]
+    _rows(axes, labels, values, f"Parts of the nominal energy on {place}", log=False)
+    axes.set_xlabel("%")
+
+
+def _draw_alone(axes: Axes, rows: Sequence[Facts]) -> None:
+    for number, row in enumerate(rows):
+        _point(axes, row["student"], number, COLOURS["student"], COLOURS["student"])
+    labels = [f"{row['label']}, {row['profile']}" for row in rows]
+    _rows(axes, labels, [spelled(row["student"]) for row in rows], "The SNN in one technology")
+    axes.set_xlabel("one inference")
+
+
+def _rows(
+    axes: Axes, labels: Sequence[str], values: Sequence[str], title: str, *, log: bool = True
+) -> None:
+    """Name the rows on the left and write their values on the right, where nothing else stands."""
+    places = range(len(labels))
+    axes.set_yticks(places, labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    beside = axes.secondary_yaxis("right")
+    beside.set_yticks(places, values)
+    beside.tick_params(length=0)
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(unit="J"))
+        axes.xaxis.set_major_locator(LogLocator(numticks=DECADES))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(title, loc="left")
+
+
+def _parts(shares: Sequence[Facts]) -> list[tuple[str, float]]:
+    """Return the largest parts by name, and the rest as one."""
+    found = []
+    for part in shares[:SHOWN_PARTS]:
+        term = part["term"].replace("_", " and ")
+        name = f"{_label(part['layer'])}: {term}" if part["layer"] else f"whole chip: {term}"
+        found.append((name, float(part["share"])))
+    rest = shares[SHOWN_PARTS:]
+    if rest:
+        found.append((f"{len(rest)} smaller parts", float(sum(one["share"] for one in rest))))
+    return found
+
+
+def _label(name: str) -> str:
+    """Return a name that fits beside a panel: the end of an ONNX path, its middle left out."""
+    name = "/".join(name.split("/")[-2:])
+    if len(name) <= LONGEST:
+        return name
+    half = LONGEST // 2 - 2
+    return f"{name[:half]} .. {name[-half:]}"

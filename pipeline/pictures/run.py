@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from knarr.hw_sim import load_recording
-from knarr.pipeline.files import expecting, read_json, write_png
+from knarr.pipeline.files import expecting, read_json, write_picture
 from knarr.pipeline.pictures import SMALL
 from knarr.pipeline.pictures.energy import draw_energy
 from knarr.pipeline.pictures.raster import draw_raster
@@ -49,7 +49,7 @@ def draw_run(run: Run, again: str | None = None) -> None:
     for name, draw in zip(PICTURE_NAMES, drawers, strict=True):
         if name in wanted:
             folder.mkdir(exist_ok=True)
-            write_png(folder / f"{name}.png", draw(run))
+            write_picture(folder / f"{name}.png", draw(run))
 
 
 def _samples(run: Run) -> Figure:

@@ -17,10 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from knarr.deploy import DeployError, read_net
-from knarr.hw_sim import ChipError, count_events, price, simulate
+from knarr.hw_sim import ChipError, count_events, simulate
+from knarr.hw_sim.energy import places_of
 from knarr.pipeline import stages
-from knarr.pipeline.energy_facts import Pricing
-from knarr.pipeline.files import read_json, write_json, write_png
+from knarr.pipeline.energy_report.facts import TRAFFIC_SAMPLES, on_cores
+from knarr.pipeline.files import read_json, write_json, write_picture
 from knarr.pipeline.pictures import SMALL
 from knarr.pipeline.progress import OnProgress, ignore
 from knarr.pipeline.run_folder import (
@@ -49,6 +50,8 @@ POINT, FLOAT, PICTURE = "point.json", "float", "pareto.png"
 BITS: Final = "chip.weight_bits"
 STEPS: Final = "chip.timesteps"
 SHARE: Final = "chip.acc_share"
+WHERE: Final = ("Loihi 2, total", "Loihi 2, dynamic", "Loihi 1, total", "Loihi 1, dynamic")
+"""Places and terms by which a front may be found."""
 MARKERS = "os^Dv<>p"
 COLUMNS = 2
 DECADE = 10
@@ -78,9 +81,9 @@ class ParetoPoint:
         """
         return quality(self.facts["validation"])
 
-    def energy(self, model: str) -> dict[str, Any]:
-        """Return its interval in one of the models, pJ."""
-        found: dict[str, Any] = self.facts["energy"][model]
+    def energy(self, where: str) -> dict[str, Any]:
+        """Return its energy somewhere, between bounds, J."""
+        found: dict[str, Any] = self.facts["energy"][where]
         return found
 
 
@@ -97,7 +100,7 @@ class ParetoResult:
 
     Attributes:
         points: The points from the cheapest on.
-        facts: Everything as plain data: recipe, energy model, folder, how many validation clips
+        facts: Everything as plain data: recipe, energy, folder, how many validation clips
             there are and how many the float student decides rightly, points, and trials that go
             onto no chip.
     """
@@ -112,7 +115,7 @@ def pareto(
     bits: Sequence[int],
     steps: Sequence[int] = (),
     shares: Sequence[float] = (1.0,),
-    model: str = "paper",
+    by: str = WHERE[0],
     data: Path | None = None,
     out: Path | None = None,
     changes: Sequence[str] = (),
@@ -127,7 +130,7 @@ def pareto(
         bits: Bits of the weights.
         steps: Numbers of time steps; none for all and half of them.
         shares: Shares of the lowered network's ACC that a student may cost; 1 for no goal.
-        model: Energy model by which the front is found.
+        by: One of `WHERE`: place and term of the energy by which the front is found.
         data: Folder of the data; None where knarr generates them.
         out: Folder of the search; runs/pareto-<recipe> when left out.
         changes: `path=value` of settings.
@@ -135,12 +138,11 @@ def pareto(
         on_progress: Called with the progress of the search and of its fits.
 
     Raises:
-        RecipeError: Settings that do not fit, or a model or settings that do not exist.
+        RecipeError: Settings that do not fit, or an energy or settings that do not exist.
         StudyError: The storage does not answer or holds another search.
     """
-    models = [_label(*pair) for pair in Pricing().pairs()]
-    if model not in models:
-        raise RecipeError(f"--model: '{model}' does not exist; choose from {', '.join(models)}")
+    if by not in WHERE:
+        raise RecipeError(f"--by: '{by}' does not exist; choose from {'; '.join(WHERE)}")
     recipe = with_settings(load_recipe(name), dict(map(parse_setting, changes)))
     if recipe.chosen_on_test:
         raise RecipeError(
@@ -174,11 +176,20 @@ def pareto(
             refused.append({**_named(trial.parameters), "reason": trial.reason})
         else:
             parameters = {**trial.parameters, STEPS: trial.parameters[STEPS] or length}
-            found.append(ParetoPoint(parameters, read_json(folder / trial.folder / POINT)))
-    points = fronted(found, model)
+            point = ParetoPoint(parameters, read_json(folder / trial.folder / POINT))
+            if by not in point.facts.get("energy", ()):
+                raise RecipeError(
+                    f"{folder}: its points were priced by another knarr; give another --out"
+                )
+            found.append(point)
+    unknown = [one for one in found if one.energy(by)["nominal"] is None]
+    if unknown:
+        why = unknown[0].energy(by)["why_unknown"]
+        raise RecipeError(f"--by '{by}': not known of {len(unknown)} points: {why}; take another")
+    points = fronted(found, by)
     facts = {
         "recipe": recipe.name,
-        "model": model,
+        "by": by,
         "out": str(folder),
         "float_validation": _float_validation(base),
         # The facts of a point are point.json as it is, so that both say the same by the same names.
@@ -190,7 +201,7 @@ def pareto(
     # Without a point nothing is drawn, and a picture there would be an earlier search's.
     if points:
         facts["picture"] = str(folder / PICTURE)
-        write_png(folder / PICTURE, draw_pareto(points, facts))
+        write_picture(folder / PICTURE, draw_pareto(points, facts))
     return ParetoResult(tuple(points), facts)
 
 
@@ -268,13 +279,12 @@ def _measured(run: Run) -> dict[str, Any]:
     # Beside the front and without a say in it, so their cost is not counted.
     test = run.data.test
     seen = stages.chip_decisions(run, network, test)
-    pricing = Pricing()
+    traffic, _, unplaced = on_cores(network, inputs[:TRAFFIC_SAMPLES])
+    places = {one.place: one for one in places_of(counts, traffic, unplaced=unplaced)}
     energy = {}
-    for model, profile in pricing.pairs():
-        priced = price(counts, profile, model=model, options=pricing.options)
-        energy[_label(model, profile)] = {
-            name: getattr(priced, name) for name in ("nominal_pj", "lo_pj", "hi_pj", "provenance")
-        }
+    for where in WHERE:
+        name, _, term = where.partition(", ")
+        energy[where] = {**places[name].terms[term].to_json(), "grade": places[name].grade}
     return {
         "epoch": fitted["epoch"],
         "acc_goal": fitted["acc_goal"],
@@ -299,24 +309,19 @@ def _measure(seen: AnyArray, labels: AnyArray) -> dict[str, float]:
     return {"clips": len(labels), "correct": int((seen == labels).sum())}
 
 
-def _label(model: str, profile: Any) -> str:
-    # Only the chip's model has several profiles.
-    return model if model != "chip" else f"chip:{profile.name}"
-
-
 def _named(parameters: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of a point by the names of the JSON document."""
     return {path.removeprefix("chip."): parameters[path] for path in (BITS, STEPS, SHARE)}
 
 
-def fronted(points: Sequence[ParetoPoint], model: str) -> list[ParetoPoint]:
+def fronted(points: Sequence[ParetoPoint], by: str) -> list[ParetoPoint]:
     """Return the points from the cheapest on, those marked that no other one beats on validation
     clips.
     """
 
     def rank(point: ParetoPoint) -> tuple[float, float]:
         # Of equal costs the best comes first, so that only it is better than all before.
-        return point.energy(model)["nominal_pj"], -point.accuracy
+        return point.energy(by)["nominal"], -point.accuracy
 
     ordered = sorted(points, key=rank)
     best_before = accumulate((point.accuracy for point in ordered), max, initial=-math.inf)
@@ -331,21 +336,26 @@ def fronted(points: Sequence[ParetoPoint], model: str) -> list[ParetoPoint]:
 
 @mpl.rc_context(SMALL)
 def draw_pareto(points: Sequence[ParetoPoint], facts: dict[str, Any]) -> Figure:
-    """Draw the points by all energy models; the front is drawn where it was found.
+    """Draw the points by all energies that are known; the front is drawn where it was found.
 
     Args:
         points: The points, at least one.
         facts: `ParetoResult.facts` of the search.
     """
-    models = list(points[0].facts["energy"])
+    # What some point does not know cannot be drawn beside the others.
+    drawn_by = [
+        where
+        for where in points[0].facts["energy"]
+        if all(point.energy(where)["nominal"] is not None for point in points)
+    ]
     errors = "mae" in points[0].facts["validation"]
     axis = f"{'-(mean absolute error)' if errors else 'accuracy'} on validation clips"
-    rows = -(-len(models) // COLUMNS)  # rounded up
+    rows = -(-len(drawn_by) // COLUMNS)  # rounded up
     figure = Figure(figsize=(10, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True)
-    for model, panel in zip(models, axes.flat, strict=False):
-        _panel(panel, points, model, facts)
-    for panel in axes.flat[len(models) :]:
+    for where, panel in zip(drawn_by, axes.flat, strict=False):
+        _panel(panel, points, where, facts)
+    for panel in axes.flat[len(drawn_by) :]:
         panel.set_visible(False)
     for row in axes:
         row[0].set_ylabel(axis, fontsize=10)
@@ -361,20 +371,19 @@ def draw_pareto(points: Sequence[ParetoPoint], facts: dict[str, Any]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, points: Sequence[ParetoPoint], model: str, facts: dict[str, Any]) -> None:
+def _panel(axes: Axes, points: Sequence[ParetoPoint], where: str, facts: dict[str, Any]) -> None:
     steps = sorted({point.parameters[STEPS] for point in points}, reverse=True)
     bits = sorted({point.parameters[BITS] for point in points}, reverse=True)
-    # Picojoules are nanojoules / 1000.
-    costs = [point.energy(model)["nominal_pj"] / 1e3 for point in points]
+    costs = [point.energy(where)["nominal"] * 1e6 for point in points]
     unknown = False
     for point, cost in zip(points, costs, strict=True):
-        energy, values, share = point.energy(model), point.parameters, point.parameters[SHARE]
+        energy, values, share = point.energy(where), point.parameters, point.parameters[SHARE]
         spread = None
         # Where one bound is unknown, half a bar would look like a sharp price.
-        if energy["lo_pj"] is None or energy["hi_pj"] is None:
+        if energy["low"] is None or energy["high"] is None:
             unknown = True
         else:
-            spread = [[cost - energy["lo_pj"] / 1e3], [energy["hi_pj"] / 1e3 - cost]]
+            spread = [[cost - energy["low"] * 1e6], [energy["high"] * 1e6 - cost]]
         axes.errorbar(
             cost,
             point.accuracy,
@@ -388,7 +397,7 @@ def _panel(axes: Axes, points: Sequence[ParetoPoint], model: str, facts: dict[st
             # One entry of the legend for all shares, which the size of the mark tells apart.
             label=f"{values[BITS]} bits, {values[STEPS]} steps" if share is None else None,
         )
-    if model == facts["model"]:
+    if where == facts["by"]:
         front = [pair for pair in zip(costs, points, strict=True) if pair[1].front]
         paid = [cost for cost, _ in front]
         won = [point.accuracy for _, point in front]
@@ -398,6 +407,6 @@ def _panel(axes: Axes, points: Sequence[ParetoPoint], model: str, facts: dict[st
     # A cost of 0, of a student without spikes, has no logarithm.
     if min(costs) > 0 and max(costs) > DECADE * min(costs):
         axes.set_xscale("log")
-    note = " (no bounds published)" if unknown else ""
-    axes.set_xlabel(f"{model} model, nJ per inference{note}")
+    note = " (a bound is unknown)" if unknown else ""
+    axes.set_xlabel(f"{where}, uJ per inference{note}")
     axes.grid(visible=True, alpha=0.3)

@@ -32,7 +32,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from knarr.files import write_atomic
-from knarr.pipeline.files import write_png
+from knarr.pipeline.files import write_picture
 from knarr.pipeline.fit_progress import FitProgress
 from knarr.pipeline.pictures import SMALL
 from knarr.pipeline.progress import OnProgress, Progress, counter, ignore
@@ -191,7 +191,7 @@ def sweep(
         data_sha256=found.fingerprint,
         on_progress=on_progress,
     )
-    write_png(folder / PICTURE, draw_sweep(result))
+    write_picture(folder / PICTURE, draw_sweep(result))
     if result.recipe is not None:
         text = yaml.safe_dump(result.recipe.model_dump(mode="json"), sort_keys=False)
         write_atomic(folder / BEST, text.encode())

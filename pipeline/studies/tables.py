@@ -21,9 +21,11 @@ import numpy as np
 from knarr.errors import KnarrError
 from knarr.files import write_atomic
 from knarr.pipeline import stages
+from knarr.pipeline.energy_report.schema import read_energy
+from knarr.pipeline.energy_report.verdict import BATCH_1
 from knarr.pipeline.evaluation import EvaluationError, Network, RunEvaluation, pool
 from knarr.pipeline.evaluation_file import read
-from knarr.pipeline.files import expecting, read_json
+from knarr.pipeline.files import expecting
 from knarr.pipeline.fit_progress import FitProgress
 from knarr.pipeline.measures import RATES, ConfidenceInterval, Estimate, t_interval
 from knarr.pipeline.progress import OnProgress, Progress, ignore
@@ -46,6 +48,7 @@ from knarr.train.settings import Recipe, RecipeError
 from knarr.train.systems.emotionkd_data import fold_count
 from knarr.train.systems.emotionkd_recipe import EmotionRecipe
 
+BOUNDS = ("low", "nominal", "high")
 NOT_DEPLOYED = "not_deployed.txt"
 """File of a run whose student should have come onto the chip and did not; it says why."""
 Results = Sequence[tuple[GridCell, RunEvaluation | None]]
@@ -154,7 +157,10 @@ class Costs:
         spike_rate: Spikes of a neuron in a step, 0 .. 1, a last layer that never fires left out;
             None for an ANN.
         layer_rates: The same of each layer.
-        energy_pj: Energy by the paper model; None where it was not priced.
+        place: Where the energy is spent: the chip on which the student's is known best, or an edge
+            GPU at batch 1 for a teacher; None where it was not priced.
+        energy: Total energy there with bounds, J, as energy.json has it; None where any run lacks
+            it.
     """
 
     runs: int
@@ -164,7 +170,8 @@ class Costs:
     acc: float
     spike_rate: float | None
     layer_rates: Mapping[str, float]
-    energy_pj: float | None
+    place: str | None
+    energy: dict[str, Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -584,12 +591,13 @@ def read_costs(path: Path, network: Network) -> Costs | None:
     """
     side = "baseline" if network == "teacher" else "student"
     with expecting(path):
-        facts = read_json(path)
-        if facts[side] is None or facts[side]["counts"]["total"] is None:
+        facts = read_energy(path)
+        counts = facts["counts"][side]
+        if counts is None or counts["total"] is None:
             return None
-        counts = facts[side]["counts"]
         total, sizes = counts["total"], counts["sizes"]
-        priced = [row[side] for row in facts["models"] if row["model"] == "paper" and row[side]]
+        place = BATCH_1 if side == "baseline" else facts["why"]["place"]
+        priced = facts["places"].get(place)
         layers = counts["layers"].items()
         fires = {name: layer for name, layer in layers if layer["neuron_updates"] > 0}
         # A last layer that never fires is a leaky integrator, which is read, and has no rate.
@@ -610,7 +618,8 @@ def read_costs(path: Path, network: Network) -> Costs | None:
             layer_rates={
                 name: layer["spikes"] / layer["neuron_updates"] for name, layer in fires.items()
             },
-            energy_pj=priced[0]["nominal_pj"] if priced else None,
+            place=place if priced else None,
+            energy=priced["total"] if priced else None,
         )
 
 
@@ -626,6 +635,13 @@ def mean_costs(found: Sequence[Costs]) -> Costs | None:
         layer: mean([one.layer_rates.get(layer) for one in found]) for layer in found[0].layer_rates
     }
     shared = {layer: rate for layer, rate in rates.items() if rate is not None}
-    names = ("parameters", "dense_macs", "mac", "acc", "spike_rate", "energy_pj")
+    names = ("parameters", "dense_macs", "mac", "acc", "spike_rate")
     means: dict[str, Any] = {name: mean([getattr(one, name) for one in found]) for name in names}
-    return Costs(runs=len(found), layer_rates=shared, **means)
+    places, energies = {one.place for one in found}, [one.energy for one in found]
+    energy = None
+    # Energies of two places have no mean.
+    if len(places) == 1 and None not in energies:
+        known = [one for one in energies if one is not None]
+        energy = {**known[0], **{name: mean([one[name] for one in known]) for name in BOUNDS}}
+    place = None if energy is None else found[0].place
+    return Costs(runs=len(found), layer_rates=shared, place=place, energy=energy, **means)

@@ -19,6 +19,7 @@ from knarr.deploy import lower, write_net
 from knarr.export import to_onnx, write
 from knarr.export.graph.complete import complete
 from knarr.hw_sim import count, count_onnx, price
+from knarr.pipeline import read_energy
 
 Knarr = Callable[..., Result]
 SHAPE = (2, 8, 8)
@@ -63,36 +64,34 @@ def run(knarr: Knarr, *more: object) -> Result:  # noqa: F811
 def test_everything_in_one_call(knarr: Knarr, files: Path) -> None:  # noqa: F811
     result = run(
         knarr, "--baseline", "teacher.onnx", "--baseline-data", "frames.npy", "--labels", "labels.npy", "--out",
-        "energy.json", "--picture", "energy.png",
+        "energy.json", "--picture", "energy.png", "--csv", "energy.csv", "--latex", "energy.tex", "--all",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert max(map(len, result.stdout.splitlines())) <= 100
+    assert max(map(len, result.stdout.splitlines())) <= 80
     for words in (
-        "pools float", "baseline", "horowitz_fp32", "loihi1_table", "where the student stops being cheaper",
-        "thresholds x 1.25", "never consumption", "gpu: not measured", "with zero activations skipped",
+        "VERDICT", "pools float", "ANN", "horowitz_int8", "jouppi_int8", "where both sides would cost the same",
+        "thresholds x 1.25", "never consumption", "gpu: not measured", "padding:", "a graph is on no cores",
     ):  # fmt: skip
         assert words in result.stdout, words
     assert (files / "energy.png").read_bytes().startswith(b"\x89PNG")
-    facts = json.loads((files / "energy.json").read_text())
+    assert (files / "energy.csv").read_text().startswith("table,network,where")
+    assert "begin{tabular}" in (files / "energy.tex").read_text()
+    facts = read_energy(files / "energy.json")
     counts = count(student(), np.load("spikes.npy"), dt_s=DT_S)
-    assert facts["student"]["counts"] == json.loads(json.dumps(counts.to_json()))
+    assert facts["counts"]["student"] == json.loads(json.dumps(counts.to_json()))
     assert counts.total.acc > 0 == counts.total.mac
-    assert (
-        facts["student"]["counts_other_pooling"]["total"]["mac"] > 0
-    )  # fractions of an average pool
+    assert facts["counts"]["student_other_pooling"]["total"]["mac"] > 0  # fractions of a pool
     teacher = count_onnx(files / "teacher.onnx", np.load("frames.npy"))
-    assert facts["baseline"]["counts"]["total"]["mac"] == float(teacher.total.mac)
-    assert facts["ratio"] == price(counts).nominal_pj / price(teacher).nominal_pj
-    assert [row["ratio"] is None for row in facts["models"]] == [
-        False,
-        False,
-        False,
-        True,
-        True,
-        True,
-        True,
-    ]
-    assert {row["against"] for row in facts["break_even"]} == {"dense", "effective"}
+    assert facts["counts"]["baseline"]["total"]["mac"] == float(teacher.total.mac)
+    formula = facts["literature_formula"]
+    # in joules, where the estimates are in picojoules
+    expected = price(counts).nominal_pj / price(teacher).nominal_pj
+    assert formula["ratio"]["nominal"] == pytest.approx(expected, rel=1e-12)
+    models = [(row["model"], row["reuse"], row["against"]) for row in facts["same_technology"]]
+    assert models[:2] == [("operations", None, "dense"), ("operations", None, "zeros skipped")]
+    assert {model for model, _, _ in models} == {"operations", "memory", "movement"}
+    assert {reuse for _, reuse, _ in models} == {None, 1.0, 16.0}
+    assert {row["against"] for row in facts["why"]["break_even"]} == {"dense", "zeros skipped"}
     places = facts["places"]
     assert list(places) == [
         "Loihi 1",
@@ -105,15 +104,30 @@ def test_everything_in_one_call(knarr: Knarr, files: Path) -> None:  # noqa: F81
     assert places["Loihi 2"]["total"]["nominal"] is None
     assert "a graph is on no cores" in places["Loihi 2"]["total"]["why_unknown"]
     assert 5.58e-3 < places["edge GPU, batch 1"]["dynamic"]["nominal"] < 6e-3
-    now, *others = facts["trades"]
+    now, *others = facts["why"]["trades"]
     assert (now["relative"], now["agreement"]) == (1.0, 1.0)
     assert others[1]["value"] < others[0]["value"] < 9
+    accuracy = facts["accuracy"]
+    assert accuracy["student"]["nominal"] == now["accuracy"]
+    assert 0 <= accuracy["baseline"]["nominal"] <= 1
+    difference = accuracy["student"]["nominal"] - accuracy["baseline"]["nominal"]
+    assert accuracy["difference"]["nominal"] == pytest.approx(difference)
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("a.PNG", b"\x89PNG")]
+)
+def test_pictures_by_their_ending(knarr: Knarr, files: Path, name: str, start: bytes) -> None:  # noqa: F811
+    result = run(knarr, "--picture", name)
+    assert result.returncode == 0, result.stderr
+    assert (files / name).read_bytes().startswith(start)
 
 
 def test_json_is_what_the_file_holds(knarr: Knarr, files: Path) -> None:  # noqa: F811
     result = run(knarr, "--json", "--out", "energy.json")
     assert json.loads(result.stdout) == json.loads((files / "energy.json").read_text())
-    assert json.loads(result.stdout)["baseline"] is None
+    assert json.loads(result.stdout)["counts"]["baseline"] is None
+    assert "No ANN beside it" in json.loads(result.stdout)["verdict"]["sentences"][-1]
 
 
 def test_a_chip_network_and_one_profile(knarr: Knarr, files: Path) -> None:  # noqa: F811
@@ -134,28 +148,26 @@ def test_a_chip_network_and_one_profile(knarr: Knarr, files: Path) -> None:  # n
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
     counts = count(network, np.load("spikes.npy"))
+    rows = facts["same_technology"]
+    assert {row["model"] for row in rows} == {"operations"}
     # summed layer by layer in floats
-    assert facts["student"]["energy"]["nominal_pj"] == pytest.approx(0.1 * float(counts.total.acc))
-    for title, terms in facts["places"].items():
-        assert title in ("Loihi 1", "Loihi 2")
-        assert (
-            0 < terms["dynamic"]["low"] <= terms["dynamic"]["nominal"] <= terms["dynamic"]["high"]
-        )
-        assert 0 < terms["static"]["nominal"] < terms["total"]["nominal"]
-    assert set(facts["places"]) == {"Loihi 1", "Loihi 2"}
-    assert [row["model"] for row in facts["models"]] == ["paper"]
-    assert facts["student"]["counts_other_pooling"] is None
+    operations = 0.1e-12 * float(counts.total.acc)
+    assert rows[0]["student"]["nominal"] == pytest.approx(operations)
+    assert facts["counts"]["student_other_pooling"] is None
+    loihi = facts["places"]["Loihi 2"]
+    assert loihi["total"]["low"] <= loihi["total"]["nominal"] <= loihi["total"]["high"]
+    assert facts["cores"]["Loihi 2"] == {"used": 1, "there": 128, "chips": 1}
+    # 8 bits a weight on the chip
+    assert facts["counts"]["summary"]["student"]["footprint_bytes"] == 3 * 128
 
 
-def test_ratios_across_technologies_are_labelled(knarr: Knarr, files: Path) -> None:  # noqa: F811
-    result = run(knarr, "--baseline", "teacher.onnx", "--mix-tech")
-    assert "mixed" in result.stdout
-    assert "they rank nothing" in result.stdout
-    rows = json.loads(run(knarr, "--baseline", "teacher.onnx", "--mix-tech", "--json").stdout)[
-        "models"
-    ]
-    assert [row["mixed"] for row in rows] == [False, False, False, True, True, True, True]
-    assert all(row["ratio"] > 0 for row in rows)
+def test_a_chip_s_prices_price_the_student_alone(knarr: Knarr, files: Path) -> None:  # noqa: F811
+    result = run(knarr, "--baseline", "teacher.onnx", "--profile", "loihi1_cal", "--json")
+    rows = json.loads(result.stdout)["same_technology"]
+    assert [row["label"] for row in rows] == ["chip, firing updates", "chip, touched updates"]
+    assert all(row["ratio"] is None and row["student"]["nominal"] > 0 for row in rows)
+    shown = run(knarr, "--baseline", "teacher.onnx", "--profile", "loihi1_cal")
+    assert "SNN by loihi1_cal (chip, firing updates)" in shown.stdout
 
 
 def unsupported(path: Path) -> None:
@@ -173,8 +185,10 @@ def test_what_cannot_be_counted_has_no_total_unless_asked(knarr: Knarr, files: P
     assert "LOWER BOUND" in result.stdout
     assert "NOT COUNTED" in result.stdout
     facts = json.loads(run(knarr, "--baseline", "teacher.onnx", "--allow-partial", "--json").stdout)
-    assert facts["baseline"]["counts"]["total"] is None
-    assert facts["ratio"] is None
+    assert facts["counts"]["baseline"]["total"] is None
+    assert {
+        row["ratio"] is None for row in facts["same_technology"] if row["against"] == "dense"
+    } == {True}
 
 
 @pytest.mark.parametrize(
@@ -205,27 +219,29 @@ def test_files_need_data(knarr: Knarr, files: Path) -> None:  # noqa: F811
 
 
 def test_a_chip_profile_draws_the_student_alone(knarr: Knarr, files: Path) -> None:  # noqa: F811
-    result = run(knarr, "--baseline", "teacher.onnx", "--model", "chip", "--picture", "chip.png")
+    result = run(
+        knarr, "--baseline", "teacher.onnx", "--profile", "loihi1_cal", "--picture", "chip.png"
+    )
     assert result.returncode == 0, result.stderr
     assert (files / "chip.png").stat().st_size > 10_000
 
 
-def test_ranking_against_both_baselines(knarr: Knarr, files: Path) -> None:  # noqa: F811
-    """Dearer than a baseline that skips zeros, cheaper than one that does not: no winner."""
+def test_zeros_skipped_make_a_dearer_student(knarr: Knarr, files: Path) -> None:  # noqa: F811
     np.save(
         files / "dark.npy",
         np.eye(8, dtype=np.float32)[None, None].repeat(6, 0) * [[[0.0], *[[0.0]] * 6, [1.0]]],
     )
     result = run(
-        knarr, "--baseline", "teacher.onnx", "--baseline-data", "dark.npy", "--model", "paper", "--json"
+        knarr, "--baseline", "teacher.onnx", "--baseline-data", "dark.npy", "--model", "paper",
+        "--profile", "horowitz_fp32", "--json",
     )  # fmt: skip
     facts = json.loads(result.stdout)
-    (row,) = facts["models"]
-    assert row["ratio_effective"] > row["ratio"] > 0
-    ratios = facts["comparison"]["ratios"]
-    assert set(ratios) == {"paper, horowitz_fp32", "paper, horowitz_fp32, zeros skipped"}
-    nominal = [one[1] for one in ratios.values()]
-    assert facts["comparison"]["flips"] == (min(nominal) < 1 < max(nominal))
+    ratios = {row["against"]: row["ratio"]["nominal"] for row in facts["same_technology"]}
+    assert ratios["zeros skipped"] > ratios["dense"] > 0
+    same = facts["verdict"]["same_technology"]
+    assert (same["low"], same["high"]) == (min(ratios.values()), max(ratios.values()))
+    crosses = same["low"] < 1 < same["high"]
+    assert (same["winner"] is None) == crosses
 
 
 def test_memory_of_a_baseline_with_and_without_reuse(knarr: Knarr, files: Path) -> None:  # noqa: F811
@@ -234,17 +250,20 @@ def test_memory_of_a_baseline_with_and_without_reuse(knarr: Knarr, files: Path) 
             knarr, "--baseline", "teacher.onnx", "--model", "memory", "--reuse", "4", "--json"
         ).stdout
     )
-    once, often = facts["models"]
+    rows = [row for row in facts["same_technology"] if row["model"] == "memory"]
+    once, often, *_ = [row for row in rows if row["against"] == "dense"]
     assert (once["reuse"], often["reuse"]) == (1.0, 4.0)
-    assert once["student"]["nominal_pj"] == often["student"]["nominal_pj"]
-    assert once["baseline"]["nominal_pj"] > often["baseline"]["nominal_pj"]
+    assert once["student"]["nominal"] == often["student"]["nominal"]
+    assert once["baseline"]["nominal"] > often["baseline"]["nominal"]
 
 
 def test_the_other_policy_can_be_priced(knarr: Knarr, files: Path) -> None:  # noqa: F811
     facts = json.loads(run(knarr, "--pooling", "float", "--json").stdout)
-    assert facts["student"]["counts"]["pooling"] == "float"
-    assert facts["student"]["counts_other_pooling"]["pooling"] == "folded"
-    assert {row["model"] for row in facts["models"]} == {"paper", "memory"}
+    assert facts["counts"]["student"]["pooling"] == "float"
+    assert facts["counts"]["student_other_pooling"]["pooling"] == "folded"
+    assert {row["model"] for row in facts["same_technology"]} >= {"operations", "memory"}
+    assert facts["places"] == {}
+    assert "pools were counted as floats" in facts["verdict"]["sentences"][0]
 
 
 def test_files_of_a_run_are_not_written_over(knarr: Knarr, files: Path) -> None:  # noqa: F811
@@ -264,10 +283,9 @@ def test_files_of_a_run_are_not_written_over(knarr: Knarr, files: Path) -> None:
         (["--votes", "2"], ["--votes: 2", "3 outputs"]),
         (["--hops", "inf"], ["hops: inf"]),
         (["--measure", "--baseline", "teacher.onnx"], ["--measure", "--baseline-data"]),
-        (["--mix-tech"], ["go with --baseline"]),
-        (["--picture", "energy.jpg"], ["ends in .png"]),
+        (["--picture", "energy.jpg"], ["ends in .png, .svg, .pdf"]),
         (["--out", "."], ["is a folder"]),
-        (["--pooling", "float", "--model", "chip"], ["--pooling", "no chip model"]),
+        (["--pooling", "float", "--profile", "loihi1_cal"], ["--pooling", "no chip model"]),
     ],
 )
 def test_options_that_cannot_be_met(

@@ -112,7 +112,7 @@ def test_counts_belong_to_the_recording(run: run_folder.Run) -> None:
     inputs = run.data.test.chip_inputs(np.arange(100))
     counts = count_events(network, inputs, recording)
     stored = json.loads(run.path("energy.json").read_text())
-    assert stored["student"]["counts"] == json.loads(json.dumps(counts.to_json()))
+    assert stored["counts"]["student"] == json.loads(json.dumps(counts.to_json()))
     assert counts.total.mac == 0  # all inputs are binary
     assert counts.total.acc > 10_000
     first = network.layers[0]
@@ -123,8 +123,10 @@ def test_counts_belong_to_the_recording(run: run_folder.Run) -> None:
         counts.layers[last.name].acc * 100
         == int(recording.spikes[before.name].sum()) * last.output_shape[0]
     )
-    assert stored["baseline"]["counts"]["total"]["acc"] == 0
-    assert 0 < stored["ratio"] < 1
+    assert stored["counts"]["baseline"]["total"]["acc"] == 0
+    assert 0 < stored["literature_formula"]["ratio"]["nominal"] < 1
+    assert stored["accuracy"]["people"] is None
+    assert stored["verdict"]["batch_1"]["student"] == "Loihi 2"
 
 
 def test_sums_stay_inside_the_accumulator(run: run_folder.Run) -> None:
@@ -172,13 +174,15 @@ def test_a_second_run_changes_nothing(
     } == before
     assert report.print_run(run.folder, json=False)
     table = capsys.readouterr().out
-    assert max(map(len, table.splitlines())) <= 100 + len(str(run.folder))
+    assert max(map(len, table.splitlines())) <= 80 + len(str(run.folder))
+    assert table.splitlines()[1].startswith("VERDICT")
     for word in (
         "accuracy",
         "spikes",
         "ACC",
         "MAC",
-        "energy",
+        "VERDICT",
+        "Loihi 2",
         "mismatches",
         "raster.png",
         "samples.png",

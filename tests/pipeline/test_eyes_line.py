@@ -40,7 +40,7 @@ def test_line_on_generated_eyes(recipe_path: Path) -> None:
     for stage in (stages.train, stages.export, stages.deploy, stages.simulate, stages.energy):
         stage(run)
     energy = json.loads((folder / "energy.json").read_text())
-    chip = energy["student"]["counts"]
+    chip = energy["counts"]["student"]
     assert chip["total"]["acc"] > 1000
     assert chip["total"]["mac"] == 0  # events are binary
     inputs, _ = stages.chip_samples(run)

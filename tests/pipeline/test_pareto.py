@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from knarr.cli.errors import UsageError
-from knarr.cli.text.studies import interval_text
 from knarr.cli.verbs import studies
 from knarr.cli.verbs.studies import numbers
 from knarr.deploy import DeployError
 from knarr.pipeline.studies import pareto_front
-from knarr.pipeline.studies.pareto_front import ParetoPoint, draw_pareto, fronted
+from knarr.pipeline.studies.pareto_front import WHERE, ParetoPoint, draw_pareto, fronted
 from knarr.train import RecipeError
 
 LITTLE = [
@@ -25,7 +24,7 @@ LITTLE = [
 
 
 def point(correct: int, nominal: float, **more: Any) -> ParetoPoint:
-    energy = {"paper": {"nominal_pj": nominal, "lo_pj": None, "hi_pj": None, "provenance": ""}}
+    energy = {WHERE[0]: {"nominal": nominal, "low": None, "high": None, "unit": "J", "grade": "C"}}
     parameters = {"chip.weight_bits": 8, "chip.timesteps": 4, "chip.acc_share": None}
     return ParetoPoint(
         parameters | more, {"validation": {"clips": 10, "correct": correct}, "energy": energy}
@@ -42,28 +41,24 @@ def test_the_front_is_what_no_other_point_beats() -> None:
         point(10, 50),
         point(7, 10),
     ]
-    found = fronted(given, "paper")
-    assert [(p.facts["validation"]["correct"], p.energy("paper")["nominal_pj"]) for p in found if p.front] == [
+    found = fronted(given, WHERE[0])
+    assert [(p.facts["validation"]["correct"], p.energy(WHERE[0])["nominal"]) for p in found if p.front] == [
         (7, 10), (9, 30), (10, 50),
     ]  # fmt: skip
-    prices = [p.energy("paper")["nominal_pj"] for p in found]
+    prices = [p.energy(WHERE[0])["nominal"] for p in found]
     assert prices == sorted(prices)
-
-
-def test_bounds_that_nobody_published_are_question_marks() -> None:
-    assert interval_text({"nominal_pj": 1234.5, "lo_pj": None, "hi_pj": 2000.0}) == "1.234 [?, 2]"
 
 
 def test_intervals_are_drawn() -> None:
     wide = point(9, 30)
-    wide.facts["energy"]["paper"].update(lo_pj=20.0, hi_pj=50.0)
-    facts = {"recipe": "r", "model": "paper", "float_validation": {"clips": 10, "correct": 8}}
-    figure = draw_pareto(fronted([wide, point(5, 1000.0)], "paper"), facts)
+    wide.facts["energy"][WHERE[0]].update(low=20.0, high=50.0)
+    facts = {"recipe": "r", "by": WHERE[0], "float_validation": {"clips": 10, "correct": 8}}
+    figure = draw_pareto(fronted([wide, point(5, 1000.0)], WHERE[0]), facts)
     panel = figure.axes[0]
     bars = [
         path.vertices[:, 0].tolist() for group in panel.collections for path in group.get_paths()
     ]
-    assert bars == [[0.02, 0.05]]
+    assert bars == [[20e6, 50e6]]
     assert panel.get_xscale() == "log"
 
 
@@ -78,7 +73,7 @@ def test_a_search_and_its_second_start(
 ) -> None:
     def search(*bits: int, changes: list[str] = LITTLE) -> dict[str, Any]:
         shown = ",".join(map(str, bits))
-        options = {"bits": shown, "steps": "6", "shares": "1", "model": "memory"}
+        options = {"bits": shown, "steps": "6", "shares": "1", "by": "Loihi 2, dynamic"}
         studies.pareto("eyes", out=tmp_path / "search", changes=changes, json=True, **options)
         found: dict[str, Any] = json.loads(capsys.readouterr().out)
         return found
@@ -91,6 +86,9 @@ def test_a_search_and_its_second_start(
     assert {p["weight_bits"] for p in found["points"]} == {8, 3}
     assert any(p["front"] for p in found["points"])
     assert all(p["counts"]["acc"] == p["validation"]["accumulates"] > 0 for p in found["points"])
+    for point in found["points"]:
+        total = point["energy"]["Loihi 2, total"]
+        assert total["low"] < total["nominal"] < total["high"]
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -100,8 +98,8 @@ def test_a_search_and_its_second_start(
     assert search(8, 3) == found
     with pytest.raises(Exception, match="another"):
         search(8, 4)
-    with pytest.raises(RecipeError, match="--model"):
-        pareto_front.pareto("eyes", out=tmp_path / "x", bits=[8], model="nope")
+    with pytest.raises(RecipeError, match="--by"):
+        pareto_front.pareto("eyes", out=tmp_path / "x", bits=[8], by="nope")
     assert not (tmp_path / "x").exists()
     on_test = [*LITTLE, "student.fit.select=best_on_test"]
     with pytest.raises(RecipeError, match="looks at the test data"):
@@ -120,7 +118,7 @@ def test_a_student_that_goes_onto_no_chip_is_a_result(
 
     monkeypatch.setattr(pareto_front.stages, "deploy", lower)
     goal = [*LITTLE, "chip.acc_per_inference=1000000000"]  # of the recipe; the search has its own
-    options = {"bits": "2,8", "steps": "12", "shares": "0.9", "model": "paper"}
+    options = {"bits": "2,8", "steps": "12", "shares": "0.9", "by": "Loihi 2, total"}
     studies.pareto("eyes", out=tmp_path / "search", changes=goal, json=True, **options)
     found = json.loads(capsys.readouterr().out)
     assert [(p["weight_bits"], p["timesteps"]) for p in found["points"]] == [(8, 12)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from energy_files import write_energy
 from shared_pieces import FORK, Forked
 
 from knarr.cli.output import show_progress
@@ -226,15 +227,9 @@ def test_what_the_test_data_chose_is_said(
         ("teacher", "validation"),
         ("student", "TEST"),
     ]
-    counts = {
-        "counts": {"total": {"acc": 1, "mac": 1, "spikes": 1}},
-        "energy": {"nominal_pj": 1, "provenance": "p"},
-    }
-    for name, facts in (
-        (run_folder.ENERGY, {"student": counts, "baseline": counts, "ratio": 1.0}),
-        (run_folder.VERIFICATION, {"rows": [], "samples": 1, "holds": True}),
-    ):
-        (run.folder / name).write_text(json.dumps(facts))
+    write_energy(run.path(run_folder.ENERGY))
+    verified = {"rows": [], "samples": 1, "holds": True}
+    run.path(run_folder.VERIFICATION).write_text(json.dumps(verified))
     right = {name: [0, 1, 1, 1] for name in ("teacher", "student", "chip")}
     seen = RunEvaluation("d", ("a", "b"), tuple("wxyz"), [0, 0, 1, 0], right)  # type: ignore[arg-type]
     evaluation_file.write(run.path(EVALUATION), seen)

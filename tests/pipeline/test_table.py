@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -24,8 +25,10 @@ from knarr.cli.text.evaluation import evaluation_facts, print_evaluation
 from knarr.cli.text.studies import print_table, table_json
 from knarr.cli.verbs import studies
 from knarr.hw_sim import count
+from knarr.hw_sim.energy import places_of
 from knarr.pipeline import RunError
-from knarr.pipeline.energy_facts import Pricing, energy_facts
+from knarr.pipeline.energy_report.facts import energy_facts
+from knarr.pipeline.energy_report.pricing import Pricing
 from knarr.pipeline.evaluation import RunEvaluation, pool
 from knarr.pipeline.evaluation_file import read, write
 from knarr.pipeline.files import json_text
@@ -352,7 +355,8 @@ def energy_file(path: Path) -> dict[str, Any]:
         out=nir.Linear(rng.normal(0, 0.5, (3, 8))),
         readout=li((3,)),
     )
-    facts = energy_facts(count(graph, random_spikes(4, 9, 6), dt_s=DT_S), None, Pricing())
+    counts = count(graph, random_spikes(4, 9, 6), dt_s=DT_S)
+    facts = energy_facts(counts, None, Pricing(), places=places_of(counts, {}))
     path.write_text(json_text(facts))
     return facts
 
@@ -361,7 +365,7 @@ def test_costs_are_those_of_the_run(
     tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = energy_file(tmp_path / "energy.json")
-    counts = facts["student"]["counts"]
+    counts = facts["counts"]["student"]
     found = read_costs(tmp_path / "energy.json", "student")
     assert found is not None
     assert found.parameters == 8 * 6 + 8 + 3 * 8
@@ -371,7 +375,19 @@ def test_costs_are_those_of_the_run(
     # The leaky integrator at the end never fires, and has no rate.
     assert found.layer_rates == {"fc": counts["layers"]["fc"]["spikes"] / (9 * 8)}
     assert found.spike_rate == found.layer_rates["fc"]
-    assert found.energy_pj == pytest.approx(0.9 * found.acc)  # 45 nm
+    # A graph is on no cores, so its total is unknown, with the bound that is known.
+    assert (found.place, found.energy) == ("Loihi 2", facts["places"]["Loihi 2"]["total"])
+    assert found.energy is not None
+    assert found.energy["nominal"] is None
+    known = replace(found, energy={**found.energy, "low": 1.0, "nominal": 2.0, "high": 4.0})
+    dearer = replace(found, energy={**found.energy, "low": 2.0, "nominal": 4.0, "high": None})
+    between = mean_costs([known, dearer])
+    assert between is not None
+    assert between.energy is not None
+    assert [between.energy[name] for name in ("low", "nominal", "high")] == [1.5, 3.0, None]
+    elsewhere = mean_costs([known, replace(known, place="Loihi 1")])
+    assert elsewhere is not None
+    assert elsewhere.energy is None, "energies of two places have no mean"
     assert read_costs(tmp_path / "energy.json", "teacher") is None
     both = mean_costs([found, found])
     assert both is not None
@@ -385,6 +401,7 @@ def test_costs_are_those_of_the_run(
     assert max(map(len, text.splitlines())) <= 100
     line = next(line for line in text.splitlines() if line.startswith("as it is  "))
     assert line.split()[3:5] == ["1", "80"]
+    assert "Loihi 2" in text
     assert (
         next(line for line in text.splitlines() if line.startswith("no teacher  ")).split()[-1]
         == "-"
@@ -393,7 +410,7 @@ def test_costs_are_those_of_the_run(
 
 def test_costs_of_another_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "energy.json").write_text('{"student": 3, "baseline": null}')
-    with pytest.raises(RunError, match="does not hold what this version writes"):
+    with pytest.raises(RunError, match="no schema, this version reads 1"):
         read_costs(tmp_path / "energy.json", "student")
 
 
