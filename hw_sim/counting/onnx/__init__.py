@@ -7,5 +7,6 @@
   with and without zeros.
 - `spikes`: which tensors are spikes, or sums of spikes, by the way they are made.
 - `precision`: the numbers that a layer multiplies, and the bits of its weights.
+- `fused`: attention, and onnxruntime's own operators.
 - `elementwise`: pools, normalisations, activations and arithmetic between elements.
 """

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from knarr.errors import one_line
 from knarr.hw_sim.arrays import Array
 from knarr.hw_sim.counting.counts import (
     LayerCounts,
@@ -31,7 +32,9 @@ from knarr.hw_sim.counting.counts import (
 )
 from knarr.hw_sim.counting.onnx.batch import OpenAxisError
 from knarr.hw_sim.counting.onnx.elementwise import ELEMENTWISE
+from knarr.hw_sim.counting.onnx.fused import FUSED, MICROSOFT_RULES
 from knarr.hw_sim.counting.onnx.model import (
+    MICROSOFT,
     OnnxGraph,
     OnnxNode,
     UnsupportedError,
@@ -44,7 +47,7 @@ from knarr.hw_sim.counting.onnx.products import PRODUCT_RULES, NodeCounts, Produ
 from knarr.hw_sim.counting.onnx.spikes import spike_tensors
 from knarr.hw_sim.errors import CountError, first_line
 
-RULES: dict[str, Rule | str] = {**ELEMENTWISE, **PRODUCT_RULES}
+RULES: dict[str, Rule | str] = {**ELEMENTWISE, **PRODUCT_RULES, **FUSED}
 """Operation -> the function that returns its counts, or why it is free."""
 
 
@@ -171,8 +174,10 @@ def _outcome(node: Any, graph: OnnxGraph) -> NodeCounts | tuple[Status, str]:
     Raises:
         UnsupportedError: it cannot be counted.
     """
-    if node.domain not in ("", "ai.onnx"):
-        raise UnsupportedError(f"operation of domain '{node.domain}'")
+    rules = RULES if node.domain in ("", "ai.onnx") else MICROSOFT_RULES
+    fused = node.domain == MICROSOFT and node.op_type in rules
+    if node.domain not in ("", "ai.onnx") and not fused:
+        raise UnsupportedError(f"operation of domain '{one_line(node.domain, 60)}'")
     outputs = {name for name in node.output if name}
     # Constant has a rule of its own, with a note that says more.
     if node.op_type != "Constant":
@@ -187,9 +192,9 @@ def _outcome(node: Any, graph: OnnxGraph) -> NodeCounts | tuple[Status, str]:
         raise UnsupportedError(
             "runs a graph of its own, how often depends on values; export it unrolled"
         )
-    if node.op_type not in RULES:
+    if node.op_type not in rules:
         raise UnsupportedError("there is no rule to count it by")
-    rule = RULES[node.op_type]
+    rule = rules[node.op_type]
     outcome = rule if isinstance(rule, str) else rule(OnnxNode(node, graph))
     return ("free", outcome) if isinstance(outcome, str) else outcome
 

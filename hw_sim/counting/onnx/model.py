@@ -57,6 +57,17 @@ NOT_INFERRED = frozenset({"GroupNormalization"})
 """Operations whose output is shaped as their input, and which onnx cannot infer."""
 
 
+MICROSOFT = "com.microsoft"
+"""Domain of onnxruntime's own operators, whose shapes onnx does not know."""
+ALIKE = frozenset({
+    "BiasGelu", "FastGelu", "Gelu", "GroupQueryAttention", "LayerNormalization", "QuickGelu", "RotaryEmbedding",
+    "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+})  # fmt: skip
+"""Operators of `MICROSOFT` whose first output is shaped as their first input."""
+UNFUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+"""Operator of `MICROSOFT` -> the one that it is, with a function behind it."""
+
+
 class UnsupportedError(Exception):
     """A node cannot be counted; the reason becomes its row in the ledger."""
 
@@ -214,6 +225,7 @@ def read_onnx(
         if model.functions:
             _check_functions_end(model)
             model = onnx.inliner.inline_local_functions(model)
+        _unfuse(model)
         inputs = {value.name: value for value in model.graph.input}
         for initializer in model.graph.initializer:
             inputs.pop(initializer.name, None)  # old files list their weights as inputs too
@@ -282,7 +294,8 @@ def _settle(model: Any) -> tuple[dict[str, Shape], dict[str, Any], dict[str, Arr
     given: dict[str, Any] = {}
     while True:
         shapes, types = _infer(model, nodes, constants, given)
-        found = _same_as_input(nodes, shapes, types)
+        stored = {name: value.shape for name, value in constants.items()}
+        found = _same_as_input(nodes, shapes | stored, types)
         given |= found
         waiting = []
         for node in nodes:
@@ -322,14 +335,72 @@ def _same_as_input(
     """Return the types of outputs that onnx cannot infer: those of the nodes' first inputs."""
     found = {}
     for node in nodes:
-        if node.op_type not in NOT_INFERRED or node.domain not in ("", "ai.onnx"):
+        if not node.input or not node.output:
             continue
         source, output = node.input[0], node.output[0]
-        if output not in shapes and source in shapes and source in types:
-            found[output] = onnx.ValueInfoProto()
-            found[output].CopyFrom(types[source])
-            found[output].name = output
+        if output in shapes or source not in shapes or source not in types:
+            continue
+        shape = None
+        if node.domain == MICROSOFT:
+            shape = _microsoft_shape(node, shapes)
+        elif node.op_type in NOT_INFERRED and node.domain in ("", "ai.onnx"):
+            shape = shapes[source]
+        if shape is not None:
+            kind = types[source].type.tensor_type.elem_type
+            found[output] = onnx.helper.make_tensor_value_info(output, kind, shape)
     return found
+
+
+def _microsoft_shape(node: Any, shapes: Mapping[str, Shape]) -> Shape | None:
+    """Return the shape of the first output of an operator of `MICROSOFT`, None where it is not known."""
+    first, attributes = shapes[node.input[0]], attributes_of(node)
+    if node.op_type in ALIKE:
+        return first
+    second = shapes.get(node.input[1], ()) if len(node.input) > 1 else ()
+    third = shapes.get(node.input[2], ()) if len(node.input) > 2 else ()
+    if node.op_type == "MatMulNBits":
+        return (*first[:-1], int(attributes.get("N", 0)))
+    if node.op_type == "MultiHeadAttention" and len(first) == 3 and len(third) in (3, 4):
+        width = third[-1] if len(third) == 3 else third[1] * third[3]
+        return (*first[:2], width)
+    if node.op_type == "Attention" and len(first) == 3 and len(second) == 2:
+        values = attributes.get("qkv_hidden_sizes", [second[1] // 3])[-1]
+        return (*first[:2], int(values))
+    if node.op_type == "FusedMatMul" and min(len(first), len(second)) >= 2:
+        rows = first[-1] if attributes.get("transA", 0) else first[-2]
+        columns = second[-2] if attributes.get("transB", 0) else second[-1]
+        try:
+            leading = np.broadcast_shapes(first[:-2], second[:-2])
+        except ValueError:
+            return None
+        return (*leading, rows, columns)
+    return None
+
+
+def _unfuse(model: Any) -> None:
+    """Write a fused operator as the one that it is and the function behind it, in place."""
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.domain != MICROSOFT or node.op_type not in UNFUSED or len(node.input) > 3:
+            continue
+        function = attributes_of(node).get("activation", b"").decode(errors="replace")
+        if function not in ("Relu", "Sigmoid", "Tanh"):
+            continue  # others have settings of their own
+        output = node.output[0]
+        plain = onnx.NodeProto()
+        plain.CopyFrom(node)
+        plain.domain, plain.op_type = "", UNFUSED[node.op_type]
+        plain.output[0] = f"{output} before {function}"
+        kept = [each for each in plain.attribute if not each.name.startswith("activation")]
+        del plain.attribute[:]
+        plain.attribute.extend(kept)
+        behind = onnx.helper.make_node(
+            function, [plain.output[0]], [output], name=f"{node.name or output} {function}"
+        )
+        nodes[-1:] = [plain, behind]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _infer(
