@@ -23,11 +23,14 @@ FOLDER = ROOT / "benchmarks" / "energy"
 sys.path.insert(0, str(FOLDER))
 
 import against_neurobench
+import neurobench_cases
 import neurobench_compare
 import neurobench_table
 from neurobench_cases import CASES
 from neurobench_compare import Ours, UnexplainedError, rows
 from neurobench_regroup import Frames
+
+from knarr.hw_sim import count_torch
 
 Report = dict[str, Any]
 
@@ -225,3 +228,22 @@ def test_the_command_says_what_it_does() -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "--again" in done.stdout
     assert "--python" in done.stdout
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dispatched_operations_are_neurobenchs_sample_by_sample(case: str, report: Report) -> None:
+    """The same modules, counted without an export: equal where NeuroBench has a hook, which a bare parameter has not."""
+    made = neurobench_cases.arrays(CASES[case])
+    counts = count_torch(
+        neurobench_cases.norse_net(made), made["inputs"], time_axis=1, stepped=True
+    )
+    said = report["cases"][case]["codings"]["norse"]["batches"]["1"]["layers"]
+    ours = {
+        name: (layer.acc_nonzero, layer.mac_nonzero)
+        for name, layer in counts.layers.items()
+        if layer.dense_valid
+    }
+    assert {path: ours.pop(path) for path in said} == {
+        path: exact(value) for path, value in said.items()
+    }
+    assert set(ours) == ({"2.input_weights", "2.recurrent_weights"} if case == "loop" else set())
