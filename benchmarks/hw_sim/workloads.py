@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from published import PUBLISHED, SHAPES, Shape
 
-from knarr.hw_sim import ChipNetwork, Conv, Dense, InputCoding, Neuron, Readout, simulate
+from knarr.hw_sim import (
+    ChipNetwork,
+    Conv,
+    Dense,
+    InputCoding,
+    Neuron,
+    Readout,
+    Recurrent,
+    simulate,
+)
 
 I_DECAY, V_DECAY = 1024, 128
 """Of all neurons: du = 1023 in Lava's words, whose effective current decay is du + 1."""
@@ -246,3 +255,48 @@ def build(
                 f"{work.title}: vth {work.vth}, spikes {spikes}; published {known.vth}, {known.spikes}"
             )
     return work
+
+
+SPOKEN = (700, 256, 20)
+"""Channels of a cochlea, recurrent neurons and classes of W3."""
+SPOKEN_STEPS, SPOKEN_RATE, SPOKEN_DELAY = 250, 0.045, 62
+
+
+def spoken_digits(samples: int, percent: int = 10) -> tuple[ChipNetwork, Bytes]:
+    """W3, like nets for spoken digits: a recurrent layer, and an output layer with a delay in every synapse.
+
+    Args:
+        samples: how many inputs, (samples, 250, 700).
+        percent: spikes per hidden neuron and step; the output layer fires at the same rate.
+
+    Returns:
+        The network, whose thresholds are found by bisection on sample 0, and its inputs.
+    """
+    channels, hidden, classes = SPOKEN
+    rng = np.random.default_rng(WEIGHT_SEED)
+    forward = 2 * rng.integers(-64, 64, (hidden, channels), endpoint=True)
+    back = 2 * rng.integers(-32, 32, (hidden, hidden), endpoint=True)
+    out = 2 * rng.integers(-64, 64, (classes, hidden), endpoint=True)
+    delay = rng.integers(0, SPOKEN_DELAY, (classes, hidden), endpoint=True)
+    size = (samples, SPOKEN_STEPS, channels)
+    inputs = (np.random.default_rng(INPUT_SEED).random(size) < SPOKEN_RATE).astype(np.uint8)
+    layers: list[Recurrent | Dense] = []
+
+    def network(vth: int) -> ChipNetwork:
+        layer: Recurrent | Dense = (
+            Dense("out", out, neuron(vth), delay_int=delay)
+            if layers
+            else Recurrent("hidden", forward, back, neuron(vth))
+        )
+        return ChipNetwork((*layers, layer), InputCoding((channels,)), Readout("spikes"))
+
+    for _ in range(2):
+        low, high = 1, HIGHEST_VTH
+        while high - low > 1:
+            middle = (low + high) // 2
+            if simulate(network(middle), inputs[:1]).output.mean() > percent / 100:
+                low = middle
+            else:
+                high = middle
+        layers.append(network(high).layers[-1])  # type: ignore[arg-type]  # it made no convolution
+    return ChipNetwork(tuple(layers), InputCoding((channels,)), Readout("spikes")), inputs

@@ -70,7 +70,9 @@ class Kernel:
     """
 
     def __init__(self, library: Any) -> None:
-        if library.knarr_sizes() != ctypes.sizeof(LayerStruct) << 16 | ctypes.sizeof(StageStruct):
+        if library.knarr_structures() != ctypes.sizeof(LayerStruct) << 16 | ctypes.sizeof(
+            StageStruct
+        ):
             raise OSError("built from other sources than these")
         library.knarr_start()
         stages, pointer, number = ctypes.POINTER(StageStruct), ctypes.c_void_p, ctypes.c_int32
@@ -425,7 +427,6 @@ class _Record:
             if state.sent.size:
                 stage.layer.sent = address(state.sent)
         stage.pool = view.pooled
-        stage.outputs = view.out[0]
         _, stage.map_h, stage.map_w = view.entering
         stage.counts = address(self.counts)
         stage.peak = address(peak)

@@ -70,8 +70,8 @@ class LayerStruct(ctypes.Structure):
     _fields_ = (
         *_fields(_P, "in_ out weight dot bias registers back delays state fired sent count"),
         *_fields(_P, "u v peak windows bytes items begin events stop"),
-        *_fields(_I, "mode steps channels groups planes blocks dense wide negative"),
-        *_fields(_I, "back_flush history"),
+        *_fields(_I, "mode steps channels groups planes blocks outputs dense wide"),
+        *_fields(_I, "negative back_flush history"),
         # Of each pair csrc has two members, height or y first.
         *_fields(_I * 2, "seen out_size kernel stride padding dilation"),
         *_fields(_I, "flush quads dot_flush dot_above narrow_weight biased"),
@@ -96,7 +96,7 @@ class StageStruct(ctypes.Structure):
     _fields_ = (
         ("layer", LayerStruct),
         ("shift", ShiftStruct),
-        *_fields(_I, "pool map_h map_w outputs"),
+        *_fields(_I, "pool map_h map_w"),
         *_fields(_P, "spikes counts u v peak"),
     )
 
@@ -409,6 +409,7 @@ class _Draft:
             planes=view.planes * (2 if self.signed else 1),
             negative=view.planes,
             blocks=-(-view.out[0] // LANES),
+            outputs=view.out[0],
             dense=view.dense,
             history=history,
             seen=view.seen,
@@ -466,13 +467,14 @@ class _Draft:
             struct.registers = address(registers)
             arrays.append(registers)
         if self.back is not None:
-            back = _aligned(_rows(self.back[:, :, None, None], np.int16))
+            back = _aligned(_in_pairs(_rows(self.back[:, :, None, None], np.int16)))
             struct.back = address(back)
             struct.back_flush = max(1, INT16 // max(_largest(self.back), 1))
             arrays.append(back)
         if scatters:
             delay = self.layer.delay_int.reshape(small.shape)  # type: ignore[union-attr]
-            delays = _aligned(_rows(delay, np.uint16))
+            places = _rows(delay, np.uint16) * LANES + np.arange(LANES)
+            delays = _aligned(places.astype(np.uint16))
             struct.delays = address(delays)
             arrays.append(delays)
         plain = self.back is None and self.delays is None and not self.signed

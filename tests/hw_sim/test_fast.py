@@ -8,8 +8,10 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,8 @@ from knarr.hw_sim import (
     simulate,
     simulation,
 )
+from knarr.hw_sim.engines import kept, selection
 from knarr.hw_sim.engines import native as fast
-from knarr.hw_sim.engines import selection
 from knarr.hw_sim.engines.base import MAX_SUM, LayerRequest, RunRequest
 from knarr.hw_sim.engines.native import FastEngine, FastLayer, Kernel, load
 from knarr.hw_sim.engines.native_layer import LISTS, TABLE, WORDS
@@ -411,3 +413,43 @@ def test_settings_of_torch_do_not_reach_the_torch_engine() -> None:
     finally:
         torch.set_float32_matmul_precision(before[0])
     assert torch.get_num_threads() == before[1]
+
+
+@needs_kernel
+def test_runs_at_once_share_no_memory_and_leave_little() -> None:
+    """Threads and memory are kept between runs; two runs at the same time never get the same."""
+    drawn = [draw_any(seed) for seed in (3, 5, 8, 13, 21, 34)]
+    wanted = [simulate(*pair, record=ALL, engine="reference") for pair in drawn]
+
+    def run(job: int) -> list[str]:
+        which = job % len(drawn)
+        return same(wanted[which], simulate(*drawn[which], record=ALL, engine="fast", threads=1 + job % 3))  # fmt: skip
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [found for found in pool.map(run, range(60)) if found] == []
+    engine = selection.choose_engine("fast")
+    assert isinstance(engine, FastEngine)
+    memory = engine.kernel.memory
+    assert 0 < sum(map(memory.size, memory.idle)) <= kept.MOST_BYTES
+    assert len(memory.idle) == len(set(memory.idle))
+    assert 0 < len(kept._pools) <= kept.MOST_POOLS
+
+
+@needs_kernel
+def test_a_child_process_runs_on_threads_of_its_own() -> None:
+    """After a fork the parent's threads are not there: waiting for them would last for ever."""
+    code = (
+        "import os, numpy as np\n"
+        "from knarr.hw_sim import ChipNetwork, Dense, InputCoding, Neuron, Readout, simulate\n"
+        "layer = Dense('d', np.eye(4, dtype=np.int64) * 50, Neuron(4096, 100, 3))\n"
+        "network = ChipNetwork((layer,), InputCoding((4,)), Readout('spikes'))\n"
+        "x = np.ones((5, 6, 4), dtype=np.uint8)\n"
+        "before = simulate(network, x, engine='fast', threads=2).output.sum()\n"
+        "child = os.fork()\n"
+        "after = simulate(network, x, engine='fast', threads=2).output.sum()\n"
+        "if not child:\n"
+        "    os._exit(0 if after == before == 120 else 1)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    subprocess.run(command, check=True, timeout=60)

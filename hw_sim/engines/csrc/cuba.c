@@ -31,7 +31,7 @@ typedef struct {
                                else NULL; where `wide` int64 of all layers, the decays taken from 4096 */
     const void *back;       /* weights of its own spikes, which arrive a step later: int16 [blocks][blocks * 32][LANES], int32
                                where `wide`; NULL: a layer without a loop */
-    const uint16_t *delays; /* [blocks][inputs][LANES] steps by which spikes arrive later, or NULL (see cuba_delays.h) */
+    const uint16_t *delays; /* [blocks][inputs][LANES] where in the sums spikes arrive, steps of delay * LANES + lane; or NULL */
     void *state;            /* float [out_h * out_w][blocks][u, v][LANES] before and after, int64 where `wide`; or NULL: at rest */
     uint32_t *fired;        /* loops: [blocks] spikes of the last step, before and after, or NULL: none before */
     uint32_t *sent;         /* delays: [words of input][history] what arrived last, or NULL: nothing */
@@ -45,6 +45,7 @@ typedef struct {
     const uint16_t *events; /* dense: rows of weights */
     const volatile int32_t *stop; /* not 0: give up */
     int32_t mode, steps, channels, groups, planes, blocks;
+    int32_t outputs;        /* channels that exist */
     int32_t dense;          /* one output pixel that sees all that arrives */
     int32_t wide, negative; /* of inputs with a sign: planes from here on hold what is below 0; `planes` of others */
     int32_t back_flush, history; /* loops: as flush; delays: the longest */
@@ -89,7 +90,9 @@ static inline int dense_words(const layer_t *l) { return l->in_h * l->in_w * l->
 #include "cuba_delays.h"
 #include "cuba_levels.h"
 
+#ifdef X86
 static int compresses; /* the processor has AVX-512 VBMI2 */
+#endif
 
 /* Call once, before any thread. */
 void knarr_start(void)

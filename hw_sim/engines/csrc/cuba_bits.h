@@ -66,6 +66,33 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt"), noinline)
         }
 }
 
+/* `list_events` of cuba_events.h likewise, 32 rows a word. */
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt"), noinline)) static uint32_t list_events_compressed(
+    const layer_t *l, uint16_t *events, uint32_t *begin)
+{
+    const int T = l->steps, P = l->planes, words = dense_words(l);
+    uint16_t places[32];
+    for (int i = 0; i < 32; i++) places[i] = (uint16_t)i;
+    const __m512i place = _mm512_loadu_si512(places);
+    uint32_t n = 0, most = 0;
+    for (int c = 0; c < words; c += CHUNK) {
+        const int last = c + CHUNK < words ? c + CHUNK : words;
+        for (int t = 0; t < T; t++)
+            for (int p = 0; p < P; p++) {
+                const uint32_t from = *begin++ = n;
+                for (int i = c; i < last; i++) {
+                    const uint32_t word = l->in[((size_t)i * P + p) * T + t];
+                    const __m512i rows = _mm512_add_epi16(place, _mm512_set1_epi16((short)((i - c) * 32)));
+                    _mm512_storeu_si512(events + n, _mm512_maskz_compress_epi16(word, rows));
+                    n += (uint32_t)_mm_popcnt_u32(word);
+                }
+                most = n - from > most ? n - from : most;
+            }
+    }
+    *begin = n;
+    return most;
+}
+
 /* Words [pixels][groups][planes][steps] into bytes [pixels][steps][quads * 4], pixels first..last of them. */
 __attribute__((target("avx2"))) static void expand(
     const uint32_t *words, int first, int last, int groups, int planes, int steps, int quads, uint8_t *out)

@@ -43,8 +43,9 @@ static void keep_sent(uint32_t *sent, const uint32_t *in, int n, int steps, int 
 static void scattered(const layer_t *l, int block, int32_t *sums)
 {
     const int T = l->steps, H = l->history, P = l->planes, words = l->in_h * l->in_w * l->groups;
+    const int lanes = l->outputs - block * LANES < LANES ? l->outputs - block * LANES : LANES;
     const int16_t *weight = (const int16_t *)l->weight + (size_t)block * words * 32 * LANES;
-    const uint16_t *delay = l->delays + (size_t)block * words * 32 * LANES;
+    const uint16_t *place = l->delays + (size_t)block * words * 32 * LANES;
     memset(sums - (size_t)H * LANES, 0, sizeof *sums * LANES * ((size_t)T + 2 * (size_t)H));
     for (int w = 0; w < words; w++)
         for (int p = 0; p < P; p++) {
@@ -54,7 +55,10 @@ static void scattered(const layer_t *l, int block, int32_t *sums)
                 for (; word; word &= word - 1) {
                     const size_t row = ((size_t)w * 32 + (size_t)__builtin_ctz(word)) * LANES;
                     int32_t *to = sums + (ptrdiff_t)t * LANES;
-                    for (int i = 0; i < LANES; i++) to[delay[row + i] * LANES + i] += weight[row + i] * scale;
+                    if (scale == 1)
+                        for (int i = 0; i < lanes; i++) to[place[row + i]] += weight[row + i];
+                    else
+                        for (int i = 0; i < lanes; i++) to[place[row + i]] += weight[row + i] * scale;
                 }
             }
         }

@@ -307,10 +307,7 @@ TARGET __attribute__((noinline)) static void NAME(dense)(const layer_t *l, int n
 {
     const int block = l->narrow_weight ? 2 * unit : unit, many = l->narrow_weight && block + 1 < l->blocks ? 2 : 1;
     const size_t n = (size_t)l->steps * LANES * many;
-    if (l->back) {
-        narrow = 0;
-        sums = kept + (size_t)block * l->steps * LANES;
-    }
+    if (l->back) sums = narrow ? (int32_t *)((int16_t *)kept + (size_t)block * l->steps * LANES) : kept + (size_t)block * l->steps * LANES;
     if (l->delays) {
         narrow = 0;
         sums += (size_t)l->history * LANES;

@@ -218,6 +218,8 @@ __attribute__((target("avx2"))) static inline uint32_t four_masks(const __m256 *
 
 /* Any processor: the compiler's own vectors. */
 typedef int16_t plain_acc __attribute__((vector_size(16)));
+typedef uint16_t plain_wrapping __attribute__((vector_size(16))); /* where sums may pass 16 bits on the way */
+typedef uint32_t plain_shifting __attribute__((vector_size(16)));
 typedef int16_t plain_four __attribute__((vector_size(8)));
 typedef int32_t plain_sum __attribute__((vector_size(16)));
 typedef float plain_half __attribute__((vector_size(16)));
@@ -288,7 +290,7 @@ static inline uint32_t plain_all_bits(const plain_sum *m)
 #define SUM plain_sum
 #define MASK plain_sum
 #define ACC_ZERO() ((plain_acc){0})
-#define ACC_ADD(a, p) ((a) + plain_load_acc(p))
+#define ACC_ADD(a, p) ((plain_acc)((plain_wrapping)(a) + (plain_wrapping)plain_load_acc(p)))
 #define ACC_LOAD(p) plain_load_acc(p)
 #define ACC_ABS(a) plain_pick_acc((a) > 0, a, -(a))
 #define ACC_MAX(a, b) plain_pick_acc((a) > (b), a, b)
@@ -303,11 +305,12 @@ static inline uint32_t plain_all_bits(const plain_sum *m)
         const plain_acc stored = (a);           \
         memcpy(p, &stored, sizeof stored);      \
     } while (0)
-#define ROW_ADD(a, b) ((a) + (b))
+#define ROW_ADD(a, b) ((plain_acc)((plain_wrapping)(a) + (plain_wrapping)(b)))
 #define ROW_HIGH(a) ((a) >> 8)
-#define ROW_LOW(both, high, more) ((both) - ((high) << 8) - (more))
+#define ROW_LOW(both, high, more) ((plain_acc)((plain_wrapping)(both) - ((plain_wrapping)(high) << 8) - (uint16_t)(more)))
 #define SPREAD_EIGHT(to, from, base) plain_spread_eight(to, from, base)
 #define ACC_STORE(p, a) memcpy(p, &(a), sizeof(plain_acc))
+#define SUM_ADD(a, b) ((a) + (b))
 #define SUM_ZERO() ((plain_sum){0})
 #define SUM_MAX(a, b) plain_pick((a) > (b), a, b)
 #define SUM_ABS(a) plain_pick((a) > 0, a, -(a))
@@ -340,7 +343,7 @@ static inline uint32_t plain_all_bits(const plain_sum *m)
 #define ZERO_WHERE(m, a) plain_pick_half(m, (plain_half){0}, a)
 #define BITS(m) plain_bits(m)
 #define ALL_BITS(m) plain_all_bits(m)
-#define EVEN(a) (((plain_sum)(a) << 16) >> 16)
+#define EVEN(a) ((plain_sum)((plain_shifting)(a) << 16) >> 16)
 #define ODD(a) ((plain_sum)(a) >> 16)
 #define TWO_PIXELS 0
 #include "cuba_lanes.h"

@@ -25,10 +25,10 @@ static int active(const layer_t *l, int level, int pixels)
 static int run_layer(layer_t *l, int level, const uint8_t *raw, team_t *team, int member, int parity, int32_t *sums)
 {
     const int dense = l->dense;
-    const int pixels = l->in_h * l->in_w, first = share(pixels, member, team->members), last = share(pixels, member + 1, team->members);
     int dots = 0;
     l->begin = team->begin, l->items = team->items, l->windows = team->windows, l->events = team->events, l->bytes = team->expanded;
 #ifdef X86
+    const int pixels = l->in_h * l->in_w, first = share(pixels, member, team->members), last = share(pixels, member + 1, team->members);
     if (l->dot && level != PLAIN && active(l, level, pixels) > l->dot_above) {
         expand(l->in, first, last, l->groups, l->planes, l->steps, l->quads, team->expanded);
         dots = 1;
@@ -38,7 +38,10 @@ static int run_layer(layer_t *l, int level, const uint8_t *raw, team_t *team, in
         /* works on the words */
     } else if (!dots && dense && member == 0) {
 #ifdef X86
-        if (level == AVX512) team->most = list_events_avx512(l, team->events, team->begin);
+        if (level == AVX512 && compresses)
+            team->most = list_events_compressed(l, team->events, team->begin);
+        else if (level == AVX512)
+            team->most = list_events_avx512(l, team->events, team->begin);
         if (level == AVX2) team->most = list_events_avx2(l, team->events, team->begin);
 #endif
         if (level == PLAIN) team->most = list_events_plain(l, team->events, team->begin);
@@ -78,7 +81,7 @@ static int run_layer(layer_t *l, int level, const uint8_t *raw, team_t *team, in
     }
     if (l->back && !l->wide) {
         if (!meet(team, l->stop)) return 0;
-        if (member == 0) AT_LEVEL(level, looped, l, team->kept, team->room);
+        if (member == 0) AT_LEVEL(level, looped, l, narrow, team->kept, team->room);
     }
     return meet(team, l->stop);
 }
@@ -160,8 +163,8 @@ int knarr_run(team_t *team, int member, const stage_t *stages, int n, const uint
                 }
             }
             if (stage->spikes)
-                AT_LEVEL(level, unpack, there, steps, stage->outputs, (int)out, share((int)out, member, members),
-                    share((int)out, member + 1, members), stage->spikes + (size_t)s * steps * stage->outputs * out);
+                AT_LEVEL(level, unpack, there, steps, l.outputs, (int)out, share((int)out, member, members),
+                    share((int)out, member + 1, members), stage->spikes + (size_t)s * steps * l.outputs * out);
             uint32_t *swap = here;
             here = there;
             there = swap;

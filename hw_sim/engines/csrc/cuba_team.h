@@ -6,7 +6,6 @@ typedef struct {
     shift_t shift;   /* before the layer; no pairs: no delays, or those of `layer.delays` */
     int32_t pool;    /* 2x2 sum pooling of what arrives, map_h * map_w pixels of it */
     int32_t map_h, map_w;
-    int32_t outputs; /* channels that exist */
     uint8_t *spikes; /* [samples][steps][outputs][pixels] */
     int32_t *counts; /* [samples][steps] */
     void *u, *v;     /* [samples][pixels][steps][blocks * LANES], int32 or where `wide` int64 */
@@ -29,7 +28,7 @@ typedef struct {
 } team_t;
 
 /* Sizes of the structures, which the caller's view of them must have. */
-int knarr_sizes(void) { return (int)(sizeof(layer_t) << 16 | sizeof(stage_t)); }
+int knarr_structures(void) { return (int)(sizeof(layer_t) << 16 | sizeof(stage_t)); }
 
 static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 
