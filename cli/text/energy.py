@@ -11,7 +11,8 @@ from typing import Any, Final
 from rich.text import Text
 
 from knarr.cli.output import show
-from knarr.cli.text.energy_tables import WIDTH, narrow_table, print_long_tables
+from knarr.cli.text.energy_tables import WIDTH, narrow_table, print_long_tables, short
+from knarr.errors import one_line
 from knarr.pipeline import (
     TERMS,
     amount,
@@ -136,8 +137,9 @@ def _print_same_technology(facts: Facts) -> None:
             _line(f"2 SNN by {row['profile']} ({row['label']}): {energy}", indent="  ")
         show("", width=WIDTH)
         return
-    technologies = facts["verdict"]["same_technology"]["technologies"]
-    _line(f"2 Same technology: SNN / rival, below 1 the SNN is cheaper ({'; '.join(technologies)})")
+    same = facts["verdict"]["same_technology"]
+    used = "" if same is None else f" ({'; '.join(same['technologies'])})"
+    _line(f"2 Same technology: SNN / rival, below 1 the SNN is cheaper{used}")
     found = over_technologies(rows)
     rivals = {row["against"]: row["bits"] for row in found}
     names = (
@@ -152,6 +154,9 @@ def _print_same_technology(facts: Facts) -> None:
         "Nominal of the first technology [least, most over technologies and published bounds].",
         indent="  ",
     )
+    own = dict.fromkeys(row["precision"] for row in rows if row["own_precision"])
+    if own:
+        _line(f"as is: each side in its own precision, SNN / ANN: {', '.join(own)}.", indent="  ")
     show("", width=WIDTH)
 
 
@@ -177,7 +182,8 @@ def print_counts(facts: Facts) -> None:
         counts = facts["counts"][side]
         for row in counts["ledger"] if counts is not None else ():
             if row["status"] in ("unsupported", "not executed"):
-                _line(f"NOT COUNTED: '{row['name']}' ({row['operation']}): {row['note']}")
+                refused = f"NOT COUNTED: '{row['name']}' ({row['operation']}): {row['note']}"
+                _line(one_line(refused))
     show("", width=WIDTH)
 
 
@@ -185,7 +191,7 @@ def _print_why(facts: Facts) -> None:
     why = facts["why"]
     if why["shares"]:
         parts = (
-            f"{part['layer']} {part['term']} {part['share']:.0%}".strip()
+            f"{short(part['layer'])} {part['term']} {part['share']:.0%}".strip()
             for part in why["shares"][:TOP]
         )
         _line(f"4 Why: on {why['place']}, of the nominal energy: {'; '.join(parts)}.")

@@ -6,15 +6,16 @@ from collections import defaultdict
 from typing import Any, Final
 
 from knarr.cli.output import make_table, show
+from knarr.cli.text.energy import print_places
+from knarr.cli.text.energy_tables import SHOWN_FLOORS, WIDTH
 from knarr.errors import one_line
-from knarr.pipeline import json_text
+from knarr.pipeline import amount, json_text, prefix_of, spelled
 
 Facts = dict[str, Any]
-WIDTH: Final = 80
 MOST_LAYERS: Final = 24
 """Rows of a table; the cheapest layers beyond share one."""
 OTHER: Final = ("elementwise", "comparisons", "pool_adds")
-SHOWN_FLOORS: Final = ("v100", "h100_sxm_h200", "agx_orin")
+PJ: Final = 1e-12
 
 
 def print_alone(facts: Facts, *, json: bool) -> None:
@@ -23,8 +24,9 @@ def print_alone(facts: Facts, *, json: bool) -> None:
         print(json_text(facts))
         return
     counts = facts["counts"]
-    _print_counts(counts)
+    # The answer first, as of two networks.
     _print_energy(facts)
+    _print_counts(counts)
     _print_ledger(counts["ledger"])
 
 
@@ -75,23 +77,26 @@ def _print_energy(facts: Facts) -> None:
     if energy is None:
         show(one_line(facts["refused"], 400), width=WIDTH)
         return
-    what = "literature formula, to compare with papers" if energy["model"] == "paper" else "model"
+    print_places(facts)
+    what = f"{energy['model']} model"
+    if energy["model"] == "paper" and energy["profile"] == "horowitz_fp32":
+        what = "literature formula 4.6 MAC + 0.9 ACC pJ, to compare with papers alone"
     bound = "at least " if energy["partial"] else ""
-    show(
-        f"{what}: {bound}{energy['nominal_pj'] / 1e6:.4g} uJ ({energy['model']}; {energy['provenance']})",
-        width=WIDTH,
-    )
-    for place, found in facts["places"].items():
-        total = found["total"]
-        low, nominal, high = (
-            "?" if total[bound] is None else f"{total[bound] * 1e3:.3g}"
-            for bound in ("low", "nominal", "high")
-        )
-        show(f"{place}: {nominal} [{low}-{high}] mJ, grade {found['grade']}", width=WIDTH)
+    bounds = {
+        "low": energy["lo_pj"],
+        "nominal": energy["nominal_pj"],
+        "high": energy["hi_pj"],
+        "unit": "J",
+    }
+    joules = {
+        name: value * PJ if isinstance(value, float) else value for name, value in bounds.items()
+    }
+    show(f"{what}: {bound}{spelled(joules)} ({energy['provenance']})", width=WIDTH)
     for floor in facts["floors"]:
         if floor["device"] in SHOWN_FLOORS:
             where = f"{floor['device']} {floor['precision']}"
-            show(f"floor, {where}: {floor['floor_j'] * 1e6:.4g} uJ", width=WIDTH)
+            least = {"low": None, "nominal": floor["floor_j"], "high": None, "unit": "J"}
+            show(f"floor, {where}: {amount(floor['floor_j'], 'J', prefix_of(least))}", width=WIDTH)
     if facts["floors"]:
         show(f"floors: {facts['floors'][0]['label']}", width=WIDTH)
 

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from knarr.cli.output import make_table, show, show_indented
+from knarr.errors import one_line
 from knarr.pipeline import amount, digits, interval, prefix_of, spelled
 
 Facts = dict[str, Any]
@@ -31,6 +32,8 @@ OTHER: Final = ("pool_adds", "merge_adds", "comparisons", "elementwise")
 """Counts that stand in one column: additions of pools and merges, comparisons, scales and
 activations.
 """
+LONGEST: Final = 60
+"""Characters of a name at most."""
 SHOWN_FLOORS: Final = ("v100", "h100_sxm_h200", "agx_orin", "orin_nano")
 
 
@@ -128,7 +131,8 @@ def _cells(layer: dict[str, float]) -> list[str]:
 
 def short(name: str) -> str:
     """Return the end of an ONNX node's path; the module and the operation say enough."""
-    return "/".join(name.split("/")[-2:])
+    # A name is its author's word: no control character of it reaches a terminal.
+    return one_line("/".join(name.split("/")[-2:]), LONGEST)
 
 
 def _models(rows: list[Facts]) -> Table:
@@ -162,7 +166,7 @@ def _parts(why: Facts) -> Table | None:
     table = narrow_table(f"parts of the energy on {why['place']}", "layer", "term", "J", "share")
     for part in why["shares"]:
         value = {"low": None, "nominal": part["joules"], "high": None, "unit": "J"}
-        layer = part["layer"] or "whole chip"
+        layer = short(part["layer"]) or "whole chip"
         term = part["term"].replace("_", " and ")
         table.add_row(layer, term, _energy(value), f"{part['share']:.1%}")
     return table

@@ -168,6 +168,20 @@ def energy(
     from knarr.hw_sim import Options, check_labels
 
     if is_alone(source):
+        pair = {
+            "--baseline": baseline,
+            "--baseline-data": baseline_data,
+            "--labels": labels,
+            "--picture": picture,
+            "--csv": csv,
+            "--latex": latex,
+            "--all": everything or None,
+            "--measure": measure or None,
+        }
+        for option in (name for name, given_as in pair.items() if given_as is not None):
+            raise UsageError(
+                f"{option}: does not go with one network alone; give a RUN, a .nir or .net file"
+            )
         layout = Layout(batch_axis, time_axis, steps, stepped, _baseline_shapes(shapes or ()))
         energy_alone(
             source,

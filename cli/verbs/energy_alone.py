@@ -14,7 +14,7 @@ from knarr.cli.output import show_progress
 
 @dataclass(frozen=True)
 class Layout:
-    """How a module's inputs lie.
+    """The axes and steps of a module's inputs.
 
     Args:
         batch_axis, time_axis, steps: `batch_axis`, `time_axis` and `timesteps` of `count_torch`.

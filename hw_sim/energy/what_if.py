@@ -29,7 +29,7 @@ from knarr.hw_sim.counting.count import count
 from knarr.hw_sim.counting.counts import LayerCounts, OperationCounts
 from knarr.hw_sim.energy.estimate import EnergyEstimate, price
 from knarr.hw_sim.energy.models import Options
-from knarr.hw_sim.energy.prices import PriceError, Profile
+from knarr.hw_sim.energy.prices import Family, PriceError, Profile
 from knarr.hw_sim.json_values import JsonRecord
 from knarr.hw_sim.network import NON_SPIKING_VTH, ChipNetwork, Readout
 from knarr.hw_sim.simulation import simulate
@@ -71,7 +71,7 @@ class WhatIf(JsonRecord):
 def what_if(
     model: object,
     inputs: npt.ArrayLike,
-    profile: str | Path | Profile = "horowitz_fp32",
+    profile: str | Path | Profile | Family = "horowitz_fp32",
     *,
     dt_s: float | None = None,
     energy_model: str = "paper",
@@ -237,7 +237,7 @@ class BreakEven(JsonRecord):
 def break_even(
     snn: OperationCounts,
     ann: OperationCounts,
-    profile: str | Path | Profile = "horowitz_fp32",
+    profile: str | Path | Profile | Family = "horowitz_fp32",
     *,
     model: str = "paper",
     options: Options | None = None,

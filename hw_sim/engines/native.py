@@ -295,7 +295,7 @@ def _payloads(request: RunRequest) -> tuple[Array, int]:
 
 @dataclass(eq=False)
 class FastState:
-    """What the kernel keeps of a layer from block to block.
+    """Hold what the kernel keeps of a layer from block to block.
 
     Args:
         registers: (samples, pixels, blocks, u and v, lanes) float32, int64 of a wide layer.

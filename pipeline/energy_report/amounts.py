@@ -19,7 +19,7 @@ def digits(value: float | None) -> str:
     size = abs(value)
     if size >= 100 or size == 0:
         return f"{value:,.0f}"
-    if size < 1e-3:
+    if size < 0.01:
         # Two digits, however many zeros stand before them.
         return f"{Decimal(f'{value:.1e}'):f}"
     return f"{value:.{1 if size >= 10 else 2 if size >= 1 else 3}f}"

@@ -14,11 +14,12 @@ import numpy.typing as npt
 import knarr
 from knarr.hw_sim import ChipNetwork, OperationCounts, PriceError, Readout, count
 from knarr.hw_sim.energy import (
+    Family,
     PlaceEnergy,
     PlaceOptions,
     Traffic,
     WhatIf,
-    load_profile,
+    load_prices,
     places_of,
     traffic_of,
     what_if,
@@ -153,7 +154,9 @@ def _provenance(
     grades = [one.grade for one in places]
     for name in {*(row["profile"] for row in rows), LITERATURE}:
         if not name.endswith(".toml"):
-            grades += [record.grade for record in load_profile(name).prices]
+            prices = load_prices(name)
+            used = prices.profiles.values() if isinstance(prices, Family) else [prices]
+            grades += [record.grade for profile in used for record in profile.prices]
     return {
         "worst_grade": max(grades, key=GRADES.index) if grades else None,
         "places": sources,

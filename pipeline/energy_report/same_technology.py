@@ -3,7 +3,8 @@ served both.
 
 Rows go from operations alone to operations, memory and movement. The student is held against the
 ANN as it is, against the same with multiplications by zero skipped, and against its own quantised
-twin (`knarr.hw_sim.energy.quantised_twin`), the fair rival of a rate code.
+twin (`knarr.hw_sim.energy.quantised_twin`), the fair rival of a rate code. Where the two sides
+compute in other precisions, more rows price each as it is; these say nothing about spikes.
 
     E_movement = bits moved * price of a bit over one hop
 
@@ -21,15 +22,17 @@ from typing import Any, Final
 from knarr.hw_sim import OperationCounts, PriceError
 from knarr.hw_sim.energy import (
     EnergyEstimate,
+    Family,
     Options,
     Profile,
     Quantity,
+    families,
     load_profile,
     quantised_twin,
     twin_bits,
     twin_prices,
 )
-from knarr.pipeline.energy_report.pricing import DIGITAL, LITERATURE, Pricing
+from knarr.pipeline.energy_report.pricing import DIGITAL, FAMILIES, LITERATURE, Pricing
 
 MOVEMENT: Final = "yan_22nm"
 WORD_BITS: Final = 8
@@ -58,12 +61,57 @@ def same_technology(
     for model, profile in pricing.pairs():
         if model == "chip" and student.pooling == "float":
             continue  # a chip has its pools in its synapses
-        if model == "chip":
+        if isinstance(profile, Family):
+            rows += _as_they_are(student, baseline, model, profile, pricing)
+        elif model == "chip":
             rows += _on_chip(student, profile, pricing)
-            continue
-        for options in _reuses(model, pricing.options):
-            rows += _rows(student, baseline, model, profile, options, pricing)
+        else:
+            for options in _reuses(model, pricing.options):
+                rows += _rows(student, baseline, model, profile, options, pricing)
+    if pricing.profile is None and baseline is not None:
+        for name in FAMILIES:
+            for model in ("paper", "memory"):
+                if pricing.model in (None, model):
+                    rows += _where_they_differ(student, baseline, model, families()[name], pricing)
     return rows
+
+
+def _where_they_differ(
+    student: OperationCounts,
+    baseline: OperationCounts,
+    model: str,
+    family: Family,
+    pricing: Pricing,
+) -> list[Row]:
+    """Return the rows of both sides as they are, where they compute in other precisions."""
+    try:
+        rows = list(_as_they_are(student, baseline, model, family, pricing))
+    except PriceError:
+        return []  # a precision that has no price, or that nobody says
+    return [row for row in rows if len(set(row["precision"].split(" / "))) > 1]
+
+
+def _as_they_are(
+    student: OperationCounts,
+    baseline: OperationCounts | None,
+    model: str,
+    family: Family,
+    pricing: Pricing,
+) -> Iterator[Row]:
+    """Price each side in the precision in which it computes."""
+    mine = pricing.price(student, model, family)
+    reuse = pricing.options.reuse_weights if model == "memory" else None
+    label = "operations, as is" if model == "paper" else f"+ memory {reuse:g}, as is"
+    name = "operations" if model == "paper" else model
+    if baseline is None:
+        yield _row(label, name, family.any, reuse, mine, None, None, own=family)
+        return
+    rivals = {DENSE: baseline}
+    if baseline.effective is not None:
+        rivals[ZEROS_SKIPPED] = baseline.skipping_zeros()
+    for against, counts in rivals.items():
+        rival = pricing.price(counts, model, family)
+        yield _row(label, name, family.any, reuse, mine, against, rival, own=family)
 
 
 def literature_formula(
@@ -245,7 +293,9 @@ def _row(
     rival: EnergyEstimate | None,
     *,
     bits: int | None = None,
+    own: Family | None = None,
 ) -> Row:
+    precisions = " / ".join(one.precision for one in (mine, rival) if one is not None)
     partial = mine.partial or (rival is not None and rival.partial)
     student = quantity(mine)
     theirs = None if rival is None else quantity(rival)
@@ -254,9 +304,10 @@ def _row(
     return {
         "label": label,
         "model": model,
-        "profile": profile.name,
+        "profile": profile.name if own is None else own.name,
         "technology": profile.technology,
-        "precision": profile.precision,
+        "precision": profile.precision if own is None else precisions,
+        "own_precision": own is not None,
         "reuse": reuse,
         "against": against,
         "bits": bits,

@@ -20,11 +20,11 @@ Grade = Literal["M", "M2", "C", "C2", "S", "S2", "T", "T2", "D", "D2"]
 Number = float | None
 
 
-class _Record(BaseModel):
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Bounds(_Record):
+class Bounds(_Part):
     """A quantity between bounds; null is unknown, never a guess."""
 
     low: Annotated[Number, Field(description="least value that the sources allow")]
@@ -34,7 +34,7 @@ class Bounds(_Record):
     why_unknown: Annotated[str, Field(description="why one of the three is null")] = ""
 
 
-class Place(_Record):
+class Place(_Part):
     """One inference at a place where a network may run."""
 
     dynamic: Annotated[Bounds, Field(description="energy of switching")]
@@ -58,7 +58,7 @@ class Place(_Record):
     ]
 
 
-class Comparison(_Record):
+class TotalsCompared(_Part):
     """Two totals beside each other."""
 
     student: Annotated[str, Field(description="place of the spiking network")]
@@ -71,7 +71,7 @@ class Comparison(_Record):
     ratio: Annotated[Bounds, Field(description="student / baseline of both totals")]
 
 
-class SameSilicon(_Record):
+class SameSilicon(_Part):
     """All rows of `same_technology` together."""
 
     winner: Annotated[
@@ -83,15 +83,15 @@ class SameSilicon(_Record):
     technologies: Annotated[list[str], Field(description="precision and technology of the rows")]
 
 
-class Verdict(_Record):
+class Verdict(_Part):
     """The sentences that the numbers force, and the comparisons behind them."""
 
     sentences: Annotated[list[str], Field(description="the verdict in words")]
     snn_cheaper: Annotated[
         bool | None, Field(description="at batch 1, by total energy; null: no winner")
     ]
-    batch_1: Annotated[Comparison | None, Field(description="against one inference at a time")]
-    large_batch: Annotated[Comparison | None, Field(description="against a large batch")]
+    batch_1: Annotated[TotalsCompared | None, Field(description="against one inference at a time")]
+    large_batch: Annotated[TotalsCompared | None, Field(description="against a large batch")]
     same_technology: Annotated[SameSilicon | None, Field(description="on equal silicon")]
     accuracy_equal: Annotated[
         bool | None,
@@ -99,7 +99,7 @@ class Verdict(_Record):
     ]
 
 
-class Accuracy(_Record):
+class BothAccuracies(_Part):
     """The accuracy of both sides on the samples that were counted."""
 
     measure: Annotated[str, Field(description="accuracy, or mean absolute error")]
@@ -114,7 +114,7 @@ class Accuracy(_Record):
     why_unknown: Annotated[str, Field(description="why something is null")]
 
 
-class CoresInUse(_Record):
+class CoresInUse(_Part):
     """Cores of a chip under the student."""
 
     used: Annotated[int, Field(description="cores in use")]
@@ -122,7 +122,7 @@ class CoresInUse(_Record):
     chips: Annotated[int, Field(description="chips in use")]
 
 
-class SameTechnology(_Record):
+class SameTechnology(_Part):
     """The student beside a rival in one technology and model."""
 
     label: Annotated[str, Field(description="the row in words")]
@@ -133,6 +133,9 @@ class SameTechnology(_Record):
     profile: Annotated[str, Field(description="prices (docs/prices.md)")]
     technology: Annotated[str, Field(description="their technology")]
     precision: Annotated[str, Field(description="their arithmetic")]
+    own_precision: Annotated[
+        bool, Field(description="whether each side is priced in its own precision, SNN / ANN")
+    ]
     reuse: Annotated[Number, Field(description="times an ANN uses a fetched word")]
     against: Annotated[
         str | None, Field(description="dense, zeros skipped, quantised twin; null: nobody")
@@ -146,7 +149,7 @@ class SameTechnology(_Record):
     notes: Annotated[list[str], Field(description="what the row leaves out")]
 
 
-class Summary(_Record):
+class Summary(_Part):
     """Counts of one network per inference, by NeuroBench's names."""
 
     partial: Annotated[bool, Field(description="whether they are a lower bound")]
@@ -169,7 +172,7 @@ class Summary(_Record):
     footprint_bytes: Annotated[Number, Field(description="bytes of the parameters")]
 
 
-class Counts(_Record):
+class Counts(_Part):
     """Operations of both networks; the long counts are those of docs/energy.md."""
 
     summary: Annotated[
@@ -185,7 +188,7 @@ class Counts(_Record):
     ]
 
 
-class Share(_Record):
+class Share(_Part):
     """A part of the energy at the student's place."""
 
     layer: Annotated[str, Field(description="layer; empty for the whole chip")]
@@ -194,7 +197,7 @@ class Share(_Record):
     share: Annotated[float, Field(description="of the total, or of switching alone, 0..1")]
 
 
-class Lever(_Record):
+class Lever(_Part):
     """Something that would change who is cheaper."""
 
     lever: Annotated[str, Field(description="spike rate, time steps, batch, cores filled")]
@@ -203,7 +206,7 @@ class Lever(_Record):
     sentence: Annotated[str, Field(description="both in words, with the model")]
 
 
-class Why(_Record):
+class Why(_Part):
     """The parts of the cost, and what would flip the answer."""
 
     place: Annotated[str | None, Field(description="place whose shares these are")]
@@ -218,7 +221,7 @@ class Why(_Record):
     trades_of: Annotated[str, Field(description="samples of those runs")]
 
 
-class Check(_Record):
+class Check(_Part):
     """A prediction of the same models beside a published measurement."""
 
     what: Annotated[str, Field(description="network, chip and term")]
@@ -229,7 +232,7 @@ class Check(_Record):
     left_out: Annotated[str, Field(description="what the prices were not made from")]
 
 
-class Provenance(_Record):
+class Provenance(_Part):
     """The sources of the prices."""
 
     worst_grade: Annotated[Grade | None, Field(description="of all prices used")]
@@ -237,7 +240,7 @@ class Provenance(_Record):
     prices: Annotated[list[str], Field(description="price records of the digital models")]
 
 
-class Literature(_Record):
+class Literature(_Part):
     """The formula of most papers, for comparison with them alone."""
 
     formula: Annotated[str, Field(description="4.6 MAC + 0.9 ACC pJ")]
@@ -248,7 +251,7 @@ class Literature(_Record):
     provenance: Annotated[str, Field(description="its price records")]
 
 
-class EnergyFile(_Record):
+class EnergyFile(_Part):
     """energy.json, and what `knarr energy --json` prints."""
 
     schema_: Annotated[
@@ -257,7 +260,7 @@ class EnergyFile(_Record):
     knarr: Annotated[str, Field(description="version that wrote it")]
     sha256: Annotated[dict[str, str], Field(description="file or data that was read: its hash")]
     verdict: Annotated[Verdict, Field(description="who is cheaper where, and why")]
-    accuracy: Annotated[Accuracy | None, Field(description="how right both sides are")]
+    accuracy: Annotated[BothAccuracies | None, Field(description="how right both sides are")]
     places: Annotated[dict[str, Place], Field(description="place: one inference there")]
     cores: Annotated[dict[str, CoresInUse], Field(description="chip: cores in use")]
     same_technology: Annotated[
@@ -276,7 +279,7 @@ class EnergyFile(_Record):
 
 
 PARTS: Final = (
-    EnergyFile, Verdict, Comparison, SameSilicon, Accuracy, Place, Bounds, CoresInUse,
+    EnergyFile, Verdict, TotalsCompared, SameSilicon, BothAccuracies, Place, Bounds, CoresInUse,
     SameTechnology, Counts, Summary, Why, Share, Lever, Check, Provenance, Literature,
 )  # fmt: skip
 """Classes in the order in which docs/energy_json.md has them."""

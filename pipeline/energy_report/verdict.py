@@ -111,7 +111,9 @@ def _over(one: float | None, other: float | None) -> float | None:
 
 
 def _same_silicon(rows: Sequence[Facts]) -> dict[str, Any] | None:
-    """Return the least and the largest ratio of all rows of one technology."""
+    """Return the least and the largest ratio of all rows of one technology and precision."""
+    # Of other precisions a ratio would say which side has fewer bits.
+    rows = [row for row in rows if not row["own_precision"]]
     ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
     bounds = [bound for one in ratios for bound in _ends(one)]
     if not bounds:

@@ -152,7 +152,8 @@ def _parts(shares: Sequence[Facts]) -> list[tuple[str, float]]:
 
 def _label(name: str) -> str:
     """Return a name that fits beside a panel: the end of an ONNX path, its middle left out."""
-    name = "/".join(name.split("/")[-2:])
+    # A dollar sign would begin a formula.
+    name = "/".join(name.split("/")[-2:]).replace("$", r"\$")
     if len(name) <= LONGEST:
         return name
     half = LONGEST // 2 - 2

@@ -82,7 +82,8 @@ def test_an_onnx_file_is_counted_and_priced(knarr: Knarr, folder: Path) -> None:
     said = knarr("energy", "m.onnx")
     assert said.returncode == 0
     assert max(map(len, said.stdout.splitlines())) <= 80
-    assert "edge GPU, batch 1" in said.stdout
+    assert said.stdout.startswith("1 Where it runs")
+    assert "edge GPU" in said.stdout
     assert "floor, v100 fp32" in said.stdout
     facts = json.loads(knarr("energy", "m.onnx", "--json").stdout)
     assert facts["counts"]["total"]["mac"] == 12

@@ -35,6 +35,7 @@ from knarr.pipeline import (
 )
 from knarr.pipeline.energy_report.accuracy import accuracy
 from knarr.pipeline.energy_report.amounts import amount, digits, interval, prefix_of, spelled
+from knarr.pipeline.energy_report.check import checks
 from knarr.pipeline.energy_report.schema import PARTS, EnergyFile, describe
 from knarr.pipeline.energy_report.verdict import accuracy_in_words, verdict
 
@@ -106,6 +107,8 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
         (12.34, "12.3"),
         (1.234, "1.23"),
         (0.1234, "0.123"),
+        (0.0123, "0.012"),
+        (0.00287, "0.0029"),
         (0.00012345, "0.00012"),
         (1e-9, "0.0000000010"),
         (-6.43, "-6.43"),
@@ -152,6 +155,7 @@ def row(low: float | None, nominal: float, high: float | None) -> Facts:
         "ratio": bounds(low, nominal, high, ""),
         "precision": "int8",
         "technology": "45 nm",
+        "own_precision": False,
     }
 
 
@@ -407,6 +411,21 @@ def test_numbers_that_json_has_not_are_refused(facts: Facts) -> None:
         EnergyFile.model_validate(changed)
 
 
+def test_the_check_is_what_validation_found() -> None:
+    """Written by `make energy-validation`; the package has the rows that are no fit and no other simulator."""
+    path = ROOT / "benchmarks" / "results" / "energy_validation.json"
+    rows = json.loads(path.read_text("utf-8"))["rows"]
+    kept = [
+        row
+        for row in rows
+        if row["measured"] is not None
+        and not row["left_out"].startswith("NO CHECK")
+        and not row["what"].startswith("SANA-FE")
+    ]
+    assert checks() == kept
+    assert len(kept) > 10
+
+
 # --- what is printed
 
 
@@ -525,6 +544,18 @@ def test_no_digit_is_cut_in_80_columns(
         assert there["total"]["nominal"] is None or value.split()[0] in flat, value
 
 
+def test_names_steer_no_terminal(facts: Facts, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = copy.deepcopy(facts)
+    steering = "\x1b[2J" + "long " * 4000
+    changed["why"]["shares"][0]["layer"] = steering
+    counts = changed["counts"]["baseline"]
+    counts["layers"] = {steering: next(iter(counts["layers"].values()))}
+    counts["ledger"] = [{"name": steering, "operation": "x", "status": "unsupported", "note": ""}]
+    text = printed(changed, capsys, everything=True)
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_the_first_screen_is_the_verdict(facts: Facts, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(facts, capsys)
     screen = text.splitlines()[:24]
@@ -627,6 +658,7 @@ def with_layers(facts: Facts, count: int, name: str) -> Facts:
         (3, "conv_{}", 1e6),
         (24, "/model/backbone/layers.{}/a_block_with_a_long_name/convolution_of_it/Conv", 1e-5),
         (60, "layer_{}", 1.0),
+        (2, "$a_{}$ $\\frac", 1.0),
     ],
 )
 def test_no_label_touches_another(facts: Facts, count: int, name: str, factor: float) -> None:

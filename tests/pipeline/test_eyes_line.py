@@ -11,7 +11,7 @@ from same_counts import of_both_sides
 
 from knarr.deploy import read_net
 from knarr.export import read
-from knarr.pipeline import evaluation_file, run_folder, stages
+from knarr.pipeline import RunError, evaluation_file, read_energy, run_folder, stages
 from knarr.train import RecipeError, load_recipe
 
 
@@ -39,7 +39,26 @@ def test_line_on_generated_eyes(recipe_path: Path) -> None:
     run = run_folder.open_run(str(recipe_path), folder)
     for stage in (stages.train, stages.export, stages.deploy, stages.simulate, stages.energy):
         stage(run)
-    energy = json.loads((folder / "energy.json").read_text())
+    path = folder / "energy.json"
+    energy = json.loads(path.read_text())
+    assert energy["accuracy"]["samples"] == len(run.data.test.labels)
+    # An evaluation that was made again stands beside the energy at once, and nothing is counted anew.
+    path.write_text(
+        json.dumps(
+            {**energy, "accuracy": None, "verdict": {**energy["verdict"], "accuracy_equal": True}}
+        )
+    )
+    stages.energy(run)
+    assert json.loads(path.read_text()) == energy
+    # A file of an older version is counted anew.
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "energy.png").touch()
+    path.write_text(json.dumps({"student": {}, "ratio": 0.026}))
+    with pytest.raises(RunError, match="no schema, this version reads 1; `knarr energy"):
+        read_energy(path)
+    stages.energy(run)
+    assert json.loads(path.read_text()) == energy
+    assert not (folder / "pictures" / "energy.png").exists()
     chip = energy["counts"]["student"]
     assert chip["total"]["acc"] > 1000
     assert chip["total"]["mac"] == 0  # events are binary
