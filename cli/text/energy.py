@@ -11,7 +11,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from knarr.cli.output import show
-from knarr.cli.text.energy_tables import WIDTH, narrow_table, print_long_tables, short
+from knarr.cli.text.energy_tables import LONGEST, WIDTH, narrow_table, print_long_tables
 from knarr.errors import one_line
 from knarr.pipeline import (
     TERMS,
@@ -21,6 +21,7 @@ from knarr.pipeline import (
     json_text,
     over_technologies,
     prefix_of,
+    short_names,
     spelled,
 )
 
@@ -190,8 +191,10 @@ def print_counts(facts: Facts) -> None:
 def _print_why(facts: Facts) -> None:
     why = facts["why"]
     if why["shares"]:
+        layers = dict.fromkeys(part["layer"] for part in why["shares"] if part["layer"])
+        names = short_names(layers, LONGEST) | {"": ""}
         parts = (
-            f"{short(part['layer'])} {part['term']} {part['share']:.0%}".strip()
+            f"{names[part['layer']]} {part['term']} {part['share']:.0%}".strip()
             for part in why["shares"][:TOP]
         )
         _line(f"4 Why: on {why['place']}, of the nominal energy: {'; '.join(parts)}.")

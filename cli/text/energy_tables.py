@@ -8,8 +8,7 @@ from rich import box
 from rich.table import Table
 
 from knarr.cli.output import make_table, show, show_indented
-from knarr.errors import one_line
-from knarr.pipeline import amount, digits, interval, prefix_of, spelled
+from knarr.pipeline import amount, digits, interval, prefix_of, short_names, spelled
 
 Facts = dict[str, Any]
 WIDTH: Final = 80
@@ -32,7 +31,7 @@ OTHER: Final = ("pool_adds", "merge_adds", "comparisons", "elementwise")
 """Counts that stand in one column: additions of pools and merges, comparisons, scales and
 activations.
 """
-LONGEST: Final = 60
+LONGEST: Final = 40
 """Characters of a name at most."""
 SHOWN_FLOORS: Final = ("v100", "h100_sxm_h200", "agx_orin", "orin_nano")
 
@@ -89,9 +88,10 @@ def _operations(facts: Facts) -> list[Table]:
 def _layers(label: str, counts: Facts, shown: tuple[str, ...]) -> Table:
     layers, total = counts["layers"], counts["total"]
     table = narrow_table(f"operations of each layer: {label}", "layer", *COLUMNS.values(), "other")
+    names = short_names(layers, LONGEST)
     for name, layer in layers.items():
         if any(layer[column] for column in shown):
-            table.add_row(short(name), *_cells(layer))
+            table.add_row(names[name], *_cells(layer))
     name = "total"
     if total is None:
         name = "LOWER BOUND"
@@ -129,12 +129,6 @@ def _cells(layer: dict[str, float]) -> list[str]:
     return [f"{number:,.0f}" for number in numbers]
 
 
-def short(name: str) -> str:
-    """Return the end of an ONNX node's path; the module and the operation say enough."""
-    # A name is its author's word: no control character of it reaches a terminal.
-    return one_line("/".join(name.split("/")[-2:]), LONGEST)
-
-
 def _models(rows: list[Facts]) -> Table:
     headings = ("model", "prices", "against", "SNN", "rival", "SNN / rival")
     table = narrow_table("each model of one technology", *headings, left=3, close=True)
@@ -164,9 +158,12 @@ def _parts(why: Facts) -> Table | None:
     if not why["shares"]:
         return None
     table = narrow_table(f"parts of the energy on {why['place']}", "layer", "term", "J", "share")
+    names = short_names(
+        dict.fromkeys(part["layer"] for part in why["shares"] if part["layer"]), LONGEST
+    )
     for part in why["shares"]:
         value = {"low": None, "nominal": part["joules"], "high": None, "unit": "J"}
-        layer = short(part["layer"]) or "whole chip"
+        layer = names.get(part["layer"], "whole chip")
         term = part["term"].replace("_", " and ")
         table.add_row(layer, term, _energy(value), f"{part['share']:.1%}")
     return table
@@ -177,6 +174,7 @@ def _limits(rows: list[Facts]) -> Table | None:
         return None
     headings = ("model, prices, ANN", "rate", "even at", "steps", "even at", "dearest layer")
     table = narrow_table("where both sides would cost the same", *headings)
+    names = short_names(dict.fromkeys(row["worst_layer"] for row in rows), LONGEST)
     for row in rows:
         # A neuron fires at most once a step.
         largest, most = row["rate_limit"], row["timesteps_limit"]
@@ -187,7 +185,7 @@ def _limits(rows: list[Facts]) -> Table | None:
             rate,
             f"{row['timesteps']:g}",
             _or_dash(None if most is None else max(0.0, most), ".1f"),
-            f"{short(row['worst_layer'])} {row['worst_share']:.0%} ({row['worst_term']})",
+            f"{names[row['worst_layer']]} {row['worst_share']:.0%} ({row['worst_term']})",
         )
     table.caption = (
         f"A fair rival of a rate code is an ANN of {rows[0]['quantised_rival_bits']} bits."

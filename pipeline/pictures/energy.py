@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
 from knarr.pipeline.energy_report.amounts import digits, interval, spelled
+from knarr.pipeline.energy_report.names import short_names
 from knarr.pipeline.energy_report.same_technology import over_technologies
 from knarr.pipeline.pictures import SMALL
 
@@ -24,7 +25,7 @@ FRAME: Final = 0.85
 """Inches of title, ticks and heading of a panel."""
 SHOWN_PARTS: Final = 16
 LONGEST: Final = 34
-"""Characters of a label at most; a name in the middle of which a part is left out stays told apart."""
+"""Characters of a layer's name at most."""
 DECADES: Final = 6
 """Ticks of a logarithmic axis at most, so that their labels do not touch."""
 Facts = dict[str, Any]
@@ -67,7 +68,8 @@ def _draw_places(axes: Axes, places: Sequence[Facts]) -> None:
         colour = COLOURS[place["network"]]
         for shift, term, fill in ((-0.14, "total", colour), (0.18, "dynamic", "white")):
             _point(axes, place[term], number + shift, colour, fill)
-        labels.append(f"{_label(place['place'])} ({NAMES[place['network']]}, {place['grade']})")
+        name = place["place"].replace("$", r"\$")
+        labels.append(f"{name} ({NAMES[place['network']]}, {place['grade']})")
         known = place["total"]["nominal"] is not None
         values.append(spelled(place["total"]) if known else f"{spelled(place['dynamic'])} (hollow)")
     _rows(axes, labels, values, "Where it runs: total energy (filled) and switching alone (hollow)")
@@ -140,21 +142,13 @@ def _rows(
 def _parts(shares: Sequence[Facts]) -> list[tuple[str, float]]:
     """Return the largest parts by name, and the rest as one."""
     found = []
+    names = short_names(dict.fromkeys(part["layer"] for part in shares if part["layer"]), LONGEST)
     for part in shares[:SHOWN_PARTS]:
         term = part["term"].replace("_", " and ")
-        name = f"{_label(part['layer'])}: {term}" if part["layer"] else f"whole chip: {term}"
-        found.append((name, float(part["share"])))
+        # A dollar sign would begin a formula.
+        name = names.get(part["layer"], "whole chip").replace("$", r"\$")
+        found.append((f"{name}: {term}", float(part["share"])))
     rest = shares[SHOWN_PARTS:]
     if rest:
         found.append((f"{len(rest)} smaller parts", float(sum(one["share"] for one in rest))))
     return found
-
-
-def _label(name: str) -> str:
-    """Return a name that fits beside a panel: the end of an ONNX path, its middle left out."""
-    # A dollar sign would begin a formula.
-    name = "/".join(name.split("/")[-2:]).replace("$", r"\$")
-    if len(name) <= LONGEST:
-        return name
-    half = LONGEST // 2 - 2
-    return f"{name[:half]} .. {name[-half:]}"

@@ -36,6 +36,7 @@ from knarr.pipeline import (
 from knarr.pipeline.energy_report.accuracy import accuracy
 from knarr.pipeline.energy_report.amounts import amount, digits, interval, prefix_of, spelled
 from knarr.pipeline.energy_report.check import checks
+from knarr.pipeline.energy_report.names import short_names
 from knarr.pipeline.energy_report.schema import PARTS, EnergyFile, describe
 from knarr.pipeline.energy_report.verdict import accuracy_in_words, verdict
 
@@ -606,6 +607,24 @@ def test_the_latex_has_no_character_that_latex_reads(facts: Facts) -> None:
     assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 3
     for line in body:
         assert line.endswith(r" \\")
+
+
+@pytest.mark.parametrize("longest", [12, 34, 60])
+def test_short_names_tell_layers_apart(longest: int) -> None:
+    names = [
+        f"/model/backbone/layers.{number}/a_block/convolution_of_it/Conv" for number in range(30)
+    ]
+    names += ["conv_1", "", "x" * 200, "x" * 200 + "/y", "a\x1b[2Jb"]
+    found = short_names(names, longest)
+    assert list(found) == names
+    assert len(set(found.values())) == len(names)
+    assert max(map(len, found.values())) <= longest
+    assert "\x1b" not in "".join(found.values())
+    assert short_names(["/layers.0/Conv", "/layers.4/Conv"], 60) == {
+        "/layers.0/Conv": "layers.0/Conv",
+        "/layers.4/Conv": "layers.4/Conv",
+    }
+    assert list(short_names(["/a/b/c/Gemm"], 60).values()) == ["c/Gemm"]
 
 
 # --- pictures
