@@ -16,6 +16,8 @@ MOST_LAYERS: Final = 24
 """Rows of a table; the cheapest layers beyond share one."""
 OTHER: Final = ("elementwise", "comparisons", "pool_adds")
 PJ: Final = 1e-12
+MOST_PRICED: Final = 8
+"""Rows of the table of energies."""
 
 
 def print_alone(facts: Facts, *, json: bool) -> None:
@@ -72,26 +74,59 @@ def _number(amount: float) -> str:
     return f"{amount:,.10g}" if amount == int(amount) else f"{amount:,.1f}"
 
 
+def _print_layers(counts: Facts, energy: Facts) -> None:
+    """Print what the dearest layers compute in, and what that costs."""
+    if counts["precision"] is None:
+        return
+    table = make_table(
+        f"dearest layers, {energy['model']} model, prices {energy['profile']}",
+        "layer",
+        "computes in",
+        "stored weights",
+        "uJ",
+        left=3,
+        fold=("layer",),
+    )
+    costs = {name: cost for name, cost in energy["layers_pj"].items() if cost}
+    ordered = sorted(costs, key=lambda name: -costs[name])
+    for name in ordered[:MOST_PRICED]:
+        bits = counts["sizes"][name]["weight_bits"]
+        precision = counts["precision"][name] or "not said"
+        stored = f"{bits} bits" if bits else "the same"
+        if not counts["sizes"][name]["weights"]:
+            stored = "none"
+        table.add_row(one_line(name, 60), precision, stored, f"{costs[name] / 1e6:.4g}")
+    others = ordered[MOST_PRICED:]
+    if others:
+        rest = sum(costs[name] for name in others)
+        table.add_row(f"{len(others)} others", "", "", f"{rest / 1e6:.4g}")
+    show(table, width=WIDTH)
+
+
+def _joules(energy: Facts) -> str:
+    bounds = (energy[f"{name}_pj"] for name in ("lo", "nominal", "hi"))
+    joules = (None if bound is None else bound * PJ for bound in bounds)
+    return spelled({**dict(zip(("low", "nominal", "high"), joules, strict=True)), "unit": "J"})
+
+
 def _print_energy(facts: Facts) -> None:
     energy = facts["energy"]
     if energy is None:
         show(one_line(facts["refused"], 400), width=WIDTH)
         return
     print_places(facts)
-    what = f"{energy['model']} model"
-    if energy["model"] == "paper" and energy["profile"] == "horowitz_fp32":
-        what = "literature formula 4.6 MAC + 0.9 ACC pJ, to compare with papers alone"
+    _print_layers(facts["counts"], energy)
     bound = "at least " if energy["partial"] else ""
-    bounds = {
-        "low": energy["lo_pj"],
-        "nominal": energy["nominal_pj"],
-        "high": energy["hi_pj"],
-        "unit": "J",
-    }
-    joules = {
-        name: value * PJ if isinstance(value, float) else value for name, value in bounds.items()
-    }
-    show(f"{what}: {bound}{spelled(joules)} ({energy['provenance']})", width=WIDTH)
+    what = f"{energy['model']} model, operations in {energy['precision']}"
+    show(f"{what}: {bound}{_joules(energy)} ({energy['provenance']})", width=WIDTH)
+    for note in energy["notes"]:
+        if "priced as" in note:
+            show(one_line(note, 300), width=WIDTH)
+    formula = _joules(facts["literature_formula"])
+    show(
+        f"literature formula 4.6 MAC + 0.9 ACC pJ, to compare with papers alone: {bound}{formula}",
+        width=WIDTH,
+    )
     for floor in facts["floors"]:
         if floor["device"] in SHOWN_FLOORS:
             where = f"{floor['device']} {floor['precision']}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from test_cli import Result, knarr, one_line  # noqa: F401  (knarr is a fixture)
+
+from knarr.hw_sim import count_onnx, price
 
 Knarr = Callable[..., Result]
 MODULE = """
@@ -45,13 +48,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def onnx_file(path: Path, *nodes: onnx.NodeProto, domains: tuple[str, ...] = ()) -> Path:
-    weight = helper.make_tensor("w", TensorProto.FLOAT, (4, 3), np.ones(12))
+def onnx_file(
+    path: Path,
+    *nodes: onnx.NodeProto,
+    domains: tuple[str, ...] = (),
+    kind: int = TensorProto.FLOAT,
+) -> Path:
+    weight = helper.make_tensor("w", kind, (4, 3), np.ones(12))
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["h"]), *nodes],
         "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 4))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 3))],
+        [helper.make_tensor_value_info("x", kind, (1, 4))],
+        [helper.make_tensor_value_info("y", kind, (1, 3))],
         [weight],
     )
     imports = [helper.make_opsetid("", 17), *(helper.make_opsetid(name, 1) for name in domains)]
@@ -89,6 +97,70 @@ def test_an_onnx_file_is_counted_and_priced(knarr: Knarr, folder: Path) -> None:
     assert facts["counts"]["total"]["mac"] == 12
     assert facts["places"]["edge GPU, batch 1"]["total"]["unit"] == "J"
     assert list(facts["sha256"]) == ["m.onnx"]
+
+
+@pytest.mark.parametrize(("level", "each", "precision"), [(0, 4.6, "fp32"), (4, 0.3, "int8")])
+def test_weights_of_4_bits_are_counted_and_priced_as_such(
+    level: int,
+    each: float,
+    precision: str,
+    knarr: Knarr,  # noqa: F811
+    folder: Path,
+) -> None:
+    """Packed codes of onnxruntime: turned into floats, or multiplied as int8 (accuracy_level 4), at 45 nm.
+
+    5 rows of 32 on 10 columns; a float layer of 10 x 3 stands behind it.
+    """
+    nodes = [
+        helper.make_node(
+            "MatMulNBits", ["x", "w", "s"], ["h"], "packed", domain="com.microsoft",
+            K=32, N=10, bits=4, block_size=32, accuracy_level=level,
+        ),
+        helper.make_node("MatMul", ["h", "v"], ["y"], "head"),
+    ]  # fmt: skip
+    stored = {
+        "w": np.full((10, 1, 16), 0x99, np.uint8),
+        "s": np.ones(10, np.float32),
+        "v": np.ones((10, 3), np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 5, 32))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 5, 3))],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    imports = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), "m.onnx")
+    facts = json.loads(knarr("energy", "m.onnx", "--json").stdout)
+    assert facts["counts"]["precision"] == {"packed": precision, "head": "fp32"}
+    assert facts["counts"]["sizes"]["packed"]["weight_bits"] == 4
+    assert facts["counts"]["layers"]["packed"]["mac"] == 5 * 32 * 10
+    layers = facts["energy"]["layers_pj"]
+    assert layers == pytest.approx({"packed": 1600 * each, "head": 150 * 4.6})
+    assert facts["literature_formula"]["nominal_pj"] == pytest.approx(1750 * 4.6)
+    said = knarr("energy", "m.onnx").stdout
+    assert max(map(len, said.splitlines())) <= 80
+    (row,) = (line.strip("│ ") for line in said.splitlines() if "4 bits" in line)
+    cells = [cell.strip() for cell in row.split("│")]
+    assert cells == ["packed", precision, "4 bits", f"{1600 * each / 1e6:.4g}"]
+    # Read from memory: 320 codes of 4 bits, of 64 bits a price that grows with the buffer (8 KB: 10 pJ).
+    memory = json.loads(knarr("energy", "m.onnx", "--json", "--model", "memory").stdout)
+    wide = count_onnx("m.onnx")
+    words = {name: replace(size, weight_bits=None) for name, size in (wide.sizes or {}).items()}
+    as_floats = price(replace(wide, sizes=words), "horowitz", model="memory")
+    bits = 32 if precision == "fp32" else 8
+    fetched = [10 * (320 * n / 8 / 8192) * n / 64 for n in (bits, 4)]
+    saved = as_floats.layers_pj["packed"] - memory["energy"]["layers_pj"]["packed"]
+    assert saved == pytest.approx(1600 * (fetched[0] - fetched[1]))
+
+
+def test_a_precision_without_prices_is_said(knarr: Knarr, folder: Path) -> None:  # noqa: F811
+    onnx_file(folder / "m.onnx", helper.make_node("Relu", ["h"], ["y"]), kind=TensorProto.DOUBLE)
+    said = knarr("energy", "m.onnx")
+    assert said.returncode == 0
+    assert "priced as fp32 throughout" in said.stdout
+    assert "computes in fp64" in " ".join(said.stdout.split())
 
 
 def test_what_has_no_rule_ends_with_1_and_one_line(knarr: Knarr, folder: Path) -> None:  # noqa: F811

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nir
 import numpy as np
 import onnx
 import pytest
+import torch
+from graphs import DT_S, chain, integrate
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
-from knarr.hw_sim import count_onnx, price
+from knarr.hw_sim import PriceError, count, count_onnx, count_torch, price
 from knarr.hw_sim.counting.onnx.model import read_onnx
 from knarr.hw_sim.counting.onnx.spikes import spike_tensors
+from knarr.hw_sim.energy import ratio
 
 ONES = np.ones((3, 2), np.float32)
 
@@ -72,6 +77,41 @@ def test_a_row_of_data(
     lean = counts.skipping_zeros().layers["n"]
     assert (lean.acc, lean.mac) == (acc, effective - acc)
     assert counts.layers["n"].dense_valid == 6
+
+
+def test_an_ann_of_binary_data_by_each_counter(tmp_path: Path) -> None:
+    """Linear, ReLU, Linear on 0 and 1: an ANN is dense, count_torch and the graph judge what arrives."""
+    weights = np.array([[1, -1], [1, 1], [-1, 1]], np.float32)
+    frames = np.array([[1, 0, 1], [1, 1, 0], [0, 0, 0]], np.float32)  # 4 ones
+    after = np.maximum(frames @ weights, 0)  # (0, 0), (2, 0) and silence: 1 activation is left
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "a"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["y"], "b"),
+    ]
+    head = np.ones((2, 3), np.float32)
+    path = save(tmp_path / "ann.onnx", nodes, {"w": weights, "v": head}, [3])
+    dense = count_onnx(path, frames)
+    assert (columns(dense, "a"), columns(dense, "b")) == ((0, 0, 0, 18, 8), (0, 0, 0, 18, 3))
+
+    module = nn.Sequential(
+        nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 3, bias=False)
+    ).eval()
+    with torch.no_grad():
+        module[0].weight.copy_(torch.from_numpy(weights.T))
+        module[2].weight.fill_(1)
+    judged = count_torch(module, torch.from_numpy(frames))
+    first, second = judged.layers["0"], judged.layers["2"]
+    assert (first.acc * 3, first.mac, first.dense_valid * 3) == (4 * 2, 0, 18)
+    assert (second.acc, second.mac * 3, second.dense_valid * 3) == (0, (after != 0).sum() * 3, 18)
+
+    graph = chain((3,), (2,), a=nir.Linear(weights.T), n=integrate((2,)))
+    layer = count(graph, frames[:, None], dt_s=DT_S).layers["a"]
+    assert (layer.acc, layer.mac, layer.dense_valid) == (first.acc, 0, first.dense_valid)
+    # Only an ANN that is counted as one is a baseline.
+    assert price(dense).kind == "ann"
+    with pytest.raises(PriceError, match="of 'snn' to 'snn', needs 'snn' to 'ann'"):
+        ratio(price(judged), price(judged))
 
 
 def spiking(tail: Sequence[Any]) -> list[Any]:
