@@ -157,7 +157,10 @@ def _print_same_technology(facts: Facts) -> None:
     )
     own = dict.fromkeys(row["precision"] for row in rows if row["own_precision"])
     if own:
-        _line(f"as is: each side in its own precision, SNN / ANN: {', '.join(own)}.", indent="  ")
+        _line(
+            f"as is: each side in its own precision, the SNN's first: {', '.join(own)}.",
+            indent="  ",
+        )
     show("", width=WIDTH)
 
 

@@ -11,6 +11,7 @@ import norse.torch as snn
 import numpy as np
 import pytest
 import yaml
+from bare_ratios import bare_ratios, lines_of_ratios
 
 from knarr.cli import main
 from knarr.cli.text import report
@@ -176,6 +177,8 @@ def test_a_second_run_changes_nothing(
     table = capsys.readouterr().out
     assert max(map(len, table.splitlines())) <= 80 + len(str(run.folder))
     assert table.splitlines()[1].startswith("VERDICT")
+    assert bare_ratios(table) == []
+    assert lines_of_ratios(table)
     for word in (
         "accuracy",
         "spikes",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bare_ratios import bare_ratios
 
 from knarr.cli.errors import UsageError
 from knarr.cli.verbs import studies
@@ -90,6 +91,12 @@ def test_a_search_and_its_second_start(
         total = point["energy"]["Loihi 2, total"]
         assert total["low"] < total["nominal"] < total["high"]
     assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
+
+    shown = {"bits": "8,3", "steps": "6", "shares": "1", "by": "Loihi 2, dynamic"}
+    studies.pareto("eyes", out=tmp_path / "search", changes=LITTLE, json=False, **shown)
+    table = capsys.readouterr().out
+    assert "Loihi 2, dynamic" in table
+    assert bare_ratios(table) == []
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("fitted again")

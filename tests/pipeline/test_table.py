@@ -15,6 +15,7 @@ import nir
 import numpy as np
 import pytest
 import yaml
+from bare_ratios import bare_ratios
 from graphs import DT_S, chain, li, lif
 from graphs import spikes as random_spikes
 from test_evaluation_file import evaluation
@@ -402,6 +403,7 @@ def test_costs_are_those_of_the_run(
     line = next(line for line in text.splitlines() if line.startswith("as it is  "))
     assert line.split()[3:5] == ["1", "80"]
     assert "Loihi 2" in text
+    assert bare_ratios(text) == []
     assert (
         next(line for line in text.splitlines() if line.startswith("no teacher  ")).split()[-1]
         == "-"
