@@ -45,10 +45,11 @@ sanitize: install
 bench: install
 	.venv/bin/python benchmarks/hw_sim/main.py
 
-# Makes two energy tables: a published one from counted networks (a minute), and our operation counts beside NeuroBench's. NeuroBench gets
-# its own environment in build/ (5 GB, 4 minutes the first time). Results are written to benchmarks/results.
+# Makes three energy tables: a published one from counted networks (a minute), networks of snnTorch and SpikingJelly as they stand (a minute),
+# and our operation counts beside NeuroBench's. NeuroBench gets its own environment in build/ (5 GB, 4 minutes the first time). Results are written to benchmarks/results.
 energy-tables: install
 	.venv/bin/python benchmarks/energy/spiking_emotions.py
+	.venv/bin/python benchmarks/energy/torch_libraries.py
 	.venv/bin/python benchmarks/energy/against_neurobench.py
 
 # Predicts energies that others measured, from prices that were not made from them, and compares three networks with SANA-FE, which gets an

@@ -15,7 +15,7 @@ from neurobench_cases import DT_S, Arrays, Case, arrays, norse_net
 from neurobench_regroup import Frames, frames
 
 from knarr.export import Trace, step_nir, to_nir
-from knarr.hw_sim import LayerCounts, OperationCounts, count
+from knarr.hw_sim import LayerCounts, OperationCounts, count, count_torch
 
 POLICIES = {
     "=": "ACC, MAC and dense taps are equal to the operation.",
@@ -27,6 +27,8 @@ POLICIES = {
     "its dense number. With it our taps are its number.",
     "H": "hooks: Norse holds the weights of a recurrent cell as bare parameters, NeuroBench listens to layers and leaves "
     "the cell out. Our total without it is its total; with the same weights in nn.Linear it counts what knarr counts.",
+    "T": "torch: count_torch of the Norse module as it stands, without an export, is layer by layer what NeuroBench hears sample "
+    "by sample, and in all, `nz`, what the graph has. It hears the recurrent cell too, whose diagonal of zeros torch multiplies.",
 }
 """Why a row is equal or not, by the letter in the table."""
 SAME_ROW = {"lif_2_rec": "lif_2_in"}
@@ -69,6 +71,7 @@ class Ours(NamedTuple):
         trace: what the exported graph did.
         layers: row -> operations frame by frame, of each synapse in it.
         floating, folded: counts by the two policies for pools.
+        dispatched: counts of the module by the operators that torch dispatches.
     """
 
     made: Arrays
@@ -76,6 +79,7 @@ class Ours(NamedTuple):
     layers: Mapping[str, list[Frames]]
     floating: OperationCounts
     folded: OperationCounts
+    dispatched: OperationCounts
 
 
 def ours(case: Case) -> Ours:
@@ -95,7 +99,8 @@ def ours(case: Case) -> Ours:
         expected = tuple(map(sum, zip(*(part.by_frame() for part in parts), strict=True)))
         if expected != (counts.acc_nonzero, counts.mac_nonzero):
             raise UnexplainedError(f"layer '{name}': count says other operations than its frames")
-    return Ours(made, trace, layers, floating, folded)
+    dispatched = count_torch(norse_net(made), inputs, time_axis=1, stepped=True)
+    return Ours(made, trace, layers, floating, folded, dispatched)
 
 
 def spikes(found: Ours) -> dict[str, str]:
@@ -143,7 +148,24 @@ def rows(found: Ours, codings: Mapping[str, Any]) -> list[Row]:
     made += _block("total", found.floating.total, totals)
     if found.folded.total != found.floating.total:
         made.append(Row("total folded", found.folded.total, None, "P"))
+    check_dispatched(found, runs["norse", 1]["layers"])
+    made.append(Row("  by count_torch", found.dispatched.total, None, "T"))
     return made
+
+
+def check_dispatched(found: Ours, said: Mapping[str, Mapping[str, float]]) -> None:
+    """Hold every layer of `count_torch` to NeuroBench's, sample by sample, and the whole to the graph.
+
+    Raises:
+        UnexplainedError: they differ by an operation.
+    """
+    for path, value in said.items():
+        layer, theirs = found.dispatched.layers.get(path), _read(value)
+        if layer is None or (layer.acc_nonzero, layer.mac_nonzero) != (theirs.acc, theirs.mac):
+            raise UnexplainedError(f"layer '{path}': count_torch is not {theirs}")
+    mine, graph = found.dispatched.total, found.floating.total
+    if (mine.acc_nonzero, mine.mac_nonzero) != (graph.acc_nonzero, graph.mac_nonzero):
+        raise UnexplainedError("total: count_torch is not the count of the graph")
 
 
 def _block(
