@@ -102,7 +102,10 @@ def divergence_text(row: dict[str, Any]) -> str:
 def _side(stage: str, what: str, side: dict[str, Any]) -> str:
     if what != "spikes":
         return f"{stage} {what} {_number(side['value'])}"
-    text = f"{stage} {'fires' if side['value'] else 'is silent'}"
+    times = side["value"]
+    text = f"{stage} {'is silent' if times == 0 else 'fires'}"
+    if times not in (0, 1):  # neurons of other tools may fire several times a step
+        text += f" {_number(times)} times"
     if side["v_reached"] is not None:
         text += f" at v {_number(side['v_reached'])}"
     if side["threshold"] is not None:

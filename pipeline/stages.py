@@ -166,8 +166,8 @@ def export(run: Run) -> None:
         from knarr.export import to_onnx  # an extra that fits do without
 
         baseline = run.system.baseline(teacher, run.data)
-        if isinstance(baseline, Path):
-            write_atomic(run.path(BASELINE), baseline.read_bytes())
+        if isinstance(baseline, bytes):
+            write_atomic(run.path(BASELINE), baseline)
         else:
             shape = run.system.baseline_inputs(train.batch(np.arange(1), None)).shape[1:]
             to_onnx(baseline.eval(), tuple(shape), run.path(BASELINE))

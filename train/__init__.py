@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from knarr.train.datasets.events.camera import PUBLISHED_DENSITY, Dvs
     from knarr.train.datasets.events.convert import Binning, convert_recordings
     from knarr.train.datasets.events.recordings import RecordingReader, kind_of_recording
-    from knarr.train.datasets.events.video import events_of_video
+    from knarr.train.datasets.events.video import events_of_video, is_video
     from knarr.train.datasets.eyes.generate import generate
     from knarr.train.datasets.files import DataReport
     from knarr.train.datasets.mosi.generate import generate_clips
@@ -56,6 +56,7 @@ __all__ = [
     "finetune",
     "generate",
     "generate_clips",
+    "is_video",
     "kind_of_recording",
     "load_data",
     "load_recipe",

@@ -12,6 +12,7 @@ from knarr.cli.app import DatasetArgument, JsonOption, app, finish, refuse_unrel
 from knarr.cli.errors import UsageError
 from knarr.cli.files import check_out, keep_apart
 from knarr.cli.output import make_table, show, show_progress
+from knarr.extras import MissingExtraError
 
 if TYPE_CHECKING:
     from knarr.train import Binning, DataReport
@@ -208,15 +209,23 @@ def events(
     check_out("--out", out)
     keep_apart(out, source)
     given = {"source", "out", "json"}
-    if source.is_file() and kind_of_recording(source) is None:
+    if not source.exists():
+        raise UsageError(f"{source}: no such file or folder; give a recording, a folder or a video")
+    kind = kind_of_recording(source) if source.is_file() else None
+    if source.is_file() and kind is None:
+        _check_video(source)
         refuse_unrelated_options(
             context, f"{source}: a video", given | {"sensitivity", "size", "frames"}
         )
         _events_of_video(source, out, sensitivity, size, frames, json)
         return
-    names = {"dt", "steps", "windows", "crop", "pool", "channels", "counts", "sensor", "stream"}
+    names = {"dt", "steps", "windows", "crop", "pool", "channels", "counts"}
+    # A folder may hold recordings of every kind.
+    names |= {"sensor"} if kind != "nmnist" else set()
+    names |= {"stream"} if kind in (None, "aedat4") else set()
+    what = "a recording" if kind is None else f"a recording ({kind})"
     refuse_unrelated_options(
-        context, f"{source}: a recording", given | names | {"people", "skip_damaged"}
+        context, f"{source}: {what}", given | names | {"people", "skip_damaged"}
     )
     if windows and steps is None:
         raise UsageError("--windows: needs the number of steps of a window; give --steps")
@@ -246,6 +255,22 @@ def events(
         if type(error) is not ValueError:  # a DataError names its file already
             raise
         raise UsageError(f"data events: {error}") from error
+
+
+def _check_video(source: Path) -> None:
+    """Refuse a file that is no video either, before one of its options is found wrong."""
+    what = "no recording of an event camera (AEDAT4, EVT 2 or 3, DAT, Event Stream, N-MNIST)"
+    try:
+        from knarr.train import is_video
+
+        found = is_video(source)
+    except MissingExtraError as error:
+        raise MissingExtraError(
+            f"{source}: {what}; for a video, {error}", name=error.name
+        ) from None
+    if not found:
+        empty = "" if source.stat().st_size else ": it is empty"
+        raise UsageError(f"{source}: {what} and no video{empty}; give one of them")
 
 
 def _microseconds(dt_s: float) -> int:

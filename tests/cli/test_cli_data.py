@@ -116,15 +116,42 @@ def test_options_of_recordings_are_checked_before_work(knarr: Knarr, tmp_path: P
     (tmp_path / "r.bin").write_bytes(bytes([3, 4, 0x80, 0, 9] * 5))
     for options, words in (
         (("--frames", "3"), "--frames: does not go with r.bin: a recording"),
+        (("--stream", "1"), "--stream: does not go with r.bin: a recording (nmnist)"),
+        (("--sensor", "34x34"), "--sensor: does not go with r.bin: a recording (nmnist)"),
         (("--windows",), "give --steps"),
         (("--dt", "0.0000015"), "no whole number of microseconds"),
         (("--crop", "1,2,3"), "write 4 whole numbers, such as 0,0,128,128"),
-        (("--sensor", "big"), "such as 640x480"),
         (("--out", "no/such/o.npz"), "is a folder, or lies in none"),
         (("--out", "r.bin"), "is read as"),
         (("--people", "user"), "has 0 groups, needs one"),
     ):
         one_line(knarr("data", "events", "r.bin", *options), 2, words)
+
+
+def test_a_file_that_is_neither_recording_nor_video(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "empty.bin").touch()
+    (tmp_path / "junk.raw").write_bytes(np.random.default_rng(0).bytes(4000))
+    (tmp_path / "text.txt").write_text("hello\n" * 30)
+    for name, option in (
+        ("empty.bin", "--dt"),
+        ("junk.raw", "--size"),
+        ("junk.raw", "--sensor"),
+        ("text.txt", "--dt"),
+    ):
+        result = knarr("data", "events", name, option, "1")
+        said = result.stderr.strip().splitlines()[-1]
+        one_line(result, 2, f"{name}: no recording", "and no video")
+        assert ("it is empty" in said) == (name == "empty.bin")
+        assert option not in said
+    one_line(knarr("data", "events", "no.mp4", "--size", "8"), 2, "no.mp4: no such file or folder")
+    # What is left of a video is one, and is refused as such.
+    (tmp_path / "cut.avi").write_bytes(b"RIFF\xff\xff\0\0AVI LIST" + bytes(50))
+    one_line(knarr("data", "events", "cut.avi"), 2, "cut.avi", "truncated video")
+
+
+def test_a_sensor_is_given_as_width_and_height(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "r.raw").write_bytes(b"% evt 2.0\n" + bytes(8))
+    one_line(knarr("data", "events", "r.raw", "--sensor", "big"), 2, "such as 640x480")
 
 
 def test_what_was_left_out_ends_with_1(knarr: Knarr, tmp_path: Path) -> None:  # noqa: F811

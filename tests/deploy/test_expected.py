@@ -12,6 +12,7 @@ from graphs import DT_S, chain, li, lif
 
 from knarr.deploy import DeployError, verify
 from knarr.export import step_nir
+from knarr.pipeline import divergence_text
 
 SAMPLES, STEPS = 3, 20
 
@@ -128,3 +129,9 @@ def test_axes_that_cannot_be_told_apart_are_refused(inputs: np.ndarray[Any, Any]
 def test_something_to_compare_with_is_needed(inputs: np.ndarray[Any, Any], tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="nothing to compare"):
         verify(spiking(), None, inputs, DT_S)
+
+
+def test_a_neuron_that_fires_twice_is_said_to(inputs: np.ndarray[Any, Any]) -> None:
+    output = step_nir(spiking(), inputs, DT_S).output
+    (row,) = verify(spiking(), None, inputs, DT_S, expected=2 * output).to_json()["rows"]
+    assert "expected fires 2 times; NIR fires" in divergence_text(row)

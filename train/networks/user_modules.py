@@ -57,6 +57,30 @@ class NoTeacher(nn.Module):
         raise RecipeError("teacher: the recipe has none; give one, or set student.loss.alpha to 0")
 
 
+def whole_onnx(path: Path) -> bytes:
+    """Return an ONNX file with the weights in it that it keeps in files beside it, as torch's
+    exporter does; without such weights, the file as it is.
+
+    Raises:
+        RecipeError: No ONNX, weights that are missing, or more than the 2 GB that one file holds.
+    """
+    import onnx  # an extra that other teachers do without
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        before = model.SerializeToString(deterministic=True)
+        onnx.load_external_data_for_model(model, str(path.resolve().parent))
+        whole = model.SerializeToString(deterministic=True)
+    except Exception as error:  # protobuf and onnx share no base of their errors
+        raise _no_onnx(path, error) from error
+    return path.read_bytes() if whole == before else whole
+
+
+def _no_onnx(path: Path, error: Exception) -> RecipeError:
+    reason = str(error).strip().partition("\n")[0]
+    return RecipeError(f"teacher.onnx: {path}: not a valid ONNX file ({reason}); export it again")
+
+
 class OnnxTeacher(nn.Module):
     """A teacher in an ONNX file, run by onnxruntime; it has no weights that could learn.
 
@@ -74,19 +98,17 @@ class OnnxTeacher(nn.Module):
 
         if not path.is_file():
             raise RecipeError(f"teacher.onnx: {path}: no such file; check the path")
+        whole = whole_onnx(path)
         try:
-            # By path, so that weights in a file beside it are looked at too.
-            onnx.checker.check_model(str(path), full_check=True)
+            # With its weights, which may say how sizes follow from each other.
+            onnx.checker.check_model(whole, full_check=True)
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                whole, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # protobuf, onnx and onnxruntime share no base of their errors
-            reason = str(error).strip().partition("\n")[0]
-            raise RecipeError(
-                f"teacher.onnx: {path}: not a valid ONNX file ({reason}); export it again"
-            ) from error
+            raise _no_onnx(path, error) from error
         given, gives = self.session.get_inputs(), self.session.get_outputs()
         if len(given) != 1 or len(gives) != 1 or given[0].type != "tensor(float)":
             said = ", ".join(f"{one.name} {one.type}" for one in given)

@@ -331,9 +331,9 @@ class System(ABC, Generic[Settings]):
         """True where there is a network that the student's energy can be compared with."""
         return True
 
-    def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module | Path:
-        """Return the teacher as a network from one tensor to one tensor, as an ONNX file is, or an
-        ONNX file itself.
+    def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module | bytes:
+        """Return the teacher as a network from one tensor to one tensor, or the bytes of an ONNX
+        file of it.
         """
         return teacher
 

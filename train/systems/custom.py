@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -30,7 +31,13 @@ from knarr.train.datasets.user_arrays import UserSplit, read_split, same_length
 from knarr.train.errors import DataError
 from knarr.train.fitting.weights import load_user_weights
 from knarr.train.losses.terms import distillation_loss
-from knarr.train.networks.user_modules import GivenLogits, NoTeacher, OnnxTeacher, run_steps
+from knarr.train.networks.user_modules import (
+    GivenLogits,
+    NoTeacher,
+    OnnxTeacher,
+    run_steps,
+    whole_onnx,
+)
 from knarr.train.settings import (
     BATCH_SIZE,
     Count,
@@ -396,9 +403,9 @@ class Custom(System[CustomRecipe]):
         """True where the teacher is a network."""
         return self.recipe.teacher is not None and not self.recipe.teacher.logits
 
-    def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module | Path:
-        """Return the teacher, or its ONNX file."""
-        return teacher.path if isinstance(teacher, OnnxTeacher) else teacher
+    def baseline(self, teacher: nn.Module, data: RunData) -> nn.Module | bytes:
+        """Return the teacher, or its ONNX file with all its weights."""
+        return whole_onnx(teacher.path) if isinstance(teacher, OnnxTeacher) else teacher
 
     # --- own
 
@@ -836,11 +843,13 @@ class _Loader:
         teacher = recipe.teacher
         files = [recipe.student.weights]
         if teacher is not None:
-            files += [teacher.weights, teacher.onnx]
+            files.append(teacher.weights)
         found = []
         for name in files:
             if name is not None and (folder / name).is_file():
                 found.append(sha256_of(folder / name))
+        if teacher is not None and teacher.onnx is not None and (folder / teacher.onnx).is_file():
+            found.append(sha256(whole_onnx(folder / teacher.onnx)).hexdigest())
         if teacher is not None and teacher.logits:
             found.append("logits")
         return tuple(found)

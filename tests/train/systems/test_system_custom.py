@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -258,7 +259,7 @@ def test_no_teacher_is_fine_and_weights_may_be_finished(folder: Path) -> None:
         open_run(own, folder / "run2")
 
 
-@pytest.mark.parametrize("kind", ["onnx", "logits"])
+@pytest.mark.parametrize("kind", ["onnx", "onnx, weights beside it", "logits"])
 def test_a_teacher_in_a_file_or_in_the_arrays(kind: str, folder: Path) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(24, 4)).eval()
@@ -268,19 +269,37 @@ def test_a_teacher_in_a_file_or_in_the_arrays(kind: str, folder: Path) -> None:
             return network(torch.from_numpy(inputs).float()).numpy()
 
     arrays(folder, **({"logits": said} if kind == "logits" else {}))
-    to_onnx(network, (6, 4), folder / "teacher.onnx")
+    path = folder / "teacher.onnx"
+    to_onnx(network, (6, 4), path)
+    if kind.startswith("onnx,"):  # as torch's exporter writes them
+        whole = onnx.load(str(path))
+        onnx.save(
+            whole, str(path), save_as_external_data=True, size_threshold=300, location="w.data"
+        )
     teacher = {"logits": True} if kind == "logits" else {"onnx": "teacher.onnx"}
     run = open_run(recipe(folder, teacher=teacher), folder / "run")
     stages.train(run)
     stages.export(run)
-    assert run.has(BASELINE) == (kind == "onnx")
+    assert run.has(BASELINE) == (kind != "logits")
+    if kind != "logits":  # the file in the run needs no other
+        weights = onnx.load(str(run.path(BASELINE)), load_external_data=False).graph.initializer
+        assert weights
+        assert not any(one.external_data for one in weights)
     inputs = run.data.test.batch(np.arange(20), None).inputs
     with torch.no_grad():
         wanted = network(inputs).argmax(1).numpy()
     assert np.array_equal(pipeline.evaluate(run).predicted["teacher"][0], wanted)
     release(run.folder)
-    (folder / "teacher.onnx").write_bytes(b"not ONNX")
-    if kind == "onnx":
+    if kind.startswith("onnx,"):
+        changed = (folder / "w.data").read_bytes()[::-1]
+        (folder / "w.data").write_bytes(changed)
+        with pytest.raises(RecipeError, match="other settings or data"):
+            open_run(recipe(folder, teacher=teacher), folder / "run")
+        (folder / "w.data").unlink()
+        with pytest.raises(RecipeError, match=r"teacher.onnx: not a valid ONNX file .*w\.data"):
+            open_run(recipe(folder, teacher=teacher), folder / "run3")
+    path.write_bytes(b"not ONNX")
+    if kind != "logits":
         with pytest.raises(RecipeError, match=r"teacher.onnx: not a valid ONNX file"):
             open_run(recipe(folder, teacher=teacher), folder / "run3")
 

@@ -47,6 +47,7 @@ A seek by storage order may end behind the time it is given.
 # Containers of single files. FFmpeg also reads playlists and scripts, which name other files; those
 # are not opened.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,flv,asf,ogg"
+_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 Packet: TypeAlias = "av.Packet[av.VideoStream]"
 _log = logging.getLogger(__name__)
 av.logging.set_level(None)  # what FFmpeg would print is in the error raised
@@ -80,9 +81,8 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         self.stated_fps = float(rate) if rate else None
 
     def _open(self) -> None:
-        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         try:
-            self._container = av.open(str(self.path.resolve()), options=options)
+            self._container = av.open(str(self.path.resolve()), options=_OPTIONS)
         except av.error.FFmpegError as error:
             raise self._undecodable(error) from error
         try:
@@ -217,6 +217,19 @@ class GreyVideo(contextlib.AbstractContextManager["GreyVideo"]):
         if len(self.times_s) < 2 or self.times_s[-1] <= self.times_s[0]:
             return self.stated_fps
         return (len(self.times_s) - 1) / (self.times_s[-1] - self.times_s[0])
+
+
+def is_video(path: Path) -> bool:
+    """Say whether a file is a video, whole or cut, by its content."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        if claimed_bytes(file, size) > size:
+            return True
+    try:
+        av.open(str(path.resolve()), options=_OPTIONS).close()
+    except av.error.FFmpegError:
+        return False
+    return True
 
 
 def events_of_video(
