@@ -32,7 +32,7 @@ versions-table:
 # Runs random networks on Lava, about 6 s each, and all cases of the export and fast-engine tests that `make test` only samples.
 conformance: install
 	KNARR_CONFORMANCE=220 OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal tests/deploy/test_conformance.py tests/export/test_export_random.py tests/export/test_export_grid.py tests/hw_sim/test_fast.py \
-	  tests/deploy/test_verify.py tests/deploy/test_lower_measured.py tests/deploy/test_lower_branches.py tests/deploy/test_conv_nets.py tests/train/test_chip_exact.py \
+	  tests/hw_sim/counting/test_while_running.py tests/deploy/test_verify.py tests/deploy/test_lower_measured.py tests/deploy/test_lower_branches.py tests/deploy/test_conv_nets.py tests/train/test_chip_exact.py \
 	  tests/pipeline/test_chip_fit.py tests/train/test_ddp.py tests/deploy/test_kill.py tests/deploy/test_slayer.py tests/hw_sim/counting/test_torch_count.py tests/hw_sim/counting/test_architectures.py tests/hw_sim/counting/test_onnx_attention.py
 
 # Runs random networks on kernels that are built with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, at every level of

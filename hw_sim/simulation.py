@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
@@ -28,9 +28,11 @@ from knarr.hw_sim.engines.base import (
     LayerResult,
     LayerState,
     RunRequest,
+    TallyRequest,
     cores,
 )
 from knarr.hw_sim.engines.native import FastEngine
+from knarr.hw_sim.engines.native_tally import MOST_STEPS
 from knarr.hw_sim.engines.reference import ReferenceEngine
 from knarr.hw_sim.engines.selection import ENGINES, choose_engine
 from knarr.hw_sim.errors import ChipError
@@ -105,6 +107,52 @@ def simulate(
     buffer = RecordingBuffer(network, tuple(record), flow.shape[:2])
     BlockScheduler(network, chosen, buffer, threads or cores()).run(flow, progress)
     return buffer.recording((samples, steps), chosen.name)
+
+
+def simulate_counted(
+    network: ChipNetwork, events: IntArray, wanted: Sequence[TallyRequest]
+) -> dict[str, LayerResult] | None:
+    """Run a chip network on the compiled kernel, which counts what arrives meanwhile.
+
+    Args:
+        network: what runs.
+        events: (samples, timesteps, *features), spikes that `check_inputs` has seen.
+        wanted: what is counted of each layer.
+
+    Returns:
+        Layer -> its spike counts and tally; None where the kernel cannot count this run.
+    """
+    kernel = choose_engine("auto")
+    if not isinstance(kernel, FastEngine) or events.shape[1] > MOST_STEPS:
+        return None
+    plan = plan_layers(network, kernel)
+    buffer = RecordingBuffer(network, (), events.shape[:2])
+    scheduler = BlockScheduler(network, kernel, buffer, cores())
+    at_once, block = scheduler._sizes(events.shape[1])
+    if any(carrier is not kernel for carrier, _ in plan) or block < events.shape[1]:
+        return None
+    found: list[list[LayerResult]] = []
+    for start in range(0, len(events), at_once):
+        rows = slice(start, start + at_once)
+        request = RunRequest(
+            chain=[laid_out for _, laid_out in plan],
+            events=events[rows],
+            bits=1,
+            wanted=[LayerRequest(spikes=False, states=False)] * len(plan),
+            states=[None] * len(plan),
+            threads=cores(),
+            carry=False,
+            tally=[replace(each, paid=each.paid[rows]) for each in wanted],
+        )
+        results = kernel.run(request)
+        if results is None:
+            return None
+        found.append(results)
+    by_layer = zip(*found, strict=True)
+    return {
+        layer.name: LayerResult.joined(parts)
+        for layer, parts in zip(network.layers, by_layer, strict=True)
+    }
 
 
 class SlowEngineWarning(UserWarning):

@@ -54,7 +54,7 @@ def run(library: str, networks: int) -> None:
     """Compare random networks on the library with the reference."""
     from random_networks import ALL, draw_any, same
 
-    from knarr.hw_sim import ChipError, simulate, simulation
+    from knarr.hw_sim import ChipError, count, simulate, simulation
     from knarr.hw_sim.engines import selection
     from knarr.hw_sim.engines.native import FastEngine, Kernel
 
@@ -76,6 +76,8 @@ def run(library: str, networks: int) -> None:
         differing = same(wanted, got)
         if differing:
             raise SystemExit(f"network {seed}: {differing[0]}")
+        if network.input.bits == 1:
+            count(network, inputs)  # what arrives is counted while it runs
         compared += 1
         spikes += sum(int(fired.sum()) for fired in wanted.spikes.values())
     found = f"{compared} networks, {spikes:,} spikes: every integer equal, and the sanitizer silent"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -12,20 +14,22 @@ from knarr.hw_sim.arithmetic import SYNAPSE_BITS
 from knarr.hw_sim.arrays import Array, Int64, Mask
 from knarr.hw_sim.coding import check_inputs
 from knarr.hw_sim.counting.counts import LayerSizes, LedgerRow, OperationCounts
-from knarr.hw_sim.counting.fan_out import layer_fan_outs, own_fan_out
+from knarr.hw_sim.counting.fan_out import FanOut, layer_fan_outs, own_fan_out
 from knarr.hw_sim.counting.tally import SAMPLE_BLOCK_BYTES, LayerTally, Tallies, blocks
+from knarr.hw_sim.engines.base import LayerResult, TallyRequest
 from knarr.hw_sim.errors import CountError
 from knarr.hw_sim.network import (
     DECAY_UNITY,
     ChipNetwork,
     Conv,
+    Dense,
     Layer,
     Neuron,
     Recurrent,
     register_array,
 )
 from knarr.hw_sim.recording import INPUT_LAYER, Recording
-from knarr.hw_sim.simulation import simulate
+from knarr.hw_sim.simulation import simulate, simulate_counted
 from knarr.hw_sim.synapse_masks import synapse_mask
 
 
@@ -67,6 +71,51 @@ def count_events(
     return counter.finish()
 
 
+@dataclass(frozen=True, eq=False)
+class _Synapses:
+    """Where events go in one network.
+
+    Args:
+        fan_outs: of every layer, by the steps after which synapses act.
+        loops: of layers with themselves.
+        whole: every stored weight is a synapse.
+        wanted: what the kernel has to know of layers, filled in when first asked for.
+        sizes: words of every layer, filled in likewise.
+    """
+
+    fan_outs: dict[str, dict[int, FanOut]]
+    loops: dict[str, FanOut]
+    whole: bool
+    wanted: dict[str, TallyRequest] = field(default_factory=dict)
+    sizes: dict[str, LayerSizes] = field(default_factory=dict)
+
+
+_KNOWN: dict[int, tuple[weakref.ref[ChipNetwork], _Synapses]] = {}
+"""By identity of the network, as `simulation` keeps layers that are laid out: sums over millions of
+weights take longer than a sample.
+"""
+
+
+def _synapses(network: ChipNetwork) -> _Synapses:
+    known = _KNOWN.get(id(network))
+    # An id may belong to a new network by now.
+    if known is not None and known[0]() is network:
+        return known[1]
+    masks = {layer.name: synapse_mask(network, layer) for layer in network.layers}
+    found = _Synapses(
+        {layer.name: layer_fan_outs(layer, masks[layer.name]) for layer in network.layers},
+        {
+            layer.name: own_fan_out(layer.recurrent_int)
+            for layer in network.layers
+            if isinstance(layer, Recurrent)
+        },
+        all(mask is None for mask in masks.values()),
+    )
+    key = id(network)
+    _KNOWN[key] = (weakref.ref(network, lambda _: _KNOWN.pop(key, None)), found)
+    return found
+
+
 class ChipCounter:
     """Adds up batch after batch of one network.
 
@@ -76,15 +125,9 @@ class ChipCounter:
 
     def __init__(self, network: ChipNetwork) -> None:
         self.network = network
-        self.fan_outs = {
-            layer.name: layer_fan_outs(layer, synapse_mask(network, layer))
-            for layer in network.layers
-        }
-        self.loops = {
-            layer.name: own_fan_out(layer.recurrent_int)
-            for layer in network.layers
-            if isinstance(layer, Recurrent)
-        }
+        synapses = _synapses(network)
+        self.fan_outs, self.loops = synapses.fan_outs, synapses.loops
+        self.wanted, self.whole, self.sizes = synapses.wanted, synapses.whole, synapses.sizes
         driven = [INPUT_LAYER] if network.input.neuron is not None else []
         self.tallies = Tallies([*driven, *self.fan_outs])
 
@@ -95,7 +138,92 @@ class ChipCounter:
             ChipError: inputs that do not fit the network.
         """
         events = check_inputs(self.network.input, inputs)
+        if self._counts_while_running(events):
+            wanted = [self._wanted(layer, lengths) for layer in self.network.layers]
+            found = simulate_counted(self.network, events, wanted)
+            if found is not None:
+                self._take(found, lengths)
+                return
         self.add(events, simulate(self.network, events, record=("spikes",)), lengths)
+
+    def _counts_while_running(self, events: Array) -> bool:
+        """Tell whether the kernel can count: spikes arrive, every stored weight is a synapse, and no
+        convolution has groups.
+        """
+        coding = self.network.input
+        spikes = coding.bits == 1 and not coding.signed and coding.neuron is None
+        grouped = any(getattr(layer, "groups", 1) > 1 for layer in self.network.layers)
+        return spikes and round(coding.units) == 1 and self.whole and not grouped
+
+    def _wanted(self, layer: Layer, lengths: Int64) -> TallyRequest:
+        """Return what the kernel has to know of a layer to count what arrives."""
+        if layer.name not in self.wanted:
+            fan_outs = list(self.fan_outs[layer.name].values())
+            geometry = delays = None
+            if isinstance(layer, Conv):
+                kernel = layer.weight_int.shape[2:]
+                geometry = (kernel, layer.stride, layer.padding, layer.dilation)
+            elif isinstance(layer, Dense) and layer.delay_int is not None:
+                delays = (layer.delay_int, layer.weight_int != 0)
+            self.wanted[layer.name] = TallyRequest(
+                lengths,
+                np.sum([each.stored.reshape(-1) for each in fan_outs], axis=0),
+                np.sum([each.nonzero.reshape(-1) for each in fan_outs], axis=0),
+                geometry,
+                delays,
+                layer.name in self.loops,
+            )
+        return replace(self.wanted[layer.name], paid=lengths)
+
+    def _take(self, found: Mapping[str, LayerResult], lengths: Int64) -> None:
+        """Take over what the kernel counted in one batch; `add` counts the same from spikes."""
+        self.tallies.begin(lengths)
+        for layer in self.network.layers:
+            tally, result = self.tallies[layer.name], found[layer.name]
+            counted, outputs = result.tally, prod(layer.output_shape)
+            assert counted is not None  # it was asked for
+            alive = np.arange(result.counts.shape[1]) < lengths[:, None]
+            paid = int(lengths.sum())
+            delays = list(self.fan_outs[layer.name])
+            # With one delay for all, frames that would act after the end are none.
+            late = delays[0] if len(delays) == 1 else 0
+            acting = np.arange(late, late + alive.shape[1]) < lengths[:, None]
+            tally.take(counted.stored, counted.nonzero, counted.events, counted.heard[acting])
+            for fan_out in self.fan_outs[layer.name].values():
+                tally.dense(fan_out, paid)
+            touched = counted.touched
+            if touched is None:
+                touched = outputs * (counted.heard > 0)
+            if layer.name in self.loops:
+                loop = self.loops[layer.name]
+                touched = np.maximum(touched, self._take_own(tally, loop, result, lengths))
+                tally.dense(loop, paid)
+            tally.add("neuron_updates", paid * outputs)
+            tally.add("spikes", result.counts[alive].sum())
+            if layer.bias_int is not None:
+                tally.add("bias_adds", paid * outputs)
+                tally.add("touched_updates", paid * outputs)
+            else:
+                tally.add("touched_updates", touched[alive].sum())
+
+    def _take_own(
+        self, tally: LayerTally, loop: FanOut, result: LayerResult, lengths: Int64
+    ) -> Int64:
+        """Take over the spikes that come back; return (samples, timesteps) neurons they reach."""
+        assert result.tally is not None  # it was asked for
+        assert result.tally.own is not None  # of a layer with a loop
+        own, counts = result.tally.own, result.counts.astype(np.int64)
+        neurons, per_spike = loop.outputs[0], int(loop.stored[0])
+        # A spike of the last step would come back after the inference.
+        returning = np.where(np.arange(1, counts.shape[1] + 1) < lengths[:, None], counts, 0)
+        events = int(own.sum())
+        tally.take(returning * per_spike, int(own @ loop.nonzero.reshape(-1)), events)
+        tally.add("recurrent_all_pairs", events * neurons)
+        tally.add("recurrent_no_autapse", events * (neurons - 1))
+        before = np.zeros_like(counts)
+        before[:, 1:] = counts[:, :-1]
+        # A single spike does not reach the neuron that sent it where there are no autapses.
+        return np.select([before > 1, before == 1], [neurons, per_spike], 0)
 
     def add(
         self,
@@ -196,10 +324,12 @@ class ChipCounter:
 
     def finish(self) -> OperationCounts:
         """Return the means over everything that was added."""
-        counts = self.tallies.counts(self._ledger(), self._sizes(), "folded")
+        if not self.sizes:
+            self.sizes.update(self._sizes())
+        counts = self.tallies.counts(self._ledger(), dict(self.sizes), "folded")
         # What drives an input layer is added into its state, as weights are.
-        widest = {layer.name: weight_bits(layer) for layer in self.network.layers}
-        names = {name: _integers(widest.get(name, 8)) for name in counts.layers}
+        widest = {layer.name: self.sizes[layer.name].weight_bits for layer in self.network.layers}
+        names = {name: _integers(widest.get(name) or 8) for name in counts.layers}
         return replace(counts, precision=names)
 
     def _ledger(self) -> list[LedgerRow]:

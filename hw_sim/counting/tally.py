@@ -185,6 +185,32 @@ class LayerTally:
             self.per_step[at] += amount
         self.per_sample[-1] += operations.sum(axis=1)
 
+    def take(
+        self,
+        stored: Int64,
+        nonzero: int,
+        events: int,
+        heard: Int64 | None = None,
+    ) -> None:
+        """Take over what was counted while spikes arrived.
+
+        Args:
+            stored: (samples, steps) synaptic operations.
+            nonzero: those of weights that are not 0, in all.
+            events: events that were delivered.
+            heard: (frames,) events of every frame that is paid, for the ledger; None of a layer's
+                own spikes.
+        """
+        self.add("acc", stored.sum())
+        self.add("acc_nonzero", nonzero)
+        self.add("events", events)
+        if heard is not None:
+            self._note_classes(np.where(heard > 0, BINARY, SILENT).astype(np.int8))
+        self.per_step.extend([0] * (stored.shape[1] - len(self.per_step)))
+        for at, amount in enumerate(stored.sum(axis=0).tolist()):
+            self.per_step[at] += amount
+        self.per_sample[-1] += stored.sum(axis=1)
+
     def meet(self, left: Array, right: Array, pairs: Int64) -> None:
         """Count a product of two activations of one sample.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from knarr.hw_sim.arrays import Int64, IntArray, UInt8
+import numpy as np
+
+from knarr.hw_sim.arrays import Int64, IntArray, Mask, UInt8
 from knarr.hw_sim.network import Layer
 
 MAX_SUM = 2**17
@@ -26,6 +29,64 @@ class LayerRequest:
 
 
 @dataclass(frozen=True, eq=False)
+class TallyRequest:
+    """What counting needs to know of a layer, and wants to hear.
+
+    Args:
+        paid: (samples,) steps of each that somebody pays; events that act later are not counted.
+        stored: (features,) outputs that an event at each input reaches, in (C, H, W) order.
+        nonzero: the same through weights that are not 0.
+        geometry: kernel, stride, padding and dilation of a convolution, (y, x) each; None of others.
+        delays: (outputs, inputs) steps, and which weights are not 0; None where nothing is late.
+        loop: its own spikes come back to it.
+    """
+
+    paid: Int64
+    stored: Int64
+    nonzero: Int64
+    geometry: tuple[tuple[int, int], ...] | None = None
+    delays: tuple[IntArray, Mask] | None = None
+    loop: bool = False
+
+
+@dataclass(eq=False)
+class TallyResult:
+    """What arrived at a layer in a block.
+
+    Args:
+        heard: (samples, timesteps) events that arrive.
+        stored: (samples, timesteps) synapses that take them to an output within the steps that are
+            paid, by the step they were sent in.
+        nonzero: weights that are not 0 among them, all samples and steps together.
+        events: events that some synapse takes to an output in time.
+        touched: (samples, timesteps) neurons that some event reaches, those of a loop aside; None of
+            dense layers without delays, where any event reaches all.
+        own: (features,) spikes that come back in time, by neuron; of layers with a loop.
+    """
+
+    heard: Int64
+    stored: Int64
+    nonzero: int
+    events: int
+    touched: Int64 | None
+    own: Int64 | None
+
+    @staticmethod
+    def joined(parts: Sequence[TallyResult]) -> TallyResult:
+        """Put blocks of samples together."""
+        touched = [part.touched for part in parts if part.touched is not None]
+        own = [part.own for part in parts if part.own is not None]
+        return TallyResult(
+            np.concatenate([part.heard for part in parts]),
+            np.concatenate([part.stored for part in parts]),
+            sum(part.nonzero for part in parts),
+            sum(part.events for part in parts),
+            np.concatenate(touched) if touched else None,
+            np.sum(own, axis=0) if own else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class RunRequest:
     """Consecutive layers and a block of samples and time steps to run them on.
 
@@ -39,6 +100,8 @@ class RunRequest:
         threads: at most so many.
         carry: another block of the same samples follows.
         signed: the events may be negative.
+        tally: what is counted of each layer; only spikes that enter, all steps at once, and engines
+            that say so can count.
     """
 
     chain: list[Any]
@@ -49,6 +112,7 @@ class RunRequest:
     threads: int
     carry: bool
     signed: bool = False
+    tally: list[TallyRequest] | None = None
 
 
 @dataclass(eq=False)
@@ -60,6 +124,7 @@ class LayerResult:
         peak: largest |synaptic sum|.
         spikes: (samples, timesteps, *features) uint8, None where not wanted.
         u, v: (samples, timesteps, *features) chip integers, None where not wanted.
+        tally: what arrived, None where not wanted.
     """
 
     counts: IntArray
@@ -67,6 +132,15 @@ class LayerResult:
     spikes: UInt8 | None = None
     u: IntArray | None = None
     v: IntArray | None = None
+    tally: TallyResult | None = None
+
+    @staticmethod
+    def joined(parts: Sequence[LayerResult]) -> LayerResult:
+        """Put counts and tallies of blocks of samples together; arrays are left out."""
+        counts = np.concatenate([part.counts for part in parts])
+        tallies = [part.tally for part in parts if part.tally is not None]
+        tally = TallyResult.joined(tallies) if tallies else None
+        return LayerResult(counts, max(part.peak for part in parts), tally=tally)
 
 
 @dataclass(eq=False)

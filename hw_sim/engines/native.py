@@ -39,6 +39,7 @@ from knarr.hw_sim.engines.native_layer import (
     lay_out,
     register_lanes,
 )
+from knarr.hw_sim.engines.native_tally import LayerTally
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import Layer, Neuron
 
@@ -170,15 +171,21 @@ class FastEngine:
         # shared.
         peaks = np.zeros((threads, len(layers)), dtype=np.int64)
         chains = [(StageStruct * len(layers))() for _ in range(threads)]
-        for stages, found in zip(chains, peaks, strict=True):
+        tallies = [
+            LayerTally(layer, wanted, i == 0, (samples, steps), threads)
+            for i, (layer, wanted) in enumerate(zip(layers, request.tally or [], strict=False))
+        ]
+        for thread, (stages, found) in enumerate(zip(chains, peaks, strict=True)):
             for i, record in enumerate(records):
                 record.fill(stages[i], found[i:], states[i])
+            for i, tally in enumerate(tallies):
+                tally.fill(stages[i], thread)
         sizes = (len(layers), words, steps, members)
         stop, following = ctypes.c_int32(0), ctypes.c_int32(0)
         teams: list[int | None] = []
         # The kernel sees addresses alone; a thread that outlives us after a second Ctrl-C must not
         # find them gone.
-        held = (inputs, chains, records, peaks, states, layers)
+        held = (inputs, chains, records, peaks, states, layers, tallies)
 
         def part(index: int) -> bool:
             inputs, chains, *_ = held
@@ -223,6 +230,10 @@ class FastEngine:
                         self.kernel.memory.give(team)
         highest = peaks.max(axis=0)
         results = [record.result(peak) for record, peak in zip(records, highest, strict=True)]
+        before = None
+        for result, tally in zip(results, tallies, strict=False):
+            result.tally = tally.result(before)
+            before = result.counts.astype(np.int64)
         large = any(
             result.peak > MAX_SUM and not layer.wide
             for layer, result in zip(layers, results, strict=True)
@@ -427,6 +438,7 @@ class _Record:
             if state.sent.size:
                 stage.layer.sent = address(state.sent)
         stage.pool = view.pooled
+        stage.arriving = self.layer.entering[0]
         _, stage.map_h, stage.map_w = view.entering
         stage.counts = address(self.counts)
         stage.peak = address(peak)

@@ -8,7 +8,7 @@ plain C, some ten times slower than the rest of it.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
@@ -90,14 +90,24 @@ class ShiftStruct(ctypes.Structure):
     )
 
 
+class TallyStruct(ctypes.Structure):
+    """`tally_t` of csrc/cuba.c."""
+
+    _fields_ = (
+        *_fields(_P, "heard reached touched sent own nonzero late paid edge reach within delay"),
+        *_fields(_I, "edges history"),
+        *_fields(_I * 2, "in_size out_size kernel stride padding dilation"),
+    )
+
+
 class StageStruct(ctypes.Structure):
     """`stage_t` of csrc/cuba_run.h."""
 
     _fields_ = (
         ("layer", LayerStruct),
         ("shift", ShiftStruct),
-        *_fields(_I, "pool map_h map_w"),
-        *_fields(_P, "spikes counts u v peak"),
+        *_fields(_I, "pool map_h map_w arriving"),
+        *_fields(_P, "spikes counts u v peak tally"),
     )
 
 
@@ -112,6 +122,7 @@ class FastLayer:
         shift: how bits are moved in time before it.
         arrays: weights, biases and whatever else `struct` and `shift` hold addresses of.
         entering: (C, H, W) of what arrives, before it is moved in time or pooled.
+        derived: arrays that counting made from its geometry or delays, for the next run.
     """
 
     layer: Layer
@@ -120,6 +131,7 @@ class FastLayer:
     shift: ShiftStruct
     arrays: list[Array]
     entering: tuple[int, int, int]
+    derived: dict[str, Array] = field(default_factory=dict)
 
     @property
     def words(self) -> int:

@@ -59,6 +59,24 @@ typedef struct {
     float unit;             /* what weights were divided by */
 } layer_t;
 
+/* What is counted of a layer besides its spikes, see cuba_tally.h. Arrays are [samples][steps], or NULL where they follow from
+   spike counts. Geometry is that of the layer as it is, pooling in its kernel. */
+typedef struct {
+    int32_t *heard;          /* spikes that arrive */
+    int64_t *reached;        /* convolutions: minus what spikes at the edges reach less than others; delays: outputs that spikes of
+                                the last steps reach in time */
+    int32_t *touched;        /* neurons that some spike reaches: convolutions and delays */
+    uint32_t *sent;          /* [words][32] spikes of every input, those of the last `history` steps aside; of this thread */
+    uint32_t *own;           /* loops: [blocks][32] spikes that come back; of this thread */
+    int64_t *nonzero, *late; /* delays: weights not 0 and spikes, of the last steps; of this thread */
+    const int32_t *paid;     /* [samples] steps */
+    const int32_t *edge;     /* [edges] pixels that reach fewer outputs than others */
+    const int32_t *reach;    /* [edges] how many fewer, a negative number */
+    const int32_t *within;   /* delays: [inputs][history + 1][2] synapses that act in fewer steps, stored and not 0 */
+    const int16_t *delay;    /* delays: [outputs][inputs] steps, -1: no synapse */
+    int32_t edges, history, in_h, in_w, out_h, out_w, kh, kw, stride_y, stride_x, pad_y, pad_x, dil_y, dil_x;
+} tally_t;
+
 enum { WORDS, LISTS, TABLE };
 enum { WIDE, NARROW, PAIRED, TABLED }; /* sums, see cuba_neurons.h */
 enum { CALM, LOW, FULL, OWN };         /* what can happen to states, see there */
@@ -68,6 +86,7 @@ enum { CALM, LOW, FULL, OWN };         /* what can happen to states, see there *
 #define MAX_LIST 16384
 #define MAX_TAPS 1024
 #define COLUMN_LIST 8192
+#define MAX_TALLIED 4096 /* steps */
 #define MAX_COLUMNS 256
 #define CHUNK 2048 /* words of input of dense layers: 16 bits number the rows of weights of one chunk */
 

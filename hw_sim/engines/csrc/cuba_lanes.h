@@ -34,3 +34,5 @@ INLINE int32_t NAME(raised)(int32_t least, ACC acc)
 #endif
 
 #include "cuba_loop.h"
+
+#include "cuba_tally.h"

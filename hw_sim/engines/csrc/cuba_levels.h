@@ -64,6 +64,32 @@ __attribute__((target("avx2"))) static inline void spread_eight(uint16_t *to, co
     _mm_storeu_si128((__m128i *)to, _mm_add_epi16(eight, _mm_set1_epi16((short)base)));
 }
 
+/* How often each bit is set in words [steps], added to `to` [32]. */
+__attribute__((target("avx2"))) static inline void word_sums(const uint32_t *words, int steps, uint32_t *to)
+{
+    for (int t = 0; t < steps;) {
+        const int last = steps - t < 255 ? steps : t + 255; /* as many as bytes hold */
+        __m256i sums = _mm256_setzero_si256();
+        for (; t < last; t++) sums = _mm256_sub_epi8(sums, spread_bits(words[t]));
+        uint8_t found[32];
+        _mm256_storeu_si256((__m256i *)found, sums);
+        for (int i = 0; i < 32; i++) to[i] += found[i];
+    }
+}
+
+/* Bit t says whether word t of up to 32 is not 0. */
+__attribute__((target("avx2"))) static inline uint32_t nonzero_bits(const uint32_t *words, int n)
+{
+    uint32_t bits = 0;
+    int t = 0;
+    for (; t + 8 <= n; t += 8) {
+        const __m256i silent = _mm256_cmpeq_epi32(_mm256_loadu_si256((const __m256i *)(words + t)), _mm256_setzero_si256());
+        bits |= (uint32_t)(~_mm256_movemask_ps(_mm256_castsi256_ps(silent)) & 255) << t;
+    }
+    for (; t < n; t++) bits |= (uint32_t)(words[t] != 0) << t;
+    return bits;
+}
+
 /* `add_bytes` of cuba_events.h for two blocks, whose rows fill a register. */
 __attribute__((target("avx512f,avx512bw"))) static inline void block_pairs(
     const uint8_t *weight, const uint16_t *events, uint32_t n, int16_t *first, int16_t *second)
@@ -93,6 +119,8 @@ __attribute__((target("avx2"))) static inline uint32_t four_masks(const __m256 *
 
 /* The same for both: rows of bytes are 32 wide whatever the rest. */
 #define WORD_OF(p, plane) word_of(p, plane)
+#define WORD_SUMS(words, steps, to) word_sums(words, steps, to)
+#define NONZERO_BITS(words, n) nonzero_bits(words, n)
 #define BYTES_OF(to, word) bytes_to(to, word)
 #define ROW __m256i
 #define ROWS 1
@@ -203,6 +231,8 @@ __attribute__((target("avx2"))) static inline uint32_t four_masks(const __m256 *
 #include "cuba_lanes.h"
 #include "cuba_undef.h"
 #undef WORD_OF
+#undef WORD_SUMS
+#undef NONZERO_BITS
 #undef BYTES_OF
 #undef ROW
 #undef ROWS
@@ -258,6 +288,19 @@ static inline void plain_bytes_to(uint8_t *to, uint32_t word)
     for (int c = 0; c < 32; c++) to[c] = (uint8_t)(word >> c & 1);
 }
 
+static inline void plain_word_sums(const uint32_t *words, int steps, uint32_t *to)
+{
+    for (int t = 0; t < steps; t++)
+        for (int i = 0; i < 32; i++) to[i] += words[t] >> i & 1;
+}
+
+static inline uint32_t plain_nonzero_bits(const uint32_t *words, int n)
+{
+    uint32_t bits = 0;
+    for (int t = 0; t < n; t++) bits |= (uint32_t)(words[t] != 0) << t;
+    return bits;
+}
+
 static inline plain_sum plain_pick(plain_sum where, plain_sum a, plain_sum b) { return (a & where) | (b & ~where); }
 
 static inline plain_acc plain_pick_acc(plain_acc where, plain_acc a, plain_acc b) { return (a & where) | (b & ~where); }
@@ -295,6 +338,8 @@ static inline uint32_t plain_all_bits(const plain_sum *m)
 #define ACC_ABS(a) plain_pick_acc((a) > 0, a, -(a))
 #define ACC_MAX(a, b) plain_pick_acc((a) > (b), a, b)
 #define WORD_OF(p, plane) plain_word_of(p, plane)
+#define WORD_SUMS(words, steps, to) plain_word_sums(words, steps, to)
+#define NONZERO_BITS(words, n) plain_nonzero_bits(words, n)
 #define BYTES_OF(to, word) plain_bytes_to(to, word)
 #define ROW plain_acc
 #define ROWS 2

@@ -113,6 +113,8 @@ int knarr_run(team_t *team, int member, const stage_t *stages, int n, const uint
             layer_t l = stage->layer;
             const size_t out = (size_t)l.out_h * l.out_w, states = out * steps * l.blocks * LANES;
             int32_t *counts = team->counts + (size_t)parity * members * steps;
+            if (stage->tally && member == 0)
+                AT_LEVEL(level, tally, &l, stage->tally, here, by_table && i == 0 ? sample : NULL, stage->arriving, s, team->tallied);
             if (stage->pool) {
                 const int rows = (stage->map_h + 1) / 2;
                 AT_LEVEL(level, pool, here, stage->map_h, stage->map_w, l.groups, steps, share(rows, member, members),
@@ -155,6 +157,7 @@ int knarr_run(team_t *team, int member, const stage_t *stages, int n, const uint
             if (member == 0)
                 for (int t = 0; t < steps; t++)
                     for (int m = 0; m < members; m++) stage->counts[(size_t)s * steps + t] += counts[(size_t)m * steps + t];
+            if (stage->tally && stage->tally->own && member == 0) AT_LEVEL(level, tally_own, &l, stage->tally, s);
             if (sent && l.delays) {
                 if (member == 0) keep_sent(sent, here, (int)words, steps, l.history);
                 if (!meet(team, stop)) {

@@ -6,10 +6,12 @@ typedef struct {
     shift_t shift;   /* before the layer; no pairs: no delays, or those of `layer.delays` */
     int32_t pool;    /* 2x2 sum pooling of what arrives, map_h * map_w pixels of it */
     int32_t map_h, map_w;
+    int32_t arriving; /* channels, before they are moved in time */
     uint8_t *spikes; /* [samples][steps][outputs][pixels] */
     int32_t *counts; /* [samples][steps] */
     void *u, *v;     /* [samples][pixels][steps][blocks * LANES], int32 or where `wide` int64 */
     int64_t *peak;   /* of this thread */
+    const tally_t *tally; /* what is counted, or NULL */
 } stage_t;
 
 typedef struct {
@@ -20,6 +22,7 @@ typedef struct {
     uint16_t *events;
     int32_t *counts;          /* counts: [2][members][steps], of two layers in turn */
     int32_t *kept, *room;     /* loops: sums, and see `looped` */
+    char *tallied;            /* room of `tally` */
     char *sums;               /* [members] of sums_bytes */
     size_t sums_bytes;
     uint32_t most;            /* events of one step and plane */
@@ -47,10 +50,15 @@ size_t knarr_team_bytes(const team_t *team) { return team->bytes; }
    costs more than small networks do. `words` of input come first. NULL, and nothing left, where there is no memory. */
 team_t *knarr_team(team_t *team, const stage_t *stages, int n, size_t words, int steps, int members)
 {
-    size_t items = 0, begins = 0, tables = 0, events = 0, bytes = 0, kept = 0, room = 0, sums = sizeof(int32_t) * LANES * (size_t)steps;
+    size_t items = 0, begins = 0, tables = 0, events = 0, bytes = 0, kept = 0, room = 0, tallied = 0, sums = sizeof(int32_t) * LANES * (size_t)steps;
     for (int i = 0; i < n; i++) {
         const layer_t *l = &stages[i].layer;
         const size_t in = (size_t)l->in_h * l->in_w, arriving = in * l->groups * l->planes * steps;
+        if (stages[i].tally) {
+            const tally_t *c = stages[i].tally;
+            const size_t pixels = (size_t)c->in_h * c->in_w, delayed = stages[i].shift.pairs ? (size_t)stages[i].shift.words : in * l->groups;
+            if (c->touched) tallied = most(tallied, c->delay ? delayed * 32 * (((size_t)steps + 63) / 64) * 8 : (pixels + c->in_w + c->out_w) * (((size_t)steps + 31) / 32) * 4);
+        }
         words = most(words, most(arriving, (size_t)l->out_h * l->out_w * l->blocks * steps));
         if (l->dot) bytes = most(bytes, in * steps * l->quads * 4);
         sums = most(sums, sizeof(int32_t) * LANES * ((size_t)steps + 2 * (size_t)l->history));
@@ -74,7 +82,7 @@ team_t *knarr_team(team_t *team, const stage_t *stages, int n, size_t words, int
     }
     const size_t counts = 2 * (size_t)members * steps;
     const size_t needed = 2 * lines(words * 4) + lines((size_t)steps * 4) + lines(begins * 4) + lines(items) + lines(tables) + lines(bytes)
-        + lines(events * 2) + lines(counts * 4) + lines(kept * 4) + lines(room * 4) + (size_t)members * lines(sums);
+        + lines(events * 2) + lines(counts * 4) + lines(kept * 4) + lines(room * 4) + lines(tallied) + (size_t)members * lines(sums);
     if (!team && !(team = calloc(1, sizeof *team))) return NULL;
     if (team->bytes < needed) {
         free(team->memory);
@@ -97,7 +105,7 @@ team_t *knarr_team(team_t *team, const stage_t *stages, int n, size_t words, int
     ROOM(team->counts, counts * 4);
     ROOM(team->kept, kept * 4);
     ROOM(team->room, room * 4);
-    ROOM(team->sums, 0);
+    ROOM(team->tallied, tallied);
 #undef ROOM
     team->sums = team->memory + needed - (size_t)members * lines(sums);
     team->sums_bytes = lines(sums);
