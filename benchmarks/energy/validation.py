@@ -6,7 +6,7 @@
 
 PilotNet's network and image come with the wheel of lava-dl, which is downloaded where no folder is
 given; SANA-FE (GPL) runs in an environment of its own in build/, as a separate process. Where one of
-the two cannot be had, its rows say so. Written to benchmarks/results/energy_validation.{md,json}.
+the two cannot be had, its rows say so. Written to benchmarks/results/energy_validation.{md,json}, and to the package.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from knarr.hw_sim.energy import (
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+CHECKED = ROOT / "pipeline" / "energy_report" / "checked.json"
 BUILD = ROOT / "build" / "validation"
 STEPS = 16
 PILOTNET = "tests/lava/lib/dl/netx/gts/pilotnet_lif/"
@@ -339,6 +340,16 @@ def main() -> None:
     values = {"rows": [row.to_json() for row in rows], "missing": missing, "pilotnet": facts}
     text = json.dumps(values, indent=1) + "\n"
     (told.out / "energy_validation.json").write_text(text, encoding="utf-8")
+    # `knarr energy` shows what checks the prices: no fit, and no other simulator.
+    kept = [
+        row.to_json()
+        for row in rows
+        if row.measured is not None
+        and not row.left_out.startswith("NO CHECK")
+        and not row.what.startswith("SANA-FE")
+    ]
+    if not missing:
+        CHECKED.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

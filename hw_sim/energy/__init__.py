@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from knarr.hw_sim.energy.estimate import (
     EnergyEstimate,
-    compare_models,
     price,
     ratio,
 )
@@ -49,7 +48,6 @@ __all__ = [
     "Traffic",
     "WhatIf",
     "break_even",
-    "compare_models",
     "families",
     "load_prices",
     "load_profile",

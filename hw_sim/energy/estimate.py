@@ -1,8 +1,8 @@
 """`price`: energy of one inference, with interval, terms and one line of provenance; and ratios of
 two such energies.
 
-`ratio` refuses what cannot be compared, `compare_models` flags where the ranking of two networks
-does not hold.
+`ratio` refuses what cannot be compared. Whether a ranking holds under all models is the verdict's
+matter (`knarr.pipeline.energy_report.verdict`).
 """
 
 from __future__ import annotations
@@ -303,56 +303,3 @@ def ratio(
     if ann.nominal_pj == 0:
         raise PriceError("ratio: the ANN costs 0 pJ, there is nothing to compare with")
     return snn.nominal_pj / ann.nominal_pj
-
-
-Ratio = tuple[float | None, float, float | None]
-"""Lowest, nominal and highest ratio; a bound is None where one is unknown."""
-
-
-@dataclass(frozen=True)
-class ModelComparison:
-    """Ratios of the same two networks under several models.
-
-    Args:
-        ratios: label of a pair -> E_snn / E_ann.
-        flips: whether the ratio crosses 1 within an interval or between two models: then there is
-            no winner.
-        responsible: where it flips, the term of the spiking network that costs most, per label.
-    """
-
-    ratios: dict[str, Ratio]
-    flips: bool
-    responsible: dict[str, str]
-
-
-def compare_models(
-    pairs: Mapping[str, tuple[EnergyEstimate, EnergyEstimate]], *, mix_precisions: bool = False
-) -> ModelComparison:
-    """Compare pairs of (SNN, ANN), each priced alike.
-
-    Args:
-        pairs: label, such as model and profile -> what to compare.
-        mix_precisions: as that of `ratio`.
-
-    Raises:
-        PriceError: no pairs, or a pair that `ratio` refuses.
-    """
-    if not pairs:
-        raise PriceError("compare: nothing to compare; give at least one pair of energies")
-    ratios: dict[str, Ratio] = {}
-    for name, (snn, ann) in pairs.items():
-        nominal = ratio(snn, ann, mix_precisions=mix_precisions)
-        # The least against the most, and the other way round; an ANN that costs nothing bounds
-        # nothing.
-        lo = None if snn.lo_pj is None or not ann.hi_pj else snn.lo_pj / ann.hi_pj
-        hi = None if snn.hi_pj is None or not ann.lo_pj else snn.hi_pj / ann.lo_pj
-        ratios[name] = (lo, nominal, hi)
-    # Models disagree when the intervals of all of them, taken together, lie on both sides of 1.
-    known = [bound for corners in ratios.values() for bound in corners if bound is not None]
-    flips = min(known) < 1 < max(known)
-    responsible: dict[str, str] = {}
-    if flips:
-        for name, (snn, _) in pairs.items():
-            costs = {term: interval.nominal for term, interval in snn.terms.items()}
-            responsible[name] = max(costs, key=costs.__getitem__)
-    return ModelComparison(ratios, flips, responsible)

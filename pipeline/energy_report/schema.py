@@ -20,11 +20,11 @@ Grade = Literal["M", "M2", "C", "C2", "S", "S2", "T", "T2", "D", "D2"]
 Number = float | None
 
 
-class _Part(BaseModel):
+class _Keys(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Bounds(_Part):
+class Bounds(_Keys):
     """A quantity between bounds; null is unknown, never a guess."""
 
     low: Annotated[Number, Field(description="least value that the sources allow")]
@@ -34,7 +34,7 @@ class Bounds(_Part):
     why_unknown: Annotated[str, Field(description="why one of the three is null")] = ""
 
 
-class Place(_Part):
+class Place(_Keys):
     """One inference at a place where a network may run."""
 
     dynamic: Annotated[Bounds, Field(description="energy of switching")]
@@ -58,7 +58,7 @@ class Place(_Part):
     ]
 
 
-class TotalsCompared(_Part):
+class TotalsCompared(_Keys):
     """Two totals beside each other."""
 
     student: Annotated[str, Field(description="place of the spiking network")]
@@ -71,7 +71,7 @@ class TotalsCompared(_Part):
     ratio: Annotated[Bounds, Field(description="student / baseline of both totals")]
 
 
-class SameSilicon(_Part):
+class SameSilicon(_Keys):
     """All rows of `same_technology` together."""
 
     winner: Annotated[
@@ -83,7 +83,7 @@ class SameSilicon(_Part):
     technologies: Annotated[list[str], Field(description="precision and technology of the rows")]
 
 
-class Verdict(_Part):
+class Verdict(_Keys):
     """The sentences that the numbers force, and the comparisons behind them."""
 
     sentences: Annotated[list[str], Field(description="the verdict in words")]
@@ -99,7 +99,7 @@ class Verdict(_Part):
     ]
 
 
-class BothAccuracies(_Part):
+class BothAccuracies(_Keys):
     """The accuracy of both sides on the samples that were counted."""
 
     measure: Annotated[str, Field(description="accuracy, or mean absolute error")]
@@ -114,7 +114,7 @@ class BothAccuracies(_Part):
     why_unknown: Annotated[str, Field(description="why something is null")]
 
 
-class CoresInUse(_Part):
+class CoresInUse(_Keys):
     """Cores of a chip under the student."""
 
     used: Annotated[int, Field(description="cores in use")]
@@ -122,7 +122,7 @@ class CoresInUse(_Part):
     chips: Annotated[int, Field(description="chips in use")]
 
 
-class SameTechnology(_Part):
+class SameTechnology(_Keys):
     """The student beside a rival in one technology and model."""
 
     label: Annotated[str, Field(description="the row in words")]
@@ -149,7 +149,7 @@ class SameTechnology(_Part):
     notes: Annotated[list[str], Field(description="what the row leaves out")]
 
 
-class Summary(_Part):
+class Summary(_Keys):
     """Counts of one network per inference, by NeuroBench's names."""
 
     partial: Annotated[bool, Field(description="whether they are a lower bound")]
@@ -172,7 +172,7 @@ class Summary(_Part):
     footprint_bytes: Annotated[Number, Field(description="bytes of the parameters")]
 
 
-class Counts(_Part):
+class Counts(_Keys):
     """Operations of both networks; the long counts are those of docs/energy.md."""
 
     summary: Annotated[
@@ -188,7 +188,7 @@ class Counts(_Part):
     ]
 
 
-class Share(_Part):
+class Share(_Keys):
     """A part of the energy at the student's place."""
 
     layer: Annotated[str, Field(description="layer; empty for the whole chip")]
@@ -197,7 +197,7 @@ class Share(_Part):
     share: Annotated[float, Field(description="of the total, or of switching alone, 0..1")]
 
 
-class Lever(_Part):
+class Lever(_Keys):
     """Something that would change who is cheaper."""
 
     lever: Annotated[str, Field(description="spike rate, time steps, batch, cores filled")]
@@ -206,7 +206,7 @@ class Lever(_Part):
     sentence: Annotated[str, Field(description="both in words, with the model")]
 
 
-class Why(_Part):
+class Why(_Keys):
     """The parts of the cost, and what would flip the answer."""
 
     place: Annotated[str | None, Field(description="place whose shares these are")]
@@ -221,7 +221,7 @@ class Why(_Part):
     trades_of: Annotated[str, Field(description="samples of those runs")]
 
 
-class Check(_Part):
+class Check(_Keys):
     """A prediction of the same models beside a published measurement."""
 
     what: Annotated[str, Field(description="network, chip and term")]
@@ -232,7 +232,7 @@ class Check(_Part):
     left_out: Annotated[str, Field(description="what the prices were not made from")]
 
 
-class Provenance(_Part):
+class Provenance(_Keys):
     """The sources of the prices."""
 
     worst_grade: Annotated[Grade | None, Field(description="of all prices used")]
@@ -240,7 +240,7 @@ class Provenance(_Part):
     prices: Annotated[list[str], Field(description="price records of the digital models")]
 
 
-class Literature(_Part):
+class Literature(_Keys):
     """The formula of most papers, for comparison with them alone."""
 
     formula: Annotated[str, Field(description="4.6 MAC + 0.9 ACC pJ")]
@@ -251,7 +251,7 @@ class Literature(_Part):
     provenance: Annotated[str, Field(description="its price records")]
 
 
-class EnergyFile(_Part):
+class EnergyFile(_Keys):
     """energy.json, and what `knarr energy --json` prints."""
 
     schema_: Annotated[
