@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from knarr.arrays import MAGIC
 from knarr.train.datasets.arrays import AnyArray
 from knarr.train.errors import DataError
 
@@ -191,6 +193,12 @@ def _read(path: Path) -> _ArrayFile:
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
         if isinstance(error, DataError):
             raise
+        with suppress(OSError), path.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                raise DataError(
+                    path,
+                    "one array: inputs and labels belong in one file; save both with numpy.savez_compressed(file, inputs=..., labels=...)",
+                ) from error
         raise DataError(
             path,
             f"not arrays: {error}; save them with numpy.savez_compressed, clips of different lengths one in each file",

@@ -133,11 +133,14 @@ def test_a_file_unlike_the_others_is_named(
 def test_nothing_there_and_no_arrays(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.npz").write_text("no arrays")
+    with (tmp_path / "alone.npz").open("wb") as file:
+        np.save(file, INPUTS)
     for given, words in (
         ("empty", "no .npz file in this folder"),
         ("*.npy", "no file has such a name"),
         ("not.npz", "missing file"),
         ("text.npz", "not arrays"),
+        ("alone.npz", "one array: inputs and labels belong in one file"),
     ):
         with pytest.raises(DataError, match=words):
             read_split(tmp_path, given)
