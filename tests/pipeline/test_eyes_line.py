@@ -64,7 +64,8 @@ def test_line_on_generated_eyes(recipe_path: Path) -> None:
     assert chip["total"]["mac"] == 0  # events are binary
     inputs, _ = stages.chip_samples(run)
     graph, network = read(run.path(run_folder.GRAPH)), read_net(run.path(run_folder.NET))
-    of_both_sides(graph, network, inputs, run.recipe.data.dt_s, folder.parent)
+    _, of_file = of_both_sides(graph, network, inputs, run.recipe.data.dt_s, folder.parent)
+    assert chip["layers"] == of_file.to_json()["layers"]
     assert [layer["spikes"] > 0 for layer in chip["layers"].values()] == [
         True,
         True,

@@ -9,16 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nir
 import numpy as np
 import onnx
 import pytest
 import torch
+from same_counts import of_both_sides
 from torch import nn
 
 from knarr import pipeline
+from knarr.deploy import read_net
 from knarr.export import to_onnx
 from knarr.pipeline import stages
-from knarr.pipeline.run_folder import BASELINE, open_run, release
+from knarr.pipeline.run_folder import BASELINE, GRAPH, NET, open_run, release
 from knarr.train import Recipe, RecipeError, system_of
 from knarr.train.errors import DataError
 from knarr.train.recipe import check_recipe
@@ -243,6 +246,10 @@ def test_no_teacher_is_fine_and_weights_may_be_finished(folder: Path) -> None:
     facts = pipeline.read_json(first.path("energy.json"))
     assert facts["counts"]["baseline"] is None
     assert facts["counts"]["student"]["total"]["acc"] > 0
+    graph, network = nir.read(first.path(GRAPH)), read_net(first.path(NET))
+    inputs, _ = stages.chip_samples(first)
+    _, chip = of_both_sides(graph, network, inputs, 0.001, folder)
+    assert facts["counts"]["student"]["layers"] == chip.to_json()["layers"]
     pipeline.draw_pictures(first, "samples")
     # The same weights, as a file of one's own, are taken as they are.
     _, student = first.networks()
