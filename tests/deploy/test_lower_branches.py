@@ -206,6 +206,106 @@ def test_counts_equal_the_tap_walk(seed: int) -> None:
     assert found.total.signed > 0 or sent != "signed spikes"
 
 
+def through(node: Any, x: torch.Tensor) -> torch.Tensor:
+    """What a node without neurons lets pass if every weight of it is 1."""
+    if isinstance(node, (nir.Linear, nir.Affine)):
+        return x.flatten(1).sum(1, keepdim=True).expand(-1, len(node.weight))
+    if isinstance(node, nir.Conv2d):
+        padding, stride = (
+            side if isinstance(side, str) else tuple(map(int, np.broadcast_to(side, 2)))
+            for side in (node.padding, node.stride)
+        )
+        ones = torch.ones(node.weight.shape, dtype=x.dtype)
+        return torch.conv2d(x, ones, None, stride, padding, groups=node.groups)  # type: ignore[arg-type]
+    if isinstance(node, (nir.SumPool2d, nir.AvgPool2d)):
+        size, stride = (tuple(map(int, side)) for side in (node.kernel_size, node.stride))
+        return torch.nn.functional.avg_pool2d(x, size, stride)
+    assert isinstance(node, (nir.Flatten, nir.Scale)), node
+    return x.flatten(1) if isinstance(node, nir.Flatten) else x
+
+
+def pairs(drawn: Branching, source: str, name: str) -> Array | None:
+    """Which element of a source has a synapse to which neuron of a node, zeros among them; None where none has.
+
+    Every element is sent alone through everything between the two, by the graph and never by the chip's layers.
+    """
+    nodes, stops = drawn.nodes, (nir.IF, nir.LIF, nir.I)
+    shape = drawn.input_shape if source == "input" else nodes[source].v_threshold.shape
+    alone = torch.eye(int(np.prod(shape)), dtype=torch.float64).reshape(-1, *shape)
+
+    def arriving(at: str) -> torch.Tensor | None:
+        parts = [leaving(before) for before, behind in drawn.edges if behind == at]
+        there = [part for part in parts if part is not None]
+        return (sum(there, torch.zeros(())) > 0).double() if there else None
+
+    def leaving(at: str) -> torch.Tensor | None:
+        if at == source:
+            return alone
+        heard = None if at == "input" or isinstance(nodes[at], stops) else arriving(at)
+        return None if heard is None else (through(nodes[at], heard) > 0).double()
+
+    found = arriving(name)
+    return None if found is None else np.asarray(found.flatten(1) > 0)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_synapses_of_the_chip_are_those_of_the_graph() -> None:
+    """Each event at each neuron that the graph lets it reach, and each spike that a relay neuron hands on."""
+    met: Counter[str] = Counter()
+    for seed in range(2000, 2000 + max(16, RUNS // 2)):
+        sent = SENT[seed % len(SENT)]
+        drawn, _, network = drawn_and_lowered(Random(seed), sent)
+        inputs = events(drawn, seed, sent)
+        found, chip = count(network, inputs), simulate(network, inputs, record=("spikes",))
+        seats = node_places(network)
+        sending = {
+            name: (seat.take(chip.spikes[layer]) != 0).sum(axis=(0, 1)).ravel()
+            for name, (layer, seat) in seats.items()
+            if not isinstance(drawn.nodes[name], nir.I)
+        }
+        sending["input"] = (inputs != 0).sum(axis=(0, 1)).ravel()
+        arrived: Array = inputs
+        copies = False
+        for layer in network.layers:
+            here = {name: seat for name, (there, seat) in seats.items() if there == layer.name}
+            spikes = chip.spikes[layer.name]
+            size = int(np.prod(layer.output_shape[1:]))
+            shape = layer.input_shape if isinstance(layer, Conv) else (layer.in_features,)
+            arriving = arrived.reshape(*arrived.shape[:2], *shape)
+            arrived = spikes
+            # Relay neurons of a pool's windows are no nodes of the graph, and send an element once for each window.
+            copied, copies = copies, "_windows" in layer.name
+            if copied or copies:
+                met["windows"] += 1
+                continue
+            # A convolution computes its whole grid, whether a node has neurons everywhere or not.
+            if isinstance(layer, Conv) and any(
+                seat.factors != (1, 1) or np.prod(seat.shape[1:]) != size for seat in here.values()
+            ):
+                met["part of a grid"] += 1
+                continue
+            own = np.zeros(int(np.prod(layer.output_shape)), dtype=bool)
+            expected = 0
+            for name, seat in here.items():
+                own[seat.index().ravel()] = True
+                for source, sent_by in sending.items():
+                    there = pairs(drawn, source, name)
+                    expected += 0 if there is None else int(sent_by @ there.sum(axis=1))
+            relayed = int((spikes.reshape(*spikes.shape[:2], -1)[..., ~own] != 0).sum())
+            operations = found.layers[layer.name]
+            counted = (operations.acc + operations.mac) * 2
+            kind = f"{type(layer).__name__}{' and relays' if relayed else ''}"
+            if counted == expected + relayed:
+                met[kind] += 1
+                continue
+            # Where relay neurons were dropped that only weights of 0 hear, zeros are no synapses.
+            assert counted == tap_walk(layer, arriving, layer.weight_int != 0), (seed, layer.name)
+            assert counted < expected + relayed
+            met["zeros dropped"] += 1
+    assert min(met[kind] for kind in ("Conv", "Conv and relays", "Dense", "Dense and relays")) > 5, met  # fmt: skip
+    assert met["zeros dropped"] < met.total() / 10, met
+
+
 # --- one of each
 
 
