@@ -148,8 +148,8 @@ def pilotnet_rows(counts: OperationCounts, traffic: dict[str, Traffic]) -> list[
     }
     rows = []
     left_out = {
-        "loihi2_not_fitted": "the benchmark: prices of Loihi 1, Intel's speed-ups, static power of "
-        "the sigma-delta runs",
+        "loihi2_not_fitted": "the benchmark; in its place prices of Loihi 1, Intel's speed-ups, "
+        "static power of the sigma-delta runs",
         "loihi2": "NO CHECK: made from this benchmark",
     }
     for profile, note in left_out.items():

@@ -4,7 +4,7 @@ for both sides, counts, why, and what is not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import fill
 from typing import Any, Final
 
@@ -78,9 +78,10 @@ def print_energy(facts: Facts, *, json: bool, everything: bool = False) -> None:
 def print_verdict(facts: Facts) -> None:
     """Print the sentences that the numbers force."""
     student = facts["counts"]["student"]
-    steps = f"{student['timesteps']:g} steps"
+    samples = numbered(student["samples"], "sample")
+    steps = numbered(student["timesteps"], "step")
     _line(
-        f"VERDICT: energy of an inference, mean of {student['samples']} samples, {steps} "
+        f"VERDICT: energy of an inference, mean of {samples}, {steps} "
         f"(knarr {facts['knarr']}, schema {facts['schema']})",
         style="bold",
     )
@@ -216,6 +217,15 @@ def _print_check(facts: Facts) -> None:
     _line(
         f"5 Check: {first['what']}: predicted {spelled(first['predicted'])}, measured {measured}, "
         f"{first['relative_error']:+.0%}, {inside} the bounds; left out: {first['left_out']}."
+        f"{_all_checks(rows)}"
+    )
+
+
+def _all_checks(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say how all rows did, so that the first is not read as all of them."""
+    inside = sum(row["measured_inside"] is True for row in rows)
+    return (
+        f" Of all {len(rows)} rows {inside} lie inside (benchmarks/results/energy_validation.md)."
     )
 
 
@@ -231,10 +241,16 @@ def _print_rest(facts: Facts) -> None:
     _line(f"Worst grade of all prices: {facts['provenance']['worst_grade']}.")
 
 
+def numbered(number: float, what: str) -> str:
+    """Return "1 sample" or "2 samples"."""
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
+
+
 def _line(text: str, *, indent: str = "", style: str = "") -> None:
     """Print a line that is folded at 80 columns, its further lines to the right."""
+    # Names in a profile and in a model may hold anything.
     folded = fill(
-        text,
+        one_line(text, most=len(text)),
         WIDTH,
         initial_indent=indent,
         subsequent_indent=f"{indent}  ",

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any, Final
 
 from knarr.cli.output import make_table, show
-from knarr.cli.text.energy import print_places
+from knarr.cli.text.energy import numbered, print_places
 from knarr.cli.text.energy_tables import SHOWN_FLOORS, WIDTH
 from knarr.errors import one_line
 from knarr.pipeline import amount, json_text, prefix_of, spelled
@@ -33,7 +33,8 @@ def print_alone(facts: Facts, *, json: bool) -> None:
 
 
 def _print_counts(counts: Facts) -> None:
-    over = f"mean of {counts['samples']} samples" if counts["samples"] else "one pass"
+    samples = counts["samples"]
+    over = f"mean of {numbered(samples, 'sample')}" if samples else "one pass"
     table = make_table(
         f"operations per inference, {over}",
         "layer",

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 from typing import Literal
 
 import numpy as np
@@ -63,6 +62,8 @@ ZERO = Interval(0.0, 0.0, 0.0)
 
 MODELS = ("paper", "memory", "chip")
 KB = 1024
+MOST = 1e15
+"""Largest of the options that are numbers: what is made of it is finite."""
 PRECISION_BITS = {"int8": 8, "fp16": 16, "bf16": 16, "int32": 32, "fp32": 32}
 SRAM_KB = {"sram_8k": 8, "sram_32k": 32, "sram_1m": 1024}
 
@@ -97,14 +98,16 @@ class Options:
             raise PriceError(f"word_bits: {bits}, needs a whole number in 1..64")
         for name in ("reuse_weights", "reuse_inputs"):
             value = getattr(self, name)
-            if not 1 <= value < inf:
-                raise PriceError(f"{name}: {value}, a fetched word is used at least once")
+            if not 1 <= value <= MOST:
+                raise PriceError(
+                    f"{name}: {value}, a fetched word is used at least once, {MOST:g} times at most"
+                )
         if self.active not in ("firing", "touched"):
             raise PriceError(f"active: {self.active!r}; choose firing or touched")
         for name in ("hops", "latency_s", "on_chip_bytes"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < inf:
-                raise PriceError(f"{name}: {value}, needs a number from 0")
+            if value is not None and not 0 <= value <= MOST:
+                raise PriceError(f"{name}: {value}, needs a number in 0..{MOST:g}")
 
     def bits(self, profile: Profile) -> int:
         """Return the bits of a word: as told, or as the precision of the prices says; 32 where

@@ -341,7 +341,8 @@ def _on_device(
 
 def _as_measured(found: Measurement) -> list[PlaceEnergy]:
     """Return a place for each batch size that was measured."""
-    name = getattr(found, "device", "CPU of this machine")
+    gpu = getattr(found, "device", None)
+    name = gpu or "CPU of this machine"
     places = []
     for batch in found.batches:
         windows = batch.windows
@@ -359,7 +360,7 @@ def _as_measured(found: Measurement) -> list[PlaceEnergy]:
                     f"measured here, {len(windows)} windows of {windows[0].duration_s:.1f} s",
                 ),
                 assumptions=("inputs and outputs lie on the device", *batch.notes),
-                not_included=("the host beside the device",) if name != "CPU" else (),
+                not_included=("the host beside the device",) if gpu else (),
             )
         )
     return places

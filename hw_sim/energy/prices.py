@@ -14,9 +14,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from knarr.hw_sim.errors import ChipError
 
@@ -44,6 +51,19 @@ TO_SI = {
 }
 """Unit of a record -> how many joules, seconds or watts it is."""
 
+
+LEAST, MOST = 1e-12, 1e12
+"""Bounds of a price that is not 0, in its unit: sums and quotients of such are finite."""
+
+
+def _shown(text: str) -> str:
+    """Return a text that is printed as it is, and refuse one that could steer a terminal."""
+    if not all(letter.isprintable() or letter in "\n\t" for letter in text):
+        raise ValueError("control characters in a text; remove them")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_shown)]
 
 ENDING = ".toml"
 
@@ -75,24 +95,28 @@ class PriceRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    id: str = Field(min_length=1)
+    id: Words = Field(min_length=1)
     term: Term
     lo: float | None = None
     nominal: float | None = None
     hi: float | None = None
     unit: Literal["pJ", "nJ", "uJ", "mJ", "ns", "us", "ms", "W"]
     grade: Grade
-    source: str = Field(min_length=1)
-    opened: str = ""
-    why_no_bounds: str = ""
-    made_from: tuple[str, ...] = ()
-    note: str = ""
+    source: Words = Field(min_length=1)
+    opened: Words = ""
+    why_no_bounds: Words = ""
+    made_from: tuple[Words, ...] = ()
+    note: Words = ""
 
     @model_validator(mode="after")
     def _ordered(self) -> PriceRecord:
         known = [value for value in (self.lo, self.nominal, self.hi) if value is not None]
         if known != sorted(known):
             raise ValueError(f"price '{self.id}': lo <= nominal <= hi does not hold for {known}")
+        if any(value and not LEAST <= abs(value) <= MOST for value in known):
+            raise ValueError(
+                f"price '{self.id}': {known} {self.unit}; give 0, or {LEAST:g} to {MOST:g}"
+            )
         kinds = {"s": "time", "J": "energy", "W": "power"}
         if kinds[self.unit[-1]] != _kind_of(self.term):
             raise ValueError(
@@ -142,10 +166,10 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    title: str
-    technology: str
+    title: Words
+    technology: Words
     node_nm: int | None = Field(default=None, gt=0)
-    precision: str
+    precision: Words
     scope: Literal["marginal", "all-in", "mixed"]
     kind: Literal["digital", "neuromorphic", "device", "reference"]
     prices: tuple[PriceRecord, ...]

@@ -122,7 +122,9 @@ def accuracy_of_files(
         flat = output.reshape(*output.shape[:2], -1)
         decided = (readout or Readout("spikes")).decide(flat)
     theirs, why = None, ""
-    if baseline is not None and (baseline_inputs is None or len(baseline_inputs) != len(labels)):
+    if baseline is not None and baseline_inputs is None:
+        why = "it needs --baseline-data, one input for each label"
+    elif baseline_inputs is not None and len(baseline_inputs) != len(labels):
         why = "--baseline-data does not give one input for each label"
     elif baseline is not None and baseline_inputs is not None:
         import onnxruntime

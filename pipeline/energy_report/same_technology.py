@@ -40,6 +40,7 @@ ZEROS_SKIPPED: Final = "zeros skipped"
 TWIN: Final = "quantised twin"
 DENSE: Final = "dense"
 PJ: Final = 1e-12
+NO_BOUNDS: Final = "no bounds are published for a price"
 Row = dict[str, Any]
 
 
@@ -157,7 +158,7 @@ def over_technologies(rows: Sequence[Row]) -> list[Row]:
             for name in ("low", "nominal", "high")
             if row["ratio"][name] is not None
         ]
-        alone = min(ends) == max(ends)
+        alone = len(set(ends)) < 2
         found.append(
             {
                 "label": label,
@@ -178,7 +179,7 @@ def quantity(estimate: EnergyEstimate) -> Quantity:
         None if pj is None else pj * PJ
         for pj in (estimate.lo_pj, estimate.nominal_pj, estimate.hi_pj)
     )
-    why = "" if low is not None and high is not None else "no bounds are published for a price"
+    why = "" if low is not None and high is not None else NO_BOUNDS
     return Quantity(low, nominal, high, "J", "a lower bound" if estimate.partial else why)
 
 
@@ -236,11 +237,15 @@ def _rows(
     if last:
         for against, counts, bits, rival in priced:
             theirs = _settled(quantity(rival)) + _movement(counts, bits)
+            compared = quotient(moved, theirs)
+            if compared.low == compared.high:
+                # Nothing moved: what is left is settled on both sides, and has no bounds.
+                compared = replace(compared, low=None, high=None, why_unknown=NO_BOUNDS)
             row = _row("+ movement", "movement", profile, reuse, mine, against, rival, bits=bits)
             yield row | {
                 "student": moved.to_json(),
                 "baseline": theirs.to_json(),
-                "ratio": None if row["partial"] else quotient(moved, theirs).to_json(),
+                "ratio": None if row["partial"] else compared.to_json(),
             }
 
 

@@ -36,6 +36,11 @@ def verdict(facts: Facts) -> dict[str, Any]:
     large = _compared(student, _measured(places, small=False) or places.get(LARGE_BATCH))
     same = _same_silicon(rows)
     sentences = [_student_in_words(student, facts)]
+    if facts["counts"]["summary"]["student"]["synops"] == 0:
+        sentences.append(
+            "No event reached a synapse of the SNN on these samples: it saw nothing, and its "
+            "energies are those of silence."
+        )
     if facts["counts"]["baseline"] is None:
         sentences.append("No ANN beside it: --baseline FILE.onnx names one to compare with.")
     else:
@@ -114,12 +119,18 @@ def _same_silicon(rows: Sequence[Facts]) -> dict[str, Any] | None:
     """Return the least and the largest ratio of all rows of one technology and precision."""
     # Of other precisions a ratio would say which side has fewer bits.
     rows = [row for row in rows if not row["own_precision"]]
-    ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
-    bounds = [bound for one in ratios for bound in _ends(one)]
-    if not bounds:
+    ratios = [row["ratio"] for row in rows if row["ratio"] is not None and _ends(row["ratio"])]
+    if not ratios:
         return None
+    groups: dict[tuple[str, str], set[float]] = {}
+    for row in rows:
+        if row["ratio"] in ratios:
+            groups.setdefault((row["label"], row["against"]), set()).update(_ends(row["ratio"]))
+    bounds = set().union(*groups.values())
     least, most = min(bounds), max(bounds)
-    winner = "student" if most < 1 else "baseline" if least > 1 else None
+    # One number is no interval: neither a source nor a second technology bounds it.
+    bounded = all(len(ends) > 1 for ends in groups.values())
+    winner = None if not bounded else "student" if most < 1 else "baseline" if least > 1 else None
     # Which technologies, in the order of the rows.
     used = dict.fromkeys(f"{row['precision']}, {row['technology']}" for row in rows)
     return {
@@ -216,12 +227,16 @@ def _silicon_in_words(same: Facts | None) -> list[str]:
     if same is None:
         return []
     low, high = digits(same["low"]), digits(same["high"])
-    what = f"On equal silicon the SNN takes {low} to {high} times the ANN's energy"
-    of = f"{same['comparisons']} comparisons of model, rival and technology"
-    if same["winner"] is None:
-        return [f"{what} over {of}: no winner."]
-    name = "SNN" if same["winner"] == "student" else "ANN"
-    return [f"{what}: the {name} is cheaper in all {of}."]
+    times = low if low == high else f"{low} to {high}"
+    what = f"On equal silicon the SNN takes {times} times the ANN's energy"
+    number = same["comparisons"]
+    of = f"{number} comparison{'s' if number > 1 else ''} of model, rival and technology"
+    name = "SNN" if same["high"] < 1 else "ANN"
+    if same["winner"] is not None:
+        return [f"{what}: the {name} is cheaper in {'all ' if number > 1 else ''}{of}."]
+    if same["high"] < 1 or same["low"] > 1:
+        return [f"{what} over {of}, but prices without bounds decide nothing: no winner."]
+    return [f"{what} over {of}: no winner."]
 
 
 def _equal(accuracy: Facts | None) -> bool | None:

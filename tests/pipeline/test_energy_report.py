@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from onnx import TensorProto, helper, numpy_helper
 
-from knarr.cli.text.energy import print_energy
+from knarr.cli.text.energy import print_energy, print_verdict
 from knarr.deploy import lower
 from knarr.pipeline import (
     Pricing,
@@ -38,6 +38,7 @@ from knarr.pipeline.energy_report.accuracy import accuracy
 from knarr.pipeline.energy_report.amounts import amount, digits, interval, prefix_of, spelled
 from knarr.pipeline.energy_report.check import checks
 from knarr.pipeline.energy_report.names import short_names
+from knarr.pipeline.energy_report.same_technology import over_technologies
 from knarr.pipeline.energy_report.schema import PARTS, EnergyFile, describe
 from knarr.pipeline.energy_report.verdict import accuracy_in_words, verdict
 
@@ -158,6 +159,8 @@ def row(low: float | None, nominal: float, high: float | None) -> Facts:
         "precision": "int8",
         "technology": "45 nm",
         "own_precision": False,
+        "label": "operations only",
+        "against": "dense",
     }
 
 
@@ -168,7 +171,7 @@ def told(*places: Facts, rows: tuple[Facts, ...] = (), **more: Any) -> dict[str,
             "same_technology": rows,
             "accuracy": None,
             "cores": {"Loihi 2": {"used": 6, "there": 128, "chips": 1}},
-            "counts": {"baseline": {}},
+            "counts": {"baseline": {}, "summary": {"student": {"synops": 1}}},
             **more,
         }
     )
@@ -210,7 +213,37 @@ def test_spikes_are_cheap_where_equal_silicon_says_so() -> None:
     )
     assert "NOT because" not in words(found)
     assert "in a large batch the ANN is cheaper" in words(found)
-    assert "the SNN is cheaper in all 1 comparisons" in words(found)
+    assert "the SNN is cheaper in 1 comparison of model" in words(found)
+
+
+def test_one_number_without_bounds_has_no_winner() -> None:
+    """Prices of one technology that nobody bounds rank nothing, however far they lie below 1."""
+    alone = row(None, 0.005, None)
+    found = told(CHIP, place(GPU, (1e-3, 2e-3, 8e-3)), rows=(alone,))
+    assert found["same_technology"]["winner"] is None
+    said = "0.0050 times the ANN's energy over 1 comparison of model, rival and technology, but"
+    assert said in words(found)
+    assert "prices without bounds decide nothing: no winner" in words(found)
+    # A second technology is an interval; another row alone leaves the first without one.
+    second = told(CHIP, rows=(alone, row(None, 0.006, None)))
+    assert second["same_technology"]["winner"] == "student"
+    assert "cheaper in all 2 comparisons" in words(second)
+    other = {**row(None, 0.006, None), "label": "+ movement"}
+    assert told(CHIP, rows=(alone, other))["same_technology"]["winner"] is None
+
+
+def test_prices_of_nothing_compare_nothing() -> None:
+    free = {**row(None, 1.0, None), "ratio": bounds(None, None, None, "")}
+    assert told(CHIP, rows=(free,))["same_technology"] is None
+    (shown,) = over_technologies([{**free, "bits": None}])
+    assert (shown["low"], shown["nominal"], shown["high"]) == (None, None, None)
+
+
+def test_a_network_that_saw_nothing_is_said_to() -> None:
+    counts = {"baseline": {}, "summary": {"student": {"synops": 0}}}
+    silent = told(CHIP, place(GPU, (1e-3, 2e-3, 8e-3)), counts=counts)
+    assert "it saw nothing" in silent["sentences"][1]
+    assert "it saw nothing" not in words(told(CHIP, place(GPU, (1e-3, 2e-3, 8e-3))))
 
 
 def test_cheaper_in_large_batches_too_is_no_matter_of_launches() -> None:
@@ -253,7 +286,7 @@ def test_the_ann_may_be_cheaper() -> None:
     found = told(CHIP, place(GPU, (1e-6, 2e-6, 5e-6)), rows=(row(2.0, 3.0, 4.0),))
     assert found["snn_cheaper"] is False
     assert "At batch 1 the ANN is cheaper, 2.00 to 40.0 times" in words(found)
-    assert "the ANN is cheaper in all 1 comparisons" in words(found)
+    assert "the ANN is cheaper in 1 comparison of model" in words(found)
 
 
 def test_what_was_measured_here_goes_before_what_was_published() -> None:
@@ -286,10 +319,11 @@ def test_switching_may_be_most_of_it() -> None:
 
 
 def test_without_an_ann_or_a_chip_that_is_said() -> None:
-    found = told(CHIP, counts={"baseline": None})
+    counts = {"baseline": None, "summary": {"student": {"synops": 1}}}
+    found = told(CHIP, counts=counts)
     assert "No ANN beside it" in words(found)
     assert found["batch_1"] is None
-    assert "pools were counted as floats" in told(counts={"baseline": None})["sentences"][0]
+    assert "pools were counted as floats" in told(counts=counts)["sentences"][0]
 
 
 RIGHT, WRONG = np.ones(40), np.zeros(40)
@@ -557,6 +591,19 @@ def test_the_first_screen_is_the_verdict(facts: Facts, capsys: pytest.CaptureFix
     ]
     places = [text.index(heading) for heading in headings]
     assert places == sorted(places)
+    inside = sum(row["measured_inside"] is True for row in checks())
+    assert f"Of all {len(checks())} rows {inside} lie inside" in " ".join(text.split())
+
+
+def test_what_a_name_holds_steers_no_terminal(
+    facts: Facts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {**facts["verdict"], "sentences": ["of \x1b[31mred\x07\x9b2J"]}
+    one = {**facts["counts"]["student"], "samples": 1, "timesteps": 1.0}
+    print_verdict({**facts, "verdict": told, "counts": {"student": one}})
+    text = capsys.readouterr().out
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert "mean of 1 sample, 1 step (" in text
 
 
 def test_the_csv_holds_every_number(facts: Facts) -> None:

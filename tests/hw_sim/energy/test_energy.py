@@ -264,6 +264,9 @@ def test_a_profile_of_the_user(tmp_path: Path) -> None:
         ("nominal = 3.0", "nominal = -3.0", "prices below 0: no operation gives energy back"),
         ("nominal = 3.0", "", r"\['my_mac'\]: a price that is used needs a nominal value"),
         ("nominal = 3.0", "nominal = nan", r"prices\.1\.nominal: .*finite"),
+        ("nominal = 3.0", "nominal = 1e300", "give 0, or 1e-12 to 1e"),
+        ("nominal = 3.0", "nominal = 1e-300", "give 0, or 1e-12 to 1e"),
+        ('source = "measured here"', r'source = "me \u001b[31m"', r"prices\.0\.source: .*control"),
         ('unit = "pJ"', 'unit = "J"', r"prices\.0\.unit"),
         ('unit = "pJ"', 'unit = "ns"', "add is energy, ns is not"),
         ('unit = "pJ"', 'unit = "W"', "static power is in W"),
@@ -313,6 +316,7 @@ def test_what_price_refuses(tmp_path: Path) -> None:
         ({"reuse_weights": 0.5}, "reuse_weights: 0.5"),
         ({"hops": -1}, "hops: -1"),
         ({"latency_s": float("nan")}, "latency_s: nan"),
+        ({"latency_s": 1e308}, r"latency_s: 1e\+308, needs a number in 0..1e\+15"),
     ):
         with pytest.raises(PriceError, match=message):
             Options(**options)  # type: ignore[arg-type]

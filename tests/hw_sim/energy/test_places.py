@@ -7,7 +7,8 @@ import sys
 from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -43,9 +44,13 @@ from knarr.hw_sim.energy import (
 )
 from knarr.hw_sim.energy.mapping import LOADS, LayerTraffic
 from knarr.hw_sim.energy.models import step_times
+from knarr.hw_sim.energy.places import _as_measured
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks" / "energy"))
+
+if TYPE_CHECKING:
+    from knarr.hw_sim.energy.measure.protocol import Measurement
 
 import price_table
 import sanafe_networks
@@ -368,3 +373,14 @@ def test_the_quantised_twin_by_hand() -> None:
 def test_profiles_of_devices_and_chips_are_among_those_of_the_package() -> None:
     options = PlaceOptions()
     assert {*options.loihi1, *options.loihi2, options.edge_gpu, options.cpu} <= set(profiles())
+
+
+def test_a_measured_cpu_is_its_own_host() -> None:
+    """RAPL reads the machine that computes; a GPU has a host beside it."""
+    window = SimpleNamespace(net_j=1.0, gross_j=3.0, run_ms=2.0, duration_s=10.0)
+    batch = SimpleNamespace(windows=(window, window), batch=1, notes=())
+    cpu = SimpleNamespace(batches=(batch,), grade="M")
+    (here,) = _as_measured(cast("Measurement", cpu))
+    assert (here.place, here.not_included) == ("CPU of this machine, batch 1, measured", ())
+    (there,) = _as_measured(cast("Measurement", SimpleNamespace(**vars(cpu), device="H200")))
+    assert there.not_included == ("the host beside the device",)
