@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from knarr.pipeline.energy_report.amounts import amount, digits, interval, prefix_of, spelled
     from knarr.pipeline.energy_report.export import TERMS, csv_text, latex_text
     from knarr.pipeline.energy_report.facts import energy_of, outputs_of
-    from knarr.pipeline.energy_report.names import short_names
+    from knarr.pipeline.energy_report.names import short_names, short_reason
     from knarr.pipeline.energy_report.pricing import REUSE, Pricing
     from knarr.pipeline.energy_report.same_technology import over_technologies
     from knarr.pipeline.energy_report.schema import read_energy
@@ -164,6 +164,7 @@ __all__ = [
     "report",
     "run",
     "short_names",
+    "short_reason",
     "simulate",
     "spelled",
     "sweep",

@@ -22,6 +22,7 @@ from knarr.pipeline import (
     over_technologies,
     prefix_of,
     short_names,
+    short_reason,
     spelled,
 )
 
@@ -122,9 +123,9 @@ def _unknown(places: Mapping[str, Facts]) -> Iterator[str]:
     said: dict[str, dict[str, None]] = {}
     for name, place in places.items():
         for term in TERMS:
-            for why in place[term]["why_unknown"].split("; "):
-                # The source of a limit is in --json.
-                short = why.partition(" (high confidence")[0].removeprefix(MESSAGES)
+            # The source of a limit is in --json.
+            for why in short_reason(place[term]["why_unknown"]).split("; "):
+                short = why.removeprefix(MESSAGES)
                 if short and not short.startswith(CURE):
                     said.setdefault(short, {})[name] = None
     for why, names in said.items():
@@ -167,7 +168,7 @@ def _print_same_technology(facts: Facts) -> None:
 
 def _ratio(row: Mapping[str, Any]) -> str:
     # Three of these and a label are 80 columns.
-    return f"{digits(row['nominal'])} {interval(row)}".replace(", ", ",")
+    return f"{digits(row['nominal'])} {interval(row).replace(', ', '-')}"
 
 
 def print_counts(facts: Facts) -> None:

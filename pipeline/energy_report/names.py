@@ -1,12 +1,15 @@
-"""Short names of layers that tell them apart, for tables and pictures."""
+"""Short names of layers that tell them apart, and short reasons, for tables and pictures."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from knarr.errors import one_line
 
 ELIDED = " .. "
+SOURCE = re.compile(r" \((?:high|medium|low) confidence.*?\)(?=;|$)")
+"""Source of a chip's limit, behind it; it may have brackets in it."""
 
 
 def short_names(names: Iterable[str], longest: int) -> dict[str, str]:
@@ -39,6 +42,11 @@ def short_names(names: Iterable[str], longest: int) -> dict[str, str]:
         taken.add(short)
         found[name] = short
     return found
+
+
+def short_reason(why: str) -> str:
+    """Return why something is unknown without the sources of limits, which energy.json keeps."""
+    return SOURCE.sub("", why)
 
 
 def _elided(text: str, longest: int) -> str:

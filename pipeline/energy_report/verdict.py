@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from knarr.pipeline.energy_report.amounts import digits, prefix_of, spelled
+from knarr.pipeline.energy_report.names import short_reason
 
 Facts = Mapping[str, Any]
 CHIPS: Final = ("Loihi 2", "Loihi 1")
 """Places of the student, in the order in which one is chosen."""
 BATCH_1: Final = "edge GPU, batch 1"
 LARGE_BATCH: Final = "edge GPU, large batch"
+UNFIT: Final = "does not fit"
 MOST: Final = 0.5
 """Share from which on a part of an energy is most of it."""
 
@@ -91,7 +93,7 @@ def _compared(student: Facts | None, baseline: Facts | None) -> dict[str, Any] |
         winner, why = "baseline", "the intervals lie apart"
     else:
         reasons = [one["why_unknown"] for one in (mine, theirs) if one["why_unknown"]]
-        why = f"not known: {reasons[0]}" if reasons else why
+        why = f"not known: {_first_reason(reasons[0])}" if reasons else why
     return {
         "student": student["place"],
         "baseline": baseline["place"],
@@ -105,6 +107,12 @@ def _compared(student: Facts | None, baseline: Facts | None) -> dict[str, Any] |
             "why_unknown": mine["why_unknown"] or theirs["why_unknown"],
         },
     }
+
+
+def _first_reason(why: str) -> str:
+    """Return why something is unknown; of the limits that a chip does not keep, the first."""
+    short = short_reason(why)
+    return short.partition("; ")[0] if short.startswith(UNFIT) else short
 
 
 def _below(one: Facts, other: Facts) -> bool:
@@ -157,7 +165,12 @@ def _student_in_words(student: Facts | None, facts: Facts) -> str:
         )
     place, total, dynamic = student["place"], student["total"], student["dynamic"]
     if total["nominal"] is None:
-        why = total["why_unknown"] or "not known"
+        why = _first_reason(total["why_unknown"]) or "not known"
+        if why.startswith(UNFIT):
+            return (
+                f"SNN on {place}: it {why}. If it did, it would take {spelled(dynamic)} of "
+                "switching an inference, without static energy."
+            )
         return (
             f"SNN on {place}: {spelled(dynamic)} of switching an inference; static energy, which "
             f"may be most of it, is not known: {why}."
@@ -227,7 +240,7 @@ def _silicon_in_words(same: Facts | None) -> list[str]:
     if same is None:
         return []
     low, high = digits(same["low"]), digits(same["high"])
-    times = low if low == high else f"{low} to {high}"
+    times = f"{low} [?]" if low == high else f"{low} to {high}"
     what = f"On equal silicon the SNN takes {times} times the ANN's energy"
     number = same["comparisons"]
     of = f"{number} comparison{'s' if number > 1 else ''} of model, rival and technology"

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from knarr.hw_sim import OperationCounts
 from knarr.hw_sim.energy import PlaceEnergy, break_even
-from knarr.pipeline.energy_report.amounts import spelled
+from knarr.pipeline.energy_report.amounts import digits, spelled
 from knarr.pipeline.energy_report.pricing import Pricing
 from knarr.pipeline.energy_report.same_technology import DENSE, ZEROS_SKIPPED
 from knarr.pipeline.energy_report.verdict import BATCH_1, LARGE_BATCH
@@ -110,7 +110,9 @@ def _activity(limits: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     rate, largest = strictest["rate"], strictest["rate_limit"]
     paid = "the SNN is cheaper" if rate < largest else "the ANN is cheaper"
     # A neuron fires at most once a step.
-    bound = "at any rate" if largest >= 1 else f"it would be even at {largest:.2%}"
+    bound = f"it would be even at {_share(largest)}"
+    if largest >= 1 or largest <= 0:
+        bound = "at any rate" if largest >= 1 else "at no rate would it be even"
     yield {
         "lever": "spike rate",
         "now": rate,
@@ -124,8 +126,18 @@ def _activity(limits: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             "lever": "time steps",
             "now": steps,
             "limit": most,
-            "sentence": f"time steps: {steps:g}; it would be even at {most:.1f} ({by})",
+            "sentence": f"time steps: {steps:g}; {_even_steps(most)} ({by})",
         }
+
+
+def _share(share: float) -> str:
+    """Return a share in percent, which is not 0 where it is small."""
+    return f"{share:.2%}" if share >= 1e-4 else f"{digits(100 * share)}%"
+
+
+def _even_steps(most: float) -> str:
+    """Say at how many steps both would cost the same; a network makes one at least."""
+    return f"it would be even at {most:.1f}" if most >= 1 else "one step is too many already"
 
 
 def _batch(

@@ -37,10 +37,11 @@ from knarr.pipeline import (
 from knarr.pipeline.energy_report.accuracy import accuracy
 from knarr.pipeline.energy_report.amounts import amount, digits, interval, prefix_of, spelled
 from knarr.pipeline.energy_report.check import checks
-from knarr.pipeline.energy_report.names import short_names
+from knarr.pipeline.energy_report.names import short_names, short_reason
 from knarr.pipeline.energy_report.same_technology import over_technologies
 from knarr.pipeline.energy_report.schema import PARTS, EnergyFile, describe
 from knarr.pipeline.energy_report.verdict import accuracy_in_words, verdict
+from knarr.pipeline.energy_report.why import levers
 
 SHAPE = (2, 8, 8)
 Facts = dict[str, Any]
@@ -221,7 +222,7 @@ def test_one_number_without_bounds_has_no_winner() -> None:
     alone = row(None, 0.005, None)
     found = told(CHIP, place(GPU, (1e-3, 2e-3, 8e-3)), rows=(alone,))
     assert found["same_technology"]["winner"] is None
-    said = "0.0050 times the ANN's energy over 1 comparison of model, rival and technology, but"
+    said = "0.0050 [?] times the ANN's energy over 1 comparison of model, rival and technology, but"
     assert said in words(found)
     assert "prices without bounds decide nothing: no winner" in words(found)
     # A second technology is an interval; another row alone leaves the first without one.
@@ -230,6 +231,44 @@ def test_one_number_without_bounds_has_no_winner() -> None:
     assert "cheaper in all 2 comparisons" in words(second)
     other = {**row(None, 0.006, None), "label": "+ movement"}
     assert told(CHIP, rows=(alone, other))["same_technology"]["winner"] is None
+
+
+LIMIT = (
+    "does not fit: layer 'd1': one neuron alone needs 70000 input axons > 16000 per core of Loihi 2 "
+    "(medium confidence: registers['AxonIn'] (1.60% for 256); inferred); a neuron cannot be split, so "
+    "give it fewer inputs (pool, or more groups); layer 'd2': another (low confidence: a log)"
+)
+
+
+def test_a_network_that_does_not_fit_is_on_no_chip() -> None:
+    student = place("Loihi 2", (None, None, None))
+    student["total"]["why_unknown"] = LIMIT
+    found = told(student, place(GPU, (1e-3, 2e-3, 8e-3)))
+    first = "layer 'd1': one neuron alone needs 70000 input axons > 16000 per core of Loihi 2"
+    assert f"SNN on Loihi 2: it does not fit: {first}. If it did, it would take" in words(found)
+    assert f"no winner: not known: does not fit: {first}." in words(found)
+    assert "confidence" not in words(found)
+    assert short_reason(LIMIT).endswith("layer 'd2': another")
+    assert short_reason("nobody measured it; (so)") == "nobody measured it; (so)"
+
+
+@pytest.mark.parametrize(
+    ("rate_limit", "steps_limit", "rate", "steps"),
+    [
+        (0.25, 7.13, "it would be even at 25.00%", "it would be even at 7.1"),
+        (2.0, 40.0, "at any rate", "it would be even at 40.0"),
+        (0.0, 0.0, "at no rate would it be even", "one step is too many already"),
+        (1e-6, 0.9, "it would be even at 0.00010%", "one step is too many already"),
+    ],
+)
+def test_limits_that_nothing_reaches_are_said_in_words(
+    rate_limit: float, steps_limit: float, rate: str, steps: str
+) -> None:
+    limit = {"model": "memory", "profile": "horowitz_int8", "against": "dense", "rate": 0.1}
+    limit |= {"rate_limit": rate_limit, "timesteps": 24.0, "timesteps_limit": steps_limit}
+    first, second = levers({}, None, [limit], {})
+    assert f"; {rate} (memory model" in first["sentence"]
+    assert f"24; {steps} (memory model" in second["sentence"]
 
 
 def test_prices_of_nothing_compare_nothing() -> None:
