@@ -73,7 +73,7 @@ def count_events(
 
 @dataclass(frozen=True, eq=False)
 class _Synapses:
-    """Where events go in one network.
+    """The outputs that events reach in one network.
 
     Args:
         fan_outs: of every layer, by the steps after which synapses act.
@@ -91,8 +91,8 @@ class _Synapses:
 
 
 _KNOWN: dict[int, tuple[weakref.ref[ChipNetwork], _Synapses]] = {}
-"""By identity of the network, as `simulation` keeps layers that are laid out: sums over millions of
-weights take longer than a sample.
+"""Synapses by identity of their network, as `simulation` keeps layers that are laid out: sums over
+millions of weights take longer than a sample.
 """
 
 

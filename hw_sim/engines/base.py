@@ -30,7 +30,7 @@ class LayerRequest:
 
 @dataclass(frozen=True, eq=False)
 class TallyRequest:
-    """What counting needs to know of a layer, and wants to hear.
+    """Facts of a layer that counting needs, and the steps that it counts.
 
     Args:
         paid: (samples,) steps of each that somebody pays; events that act later are not counted.
@@ -51,7 +51,7 @@ class TallyRequest:
 
 @dataclass(eq=False)
 class TallyResult:
-    """What arrived at a layer in a block.
+    """Events and synapses counted at a layer in a block.
 
     Args:
         heard: (samples, timesteps) events that arrive.

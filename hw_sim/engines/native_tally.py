@@ -1,4 +1,4 @@
-"""What arrives at layers in the compiled kernel, counted while they run (csrc/cuba_tally.h)."""
+"""Counting of events at layers in the compiled kernel, while they run (csrc/cuba_tally.h)."""
 
 from __future__ import annotations
 

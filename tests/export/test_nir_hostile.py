@@ -164,6 +164,26 @@ def test_types_that_are_not_numbers(path: Path) -> None:
     refused(path, "is of type object")
 
 
+@pytest.mark.parametrize("what", ["free space", "object", "collection"])
+def test_a_heap_that_hdf5_would_never_leave(path: Path, what: str) -> None:
+    """HDF5 stays for ever at free space of size 0, and does not find its way through other sizes."""
+    whole = bytearray(path.read_bytes())
+    heap = whole.index(b"GCOL")
+    place, size = heap + 16, int.from_bytes(whole[heap + 8 : heap + 16], "little")
+    if what == "collection":
+        whole[heap + 8 : heap + 16] = (1 << 40).to_bytes(8, "little")
+    else:
+        while what == "free space" and whole[place : place + 2] != b"\0\0":
+            length = int.from_bytes(whole[place + 8 : place + 16], "little")
+            place += 16 + -(-length // 8) * 8
+        assert place < heap + size
+        whole[place + 8 : place + 16] = (0 if what == "free space" else 1 << 63).to_bytes(
+            8, "little"
+        )
+    path.write_bytes(whole)
+    refused(path, "is text whose heap at byte .* is damaged")
+
+
 def test_a_hostile_certificate_is_one_line(path: Path, tmp_path: Path) -> None:
     graph = read(path)
     for text in (

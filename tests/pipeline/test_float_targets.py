@@ -95,7 +95,7 @@ def test_tables_have_errors_in_the_unit_of_the_targets(
 
 
 def test_a_pareto_search_weighs_errors_against_energy(folder: Path) -> None:
-    found = pareto(str(folder / "steering.yaml"), bits=(8, 4), steps=(6,), model="memory", out=folder / "search")  # fmt: skip
+    found = pareto(str(folder / "steering.yaml"), bits=(8, 4), steps=(6,), out=folder / "search")  # fmt: skip
     assert len(found.points) == 2
     for point in found.points:
         validation = point.facts["validation"]
