@@ -84,7 +84,7 @@ def _print_layers(counts: Facts, energy: Facts) -> None:
         "layer",
         "computes in",
         "stored weights",
-        "uJ",
+        "energy",
         left=3,
         fold=("layer",),
     )
@@ -96,12 +96,18 @@ def _print_layers(counts: Facts, energy: Facts) -> None:
         stored = f"{bits} bits" if bits else "the same"
         if not counts["sizes"][name]["weights"]:
             stored = "none"
-        table.add_row(one_line(name, 60), precision, stored, f"{costs[name] / 1e6:.4g}")
+        table.add_row(one_line(name, 60), precision, stored, _cost(costs[name]))
     others = ordered[MOST_PRICED:]
     if others:
         rest = sum(costs[name] for name in others)
-        table.add_row(f"{len(others)} others", "", "", f"{rest / 1e6:.4g}")
+        table.add_row(f"{len(others)} others", "", "", _cost(rest))
     show(table, width=WIDTH)
+
+
+def _cost(pj: float) -> str:
+    """Return an energy in the unit that fits."""
+    bounds = {"low": None, "nominal": pj * PJ, "high": None, "unit": "J"}
+    return amount(pj * PJ, "J", prefix_of(bounds, 1.0))
 
 
 def _joules(energy: Facts) -> str:

@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 
     from knarr.hw_sim import ChipNetwork
 
+OF_A_MODULE = frozenset({"time_axis", "steps", "stepped"})
+"""Parameters that a torch module alone takes."""
+OF_ONE_ALONE = OF_A_MODULE | {
+    "source", "data", "shapes", "batch_axis", "profile", "model", "allow_partial", "out", "json",
+}  # fmt: skip
+"""Parameters of a network that stands alone."""
+
 
 @app.command(
     epilog="Example: knarr energy student.nir --data spikes.npy --baseline teacher.onnx --picture energy.png; "
@@ -167,18 +174,15 @@ def energy(
     from knarr.cli.text.energy import print_energy
     from knarr.hw_sim import Options, check_labels
 
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name).name != "DEFAULT"  # type: ignore[union-attr]
+    }
+    # No option is passed over in silence.
+    spelled = {param.name: param.opts[0] for param in context.command.params}
     if is_alone(source):
-        pair = {
-            "--baseline": baseline,
-            "--baseline-data": baseline_data,
-            "--labels": labels,
-            "--picture": picture,
-            "--csv": csv,
-            "--latex": latex,
-            "--all": everything or None,
-            "--measure": measure or None,
-        }
-        for option in (name for name, given_as in pair.items() if given_as is not None):
+        for option in (spelled[name] for name in spelled if name in given - OF_ONE_ALONE):
             raise UsageError(
                 f"{option}: does not go with one network alone; give a RUN, a .nir or .net file"
             )
@@ -194,12 +198,9 @@ def energy(
             json=json,
         )
         return
+    for option in (spelled[name] for name in spelled if name in given & OF_A_MODULE):
+        raise UsageError(f"{option}: goes with MODULE:FACTORY; leave it out")
     # Options at their defaults were not asked for: such a run is read from its own energy.json.
-    given = {
-        name
-        for name in context.params
-        if context.get_parameter_source(name).name != "DEFAULT"  # type: ignore[union-attr]
-    }
     is_run = source.is_dir()
     written = {"--out": out, "--picture": picture, "--csv": csv, "--latex": latex}
     if is_run and given <= {"source", "json", "everything", "out", "picture", "csv", "latex"}:

@@ -99,11 +99,15 @@ def test_an_onnx_file_is_counted_and_priced(knarr: Knarr, folder: Path) -> None:
     assert list(facts["sha256"]) == ["m.onnx"]
 
 
-@pytest.mark.parametrize(("level", "each", "precision"), [(0, 4.6, "fp32"), (4, 0.3, "int8")])
+@pytest.mark.parametrize(
+    ("level", "each", "precision", "energy"),
+    [(0, 4.6, "fp32", "7.36 nJ"), (4, 0.3, "int8", "480 pJ")],
+)
 def test_weights_of_4_bits_are_counted_and_priced_as_such(
     level: int,
     each: float,
     precision: str,
+    energy: str,
     knarr: Knarr,  # noqa: F811
     folder: Path,
 ) -> None:
@@ -143,7 +147,7 @@ def test_weights_of_4_bits_are_counted_and_priced_as_such(
     assert max(map(len, said.splitlines())) <= 80
     (row,) = (line.strip("│ ") for line in said.splitlines() if "4 bits" in line)
     cells = [cell.strip() for cell in row.split("│")]
-    assert cells == ["packed", precision, "4 bits", f"{1600 * each / 1e6:.4g}"]
+    assert cells == ["packed", precision, "4 bits", energy]
     # Read from memory: 320 codes of 4 bits, of 64 bits a price that grows with the buffer (8 KB: 10 pJ).
     memory = json.loads(knarr("energy", "m.onnx", "--json", "--model", "memory").stdout)
     wide = count_onnx("m.onnx")
@@ -198,3 +202,22 @@ def test_what_does_not_fit_is_one_line(
 ) -> None:
     onnx_file(folder / "m.onnx", helper.make_node("Relu", ["h"], ["y"]))
     one_line(knarr("energy", *arguments), 2, message)
+
+
+def test_no_option_is_passed_over_in_silence(knarr: Knarr, folder: Path) -> None:  # noqa: F811
+    onnx_file(folder / "m.onnx", helper.make_node("Relu", ["h"], ["y"]))
+    (folder / "g.nir").touch()
+    for option in ("--labels=y.npy", "--all", "--reuse=4", "--dt=1", "--pooling=float", "--hops=1"):
+        said = knarr("energy", "m.onnx", option)
+        one_line(said, 2, f"{option.partition('=')[0]}: does not go with one network alone")
+    for option in ("--steps=3", "--stepped", "--time-axis=1"):
+        said = knarr("energy", "g.nir", "--data", "x.npy", option)
+        one_line(said, 2, f"{option.partition('=')[0]}: goes with MODULE:FACTORY; leave it out")
+
+
+def test_energies_have_a_unit_and_no_exponent(knarr: Knarr, folder: Path) -> None:  # noqa: F811
+    onnx_file(folder / "m.onnx", helper.make_node("Relu", ["h"], ["y"]))
+    said = knarr("energy", "m.onnx").stdout
+    # 12 multiplications in fp32 at 4.6 pJ.
+    assert "55.2 pJ" in said
+    assert "e-0" not in said
