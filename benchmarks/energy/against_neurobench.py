@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from environments import environment
 from neurobench_cases import CASES, digest
 from neurobench_compare import Ours, ours
 from neurobench_table import written
@@ -56,25 +56,13 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {name: ours(case) for name, case in CASES.items()}
     if not arguments.again:
-        python = arguments.python or environment(arguments.environments / "neurobench")
+        python = arguments.python or str(
+            environment(arguments.environments / "neurobench", PACKAGES)
+        )
         RESULT.write_text(json.dumps(asked(python, found), indent=1) + "\n", "utf-8")
     text = document(found, json.loads(RESULT.read_text("utf-8")))
     RESULT.with_suffix(".md").write_text(text, "utf-8")
     print(text, end="")
-
-
-def environment(folder: Path) -> str:
-    """Interpreter of an environment with NeuroBench in it, made if it is not there."""
-    python, done = folder / "bin" / "python", folder / "installed"
-    if done.is_file() and done.read_text("utf-8") == "\n".join(PACKAGES):
-        return str(python)
-    shutil.rmtree(folder, ignore_errors=True)
-    print("making an environment for NeuroBench ...", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, *PACKAGES], check=True)
-    done.write_text("\n".join(PACKAGES), "utf-8")
-    return str(python)
 
 
 def asked(python: str, found: Mapping[str, Ours]) -> dict[str, Any]:

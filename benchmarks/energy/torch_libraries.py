@@ -1,4 +1,4 @@
-"""What `count_torch` says of networks of snnTorch and SpikingJelly, as these libraries have them, beside hand counts.
+"""Compares `count_torch` with hand counts on networks of snnTorch and SpikingJelly, as these libraries have them.
 
     .venv/bin/python benchmarks/energy/torch_libraries.py        writes benchmarks/results/count_torch.md
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import shutil
 import site
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from environments import environment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.inside:
-        command = [environment(arguments.environment), __file__, "--inside"]
+        command = [with_libraries(arguments.environment), __file__, "--inside"]
         sys.exit(subprocess.run(command, check=False).returncode)
     torch.set_num_threads(1)
     text = page([(case, by_hand(case), dispatched(case)) for case in cases()])
@@ -52,22 +52,14 @@ def main() -> None:
     print(text, end="")
 
 
-def environment(folder: Path) -> str:
-    """Interpreter of an environment with both libraries, made if it is not there."""
-    python, done = folder / "bin" / "python", folder / "installed"
-    if done.is_file() and done.read_text("utf-8") == "\n".join(PACKAGES):
-        return str(python)
-    shutil.rmtree(folder, ignore_errors=True)
-    print("making an environment for snnTorch and SpikingJelly ...", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, "--no-deps", *PACKAGES], check=True)
+def with_libraries(folder: Path) -> Path:
+    """Return the interpreter of an environment with both libraries, which sees the packages of ours."""
+    python = environment(folder, PACKAGES, "--no-deps")
     (own,) = folder.glob("lib/python*/site-packages")
     # A path alone would leave the links to knarr's own sources unread.
     lines = [f"import site; site.addsitedir({place!r})\n" for place in site.getsitepackages()]
     (own / "beside.pth").write_text("".join(lines), "utf-8")
-    done.write_text("\n".join(PACKAGES), "utf-8")
-    return str(python)
+    return python
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import sanafe_networks
+from environments import environment
 
 from knarr.deploy import core_mapping, place, read_net
 from knarr.hw_sim import OperationCounts, count
@@ -78,7 +79,7 @@ class Row:
 
     @property
     def inside(self) -> bool | None:
-        """Whether the measurement lies within the bounds."""
+        """Tell whether the measurement lies within the bounds; None where one of them is unknown."""
         low, _, high = self.predicted.bounds
         if self.measured is None or low is None or high is None:
             return None
@@ -262,14 +263,7 @@ def sanafe_rows(python: Path) -> list[Row]:
 
 def sanafe_python() -> Path:
     """Return the Python of an environment with SANA-FE, made where there is none."""
-    folder = BUILD / "sanafe"
-    python = folder / "bin" / "python"
-    if not (folder / "made").is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, "sanafe==2.2.9", "numpy"], check=True)
-        (folder / "made").touch()
-    return python
+    return environment(BUILD / "sanafe", ("sanafe==2.2.9", "numpy"))
 
 
 def shown(value: float | None, unit: str) -> str:

@@ -74,7 +74,7 @@ def _print_layers(checked: ModuleCheck) -> None:
     """Print the layers on the chip, where there are any; the graph's nodes elsewhere."""
     if checked.placement is not None:
         layers = checked.placement.layers
-        # What a layer of one core has most of decides nothing.
+        # Where each layer takes one core, no limit decided how many it takes.
         decided = any(layer.decided_by for layer in layers)
         headings = ("neurons", "synapses", "cores", *(("cores by",) if decided else ()))
         page = make_table(

@@ -24,7 +24,7 @@ from knarr.cli.files import (
     time_step,
 )
 from knarr.cli.output import show_progress
-from knarr.cli.verbs.energy_alone import Layout, energy_alone, is_alone
+from knarr.cli.verbs.energy_alone import InputAxes, energy_alone, is_alone
 
 if TYPE_CHECKING:
     import nir
@@ -186,7 +186,7 @@ def energy(
             raise UsageError(
                 f"{option}: does not go with one network alone; give a RUN, a .nir or .net file"
             )
-        layout = Layout(batch_axis, time_axis, steps, stepped, _baseline_shapes(shapes or ()))
+        layout = InputAxes(batch_axis, time_axis, steps, stepped, _baseline_shapes(shapes or ()))
         energy_alone(
             source,
             data,

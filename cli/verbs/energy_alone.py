@@ -13,7 +13,7 @@ from knarr.cli.output import show_progress
 
 
 @dataclass(frozen=True)
-class Layout:
+class InputAxes:
     """The axes and steps of a module's inputs.
 
     Args:
@@ -42,7 +42,7 @@ def is_factory(source: Path) -> bool:
 def energy_alone(
     source: Path,
     data: Path | None,
-    layout: Layout,
+    layout: InputAxes,
     *,
     profile: str | None,
     model: str | None,
@@ -88,7 +88,7 @@ def energy_alone(
     finish(facts["refused"] is None)
 
 
-def _of_module(source: str, data: Path, layout: Layout) -> Any:
+def _of_module(source: str, data: Path, layout: InputAxes) -> Any:
     from knarr.factories import build_network
     from knarr.hw_sim import count_torch
     from knarr.pipeline import Progress
@@ -108,7 +108,7 @@ def _of_module(source: str, data: Path, layout: Layout) -> Any:
     )
 
 
-def _of_onnx(source: Path, data: Path | None, layout: Layout) -> Any:
+def _of_onnx(source: Path, data: Path | None, layout: InputAxes) -> Any:
     from knarr.hw_sim import count_onnx
 
     inputs = None if data is None else read_array(data)

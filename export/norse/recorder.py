@@ -189,7 +189,7 @@ class ModuleRecorder(TorchFunctionMode):
         plain = _IN_PLACE.get(name) or (name if name.startswith("__") else name.rstrip("_"))
         noted = args
         if plain != name and known and args and isinstance(args[0], Tensor):
-            # What is changed in place is the result itself: what it was before has to be kept.
+            # A change in place overwrites its own operand, so the value before it is kept.
             with torch._C.DisableTorchFunction():
                 noted = (args[0].detach().clone(), *args[1:])
             value = self.find(args[0])

@@ -89,7 +89,7 @@ def as_module(layers: Layers, *, late: bool = True) -> StepGraph:
 
 
 def _note(done: dict[str, str], leaf: Layer, said: str) -> None:
-    # What is rewritten twice says both.
+    # A layer that is rewritten twice says both.
     done[leaf.path] = f"{done[leaf.path]}, {said}" if leaf.path in done else said
 
 
@@ -130,7 +130,7 @@ def _rewrite_pools(
         made[leaf.name] = own
         if leaf.name in scales:
             made[f"{leaf.name}_scale"] = scales[leaf.name]
-    # What a loop brings is known when all are.
+    # Loops may end at later layers, so they are named when all layers are made.
     made = {name: replace(leaf, delayed=behind(leaf.delayed)) for name, leaf in made.items()}
     return made, behind(output)
 

@@ -72,7 +72,7 @@ def count_events(
 
 
 @dataclass(frozen=True, eq=False)
-class _Synapses:
+class _Reached:
     """The outputs that events reach in one network.
 
     Args:
@@ -90,19 +90,19 @@ class _Synapses:
     sizes: dict[str, LayerSizes] = field(default_factory=dict)
 
 
-_KNOWN: dict[int, tuple[weakref.ref[ChipNetwork], _Synapses]] = {}
+_KNOWN: dict[int, tuple[weakref.ref[ChipNetwork], _Reached]] = {}
 """Synapses by identity of their network, as `simulation` keeps layers that are laid out: sums over
 millions of weights take longer than a sample.
 """
 
 
-def _synapses(network: ChipNetwork) -> _Synapses:
+def _synapses(network: ChipNetwork) -> _Reached:
     known = _KNOWN.get(id(network))
     # An id may belong to a new network by now.
     if known is not None and known[0]() is network:
         return known[1]
     masks = {layer.name: synapse_mask(network, layer) for layer in network.layers}
-    found = _Synapses(
+    found = _Reached(
         {layer.name: layer_fan_outs(layer, masks[layer.name]) for layer in network.layers},
         {
             layer.name: own_fan_out(layer.recurrent_int)
@@ -327,7 +327,7 @@ class ChipCounter:
         if not self.sizes:
             self.sizes.update(self._sizes())
         counts = self.tallies.counts(self._ledger(), dict(self.sizes), "folded")
-        # What drives an input layer is added into its state, as weights are.
+        # Input layers have no weights: the values that drive them are added into their states instead.
         widest = {layer.name: self.sizes[layer.name].weight_bits for layer in self.network.layers}
         names = {name: _integers(widest.get(name) or 8) for name in counts.layers}
         return replace(counts, precision=names)

@@ -39,7 +39,7 @@ from knarr.hw_sim.engines.native_layer import (
     lay_out,
     register_lanes,
 )
-from knarr.hw_sim.engines.native_tally import LayerTally
+from knarr.hw_sim.engines.native_tally import KernelTally
 from knarr.hw_sim.errors import ChipError
 from knarr.hw_sim.network import Layer, Neuron
 
@@ -172,7 +172,7 @@ class FastEngine:
         peaks = np.zeros((threads, len(layers)), dtype=np.int64)
         chains = [(StageStruct * len(layers))() for _ in range(threads)]
         tallies = [
-            LayerTally(layer, wanted, i == 0, (samples, steps), threads)
+            KernelTally(layer, wanted, i == 0, (samples, steps), threads)
             for i, (layer, wanted) in enumerate(zip(layers, request.tally or [], strict=False))
         ]
         for thread, (stages, found) in enumerate(zip(chains, peaks, strict=True)):

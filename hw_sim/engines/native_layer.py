@@ -350,7 +350,7 @@ def lay_out(
     entering = (shape[0], shape[1], shape[2]) if len(shape) == 3 else (shape[0], 1, 1)
     wide = False
     while True:
-        draft = _Draft(layer, entering, bits, signed, wide)
+        draft = _SplitLayer(layer, entering, bits, signed, wide)
         if wide:
             return draft.wide_layer()
         # Loops and delays are bounded with the rest, so a layer that stays below cannot be large.
@@ -359,7 +359,7 @@ def lay_out(
         wide = True
 
 
-class _Draft:
+class _SplitLayer:
     """A layer with its loop and delays taken apart from its synapses.
 
     Args:

@@ -15,7 +15,7 @@ MOST_STEPS = 4096
 """`MAX_TALLIED` of csrc/cuba.c."""
 
 
-class LayerTally:
+class KernelTally:
     """Arrays that the kernel counts one layer in.
 
     Args:

@@ -689,7 +689,7 @@ def _einsum(node: OnnxNode) -> NodeCounts:
                     f"equation '{equation}': index {label} is {sizes[label]} and {size}"
                 )
     shared = sorted(set(terms[0]) & set(terms[1]))
-    # As those of a matrix product: along what both have where two activations meet.
+    # As in a matrix product, two activations are summed along the axes that both have.
     kept = set(equation.partition("->")[2])
     if graph.constants.keys().isdisjoint(tensors):
         kept &= set(shared)
